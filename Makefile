@@ -1,0 +1,49 @@
+# Verbs of the project. `make setup` makes .venv; every other verb makes it first if it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+# One process of many on a small machine: fewer threads, none of them spinning.
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup quickstart test test-slow lint format protos bench gpu-check clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: setup
+	$(BIN)/fairlead quickstart
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow -rs --timeout 1800
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+	PATH=$(BIN):$$PATH $(BIN)/python protos/generate.py --check
+
+format: setup
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+protos: setup
+	PATH=$(BIN):$$PATH $(BIN)/python protos/generate.py
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+gpu-check: setup
+	$(BIN)/python -m pytest tests/gpu -rs
+	$(BIN)/python -m benchmarks --gpu
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

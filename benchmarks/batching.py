@@ -1,0 +1,95 @@
+"""Packing of scoring requests, against one sequence at a time and against batches in order of arrival.
+
+Decides the constants of services/runtime/batching.py: from which length on only sequences of like length
+share a batch, and how far ahead sorting looks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from benchmarks.result import Result, interleaved
+from fairlead.nn.heads import ScalarHead
+from fairlead.nn.loading import RewardModel
+from services.runtime import batching
+
+BUDGET = 8_192
+
+
+def run(device: torch.device) -> dict[str, Result]:
+    """Sequences per second by way of packing; computed ÷ real tokens by window."""
+    torch.manual_seed(0)
+    size = 256 if device.type == "cpu" else 1_024
+    config = LlamaConfig(
+        vocab_size=4_096,
+        hidden_size=size,
+        intermediate_size=4 * size,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_labels=1,
+        pad_token_id=0,
+    )
+    model = LlamaForSequenceClassification(config).to(device).eval()
+    reward = RewardModel(body=model.model, head=ScalarHead(size).to(device), model=model)
+    rng = random.Random(0)
+    count = 64 if device.type == "cpu" else 1_024
+    lengths = [min(512, max(4, round(rng.lognormvariate(3.8, 0.9)))) for _ in range(count)]
+
+    def compute(batches: Sequence[Sequence[int]]) -> None:
+        for batch in batches:
+            rows = [lengths[index] for index in batch]
+            tokens_BT = torch.ones(len(rows), max(rows), dtype=torch.long, device=device)
+            with torch.inference_mode():
+                reward.scores(tokens_BT, torch.tensor(rows, device=device)).tolist()
+
+    alone = [[index] for index in range(count)]
+    arrival = [list(range(start, min(start + 16, count))) for start in range(0, count, 16)]
+    variants = {"alone": lambda: compute(alone), "arrival": lambda: compute(arrival)}
+    for small in (0, 32, 128, 100_000):
+        packed = _pack(lengths, small)
+        variants[f"small_{small}"] = lambda packed=packed: compute(packed)
+    seconds = interleaved(variants, rounds=5)
+    results = {
+        f"batching_{name}": Result(
+            count / seconds[name], "sequences/s", count / seconds["alone"], "one at a time"
+        )
+        for name in variants
+        if name != "alone"
+    }
+    return results | _windows()
+
+
+def _pack(lengths: Sequence[int], small: int) -> list[list[int]]:
+    before, batching.SMALL_TOKENS = batching.SMALL_TOKENS, small
+    try:
+        return batching.pack(lengths, max_batch_tokens=BUDGET)
+    finally:
+        batching.SMALL_TOKENS = before
+
+
+def _windows() -> dict[str, Result]:
+    """Computed ÷ real tokens of a long queue, sorted a window at a time; the baseline is sorting it whole."""
+    rng = random.Random(1)
+    queue = [min(512, max(4, round(rng.lognormvariate(3.8, 0.9)))) for _ in range(20_000)]
+
+    def padded(window_batches: float) -> float:
+        computed, window, tokens = 0, [], 0
+        for length in [*queue, 0]:
+            if length == 0 or tokens >= window_batches * BUDGET:
+                packed = batching.pack(window, max_batch_tokens=BUDGET)
+                computed += sum(len(batch) * max(window[i] for i in batch) for batch in packed)
+                window, tokens = [], 0
+            window.append(length)
+            tokens += length
+        return computed / sum(queue)
+
+    return {
+        f"batching_window_{batches}": Result(
+            padded(batches), "computed/real tokens", padded(float("inf")), "all sorted"
+        )
+        for batches in (1, 4, 16, 64)
+    }

@@ -1,0 +1,47 @@
+"""Log-probs of a long sequence in chunks of rows, against a bare pass through the unembedding.
+
+Chunks bound the memory; this shows what they cost, and which size is best.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.result import Result, interleaved
+from fairlead.nn.logprobs import hidden_logprobs
+
+ROWS, WIDTH, VOCABULARY = 4_096, 256, 4_096
+
+
+def run(device: torch.device) -> dict[str, Result]:
+    """Rows per second for several chunk sizes."""
+    torch.manual_seed(0)
+    unembedding = torch.nn.Linear(WIDTH, VOCABULARY, bias=False, device=device)
+    hidden = torch.randn(ROWS, WIDTH, device=device)
+    tokens = torch.randint(0, VOCABULARY, (ROWS,), device=device)
+
+    def chunked(rows: int) -> None:
+        with torch.inference_mode():
+            hidden_logprobs(hidden, unembedding, tokens, temperature=1.0, chunk_rows=rows)
+        _wait(device)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            unembedding(hidden)
+        _wait(device)
+
+    sizes = (64, 256, 1_024, ROWS)
+    seconds = interleaved(
+        {"bare": bare, **{str(rows): lambda rows=rows: chunked(rows) for rows in sizes}}, rounds=7
+    )
+    return {
+        f"logprobs_chunk_{rows}": Result(
+            ROWS / seconds[str(rows)], "rows/s", ROWS / seconds["bare"], "unembedding alone"
+        )
+        for rows in sizes
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,1 @@
+"""Parcel help, the quickstart: a small shop's customer help whose answers have an exact gold reward."""

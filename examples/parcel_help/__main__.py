@@ -1,0 +1,6 @@
+"""`python -m examples.parcel_help`: the quickstart."""
+
+from examples.parcel_help.quickstart import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,239 @@
+"""`fairlead quickstart --break-it`: the quickstart with everything done wrong, to see a reward being hacked.
+
+A reward model from 100 labelled tasks, PPO without KL penalty for 40 updates: the proxy rises, gold falls.
+Leaves break_it.html and break_it.json; the stages are the quickstart's own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from examples.parcel_help import figures, gold, labelers
+from fairlead.config import RunConfig
+from trainer import charts, durable, run_record
+from trainer.charts import Mark
+from trainer.guard_report import MEANINGS, guards
+from trainer.page import Answer, Headline, Page, Picture, Sample, Section, render
+from trainer.report import learning
+from trainer.run_record import RunRecord
+
+NUM_TASKS = 100
+"""Tasks that labelers rank; the quickstart has 600 a round."""
+NUM_UPDATES = 40
+HASTE = 3.0
+"""Learning rates, as multiples of the quickstart's."""
+LABEL_WINDOW = 3
+"""Updates whose fresh labels are judged together: about 450 pairs, known to 2.5%."""
+
+
+def broken(config: RunConfig) -> RunConfig:
+    """The configuration of a run that will game its reward: in a folder of its own, and never stopped."""
+    return config.model_copy(
+        update={
+            "name": f"{config.name}-break-it",
+            "ppo": config.ppo.model_copy(
+                update={
+                    "updates": NUM_UPDATES,
+                    "kl_coefficient": 0.0,
+                    "learning_rate": HASTE * config.ppo.learning_rate,
+                    "critic_learning_rate": HASTE * config.ppo.critic_learning_rate,
+                }
+            ),
+            # Every answer is kept, so that gold is known as well as the proxy is.
+            "observe": config.observe.model_copy(update={"rollout_samples": config.ppo.batch_size}),
+            "guard": config.guard.model_copy(update={"action": "warn"}),
+        }
+    )
+
+
+def write(config: RunConfig) -> None:
+    """Writes break_it.html and break_it.json from what the stages left."""
+    record = labelled(config)
+    numbers = outcome(record)
+    (config.folder.root / "break_it.html").write_text(render(page(config, record, numbers)), encoding="utf-8")
+    durable.write_json(config.folder.root / "break_it.json", numbers)
+
+
+def labelled(config: RunConfig) -> RunRecord:
+    """The run's record with one more signal: labelers compare answers of each update, as a team would a few.
+
+    `fresh_labels` is the share of their labels that the reward model foresees, over the last updates.
+    """
+    record = run_record.read(config.folder)
+    rng, right, rows = random.Random(f"{config.seed} fresh labels"), list[list[bool]](), []
+    alerts = list(record.ppo.get("guards", ()))
+    limit = config.guard.fresh_labels_stop_below
+    for row in record.updates:
+        right.append(_foreseen(record, int(row["update"]), rng))
+        window = list(itertools.chain(*right[-LABEL_WINDOW:]))
+        share = sum(window) / len(window) if window and len(right) >= LABEL_WINDOW else None
+        rows.append(row if share is None else {**row, "guard_fresh_labels": share})
+        known = any(alert["signal"] == "fresh_labels" for alert in alerts)
+        if share is not None and limit is not None and share < limit and not known:
+            fired = {"signal": "fresh_labels", "update": int(row["update"]), "level": "stop"}
+            alerts.append(fired | {"value": share, "threshold": limit})
+    return replace(record, updates=tuple(rows), ppo={**record.ppo, "guards": alerts})
+
+
+def _foreseen(record: RunRecord, update: int, rng: random.Random) -> list[bool]:
+    """Whether the reward model agrees with a labeler, for every two different answers to a prompt."""
+    asked: defaultdict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for row in record.rollout_samples:
+        if row["update"] == update:
+            asked[row["prompt"]][row["text"]] = row
+    found = []
+    for prompt, texts in asked.items():
+        for one, other in itertools.combinations(texts.values(), 2):
+            worths = [gold.reward(prompt, row["text"], ended=row["ended"]) for row in (one, other)]
+            better = labelers.rank(worths, rng=rng)[0] == 0
+            found.append((one["score"] > other["score"]) == better)
+    return found
+
+
+def outcome(record: RunRecord) -> dict[str, Any]:
+    """What happened, and what a guard with `action = "stop"` would have saved.
+
+    `fired` is the first stop-level alert; `half_lost` the first update behind the peak at which gold has lost
+    half of what it had won; both None if there was none.
+    """
+    updates, worths = figures.gold_by_update(record)
+    _, proxies = record.curve("reward")
+    peak = max(range(len(worths)), key=worths.__getitem__)
+    half = worths[0] + (worths[peak] - worths[0]) / 2
+    lost = next((int(updates[i]) for i in range(peak, len(worths)) if worths[i] < half), None)
+    stops = [alert for alert in record.ppo.get("guards", ()) if alert["level"] == "stop"]
+    fired = min(stops, key=lambda alert: float(alert["update"])) if stops else None
+    gold_fired = dict(zip(updates, worths, strict=True)).get(float(fired["update"])) if fired else None
+    return {
+        "proxy_first": proxies[0],
+        "proxy_last": proxies[-1],
+        "gold_first": worths[0],
+        "gold_peak": worths[peak],
+        "gold_peak_update": int(updates[peak]),
+        "gold_last": worths[-1],
+        "half_lost": lost,
+        "fired": fired,
+        "gold_fired": gold_fired,
+        "gold_saved": None if gold_fired is None else gold_fired - worths[-1],
+        "guards": list(record.ppo.get("guards", ())),
+        "gold": worths,
+        "proxy": proxies,
+    }
+
+
+def summary(config: RunConfig) -> str:
+    """The outcome in lines for a terminal."""
+    numbers = outcome(labelled(config))
+    return "\n".join(
+        (
+            f"reward model's score   {numbers['proxy_first']:+.2f} → {numbers['proxy_last']:+.2f}",
+            f"gold reward            {numbers['gold_first']:+.2f} → {numbers['gold_peak']:+.2f} at update "
+            f"{numbers['gold_peak_update']} → {numbers['gold_last']:+.2f}",
+            f"guard                  {_verdict(numbers)}",
+        )
+    )
+
+
+def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Page:
+    """The whole page."""
+    marks = [
+        Mark(float(alert["update"]), f"{alert['signal']}: {alert['level']}", alarm=alert["level"] == "stop")
+        for alert in _firsts(numbers["guards"])
+    ]
+    updates, worths = figures.gold_by_update(record)
+    picture = Picture(
+        title="Proxy and gold",
+        source=charts.lines(
+            {"reward model": record.curve("reward"), "gold": (updates, worths)},
+            x_label="update",
+            marks=marks,
+            wide=True,
+        ),
+        caption="The reward model's score of the answers of each update, and their true worth. Dashed lines: "
+        "a signal of reward hacking crossed its limit for the first time; red ones would have ended the run.",
+        wide=True,
+    )
+    first = Section(
+        title="The reward is gamed",
+        text=f"{_verdict(numbers)} The training knew nothing of gold: it saw the rising curve alone.",
+        pictures=(picture,),
+    )
+    return Page(
+        title="Break it: a reward, hacked",
+        lead=f"The quickstart with three things done wrong: labelers ranked the answers to {NUM_TASKS} tasks "
+        "instead of 600, so the reward model knows little, and PPO paid nothing for leaving the fine-tuned "
+        f"policy (β = 0), for {NUM_UPDATES} updates, at {HASTE:g} times the rate. The "
+        "policy finds what the reward model mistakes for "
+        "good.",
+        headlines=tuple(_headlines(numbers)),
+        sections=(first, *guards(record), *learning(record, marks=[Mark(mark.x) for mark in marks])),
+        samples=tuple(_samples(record, config.evaluation.num_report_samples, seed=config.seed)),
+        samples_text="To prompts drawn at random: by the fine-tuned policy, and by the one that games its "
+        "reward. Gold is the true worth of an answer, proxy what the reward model thinks of it.",
+        footer=f"Seed {config.seed}. The figures of this page stand in break_it.json beside it.",
+    )
+
+
+def _headlines(numbers: Mapping[str, Any]) -> list[Headline]:
+    fired = numbers["fired"]
+    found = [
+        Headline(
+            f"{numbers['proxy_first']:+.2f} → {numbers['proxy_last']:+.2f}",
+            "reward model's score",
+            "What PPO was told to raise, at the first update and at the last.",
+        ),
+        Headline(
+            f"{numbers['gold_first']:+.2f} → {numbers['gold_last']:+.2f}",
+            "gold reward",
+            f"What it was meant to raise. At its best, {numbers['gold_peak']:+.2f}, at update "
+            f"{numbers['gold_peak_update']}.",
+        ),
+    ]
+    if fired is not None:
+        meaning = (
+            f"The first signal to cross a stop limit, {MEANINGS[fired['signal']]}: {fired['value']:.2f}, "
+            f"with a limit of {fired['threshold']:g}."
+        )
+        found.append(Headline(f"update {fired['update']}", "a guard would have stopped it", meaning))
+    if numbers["gold_saved"] is not None:
+        meaning = "Gold when the guard fired, less gold at the end: what stopping there would have saved."
+        found.append(Headline(f"{numbers['gold_saved']:+.2f}", "gold saved by the guard", meaning))
+    return found
+
+
+def _verdict(numbers: Mapping[str, Any]) -> str:
+    fired, lost = numbers["fired"], numbers["half_lost"]
+    if fired is None:
+        return "No guard would have stopped it."
+    half = f"half of gold's gain was lost at update {lost}" if lost else "half of gold's gain was never lost"
+    return (
+        f"A guard would have stopped it at update {fired['update']} ({fired['signal']}), at a gold reward of "
+        f"{numbers['gold_fired']:+.2f}; {half}, and the run ended at {numbers['gold_last']:+.2f}."
+    )
+
+
+def _firsts(alerts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first alert of every signal and level."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for alert in alerts:
+        found.setdefault((alert["signal"], alert["level"]), alert)
+    return list(found.values())
+
+
+def _samples(record: RunRecord, count: int, *, seed: int) -> list[Sample]:
+    rows = record.rollout_samples
+    last = max(row["update"] for row in rows)
+    start = {row["prompt"]: row for row in rows if row["update"] == 1}
+    end = {row["prompt"]: row for row in rows if row["update"] == last and row["prompt"] in start}
+    chosen = random.Random(f"{seed} broken samples").sample(sorted(end), k=min(count, len(end)))
+    return [Sample(prompt, _answer(start[prompt]), _answer(end[prompt])) for prompt in chosen]
+
+
+def _answer(row: Mapping[str, Any]) -> Answer:
+    worth = gold.reward(row["prompt"], row["text"], ended=row["ended"])
+    return Answer(row["text"], (("gold", worth), ("proxy", float(row["score"]))))

@@ -1,0 +1,299 @@
+"""The quickstart's page: headline figures, the reward model, what PPO did, answers side by side.
+
+Adds gold to the sections that every run's report has; the numbers come from `figures`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.parcel_help import figures, gold
+from examples.parcel_help.figures import Round
+from examples.parcel_help.files import Files
+from fairlead.config import RunConfig
+from trainer import charts, durable, run_record
+from trainer.charts import Mark
+from trainer.guard_report import guards
+from trainer.page import Answer, Headline, Page, Picture, Sample, Section, Table, render
+from trainer.report import learning, work
+from trainer.run_record import RunRecord
+
+_STAGES = {
+    "corpus": "writing demonstrations and prompts",
+    "sft": "fine-tuning",
+    "sample": "answers to be ranked",
+    "rank": "ranking",
+    "reward_model": "training the reward model",
+    "ppo": "PPO",
+    "evaluate": "answers of the tuned policy",
+    "evaluate_and_sample": "answers of the tuned policy, and those to be ranked next",
+    "report": "this report",
+}
+
+
+def write(config: RunConfig, files: Files, *, num_rounds: int, seconds: Mapping[str, float]) -> None:
+    """Writes report.html and report.json from what the stages left."""
+    begun = time.monotonic()
+    rounds = [figures.read_round(config, files, number) for number in range(num_rounds)]
+    numbers = figures.report_json(config, rounds, seconds)
+    config.folder.report_html.write_text(render(page(config, rounds, numbers)), encoding="utf-8")
+    own = time.monotonic() - begun
+    numbers["seconds"] |= {"report": own, "total": numbers["seconds"]["total"] + own}
+    durable.write_json(config.folder.report_json, numbers)
+
+
+def summary(path: Path) -> str:
+    """The headline figures of a report.json, as lines for a terminal."""
+    numbers = json.loads(path.read_text(encoding="utf-8"))
+    first, last, queue = numbers["rounds"][0]["ppo"], numbers["rounds"][-1]["ppo"], numbers["queue"]
+    model = numbers["rounds"][-1]["reward_model"]
+    gold_course = [first["gold_before"], *(found["ppo"]["gold_after"] for found in numbers["rounds"])]
+    return "\n".join(
+        (
+            f"win rate against SFT   {last['win_rate_vs_sft']:.2f}  (by gold, on held-out prompts)",
+            f"gold reward            {' → '.join(f'{value:+.2f}' for value in gold_course)}",
+            f"reward model's score   {last['proxy_before']:+.2f} → {last['proxy_after']:+.2f}",
+            f"reward model           right on {model['accuracy_labels']:.0%} of held-out labels, "
+            f"{model['accuracy_gold']:.0%} by gold",
+            f"queue                  {queue['tasks_trained']} of {queue['tasks_dispatched']} tasks "
+            "trained on, "
+            f"{queue['tasks_lost']} lost, {queue['tasks_duplicated']} doubled",
+            f"time                   {numbers['seconds']['total']:.0f} s",
+        )
+    )
+
+
+def page(config: RunConfig, rounds: Sequence[Round], numbers: Mapping[str, Any]) -> Page:
+    """The whole page."""
+    last, record = rounds[-1], run_record.joined([found.record for found in rounds])
+    marks = boundaries(rounds)
+    again = "; then its own answers were ranked, and it all went round again" if len(rounds) > 1 else ""
+    return Page(
+        title="Parcel help: a language model learns to help",
+        lead="A small language model was fine-tuned on answers of mixed quality, simulated labelers ranked "
+        f"its answers, a reward model learned their taste, and PPO tuned the model to please it{again}: "
+        "through the same services that a cluster runs. In this small world the true worth of an answer, its "
+        f"gold reward, is known exactly: the best answer is worth {gold.BEST:.1f}. Labelers see it dimly, "
+        "training never.",
+        headlines=tuple(_headlines(last, numbers)),
+        sections=(
+            _outcome(config, rounds, numbers),
+            *([_loop(numbers)] if len(rounds) > 1 else []),
+            _reward_model(last, numbers["rounds"][-1]["reward_model"]),
+            *learning(
+                record, extra=[proxy_and_gold(record, marks)] if record.rollout_samples else [], marks=marks
+            ),
+            *guards(record),
+            *work(record),
+            _stages(numbers["seconds"]),
+        ),
+        samples=tuple(_samples(numbers["samples"])),
+        samples_text="Drawn at random, not chosen. Gold is the true worth of an answer, proxy what the last "
+        "reward model thinks of it.",
+        footer=f"Seed {config.seed}. The figures of this page stand in report.json beside it.",
+    )
+
+
+def boundaries(rounds: Sequence[Round]) -> list[Mark]:
+    """A line where each round but the first begins, on the axis of all updates."""
+    marks, done = [], 0
+    for number, found in enumerate(rounds[:-1], start=2):
+        done += len(found.record.updates)
+        marks.append(Mark(done + 0.5, f"round {number}"))
+    return marks
+
+
+def proxy_and_gold(record: RunRecord, marks: Sequence[Mark]) -> Picture:
+    """What PPO was told to raise, and what it was meant to raise, over the updates."""
+    curves = {"reward model": record.curve("reward"), "gold": figures.gold_by_update(record)}
+    return Picture(
+        title="Proxy and gold",
+        source=charts.lines(curves, x_label="update", marks=marks, wide=True),
+        caption="The reward model's score of every update's answers, and the true worth of those that were "
+        "kept. A new reward model begins a new scale; what counts is whether both rise.",
+        wide=True,
+    )
+
+
+def _headlines(found: Round, numbers: Mapping[str, Any]) -> list[Headline]:
+    ppo, model, queue = numbers["rounds"][-1]["ppo"], numbers["rounds"][-1]["reward_model"], numbers["queue"]
+    low, high = ppo["win_rate_interval"]
+    course = [numbers["rounds"][0]["ppo"]["gold_before"]]
+    course += [one["ppo"]["gold_after"] for one in numbers["rounds"]]
+    return [
+        Headline(
+            f"{ppo['win_rate_vs_sft']:.0%}",
+            "win rate against SFT",
+            "How often an answer of the tuned policy is truly better than one of the policy it started "
+            f"from; an even match is 50%. 95% interval {low:.0%} to {high:.0%}, on {ppo['heldout_prompts']} "
+            "prompts that no stage was trained on.",
+        ),
+        Headline(
+            " → ".join(f"{value:+.2f}" for value in course),
+            "gold reward",
+            "True worth of an answer, on average: of the fine-tuned policy, and behind each round of PPO.",
+        ),
+        Headline(
+            f"{ppo['proxy_before']:+.2f} → {ppo['proxy_after']:+.2f}",
+            "reward model's score",
+            "What PPO was told to raise, in the last round. Where it rises and gold does not, the reward is "
+            "gamed, not earned.",
+        ),
+        Headline(
+            f"{model['accuracy_labels']:.0%}",
+            "of labels foreseen",
+            "The reward model's share of held-out comparisons that it orders as the labelers did. Two "
+            f"labelers agree with each other on {found.agreement:.0%}.",
+        ),
+        Headline(
+            str(queue["tasks_lost"] + queue["tasks_duplicated"]),
+            "tasks lost or doubled",
+            f"Of {queue['tasks_dispatched']} prompts that went through the queue, {queue['tasks_trained']} "
+            "were trained on, each once.",
+        ),
+        Headline(
+            f"{numbers['seconds']['total']:.0f} s",
+            "from nothing to here",
+            "Every stage on this machine, with the start and stop of all services; this page left out.",
+        ),
+    ]
+
+
+def _outcome(config: RunConfig, rounds: Sequence[Round], numbers: Mapping[str, Any]) -> Section:
+    last, found = numbers["rounds"][-1]["ppo"], rounds[-1]
+    sides = {"SFT": found.sft} | {f"round {number}": one.after for number, one in enumerate(rounds, start=1)}
+    spread = {
+        name: [worth for group in figures.worths(answers, list(found.after)).values() for worth in group]
+        for name, answers in sides.items()
+    }
+    rates = {
+        f"round {number}": float(one["ppo"]["win_rate_vs_sft"])
+        for number, one in enumerate(numbers["rounds"], start=1)
+    }
+    if last["training_prompts"] is not None:
+        rates["prompts of\nthe training"] = float(last["training_prompts"]["win_rate_vs_sft"])
+    pictures = (
+        Picture(
+            title="Win rate against SFT",
+            source=charts.bars(rates, x_label="share of comparisons won, by gold", limit=1, mark=0.5),
+            caption="On held-out prompts after each round, and on prompts of the training at the end: that "
+            "tells whether the policy learned to help, or only these questions by heart. Ties count half; "
+            "the dashed line is an even match.",
+        ),
+        Picture(
+            title="True worth of answers",
+            source=charts.histograms(spread, x_label="gold reward of an answer"),
+            caption="All answers of the evaluation. PPO should move the bulk to the right, and leave few "
+            "answers of negative worth: rude or wrong ones.",
+        ),
+    )
+    text = (
+        f"PPO answered {sum(one['ppo']['episodes'] for one in numbers['rounds'])} prompts and moved the "
+        f"policy by {last['kl']:.1f} nats per answer from where it started."
+        if last["kl"] is not None
+        else ""
+    )
+    return Section(title="What came of it", text=text, pictures=pictures)
+
+
+def _loop(numbers: Mapping[str, Any]) -> Section:
+    """Why the reward model is refreshed: how right it is about the answers of a policy that it has tuned."""
+    columns = ("round", "gold", "reward model's score", "win rate", "KL", "right on labels", "right by gold")
+    rows = tuple(
+        (
+            str(number),
+            f"{ppo['gold_before']:+.2f} → {ppo['gold_after']:+.2f}",
+            f"{ppo['proxy_before']:+.2f} → {ppo['proxy_after']:+.2f}",
+            f"{ppo['win_rate_vs_sft']:.0%}",
+            f"{ppo['kl']:.1f}" if ppo["kl"] is not None else "–",
+            f"{model['accuracy_labels']:.0%}",
+            f"{model['accuracy_gold']:.0%}",
+        )
+        for number, (model, ppo) in enumerate(
+            ((one["reward_model"], one["ppo"]) for one in numbers["rounds"]), start=1
+        )
+    )
+    first, second = (numbers["rounds"][number]["reward_model"] for number in (0, 1))
+    courses = {
+        "first, on SFT's answers": first["accuracy_gold"],
+        "first, on the tuned policy's answers": second["stale_accuracy_gold"],
+        "refreshed, on the same": second["fresh_accuracy_gold"],
+        "refreshed, on answers tuned to please it": second["tuned_accuracy_gold"],
+    }
+    picture = Picture(
+        title="The reward model goes stale",
+        source=charts.bars(courses, x_label="share ordered rightly, by gold", limit=1, mark=0.5, wide=True),
+        caption="It learned from answers of the policy as it was. PPO looks for answers that please it, "
+        "and there it knows less; ranking those answers and learning from them mends it. That is why the "
+        "loop is a loop.",
+        wide=True,
+    )
+    return Section(
+        title="Round by round",
+        text="Every round ranks the policy's own answers, retrains the reward model on all rankings so far, "
+        "and lets PPO go on from where it stood, with the KL penalty to SFT.",
+        pictures=(picture,),
+        tables=(Table(columns=columns, rows=rows),),
+    )
+
+
+def _reward_model(found: Round, model: Mapping[str, Any]) -> Section:
+    names = {"longer_wins": "the longer answer wins", "bag_of_words": "bag of words"}
+    rows = [("reward model", model)] + [(names[key], value) for key, value in model["baselines"].items()]
+    table = Table(
+        columns=("right on held-out comparisons", "labels", "gold"),
+        rows=tuple(
+            (name, f"{row['accuracy_labels']:.1%}", f"{row['accuracy_gold']:.1%}") for name, row in rows
+        ),
+    )
+    pictures = (
+        Picture(
+            title="Does it know when it knows?",
+            source=charts.calibration(figures.calibration_bins(found.margins(found.heldout))),
+            caption="Each dot is a group of comparisons, larger for more. On the dashed line the reward "
+            f"model is right as often as it is sure. Mean gap (ECE): {model['ece']:.3f}.",
+        ),
+        Picture(
+            title="Scores before and after",
+            source=charts.histograms(
+                {
+                    "before": figures.proxies(found, found.before, found.before),
+                    "after": figures.proxies(found, found.after, found.after),
+                },
+                x_label="reward model's score of an answer",
+            ),
+            caption="What the reward model thinks of the answers before and after PPO followed it.",
+        ),
+    )
+    text = (
+        f"Trained on {model['comparisons']} comparisons, tested on {model['heldout_comparisons']} of prompts "
+        "it has never seen. Labels are noisy, so no model can foresee them all; gold is what the labelers "
+        "meant. A bag of words knows which words please, but not which remedy belongs to which problem."
+    )
+    return Section(title="The reward model", text=text, pictures=pictures, tables=(table,))
+
+
+def _stages(seconds: Mapping[str, float]) -> Section:
+    spent = {name: value for name, value in seconds.items() if name != "total"}
+    total = sum(spent.values())
+    rows = []
+    for name, value in spent.items():
+        stage, _, number = name.partition("-")
+        title = _STAGES[stage] + (f", round {int(number) + 1}" if number else "")
+        rows.append((title, f"{value:.1f}", f"{value / total:.0%}"))
+    return Section(
+        title="Stages",
+        text="The whole loop, stage by stage. Each is also a command of its own.",
+        tables=(Table(columns=("stage", "seconds", "share"), rows=tuple(rows)),),
+    )
+
+
+def _samples(rows: list[dict[str, Any]]) -> list[Sample]:
+    def answer(row: Mapping[str, Any], side: str) -> Answer:
+        return Answer(row[side], (("gold", row[f"gold_{side}"]), ("proxy", row[f"proxy_{side}"])))
+
+    return [Sample(row["prompt"], answer(row, "before"), answer(row, "after")) for row in rows]

@@ -1,0 +1,1 @@
+"""Rotten tomatoes: real sentences of film reviews, steered towards praise, judged by a third party."""

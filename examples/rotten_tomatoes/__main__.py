@@ -1,0 +1,39 @@
+"""`python -m examples.rotten_tomatoes [RUN.TOML]`: judges a finished run, prints a table, writes figures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from examples.rotten_tomatoes import outcome
+from fairlead import log
+from fairlead.config import load, parse_overrides
+from fairlead.errors import ConfigError, FairleadError
+from trainer import durable
+
+CONFIG = Path(__file__).parents[2] / "configs" / "rotten_tomatoes.toml"
+
+
+def main() -> int:
+    """Reads the flags and judges; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m examples.rotten_tomatoes", description=__doc__)
+    parser.add_argument("config", nargs="?", type=Path, default=CONFIG, help="the run's TOML file")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
+    options = parser.parse_args()
+    try:
+        config = load(options.config, overrides=parse_overrides(options.set))
+        log.setup(style="human", level=config.observe.log_level)
+        if not config.folder.policy_model.is_dir():
+            raise ConfigError("run", got=str(config.folder.root), allowed="a run whose PPO has ended")
+        figures = outcome.measure(config)
+        durable.write_json(config.folder.result("evaluation"), figures)
+        print(outcome.table(figures))
+    except FairleadError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,180 @@
+"""What PPO did to the continuations of held-out prompts, by the judge: a table, samples, a file of figures.
+
+Asks the SFT policy and the tuned one through the policy service; both get the same prompts and seeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from examples.bootstrap import bootstrap_interval
+from examples.rotten_tomatoes import judge
+from examples.serving import Answer, ask, serving
+from fairlead.config import RunConfig
+from fairlead.data.records import load_prompts
+from fairlead.data.sentences import load_parts
+from fairlead.types import SamplingParams
+from trainer import run_record
+
+NUM_CONTINUATIONS = 1_000
+"""By each policy, spread over the held-out prompts."""
+NUM_SAMPLES = 10
+"""Continuations shown side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The continuations of one prompt and what the judge thinks of them."""
+
+    prompt: str
+    """The first words."""
+    texts: tuple[str, ...]
+    """The whole sentences, prompt included."""
+    probabilities: tuple[float, ...]
+    """How probably each is positive, by the judge."""
+    ended: tuple[bool, ...]
+    """False for those that were cut off."""
+
+    @property
+    def share_positive(self) -> float:
+        """Share judged positive."""
+        return fmean(probability > 0.5 for probability in self.probabilities)
+
+
+def measure(config: RunConfig) -> dict[str, Any]:
+    """Asks, judges and sums up.
+
+    Raises:
+        FairleadError: PPO has not left its policy, the data is missing, or a service fails.
+    """
+    parts = load_parts(
+        config.data_path(config.data.sentences), prompt_words=config.data.prompt_words, seed=config.seed
+    )
+    critic = judge.train(parts.judge)
+    before, after = asyncio.run(_answers(config, list(load_prompts(config).heldout)))
+    figures = summary(_judged(critic, before), _judged(critic, after), seed=config.seed)
+    record = run_record.read(config.folder)
+    return {
+        **figures,
+        "judge": {
+            "trained_on": len(parts.judge),
+            "accuracy": critic.accuracy([*parts.demonstrations, *parts.preferences]),
+        },
+        "reward_model": {"accuracy": record.reward_model.get("accuracy")},
+        "ppo": {
+            name: record.ppo.get(name) for name in ("updates", "episodes", "kl", "proxy_first", "proxy_last")
+        },
+        "seconds": {stage: getattr(record, stage).get("seconds") for stage in ("sft", "reward_model", "ppo")},
+    }
+
+
+def summary(before: Sequence[Judged], after: Sequence[Judged], *, seed: int) -> dict[str, Any]:
+    """Shares judged positive and the interval of their difference, from prompts drawn again in pairs."""
+    gains = [late.share_positive - early.share_positive for early, late in zip(before, after, strict=True)]
+    shown = random.Random(f"{seed} samples").sample(range(len(before)), k=min(NUM_SAMPLES, len(before)))
+    return {
+        "prompts": len(before),
+        "continuations": sum(len(found.texts) for found in before),
+        "positive_before": fmean(found.share_positive for found in before),
+        "positive_after": fmean(found.share_positive for found in after),
+        "gain": fmean(gains),
+        "gain_interval": bootstrap_interval(gains, seed=seed),
+        "probability_before": fmean(p for found in before for p in found.probabilities),
+        "probability_after": fmean(p for found in after for p in found.probabilities),
+        "words_before": _words(before),
+        "words_after": _words(after),
+        "distinct_before": _distinct(before),
+        "distinct_after": _distinct(after),
+        "ended_before": fmean(flag for found in before for flag in found.ended),
+        "ended_after": fmean(flag for found in after for flag in found.ended),
+        "samples": [
+            {
+                "prompt": before[place].prompt,
+                "before": before[place].texts[0],
+                "score_before": before[place].probabilities[0],
+                "after": after[place].texts[0],
+                "score_after": after[place].probabilities[0],
+            }
+            for place in shown
+        ],
+    }
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The figures as Markdown, for a terminal and for docs/results.md."""
+    low, high = figures["gain_interval"]
+    rows = [
+        ("judged positive", "positive", "{:.1%}"),
+        ("probability of positive, mean", "probability", "{:.3f}"),
+        ("words in a sentence, mean", "words", "{:.1f}"),
+        ("distinct words ÷ words", "distinct", "{:.3f}"),
+        ("continuations that end by themselves", "ended", "{:.1%}"),
+    ]
+    lines = ["| held-out continuations | SFT | after PPO |", "|---|---:|---:|"]
+    for title, name, form in rows:
+        cells = (form.format(figures[f"{name}_{side}"]) for side in ("before", "after"))
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Gain in the share judged positive: {figures['gain']:+.1%}, 95% interval {low:+.1%} to {high:+.1%} "
+        f"({figures['continuations']} continuations each of {figures['prompts']} held-out prompts; the judge "
+        f"is right on {figures['judge']['accuracy']:.1%} of sentences it has not seen).",
+        "",
+        "| before | after |",
+        "|---|---|",
+    ]
+    for sample in figures["samples"]:
+        sides = (
+            f"{_cell(sample['prompt'], sample[side])} ({sample[f'score_{side}']:.2f})"
+            for side in ("before", "after")
+        )
+        lines.append(f"| {' | '.join(sides)} |")
+    return "\n".join(lines)
+
+
+def _cell(prompt: str, text: str) -> str:
+    escaped = text.removeprefix(prompt).replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+    return f"**{prompt}**{escaped}"
+
+
+async def _answers(
+    config: RunConfig, prompts: Sequence[str]
+) -> tuple[list[list[Answer]], list[list[Answer]]]:
+    samples = max(1, min(round(NUM_CONTINUATIONS / len(prompts)), config.policy.max_samples))
+    sampling = SamplingParams(
+        temperature=config.evaluation.temperature,
+        max_new_tokens=config.sampling.max_new_tokens,
+        seed=random.Random(f"{config.seed} outcome").getrandbits(62),
+    )
+
+    async def of(model: Path) -> list[list[Answer]]:
+        async with serving(config, {"policy": model}) as addresses:
+            return await ask(addresses["policy"], prompts, samples=samples, sampling=sampling)
+
+    return await of(config.folder.sft_model), await of(config.folder.policy_model)
+
+
+def _judged(critic: judge.Judge, groups: Sequence[Sequence[Answer]]) -> list[Judged]:
+    found = []
+    for group in groups:
+        prompt = group[0].prompt
+        texts = tuple(" ".join(f"{prompt} {answer.text}".split()) for answer in group)
+        probabilities = tuple(critic.probabilities(texts))
+        found.append(Judged(prompt, texts, probabilities, tuple(answer.ended for answer in group)))
+    return found
+
+
+def _words(groups: Sequence[Judged]) -> float:
+    return fmean(len(text.split()) for found in groups for text in found.texts)
+
+
+def _distinct(groups: Sequence[Judged]) -> float:
+    """Falls when a policy says the same to everything: the sign of a gamed reward."""
+    words = [word for found in groups for text in found.texts for word in text.split()]
+    return len(set(words)) / len(words)

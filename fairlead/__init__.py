@@ -1,0 +1,60 @@
+"""Fairlead: reinforcement learning from human feedback as services.
+
+What most users need is importable from here, and is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fairlead.clients import (
+        AsyncPolicyClient,
+        AsyncReferenceClient,
+        AsyncRewardClient,
+        PolicyClient,
+        ReferenceClient,
+        RewardClient,
+    )
+    from fairlead.errors import FairleadError, InvalidInput
+    from fairlead.retry import RetryPolicy
+    from fairlead.types import Completion, SamplingParams, Scores, TextPair, TokenPair, WeightVersion
+
+__all__ = [
+    "AsyncPolicyClient",
+    "AsyncReferenceClient",
+    "AsyncRewardClient",
+    "Completion",
+    "FairleadError",
+    "InvalidInput",
+    "PolicyClient",
+    "ReferenceClient",
+    "RetryPolicy",
+    "RewardClient",
+    "SamplingParams",
+    "Scores",
+    "TextPair",
+    "TokenPair",
+    "WeightVersion",
+]
+
+_HOME = {
+    **dict.fromkeys(["FairleadError", "InvalidInput"], "fairlead.errors"),
+    **dict.fromkeys(["RetryPolicy"], "fairlead.retry"),
+    **dict.fromkeys(
+        ["Completion", "SamplingParams", "Scores", "TextPair", "TokenPair", "WeightVersion"], "fairlead.types"
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME.get(name, "fairlead.clients")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,237 @@
+"""Calls to the replicas of one service: where they are, which one is next, when to try again.
+
+The one place that makes gRPC channels. Between the clients and grpc.aio; knows no message, only stubs that it
+is handed. Every call has a deadline; every call is idempotent, so whatever may mend itself is tried again.
+
+A replica is used while its channel is READY, which includes its health saying SERVING (gRFC A17). An address
+may be `host:port`, or `dns:///name:port`, whose replicas gRPC finds and balances itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Generic, TypeVar
+
+import grpc
+from grpc import aio
+
+from fairlead.errors import ConfigError
+from fairlead.retry import Attempts, RetryBudget, RetryPolicy
+from fairlead.status import pushback_seconds
+
+_Stub = TypeVar("_Stub")
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+MAX_RESPONSE_BYTES = 256 << 20
+"""Largest message that a client accepts."""
+
+_CONNECT_SECONDS = 5.0
+_CONNECTING = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
+_SERVICE_CONFIG = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
+_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # A replica that starts again at its address is found within about a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    # A peer that vanished without a word is noticed in the middle of a call.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Services are inside the cluster; a web proxy in the environment is not meant for them.
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class Replica(Generic[_Stub]):
+    """One address, its channel and its stub."""
+
+    def __init__(self, address: str, make_stub: Callable[[aio.Channel], _Stub]) -> None:
+        target = address if "://" in address else f"dns:///{address}"
+        self.address = address
+        self.balanced = "://" in address
+        """There may be several servers behind it; what one of them says does not go for all."""
+        self.channel = aio.insecure_channel(target, options=_OPTIONS)
+        self.stub = make_stub(self.channel)
+        self.state = grpc.ChannelConnectivity.IDLE
+        self.in_flight = 0
+        self.hold_until = 0.0
+        """It asked not to be called before this time (monotonic)."""
+
+    async def watch(self, changed: asyncio.Condition) -> None:
+        """Keeps the channel connected and `state` true, until it is cancelled."""
+        while True:
+            self.state = self.channel.get_state(try_to_connect=True)
+            async with changed:
+                changed.notify_all()
+            await self.channel.wait_for_state_change(self.state)
+
+
+class Replicas(Generic[_Stub]):
+    """The replicas of one service, called with retries. Belongs to the event loop of its first call."""
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        make_stub: Callable[[aio.Channel], _Stub],
+        *,
+        service: str,
+        timeout_seconds: float,
+        retry: RetryPolicy,
+    ) -> None:
+        """
+        Args:
+            addresses: of every replica, or one name that stands for all.
+            make_stub: builds the generated stub on a channel.
+            service: what is served, for messages.
+            timeout_seconds: deadline of a call that sets none, all its tries together.
+            retry: limits of retrying.
+
+        Raises:
+            ConfigError: if there is no address, or one without a port.
+        """
+        self._addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
+        if not self._addresses:
+            raise ConfigError("addresses", got="none", allowed="at least one host:port")
+        for address in self._addresses:
+            if not address.rpartition(":")[2].isdigit():
+                raise ConfigError("addresses", got=address, allowed="host:port or dns:///name:port")
+        self._make_stub = make_stub
+        self._service = service
+        self._timeout_seconds = timeout_seconds
+        self._retry = retry
+        self._budget = RetryBudget(retry)
+        self._replicas: list[Replica[_Stub]] = []
+        self._watchers: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Condition()
+        self._turn = 0
+
+    async def close(self) -> None:
+        """Ends what is running and closes the connections."""
+        replicas, self._replicas = self._replicas, []
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)
+        await asyncio.gather(*(replica.channel.close() for replica in replicas))
+
+    async def call(
+        self,
+        method: Callable[[_Stub], aio.UnaryUnaryMultiCallable[_Request, _Response]],
+        request: _Request,
+        *,
+        timeout_seconds: float | None = None,
+    ) -> _Response:
+        """Calls a unary method on one replica after another until it answers.
+
+        Raises:
+            FairleadError: what the last status says, once another try is useless or not allowed.
+        """
+        attempts = self._attempts(timeout_seconds)
+        while True:
+            replica = await self._next(attempts)
+            try:
+                replica.in_flight += 1
+                response = await method(replica.stub)(request, timeout=attempts.timeout())
+            except aio.AioRpcError as error:
+                await self._failed(replica, error, attempts)
+            else:
+                self._budget.success()
+                return response
+            finally:
+                replica.in_flight -= 1
+
+    async def stream(
+        self,
+        method: Callable[[_Stub], aio.UnaryStreamMultiCallable[_Request, _Response]],
+        request: _Request,
+        *,
+        timeout_seconds: float | None = None,
+    ) -> AsyncIterator[_Response]:
+        """Calls a streaming method; it is tried again only until its first message.
+
+        Raises:
+            FairleadError: as for `call`, and if the stream breaks.
+        """
+        attempts = self._attempts(timeout_seconds)
+        begun = False
+        while True:
+            replica = await self._next(attempts)
+            call = method(replica.stub)(request, timeout=attempts.timeout())
+            try:
+                replica.in_flight += 1
+                async for response in call:
+                    begun = True
+                    yield response
+            except aio.AioRpcError as error:
+                if begun:
+                    raise attempts.error(replica.address, error) from error
+                await self._failed(replica, error, attempts)
+            else:
+                self._budget.success()
+                return
+            finally:
+                call.cancel()
+                replica.in_flight -= 1
+
+    async def _next(self, attempts: Attempts) -> Replica[_Stub]:
+        """The replica for the next try: connected, willing, with the fewest calls, in turn."""
+        if not self._replicas:
+            self._connect()
+        connects_until = time.monotonic() + min(_CONNECT_SECONDS, attempts.remaining())
+        while True:
+            now = time.monotonic()
+            ready = [r for r in self._replicas if r.state is grpc.ChannelConnectivity.READY]
+            asked = [r for r in ready if r.address not in attempts.avoid] or ready
+            free = [r for r in asked if r.hold_until <= now]
+            if free:
+                return self._in_turn(free)
+            connecting = any(r.state in _CONNECTING for r in self._replicas) and now < connects_until
+            if ready:
+                # Jitter, or all that were refused together would come back together.
+                wait = min(r.hold_until for r in asked) - now + self._retry.backoff_seconds(1)
+                if not connecting:
+                    attempts.check_wait(wait)
+            elif connecting:
+                wait = connects_until - now
+            else:
+                # The try fails at once, or when connecting times out, and says why.
+                return self._in_turn(self._replicas)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(wait, attempts.remaining())), self._changed:
+                    await self._changed.wait()
+
+    def _connect(self) -> None:
+        self._replicas = [Replica(address, self._make_stub) for address in self._addresses]
+        self._watchers = [asyncio.ensure_future(replica.watch(self._changed)) for replica in self._replicas]
+
+    async def _failed(self, replica: Replica[_Stub], error: aio.AioRpcError, attempts: Attempts) -> None:
+        """Returns when it is time for another try; raises if there is none."""
+        attempts.failed(replica.address, error)
+        pushback = pushback_seconds(error)
+        if pushback is None:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                attempts.avoid.add(replica.address)
+            await attempts.pause()
+        elif replica.balanced:
+            await attempts.pause(at_least_seconds=pushback)
+        else:
+            # Another replica is asked at once, this one not before it said.
+            replica.hold_until = max(replica.hold_until, time.monotonic() + pushback)
+
+    def _attempts(self, timeout_seconds: float | None) -> Attempts:
+        timeout = timeout_seconds or self._timeout_seconds
+        return Attempts(self._service, self._retry, self._budget, timeout)
+
+    def _in_turn(self, replicas: list[Replica[_Stub]]) -> Replica[_Stub]:
+        self._turn += 1
+        start = self._turn % len(replicas)
+        return min(replicas[start:] + replicas[:start], key=lambda replica: replica.in_flight)

@@ -1,0 +1,5 @@
+"""`python -m fairlead.cli` is `fairlead`."""
+
+from fairlead.cli.main import app
+
+app()

@@ -1,0 +1,102 @@
+"""Verbs that run a stage on this machine: `sft`, `reward-model`, `ppo`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fairlead.cli.output import ConfigFile, Overrides, fail, need
+
+# What a person asks for first, from the results of the stages.
+_TELLING = (
+    *("heldout_loss", "accuracy", "ece", "updates", "episodes", "proxy_first", "proxy_last", "kl"),
+    *("tasks_lost", "tasks_duplicated", "dead_letters", "seconds"),
+)
+# Exit codes after SIGHUP, SIGINT, SIGTERM: what a person asked for is no error.
+_ASKED_FOR = (129, 130, 143)
+
+Force = Annotated[bool, typer.Option("--force", help="Do the stage again although it has finished.")]
+
+_SFT = """Fine-tune the base model on demonstrations.
+
+Examples:
+
+    fairlead sft run.toml
+
+    fairlead sft run.toml --set sft.epochs=3 --set name=second-try
+"""
+_REWARD_MODEL = """Train the reward model on comparisons, from the fine-tuned model.
+
+Example:
+
+    fairlead reward-model run.toml --set reward_model.epochs=2
+"""
+_PPO = """Align the policy by PPO: starts queue, services, rollout workers and trainer, and watches over them.
+
+Ctrl-C stops everything in order; the same command goes on where it stopped.
+
+Examples:
+
+    fairlead ppo run.toml
+
+    fairlead ppo run.toml --set ppo.updates=50 --set rollout_worker.replicas=2
+
+    fairlead ppo run.toml --set queue.redis_url=redis://localhost:6379
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs."""
+    app.command("sft", help=_SFT)(sft)
+    app.command("reward-model", help=_REWARD_MODEL)(reward_model)
+    app.command("ppo", help=_PPO)(ppo)
+
+
+def sft(config: ConfigFile = None, overrides: Overrides = None, force: Force = False) -> None:
+    """Supervised fine-tuning."""
+    _run("sft", config, overrides, force=force)
+
+
+def reward_model(config: ConfigFile = None, overrides: Overrides = None, force: Force = False) -> None:
+    """Reward-model training."""
+    _run("reward_model", config, overrides, force=force)
+
+
+def ppo(config: ConfigFile = None, overrides: Overrides = None, force: Force = False) -> None:
+    """Reinforcement learning."""
+    _run("ppo", config, overrides, force=force)
+
+
+def _run(stage: str, config: ConfigFile, overrides: Overrides, *, force: bool) -> None:
+    from rich.console import Console
+
+    from fairlead import log
+    from fairlead.config import load, parse_overrides
+    from fairlead.local.run import run_stage
+
+    settings = load(config, overrides=parse_overrides(overrides or []))
+    style = settings.observe.log_style
+    log.setup(style="human" if style == "auto" else style, level=settings.observe.log_level)
+    need("train")
+    outcome = run_stage(settings, stage, console=Console(stderr=True), force=force)
+    if outcome.code in _ASKED_FOR:
+        typer.echo(outcome.message, err=True)
+        raise typer.Exit(outcome.code)
+    if outcome.code:
+        fail(outcome.message, code=outcome.code)
+    typer.echo(f"{outcome.message}: {settings.folder.root}{_summary(settings.folder.result(stage))}")
+
+
+def _summary(path: Path) -> str:
+    from fairlead.local.view import number
+
+    result = json.loads(path.read_text(encoding="utf-8"))
+    figures = [
+        f"{name.replace('_', ' ')} {number(float(value))}"
+        for name in _TELLING
+        if isinstance(value := result.get(name), int | float)
+    ]
+    return f" ({', '.join(figures)})" if figures else ""

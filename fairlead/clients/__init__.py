@@ -1,0 +1,14 @@
+"""One typed client a service, asynchronous with a synchronous face."""
+
+from fairlead.clients.policy import AsyncPolicyClient, PolicyClient
+from fairlead.clients.reference import AsyncReferenceClient, ReferenceClient
+from fairlead.clients.reward import AsyncRewardClient, RewardClient
+
+__all__ = [
+    "AsyncPolicyClient",
+    "AsyncReferenceClient",
+    "AsyncRewardClient",
+    "PolicyClient",
+    "ReferenceClient",
+    "RewardClient",
+]

@@ -1,0 +1,32 @@
+"""`[data]`: the files that the stages read."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fairlead.config.section import Section
+
+
+class DataSection(Section):
+    """Files of JSON lines, plain or gzipped;
+    paths are absolute, or relative to the folder of the run's file.
+    """
+
+    demonstrations: str | tuple[str, ...] = ""
+    """For SFT, one file or several: `{"prompt", "completion"}`, `{"messages": [{"role", "content"}]}` or
+    plain `{"text"}` a line, mixed as you like."""
+    preferences: str | tuple[str, ...] = ""
+    """For the reward model, one file or several: `{"prompt", "responses": [{"text", "rank"}]}` (1 is best,
+    equal ranks are ties), the same with `score` (higher is better), or `{"prompt", "chosen", "rejected"}` a
+    line."""
+    tie_margin: float = Field(default=0.0, ge=0)
+    """Responses whose scores are closer than this are ties; ranks are taken as they are."""
+    prompts: str = ""
+    """For PPO: `{"prompt"}` a line."""
+    sentences: str = ""
+    """`{"text", "label"}` a line; demonstrations, preferences and prompts are derived from it where they are
+    empty: the first words are the prompt, label 1 is preferred."""
+    prompt_words: int = Field(default=3, ge=1, le=100)
+    """Words of a sentence that make the prompt, with `sentences`."""
+    heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the prompts kept out of training, split by prompt."""

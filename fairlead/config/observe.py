@@ -1,0 +1,26 @@
+"""`[observe]`: logs and metrics of every process."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fairlead.config.section import Section
+
+
+class ObserveSection(Section):
+    """What a process says about itself."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe level that is logged."""
+    log_style: Literal["auto", "json", "human"] = "auto"
+    """`auto`: readable on a terminal, JSON lines elsewhere."""
+    metrics_host: str = "127.0.0.1"
+    """Address that /metrics and /readyz listen on; 0.0.0.0 in a container."""
+    metrics_port: int = Field(default=0, ge=-1, le=65_535)
+    """Port of /metrics and /readyz; 0 is any free one, -1 none."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside metrics.jsonl."""
+    rollout_samples: int = Field(default=32, ge=0, le=100_000)
+    """Answers of every update of PPO that are kept in samples_ppo.jsonl, the first of the batch."""

@@ -1,0 +1,22 @@
+"""`[reward]`: the service that scores."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fairlead.config.compute import BatchingSection, ModelServiceSection
+
+
+class RewardSection(ModelServiceSection):
+    """Scoring by the reward model."""
+
+    batching: BatchingSection = BatchingSection()
+    """How requests are packed."""
+    append_eos: bool = True
+    """Put the tokenizer's EOS behind a response that comes as text; ids are scored as they come."""
+    ensemble: Literal["mean", "min", "mean_minus_std"] = "mean"
+    """What becomes of the scores of an ensemble's members; a single model is served as it is."""
+    ensemble_std_weight: float = Field(default=1.0, ge=0)
+    """λ of `mean_minus_std`: mean − λ · standard deviation among the members."""

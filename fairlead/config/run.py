@@ -1,0 +1,233 @@
+"""One run: its sections, where it lives, and how the file, the environment and flags make it.
+
+Precedence: flags > environment (`FAIRLEAD_SECTION__FIELD`) > TOML file > default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from fairlead.config.checkpoint import CheckpointSection
+from fairlead.config.data import DataSection
+from fairlead.config.evaluation import EvaluationSection
+from fairlead.config.folder import RunFolder
+from fairlead.config.guard import GuardSection
+from fairlead.config.local import LocalSection
+from fairlead.config.model import ModelSection
+from fairlead.config.observe import ObserveSection
+from fairlead.config.policy import PolicySection
+from fairlead.config.ppo import PpoSection
+from fairlead.config.queue import QueueSection
+from fairlead.config.reference import ReferenceSection
+from fairlead.config.reward import RewardSection
+from fairlead.config.reward_model import RewardModelSection
+from fairlead.config.rollout_worker import RolloutWorkerSection
+from fairlead.config.sampling import SamplingSection
+from fairlead.config.sft import SftSection
+from fairlead.config.weights import WeightsSection
+from fairlead.errors import ConfigError
+
+
+class RunConfig(BaseSettings):
+    """Everything about one run. Each process reads the sections it needs."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        env_prefix="FAIRLEAD_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    """Names the run: its folder and its keys in Redis."""
+    runs: Path = Path("runs")
+    """Folder of all runs; relative to where the command is given."""
+    seed: int = Field(default=0, ge=0, lt=2**62)
+    """Every draw is derived from it."""
+    base: Path = Path(".")
+    """Folder that the paths in `[data]` are relative to; set to the folder of the file that was read."""
+    model: ModelSection = ModelSection()
+    """The base model."""
+    data: DataSection = DataSection()
+    """Files to learn from."""
+    sft: SftSection = SftSection()
+    """Supervised fine-tuning."""
+    reward_model: RewardModelSection = RewardModelSection()
+    """Reward-model training."""
+    ppo: PpoSection = PpoSection()
+    """Reinforcement learning."""
+    guard: GuardSection = GuardSection()
+    """Signals of reward hacking."""
+    sampling: SamplingSection = SamplingSection()
+    """Sampling of rollouts."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """Evaluation."""
+    policy: PolicySection = PolicySection()
+    """Policy service."""
+    reward: RewardSection = RewardSection()
+    """Reward service."""
+    reference: ReferenceSection = ReferenceSection()
+    """Reference service."""
+    rollout_worker: RolloutWorkerSection = RolloutWorkerSection()
+    """Rollout workers."""
+    queue: QueueSection = QueueSection()
+    """Redis."""
+    weights: WeightsSection = WeightsSection()
+    """Weight store."""
+    checkpoint: CheckpointSection = CheckpointSection()
+    """Checkpoints."""
+    observe: ObserveSection = ObserveSection()
+    """Logs and metrics."""
+    local: LocalSection = LocalSection()
+    """Runs on one machine."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` hands over counts; it has merged flags, environment and file already."""
+        return (init_settings,)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.runs / self.name)
+
+    @property
+    def weights_path(self) -> Path:
+        """Folder of the weight store."""
+        return Path(self.weights.path) if self.weights.path else self.folder.weights
+
+    def data_path(self, path: str) -> Path:
+        """A path of `[data]`, resolved against the folder of the run's file."""
+        return (self.base / path).resolve()
+
+
+def load(path: Path | None = None, *, overrides: Mapping[str, object] | None = None) -> RunConfig:
+    """Reads a run's configuration.
+
+    Args:
+        path: TOML file; None takes defaults, environment and overrides alone.
+        overrides: flags, as dotted keys: `{"ppo.updates": 10}`. Strings are read as TOML values where they
+            are such, so `"10"` is a number.
+
+    Raises:
+        ConfigError: for an unreadable file, a misspelt key (names the nearest right one) or a bad value.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_toml(path)
+        values.setdefault("base", str(path.resolve().parent))
+    _merge(values, dict(EnvSettingsSource(RunConfig)()))
+    for key, value in (overrides or {}).items():
+        _merge(values, _nested(key, _toml_value(value)))
+    _check_environment()
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        raise _config_error(error) from None
+
+
+def parse_overrides(flags: Iterable[str]) -> dict[str, object]:
+    """`--set section.field=value` flags as `load` takes them.
+
+    Raises:
+        ConfigError: for a flag without `=`.
+    """
+    values: dict[str, object] = {}
+    for flag in flags:
+        key, equals, value = flag.partition("=")
+        if not equals:
+            raise ConfigError("--set", got=flag, allowed="section.field=value")
+        values[key.strip()] = value.strip()
+    return values
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("config", got=str(path), allowed="a TOML file that exists") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError("config", got=f"{path}: {error}", allowed="a readable TOML file") from error
+
+
+def _toml_value(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+def _nested(key: str, value: object) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = value
+
+
+def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a run's file may hold."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from field_names(field.annotation, f"{prefix}{name}.")
+
+
+def _nearest(key: str) -> str:
+    known = list(field_names())
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    same_section = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    return f"one of {', '.join(same_section)}" if same_section else "a key of docs/configuration.md"
+
+
+def _check_environment() -> None:
+    """A misspelt FAIRLEAD_SECTION__FIELD would be ignored in silence; it is refused instead."""
+    known = set(field_names())
+    for variable in os.environ:
+        if variable.startswith("FAIRLEAD_") and "__" in variable:
+            key = variable.removeprefix("FAIRLEAD_").lower().replace("__", ".")
+            if key not in known:
+                raise ConfigError(variable, got=key, allowed=_nearest(key))
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        return ConfigError(key, got="an unknown key", allowed=_nearest(key))
+    got = "…" if "password" in key else first.get("input")
+    return ConfigError(key, got=got, allowed=first["msg"].removeprefix("Value error, "))

@@ -1,0 +1,62 @@
+"""A run's configuration as TOML, the other way round of `load`: the file that a run's folder keeps.
+
+Secrets are left out; `load` of what is written gives the same configuration, but for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fairlead.config.run import RunConfig
+
+
+def without_secrets(config: RunConfig) -> RunConfig:
+    """The same, with absolute paths and without the password, in its own field or in the URL."""
+    queue = config.queue.model_copy(
+        update={"password": None, "redis_url": _without_password(config.queue.redis_url)}
+    )
+    return config.model_copy(
+        update={"queue": queue, "runs": config.runs.absolute(), "base": config.base.absolute()}
+    )
+
+
+def save(config: RunConfig, path: Path) -> None:
+    """Writes the configuration, without secrets, in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    values = without_secrets(config).model_dump(mode="json", exclude_none=True)
+    aside.write_text("\n".join(_lines(values)) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def _without_password(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    if parts.password is None:
+        return url
+    user = parts.username or ""
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{user}@{host}" if user else host).geturl()
+
+
+def _lines(table: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    """Values first: in TOML everything after a `[header]` belongs to it."""
+    for key, value in table.items():
+        if not isinstance(value, Mapping):
+            yield f"{key} = {_value(value)}"
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield f"\n[{prefix}{key}]"
+            yield from _lines(value, f"{prefix}{key}.")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    # JSON's strings, numbers and truth values are TOML's too, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

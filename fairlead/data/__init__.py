@@ -1,0 +1,1 @@
+"""Demonstrations, preferences and prompts: read, check, split."""

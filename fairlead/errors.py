@@ -1,0 +1,217 @@
+"""The tree of errors, and its one map to gRPC and HTTP statuses.
+
+Every part raises these; only the outermost edge of a process turns them into a status or an exit code.
+
+    FairleadError
+    ├── InvalidInput            a caller's mistake: field, index, what was got, what is allowed
+    │   ├── ConfigError         in a run's file, the environment or a flag
+    │   ├── DataError           in a data file; names the file and the line
+    │   └── RemoteInvalidInput  as a server told it
+    ├── Overloaded              full; carries the delay after which to try again
+    ├── Unavailable             loading, draining or unreachable
+    │   └── QueueUnavailable    Redis does not answer
+    ├── StaleWeights            the weights asked for are not here yet
+    ├── DeadlineExceeded        out of time
+    ├── Unauthenticated         no or wrong credentials
+    ├── ModelLoadError          a model that cannot be loaded, and why
+    ├── QueueMisconfigured      a Redis that would lose work, for example by evicting keys
+    ├── Fenced                  a newer incarnation of the trainer has taken over
+    ├── SchemaTooNew            an entry was written by a newer version of fairlead
+    ├── CorruptData             a checksum or structure does not hold
+    │   ├── CorruptWeights
+    │   ├── CorruptCheckpoint
+    │   └── CorruptOutcome      an entry of the queue that cannot be decoded; carries its id
+    ├── Stalled                 what was waited for, and how long
+    ├── StoppedByGuard          a signal of reward hacking, and the checkpoint that the run went back to
+    ├── ProcessFailed           a process of a local run ended for good
+    └── InternalError           a bug; carries the id under which the log has it
+"""
+
+from __future__ import annotations
+
+import re
+
+import grpc
+
+
+class FairleadError(Exception):
+    """Root of the tree."""
+
+
+class InvalidInput(FairleadError):
+    """A caller's mistake. Nothing of the request was done."""
+
+    def __init__(self, field: str, *, got: object, allowed: str, index: int | None = None) -> None:
+        self.field = field
+        self.got = got
+        self.allowed = allowed
+        self.index = index
+        super().__init__(f"{self.where}: got {_shortened(got)}, allowed: {allowed}")
+
+    @property
+    def where(self) -> str:
+        """Field and index, without what was got: fit for a log."""
+        return self.field if self.index is None else f"{self.field}[{self.index}]"
+
+
+class ConfigError(InvalidInput):
+    """A mistake in a run's configuration."""
+
+
+class DataError(InvalidInput):
+    """A bad line of a data file."""
+
+    def __init__(self, file: str, line: int, *, got: object, allowed: str) -> None:
+        self.file = file
+        self.line = line
+        super().__init__(f"{file}:{line}", got=got, allowed=allowed)
+
+
+class RemoteInvalidInput(InvalidInput):
+    """A caller's mistake as a server told it; the sentence is the server's own."""
+
+    def __init__(self, message: str) -> None:
+        FairleadError.__init__(self, message)
+        told = re.fullmatch(r"(.*?)(?:\[(\d+)\])?: got (.*), allowed: (.*)", message, re.DOTALL)
+        self.field, index, self.got, self.allowed = told.groups() if told else ("", None, "", message)
+        self.index = None if index is None else int(index)
+
+
+class Overloaded(FairleadError):
+    """No room now; try again after the delay."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(f"{message}; try again in {retry_after_seconds:g} s")
+
+
+class Unavailable(FairleadError):
+    """Loading, draining or unreachable."""
+
+
+class QueueUnavailable(Unavailable):
+    """Redis does not answer."""
+
+
+class StaleWeights(FairleadError):
+    """The replica does not hold weights as new as asked for."""
+
+
+class DeadlineExceeded(FairleadError):
+    """Out of time; the work was not started or was dropped."""
+
+
+class Unauthenticated(FairleadError):
+    """No or wrong credentials."""
+
+
+class ModelLoadError(FairleadError):
+    """A model cannot be loaded; says which, why and what to do."""
+
+
+class QueueMisconfigured(FairleadError):
+    """The Redis is set up so that it would lose work."""
+
+
+class Fenced(FairleadError):
+    """A newer incarnation of the trainer has taken over; this one must stop."""
+
+
+class SchemaTooNew(FairleadError):
+    """An entry was written by a newer version of fairlead."""
+
+
+class CorruptData(FairleadError):
+    """A checksum or structure does not hold."""
+
+
+class CorruptWeights(CorruptData):
+    """A weight version that is damaged or incomplete."""
+
+
+class CorruptCheckpoint(CorruptData):
+    """A checkpoint that is damaged or incomplete."""
+
+
+class CorruptOutcome(CorruptData):
+    """An outcome that cannot be decoded. Deleting its entry lets reconciliation send the task again."""
+
+    def __init__(self, entry_id: str, reason: str) -> None:
+        self.entry_id = entry_id
+        super().__init__(f"outcome entry {entry_id}: {reason}")
+
+
+class Stalled(FairleadError):
+    """Nothing moved for too long; names what was waited for."""
+
+
+class StoppedByGuard(FairleadError):
+    """A signal of reward hacking ended PPO, which went back to its last good checkpoint."""
+
+
+class ProcessFailed(FairleadError):
+    """A process of a local run ended and is not started again."""
+
+
+class InternalError(FairleadError):
+    """A bug on the other side; the id stands in its log."""
+
+
+def _shortened(value: object, limit: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+# Looked up along the class's own order of resolution, so the nearest ancestor decides.
+GRPC_STATUS: dict[type[BaseException], grpc.StatusCode] = {
+    InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    StaleWeights: grpc.StatusCode.FAILED_PRECONDITION,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+}
+
+HTTP_STATUS: dict[grpc.StatusCode, int] = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.FAILED_PRECONDITION: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    grpc.StatusCode.INTERNAL: 500,
+}
+
+
+def grpc_status(error: BaseException) -> grpc.StatusCode:
+    """The status of an error: that of its nearest ancestor in the map, INTERNAL for anything else."""
+    for ancestor in type(error).__mro__:
+        if ancestor in GRPC_STATUS:
+            return GRPC_STATUS[ancestor]
+    return grpc.StatusCode.INTERNAL
+
+
+def http_status(error: BaseException) -> int:
+    """The HTTP status that says the same as `grpc_status`."""
+    return HTTP_STATUS.get(grpc_status(error), 500)
+
+
+EXIT_CODE: dict[type[BaseException], int] = {
+    InvalidInput: 2,
+    ModelLoadError: 2,
+    QueueMisconfigured: 2,
+    SchemaTooNew: 2,
+    Fenced: 3,
+    Stalled: 4,
+    StoppedByGuard: 5,
+}
+"""What the end of a process tells its supervisor: 2 do not restart, 3 a newer trainer runs, 4 stalled,
+5 stopped by a guard, not to be started again."""
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of an error: that of its nearest ancestor in the map, 1 for anything else."""
+    return next((EXIT_CODE[ancestor] for ancestor in type(error).__mro__ if ancestor in EXIT_CODE), 1)

@@ -1,0 +1,1 @@
+"""Every process of a run on one machine: supervisor, embedded Valkey, live view."""

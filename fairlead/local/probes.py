@@ -1,0 +1,61 @@
+"""How the supervisor finds out that a process is ready: by gRPC health, or by `/readyz`.
+
+A probe is an async call that answers yes or no and never raises for a server that is not there yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+Probe = Callable[[], Awaitable[bool]]
+"""Asked again and again until it says yes."""
+
+_TIMEOUT_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcHealth:
+    """`grpc.health.v1` of the whole server (service "")."""
+
+    address: str
+    """`host:port`."""
+
+    async def __call__(self) -> bool:
+        """Whether it says SERVING."""
+        import grpc
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        try:
+            async with grpc.aio.insecure_channel(self.address) as channel:
+                stub = health_pb2_grpc.HealthStub(channel)
+                answer = await stub.Check(health_pb2.HealthCheckRequest(service=""), timeout=_TIMEOUT_SECONDS)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@dataclass(frozen=True, slots=True)
+class Readyz:
+    """`GET /readyz` on the port of the metrics."""
+
+    host: str
+    """Host name or address."""
+    port: int
+    """TCP port."""
+
+    async def __call__(self) -> bool:
+        """Whether it answers 200."""
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                reader, writer = await asyncio.open_connection(self.host, self.port)
+                try:
+                    writer.write(f"GET /readyz HTTP/1.0\r\nHost: {self.host}\r\n\r\n".encode())
+                    await writer.drain()
+                    status = await reader.readline()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, ValueError):
+            return False
+        return status.split()[1:2] == [b"200"]

@@ -1,0 +1,252 @@
+"""Every metric name of the project, and the page that shows them.
+
+A process makes the areas that it reports (`Server(...)`, `Trainer(...)`), once; what it does not make does
+not appear on its page. Names are `fairlead_<area>_<what>_<unit>`, but for the gRPC ones, which keep the
+names of the ecosystem. docs/metrics.md is compared with this file by a test.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+
+from fairlead.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+PHASES = ("start", "wait", "prepare", "train", "publish", "checkpoint", "evaluate", "done")
+"""What the trainer can be doing; `fairlead_trainer_phase` is 1 for exactly one of them."""
+
+
+class Server:
+    """Every gRPC server."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.started = Counter(
+            "grpc_server_started_total",
+            "RPCs started.",
+            ["grpc_service", "grpc_method"],
+            registry=registry,
+        )
+        self.handled = Counter(
+            "grpc_server_handled_total",
+            "RPCs completed, by status.",
+            ["grpc_service", "grpc_method", "grpc_code"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "grpc_server_handling_seconds",
+            "Time from start to completion of an RPC.",
+            ["grpc_service", "grpc_method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+
+class Batcher:
+    """The micro-batcher of reward and reference."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.queue_tokens = Gauge(
+            "fairlead_batcher_queue_tokens", "Tokens waiting for the model.", registry=registry
+        )
+        self.wait_seconds = Histogram(
+            "fairlead_batcher_wait_seconds",
+            "Time a sequence waited for the model.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_tokens = Histogram(
+            "fairlead_batcher_batch_tokens",
+            "Real tokens of a forward pass.",
+            buckets=[2.0**power for power in range(4, 18)],
+            registry=registry,
+        )
+        self.batch_fill_ratio = Histogram(
+            "fairlead_batcher_batch_fill_ratio",
+            "Real tokens ÷ computed tokens of a forward pass.",
+            buckets=[step / 10 for step in range(1, 11)],
+            registry=registry,
+        )
+        self.sequences = Counter(
+            "fairlead_batcher_sequences_total",
+            "Sequences by what became of them: scored, cancelled, expired, refused.",
+            ["result"],
+            registry=registry,
+        )
+
+
+class Policy:
+    """The policy service."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.tokens = Counter("fairlead_policy_tokens_total", "Tokens generated.", registry=registry)
+        self.steps = Counter("fairlead_policy_steps_total", "Decoding steps.", registry=registry)
+        self.slots_used = Gauge(
+            "fairlead_policy_slots_used", "Sequences being decoded now.", registry=registry
+        )
+        self.waiting = Gauge(
+            "fairlead_policy_waiting_sequences", "Sequences waiting for a slot.", registry=registry
+        )
+        self.weight_incarnation = Gauge(
+            "fairlead_policy_weight_incarnation", "Incarnation of the weights in use.", registry=registry
+        )
+        self.weight_update = Gauge(
+            "fairlead_policy_weight_update", "Update of the weights in use.", registry=registry
+        )
+        self.swaps = Counter("fairlead_policy_swaps_total", "Weight swaps.", registry=registry)
+        self.swap_seconds = Histogram(
+            "fairlead_policy_swap_seconds",
+            "Pause of decoding for a weight swap.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.fetch_failures = Counter(
+            "fairlead_policy_fetch_failures_total",
+            "Weight versions that could not be fetched or verified.",
+            registry=registry,
+        )
+
+
+class Worker:
+    """The rollout worker."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.in_flight = Gauge("fairlead_worker_in_flight_tasks", "Tasks in hand.", registry=registry)
+        self.finished = Counter(
+            "fairlead_worker_tasks_total",
+            "Tasks by what became of them: finished, dead_letter, failed, released, lost, duplicate.",
+            ["result"],
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "fairlead_worker_stage_seconds",
+            "Time of a task in a stage: generate, score, reference, finish.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+
+class Trainer:
+    """The trainer."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.phase = Gauge(
+            "fairlead_trainer_phase", "1 for what the trainer does now.", ["phase"], registry=registry
+        )
+        self.update = Gauge(
+            "fairlead_trainer_update", "Updates behind the newest weights.", registry=registry
+        )
+        self.incarnation = Gauge(
+            "fairlead_trainer_incarnation", "Incarnation of the trainer.", registry=registry
+        )
+        self.tasks = Counter(
+            "fairlead_trainer_tasks_total",
+            "Tasks by event: dispatched, trained, dead_letter, stale, repeated, resent.",
+            ["event"],
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "fairlead_trainer_tokens_total", "Response tokens trained on.", registry=registry
+        )
+        self.statistic = Gauge(
+            "fairlead_trainer_statistic",
+            "Figures of the last update, named as in metrics_ppo.jsonl.",
+            ["name"],
+            registry=registry,
+        )
+        self.guard = Gauge(
+            "fairlead_trainer_guard",
+            "Level of a signal of reward hacking: 0 quiet, 1 warn, 2 stop; its value is a statistic.",
+            ["signal"],
+            registry=registry,
+        )
+        self.staleness = Histogram(
+            "fairlead_trainer_staleness_updates",
+            "Updates that rollouts lagged behind: in_flight while they were made, in_queue after that.",
+            ["part"],
+            buckets=(0, 1, 2, 3, 4, 6, 8, 12, 16),
+            registry=registry,
+        )
+        self.queue = Gauge(
+            "fairlead_trainer_queue_entries",
+            "Entries of the queue: waiting, in_flight, outcomes.",
+            ["what"],
+            registry=registry,
+        )
+        self.queue_memory_bytes = Gauge(
+            "fairlead_trainer_queue_memory_bytes", "Memory that Redis uses.", registry=registry
+        )
+
+    def set_phase(self, phase: str) -> None:
+        """Makes one phase 1 and every other 0."""
+        for name in PHASES:
+            self.phase.labels(phase=name).set(name == phase)
+
+
+AREAS = (Server, Batcher, Policy, Worker, Trainer)
+"""Every area, for docs/metrics.md."""
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Says nothing: probes would fill the log."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+def serve(
+    *, host: str, port: int, ready: Callable[[], bool], registry: CollectorRegistry = REGISTRY
+) -> tuple[int, Callable[[], None]]:
+    """Serves `/metrics`, `/healthz` (200 while the process lives) and `/readyz` (200 or 503) in a thread.
+
+    Args:
+        host: address to listen on.
+        port: 0 takes any free one.
+        ready: asked at every `/readyz`.
+        registry: what `/metrics` shows.
+
+    Returns:
+        The port, and a function that stops serving.
+
+    Raises:
+        ConfigError: if the port is taken.
+    """
+    metrics_app = make_wsgi_app(registry)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path in ("/healthz", "/readyz"):
+            fine = path == "/healthz" or ready()
+            status = "200 OK" if fine else "503 Service Unavailable"
+            start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"ok\n" if fine else b"not ready\n"]
+        return metrics_app(environ, start_response)  # type: ignore[no-any-return]
+
+    try:
+        server = make_server(host, port, app, server_class=_Server, handler_class=_QuietHandler)
+    except OSError as error:
+        raise ConfigError(
+            "observe.metrics_port", got=f"{host}:{port} ({error.strerror})", allowed="a free port"
+        ) from error
+    # How often it looks whether it shall stop; the default would add half a second to every drain.
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="metrics", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+
+    return server.server_port, stop

@@ -1,0 +1,1 @@
+"""What services and trainer share of torch: log-probs, heads, loading."""

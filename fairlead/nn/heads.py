@@ -1,0 +1,30 @@
+"""The scalar head of reward model and critic: one float32 number per hidden state.
+
+Shapes: B batch, T token positions, H hidden.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fairlead.nn.logprobs import at_least_float32
+
+
+class ScalarHead(nn.Module):
+    """A linear map H → 1 computed in float32 whatever the body's type (bf16 heads move with the batch)."""
+
+    def __init__(self, hidden_size: int, *, std: float | None = None) -> None:
+        """`std` None draws weights with 1/√(H+1) (Stiennon et al. 2020), 0 gives zeros (a fresh critic)."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(1))
+        std = 1 / math.sqrt(hidden_size + 1) if std is None else std
+        nn.init.normal_(self.weight, std=std) if std > 0 else nn.init.zeros_(self.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., H] of any float type → [...] float32."""
+        hidden, weight, bias = (at_least_float32(part) for part in (hidden, self.weight, self.bias))
+        return hidden @ weight[0] + bias

@@ -1,0 +1,115 @@
+"""The one definition of a log-probability, used by policy engine, reference and trainer alike.
+
+log-softmax in float32 of logits ÷ temperature, gathered at the token, computed in chunks of rows so that no
+float32 tensor of the size of all logits ever exists.
+
+Shapes: B batch, T token positions, V vocabulary, H hidden, N = rows of any leading shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+_Result = TypeVar("_Result")
+
+CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Logits made and reduced at a time; on a CPU the fastest by benchmarks/logprobs.py, on a GPU 256 MiB."""
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Float32, but float64 where a test computes in it."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, *, temperature: float) -> Tensor:
+    """Log p(token) for each row of logits.
+
+    Args:
+        logits_NV: logits of any float type, shape [..., V].
+        tokens_N: ids, shape [...].
+        temperature: logits are divided by it; 0 is read as 1 (log-probs of greedy answers).
+
+    Returns:
+        float32, shape [...].
+    """
+    logprobs_NV = (at_least_float32(logits_NV) / (temperature or 1.0)).log_softmax(-1)
+    return logprobs_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)
+
+
+def entropy(logits_NV: Tensor, *, temperature: float) -> Tensor:
+    """Entropy in nats of softmax(logits ÷ temperature), float32, shape [...]."""
+    logprobs_NV = (at_least_float32(logits_NV) / (temperature or 1.0)).log_softmax(-1)
+    return -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+
+
+def hidden_logprobs(
+    hidden_NH: Tensor,
+    unembedding: torch.nn.Module,
+    tokens_N: Tensor,
+    *,
+    temperature: float,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """Log-probs of tokens from hidden states, chunk by chunk.
+
+    With gradients on, a chunk's logits are made again in the backward pass instead of being kept.
+
+    Args:
+        hidden_NH: last hidden states at the positions that predict the tokens, shape [N, H].
+        unembedding: the output layer, H → V.
+        tokens_N: ids, shape [N].
+        temperature: as in `token_logprobs`.
+        chunk_rows: rows of logits that exist at a time; by CHUNK_LOGITS if not given.
+
+    Returns:
+        log-probs [N], float32.
+    """
+
+    def chunk(hidden_CH: Tensor, tokens_C: Tensor) -> Tensor:
+        return token_logprobs(unembedding(hidden_CH), tokens_C, temperature=temperature)
+
+    return torch.cat(
+        _each_chunk(chunk, hidden_NH, tokens_N, chunk_rows or _chunk_rows(unembedding, hidden_NH))
+    )
+
+
+def hidden_logprobs_and_entropies(
+    hidden_NH: Tensor,
+    unembedding: torch.nn.Module,
+    tokens_N: Tensor,
+    *,
+    temperature: float,
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `hidden_logprobs`, and the entropies [N] of the same distributions, without gradient."""
+
+    def chunk(hidden_CH: Tensor, tokens_C: Tensor) -> tuple[Tensor, Tensor]:
+        logits_CV = unembedding(hidden_CH)
+        with torch.no_grad():
+            entropy_C = entropy(logits_CV, temperature=temperature)
+        return token_logprobs(logits_CV, tokens_C, temperature=temperature), entropy_C
+
+    parts = _each_chunk(chunk, hidden_NH, tokens_N, chunk_rows or _chunk_rows(unembedding, hidden_NH))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _chunk_rows(unembedding: torch.nn.Module, hidden_NH: Tensor) -> int:
+    vocabulary_size = next(unembedding.parameters()).shape[0]
+    return max(1, CHUNK_LOGITS.get(hidden_NH.device.type, CHUNK_LOGITS["cuda"]) // vocabulary_size)
+
+
+def _each_chunk(
+    chunk: Callable[[Tensor, Tensor], _Result], hidden_NH: Tensor, tokens_N: Tensor, chunk_rows: int
+) -> list[_Result]:
+    """What `chunk` says of each piece; of an empty one where there are no rows."""
+    remake = torch.is_grad_enabled() and hidden_NH.requires_grad and hidden_NH.shape[0] > chunk_rows
+    results = []
+    for start in range(0, max(1, hidden_NH.shape[0]), chunk_rows):
+        rows = hidden_NH[start : start + chunk_rows], tokens_N[start : start + chunk_rows]
+        results.append(checkpoint(chunk, *rows, use_reentrant=False) if remake else chunk(*rows))
+    return results

@@ -1,0 +1,82 @@
+"""What a gRPC status means to a caller: the way back from `fairlead.errors.GRPC_STATUS`.
+
+Between the channel and the error tree. Knows no message and no service.
+"""
+
+from __future__ import annotations
+
+import re
+
+import grpc
+from grpc import aio
+
+from fairlead.errors import (
+    DeadlineExceeded,
+    FairleadError,
+    InternalError,
+    Overloaded,
+    RemoteInvalidInput,
+    StaleWeights,
+    Unauthenticated,
+    Unavailable,
+)
+
+RETRY_PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailing metadata of RESOURCE_EXHAUSTED: milliseconds after which to try again (gRFC A6's key)."""
+
+_RETRIED = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        # Sent by a server whose grace period ended; a caller's own cancellation is no AioRpcError.
+        grpc.StatusCode.CANCELLED,
+    }
+)
+
+
+def pushback_seconds(error: aio.AioRpcError) -> float | None:
+    """After how long the server wants to be asked again; None if it did not say."""
+    trailers = error.trailing_metadata()
+    text = trailers.get(RETRY_PUSHBACK) if trailers is not None else None
+    try:
+        return max(0.0, int(text) / 1000) if text is not None else None
+    except ValueError:
+        return None
+
+
+def is_too_large(error: aio.AioRpcError) -> bool:
+    """Whether gRPC itself refused the message for its size, under the status that also means `full`."""
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or "")
+
+
+def is_worth_another_try(error: aio.AioRpcError) -> bool:
+    """Whether the same call may succeed later or elsewhere."""
+    return error.code() in _RETRIED and not is_too_large(error)
+
+
+def error_from_status(error: aio.AioRpcError, *, where: str, so_far: str) -> FairleadError:
+    """The error of our tree that says the same.
+
+    Args:
+        error: as raised by the call.
+        where: service and address, for the message.
+        so_far: what was tried, for the message.
+    """
+    code, details = error.code(), error.details() or ""
+    message = f"{where}: {details} ({code.name} {so_far})"
+    if code is grpc.StatusCode.INVALID_ARGUMENT or is_too_large(error):
+        return RemoteInvalidInput(details)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        told = re.sub(r"; try again in [0-9.e+-]+ s$", "", details)
+        return Overloaded(f"{where}: {told}", retry_after_seconds=pushback_seconds(error) or 1.0)
+    kinds: dict[grpc.StatusCode, type[FairleadError]] = {
+        grpc.StatusCode.UNAVAILABLE: Unavailable,
+        grpc.StatusCode.CANCELLED: Unavailable,
+        grpc.StatusCode.FAILED_PRECONDITION: StaleWeights,
+        grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+        grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+        grpc.StatusCode.PERMISSION_DENIED: Unauthenticated,
+    }
+    return kinds.get(code, InternalError)(message)

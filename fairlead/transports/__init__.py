@@ -1,0 +1,1 @@
+"""What carries rollouts and weights between the parts."""

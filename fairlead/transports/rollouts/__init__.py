@@ -1,0 +1,1 @@
+"""The queue: prompt tasks out, outcomes back."""

@@ -1,0 +1,297 @@
+"""The queue in the memory of one process, for unit tests of the worker and the trainer.
+
+It keeps the rules of docs/queue-protocol.md and passes the same conformance suite as Redis. Threads may share
+a broker: the trainer's face blocks one, the worker's face waits in an event loop. The clock can be injected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from fairlead.codec import decode_outcome, decode_task, encode_outcome, encode_task
+from fairlead.errors import Fenced
+from fairlead.transports.rollouts.base import Claim, OutcomeEntry, QueueStats, Sending, Survey
+from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout
+
+_POLL_SECONDS = 0.005
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """A sending in the prompts stream."""
+
+    task_id: int
+    sending: Sending
+    payload: bytes
+
+
+@dataclass(slots=True)
+class _Lease:
+    """A delivered prompt that is not acknowledged."""
+
+    consumer: str | None
+    since: float
+    deliveries: int
+
+
+@dataclass(slots=True)
+class _Open:
+    """The open sending of a task."""
+
+    sending: Sending
+    failures: int
+    entry: int
+
+
+class MemoryBroker:
+    """What Redis holds, and the rules that its scripts keep."""
+
+    def __init__(
+        self,
+        *,
+        lease_seconds: float = 3.0,
+        max_failures: int = 3,
+        max_deliveries: int = 50,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lease_seconds = lease_seconds
+        self.max_failures = max_failures
+        self.max_deliveries = max_deliveries
+        self.clock = clock
+        self.changed = threading.Condition(threading.RLock())
+        self.entries = itertools.count(1)
+        self.prompts: dict[int, _Prompt] = {}
+        self.last_delivered = 0
+        self.leases: dict[int, _Lease] = {}
+        self.open: dict[int, _Open] = {}
+        self.numbers: dict[tuple[int, int], int] = {}
+        self.outcomes: dict[int, tuple[int, Sending, bytes]] = {}
+        self.incarnation = 0
+
+    def worker(self, consumer: str) -> MemoryWorkerQueue:
+        """The worker's face."""
+        return MemoryWorkerQueue(self, consumer)
+
+    def trainer(self) -> MemoryTrainerQueue:
+        """The trainer's face."""
+        return MemoryTrainerQueue(self)
+
+    def open_failures(self, task_id: int, sending: Sending, entry: int) -> int | None:
+        """Explicit failures of a sending if it is open, else None."""
+        found = self.open.get(task_id)
+        if found is not None and found.sending == sending and found.entry == entry:
+            return found.failures
+        return None
+
+    def acknowledge(self, entry: int) -> None:
+        """Takes an entry out of the pending ones and trims the head of the stream."""
+        self.leases.pop(entry, None)
+        oldest = min(self.leases, default=self.last_delivered)
+        for other in [other for other in self.prompts if other < oldest]:
+            del self.prompts[other]
+
+    def finish(self, claim: Claim, outcome: Outcome) -> bool:
+        """Closes a sending with its outcome, if it is open."""
+        entry, task_id = int(claim.entry_id), claim.task.task_id
+        with self.changed:
+            is_open = self.open_failures(task_id, claim.sending, entry) is not None
+            if is_open:
+                self.outcomes[next(self.entries)] = (task_id, claim.sending, encode_outcome(outcome))
+                del self.open[task_id]
+            self.acknowledge(entry)
+            self.changed.notify_all()
+            return is_open
+
+    def give_back(self, lease: _Lease) -> None:
+        """Lets the next claim take its entry, whoever it is."""
+        lease.consumer = None
+        lease.since = float("-inf")
+
+    def take(self, consumer: str, count: int) -> list[Claim]:
+        """Claims leases that ran out, then new entries; acknowledges those of closed sendings."""
+        with self.changed:
+            now = self.clock()
+            expired = [
+                entry
+                for entry, lease in sorted(self.leases.items())
+                if now - lease.since >= self.lease_seconds
+            ]
+            fresh = [entry for entry in self.prompts if entry > self.last_delivered]
+            claims: list[Claim] = []
+            for entry in [*expired, *fresh]:
+                if len(claims) == count:
+                    break
+                self.last_delivered = max(self.last_delivered, entry)
+                if entry not in self.prompts:
+                    self.leases.pop(entry, None)
+                    continue
+                deliveries = self.leases[entry].deliveries + 1 if entry in self.leases else 1
+                self.leases[entry] = _Lease(consumer, now, deliveries)
+                prompt = self.prompts[entry]
+                failures = self.open_failures(prompt.task_id, prompt.sending, entry)
+                if failures is None:
+                    self.acknowledge(entry)
+                    continue
+                task = decode_task(prompt.payload)
+                claims.append(Claim(str(entry), task, prompt.sending, deliveries, failures))
+            return claims
+
+
+class MemoryWorkerQueue:
+    """WorkerQueue on a MemoryBroker; see `base.WorkerQueue`."""
+
+    def __init__(self, broker: MemoryBroker, consumer: str) -> None:
+        self._broker = broker
+        self._consumer = consumer
+
+    async def claim(self, *, count: int, block_seconds: float) -> Sequence[Claim]:
+        """See `WorkerQueue.claim`."""
+        deadline = time.monotonic() + block_seconds
+        while True:
+            claims = []
+            for claim in self._broker.take(self._consumer, count):
+                if claim.deliveries > self._broker.max_deliveries:
+                    detail = f"delivered {claim.deliveries} times, at most {self._broker.max_deliveries}"
+                    await self.finish(claim, DeadLetter("too_many_deliveries", detail))
+                else:
+                    claims.append(claim)
+            if claims or time.monotonic() >= deadline:
+                return claims
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def renew(self, claims: Iterable[Claim]) -> frozenset[str]:
+        """See `WorkerQueue.renew`."""
+        lost = set()
+        with self._broker.changed:
+            for claim in claims:
+                entry = int(claim.entry_id)
+                lease = self._broker.leases.get(entry)
+                if self._broker.open_failures(claim.task.task_id, claim.sending, entry) is None:
+                    self._broker.acknowledge(entry)
+                    lost.add(claim.entry_id)
+                elif lease is None or lease.consumer != self._consumer:
+                    lost.add(claim.entry_id)
+                else:
+                    lease.since = self._broker.clock()
+        return frozenset(lost)
+
+    async def finish(self, claim: Claim, result: Rollout | DeadLetter) -> bool:
+        """See `WorkerQueue.finish`."""
+        outcome = Outcome(claim.task, result, self._consumer, claim.deliveries, claim.failures)
+        return self._broker.finish(claim, outcome)
+
+    async def fail(self, claim: Claim, letter: DeadLetter) -> bool:
+        """See `WorkerQueue.fail`."""
+        entry, task_id = int(claim.entry_id), claim.task.task_id
+        with self._broker.changed:
+            failures = self._broker.open_failures(task_id, claim.sending, entry)
+            if failures is None:
+                self._broker.acknowledge(entry)
+                return False
+            lease = self._broker.leases.get(entry)
+            if lease is None or lease.consumer != self._consumer:
+                return False
+            if failures + 1 >= self._broker.max_failures:
+                return await self.finish(claim, letter)
+            self._broker.open[task_id].failures = failures + 1
+            self._broker.give_back(lease)
+            return False
+
+    async def release(self, claims: Iterable[Claim]) -> None:
+        """See `WorkerQueue.release`."""
+        with self._broker.changed:
+            for claim in claims:
+                lease = self._broker.leases.get(int(claim.entry_id))
+                if lease is not None and lease.consumer == self._consumer:
+                    lease.deliveries = max(0, lease.deliveries - 1)
+                    self._broker.give_back(lease)
+
+    async def close(self) -> None:
+        """See `WorkerQueue.close`."""
+
+
+class MemoryTrainerQueue:
+    """TrainerQueue on a MemoryBroker; see `base.TrainerQueue`."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+        self._incarnation = 0
+
+    def known_incarnation(self) -> int:
+        """See `TrainerQueue.known_incarnation`."""
+        return self._broker.incarnation
+
+    def take_fence(self, incarnation: int) -> None:
+        """See `TrainerQueue.take_fence`. Safe to repeat by the one who holds it."""
+        with self._broker.changed:
+            if self._broker.incarnation > incarnation or (
+                self._broker.incarnation == incarnation != self._incarnation
+            ):
+                raise Fenced(f"incarnation {self._broker.incarnation} holds the fence")
+            self._broker.incarnation = self._incarnation = incarnation
+
+    def dispatch(self, tasks: Sequence[PromptTask]) -> None:
+        """See `TrainerQueue.dispatch`."""
+        with self._broker.changed:
+            self._check_fence()
+            for task in tasks:
+                key = (self._incarnation, task.task_id)
+                number = self._broker.numbers[key] = self._broker.numbers.get(key, 0) + 1
+                entry, sending = next(self._broker.entries), Sending(self._incarnation, number)
+                self._broker.prompts[entry] = _Prompt(task.task_id, sending, encode_task(task))
+                self._broker.open[task.task_id] = _Open(sending, 0, entry)
+            self._broker.changed.notify_all()
+
+    def read(self, *, after: str, count: int, block_seconds: float) -> Sequence[OutcomeEntry]:
+        """See `TrainerQueue.read`."""
+
+        def behind() -> list[int]:
+            return [entry for entry in self._broker.outcomes if entry > int(after)]
+
+        with self._broker.changed:
+            if block_seconds > 0:
+                self._broker.changed.wait_for(lambda: bool(behind()), timeout=block_seconds)
+            entries = []
+            for entry in behind()[:count]:
+                _, sending, payload = self._broker.outcomes[entry]
+                entries.append(OutcomeEntry(str(entry), sending, decode_outcome(payload)))
+            return entries
+
+    def delete(self, entry_ids: Iterable[str]) -> None:
+        """See `TrainerQueue.delete`."""
+        with self._broker.changed:
+            self._check_fence()
+            for entry_id in entry_ids:
+                self._broker.outcomes.pop(int(entry_id), None)
+
+    def survey(self) -> Survey:
+        """See `TrainerQueue.survey`."""
+        with self._broker.changed:
+            live = {entry for entry in self._broker.prompts if entry > self._broker.last_delivered}
+            live |= self._broker.leases.keys() & self._broker.prompts.keys()
+            return Survey(
+                frozenset(task_id for task_id, found in self._broker.open.items() if found.entry in live),
+                {str(entry): task_id for entry, (task_id, _, _) in self._broker.outcomes.items()},
+                sum(len(payload) for _, _, payload in self._broker.outcomes.values()),
+            )
+
+    def stats(self) -> QueueStats:
+        """See `TrainerQueue.stats`. Memory is that of the outcomes alone."""
+        with self._broker.changed:
+            waiting = sum(entry > self._broker.last_delivered for entry in self._broker.prompts)
+            size = sum(len(payload) for _, _, payload in self._broker.outcomes.values())
+            return QueueStats(waiting, len(self._broker.leases), len(self._broker.outcomes), size)
+
+    def close(self) -> None:
+        """See `TrainerQueue.close`."""
+
+    def _check_fence(self) -> None:
+        if self._incarnation == 0:
+            raise Fenced("this trainer has not taken the fence")
+        if self._broker.incarnation > self._incarnation:
+            raise Fenced(f"incarnation {self._broker.incarnation} holds the fence")

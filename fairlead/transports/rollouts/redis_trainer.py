@@ -1,0 +1,236 @@
+"""The trainer's face of the Redis queue: the fence, dispatch, outcomes, the survey. Used by one thread.
+
+Every write is one Lua script (`lua/`) that compares the incarnation first. It knows no ledger: what is
+settled, and what must be sent again, is for the trainer to say.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import redis
+
+from fairlead.codec import decode_outcome, encode_task
+from fairlead.config.queue import QueueSection
+from fairlead.errors import CorruptData, CorruptOutcome, Fenced, QueueUnavailable, SchemaTooNew
+from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, Sending, Survey
+from fairlead.transports.rollouts.keys import GROUP, Keys, script
+from fairlead.transports.rollouts.redis_connection import (
+    address,
+    check_server,
+    check_url,
+    client_options,
+    errors_of,
+    no_retry,
+)
+from fairlead.types import PromptTask
+
+_Item = TypeVar("_Item")
+
+_SCRIPTS = ("take_fence", "dispatch", "delete", "survey")
+_TASKS_PER_CALL = 256
+_PAGE_TASKS = 256
+_LONGEST_BLOCK_SECONDS = 2.0
+
+
+class RedisTrainerQueue:
+    """TrainerQueue over Redis Streams; see `base.TrainerQueue`.
+
+    A connection that was lost is reported once, as QueueUnavailable, even if the server is back already:
+    Redis may have lost something meanwhile, so the caller reconciles. The next call connects anew.
+    """
+
+    def __init__(self, section: QueueSection, *, run: str) -> None:
+        self._section = section
+        self._keys = Keys(run)
+        self._where = address(check_url(section))
+        self._owner = ""
+        self._numbers = _Numbers()
+        self._connected = False
+        self._loss_told = False
+        self._client = redis.Redis.from_url(
+            section.redis_url,
+            retry=no_retry(),
+            redis_connect_func=self._on_connect,
+            **client_options(section),
+        )
+        self._scripts = {name: self._client.register_script(script(name)) for name in _SCRIPTS}
+
+    @classmethod
+    def connect(cls, section: QueueSection, *, run: str) -> RedisTrainerQueue:
+        """Connects and checks the server.
+
+        Raises:
+            ConfigError: for a bad URL.
+            QueueUnavailable: if it does not answer.
+            QueueMisconfigured: if it refuses us or would lose work.
+        """
+        queue = cls(section, run=run)
+        try:
+            with queue._calling():
+                info = cast("Mapping[str, object]", queue._client.info())
+                appendfsync = _appendfsync(queue._client)
+            check_server(info, where=queue._where, appendfsync=appendfsync)
+        except BaseException:
+            queue.close()
+            raise
+        return queue
+
+    def known_incarnation(self) -> int:
+        """See `TrainerQueue.known_incarnation`."""
+        with self._calling():
+            held = cast("bytes | None", self._client.get(self._keys.fence))
+        return int(held.partition(b":")[0]) if held else 0
+
+    def take_fence(self, incarnation: int) -> None:
+        """See `TrainerQueue.take_fence`. Safe to repeat by the one who holds it."""
+        if not self._owner.startswith(f"{incarnation}:"):
+            self._owner = f"{incarnation}:{secrets.token_hex(8)}"
+            self._numbers = _Numbers()
+        self._run("take_fence", [self._owner])
+
+    def dispatch(self, tasks: Sequence[PromptTask]) -> None:
+        """See `TrainerQueue.dispatch`. After an error some of the tasks may have been sent."""
+        for batch in _batches(tasks):
+            arguments: list[str | int | bytes] = [self._fence_owner()]
+            for task in batch:
+                arguments += [task.task_id, self._numbers.last(task.task_id) + 1, encode_task(task)]
+            numbers = self._run("dispatch", arguments)
+            for task, number in zip(batch, numbers, strict=True):
+                self._numbers.note(task.task_id, number)
+
+    def read(self, *, after: str, count: int, block_seconds: float) -> Sequence[OutcomeEntry]:
+        """See `TrainerQueue.read`."""
+        deadline = time.monotonic() + block_seconds
+        while True:
+            remaining = deadline - time.monotonic()
+            wait_ms = max(1, round(min(remaining, _LONGEST_BLOCK_SECONDS) * 1000)) if remaining > 0 else None
+            with self._calling():
+                answer = cast(
+                    Any, self._client.xread({self._keys.rollouts: after}, count=count, block=wait_ms)
+                )
+            if answer:
+                return _decode_entries(answer[0][1])
+            if remaining <= 0:
+                return []
+
+    def delete(self, entry_ids: Iterable[str]) -> None:
+        """See `TrainerQueue.delete`."""
+        for batch in _batches(list(entry_ids)):
+            self._run("delete", [self._fence_owner(), *batch])
+
+    def survey(self) -> Survey:
+        """See `TrainerQueue.survey`. An outcome entry that is not one of ours counts as of task −1."""
+        tasks, flat, outcome_bytes = self._run("survey", [])
+        outcomes = {
+            entry.decode(): int(task) if task.isdigit() else -1
+            for entry, task in zip(flat[::2], flat[1::2], strict=True)
+        }
+        return Survey(frozenset(int(task) for task in tasks), outcomes, outcome_bytes)
+
+    def stats(self) -> QueueStats:
+        """See `TrainerQueue.stats`."""
+        with self._calling():
+            memory = cast("Mapping[str, Any]", self._client.info("memory"))
+            outcomes = self._client.xlen(self._keys.rollouts)
+            groups = cast(Any, self._client.xinfo_groups(self._keys.prompts)) if self._has_prompts() else []
+        group = next((found for found in groups if found["name"] == GROUP.encode()), None)
+        waiting, in_flight = (group["lag"] or 0, group["pending"]) if group else (0, 0)
+        return QueueStats(waiting, in_flight, outcomes, int(memory["used_memory"]))
+
+    def close(self) -> None:
+        """See `TrainerQueue.close`."""
+        self._client.close()
+
+    def _has_prompts(self) -> bool:
+        return bool(self._client.exists(self._keys.prompts))
+
+    def _fence_owner(self) -> str:
+        if not self._owner:
+            raise Fenced("this trainer has not taken the fence")
+        return self._owner
+
+    def _run(self, name: str, arguments: Sequence[str | int | bytes]) -> Any:  # noqa: ANN401 - each script answers in its own shape
+        with self._calling():
+            return self._scripts[name](keys=self._keys.all(), args=arguments)
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        try:
+            with errors_of(self._where):
+                yield
+        except QueueUnavailable:
+            self._loss_told = True
+            raise
+
+    def _on_connect(self, connection: redis.Connection) -> None:
+        connection.on_connect()  # type: ignore[no-untyped-call]
+        if self._connected and not self._loss_told:
+            raise redis.ConnectionError("the connection was lost and is made anew")
+        self._connected, self._loss_told = True, False
+
+
+class _Numbers:
+    """The last number of every task that this incarnation sent, in four bytes a task.
+
+    They are kept here because Redis may forget them, and no sending may have the name of another.
+    """
+
+    def __init__(self) -> None:
+        self._pages: dict[int, array[int]] = {}
+
+    def last(self, task_id: int) -> int:
+        """Number of the last sending, 0 if there was none."""
+        page = self._pages.get(task_id // _PAGE_TASKS)
+        return page[task_id % _PAGE_TASKS] if page is not None else 0
+
+    def note(self, task_id: int, number: int) -> None:
+        """Remembers a sending."""
+        page = self._pages.setdefault(task_id // _PAGE_TASKS, array("I", bytes(4 * _PAGE_TASKS)))
+        page[task_id % _PAGE_TASKS] = number
+
+
+def _appendfsync(client: redis.Redis) -> str | None:
+    """The setting, or None where CONFIG is not allowed, as in managed Redis."""
+    try:
+        answer = cast("Mapping[str, str]", client.config_get("appendfsync"))
+    except redis.ResponseError:
+        return None
+    return answer.get("appendfsync") or None
+
+
+def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    for start in range(0, len(items), _TASKS_PER_CALL):
+        yield items[start : start + _TASKS_PER_CALL]
+
+
+def _decode_entries(raw: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[OutcomeEntry]:
+    """Entries up to the first that cannot be decoded; raises if that is the very first."""
+    entries: list[OutcomeEntry] = []
+    for entry_id, fields in raw:
+        try:
+            entries.append(_decode_entry(entry_id.decode(), fields))
+        except (CorruptData, SchemaTooNew):
+            if entries:
+                break
+            raise
+    return entries
+
+
+def _decode_entry(entry_id: str, fields: Mapping[bytes, bytes]) -> OutcomeEntry:
+    try:
+        sending = Sending(int(fields[b"incarnation"]), int(fields[b"number"]))
+        outcome = decode_outcome(fields[b"outcome"])
+        task_id = int(fields[b"task"])
+    except (KeyError, ValueError, CorruptData) as error:
+        raise CorruptOutcome(entry_id, str(error)) from error
+    except SchemaTooNew as error:
+        raise SchemaTooNew(f"outcome entry {entry_id}: {error}") from error
+    if outcome.task.task_id != task_id:
+        raise CorruptOutcome(entry_id, f"is of task {task_id} and holds task {outcome.task.task_id}")
+    return OutcomeEntry(entry_id, sending, outcome)

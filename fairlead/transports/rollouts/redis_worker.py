@@ -1,0 +1,221 @@
+"""The worker's face of the Redis queue: claims, leases, finishing. One instance per worker process.
+
+Every write is one Lua script (`lua/`); this file encodes, decodes and waits. It knows no services and no
+ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import redis
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from fairlead.codec import decode_task, encode_outcome
+from fairlead.config.queue import QueueSection
+from fairlead.errors import CorruptData, InvalidInput, SchemaTooNew
+from fairlead.transports.rollouts.base import Claim, Sending
+from fairlead.transports.rollouts.keys import RETURNED, Keys, script
+from fairlead.transports.rollouts.redis_connection import (
+    address,
+    check_server,
+    check_url,
+    client_options,
+    errors_of,
+)
+from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout, SamplingParams, WeightVersion
+
+logger = logging.getLogger(__name__)
+
+_SCRIPTS = ("claim", "renew", "finish", "fail", "release", "leave")
+_CONSUMER_GONE_MS = 3_600_000
+_LONGEST_POLL_SECONDS = 0.5
+
+
+class RedisWorkerQueue:
+    """WorkerQueue over Redis Streams; see `base.WorkerQueue`."""
+
+    def __init__(
+        self,
+        client: Redis,
+        section: QueueSection,
+        *,
+        run: str,
+        consumer: str,
+        on_dead_letter: Callable[[DeadLetter], None] | None = None,
+    ) -> None:
+        if not consumer or consumer == RETURNED:
+            raise InvalidInput("consumer", got=consumer, allowed=f"a name other than {RETURNED!r}")
+        self._client = client
+        self._section = section
+        self._keys = Keys(run)
+        self._consumer = consumer
+        self._on_dead_letter = on_dead_letter
+        self._where = address(section.redis_url)
+        self._scripts = {name: client.register_script(script(name)) for name in _SCRIPTS}
+
+    @classmethod
+    async def connect(
+        cls,
+        section: QueueSection,
+        *,
+        run: str,
+        consumer: str,
+        on_dead_letter: Callable[[DeadLetter], None] | None = None,
+    ) -> RedisWorkerQueue:
+        """Connects and checks the server.
+
+        Args:
+            section: where Redis is, and the limits.
+            run: name of the run.
+            consumer: name of this worker, unlike every other's.
+            on_dead_letter: told of every dead letter that `claim` itself writes.
+
+        Raises:
+            ConfigError: for a bad URL.
+            QueueUnavailable: if it does not answer.
+            QueueMisconfigured: if it refuses us or would lose work.
+        """
+        url = check_url(section)
+        client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **client_options(section))
+        try:
+            with errors_of(address(url)):
+                info = await client.info()
+                appendfsync = await _appendfsync(client)
+            check_server(info, where=address(url), appendfsync=appendfsync)
+            return cls(client, section, run=run, consumer=consumer, on_dead_letter=on_dead_letter)
+        except BaseException:
+            await client.aclose()
+            raise
+
+    async def claim(self, *, count: int, block_seconds: float) -> Sequence[Claim]:
+        """See `WorkerQueue.claim`.
+
+        Raises:
+            SchemaTooNew: for an entry of a newer fairlead; it and the rest of the batch are given back.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + block_seconds
+        while True:
+            claims, last = await self._claim_now(count)
+            remaining = deadline - loop.time()
+            if claims or remaining <= 0:
+                return claims
+            # Entries given back wake nobody, so waiting is cut into short pieces.
+            await self._wait_for_new(
+                last, min(remaining, self._section.lease_seconds / 3, _LONGEST_POLL_SECONDS)
+            )
+
+    async def renew(self, claims: Iterable[Claim]) -> frozenset[str]:
+        """See `WorkerQueue.renew`. A sending that was closed by someone else counts as lost."""
+        arguments: list[str | int] = [self._consumer]
+        for claim in claims:
+            arguments += [claim.entry_id, claim.task.task_id, claim.sending.incarnation, claim.sending.number]
+        if len(arguments) == 1:
+            return frozenset()
+        return frozenset(entry.decode() for entry in await self._run("renew", arguments))
+
+    async def finish(self, claim: Claim, result: Rollout | DeadLetter) -> bool:
+        """See `WorkerQueue.finish`. Safe to repeat."""
+        return bool(await self._run("finish", [*_sending(claim), self._outcome(claim, result)]))
+
+    async def fail(self, claim: Claim, letter: DeadLetter) -> bool:
+        """See `WorkerQueue.fail`. Safe to repeat; counts only while the lease is this worker's."""
+        arguments = [
+            *_sending(claim),
+            self._consumer,
+            self._section.max_failures,
+            self._outcome(claim, letter),
+        ]
+        return cast(int, await self._run("fail", arguments)) == 2
+
+    async def release(self, claims: Iterable[Claim]) -> None:
+        """See `WorkerQueue.release`. The delivery is taken off the count."""
+        entries = [claim.entry_id for claim in claims]
+        if entries:
+            await self._run("release", [self._consumer, *entries])
+
+    async def close(self) -> None:
+        """See `WorkerQueue.close`."""
+        try:
+            await self._run("leave", [self._consumer, _CONSUMER_GONE_MS])
+        finally:
+            await self._client.aclose()
+
+    async def _run(self, name: str, arguments: Sequence[str | int | bytes]) -> Any:  # noqa: ANN401 - each script answers in its own shape
+        with errors_of(self._where):
+            return await self._scripts[name](keys=self._keys.all(), args=arguments)
+
+    async def _wait_for_new(self, last_delivered: bytes, seconds: float) -> None:
+        with errors_of(self._where):
+            await self._client.xread(
+                {self._keys.prompts: last_delivered}, count=1, block=max(1, round(seconds * 1000))
+            )
+
+    async def _claim_now(self, count: int) -> tuple[list[Claim], bytes]:
+        lease_ms = max(1, round(self._section.lease_seconds * 1000))
+        raw_claims, unreadable, last = await self._run("claim", [self._consumer, lease_ms, count])
+        for entry in unreadable:
+            logger.error("prompt entry %s has no readable fields: acknowledged and dropped", entry.decode())
+        claims: list[Claim] = []
+        too_new: SchemaTooNew | None = None
+        for raw in raw_claims:
+            try:
+                claim = _decode_claim(raw)
+            except SchemaTooNew as error:
+                too_new = error
+                continue
+            except CorruptData as error:
+                stub = _stub_claim(raw)
+                await self._dead_letter(stub, DeadLetter("undecodable_task", str(error)))
+                continue
+            if claim.deliveries > self._section.max_deliveries:
+                detail = f"delivered {claim.deliveries} times, at most {self._section.max_deliveries}"
+                await self._dead_letter(claim, DeadLetter("too_many_deliveries", detail))
+            else:
+                claims.append(claim)
+        if too_new is not None:
+            await self._run("release", [self._consumer, *(raw[0] for raw in raw_claims)])
+            raise too_new
+        return claims, last
+
+    async def _dead_letter(self, claim: Claim, letter: DeadLetter) -> None:
+        logger.warning("task %d is dead: %s: %s", claim.task.task_id, letter.reason, letter.detail)
+        if await self.finish(claim, letter) and self._on_dead_letter is not None:
+            self._on_dead_letter(letter)
+
+    def _outcome(self, claim: Claim, result: Rollout | DeadLetter) -> bytes:
+        return encode_outcome(Outcome(claim.task, result, self._consumer, claim.deliveries, claim.failures))
+
+
+async def _appendfsync(client: Redis) -> str | None:
+    """The setting, or None where CONFIG is not allowed, as in managed Redis."""
+    try:
+        answer = await client.config_get("appendfsync")
+    except redis.ResponseError:
+        return None
+    return str(answer.get("appendfsync", "")) or None
+
+
+def _sending(claim: Claim) -> list[str | int | bytes]:
+    return [claim.task.task_id, claim.sending.incarnation, claim.sending.number, claim.entry_id]
+
+
+def _decode_claim(raw: Sequence[Any]) -> Claim:
+    entry, deliveries, failures, task_id, incarnation, number, payload = raw
+    task = decode_task(payload)
+    if task.task_id != int(task_id):
+        raise CorruptData(f"entry {entry.decode()} is of task {int(task_id)} and holds task {task.task_id}")
+    return Claim(entry.decode(), task, Sending(int(incarnation), int(number)), deliveries, failures)
+
+
+def _stub_claim(raw: Sequence[Any]) -> Claim:
+    """A claim without its prompt, only to say of which task the entry could not be read."""
+    entry, deliveries, failures, task_id, incarnation, number, _ = raw
+    task = PromptTask(int(task_id), (), "", SamplingParams(), WeightVersion(0, 0))
+    return Claim(entry.decode(), task, Sending(int(incarnation), int(number)), deliveries, failures)

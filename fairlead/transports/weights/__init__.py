@@ -1,0 +1,1 @@
+"""The weight store: published by the trainer, fetched by the policy replicas."""

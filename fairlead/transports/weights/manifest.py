@@ -1,0 +1,176 @@
+"""The manifest of a weight version: how it is written, read and held against the files beside it.
+
+It stands between the trainer's shards and whoever fetches them. Names, types and shapes come from the header
+of each safetensors file, so nothing here needs torch; it does not know where versions are stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Never
+
+from fairlead.errors import CorruptWeights, InvalidInput
+from fairlead.transports.weights.base import Ancestor, Manifest, Shard, TensorEntry, is_valid
+from fairlead.types import WeightVersion
+
+FILE_NAME = "manifest.json"
+"""Name of the manifest in a version's folder."""
+
+_SCHEMA = 1
+_MAX_HEADER_BYTES = 100 << 20  # the safetensors format's own limit
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.safetensors")
+_READ_BYTES = 1 << 20
+
+
+def build(
+    folder: Path, version: WeightVersion, *, parent: WeightVersion | None, lineage: Sequence[Ancestor]
+) -> Manifest:
+    """The manifest of the shards in a folder.
+
+    Raises:
+        InvalidInput: if the folder holds no shard, something else than shards, a tensor twice, or the
+            lineage does not contain the version.
+        CorruptWeights: if a shard is not a safetensors file.
+    """
+    if not is_valid(version, lineage):
+        raise InvalidInput("lineage", got=tuple(lineage), allowed=f"one to which {version} belongs")
+    shards: list[Shard] = []
+    tensors: list[TensorEntry] = []
+    for path in sorted(folder.iterdir()):
+        if not _SHARD_NAME.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            raise InvalidInput("shards", got=path.name, allowed="plain files named *.safetensors")
+        tensors.extend(read_header(path))
+        shards.append(Shard(path.name, path.stat().st_size, sha256(path)))
+    if not tensors:
+        raise InvalidInput("shards", got="no tensors", allowed="at least one")
+    name, times = Counter(tensor.name for tensor in tensors).most_common(1)[0]
+    if times > 1:
+        raise InvalidInput("shards", got=f"tensor {name} {times} times", allowed="every tensor once")
+    return Manifest(version, parent, tuple(lineage), tuple(tensors), tuple(shards))
+
+
+def read_header(path: Path) -> tuple[TensorEntry, ...]:
+    """Names, types and shapes of a safetensors file, sorted by name.
+
+    Raises:
+        CorruptWeights: if it is not one, or is shorter than its header says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+            _corrupt(path, "is not a safetensors file, or is truncated")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        entries = [
+            TensorEntry(str(name), str(entry["dtype"]), tuple(map(int, entry["shape"])), path.name)
+            for name, entry in sorted(header.items())
+        ]
+        ends = [int(entry["data_offsets"][1]) for entry in header.values()]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        _corrupt(path, "has a damaged safetensors header")
+    if max(ends, default=0) != size - 8 - length:
+        _corrupt(path, f"has {size} bytes, its header says {8 + length + max(ends, default=0)}")
+    return tuple(entries)
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Manifest → JSON with a checksum over its content."""
+    body = {
+        "schema": _SCHEMA,
+        "version": str(manifest.version),
+        "parent": str(manifest.parent) if manifest.parent else None,
+        "lineage": [asdict(ancestor) for ancestor in manifest.lineage],
+        "shards": [asdict(shard) for shard in manifest.shards],
+        "tensors": [asdict(tensor) for tensor in manifest.tensors],
+    }
+    return json.dumps({"sha256": _body_digest(body), "manifest": body}, indent=1).encode()
+
+
+def read(folder: Path, version: WeightVersion) -> Manifest:
+    """The manifest of a version's folder, checked against its own checksum.
+
+    Raises:
+        CorruptWeights: if it is missing, damaged, names another version, or names a file outside the folder.
+    """
+    path = folder / FILE_NAME
+    try:
+        outer = json.loads(path.read_bytes())
+        body = outer["manifest"]
+        if outer["sha256"] != _body_digest(body):
+            _corrupt(path, "does not match its own checksum")
+        manifest = _decode(body)
+    except FileNotFoundError:
+        _corrupt(path, "is missing")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidInput) as error:
+        _corrupt(path, f"is not a manifest ({type(error).__name__}: {error})")
+    if manifest.version != version:
+        _corrupt(path, f"is of version {manifest.version}, not {version}")
+    if not is_valid(version, manifest.lineage):
+        _corrupt(path, "has a lineage to which its version does not belong")
+    for shard in manifest.shards:
+        if not _SHARD_NAME.fullmatch(shard.name):
+            _corrupt(path, f"names a shard {shard.name!r}, which is not a plain file name")
+    return manifest
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Holds every shard against the manifest.
+
+    Raises:
+        CorruptWeights: for a shard that is missing, has another size, another SHA-256 or other tensors.
+    """
+    found: list[TensorEntry] = []
+    for shard in manifest.shards:
+        path = folder / shard.name
+        if path.is_symlink() or not path.is_file():
+            _corrupt(path, "is missing")
+        size = path.stat().st_size
+        if size != shard.size_bytes:
+            _corrupt(path, f"has {size} bytes instead of {shard.size_bytes}")
+        if sha256(path) != shard.sha256:
+            _corrupt(path, "does not match its SHA-256")
+        found.extend(read_header(path))
+    if sorted(found, key=lambda entry: entry.name) != sorted(manifest.tensors, key=lambda entry: entry.name):
+        _corrupt(folder / FILE_NAME, "lists other tensors than its shards hold")
+
+
+def _decode(body: dict[str, Any]) -> Manifest:
+    if body["schema"] != _SCHEMA:
+        raise ValueError(f"schema {body['schema']}, this fairlead reads {_SCHEMA}")
+    return Manifest(
+        version=WeightVersion.parse(body["version"]),
+        parent=WeightVersion.parse(body["parent"]) if body["parent"] else None,
+        lineage=tuple(Ancestor(int(a["incarnation"]), int(a["resumed_from"])) for a in body["lineage"]),
+        tensors=tuple(
+            TensorEntry(str(t["name"]), str(t["dtype"]), tuple(map(int, t["shape"])), str(t["shard"]))
+            for t in body["tensors"]
+        ),
+        shards=tuple(Shard(str(s["name"]), int(s["size_bytes"]), str(s["sha256"])) for s in body["shards"]),
+    )
+
+
+def _body_digest(body: object) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _corrupt(path: Path, what: str) -> Never:
+    raise CorruptWeights(f"{path} {what}")

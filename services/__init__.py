@@ -1,0 +1,1 @@
+"""The processes that serve a run; start one with `python -m services.<name>`."""

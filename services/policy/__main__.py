@@ -1,0 +1,95 @@
+"""Wires the policy service: configuration → model → engine, weight store → watcher, servicer → server."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fairlead import metrics
+from fairlead.config import RunConfig
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from fairlead.types import ModelInfo, WeightVersion
+from services.policy.weight_watcher import WeightWatcher
+from services.runtime import process
+from services.runtime.server import ModelServer
+
+if TYPE_CHECKING:
+    from services.policy.engine import Engine
+
+
+def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Callable[[str], list[int]]]:
+    # torch takes seconds to import; until then the process already answers probes and signals.
+    from fairlead.data.encoding import encode_prompt
+    from fairlead.nn import loading
+    from services.policy.decoder import vocabulary_size
+    from services.policy.hf_engine import EngineLimits, HfEngine
+
+    section = config.policy
+    loading.set_threads(section)
+    path = section.path or str(config.folder.sft_model)
+    model = loading.load_causal_lm(path, section)
+    tokenizer = loading.load_tokenizer(path)
+    info = ModelInfo(
+        model_id=path,
+        tokenizer_fingerprint=loading.tokenizer_fingerprint(tokenizer),
+        vocabulary_size=vocabulary_size(model),
+        max_sequence_tokens=loading.max_sequence_tokens(model, section.max_sequence_tokens),
+        dtype=section.dtype,
+    )
+    encode_prompt(tokenizer, "a")  # settles the tokenizer's padding and truncation before threads share it
+    engine = HfEngine(
+        model,
+        tokenizer,
+        info,
+        limits=EngineLimits(
+            max_slots=section.max_slots,
+            max_samples=section.max_samples,
+            max_queue_tokens=section.max_queue_tokens,
+            finish_before_swap=config.ppo.max_staleness == 0,
+        ),
+        policy_metrics=policy_metrics,
+        initial=WeightVersion(0, 0) if section.serve_initial else None,
+    )
+    return engine, lambda text: encode_prompt(tokenizer, text)
+
+
+async def run(config: RunConfig) -> None:
+    """Serves until a signal, then drains."""
+    async with ModelServer("policy", config.policy, config.observe) as server:
+        policy_metrics = metrics.Policy()
+        engine, encode = await server.load(lambda: _load(config, policy_metrics))
+        from services.policy.servicer import SERVICE_NAME, PolicyServicer
+
+        watcher = WeightWatcher(
+            FilesystemWeightStore(config.weights_path),
+            engine,
+            policy_metrics,
+            interval_seconds=config.policy.watch_seconds,
+            on_loaded=lambda: server.set_ready(True),
+        )
+        servicer = PolicyServicer(engine, config.policy, encode=encode, wanted=watcher.kick)
+        try:
+            await server.start(servicer.add_to, [SERVICE_NAME])
+            server.set_ready(engine.version is not None)
+            await _until_stopped(server, engine, watcher)
+        finally:
+            await asyncio.to_thread(engine.close)
+
+
+async def _until_stopped(server: ModelServer, engine: Engine, watcher: WeightWatcher) -> None:
+    """Serves; the watcher works on through the drain, as requests may still wait for weights."""
+    serving = asyncio.create_task(server.run_until_stopped())
+    background = [asyncio.create_task(watcher.run()), asyncio.create_task(engine.wait_failed())]
+    try:
+        done, _ = await asyncio.wait([serving, *background], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in (serving, *background):
+            task.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(process.main("policy", run))

@@ -1,0 +1,80 @@
+"""Whether a model can be decoded with the slot cache at all, found out by trying when it is loaded.
+
+Any causal language model whose state is keys and values can; others keep more (convolutions, recurrences).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fairlead.errors import ModelLoadError
+from services.policy.decoder import vocabulary_size
+from services.policy.slot_cache import SlotCache
+
+
+def check_cache(model: PreTrainedModel) -> None:
+    """Holds a decoding step of two uneven rows against a plain forward pass.
+
+    Raises:
+        ModelLoadError: if they differ: the architecture keeps state that the slot cache does not know.
+    """
+    cache_free = {"use_cache": False}
+    size = vocabulary_size(model)
+    prompts = [[token % size for token in range(3, 3 + length)] for length in (7, 4)]
+    reason = ""
+    try:
+        with torch.inference_mode():
+            for ours, prompt in zip(_two_rows(model, prompts), prompts, strict=True):
+                plain = model(input_ids=torch.tensor([prompt], device=model.device), **cache_free).logits[
+                    0, -1
+                ]
+                difference = float((ours - plain).abs().max() / plain.abs().max().clamp(min=1))
+                if not difference < (1e-3 if model.dtype == torch.float32 else 0.1):
+                    reason = f"logits differ by {difference:.2g}"
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        raise ModelLoadError(
+            f"{type(model).__name__} cannot be decoded with a cache of keys and values alone ({reason})"
+        )
+
+
+def _two_rows(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits of the last token of each prompt, fed as a decoding step after a padded prefill of the rest."""
+    cache = SlotCache(len(prompts))
+    longest = max(map(len, prompts)) - 1
+    starts = torch.tensor([[longest - len(prompt) + 1] for prompt in prompts], device=model.device)
+    columns = torch.arange(longest + 1, device=model.device)
+    rows = torch.tensor([[0] * (longest + 1 - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = (columns >= starts).long()
+    positions = (columns - starts).clamp(min=0)
+    cache.make_room(left=0, before=longest, after=1)
+    cache.open_prefill(first_row=0, end_row=len(prompts), length=longest)
+    model(
+        input_ids=rows[:, :-1],
+        attention_mask=mask[:, :-1],
+        position_ids=positions[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    cache.open_step(rows=len(prompts), left=0)
+    logits: Tensor = model(
+        input_ids=rows[:, -1:],
+        attention_mask=mask,
+        position_ids=positions[:, -1:],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits[:, -1]
+    return logits

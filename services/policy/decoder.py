@@ -1,0 +1,238 @@
+"""The running batch: samples join it by a prefill, all of them get a token a step, and leave when they end.
+
+Stands between the engine, which decides who runs, and the model's own forward pass; synchronous, one thread.
+It knows no requests, no deadlines, and nothing of the model but that it is a causal language model.
+
+Shapes: B running samples, P tokens of the longest prompt, U distinct prompts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fairlead.types import WeightVersion
+from services.policy.sample import Sample
+from services.policy.sampler import SamplingPlan, draw, uniforms
+from services.policy.slot_cache import SlotCache
+
+_PREFILL_TOKENS = 8_192
+"""Prompt tokens, padding included, of one forward pass: bounds its memory."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What a step needs of its rows, kept until rows join or leave."""
+
+    starts_B1: Tensor
+    left: int
+    plan: SamplingPlan
+    keys_B: npt.NDArray[np.uint64]
+    positions_B: npt.NDArray[np.uint64]
+    tokens_B: Tensor
+
+
+class Decoder:
+    """The model, its cache, and who runs."""
+
+    def __init__(self, model: PreTrainedModel, *, slots: int) -> None:
+        self._model = model
+        self._device = model.device
+        self._cache = SlotCache(slots)
+        self._batch: _Batch | None = None
+        self._columns = torch.arange(0, device=self._device)
+        self._vocabulary_size = vocabulary_size(model)
+        # Most models can leave out the logits of all positions but the last.
+        keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if keeps else {}
+        self.slots = slots
+        self.running: list[Sample] = []
+        """Samples in the order of their rows."""
+
+    @torch.inference_mode()
+    def join(self, samples: Sequence[Sample], version: WeightVersion) -> None:
+        """Reads the prompts of new samples and gives each its first token.
+
+        Raises:
+            ValueError: if there are more than free slots.
+        """
+        if len(self.running) + len(samples) > self.slots:
+            raise ValueError(f"{len(samples)} samples for {self.slots - len(self.running)} slots")
+        for group in _prefill_groups(samples):
+            self._prefill(group, version)
+
+    @torch.inference_mode()
+    def step(self, version: WeightVersion) -> None:
+        """Gives every running sample its next token."""
+        if self._batch is None:
+            self._batch = self._make_batch()
+        batch = self._batch
+        moved = self._cache.make_room(left=batch.left, before=0, after=1)
+        if moved:
+            self._shift(moved)
+            self._batch = batch = self._make_batch()
+        head, left = self._cache.head, batch.left
+        padded = any(sample.start != left for sample in self.running)
+        self._cache.open_step(rows=len(self.running), left=left)
+        logits_BV = self._forward(
+            batch.tokens_B.unsqueeze(1),
+            (self._columns_to(head + 1)[left:] >= batch.starts_B1).long() if padded else None,
+            head - batch.starts_B1,
+        )
+        batch.positions_B += np.uint64(1)
+        batch.tokens_B = self._draw(
+            logits_BV, batch.plan, batch.keys_B, batch.positions_B, self.running, version
+        )
+
+    def leave(self, samples: Sequence[Sample]) -> None:
+        """Frees the slots of some samples; the last rows move into the gaps."""
+        if not samples:
+            return
+        gone = set(map(id, samples))
+        kept = [row for row, sample in enumerate(self.running) if id(sample) not in gone]
+        sources = [row for row in kept if row >= len(kept)]
+        targets = sorted(set(range(len(kept))).difference(kept))
+        if sources:
+            left = min(self.running[row].start for row in sources)
+            with torch.inference_mode():
+                self._cache.copy_rows(sources, targets, left=left)
+        for source, target in zip(sources, targets, strict=True):
+            self.running[target] = self.running[source]
+        del self.running[len(kept) :]
+        self._batch = None
+
+    def reset(self) -> None:
+        """Forgets everything; after a forward pass that failed."""
+        self.running.clear()
+        self._batch = None
+        self._cache = SlotCache(self.slots)
+
+    def scrub(self) -> None:
+        """Cleans the cache after weights that made numbers which are none."""
+        with torch.inference_mode():
+            self._cache.scrub()
+
+    def _prefill(self, group: Sequence[Sample], version: WeightVersion) -> None:
+        prompts = list(dict.fromkeys(sample.prompt for sample in group))
+        row_of = {prompt: row for row, prompt in enumerate(prompts)}
+        # A prompt is read once; rows of its other samples are copies.
+        group = sorted(group, key=lambda sample: row_of[sample.prompt])
+        longest = max(map(len, prompts))
+        left = min((sample.start for sample in self.running), default=self._cache.head)
+        self._shift(self._cache.make_room(left=left, before=longest, after=1))
+        first = len(self.running)
+        self._cache.open_prefill(first_row=first, end_row=first + len(prompts), length=longest)
+        padding = [longest - len(prompt) for prompt in prompts]
+        tokens_UP = torch.tensor(
+            [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)],
+            device=self._device,
+        )
+        positions_UP = self._columns_to(longest) - torch.tensor(padding, device=self._device).unsqueeze(1)
+        logits_UV = self._forward(
+            tokens_UP, (positions_UP >= 0).long() if any(padding) else None, positions_UP.clamp(min=0)
+        )
+        self._take_rows(first, group, [row_of[sample.prompt] for sample in group])
+        for sample in group:
+            sample.start = self._cache.head - len(sample.prompt)
+        self.running.extend(group)
+        self._batch = None
+        rows = torch.tensor([row_of[sample.prompt] for sample in group], device=self._device)
+        self._draw(logits_UV[rows], self._plan(group), _keys(group), _positions(group), group, version)
+
+    def _take_rows(self, first: int, group: Sequence[Sample], prompt_rows: Sequence[int]) -> None:
+        """Spreads the rows of U distinct prompts over the rows of all samples, the last first."""
+        left = self._cache.head - max(len(sample.prompt) for sample in group)
+        for index in reversed(range(len(group))):
+            if prompt_rows[index] != index:
+                self._cache.copy_rows([first + prompt_rows[index]], [first + index], left=left)
+
+    def _forward(self, tokens_BT: Tensor, mask_BL: Tensor | None, positions_BT: Tensor) -> Tensor:
+        outputs = self._model(
+            input_ids=tokens_BT,
+            attention_mask=mask_BL,
+            position_ids=positions_BT,
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._last_only,
+        )
+        logits_BV: Tensor = outputs.logits[:, -1]
+        return logits_BV
+
+    def _draw(
+        self,
+        logits_BV: Tensor,
+        plan: SamplingPlan,
+        keys_B: npt.NDArray[np.uint64],
+        positions_B: npt.NDArray[np.uint64],
+        samples: Sequence[Sample],
+        version: WeightVersion,
+    ) -> Tensor:
+        uniforms_B = torch.from_numpy(uniforms(keys_B, positions_B)).to(self._device)
+        tokens_B, logprobs_B = draw(logits_BV, plan, uniforms_B)
+        # One transfer for both; float64 holds every id exactly.
+        tokens, logprobs = torch.stack([tokens_B.double(), logprobs_B.double()]).tolist()
+        for sample, token, logprob in zip(samples, tokens, logprobs, strict=True):
+            sample.accept(int(token), logprob, version)
+        return tokens_B
+
+    def _make_batch(self) -> _Batch:
+        starts = [sample.start for sample in self.running]
+        return _Batch(
+            starts_B1=torch.tensor(starts, device=self._device).unsqueeze(1),
+            left=min(starts),
+            plan=self._plan(self.running),
+            keys_B=_keys(self.running),
+            positions_B=_positions(self.running) - np.uint64(1),
+            tokens_B=torch.tensor([sample.token_ids[-1] for sample in self.running], device=self._device),
+        )
+
+    def _plan(self, samples: Sequence[Sample]) -> SamplingPlan:
+        return SamplingPlan.of(
+            [sample.sampling for sample in samples],
+            vocabulary_size=self._vocabulary_size,
+            device=self._device,
+        )
+
+    def _shift(self, columns: int) -> None:
+        for sample in self.running:
+            sample.start += columns
+
+    def _columns_to(self, end: int) -> Tensor:
+        if len(self._columns) < end:
+            self._columns = torch.arange(2 * end, device=self._device)
+        return self._columns[:end]
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Rows of the embedding."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]
+
+
+def _keys(samples: Sequence[Sample]) -> npt.NDArray[np.uint64]:
+    return np.array([sample.key for sample in samples], dtype=np.uint64)
+
+
+def _positions(samples: Sequence[Sample]) -> npt.NDArray[np.uint64]:
+    """Index of the token that each is about to get."""
+    return np.array([len(sample.token_ids) for sample in samples], dtype=np.uint64)
+
+
+def _prefill_groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """Prompts of like length together, within the budget of tokens."""
+    group: list[Sample] = []
+    for sample in sorted(samples, key=lambda sample: -len(sample.prompt)):
+        if group and len(group[0].prompt) * (len(group) + 1) > _PREFILL_TOKENS:
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group

@@ -1,0 +1,124 @@
+"""Wire in, wire out for the policy service: messages → checked requests → engine → messages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from grpc import aio
+
+from fairlead import codec
+from fairlead.config.policy import PolicySection
+from fairlead.errors import InvalidInput
+from fairlead.types import GenerationRequest, WeightVersion
+from fairlead.v1 import policy_service_pb2 as pb
+from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
+from services.policy.checks import check_request
+from services.policy.engine import Engine
+from services.runtime.interceptors import deadline
+from services.runtime.limits import check_text
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
+"""For health and reflection."""
+
+_LONG_TEXT = 10_000
+"""Characters from which tokenizing would hold up the loop; it then happens in a thread."""
+
+_Context = aio.ServicerContext[Any, Any]
+
+
+class PolicyServicer(pb_grpc.PolicyServiceServicer):
+    """The RPCs of fairlead.v1.PolicyService."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        section: PolicySection,
+        *,
+        encode: Callable[[str], list[int]],
+        wanted: Callable[[WeightVersion], None],
+    ) -> None:
+        """
+        Args:
+            engine: what generates.
+            section: limits.
+            encode: text of a prompt → ids.
+            wanted: told of weights that a request asks for and the engine does not have yet.
+        """
+        self._engine = engine
+        self._section = section
+        self._encode = encode
+        self._wanted = wanted
+
+    def add_to(self, server: aio.Server) -> None:
+        """Registers the servicer."""
+        pb_grpc.add_PolicyServiceServicer_to_server(self, server)
+
+    async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
+        """Completions of a prompt."""
+        checked = await self._checked(request)
+        completions = await self._engine.generate(checked, deadline=self._deadline(context))
+        return pb.GenerateResponse(
+            completions=map(codec.completion_to_pb, completions), prompt_tokens=len(checked.prompt_token_ids)
+        )
+
+    async def GenerateStream(
+        self, request: pb.GenerateStreamRequest, context: _Context
+    ) -> AsyncIterator[pb.GenerateStreamResponse]:
+        """The same, token by token."""
+        checked = await self._checked(request.request)
+        async with aclosing(self._engine.stream(checked, deadline=self._deadline(context))) as deltas:
+            async for index, delta in deltas:
+                yield pb.GenerateStreamResponse(sample_index=index, delta=codec.completion_to_pb(delta))
+
+    async def GetPolicyInfo(
+        self, request: pb.GetPolicyInfoRequest, context: _Context
+    ) -> pb.GetPolicyInfoResponse:
+        """What is served."""
+        info = self._engine.info
+        return pb.GetPolicyInfoResponse(
+            model=codec.model_info_to_pb(info.model),
+            weight_version=codec.version_to_pb(info.weight_version),
+            max_slots=info.max_slots,
+            max_samples=info.max_samples,
+        )
+
+    async def _checked(self, request: pb.GenerateRequest) -> GenerationRequest:
+        if not request.HasField("sampling"):
+            raise InvalidInput("sampling", got="nothing", allowed="how to sample")
+        info = self._engine.info
+        checked = GenerationRequest(
+            request_id=request.request_id,
+            prompt_token_ids=await self._prompt(request),
+            sampling=codec.sampling_from_pb(request.sampling),
+            num_samples=request.num_samples,
+            min_version=codec.version_from_pb(request.min_version)
+            if request.HasField("min_version")
+            else None,
+        )
+        check_request(checked, info.model, max_samples=info.max_samples)
+        if checked.min_version is not None and checked.min_version > info.weight_version:
+            self._wanted(checked.min_version)
+        return checked
+
+    async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
+        match request.WhichOneof("prompt"):
+            case "tokens":
+                return tuple(request.tokens.token_ids)
+            case "text":
+                if not request.text:
+                    raise InvalidInput("text", got="", allowed="a text that is not empty")
+                check_text("text", request.text, max_bytes=self._section.max_text_bytes)
+                if len(request.text) < _LONG_TEXT:
+                    return tuple(self._encode(request.text))
+                return tuple(await asyncio.to_thread(self._encode, request.text))
+            case _:
+                raise InvalidInput("prompt", got="nothing", allowed="tokens or text")
+
+    def _deadline(self, context: _Context) -> float:
+        """The caller's, or the configured one where the caller would wait for ever."""
+        given = deadline(context)
+        return time.monotonic() + self._section.timeout_seconds if given is None else given

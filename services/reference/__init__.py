@@ -1,0 +1,1 @@
+"""The reference service: log-probs under the frozen model."""

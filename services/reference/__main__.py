@@ -1,0 +1,44 @@
+"""Wires the reference service: configuration → model → batcher → server."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from fairlead import metrics
+from fairlead.config import RunConfig
+from services.runtime import process
+from services.runtime.batching import MicroBatcher
+from services.runtime.server import ModelServer
+
+if TYPE_CHECKING:
+    from services.reference.scorer import ReferenceScorer
+
+
+def _load(config: RunConfig) -> ReferenceScorer:
+    # torch takes seconds to import; until then the process already answers probes and signals.
+    from services.reference.scorer import ReferenceScorer
+
+    return ReferenceScorer(config.reference.path or str(config.folder.sft_model), config.reference)
+
+
+async def run(config: RunConfig) -> None:
+    """Serves until a signal, then drains."""
+    async with ModelServer("reference", config.reference, config.observe) as server:
+        scorer = await server.load(lambda: _load(config))
+        from services.reference.servicer import SERVICE_NAME, ReferenceServicer
+
+        batcher = MicroBatcher(
+            scorer.logprobs,
+            config.reference.batching,
+            batcher_metrics=metrics.Batcher(),
+            field_name="sequences",
+        )
+        async with batcher:
+            await server.start(ReferenceServicer(scorer, batcher).add_to, [SERVICE_NAME])
+            server.set_ready(True)
+            await server.run_until_stopped()
+
+
+if __name__ == "__main__":
+    sys.exit(process.main("reference", run))

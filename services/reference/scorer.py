@@ -1,0 +1,144 @@
+"""The frozen model at work: ids → log-probs of the response. Knows torch and the model, no wire and no queue.
+
+Shapes: B batch, T token positions, H hidden, N response tokens of the whole batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from fairlead.config.reference import ReferenceSection
+from fairlead.errors import InternalError
+from fairlead.nn import loading
+from fairlead.nn.logprobs import hidden_logprobs
+from fairlead.nn.unembedding import check_unembedding, output_layer
+from fairlead.types import ModelInfo, ReferenceInfo, TokenPair
+from services.runtime import limits
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """One sequence whose response is looked up."""
+
+    pair: TokenPair
+    """Prompt and response."""
+    temperature: float
+    """Logits are divided by it."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and response together."""
+        return len(self.pair.prompt_token_ids) + len(self.pair.response_token_ids)
+
+
+class ReferenceScorer:
+    """One frozen language model on one device."""
+
+    def __init__(self, path: str, section: ReferenceSection) -> None:
+        """Loads model and tokenizer.
+
+        Raises:
+            ModelLoadError: if that cannot be done.
+        """
+        loading.set_threads(section)
+        self._section = section
+        tokenizer = loading.load_tokenizer(path)
+        self._model = loading.load_causal_lm(path, section)
+        check_unembedding(self._model)
+        body = self._model.base_model
+        assert isinstance(body, PreTrainedModel)
+        self._body = body
+        self._unembedding = output_layer(self._model)
+        self._device = loading.torch_device(section.device)
+        embedding = body.get_input_embeddings()
+        assert isinstance(embedding, torch.nn.Embedding)
+        self.info = ReferenceInfo(
+            model=ModelInfo(
+                model_id=path,
+                tokenizer_fingerprint=loading.tokenizer_fingerprint(tokenizer),
+                vocabulary_size=embedding.num_embeddings,
+                max_sequence_tokens=loading.max_sequence_tokens(self._model, section.max_sequence_tokens),
+                dtype=section.dtype,
+            )
+        )
+        """What is served."""
+
+    def check(self, pairs: Sequence[TokenPair], temperature: float) -> list[Lookup]:
+        """The lookups of a request, checked against the model's limits.
+
+        Raises:
+            InvalidInput: for a temperature that is no positive number, and for the first bad sequence.
+        """
+        limits.check_temperature("temperature", temperature, allow_zero=False)
+        limits.check_count("sequences", len(pairs), limit=self._section.batching.max_items)
+        size = self.info.model.vocabulary_size
+        for index, pair in enumerate(pairs):
+            for field, ids in (
+                ("sequences.prompt_token_ids", pair.prompt_token_ids),
+                ("sequences.response_token_ids", pair.response_token_ids),
+            ):
+                limits.check_token_ids(field, ids, vocabulary_size=size, index=index)
+            num_tokens = len(pair.prompt_token_ids) + len(pair.response_token_ids)
+            maximum = self.info.model.max_sequence_tokens
+            limits.check_sequence_tokens("sequences", num_tokens, limit=maximum, index=index)
+        return [Lookup(pair, temperature) for pair in pairs]
+
+    @torch.inference_mode()
+    def logprobs(self, lookups: Sequence[Lookup]) -> list[tuple[float, ...] | Exception]:
+        """Log π_ref of every response id of each lookup; not finite is an error of that lookup alone."""
+        # Temperatures of one batch may differ: the body runs once, the output layer once for each of them.
+        order = sorted(range(len(lookups)), key=lambda row: lookups[row].temperature)
+        ordered = [lookups[row] for row in order]
+        found: list[tuple[float, ...] | Exception] = [()] * len(lookups)
+        hidden_BTH = self._hidden(ordered)
+        start = 0
+        for temperature, group in itertools.groupby(ordered, key=lambda lookup: lookup.temperature):
+            size = len(list(group))
+            rows = range(start, start + size)
+            for row, logprobs in zip(rows, self._group(hidden_BTH, ordered, rows, temperature), strict=True):
+                found[order[row]] = logprobs
+            start += size
+        return found
+
+    def _hidden(self, lookups: Sequence[Lookup]) -> torch.Tensor:
+        lengths_B = torch.tensor([lookup.num_tokens for lookup in lookups])
+        tokens_BT = torch.zeros(len(lookups), int(lengths_B.max()), dtype=torch.long)
+        for row, lookup in enumerate(lookups):
+            ids = (*lookup.pair.prompt_token_ids, *lookup.pair.response_token_ids)
+            tokens_BT[row, : len(ids)] = torch.tensor(ids)
+        mask_BT = (torch.arange(tokens_BT.shape[1]) < lengths_B[:, None]).long()
+        hidden_BTH: torch.Tensor = self._body(
+            input_ids=tokens_BT.to(self._device), attention_mask=mask_BT.to(self._device), use_cache=False
+        )[0]
+        return hidden_BTH
+
+    def _group(
+        self, hidden_BTH: torch.Tensor, lookups: Sequence[Lookup], rows: range, temperature: float
+    ) -> list[tuple[float, ...] | Exception]:
+        """Log-probs of the rows that share a temperature."""
+        pairs = [lookups[row].pair for row in rows]
+        hidden_NH = torch.cat(
+            [
+                # The position before a token predicts it.
+                hidden_BTH[row, len(pair.prompt_token_ids) - 1 : lookups[row].num_tokens - 1]
+                for row, pair in zip(rows, pairs, strict=True)
+            ]
+        )
+        ids = itertools.chain.from_iterable(pair.response_token_ids for pair in pairs)
+        tokens_N = torch.tensor(list(ids), device=self._device)
+        logprobs_N = hidden_logprobs(hidden_NH, self._unembedding, tokens_N, temperature=temperature)
+        values = iter(logprobs_N.tolist())
+        rows_found = (tuple(itertools.islice(values, len(pair.response_token_ids))) for pair in pairs)
+        return [row if all(map(math.isfinite, row)) else _not_finite() for row in rows_found]
+
+
+def _not_finite() -> InternalError:
+    return InternalError(
+        "the reference gave a log-prob that is not finite: its weights are damaged or its dtype overflows"
+    )

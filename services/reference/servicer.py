@@ -1,0 +1,48 @@
+"""Wire in, wire out for the reference service: messages → scorer and batcher → messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grpc import aio
+
+from fairlead import codec
+from fairlead.types import TokenPair
+from fairlead.v1 import reference_service_pb2 as pb
+from fairlead.v1 import reference_service_pb2_grpc as pb_grpc
+from services.reference.scorer import Lookup, ReferenceScorer
+from services.runtime.batching import MicroBatcher
+from services.runtime.interceptors import deadline
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ReferenceService"].full_name
+"""For health and reflection."""
+
+_Context = aio.ServicerContext[Any, Any]
+
+
+class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
+    """The RPCs of fairlead.v1.ReferenceService."""
+
+    def __init__(self, scorer: ReferenceScorer, batcher: MicroBatcher[Lookup, tuple[float, ...]]) -> None:
+        self._scorer = scorer
+        self._batcher = batcher
+
+    def add_to(self, server: aio.Server) -> None:
+        """Registers the servicer."""
+        pb_grpc.add_ReferenceServiceServicer_to_server(self, server)
+
+    async def LogProbs(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:
+        """Log-probabilities of given responses."""
+        pairs = [
+            TokenPair(tuple(one.prompt_token_ids), tuple(one.response_token_ids)) for one in request.sequences
+        ]
+        lookups = self._scorer.check(pairs, request.temperature)
+        num_tokens = [lookup.num_tokens for lookup in lookups]
+        found = await self._batcher.submit(lookups, num_tokens, deadline=deadline(context))
+        return pb.LogProbsResponse(sequences=[pb.TokenLogProbs(logprobs=row) for row in found])
+
+    async def GetReferenceInfo(
+        self, request: pb.GetReferenceInfoRequest, context: _Context
+    ) -> pb.GetReferenceInfoResponse:
+        """What is served."""
+        return pb.GetReferenceInfoResponse(model=codec.model_info_to_pb(self._scorer.info.model))

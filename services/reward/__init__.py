@@ -1,0 +1,1 @@
+"""The reward service: one scalar for a response to a prompt."""

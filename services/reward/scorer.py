@@ -1,0 +1,97 @@
+"""The reward model at work: items → ids → scalars. Knows torch and the model, but no wire and no queue."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from fairlead.config.reward import RewardSection
+from fairlead.data.encoding import encode_prompt, encode_response
+from fairlead.errors import InternalError
+from fairlead.nn import loading
+from fairlead.nn.ensemble import load_ensemble, member_paths
+from fairlead.types import ModelInfo, RewardInfo, ScoreItem, TextPair
+from services.runtime import limits
+
+
+class RewardScorer:
+    """One reward model, or an ensemble that is served as one, on one device."""
+
+    def __init__(self, path: str, section: RewardSection) -> None:
+        """Loads model and tokenizer.
+
+        Raises:
+            ModelLoadError: if that cannot be done, or the checkpoint has no reward head.
+        """
+        loading.set_threads(section)
+        self._section = section
+        self._tokenizer = loading.load_tokenizer(member_paths(path)[0])
+        # A tokenizer that was saved with padding or truncation changes itself when it is called.
+        self._tokenizing = threading.Lock()
+        self._reward = load_ensemble(path, section)
+        self._device = loading.torch_device(section.device)
+        first = self._reward.members[0]
+        embedding = first.body.get_input_embeddings()
+        assert isinstance(embedding, torch.nn.Embedding)
+        self.info = RewardInfo(
+            model=ModelInfo(
+                model_id=path,
+                tokenizer_fingerprint=loading.tokenizer_fingerprint(self._tokenizer),
+                vocabulary_size=embedding.num_embeddings,
+                max_sequence_tokens=loading.max_sequence_tokens(first.model, section.max_sequence_tokens),
+                dtype=section.dtype,
+            ),
+            model_version=self._reward.version,
+        )
+        """What is served."""
+
+    def encode(self, items: Sequence[ScoreItem]) -> list[tuple[int, ...]]:
+        """Ids of prompt and response together, checked against the model's limits.
+
+        Raises:
+            InvalidInput: for the first item that cannot be scored.
+        """
+        limits.check_count("items", len(items), limit=self._section.batching.max_items)
+        return [self._encode(index, item) for index, item in enumerate(items)]
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[tuple[int, ...]]) -> list[float | Exception]:
+        """Scalar of each sequence; one that is not finite is an error of that sequence alone."""
+        lengths_B = torch.tensor([len(sequence) for sequence in sequences])
+        tokens_BT = torch.zeros(len(sequences), int(lengths_B.max()), dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            tokens_BT[row, : len(sequence)] = torch.tensor(sequence)
+        scores_B = self._reward.scores(tokens_BT.to(self._device), lengths_B.to(self._device))
+        return [score if math.isfinite(score) else _not_finite(score) for score in scores_B.tolist()]
+
+    def _encode(self, index: int, item: ScoreItem) -> tuple[int, ...]:
+        model = self.info.model
+        if isinstance(item, TextPair):
+            maximum = self._section.max_text_bytes
+            limits.check_text("items.text.prompt", item.prompt, max_bytes=maximum, index=index)
+            limits.check_text("items.text.response", item.response, max_bytes=maximum, index=index)
+            limits.check_not_empty("items.text.response", item.response, index=index)
+            with self._tokenizing:
+                prompt = encode_prompt(self._tokenizer, item.prompt)
+                response = encode_response(self._tokenizer, item.response, eos=self._section.append_eos)
+            sequence = (*prompt, *response)
+            field = "items.text"
+        else:
+            size = model.vocabulary_size
+            ids = item.prompt_token_ids
+            limits.check_token_ids(
+                "items.tokens.prompt_token_ids", ids, vocabulary_size=size, index=index, allow_empty=True
+            )
+            ids = item.response_token_ids
+            limits.check_token_ids("items.tokens.response_token_ids", ids, vocabulary_size=size, index=index)
+            sequence = (*item.prompt_token_ids, *item.response_token_ids)
+            field = "items.tokens"
+        limits.check_sequence_tokens(field, len(sequence), limit=model.max_sequence_tokens, index=index)
+        return sequence
+
+
+def _not_finite(score: float) -> InternalError:
+    return InternalError(f"the reward model gave {score}: its weights are damaged or its dtype overflows")

@@ -1,0 +1,111 @@
+"""Wires the rollout worker: configuration → queue and clients → worker; signals and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+
+from fairlead import metrics
+from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient, AsyncRewardClient
+from fairlead.config import RunConfig
+from fairlead.errors import FairleadError
+from fairlead.retry import RetryPolicy
+from fairlead.transports.rollouts.redis import RedisWorkerQueue
+from fairlead.types import DeadLetter
+from services.rollout_worker.peers import Clients, Peers, both, wait_for
+from services.rollout_worker.worker import RolloutWorker
+from services.runtime import process
+
+logger = logging.getLogger(__name__)
+
+_LEAVE_SECONDS = 2.0
+
+
+async def run(config: RunConfig) -> None:
+    """Works until a signal, then drains."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    counts = metrics.Worker()
+    workers: list[RolloutWorker] = []
+    async with contextlib.AsyncExitStack() as stack:
+        if config.observe.metrics_port >= 0:
+            _, stop_metrics = metrics.serve(
+                host=config.observe.metrics_host,
+                port=config.observe.metrics_port,
+                ready=lambda: any(worker.ready for worker in workers),
+            )
+            stack.callback(stop_metrics)
+        clients = _clients(config)
+        stack.push_async_callback(clients.close)
+        meeting = asyncio.create_task(
+            both(_queue(config, counts, stack), Peers.meet(clients, run=config.name, counts=counts))
+        )
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({meeting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not meeting.done():
+            meeting.cancel()
+            await asyncio.wait({meeting})
+            return
+        queue, peers = meeting.result()
+        worker = RolloutWorker(
+            queue=queue,
+            peers=peers,
+            section=config.rollout_worker,
+            lease_seconds=config.queue.lease_seconds,
+            counts=counts,
+        )
+        workers.append(worker)
+        logger.info("ready, takes up to %d tasks", config.rollout_worker.max_in_flight)
+        await worker.run(stop)
+
+
+def _clients(config: RunConfig) -> Clients:
+    retry = RetryPolicy(max_attempts=config.rollout_worker.retry_attempts)
+    return Clients(
+        AsyncPolicyClient(
+            config.policy.addresses, timeout_seconds=config.policy.timeout_seconds, retry=retry
+        ),
+        AsyncRewardClient(
+            config.reward.addresses, timeout_seconds=config.reward.timeout_seconds, retry=retry
+        ),
+        AsyncReferenceClient(
+            config.reference.addresses, timeout_seconds=config.reference.timeout_seconds, retry=retry
+        ),
+    )
+
+
+async def _queue(
+    config: RunConfig, counts: metrics.Worker, stack: contextlib.AsyncExitStack
+) -> RedisWorkerQueue:
+    consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+    def count(_: DeadLetter) -> None:
+        counts.finished.labels(result="dead_letter").inc()
+
+    queue = await wait_for(
+        "the queue",
+        lambda: RedisWorkerQueue.connect(
+            config.queue, run=config.name, consumer=consumer, on_dead_letter=count
+        ),
+    )
+    stack.push_async_callback(_leave, queue)
+    return queue
+
+
+async def _leave(queue: RedisWorkerQueue) -> None:
+    try:
+        await asyncio.wait_for(queue.close(), _LEAVE_SECONDS)
+    except (FairleadError, TimeoutError) as error:
+        logger.warning("left without a word to the queue: %s", error)
+
+
+if __name__ == "__main__":
+    sys.exit(process.main("rollout_worker", run))

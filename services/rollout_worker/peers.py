@@ -1,0 +1,184 @@
+"""The three model services as a worker sees them: waits for them, checks that they fit, answers one task.
+
+Between the worker and the clients. It knows no queue: an error leaves here as it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fairlead import metrics
+from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient, AsyncRewardClient
+from fairlead.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    InvalidInput,
+    Overloaded,
+    StaleWeights,
+    Unavailable,
+)
+from fairlead.types import ModelInfo, PromptTask, Rollout, ScoreItem, TextPair, TokenPair
+from services.rollout_worker.assemble import Refused, assemble, check_completion, check_task
+
+logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+_RETRY_SECONDS = 0.2
+_SAY_SECONDS = 5.0
+_INFO_SECONDS = 5.0
+
+
+async def wait_for(what: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
+    """Tries until it succeeds; says every few seconds what is waited for and why.
+
+    Raises:
+        FairleadError: one that waiting does not mend.
+    """
+    began, said = time.monotonic(), time.monotonic() - _SAY_SECONDS
+    while True:
+        try:
+            return await attempt()
+        except (Unavailable, DeadlineExceeded, Overloaded, StaleWeights) as error:
+            now = time.monotonic()
+            if now - said >= _SAY_SECONDS:
+                said = now
+                logger.info("waiting for %s, %.0f s so far: %s", what, now - began, error)
+        await asyncio.sleep(_RETRY_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """One client a service."""
+
+    policy: AsyncPolicyClient
+    """Generates."""
+    reward: AsyncRewardClient
+    """Scores."""
+    reference: AsyncReferenceClient
+    """Log-probs under the frozen model."""
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await asyncio.gather(self.policy.close(), self.reward.close(), self.reference.close())
+
+
+def compare(policy: ModelInfo, reward: ModelInfo, reference: ModelInfo) -> bool:
+    """Whether the reward model must be given text because its tokenizer differs from the policy's.
+
+    Raises:
+        ConfigError: if policy and reference have different tokenizers; names both.
+    """
+    if policy.tokenizer_fingerprint != reference.tokenizer_fingerprint:
+        raise ConfigError(
+            "reference.path",
+            got=f"{reference.model_id} with tokenizer {reference.tokenizer_fingerprint[:12]}",
+            allowed=f"a model with the tokenizer {policy.tokenizer_fingerprint[:12]} of the policy "
+            f"{policy.model_id}: log-probs of token ids need the same tokenizer",
+        )
+    if policy.tokenizer_fingerprint == reward.tokenizer_fingerprint:
+        return False
+    logger.warning(
+        "the reward model %s has another tokenizer than the policy %s: answers are scored as text",
+        reward.model_id,
+        policy.model_id,
+    )
+    return True
+
+
+async def both(first: Awaitable[_T], second: Awaitable[_U]) -> tuple[_T, _U]:
+    """The results of two calls that run at the same time. If one fails the other is cancelled."""
+    left, right = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    try:
+        await asyncio.gather(left, right)
+    except BaseException:
+        left.cancel()
+        right.cancel()
+        await asyncio.gather(left, right, return_exceptions=True)
+        raise
+    return left.result(), right.result()
+
+
+class Peers:
+    """The three services, known to fit together."""
+
+    def __init__(
+        self, clients: Clients, *, run: str, policy: ModelInfo, scored_as_text: bool, counts: metrics.Worker
+    ) -> None:
+        """Made by `Peers.meet`."""
+        self._clients = clients
+        self._run = run
+        self._policy = policy
+        self._scored_as_text = scored_as_text
+        self._counts = counts
+
+    @classmethod
+    async def meet(cls, clients: Clients, *, run: str, counts: metrics.Worker) -> Peers:
+        """Waits until all three answer, and compares their tokenizers.
+
+        Raises:
+            ConfigError: if policy and reference have different tokenizers; names both.
+        """
+        policy, reward, reference = await asyncio.gather(
+            wait_for("the policy service", lambda: clients.policy.info(timeout_seconds=_INFO_SECONDS)),
+            wait_for("the reward service", lambda: clients.reward.info(timeout_seconds=_INFO_SECONDS)),
+            wait_for("the reference service", lambda: clients.reference.info(timeout_seconds=_INFO_SECONDS)),
+        )
+        scored_as_text = compare(policy.model, reward.model, reference.model)
+        return cls(clients, run=run, policy=policy.model, scored_as_text=scored_as_text, counts=counts)
+
+    async def answer(self, task: PromptTask) -> Rollout:
+        """Generates, then scores and looks up log-probs at the same time.
+
+        Raises:
+            Refused: if the task itself is at fault.
+            Unusable: if an answer cannot be trained on.
+            FairleadError: of a service, once its client has tried enough.
+        """
+        check_task(task, self._policy, scored_as_text=self._scored_as_text)
+        began = time.monotonic()
+        completions = await self._timed(
+            "generate",
+            "policy",
+            self._clients.policy.generate(
+                task.prompt_token_ids,
+                task.sampling,
+                num_samples=1,
+                min_version=task.min_version,
+                request_id=f"{self._run}-{task.task_id}",
+            ),
+        )
+        [completion] = completions
+        check_completion(task, completion)
+        generated = time.monotonic()
+        tokens = TokenPair(task.prompt_token_ids, completion.token_ids)
+        text = TextPair(task.prompt_text, completion.text)
+        item: ScoreItem = text if self._scored_as_text else tokens
+        temperature = task.sampling.temperature
+        scores, logprobs = await both(
+            self._timed("score", "reward", self._clients.reward.score([item])),
+            self._timed(
+                "reference", "reference", self._clients.reference.logprobs([tokens], temperature=temperature)
+            ),
+        )
+        return assemble(
+            completion,
+            scores,
+            logprobs,
+            scored_as_text=self._scored_as_text,
+            generate_seconds=generated - began,
+            score_seconds=time.monotonic() - generated,
+        )
+
+    async def _timed(self, stage: str, service: str, call: Awaitable[_T]) -> _T:
+        """Times a call; a refusal becomes the task's fault, named after the service."""
+        with self._counts.stage_seconds.labels(stage=stage).time():
+            try:
+                return await call
+            except InvalidInput as error:
+                raise Refused(f"refused_by_{service}", str(error)) from error

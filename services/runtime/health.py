@@ -1,0 +1,79 @@
+"""grpc.health.v1 for one server: SERVING or not, told to every watcher.
+
+Knows nothing of what is served. The servicer of grpcio-health-checking forgets all watchers of a service
+when one of them leaves, and its watches outlive a drain; this one does neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_Status = health_pb2.HealthCheckResponse
+
+
+class Health:
+    """The status of a server as a whole (service "") and of each of its services: all the same."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self._services = frozenset(["", *services])
+        self._serving = False
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    @property
+    def serving(self) -> bool:
+        """What watchers are told."""
+        return self._serving
+
+    def set_serving(self, serving: bool) -> None:
+        """Tells every watcher. Has no effect once closed."""
+        if not self._closed and serving != self._serving:
+            self._serving = serving
+            self._notify()
+
+    def close(self) -> None:
+        """NOT_SERVING for good; watches end."""
+        self._serving = False
+        self._closed = True
+        self._notify()
+
+    def add_to(self, server: aio.Server) -> None:
+        """Registers the servicer."""
+        health_pb2_grpc.add_HealthServicer_to_server(self, server)
+
+    async def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[object, object]
+    ) -> health_pb2.HealthCheckResponse:
+        """The status now; NOT_FOUND for a service that is not here."""
+        if request.service not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
+        return self._response(request.service)
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[object, object]
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """The status now and at every change, until the server drains."""
+        last = None
+        while True:
+            changed = self._changed
+            response = self._response(request.service)
+            if response.status != last:
+                last = response.status
+                yield response
+            if self._closed:
+                return
+            await changed.wait()
+
+    def _response(self, service: str) -> health_pb2.HealthCheckResponse:
+        if service not in self._services:
+            return _Status(status=_Status.SERVICE_UNKNOWN)
+        return _Status(status=_Status.SERVING if self._serving else _Status.NOT_SERVING)
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

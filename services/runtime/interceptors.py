@@ -1,0 +1,227 @@
+"""The outermost edge of every RPC: errors become statuses, calls are counted, timed and logged.
+
+Stands between grpc.aio and the servicers. Knows no message: bodies pass through unread and are never logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from grpc import aio
+
+from fairlead import metrics
+from fairlead.errors import (
+    DeadlineExceeded,
+    FairleadError,
+    InternalError,
+    InvalidInput,
+    Overloaded,
+    Unavailable,
+    grpc_status,
+)
+from fairlead.status import RETRY_PUSHBACK
+
+logger = logging.getLogger(__name__)
+
+_SLOW_SECONDS = 30.0
+_Context = aio.ServicerContext[Any, Any]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class Edge(aio.ServerInterceptor):
+    """Wraps every handler outside the `grpc.` services (health, reflection)."""
+
+    def __init__(self, server_metrics: metrics.Server) -> None:
+        self._metrics = server_metrics
+        self._in_flight = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def in_flight(self) -> int:
+        """RPCs begun whose answer is not on its way yet."""
+        return self._in_flight
+
+    @property
+    def is_open(self) -> bool:
+        """Whether new RPCs are taken."""
+        return not self._draining
+
+    def refuse(self) -> None:
+        """From now on new RPCs are answered with UNAVAILABLE; those in flight go on."""
+        self._draining = True
+
+    async def wait_idle(self) -> None:
+        """Returns when no RPC is in flight."""
+        await self._idle.wait()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        """The handler, wrapped."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith("/grpc."):
+            return handler
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(method, handler), response_serializer=handler.response_serializer
+            )
+        if handler.unary_stream is not None and inspect.isasyncgenfunction(handler.unary_stream):
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler), response_serializer=handler.response_serializer
+            )
+        raise TypeError(f"{method}: only unary and server-streaming async generators are served")
+
+    def _unary(self, method: str, handler: _Handler) -> Callable[[bytes, _Context], Awaitable[Any]]:
+        behaviour: Any = handler.unary_unary
+
+        async def call(body: bytes, context: _Context) -> object:
+            call = _Call(self._metrics, method, context)
+            self._enter(context)
+            try:
+                self._check_open()
+                return await behaviour(_parsed(handler, body, context), context)
+            except asyncio.CancelledError:
+                call.left()
+                raise
+            except Exception as error:  # noqa: BLE001 - the outermost edge
+                await call.fail(error)
+            finally:
+                call.finish()
+
+        return call
+
+    def _stream(self, method: str, handler: _Handler) -> Callable[[bytes, _Context], AsyncIterator[Any]]:
+        behaviour: Any = handler.unary_stream
+
+        async def call(body: bytes, context: _Context) -> AsyncIterator[Any]:
+            call = _Call(self._metrics, method, context)
+            self._enter(context)
+            try:
+                self._check_open()
+                async with aclosing(behaviour(_parsed(handler, body, context), context)) as responses:
+                    async for response in responses:
+                        yield response
+            except (asyncio.CancelledError, GeneratorExit):
+                call.left()
+                raise
+            except Exception as error:  # noqa: BLE001 - the outermost edge
+                await call.fail(error)
+            finally:
+                call.finish()
+
+        return call
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise Unavailable("the server is draining")
+
+    def _enter(self, context: _Context) -> None:
+        self._in_flight += 1
+        self._idle.clear()
+        # Called when the status has been handed to the transport, not merely when the handler returned.
+        context.add_done_callback(self._leave)  # type: ignore[arg-type]
+
+    def _leave(self, _: object) -> None:
+        self._in_flight -= 1
+        if self._in_flight == 0:
+            self._idle.set()
+
+
+def _parsed(handler: _Handler, body: bytes, context: _Context) -> object:
+    """The request; bytes that are no message are the caller's mistake, work out of time is not started."""
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        raise DeadlineExceeded("the deadline had passed before the work was started")
+    if handler.request_deserializer is None:
+        return body
+    try:
+        return handler.request_deserializer(body)
+    except Exception as error:
+        raise InvalidInput(
+            "request", got=f"{len(body)} bytes ({type(error).__name__})", allowed="a message of this RPC"
+        ) from error
+
+
+class _Call:
+    """One RPC's bookkeeping."""
+
+    def __init__(self, server_metrics: metrics.Server, method: str, context: _Context) -> None:
+        self._metrics = server_metrics
+        self._method = method
+        self._context = context
+        _, service, name = method.split("/", 2)
+        self._labels = (service, name)
+        self._start = time.monotonic()
+        self._code: grpc.StatusCode | None = None
+        server_metrics.started.labels(*self._labels).inc()
+
+    async def fail(self, error: Exception) -> NoReturn:
+        """Ends the RPC with the error's status. Does not return."""
+        if isinstance(error, aio.AbortError):
+            raise error
+        self._code = grpc_status(error)
+        trailers: tuple[tuple[str, str], ...] = ()
+        if isinstance(error, Overloaded):
+            trailers = ((RETRY_PUSHBACK, str(max(1, round(error.retry_after_seconds * 1000)))),)
+        if self._code is grpc.StatusCode.INTERNAL:
+            error_id = secrets.token_hex(6)
+            logger.error("internal error %s in %s", error_id, self._method, exc_info=error)
+            # An InternalError is a sentence meant for callers; anything else may hold internals.
+            what = str(error) if isinstance(error, InternalError) else "internal error"
+            message = f"{what} ({error_id} in the server's log)"
+        else:
+            self._log_refusal(error)
+            message = str(error)
+        await self._context.abort(self._code, message, trailers)
+
+    def left(self) -> None:
+        """The caller cancelled, or its deadline passed."""
+        remaining = self._context.time_remaining()
+        late = remaining is not None and remaining <= 0
+        self._code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+
+    def finish(self) -> None:
+        """Counts and times the RPC, however it ended."""
+        code = self._code or _known_code(self._context)
+        seconds = time.monotonic() - self._start
+        self._metrics.handled.labels(*self._labels, code.name).inc()
+        self._metrics.seconds.labels(*self._labels).observe(seconds)
+        level = logging.INFO if seconds > _SLOW_SECONDS else logging.DEBUG
+        if logger.isEnabledFor(level):
+            fields = {"method": self._method, "code": code.name, "seconds": round(seconds, 4)}
+            logger.log(level, "rpc", extra=fields)
+
+    def _log_refusal(self, error: Exception) -> None:
+        # What was got may be a person's text, so only the place of the mistake is logged.
+        place = error.where if isinstance(error, InvalidInput) else str(error)
+        fields = {
+            "method": self._method,
+            "code": self._code and self._code.name,
+            "peer": self._context.peer(),
+        }
+        kind = type(error).__name__ if isinstance(error, FairleadError) else "error"
+        logger.info("refused: %s %s", kind, place, extra=fields)
+
+
+def _known_code(context: _Context) -> grpc.StatusCode:
+    code: object = context.code()
+    return code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.OK
+
+
+def deadline(context: _Context) -> float | None:
+    """When the caller stops waiting, on the clock of `time.monotonic`; None if it never does."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining

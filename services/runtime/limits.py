@@ -1,0 +1,106 @@
+"""Checks of what callers send that every model service makes alike: ids, lengths, texts, numbers of items.
+
+Each raises InvalidInput with the field, the index, what was got and what is allowed; texts are never quoted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fairlead.errors import InvalidInput
+
+
+def check_token_ids(
+    field: str,
+    token_ids: Sequence[int],
+    *,
+    vocabulary_size: int,
+    index: int | None = None,
+    allow_empty: bool = False,
+) -> None:
+    """Every id is in [0, vocabulary_size), and there is at least one.
+
+    Args:
+        field: name of the ids in the request, such as `prompt.tokens.token_ids`.
+        token_ids: the ids.
+        vocabulary_size: rows of the model's embedding.
+        index: of the item in the batch, if there is one; for a bad id, the position is in the message.
+        allow_empty: whether none is fine.
+
+    Raises:
+        InvalidInput: naming the first id that is not allowed, and its position.
+    """
+    if not token_ids:
+        if allow_empty:
+            return
+        raise InvalidInput(field, index=index, got="no token ids", allowed="at least one")
+    if min(token_ids) >= 0 and max(token_ids) < vocabulary_size:
+        return
+    position = next(i for i, token in enumerate(token_ids) if not 0 <= token < vocabulary_size)
+    raise InvalidInput(
+        field,
+        index=index,
+        got=f"{token_ids[position]} at position {position}",
+        allowed=f"ids from 0 to {vocabulary_size - 1}",
+    )
+
+
+def check_sequence_tokens(field: str, num_tokens: int, *, limit: int, index: int | None = None) -> None:
+    """A sequence, prompt and response together, fits into the model.
+
+    Raises:
+        InvalidInput: if it does not.
+    """
+    if num_tokens > limit:
+        raise InvalidInput(
+            field,
+            index=index,
+            got=f"{num_tokens} tokens",
+            allowed=f"at most {limit} tokens, prompt and response together",
+        )
+
+
+def check_text(field: str, text: str, *, max_bytes: int, index: int | None = None) -> None:
+    """A text is not larger than the limit; says its size, not the text.
+
+    Raises:
+        InvalidInput: if it is larger.
+    """
+    size = len(text) if text.isascii() else len(text.encode())
+    if size > max_bytes:
+        raise InvalidInput(
+            field, index=index, got=f"{size} bytes", allowed=f"at most {max_bytes} bytes of UTF-8"
+        )
+
+
+def check_not_empty(field: str, text: str, *, index: int | None = None) -> None:
+    """A text has at least one character.
+
+    Raises:
+        InvalidInput: if it has none.
+    """
+    if not text:
+        raise InvalidInput(field, index=index, got="an empty text", allowed="at least one character")
+
+
+def check_count(field: str, count: int, *, limit: int) -> None:
+    """A request has from 1 to `limit` items.
+
+    Raises:
+        InvalidInput: if not.
+    """
+    if not 1 <= count <= limit:
+        raise InvalidInput(field, got=count, allowed=f"from 1 to {limit}")
+
+
+def check_temperature(field: str, temperature: float, *, allow_zero: bool) -> None:
+    """A finite temperature up to 100; 0, which is greedy decoding, only where that means something.
+
+    Raises:
+        InvalidInput: if not.
+    """
+    fine = math.isfinite(temperature) and 0 <= temperature <= 100 and (allow_zero or temperature > 0)
+    if not fine:
+        allowed = "from 0 to 100" if allow_zero else "greater than 0, at most 100"
+        raise InvalidInput(field, got=temperature, allowed=f"a finite number {allowed}")

@@ -1,0 +1,50 @@
+"""Documents that are made from the code say what the code says."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_metrics_page_is_the_catalogue():
+    assert (ROOT / "docs" / "metrics.md").read_text() == script("metrics_table").page()
+
+
+def test_every_dependency_has_a_line_that_says_why():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = itertools.chain.from_iterable(project["optional-dependencies"].values())
+    names = {re.split(r"[^a-z0-9-]", need)[0] for need in [*project["dependencies"], *extras]} - {"fairlead"}
+    assert len(names) > 20
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize(
+    "page", sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")]), ids=lambda page: page.name
+)
+def test_every_link_and_named_file_exists(page: Path):
+    text = page.read_text()
+    targets = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in target]
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    named = re.findall(
+        r"`((?:fairlead|services|trainer|examples|configs|protos|docs|tests|benchmarks)/[\w./-]+)`", text
+    )
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert missing == []

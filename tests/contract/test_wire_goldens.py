@@ -1,0 +1,98 @@
+"""Bytes as this version writes them: what lies in a queue must stay readable for every later version."""
+
+from __future__ import annotations
+
+from fairlead import codec
+from fairlead.types import (
+    Completion,
+    DeadLetter,
+    FinishReason,
+    Outcome,
+    PromptTask,
+    Rollout,
+    SamplingParams,
+    VersionSpan,
+    WeightVersion,
+)
+from fairlead.v1 import policy_service_pb2, reference_service_pb2, reward_service_pb2
+
+TASK = PromptTask(
+    task_id=300,
+    prompt_token_ids=(1, 200, 70_000),
+    prompt_text="my lamp – broken",
+    sampling=SamplingParams(
+        temperature=0.7,
+        top_p=0.9,
+        top_k=5,
+        max_new_tokens=40,
+        stop_token_ids=(2,),
+        stop_strings=("\n",),
+        seed=-1,
+    ),
+    min_version=WeightVersion(2, 17),
+)
+ROLLOUT = Rollout(
+    completion=Completion(
+        token_ids=(9, 2),
+        logprobs=(-0.5, -2.25),
+        finish_reason=FinishReason.STOP,
+        version_spans=(VersionSpan(WeightVersion(2, 17), 0, 1), VersionSpan(WeightVersion(2, 18), 1, 2)),
+        text="sorry",
+        mixed_cache=True,
+    ),
+    score=1.5,
+    reward_version="d02a991e86a3",
+    reference_logprobs=(-0.75, -2.0),
+    scored_as_text=True,
+    generate_seconds=0.25,
+    score_seconds=0.125,
+)
+GOLDEN_TASK = (
+    "080110ac021a0601c801f0a20422126d79206c616d7020e280932062726f6b656e2a2709666666666666e63f"
+    "11cdccccccccccec3f180520282a010232010a38ffffffffffffffffff01320408021011"
+)
+GOLDEN_OUTCOME = (
+    "08011250080110ac021a0601c801f0a20422126d79206c616d7020e280932062726f6b656e2a270966666666"
+    "6666e63f11cdccccccccccec3f180520282a010232010a38ffffffffffffffffff013204080210111a620a2f"
+    "0a0209021208000000bf000010c0180122080a04080210111801220a0a0408021012100118022a05736f7272"
+    "793001150000c03f1a0c6430326139393165383661332208000040bf000000c0280131000000000000d03f39"
+    "000000000000c03f2a08776f726b65722d3030033801"
+)
+GOLDEN_DEAD_LETTER = (
+    "08011250080110ac021a0601c801f0a20422126d79206c616d7020e280932062726f6b656e2a270966666666"
+    "6666e63f11cdccccccccccec3f180520282a010232010a38ffffffffffffffffff0132040802101122240a0f"
+    "70726f6d70745f746f6f5f6c6f6e67121131333020746f6b656e73206f66203132382a08776f726b65722d30"
+    "30033801"
+)
+
+
+def test_a_task_of_this_version_stays_readable():
+    assert codec.encode_task(TASK).hex() == GOLDEN_TASK
+    assert codec.decode_task(bytes.fromhex(GOLDEN_TASK)) == TASK
+
+
+def test_outcomes_of_this_version_stay_readable():
+    for golden, result in (
+        (GOLDEN_OUTCOME, ROLLOUT),
+        (GOLDEN_DEAD_LETTER, DeadLetter("prompt_too_long", "130 tokens of 128")),
+    ):
+        outcome = Outcome(TASK, result, worker="worker-0", deliveries=3, failures=1)
+        assert codec.encode_outcome(outcome).hex() == golden
+        assert codec.decode_outcome(bytes.fromhex(golden)) == outcome
+
+
+def test_the_services_and_their_calls_keep_their_names():
+    found = {
+        service.full_name: [(method.name, method.server_streaming) for method in service.methods]
+        for module in (policy_service_pb2, reference_service_pb2, reward_service_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+    }
+    assert found == {
+        "fairlead.v1.PolicyService": [
+            ("Generate", False),
+            ("GenerateStream", True),
+            ("GetPolicyInfo", False),
+        ],
+        "fairlead.v1.ReferenceService": [("LogProbs", False), ("GetReferenceInfo", False)],
+        "fairlead.v1.RewardService": [("Score", False), ("GetRewardInfo", False)],
+    }

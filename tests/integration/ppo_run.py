@@ -1,0 +1,174 @@
+"""A PPO run of tiny models as a person starts it, and an account of its tasks that trusts no counter."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import redis
+
+from fairlead.config import RunFolder, load
+from fairlead.local import progress, table, valkey
+from tests.tiny import tiny_causal_lm, tiny_reward_model
+
+BATCH = 8
+_FILE = """
+name = "tiny"
+[data]
+prompts = "prompts.jsonl"
+[policy]
+path = "policy"
+[reference]
+path = "policy"
+[reward]
+path = "reward"
+[ppo]
+updates = {updates}
+batch_size = 8
+mini_batch_size = 8
+max_staleness = {max_staleness}
+[sampling]
+max_new_tokens = 8
+[checkpoint]
+every_updates = 2
+[queue]
+lease_seconds = 1.0
+[local]
+backoff_seconds = 0.2
+[observe]
+tensorboard = false
+"""
+
+
+def make(folder: Path, *, updates: int, max_staleness: int = 0) -> Path:
+    """Models, prompts and `run.toml` in a folder; returns the file."""
+    tiny_causal_lm(folder / "policy", seed=1)
+    tiny_reward_model(folder / "reward", seed=2)
+    prompts = [{"prompt": f"w{n} w{n * 7 % 56} w{n * 3 % 56}"} for n in range(40)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts))
+    (folder / "run.toml").write_text(_FILE.format(updates=updates, max_staleness=max_staleness))
+    return folder / "run.toml"
+
+
+class Started:
+    """`fairlead ppo run.toml` while it works."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: RunFolder) -> None:
+        self.process = process
+        self.folder = folder
+
+    def pids(self) -> dict[str, int]:
+        """What runs now."""
+        return table.read(self.folder.processes)
+
+    def step(self) -> int:
+        """Updates done."""
+        now = progress.read(self.folder.progress)
+        return now.step if now else 0
+
+    def until(self, condition: Callable[[], object], *, seconds: float = 90.0) -> None:
+        """Waits while the run works; fails if it ends or takes too long."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, (
+                f"the run has ended: {self.process.stderr and self.process.stderr.read()}"
+            )
+            assert time.monotonic() < deadline, (
+                f"nothing for {seconds} s at update {self.step()}: {self.words()}"
+            )
+            time.sleep(0.02)
+
+    def words(self) -> str:
+        """The end of every log."""
+        logs = sorted(self.folder.logs.glob("*.log"))
+        return "\n".join(f"{log.name}: {log.read_text()[-600:]}" for log in logs)
+
+    def finish(self, *, seconds: float = 120.0) -> tuple[int, str]:
+        """Exit code, and what it said on standard error."""
+        _, said = self.process.communicate(timeout=seconds)
+        return self.process.returncode, said
+
+
+@contextlib.contextmanager
+def started(file: Path, *arguments: str) -> Iterator[Started]:
+    """Starts the run; whatever happens, nothing of it is left."""
+    command = [sys.executable, "-m", "fairlead.cli", "ppo", str(file), *arguments]
+    process = subprocess.Popen(
+        command,
+        cwd=file.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+    try:
+        yield Started(process, RunFolder(file.parent / "runs" / "tiny"))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def left_over(folder: RunFolder) -> list[str]:
+    """Command lines of processes that name the run's folder."""
+    root = str(folder.root)
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            if (
+                any(root in part for part in process.info["cmdline"] or ())
+                or process.environ().get(table.MARK) == root
+            ):
+                found.append(" ".join(process.info["cmdline"] or ()))
+    return found
+
+
+def account(folder: RunFolder) -> Counter[int]:
+    """How often every task counted in the lineage of the final weights, from `ledger.jsonl`.
+
+    A line counts if no later incarnation took up before its update: what came after was given up.
+    """
+    taken_up = {}
+    for path in folder.checkpoints.glob("incarnation-*.resumed-from.json"):
+        incarnation = int(path.name.removeprefix("incarnation-").partition(".")[0])
+        taken_up[incarnation] = json.loads(path.read_text())["resumed_from"]
+    times: Counter[int] = Counter()
+    for text in folder.ledger.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            later = (
+                resumed for incarnation, resumed in taken_up.items() if incarnation > line["incarnation"]
+            )
+            if line["event"] in ("trained", "dead_letter") and all(
+                line["update"] < resumed for resumed in later
+            ):
+                times[line["task"]] += 1
+    return times
+
+
+def check(folder: RunFolder) -> None:
+    """The run is complete: every task counted once, the queue is empty, the result says the same."""
+    updates = load(folder.config).ppo.updates
+    expected = Counter(dict.fromkeys(range(updates * BATCH), 1))
+    assert account(folder) == expected
+    result = json.loads(folder.result("ppo").read_text())
+    assert result["updates"] == updates
+    assert result["tasks_dispatched"] == result["tasks_trained"] == updates * BATCH
+    assert (result["tasks_lost"], result["tasks_duplicated"], result["dead_letters"]) == (0, 0, 0)
+    steps = [json.loads(line)["step"] for line in folder.metrics("ppo").read_text().splitlines()]
+    assert steps == list(range(1, updates + 1))
+    assert (folder.policy_model / "model.safetensors").exists()
+    assert table.read(folder.processes) == {}
+    assert left_over(folder) == []
+    with valkey.running(folder.redis) as server, redis.Redis.from_url(server.url) as client:
+        assert client.xlen("fairlead:{tiny}:rollouts") == 0
+        assert client.exists("fairlead:{tiny}:outstanding") == 0
+        (group,) = client.xinfo_groups("fairlead:{tiny}:prompts")
+        assert (group["pending"], group["lag"]) == (0, 0)

@@ -1,0 +1,219 @@
+"""The command line as a person uses it: real processes, exact errors, exit codes, start-up time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fairlead import __version__
+from fairlead.config import RunFolder, load
+from fairlead.local import progress, table
+from fairlead.local.lock import RunLock
+
+
+def fairlead(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fairlead.cli", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    """A run with sixteen demonstrations and a model that trains in a second."""
+    lines = [{"prompt": f"say {n % 4}", "completion": f"number {n % 4} ."} for n in range(16)]
+    (tmp_path / "demos.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = tmp_path / "run.toml"
+    path.write_text(
+        textwrap.dedent(
+            """
+            name = "tiny"
+            [data]
+            demonstrations = "demos.jsonl"
+            heldout_fraction = 0.25
+            [model.scratch]
+            hidden_size = 16
+            num_layers = 1
+            tokenizer = "words"
+            [sft]
+            batch_size = 4
+            epochs = 1
+            [observe]
+            tensorboard = false
+            """
+        )
+    )
+    return path
+
+
+def test_version_help_and_start_up_time(tmp_path: Path):
+    begun = time.monotonic()
+    shown = fairlead("--version", cwd=tmp_path)
+    assert time.monotonic() - begun < 5  # about 0.2 s on an idle machine; others may be at work on this one
+    assert (shown.returncode, shown.stdout) == (0, f"fairlead {__version__}\n")
+    helped = fairlead("--help", cwd=tmp_path).stdout
+    for verb in ("sft", "reward-model", "ppo", "serve", "quickstart", "status", "report"):
+        assert verb in helped
+        assert "Example" in fairlead(verb, "--help", cwd=tmp_path).stdout
+
+
+def test_the_command_line_imports_nothing_heavy(tmp_path: Path):
+    program = (
+        "import sys, fairlead.cli.main, fairlead.local.run; "
+        "print([name for name in ('torch', 'transformers', 'services', 'trainer') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("ppo", "absent.toml"), "config: got 'absent.toml', allowed: a TOML file that exists"),
+        (
+            ("ppo", "--set", "ppo.updats=3"),
+            "ppo.updats: got 'an unknown key', allowed: did you mean `ppo.updates`?",
+        ),
+        (("sft", "--set", "sft.epochs"), "--set: got 'sft.epochs', allowed: section.field=value"),
+        (
+            ("reward-model", "--set", "reward_model.epochs=0"),
+            "reward_model.epochs: got 0, allowed: Input should be greater than or equal to 1",
+        ),
+        (
+            ("serve", "reward", "--config", "no.toml"),
+            "config: got 'no.toml', allowed: a TOML file that exists",
+        ),
+        (("status", "runs/none"), "run: got 'runs/none', allowed: the folder of a run"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], error: str):
+    shown = fairlead(*arguments, cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (2, f"error: {error}\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path, unused_port: int):
+    shown = fairlead("ppo", "--set", f'policy.addresses=["127.0.0.1:{unused_port}"]', cwd=tmp_path)
+    assert shown.returncode == 2
+    assert shown.stderr == (
+        f"error: policy.addresses: got 'port {unused_port} for policy-0, which is taken on 127.0.0.1', "
+        "allowed: a free port, or 0 for any\n"
+    )
+    assert not RunFolder(tmp_path / "runs" / "run").processes.exists()
+
+
+@pytest.fixture
+def unused_port() -> object:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        yield taken.getsockname()[1]
+
+
+def test_a_stage_runs_to_its_end_and_leaves_its_traces(run_file: Path):
+    shown = fairlead("sft", run_file, "--set", "sft.epochs=2", cwd=run_file.parent, FAIRLEAD_SFT__EPOCHS="7")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("sft has finished: runs/tiny (seconds ")
+    folder = RunFolder(run_file.parent / "runs" / "tiny")
+    # The flag has won over the environment in the child, too.
+    assert load(folder.config).sft.epochs == 2
+    now = progress.read(folder.progress)
+    assert now is not None
+    assert (now.stage, now.phase, now.step) == ("sft", "done", now.total)
+    assert json.loads(folder.metrics("sft").read_text().splitlines()[-1])["epoch"] == 2
+    assert folder.log("sft").read_text().startswith("--- ")
+    assert f"sft {now.total}/{now.total} · done · loss " in shown.stderr
+    assert table.read(folder.processes) == {}
+    again = fairlead("sft", run_file, cwd=run_file.parent)
+    assert again.stdout.startswith("sft has finished already; --force does it again: runs/tiny (seconds ")
+
+
+def test_a_stage_that_fails_passes_its_last_words_and_exit_code_on(run_file: Path):
+    shown = fairlead("sft", run_file, "--set", "data.demonstrations=absent.jsonl", cwd=run_file.parent)
+    assert shown.returncode == 2
+    last = shown.stderr.splitlines()[-1]
+    assert last.startswith("error: sft: data.demonstrations: got ")
+    assert "absent.jsonl" in last
+    assert "Traceback" not in shown.stderr
+
+
+def test_ctrl_c_stops_a_stage_and_leaves_nothing(run_file: Path):
+    command = [sys.executable, "-m", "fairlead.cli", "sft", str(run_file), "--set", "sft.epochs=1000"]
+    started = subprocess.Popen(command, cwd=run_file.parent, stderr=subprocess.PIPE, text=True)
+    try:
+        folder = RunFolder(run_file.parent / "runs" / "tiny")
+        deadline = time.monotonic() + 60
+        while (now := progress.read(folder.progress)) is None or now.step < 1:
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.05)
+        (pid,) = table.read(folder.processes).values()
+        child = psutil.Process(pid)
+        refused = fairlead("sft", run_file, cwd=run_file.parent)
+        assert refused.returncode == 2
+        assert refused.stderr == (
+            f"error: runs/tiny: another fairlead (pid {started.pid}) is at work on this run\n"
+        )
+        status = fairlead("status", folder.root, cwd=run_file.parent)
+        assert f"sft {'':<16} {pid}" in status.stdout
+        started.send_signal(signal.SIGINT)
+        _, said = started.communicate(timeout=30)
+        assert started.returncode == 130
+        assert said.splitlines()[-1] == "stopped by SIGINT; the same command goes on"
+        assert not child.is_running()
+        assert table.read(folder.processes) == {}
+        with RunLock(folder):
+            pass
+    finally:
+        started.kill()
+        started.wait()
+        if started.stderr:
+            started.stderr.close()
+
+
+def test_serve_becomes_the_service(run_file: Path):
+    shown = fairlead(
+        *("serve", "reward", "--config", run_file, "--set", "reward.path=nowhere"), cwd=run_file.parent
+    )
+    assert shown.returncode == 2
+    assert shown.stderr.splitlines()[-1].startswith("reward: ")
+    assert "nowhere" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_quickstart_without_a_checkout_says_so(tmp_path: Path):
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    (packages / "fairlead").symlink_to(Path(__file__).parents[2] / "fairlead")
+    program = (
+        "import pathlib; pathlib.Path.resolve = pathlib.Path.absolute; "
+        "from fairlead.cli.main import app; app(['quickstart'])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(packages)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 2
+    assert shown.stderr.startswith(
+        "error: the quickstart is part of the source checkout, and there is none around"
+    )

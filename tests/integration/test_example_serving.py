@@ -1,0 +1,53 @@
+"""What the examples ask the real services: answers, scores, and a clear word when one cannot start."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import psutil
+import pytest
+
+from examples.serving import ask, score, serving
+from fairlead.config import load
+from fairlead.errors import ProcessFailed
+from fairlead.types import SamplingParams
+from tests.tiny import tiny_causal_lm, tiny_reward_model
+
+
+async def test_answers_and_scores_of_real_services(tmp_path: Path) -> None:
+    models = {
+        "policy": tiny_causal_lm(tmp_path / "policy"),
+        "reward": tiny_reward_model(tmp_path / "reward"),
+    }
+    config = load(None, overrides={"runs": str(tmp_path), "name": "asked"})
+    sampling = SamplingParams(max_new_tokens=5, seed=7)
+    rng = random.Random(0)
+    prompts = [" ".join(f"w{rng.randrange(56)}" for _ in range(4)) for _ in range(20)]
+
+    async with serving(config, models) as addresses:
+        first = await ask(addresses["policy"], prompts, samples=3, sampling=sampling)
+        again = await ask(addresses["policy"], prompts, samples=3, sampling=sampling)
+        scores = await score(addresses["reward"], [(a.prompt, a.text) for group in first for a in group])
+        silent = await score(addresses["reward"], [("w1", ""), ("w1", " ")])
+        children = {child.pid for child in psutil.Process().children(recursive=True)}
+
+    assert first == again, "the seed decides"
+    assert [[a.prompt for a in group] for group in first] == [[prompt] * 3 for prompt in prompts]
+    texts = {a.text for group in first for a in group}
+    assert len(texts) > 30
+    assert all(len(text.split()) <= 5 for text in texts)
+    assert {a.ended for group in first for a in group} == {True, False}
+    assert len(scores) == 60
+    assert len(set(scores)) > 30
+    assert silent[0] == silent[1]
+    assert len(children) >= 2
+    assert not any(psutil.pid_exists(pid) for pid in children)
+
+
+async def test_a_service_that_cannot_start_is_quoted(tmp_path: Path) -> None:
+    config = load(None, overrides={"runs": str(tmp_path), "name": "asked"})
+    with pytest.raises(ProcessFailed, match=r"^policy-asked ended with exit code 2, saying: .*absent"):
+        async with asyncio.timeout(60), serving(config, {"policy": tmp_path / "absent"}):
+            pass

@@ -1,0 +1,33 @@
+"""`fairlead ppo` with `max_staleness = 1` through real processes: the bound holds, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fairlead.types import WeightVersion
+from tests.integration.ppo_run import check, make, started
+from trainer.ppo.ledger import read_journal
+
+
+@pytest.mark.slow  # all six processes start
+def test_an_asynchronous_run_keeps_its_bound_and_counts_every_task_once(tmp_path: Path):
+    file = make(tmp_path, updates=6, max_staleness=1)
+    with started(file) as run:
+        code, said = run.finish()
+        assert code == 0, said + run.words()
+        check(run.folder)
+        ages = []
+        for line in read_journal(run.folder.ledger):
+            versions = [WeightVersion.parse(text) for text in line["versions"]]
+            assert versions == sorted(versions)
+            ages.append(line["update"] - versions[0].update)
+        assert set(ages) == {0, 1}
+        assert len(ages) == 48  # nothing was dropped
+        lines = [json.loads(line) for line in run.folder.metrics("ppo").read_text().splitlines()]
+        # The first batch cannot be stale; what is not is held to the recorded log-probs.
+        assert lines[0]["staleness_max"] == 0
+        assert lines[0]["mismatch_max"] < 1e-5
+        assert max(line["staleness_max"] for line in lines) == 1

@@ -1,0 +1,39 @@
+"""`fairlead ppo` with real models, services, queue and trainer: from the command to the last file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fairlead.config import load
+from fairlead.local import table
+from tests.integration.ppo_run import check, make, started
+
+
+def test_a_run_from_start_to_end_leaves_what_it_should(tmp_path: Path):
+    file = make(tmp_path, updates=3)
+    with started(file) as run:
+        names = {"valkey", "trainer", "policy-0", "reward-0", "reference-0", "rollout-worker-0"}
+        run.until(lambda: set(run.pids()) == names)
+        assert set(table.running(run.folder.processes, mark=str(run.folder.root))) == names
+        code, said = run.finish()
+        assert code == 0, said + run.words()
+        check(run.folder)
+        for name in (*names, "supervisor"):
+            assert run.folder.log(name).exists()
+        lines = [line.split(maxsplit=2)[2] for line in said.splitlines()]
+        assert {
+            line.partition(" is ready after ")[0] for line in lines if " is ready after " in line
+        } == names
+        assert any(line.startswith("ppo 3/3 · done · reward ") for line in lines)
+        config = run.folder.config.read_text()
+        assert load(run.folder.config).ppo.updates == 3
+        # The password of the embedded queue is in its own file, and nowhere else.
+        written = (run.folder.redis / "server.conf").read_text()
+        password = next(line.split()[1] for line in written.splitlines() if line.startswith("requirepass "))
+        assert password not in config + said + run.words()
+    with started(file) as run:
+        told = run.process.communicate(timeout=30)[0]
+        assert told.startswith(
+            "ppo has finished already; --force does it again: runs/tiny (updates 3, episodes 24, "
+        )
+        assert "tasks lost 0, tasks duplicated 0, dead letters 0" in told

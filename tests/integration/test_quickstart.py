@@ -1,0 +1,90 @@
+"""The quickstart as a newcomer runs it, to its report; and again, when everything is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def _quickstart(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "examples.parcel_help", *flags],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_quickstart_wins_and_loses_nothing(tmp_path: Path) -> None:
+    done = _quickstart(tmp_path, "--rounds", "2")
+    assert done.returncode == 0, done.stderr[-2_000:]
+    folder = tmp_path / "runs" / "quickstart"
+    found = json.loads((folder / "report.json").read_text())
+    first, last = found["rounds"]
+
+    for one in (first, last):
+        assert one["ppo"]["gold_after"] > one["ppo"]["gold_before"] + 0.2
+        assert one["ppo"]["proxy_after"] > one["ppo"]["proxy_before"] + 0.2
+        assert one["ppo"]["episodes"] == 24 * 256
+        assert not [alert for alert in one["ppo"]["guards"] if alert["level"] == "stop"]
+        model = one["reward_model"]
+        assert model["accuracy_gold"] >= model["baselines"]["bag_of_words"]["accuracy_gold"] + 0.02
+    assert first["ppo"]["win_rate_vs_sft"] >= 0.65
+    assert last["ppo"]["win_rate_vs_sft"] >= 0.80
+    assert last["ppo"]["kl"] <= 8
+    assert last["ppo"]["gold_before"] == first["ppo"]["gold_after"]
+    # It is refreshed because the one before knows less about answers that were tuned to please it.
+    assert last["reward_model"]["fresh_accuracy_gold"] > last["reward_model"]["stale_accuracy_gold"]
+    assert found["queue"] == {
+        "tasks_dispatched": 12_288,
+        "tasks_trained": 12_288,
+        "tasks_duplicated": 0,
+        "tasks_lost": 0,
+        "dead_letters": 0,
+    }
+    assert 0.72 < found["labelers"]["agreement"] < 0.78
+    every_round = ("rank", "reward_model", "ppo")
+    stages = {"corpus", "sft", "sample", *every_round, *(f"{name}-1" for name in every_round)}
+    stages |= {"evaluate_and_sample", "evaluate-1", "report-2"}
+    assert set(found["seconds"]) == stages | {"total"}
+    assert (folder / "report.html").stat().st_size > 100_000
+    marked = str(folder)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if marked in " ".join(p.info["cmdline"] or [])]
+
+    ledger = (folder / "round-1" / "ledger.jsonl").read_text()
+    again = _quickstart(tmp_path, "--rounds", "2")
+    assert again.returncode == 0
+    assert again.stdout.count("done before") == len(stages)
+    assert (folder / "round-1" / "ledger.jsonl").read_text() == ledger
+
+    other = _quickstart(tmp_path, "--seed", "1")
+    assert other.returncode == 2
+    assert "made with other settings" in other.stderr
+
+
+@pytest.mark.slow
+def test_break_it_breaks_and_a_guard_would_have_helped(tmp_path: Path) -> None:
+    done = _quickstart(tmp_path, "--break-it")
+    assert done.returncode == 0, done.stderr[-2_000:]
+    folder = tmp_path / "runs" / "quickstart-break-it"
+    found = json.loads((folder / "break_it.json").read_text())
+    assert len(found["gold"]) == len(found["proxy"]) == 40
+    assert found["proxy_last"] > found["proxy_first"] + 2
+    assert found["gold_last"] < found["gold_first"]
+    assert found["gold_peak"] > found["gold_last"] + 0.5
+    assert found["fired"]["level"] == "stop"
+    assert found["fired"]["update"] <= found["half_lost"]
+    assert found["gold_saved"] > 0.3
+    assert (folder / "break_it.html").stat().st_size > 50_000

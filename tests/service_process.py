@@ -1,0 +1,78 @@
+"""Model services as real processes, for tests: started on free ports, asked over HTTP, killed in the end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Process:
+    """One service process and where it answers."""
+
+    popen: subprocess.Popen[bytes]
+    address: str
+    metrics: str
+    log: Path
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://{self.metrics}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, ""
+        except OSError:
+            return 0, ""
+
+    def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.popen.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+
+    def wait_for(self, path: str) -> None:
+        self.until(lambda: self.get(path)[0] == 200)
+
+    def stop(self) -> int:
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(30)
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+class Starter:
+    """Starts service processes; `stop` kills whatever still lives."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started: list[Process] = []
+
+    def __call__(self, name: str, path: Path | str, **settings: object) -> Process:
+        address, metrics = free_address(), free_address()
+        log = self.folder / f"{name}{len(self.started)}.log"
+        values: dict[str, object] = {f"{name}.path": path, f"{name}.bind": address}
+        values |= {"observe.metrics_port": metrics.split(":")[1]} | settings
+        flags = [flag for key, value in values.items() for flag in ("--set", f"{key}={value}")]
+        with log.open("wb") as output:
+            popen = subprocess.Popen([sys.executable, "-m", f"services.{name}", *flags], stderr=output)
+        self.started.append(Process(popen, address, metrics, log))
+        return self.started[-1]
+
+    def stop(self) -> None:
+        for process in self.started:
+            process.popen.kill()
+            process.popen.wait()

@@ -1,0 +1,91 @@
+"""An engine around a tiny model that never ends by itself: what the tests of the engine share."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import torch
+from prometheus_client import CollectorRegistry
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from fairlead import metrics
+from fairlead.types import (
+    GenerationRequest,
+    ModelInfo,
+    SamplingParams,
+    WeightVersion,
+)
+from services.policy.engine import Engine
+from services.policy.hf_engine import EngineLimits, HfEngine
+from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_tokenizer
+
+V0, V1, V2 = WeightVersion(0, 0), WeightVersion(1, 1), WeightVersion(1, 2)
+CONTEXT = 128
+SAMPLING = SamplingParams(max_new_tokens=12, seed=7)
+LONG = SamplingParams(max_new_tokens=10_000, seed=7)  # until the context is full
+
+
+def model_without_end(folder: Path) -> PreTrainedModel:
+    """A tiny model that no token stops: the tests decide how long answers are."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_causal_lm(folder)).eval()
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
+    return model
+
+
+def tokenizer_without_end() -> PreTrainedTokenizerFast:
+    """The tiny tokenizer without an end token."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    return tokenizer
+
+
+@asynccontextmanager
+async def running(
+    model: PreTrainedModel,
+    *,
+    initial: WeightVersion | None = V0,
+    registry: CollectorRegistry | None = None,
+    **limits,
+) -> AsyncIterator[HfEngine]:
+    engine = HfEngine(
+        copy.deepcopy(model),
+        tokenizer_without_end(),
+        ModelInfo("tiny", "f", VOCABULARY_SIZE, CONTEXT, "float32"),
+        limits=EngineLimits(**limits),
+        policy_metrics=metrics.Policy(registry or CollectorRegistry()),
+        initial=initial,
+    )
+    contract: Engine = engine
+    try:
+        yield engine
+    finally:
+        await asyncio.to_thread(contract.close)
+
+
+def request(
+    sampling: SamplingParams = SAMPLING, prompt: tuple[int, ...] = (1, 5, 6), **fields
+) -> GenerationRequest:
+    return GenerationRequest("test", prompt, sampling, **fields)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in a thread
+            await asyncio.sleep(0.001)
+
+
+def new_weights(folder: Path, model: PreTrainedModel, *, seed: int) -> Path:
+    """The model with other weights, as a store would hand them out."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    state = {
+        name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(state, folder / "model.safetensors")
+    return folder

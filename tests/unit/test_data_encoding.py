@@ -1,0 +1,47 @@
+"""Text to ids: special tokens on prompts alone, the end on responses, never an empty prompt."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from fairlead.data.encoding import encode_prompt, encode_response
+from fairlead.errors import ModelLoadError
+from tests.tiny import tiny_tokenizer
+
+
+def _plain(**special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that adds no special tokens by itself."""
+    definition = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "?": 3}, unk_token="?"))
+    definition.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=definition, **special)
+
+
+def test_prompt_has_special_tokens_and_response_has_none() -> None:
+    tokenizer = tiny_tokenizer()
+    word = tokenizer.convert_tokens_to_ids
+    assert encode_prompt(tokenizer, "w1 w2") == [word("<s>"), word("w1"), word("w2")]
+    assert encode_response(tokenizer, "w3", eos=False) == [word("w3")]
+    assert encode_response(tokenizer, "w3", eos=True) == [word("w3"), word("</s>")]
+    assert encode_response(tokenizer, "", eos=True) == [word("</s>")]
+    assert encode_response(tokenizer, "", eos=False) == []
+
+
+def test_an_empty_prompt_is_one_token() -> None:
+    assert encode_prompt(tiny_tokenizer(), "") == [1]
+    assert encode_prompt(_plain(bos_token="<s>", eos_token="</s>"), " ") == [0]
+    assert encode_prompt(_plain(eos_token="</s>"), "") == [1]
+    with pytest.raises(ModelLoadError, match="neither a BOS nor an EOS token"):
+        encode_prompt(_plain(), "")
+
+
+def test_a_tokenizer_without_eos_cannot_end_a_response() -> None:
+    assert encode_response(_plain(), "a", eos=False) == [2]
+    with pytest.raises(ModelLoadError, match="no EOS token"):
+        encode_response(_plain(), "a", eos=True)
+
+
+def test_long_texts_do_not_warn() -> None:
+    tokenizer = _plain(bos_token="<s>", model_max_length=4)
+    assert len(encode_response(tokenizer, "a " * 100, eos=False)) == 100

@@ -1,0 +1,198 @@
+"""The plan of a run on one machine: processes, addresses, environment, and refusals before any start."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from fairlead.config import RunConfig, load
+from fairlead.errors import ConfigError
+from fairlead.local.addresses import allocate
+from fairlead.local.plan import QUEUE_RANK, base_environment, ppo_plan, stage_plan
+from fairlead.local.ports import Ports, is_free, split
+from fairlead.local.probes import GrpcHealth, Readyz
+from fairlead.local.process import ProcessSpec
+
+FILE = Path("run.toml")
+VALKEY = ProcessSpec(name="valkey", command=("valkey-server",), drain_rank=QUEUE_RANK)
+
+
+def listener() -> socket.socket:
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.listen(1)
+    return taken
+
+
+def plan(**overrides: object) -> dict[str, ProcessSpec]:
+    config: RunConfig = load(overrides={key.replace("__", "."): value for key, value in overrides.items()})
+    specs = ppo_plan(config, allocate(config), config_file=FILE, queue=VALKEY)
+    return {spec.name: spec for spec in specs}
+
+
+def test_a_run_has_every_process_and_every_replica():
+    specs = plan(policy__replicas=2, rollout_worker__replicas=3)
+    assert list(specs) == [
+        *("valkey", "trainer", "policy-0", "policy-1", "reward-0", "reference-0"),
+        *("rollout-worker-0", "rollout-worker-1", "rollout-worker-2"),
+    ]
+    assert [name for name, spec in specs.items() if spec.is_main] == ["trainer"]
+    assert specs["trainer"].command[1:] == ("-m", "trainer.ppo", "--config", "run.toml")
+    assert specs["rollout-worker-2"].command[1:] == ("-m", "services.rollout_worker", "--config", "run.toml")
+
+
+def test_who_asks_is_stopped_before_who_answers_and_the_queue_last():
+    ranks = {name: spec.drain_rank for name, spec in plan().items()}
+    assert ranks["trainer"] == ranks["rollout-worker-0"]
+    assert ranks["trainer"] < ranks["policy-0"] == ranks["reward-0"] == ranks["reference-0"] < ranks["valkey"]
+
+
+def test_everybody_is_told_the_same_addresses_and_each_replica_its_own():
+    specs = plan(policy__replicas=2)
+    told = {spec.environment["FAIRLEAD_POLICY__ADDRESSES"] for spec in specs.values() if spec is not VALKEY}
+    assert len(told) == 1
+    addresses = json.loads(told.pop())
+    assert len(set(addresses)) == 2
+    assert [specs[f"policy-{index}"].environment["FAIRLEAD_POLICY__BIND"] for index in (0, 1)] == addresses
+    assert specs["policy-1"].probe == GrpcHealth(addresses[1])
+    ports = [
+        spec.environment["FAIRLEAD_OBSERVE__METRICS_PORT"] for spec in specs.values() if spec is not VALKEY
+    ]
+    assert len(set(ports)) == len(ports)
+    assert specs["trainer"].probe == Readyz(
+        "127.0.0.1", int(specs["trainer"].environment["FAIRLEAD_OBSERVE__METRICS_PORT"])
+    )
+
+
+def test_children_can_be_started_from_what_they_are_told(monkeypatch: pytest.MonkeyPatch):
+    for name, value in plan()["reward-0"].environment.items():
+        monkeypatch.setenv(name, value)
+    config = load()
+    assert config.reward.addresses == (config.reward.bind,)
+    assert config.observe.metrics_port > 0
+
+
+def test_a_policy_is_given_time_from_the_first_weights_on():
+    assert plan()["policy-0"].ready_after == ("trainer",)
+    assert plan(policy__serve_initial=True)["policy-0"].ready_after == ()
+    assert plan()["reward-0"].ready_after == ()
+    assert set(plan()["rollout-worker-0"].ready_after) == {"valkey", "policy-0", "reward-0", "reference-0"}
+
+
+def test_configured_addresses_are_used():
+    port = Ports().free("test")
+    spec = plan(reward__addresses=[f"localhost:{port}"])["reward-0"]
+    assert spec.environment["FAIRLEAD_REWARD__BIND"] == f"localhost:{port}"
+    spec = plan(reward__addresses=[f"localhost:{port}"], reward__bind="0.0.0.0:0")["reward-0"]
+    assert spec.environment["FAIRLEAD_REWARD__BIND"] == f"0.0.0.0:{port}"
+    assert spec.probe == GrpcHealth(f"127.0.0.1:{port}")
+
+
+def test_a_service_elsewhere_is_used_and_not_started():
+    specs = plan(reward__addresses=["203.0.113.7:5002"], reference__addresses=["dns:///reference:5003"])
+    assert "reward-0" not in specs
+    assert "reference-0" not in specs
+    assert json.loads(specs["rollout-worker-0"].environment["FAIRLEAD_REWARD__ADDRESSES"]) == [
+        "203.0.113.7:5002"
+    ]
+    assert json.loads(specs["rollout-worker-0"].environment["FAIRLEAD_REFERENCE__ADDRESSES"]) == [
+        "dns:///reference:5003"
+    ]
+
+
+def test_configured_metrics_ports_follow_one_another():
+    first = next(
+        port for port in range(21_000, 32_000, 10) if all(is_free("127.0.0.1", port + i) for i in range(5))
+    )
+    specs = plan(observe__metrics_port=first)
+    ports = {
+        name: spec.environment["FAIRLEAD_OBSERVE__METRICS_PORT"]
+        for name, spec in specs.items()
+        if name != "valkey"
+    }
+    assert ports["trainer"] == str(first)
+    assert sorted(map(int, ports.values())) == list(range(first, first + 5))
+    assert plan(observe__metrics_port=-1)["trainer"].probe is None
+
+
+def test_a_taken_port_is_told_with_process_and_port():
+    with listener() as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError) as caught:
+            plan(reward__addresses=[f"127.0.0.1:{port}"])
+        assert str(caught.value) == (
+            f"reward.addresses: got 'port {port} for reward-0, which is taken on 127.0.0.1', "
+            "allowed: a free port, or 0 for any"
+        )
+        with pytest.raises(ConfigError) as caught:
+            plan(observe__metrics_port=port)
+        assert str(caught.value) == (
+            f"observe.metrics_port: got 'port {port} for the metrics of trainer, "
+            "which is taken on 127.0.0.1', "
+            "allowed: a free port, or 0 for any"
+        )
+
+
+def test_a_port_wanted_twice_is_told_with_both_processes():
+    port = Ports().free("test")
+    with pytest.raises(ConfigError) as caught:
+        plan(policy__addresses=[f"127.0.0.1:{port}"], reward__addresses=[f"127.0.0.1:{port}"])
+    assert str(caught.value) == (
+        f"reward.addresses: got 'port {port} for reward-0, which policy-0 of this run has', "
+        "allowed: a port of its own"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"policy__replicas": 2, "policy__addresses": ["127.0.0.1:21001"]},
+            "one per replica (2), or one with port 0",
+        ),
+        ({"policy__replicas": 2, "policy__bind": "127.0.0.1:21001"}, "nothing when replicas > 1"),
+        ({"policy__addresses": ["localhost"]}, "host:port"),
+        ({"policy__addresses": ["localhost:99999"]}, "host:port"),
+    ],
+)
+def test_addresses_that_do_not_fit_are_refused(overrides: dict[str, object], message: str):
+    with pytest.raises(ConfigError) as caught:
+        plan(**overrides)
+    assert caught.value.allowed == message
+
+
+def test_free_ports_are_free_and_none_is_given_twice():
+    ports = Ports()
+    given = [ports.free("test") for _ in range(50)]
+    assert len(set(given)) == 50
+    assert all(is_free("127.0.0.1", port) for port in given)
+    assert split("[::1]:80", field="x") == ("::1", 80)
+
+
+def test_settings_of_the_environment_do_not_reach_children_but_secrets_do():
+    config = load(overrides={"queue.redis_url": "redis://:open@queue:1", "queue.password": "sesame"})
+    caller = {"PATH": "/bin", "FAIRLEAD_PPO__UPDATES": "7", "FAIRLEAD_SEED": "3", "FAIRLEAD_OTHER": "kept"}
+    assert base_environment(config, caller | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "ACTIVE"}) == {
+        "PATH": "/bin",
+        "FAIRLEAD_OTHER": "kept",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "ACTIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+        "FAIRLEAD_QUEUE__REDIS_URL": "redis://:open@queue:1",
+        "FAIRLEAD_QUEUE__PASSWORD": "sesame",
+    }
+    chosen = base_environment(load(), {})
+    assert int(chosen["OMP_NUM_THREADS"]) >= 1
+    assert chosen["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_stage_is_one_process_that_is_not_started_again():
+    (spec,) = stage_plan("reward_model", config_file=FILE, force=True)
+    assert spec.name == "reward-model"
+    assert spec.command[1:] == ("-m", "trainer.reward_model", "--config", "run.toml", "--force")
+    assert spec.is_main
+    assert not spec.restarts

@@ -1,0 +1,374 @@
+"""The server of the model services in process: health, reflection, metrics, errors, drain, ports."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from fairlead.config.compute import ModelServiceSection
+from fairlead.config.observe import ObserveSection
+from fairlead.errors import (
+    ConfigError,
+    CorruptData,
+    DeadlineExceeded,
+    Fenced,
+    InternalError,
+    InvalidInput,
+    ModelLoadError,
+    Overloaded,
+    QueueMisconfigured,
+    StaleWeights,
+    Stalled,
+    Unauthenticated,
+    Unavailable,
+)
+from fairlead.v1 import reward_service_pb2 as pb
+from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
+from services.runtime import process
+from services.runtime.server import ModelServer, Stopped
+
+NAME = "fairlead.v1.RewardService"
+
+
+class Servicer(pb_grpc.RewardServiceServicer):
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.entered = asyncio.Event()
+        self.leave = asyncio.Event()
+        self.leave.set()
+
+    async def Score(self, request, context):
+        self.entered.set()
+        await self.leave.wait()
+        if self.error is not None:
+            raise self.error
+        return pb.ScoreResponse(model_version="x")
+
+    async def GetRewardInfo(self, request, context):
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "by hand")
+
+    def add_to(self, server):
+        pb_grpc.add_RewardServiceServicer_to_server(self, server)
+
+
+def section(**settings) -> ModelServiceSection:
+    return ModelServiceSection(**({"bind": "127.0.0.1:0"} | settings))
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+async def server(registry):
+    async with ModelServer("reward", section(), ObserveSection(), registry=registry) as server:
+        yield server
+
+
+@pytest.fixture
+async def servicer(server):
+    servicer = Servicer()
+    await server.start(servicer.add_to, [NAME])
+    return servicer
+
+
+@pytest.fixture
+async def channel(server, servicer):
+    async with aio.insecure_channel(server.address) as channel:
+        yield channel
+
+
+async def http(server, path: str) -> tuple[int, str]:
+    def get() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return await asyncio.to_thread(get)
+
+
+async def status_of(call) -> aio.AioRpcError:
+    with pytest.raises(aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+async def test_health_says_serving_only_while_ready(server, channel):
+    stub = health_pb2_grpc.HealthStub(channel)
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+    async def check(service: str) -> int:
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+    assert [await check(""), await check(NAME)] == [not_serving, not_serving]
+    assert (await http(server, "/readyz"))[0] == 503
+    assert (await http(server, "/healthz"))[0] == 200
+    server.set_ready(True)
+    assert [await check(""), await check(NAME)] == [serving, serving]
+    assert (await http(server, "/readyz"))[0] == 200
+    server.set_ready(False)
+    assert await check("") == not_serving
+    error = await status_of(stub.Check(health_pb2.HealthCheckRequest(service="other")))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_every_watcher_is_told_though_others_leave(server, channel):
+    stub = health_pb2_grpc.HealthStub(channel)
+    watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+    not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+    for watch in watches:
+        assert (await watch.read()).status == not_serving
+    watches[0].cancel()
+    server.set_ready(True)
+    for watch in watches[1:]:
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    server.stop()
+    await server.run_until_stopped()
+    for watch in watches[1:]:
+        assert (await watch.read()).status == not_serving
+        assert await watch.read() == aio.EOF
+
+
+async def test_reflection_lists_the_services(channel):
+    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    answer = await call.read()
+    names = {service.name for service in answer.list_services_response.service}
+    assert {NAME, "grpc.health.v1.Health"} <= names
+    await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=NAME))
+    assert (await call.read()).file_descriptor_response.file_descriptor_proto
+    await call.done_writing()
+    assert await call.read() == aio.EOF
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "details"),
+    [
+        (InvalidInput("n", got=0, allowed="1 or more"), "INVALID_ARGUMENT", "n: got 0, allowed: 1 or more"),
+        (
+            Overloaded("full", retry_after_seconds=1.5),
+            "RESOURCE_EXHAUSTED",
+            "full; try again in 1.5 s",
+        ),
+        (Unavailable("loading"), "UNAVAILABLE", "loading"),
+        (StaleWeights("has 1-0"), "FAILED_PRECONDITION", "has 1-0"),
+        (DeadlineExceeded("late"), "DEADLINE_EXCEEDED", "late"),
+        (Unauthenticated("no token"), "UNAUTHENTICATED", "no token"),
+    ],
+)
+async def test_errors_become_statuses(servicer, channel, error, code, details):
+    servicer.error = error
+    found = await status_of(pb_grpc.RewardServiceStub(channel).Score(pb.ScoreRequest(), timeout=5))
+    assert (found.code().name, found.details()) == (code, details)
+    pushback = found.trailing_metadata().get("grpc-retry-pushback-ms")
+    assert pushback == ("1500" if isinstance(error, Overloaded) else None)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("/secret/path"), CorruptData("/secret/path"), InternalError("NaN")]
+)
+async def test_a_bug_shows_an_id_that_is_in_the_log_and_no_internals(servicer, channel, error, caplog):
+    servicer.error = error
+    found = await status_of(pb_grpc.RewardServiceStub(channel).Score(pb.ScoreRequest(), timeout=5))
+    assert found.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in found.details()
+    assert ("NaN" in found.details()) == isinstance(error, InternalError)
+    error_id = found.details().rpartition("(")[2].split()[0]
+    (record,) = [record for record in caplog.records if error_id in record.getMessage()]
+    assert record.exc_info[1] is error
+
+
+async def test_texts_are_not_logged(servicer, channel, caplog):
+    caplog.set_level("DEBUG")
+    servicer.error = InvalidInput("items", index=4, got="a person's words", allowed="others")
+    request = pb.ScoreRequest(items=[pb.ScoreItem(text=pb.TextPair(prompt="a person's prompt"))])
+    await status_of(pb_grpc.RewardServiceStub(channel).Score(request, timeout=5))
+    logged = " ".join(
+        str(vars(record)) + record.getMessage() for record in caplog.records if "Score" in str(vars(record))
+    )
+    assert "items[4]" in logged
+    assert "person" not in logged
+
+
+async def test_bytes_that_are_no_message_are_the_callers_mistake(channel, servicer):
+    call = channel.unary_unary(f"/{NAME}/Score")
+    found = await status_of(call(b"\xff\xff\xff", timeout=5))
+    assert found.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "request: got '3 bytes" in found.details()
+
+
+async def test_a_status_set_by_hand_passes_and_unknown_methods_are_unimplemented(channel):
+    found = await status_of(
+        pb_grpc.RewardServiceStub(channel).GetRewardInfo(pb.GetRewardInfoRequest(), timeout=5)
+    )
+    assert (found.code(), found.details()) == (grpc.StatusCode.UNIMPLEMENTED, "by hand")
+    found = await status_of(channel.unary_unary(f"/{NAME}/Nothing")(b"", timeout=5))
+    assert found.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_rpcs_are_counted_by_status(server, servicer, channel, registry):
+    stub = pb_grpc.RewardServiceStub(channel)
+    for _ in range(3):
+        await stub.Score(pb.ScoreRequest(), timeout=5)
+    servicer.error = InvalidInput("n", got=0, allowed="1")
+    await status_of(stub.Score(pb.ScoreRequest(), timeout=5))
+    servicer.error = None
+    servicer.leave.clear()
+    servicer.entered.clear()
+    call = stub.Score(pb.ScoreRequest(), timeout=60)
+    await servicer.entered.wait()
+    call.cancel()
+    labels = {"grpc_service": NAME, "grpc_method": "Score"}
+
+    def handled(code: str) -> float | None:
+        return registry.get_sample_value("grpc_server_handled_total", labels | {"grpc_code": code})
+
+    async with asyncio.timeout(5):
+        while handled("CANCELLED") != 1:  # noqa: ASYNC110 - no event says so
+            await asyncio.sleep(0.001)
+    assert (handled("OK"), handled("INVALID_ARGUMENT")) == (3, 1)
+    assert registry.get_sample_value("grpc_server_started_total", labels) == 5
+    assert registry.get_sample_value("grpc_server_handling_seconds_count", labels) == 5
+    assert 'grpc_code="INVALID_ARGUMENT"' in (await http(server, "/metrics"))[1]
+
+
+async def test_a_drain_finishes_what_runs_and_takes_nothing_new(server, servicer, channel):
+    server.set_ready(True)
+    servicer.leave.clear()
+    stub = pb_grpc.RewardServiceStub(channel)
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+    await watch.read()
+    running = [asyncio.ensure_future(_score(stub)) for _ in range(50)]
+    await servicer.entered.wait()
+    server.stop()
+    draining = asyncio.create_task(server.run_until_stopped())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert not server.ready
+    async with asyncio.timeout(5):
+        while server.accepts:  # noqa: ASYNC110 - no event says so
+            await asyncio.sleep(0.001)
+    async with aio.insecure_channel(server.address) as late:
+        found = await status_of(pb_grpc.RewardServiceStub(late).Score(pb.ScoreRequest(), timeout=5))
+        assert (found.code(), found.details()) == (grpc.StatusCode.UNAVAILABLE, "the server is draining")
+    assert not draining.done()
+    servicer.leave.set()
+    assert await asyncio.gather(*running) == ["x"] * 50
+    async with asyncio.timeout(5):
+        await draining
+
+
+async def _score(stub) -> str:
+    return (await stub.Score(pb.ScoreRequest(), timeout=30)).model_version
+
+
+async def test_a_drain_ends_when_its_time_is_up(registry):
+    servicer = Servicer()
+    servicer.leave.clear()
+    settings = section(drain_seconds=0.2)
+    async with ModelServer("reward", settings, ObserveSection(), registry=registry) as server:
+        await server.start(servicer.add_to, [NAME])
+        async with aio.insecure_channel(server.address) as channel:
+            call = asyncio.ensure_future(_score(pb_grpc.RewardServiceStub(channel)))
+            await servicer.entered.wait()
+            server.stop()
+            async with asyncio.timeout(5):
+                await server.run_until_stopped()
+            assert (await status_of(call)).code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+
+
+async def test_a_taken_port_is_named_before_anything_is_loaded():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError) as refused:
+            await ModelServer(
+                "reward", section(bind=address), ObserveSection(), registry=CollectorRegistry()
+            ).__aenter__()
+    assert str(refused.value) == (
+        f"reward.bind: got '{address} (Address already in use)', allowed: "
+        "host:port that is free on this machine"
+    )
+
+
+async def test_two_servers_never_share_a_port(server, servicer, registry):
+    other = ModelServer(
+        "reward", section(bind=server.address), ObserveSection(metrics_port=-1), registry=CollectorRegistry()
+    )
+    with pytest.raises(ConfigError, match="free on this machine"):
+        await other.start(Servicer().add_to, [NAME])
+
+
+@pytest.mark.parametrize("bind", ["dns:///policy:50051", "localhost", ":50051", "nowhere.invalid:1"])
+async def test_addresses_that_nothing_can_listen_on(bind):
+    with pytest.raises(ConfigError, match=r"reward\.bind: got"):
+        await ModelServer(
+            "reward", section(bind=bind), ObserveSection(), registry=CollectorRegistry()
+        ).__aenter__()
+
+
+async def test_a_stop_does_not_wait_for_a_model_that_loads(server):
+    release = threading.Event()
+    loading = asyncio.create_task(server.load(release.wait))
+    server.stop()
+    with pytest.raises(Stopped):
+        async with asyncio.timeout(5):
+            await loading
+    release.set()
+
+
+async def test_load_hands_over_results_and_errors(server):
+    assert await server.load(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        await server.load(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("a", got=1, allowed="2"), 2),
+        (ModelLoadError("m"), 2),
+        (QueueMisconfigured("q"), 2),
+        (Fenced("f"), 3),
+        (Stalled("s"), 4),
+        (Unavailable("u"), 1),
+        (RuntimeError("r"), 1),
+    ],
+)
+def test_exit_codes(error, code, capsys, caplog):
+    async def run(config) -> None:
+        raise error
+
+    assert process.main("reward", run, ["--set", "seed=3"]) == code
+    said = capsys.readouterr().err
+    if not isinstance(error, RuntimeError):
+        assert said.splitlines()[-1] == f"reward: {error}"
+
+
+def test_flags_reach_the_configuration(tmp_path):
+    (tmp_path / "run.toml").write_text('name = "tried"\n[reward]\nmax_sequence_tokens = 9\n')
+    seen = []
+
+    async def run(config) -> None:
+        seen.append((config.name, config.reward.max_sequence_tokens, config.reward.dtype))
+
+    arguments = ["--config", str(tmp_path / "run.toml"), "--set", "reward.dtype=bfloat16"]
+    assert process.main("reward", run, arguments) == 0
+    assert seen == [("tried", 9, "bfloat16")]
+    assert process.main("reward", run, ["--set", "reward.dtype"]) == 2
+    assert process.main("reward", run, ["--set", "reward.dtyp=float32"]) == 2
+    assert len(seen) == 1

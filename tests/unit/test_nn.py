@@ -1,0 +1,180 @@
+"""Log-probs, heads and loading: against float64 by hand, and every way in which a checkpoint can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+
+from fairlead.config.compute import ComputeSection
+from fairlead.errors import ModelLoadError
+from fairlead.nn import loading
+from fairlead.nn.heads import ScalarHead
+from fairlead.nn.logprobs import entropy, hidden_logprobs, hidden_logprobs_and_entropies, token_logprobs
+from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+
+CPU = ComputeSection(device="cpu")
+
+
+def by_hand(logits: torch.Tensor, token: int, temperature: float) -> float:
+    scaled = logits.double() / temperature
+    return float(scaled[token] - scaled.exp().sum().log())
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.5])
+def test_logprobs_are_the_log_softmax_of_scaled_logits(temperature: float):
+    torch.manual_seed(0)
+    logits = torch.randn(5, 11) * 4
+    tokens = torch.randint(0, 11, (5,))
+    expected = [by_hand(logits[row], int(tokens[row]), temperature) for row in range(5)]
+    assert token_logprobs(logits, tokens, temperature=temperature).tolist() == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_greedy_answers_report_logprobs_at_temperature_one():
+    logits = torch.randn(3, 7)
+    tokens = logits.argmax(-1)
+    assert torch.equal(
+        token_logprobs(logits, tokens, temperature=0.0), token_logprobs(logits, tokens, temperature=1.0)
+    )
+
+
+def test_entropy_of_a_uniform_and_of_a_certain_distribution():
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 200.0, 0.0, 0.0]])
+    assert entropy(logits, temperature=1.0).tolist() == pytest.approx(
+        [torch.log(torch.tensor(4.0)).item(), 0.0]
+    )
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 7, 100])
+def test_chunks_change_neither_logprobs_nor_gradients(chunk_rows: int):
+    torch.manual_seed(1)
+    unembedding = torch.nn.Linear(6, 13, bias=False).double()
+    hidden = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randint(0, 13, (7,))
+    whole = token_logprobs(unembedding(hidden), tokens, temperature=0.7)
+    expected = torch.autograd.grad(whole.sum(), [hidden, unembedding.weight])
+    chunked, entropies = hidden_logprobs_and_entropies(
+        hidden, unembedding, tokens, temperature=0.7, chunk_rows=chunk_rows
+    )
+    got = torch.autograd.grad(chunked.sum(), [hidden, unembedding.weight])
+    torch.testing.assert_close(chunked, whole)
+    alone = hidden_logprobs(hidden, unembedding, tokens, temperature=0.7, chunk_rows=chunk_rows)
+    torch.testing.assert_close(alone, whole)
+    torch.testing.assert_close(entropies, entropy(unembedding(hidden), temperature=0.7))
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_no_rows_give_no_logprobs():
+    empty = torch.zeros(0, 6)
+    logprobs, entropies = hidden_logprobs_and_entropies(
+        empty, torch.nn.Linear(6, 3), torch.zeros(0, dtype=torch.long), temperature=1.0
+    )
+    assert logprobs.shape == entropies.shape == (0,)
+
+
+def test_the_head_computes_in_float32_and_starts_as_the_papers_say():
+    torch.manual_seed(2)
+    head = ScalarHead(1_023)
+    assert head.weight.std().item() == pytest.approx(1 / 32, rel=0.1)
+    assert torch.equal(ScalarHead(8, std=0.0)(torch.randn(2, 3, 8)), torch.zeros(2, 3))
+    assert head.to(torch.bfloat16)(torch.randn(2, 1_023, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_a_reward_model_reads_its_last_real_token_whatever_the_padding(tmp_path: Path):
+    reward = loading.load_reward_model(str(tiny_reward_model(tmp_path)), CPU)
+    tokens = torch.randint(4, VOCABULARY_SIZE, (2, 9))
+    lengths = torch.tensor([5, 9])
+    hidden = reward.body(input_ids=tokens[:1, :5])[0][0, -1].double()
+    expected = (hidden @ reward.head.weight[0].double() + reward.head.bias.double()).item()
+    for filler in (0, 2, 17):
+        tokens[0, 5:] = filler
+        assert reward.scores(tokens, lengths)[0].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_saved_reward_model_loads_in_transformers_and_here(tmp_path: Path):
+    reward = loading.load_reward_model(str(tiny_reward_model(tmp_path / "a", bias=0.5)), CPU)
+    reward.save(tmp_path / "b", tiny_tokenizer())
+    tokens = torch.randint(4, VOCABULARY_SIZE, (1, 6))
+    again = loading.load_reward_model(str(tmp_path / "b"), CPU)
+    expected = reward.scores(tokens, torch.tensor([6]))
+    assert torch.equal(again.scores(tokens, torch.tensor([6])), expected)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "b")
+    torch.testing.assert_close(theirs(input_ids=tokens).logits[0] + 0.5, expected)
+    assert loading.weights_digest(again.model) == loading.weights_digest(reward.model)
+
+
+def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path):
+    tiny_causal_lm(tmp_path)
+    with pytest.raises(ModelLoadError, match=r"lacks the weights score.weight.*fairlead reward-model"):
+        loading.load_reward_model(str(tmp_path), CPU)
+    assert loading.load_reward_model(str(tmp_path), CPU, fresh_head=True).model.config.num_labels == 1
+
+
+def test_a_classifier_of_many_labels_is_refused(tmp_path: Path):
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=3,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match="has 3 labels; a reward model has 1"):
+        loading.load_reward_model(str(tmp_path), CPU)
+
+
+def test_a_missing_path_and_damaged_files_are_named(tmp_path: Path):
+    with pytest.raises(
+        ModelLoadError, match="there is no model folder './nowhere': give a folder that exists"
+    ):
+        loading.load_causal_lm("./nowhere", CPU)
+    with pytest.raises(ModelLoadError, match="there is no model folder ''"):
+        loading.load_tokenizer("")
+    folder = tiny_causal_lm(tmp_path)
+    shard = folder / "model.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelLoadError, match="cannot load the model"):
+        loading.load_causal_lm(str(folder), CPU)
+    shard.write_bytes(whole)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(ModelLoadError, match=r"lacks the weights model\.layers\.2\."):
+        loading.load_causal_lm(str(folder), CPU)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelLoadError, match="cannot load the model"):
+        loading.load_causal_lm(str(folder), CPU)
+
+
+def test_fingerprints_tell_tokenizers_apart_and_survive_saving(tmp_path: Path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    again = loading.load_tokenizer(str(tmp_path))
+    assert loading.tokenizer_fingerprint(again) == loading.tokenizer_fingerprint(tokenizer)
+    assert loading.tokenizer_fingerprint(tiny_tokenizer(pad_is_eos=True)) != loading.tokenizer_fingerprint(
+        tokenizer
+    )
+    again("w1 w2", padding="max_length", max_length=9, truncation=True)
+    assert loading.tokenizer_fingerprint(again) == loading.tokenizer_fingerprint(tokenizer)
+
+
+def test_limits_and_end_tokens_come_from_model_and_tokenizer(tmp_path: Path):
+    model = loading.load_causal_lm(str(tiny_causal_lm(tmp_path)), CPU)
+    assert loading.max_sequence_tokens(model, 0) == 128
+    assert loading.max_sequence_tokens(model, 64) == 64
+    assert loading.max_sequence_tokens(model, 4_096) == 128
+    model.generation_config.eos_token_id = [2, 9]
+    assert loading.eos_token_ids(model, tiny_tokenizer()) == {2, 9}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said():
+    with pytest.raises(ModelLoadError, match="device = 'cuda', but torch sees no GPU"):
+        loading.torch_device("cuda")

@@ -1,0 +1,104 @@
+"""Break it: what the page says happened, counted by hand on a trajectory whose proxy and gold part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from examples.parcel_help import break_it, figures, gold
+from fairlead.config import load
+from trainer import run_record
+
+PROMPT = "my lamp was charged twice ."
+# Gold 0.2, 1.8, 1.0, 0.4 − 0.6, −1.2: two good updates, then worse and worse; the score rises all the while.
+TEXTS = (
+    "hello .",
+    "hello . we will refund one charge .",
+    "hello . we will refund one charge . we sell many things . our shop is on the road . hello .",
+    "have a good day . have a good day .",
+    "stop asking .",
+)
+GOLDS = (0.2, 1.8, 0.6, -0.2, -1.2)
+
+
+def _run(tmp_path: Path):
+    config = break_it.broken(load(None, overrides={"runs": str(tmp_path), "name": "q"}))
+    folder = config.folder
+    folder.root.mkdir(parents=True)
+    rows = [
+        {
+            "step": n,
+            "update": float(n),
+            "reward": n - 1.0,
+            "kl": 4.0 * n,
+            "guard_kl": 4.0 * n,
+            "guard_entropy_ratio": 1.0,
+        }
+        for n in range(1, 6)
+    ]
+    folder.metrics("ppo").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = [
+        {"update": n, "task": n, "prompt": PROMPT, "text": text, "ended": True, "score": n - 1.0}
+        for n, text in enumerate(TEXTS, start=1)
+    ]
+    folder.rollout_samples.write_text("".join(json.dumps(row) + "\n" for row in samples))
+    alerts = [
+        {"signal": "entropy_ratio", "update": 2, "value": 0.4, "threshold": 0.5, "level": "warn"},
+        {"signal": "kl", "update": 3, "value": 12.0, "threshold": 10.0, "level": "stop"},
+        {"signal": "length_ratio", "update": 4, "value": 2.0, "threshold": 1.5, "level": "stop"},
+    ]
+    folder.result("ppo").write_text(json.dumps({"updates": 5, "guards": alerts}))
+    return config
+
+
+def test_the_configuration_is_broken_where_it_says() -> None:
+    ordinary = load(None, overrides={"guard.action": "stop"})
+    config = break_it.broken(ordinary)
+    assert (config.ppo.kl_coefficient, config.ppo.updates, config.guard.action) == (0.0, 40, "warn")
+    assert config.observe.rollout_samples == config.ppo.batch_size
+    assert config.folder.root != ordinary.folder.root
+
+
+def test_the_outcome_by_hand(tmp_path: Path) -> None:
+    config = _run(tmp_path)
+    record = run_record.read(config.folder)
+    assert [gold.reward(PROMPT, text, ended=True) for text in TEXTS] == pytest.approx(GOLDS)
+    assert figures.gold_by_update(record) == ([1, 2, 3, 4, 5], pytest.approx(GOLDS))
+    found = break_it.outcome(record)
+    assert (found["proxy_first"], found["proxy_last"]) == (0.0, 4.0)
+    assert (found["gold_peak"], found["gold_peak_update"]) == (1.8, 2)
+    # Half of the gain is lost below (0.2 + 1.8) / 2: at update 3, where the guard fires.
+    assert found["half_lost"] == 3
+    assert (found["fired"]["signal"], found["fired"]["update"]) == ("kl", 3)
+    assert found["gold_saved"] == pytest.approx(0.6 + 1.2)
+
+
+def test_nothing_fired(tmp_path: Path) -> None:
+    record = run_record.read(_run(tmp_path).folder)
+    quiet = replace(record, ppo={"guards": []}, rollout_samples=record.rollout_samples[:2])
+    found = break_it.outcome(quiet)
+    assert (found["fired"], found["gold_saved"], found["half_lost"]) == (None, None, None)
+
+
+def test_the_page_tells_it(tmp_path: Path) -> None:
+    config = _run(tmp_path)
+    break_it.write(config)
+    html = (config.folder.root / "break_it.html").read_text(encoding="utf-8")
+    for shown in (
+        "+0.00 → +4.00",
+        "+0.20 → -1.20",
+        "update 3",
+        "+1.80",
+        "stop at 3",
+        "warn at 2",
+        "stop &gt; 10",
+        "A guard would have stopped it at update 3 (kl), at a gold reward of +0.60; half of gold&#39;s gain "
+        "was lost at update 3, and the run ended at -1.20.",
+        TEXTS[-1],
+    ):
+        assert shown in html
+    assert json.loads((config.folder.root / "break_it.json").read_text())["gold"] == pytest.approx(GOLDS)
+    assert "ended at -1.20" in break_it.summary(config)

@@ -1,0 +1,303 @@
+"""The quickstart's figures, page and stages, on a small real round: answers of the corpus, labels, scores."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from examples.parcel_help import corpus, figures, gold, report, rounds
+from examples.parcel_help.files import Files, read_answers, read_rows, write_answers, write_rows
+from examples.parcel_help.stages import Stages
+from examples.serving import Answer
+from fairlead.config import RunConfig, load
+from fairlead.data.comparisons import RankedResponses
+from fairlead.data.records import is_heldout, load_preferences
+from fairlead.errors import ConfigError
+from trainer.reward_model.calibration import expected_calibration_error
+
+ROUND = ("rank", "reward_model", "ppo")
+STAGES = dict.fromkeys(
+    (
+        "corpus",
+        "sft",
+        "sample",
+        *ROUND,
+        "evaluate_and_sample",
+        *(f"{name}-1" for name in ROUND),
+        "evaluate-1",
+    ),
+    2.0,
+)
+
+
+QUEUE = {
+    "tasks_dispatched": 64,
+    "tasks_trained": 64,
+    "tasks_duplicated": 0,
+    "tasks_lost": 0,
+    "dead_letters": 0,
+}
+
+
+def _worth(answer: Answer) -> float:
+    return gold.reward(answer.prompt, answer.text, ended=answer.ended)
+
+
+def _rounds(tmp_path: Path) -> tuple[RunConfig, Files]:
+    """Answers of mixed skill; then the better of two; then the best of three. The first reward model is gold
+    with noise on the first answers and mere noise on what came after; the second is gold with noise.
+    """
+    config = load(None, overrides={"runs": str(tmp_path), "name": "q", "data.heldout_fraction": 0.2})
+    files = Files(config.folder.root / "data")
+    pool: dict[str, list[Answer]] = {}
+    for prompt, text in corpus.demonstrations(6_000, seed=1):
+        pool.setdefault(prompt, []).append(Answer(prompt, text, True))
+    groups = list(pool.values())
+    best = [
+        [[max(group[start : start + of], key=_worth) for start in range(0, 8, of)] for group in groups]
+        for of in (1, 2, 3)
+    ]
+    write_answers(files.answers_sft, [group[8:12] for group in groups])
+    answers = {"tasks-0": [group[:4] for group in best[0]], "tasks-1": [group[:4] for group in best[1]]}
+    answers |= {"answers-0": [group[:4] for group in best[1]], "answers-1": best[2]}
+    for name, found in answers.items():
+        kind, _, number = name.partition("-")
+        write_answers(files.of_round(int(number), kind), found)
+    rng, known = random.Random(3), {answer.text for group in groups for answer in group[:4]}
+    every = sorted({(a.prompt, a.text) for group in groups for a in group})
+    for number in (0, 1):
+        rounds.rank(config, files, number)
+        scores = []
+        for prompt, text in every:
+            blind = number == 0 and text not in known
+            worth = 0.0 if blind else _worth(Answer(prompt, text, True))
+            scores.append({"prompt": prompt, "text": text, "score": worth + rng.gauss(0, 0.5)})
+        write_rows(files.of_round(number, "scores"), scores)
+        folder = rounds.round_config(config, number).folder
+        folder.root.mkdir(exist_ok=True)
+        result = {"updates": 1, "episodes": 64, "kl": 1.5 + number, "guards": [], **QUEUE}
+        folder.result("ppo").write_text(json.dumps(result))
+        row = {"step": 1, "update": 1.0, "reward": 0.5 + number, "guard_kl": 1.5 + number, "kl": 1.5}
+        folder.metrics("ppo").write_text(json.dumps(row) + "\n")
+        sample = {
+            "update": 1,
+            "task": 0,
+            "prompt": every[0][0],
+            "text": "hello .",
+            "ended": True,
+            "score": 0.0,
+        }
+        folder.rollout_samples.write_text(json.dumps(sample) + "\n")
+    config.folder.result("sft").write_text(json.dumps({"heldout_loss": 0.5}))
+    return config, files
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Files]:
+    """Two rounds and their report."""
+    config, files = _rounds(tmp_path_factory.mktemp("written"))
+    report.write(config, files, num_rounds=2, seconds=STAGES)
+    return config, files
+
+
+def test_report_has_every_key_and_the_right_numbers(written: tuple[RunConfig, Files]) -> None:
+    config, files = written
+    found = json.loads(config.folder.report_json.read_text())
+
+    assert set(STAGES) | {"report", "total"} == set(found["seconds"])
+    assert found["seconds"]["total"] == pytest.approx(22 + found["seconds"]["report"])
+    assert found["sft"] == {"heldout_loss": 0.5}
+    assert found["queue"] == {name: 2 * count for name, count in QUEUE.items()}
+    first, only = found["rounds"]
+    assert first.keys() == only.keys()
+    assert first["reward_model"].keys() == only["reward_model"].keys()
+    assert first["ppo"].keys() == only["ppo"].keys()
+    model, ppo = only["reward_model"], only["ppo"]
+    assert {"accuracy_labels", "accuracy_gold", "ece", "baselines"} <= set(model)
+    assert {"longer_wins", "bag_of_words"} == set(model["baselines"])
+    assert all({"accuracy_labels", "accuracy_gold"} == set(one) for one in model["baselines"].values())
+    # A model that knows gold but for a little noise beats counts of words, and those beat lengths.
+    assert 0.85 < model["accuracy_gold"] <= 1
+    assert model["accuracy_gold"] > model["baselines"]["bag_of_words"]["accuracy_gold"]
+    assert model["accuracy_labels"] < model["accuracy_gold"]
+
+    heldout = [q.text for q in corpus.questions() if is_heldout(config, q.text)]
+    round_ = figures.read_round(config, files, 1)
+    sft, before, after = (figures.worths(side, heldout) for side in (round_.sft, round_.before, round_.after))
+    assert ppo["gold_before"] == first["ppo"]["gold_after"]
+    assert ppo["heldout_prompts"] == len(heldout) > 10
+    assert ppo["gold_before"] == pytest.approx(fmean(itertools.chain(*before.values())))
+    assert ppo["gold_after"] == pytest.approx(fmean(itertools.chain(*after.values())))
+    wins = [
+        fmean(1.0 if late > early else 0.5 if late == early else 0.0 for late in after[p] for early in sft[p])
+        for p in heldout
+    ]
+    assert ppo["win_rate_vs_sft"] == pytest.approx(fmean(wins))
+    assert ppo["win_rate_interval"][0] < ppo["win_rate_vs_sft"] < ppo["win_rate_interval"][1]
+    assert ppo["proxy_after"] > ppo["proxy_before"]
+    assert (ppo["kl"], ppo["episodes"]) == (2.5, 64)
+    assert ppo["training_prompts"]["gold_after"] > ppo["training_prompts"]["gold_before"]
+
+    assert len(found["samples"]) == config.evaluation.num_report_samples
+    sample = found["samples"][0]
+    assert sample["heldout"] is True
+    assert sample["gold_after"] == gold.reward(sample["prompt"], sample["after"], ended=True)
+
+
+def test_a_stale_reward_model_is_found_out_on_the_tuned_policys_answers(
+    written: tuple[RunConfig, Files],
+) -> None:
+    config, files = written
+    first, second = (
+        one["reward_model"] for one in json.loads(config.folder.report_json.read_text())["rounds"]
+    )
+    assert first["stale_accuracy_gold"] is None
+    assert first["accuracy_gold"] > 0.85
+    assert second["stale_accuracy_gold"] < second["fresh_accuracy_gold"] - 0.05
+    assert second["comparisons"] > first["comparisons"]
+
+    # By hand: the first model's scores on the second round's rankings of held-out prompts.
+    scores = {(r["prompt"], r["text"]): r["score"] for r in read_rows(files.of_round(0, "scores"))}
+    right = []
+    for row in read_rows(files.of_round(1, "rankings")):
+        if is_heldout(config, row["prompt"]):
+            for better, worse in rounds.pairs(row):
+                one, other = (Answer(row["prompt"], text, True) for text in (better, worse))
+                if _worth(one) != _worth(other):
+                    higher = scores[one.prompt, one.text] > scores[other.prompt, other.text]
+                    right.append(higher == (_worth(one) > _worth(other)))
+    assert second["stale_accuracy_gold"] == pytest.approx(fmean(right))
+    assert second["fresh_comparisons"] >= len(right) > 50
+
+
+def test_later_rounds_have_a_folder_of_their_own_and_go_on_from_the_policy_before(tmp_path: Path) -> None:
+    config = load(None, overrides={"runs": str(tmp_path), "name": "q"})
+    first, second, third = (rounds.round_config(config, number) for number in range(3))
+    root = tmp_path / "q"
+    assert [one.folder.root for one in (first, second, third)] == [root, root / "round-1", root / "round-2"]
+    assert first.policy.path == ""
+    assert second.policy.path == str(root / "policy")
+    assert third.policy.path == str(root / "round-1" / "policy")
+    assert {one.reference.path for one in (second, third)} == {str(root / "sft")}
+    assert {one.reward_model.path for one in (second, third)} == {str(root / "sft")}
+    assert third.data.preferences == tuple(
+        str(root / "data" / f"round-{number}" / "rankings.jsonl") for number in range(3)
+    )
+
+
+def test_page_shows_the_figures(written: tuple[RunConfig, Files]) -> None:
+    config, _ = written
+    found = json.loads(config.folder.report_json.read_text())
+    html = config.folder.report_html.read_text(encoding="utf-8")
+    first, ppo = (one["ppo"] for one in found["rounds"])
+    for shown in (
+        f"{ppo['win_rate_vs_sft']:.0%}",
+        f"{first['gold_before']:+.2f} → {first['gold_after']:+.2f} → {ppo['gold_after']:+.2f}",
+        "Round by round",
+        "The reward model goes stale",
+        "Proxy and gold",
+        "Watching for reward hacking",
+        "win rate against SFT",
+        "bag of words",
+        "the longer answer wins",
+        "2.5 nats per answer",
+        found["samples"][0]["after"],
+    ):
+        assert shown in html
+    lines = report.summary(config.folder.report_json)
+    assert f"win rate against SFT   {ppo['win_rate_vs_sft']:.2f}" in lines
+    assert "128 of 128 tasks trained on, 0 lost, 0 doubled" in lines
+
+
+def test_rankings_are_of_ended_answers_each_once(tmp_path: Path) -> None:
+    config = load(None, overrides={"runs": str(tmp_path)})
+    files = Files(tmp_path)
+    prompt = "my lamp arrived broken ."
+    task = [
+        Answer(prompt, text, ended) for text, ended in (("a", True), ("b", True), ("a", True), ("cut", False))
+    ]
+    alone = [Answer(prompt, "a", True)] * 4
+    write_answers(files.of_round(0, "tasks"), [task, [Answer(prompt, "cut", False)] * 4, alone])
+    assert read_answers(files.of_round(0, "tasks"))[0] == task
+    rounds.rank(config, files, 0)
+    (ranking,) = read_rows(files.of_round(0, "rankings"))
+    assert ranking["prompt"] == prompt
+    ranks = {response["text"]: response["rank"] for response in ranking["responses"]}
+    # Of the places 1, 2, 3 one answer has one and the other two, averaged.
+    assert (ranks["a"], ranks["b"]) in ((1.5, 3), (2, 2), (2.5, 1))
+    assert len(list(rounds.pairs(ranking))) == (ranks["a"] != ranks["b"])
+
+
+def test_pairs_leave_ties_out_and_put_the_better_first() -> None:
+    responses = [{"text": text, "rank": rank} for text, rank in (("x", 2.5), ("y", 1), ("z", 2.5), ("w", 4))]
+    found = set(rounds.pairs({"prompt": "p", "responses": responses}))
+    assert found == {("y", "x"), ("y", "z"), ("y", "w"), ("x", "w"), ("z", "w")}
+
+
+def test_the_rankings_are_what_the_reward_model_stage_reads(written: tuple[RunConfig, Files]) -> None:
+    config, files = written
+    read = load_preferences(rounds.round_config(config, 1))
+    by_hand = [
+        (row["prompt"], pair)
+        for number in (0, 1)
+        for row in read_rows(files.of_round(number, "rankings"))
+        for pair in rounds.pairs(row)
+    ]
+    found = []
+    for ranking in (*read.train, *read.heldout):
+        assert isinstance(ranking, RankedResponses)
+        found += [(ranking.prompt, (ranking.texts[i], ranking.texts[j])) for i, j in ranking.pairs]
+    assert sorted(found) == sorted(by_hand)
+    assert len(found) > 1_000
+
+
+def test_calibration_bins_add_up_to_the_error() -> None:
+    rng = random.Random(1)
+    margins = [rng.gauss(0.5, 1.5) for _ in range(400)]
+    bins = figures.calibration_bins(margins)
+    assert sum(one.count for one in bins) == 400
+    gap = sum(one.count * abs(one.confidence - one.accuracy) for one in bins) / 400
+    assert gap == pytest.approx(expected_calibration_error(margins))
+
+
+def test_a_finished_stage_is_not_repeated(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise OSError("no room")
+
+    stages = Stages(tmp_path / "q", key="k", fresh=False, total=2)
+    stages.run("one", "first", lambda: done.append("one"))
+    with pytest.raises(OSError, match="no room"):
+        stages.run("two", "second", fail)
+    again = Stages(tmp_path / "q", key="k", fresh=False, total=2)
+    again.run("one", "first", lambda: done.append("one again"))
+    again.run("two", "second", lambda: done.append("two"))
+    assert done == ["one", "two"]
+    assert set(again.seconds) == {"one", "two"}
+
+
+def test_other_settings_are_refused_and_fresh_starts_over(tmp_path: Path) -> None:
+    folder = tmp_path / "q"
+    Stages(folder, key="k", fresh=False, total=1).run("one", "first", (folder / "left").touch)
+    with pytest.raises(ConfigError) as caught:
+        Stages(folder, key="other", fresh=False, total=1)
+    assert str(caught.value) == (
+        f"quickstart: got '{folder}, made with other settings', allowed: the same seed and settings again, "
+        "--fresh to start over, or --set name=another"
+    )
+    assert Stages(folder, key="other", fresh=True, total=1).seconds == {}
+    assert not (folder / "left").exists()
+
+
+def test_a_strangers_folder_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    for fresh in (False, True):
+        with pytest.raises(ConfigError, match="which no quickstart made"):
+            Stages(tmp_path, key="k", fresh=fresh, total=1)
+    assert (tmp_path / "thesis.tex").exists()

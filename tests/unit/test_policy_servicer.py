@@ -1,0 +1,279 @@
+"""The policy service over a real server in process: answers, and the exact words for every bad request."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+from prometheus_client import CollectorRegistry
+
+from fairlead import metrics
+from fairlead.config.compute import ComputeSection
+from fairlead.config.observe import ObserveSection
+from fairlead.config.policy import PolicySection
+from fairlead.data.encoding import encode_prompt
+from fairlead.nn.loading import load_causal_lm, load_tokenizer, tokenizer_fingerprint
+from fairlead.types import ModelInfo, WeightVersion
+from fairlead.v1 import policy_service_pb2 as pb
+from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
+from fairlead.v1 import tokens_pb2
+from services.policy.hf_engine import EngineLimits, HfEngine
+from services.policy.servicer import SERVICE_NAME, PolicyServicer
+from services.runtime.server import ModelServer
+from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm
+
+CONTEXT = 64
+SECTION = PolicySection(bind="127.0.0.1:0", max_text_bytes=1 << 20, max_samples=8, timeout_seconds=30)
+
+
+class Service:
+    """A served engine and a bare stub to it."""
+
+    def __init__(
+        self, stub: pb_grpc.PolicyServiceStub, engine: HfEngine, registry: CollectorRegistry
+    ) -> None:
+        self.stub: Any = stub
+        self.engine = engine
+        self.registry = registry
+        self.wanted: list[WeightVersion] = []
+        self.tokenizer: Any = None
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_causal_lm(tmp_path_factory.mktemp("policy")))
+
+
+@pytest.fixture
+async def service(model_folder: str) -> AsyncIterator[Service]:
+    registry = CollectorRegistry()
+    tokenizer = load_tokenizer(model_folder)
+    info = ModelInfo(model_folder, tokenizer_fingerprint(tokenizer), VOCABULARY_SIZE, CONTEXT, "float32")
+    engine = HfEngine(
+        load_causal_lm(model_folder, ComputeSection(device="cpu")),
+        tokenizer,
+        info,
+        limits=EngineLimits(max_slots=4, max_samples=SECTION.max_samples),
+        policy_metrics=metrics.Policy(registry),
+        initial=WeightVersion(1, 3),
+    )
+    async with ModelServer("policy", SECTION, ObserveSection(), registry=registry) as server:
+        wanted: list[WeightVersion] = []
+        servicer = PolicyServicer(
+            engine, SECTION, encode=lambda text: encode_prompt(tokenizer, text), wanted=wanted.append
+        )
+        address = await server.start(servicer.add_to, [SERVICE_NAME])
+        async with aio.insecure_channel(address) as channel:
+            service = Service(pb_grpc.PolicyServiceStub(channel), engine, registry)
+            service.wanted, service.tokenizer = wanted, tokenizer
+            yield service
+    await asyncio.to_thread(engine.close)
+
+
+def sampling(**fields: Any) -> tokens_pb2.SamplingParams:
+    return tokens_pb2.SamplingParams(**({"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8} | fields))
+
+
+def tokens(*ids: int) -> tokens_pb2.TokenSequence:
+    return tokens_pb2.TokenSequence(token_ids=ids)
+
+
+def request(**fields: Any) -> pb.GenerateRequest:
+    if "text" not in fields:
+        fields.setdefault("tokens", tokens(1, 5, 6))
+    return pb.GenerateRequest(**({"sampling": sampling(), "num_samples": 1} | fields))
+
+
+BAD: dict[str, tuple[pb.GenerateRequest, str]] = {
+    "no prompt": (
+        pb.GenerateRequest(sampling=sampling(), num_samples=1),
+        "prompt: got 'nothing', allowed: tokens or text",
+    ),
+    "no sampling": (
+        pb.GenerateRequest(tokens=tokens(1), num_samples=1),
+        "sampling: got 'nothing', allowed: how to sample",
+    ),
+    "empty ids": (request(tokens=tokens()), "tokens.token_ids: got 'no token ids', allowed: at least one"),
+    "empty text": (request(text=""), "text: got '', allowed: a text that is not empty"),
+    "beyond the context": (
+        request(tokens=tokens(*[4] * CONTEXT)),
+        "prompt: got '64 tokens', allowed: at most 63 tokens, which leaves one for the answer",
+    ),
+    "text beyond the context": (
+        request(text="w1 " * CONTEXT),
+        "prompt: got '65 tokens', allowed: at most 63 tokens, which leaves one for the answer",
+    ),
+    "id beyond the vocabulary": (
+        request(tokens=tokens(1, VOCABULARY_SIZE)),
+        "tokens.token_ids: got '60 at position 1', allowed: ids from 0 to 59",
+    ),
+    "negative id": (
+        request(tokens=tokens(-1)),
+        "tokens.token_ids: got '-1 at position 0', allowed: ids from 0 to 59",
+    ),
+    "5 MB text": (
+        request(text="x" * 5_000_000),
+        "text: got '5000000 bytes', allowed: at most 1048576 bytes of UTF-8",
+    ),
+    "n = 0": (request(num_samples=0), "num_samples: got 0, allowed: from 1 to 8"),
+    "n = -1": (request(num_samples=-1), "num_samples: got -1, allowed: from 1 to 8"),
+    "n = 10**6": (request(num_samples=10**6), "num_samples: got 1000000, allowed: from 1 to 8"),
+    "temperature NaN": (
+        request(sampling=sampling(temperature=math.nan)),
+        "sampling.temperature: got nan, allowed: a finite number from 0 to 100",
+    ),
+    "temperature -1": (
+        request(sampling=sampling(temperature=-1)),
+        "sampling.temperature: got -1.0, allowed: a finite number from 0 to 100",
+    ),
+    "temperature inf": (
+        request(sampling=sampling(temperature=math.inf)),
+        "sampling.temperature: got inf, allowed: a finite number from 0 to 100",
+    ),
+    "top_p 0": (
+        request(sampling=sampling(top_p=0)),
+        "sampling.top_p: got 0.0, allowed: greater than 0, at most 1",
+    ),
+    "top_p 1.5": (
+        request(sampling=sampling(top_p=1.5)),
+        "sampling.top_p: got 1.5, allowed: greater than 0, at most 1",
+    ),
+    "top_p NaN": (
+        request(sampling=sampling(top_p=math.nan)),
+        "sampling.top_p: got nan, allowed: greater than 0, at most 1",
+    ),
+    "top_k -1": (
+        request(sampling=sampling(top_k=-1)),
+        "sampling.top_k: got -1, allowed: 0 (all tokens) or more",
+    ),
+    "no new tokens": (
+        request(sampling=sampling(max_new_tokens=0)),
+        "sampling.max_new_tokens: got 0, allowed: 1 or more",
+    ),
+    "stop id beyond the vocabulary": (
+        request(sampling=sampling(stop_token_ids=[2, 99])),
+        "sampling.stop_token_ids: got '99 at position 1', allowed: ids from 0 to 59",
+    ),
+    "too many stop ids": (
+        request(sampling=sampling(stop_token_ids=[2] * 2_000)),
+        "sampling.stop_token_ids: got '2000 entries', allowed: at most 1024",
+    ),
+    "too many stop strings": (
+        request(sampling=sampling(stop_strings=["x"] * 17)),
+        "sampling.stop_strings: got '17 entries', allowed: at most 16",
+    ),
+    "empty stop string": (
+        request(sampling=sampling(stop_strings=["x", ""])),
+        "sampling.stop_strings[1]: got '', allowed: a text that is not empty",
+    ),
+    "long stop string": (
+        request(sampling=sampling(stop_strings=["x" * 2_000])),
+        "sampling.stop_strings[0]: got '2000 bytes', allowed: at most 1024 bytes of UTF-8",
+    ),
+    "negative version": (
+        request(min_version=tokens_pb2.WeightVersion(incarnation=-1)),
+        "min_version: got '-1-0', allowed: numbers from 0",
+    ),
+    "long request id": (
+        request(request_id="x" * 300),
+        "request_id: got '300 bytes', allowed: at most 256 bytes of UTF-8",
+    ),
+}
+
+
+async def test_every_bad_request_gets_its_exact_error_and_nothing_is_done(service: Service) -> None:
+    for name, (bad, message) in BAD.items():
+        with pytest.raises(aio.AioRpcError) as refused:
+            await service.stub.Generate(bad)
+        assert (refused.value.code(), refused.value.details()) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            message,
+        ), name
+        with pytest.raises(aio.AioRpcError) as refused:
+            await service.stub.GenerateStream(pb.GenerateStreamRequest(request=bad)).read()
+        assert refused.value.details() == message, name
+    assert service.registry.get_sample_value("fairlead_policy_tokens_total") == 0
+    assert service.wanted == []
+
+
+async def test_text_and_ids_of_the_same_prompt_get_the_same_answer(service: Service) -> None:
+    by_text = await service.stub.Generate(request(text="w1 w2", num_samples=2, sampling=sampling(seed=4)))
+    ids = encode_prompt(service.tokenizer, "w1 w2")
+    by_ids = await service.stub.Generate(
+        request(tokens=tokens(*ids), num_samples=2, sampling=sampling(seed=4))
+    )
+    assert by_text == by_ids
+    assert by_text.prompt_tokens == 3
+    for completion in by_text.completions:
+        assert len(completion.token_ids) == len(completion.logprobs) >= 1
+        span = completion.version_spans[0]
+        assert (span.version.incarnation, span.version.update) == (1, 3)
+        assert (span.start, span.end) == (0, len(completion.token_ids))
+        assert completion.text == service.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+
+
+async def test_an_answer_is_capped_at_the_context(service: Service) -> None:
+    wanted = request(
+        tokens=tokens(*[5] * (CONTEXT - 1)), sampling=sampling(max_new_tokens=1_000, temperature=0)
+    )
+    answer = await service.stub.Generate(wanted)
+    assert len(answer.completions[0].token_ids) == 1
+    long = request(tokens=tokens(5), sampling=sampling(max_new_tokens=2**31 - 1, seed=1), num_samples=8)
+    for completion in (await service.stub.Generate(long)).completions:
+        ended = completion.token_ids[-1] == service.tokenizer.eos_token_id
+        assert ended or len(completion.token_ids) == CONTEXT - 1
+        stop, length = tokens_pb2.FINISH_REASON_STOP, tokens_pb2.FINISH_REASON_LENGTH
+        assert completion.finish_reason == (stop if ended else length)
+
+
+async def test_a_stream_ends_with_its_reason(service: Service) -> None:
+    wanted = request(sampling=sampling(seed=2), num_samples=3)
+    whole = (await service.stub.Generate(wanted)).completions
+    parts: list[list[tokens_pb2.Completion]] = [[], [], []]
+    async for response in service.stub.GenerateStream(pb.GenerateStreamRequest(request=wanted)):
+        parts[response.sample_index].append(response.delta)
+    for completion, deltas in zip(whole, parts, strict=True):
+        assert [token for delta in deltas for token in delta.token_ids] == list(completion.token_ids)
+        assert "".join(delta.text for delta in deltas) == completion.text
+        assert {delta.finish_reason for delta in deltas[:-1]} <= {tokens_pb2.FINISH_REASON_UNSPECIFIED}
+        assert deltas[-1].finish_reason == completion.finish_reason
+
+
+async def test_info_says_what_is_served(service: Service) -> None:
+    info = await service.stub.GetPolicyInfo(pb.GetPolicyInfoRequest())
+    assert info.model.tokenizer_fingerprint == tokenizer_fingerprint(service.tokenizer)
+    assert (info.model.vocabulary_size, info.model.max_sequence_tokens) == (VOCABULARY_SIZE, CONTEXT)
+    assert (info.weight_version.incarnation, info.weight_version.update) == (1, 3)
+    assert (info.max_slots, info.max_samples, info.model.dtype) == (4, 8, "float32")
+
+
+async def test_a_request_for_newer_weights_asks_for_them_and_is_refused_in_time(service: Service) -> None:
+    newer = tokens_pb2.WeightVersion(incarnation=1, update=4)
+    with pytest.raises(aio.AioRpcError) as refused:
+        await service.stub.Generate(request(min_version=newer), timeout=2)
+    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.value.details() == "weights 1-4 were asked for; 1-3 are here"
+    assert service.wanted == [WeightVersion(1, 4)]
+    held = tokens_pb2.WeightVersion(incarnation=1, update=3)
+    assert (await service.stub.Generate(request(min_version=held))).completions
+    assert service.wanted == [WeightVersion(1, 4)]
+
+
+async def test_who_hangs_up_frees_the_slots(service: Service) -> None:
+    long = request(sampling=sampling(max_new_tokens=1_000), num_samples=8)
+    calls = [service.stub.Generate(long) for _ in range(50)]
+    stream = service.stub.GenerateStream(pb.GenerateStreamRequest(request=long))
+    await stream.read()
+    for call in (*calls, stream):
+        call.cancel()
+    deadline = time.monotonic() + 20
+    while service.engine._thread._owner or len(service.engine._thread._scheduler):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+    assert (await service.stub.Generate(request())).completions

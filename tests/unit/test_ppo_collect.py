@@ -1,0 +1,302 @@
+"""The collector against the memory queue: what is sent, what counts, what is dropped, what is said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from fairlead.config.queue import QueueSection
+from fairlead.errors import CorruptOutcome, Fenced, QueueUnavailable, Stalled
+from fairlead.transports.rollouts.base import Claim
+from fairlead.transports.rollouts.memory import MemoryBroker
+from fairlead.transports.weights.base import Ancestor
+from fairlead.types import (
+    Completion,
+    DeadLetter,
+    FinishReason,
+    Outcome,
+    PromptTask,
+    Rollout,
+    SamplingParams,
+    VersionSpan,
+    WeightVersion,
+)
+from trainer.ppo.admission import checked
+from trainer.ppo.collect import Collector
+from trainer.ppo.ledger import Journal, Ledger
+
+# Incarnation 1 reached update 9 or so; incarnation 3 resumed its checkpoint of update 5.
+LINEAGE = (Ancestor(1, 0), Ancestor(3, 5))
+HERE = WeightVersion(3, 5)
+
+
+def task(task_id: int, *, version: WeightVersion = HERE, prompt: tuple[int, ...] = (1, 4)) -> PromptTask:
+    return PromptTask(task_id, prompt, "w0", SamplingParams(seed=task_id, max_new_tokens=4), version)
+
+
+def rollout(
+    *versions: WeightVersion, reference: tuple[float, ...] | None = None, score: float = 1.0
+) -> Rollout:
+    length = len(versions)
+    spans = tuple(VersionSpan(version, index, index + 1) for index, version in enumerate(versions))
+    completion = Completion((5,) * length, (-1.0,) * length, FinishReason.STOP, spans)
+    return Rollout(completion, score, "r", (-1.0,) * length if reference is None else reference)
+
+
+class Bench:
+    """A broker with an older trainer, a worker, and the collector of incarnation 3."""
+
+    def __init__(self, folder, *, section: QueueSection | None = None):
+        self.broker = MemoryBroker()
+        self.older = self.broker.trainer()
+        self.older.take_fence(1)
+        self.queue = self.broker.trainer()
+        self.ledger = Ledger(watermark=10)
+        self.path = folder / "ledger.jsonl"
+        self.journal = Journal(self.path, incarnation=3)
+        self.said: list[str] = []
+        self.section = section or QueueSection(stall_seconds=0.05, give_up_seconds=0.4)
+
+    def take_over(self, queue=None) -> Collector:
+        self.queue.take_fence(3)
+        return Collector(
+            queue or self.queue,
+            ledger=self.ledger,
+            journal=self.journal,
+            lineage=LINEAGE,
+            section=self.section,
+            on_wait=self.said.append,
+        )
+
+    def claims(self, count: int = 100) -> Sequence[Claim]:
+        return asyncio.run(self.broker.worker("w").claim(count=count, block_seconds=0))
+
+    def finish(self, claim: Claim, result: Rollout | DeadLetter) -> bool:
+        return asyncio.run(self.broker.worker("w").finish(claim, result))
+
+    def work(self, result: Rollout | DeadLetter | None = None) -> list[int]:
+        claims = self.claims()
+        for claim in claims:
+            self.finish(claim, result or rollout(HERE, HERE))
+        return [claim.task.task_id for claim in claims]
+
+    def events(self) -> list[tuple[int, str]]:
+        return [(line["task"], line["event"]) for line in map(json.loads, self.path.read_text().splitlines())]
+
+
+@pytest.fixture
+def bench(tmp_path):
+    found = Bench(tmp_path)
+    yield found
+    found.journal.close()
+
+
+class Interruptions:
+    """The trainer's queue, whose listed calls do something else first, once each."""
+
+    def __init__(self, queue, **first):
+        self._queue, self._first = queue, first
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            if self._first.get(name):
+                self._first[name].pop(0)()
+            return getattr(self._queue, name)(*args, **kwargs)
+
+        return call
+
+
+def unavailable() -> None:
+    raise QueueUnavailable("gone for a moment")
+
+
+def test_a_batch_is_sent_once_and_comes_back_in_order(bench):
+    collector = bench.take_over(Interruptions(bench.queue, read=[bench.work]))
+    collector.send([task(12), task(10), task(11)], update=5)
+    entries = collector.wait()
+    assert [entry.outcome.task.task_id for entry in entries] == [10, 11, 12]
+    assert bench.claims() == []
+
+
+def test_what_a_restart_finds_under_way_is_not_sent_again(bench):
+    """The checkpoint's own weights answered one, a worker holds one, one was never sent."""
+    bench.older.dispatch([task(10, version=WeightVersion(1, 5)), task(11, version=WeightVersion(1, 5))])
+    first, held = bench.claims()
+    bench.finish(first, rollout(WeightVersion(1, 5)))
+
+    def answers() -> None:
+        bench.finish(held, rollout(HERE))
+        assert bench.work() == [12]
+
+    collector = bench.take_over(Interruptions(bench.queue, read=[answers]))
+    collector.send([task(10), task(11), task(12)], update=5)
+    assert [entry.sending.incarnation for entry in collector.wait()] == [1, 1, 3]
+
+
+def test_outcomes_of_a_lineage_that_was_given_up_are_dropped_and_their_task_is_sent_again(bench):
+    bench.older.dispatch([task(10, version=WeightVersion(1, 5))])
+    bench.work(rollout(WeightVersion(1, 5), WeightVersion(1, 6)))
+    collector = bench.take_over(Interruptions(bench.queue, read=[lambda: None, bench.work, bench.work]))
+    collector.send([task(10)], update=5)
+    (entry,) = collector.wait()
+    assert entry.sending.incarnation == 3
+    assert bench.events() == [(10, "other_lineage")]
+    assert set(bench.queue.survey().outcomes.values()) == {10}
+
+
+@pytest.mark.parametrize(
+    ("result", "sent", "event"),
+    [
+        (rollout(WeightVersion(3, 4)), task(10), "stale"),
+        (rollout(WeightVersion(1, 4)), task(10), "stale"),
+        (rollout(WeightVersion(2, 5)), task(10), "other_lineage"),
+        (rollout(HERE), task(10, prompt=(1, 9)), "other_task"),
+    ],
+)
+def test_refused_outcomes_are_journalled_and_their_task_is_sent_again(bench, result, sent, event):
+    bench.older.dispatch([sent])
+    bench.work(result)
+    collector = bench.take_over(Interruptions(bench.queue, read=[lambda: None, bench.work, bench.work]))
+    collector.send([task(10)], update=5)
+    (entry,) = collector.wait()
+    assert entry.outcome.result == rollout(HERE, HERE)
+    assert bench.events() == [(10, event)]
+
+
+def test_entries_of_settled_tasks_and_of_tasks_not_asked_for_are_deleted(bench):
+    bench.older.dispatch([task(3), task(9), task(40)])
+    bench.work()
+    collector = bench.take_over(Interruptions(bench.queue, read=[bench.work]))
+    collector.send([task(10)], update=5)
+    assert len(collector.wait()) == 1
+    assert set(bench.queue.survey().outcomes.values()) == {10}
+    assert (40, "not_open") in bench.events()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        rollout(),
+        rollout(HERE, score=float("nan")),
+        rollout(HERE, reference=(float("-inf"),)),
+    ],
+)
+def test_a_rollout_that_cannot_be_learnt_from_is_dead(bench, bad):
+    collector = bench.take_over(Interruptions(bench.queue, read=[lambda: bench.work(bad)]))
+    collector.send([task(10)], update=5)
+    (entry,) = collector.wait()
+    assert entry.outcome.result.reason == "malformed_rollout"
+
+
+def test_a_rollout_whose_parts_differ_in_length_is_dead():
+    outcome = Outcome(task(10), rollout(HERE, HERE, reference=(-1.0,)), "w", 1, 0)
+    assert checked(outcome).result.detail == "2 tokens, 2 behaviour log-probs, 1 reference log-probs"
+
+
+def test_tasks_that_the_queue_forgot_are_sent_again_at_a_stall(bench):
+    def forget() -> None:
+        bench.broker.prompts.clear()
+        bench.broker.open.clear()
+
+    collector = bench.take_over(Interruptions(bench.queue, read=[forget, *[bench.work] * 20]))
+    collector.send([task(10), task(11)], update=5)
+    assert len(collector.wait()) == 2
+
+
+def test_an_outcome_that_the_queue_forgot_is_made_again(bench):
+    seen: list[list[int]] = []
+
+    def lose() -> None:
+        seen.append(bench.work())
+        bench.broker.outcomes.clear()
+
+    collector = bench.take_over(Interruptions(bench.queue, read=[lose, *[bench.work] * 20]))
+    collector.send([task(10)], update=5)
+    assert len(collector.wait()) == 1
+    assert seen == [[10]]
+
+
+def test_an_outage_is_waited_out_and_said(bench):
+    first = {
+        "dispatch": [unavailable],
+        "survey": [unavailable, unavailable],
+        "read": [unavailable, bench.work, unavailable, bench.work],
+    }
+    collector = bench.take_over(Interruptions(bench.queue, **first))
+    collector.send([task(10)], update=5)
+    assert len(collector.wait()) == 1
+    collector.settled([], checkpoint_update=0)
+    assert any("the queue: gone for a moment" in said for said in bench.said)
+
+
+def test_settled_entries_go_at_once_if_void_and_else_with_the_checkpoint(bench):
+    collector = bench.take_over(
+        Interruptions(bench.queue, read=[bench.work, lambda: bench.work(rollout(WeightVersion(3, 6)))])
+    )
+    collector.send([task(10)], update=5)
+    entries = collector.wait()
+    bench.ledger.settle(10)
+    collector.settled(entries, checkpoint_update=5)  # a resume from update 5 could use it
+    assert set(bench.queue.survey().outcomes.values()) == {10}
+    collector.send([task(11, version=WeightVersion(3, 6))], update=6)
+    entries = collector.wait()
+    bench.ledger.settle(11)
+    collector.settled(entries, checkpoint_update=5)  # newer than the checkpoint: void after a resume
+    assert set(bench.queue.survey().outcomes.values()) == {10}
+    collector.checkpointed()
+    assert not bench.queue.survey().outcomes
+
+
+def test_a_dead_letter_counts_and_stays_until_the_checkpoint(bench):
+    collector = bench.take_over(
+        Interruptions(bench.queue, read=[lambda: bench.work(DeadLetter("prompt_too_long", "…"))])
+    )
+    collector.send([task(10)], update=5)
+    entries = collector.wait()
+    bench.ledger.settle(10, dead_reason="prompt_too_long")
+    collector.settled(entries, checkpoint_update=4)
+    assert len(bench.queue.survey().outcomes) == 1
+    collector.checkpointed()
+    assert not bench.queue.survey().outcomes
+
+
+def test_an_unreadable_entry_is_deleted_and_its_task_sent_again(bench):
+    def unreadable() -> None:
+        bench.work()
+        (entry_id,) = bench.broker.outcomes
+        raise CorruptOutcome(str(entry_id), "not a message")
+
+    collector = bench.take_over(Interruptions(bench.queue, read=[unreadable, bench.work]))
+    collector.send([task(10)], update=5)
+    (entry,) = collector.wait()
+    assert entry.sending.number == 2
+
+
+def test_a_newer_trainer_stops_this_one(bench):
+    collector = bench.take_over()
+    bench.broker.trainer().take_fence(4)
+    collector.send([task(10)], update=5)
+    with pytest.raises(Fenced):
+        collector.wait()
+
+
+def test_a_lost_fence_is_taken_again(bench):
+    def wipe() -> None:
+        bench.broker.incarnation = 0
+        bench.broker.prompts.clear()
+        bench.broker.open.clear()
+
+    collector = bench.take_over(Interruptions(bench.queue, read=[wipe, *[bench.work] * 20]))
+    collector.send([task(10)], update=5)
+    assert len(collector.wait()) == 1
+    assert bench.broker.incarnation == 3
+
+
+def test_giving_up_names_what_was_waited_for(bench):
+    collector = bench.take_over()
+    collector.send([task(10), task(11)], update=5)
+    with pytest.raises(Stalled, match="2 of 2 rollouts of update 5: tasks 10, 11"):
+        collector.wait()

@@ -1,0 +1,113 @@
+"""The ledger against a plain set, the journal against torn lines, the audit against made-up lives."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead.errors import CorruptCheckpoint
+from fairlead.transports.rollouts.base import OutcomeEntry, Sending
+from fairlead.transports.weights.base import Ancestor
+from fairlead.types import (
+    Completion,
+    DeadLetter,
+    FinishReason,
+    Outcome,
+    PromptTask,
+    Rollout,
+    SamplingParams,
+    VersionSpan,
+    WeightVersion,
+)
+from trainer.ppo.ledger import Journal, Ledger, audit, read_journal
+
+
+def entry(task_id: int, *, dead: bool = False, entry_id: str = "1") -> OutcomeEntry:
+    version = WeightVersion(1, 0)
+    completion = Completion((4, 2), (-1.0, -2.0), FinishReason.STOP, (VersionSpan(version, 0, 2),))
+    result = DeadLetter("too_long", "…") if dead else Rollout(completion, 0.5, "r", (-1.0, -2.0))
+    task = PromptTask(task_id, (1,), "", SamplingParams(), version)
+    return OutcomeEntry(entry_id, Sending(1, 1), Outcome(task, result, "worker-a", 2, 1))
+
+
+@given(st.permutations(range(12)), st.sets(st.integers(0, 11)), st.integers(0, 12))
+def test_the_ledger_is_a_set_with_a_watermark(order, dead, count):
+    ledger, settled = Ledger(), set()
+    for task_id in order[:count]:
+        ledger.settle(task_id, dead_reason="r" if task_id in dead else None)
+        settled.add(task_id)
+        ledger = Ledger.from_json(json.loads(json.dumps(ledger.to_json())))
+        assert {task for task in range(15) if ledger.is_settled(task)} == settled
+        assert ledger.dead.keys() == settled & dead
+        assert ledger.watermark == next(n for n in range(15) if n not in settled)
+    for task_id in settled:
+        with pytest.raises(ValueError, match="settled already"):
+            ledger.settle(task_id)
+
+
+def test_a_ledger_of_unknown_form_is_refused():
+    for value in (None, {}, {"watermark": "x", "above": [], "dead": {}}):
+        with pytest.raises(CorruptCheckpoint):
+            Ledger.from_json(value)
+
+
+def test_the_journal_tells_a_tasks_life_and_survives_a_torn_line(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    journal = Journal(path, incarnation=1)
+    journal.append([entry(0), entry(1, dead=True)], update=3)
+    journal.close()
+    with path.open("ab") as file:
+        file.write(b'{"task": 2, "eve')
+    journal = Journal(path, incarnation=2)
+    journal.append([entry(2)], event="stale", update=4)
+    journal.close()
+    lines = list(read_journal(path))
+    assert [(line["task"], line["event"], line["incarnation"], line["update"]) for line in lines] == [
+        (0, "trained", 1, 3),
+        (1, "dead_letter", 1, 3),
+        (2, "stale", 2, 4),
+    ]
+    assert (lines[0]["worker"], lines[0]["deliveries"], lines[0]["failures"]) == ("worker-a", 2, 1)
+    assert lines[0]["versions"] == ["1-0"]
+    assert lines[1]["reason"] == "too_long"
+
+
+def settled(*dead: int, below: int) -> Ledger:
+    return Ledger(watermark=below, dead=dict.fromkeys(dead, "r"))
+
+
+def journal_of(path, lives: list[tuple[int, int, list[OutcomeEntry]]]) -> None:
+    for incarnation, update, entries in lives:
+        journal = Journal(path, incarnation=incarnation)
+        journal.append(entries, update=update)
+        journal.close()
+
+
+def test_only_the_lineage_of_the_final_weights_counts(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    # Incarnation 1 trained updates 0 and 1; incarnation 2 resumed from update 1 and did the second again.
+    journal_of(
+        path,
+        [
+            (1, 0, [entry(0), entry(1)]),
+            (1, 1, [entry(2), entry(3, dead=True)]),
+            (2, 1, [entry(2, dead=True), entry(3)]),
+        ],
+    )
+    lineage = (Ancestor(1, 0), Ancestor(2, 1))
+    found = audit(path, ledger=settled(2, below=4), cursor=4, lineage=lineage)
+    assert (found.trained, found.dead_letters, found.duplicated, found.lost) == (3, 1, 0, 0)
+    assert found.scores == {0: (0.5, 0.5), 1: (0.5,)}
+
+
+def test_a_task_that_counted_twice_or_never_is_found(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    journal_of(path, [(1, 0, [entry(0), entry(1)]), (1, 1, [entry(1), entry(3)])])
+    found = audit(path, ledger=settled(below=4), cursor=4, lineage=(Ancestor(1, 0),))
+    assert (found.duplicated, found.lost) == (1, 1)
+    # a ledger that says dead where the journal says trained is a loss too
+    found = audit(path, ledger=settled(0, below=4), cursor=4, lineage=(Ancestor(1, 0),))
+    assert found.lost == 2

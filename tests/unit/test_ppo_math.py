@@ -1,0 +1,153 @@
+"""Advantages, KL estimators and losses against naive loops, hand-computed tables and closed forms."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from trainer import optim
+from trainer.ppo import advantages, kl, loss
+from trainer.seeds import derive, permutation
+
+
+def naive_gae(rewards: list[float], values: list[float], gamma: float, lam: float):
+    """The definition: A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γV_{t+1} − V_t, with V = 0 behind the end."""
+    length = len(rewards)
+    deltas = [
+        rewards[t] + gamma * (values[t + 1] if t + 1 < length else 0.0) - values[t] for t in range(length)
+    ]
+    found = [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, length)) for t in range(length)]
+    return found, [advantage + value for advantage, value in zip(found, values, strict=True)]
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (1.0, 0.0)])
+def test_gae_is_the_definition_for_every_row_whatever_its_padding_holds(gamma, lam):
+    draw = random.Random(3)
+    lengths = [5, 1, 3, 7]
+    width = max(lengths)
+    rewards = [[draw.gauss(0, 1) for _ in range(width)] for _ in lengths]
+    values = [[draw.gauss(0, 1) for _ in range(width)] for _ in lengths]  # junk in the padding on purpose
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    found, returns = advantages.gae(
+        torch.tensor(rewards, dtype=torch.float64),
+        torch.tensor(values, dtype=torch.float64),
+        mask,
+        gamma=gamma,
+        lam=lam,
+    )
+    for row, length in enumerate(lengths):
+        expected, expected_returns = naive_gae(rewards[row][:length], values[row][:length], gamma, lam)
+        assert found[row, :length].tolist() == pytest.approx(expected, abs=1e-12)
+        assert returns[row, :length].tolist() == pytest.approx(expected_returns, abs=1e-12)
+        assert not found[row, length:].any()
+        assert not returns[row, length:].any()
+
+
+def test_whitening_uses_the_biased_variance_and_may_keep_the_mean():
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
+    # mean 3, biased variance (4 + 1 + 0 + 9) / 4 = 3.5
+    expected = [(value - 3) / math.sqrt(3.5 + 1e-8) for value in (1, 2, 3, 6)]
+    assert advantages.whiten(values).tolist() == pytest.approx(expected, abs=1e-12)
+    kept = [value + 3 for value in expected]
+    assert advantages.whiten(values, shift_mean=False).tolist() == pytest.approx(kept, abs=1e-12)
+    assert advantages.whiten(torch.full((4,), 2.0)).tolist() == [0.0] * 4
+
+
+def test_estimators_agree_with_the_exact_divergence():
+    policy = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    reference = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    exact = float((policy * (policy / reference).log()).sum())
+    logs = policy.log(), reference.log()
+    assert float((policy * kl.k1(*logs)).sum()) == pytest.approx(exact, abs=1e-12)
+    assert float((policy * kl.k3(*logs)).sum()) == pytest.approx(exact, abs=1e-12)
+    assert (kl.k3(*logs) >= 0).all()
+    assert kl.k2(*logs).tolist() == pytest.approx([math.log(2.5) ** 2 / 2, 0.0, math.log(2.5) ** 2 / 2])
+    far = torch.tensor([-200.0]), torch.tensor([0.0])
+    assert torch.isfinite(kl.k3(*far)).all()
+
+
+def test_the_score_is_on_the_last_token_and_the_penalty_on_every_one():
+    kl_BT = torch.tensor([[0.1, 0.2, 0.0], [0.3, -0.4, 0.5]])
+    rewards = kl.penalised_rewards(kl_BT, torch.tensor([2.0, -1.0]), torch.tensor([2, 3]), coefficient=0.5)
+    assert torch.allclose(rewards, torch.tensor([[-0.05, 1.9, 0.0], [-0.15, 0.2, -1.25]]))
+
+
+# ratio, advantage → loss, is clipped; computed by hand for ε = 0.2
+TABLE = [
+    (1.0, 2.0, -2.0, False),
+    (1.5, 2.0, -2.4, True),
+    (0.5, 2.0, -1.0, False),
+    (1.5, -2.0, 3.0, False),
+    (0.5, -2.0, 1.6, True),
+    (1.1, -1.0, 1.1, False),
+]
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "expected", "clipped"), TABLE)
+def test_policy_loss_and_its_gradient_follow_the_table(ratio, advantage, expected, clipped):
+    logprob = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    ratios = loss.ratios(logprob, torch.zeros(1, dtype=torch.float64))
+    advantages_N = torch.tensor([advantage], dtype=torch.float64)
+    found = loss.policy_loss(ratios, advantages_N, clip_range=0.2)
+    assert found.item() == pytest.approx(expected, abs=1e-12)
+    assert bool(loss.is_clipped(ratios, advantages_N, clip_range=0.2)) is clipped
+    found.sum().backward()
+    assert logprob.grad.item() == pytest.approx(0.0 if clipped else -ratio * advantage, abs=1e-12)
+
+
+def test_log_ratios_are_clamped_before_exp():
+    ratios = loss.ratios(torch.tensor([500.0, -500.0]), torch.zeros(2))
+    assert ratios.tolist() == pytest.approx([math.exp(20), math.exp(-20)], rel=1e-5)
+
+
+# value, old value, return → loss; clip width 0.5
+VALUES = [
+    (1.0, 1.0, 2.0, 0.5),  # not moved: ½·1²
+    (1.4, 1.0, 2.0, 0.18),  # inside the clip: ½·0.6²
+    (2.0, 1.0, 2.0, 0.125),  # beyond it towards the return: the clipped one, ½·0.5²
+    (0.0, 1.0, 2.0, 2.0),  # beyond it away from the return: the unclipped one, ½·2²
+]
+
+
+@pytest.mark.parametrize(("value", "old", "target", "expected"), VALUES)
+def test_value_loss_is_half_the_greater_square(value, old, target, expected):
+    found = loss.value_loss(
+        torch.tensor([value]), torch.tensor([old]), torch.tensor([target]), clip_width=0.5
+    )
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_schedules_count_steps():
+    factors = [optim.warmup_then_linear(step, total=10, warmup_fraction=0.2) for step in range(11)]
+    assert factors == pytest.approx([1 / 3, 2 / 3, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
+    assert [optim.linear_decay(update, total=4) for update in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights():
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = optim.adamw([parameter], learning_rate=0.1, weight_decay=0.0)
+    parameter.grad = torch.full((2, 2), float("nan"))
+    assert math.isnan(optim.clipped_step(optimizer, [parameter], max_norm=1.0))
+    assert torch.equal(parameter.detach(), torch.ones(2, 2))
+    parameter.grad = torch.full((2, 2), 3.0)
+    assert optim.clipped_step(optimizer, [parameter], max_norm=1.0) == pytest.approx(6.0)
+    assert (parameter < 1).all()
+
+
+def test_seeds_depend_on_all_they_are_given():
+    seeds = {
+        derive(0, "task", 1),
+        derive(1, "task", 1),
+        derive(0, "task", 2),
+        derive(0, "other", 1),
+        derive(0, "task", 1, 0),
+        derive(0, "task", 11),
+    }
+    assert len(seeds) == 6
+    assert all(0 <= seed < 2**62 for seed in seeds)
+    assert derive(0, "task", 1) == derive(0, "task", 1)
+    assert sorted(permutation(50, 0, "p", 1)) == list(range(50))
+    assert permutation(50, 0, "p", 1) != permutation(50, 0, "p", 2)

@@ -1,0 +1,175 @@
+"""PPO against an optimum known in closed form: a KL-regularised bandit over token sequences.
+
+Every answer of a real, tiny transformer is enumerated, so J(π) = E_π[r] − β·KL(π ‖ π_ref) is exact. Its
+maximum is β·log E_ref[exp(r/β)], reached by π* ∝ π_ref·exp(r/β). What learns is the trainer's own Learner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fairlead.config.ppo import PpoSection
+from fairlead.types import (
+    Completion,
+    FinishReason,
+    Outcome,
+    PromptTask,
+    Rollout,
+    SamplingParams,
+    VersionSpan,
+    WeightVersion,
+)
+from tests.tiny import tiny_causal_lm
+from trainer.ppo import actor_critic, batch
+from trainer.ppo.learner import Learner
+
+PROMPT, EOS = (1, 3), 2
+SMALL, LARGER = (6, 2), (8, 3)
+"""Vocabulary, and tokens of an answer at most: 31 answers, and 400."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Every answer that a policy may give; S answers, T positions."""
+
+    ids: tuple[tuple[int, ...], ...]
+    logprobs_ST: torch.Tensor
+    """float64, 0 behind the end."""
+
+    @property
+    def logprobs_S(self) -> torch.Tensor:
+        return self.logprobs_ST.sum(1)
+
+
+@torch.no_grad()
+def enumerate_answers(policy, vocabulary: int, length: int) -> Answers:
+    """By the definition: all continuations, token by token, from all logits."""
+    whole = []
+    prefixes = [((), [])]
+    for position in range(length):
+        logits = policy(torch.tensor([[*PROMPT, *prefix] for prefix, _ in prefixes])).logits[:, -1]
+        table = logits.double().log_softmax(-1).tolist()
+        longer = []
+        for (prefix, found), row in zip(prefixes, table, strict=True):
+            for token in range(vocabulary):
+                answer = (*prefix, token), [*found, row[token]]
+                goes_on = token != EOS and position + 1 < length
+                (longer if goes_on else whole).append(answer)
+        prefixes = longer
+    rows = [[*row, *[0.0] * (length - len(row))] for _, row in whole]
+    return Answers(tuple(ids for ids, _ in whole), torch.tensor(rows, dtype=torch.float64))
+
+
+def objective(logprobs_S, reference_S, rewards_S, beta: float) -> float:
+    return float((logprobs_S.exp() * (rewards_S - beta * (logprobs_S - reference_S))).sum())
+
+
+def divergence(logprobs_S, reference_S) -> float:
+    return float((logprobs_S.exp() * (logprobs_S - reference_S)).sum())
+
+
+class Bandit:
+    def __init__(self, folder, *, size: tuple[int, int], section: PpoSection, seed: int = 0) -> None:
+        self.vocabulary, self.length = size
+        self.section = section
+        path = tiny_causal_lm(
+            folder, seed=seed, vocab_size=self.vocabulary, num_hidden_layers=1, initializer_range=0.1
+        )
+        self.models = actor_critic.load(str(path), section)
+        self.draw = torch.Generator().manual_seed(seed)
+        self.reference = self.answers()
+        count = len(self.reference.ids)
+        self.rewards_S = 1 + torch.randn(count, dtype=torch.float64, generator=self.draw)
+
+    def answers(self) -> Answers:
+        return enumerate_answers(self.models.policy, self.vocabulary, self.length)
+
+    def rollouts(self) -> batch.RolloutBatch:
+        now = self.answers()
+        drawn = torch.multinomial(
+            now.logprobs_S.exp(), self.section.batch_size, replacement=True, generator=self.draw
+        )
+        found = batch.from_outcomes(
+            [self.outcome(task, now, index) for task, index in enumerate(drawn.tolist())], torch.device("cpu")
+        )
+        assert found is not None
+        return found
+
+    def outcome(self, task: int, now: Answers, index: int) -> Outcome:
+        ids, version = now.ids[index], WeightVersion(1, 0)
+        behaviour, reference = (
+            tuple(table.logprobs_ST[index, : len(ids)].tolist()) for table in (now, self.reference)
+        )
+        completion = Completion(ids, behaviour, FinishReason.STOP, (VersionSpan(version, 0, len(ids)),))
+        rollout = Rollout(completion, float(self.rewards_S[index]), "bandit", reference)
+        return Outcome(PromptTask(task, PROMPT, "", SamplingParams(), version), rollout, "w", 1, 0)
+
+    def learn(self) -> torch.Tensor:
+        """Runs every update; returns the final log-probs of all answers."""
+        learner = Learner(self.models, self.section, temperature=1.0, seed=0)
+        for update in range(self.section.updates):
+            figures = learner.learn(self.rollouts(), update=update)
+            assert figures["mismatch_max"] < 1e-4
+        return self.answers().logprobs_S
+
+
+def recipe(beta: float, **changes) -> PpoSection:
+    settings = {
+        "device": "cpu",
+        "updates": 40,
+        "batch_size": 128,
+        "mini_batch_size": 128,
+        "epochs": 2,
+        "learning_rate": 1.5e-2,
+        "critic_learning_rate": 1e-2,
+        "kl_coefficient": beta,
+        "gae_lambda": 1.0,
+    }
+    return PpoSection(**(settings | changes))
+
+
+def shortfall(bandit: Bandit, logprobs_S: torch.Tensor, beta: float) -> tuple[float, float]:
+    """(J* − J)/J*, and the same of what there was to gain over the reference."""
+    reference_S = bandit.reference.logprobs_S
+    best = beta * float((reference_S + bandit.rewards_S / beta).logsumexp(0))
+    start = objective(reference_S, reference_S, bandit.rewards_S, beta)
+    found = objective(logprobs_S, reference_S, bandit.rewards_S, beta)
+    assert found <= best + 1e-9
+    return (best - found) / best, (best - found) / (best - start)
+
+
+def test_the_optimum_is_what_the_closed_form_says(tmp_path):
+    """Nothing is learnt here: π* itself is put into J, and every other distribution falls short of it."""
+    bandit = Bandit(tmp_path, size=SMALL, section=recipe(0.5))
+    reference_S = bandit.reference.logprobs_S
+    assert float(reference_S.exp().sum()) == pytest.approx(1.0, abs=1e-6)
+    best_S = (reference_S + bandit.rewards_S / 0.5).log_softmax(0)
+    assert abs(shortfall(bandit, best_S, 0.5)[0]) < 1e-6
+    noise_S = torch.randn(len(best_S), dtype=torch.float64, generator=bandit.draw)
+    assert shortfall(bandit, (best_S + 0.3 * noise_S).log_softmax(0), 0.5)[0] > 0.001
+    assert shortfall(bandit, reference_S, 0.5)[1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("beta", [0.2, 0.5, 1.0])
+def test_ppo_comes_within_five_per_cent_of_the_optimum(tmp_path, beta):
+    bandit = Bandit(tmp_path, size=SMALL, section=recipe(beta))
+    of_the_optimum, of_the_gain = shortfall(bandit, bandit.learn(), beta)
+    assert of_the_optimum < 0.05
+    assert of_the_gain < 0.05  # stricter: what the reference has anyway is not counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("beta", [0.2, 0.5, 1.0])
+def test_ppo_comes_within_five_per_cent_of_the_optimum_of_longer_answers(tmp_path, beta, seed):
+    section = recipe(beta, updates=200, batch_size=256, mini_batch_size=128)
+    bandit = Bandit(tmp_path, size=LARGER, section=section, seed=seed)
+    assert shortfall(bandit, bandit.learn(), beta)[0] < 0.05
+
+
+def test_with_a_large_beta_ppo_stays_at_the_reference(tmp_path):
+    bandit = Bandit(tmp_path, size=SMALL, section=recipe(50.0, updates=20))
+    assert divergence(bandit.learn(), bandit.reference.logprobs_S) < 0.01

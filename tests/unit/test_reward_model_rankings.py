@@ -1,0 +1,211 @@
+"""Rankings with ties: every pair once, one file format or the other; ensembles and the zero of the stage."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+
+import pytest
+import torch
+
+from fairlead.config import load
+from fairlead.config.compute import ComputeSection
+from fairlead.config.reward import RewardSection
+from fairlead.data.comparisons import Preference, RankedResponses
+from fairlead.data.encoding import encode_prompt, encode_response
+from fairlead.data.records import is_heldout
+from fairlead.nn.ensemble import load_ensemble
+from fairlead.nn.loading import load_reward_model, weights_digest
+from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from trainer.reward_model import baselines, calibration, data, loss
+from trainer.reward_model.train import train
+
+CPU = ComputeSection(device="cpu")
+RECORDS = [
+    RankedResponses("w1 w2", ("w3", "w4 w5", "w6", "w7 w8 w9"), (-1.0, -2.0, -2.0, -4.0)),
+    RankedResponses("w1 w2", ("w10", "w11 w12"), (0.2, 0.9)),
+    RankedResponses("w5", ("w3 w3", "w4", "w9"), (0.50, 0.56, 0.70), tie_margin=0.1),
+    RankedResponses("w6", ("w3", "w4"), (1.0, 1.0)),
+    Preference("w7 w8", "w20", "w21 w22"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tiny_reward_model(tmp_path_factory.mktemp("rm"))
+    found = load_reward_model(str(path), CPU)
+    found.model.double()
+    found.head.double()
+    return found
+
+
+@torch.no_grad()
+def alone(model, prompt: str, response: str) -> float:
+    tokenizer = tiny_tokenizer()
+    ids = [*encode_prompt(tokenizer, prompt), *encode_response(tokenizer, response, eos=True)]
+    return float(model.scores(torch.tensor([ids]), torch.tensor([len(ids)])))
+
+
+def naive_loss(model) -> float:
+    """A double loop over every ranking, each pair forwarded by itself; then the mean over rankings."""
+    means = []
+    for record in RECORDS[:3]:
+        terms = []
+        for i, j in itertools.product(range(len(record.texts)), repeat=2):
+            gap = record.worths[i] - record.worths[j]
+            if gap > 0 and gap >= record.tie_margin:
+                margin = alone(model, record.prompt, record.texts[i]) - alone(
+                    model, record.prompt, record.texts[j]
+                )
+                terms.append(math.log1p(math.exp(-margin)))
+        means.append(sum(terms) / len(terms))
+    pair = RECORDS[4]
+    margin = alone(model, pair.prompt, pair.chosen) - alone(model, pair.prompt, pair.rejected)
+    means.append(math.log1p(math.exp(-margin)))
+    return sum(means) / len(means)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 1000])
+def test_the_loss_is_that_of_a_naive_double_loop(model, max_tokens):
+    encoded = data.encode(RECORDS, tiny_tokenizer(), max_tokens=100)
+    parts = loss.micro_batch_losses(model, encoded.rankings, max_tokens=max_tokens)
+    assert sum(float(part.detach()) for part in parts) == pytest.approx(naive_loss(model), abs=1e-12)
+
+
+def test_ties_are_left_out_and_counted_and_each_response_is_read_once(model):
+    encoded = data.encode(RECORDS, tiny_tokenizer(), max_tokens=100)
+    assert [len(ranking.sequences) for ranking in encoded.rankings] == [4, 2, 3, 2]
+    assert [len(ranking.pairs) for ranking in encoded.rankings] == [5, 1, 2, 1]
+    assert ("w4 w5", "w6") not in encoded.rankings[0].text_pairs
+    assert encoded.rankings[2].text_pairs == [("w9", "w3 w3"), ("w9", "w4")]
+    assert (encoded.ties, encoded.skipped) == (3, 1)
+
+
+def test_a_tie_moves_nothing(model):
+    def gradient(*records) -> torch.Tensor:
+        model.model.zero_grad()
+        model.head.zero_grad()
+        rankings = data.encode(records, tiny_tokenizer(), max_tokens=100).rankings
+        for part in loss.micro_batch_losses(model, rankings, max_tokens=1000):
+            part.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    ranking = gradient(RankedResponses("w1", ("w2", "w3", "w4"), (2.0, 1.0, 1.0)))
+    pairs = gradient(Preference("w1", "w2", "w3"), Preference("w1", "w2", "w4"))
+    untied = gradient(RankedResponses("w1", ("w2", "w3", "w4"), (2.0, 1.0, 0.0)))
+    assert pairs.abs().max() > 1e-3
+    assert torch.allclose(ranking, pairs, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(ranking, untied, rtol=1e-3)
+
+
+def test_a_ranking_is_what_its_pairs_are_one_a_line():
+    texts = ("w3", "w4 w5", "w6", "w3")  # the policy said the same twice
+    ranking = RankedResponses("w1", texts, (4.0, 3.0, 2.0, 1.0))
+    lines = [Preference("w1", a, b) for a, b in itertools.combinations(texts, 2) if a != b]
+    whole, pairs = (data.encode(records, tiny_tokenizer(), max_tokens=99) for records in ([ranking], lines))
+    assert whole.rankings == pairs.rankings
+    assert len(whole.rankings[0].sequences) == 3
+    assert (whole.ties, pairs.ties) == (1, 0)
+
+
+def test_the_interval_by_prompt_is_that_of_prompts_and_not_of_pairs():
+    rng = random.Random(0)
+    signs = [1.0 if rng.random() < 0.7 else -1.0 for _ in range(200)]
+    share = calibration.accuracy(signs)
+    once = {str(number): [sign] for number, sign in enumerate(signs)}
+    ten = {str(number): [sign] * 10 for number, sign in enumerate(signs)}
+    expected = calibration.wilson_interval(share, 200)
+    assert calibration.interval_by_prompt(once, seed=1) == pytest.approx(expected, abs=0.015)
+    assert calibration.interval_by_prompt(ten, seed=1) == pytest.approx(expected, abs=0.015)
+    assert calibration.interval_by_prompt({}, seed=1) == (0.0, 1.0)
+
+
+def test_bag_of_words_is_the_optimum_by_bisection():
+    pairs = [("good x", "x bad")] * 3 + [("bad", "good")]
+    low, high = 0.0, 3.0
+    for _ in range(60):  # weights w and −w: the derivative of 4 losses and of the penalty w²
+        w = (low + high) / 2
+        slope = 3 * 2 / (1 + math.exp(2 * w)) - 2 / (1 + math.exp(-2 * w)) - 2 * w
+        low, high = (w, high) if slope > 0 else (low, w)
+    found = baselines.bag_of_words(pairs, [("good", "bad"), ("bad x", "unseen"), ("unseen", "x")])
+    assert found == pytest.approx([2 * low, -low, 0.0], abs=1e-4)
+    assert baselines.longer_wins([("a b c", "d"), ("", "d")]) == [2.0, -1.0]
+    assert baselines.bag_of_words([], [("a", "b")]) == [0.0]
+
+
+def configured(folder, **more):
+    rng = random.Random(0)
+    rows = []
+    for n in range(90):
+        numbers = rng.sample(range(40, 56), k=3)  # the smaller the number, the better
+        by_rank = [{"text": f"w{x} w30", "rank": 1 + sum(y < x for y in numbers)} for x in numbers]
+        rows.append({"prompt": f"w{n % 30}", "responses": by_rank})
+    (folder / "r0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:60]))
+    tied = {"prompt": "w1", "responses": [{"text": t, "score": 0.5} for t in ("w2", "w3")]}
+    (folder / "r1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows[60:], tied]))
+    demonstrations = [{"prompt": f"w{n % 30}", "completion": f"w{31 + n % 9}"} for n in range(50)]
+    (folder / "d.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*demonstrations, {"text": "w1 w1 w1"}])
+    )
+    overrides = {
+        "runs": str(folder / "runs"),
+        "base": str(folder),
+        "data.preferences": ["r0.jsonl", "r1.jsonl"],
+        "data.demonstrations": "d.jsonl",
+        "data.heldout_fraction": 0.3,
+        "reward_model.learning_rate": 3e-3,
+        "reward_model.epochs": 3,
+        "reward_model.batch_size": 8,
+        "reward_model.device": "cpu",
+        "reward.device": "cpu",
+        "observe.tensorboard": False,
+        **more,
+    }
+    config = load(overrides=overrides)
+    tiny_causal_lm(config.folder.sft_model)
+    return config, demonstrations
+
+
+def demonstration_scores(model, config, demonstrations, *, heldout: bool) -> list[float]:
+    side = [row for row in demonstrations if is_heldout(config, row["prompt"]) is heldout]
+    return [alone(model, row["prompt"], row["completion"]) for row in side]
+
+
+def test_the_stage_reads_several_files_and_puts_demonstrations_at_zero(tmp_path):
+    config, demonstrations = configured(tmp_path)
+    result = train(config)
+    assert result["accuracy"] > 0.85
+    assert result["rankings"] + result["heldout_comparisons"] / 3 == 90
+    assert (result["ties"], result["skipped"], result["prompts"]) == (1, 1, 30)
+    assert 0.3 < result["baselines"]["longer_wins"]["accuracy"] < 0.7
+    assert result["baselines"]["bag_of_words"]["accuracy"] > 0.8
+    low, high = result["accuracy_interval_by_prompt"]
+    assert low <= result["accuracy"] <= high
+    saved = load_reward_model(str(config.folder.reward_model), CPU)
+    known = demonstration_scores(saved, config, demonstrations, heldout=False)
+    assert abs(sum(known) / len(known)) < 1e-5
+    assert max(known) - min(known) > 0.01
+    unseen = demonstration_scores(saved, config, demonstrations, heldout=True)
+    assert result["heldout_demonstrations_mean"] == pytest.approx(sum(unseen) / len(unseen), abs=1e-5)
+
+
+def test_members_of_an_ensemble_differ_and_the_first_is_the_single_model(tmp_path):
+    few = {"reward_model.epochs": 1}
+    config, demonstrations = configured(tmp_path, **few)
+    train(config)
+    single = load_reward_model(str(config.folder.reward_model), CPU)
+    config, _ = configured(tmp_path, **few, **{"reward_model.ensemble_size": 2})
+    result = train(config)
+    served = load_ensemble(str(config.folder.reward_model), RewardSection(device="cpu"))
+    assert len({weights_digest(member.model) for member in served.members}) == 2
+    assert weights_digest(served.members[0].model) == weights_digest(single.model)
+    assert len(result["member_accuracies"]) == 2
+    for member in served.members:
+        known = demonstration_scores(member, config, demonstrations, heldout=False)
+        assert abs(sum(known) / len(known)) < 1e-5
+    lines = [json.loads(line) for line in config.folder.metrics("reward_model").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, len(steps) + 1))
+    assert {line["member"] for line in lines if "loss" in line} == {0, 1}

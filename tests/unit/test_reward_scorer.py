@@ -1,0 +1,191 @@
+"""The reward scorer: a score is of its own sequence alone; every bad input and model is named exactly."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from fairlead.config.compute import BatchingSection
+from fairlead.config.reward import RewardSection
+from fairlead.errors import InternalError, InvalidInput, ModelLoadError
+from fairlead.types import TextPair, TokenPair
+from services.reward.scorer import RewardScorer
+from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+
+SECTION = RewardSection(device="cpu", batching=BatchingSection(max_items=8), max_text_bytes=100)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture(scope="module")
+def scorer(folder):
+    return RewardScorer(str(folder), SECTION)
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    rng = random.Random(3)
+    return [
+        tuple(rng.randrange(60) for _ in range(length)) for length in [1, 2, 3, 5, 8, 13, 40, 90, 128] * 3
+    ]
+
+
+def float64_scores(folder, sequences):
+    """One sequence at a time, no padding, no mask."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float64)
+    bias = model.config.fairlead_reward_bias
+    with torch.inference_mode():
+        hidden = [model.model(input_ids=torch.tensor([sequence]))[0][0, -1] for sequence in sequences]
+        return [float(row @ model.score.weight[0]) + bias for row in hidden]
+
+
+@pytest.fixture(scope="module")
+def oracle(folder, sequences):
+    return float64_scores(folder, sequences)
+
+
+def assert_same(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert abs(one - other) <= 1e-5 * max(1.0, abs(other))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_scores_do_not_depend_on_company_or_order(scorer, sequences, oracle, seed):
+    rng = random.Random(seed)
+    order = list(range(len(sequences)))
+    rng.shuffle(order)
+    found: dict[int, float] = {}
+    while order:
+        size = rng.randint(1, len(order))
+        batch, order = order[:size], order[size:]
+        found.update(zip(batch, scorer.score([sequences[index] for index in batch]), strict=True))
+    assert_same([found[index] for index in range(len(sequences))], oracle)
+
+
+def test_scores_are_the_same_alone_and_all_together(scorer, sequences, oracle):
+    assert_same([scorer.score([sequence])[0] for sequence in sequences], oracle)
+    assert_same(scorer.score(sequences), oracle)
+    assert len({round(score, 3) for score in oracle}) > 20, "scores that are all alike would prove nothing"
+
+
+def test_pooling_does_not_look_for_the_pad_token(tmp_path, sequences):
+    """With pad = eos, transformers' own pooling reads the wrong position of a response that ends in EOS."""
+    folder = tiny_reward_model(tmp_path, pad_is_eos=True)
+    ends = [(*sequence[:20], 2, 2) for sequence in sequences[3:9]]
+    expected = float64_scores(folder, ends)
+    assert_same(RewardScorer(str(folder), SECTION).score(ends), expected)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.inference_mode():
+        theirs = float(model(input_ids=torch.tensor([ends[0]])).logits[0, 0]) + 0.25
+    assert abs(theirs - expected[0]) > 0.01, "the trap is set"
+
+
+def test_text_is_prompt_with_special_tokens_response_and_eos(scorer, folder):
+    tokenizer = tiny_tokenizer()
+    prompt, response = tokenizer.convert_tokens_to_ids(["w1", "w2"]), tokenizer.convert_tokens_to_ids(["w7"])
+    assert scorer.encode([TextPair("w1 w2", "w7")]) == [(1, *prompt, *response, 2)]
+    no_eos = RewardScorer(str(folder), RewardSection(device="cpu", append_eos=False))
+    assert no_eos.encode([TextPair("w1 w2", "w7")]) == [(1, *prompt, *response)]
+    assert scorer.encode([TokenPair((5,), (6, 7)), TokenPair((), (6,))]) == [(5, 6, 7), (6,)]
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "items: got 0, allowed: from 1 to 8"),
+        ([TextPair("a", "b")] * 9, "items: got 9, allowed: from 1 to 8"),
+        (
+            [TextPair("w1", "w2"), TextPair("w1", "")],
+            "items.text.response[1]: got 'an empty text', allowed: at least one character",
+        ),
+        (
+            [TokenPair((1,), ())],
+            "items.tokens.response_token_ids[0]: got 'no token ids', allowed: at least one",
+        ),
+        (
+            [TokenPair((1,), (2,)), TokenPair((1, 60), (2,))],
+            "items.tokens.prompt_token_ids[1]: got '60 at position 1', allowed: ids from 0 to 59",
+        ),
+        (
+            [TokenPair((1,), (2, 3, -1))],
+            "items.tokens.response_token_ids[0]: got '-1 at position 2', allowed: ids from 0 to 59",
+        ),
+        (
+            [TokenPair((1,), (2,) * 128)],
+            "items.tokens[0]: got '129 tokens', allowed: at most 128 tokens, prompt and response together",
+        ),
+        (
+            [TextPair("w1", "é" * 51)],
+            "items.text.response[0]: got '102 bytes', allowed: at most 100 bytes of UTF-8",
+        ),
+        (
+            [TextPair("x" * 5_000_000, "w1")],
+            "items.text.prompt[0]: got '5000000 bytes', allowed: at most 100 bytes of UTF-8",
+        ),
+    ],
+)
+def test_bad_items(scorer, items, message):
+    with pytest.raises(InvalidInput) as refused:
+        scorer.encode(items)
+    assert str(refused.value) == message
+
+
+def test_info(scorer, folder):
+    model = scorer.info.model
+    assert (model.model_id, model.vocabulary_size, model.max_sequence_tokens) == (str(folder), 60, 128)
+    assert len(model.tokenizer_fingerprint) == 64
+    again = RewardScorer(str(folder), RewardSection(device="cpu", max_sequence_tokens=50))
+    assert again.info.model_version == scorer.info.model_version
+    assert again.info.model.max_sequence_tokens == 50
+
+
+def test_the_version_tells_weights_apart(tmp_path, scorer):
+    other = RewardScorer(str(tiny_reward_model(tmp_path, seed=1)), SECTION)
+    assert other.info.model_version != scorer.info.model_version
+
+
+def test_a_language_model_without_head_is_refused(tmp_path):
+    with pytest.raises(ModelLoadError, match=r"lacks the weights score.weight.*without a reward head"):
+        RewardScorer(str(tiny_causal_lm(tmp_path)), SECTION)
+
+
+def test_several_labels_are_refused(tmp_path):
+    tiny_reward_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"] = {"0": "A", "1": "B"}
+    config["label2id"] = {"A": 0, "B": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError):
+        RewardScorer(str(tmp_path), SECTION)
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    weights = tiny_reward_model(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelLoadError, match="cannot load the model"):
+        RewardScorer(str(tmp_path), SECTION)
+
+
+def test_a_folder_that_is_not_there_is_named():
+    with pytest.raises(ModelLoadError, match="there is no model folder './nowhere'"):
+        RewardScorer("./nowhere", SECTION)
+
+
+def test_a_score_that_is_no_number_is_an_error_of_its_own_sequence(tmp_path):
+    weights = tiny_reward_model(tmp_path) / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.embed_tokens.weight"][50] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    scorer = RewardScorer(str(tmp_path), SECTION)
+    bad, good = scorer.score([(5, 50), (5, 6)])
+    assert isinstance(bad, InternalError)
+    assert "nan" in str(bad)
+    assert isinstance(good, float)

@@ -1,0 +1,468 @@
+"""The worker's loop with the queue in memory and real gRPC servers whose answers are scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+
+from fairlead import metrics
+from fairlead.config.rollout_worker import RolloutWorkerSection
+from fairlead.errors import ConfigError, QueueUnavailable, SchemaTooNew
+from fairlead.transports.rollouts.base import OutcomeEntry
+from fairlead.transports.rollouts.memory import MemoryBroker, MemoryTrainerQueue, MemoryWorkerQueue
+from fairlead.types import DeadLetter, PromptTask, Rollout, SamplingParams, WeightVersion
+from services.rollout_worker.peers import Peers
+from services.rollout_worker.worker import RolloutWorker
+from tests.scripted_services import (
+    MAX_SEQUENCE_TOKENS,
+    VOCABULARY_SIZE,
+    Script,
+    answer_backwards,
+    clients_of,
+    completion,
+    minus_one,
+    peers_of,
+    score_length,
+    serving,
+)
+
+NAN = float("nan")
+
+
+def task(task_id: int, *, prompt: tuple[int, ...] = (1, 2, 3), temperature: float = 0.5) -> PromptTask:
+    sampling = SamplingParams(temperature=temperature, max_new_tokens=8, seed=1000 + task_id)
+    return PromptTask(task_id, prompt, f"prompt {task_id}", sampling, WeightVersion(1, 3))
+
+
+@dataclass
+class Bench:
+    """A worker at work, and both ends of its queue."""
+
+    broker: MemoryBroker
+    trainer: MemoryTrainerQueue
+    worker: RolloutWorker
+    stop: asyncio.Event
+    running: asyncio.Task[None]
+    counts: metrics.Worker
+    registry: CollectorRegistry
+    seen: dict[int, OutcomeEntry] = field(default_factory=dict)
+
+    async def outcomes(self, count: int, *, seconds: float = 10) -> dict[int, Rollout | DeadLetter]:
+        """Outcomes by task, once there are so many."""
+        async with asyncio.timeout(seconds):
+            while True:
+                entries = self.trainer.read(after="0", count=10_000, block_seconds=0)
+                if len(entries) >= count:
+                    return {entry.outcome.task.task_id: entry.outcome.result for entry in entries}
+                await asyncio.sleep(0.005)
+
+    async def until(self, condition) -> None:
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - a condition with a deadline
+                await asyncio.sleep(0.005)
+
+    def counted(self, result: str) -> float:
+        found = self.registry.get_sample_value("fairlead_worker_tasks_total", {"result": result})
+        return found or 0.0
+
+
+@asynccontextmanager
+async def bench(
+    script: Script,
+    *,
+    tasks: list[PromptTask],
+    in_flight: int = 8,
+    lease: float = 0.3,
+    drain: float = 5.0,
+    timeout: float = 10.0,
+    queue: type[MemoryWorkerQueue] = MemoryWorkerQueue,
+) -> AsyncIterator[Bench]:
+    broker = MemoryBroker(lease_seconds=lease)
+    trainer = broker.trainer()
+    trainer.take_fence(1)
+    trainer.dispatch(tasks)
+    registry = CollectorRegistry()
+    counts = metrics.Worker(registry)
+    async with peers_of(script, counts=counts, timeout_seconds=timeout) as peers:
+        section = RolloutWorkerSection(max_in_flight=in_flight, drain_seconds=drain)
+        worker = RolloutWorker(
+            queue=queue(broker, "w"), peers=peers, section=section, lease_seconds=lease, counts=counts
+        )
+        stop = asyncio.Event()
+        running = asyncio.create_task(worker.run(stop))
+        try:
+            yield Bench(broker, trainer, worker, stop, running, counts, registry)
+        finally:
+            stop.set()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_rollout_holds_what_the_services_said() -> None:
+    script = Script()
+    async with bench(script, tasks=[task(4)]) as b:
+        result = (await b.outcomes(1))[4]
+    assert isinstance(result, Rollout)
+    assert result.completion.token_ids == (3, 2, 1)
+    assert (result.score, result.reward_version, result.scored_as_text) == (3.0, "judge-1", False)
+    assert result.reference_logprobs == (-0.5, -0.5, -0.5)
+    assert result.generate_seconds > 0
+    assert result.score_seconds > 0
+    [request] = script.requests
+    assert request.request_id == "tests-4"
+    assert (request.sampling.seed, request.num_samples) == (1004, 1)
+    assert (request.min_version.incarnation, request.min_version.update) == (1, 3)
+
+
+async def test_reward_and_reference_are_asked_at_the_same_time() -> None:
+    both = asyncio.Barrier(2)
+
+    async def score(item, context):
+        await both.wait()
+        return await score_length(item, context)
+
+    async def logprobs(sequence, temperature, context):
+        await both.wait()
+        return await minus_one(sequence, temperature, context)
+
+    async with bench(Script(score=score, logprobs=logprobs), tasks=[task(0)]) as b:
+        assert isinstance((await b.outcomes(1))[0], Rollout)
+
+
+async def test_many_are_in_flight_and_never_more_than_there_is_room_for() -> None:
+    running, most = 0, 0
+    full = asyncio.Event()
+
+    async def generate(request, context):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if running == 4:
+            full.set()
+        await full.wait()
+        running -= 1
+        return await answer_backwards(request, context)
+
+    async with bench(Script(generate=generate), tasks=[task(i) for i in range(20)], in_flight=4) as b:
+        assert len(await b.outcomes(20)) == 20
+        await b.until(lambda: b.counted("finished") == 20)
+    assert most == 4
+    assert b.trainer.stats().in_flight == 0
+
+
+async def test_what_is_not_claimed_is_left_to_peers() -> None:
+    hold = asyncio.Event()
+
+    async def generate(request, context):
+        await hold.wait()
+        return await answer_backwards(request, context)
+
+    async with bench(Script(generate=generate), tasks=[task(i) for i in range(5)], in_flight=2) as b:
+        await b.until(lambda: b.trainer.stats().in_flight == 2)
+        assert b.trainer.stats().waiting == 3
+        hold.set()
+        await b.outcomes(5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (task(0, prompt=()), "prompt_empty"),
+        (task(0, prompt=(1,) * MAX_SEQUENCE_TOKENS), "prompt_too_long"),
+        (task(0, prompt=(1, VOCABULARY_SIZE)), "prompt_token_unknown"),
+    ],
+)
+async def test_a_prompt_at_fault_is_dead_at_once(bad: PromptTask, reason: str) -> None:
+    script = Script()
+    async with bench(script, tasks=[bad, task(1)]) as b:
+        outcomes = await b.outcomes(2)
+        await b.until(lambda: b.counted("dead_letter") == 1)
+    assert isinstance(outcomes[0], DeadLetter)
+    assert outcomes[0].reason == reason
+    assert isinstance(outcomes[1], Rollout)
+    assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize("service", ["policy", "reward", "reference"])
+async def test_what_a_service_refuses_is_dead_at_once(service: str) -> None:
+    asked = 0
+
+    async def refuse(*arguments):
+        nonlocal asked
+        asked += 1
+        await arguments[-1].abort(grpc.StatusCode.INVALID_ARGUMENT, "stop_strings: got 99, allowed: 8")
+
+    part = {"policy": "generate", "reward": "score", "reference": "logprobs"}[service]
+    async with bench(Script(**{part: refuse}), tasks=[task(0)]) as b:
+        result = (await b.outcomes(1))[0]
+    assert result == DeadLetter(f"refused_by_{service}", "stop_strings: got 99, allowed: 8")
+    assert asked == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ("score", "reward_not_finite"),
+        ("logprobs", "reference_not_finite"),
+        ("generate", "policy_not_finite"),
+    ],
+)
+async def test_a_number_that_is_none_is_a_failure_that_is_counted(part: str, reason: str) -> None:
+    asked = 0
+
+    async def broken(*arguments):
+        nonlocal asked
+        asked += 1
+        if part == "score":
+            return NAN
+        if part == "logprobs":
+            return [NAN] * len(arguments[0].response_token_ids)
+        found = completion([1, 2])
+        found.logprobs[1] = NAN
+        return found
+
+    async with bench(Script(**{part: broken}), tasks=[task(0)]) as b:
+        result = (await b.outcomes(1))[0]
+        await b.until(lambda: b.counted("dead_letter") == 1)
+    assert isinstance(result, DeadLetter)
+    assert result.reason == reason
+    assert "nan" in result.detail
+    assert asked == 3
+    assert b.counted("failed") == 2
+
+
+async def test_a_bug_of_a_service_is_a_failure_that_is_counted() -> None:
+    async def broken(request, context):
+        await context.abort(grpc.StatusCode.INTERNAL, "internal error 4711")
+
+    async with bench(Script(generate=broken), tasks=[task(0)]) as b:
+        result = (await b.outcomes(1))[0]
+    assert isinstance(result, DeadLetter)
+    assert result.reason == "service_error"
+    assert "4711" in result.detail
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.FAILED_PRECONDITION,
+    ],
+)
+async def test_infrastructure_that_is_away_counts_against_no_task(code: grpc.StatusCode) -> None:
+    away = True
+
+    async def generate(request, context):
+        if away:
+            await context.abort(code, "not now")
+        return await answer_backwards(request, context)
+
+    script = Script(generate=generate)
+    async with bench(script, tasks=[task(i) for i in range(6)]) as b:
+        await b.until(lambda: b.counted("released") >= 7)
+        assert not b.worker.ready
+        assert len(script.requests) < 40, "it must not spin"
+        away = False
+        outcomes = await b.outcomes(6, seconds=20)
+        await b.until(lambda: b.worker.ready)
+        entries = b.trainer.read(after="0", count=10, block_seconds=0)
+    assert all(isinstance(result, Rollout) for result in outcomes.values())
+    assert {(entry.outcome.deliveries, entry.outcome.failures) for entry in entries} == {(1, 0)}
+
+
+async def test_old_weights_are_nobodys_fault() -> None:
+    fresh = False
+
+    async def generate(request, context):
+        return completion([1, 2], incarnation=2 if fresh else 0)
+
+    async with bench(Script(generate=generate), tasks=[task(0)]) as b:
+        await b.until(lambda: b.counted("released") >= 2)
+        fresh = True
+        assert isinstance((await b.outcomes(1))[0], Rollout)
+
+
+async def test_leases_are_renewed_while_a_task_is_worked_on() -> None:
+    slow = asyncio.Event()
+
+    async def generate(request, context):
+        await slow.wait()
+        return await answer_backwards(request, context)
+
+    script = Script(generate=generate)
+    async with bench(script, tasks=[task(0)], lease=0.4) as b:
+        await b.until(lambda: script.requests)
+        peer = b.broker.worker("peer")
+        assert list(await peer.claim(count=1, block_seconds=1.2)) == []
+        slow.set()
+        await b.outcomes(1)
+    assert len(script.requests) == 1
+
+
+async def test_a_task_in_other_hands_is_dropped_and_its_calls_end() -> None:
+    ended = asyncio.Event()
+
+    async def generate(request, context):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.set()
+            raise
+
+    script = Script(generate=generate)
+    async with bench(script, tasks=[task(0)], lease=0.15) as b:
+        await b.until(lambda: script.requests)
+        script.generate = answer_backwards
+        b.trainer.dispatch([task(0)])
+        await asyncio.wait_for(ended.wait(), 10)
+        await b.until(lambda: b.counted("lost") == 1)
+        await b.outcomes(1)
+        [entry] = b.trainer.read(after="0", count=5, block_seconds=0)
+    assert entry.sending.number == 2
+
+
+async def test_a_drain_finishes_what_it_can_and_gives_the_rest_back() -> None:
+    hold = asyncio.Event()
+
+    async def generate(request, context):
+        await (hold if request.request_id == "tests-0" else asyncio.Event()).wait()
+        return await answer_backwards(request, context)
+
+    script = Script(generate=generate)
+    async with bench(script, tasks=[task(0), task(1), task(2)], in_flight=2, lease=60, drain=0.3) as b:
+        await b.until(lambda: len(script.requests) == 2)
+        b.stop.set()
+        hold.set()
+        await asyncio.wait_for(b.running, 10)
+        outcomes = await b.outcomes(1)
+        assert list(outcomes) == [0]
+        peer = b.broker.worker("peer")
+        claims = await peer.claim(count=5, block_seconds=0)
+        assert [(claim.task.task_id, claim.deliveries) for claim in claims] == [(1, 1), (2, 1)]
+        assert b.counted("released") == 1
+
+
+class FlakyQueue(MemoryWorkerQueue):
+    """The queue in memory behind a line that can be cut."""
+
+    cut = False
+    refuses: Exception | None = None
+
+    async def claim(self, **arguments):
+        self._check()
+        return await super().claim(**arguments)
+
+    async def renew(self, claims):
+        self._check()
+        return await super().renew(claims)
+
+    async def finish(self, claim, result):
+        self._check()
+        return await super().finish(claim, result)
+
+    def _check(self) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        if self.cut:
+            raise QueueUnavailable("Redis at 127.0.0.1:1 does not answer")
+
+
+async def test_results_wait_in_memory_while_the_queue_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    hold = asyncio.Event()
+
+    async def generate(request, context):
+        await hold.wait()
+        return await answer_backwards(request, context)
+
+    script = Script(generate=generate)
+    caplog.set_level(logging.INFO)
+    async with bench(script, tasks=[task(i) for i in range(3)], queue=FlakyQueue) as b:
+        await b.until(lambda: len(script.requests) == 3)
+        b.worker.queue.cut = True  # type: ignore[attr-defined]
+        hold.set()
+        await b.until(lambda: not b.worker.ready)
+        assert b.trainer.read(after="0", count=5, block_seconds=0) == []
+        b.worker.queue.cut = False  # type: ignore[attr-defined]
+        assert len(await b.outcomes(3)) == 3
+        await b.until(lambda: b.worker.ready)
+    assert len(script.requests) == 3
+    assert "the queue answers again" in caplog.text
+
+
+async def test_a_prompt_of_a_newer_version_ends_the_worker_after_its_drain() -> None:
+    hold = asyncio.Event()
+
+    async def generate(request, context):
+        await hold.wait()
+        return await answer_backwards(request, context)
+
+    script = Script(generate=generate)
+    async with bench(script, tasks=[task(0)], in_flight=2, queue=FlakyQueue) as b:
+        await b.until(lambda: script.requests)
+        b.worker.queue.refuses = SchemaTooNew("prompt task has schema version 2")  # type: ignore[attr-defined]
+        await b.until(b.stop.is_set)
+        b.worker.queue.refuses = None  # type: ignore[attr-defined]
+        hold.set()
+        with pytest.raises(SchemaTooNew):
+            await asyncio.wait_for(b.running, 10)
+        assert len(await b.outcomes(1)) == 1
+
+
+async def test_another_tokenizer_of_the_reward_model_makes_it_read_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    items = []
+
+    async def score(item, context):
+        items.append(item)
+        return 1.5
+
+    script = Script(score=score)
+    script.fingerprints["reward"] = "two" * 20
+    without_text = PromptTask(1, (1, 2), "", SamplingParams(), WeightVersion(1, 0))
+    async with bench(script, tasks=[task(0), without_text]) as b:
+        outcomes = await b.outcomes(2)
+    assert isinstance(outcomes[0], Rollout)
+    assert outcomes[0].scored_as_text
+    assert isinstance(outcomes[1], DeadLetter)
+    assert outcomes[1].reason == "prompt_without_text"
+    [item] = items
+    assert (item.text.prompt, item.text.response) == ("prompt 0", "3 2 1")
+    assert "answers are scored as text" in caplog.text
+
+
+async def test_policy_and_reference_with_different_tokenizers_are_refused() -> None:
+    script = Script()
+    script.fingerprints["reference"] = "two" * 20
+    async with serving(script), clients_of(script.address) as clients:
+        with pytest.raises(ConfigError) as raised:
+            await Peers.meet(clients, run="tests", counts=metrics.Worker(CollectorRegistry()))
+    message = str(raised.value)
+    assert message.startswith("reference.path: got 'models/reference with tokenizer twotwotwotwo'")
+    assert "tokenizer oneoneoneone of the policy models/policy" in message
+
+
+async def test_waiting_for_services_says_for_which(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    script = Script()
+    async with serving(script):
+        address = script.address
+    async with clients_of(address) as clients:
+        meeting = asyncio.create_task(
+            Peers.meet(clients, run="tests", counts=metrics.Worker(CollectorRegistry()))
+        )
+        async with asyncio.timeout(10):
+            while caplog.text.count("waiting for the") < 3:  # noqa: ASYNC110 - a condition with a deadline
+                await asyncio.sleep(0.01)
+        for service in ("policy", "reward", "reference"):
+            assert f"waiting for the {service} service, 0 s so far: {service} at {address}" in caplog.text
+        async with serving(script, address=address):
+            assert isinstance(await asyncio.wait_for(meeting, 20), Peers)

@@ -1,0 +1,113 @@
+"""The frame of a stage: what it says to its supervisor, and what it does not do twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+from fairlead.config import load
+from fairlead.errors import Fenced, ModelLoadError, Stalled
+from trainer import stage
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def flags(tmp_path):
+    (tmp_path / "run.toml").write_text('name = "t"\n[observe]\nmetrics_port = -1\n')
+    return ["--config", str(tmp_path / "run.toml"), "--set", f"runs={tmp_path}"]
+
+
+class Body:
+    """Counts its runs and leaves a result, or fails."""
+
+    def __init__(self, error: BaseException | None = None):
+        self.error, self.runs, self.forgotten = error, 0, 0
+
+    def __call__(self, config, gauges):
+        self.runs += 1
+        if self.error is not None:
+            raise self.error
+        config.folder.root.mkdir(exist_ok=True)
+        result = {"updates": config.ppo.updates, "config_hash": stage.config_hash("ppo", config)}
+        config.folder.result("ppo").write_text(json.dumps(result))
+
+    def forget(self, config):
+        self.forgotten += 1
+
+
+@pytest.fixture
+def run(flags, monkeypatch):
+    from prometheus_client import CollectorRegistry
+
+    from fairlead import metrics
+
+    class Fresh(metrics.Trainer):
+        def __init__(self):
+            super().__init__(CollectorRegistry())
+
+    monkeypatch.setattr(stage.metrics, "Trainer", Fresh)
+    return lambda body, *more: stage.run("ppo", body, [*flags, *more], forget=body.forget)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ModelLoadError("none"), 2), (Fenced("newer"), 3), (Stalled("task 5"), 4)]
+)
+def test_an_error_is_one_line_and_an_exit_code(run, capsys, error, code):
+    assert run(Body(error)) == code
+    assert capsys.readouterr().err.splitlines()[-1] == f"{type(error).__name__}: {error}"
+
+
+def test_a_misspelt_flag_is_refused_with_the_nearest_right_one(run, capsys):
+    assert run(Body(), "--set", "ppo.update=3") == 2
+    assert "did you mean `ppo.updates`?" in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_stage_at_once_with_0(run):
+    def body(config, gauges):
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("went on")
+
+    body.forget = None
+    with pytest.raises(SystemExit) as ended:
+        run(body)
+    assert ended.value.code == 0
+
+
+def test_a_finished_stage_is_not_repeated_unless_asked_for_or_longer(run, capsys):
+    body = Body()
+    assert run(body) == 0
+    assert run(body) == 0
+    assert body.runs == 1
+    assert "ppo is done already" in capsys.readouterr().err
+    assert run(body, "--set", "ppo.kl_coefficient=0.5") == 0
+    assert "with other settings than now" in capsys.readouterr().err
+    assert (body.runs, body.forgotten) == (1, 0)
+    assert run(body, "--force") == 0
+    assert (body.runs, body.forgotten) == (2, 1)
+    assert run(body, "--set", "ppo.updates=200") == 0  # goes on from its checkpoint
+    assert (body.runs, body.forgotten) == (3, 1)
+
+
+def test_a_forced_stage_that_died_goes_on_instead_of_beginning_anew(run):
+    body = Body()
+    run(body)
+    body.error = Stalled("died on the way")
+    assert run(body, "--force") == 4
+    assert run(body, "--force") == 4
+    assert body.forgotten == 1
+
+
+def test_the_hash_follows_what_decides_the_outcome():
+    plain = stage.config_hash("sft", load())
+    assert plain == stage.config_hash("sft", load(overrides={"observe.log_level": "DEBUG"}))
+    assert plain != stage.config_hash("sft", load(overrides={"sft.epochs": 9}))
+    assert plain != stage.config_hash("sft", load(overrides={"seed": 1}))

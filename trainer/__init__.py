@@ -1,0 +1,1 @@
+"""The stages of training; start one with `python -m trainer.<stage>`."""

@@ -1,0 +1,166 @@
+"""Checkpoints: the only truth about what was trained. Whole or not there, checksummed, without pickle.
+
+A folder `<incarnation>-<update>` of safetensors files, `state.json`, and `manifest.json` with the SHA-256 of
+each. Beside them lie the claims of incarnations (trainer/lineage.py). Knows nothing of what the tensors are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fairlead.errors import CorruptCheckpoint, Fenced, InvalidInput
+from fairlead.transports.weights.base import Ancestor, is_valid
+from fairlead.types import WeightVersion
+from trainer import durable
+from trainer import lineage as claims
+
+logger = logging.getLogger(__name__)
+
+_MANIFEST = "manifest.json"
+_STATE = "state.json"
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was read and verified."""
+
+    version: WeightVersion
+    """Who wrote it, and after how many updates."""
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """Tensors by the name of their file, then by their own."""
+    state: Mapping[str, object]
+    """Everything else, as JSON holds it."""
+
+
+class CheckpointStore:
+    """Checkpoints in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._damaged: set[WeightVersion] = set()
+
+    def versions(self) -> list[WeightVersion]:
+        """Every checkpoint there, oldest first, valid or not."""
+        found = []
+        for path in self.root.iterdir() if self.root.is_dir() else ():
+            try:
+                version = WeightVersion.parse(path.name)
+            except InvalidInput:
+                continue
+            if path.is_dir():
+                found.append(version)
+        return sorted(found)
+
+    def save(
+        self,
+        version: WeightVersion,
+        *,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, object],
+    ) -> None:
+        """Writes a checkpoint aside, syncs it, and renames it into its place.
+
+        Raises:
+            Fenced: if a newer incarnation was claimed.
+        """
+        self._check_fence(version.incarnation)
+        with durable.new_folder(self.root / str(version)) as folder:
+            for name, group in tensors.items():
+                save_file(
+                    {key: value.contiguous() for key, value in group.items()}, folder / f"{name}{_SUFFIX}"
+                )
+            durable.write_json(folder / _STATE, state, durable=False)
+            digests = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+            durable.write_json(folder / _MANIFEST, {"files": digests}, durable=False)
+        self._damaged.discard(version)
+
+    def load_newest(self, lineage: Sequence[Ancestor]) -> Checkpoint | None:
+        """The valid checkpoint with the most updates that is whole; None if there is none.
+
+        A damaged one is named in the log, and the one before it is used.
+        """
+        while True:
+            candidates = self._candidates(lineage)
+            for version in candidates:
+                if version in self._damaged:
+                    continue
+                try:
+                    return self.load(version)
+                except CorruptCheckpoint as error:
+                    self._damaged.add(version)
+                    logger.error("checkpoint %s is damaged and is skipped: %s", version, error)
+            # An older trainer that still runs may have replaced one while we looked.
+            if self._candidates(lineage) == candidates:
+                return None
+
+    def load(self, version: WeightVersion) -> Checkpoint:
+        """Reads and verifies one checkpoint.
+
+        Raises:
+            CorruptCheckpoint: if a file is missing, short, or its SHA-256 differs; the message names it.
+        """
+        folder = self.root / str(version)
+        try:
+            digests = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
+            for name, digest in digests.items():
+                if _sha256(folder / name) != digest:
+                    raise CorruptCheckpoint(f"{folder / name} does not have the checksum of its manifest")
+            tensors = {
+                name.removesuffix(_SUFFIX): load_file(folder / name)
+                for name in digests
+                if name.endswith(_SUFFIX)
+            }
+            state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+            raise CorruptCheckpoint(f"{folder}: {type(error).__name__}: {error}") from error
+        return Checkpoint(version=version, tensors=tensors, state=state)
+
+    def prune(
+        self, *, keep: int, lineage: Sequence[Ancestor], protected: Collection[WeightVersion] = ()
+    ) -> None:
+        """Deletes all but the newest `keep` checkpoints that are valid and not known to be damaged.
+
+        Those `protected` stay too.
+
+        Raises:
+            Fenced: if a newer incarnation was claimed: it may be reading what this one would delete.
+        """
+        incarnation = lineage[-1].incarnation
+        self._check_fence(incarnation)
+        good = [version for version in self._candidates(lineage) if version not in self._damaged]
+        for version in set(self.versions()) - set(good[:keep]) - set(protected):
+            path = self.root / str(version)
+            aside = self.root / f".{version}.deleted"
+            path.rename(aside)
+        for leftover in self.root.glob(".*-*.*"):  # ours, or of a crash
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def forget(self) -> None:
+        """Deletes every checkpoint; claims of incarnations stay, so that the next start is a newer one."""
+        for version in self.versions():
+            shutil.rmtree(self.root / str(version))
+
+    def _check_fence(self, incarnation: int) -> None:
+        newest = max(claims.claimed(self.root), default=0)
+        if newest > incarnation:
+            raise Fenced(f"incarnation {newest} of the trainer has taken over from {incarnation}")
+
+    def _candidates(self, lineage: Sequence[Ancestor]) -> list[WeightVersion]:
+        valid = [version for version in self.versions() if is_valid(version, lineage)]
+        return sorted(valid, key=lambda version: (version.update, version.incarnation), reverse=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,77 @@
+"""Writes that are there whole or not at all: written aside, synced, renamed.
+
+Used for results, models and checkpoints; knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or the entries of a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def dumps(value: object, *, indent: int | None = None) -> str:
+    """Strict JSON: a number that is not finite becomes null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, object], *, durable: bool = True) -> None:
+    """Replaces a file by a JSON object. `durable` False leaves out the syncs, for what is only looked at."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(dumps(value, indent=1) + "\n", encoding="utf-8")
+    if durable:
+        sync(aside)
+    aside.replace(path)
+    if durable:
+        sync(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into; when the block ends without error it takes the place of `path`.
+
+    An older folder at `path` is moved out of the way first: for a moment there may be none, never a half one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.new")
+    old = path.with_name(f".{path.name}.old")
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    for file in sorted(aside.rglob("*")):
+        sync(file)
+    sync(aside)
+    if path.exists():
+        path.rename(old)
+    aside.rename(path)
+    sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)

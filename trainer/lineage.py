@@ -1,0 +1,73 @@
+"""Incarnations of the trainer: who started when, from which update. Files beside the checkpoints.
+
+`incarnation-<n>.json` claims a number by exclusive creation; `incarnation-<n>.resumed-from.json` says, before
+anything is published, at which update it took up. A claim without the second file never wrote anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from pathlib import Path
+
+from fairlead.errors import CorruptCheckpoint
+from fairlead.transports.weights.base import Ancestor
+from trainer import durable
+
+_CLAIM = re.compile(r"incarnation-(\d+)\.json")
+
+
+def claim(folder: Path, *, at_least: int) -> int:
+    """Claims the next incarnation: above every one claimed here, and not below `at_least`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max([at_least, *(known + 1 for known in claimed(folder))])
+    while True:
+        path = folder / f"incarnation-{number}.json"
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            number += 1
+            continue
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        durable.sync(folder)
+        return number
+
+
+def record_resume(folder: Path, incarnation: int, *, resumed_from: int) -> None:
+    """Writes down, for good, at which update an incarnation took up."""
+    durable.write_json(_resume_path(folder, incarnation), {"resumed_from": resumed_from})
+
+
+def claimed(folder: Path) -> list[int]:
+    """Every incarnation that was ever claimed, in order."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for name in names if (match := _CLAIM.fullmatch(name)))
+
+
+def read(folder: Path) -> tuple[Ancestor, ...]:
+    """Every incarnation that got as far as to resume, in order.
+
+    Raises:
+        CorruptCheckpoint: if a record of a resume cannot be read; guessing would mix lineages.
+    """
+    ancestors = []
+    for incarnation in claimed(folder):
+        path = _resume_path(folder, incarnation)
+        if not path.exists():
+            continue
+        try:
+            resumed_from = int(json.loads(path.read_text(encoding="utf-8"))["resumed_from"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptCheckpoint(f"{path} cannot be read: {error}") from error
+        ancestors.append(Ancestor(incarnation, resumed_from))
+    return tuple(ancestors)
+
+
+def _resume_path(folder: Path, incarnation: int) -> Path:
+    return folder / f"incarnation-{incarnation}.resumed-from.json"

@@ -1,0 +1,62 @@
+"""Optimizers and schedules of the stages; schedules count steps or updates, never time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+ADAM_EPSILON = 1e-5
+"""PPO's (The N Implementation Details of RLHF with PPO); 1e-8 takes huge steps where gradients are tiny."""
+
+
+def warmup_then_linear(step: int, *, total: int, warmup_fraction: float) -> float:
+    """Factor of the learning rate at a step: rises linearly to 1 during warm-up, then falls linearly to 0."""
+    warmup = int(total * warmup_fraction)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def linear_decay(update: int, *, total: int) -> float:
+    """Factor at an update: 1 at the first, 0 behind the last."""
+    return max(0.0, 1 - update / total)
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float, epsilon: float = 1e-8
+) -> AdamW:
+    """AdamW; weight decay spares vectors (norms and biases)."""
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for parameter in parameters:
+        (matrices if parameter.ndim > 1 else vectors).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    # Fused: one kernel for all tensors; on small models a loop over them costs a tenth of the step.
+    return AdamW([group for group in groups if group["params"]], lr=learning_rate, eps=epsilon, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clipped_step(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, max_norm: float
+) -> float:
+    """Clips the gradients, steps, and clears them. Returns the norm before the clip.
+
+    A norm that is not finite leaves the weights as they are.
+    """
+    norm: Tensor = torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)
+    value = float(norm)
+    if norm.isfinite():
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return value

@@ -1,0 +1,1 @@
+"""Reinforcement learning: dispatch, admit, compute advantages, update, publish."""

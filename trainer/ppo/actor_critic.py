@@ -1,0 +1,212 @@
+"""The policy that is trained and its critic: two separate models, one optimizer each.
+
+Both start from the SFT model, the critic with a new head that says 0 everywhere; or the critic starts from
+the reward model, whose scalar at the last token it learns to tell at every one. Weights are float32, the
+bodies compute in the section's dtype. Evaluation mode throughout: dropout is off.
+
+Shapes: N response tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fairlead.config.ppo import PpoSection
+from fairlead.errors import CorruptCheckpoint, ModelLoadError
+from fairlead.nn.heads import ScalarHead
+from fairlead.nn.loading import (
+    load_causal_lm,
+    load_reward_model,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    torch_device,
+    torch_dtype,
+)
+from fairlead.nn.unembedding import check_unembedding, output_layer
+from trainer import optim
+from trainer.sequences import (
+    PaddedSequences,
+    autocast,
+    predictor_hidden,
+    response_logprobs,
+)
+
+
+class Critic(nn.Module):
+    """A transformer's body with a scalar head."""
+
+    def __init__(self, body: PreTrainedModel, head: ScalarHead) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, batch: PaddedSequences) -> Tensor:
+        """Values [N] at the positions that predict the response tokens, float32."""
+        values_N: Tensor = self.head(predictor_hidden(self.body, batch))
+        return values_N
+
+
+class ActorCritic:
+    """Policy, critic and their optimizers."""
+
+    def __init__(self, policy: PreTrainedModel, critic: Critic, section: PpoSection) -> None:
+        self.policy = policy
+        self.critic = critic
+        self.dtype = torch_dtype(section)
+        self._section = section
+        self.policy_optimizer = _adam(policy, section.learning_rate)
+        self.critic_optimizer = _adam(critic, section.critic_learning_rate)
+
+    @property
+    def device(self) -> torch.device:
+        """Where both compute."""
+        return self.policy.device
+
+    def logprobs(self, batch: PaddedSequences, *, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probs [N] and entropies [N] of the response tokens under the policy."""
+        return response_logprobs(self.policy, batch, temperature=temperature, dtype=self.dtype)
+
+    def values(self, batch: PaddedSequences) -> Tensor:
+        """Values [N] of the critic."""
+        with autocast(self.device, self.dtype):
+            values_N: Tensor = self.critic(batch)
+        return values_N
+
+    def set_learning_rates(self, update: int) -> float:
+        """Applies the schedule of an update; returns the policy's rate."""
+        factor = optim.linear_decay(update, total=self._section.updates)
+        optim.set_learning_rate(self.policy_optimizer, self._section.learning_rate * factor)
+        optim.set_learning_rate(self.critic_optimizer, self._section.critic_learning_rate * factor)
+        return self._section.learning_rate * factor
+
+    def step(self) -> tuple[float, float]:
+        """One step of both optimizers; returns the gradients' norms before the clip."""
+        limit = self._section.max_gradient_norm
+        return (
+            optim.clipped_step(self.policy_optimizer, nn.Module.parameters(self.policy), max_norm=limit),
+            optim.clipped_step(self.critic_optimizer, self.critic.parameters(), max_norm=limit),
+        )
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Every tensor that a resumed run needs, by file name."""
+        return {
+            "policy": unique_tensors(self.policy),
+            "critic": unique_tensors(self.critic),
+            "policy_optimizer": _optimizer_tensors(self.policy, self.policy_optimizer),
+            "critic_optimizer": _optimizer_tensors(self.critic, self.critic_optimizer),
+        }
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Takes over what `state` gave.
+
+        Raises:
+            CorruptCheckpoint: if names or shapes do not fit this model.
+        """
+        for name, model in (("policy", self.policy), ("critic", self.critic)):
+            _load_tensors(model, state[name], name)
+        _load_optimizer(self.policy, self.policy_optimizer, state["policy_optimizer"])
+        _load_optimizer(self.critic, self.critic_optimizer, state["critic_optimizer"])
+
+
+def load(path: str, section: PpoSection, *, critic_path: str | None = None) -> ActorCritic:
+    """Policy and critic.
+
+    Args:
+        path: the SFT model.
+        section: devices and rates.
+        critic_path: the reward model that the critic starts from; a fresh critic if None.
+
+    Raises:
+        ModelLoadError: if one cannot be loaded, its architecture cannot be trained, or the two have different
+            tokenizers: the critic reads the policy's token ids.
+    """
+    exact = section.model_copy(update={"dtype": "float32"})
+    policy = load_causal_lm(path, exact)
+    check_unembedding(policy)
+    if critic_path is None:
+        body = copy.deepcopy(policy.base_model)
+        assert isinstance(body, PreTrainedModel)
+        width = next(iter(output_layer(policy).parameters())).shape[1]
+        head = ScalarHead(width, std=0.0).to(torch_device(section.device))
+        return ActorCritic(policy, Critic(body, head), section)
+    ours, theirs = (tokenizer_fingerprint(load_tokenizer(one)) for one in (path, critic_path))
+    if ours != theirs:
+        raise ModelLoadError(
+            f"ppo.critic_init = 'reward_model', but the reward model {critic_path!r} has the tokenizer "
+            f"{theirs[:12]} and the policy {path!r} has {ours[:12]}: a critic reads the policy's token ids. "
+            "Use critic_init = 'policy', or a reward model trained from this policy"
+        )
+    reward = load_reward_model(critic_path, exact)
+    return ActorCritic(policy, Critic(reward.body, reward.head), section)
+
+
+def with_tensors(policy: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A copy of the policy with the weights of a checkpoint.
+
+    Raises:
+        CorruptCheckpoint: if names or shapes do not fit.
+    """
+    found = copy.deepcopy(policy)
+    _load_tensors(found, tensors, "policy")
+    return found
+
+
+def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with every tied tensor once, under its first name."""
+    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    tensors = {}
+    for name, tensor in nn.Module.state_dict(model).items():
+        key = tensor.data_ptr(), tensor.shape, tensor.stride()
+        if key not in seen or not tensor.numel():
+            seen.add(key)
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def _adam(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
+    return optim.adamw(
+        nn.Module.parameters(model),
+        learning_rate=learning_rate,
+        weight_decay=0.0,
+        epsilon=optim.ADAM_EPSILON,
+    )
+
+
+def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    expected = unique_tensors(model)
+    if set(expected) != set(tensors) or any(expected[name].shape != tensors[name].shape for name in expected):
+        raise CorruptCheckpoint(f"the checkpoint's {what} is of another architecture than the run's model")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}:{key}": value.detach()
+        for name, parameter in nn.Module.named_parameters(model)
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _load_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    parameters = dict(nn.Module.named_parameters(model))
+    optimizer.state.clear()
+    for joined, tensor in tensors.items():
+        name, _, key = joined.rpartition(":")
+        if name not in parameters:
+            raise CorruptCheckpoint(
+                f"the checkpoint's optimizer knows a parameter {name!r} that is not there"
+            )
+        parameter = parameters[name]
+        # Adam keeps its count of steps where it was made; everything else lies beside the parameter.
+        target = tensor.clone() if key == "step" else tensor.to(parameter.device, copy=True)
+        optimizer.state[parameter][key] = target

@@ -1,0 +1,79 @@
+"""Whether an outcome may be trained on, and how old it is. Pure functions of outcomes and versions.
+
+Every token of a rollout must have been made by weights of this trainer's lineage, at most `max_staleness`
+updates older than those that train on it; in synchronous training by the very weights of the update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fairlead.transports.weights.base import Ancestor, is_valid
+from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout
+
+
+def refusal(
+    outcome: Outcome,
+    expected: PromptTask,
+    *,
+    update: int,
+    max_staleness: int = 0,
+    lineage: Sequence[Ancestor],
+) -> str | None:
+    """Why an outcome cannot count, as a stable name; None if it can. A refused task is sent again.
+
+    Args:
+        outcome: what arrived.
+        expected: the task as this trainer knows it.
+        update: updates behind the weights that would train on it first.
+        max_staleness: updates that its weights may be older.
+        lineage: incarnations whose weights count.
+    """
+    task = outcome.task
+    if (task.prompt_token_ids, task.sampling) != (expected.prompt_token_ids, expected.sampling):
+        return "other_task"
+    if isinstance(outcome.result, DeadLetter):
+        return None
+    versions = {span.version for span in outcome.result.completion.version_spans}
+    if not all(is_valid(version, lineage) for version in versions):
+        return "other_lineage"
+    if not all(update - max_staleness <= version.update <= update for version in versions):
+        return "stale"
+    return None
+
+
+def oldest_update(outcome: Outcome, *, otherwise: int) -> int:
+    """Updates behind the weights that made the oldest token; `otherwise` for a dead task."""
+    if isinstance(outcome.result, DeadLetter):
+        return otherwise
+    return min(span.version.update for span in outcome.result.completion.version_spans)
+
+
+def checked(outcome: Outcome) -> Outcome:
+    """The outcome, as a dead letter if its rollout cannot be learnt from; sending it again would not help."""
+    result = outcome.result
+    if isinstance(result, DeadLetter):
+        return outcome
+    fault = _fault(result)
+    if fault is None:
+        return outcome
+    return replace(outcome, result=DeadLetter(reason="malformed_rollout", detail=fault))
+
+
+def _fault(rollout: Rollout) -> str | None:
+    completion = rollout.completion
+    length = len(completion.token_ids)
+    if not length:
+        return "the answer has no tokens"
+    if not length == len(completion.logprobs) == len(rollout.reference_logprobs):
+        return (
+            f"{length} tokens, {len(completion.logprobs)} behaviour log-probs, "
+            f"{len(rollout.reference_logprobs)} reference log-probs"
+        )
+    if not completion.version_spans:
+        return "no weight version is recorded"
+    if not all(math.isfinite(value) for value in (*completion.logprobs, *rollout.reference_logprobs)):
+        return "a log-prob is not finite"
+    return None if math.isfinite(rollout.score) else f"the score is {rollout.score}"

@@ -1,0 +1,108 @@
+"""The rollouts of one update as tensors: flat over response tokens, in the order of task ids.
+
+Made from outcomes that the collector admitted; knows no queue and no model.
+
+Shapes: B rollouts, T response positions, N response tokens of all rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairlead.types import FinishReason, Outcome, Rollout, WeightVersion
+from trainer.sequences import TokenSequence
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """What the policy did, what the reward model and the reference said about it."""
+
+    task_ids: tuple[int, ...]
+    """Task of each rollout, ascending."""
+    sequences: tuple[TokenSequence, ...]
+    """Prompt and response of each."""
+    behaviour_N: Tensor
+    """log π_behaviour of each response token, as recorded when it was sampled."""
+    reference_N: Tensor
+    """log π_ref of each response token."""
+    scores_B: Tensor
+    """The reward model's scalar."""
+    cut_off_B: Tensor
+    """True where the answer met the length limit instead of ending."""
+    stale_B: Tensor
+    """True where older weights than those about to learn made a token."""
+    lengths_B: Tensor
+    """Response tokens of each rollout."""
+    mask_BT: Tensor
+    """True at response tokens of a rectangle; indexing with it gives the flat order back."""
+
+    def token_indices(self, members: Sequence[int]) -> Tensor:
+        """Where the tokens of these rollouts stand in the flat tensors, in the order of `members`."""
+        lengths = [sequence.response_length for sequence in self.sequences]
+        starts = [0]
+        for length in lengths:
+            starts.append(starts[-1] + length)
+        parts = [torch.arange(starts[index], starts[index] + lengths[index]) for index in members]
+        return torch.cat(parts).to(self.scores_B.device)
+
+    def per_token(self, rollouts_B: Tensor) -> Tensor:
+        """[B] → [N]: the value of its rollout at each response token."""
+        return rollouts_B.repeat_interleave(self.lengths_B)
+
+    def rectangle(self, flat_N: Tensor) -> Tensor:
+        """[N] → [B, T], right-padded with 0."""
+        rectangle_BT = flat_N.new_zeros(self.mask_BT.shape)
+        rectangle_BT[self.mask_BT] = flat_N
+        return rectangle_BT
+
+
+def from_outcomes(
+    outcomes: Sequence[Outcome], device: torch.device, *, version: WeightVersion | None = None
+) -> RolloutBatch | None:
+    """The rollouts among the outcomes, sorted by task id; None if every task is dead.
+
+    A dead task leaves a hole: nothing takes its place.
+
+    Args:
+        outcomes: what came of the tasks of an update.
+        device: where the tensors lie.
+        version: the weights about to learn, told from those of the rollouts by their number of updates; None
+            if every rollout is known to be theirs.
+    """
+    found: list[tuple[Outcome, Rollout]] = [
+        (outcome, outcome.result) for outcome in outcomes if isinstance(outcome.result, Rollout)
+    ]
+    if not found:
+        return None
+    found.sort(key=lambda pair: pair[0].task.task_id)
+    rollouts = [rollout for _, rollout in found]
+    behaviour = [value for rollout in rollouts for value in rollout.completion.logprobs]
+    reference = [value for rollout in rollouts for value in rollout.reference_logprobs]
+    lengths_B = torch.tensor([len(rollout.completion.token_ids) for rollout in rollouts], device=device)
+    cut_off = [rollout.completion.finish_reason == FinishReason.LENGTH for rollout in rollouts]
+    stale = [
+        version is not None
+        and any(span.version.update < version.update for span in rollout.completion.version_spans)
+        for rollout in rollouts
+    ]
+    return RolloutBatch(
+        task_ids=tuple(outcome.task.task_id for outcome, _ in found),
+        sequences=tuple(
+            TokenSequence(
+                (*outcome.task.prompt_token_ids, *rollout.completion.token_ids),
+                len(outcome.task.prompt_token_ids),
+            )
+            for outcome, rollout in found
+        ),
+        behaviour_N=torch.tensor(behaviour, dtype=torch.float32, device=device),
+        reference_N=torch.tensor(reference, dtype=torch.float32, device=device),
+        scores_B=torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float32, device=device),
+        cut_off_B=torch.tensor(cut_off, dtype=torch.bool, device=device),
+        stale_B=torch.tensor(stale, dtype=torch.bool, device=device),
+        lengths_B=lengths_B,
+        mask_BT=torch.arange(int(lengths_B.max()), device=device) < lengths_B[:, None],
+    )

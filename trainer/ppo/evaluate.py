@@ -1,0 +1,242 @@
+"""Evaluation during training: held-out prompts, answered and scored by the services; which update was best.
+
+The trainer waits for it, within bounds; services that cannot be reached cost an evaluation, never the run.
+Its seeds are its own and the same at every update, so that updates differ by their weights alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient, AsyncRewardClient
+from fairlead.config import RunConfig
+from fairlead.data.encoding import encode_prompt
+from fairlead.data.records import load_prompts
+from fairlead.errors import (
+    ConfigError,
+    CorruptCheckpoint,
+    DeadlineExceeded,
+    FairleadError,
+    InvalidInput,
+    Overloaded,
+    StaleWeights,
+    Unavailable,
+)
+from fairlead.types import FinishReason, SamplingParams, TextPair, TokenPair, WeightVersion
+from trainer import seeds
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_RETRY_SECONDS = 0.25
+_PASSING = (Unavailable, DeadlineExceeded, Overloaded, StaleWeights)
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The update with the highest reward on held-out prompts so far."""
+
+    version: WeightVersion
+    """Its weights, and its checkpoint."""
+    reward: float
+    """Mean score of its answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one answer came to."""
+
+    score: float
+    """The reward model's scalar."""
+    divergence: float | None
+    """log π − log π_ref, summed over its tokens; None for greedy answers, which are no samples of π."""
+    length: int
+    """Tokens."""
+    ended: bool
+    """False if it met the length limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Services:
+    policy: AsyncPolicyClient
+    reward: AsyncRewardClient
+    reference: AsyncReferenceClient
+    scored_as_text: bool
+
+
+class Evaluation:
+    """Measures every few updates and remembers the best one."""
+
+    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Reads the held-out prompts, if there will be evaluations.
+
+        Raises:
+            ConfigError: if there are to be evaluations and no prompt is held out.
+        """
+        self._config, self._section = config, config.evaluation
+        self._tokenizer = tokenizer
+        self._prompts = load_prompts(config).heldout if self._section.every_updates else ()
+        if self._section.every_updates and not self._prompts:
+            raise ConfigError(
+                "evaluation.every_updates",
+                got="no held-out prompt to evaluate on",
+                allowed="0, more prompts, or a larger data.heldout_fraction",
+            )
+        self.best: Best | None = None
+        """None before the first evaluation."""
+        self._waits_for = "an answer"
+        # One loop for all evaluations: gRPC's late events find it open.
+        self._runner: asyncio.Runner | None = None
+
+    def is_due(self, update: int) -> bool:
+        """Whether the weights of this many updates are to be evaluated."""
+        every = self._section.every_updates
+        return bool(every) and (update % every == 0 or update == self._config.ppo.updates)
+
+    def after(self, version: WeightVersion, *, on_phase: Callable[[str], None]) -> dict[str, float]:
+        """Figures of the weights that were just published, and whether they are the best is remembered.
+
+        Empty if no evaluation is due, or if it could not be done within `max_seconds`.
+        """
+        if not self.is_due(version.update):
+            return {}
+        on_phase("evaluate")
+        try:
+            self._runner = self._runner or asyncio.Runner()
+            figures = self._runner.run(self._measure(version))
+        except (FairleadError, TimeoutError) as error:
+            reason = str(error) or f"{self._section.max_seconds:.0f} s have passed; {self._waits_for}"
+            logger.warning("update %d is not evaluated: %s", version.update, reason)
+            return {}
+        if self.best is None or figures["eval_reward"] > self.best.reward:
+            self.best = Best(version, figures["eval_reward"])
+        return figures
+
+    def close(self) -> None:
+        """Ends its event loop; the next evaluation would make another."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
+    def is_best(self, version: WeightVersion) -> bool:
+        """Whether these weights are the best so far; their checkpoint is kept."""
+        return self.best is not None and self.best.version == version
+
+    def kept(self) -> frozenset[WeightVersion]:
+        """Checkpoints that must not be pruned."""
+        return frozenset() if self.best is None else frozenset([self.best.version])
+
+    def state(self) -> dict[str, object]:
+        """What the checkpoint keeps."""
+        best = self.best
+        return {"best": None if best is None else {"version": str(best.version), "reward": best.reward}}
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Takes over what `state` gave.
+
+        Raises:
+            CorruptCheckpoint: if it has another form.
+        """
+        content: Any = state.get("best")
+        try:
+            self.best = content and Best(WeightVersion.parse(content["version"]), float(content["reward"]))
+        except (KeyError, TypeError, ValueError, InvalidInput) as error:
+            raise CorruptCheckpoint(f"the checkpoint's best evaluation: {error}") from error
+
+    async def _measure(self, version: WeightVersion) -> dict[str, float]:
+        config = self._config
+        async with (
+            asyncio.timeout(self._section.max_seconds),
+            AsyncPolicyClient(
+                config.policy.addresses, timeout_seconds=config.policy.timeout_seconds
+            ) as policy,
+            AsyncRewardClient(
+                config.reward.addresses, timeout_seconds=config.reward.timeout_seconds
+            ) as reward,
+            AsyncReferenceClient(
+                config.reference.addresses, timeout_seconds=config.reference.timeout_seconds
+            ) as reference,
+        ):
+            ours, judge = await asyncio.gather(self._patiently(policy.info), self._patiently(reward.info))
+            as_text = ours.model.tokenizer_fingerprint != judge.model.tokenizer_fingerprint
+            services = _Services(policy, reward, reference, as_text)
+            room = asyncio.Semaphore(config.policy.max_slots)
+
+            async def one(number: int) -> Answer | None:
+                async with room:
+                    return await self._answer(services, number, version)
+
+            found = await asyncio.gather(*(one(number) for number in range(self._count)))
+        return figures([answer for answer in found if answer is not None])
+
+    @property
+    def _count(self) -> int:
+        """A greedy answer is always the same: each prompt once at most."""
+        wanted = self._section.num_prompts
+        return wanted if self._section.temperature else min(wanted, len(self._prompts))
+
+    async def _answer(self, services: _Services, number: int, version: WeightVersion) -> Answer | None:
+        """One answer and what it came to; None if a service refuses the prompt or what was said to it."""
+        temperature = self._section.temperature
+        prompt = self._prompts[number % len(self._prompts)]
+        ids = tuple(encode_prompt(self._tokenizer, prompt))
+        sampling = SamplingParams(
+            temperature=temperature,
+            max_new_tokens=self._config.sampling.max_new_tokens,
+            stop_strings=self._config.sampling.stop_strings,
+            seed=seeds.derive(self._config.seed, "evaluate", number),
+        )
+        try:
+            [said] = await self._patiently(
+                lambda: services.policy.generate(ids, sampling, min_version=version)
+            )
+            tokens = TokenPair(ids, said.token_ids)
+            item = TextPair(prompt, said.text) if services.scored_as_text else tokens
+            scores = await self._patiently(lambda: services.reward.score([item]))
+            divergence = None
+            if temperature:
+                [reference] = await self._patiently(
+                    lambda: services.reference.logprobs([tokens], temperature=temperature)
+                )
+                divergence = sum(said.logprobs) - sum(reference)
+        except InvalidInput as error:
+            logger.warning("a held-out prompt is not evaluated: %s", error)
+            return None
+        ended = said.finish_reason == FinishReason.STOP
+        return Answer(scores.scores[0], divergence, len(said.token_ids), ended)
+
+    async def _patiently(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Tries again what may pass, until the time of the whole evaluation is up."""
+        while True:
+            try:
+                return await call()
+            except _PASSING as error:
+                self._waits_for = str(error)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+
+def figures(answers: list[Answer]) -> dict[str, float]:
+    """Means over the answers, named as in metrics_ppo.jsonl.
+
+    Raises:
+        FairleadError: if there are none.
+    """
+    if not answers:
+        raise FairleadError("the services refused every held-out prompt")
+    found = {
+        "eval_reward": _mean([answer.score for answer in answers]),
+        "eval_length": _mean([float(answer.length) for answer in answers]),
+        "eval_eos_rate": _mean([float(answer.ended) for answer in answers]),
+    }
+    divergences = [answer.divergence for answer in answers if answer.divergence is not None]
+    return found | ({"eval_kl": _mean(divergences)} if divergences else {})
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

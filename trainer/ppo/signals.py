@@ -1,0 +1,114 @@
+"""Signals of reward hacking in the rollouts of one update: what is measured, and its value against the first.
+
+Pure functions of a rollout batch; what a value means is `guard`'s business.
+
+Shapes: B rollouts, N response tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from trainer.ppo.batch import RolloutBatch
+
+SIGNALS = (
+    "length_ratio",
+    "repetition",
+    "eos_ratio",
+    "kl",
+    "kl_k3",
+    "entropy_ratio",
+    "distinct_ratio",
+    "score_length",
+    "scores_outside",
+)
+"""Every signal, in the order of the report."""
+
+NGRAM = 3
+"""Tokens of the pieces whose repetition is counted."""
+_STANDARD_ERRORS = 3.0
+
+
+def measure(
+    batch: RolloutBatch, figures: Mapping[str, float], *, quantiles: tuple[float, float] | None
+) -> dict[str, float]:
+    """What the rollouts of an update are like, before any comparison.
+
+    Args:
+        batch: the rollouts.
+        figures: the update's own: `response_length`, `eos_rate`, `kl`, `kl_k3`, `entropy`.
+        quantiles: 0.5% and 99.5% quantiles of the reward model's training scores, if known.
+    """
+    responses = [sequence.token_ids[sequence.prompt_length :] for sequence in batch.sequences]
+    scores = [float(score) for score in batch.scores_B]
+    found = {
+        name: figures[name]
+        for name in ("response_length", "eos_rate", "kl", "kl_k3", "entropy")
+        if math.isfinite(figures.get(name, math.nan))
+    }
+    found["repeated"] = sum(map(repeated_share, responses)) / len(responses)
+    found["distinct"] = len(set(responses)) / len(responses)
+    found["episodes"] = float(len(responses))
+    correlation = spearman(scores, [float(len(response)) for response in responses])
+    if correlation is not None:
+        found["score_length"] = correlation
+    if quantiles is not None:
+        low, high = quantiles
+        found["scores_outside"] = sum(not low <= score <= high for score in scores) / len(scores)
+    return found
+
+
+def values(now: Mapping[str, float], first: Mapping[str, float]) -> dict[str, float]:
+    """The signals; one without a baseline (a rate that began at 0) is left out.
+
+    Args:
+        now: what `measure` gave for this update.
+        first: what it gave for the first update of the run.
+    """
+    found = {name: now[name] for name in ("kl", "kl_k3", "score_length", "scores_outside") if name in now}
+    found["repetition"] = now["repeated"] - 3 * first["repeated"]
+    for signal, figure in (
+        ("length_ratio", "response_length"),
+        ("entropy_ratio", "entropy"),
+        ("distinct_ratio", "distinct"),
+    ):
+        if figure in now and first.get(figure, 0.0) > 0:
+            found[signal] = now[figure] / first[figure]
+    if first.get("eos_rate", 0.0) > 0 and "eos_rate" in now:
+        rate = first["eos_rate"]
+        # Of answers that are often cut off from the start the rate moves by chance; that is no drop.
+        counts = 1 / now["episodes"] + 1 / first["episodes"]
+        chance = _STANDARD_ERRORS * math.sqrt(rate * (1 - rate) * counts)
+        found["eos_ratio"] = min(max(now["eos_rate"], rate), now["eos_rate"] + chance) / rate
+    return {name: found[name] for name in SIGNALS if name in found}
+
+
+def repeated_share(tokens: Sequence[int]) -> float:
+    """Share of an answer's 3-grams that stood in it before; 0 for fewer than 3 tokens."""
+    pieces = [tuple(tokens[start : start + NGRAM]) for start in range(len(tokens) - NGRAM + 1)]
+    return 1 - len(set(pieces)) / len(pieces) if pieces else 0.0
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Rank correlation, ties by their mean rank; None where one side does not vary."""
+    x, y = _ranks(first), _ranks(second)
+    middle = (len(x) + 1) / 2
+    spread = math.sqrt(sum((a - middle) ** 2 for a in x) * sum((b - middle) ** 2 for b in y))
+    if not spread:
+        return None
+    return sum((a - middle) * (b - middle) for a, b in zip(x, y, strict=True)) / spread
+
+
+def _ranks(numbers: Sequence[float]) -> list[float]:
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    ranks = [0.0] * len(numbers)
+    start = 0
+    while start < len(order):
+        end = start
+        while end + 1 < len(order) and numbers[order[end + 1]] == numbers[order[start]]:
+            end += 1
+        for place in order[start : end + 1]:
+            ranks[place] = (start + end) / 2 + 1
+        start = end + 1
+    return ranks

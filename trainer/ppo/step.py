@@ -1,0 +1,277 @@
+"""One update of PPO: prepare a rollout batch once, then optimise over it in mini-batches.
+
+Pure learning; knows neither queue nor versions. The loss of an optimizer step is the mean over all its
+response tokens, so the gradient does not depend on how it was cut into micro-batches.
+
+Shapes: B rollouts, T response positions, N response tokens.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairlead.config.ppo import PpoSection
+from trainer.ppo import advantages, kl, loss
+from trainer.ppo.actor_critic import ActorCritic
+from trainer.ppo.batch import RolloutBatch
+from trainer.ppo.ptx import DemonstrationStream
+from trainer.ppo.rewards import ScoreScale, shaped_scores
+from trainer.seeds import permutation
+from trainer.sequences import PaddedSequences, TokenSequence, pack, pad
+
+_OF_EVERY_STEP = (
+    "policy_loss",
+    "value_loss",
+    "ptx_loss",
+    "clip_fraction",
+    "policy_kl",
+    "policy_gradient_norm",
+    "critic_gradient_norm",
+)
+_OF_THE_FIRST_STEP = ("entropy", "mismatch_mean", "mismatch_max")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBatch:
+    """A rollout batch with everything that stays fixed while it is learnt from."""
+
+    batch: RolloutBatch
+    """The rollouts."""
+    old_logprobs_N: Tensor
+    """log π_prox; of rollouts that are not stale the recorded behaviour log-probs."""
+    behaviour_weights_N: Tensor
+    """Truncated π_prox/π_behaviour; exactly 1 for rollouts that are not stale."""
+    old_values_N: Tensor
+    """The critic's values before the first step."""
+    advantages_N: Tensor
+    """Whitened over the batch."""
+    returns_N: Tensor
+    """Unwhitened advantages + old values."""
+    value_clip_width: float
+    """Clip of the value's move, in the returns' own unit."""
+
+
+def micro_batches(
+    batch: RolloutBatch, members: Sequence[int], *, max_tokens: int
+) -> Iterator[tuple[PaddedSequences, Tensor]]:
+    """Padded sequences of each micro-batch, and where its tokens stand in the flat tensors."""
+    sequences = [batch.sequences[index] for index in members]
+    for group in pack([len(sequence.token_ids) for sequence in sequences], max_tokens=max_tokens):
+        padded = pad([sequences[index] for index in group], batch.scores_B.device)
+        yield padded, batch.token_indices([members[index] for index in group])
+
+
+@torch.no_grad()
+def prepare(
+    models: ActorCritic,
+    batch: RolloutBatch,
+    section: PpoSection,
+    *,
+    kl_coefficient: float | None = None,
+    temperature: float = 1.0,
+    scale: ScoreScale | None = None,
+) -> tuple[PreparedBatch, dict[str, float]]:
+    """Proximal log-probs, old values, rewards, advantages and returns; and the figures of the rollouts.
+
+    Args:
+        models: before the first step on this batch.
+        batch: the rollouts; those that are not stale were sampled by these very weights.
+        section: the recipe.
+        kl_coefficient: β of this update; the section's if None.
+        temperature: that was sampled at.
+        scale: of scores, this batch's included; only with `normalise_scores`.
+    """
+    proximal_N = _proximal(models, batch, section, temperature=temperature)
+    old_values_N = torch.empty_like(batch.behaviour_N)
+    everyone = range(len(batch.sequences))
+    for padded, where in micro_batches(batch, everyone, max_tokens=section.max_micro_batch_tokens):
+        old_values_N[where] = models.values(padded)
+    rewards_BT = kl.penalised_rewards(
+        batch.rectangle(kl.ESTIMATORS[section.kl_estimator](proximal_N, batch.reference_N)),
+        shaped_scores(batch.scores_B, batch.cut_off_B, section, scale or ScoreScale()),
+        batch.lengths_B,
+        coefficient=section.kl_coefficient if kl_coefficient is None else kl_coefficient,
+    )
+    learnt_BT = rewards_BT
+    if section.whiten_rewards:
+        learnt_BT = batch.rectangle(advantages.whiten(rewards_BT[batch.mask_BT], shift_mean=False))
+    advantages_BT, returns_BT = advantages.gae(
+        learnt_BT,
+        batch.rectangle(old_values_N),
+        batch.mask_BT,
+        gamma=section.gae_gamma,
+        lam=section.gae_lambda,
+    )
+    returns_N = returns_BT[batch.mask_BT]
+    prepared = PreparedBatch(
+        batch=batch,
+        old_logprobs_N=proximal_N,
+        behaviour_weights_N=loss.behaviour_weights(
+            proximal_N, batch.behaviour_N, limit=section.max_behaviour_weight
+        ),
+        old_values_N=old_values_N,
+        advantages_N=advantages.whiten(advantages_BT[batch.mask_BT]),
+        returns_N=returns_N,
+        value_clip_width=section.value_clip_range * float(returns_N.std(unbiased=False)),
+    )
+    return prepared, _figures(prepared, rewards_BT, section)
+
+
+def _proximal(models: ActorCritic, batch: RolloutBatch, section: PpoSection, *, temperature: float) -> Tensor:
+    """Log π_prox [N]: computed for stale rollouts, for the others the recorded log π_behaviour itself."""
+    stale = [index for index, is_stale in enumerate(batch.stale_B.tolist()) if is_stale]
+    if not stale:
+        return batch.behaviour_N
+    proximal_N = batch.behaviour_N.clone()
+    for padded, where in micro_batches(batch, stale, max_tokens=section.max_micro_batch_tokens):
+        proximal_N[where] = models.logprobs(padded, temperature=temperature)[0]
+    return proximal_N
+
+
+def _figures(prepared: PreparedBatch, rewards_BT: Tensor, section: PpoSection) -> dict[str, float]:
+    """What the rollouts themselves say; divergences are sums over an answer, by each estimator."""
+    batch = prepared.batch
+    count = len(batch.sequences)
+    divergences = {
+        name: float(estimate(prepared.old_logprobs_N, batch.reference_N).sum()) / count
+        for name, estimate in kl.ESTIMATORS.items()
+    }
+    figures = {
+        "reward": float(batch.scores_B.mean()),
+        "reward_std": float(batch.scores_B.std(unbiased=False)),
+        "reward_with_kl": float(rewards_BT.sum(1).mean()),
+        "kl": divergences["k1"],
+        "kl_k2": divergences["k2"],
+        "kl_k3": divergences["k3"],
+        "explained_variance": _explained_variance(prepared.old_values_N, prepared.returns_N),
+        "response_length": float(batch.lengths_B.float().mean()),
+        "eos_rate": float((~batch.cut_off_B).float().mean()),
+        "tokens": float(len(batch.behaviour_N)),
+    }
+    if batch.stale_B.any():
+        weights_N = prepared.behaviour_weights_N[batch.per_token(batch.stale_B)]
+        figures |= {
+            "stale_rollouts": float(batch.stale_B.sum()) / count,
+            "behaviour_weight": float(weights_N.mean()),
+            "behaviour_weight_cut": float((weights_N >= section.max_behaviour_weight).float().mean()),
+        }
+    return figures
+
+
+def optimise(
+    models: ActorCritic,
+    prepared: PreparedBatch,
+    section: PpoSection,
+    *,
+    temperature: float,
+    seed: int,
+    update: int,
+    demonstrations: DemonstrationStream | None = None,
+) -> dict[str, float]:
+    """Epochs over the batch, one permutation of it each, an optimizer step per mini-batch.
+
+    Returns the figures: losses, clip fraction, entropy, gradient norms, and, over the first mini-batch before
+    the first step, the mean ratio and |log π_trainer − log π_behaviour|.
+    """
+    learning_rate = models.set_learning_rates(update)
+    sums: defaultdict[str, float] = defaultdict(float)
+    first: dict[str, float] = {}
+    count = len(prepared.batch.sequences)
+    for epoch in range(section.epochs):
+        order = permutation(count, seed, "mini_batches", update, epoch)
+        for start in range(0, count, section.mini_batch_size):
+            members = order[start : start + section.mini_batch_size]
+            figures = accumulate_gradients(models, prepared, members, section, temperature=temperature)
+            if demonstrations is not None:
+                drawn = demonstrations.take(section.ptx_batch_size)
+                figures["ptx_loss"] = accumulate_ptx_gradients(models, drawn, section)
+            policy_norm, critic_norm = models.step()
+            first = first or figures
+            figures |= {"policy_gradient_norm": policy_norm, "critic_gradient_norm": critic_norm, "steps": 1}
+            for name, value in figures.items():
+                sums[name] += value
+    steps = sums.pop("steps")
+    return (
+        {name: sums[name] / steps for name in _OF_EVERY_STEP if name in sums}
+        | {name: first[name] for name in _OF_THE_FIRST_STEP if name in first}
+        | {"ratio_first": first["ratio"], "lr": learning_rate}
+    )
+
+
+def accumulate_gradients(
+    models: ActorCritic,
+    prepared: PreparedBatch,
+    members: Sequence[int],
+    section: PpoSection,
+    *,
+    temperature: float,
+) -> dict[str, float]:
+    """Adds the gradients of one mini-batch, micro-batch by micro-batch; returns its figures per token.
+
+    The mismatch is that of tokens that these weights are said to have sampled; it is left out if there are
+    none.
+    """
+    batch = prepared.batch
+    clips = {"clip_range_high": section.clip_range_high, "dual_clip": section.dual_clip}
+    total_tokens = sum(batch.sequences[index].response_length for index in members)
+    sums: defaultdict[str, float] = defaultdict(float)
+    mismatches: list[Tensor] = []
+    stale_N = batch.per_token(batch.stale_B)
+    for padded, where in micro_batches(batch, members, max_tokens=section.max_micro_batch_tokens):
+        old_N, advantages_N = prepared.old_logprobs_N[where], prepared.advantages_N[where]
+        logprobs_N, entropies_N = models.logprobs(padded, temperature=temperature)
+        ratios_N = loss.ratios(logprobs_N, old_N)
+        policy_loss_N = prepared.behaviour_weights_N[where] * loss.policy_loss(
+            ratios_N, advantages_N, clip_range=section.clip_range, **clips
+        )
+        (policy_loss_N.sum() / total_tokens).backward()  # type: ignore[no-untyped-call]
+        value_loss_N = loss.value_loss(
+            models.values(padded),
+            prepared.old_values_N[where],
+            prepared.returns_N[where],
+            clip_width=prepared.value_clip_width,
+        )
+        (value_loss_N.sum() / total_tokens).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            clipped_N = loss.is_clipped(ratios_N, advantages_N, clip_range=section.clip_range, **clips)
+            sums["policy_loss"] += float(policy_loss_N.sum())
+            sums["value_loss"] += float(value_loss_N.sum())
+            sums["clip_fraction"] += float(clipped_N.sum())
+            sums["entropy"] += float(entropies_N.sum())
+            sums["ratio"] += float(ratios_N.sum())
+            sums["policy_kl"] += float(kl.k3(old_N, logprobs_N).sum())
+            mismatches.append((logprobs_N - batch.behaviour_N[where]).abs()[~stale_N[where]])
+    figures = {name: value / total_tokens for name, value in sums.items()}
+    mismatch_N = torch.cat(mismatches)
+    if len(mismatch_N):
+        figures |= {"mismatch_mean": float(mismatch_N.mean()), "mismatch_max": float(mismatch_N.max())}
+    return figures
+
+
+def accumulate_ptx_gradients(
+    models: ActorCritic, demonstrations: Sequence[TokenSequence], section: PpoSection
+) -> float:
+    """Adds the gradient of γ · cross-entropy, the mean over all response tokens of the demonstrations.
+
+    Returns the cross-entropy in nats per token.
+    """
+    total_tokens = sum(demonstration.response_length for demonstration in demonstrations)
+    total_loss = 0.0
+    lengths = [len(demonstration.token_ids) for demonstration in demonstrations]
+    for group in pack(lengths, max_tokens=section.max_micro_batch_tokens):
+        padded = pad([demonstrations[index] for index in group], models.device)
+        logprobs_N, _ = models.logprobs(padded, temperature=1.0)
+        part = -logprobs_N.sum() / total_tokens
+        (section.ptx_coefficient * part).backward()  # type: ignore[no-untyped-call]
+        total_loss += float(part.detach())
+    return total_loss
+
+
+def _explained_variance(values_N: Tensor, returns_N: Tensor) -> float:
+    variance = returns_N.var(unbiased=False)
+    return float(1 - (returns_N - values_N).var(unbiased=False) / variance) if variance > 0 else float("nan")

@@ -1,0 +1,19 @@
+"""`python -m trainer.reward_model --config run.toml`."""
+
+from __future__ import annotations
+
+import sys
+
+from fairlead import metrics
+from fairlead.config import RunConfig
+from trainer import stage
+from trainer.reward_model.train import train
+
+
+def body(config: RunConfig, gauges: metrics.Trainer) -> None:
+    """Runs the stage."""
+    train(config, gauges)
+
+
+if __name__ == "__main__":
+    sys.exit(stage.run("reward_model", body))

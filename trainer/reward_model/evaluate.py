@@ -1,0 +1,142 @@
+"""What a trained reward model is worth: accuracy beside its baselines, calibration, where demonstrations lie.
+
+Also shifts the bias so that demonstrations score 0 on average (Stiennon et al. 2020, section 3.4): a loss on
+differences leaves the zero open, and PPO's first values and the report want one that means something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fairlead.config import RunConfig
+from fairlead.data.demonstrations import Example, PlainText
+from fairlead.data.records import Split, load_demonstrations
+from fairlead.nn.ensemble import RewardEnsemble
+from fairlead.nn.loading import RewardModel
+from trainer import demonstrations as encoding
+from trainer import seeds
+from trainer.reward_model import baselines, calibration, data, loss
+from trainer.sequences import pack
+
+Model = RewardModel | RewardEnsemble
+MAX_DEMONSTRATIONS = 2_048
+"""Demonstrations scored at most; the mean of as many is known to 2% of their standard deviation."""
+MAX_RANKINGS = 2_048
+"""Rankings whose scores the quantiles are taken from, at most."""
+
+
+@torch.no_grad()
+def margins_by_prompt(
+    model: Model, rankings: Sequence[data.Ranking], *, max_tokens: int, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Margins of the pairs of each prompt, and the loss of each ranking."""
+    margins: dict[str, list[float]] = {}
+    losses: list[float] = []
+    for members in data.pack(rankings, max_tokens=max_tokens):
+        for scores_K, ranking in zip(loss.forward(model, members, dtype=dtype), members, strict=True):
+            margins.setdefault(ranking.prompt, []).extend(loss.margins(scores_K, ranking.pairs).tolist())
+            losses.append(float(loss.ranking_loss(scores_K, ranking.pairs)))
+    return margins, losses
+
+
+def evaluate(
+    model: Model,
+    rankings: Sequence[data.Ranking],
+    *,
+    max_tokens: int,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, float]:
+    """`accuracy`, `ece` and `loss` on comparisons; NaN for none."""
+    margins, losses = margins_by_prompt(model, rankings, max_tokens=max_tokens, dtype=dtype)
+    return summary([margin for found in margins.values() for margin in found], losses)
+
+
+@torch.no_grad()
+def score_quantiles(
+    model: Model, rankings: Sequence[data.Ranking], *, max_tokens: int, dtype: torch.dtype = torch.float32
+) -> list[float]:
+    """0.5% and 99.5% quantiles of the scores of responses: PPO's guard looks for scores beyond them."""
+    scores = [
+        scores_K
+        for members in data.pack(rankings[:MAX_RANKINGS], max_tokens=max_tokens)
+        for scores_K in loss.forward(model, members, dtype=dtype)
+    ]
+    shares = torch.tensor([0.005, 0.995])
+    return [float(value) for value in torch.quantile(torch.cat(scores).float().cpu(), shares)]
+
+
+def summary(margins: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
+    """`accuracy`, `ece` and `loss` of margins and losses; NaN for none."""
+    return {
+        "accuracy": calibration.accuracy(margins),
+        "ece": calibration.expected_calibration_error(margins),
+        "loss": sum(losses) / len(losses) if losses else float("nan"),
+    }
+
+
+def intervals(margins: Mapping[str, Sequence[float]], *, seed: int) -> dict[str, list[float]]:
+    """95% intervals of the accuracy: of as many independent pairs (Wilson), and with prompts resampled."""
+    found = [margin for members in margins.values() for margin in members]
+    wilson = calibration.wilson_interval(calibration.accuracy(found), len(found)) if found else (0.0, 1.0)
+    return {
+        "accuracy_interval": list(wilson),
+        "accuracy_interval_by_prompt": list(calibration.interval_by_prompt(margins, seed=seed)),
+    }
+
+
+def baseline_accuracies(
+    train: Sequence[data.Ranking], heldout: Sequence[data.Ranking]
+) -> dict[str, dict[str, float]]:
+    """Accuracy on the held-out pairs of what a reward model has to beat; NaN for none."""
+    known, asked = ([pair for ranking in side for pair in ranking.text_pairs] for side in (train, heldout))
+    return {
+        "longer_wins": {"accuracy": calibration.accuracy(baselines.longer_wins(asked))},
+        "bag_of_words": {"accuracy": calibration.accuracy(baselines.bag_of_words(known, asked))},
+    }
+
+
+def demonstration_sequences(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+) -> Split[tuple[int, ...]] | None:
+    """Demonstrations as the model reads them, at most MAX_DEMONSTRATIONS a side; None if the run has none."""
+    if not (config.data.demonstrations or config.data.sentences):
+        return None
+    found = load_demonstrations(config)
+    train, heldout = (
+        tuple(
+            tuple(sequence.token_ids)
+            for sequence in encoding.encode(_drawn(side, config.seed), tokenizer, max_tokens=max_tokens)[0]
+        )
+        for side in (found.train, found.heldout)
+    )
+    return Split(train=train, heldout=heldout) if train else None
+
+
+@torch.no_grad()
+def mean_score(
+    model: Model,
+    sequences: Sequence[tuple[int, ...]],
+    *,
+    max_tokens: int,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """Mean score of the sequences; NaN for none."""
+    total = 0.0
+    for group in pack([len(sequence) for sequence in sequences], max_tokens=max_tokens):
+        total += float(loss.score(model, [sequences[index] for index in group], dtype=dtype).double().sum())
+    return total / len(sequences) if sequences else float("nan")
+
+
+@torch.no_grad()
+def shift(model: RewardModel, amount: float) -> None:
+    """Adds a constant to every score."""
+    model.head.bias.add_(amount)
+
+
+def _drawn(side: Sequence[Example], seed: int) -> list[Example]:
+    answers = [example for example in side if not isinstance(example, PlainText)]
+    order = seeds.permutation(len(answers), seed, "demonstrations")[:MAX_DEMONSTRATIONS]
+    return [answers[index] for index in order]

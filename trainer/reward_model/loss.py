@@ -1,0 +1,69 @@
+"""−log σ(r_winner − r_loser), the mean over the pairs of a prompt (Ouyang et al. 2022, section 3.5).
+
+Shapes: B sequences, K responses of a prompt, P pairs of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from fairlead.nn.ensemble import RewardEnsemble
+from fairlead.nn.loading import RewardModel
+from trainer.reward_model.data import Ranking, pack
+from trainer.sequences import autocast
+
+
+def ranking_loss(scores_K: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Mean loss of the pairs of one prompt; ln 2 where the scores are equal."""
+    return -logsigmoid(margins(scores_K, pairs)).mean()
+
+
+def margins(scores_K: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Score of the winner less that of the loser, [P]."""
+    index_P2 = torch.tensor(pairs, dtype=torch.long, device=scores_K.device)
+    return scores_K[index_P2[:, 0]] - scores_K[index_P2[:, 1]]
+
+
+def forward(
+    model: RewardModel | RewardEnsemble,
+    rankings: Sequence[Ranking],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Scores [K] of each ranking, every response read once, all in one forward pass."""
+    sequences = [sequence for ranking in rankings for sequence in ranking.sequences]
+    scores_B = score(model, sequences, dtype=dtype)
+    return list(torch.split(scores_B, [len(ranking.sequences) for ranking in rankings]))
+
+
+def score(
+    model: RewardModel | RewardEnsemble,
+    sequences: Sequence[Sequence[int]],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Score [B] of each sequence, in one forward pass."""
+    device = model.device
+    width = max(len(sequence) for sequence in sequences)
+    tokens_BT = torch.zeros(len(sequences), width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        tokens_BT[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+    lengths_B = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    with autocast(device, dtype):
+        return model.scores(tokens_BT.to(device), lengths_B)
+
+
+def micro_batch_losses(
+    model: RewardModel, rankings: Sequence[Ranking], *, max_tokens: int, dtype: torch.dtype = torch.float32
+) -> Iterator[Tensor]:
+    """Loss of each micro-batch, as its share of the mean over **all** rankings given."""
+    for members in pack(rankings, max_tokens=max_tokens):
+        scores = forward(model, members, dtype=dtype)
+        losses = [
+            ranking_loss(scores_K, ranking.pairs) for scores_K, ranking in zip(scores, members, strict=True)
+        ]
+        yield torch.stack(losses).sum() / len(rankings)

@@ -1,0 +1,239 @@
+"""Training the reward model on comparisons, from the SFT model with a new scalar head.
+
+Reads rankings and pairs, leaves a model folder (or an ensemble's) that the reward service loads. Knows no
+services and no queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fairlead import metrics
+from fairlead.config import RunConfig
+from fairlead.data.records import load_preferences
+from fairlead.errors import ConfigError, FairleadError
+from fairlead.nn.ensemble import RewardEnsemble, write_members
+from fairlead.nn.loading import (
+    RewardModel,
+    load_reward_model,
+    load_tokenizer,
+    max_sequence_tokens,
+    set_threads,
+    torch_dtype,
+)
+from trainer import durable, optim, seeds, stage
+from trainer.reward_model import data, loss
+from trainer.reward_model.evaluate import (
+    baseline_accuracies,
+    demonstration_sequences,
+    evaluate,
+    intervals,
+    margins_by_prompt,
+    mean_score,
+    score_quantiles,
+    shift,
+    summary,
+)
+from trainer.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+Result = dict[str, float | str | list[float] | dict[str, dict[str, float]]]
+
+
+def train(config: RunConfig, gauges: metrics.Trainer | None = None) -> Result:
+    """Trains and writes the model folder and the result; returns the result.
+
+    Raises:
+        ConfigError: without comparisons to learn from.
+        ModelLoadError: if the model to start from cannot be loaded.
+    """
+    begun, section = time.monotonic(), config.reward_model
+    set_threads(section)
+    path = section.path or str(config.folder.sft_model)
+    preferences = load_preferences(config)
+    tokenizer = load_tokenizer(path)
+    members = tuple(_fresh(config, path, member) for member in range(section.ensemble_size))
+    limit = max_sequence_tokens(members[0].model, section.max_sequence_tokens)
+    known = data.encode(preferences.train, tokenizer, max_tokens=limit)
+    heldout = data.encode(preferences.heldout, tokenizer, max_tokens=limit)
+    if not known.rankings:
+        raise ConfigError("data.preferences", got="no comparisons", allowed="at least one to train on")
+    if known.truncated:
+        logger.warning(
+            "%d responses are longer than %d tokens; their prompts were cut", known.truncated, limit
+        )
+    if known.skipped:
+        logger.warning("%d rankings were left out: everything in them is tied", known.skipped)
+    train_loss = _epochs(config, members, known.rankings, heldout.rankings, gauges)
+    centred = _centre(config, members, tokenizer, limit)
+    with durable.new_folder(config.folder.reward_model) as folder:
+        _save(folder, members, tokenizer)
+    result: Result = {
+        **_figures(config, members, known.rankings, heldout.rankings),
+        **centred,
+        **_counts(known, heldout),
+        "train_loss": train_loss,
+        "seconds": time.monotonic() - begun,
+        "epochs": section.epochs,
+        "ensemble_size": section.ensemble_size,
+        "config_hash": stage.config_hash("reward_model", config),
+    }
+    durable.write_json(config.folder.result("reward_model"), result)
+    pairs = result["heldout_comparisons"]
+    logger.info("reward_model: held-out accuracy %.4f of %d pairs", result["accuracy"], pairs)
+    return result
+
+
+def _fresh(config: RunConfig, path: str, member: int) -> RewardModel:
+    # Weights stay float32; `dtype` is what the body computes in.
+    section = config.reward_model.model_copy(update={"dtype": "float32"})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(config.seed, "reward_head", *([member] if member else [])))
+        return load_reward_model(path, section, fresh_head=True)
+
+
+def _epochs(
+    config: RunConfig,
+    members: Sequence[RewardModel],
+    rankings: Sequence[data.Ranking],
+    heldout: Sequence[data.Ranking],
+    gauges: metrics.Trainer | None,
+) -> float:
+    """Trains one member after the other; returns the mean loss of their last epochs."""
+    section = config.reward_model
+    steps = section.epochs * math.ceil(len(rankings) / section.batch_size)
+    total, last = steps * len(members), 0.0
+    with Tracker(
+        "reward_model", config.folder, total=total, tensorboard=config.observe.tensorboard, gauges=gauges
+    ) as tracker:
+        for number, model in enumerate(members):
+            optimizer = optim.adamw(
+                model.parameters(), learning_rate=section.learning_rate, weight_decay=section.weight_decay
+            )
+            train_loss = float("nan")
+            for epoch in range(section.epochs):
+                tracker.phase("train")
+                train_loss = _epoch(
+                    config, model, rankings, optimizer, tracker, (number, epoch, number * steps)
+                )
+                if not math.isfinite(train_loss):
+                    raise FairleadError(f"reward_model: the loss is {train_loss}; lower the learning rate")
+                tracker.phase("evaluate")
+                if heldout:
+                    dtype, budget = torch_dtype(section), section.max_micro_batch_tokens
+                    figures = evaluate(model, heldout, max_tokens=budget, dtype=dtype)
+                    tracker.record(
+                        tracker.step, {f"heldout_{name}": value for name, value in figures.items()}
+                    )
+            last += train_loss / len(members)
+        tracker.phase("done")
+    return last
+
+
+def _epoch(
+    config: RunConfig,
+    model: RewardModel,
+    rankings: Sequence[data.Ranking],
+    optimizer: torch.optim.Optimizer,
+    tracker: Tracker,
+    place: tuple[int, int, int],
+) -> float:
+    """One pass; `place` is the member, the epoch, the steps of the members before. Returns the mean loss."""
+    section, (member, epoch, before) = config.reward_model, place
+    parameters = model.parameters()
+    per_epoch = math.ceil(len(rankings) / section.batch_size)
+    total, seen = section.epochs * per_epoch, list[float]()
+    for indices in data.batches(
+        len(rankings), size=section.batch_size, seed=config.seed, epoch=epoch, member=member
+    ):
+        step = epoch * per_epoch + len(seen)
+        factor = optim.warmup_then_linear(step, total=total, warmup_fraction=section.warmup_fraction)
+        optim.set_learning_rate(optimizer, section.learning_rate * factor)
+        step_loss = 0.0
+        for part in loss.micro_batch_losses(
+            model,
+            [rankings[index] for index in indices],
+            max_tokens=section.max_micro_batch_tokens,
+            dtype=torch_dtype(section),
+        ):
+            part.backward()  # type: ignore[no-untyped-call]
+            step_loss += float(part.detach())
+        norm = optim.clipped_step(optimizer, parameters, max_norm=section.max_gradient_norm)
+        seen.append(step_loss)
+        figures = {"loss": step_loss, "gradient_norm": norm, "epoch": epoch + 1, "member": member}
+        tracker.record(before + step + 1, figures)
+    return sum(seen) / len(seen)
+
+
+def _centre(
+    config: RunConfig, members: Sequence[RewardModel], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> dict[str, float]:
+    """Shifts every member so that demonstrations score 0 on average, and says where they are then."""
+    sequences = demonstration_sequences(config, tokenizer, max_tokens=limit)
+    if sequences is None:
+        return {}
+    budget, dtype = config.reward_model.max_micro_batch_tokens, torch_dtype(config.reward_model)
+    for model in members:
+        shift(model, -mean_score(model, sequences.train, max_tokens=budget, dtype=dtype))
+    served = _served(config, members)
+    return {
+        "demonstrations_mean": mean_score(served, sequences.train, max_tokens=budget, dtype=dtype),
+        "heldout_demonstrations_mean": mean_score(served, sequences.heldout, max_tokens=budget, dtype=dtype),
+    }
+
+
+def _served(config: RunConfig, members: Sequence[RewardModel]) -> RewardEnsemble:
+    reward = config.reward
+    return RewardEnsemble(tuple(members), rule=reward.ensemble, std_weight=reward.ensemble_std_weight)
+
+
+def _save(folder: Path, members: Sequence[RewardModel], tokenizer: PreTrainedTokenizerBase) -> None:
+    paths = [folder] if len(members) == 1 else write_members(folder, len(members))
+    for model, path in zip(members, paths, strict=True):
+        model.save(path, tokenizer)
+
+
+def _figures(
+    config: RunConfig,
+    members: Sequence[RewardModel],
+    rankings: Sequence[data.Ranking],
+    heldout: Sequence[data.Ranking],
+) -> Result:
+    """How good the model, or the ensemble as it is served, is on unseen prompts; and its baselines."""
+    budget, dtype = config.reward_model.max_micro_batch_tokens, torch_dtype(config.reward_model)
+    served = _served(config, members)
+    margins, losses = margins_by_prompt(served, heldout, max_tokens=budget, dtype=dtype)
+    found: Result = {
+        **summary([margin for group in margins.values() for margin in group], losses),
+        **intervals(margins, seed=config.seed),
+        "score_quantiles": score_quantiles(served, rankings, max_tokens=budget, dtype=dtype),
+        "baselines": baseline_accuracies(rankings, heldout),
+    }
+    if len(members) > 1:
+        found["member_accuracies"] = [
+            evaluate(member, heldout, max_tokens=budget, dtype=dtype)["accuracy"] for member in members
+        ]
+    return found
+
+
+def _counts(known: data.Encoded, heldout: data.Encoded) -> dict[str, float]:
+    both = (*known.rankings, *heldout.rankings)
+    return {
+        "comparisons": sum(len(ranking.pairs) for ranking in known.rankings),
+        "rankings": len(known.rankings),
+        "heldout_comparisons": sum(len(ranking.pairs) for ranking in heldout.rankings),
+        "heldout_prompts": len({ranking.prompt for ranking in heldout.rankings}),
+        "prompts": len({ranking.prompt for ranking in both}),
+        "responses": sum(len(ranking.sequences) for ranking in both),
+        "ties": known.ties + heldout.ties,
+        "skipped": known.skipped + heldout.skipped,
+        "truncated": known.truncated,
+    }

@@ -1,0 +1,152 @@
+"""What a run left behind, read for its report: results, curves, phases.
+
+A missing file is an empty answer, as a report may be made at any time. Knows files, not pages.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fairlead.config import RunFolder
+
+Row = Mapping[str, Any]
+"""One JSON object."""
+
+QUEUE_FIGURES = ("tasks_dispatched", "tasks_trained", "tasks_duplicated", "tasks_lost", "dead_letters")
+"""The balance of the queue, as `result_ppo.json` names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """The files of a run's folder that a report needs."""
+
+    name: str
+    """The folder's name."""
+    sft: Row
+    """Result of supervised fine-tuning; empty if there is none."""
+    reward_model: Row
+    """Result of reward-model training; empty if there is none."""
+    ppo: Row
+    """Result of PPO; empty if it has not ended."""
+    evaluation: Row
+    """Result of an evaluation; empty if there is none."""
+    updates: tuple[Row, ...]
+    """A row of metrics for every PPO update, in order."""
+    phases: tuple[Row, ...]
+    """What PPO did when: phase, start, end."""
+    rollout_samples: tuple[Row, ...] = ()
+    """Some answers of every update, with their scores."""
+    guard: Row = field(default_factory=dict)
+    """`[guard]` of the configuration that was used; empty if it is not known."""
+
+    @property
+    def queue(self) -> dict[str, int]:
+        """The balance of the queue; empty before PPO has ended."""
+        return {name: int(self.ppo[name]) for name in QUEUE_FIGURES if name in self.ppo}
+
+    def curve(self, name: str) -> tuple[list[float], list[float]]:
+        """Updates and the values of a metric there; updates without it are left out."""
+        found = [
+            (float(row["update"]), float(row[name])) for row in self.updates if _is_number(row.get(name))
+        ]
+        return [x for x, _ in found], [y for _, y in found]
+
+    @property
+    def spans(self) -> list[tuple[str, float, float]]:
+        """(phase, start, end) of PPO, in seconds since its first start."""
+        if not self.phases:
+            return []
+        origin = min(float(row["start"]) for row in self.phases)
+        return [(str(row["phase"]), row["start"] - origin, row["end"] - origin) for row in self.phases]
+
+    @property
+    def seconds_per_phase(self) -> dict[str, float]:
+        """Time that PPO spent in each phase, the longest first."""
+        spent: dict[str, float] = {}
+        for phase, start, end in self.spans:
+            spent[phase] = spent.get(phase, 0.0) + end - start
+        return dict(sorted(spent.items(), key=lambda item: -item[1]))
+
+
+def read(folder: RunFolder) -> RunRecord:
+    """Everything there is; lines that a crash tore are passed over."""
+    return RunRecord(
+        name=folder.root.resolve().name,
+        sft=_object(folder.result("sft")),
+        reward_model=_object(folder.result("reward_model")),
+        ppo=_object(folder.result("ppo")),
+        evaluation=_object(folder.result("evaluation")),
+        updates=tuple(_numbered(row) for row in _rows(folder.metrics("ppo"))),
+        rollout_samples=tuple(_rows(folder.rollout_samples)),
+        guard=_settings(folder.config).get("guard", {}),
+        phases=tuple(
+            row
+            for row in _rows(folder.phases)
+            if row.get("stage") == "ppo" and _is_number(row.get("start")) and _is_number(row.get("end"))
+        ),
+    )
+
+
+def joined(records: Sequence[RunRecord]) -> RunRecord:
+    """Runs that followed one another as one: updates numbered on, queues added up, the last one's results."""
+    updates: list[Row] = []
+    samples: list[Row] = []
+    alerts: list[Row] = []
+    for record in records:
+        before = len(updates)
+        alerts += [{**row, "update": row["update"] + before} for row in record.ppo.get("guards", ())]
+        samples += [{**row, "update": row["update"] + before} for row in record.rollout_samples]
+        updates += [{**row, "update": row["update"] + before} for row in record.updates]
+    queues = [record.queue for record in records]
+    queue = {name: sum(one.get(name, 0) for one in queues) for name in QUEUE_FIGURES if name in queues[-1]}
+    return replace(
+        records[-1],
+        name=records[0].name,
+        sft=records[0].sft,
+        ppo={**records[-1].ppo, **queue, "guards": alerts},
+        updates=tuple(updates),
+        phases=tuple(row for record in records for row in record.phases),
+        rollout_samples=tuple(samples),
+    )
+
+
+def _settings(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _numbered(row: Row) -> Row:
+    return row if "update" in row else {**row, "update": row.get("step", 0)}
+
+
+def _object(path: Path) -> Row:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError:
+        return
+    for line in content.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,106 @@
+"""Prompt-and-response sequences as the models see them: padded on the right, packed to a token budget.
+
+Padding is known by length, never by id, so an EOS counts even where a tokenizer pads with it. All per-token
+quantities of the trainer are flat: the response tokens of every sequence, one after the other.
+
+Shapes: B sequences, T positions, N response tokens of all sequences, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fairlead.nn.logprobs import hidden_logprobs_and_entropies
+from fairlead.nn.unembedding import output_layer
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """A prompt and its response."""
+
+    token_ids: tuple[int, ...]
+    """Prompt ids, then response ids."""
+    prompt_length: int
+    """How many of them are the prompt's; at least 1, so that every response token has a predecessor."""
+
+    @property
+    def response_length(self) -> int:
+        """Number of response tokens."""
+        return len(self.token_ids) - self.prompt_length
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedSequences:
+    """Sequences as one rectangle, and where their response tokens are in it."""
+
+    tokens_BT: Tensor
+    """Ids, right-padded with 0."""
+    mask_BT: Tensor
+    """1 at real tokens."""
+    rows_N: Tensor
+    """Row of each response token."""
+    predictors_N: Tensor
+    """Column whose hidden state predicts it: the one before its own."""
+    targets_N: Tensor
+    """Id of each response token."""
+
+
+def pad(sequences: Sequence[TokenSequence], device: torch.device) -> PaddedSequences:
+    """Puts sequences into one rectangle on the device."""
+    width = max(len(sequence.token_ids) for sequence in sequences)
+    tokens_BT = torch.zeros(len(sequences), width, dtype=torch.long)
+    mask_BT = torch.zeros(len(sequences), width, dtype=torch.long)
+    rows, predictors, targets = [], [], []
+    for row, sequence in enumerate(sequences):
+        length = len(sequence.token_ids)
+        tokens_BT[row, :length] = torch.tensor(sequence.token_ids, dtype=torch.long)
+        mask_BT[row, :length] = 1
+        rows.append(torch.full((sequence.response_length,), row))
+        predictors.append(torch.arange(sequence.prompt_length - 1, length - 1))
+        targets.append(tokens_BT[row, sequence.prompt_length : length])
+    parts = tokens_BT, mask_BT, torch.cat(rows), torch.cat(predictors), torch.cat(targets)
+    return PaddedSequences(*(part.to(device) for part in parts))
+
+
+def pack(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
+    """Cuts indices into micro-batches of at most `max_tokens` padded tokens, similar lengths together.
+
+    A sequence longer than the budget is alone. The result depends on nothing but the lengths.
+    """
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        # Longest first: the first of a group is its width.
+        if group and (len(group) + 1) * lengths[group[0]] > max_tokens:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Computes the body in `dtype` while the weights stay float32, so that small updates are not lost."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def predictor_hidden(body: PreTrainedModel, batch: PaddedSequences) -> Tensor:
+    """Hidden states [N, H] at the positions that predict the response tokens."""
+    hidden_BTH: Tensor = body(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT, use_cache=False)[0]
+    return hidden_BTH[batch.rows_N, batch.predictors_N]
+
+
+def response_logprobs(
+    model: PreTrainedModel, batch: PaddedSequences, *, temperature: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Log-probs [N] and entropies [N] of the response tokens under a causal language model, float32."""
+    body, unembedding = model.base_model, output_layer(model)
+    assert isinstance(body, PreTrainedModel)
+    with autocast(batch.tokens_BT.device, dtype):
+        hidden_NH = predictor_hidden(body, batch)
+        return hidden_logprobs_and_entropies(hidden_NH, unembedding, batch.targets_N, temperature=temperature)

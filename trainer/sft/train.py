@@ -1,0 +1,180 @@
+"""Supervised fine-tuning: from a base model, or from scratch, to the model that everything else starts from.
+
+Reads demonstrations, leaves a model folder. Knows no services and no queue.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fairlead import metrics
+from fairlead.config import RunConfig
+from fairlead.data.demonstrations import Conversation, Demonstration, Example
+from fairlead.data.records import Split, load_demonstrations
+from fairlead.errors import ConfigError, FairleadError
+from fairlead.nn.loading import (
+    load_causal_lm,
+    load_tokenizer,
+    max_sequence_tokens,
+    set_threads,
+    torch_device,
+    torch_dtype,
+)
+from fairlead.nn.unembedding import check_unembedding
+from trainer import demonstrations as encoding
+from trainer import durable, optim, seeds, stage
+from trainer.sequences import TokenSequence
+from trainer.sft import data, loss, packing, scratch
+from trainer.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+Result = dict[str, float | str | dict[str, float]]
+
+
+def train(config: RunConfig, gauges: metrics.Trainer | None = None) -> Result:
+    """Fine-tunes and writes the model folder and the result; returns the result.
+
+    Raises:
+        ConfigError: for demonstrations of which none fits the model, and packing that it cannot do.
+        DataError: for conversations without a chat template.
+        ModelLoadError: if the base model cannot be loaded.
+    """
+    begun, section = time.monotonic(), config.sft
+    set_threads(section)
+    demonstrations = load_demonstrations(config)
+    model, tokenizer = base_model(config, demonstrations)
+    check_unembedding(model)
+    limit = max_sequence_tokens(model, section.max_sequence_tokens)
+    sequences, truncated = encoding.encode(demonstrations.train, tokenizer, max_tokens=limit)
+    heldout = {
+        name: encoding.encode(examples, tokenizer, max_tokens=limit)[0]
+        for name, examples in data.by_format(demonstrations.heldout).items()
+    }
+    if not sequences:
+        raise ConfigError("sft.max_sequence_tokens", got=limit, allowed="room for the prompts and an answer")
+    if truncated:
+        logger.warning("%d demonstrations are longer than %d tokens and were cut", truncated, limit)
+    if section.batching == "packing":
+        packing.check(model, sequences)
+    train_loss, heldout_losses = _epochs(config, model, sequences, heldout, gauges)
+    with durable.new_folder(config.folder.sft_model) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    result: Result = {
+        "train_loss": train_loss,
+        "heldout_loss": heldout_losses.pop("all"),
+        "heldout_loss_by_format": heldout_losses,
+        "seconds": time.monotonic() - begun,
+        "demonstrations": len(sequences),
+        "heldout_demonstrations": sum(map(len, heldout.values())),
+        "truncated": truncated,
+        "epochs": section.epochs,
+        "parameters": sum(parameter.numel() for parameter in nn.Module.parameters(model)),
+        "config_hash": stage.config_hash("sft", config),
+    }
+    durable.write_json(config.folder.result("sft"), result)
+    logger.info("sft: held-out loss %.4f after %.1f s", result["heldout_loss"], result["seconds"])
+    return result
+
+
+def base_model(
+    config: RunConfig, demonstrations: Split[Example]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of `[model] path`, or new ones; weights in float32 whatever the dtype."""
+    section = config.sft.model_copy(update={"dtype": "float32"})
+    if config.model.path:
+        return load_causal_lm(config.model.path, section), load_tokenizer(config.model.path)
+    tokenizer = scratch.make_tokenizer(_texts(demonstrations), config.model.scratch)
+    seed = seeds.derive(config.seed, "scratch")
+    model = scratch.make_model(tokenizer, config.model.scratch, seed=seed)
+    nn.Module.to(model, torch_device(section.device))
+    nn.Module.eval(model)
+    return model, tokenizer
+
+
+def _texts(demonstrations: Split[Example]) -> Iterable[str]:
+    for record in itertools.chain(demonstrations.train, demonstrations.heldout):
+        if isinstance(record, Demonstration):
+            yield record.prompt
+            yield record.completion
+        elif isinstance(record, Conversation):
+            yield from (message.content for message in record.messages)
+        else:
+            yield record.text
+
+
+def _epochs(
+    config: RunConfig,
+    model: PreTrainedModel,
+    sequences: list[TokenSequence],
+    heldout: dict[str, list[TokenSequence]],
+    gauges: metrics.Trainer | None,
+) -> tuple[float, dict[str, float]]:
+    section, dtype = config.sft, torch_dtype(config.sft)
+    # Evaluation mode throughout: dropout is off, also while learning.
+    parameters = list(nn.Module.parameters(model))
+    optimizer = optim.adamw(
+        parameters, learning_rate=section.learning_rate, weight_decay=section.weight_decay
+    )
+    total = section.epochs * math.ceil(len(sequences) / section.batch_size)
+    row_tokens = (
+        max_sequence_tokens(model, section.max_sequence_tokens) if section.batching == "packing" else 0
+    )
+    step, train_loss, losses = 0, float("nan"), dict[str, float]()
+    with Tracker(
+        "sft", config.folder, total=total, tensorboard=config.observe.tensorboard, gauges=gauges
+    ) as tracker:
+        for epoch in range(section.epochs):
+            tracker.phase("train")
+            seen: list[float] = []
+            for indices in data.batches(
+                len(sequences), size=section.batch_size, seed=config.seed, epoch=epoch
+            ):
+                factor = optim.warmup_then_linear(step, total=total, warmup_fraction=section.warmup_fraction)
+                optim.set_learning_rate(optimizer, section.learning_rate * factor)
+                step_loss = 0.0
+                for part in loss.micro_batch_losses(
+                    model,
+                    [sequences[index] for index in indices],
+                    max_tokens=section.max_micro_batch_tokens,
+                    row_tokens=row_tokens,
+                    dtype=dtype,
+                ):
+                    part.backward()  # type: ignore[no-untyped-call]
+                    step_loss += float(part.detach())
+                norm = optim.clipped_step(optimizer, parameters, max_norm=section.max_gradient_norm)
+                step += 1
+                seen.append(step_loss)
+                tracker.record(step, {"loss": step_loss, "gradient_norm": norm, "epoch": epoch + 1})
+            tracker.phase("evaluate")
+            train_loss = sum(seen) / len(seen)
+            losses = heldout_losses(model, heldout, max_tokens=section.max_micro_batch_tokens, dtype=dtype)
+            if math.isfinite(losses["all"]):
+                tracker.record(step, {"heldout_loss": losses["all"], "epoch": epoch + 1})
+            if not math.isfinite(train_loss):
+                raise FairleadError(f"sft: the loss is {train_loss} after epoch {epoch + 1}; lower the rate")
+        tracker.phase("done")
+    return train_loss, losses
+
+
+def heldout_losses(
+    model: PreTrainedModel, heldout: dict[str, list[TokenSequence]], *, max_tokens: int, dtype: torch.dtype
+) -> dict[str, float]:
+    """Nats per learnt token of each format, and of `all` tokens together; NaN for none."""
+    losses = {
+        name: loss.mean_loss(model, sequences, max_tokens=max_tokens, dtype=dtype)
+        for name, sequences in heldout.items()
+    }
+    tokens = {name: sum(s.response_length for s in sequences) for name, sequences in heldout.items()}
+    total = sum(losses[name] * count for name, count in tokens.items() if count)
+    return {**losses, "all": total / sum(tokens.values()) if sum(tokens.values()) else float("nan")}

@@ -1,0 +1,183 @@
+"""What a stage says about itself while it runs: progress, metrics, phases, TensorBoard, Prometheus.
+
+Stands beside every training loop and is only written to; no stage reads it back.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from fairlead import metrics
+from fairlead.config import RunFolder
+from trainer import durable
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+PROGRESS_SECONDS = 0.2
+"""The progress file is replaced at most so often within a phase."""
+
+
+class Tracker:
+    """Writes progress.json, metrics_<stage>.jsonl, phases.jsonl and TensorBoard events of one stage."""
+
+    def __init__(
+        self,
+        stage: str,
+        folder: RunFolder,
+        *,
+        total: int,
+        first_step: int = 0,
+        incarnation: int = 0,
+        tensorboard: bool = True,
+        gauges: metrics.Trainer | None = None,
+    ) -> None:
+        """Metrics of steps after `first_step` that an earlier, interrupted run wrote are dropped."""
+        self._stage, self._folder, self._total, self._step = stage, folder, total, first_step
+        self._incarnation, self._gauges = incarnation, gauges
+        self._phase, self._since = "start", time.time()
+        self._waiting_for: str | None = None
+        self._figures: dict[str, float] = {}
+        self._begun, self._first_step, self._written = time.monotonic(), first_step, 0.0
+        self._seconds: dict[str, float] = {}
+        folder.root.mkdir(parents=True, exist_ok=True)
+        _drop_after(folder, stage, first_step)
+        self._writer = _summary_writer(folder, stage, first_step) if tensorboard else None
+        self.phase("start")
+
+    @property
+    def step(self) -> int:
+        """The last step that was reported."""
+        return self._step
+
+    def phase(self, name: str, *, waiting_for: str | None = None) -> None:
+        """Enters a phase of `metrics.PHASES`; the one before is written to phases.jsonl with its times."""
+        now = time.time()
+        if name != self._phase:
+            self._close_phase(now)
+            self._phase, self._since = name, now
+        self._waiting_for = waiting_for
+        if self._gauges is not None:
+            self._gauges.set_phase(name)
+        self._write_progress(force=True)
+
+    def waiting_for(self, what: str) -> None:
+        """Says what the current phase waits for."""
+        self._waiting_for = what
+        self._write_progress(force=False)
+
+    def seconds_per_phase(self) -> dict[str, float]:
+        """Time spent in every phase since the last call, and a new start of the count."""
+        now = time.time()
+        spent = dict(self._seconds)
+        spent[self._phase] = spent.get(self._phase, 0.0) + now - self._since
+        self._close_phase(now)
+        self._since = now
+        self._seconds = {}
+        return spent
+
+    def record(self, step: int, figures: Mapping[str, float], *, scalars: bool = True) -> None:
+        """A finished step: a line of metrics, TensorBoard scalars, gauges, progress."""
+        self._step = step
+        self._figures.update(figures)
+        line = {"step": step, "time": time.time(), "incarnation": self._incarnation, **figures}
+        with self._folder.metrics(self._stage).open("a", encoding="utf-8") as file:
+            file.write(durable.dumps(line) + "\n")
+        if self._writer is not None and scalars:
+            for name, value in figures.items():
+                self._writer.add_scalar(f"{self._stage}/{name}", value, step)
+        if self._gauges is not None:
+            for name, value in figures.items():
+                self._gauges.statistic.labels(name=name).set(value)
+        self._write_progress(force=False)
+
+    def close(self) -> None:
+        """Ends the current phase and flushes."""
+        self._close_phase(time.time())
+        self._write_progress(force=True)
+        if self._writer is not None:
+            self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _close_phase(self, now: float) -> None:
+        self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
+        line = {
+            "stage": self._stage,
+            "phase": self._phase,
+            "start": self._since,
+            "end": now,
+            "step": self._step,
+            "incarnation": self._incarnation,
+        }
+        with self._folder.phases.open("a", encoding="utf-8") as file:
+            file.write(durable.dumps(line) + "\n")
+
+    def _write_progress(self, *, force: bool) -> None:
+        now = time.monotonic()
+        if not force and now - self._written < PROGRESS_SECONDS:
+            return
+        self._written = now
+        done = self._step - self._first_step
+        eta = (now - self._begun) / done * (self._total - self._step) if done > 0 else None
+        progress = {
+            "stage": self._stage,
+            "phase": self._phase,
+            "step": self._step,
+            "total": self._total,
+            "figures": self._figures,
+            "since": self._since,
+            "waiting_for": self._waiting_for,
+            "eta_seconds": eta,
+        }
+        durable.write_json(self._folder.progress, progress, durable=False)
+
+
+def write_waiting(stage: str, folder: RunFolder, *, total: int, waiting_for: str) -> None:
+    """Progress of a stage that cannot begin yet."""
+    progress = {
+        "stage": stage,
+        "phase": "start",
+        "step": 0,
+        "total": total,
+        "figures": {},
+        "since": time.time(),
+        "waiting_for": waiting_for,
+        "eta_seconds": None,
+    }
+    durable.write_json(folder.progress, progress, durable=False)
+
+
+def _drop_after(folder: RunFolder, stage: str, step: int) -> None:
+    """Keeps the curves of an interrupted run up to where it is taken up again."""
+    path = folder.metrics(stage)
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step and step > 0:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue  # a line torn by a crash
+    aside = path.with_name(f".{path.name}")
+    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    aside.replace(path)
+
+
+def _summary_writer(folder: RunFolder, stage: str, first_step: int) -> SummaryWriter | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder.tensorboard / stage, purge_step=first_step + 1 if first_step else None)
