@@ -92,6 +92,8 @@ def prepare(folder: Path, *, port: int = 0) -> ValkeyServer:
         "appendfsync": "everysec",
         "save": '""',
         "maxmemory-policy": "noeviction",
+        # A server that renames itself wipes its environment, by which a run knows its own processes.
+        "set-proc-title": "no",
     }
     file = folder / "server.conf"
     file.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 from pathlib import Path
@@ -39,6 +40,20 @@ def test_it_keeps_its_data_and_lets_nobody_in_without_its_password(tmp_path: Pat
         client = redis.Redis.from_url(server.url)
         assert client.get("key") == b"value"
         client.close()
+
+
+def test_it_stays_known_by_its_environment(tmp_path: Path) -> None:
+    """A supervisor finds what an earlier one left behind by a mark in the environment."""
+    server = valkey.prepare(tmp_path)
+    environment = {**os.environ, "FAIRLEAD_TEST_MARK": "mine"}
+    process = subprocess.Popen(server.command, stdout=subprocess.DEVNULL, env=environment)
+    try:
+        while not server.is_ready():
+            assert process.poll() is None
+        assert psutil.Process(process.pid).environ()["FAIRLEAD_TEST_MARK"] == "mine"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_the_password_is_only_in_a_file_of_the_owner(tmp_path: Path) -> None:
