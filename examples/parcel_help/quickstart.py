@@ -1,5 +1,5 @@
 """The whole quickstart, stage by stage: corpus → SFT → answers → rankings → reward model → PPO → report; with
-more rounds, again rankings of the tuned policy's answers → refreshed reward model → PPO.
+every further round, again rankings of the tuned policy's answers → refreshed reward model → PPO.
 
 `python -m examples.parcel_help`. Names the stages and their order; what they do stands in `rounds`, the
 project's own stages and services, and `report`.
@@ -25,7 +25,7 @@ from fairlead.local.run import run_stage
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
 NUM_DEMONSTRATIONS = 6_400
-NUM_ROUNDS = 1
+NUM_ROUNDS = 2
 """Turns of the loop that are played if nobody asks for more."""
 
 
