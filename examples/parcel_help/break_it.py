@@ -6,14 +6,11 @@ Leaves break_it.html and break_it.json; the stages are the quickstart's own.
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from examples.parcel_help import figures, gold, labelers
+from examples.parcel_help import figures, gold
 from fairlead.config import RunConfig
 from trainer import charts, durable, run_record
 from trainer.charts import Mark
@@ -27,8 +24,6 @@ NUM_TASKS = 100
 NUM_UPDATES = 40
 HASTE = 3.0
 """Learning rates, as multiples of the quickstart's."""
-LABEL_WINDOW = 3
-"""Updates whose fresh labels are judged together: about 450 pairs, known to 2.5%."""
 
 
 def broken(config: RunConfig) -> RunConfig:
@@ -44,8 +39,6 @@ def broken(config: RunConfig) -> RunConfig:
                     "critic_learning_rate": HASTE * config.ppo.critic_learning_rate,
                 }
             ),
-            # Every answer is kept, so that gold is known as well as the proxy is.
-            "observe": config.observe.model_copy(update={"rollout_samples": config.ppo.batch_size}),
             "guard": config.guard.model_copy(update={"action": "warn"}),
         }
     )
@@ -53,46 +46,10 @@ def broken(config: RunConfig) -> RunConfig:
 
 def write(config: RunConfig) -> None:
     """Writes break_it.html and break_it.json from what the stages left."""
-    record = labelled(config)
+    record = run_record.read(config.folder)
     numbers = outcome(record)
     (config.folder.root / "break_it.html").write_text(render(page(config, record, numbers)), encoding="utf-8")
     durable.write_json(config.folder.root / "break_it.json", numbers)
-
-
-def labelled(config: RunConfig) -> RunRecord:
-    """The run's record with one more signal: labelers compare answers of each update, as a team would a few.
-
-    `fresh_labels` is the share of their labels that the reward model foresees, over the last updates.
-    """
-    record = run_record.read(config.folder)
-    rng, right, rows = random.Random(f"{config.seed} fresh labels"), list[list[bool]](), []
-    alerts = list(record.ppo.get("guards", ()))
-    limit = config.guard.fresh_labels_stop_below
-    for row in record.updates:
-        right.append(_foreseen(record, int(row["update"]), rng))
-        window = list(itertools.chain(*right[-LABEL_WINDOW:]))
-        share = sum(window) / len(window) if window and len(right) >= LABEL_WINDOW else None
-        rows.append(row if share is None else {**row, "guard_fresh_labels": share})
-        known = any(alert["signal"] == "fresh_labels" for alert in alerts)
-        if share is not None and limit is not None and share < limit and not known:
-            fired = {"signal": "fresh_labels", "update": int(row["update"]), "level": "stop"}
-            alerts.append(fired | {"value": share, "threshold": limit})
-    return replace(record, updates=tuple(rows), ppo={**record.ppo, "guards": alerts})
-
-
-def _foreseen(record: RunRecord, update: int, rng: random.Random) -> list[bool]:
-    """Whether the reward model agrees with a labeler, for every two different answers to a prompt."""
-    asked: defaultdict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
-    for row in record.rollout_samples:
-        if row["update"] == update:
-            asked[row["prompt"]][row["text"]] = row
-    found = []
-    for prompt, texts in asked.items():
-        for one, other in itertools.combinations(texts.values(), 2):
-            worths = [gold.reward(prompt, row["text"], ended=row["ended"]) for row in (one, other)]
-            better = labelers.rank(worths, rng=rng)[0] == 0
-            found.append((one["score"] > other["score"]) == better)
-    return found
 
 
 def outcome(record: RunRecord) -> dict[str, Any]:
@@ -128,7 +85,7 @@ def outcome(record: RunRecord) -> dict[str, Any]:
 
 def summary(config: RunConfig) -> str:
     """The outcome in lines for a terminal."""
-    numbers = outcome(labelled(config))
+    numbers = outcome(run_record.read(config.folder))
     return "\n".join(
         (
             f"reward model's score   {numbers['proxy_first']:+.2f} → {numbers['proxy_last']:+.2f}",

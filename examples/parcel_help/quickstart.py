@@ -17,6 +17,7 @@ from rich.console import Console
 
 from examples.parcel_help import break_it, corpus, report, rounds
 from examples.parcel_help.files import Files, write_rows
+from examples.parcel_help.fresh_labels import labelling
 from examples.parcel_help.stages import Stages
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
@@ -85,7 +86,7 @@ def play_broken(config: RunConfig, *, fresh: bool, console: Console) -> None:
         ("sample", f"asking the policy, {tasks} tasks", lambda: rounds.sample(config, files, tasks=tasks)),
         ("rank", "labelers rank the policy's answers", lambda: rounds.rank(config, files, 0)),
         ("reward_model", "training the reward model", lambda: _run(config, "reward_model", console)),
-        ("ppo", f"PPO, {ppo.updates} updates without KL penalty", lambda: _run(config, "ppo", console)),
+        ("ppo", f"PPO, {ppo.updates} updates without KL penalty", lambda: _ppo(config, console)),
         ("report", "writing the report", lambda: break_it.write(config)),
     ):
         stages.run(name, title, body)
@@ -108,7 +109,7 @@ def _play_round(config: RunConfig, files: Files, number: int, stages: Stages, co
     stages.run(
         f"ppo{suffix}",
         f"PPO, {config.ppo.updates} updates × {config.ppo.batch_size} answers, through Redis and gRPC",
-        lambda: _run(config, "ppo", console),
+        lambda: _ppo(config, console),
     )
 
 
@@ -120,6 +121,13 @@ def _ask_the_tuned(config: RunConfig, files: Files, number: int, stages: Stages,
         "asking the tuned policy and the reward model",
         lambda: rounds.evaluate(config, files, number, next_tasks=0 if last else rounds.NUM_TASKS),
     )
+
+
+def _ppo(config: RunConfig, console: Console) -> None:
+    """PPO, while labelers look on."""
+    rankings = Path(config.data.fresh_rankings)
+    with labelling(config.folder.rollout_samples, rankings, seed=config.seed):
+        _run(config, "ppo", console)
 
 
 def _run(config: RunConfig, stage: str, console: Console) -> None:

@@ -34,7 +34,10 @@ def round_config(config: RunConfig, number: int) -> RunConfig:
     """
     files = Files(config.folder.root / "data")
     known = tuple(str(files.of_round(r, "rankings").absolute()) for r in range(number + 1))
-    data = config.data.model_copy(update={"preferences": known if number else known[0]})
+    fresh = str(files.of_round(number, "fresh_rankings").absolute())
+    data = config.data.model_copy(
+        update={"preferences": known if number else known[0], "fresh_rankings": fresh}
+    )
     if not number:
         return config.model_copy(update={"data": data})
     sft, start = config.folder.sft_model, round_config(config, number - 1).folder.policy_model

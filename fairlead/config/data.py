@@ -23,6 +23,9 @@ class DataSection(Section):
     """Responses whose scores are closer than this are ties; ranks are taken as they are."""
     prompts: str = ""
     """For PPO: `{"prompt"}` a line."""
+    fresh_rankings: str = ""
+    """For PPO's guard: rankings of answers in the run's samples_ppo.jsonl, in a form of `preferences`, that
+    labelers append while it runs; it need not exist yet."""
     sentences: str = ""
     """`{"text", "label"}` a line; demonstrations, preferences and prompts are derived from it where they are
     empty: the first words are the prompt, label 1 is preferred."""

@@ -50,8 +50,11 @@ class GuardSection(Section):
     """Of the same."""
 
     fresh_labels_stop_below: float | None = Field(default=0.6, ge=0, le=1)
-    """Share of fresh labels on the policy's own answers that the reward model foresees; judged where such
-    labels are at hand, as in the quickstart, not by the trainer."""
+    """Share of fresh labels on the policy's own answers that the reward model foresees: of the rankings in
+    `data.fresh_rankings`; half of them is chance."""
+    fresh_label_pairs: int = Field(default=300, ge=20, le=100_000)
+    """Pairs of fresh labels that are judged together, the newest; 300 know the share to ± 3% (one standard
+    error)."""
 
     entropy_ratio_warn_below: float | None = Field(default=0.5, ge=0)
     """Entropy per token ÷ that of the first update."""

@@ -58,7 +58,6 @@ def test_the_configuration_is_broken_where_it_says() -> None:
     ordinary = load(None, overrides={"guard.action": "stop"})
     config = break_it.broken(ordinary)
     assert (config.ppo.kl_coefficient, config.ppo.updates, config.guard.action) == (0.0, 40, "warn")
-    assert config.observe.rollout_samples == config.ppo.batch_size
     assert config.folder.root != ordinary.folder.root
 
 

@@ -238,10 +238,10 @@ def test_the_limits_are_settings_of_the_run():
         3,
         0.98,
     )
-    known = {name for name in GuardSection.model_fields if name != "action"}
+    known = set(GuardSection.model_fields) - {"action", "fresh_label_pairs"}
     sides = {
         f"{s}_{level}_{side}"
-        for s in (*signals.SIGNALS, "fresh_labels")
+        for s in (*signals.SIGNALS, signals.FRESH_LABELS)
         for level in ("warn", "stop")
         for side in ("below", "above")
     }

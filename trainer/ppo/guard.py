@@ -33,7 +33,7 @@ class Alert:
     """A signal crossed a limit."""
 
     signal: str
-    """One of `signals.SIGNALS`."""
+    """One of `signals.SIGNALS`, or `signals.FRESH_LABELS`."""
     update: int
     """Number of the update, as in metrics_ppo.jsonl, whose rollouts showed it."""
     value: float
@@ -75,12 +75,24 @@ class Guard:
         """The alert that ends the run; None while it may go on."""
         return self._stop
 
-    def look(self, batch: RolloutBatch, figures: Mapping[str, float], *, update: int) -> dict[str, float]:
-        """Judges an update; returns its signals as figures, `guard_<signal>`."""
+    def look(
+        self,
+        batch: RolloutBatch,
+        figures: Mapping[str, float],
+        *,
+        update: int,
+        fresh_labels: float | None = None,
+    ) -> dict[str, float]:
+        """Judges an update; returns its signals as figures, `guard_<signal>`.
+
+        `fresh_labels` is the share of fresh labels that the reward model foresees, where it is known.
+        """
         now = signals.measure(batch, figures, quantiles=self._quantiles)
         if self._first is None:
             self._first = now
         found = signals.values(now, self._first)
+        if fresh_labels is not None:
+            found[signals.FRESH_LABELS] = fresh_labels
         if self._section.action != "off":
             for signal, value in found.items():
                 self._judge(signal, value, update)

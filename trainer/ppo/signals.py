@@ -23,7 +23,10 @@ SIGNALS = (
     "score_length",
     "scores_outside",
 )
-"""Every signal, in the order of the report."""
+"""Every signal of an update's rollouts, in the order of the report."""
+
+FRESH_LABELS = "fresh_labels"
+"""The signal that comes from people: see `fresh_labels`."""
 
 NGRAM = 3
 """Tokens of the pieces whose repetition is counted."""

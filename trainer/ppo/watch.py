@@ -6,8 +6,9 @@ Stands beside the training loop; the samples are read by reports, and by example
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +16,7 @@ from fairlead import metrics
 from fairlead.config import RunConfig
 from trainer import durable
 from trainer.ppo.batch import RolloutBatch
+from trainer.ppo.fresh_labels import FreshLabels
 from trainer.ppo.guard import Alert, Guard, read_quantiles
 
 
@@ -29,6 +31,13 @@ class Watch:
         self._guard = Guard(
             config.guard, quantiles=read_quantiles(config.folder.result("reward_model")), gauges=gauges
         )
+        self._labels: FreshLabels | None = None
+        if config.data.fresh_rankings:
+            self._labels = FreshLabels(
+                config.data_path(config.data.fresh_rankings),
+                num_pairs=config.guard.fresh_label_pairs,
+                tie_margin=config.data.tie_margin,
+            )
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
@@ -43,7 +52,8 @@ class Watch:
     def look(self, batch: RolloutBatch, figures: Mapping[str, float], *, update: int) -> dict[str, float]:
         """Keeps samples of an update and judges it; returns the signals as figures."""
         self._keep(batch, update)
-        return self._guard.look(batch, figures, update=update)
+        share = self._labels.share() if self._labels is not None else None
+        return self._guard.look(batch, figures, update=update, fresh_labels=share)
 
     def outcome(self, *, updates: int) -> dict[str, object]:
         """What the result of PPO holds: `guards`, and after a stop `stopped_by_guard`, a sentence.
@@ -68,17 +78,24 @@ class Watch:
             CorruptCheckpoint: if the state has another form.
         """
         self._guard.load_state(state)
-        kept = []
+        kept, rows = [], []
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
             try:
-                if json.loads(line)["update"] <= update:
+                row = json.loads(line)
+                if row["update"] <= update:
                     kept.append(line)
+                    rows.append(row)
             except (ValueError, KeyError):
                 continue  # a line torn by a crash
         if self._path.exists():
             aside = self._path.with_name(f".{self._path.name}")
             aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             aside.replace(self._path)
+        self._remember(rows)
+
+    def _remember(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        if self._labels is not None:
+            self._labels.remember((row["prompt"], row["text"], float(row["score"])) for row in rows)
 
     def _text(self, token_ids: Sequence[int]) -> str:
         text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
@@ -96,8 +113,9 @@ class Watch:
                 "ended": not bool(batch.cut_off_B[index]),
                 "score": float(batch.scores_B[index]),
             }
-            rows.append(durable.dumps(row) + "\n")
+            rows.append(row)
+        self._remember(rows)
         if rows:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
-                file.write("".join(rows))
+                file.write("".join(durable.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,142 @@
+"""The picture of the README: `python -m examples.parcel_help.picture RUN OUT`, from a finished quickstart.
+
+Three panels over both rounds: what PPO was told to raise and what it was meant to raise, how far the policy
+moved for it, how often its answers win. Reads what the run left; prints the figures as a line for a caption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from examples.parcel_help.figures import gold_by_update
+from fairlead.config import RunFolder
+from fairlead.errors import ConfigError, FairleadError
+from trainer import charts, run_record
+from trainer.charts import COLORS, INK, MUTED
+from trainer.run_record import RunRecord
+
+_SIZE_INCHES = (10.0, 2.9)
+
+
+def draw(run: Path, out: Path) -> str:
+    """Draws the rounds of a quickstart as SVG, or as what the ending of `out` says; returns a caption.
+
+    Raises:
+        ConfigError: the folder holds no finished quickstart.
+    """
+    try:
+        rounds: list[dict[str, Any]] = json.loads((run / "report.json").read_text(encoding="utf-8"))["rounds"]
+    except (OSError, ValueError, KeyError) as error:
+        allowed = "the folder of a finished quickstart, such as runs/quickstart"
+        raise ConfigError("run", got=f"{run}, without the report of one", allowed=allowed) from error
+    folders = [run, *(run / f"round-{number}" for number in range(1, len(rounds)))]
+    records = [run_record.read(RunFolder(folder)) for folder in folders]
+    with mpl.rc_context({**charts.STYLE, "savefig.facecolor": "white"}):
+        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        rewards, divergence, wins = figure.subplots(1, 3, width_ratios=(5, 3, 2))
+        _rewards(rewards, records, rounds)
+        _divergence(divergence, records)
+        _wins(wins, [found["ppo"] for found in rounds])
+        # No date: the same run gives the same picture.
+        figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None, dpi=150)
+    return caption(rounds)
+
+
+def caption(rounds: Sequence[dict[str, Any]]) -> str:
+    """The headline figures of the rounds in a report.json."""
+    course = [rounds[0]["ppo"]["gold_before"], *(found["ppo"]["gold_after"] for found in rounds)]
+    rates = [found["ppo"]["win_rate_vs_sft"] for found in rounds]
+    return (
+        f"gold reward on held-out prompts {' → '.join(f'{value:.2f}' for value in course)}, "
+        f"win rate against SFT {' → '.join(f'{rate:.2f}' for rate in rates)}, "
+        f"KL to SFT {rounds[-1]['ppo']['kl']:.1f} nats an answer"
+    )
+
+
+def _rewards(axes: Any, records: Sequence[RunRecord], rounds: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401 - matplotlib's own type
+    done = 0
+    ends = [(0, rounds[0]["ppo"]["gold_before"])]
+    for number, (record, found) in enumerate(zip(records, rounds, strict=True)):
+        for color, name, (x, y) in (
+            (COLORS[1], "proxy: reward model's score", record.curve("reward")),
+            (COLORS[0], "gold: true worth", gold_by_update(record)),
+        ):
+            label = name if not number else None
+            axes.plot([done + update for update in x], y, color=color, linewidth=1.6, label=label)
+        done += len(record.updates)
+        ends.append((done, found["ppo"]["gold_after"]))
+    axes.plot(*zip(*ends, strict=True), "o", color=INK, markersize=5, label="gold, held-out prompts")
+    axes.set_title("Reward of the answers")
+    axes.legend(fontsize=8.5, loc="lower right")
+    _by_update(axes, records)
+
+
+def _divergence(axes: Any, records: Sequence[RunRecord]) -> None:  # noqa: ANN401
+    done = 0
+    for record in records:
+        x, y = record.curve("kl")
+        axes.plot([done + update for update in x], y, color=COLORS[3], linewidth=1.6)
+        done += len(record.updates)
+    axes.set_ylim(bottom=0)
+    axes.set_title("KL to SFT, nats an answer")
+    _by_update(axes, records)
+
+
+def _by_update(axes: Any, records: Sequence[RunRecord]) -> None:  # noqa: ANN401
+    axes.set_xlabel("PPO update")
+    edge = 0
+    for number, record in enumerate(records[:-1], start=2):
+        edge += len(record.updates)
+        axes.axvline(edge + 0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+        axes.annotate(
+            f"round {number}", (edge, 1), xytext=(5, -2), va="top", fontsize=8.5, color=MUTED, **place
+        )
+
+
+def _wins(axes: Any, found: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401
+    rates = [one["win_rate_vs_sft"] for one in found]
+    intervals = [one["win_rate_interval"] for one in found]
+    below = [rate - low for rate, (low, _) in zip(rates, intervals, strict=True)]
+    above = [high - rate for rate, (_, high) in zip(rates, intervals, strict=True)]
+    names = [f"round {number}" for number in range(1, len(found) + 1)]
+    axes.bar(
+        names,
+        rates,
+        width=0.6,
+        color=COLORS[0],
+        yerr=[below, above],
+        error_kw={"ecolor": INK, "elinewidth": 1},
+    )
+    for place, rate in enumerate(rates):
+        axes.text(place, 0.04, f"{rate:.0%}", ha="center", color="white", fontweight="bold")
+    axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_ylim(0, 1)
+    axes.grid(visible=False, axis="x")
+    axes.set_title("Win rate against SFT")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws, and prints the caption; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m examples.parcel_help.picture", description=__doc__)
+    parser.add_argument("run", type=Path, help="the folder of a finished quickstart")
+    parser.add_argument("out", type=Path, help="the picture, .svg or .png")
+    options = parser.parse_args(argv)
+    try:
+        print(draw(options.run, options.out))
+    except FairleadError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,104 @@
+"""Rankings of the policy's own answers that come in while PPO runs: how many the reward model foresees.
+
+People append them to `data.fresh_rankings`, of answers that stand in samples_ppo.jsonl. Of all signals this one
+sees over-optimisation that leaves the surface of the answers as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from fairlead.data.comparisons import Comparisons, RankedResponses, comparisons
+from fairlead.data.lines import Line
+from fairlead.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_MOST_ANSWERS = 100_000
+"""Scores that are remembered; labels of older answers are passed over."""
+
+Answer = tuple[str, str]
+"""Prompt and text."""
+
+
+class FreshLabels:
+    """The labels of one run, read as they are appended; a bad line is told and passed over."""
+
+    def __init__(self, path: Path, *, num_pairs: int, tie_margin: float = 0.0) -> None:
+        """
+        Args:
+            path: the file of rankings, in the form of `data.preferences`; it need not exist yet.
+            num_pairs: pairs that are judged together, the newest.
+            tie_margin: scores of labelers closer than this are ties.
+        """
+        self._path, self._tie_margin = path, tie_margin
+        self._scores = OrderedDict[Answer, float]()
+        self._foreseen = deque[bool](maxlen=num_pairs)
+        self._offset = self._number = 0
+
+    def remember(self, answers: Iterable[tuple[str, str, float]]) -> None:
+        """(prompt, text, score) of answers that labelers may rank from now on."""
+        for prompt, text, score in answers:
+            self._scores[prompt, text] = score
+            self._scores.move_to_end((prompt, text))
+        while len(self._scores) > _MOST_ANSWERS:
+            self._scores.popitem(last=False)
+
+    def share(self) -> float | None:
+        """Share of the newest pairs that the reward model's scores order as the labelers did.
+
+        None until there are as many pairs as are judged together. Two equal scores foresee nothing.
+        """
+        for line in self._appended():
+            try:
+                found = comparisons(line, tie_margin=self._tie_margin)
+            except DataError as error:
+                logger.warning("a fresh ranking is passed over: %s", error)
+                continue
+            self._foreseen.extend(self._judge(found))
+        known = len(self._foreseen) == self._foreseen.maxlen
+        return sum(self._foreseen) / len(self._foreseen) if known else None
+
+    def _judge(self, found: Comparisons) -> Iterator[bool]:
+        """For every pair whose answers are known."""
+        if isinstance(found, RankedResponses):
+            pairs = [(found.texts[better], found.texts[worse]) for better, worse in found.pairs]
+        else:
+            pairs = [(found.chosen, found.rejected)]
+        for better, worse in pairs:
+            scores = self._scores.get((found.prompt, better)), self._scores.get((found.prompt, worse))
+            if scores[0] is not None and scores[1] is not None:
+                yield scores[0] > scores[1]
+
+    def _appended(self) -> Iterator[Line]:
+        """What was appended since the last look; a line that is still being written waits for the next."""
+        try:
+            with self._path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:
+                    self._offset = self._number = 0  # replaced by another file
+                file.seek(self._offset)
+                content = file.read()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            logger.warning("fresh rankings cannot be read: %s: %s", self._path, error.strerror)
+            return
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for text in whole.splitlines():
+            self._number += 1
+            if not text.strip():
+                continue
+            try:
+                values = json.loads(text)
+            except (ValueError, RecursionError):
+                values = None
+            if isinstance(values, dict):
+                yield Line(str(self._path), self._number, values)
+            else:
+                logger.warning("%s:%d is no JSON object; passed over", self._path, self._number)
