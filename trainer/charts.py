@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 COLORS = ("#1f6f8b", "#d9822b", "#5a8f4e", "#a4508b", "#7b6d5d", "#c0504d")
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "path",
@@ -171,13 +171,13 @@ def _draw_mark(axes: Any, mark: Mark) -> None:  # noqa: ANN401 - matplotlib's ow
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Any]:
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots()
 
 
 def _uri(figure: Figure) -> str:
-    with mpl.rc_context(_STYLE), io.BytesIO() as file:
+    with mpl.rc_context(STYLE), io.BytesIO() as file:
         # No date: the same run gives the same page.
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"

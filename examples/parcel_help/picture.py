@@ -75,7 +75,7 @@ def _rewards(axes: Any, records: Sequence[RunRecord], rounds: Sequence[dict[str,
         ends.append((done, found["ppo"]["gold_after"]))
     axes.plot(*zip(*ends, strict=True), "o", color=INK, markersize=5, label="gold, held-out prompts")
     axes.set_title("Reward of the answers")
-    axes.legend(fontsize=8.5, loc="lower right")
+    axes.legend(fontsize=8, loc="lower right")
     _by_update(axes, records)
 
 
