@@ -1,6 +1,7 @@
 """Labelers who look on while PPO runs: they rank the answers of every update and append to the run's file.
 
-A thread beside a stage; reads samples_ppo.jsonl as the trainer writes it. The trainer's guard reads the rankings.
+A thread beside a stage; reads samples_ppo.jsonl as the trainer writes it. The trainer's guard reads the
+rankings.
 """
 
 from __future__ import annotations

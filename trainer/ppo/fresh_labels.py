@@ -1,7 +1,7 @@
 """Rankings of the policy's own answers that come in while PPO runs: how many the reward model foresees.
 
-People append them to `data.fresh_rankings`, of answers that stand in samples_ppo.jsonl. Of all signals this one
-sees over-optimisation that leaves the surface of the answers as it was.
+People append them to `data.fresh_rankings`, of answers that stand in samples_ppo.jsonl. Of all signals
+this one sees over-optimisation that leaves the surface of the answers as it was.
 """
 
 from __future__ import annotations
