@@ -1,4 +1,4 @@
-"""Labelers who look on while PPO runs: they rank the answers of every update and append to the run's file.
+"""Labelers who look on while PPO runs: they label the answers of every update.
 
 A thread beside a stage; reads samples_ppo.jsonl as the trainer writes it. The trainer's guard reads the
 rankings.
@@ -10,19 +10,20 @@ import json
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from examples.parcel_help import gold, labelers
 
+FIRST_UPDATE = 1
 _POLL_SECONDS = 0.2
 
 
 @contextmanager
 def labelling(samples: Path, rankings: Path, *, seed: int) -> Iterator[None]:
-    """For the length of the block, and once more at its end, labelers rank what is new in `samples`."""
+    """For the length of the block, and once more at its end, labelers judge what is new in `samples`."""
     labeler = Labeler(samples, rankings, seed=seed)
     done = threading.Event()
 
@@ -41,46 +42,56 @@ def labelling(samples: Path, rankings: Path, *, seed: int) -> Iterator[None]:
 
 
 class Labeler:
-    """Ranks the answers of each update once, those to one prompt against one another."""
+    """Compares each answer with one that the run's first update held to the same prompt.
+
+    Such a pair shows what training has changed: a reward that is earned is seen by labelers too. Answers of one
+    update say less, as they grow alike.
+    """
 
     def __init__(self, samples: Path, rankings: Path, *, seed: int) -> None:
         """Goes on behind the last update that the file of rankings knows."""
         self._samples, self._rankings, self._seed = samples, rankings, seed
         self._offset = 0
+        self._first = defaultdict[str, list[Mapping[str, Any]]](list)
         known = rankings.read_text(encoding="utf-8").splitlines() if rankings.exists() else []
-        self._update = max((int(json.loads(line)["update"]) for line in known), default=0)
+        self._update = max((int(json.loads(line)["update"]) for line in known), default=FIRST_UPDATE)
 
     def look(self) -> None:
-        """Ranks the answers of updates that have been written since the last look."""
+        """Labels the answers that have been written since the last look."""
         if not self._samples.exists():
             return
-        size = self._samples.stat().st_size
-        if size < self._offset:
-            self._offset = (
-                0  # an interrupted run went on from its checkpoint; what is known is not ranked again
-            )
+        if self._samples.stat().st_size < self._offset:  # an interrupted run went on from its checkpoint
+            self._offset = 0
+            self._first.clear()
         with self._samples.open("rb") as file:
             file.seek(self._offset)
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
-        rows = [row for line in whole.splitlines() if (row := json.loads(line))["update"] > self._update]
-        lines = list(self._ranked(rows))
+        rows = [json.loads(line) for line in whole.splitlines()]
+        for row in rows:
+            if row["update"] == FIRST_UPDATE:
+                self._first[row["prompt"]].append(row)
+        lines = [line for row in rows if row["update"] > self._update for line in self._label(row)]
         if lines:
             self._rankings.parent.mkdir(parents=True, exist_ok=True)
             with self._rankings.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
         self._update = max((int(row["update"]) for row in rows), default=self._update)
 
-    def _ranked(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        asked: defaultdict[tuple[int, str], dict[str, Mapping[str, Any]]] = defaultdict(dict)
-        for row in rows:
-            asked[int(row["update"]), row["prompt"]][row["text"]] = row
-        for (update, prompt), answers in asked.items():
-            if len(answers) < 2:
-                continue
-            rng = random.Random(f"{self._seed} fresh labels {update} {prompt}")
-            worths = [gold.reward(prompt, row["text"], ended=row["ended"]) for row in answers.values()]
-            places = {index: place for place, index in enumerate(labelers.rank(worths, rng=rng), start=1)}
-            responses = [{"text": text, "rank": places[index]} for index, text in enumerate(answers)]
-            yield {"update": update, "prompt": prompt, "responses": responses}
+    def _label(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The pair of an answer; none if it stood there from the start, or its prompt did not."""
+        prompt, text = row["prompt"], row["text"]
+        others = [other for other in self._first[prompt] if other["text"] != text]
+        if not others:
+            return
+        rng = random.Random(f"{self._seed} fresh labels {row['update']} {row['task']}")
+        pair = (row, rng.choice(others))
+        worths = [gold.reward(prompt, answer["text"], ended=answer["ended"]) for answer in pair]
+        better, worse = labelers.rank(worths, rng=rng)
+        yield {
+            "update": row["update"],
+            "prompt": prompt,
+            "chosen": pair[better]["text"],
+            "rejected": pair[worse]["text"],
+        }

@@ -49,9 +49,9 @@ class GuardSection(Section):
     kl_k3_stop_above: float | None = None
     """Of the same."""
 
-    fresh_labels_stop_below: float | None = Field(default=0.6, ge=0, le=1)
+    fresh_labels_stop_below: float | None = Field(default=0.5, ge=0, le=1)
     """Share of fresh labels on the policy's own answers that the reward model foresees: of the rankings in
-    `data.fresh_rankings`; half of them is chance."""
+    `data.fresh_rankings`. By chance it is half: below that, what training raises is not what people want."""
     fresh_label_pairs: int = Field(default=300, ge=20, le=100_000)
     """Pairs of fresh labels that are judged together, the newest; 300 know the share to ± 3% (one standard
     error)."""

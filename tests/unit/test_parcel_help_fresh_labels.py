@@ -1,4 +1,4 @@
-"""Labelers who look on: every update is ranked once, those to one prompt against one another."""
+"""Labelers who look on: every answer once, against one of the first update."""
 
 from __future__ import annotations
 
@@ -26,34 +26,36 @@ def read(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_each_update_is_ranked_once(tmp_path: Path) -> None:
+def test_each_answer_is_compared_once_with_one_of_the_first_update(tmp_path: Path) -> None:
     samples, rankings = tmp_path / "samples.jsonl", tmp_path / "round" / "fresh.jsonl"
     labeler = Labeler(samples, rankings, seed=0)
     labeler.look()
-    # Two answers to one prompt are a ranking; the same answer twice, or one to another prompt, is none.
-    write(samples, sample(1, GOOD), sample(1, POOR), sample(1, POOR), sample(1, GOOD, prompt="other"))
+    write(samples, sample(1, POOR), sample(1, GOOD, prompt="other"))
+    labeler.look()
+    # The same answer as then, and one to a prompt that was not asked then, make no pair.
+    write(samples, sample(2, GOOD), sample(2, POOR), sample(2, GOOD, prompt="third"))
     labeler.look()
     labeler.look()
     (found,) = read(rankings)
-    assert (found["update"], found["prompt"]) == (1, PROMPT)
-    assert sorted(response["rank"] for response in found["responses"]) == [1, 2]
-    assert {response["text"] for response in found["responses"]} == {GOOD, POOR}
+    assert (found["update"], found["prompt"]) == (2, PROMPT)
+    assert {found["chosen"], found["rejected"]} == {GOOD, POOR}
 
-    # The run was interrupted: update 2 is new, update 1 is known, by another labeler too.
-    write(samples, sample(1, GOOD), sample(1, POOR), mode="w")
+    # The run was interrupted: update 3 is new, update 2 is known, by another labeler too.
+    write(samples, sample(1, POOR), mode="w")
     labeler.look()
-    write(samples, sample(2, GOOD), sample(2, POOR))
+    write(samples, sample(2, GOOD), sample(3, GOOD))
     labeler.look()
     Labeler(samples, rankings, seed=0).look()
-    assert [row["update"] for row in read(rankings)] == [1, 2]
+    assert [row["update"] for row in read(rankings)] == [2, 3]
 
 
 def test_labelers_follow_gold_more_often_than_not(tmp_path: Path) -> None:
     samples, rankings = tmp_path / "samples.jsonl", tmp_path / "fresh.jsonl"
     assert gold.reward(PROMPT, GOOD, ended=True) > gold.reward(PROMPT, POOR, ended=True) + 2
     with labelling(samples, rankings, seed=3):
-        for update in range(1, 101):
-            write(samples, sample(update, GOOD), sample(update, POOR))
-    first = [min(row["responses"], key=lambda response: response["rank"])["text"] for row in read(rankings)]
-    assert len(first) == 100
-    assert 90 < first.count(GOOD) <= 100
+        write(samples, sample(1, POOR))
+        for update in range(2, 102):
+            write(samples, sample(update, GOOD))
+    chosen = [row["chosen"] for row in read(rankings)]
+    assert len(chosen) == 100
+    assert 90 < chosen.count(GOOD) <= 100
