@@ -44,8 +44,8 @@ def labelling(samples: Path, rankings: Path, *, seed: int) -> Iterator[None]:
 class Labeler:
     """Compares each answer with one that the run's first update held to the same prompt.
 
-    Such a pair shows what training has changed: a reward that is earned is seen by labelers too. Answers of one
-    update say less, as they grow alike.
+    Such a pair shows what training has changed: a reward that is earned is seen by labelers too. Answers of
+    one update say less, as they grow alike.
     """
 
     def __init__(self, samples: Path, rankings: Path, *, seed: int) -> None:
@@ -77,7 +77,7 @@ class Labeler:
             self._rankings.parent.mkdir(parents=True, exist_ok=True)
             with self._rankings.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
-        self._update = max((int(row["update"]) for row in rows), default=self._update)
+        self._update = max([self._update, *(int(row["update"]) for row in rows)])
 
     def _label(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The pair of an answer; none if it stood there from the start, or its prompt did not."""
