@@ -6,7 +6,7 @@ allowed is for the service that knows its model's limits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -15,6 +15,7 @@ from fairlead.types import (
     Completion,
     DeadLetter,
     FinishReason,
+    Message,
     ModelInfo,
     Outcome,
     PromptTask,
@@ -140,7 +141,9 @@ def score_item_to_pb(item: ScoreItem) -> reward_service_pb2.ScoreItem:
     """TextPair or TokenPair → message."""
     if isinstance(item, TextPair):
         return reward_service_pb2.ScoreItem(
-            text=reward_service_pb2.TextPair(prompt=item.prompt, response=item.response)
+            text=reward_service_pb2.TextPair(
+                prompt=item.prompt, response=item.response, messages=_messages_to_pb(item.messages)
+            )
         )
     return reward_service_pb2.ScoreItem(
         tokens=reward_service_pb2.TokenPair(
@@ -159,7 +162,8 @@ def score_items_from_pb(messages: Sequence[reward_service_pb2.ScoreItem]) -> lis
     for index, message in enumerate(messages):
         content = message.WhichOneof("content")
         if content == "text":
-            items.append(TextPair(message.text.prompt, message.text.response))
+            text = message.text
+            items.append(TextPair(text.prompt, text.response, _messages_from_pb(text.messages)))
         elif content == "tokens":
             items.append(
                 TokenPair(tuple(message.tokens.prompt_token_ids), tuple(message.tokens.response_token_ids))
@@ -167,6 +171,14 @@ def score_items_from_pb(messages: Sequence[reward_service_pb2.ScoreItem]) -> lis
         else:
             raise InvalidInput("items", index=index, got="nothing", allowed="text or tokens")
     return items
+
+
+def _messages_to_pb(messages: Sequence[Message]) -> list[tokens_pb2.Message]:
+    return [tokens_pb2.Message(role=message.role, content=message.content) for message in messages]
+
+
+def _messages_from_pb(messages: Iterable[tokens_pb2.Message]) -> tuple[Message, ...]:
+    return tuple(Message(message.role, message.content) for message in messages)
 
 
 def _task_to_pb(task: PromptTask) -> rollout_pb2.PromptTask:
@@ -177,6 +189,7 @@ def _task_to_pb(task: PromptTask) -> rollout_pb2.PromptTask:
         prompt_text=task.prompt_text,
         sampling=sampling_to_pb(task.sampling),
         min_version=version_to_pb(task.min_version),
+        messages=_messages_to_pb(task.messages),
     )
 
 
@@ -188,6 +201,7 @@ def _task_from_pb(message: rollout_pb2.PromptTask) -> PromptTask:
         prompt_text=message.prompt_text,
         sampling=sampling_from_pb(message.sampling),
         min_version=version_from_pb(message.min_version),
+        messages=_messages_from_pb(message.messages),
     )
 
 

@@ -96,6 +96,16 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """A turn of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+    """What was said."""
+
+
+@dataclass(frozen=True, slots=True)
 class PromptTask:
     """One prompt to be answered, scored and sent back."""
 
@@ -109,6 +119,8 @@ class PromptTask:
     """How to answer it; the seed belongs to the task, not to a sending."""
     min_version: WeightVersion
     """Weights at least this new must answer."""
+    messages: tuple[Message, ...] = ()
+    """The prompt as turns, if it is a conversation; `prompt_text` is then for people alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +225,8 @@ class TextPair:
     """The prompt."""
     response: str
     """The response."""
+    messages: tuple[Message, ...] = ()
+    """The turns that the response answers; if there are any, they are the prompt, and `prompt` is not read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fairlead.v1 import tokens_pb2 as fairlead_dot_v1_dot_tokens__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fairlead/v1/reward_service.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\",\n\x08TextPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08response\x18\x02 \x01(\t\"A\n\tTokenPair\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\x05\x12\x1a\n\x12response_token_ids\x18\x02 \x03(\x05\"g\n\tScoreItem\x12%\n\x04text\x18\x01 \x01(\x0b\x32\x15.fairlead.v1.TextPairH\x00\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x16.fairlead.v1.TokenPairH\x00\x42\t\n\x07\x63ontent\"5\n\x0cScoreRequest\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.fairlead.v1.ScoreItem\"J\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x03(\x05\"\x16\n\x14GetRewardInfoRequest\"U\n\x15GetRewardInfoResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.fairlead.v1.ModelInfo\x12\x15\n\rmodel_version\x18\x02 \x01(\t2\xa7\x01\n\rRewardService\x12>\n\x05Score\x12\x19.fairlead.v1.ScoreRequest\x1a\x1a.fairlead.v1.ScoreResponse\x12V\n\rGetRewardInfo\x12!.fairlead.v1.GetRewardInfoRequest\x1a\".fairlead.v1.GetRewardInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fairlead/v1/reward_service.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\"T\n\x08TextPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08response\x18\x02 \x01(\t\x12&\n\x08messages\x18\x03 \x03(\x0b\x32\x14.fairlead.v1.Message\"A\n\tTokenPair\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\x05\x12\x1a\n\x12response_token_ids\x18\x02 \x03(\x05\"g\n\tScoreItem\x12%\n\x04text\x18\x01 \x01(\x0b\x32\x15.fairlead.v1.TextPairH\x00\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x16.fairlead.v1.TokenPairH\x00\x42\t\n\x07\x63ontent\"5\n\x0cScoreRequest\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.fairlead.v1.ScoreItem\"J\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x03(\x05\"\x16\n\x14GetRewardInfoRequest\"U\n\x15GetRewardInfoResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.fairlead.v1.ModelInfo\x12\x15\n\rmodel_version\x18\x02 \x01(\t2\xa7\x01\n\rRewardService\x12>\n\x05Score\x12\x19.fairlead.v1.ScoreRequest\x1a\x1a.fairlead.v1.ScoreResponse\x12V\n\rGetRewardInfo\x12!.fairlead.v1.GetRewardInfoRequest\x1a\".fairlead.v1.GetRewardInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,19 +33,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fairlead.v1.reward_service_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TEXTPAIR']._serialized_start=75
-  _globals['_TEXTPAIR']._serialized_end=119
-  _globals['_TOKENPAIR']._serialized_start=121
-  _globals['_TOKENPAIR']._serialized_end=186
-  _globals['_SCOREITEM']._serialized_start=188
-  _globals['_SCOREITEM']._serialized_end=291
-  _globals['_SCOREREQUEST']._serialized_start=293
-  _globals['_SCOREREQUEST']._serialized_end=346
-  _globals['_SCORERESPONSE']._serialized_start=348
-  _globals['_SCORERESPONSE']._serialized_end=422
-  _globals['_GETREWARDINFOREQUEST']._serialized_start=424
-  _globals['_GETREWARDINFOREQUEST']._serialized_end=446
-  _globals['_GETREWARDINFORESPONSE']._serialized_start=448
-  _globals['_GETREWARDINFORESPONSE']._serialized_end=533
-  _globals['_REWARDSERVICE']._serialized_start=536
-  _globals['_REWARDSERVICE']._serialized_end=703
+  _globals['_TEXTPAIR']._serialized_end=159
+  _globals['_TOKENPAIR']._serialized_start=161
+  _globals['_TOKENPAIR']._serialized_end=226
+  _globals['_SCOREITEM']._serialized_start=228
+  _globals['_SCOREITEM']._serialized_end=331
+  _globals['_SCOREREQUEST']._serialized_start=333
+  _globals['_SCOREREQUEST']._serialized_end=386
+  _globals['_SCORERESPONSE']._serialized_start=388
+  _globals['_SCORERESPONSE']._serialized_end=462
+  _globals['_GETREWARDINFOREQUEST']._serialized_start=464
+  _globals['_GETREWARDINFOREQUEST']._serialized_end=486
+  _globals['_GETREWARDINFORESPONSE']._serialized_start=488
+  _globals['_GETREWARDINFORESPONSE']._serialized_end=573
+  _globals['_REWARDSERVICE']._serialized_start=576
+  _globals['_REWARDSERVICE']._serialized_end=743
 # @@protoc_insertion_point(module_scope)

@@ -27,19 +27,25 @@ class TextPair(_message.Message):
 
     PROMPT_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt."""
     response: _builtins.str
     """The response."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_tokens_pb2.Message]:
+        """The turns that the response answers; if there are any, they are the prompt, and `prompt` is not read."""
+
     def __init__(
         self,
         *,
         prompt: _builtins.str = ...,
         response: _builtins.str = ...,
+        messages: _abc.Iterable[_tokens_pb2.Message] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "prompt", b"prompt", "response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,6 +31,7 @@ class PromptTask(_message.Message):
     PROMPT_TEXT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     MIN_VERSION_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """Version of this schema; readers refuse a newer one by name."""
     task_id: _builtins.int
@@ -49,6 +50,10 @@ class PromptTask(_message.Message):
     def min_version(self) -> _tokens_pb2.WeightVersion:
         """Weights at least this new must answer."""
 
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_tokens_pb2.Message]:
+        """The prompt as turns, if it is a conversation; prompt_text is then for people alone."""
+
     def __init__(
         self,
         *,
@@ -58,10 +63,11 @@ class PromptTask(_message.Message):
         prompt_text: _builtins.str = ...,
         sampling: _tokens_pb2.SamplingParams | None = ...,
         min_version: _tokens_pb2.WeightVersion | None = ...,
+        messages: _abc.Iterable[_tokens_pb2.Message] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["min_version", b"min_version", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_version", b"min_version", "prompt_text", b"prompt_text", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "schema_version", b"schema_version", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "min_version", b"min_version", "prompt_text", b"prompt_text", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "schema_version", b"schema_version", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,7 +50,7 @@ def check_task(task: PromptTask, policy: ModelInfo, *, scored_as_text: bool) -> 
             "prompt_token_unknown",
             f"the prompt has token id {foreign}, the policy knows 0 to {policy.vocabulary_size - 1}",
         )
-    if scored_as_text and not task.prompt_text:
+    if scored_as_text and not (task.prompt_text or task.messages):
         raise Refused("prompt_without_text", "the reward model reads text, and the prompt has only token ids")
 
 

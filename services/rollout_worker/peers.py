@@ -157,7 +157,7 @@ class Peers:
         check_completion(task, completion)
         generated = time.monotonic()
         tokens = TokenPair(task.prompt_token_ids, completion.token_ids)
-        text = TextPair(task.prompt_text, completion.text)
+        text = TextPair(task.prompt_text, completion.text, task.messages)
         item: ScoreItem = text if self._scored_as_text else tokens
         temperature = task.sampling.temperature
         scores, logprobs = await both(

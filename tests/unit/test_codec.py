@@ -12,10 +12,13 @@ from fairlead.types import (
     Completion,
     DeadLetter,
     FinishReason,
+    Message,
     Outcome,
     PromptTask,
     Rollout,
     SamplingParams,
+    TextPair,
+    TokenPair,
     VersionSpan,
     WeightVersion,
 )
@@ -35,7 +38,8 @@ samplings = st.builds(
     stop_strings=st.lists(st.text(max_size=5), max_size=3).map(tuple),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
-tasks = st.builds(PromptTask, st.integers(0, 2**62), ids, st.text(), samplings, versions)
+turns = st.lists(st.builds(Message, st.text(), st.text()), max_size=3).map(tuple)
+tasks = st.builds(PromptTask, st.integers(0, 2**62), ids, st.text(), samplings, versions, turns)
 
 
 @st.composite
@@ -62,6 +66,12 @@ outcomes = st.builds(
 @given(tasks)
 def test_a_task_survives_the_round_trip(task: PromptTask):
     assert codec.decode_task(codec.encode_task(task)) == task
+
+
+@given(st.lists(st.builds(TextPair, st.text(), st.text(), turns) | st.builds(TokenPair, ids, ids)))
+def test_items_to_score_survive_the_round_trip(items: list[TextPair | TokenPair]):
+    messages = [codec.score_item_to_pb(item) for item in items]
+    assert codec.score_items_from_pb(messages) == items
 
 
 @given(outcomes)
