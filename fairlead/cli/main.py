@@ -14,17 +14,31 @@ from fairlead import __version__
 from fairlead.cli import quickstart, reports, serve, stages
 from fairlead.cli.output import fail
 
+_EPILOG = """\b
+Start here:     fairlead quickstart
+Your own data:  fairlead sft run.toml
+                fairlead reward-model run.toml
+                fairlead ppo run.toml
+
+Exit codes: 0 done, 1 failed, 2 a mistake in flags, configuration, model or data, 3 a newer trainer took over,
+4 waited too long, 5 stopped by a guard, 128 + n stopped by signal n.
+"""
+
 
 class _Group(TyperGroup):
-    """Turns the project's errors into one line and exit code 2."""
+    """Turns the project's errors, and those of files, into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's own signature
-        from fairlead.errors import FairleadError
+        from fairlead.errors import FairleadError, exit_code
 
         try:
             return super().invoke(ctx)
         except FairleadError as error:
-            fail(str(error))
+            fail(str(error), code=exit_code(error))
+        except BrokenPipeError:
+            raise  # the reader of our output has left; that is no mistake
+        except OSError as error:
+            fail(f"{error.filename or 'the system'}: {error.strerror or error}", code=1)
 
 
 app = typer.Typer(
@@ -34,8 +48,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="RLHF as services: fine-tune, train a reward model, run PPO. One TOML file describes a run.",
-    epilog="Start here: fairlead quickstart. Your own data: fairlead sft run.toml, then "
-    "fairlead reward-model run.toml, then fairlead ppo run.toml.",
+    epilog=_EPILOG,
 )
 
 
@@ -55,7 +68,7 @@ def _root(
     pass
 
 
+quickstart.register(app)
 stages.register(app)
 serve.register(app)
-quickstart.register(app)
 reports.register(app)

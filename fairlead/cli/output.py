@@ -1,26 +1,76 @@
-"""What the command line writes beside its results: one red line for an error, and the common flags."""
+"""What the verbs share: flags of the same name and meaning, help with examples, errors, missing extras."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from fairlead.config import RunConfig
 
 ConfigFile = Annotated[
     Path | None, typer.Argument(metavar="RUN.TOML", help="The run's file. Without it: defaults and flags.")
 ]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="RUN.TOML", help="The run's file, named by a flag instead.")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override one setting; may be repeated."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one setting (section.field=value); repeatable."
+    ),
 ]
-
+Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of text for people.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="FILE", help="Write here, whole or not at all, instead of standard output."
+    ),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, such as runs/quickstart.")]
+TimeoutSeconds = Annotated[
+    float,
+    typer.Option("--timeout-seconds", min=0.001, help="Deadline of one request, all its tries together."),
+]
 
 _MODULES = {
     "torch": ("torch", "transformers", "safetensors"),
     "train": ("torch", "transformers", "safetensors", "scipy", "matplotlib", "jinja2"),
 }
+
+
+def with_examples(text: str, *examples: str) -> str:
+    """The help of a verb: what it does, then command lines that can be copied, each on a line of its own."""
+    lines = "\n".join(f"  {example}" for example in examples)
+    return f"{text}\n\n\b\nExamples:\n{lines}"
+
+
+def config_file(argument: Path | None, option: Path | None) -> Path | None:
+    """The run's file, given as an argument or by `--config`."""
+    if argument is not None and option is not None and argument != option:
+        fail(f"--config: got {str(option)!r} beside {str(argument)!r}, allowed: one file of a run")
+    return argument or option
+
+
+def load_config(argument: Path | None, option: Path | None, overrides: list[str] | None) -> RunConfig:
+    """The run's configuration from file, environment and flags.
+
+    Raises:
+        ConfigError: as `fairlead.config.load`.
+    """
+    from fairlead.config import load, parse_overrides
+
+    return load(config_file(argument, option), overrides=parse_overrides(overrides or []))
+
+
+def run_folder(run: Path) -> Path:
+    """The folder of a run, checked."""
+    if not run.is_dir():
+        fail(f"run: got {str(run)!r}, allowed: the folder of a run")
+    return run
 
 
 def need(extra: str) -> None:

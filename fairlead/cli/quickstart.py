@@ -9,24 +9,18 @@ from typing import Annotated
 
 import typer
 
-from fairlead.cli.output import Overrides, fail
+from fairlead.cli.output import Overrides, fail, with_examples
 
 _MODULE = "examples.parcel_help"
 
-_QUICKSTART = """Align a small language model on this machine, in minutes and offline, and write a report.
-
-Fine-tuning, reward model and PPO run through the same services as on a cluster.
-
-Examples:
-
-    fairlead quickstart
-
-    fairlead quickstart --seed 3 --fresh
-
-    fairlead quickstart --rounds 2
-
-    fairlead quickstart --break-it
-"""
+_QUICKSTART = with_examples(
+    "Align a small language model on this machine, in minutes and offline, and write a report.\n\n"
+    "Fine-tuning, reward model and PPO run through the same services as on a cluster.",
+    "fairlead quickstart",
+    "fairlead quickstart --seed 3 --fresh",
+    "fairlead quickstart --rounds 2",
+    "fairlead quickstart --break-it",
+)
 
 
 def register(app: typer.Typer) -> None:

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from fairlead.cli.output import fail, need
+from fairlead.cli.output import RunPath, need, run_folder, with_examples
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, such as runs/quickstart.")]
-
-_STATUS = """Show what a run does now and which of its processes live.
-
-Example:
-
-    fairlead status runs/quickstart
-"""
-_REPORT = """Write report.html and report.json of a run.
-
-Example:
-
-    fairlead report runs/quickstart
-"""
+_STATUS = with_examples(
+    "Show what a run does now and which of its processes live.", "fairlead status runs/quickstart"
+)
+_REPORT = with_examples("Write report.html and report.json of a run.", "fairlead report runs/quickstart")
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +27,7 @@ def status(run: RunPath) -> None:
     from fairlead.local import progress, table
     from fairlead.local.view import progress_line
 
-    folder = RunFolder(_existing(run))
+    folder = RunFolder(run_folder(run))
     now = progress.read(folder.progress)
     typer.echo(progress_line(now) if now else "no stage has said anything yet")
     alive = table.running(folder.processes, mark=str(folder.root.absolute()))
@@ -52,11 +40,5 @@ def status(run: RunPath) -> None:
 def report(run: RunPath) -> None:
     """Becomes the report's process."""
     need("train")
-    command = [sys.executable, "-m", "trainer.report", str(_existing(run))]
+    command = [sys.executable, "-m", "trainer.report", str(run_folder(run))]
     os.execv(command[0], command)
-
-
-def _existing(run: Path) -> Path:
-    if not run.is_dir():
-        fail(f"run: got {str(run)!r}, allowed: the folder of a run")
-    return run

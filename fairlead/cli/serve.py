@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fairlead.cli.output import Overrides, need
+from fairlead.cli.output import (
+    ConfigFile,
+    ConfigOption,
+    Overrides,
+    config_file,
+    load_config,
+    need,
+    with_examples,
+)
 
 
 class Service(StrEnum):
@@ -22,16 +29,12 @@ class Service(StrEnum):
     ROLLOUT_WORKER = "rollout-worker"
 
 
-_SERVE = """Run one service in the foreground; SIGTERM or Ctrl-C drains it.
-
-Examples:
-
-    fairlead serve reward --config run.toml --set 'reward.addresses=["0.0.0.0:5002"]'
-
-    fairlead serve policy --config run.toml --set policy.serve_initial=true
-
-    fairlead serve rollout-worker --config run.toml --set queue.redis_url=redis://queue:6379
-"""
+_SERVE = with_examples(
+    "Run one service in the foreground; SIGTERM or Ctrl-C drains it.",
+    "fairlead serve reward run.toml --set 'reward.addresses=[\"0.0.0.0:5002\"]'",
+    "fairlead serve policy run.toml --set policy.serve_initial=true",
+    "fairlead serve rollout-worker run.toml",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -41,19 +44,19 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     service: Annotated[Service, typer.Argument(help="Which service.")],
-    config: Annotated[Path | None, typer.Option("--config", help="The run's TOML file.")] = None,
+    run: ConfigFile = None,
+    config: ConfigOption = None,
     overrides: Overrides = None,
 ) -> None:
     """Becomes the service's process, so that signals and exit codes are its own."""
-    from fairlead.config import load, parse_overrides
-
     # A mistake is told here, before the slow imports of a service.
-    load(config, overrides=parse_overrides(overrides or []))
+    load_config(run, config, overrides)
+    file = config_file(run, config)
     if service is not Service.ROLLOUT_WORKER:
         need("torch")
     command = [sys.executable, "-m", f"services.{service.value.replace('-', '_')}"]
-    if config is not None:
-        command += ["--config", str(config)]
+    if file is not None:
+        command += ["--config", str(file)]
     for flag in overrides or []:
         command += ["--set", flag]
     sys.stdout.flush()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import ConfigFile, Overrides, fail, need
+from fairlead.cli.output import ConfigFile, ConfigOption, Overrides, fail, load_config, need, with_examples
+
+if TYPE_CHECKING:
+    from fairlead.config import RunConfig
 
 # What a person asks for first, from the results of the stages.
 _TELLING = (
@@ -20,32 +23,22 @@ _ASKED_FOR = (129, 130, 143)
 
 Force = Annotated[bool, typer.Option("--force", help="Do the stage again although it has finished.")]
 
-_SFT = """Fine-tune the base model on demonstrations.
-
-Examples:
-
-    fairlead sft run.toml
-
-    fairlead sft run.toml --set sft.epochs=3 --set name=second-try
-"""
-_REWARD_MODEL = """Train the reward model on comparisons, from the fine-tuned model.
-
-Example:
-
-    fairlead reward-model run.toml --set reward_model.epochs=2
-"""
-_PPO = """Align the policy by PPO: starts queue, services, rollout workers and trainer, and watches over them.
-
-Ctrl-C stops everything in order; the same command goes on where it stopped.
-
-Examples:
-
-    fairlead ppo run.toml
-
-    fairlead ppo run.toml --set ppo.updates=50 --set rollout_worker.replicas=2
-
-    fairlead ppo run.toml --set queue.redis_url=redis://localhost:6379
-"""
+_SFT = with_examples(
+    "Fine-tune the base model on demonstrations.",
+    "fairlead sft run.toml",
+    "fairlead sft run.toml --set sft.epochs=3 --set name=second-try",
+)
+_REWARD_MODEL = with_examples(
+    "Train the reward model on comparisons, from the fine-tuned model.",
+    "fairlead reward-model run.toml --set reward_model.epochs=2",
+)
+_PPO = with_examples(
+    "Align the policy by PPO: starts queue, services, rollout workers and trainer, and watches over them.\n\n"
+    "Ctrl-C stops everything in order; the same command goes on where it stopped.",
+    "fairlead ppo run.toml",
+    "fairlead ppo run.toml --set ppo.updates=50",
+    "fairlead ppo run.toml --set queue.redis_url=redis://localhost:6379",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -55,29 +48,33 @@ def register(app: typer.Typer) -> None:
     app.command("ppo", help=_PPO)(ppo)
 
 
-def sft(config: ConfigFile = None, overrides: Overrides = None, force: Force = False) -> None:
+def sft(
+    run: ConfigFile = None, config: ConfigOption = None, overrides: Overrides = None, force: Force = False
+) -> None:
     """Supervised fine-tuning."""
-    _run("sft", config, overrides, force=force)
+    _run("sft", load_config(run, config, overrides), force=force)
 
 
-def reward_model(config: ConfigFile = None, overrides: Overrides = None, force: Force = False) -> None:
+def reward_model(
+    run: ConfigFile = None, config: ConfigOption = None, overrides: Overrides = None, force: Force = False
+) -> None:
     """Reward-model training."""
-    _run("reward_model", config, overrides, force=force)
+    _run("reward_model", load_config(run, config, overrides), force=force)
 
 
-def ppo(config: ConfigFile = None, overrides: Overrides = None, force: Force = False) -> None:
+def ppo(
+    run: ConfigFile = None, config: ConfigOption = None, overrides: Overrides = None, force: Force = False
+) -> None:
     """Reinforcement learning."""
-    _run("ppo", config, overrides, force=force)
+    _run("ppo", load_config(run, config, overrides), force=force)
 
 
-def _run(stage: str, config: ConfigFile, overrides: Overrides, *, force: bool) -> None:
+def _run(stage: str, settings: RunConfig, *, force: bool) -> None:
     from rich.console import Console
 
     from fairlead import log
-    from fairlead.config import load, parse_overrides
     from fairlead.local.run import run_stage
 
-    settings = load(config, overrides=parse_overrides(overrides or []))
     style = settings.observe.log_style
     log.setup(style="human" if style == "auto" else style, level=settings.observe.log_level)
     need("train")

@@ -166,7 +166,7 @@ def test_ctrl_c_stops_a_stage_and_leaves_nothing(run_file: Path):
         (pid,) = table.read(folder.processes).values()
         child = psutil.Process(pid)
         refused = fairlead("sft", run_file, cwd=run_file.parent)
-        assert refused.returncode == 2
+        assert refused.returncode == 1
         assert refused.stderr == (
             f"error: runs/tiny: another fairlead (pid {started.pid}) is at work on this run\n"
         )
