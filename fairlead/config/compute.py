@@ -18,9 +18,20 @@ class ComputeSection(Section):
     device: Device = "auto"
     """`auto` takes the GPU if there is one."""
     dtype: DType = "float32"
-    """Computation type of the model's body; heads and log-probs are float32 whatever it is."""
+    """Computation type of the model's body. Heads, log-probs, weights that learn and their optimizer are float32
+    whatever it is."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the process; 0 leaves the choice to OMP_NUM_THREADS or to torch."""
+
+
+class TrainingSection(ComputeSection):
+    """A stage of training: what it may hold in memory at a time."""
+
+    max_micro_batch_tokens: int = Field(default=16_384, ge=1)
+    """Tokens, padding included, of one forward pass; the gradient does not depend on it."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes into each block and compute the rest again in the backward pass: about a third more
+    work, a fraction of the memory, the same gradient."""
 
 
 class ModelServiceSection(ComputeSection):

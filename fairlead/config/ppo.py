@@ -6,10 +6,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from fairlead.config.compute import ComputeSection
+from fairlead.config.compute import TrainingSection
+from fairlead.config.lora import LoraSection
 
 
-class PpoSection(ComputeSection):
+class PpoSection(TrainingSection):
     """PPO with a separate critic and a KL penalty to the reference in the reward."""
 
     updates: int = Field(default=100, ge=1, le=10_000_000)
@@ -18,8 +19,6 @@ class PpoSection(ComputeSection):
     """Rollouts of one update."""
     mini_batch_size: int = Field(default=64, ge=1)
     """Rollouts of one optimizer step."""
-    max_micro_batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens, padding included, of one forward pass; the gradient does not depend on it."""
     epochs: int = Field(default=1, ge=1, le=100)
     """Passes over a rollout batch. More than one reaches higher rewards sooner, and hacks sooner."""
     max_staleness: int = Field(default=0, ge=0, le=64)
@@ -70,6 +69,8 @@ class PpoSection(ComputeSection):
     """γ of PPO-ptx: weight of the cross-entropy on demonstrations in every optimizer step; 0: without."""
     ptx_batch_size: int = Field(default=32, ge=1)
     """Demonstrations of an optimizer step, with `ptx_coefficient`."""
+    lora: LoraSection = LoraSection()
+    """Adapters on frozen weights, one for the policy and one for the critic, instead of training all of them."""
 
     @model_validator(mode="after")
     def _mini_batches_are_whole(self) -> Self:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from fairlead.config.compute import ComputeSection
+from fairlead.config.compute import TrainingSection
 
 
-class RewardModelSection(ComputeSection):
+class RewardModelSection(TrainingSection):
     """−log σ(r_better − r_worse), averaged over the pairs of a ranking; starts from the SFT model."""
 
     path: str = ""
@@ -18,8 +18,6 @@ class RewardModelSection(ComputeSection):
     """Passes over the comparisons."""
     batch_size: int = Field(default=16, ge=1)
     """Prompts of one optimizer step, with all their comparisons."""
-    max_micro_batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens, padding included, of one forward pass."""
     learning_rate: float = Field(default=9e-6, gt=0)
     """Peak rate of AdamW."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)

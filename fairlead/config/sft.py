@@ -6,18 +6,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from fairlead.config.compute import ComputeSection
+from fairlead.config.compute import TrainingSection
+from fairlead.config.lora import DropoutLoraSection
 
 
-class SftSection(ComputeSection):
+class SftSection(TrainingSection):
     """Cross-entropy: on responses and assistant turns only, on every token of plain text."""
 
     epochs: int = Field(default=2, ge=1, le=1_000)
     """Passes over the demonstrations."""
     batch_size: int = Field(default=32, ge=1)
     """Sequences of one optimizer step."""
-    max_micro_batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens, padding included, of one forward pass."""
     batching: Literal["length", "packing"] = "length"
     """How the sequences of a step are laid out: `length` puts those of like length together and pads;
     `packing` puts several behind one another in rows of `max_sequence_tokens`, their attention kept apart.
@@ -32,3 +31,5 @@ class SftSection(ComputeSection):
     """Gradients are clipped to this norm."""
     max_sequence_tokens: int = Field(default=512, ge=2)
     """Longer demonstrations are cut, and counted; longer plain text goes on in another sequence."""
+    lora: DropoutLoraSection = DropoutLoraSection()
+    """An adapter on frozen weights instead of training all of them."""
