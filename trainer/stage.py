@@ -40,8 +40,8 @@ def run(
         forget: removes what a finished stage would go on from; called before `--force` does it again.
 
     Returns:
-        The exit code. SIGTERM and SIGINT end the body at once with 0: the same command goes on from what is
-        on the disk.
+        The exit code. SIGTERM and SIGINT end the body at once with 143 and 130: the same command goes on
+        from what is on the disk. Not with 0, which a Kubernetes Job would take for the run's success.
     """
     options = _flags(stage).parse_args(argv)
     try:
@@ -135,7 +135,7 @@ def _serve(config: RunConfig) -> Callable[[], None]:
 def _stop_on_signals() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         logger.info("stopped by %s; the same command goes on", signal.Signals(number).name)
-        raise SystemExit(0)
+        raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

@@ -15,12 +15,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 _Status = health_pb2.HealthCheckResponse
 
+LIVENESS = "liveness"
+"""A name that is SERVING whenever the event loop answers: for liveness probes, which must not ask for more."""
+
 
 class Health:
-    """The status of a server as a whole (service "") and of each of its services: all the same."""
+    """The status of a server as a whole (service "") and of each of its services, all the same; `LIVENESS`."""
 
     def __init__(self, services: Sequence[str]) -> None:
-        self._services = frozenset(["", *services])
+        self._services = frozenset(["", LIVENESS, *services])
         self._serving = False
         self._closed = False
         self._changed = asyncio.Event()
@@ -72,7 +75,8 @@ class Health:
     def _response(self, service: str) -> health_pb2.HealthCheckResponse:
         if service not in self._services:
             return _Status(status=_Status.SERVICE_UNKNOWN)
-        return _Status(status=_Status.SERVING if self._serving else _Status.NOT_SERVING)
+        fine = self._serving or service == LIVENESS
+        return _Status(status=_Status.SERVING if fine else _Status.NOT_SERVING)
 
     def _notify(self) -> None:
         self._changed.set()

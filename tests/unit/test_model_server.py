@@ -115,13 +115,14 @@ async def test_health_says_serving_only_while_ready(server, channel):
         return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
 
     assert [await check(""), await check(NAME)] == [not_serving, not_serving]
+    assert await check("liveness") == serving
     assert (await http(server, "/readyz"))[0] == 503
     assert (await http(server, "/healthz"))[0] == 200
     server.set_ready(True)
     assert [await check(""), await check(NAME)] == [serving, serving]
     assert (await http(server, "/readyz"))[0] == 200
     server.set_ready(False)
-    assert await check("") == not_serving
+    assert [await check(""), await check("liveness")] == [not_serving, serving]
     error = await status_of(stub.Check(health_pb2.HealthCheckRequest(service="other")))
     assert error.code() is grpc.StatusCode.NOT_FOUND
 

@@ -71,15 +71,16 @@ def test_a_misspelt_flag_is_refused_with_the_nearest_right_one(run, capsys):
     assert "did you mean `ppo.updates`?" in capsys.readouterr().err
 
 
-def test_sigterm_ends_a_stage_at_once_with_0(run):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_stage_at_once_and_not_as_a_success(run, number, code):
     def body(config, gauges):
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         pytest.fail("went on")
 
     body.forget = None
     with pytest.raises(SystemExit) as ended:
         run(body)
-    assert ended.value.code == 0
+    assert ended.value.code == code
 
 
 def test_a_finished_stage_is_not_repeated_unless_asked_for_or_longer(run, capsys):
