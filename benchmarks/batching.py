@@ -12,18 +12,19 @@ from collections.abc import Sequence
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from benchmarks.result import Result, interleaved
+from benchmarks.result import Result, Settings, interleaved
 from fairlead.nn.heads import ScalarHead
-from fairlead.nn.loading import RewardModel
+from fairlead.nn.reward_model import RewardModel
 from services.runtime import batching
 
 BUDGET = 8_192
 
 
-def run(device: torch.device) -> dict[str, Result]:
+def run(settings: Settings) -> dict[str, Result]:
     """Sequences per second by way of packing; computed ÷ real tokens by window."""
+    device = settings.device
     torch.manual_seed(0)
-    size = 256 if device.type == "cpu" else 1_024
+    size = 64 if settings.quick else 256 if device.type == "cpu" else 1_024
     config = LlamaConfig(
         vocab_size=4_096,
         hidden_size=size,
@@ -36,7 +37,7 @@ def run(device: torch.device) -> dict[str, Result]:
     model = LlamaForSequenceClassification(config).to(device).eval()
     reward = RewardModel(body=model.model, head=ScalarHead(size).to(device), model=model)
     rng = random.Random(0)
-    count = 64 if device.type == "cpu" else 1_024
+    count = 4 if settings.quick else 64 if device.type == "cpu" else 1_024
     lengths = [min(512, max(4, round(rng.lognormvariate(3.8, 0.9)))) for _ in range(count)]
 
     def compute(batches: Sequence[Sequence[int]]) -> None:
@@ -52,15 +53,15 @@ def run(device: torch.device) -> dict[str, Result]:
     for small in (0, 32, 128, 100_000):
         packed = _pack(lengths, small)
         variants[f"small_{small}"] = lambda packed=packed: compute(packed)
-    seconds = interleaved(variants, rounds=5)
+    spent = interleaved(variants, rounds=settings.rounds(5))
     results = {
         f"batching_{name}": Result(
-            count / seconds[name], "sequences/s", count / seconds["alone"], "one at a time"
+            count / spent[name].seconds, "sequences/s", count / spent["alone"].seconds, "one at a time"
         )
         for name in variants
         if name != "alone"
     }
-    return results | _windows()
+    return results | _windows(200 if settings.quick else 20_000)
 
 
 def _pack(lengths: Sequence[int], small: int) -> list[list[int]]:
@@ -71,10 +72,10 @@ def _pack(lengths: Sequence[int], small: int) -> list[list[int]]:
         batching.SMALL_TOKENS = before
 
 
-def _windows() -> dict[str, Result]:
+def _windows(sequences: int) -> dict[str, Result]:
     """Computed ÷ real tokens of a long queue, sorted a window at a time; the baseline is sorting it whole."""
     rng = random.Random(1)
-    queue = [min(512, max(4, round(rng.lognormvariate(3.8, 0.9)))) for _ in range(20_000)]
+    queue = [min(512, max(4, round(rng.lognormvariate(3.8, 0.9)))) for _ in range(sequences)]
 
     def padded(window_batches: float) -> float:
         computed, window, tokens = 0, [], 0

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fairlead.config.compute import ComputeSection
-from fairlead.nn.loading import load_reward_model
+from fairlead.nn.reward_model import load_reward_model
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 VOCABULARY = (*SPECIAL, *(f"w{number}" for number in range(56)))

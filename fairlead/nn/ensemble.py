@@ -17,13 +17,8 @@ from torch import Tensor
 
 from fairlead.config.reward import RewardSection
 from fairlead.errors import ModelLoadError
-from fairlead.nn.loading import (
-    RewardModel,
-    load_reward_model,
-    load_tokenizer,
-    tokenizer_fingerprint,
-    weights_digest,
-)
+from fairlead.nn.loading import load_tokenizer, tokenizer_fingerprint, weights_digest
+from fairlead.nn.reward_model import RewardModel, load_reward_model
 
 FILE = "ensemble.json"
 """Makes a folder an ensemble: `{"members": ["member-0", …]}`, folders beside it."""

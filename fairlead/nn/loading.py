@@ -1,8 +1,7 @@
-"""Loading what a run needs from a local folder or the hub: tokenizer, language model, reward model.
+"""Loading what a run needs from a local folder or the hub: tokenizer and language model.
 
 Every failure is a ModelLoadError that says which model, why, and what to do. Remote code is never run.
-A reward model is what transformers calls AutoModelForSequenceClassification with one label; ours writes the
-same, plus `fairlead_reward_bias` in its config, so that other tools can load it too.
+Reward models are loaded by reward_model.py.
 """
 
 from __future__ import annotations
@@ -10,20 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -31,15 +30,15 @@ from transformers.utils import logging as transformers_logging
 
 from fairlead.config.compute import ComputeSection, Device
 from fairlead.errors import ModelLoadError
-from fairlead.nn.heads import ScalarHead
+from fairlead.nn.failures import load_failure
 
 logger = logging.getLogger(__name__)
 
-REWARD_BIAS = "fairlead_reward_bias"
-"""Key of the reward model's bias in its config.json."""
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError, AttributeError)
+
+AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
+"""What a model is loaded as."""
 
 
 def torch_device(device: Device) -> torch.device:
@@ -74,7 +73,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise ModelLoadError(f"cannot load the tokenizer of {path!r}: {_first_line(error)}") from error
+        raise load_failure(f"the tokenizer of {path!r}", path, error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
@@ -121,87 +120,39 @@ def load_causal_lm(path: str, section: ComputeSection) -> PreTrainedModel:
     Raises:
         ModelLoadError: if it is missing, truncated, or weights are missing from the checkpoint.
     """
-    model = _load(AutoModelForCausalLM, path, section, {})
-    return _ready(model, section)
+    return ready(load_pretrained(AutoModelForCausalLM, path, section), section)
 
 
-@dataclass(frozen=True, slots=True)
-class RewardModel:
-    """A language model's body and a scalar head; shapes: B batch, T positions."""
-
-    body: PreTrainedModel
-    """Transformer without unembedding."""
-    head: ScalarHead
-    """H → 1, float32."""
-    model: PreTrainedModel
-    """The sequence-classification model that both belong to; what is saved."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.head.weight.device
-
-    def scores(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Scalar of each right-padded row, read at its last real token.
-
-        Args:
-            tokens_BT: ids, right-padded with any id.
-            lengths_B: number of real tokens of each row, at least 1.
-
-        Returns:
-            float32 [B].
-        """
-        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        mask_BT = (positions_T < lengths_B[:, None]).long()
-        hidden_BTH = self.body(input_ids=tokens_BT, attention_mask=mask_BT, use_cache=False)[0]
-        rows_B = torch.arange(tokens_BT.shape[0], device=tokens_BT.device)
-        scores_B: Tensor = self.head(hidden_BTH[rows_B, lengths_B - 1])
-        return scores_B
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Every trainable parameter of body and head."""
-        return [*self.body.parameters(), *self.head.parameters()]
-
-    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes a folder that this module and AutoModelForSequenceClassification load."""
-        classifier = _score_layer(self.model)
-        with torch.no_grad():
-            classifier.weight.copy_(self.head.weight.to(classifier.weight.dtype))
-        setattr(self.model.config, REWARD_BIAS, self.head.bias.item())
-        self.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = False) -> RewardModel:
-    """A one-label sequence-classification model.
-
-    Args:
-        path: folder or hub id.
-        section: device and dtype.
-        fresh_head: start from a causal language model with a random head (std 1/√(H+1)); without it a
-            checkpoint that has no head is refused.
+def load_config(path: str) -> PreTrainedConfig:
+    """The configuration of a model folder or hub id.
 
     Raises:
-        ModelLoadError: if it cannot be loaded, has another number of labels, or has no head.
+        ModelLoadError: if there is none, or it is of a kind that transformers does not know.
     """
-    model = _load(
-        AutoModelForSequenceClassification,
-        path,
-        section,
-        {"num_labels": 1} if fresh_head else {},
-        allowed_missing=("score.weight",) if fresh_head else (),
-    )
-    if model.config.num_labels != 1:
-        raise ModelLoadError(f"{path!r} has {model.config.num_labels} labels; a reward model has 1")
-    layer = _score_layer(model)
-    head = ScalarHead(layer.weight.shape[1])
-    if not fresh_head:
-        with torch.no_grad():
-            head.weight.copy_(layer.weight)
-            head.bias.fill_(float(getattr(model.config, REWARD_BIAS, 0.0)))
-    body = model.base_model
-    assert isinstance(body, PreTrainedModel)
-    return RewardModel(body=body, head=head.to(torch_device(section.device)), model=_ready(model, section))
+    _check_path(path)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except _LOAD_ERRORS as error:
+        raise load_failure(f"the model {path!r}", path, error) from error
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def check_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Every id that the tokenizer gives has a row in the embedding; more rows than ids are fine.
+
+    Raises:
+        ModelLoadError: if not; names both numbers.
+    """
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= embedding.num_embeddings:
+        raise ModelLoadError(
+            f"the model {path!r} has an embedding of {embedding.num_embeddings} rows, and its tokenizer "
+            f"gives ids up to {largest}: the tokenizer is another model's, or tokens were added without resizing "
+            "the embedding"
+        )
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -213,51 +164,49 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def _score_layer(model: PreTrainedModel) -> nn.Linear:
-    for name in ("score", "classifier"):
-        layer = getattr(model, name, None)
-        if isinstance(layer, nn.Linear):
-            return layer
-    raise ModelLoadError(
-        f"{type(model).__name__} keeps its score somewhere else than in a linear `score` layer; "
-        "this architecture needs an adapter"
-    )
-
-
-def _ready(model: PreTrainedModel, section: ComputeSection) -> PreTrainedModel:
+def ready(model: PreTrainedModel, section: ComputeSection) -> PreTrainedModel:
+    """The model in evaluation mode on the section's device."""
     nn.Module.to(model, torch_device(section.device))
     nn.Module.eval(model)
     return model
 
 
-def _load(
-    auto: type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification],
+def load_pretrained(
+    auto: AutoClass,
     path: str,
     section: ComputeSection,
-    extra: dict[str, Any],
-    allowed_missing: tuple[str, ...] = (),
+    *,
+    allowed_missing: Collection[str] = (),
+    **settings: object,
 ) -> PreTrainedModel:
-    _check_path(path)
+    """A model on the CPU in the section's dtype.
+
+    Args:
+        auto: what it is loaded as.
+        path: folder or hub id.
+        section: dtype.
+        allowed_missing: weights that the checkpoint need not have.
+        settings: changes of its configuration.
+
+    Raises:
+        ModelLoadError: if it is missing, truncated, or weights are missing from the checkpoint.
+    """
+    load_config(path)
     loader: Any = auto
     try:
-        AutoConfig.from_pretrained(path, trust_remote_code=False)
         with _quiet_transformers():
             model, report = loader.from_pretrained(
-                path, trust_remote_code=False, dtype=torch_dtype(section), output_loading_info=True, **extra
+                path,
+                trust_remote_code=False,
+                dtype=torch_dtype(section),
+                output_loading_info=True,
+                **settings,
             )
     except _LOAD_ERRORS as error:
-        raise ModelLoadError(
-            f"cannot load the model {path!r}: {_first_line(error)}. Is the folder complete, "
-            "with config.json and *.safetensors?"
-        ) from error
+        raise load_failure(f"the model {path!r}", path, error) from error
     missing = sorted(set(report["missing_keys"]) - set(allowed_missing))
     if missing:
-        hint = (
-            " It looks like a language model without a reward head: train one with `fairlead reward-model`."
-            if any(name.startswith(("score", "classifier")) for name in missing)
-            else ""
-        )
-        raise ModelLoadError(f"{path!r} lacks the weights {', '.join(missing[:5])}.{hint}")
+        raise ModelLoadError(f"{path!r} lacks the weights {', '.join(missing[:5])}")
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -281,7 +230,3 @@ def _check_path(path: str) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if not path or (looks_local and not Path(path).expanduser().is_dir()):
         raise ModelLoadError(f"there is no model folder {path!r}: give a folder that exists, or a hub id")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -31,6 +31,7 @@ def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Ca
     path = section.path or str(config.folder.sft_model)
     model = loading.load_causal_lm(path, section)
     tokenizer = loading.load_tokenizer(path)
+    loading.check_vocabulary(path, model, tokenizer)
     info = ModelInfo(
         model_id=path,
         tokenizer_fingerprint=loading.tokenizer_fingerprint(tokenizer),

@@ -50,6 +50,7 @@ class ReferenceScorer:
         self._section = section
         tokenizer = loading.load_tokenizer(path)
         self._model = loading.load_causal_lm(path, section)
+        loading.check_vocabulary(path, self._model, tokenizer)
         check_unembedding(self._model)
         body = self._model.base_model
         assert isinstance(body, PreTrainedModel)

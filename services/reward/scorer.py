@@ -34,6 +34,7 @@ class RewardScorer:
         self._reward = load_ensemble(path, section)
         self._device = loading.torch_device(section.device)
         first = self._reward.members[0]
+        loading.check_vocabulary(path, first.model, self._tokenizer)
         embedding = first.body.get_input_embeddings()
         assert isinstance(embedding, torch.nn.Embedding)
         self.info = RewardInfo(

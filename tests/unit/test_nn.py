@@ -14,6 +14,7 @@ from fairlead.errors import ModelLoadError
 from fairlead.nn import loading
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.logprobs import entropy, hidden_logprobs, hidden_logprobs_and_entropies, token_logprobs
+from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 
 CPU = ComputeSection(device="cpu")
@@ -87,7 +88,7 @@ def test_the_head_computes_in_float32_and_starts_as_the_papers_say():
 
 
 def test_a_reward_model_reads_its_last_real_token_whatever_the_padding(tmp_path: Path):
-    reward = loading.load_reward_model(str(tiny_reward_model(tmp_path)), CPU)
+    reward = load_reward_model(str(tiny_reward_model(tmp_path)), CPU)
     tokens = torch.randint(4, VOCABULARY_SIZE, (2, 9))
     lengths = torch.tensor([5, 9])
     hidden = reward.body(input_ids=tokens[:1, :5])[0][0, -1].double()
@@ -98,10 +99,10 @@ def test_a_reward_model_reads_its_last_real_token_whatever_the_padding(tmp_path:
 
 
 def test_a_saved_reward_model_loads_in_transformers_and_here(tmp_path: Path):
-    reward = loading.load_reward_model(str(tiny_reward_model(tmp_path / "a", bias=0.5)), CPU)
+    reward = load_reward_model(str(tiny_reward_model(tmp_path / "a", bias=0.5)), CPU)
     reward.save(tmp_path / "b", tiny_tokenizer())
     tokens = torch.randint(4, VOCABULARY_SIZE, (1, 6))
-    again = loading.load_reward_model(str(tmp_path / "b"), CPU)
+    again = load_reward_model(str(tmp_path / "b"), CPU)
     expected = reward.scores(tokens, torch.tensor([6]))
     assert torch.equal(again.scores(tokens, torch.tensor([6])), expected)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "b")
@@ -112,8 +113,8 @@ def test_a_saved_reward_model_loads_in_transformers_and_here(tmp_path: Path):
 def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path):
     tiny_causal_lm(tmp_path)
     with pytest.raises(ModelLoadError, match=r"lacks the weights score.weight.*fairlead reward-model"):
-        loading.load_reward_model(str(tmp_path), CPU)
-    assert loading.load_reward_model(str(tmp_path), CPU, fresh_head=True).model.config.num_labels == 1
+        load_reward_model(str(tmp_path), CPU)
+    assert load_reward_model(str(tmp_path), CPU, fresh_head=True).model.config.num_labels == 1
 
 
 def test_a_classifier_of_many_labels_is_refused(tmp_path: Path):
@@ -127,7 +128,7 @@ def test_a_classifier_of_many_labels_is_refused(tmp_path: Path):
     )
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     with pytest.raises(ModelLoadError, match="has 3 labels; a reward model has 1"):
-        loading.load_reward_model(str(tmp_path), CPU)
+        load_reward_model(str(tmp_path), CPU)
 
 
 def test_a_missing_path_and_damaged_files_are_named(tmp_path: Path):

@@ -9,7 +9,7 @@ import torch
 
 from fairlead.config.compute import ComputeSection
 from fairlead.errors import ConfigError, ModelLoadError
-from fairlead.nn.loading import load_reward_model
+from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.ppo_batches import SECTION, double, exact_rollouts, rollouts
 from trainer.ppo import actor_critic, advantages, kl, step

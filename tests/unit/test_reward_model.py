@@ -12,7 +12,7 @@ import torch
 from fairlead.config import load
 from fairlead.config.compute import ComputeSection
 from fairlead.data.records import Preference
-from fairlead.nn.loading import load_reward_model
+from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trainer.reward_model import calibration, data, loss
 from trainer.reward_model.evaluate import evaluate

@@ -17,7 +17,8 @@ from fairlead.data.comparisons import Preference, RankedResponses
 from fairlead.data.encoding import encode_prompt, encode_response
 from fairlead.data.records import is_heldout
 from fairlead.nn.ensemble import load_ensemble
-from fairlead.nn.loading import load_reward_model, weights_digest
+from fairlead.nn.loading import weights_digest
+from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trainer.reward_model import baselines, calibration, data, loss
 from trainer.reward_model.train import train

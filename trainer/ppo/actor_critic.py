@@ -20,13 +20,14 @@ from fairlead.config.ppo import PpoSection
 from fairlead.errors import CorruptCheckpoint, ModelLoadError
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import (
+    check_vocabulary,
     load_causal_lm,
-    load_reward_model,
     load_tokenizer,
     tokenizer_fingerprint,
     torch_device,
     torch_dtype,
 )
+from fairlead.nn.reward_model import load_reward_model
 from fairlead.nn.unembedding import check_unembedding, output_layer
 from trainer import optim
 from trainer.sequences import (
@@ -127,6 +128,7 @@ def load(path: str, section: PpoSection, *, critic_path: str | None = None) -> A
     """
     exact = section.model_copy(update={"dtype": "float32"})
     policy = load_causal_lm(path, exact)
+    check_vocabulary(path, policy, load_tokenizer(path))
     check_unembedding(policy)
     if critic_path is None:
         body = copy.deepcopy(policy.base_model)

@@ -9,13 +9,15 @@ Shapes: K responses of a prompt.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from fairlead.data.chat import Prompt
 from fairlead.data.comparisons import Comparisons, Preference, RankedResponses
-from fairlead.data.encoding import encode_prompt, encode_response
+from fairlead.data.encoding import encode_answer
 from trainer.seeds import permutation
 
 
@@ -76,17 +78,20 @@ def elements(records: Iterable[Comparisons]) -> Iterator[RankedResponses | list[
         yield current
 
 
-def compared(element: RankedResponses | list[Preference]) -> tuple[str, list[tuple[str, str]], int]:
+def compared(element: RankedResponses | list[Preference]) -> tuple[Prompt, list[tuple[str, str]], int]:
     """Prompt, (winner, loser) texts of all pairs that are no ties, and the number of ties."""
     if not isinstance(element, RankedResponses):
         return element[0].prompt, [(pair.chosen, pair.rejected) for pair in element], 0
     texts = element.texts
-    pairs = [(texts[i], texts[j]) for i, j in element.pairs if texts[i] != texts[j]]
-    return element.prompt, pairs, len(texts) * (len(texts) - 1) // 2 - len(pairs)
+    return element.prompt, [(texts[i], texts[j]) for i, j in element.pairs], element.num_ties
 
 
 def encode(records: Iterable[Comparisons], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> Encoded:
-    """Rankings of token sequences. A response that is in no pair is not read."""
+    """Rankings of token sequences. A response that is in no pair is not read.
+
+    Raises:
+        DataError: a prompt of messages, and the tokenizer has no chat template or the template refuses it.
+    """
     rankings: list[Ranking] = []
     truncated = ties = skipped = 0
     for element in elements(records):
@@ -95,16 +100,15 @@ def encode(records: Iterable[Comparisons], tokenizer: PreTrainedTokenizerBase, *
         if not pairs:
             skipped += 1
             continue
-        prompt = encode_prompt(tokenizer, asked)
         texts = tuple(dict.fromkeys(text for pair in pairs for text in pair))
-        sequences = [[*prompt, *encode_response(tokenizer, text, eos=True)] for text in texts]
+        sequences = [list(itertools.chain(*encode_answer(tokenizer, asked, text))) for text in texts]
         truncated += sum(len(ids) > max_tokens for ids in sequences)
         index = {text: position for position, text in enumerate(texts)}
         rankings.append(
             Ranking(
                 sequences=tuple(tuple(ids[-max_tokens:]) for ids in sequences),
                 pairs=tuple((index[winner], index[loser]) for winner, loser in pairs),
-                prompt=asked,
+                prompt=str(asked),
                 texts=texts,
             )
         )

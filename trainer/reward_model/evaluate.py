@@ -15,7 +15,7 @@ from fairlead.config import RunConfig
 from fairlead.data.demonstrations import Example, PlainText
 from fairlead.data.records import Split, load_demonstrations
 from fairlead.nn.ensemble import RewardEnsemble
-from fairlead.nn.loading import RewardModel
+from fairlead.nn.reward_model import RewardModel
 from trainer import demonstrations as encoding
 from trainer import seeds
 from trainer.reward_model import baselines, calibration, data, loss

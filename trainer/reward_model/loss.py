@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from fairlead.nn.ensemble import RewardEnsemble
-from fairlead.nn.loading import RewardModel
+from fairlead.nn.reward_model import RewardModel
 from trainer.reward_model.data import Ranking, pack
 from trainer.sequences import autocast
 

@@ -21,13 +21,13 @@ from fairlead.data.records import load_preferences
 from fairlead.errors import ConfigError, FairleadError
 from fairlead.nn.ensemble import RewardEnsemble, write_members
 from fairlead.nn.loading import (
-    RewardModel,
-    load_reward_model,
+    check_vocabulary,
     load_tokenizer,
     max_sequence_tokens,
     set_threads,
     torch_dtype,
 )
+from fairlead.nn.reward_model import RewardModel, load_reward_model
 from trainer import durable, optim, seeds, stage
 from trainer.reward_model import data, loss
 from trainer.reward_model.evaluate import (
@@ -61,6 +61,7 @@ def train(config: RunConfig, gauges: metrics.Trainer | None = None) -> Result:
     preferences = load_preferences(config)
     tokenizer = load_tokenizer(path)
     members = tuple(_fresh(config, path, member) for member in range(section.ensemble_size))
+    check_vocabulary(path, members[0].model, tokenizer)
     limit = max_sequence_tokens(members[0].model, section.max_sequence_tokens)
     known = data.encode(preferences.train, tokenizer, max_tokens=limit)
     heldout = data.encode(preferences.heldout, tokenizer, max_tokens=limit)

@@ -21,6 +21,7 @@ from fairlead.data.demonstrations import Conversation, Demonstration, Example
 from fairlead.data.records import Split, load_demonstrations
 from fairlead.errors import ConfigError, FairleadError
 from fairlead.nn.loading import (
+    check_vocabulary,
     load_causal_lm,
     load_tokenizer,
     max_sequence_tokens,
@@ -93,7 +94,10 @@ def base_model(
     """The model and tokenizer of `[model] path`, or new ones; weights in float32 whatever the dtype."""
     section = config.sft.model_copy(update={"dtype": "float32"})
     if config.model.path:
-        return load_causal_lm(config.model.path, section), load_tokenizer(config.model.path)
+        model = load_causal_lm(config.model.path, section)
+        tokenizer = load_tokenizer(config.model.path)
+        check_vocabulary(config.model.path, model, tokenizer)
+        return model, tokenizer
     tokenizer = scratch.make_tokenizer(_texts(demonstrations), config.model.scratch)
     seed = seeds.derive(config.seed, "scratch")
     model = scratch.make_model(tokenizer, config.model.scratch, seed=seed)

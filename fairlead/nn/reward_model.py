@@ -1,0 +1,175 @@
+"""The reward model: a causal model's body and a scalar head that reads the last token.
+
+It is what transformers calls AutoModelForSequenceClassification with one label, from a folder or the hub.
+Ours writes the same, plus `fairlead_reward_bias` in its config, so that other tools can load it too. Knows no
+text.
+
+Shapes: B batch, T positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from fairlead.config.compute import ComputeSection
+from fairlead.errors import ModelLoadError
+from fairlead.nn.heads import ScalarHead
+from fairlead.nn.loading import load_config, load_pretrained, ready
+
+REWARD_BIAS = "fairlead_reward_bias"
+"""Key of the bias in config.json; only models that Fairlead has trained have it."""
+
+_CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+_CLASSIFIERS = frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """A language model's body and a scalar head."""
+
+    body: PreTrainedModel
+    """Transformer without unembedding."""
+    head: ScalarHead
+    """H → 1, float32."""
+    model: PreTrainedModel
+    """The sequence-classification model that both belong to; what is saved."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.head.weight.device
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether Fairlead has trained it."""
+        return hasattr(self.model.config, REWARD_BIAS)
+
+    def scores(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """Scalar of each right-padded row, read at its last real token.
+
+        Args:
+            tokens_BT: ids, right-padded with any id.
+            lengths_B: number of real tokens of each row, at least 1.
+
+        Returns:
+            float32 [B].
+        """
+        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        mask_BT = (positions_T < lengths_B[:, None]).long()
+        hidden_BTH = self.body(input_ids=tokens_BT, attention_mask=mask_BT, use_cache=False)[0]
+        rows_B = torch.arange(tokens_BT.shape[0], device=tokens_BT.device)
+        scores_B: Tensor = self.head(hidden_BTH[rows_B, lengths_B - 1])
+        return scores_B
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Every trainable parameter of body and head."""
+        return [*self.body.parameters(), *self.head.parameters()]
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes a folder that this module and AutoModelForSequenceClassification load."""
+        layer = _score_layer(self.model)
+        bias = self.head.bias.detach()
+        with torch.no_grad():
+            layer.weight.copy_(self.head.weight.to(layer.weight.dtype))
+            if layer.bias is not None:
+                bias = bias - layer.bias.float()
+        setattr(self.model.config, REWARD_BIAS, bias.item())
+        self.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = False) -> RewardModel:
+    """A one-label sequence-classification model.
+
+    Args:
+        path: folder or hub id.
+        section: device and dtype.
+        fresh_head: start from a causal language model with a random head (std 1/√(H+1)); without it a
+            checkpoint that has no head is refused.
+
+    Raises:
+        ModelLoadError: if it cannot be loaded, has another number of labels, has no head, or reads its score
+            elsewhere than from the last token.
+    """
+    if fresh_head:
+        model = load_pretrained(
+            AutoModelForSequenceClassification, path, section, allowed_missing=("score.weight",), num_labels=1
+        )
+    else:
+        _check_kind(path, load_config(path))
+        model = load_pretrained(AutoModelForSequenceClassification, path, section)
+    layer = _score_layer(model)
+    head = ScalarHead(layer.weight.shape[1])
+    if not fresh_head:
+        with torch.no_grad():
+            head.weight.copy_(layer.weight)
+            head.bias.fill_(float(getattr(model.config, REWARD_BIAS, 0.0)))
+            if layer.bias is not None:
+                head.bias.add_(layer.bias)
+    body = model.base_model
+    assert isinstance(body, PreTrainedModel)
+    found = RewardModel(body=body, head=head, model=model)
+    nn.Module.eval(model)
+    _check_reading(path, found, layer)
+    return RewardModel(body=body, head=head.to(ready(model, section).device), model=model)
+
+
+def _check_kind(path: str, config: PreTrainedConfig) -> None:
+    """Finds what would load and score nonsense, before its weights are read."""
+    made_for = next(iter(config.architectures or ()), "")
+    if made_for in _CAUSAL:
+        raise ModelLoadError(
+            f"{path!r} lacks the weights score.weight: {made_for} is a language model without a reward head. "
+            "Train one with `fairlead reward-model`, or give a sequence-classification model with one label"
+        )
+    if made_for and made_for not in _CLASSIFIERS:
+        raise ModelLoadError(
+            f"{path!r} was made for {made_for}, which is code of its own and not part of transformers: its "
+            "score comes from more than a linear layer at the last token, and remote code is never run. "
+            "Give a sequence-classification model with one label"
+        )
+    if config.num_labels != 1:
+        raise ModelLoadError(f"{path!r} has {config.num_labels} labels; a reward model has 1")
+
+
+@torch.inference_mode()
+def _check_reading(path: str, reward: RewardModel, layer: nn.Linear) -> None:
+    """Holds our reading of the last token against the model's own forward pass, without our bias."""
+    pad = reward.model.config.pad_token_id
+    ids = [token for token in range(8) if token != pad]
+    tokens_BT = torch.tensor([ids])
+    theirs = float(reward.model(input_ids=tokens_BT).logits[0, 0])
+    hidden_H = reward.body(input_ids=tokens_BT, use_cache=False)[0][0, -1]
+    ours = float(layer(hidden_H)[0])
+    # Damaged weights give NaN on both sides: that is told with the first score.
+    if abs(ours - theirs) > 1e-2 * max(1.0, abs(theirs)):
+        raise ModelLoadError(
+            f"{type(reward.model).__name__} of {path!r} does not read its score from the last token (its own "
+            f"forward pass gives {theirs:.4g}, that reading {ours:.4g}), as encoders such as BERT do not: "
+            "give a sequence-classification model made from a causal language model"
+        )
+
+
+def _score_layer(model: PreTrainedModel) -> nn.Linear:
+    for name in ("score", "classifier"):
+        layer = getattr(model, name, None)
+        if isinstance(layer, nn.Linear):
+            return layer
+    raise ModelLoadError(
+        f"{type(model).__name__} keeps its score somewhere else than in a linear `score` layer; "
+        "this architecture needs an adapter"
+    )
