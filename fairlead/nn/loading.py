@@ -150,8 +150,8 @@ def check_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTok
     if largest >= embedding.num_embeddings:
         raise ModelLoadError(
             f"the model {path!r} has an embedding of {embedding.num_embeddings} rows, and its tokenizer "
-            f"gives ids up to {largest}: the tokenizer is another model's, or tokens were added without resizing "
-            "the embedding"
+            f"gives ids up to {largest}: the tokenizer is another model's, or tokens were added without "
+            "resizing the embedding"
         )
 
 
