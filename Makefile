@@ -29,6 +29,7 @@ lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/yamllint --strict .github
 	cd protos && ../$(BIN)/buf lint
 	PATH=$(BIN):$$PATH $(BIN)/python protos/generate.py --check
 
