@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from fairlead.data.demonstrations import Conversation, Demonstration, Example, Message, PlainText
-from fairlead.data.encoding import encode_prompt, encode_response
-from fairlead.errors import DataError
+from fairlead.data.demonstrations import Example, PlainText
+from fairlead.data.encoding import encode_prompt, encode_response, encode_turns
 from trainer.sequences import TokenSequence
 
 
@@ -35,71 +33,12 @@ def encode(
         if isinstance(example, PlainText):
             sequences += _windows(example, tokenizer, max_tokens=max_tokens)
             continue
-        for prompt, response in turns(example, tokenizer):
+        for prompt, response in encode_turns(tokenizer, example):
             ids = [*prompt, *response]
             truncated += len(ids) > max_tokens
             if len(prompt) < max_tokens:
                 sequences.append(TokenSequence(tuple(ids[:max_tokens]), len(prompt)))
     return sequences, truncated
-
-
-def turns(
-    example: Demonstration | Conversation, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Prompt and response ids of a demonstration, or of every assistant turn of a conversation.
-
-    Raises:
-        DataError: a conversation, and the tokenizer has no chat template or the template refuses it.
-    """
-    if isinstance(example, Demonstration):
-        prompt = encode_prompt(tokenizer, example.prompt)
-        yield prompt, encode_response(tokenizer, example.completion, eos=True)
-        return
-    for end, message in enumerate(example.messages):
-        if message.role == "assistant":
-            before = _render(example, tokenizer, example.messages[:end], generate=True)
-            whole = _render(example, tokenizer, example.messages[: end + 1], generate=False)
-            if not whole.startswith(before):
-                raise _refused(example, "a turn that changes what stands before it", "another chat template")
-            # The template has written the special tokens, BOS among them: none are added.
-            prompt = encode_response(tokenizer, before, eos=False)
-            yield prompt, _ended(encode_response(tokenizer, whole[len(before) :], eos=False), tokenizer)
-
-
-def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Up to its EOS, as no policy will sample the line break that templates put behind; added if missing."""
-    end = tokenizer.eos_token_id
-    if end not in ids:
-        return [*ids, *encode_response(tokenizer, "", eos=True)]
-    return ids[: len(ids) - ids[::-1].index(end)]
-
-
-def _render(
-    example: Conversation,
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    *,
-    generate: bool,
-) -> str:
-    if not tokenizer.chat_template:
-        raise _refused(
-            example,
-            "`messages`, and the tokenizer has no chat template",
-            "a [model] path whose tokenizer has one, or `prompt` and `completion`",
-        )
-    said = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=generate)
-    except (TemplateError, ValueError) as error:
-        raise _refused(
-            example, f"`messages` that the chat template refuses: {error}", "other turns"
-        ) from error
-    assert isinstance(text, str)
-    return text
-
-
-def _refused(example: Conversation, got: str, allowed: str) -> DataError:
-    return DataError(example.file, example.line, got=got, allowed=allowed)
 
 
 def _windows(

@@ -57,7 +57,7 @@ def measure(config: RunConfig) -> dict[str, Any]:
         config.data_path(config.data.sentences), prompt_words=config.data.prompt_words, seed=config.seed
     )
     critic = judge.train(parts.judge)
-    before, after = asyncio.run(_answers(config, list(load_prompts(config).heldout)))
+    before, after = asyncio.run(_answers(config, [str(prompt) for prompt in load_prompts(config).heldout]))
     figures = summary(_judged(critic, before), _judged(critic, after), seed=config.seed)
     record = run_record.read(config.folder)
     return {

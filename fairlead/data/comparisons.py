@@ -7,42 +7,65 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fairlead.data.chat import Chat, Prompt, messages_at, prompt_at, question, turns_of
 from fairlead.data.lines import Line
+from fairlead.types import Message
+
+ALIKE = "`chosen` and `rejected` alike"
+"""What is said of a pair that compares nothing."""
+_ASSISTANT = "\n\nAssistant:"
+"""Where the answer begins in transcripts such as Anthropic's HH."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
     """Two answers to one prompt, and which of them is better."""
 
-    prompt: str
-    """May be empty."""
+    prompt: Prompt
+    """May be empty text."""
     chosen: str
     """The better answer. May be empty: a policy may say nothing, and silence may be better."""
     rejected: str
     """The worse answer, another text than the better one."""
+
+    @property
+    def split_key(self) -> str:
+        """Decides the side of the split: the prompt, or the better answer to none."""
+        return question(self.prompt) or self.chosen
 
 
 @dataclass(frozen=True, slots=True)
 class RankedResponses:
     """K answers to one prompt, ranked against one another; equals are ties."""
 
-    prompt: str
-    """May be empty."""
+    prompt: Prompt
+    """May be empty text."""
     texts: tuple[str, ...]
     """At least two."""
     worths: tuple[float, ...]
     """Of each text: higher is better. A rank r is a worth of −r."""
     tie_margin: float = 0.0
-    """Worths closer than this are ties; equal ones always are."""
+    """Worths closer than this are ties; equal ones always are, and so are equal texts."""
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """(better, worse) indices of all pairs that are no ties."""
         indices = range(len(self.worths))
-        return tuple((i, j) for i in indices for j in indices if self._beats(self.worths[i], self.worths[j]))
+        return tuple((i, j) for i in indices for j in indices if self._beats(i, j))
 
-    def _beats(self, one: float, other: float) -> bool:
-        return one > other and one - other >= self.tie_margin
+    @property
+    def num_ties(self) -> int:
+        """Pairs that are ties."""
+        return len(self.texts) * (len(self.texts) - 1) // 2 - len(self.pairs)
+
+    @property
+    def split_key(self) -> str:
+        """Decides the side of the split: the prompt, or the first answer to none."""
+        return question(self.prompt) or self.texts[0]
+
+    def _beats(self, i: int, j: int) -> bool:
+        one, other = self.worths[i], self.worths[j]
+        return one > other and one - other >= self.tie_margin and self.texts[i] != self.texts[j]
 
 
 Comparisons = Preference | RankedResponses
@@ -59,18 +82,18 @@ def comparisons(line: Line, *, tie_margin: float) -> Comparisons:
     Raises:
         DataError: a key is missing or holds something else.
     """
-    if "responses" not in line.values:
+    if not line.has("responses"):
         return _preference(line)
     responses = line.objects("responses")
     if len(responses) < 2:
         raise line.error(got=f"{len(responses)} responses", allowed="at least 2 to compare")
-    keys = [{"rank", "score"} & response.values.keys() for response in responses]
+    keys = [{key for key in ("rank", "score") if response.has(key)} for response in responses]
     if any(len(found) != 1 for found in keys) or len(set.union(*keys)) != 1:
         raise line.error(got="responses without one measure", allowed="`rank` in each, or `score` in each")
     key = keys[0].pop()
     values = [response.number_at(key) for response in responses]
     return RankedResponses(
-        prompt=line.text("prompt"),
+        prompt=prompt_at(line),
         texts=tuple(response.text("text") for response in responses),
         worths=tuple(-value if key == "rank" else value for value in values),
         tie_margin=tie_margin if key == "score" else 0.0,
@@ -78,7 +101,48 @@ def comparisons(line: Line, *, tie_margin: float) -> Comparisons:
 
 
 def _preference(line: Line) -> Preference:
-    found = Preference(prompt=line.text("prompt"), chosen=line.text("chosen"), rejected=line.text("rejected"))
+    as_messages = [isinstance(line.values.get(key), list) for key in ("chosen", "rejected")]
+    if all(as_messages):
+        found = _of_messages(line)
+    else:
+        chosen, rejected = line.text("chosen"), line.text("rejected")
+        if line.has("prompt"):
+            found = Preference(prompt=prompt_at(line), chosen=chosen, rejected=rejected)
+        else:
+            end = _shared(chosen, rejected)
+            found = Preference(prompt=chosen[:end], chosen=chosen[end:], rejected=rejected[end:])
     if found.chosen == found.rejected:
-        raise line.error(got="`chosen` and `rejected` alike", allowed="two different answers")
+        raise line.error(got=ALIKE, allowed="two different answers")
     return found
+
+
+def _shared(chosen: str, rejected: str) -> int:
+    """Where the answers to a prompt begin that both texts hold: behind `Assistant:`, else before a space.
+
+    The space goes to the answers: byte-pair tokens are then the same as in the whole text.
+    """
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    shared = chosen[: next((place for place, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))]
+    turn = shared.rfind(_ASSISTANT)
+    if turn >= 0:
+        return turn + len(_ASSISTANT)
+    return next((place for place in reversed(range(len(shared))) if shared[place].isspace()), 0)
+
+
+def _of_messages(line: Line) -> Preference:
+    """Both answers as messages, with the prompt before them or apart from it."""
+    chosen, rejected = messages_at(line, "chosen"), messages_at(line, "rejected")
+    before: tuple[Message, ...] = ()
+    if line.has("prompt") and chosen and chosen[0].role == "assistant":
+        before = turns_of(prompt_at(line))
+    chosen, rejected = (*before, *chosen), (*before, *rejected)
+    for key, messages in (("chosen", chosen), ("rejected", rejected)):
+        if not messages or messages[-1].role != "assistant":
+            raise line.error(got=f"`{key}` that does not end with the assistant", allowed="its answer last")
+    if len(chosen) < 2 or chosen[-2].role == "assistant" or chosen[:-1] != rejected[:-1]:
+        raise line.error(
+            got="`chosen` and `rejected` without a prompt that both share",
+            allowed="the same turns before one answer of the assistant",
+        )
+    prompt = Chat(chosen[:-1], file=line.file, line=line.number)
+    return Preference(prompt=prompt, chosen=chosen[-1].content, rejected=rejected[-1].content)

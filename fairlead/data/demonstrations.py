@@ -1,16 +1,15 @@
 """What SFT learns from: a prompt and its answer, a conversation, or plain text; one JSON object a line.
 
-A file may mix the three. `records` reads the files; `trainer.demonstrations` turns records into tokens.
+A file may mix the three. `records` reads the files; `encoding` turns them into tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fairlead.data.chat import first_question, messages_at, prompt_at, turns_of
 from fairlead.data.lines import Line
-
-ROLES = ("system", "user", "assistant")
-"""Who may speak in a conversation."""
+from fairlead.types import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +21,10 @@ class Demonstration:
     completion: str
     """Never empty."""
 
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A turn of a conversation."""
-
-    role: str
-    """One of ROLES."""
-    content: str
-    """What was said; never empty for the assistant."""
+    @property
+    def split_key(self) -> str:
+        """Decides the side of the split: the prompt, or the answer to none."""
+        return self.prompt or self.completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +32,9 @@ class Conversation:
     """Turns of which the assistant's are learnt."""
 
     messages: tuple[Message, ...]
-    """At least one of them is the assistant's."""
+    """At least one of those that are learnt is the assistant's; it always says something."""
+    context: int = 0
+    """Number of messages at the beginning that are only read: the prompt, where a line tells it apart."""
     file: str = field(default="", compare=False)
     """Where it stands, for errors that only the tokenizer can find."""
     line: int = field(default=0, compare=False)
@@ -46,8 +42,13 @@ class Conversation:
 
     @property
     def prompt(self) -> str:
-        """What the user said first; decides the side of the split, as the prompt of a pair does."""
-        return next((message.content for message in self.messages if message.role == "user"), "")
+        """What the user said first; empty if no user spoke."""
+        return first_question(self.messages)
+
+    @property
+    def split_key(self) -> str:
+        """Decides the side of the split: what the user said first, or else the first turn."""
+        return self.prompt or self.messages[0].content
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,12 @@ class PlainText:
 
     @property
     def prompt(self) -> str:
-        """The text itself; decides the side of the split."""
+        """The text itself."""
+        return self.text
+
+    @property
+    def split_key(self) -> str:
+        """Decides the side of the split: the text itself."""
         return self.text
 
 
@@ -71,31 +77,33 @@ FORMATS: dict[type, str] = {Demonstration: "completion", Conversation: "messages
 
 
 def example(line: Line) -> Example:
-    """The record of a line: `messages`, else `text`, else `prompt` and `completion`.
+    """The record of a line: `messages`, else `text`, else `prompt` and `completion`, plain or as messages.
 
     Raises:
         DataError: a key is missing or holds something else.
     """
-    if "messages" in line.values:
-        return _conversation(line)
-    if "text" in line.values and "completion" not in line.values:
+    if line.has("messages"):
+        return _conversation(line, (), "messages")
+    if line.has("text") and not line.has("completion"):
         return PlainText(line.text("text", empty=False))
-    return Demonstration(prompt=line.text("prompt"), completion=line.text("completion", empty=False))
+    if isinstance(line.values.get("completion"), list):
+        return _conversation(line, turns_of(prompt_at(line)), "completion")
+    prompt = prompt_at(line)
+    completion = line.text("completion", empty=False)
+    if isinstance(prompt, str):
+        return Demonstration(prompt=prompt, completion=completion)
+    messages = (*prompt.messages, Message("assistant", completion))
+    return Conversation(messages, context=len(prompt.messages), file=line.file, line=line.number)
 
 
-def _conversation(line: Line) -> Conversation:
-    messages = tuple(
-        Message(role=turn.text("role"), content=turn.text("content")) for turn in line.objects("messages")
-    )
+def _conversation(line: Line, before: tuple[Message, ...], key: str) -> Conversation:
+    """A conversation whose turns under `key` are learnt."""
+    messages = messages_at(line, key)
     for number, message in enumerate(messages):
-        if message.role not in ROLES:
-            raise line.error(
-                got=f"`messages[{number}].role` = {message.role!r}", allowed=f"one of {', '.join(ROLES)}"
-            )
         if message.role == "assistant" and not message.content.strip():
             raise line.error(
-                got=f"`messages[{number}].content` without a word", allowed="an assistant that says something"
+                got=f"`{key}[{number}].content` without a word", allowed="an assistant that says something"
             )
     if not any(message.role == "assistant" for message in messages):
-        raise line.error(got="`messages` without an assistant", allowed="at least one turn to learn from")
-    return Conversation(messages, file=line.file, line=line.number)
+        raise line.error(got=f"`{key}` without an assistant", allowed="at least one turn to learn from")
+    return Conversation((*before, *messages), context=len(before), file=line.file, line=line.number)

@@ -1,22 +1,24 @@
 """Demonstrations, preferences and prompts of a run: read, checked, split into training and held-out.
 
 The stages ask here first. A prompt is on one side for good: the side is a hash of the run's seed and the
-prompt, the same in every file. Nothing here knows tokenizers or torch.
+prompt, the same in every file and whether it is plain text or a user's first turn. Nothing here knows
+tokenizers or torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Generic, TypeVar
 
 from fairlead.config import RunConfig
-from fairlead.data import sentences
+from fairlead.data import sentences, sources
+from fairlead.data.chat import Prompt, question
 from fairlead.data.comparisons import Comparisons, Preference, comparisons
 from fairlead.data.demonstrations import Demonstration, Example, example
-from fairlead.data.lines import Line, read_lines
+from fairlead.data.prompts import prompt
 from fairlead.errors import ConfigError
 
 __all__ = [
@@ -45,7 +47,8 @@ class Split(Generic[Record]):
 def load_demonstrations(config: RunConfig) -> Split[Example]:
     """`data.demonstrations`, or what `data.sentences` gives: the first words, and how they go on.
 
-    A conversation is on the side of what its user says first, plain text on the side of itself.
+    A conversation is on the side of what its user says first, plain text on the side of itself, an answer to
+    an empty prompt on that of the answer.
 
     Raises:
         ConfigError: no file is named, it cannot be opened, or every prompt is held out.
@@ -53,13 +56,13 @@ def load_demonstrations(config: RunConfig) -> Split[Example]:
     """
     found: list[Example]
     if config.data.demonstrations:
-        found = [example(line) for line in _lines(config, "demonstrations")]
+        found = list(sources.read(config, "demonstrations", example))
     else:
         found = [
             Demonstration(prompt=sentence.prompt, completion=sentence.completion)
             for sentence in _sentences(config, "demonstrations").demonstrations
         ]
-    return _split(config, "demonstrations", found, lambda record: record.prompt)
+    return _split(config, "demonstrations", found, lambda record: record.split_key)
 
 
 def load_preferences(config: RunConfig) -> Split[Comparisons]:
@@ -73,9 +76,9 @@ def load_preferences(config: RunConfig) -> Split[Comparisons]:
         DataError: a bad line.
     """
     if config.data.preferences:
-        margin = config.data.tie_margin
-        found = [comparisons(line, tie_margin=margin) for line in _lines(config, "preferences")]
-        return _split(config, "preferences", found, lambda record: record.prompt)
+        parse = partial(comparisons, tie_margin=config.data.tie_margin)
+        found = sources.read(config, "preferences", parse)
+        return _split(config, "preferences", found, lambda record: record.split_key)
     pool = _sentences(config, "preferences").preferences
     sides = _split(config, "preferences", pool, lambda sentence: sentence.prompt)
     train, heldout = (
@@ -90,19 +93,20 @@ def load_preferences(config: RunConfig) -> Split[Comparisons]:
     return Split(train=train, heldout=heldout)
 
 
-def load_prompts(config: RunConfig) -> Split[str]:
+def load_prompts(config: RunConfig) -> Split[Prompt]:
     """`data.prompts`, or what `data.sentences` gives: the first words, each prompt once.
 
     Raises:
         ConfigError: no file is named, it cannot be opened, or every prompt is held out.
         DataError: a bad line.
     """
+    found: Iterable[Prompt]
     if config.data.prompts:
-        found = [_prompt(line) for line in _lines(config, "prompts")]
+        found = sources.read(config, "prompts", prompt)
     else:
         pool = _sentences(config, "prompts").demonstrations
-        found = list(dict.fromkeys(sentence.prompt for sentence in pool))
-    return _split(config, "prompts", found, lambda prompt: prompt)
+        found = dict.fromkeys(sentence.prompt for sentence in pool)
+    return _split(config, "prompts", found, question)
 
 
 def is_heldout(config: RunConfig, prompt: str) -> bool:
@@ -111,22 +115,13 @@ def is_heldout(config: RunConfig, prompt: str) -> bool:
     return int.from_bytes(digest[:8], "big") < config.data.heldout_fraction * 2**64
 
 
-def _lines(config: RunConfig, kind: str) -> Iterator[Line]:
-    field = f"data.{kind}"
-    named: str | tuple[str, ...] = getattr(config.data, kind)
-    for path in (named,) if isinstance(named, str) else named:
-        yield from read_lines(_path(config, path, field), field=field)
-
-
 def _sentences(config: RunConfig, kind: str) -> sentences.Parts:
-    path = _path(config, config.data.sentences, f"data.{kind}")
-    return sentences.load_parts(path, prompt_words=config.data.prompt_words, seed=config.seed)
-
-
-def _path(config: RunConfig, path: str, field: str) -> Path:
-    if not path:
-        raise ConfigError(field, got="no file", allowed="a file of JSON lines, here or in data.sentences")
-    return config.data_path(path)
+    if not config.data.sentences:
+        raise ConfigError(
+            f"data.{kind}", got="no file", allowed="a file of JSON lines, here or in data.sentences"
+        )
+    found = sources.read(config, "sentences", sentences.labelled)
+    return sentences.divide(found, prompt_words=config.data.prompt_words, seed=config.seed)
 
 
 def _split(
@@ -143,7 +138,3 @@ def _split(
             allowed="more prompts, or a smaller data.heldout_fraction",
         )
     return Split(train=tuple(train), heldout=tuple(heldout))
-
-
-def _prompt(line: Line) -> str:
-    return line.text("prompt", empty=False)

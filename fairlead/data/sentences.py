@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairlead.data.lines import read_lines
+from fairlead.data.files import scan_file
+from fairlead.data.lines import Line
+from fairlead.errors import DataError
 
 PARTNERS = 2
 """Pairs that a sentence is in."""
 _SHARES = (("demonstrations", 0.45), ("preferences", 0.35), ("judge", 0.20))
+
+
+Labelled = tuple[str, int]
+"""A sentence and its label, 1 for the one preferred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +52,30 @@ class Parts:
 
 
 def load_parts(path: Path, *, prompt_words: int, seed: int) -> Parts:
-    """Reads a file of sentences. Those without a word after the prompt, and repeated ones, are left out.
+    """Reads a file of sentences.
 
     Raises:
         ConfigError: the file cannot be opened.
         DataError: a bad line.
     """
+    return divide(map(labelled, _good(path)), prompt_words=prompt_words, seed=seed)
+
+
+def labelled(line: Line) -> Labelled:
+    """The sentence of a line, its words one space apart.
+
+    Raises:
+        DataError: a key is missing or holds something else.
+    """
+    return " ".join(line.text("text", empty=False).split()), line.binary("label")
+
+
+def divide(found: Iterable[Labelled], *, prompt_words: int, seed: int) -> Parts:
+    """Sentences by use. Those without a word after the prompt, and repeated ones, are left out."""
     parts: dict[str, list[Sentence]] = {name: [] for name, _ in _SHARES}
     seen: set[str] = set()
-    for line in read_lines(path, field="data.sentences"):
-        words = line.text("text", empty=False).split()
-        label = line.binary("label")
-        text = " ".join(words)
+    for text, label in found:
+        words = text.split()
         if len(words) <= prompt_words or text in seen:
             continue
         seen.add(text)
@@ -87,6 +105,13 @@ def pairs(pool: Sequence[Sentence], *, seed: int) -> list[tuple[Sentence, Senten
         # Shuffled anew in every pass; the surplus of the larger class changes with it.
         found += zip(chosen, rejected, strict=False)
     return found
+
+
+def _good(path: Path) -> Iterator[Line]:
+    for line in scan_file(path, field="data.sentences"):
+        if isinstance(line, DataError):
+            raise line
+        yield line
 
 
 def _part(text: str, seed: int) -> str:

@@ -108,8 +108,8 @@ def test_sides_depend_on_the_seed_and_not_on_the_process(tmp_path: Path) -> None
             "quotes: line 1 column 17 (char 16))",
         ),
         (b'{"prompt": "\xff", "completion": "b"}', ":1: got 'byte 0xff at position 12', allowed: UTF-8"),
-        (b"", ":1: got 'an empty file', allowed: a JSON object a line"),
-        (b"\n\n", ":1: got 'an empty file', allowed: a JSON object a line"),
+        (b"", ":1: got 'an empty file', allowed: a JSON object a line, or rows of Parquet"),
+        (b"\n\n", ":1: got 'an empty file', allowed: a JSON object a line, or rows of Parquet"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -164,7 +164,10 @@ def test_files_that_cannot_be_opened(tmp_path: Path, loader: Callable[[RunConfig
     assert str(caught.value) == f"{field}: got '{tmp_path / 'absent.jsonl'}', allowed: a file that exists"
     with pytest.raises(ConfigError) as caught:
         loader(_config(tmp_path, **{name: str(tmp_path)}))
-    assert str(caught.value) == f"{field}: got '{tmp_path}, a folder', allowed: a file of JSON lines"
+    assert str(caught.value).startswith(
+        f"{field}: got '{tmp_path}?split=train', allowed: a dataset that can be"
+    )
+    assert "doesn't contain any data files" in str(caught.value)
 
 
 def test_everything_held_out_is_an_error(tmp_path: Path) -> None:

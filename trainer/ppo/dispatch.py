@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from fairlead.config.sampling import SamplingSection
-from fairlead.data.encoding import encode_prompt
+from fairlead.data.chat import Chat, Prompt
+from fairlead.data.encoding import encode_prompt, render
 from fairlead.types import PromptTask, WeightVersion
 from trainer import seeds
 
@@ -21,12 +22,25 @@ class PromptOrder:
 
     def __init__(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         tokenizer: PreTrainedTokenizerBase,
         *,
         sampling: SamplingSection,
         seed: int,
     ) -> None:
+        """
+        Args:
+            prompts: what is asked; each is rendered once here, so that one that cannot be is found at once.
+            tokenizer: the policy's.
+            sampling: how answers are drawn.
+            seed: the run's.
+
+        Raises:
+            DataError: a prompt of messages, and there is no chat template or the template refuses it.
+        """
+        for prompt in prompts:
+            if isinstance(prompt, Chat):
+                render(tokenizer, prompt, generate=True)
         self._prompts = prompts
         self._tokenizer = tokenizer
         self._sampling = sampling
@@ -39,13 +53,14 @@ class PromptOrder:
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = seeds.permutation(len(self._prompts), self._seed, "prompts", epoch)
-        text = self._prompts[self._order[position]]
+        prompt = self._prompts[self._order[position]]
         return PromptTask(
             task_id=task_id,
-            prompt_token_ids=tuple(encode_prompt(self._tokenizer, text)),
-            prompt_text=text,
+            prompt_token_ids=tuple(encode_prompt(self._tokenizer, prompt)),
+            prompt_text=str(prompt),
             sampling=self._sampling.params(seed=seeds.derive(self._seed, "task", task_id)),
             min_version=min_version,
+            messages=prompt.messages if isinstance(prompt, Chat) else (),
         )
 
     def tasks(self, task_ids: Iterable[int], *, min_version: WeightVersion) -> list[PromptTask]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient, AsyncRewardClient
 from fairlead.config import RunConfig
+from fairlead.data.chat import Chat
 from fairlead.data.encoding import encode_prompt
 from fairlead.data.records import load_prompts
 from fairlead.errors import (
@@ -197,7 +198,9 @@ class Evaluation:
                 lambda: services.policy.generate(ids, sampling, min_version=version)
             )
             tokens = TokenPair(ids, said.token_ids)
-            item = TextPair(prompt, said.text) if services.scored_as_text else tokens
+            turns = prompt.messages if isinstance(prompt, Chat) else ()
+            text = TextPair(str(prompt), said.text, turns)
+            item = text if services.scored_as_text else tokens
             scores = await self._patiently(lambda: services.reward.score([item]))
             divergence = None
             if temperature:

@@ -71,7 +71,8 @@ class FreshLabels:
         else:
             pairs = [(found.chosen, found.rejected)]
         for better, worse in pairs:
-            scores = self._scores.get((found.prompt, better)), self._scores.get((found.prompt, worse))
+            asked = str(found.prompt)
+            scores = self._scores.get((asked, better)), self._scores.get((asked, worse))
             if scores[0] is not None and scores[1] is not None:
                 yield scores[0] > scores[1]
 

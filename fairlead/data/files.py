@@ -1,0 +1,117 @@
+"""Files of lines: JSON, gzipped or not, and Parquet, told apart by their first bytes.
+
+Between `sources`, which knows what a run names, and `lines`. A bad line is handed on like a good one, so that
+who reads decides whether to stop at it; a damaged file ends the reading.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from fairlead.data.lines import Line, parse
+from fairlead.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
+MAX_LINE_BYTES = 64 << 20
+"""A longer line is not read: it is a file of another kind, or a bomb."""
+INSTALL = "pip install 'fairlead[data]'"
+"""What brings Parquet and the hub."""
+_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
+_BATCH_ROWS = 256
+
+
+def scan_file(path: Path, *, field: str) -> Iterator[Line | DataError]:
+    """Every object of a file in order, and in place of a bad one its error; blank lines are passed over.
+
+    Args:
+        path: the file.
+        field: the setting that names it, for errors.
+
+    Raises:
+        ConfigError: it is absent, cannot be opened, or needs a package that is not installed.
+        DataError: it is damaged, cut off, or has no line at all.
+    """
+    file, empty = str(path), True
+    try:
+        with path.open("rb") as raw:
+            magic = raw.read(len(_PARQUET))
+            raw.seek(0)
+            if magic == _PARQUET or (magic and path.suffix == ".parquet"):
+                found = _scan_parquet(raw, file, field)
+            else:
+                found = _scan_json(raw, file, packed=magic.startswith(_GZIP))
+            for line in found:
+                empty = False
+                yield line
+    except FileNotFoundError:
+        raise ConfigError(field, got=file, allowed="a file that exists") from None
+    except OSError as error:
+        raise ConfigError(field, got=file, allowed=f"a readable file ({error.strerror})") from error
+    if empty:
+        raise DataError(file, 1, got="an empty file", allowed="a JSON object a line, or rows of Parquet")
+
+
+def _scan_json(raw: BinaryIO, file: str, *, packed: bool) -> Iterator[Line | DataError]:
+    number = 0
+    try:
+        with gzip.GzipFile(fileobj=raw) if packed else nullcontext(raw) as stream:
+            while content := stream.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(content) > MAX_LINE_BYTES:
+                    raise DataError(
+                        file,
+                        number,
+                        got=f"a line of more than {MAX_LINE_BYTES >> 20} MiB",
+                        allowed="one JSON object a line",
+                    )
+                if content.strip():
+                    yield parse(file, number, content)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(file, number + 1, got=f"a damaged gzip: {error}", allowed="a whole file") from error
+
+
+def _scan_parquet(raw: BinaryIO, file: str, field: str) -> Iterator[Line | DataError]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise ConfigError(
+            field, got=file, allowed=f"JSON lines, or pyarrow to read Parquet: {INSTALL}"
+        ) from None
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(raw).iter_batches(batch_size=_BATCH_ROWS):
+            for row in range(batch.num_rows):
+                number += 1
+                yield _row(batch, row, file, number)
+    # pyarrow says some damage as an ArrowException, some as a bare OSError.
+    except (ArrowException, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(
+            file, number + 1, got=f"a damaged Parquet file: {reason}", allowed="a whole file"
+        ) from error
+
+
+def _row(batch: RecordBatch, row: int, file: str, number: int) -> Line | DataError:
+    values: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[row].as_py()
+        except UnicodeDecodeError as error:
+            bad = error.object[error.start]
+            return DataError(
+                file,
+                number,
+                got=f"byte 0x{bad:02x} at position {error.start} of `{name}`",
+                allowed="UTF-8",
+            )
+        except ValueError:
+            # Such as a time in nanoseconds that Python has no type for; nothing that a record reads.
+            continue
+    return Line(file, number, values)
