@@ -24,6 +24,7 @@ Every part raises these; only the outermost edge of a process turns them into a 
     ├── Stalled                 what was waited for, and how long
     ├── StoppedByGuard          a signal of reward hacking, and the checkpoint that the run went back to
     ├── ProcessFailed           a process of a local run ended for good
+    ├── ClusterRefused          the Kubernetes API refuses what it was asked; says which object and what to do
     └── InternalError           a bug; carries the id under which the log has it
 """
 
@@ -153,6 +154,10 @@ class ProcessFailed(FairleadError):
     """A process of a local run ended and is not started again."""
 
 
+class ClusterRefused(FairleadError):
+    """The Kubernetes API refuses what it was asked; asking again changes nothing."""
+
+
 class InternalError(FairleadError):
     """A bug on the other side; the id stands in its log."""
 
@@ -204,6 +209,7 @@ EXIT_CODE: dict[type[BaseException], int] = {
     ModelLoadError: 2,
     QueueMisconfigured: 2,
     SchemaTooNew: 2,
+    ClusterRefused: 2,
     Fenced: 3,
     Stalled: 4,
     StoppedByGuard: 5,
