@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from fairlead.config.section import Section
@@ -11,11 +13,11 @@ class LoraSection(Section):
     """Low-rank adaptation (Hu et al. 2021): the base stays as it is, W·x becomes W·x + alpha/rank · B·A·x."""
 
     rank: int = Field(default=0, ge=0, le=1_024)
-    """Rows of A and columns of B, r; 0 trains all weights instead. 8 to 64 are usual, with a learning rate ten
-    times that of training all weights or more."""
+    """Rows of A and columns of B, r; 0 trains all weights instead. 8 to 64 are usual, with a learning rate
+    ten times that of training all weights, or more."""
     alpha: float = Field(default=32.0, gt=0)
     """The adapter's share is multiplied by alpha/rank."""
-    target_modules: str | tuple[str, ...] = "all-linear"
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Names of the linear layers that get an adapter, such as `["q_proj", "v_proj"]`; `all-linear` is every
     one but the output layer."""
     merge: bool = False

@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from fairlead.config.compute import ComputeSection, Device
 from fairlead.errors import ModelLoadError
+from fairlead.nn import adapters
 from fairlead.nn.failures import load_failure
 
 logger = logging.getLogger(__name__)
@@ -64,12 +65,15 @@ def set_threads(section: ComputeSection) -> None:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub id.
+    """The tokenizer of a model folder or hub id; of an adapter without one, that of its base.
 
     Raises:
         ModelLoadError: if there is none.
     """
     _check_path(path)
+    base = adapters.base_of(path)
+    if base is not None and not any(Path(path).expanduser().glob("tokenizer*")):
+        return load_tokenizer(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except _LOAD_ERRORS as error:
@@ -101,13 +105,14 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return frozenset(found)
 
 
-def max_sequence_tokens(model: PreTrainedModel, configured: int) -> int:
+def max_sequence_tokens(model: PreTrainedModel | PreTrainedConfig, configured: int) -> int:
     """The configured limit, or the model's own where none is configured; never above the model's own."""
+    config = model.config if isinstance(model, PreTrainedModel) else model
     own = next(
         (
             int(value)
             for name in ("max_position_embeddings", "n_positions", "n_ctx")
-            if (value := getattr(model.config, name, None))
+            if (value := getattr(config, name, None))
         ),
         2_048,
     )
@@ -124,12 +129,18 @@ def load_causal_lm(path: str, section: ComputeSection) -> PreTrainedModel:
 
 
 def load_config(path: str) -> PreTrainedConfig:
-    """The configuration of a model folder or hub id.
+    """The configuration of a model folder or hub id; of an adapter, that of its base.
 
     Raises:
         ModelLoadError: if there is none, or it is of a kind that transformers does not know.
     """
     _check_path(path)
+    base = adapters.base_of(path)
+    if base is not None:
+        try:
+            return load_config(base)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"the adapter {path!r} needs its base: {error}") from error
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except _LOAD_ERRORS as error:
@@ -179,7 +190,7 @@ def load_pretrained(
     allowed_missing: Collection[str] = (),
     **settings: object,
 ) -> PreTrainedModel:
-    """A model on the CPU in the section's dtype.
+    """A model on the CPU in the section's dtype; an adapter is added to the weights of its base.
 
     Args:
         auto: what it is loaded as.
@@ -192,6 +203,14 @@ def load_pretrained(
         ModelLoadError: if it is missing, truncated, or weights are missing from the checkpoint.
     """
     load_config(path)
+    base = adapters.base_of(path)
+    if base is not None:
+        # In float32: bfloat16 would round small adapters away.
+        exact = section.model_copy(update={"dtype": "float32"})
+        model = load_pretrained(auto, base, exact, allowed_missing=allowed_missing, **settings)
+        model = adapters.load_merged(model, path)
+        nn.Module.to(model, torch_dtype(section))
+        return model
     loader: Any = auto
     try:
         with _quiet_transformers():

@@ -1,0 +1,243 @@
+"""Low-rank adapters on a frozen model, through peft: made, named, saved, and loaded with their base.
+
+The trainer learns and publishes them, the policy service swaps them; both name a tensor as peft's files do. A
+folder with an adapter is what peft writes: `adapter_config.json` and `adapter_model.safetensors`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from fairlead.config.lora import LoraSection
+from fairlead.errors import ConfigError, ModelLoadError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+"""What peft calls the files of an adapter's folder."""
+
+_PREFIX = "base_model.model."
+_NAME = "default"
+
+
+def add(
+    model: PreTrainedModel,
+    section: LoraSection,
+    *,
+    field: str,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    dropout: float = 0.0,
+) -> None:
+    """Freezes a model and puts adapters into its linear layers. They change nothing until they have learnt.
+
+    Args:
+        model: changed in place.
+        section: rank above 0, and which layers.
+        field: the section's name, for errors.
+        seed: of the draw of A; B is 0.
+        dtype: of the adapters' weights.
+        dropout: share of an adapter's inputs left out where its dropout is in training mode.
+
+    Raises:
+        ConfigError: if the model has no linear layer of a name asked for.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = _linear_layers(model)
+    targets = section.target_modules
+    if targets == "all-linear":
+        # By the last part of their names, as people write them; a number says nothing.
+        targets = tuple(
+            sorted({name if (last := name.rpartition(".")[2]).isdigit() else last for name in linear})
+        )
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(
+                f"{field}.target_modules", got=target, allowed=f"all-linear, or among {', '.join(known)}"
+            )
+    config = LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft divides it, whole or not
+        lora_dropout=dropout,
+        target_modules=list(targets),
+        # GPT-2 keeps its matrices the other way round.
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
+        bias="none",
+    )
+    nn.Module.requires_grad_(model, False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    nn.Module.eval(model)
+    for parameter in tensors(model).values():
+        parameter.data = parameter.data.to(dtype)
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether `add` was here."""
+    return hasattr(model, "peft_config")
+
+
+def tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapters' parameters, all that learns, by the names that peft's files give them."""
+    return {
+        _PREFIX + name.replace(f".{_NAME}", ""): parameter
+        for name, parameter in nn.Module.named_parameters(model)
+        if ".lora_" in name
+    }
+
+
+def config(model: nn.Module, *, base: str) -> dict[str, object]:
+    """The content of `adapter_config.json`.
+
+    Args:
+        model: with adapters.
+        base: path or hub id of the model below them; a path is made absolute.
+    """
+    found: LoraConfig = model.peft_config[_NAME]  # type: ignore[index, assignment]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(Path(base).resolve()) if Path(base).is_dir() else base,
+        "r": found.r,
+        "lora_alpha": found.lora_alpha,
+        "lora_dropout": found.lora_dropout,
+        "target_modules": sorted(found.target_modules or ()),
+        "fan_in_fan_out": found.fan_in_fan_out,
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def save(model: PreTrainedModel, folder: Path, *, base: str, merge: bool) -> None:
+    """Writes the adapter as peft does; with `merge` the whole model as `save_pretrained` does."""
+    if merge:
+        merged(model).save_pretrained(folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: parameter.detach().cpu().contiguous() for name, parameter in tensors(model).items()}
+    save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(config(model, base=base), indent=2), encoding="utf-8")
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy with the adapters added to the weights, in float32: bfloat16 would round small ones away."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = copy.deepcopy(model)
+    nn.Module.to(found, torch.float32)
+    for name, module in list(found.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            found.set_submodule(name, module.get_base_layer())
+    del found.peft_config
+    nn.Module.requires_grad_(found, True)
+    return found
+
+
+def base_of(path: str) -> str | None:
+    """The base that an adapter's folder or hub id names; None if there is no adapter.
+
+    Raises:
+        ModelLoadError: if its configuration names none.
+    """
+    file = find_adapter_config_file(
+        str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path
+    )
+    if file is None:
+        return None
+    try:
+        base = json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"the adapter {path!r}: {file} names no base model ({error!r})") from error
+    if not base or not isinstance(base, str):
+        raise ModelLoadError(f"the adapter {path!r}: base_model_name_or_path in {file} is empty")
+    return base
+
+
+def load_merged(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """The model with the adapter of a folder or hub id added to its weights.
+
+    Args:
+        model: the adapter's base; used up.
+        path: any adapter that peft knows and can merge.
+
+    Raises:
+        ModelLoadError: if the adapter is damaged or made for another model.
+    """
+    from peft import PeftConfig, get_peft_model
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what they say of missing tensors is checked below
+            settings = PeftConfig.from_pretrained(path)
+            settings.task_type = None  # a reward model starts from an adapter of a language model, too
+            adapted = get_peft_model(model, settings, adapter_name=_NAME)
+            report = adapted.load_adapter(path, _NAME)
+            wrong = sorted((*report.missing_keys, *report.unexpected_keys))
+            if wrong:
+                raise ModelLoadError(
+                    f"the adapter {path!r} and its settings do not belong together: {', '.join(wrong[:3])}"
+                )
+            plain = adapted.merge_and_unload(safe_merge=True)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise ModelLoadError(
+            f"cannot put the adapter {path!r} on its base {base_of(path)!r}: {why}. "
+            "Is it whole, and is that the model it was trained on?"
+        ) from error
+    assert isinstance(plain, PreTrainedModel)
+    return plain
+
+
+def fingerprint(path: str) -> str:
+    """SHA-256 over the files that hold a model's weights, those of an adapter's base among them.
+
+    Args:
+        path: a folder, or a hub id that has been loaded before.
+    """
+    base = base_of(path)
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        folder = Path(str(cached_file(path, CONFIG_FILE if base else "config.json"))).parent
+    digest = hashlib.sha256(fingerprint(base).encode() if base else b"")
+    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> list[str]:
+    """What of two adapters' configurations has to be the same, and is not."""
+    return [
+        f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+        for key in ("r", "lora_alpha", "target_modules", "fan_in_fan_out")
+        if theirs.get(key) != ours.get(key)
+    ]
+
+
+def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Every linear layer but the output layer, by its full name."""
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output
+    }

@@ -1,0 +1,227 @@
+"""Adapters: what they add by hand, what a folder of them loads as, and which ones are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from fairlead.config.compute import ComputeSection
+from fairlead.config.lora import LoraSection
+from fairlead.errors import ConfigError, ModelLoadError
+from fairlead.nn import adapters
+from fairlead.nn.loading import load_causal_lm, load_tokenizer
+from fairlead.nn.reward_model import load_reward_model
+from tests.tiny import tiny_causal_lm, tiny_tokenizer
+
+CPU = ComputeSection(device="cpu")
+LORA = LoraSection(rank=4, alpha=8.0)
+TOKENS = torch.tensor([[1, 5, 6, 7, 30, 2]])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    return str(tiny_causal_lm(tmp_path_factory.mktemp("base")))
+
+
+def adapted(base: str, section: LoraSection = LORA, **settings):
+    """With adapters that say something: fresh ones are 0."""
+    model = load_causal_lm(base, CPU)
+    adapters.add(model, section, field="ppo.lora", seed=3, **settings)
+    draw = torch.Generator().manual_seed(7)
+    for tensor in adapters.tensors(model).values():
+        tensor.data = torch.randn(tensor.shape, generator=draw).to(tensor.dtype) * 0.2
+    return model
+
+
+def saved(base: str, folder: Path, section: LoraSection = LORA, *, merge: bool = False) -> str:
+    adapters.save(adapted(base, section), folder, base=base, merge=merge)
+    return str(folder)
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model(TOKENS).logits
+
+
+def test_fresh_adapters_change_nothing_and_only_they_learn(base):
+    plain, model = load_causal_lm(base, CPU), load_causal_lm(base, CPU)
+    adapters.add(model, LORA, field="ppo.lora", seed=3)
+    assert adapters.is_adapted(model)
+    assert not adapters.is_adapted(plain)
+    assert torch.equal(logits(model), logits(plain))
+    model(TOKENS).logits.sum().backward()
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning == {name for name, p in model.named_parameters() if p.grad is not None}
+    # Seven matrices in each of two layers, and neither embedding nor output layer.
+    assert len(learning) == len(adapters.tensors(model)) == 2 * 2 * 7
+    assert not any("lm_head" in name or "embed" in name for name in learning)
+
+
+def test_the_draw_of_an_adapter_depends_on_its_seed_alone(base):
+    models = []
+    for seed in (3, 3, 4):
+        torch.rand(len(models) + 1)
+        model = load_causal_lm(base, CPU)
+        adapters.add(model, LORA, field="ppo.lora", seed=seed)
+        models.append(adapters.tensors(model))
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert not all(torch.equal(models[0][name], models[2][name]) for name in models[0])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own
+def test_a_folder_loads_as_the_weights_by_hand_and_as_peft_reads_it(base, tmp_path):
+    model = adapted(base)
+    adapters.save(model, tmp_path / "a", base=base, merge=False)
+    by_hand = load_causal_lm(base, CPU)
+    parameters = dict(by_hand.named_parameters())
+    found = load_file(tmp_path / "a" / adapters.WEIGHTS_FILE)
+    with torch.no_grad():
+        for name, tensor in found.items():
+            if name.endswith(".lora_A.weight"):
+                layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+                up = found[name.replace("lora_A", "lora_B")]
+                parameters[f"{layer}.weight"] += 8.0 / 4 * up @ tensor
+    expected = logits(by_hand)
+    assert (expected - logits(load_causal_lm(base, CPU))).abs().max() > 1e-2
+    loaded = load_causal_lm(str(tmp_path / "a"), CPU)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "a").eval()
+    adapters.save(model, tmp_path / "whole", base=base, merge=True)
+    whole = load_causal_lm(str(tmp_path / "whole"), CPU)
+    for one in (model, loaded, theirs, whole):
+        assert (logits(one) - expected).abs().max() < 1e-5
+    assert loaded.state_dict().keys() == by_hand.state_dict().keys()
+    assert not (tmp_path / "whole" / adapters.CONFIG_FILE).exists()
+    assert torch.equal(logits(model), logits(adapted(base)))  # saving left it as it was
+    exact = ComputeSection(device="cpu", dtype="bfloat16")
+    assert load_causal_lm(str(tmp_path / "a"), exact).dtype == torch.bfloat16
+
+
+def test_an_adapter_on_an_adapter_and_a_reward_model_from_one(base, tmp_path):
+    first = saved(base, tmp_path / "first")
+    second = saved(first, tmp_path / "second", LoraSection(rank=2, alpha=2.0))
+    assert adapters.base_of(second) == str(tmp_path / "first")
+    changed = logits(load_causal_lm(second, CPU))
+    assert (changed - logits(load_causal_lm(first, CPU))).abs().max() > 1e-3
+    # The tokenizer is the base's, until the folder has its own.
+    assert load_tokenizer(second).pad_token == "<pad>"
+    tiny_tokenizer(pad_is_eos=True).save_pretrained(second)
+    assert load_tokenizer(second).pad_token == "</s>"
+    reward = load_reward_model(first, CPU, fresh_head=True)
+    language = load_causal_lm(first, CPU)
+    with torch.no_grad():
+        assert torch.equal(reward.body(TOKENS)[0], language.base_model(TOKENS)[0])
+
+
+def test_matrices_that_lie_the_other_way_round(tmp_path):
+    settings = {
+        "vocab_size": 60,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    GPT2LMHeadModel(GPT2Config(**settings)).save_pretrained(tmp_path / "gpt2")
+    model = adapted(str(tmp_path / "gpt2"))
+    adapters.save(model, tmp_path / "a", base=str(tmp_path / "gpt2"), merge=False)
+    loaded = load_causal_lm(str(tmp_path / "a"), CPU)
+    assert (logits(loaded) - logits(load_causal_lm(str(tmp_path / "gpt2"), CPU))).abs().max() > 1e-2
+    assert (logits(loaded) - logits(model)).abs().max() < 1e-5
+
+
+def test_layers_are_chosen_by_name_and_a_wrong_name_is_refused(base):
+    model = adapted(base, LoraSection(rank=4, target_modules=("q_proj", "layers.1.mlp.up_proj")))
+    layers = {
+        name.removeprefix("base_model.model.").partition(".lora_")[0] for name in adapters.tensors(model)
+    }
+    assert layers == {
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.mlp.up_proj",
+    }
+    for wrong in ("query", "lm_head", "embed_tokens", "input_layernorm"):
+        with pytest.raises(ConfigError, match=rf"ppo\.lora\.target_modules.*'{wrong}'.*q_proj, up_proj"):
+            adapted(base, LoraSection(rank=4, target_modules=("q_proj", wrong)))
+
+
+def test_the_fingerprint_is_that_of_the_weights_wherever_they_lie(base, tmp_path):
+    shutil.copytree(base, tmp_path / "elsewhere")
+    assert adapters.fingerprint(base) == adapters.fingerprint(str(tmp_path / "elsewhere"))
+    other = tiny_causal_lm(tmp_path / "other", seed=1)
+    assert adapters.fingerprint(str(other)) != adapters.fingerprint(base)
+    on_one, on_other = saved(base, tmp_path / "a"), saved(str(other), tmp_path / "b")
+    # The same adapter on another base is another model.
+    assert (
+        load_file(Path(on_one) / adapters.WEIGHTS_FILE).keys()
+        == load_file(Path(on_other) / adapters.WEIGHTS_FILE).keys()
+    )
+    assert len({adapters.fingerprint(path) for path in (base, on_one, on_other)}) == 3
+
+
+def truncate(folder: Path) -> None:
+    file = folder / adapters.WEIGHTS_FILE
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def lose_a_tensor(folder: Path) -> None:
+    found = load_file(folder / adapters.WEIGHTS_FILE)
+    found.pop(next(iter(found)))
+    save_file(found, folder / adapters.WEIGHTS_FILE)
+
+
+def gain_a_tensor(folder: Path) -> None:
+    found = load_file(folder / adapters.WEIGHTS_FILE)
+    name = "base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"
+    save_file(found | {name: torch.ones(4, 32)}, folder / adapters.WEIGHTS_FILE)
+
+
+def change_shapes(folder: Path) -> None:
+    found = load_file(folder / adapters.WEIGHTS_FILE)
+    save_file(
+        {name: tensor[:, :-1].contiguous() for name, tensor in found.items()}, folder / adapters.WEIGHTS_FILE
+    )
+
+
+def not_a_number(folder: Path) -> None:
+    found = load_file(folder / adapters.WEIGHTS_FILE)
+    save_file({name: tensor * float("nan") for name, tensor in found.items()}, folder / adapters.WEIGHTS_FILE)
+
+
+def no_weights(folder: Path) -> None:
+    (folder / adapters.WEIGHTS_FILE).unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, lose_a_tensor, gain_a_tensor, change_shapes, not_a_number, no_weights]
+)
+def test_a_damaged_adapter_is_refused(base, tmp_path, damage):
+    path = saved(base, tmp_path / "a")
+    damage(tmp_path / "a")
+    with pytest.raises(ModelLoadError, match=f"the adapter '{path}'"):
+        load_causal_lm(path, CPU)
+
+
+def test_an_adapter_without_its_base_is_refused(base, tmp_path):
+    path = saved(base, tmp_path / "a")
+    file = tmp_path / "a" / adapters.CONFIG_FILE
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(
+        ModelLoadError, match=r"the adapter '.*/a' needs its base: there is no model folder '.*gone'"
+    ):
+        load_causal_lm(path, CPU)
+    other = tiny_causal_lm(tmp_path / "wide", hidden_size=48)
+    file.write_text(json.dumps(settings | {"base_model_name_or_path": str(other)}))
+    with pytest.raises(ModelLoadError, match=r"on its base '.*wide'.*is that the model it was trained on"):
+        load_causal_lm(path, CPU)
+    for broken in ("{", json.dumps({"peft_type": "LORA"}), json.dumps({"base_model_name_or_path": None})):
+        file.write_text(broken)
+        with pytest.raises(ModelLoadError, match=r"the adapter '.*/a': "):
+            load_causal_lm(path, CPU)
