@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from fairlead.data.demonstrations import Example, PlainText
-from fairlead.data.encoding import encode_prompt, encode_response, encode_turns
+from fairlead.data.encoding import encode_answer, encode_prompt, encode_response
 from trainer.sequences import TokenSequence
 
 
@@ -33,7 +33,8 @@ def encode(
         if isinstance(example, PlainText):
             sequences += _windows(example, tokenizer, max_tokens=max_tokens)
             continue
-        for prompt, response in encode_turns(tokenizer, example):
+        for asked, said in example.turns:
+            prompt, response = encode_answer(tokenizer, asked, said)
             ids = [*prompt, *response]
             truncated += len(ids) > max_tokens
             if len(prompt) < max_tokens:

@@ -5,9 +5,10 @@ A file may mix the three. `records` reads the files; `encoding` turns them into 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fairlead.data.chat import first_question, messages_at, prompt_at, turns_of
+from fairlead.data.chat import Chat, Prompt, first_question, messages_at, prompt_at, turns_of
 from fairlead.data.lines import Line
 from fairlead.types import Message
 
@@ -20,6 +21,11 @@ class Demonstration:
     """May be empty."""
     completion: str
     """Never empty."""
+
+    @property
+    def turns(self) -> Iterator[tuple[Prompt, str]]:
+        """What is learnt, as prompt and answer: one of them."""
+        yield self.prompt, self.completion
 
     @property
     def split_key(self) -> str:
@@ -44,6 +50,13 @@ class Conversation:
     def prompt(self) -> str:
         """What the user said first; empty if no user spoke."""
         return first_question(self.messages)
+
+    @property
+    def turns(self) -> Iterator[tuple[Prompt, str]]:
+        """What is learnt, as prompt and answer: every turn of the assistant behind the context."""
+        for end, message in enumerate(self.messages):
+            if message.role == "assistant" and end >= self.context:
+                yield Chat(self.messages[:end], file=self.file, line=self.line), message.content
 
     @property
     def split_key(self) -> str:

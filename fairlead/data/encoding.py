@@ -6,11 +6,9 @@ none but the end. Nothing here knows files or models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fairlead.data.chat import Chat, Prompt
-from fairlead.data.demonstrations import Conversation, Demonstration
 from fairlead.errors import DataError, InvalidInput, ModelLoadError
 from fairlead.types import Message
 
@@ -74,23 +72,6 @@ def encode_answer(
         raise _refused(prompt, "a turn that changes what stands before it", "another chat template")
     ids = _ids(tokenizer, before, special=False)
     return ids, _ended(encode_response(tokenizer, whole[len(before) :], eos=False), tokenizer)
-
-
-def encode_turns(
-    tokenizer: PreTrainedTokenizerBase, example: Demonstration | Conversation
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Prompt and response ids of a demonstration, or of every turn of a conversation that is learnt.
-
-    Raises:
-        DataError: a conversation, and the tokenizer has no chat template or the template refuses it.
-    """
-    if isinstance(example, Demonstration):
-        yield encode_answer(tokenizer, example.prompt, example.completion)
-        return
-    for end, message in enumerate(example.messages):
-        if message.role == "assistant" and end >= example.context:
-            before = Chat(example.messages[:end], file=example.file, line=example.line)
-            yield encode_answer(tokenizer, before, message.content)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, generate: bool) -> str:
