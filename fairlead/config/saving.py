@@ -30,9 +30,16 @@ def save(config: RunConfig, path: Path) -> None:
     """Writes the configuration, without secrets, in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}")
-    values = without_secrets(config).model_dump(mode="json", exclude_none=True)
-    aside.write_text("\n".join(_lines(values)) + "\n", encoding="utf-8")
+    aside.write_text(as_toml(config), encoding="utf-8")
     aside.replace(path)
+
+
+def as_toml(config: RunConfig, *, without_defaults: bool = False) -> str:
+    """The configuration as text, without secrets and, if wanted, without what has its default value."""
+    values = without_secrets(config).model_dump(
+        mode="json", exclude_none=True, exclude_defaults=without_defaults
+    )
+    return "\n".join(_lines(values)) + "\n"
 
 
 def _without_password(url: str) -> str:
