@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from fairlead import __version__
-from fairlead.cli import generate, quickstart, reports, score, serve, stages
+from fairlead.cli import data, generate, plan, quickstart, reports, score, serve, stages
 from fairlead.cli.output import fail
 
 _EPILOG = """\b
@@ -71,6 +71,8 @@ def _root(
 quickstart.register(app)
 stages.register(app)
 serve.register(app)
+data.register(app)
 score.register(app)
 generate.register(app)
 reports.register(app)
+plan.register(app)

@@ -1,0 +1,153 @@
+"""`fairlead plan`: what a run will take, before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fairlead.cli.output import ConfigFile, ConfigOption, Json, Overrides, load_config, with_examples
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fairlead.memory.machine import Machine
+    from fairlead.memory.plan import RunPlan
+    from fairlead.memory.process import ProcessMemory
+
+_PLAN = with_examples(
+    "State the memory of every process and the room on the disk that a run will take.\n\n"
+    "Reads the configuration, the config.json of its models and the headers of their files; loads no weights "
+    "and needs no torch. Weights, gradients and optimizer are exact, the rest is an estimate.",
+    "fairlead plan run.toml",
+    "fairlead plan run.toml --set ppo.lora.rank=16 --set ppo.gradient_checkpointing=true",
+    "fairlead plan run.toml --gpu-gib 80 --memory-gib 256 --json",
+)
+
+_GIB = 1 << 30
+# In the order in which columns are left out where there is no room for them, the last first.
+_COLUMNS = ("total", "weights", "activations", "optimizer", "gradients", "cache", "incoming", "runtime")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("plan", help=_PLAN)(plan)
+
+
+def plan(
+    run: ConfigFile = None,
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option("--prompt-tokens", min=1, help="Tokens of the longest prompt; else by its bytes."),
+    ] = None,
+    memory_gib: Annotated[
+        float | None, typer.Option("--memory-gib", min=0, help="Plan for a machine with so much main memory.")
+    ] = None,
+    gpu_gib: Annotated[
+        float | None, typer.Option("--gpu-gib", min=0, help="Plan for a GPU of so much memory; 0 is none.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prints the plan; exit code 0 whether it fits or not."""
+    from fairlead.memory.plan import plan_run
+
+    settings = load_config(run, config, overrides)
+    found = plan_run(settings, machine=_machine(memory_gib, gpu_gib), prompt_tokens=prompt_tokens)
+    if as_json:
+        typer.echo(json.dumps(_as_json(found), indent=2))
+    else:
+        _show(found, str(settings.folder.root))
+
+
+def _machine(memory_gib: float | None, gpu_gib: float | None) -> Machine:
+    from fairlead.memory.machine import Machine, this_machine
+
+    here = this_machine()
+    return Machine(
+        host_bytes=here.host_bytes if memory_gib is None else int(memory_gib * _GIB),
+        gpu_bytes=here.gpu_bytes if gpu_gib is None else int(gpu_gib * _GIB),
+    )
+
+
+def _as_json(found: RunPlan) -> dict[str, object]:
+    """Bytes throughout."""
+    return {
+        "stages": [
+            {
+                "stage": stage.stage,
+                "host_bytes": stage.on("cpu"),
+                "gpu_bytes": stage.on("cuda"),
+                "processes": [process.as_dict() for process in stage.processes],
+            }
+            for stage in found.stages
+        ],
+        "disk": dataclasses.asdict(found.disk) | {"total": found.disk.total},
+        "machine": dataclasses.asdict(found.machine),
+        "notes": list(found.notes),
+        "warnings": list(found.warnings()),
+    }
+
+
+def _show(found: RunPlan, folder: str) -> None:
+    from rich.console import Console
+
+    from fairlead.memory.plan import in_words
+
+    console = Console(highlight=False, soft_wrap=True)
+    for stage in found.stages:
+        sums = [f"{in_words(stage.on('cpu'))} of main memory"]
+        if stage.on("cuda"):
+            sums.append(f"{in_words(stage.on('cuda'))} on the GPU")
+        console.print(f"[bold]{stage.stage}[/bold]: {' and '.join(sums)}")
+        console.print(_table(list(stage.processes), console.width), soft_wrap=False)
+        console.print()
+    disk = found.disk
+    console.print(
+        f"[bold]disk[/bold], {folder}: {in_words(disk.total)} (checkpoints {in_words(disk.checkpoints)}, "
+        f"weight store {in_words(disk.weight_store)}, models {in_words(disk.models)}); "
+        f"{in_words(disk.free)} free"
+    )
+    has = f"{in_words(found.machine.host_bytes)} of main memory"
+    gpu = f", a GPU of {in_words(found.machine.gpu_bytes)}" if found.machine.has_gpu else ", no GPU"
+    console.print(f"[bold]machine[/bold]: {has}{gpu}")
+    for note in found.notes:
+        console.print(f"note: {note}", style="dim", markup=False)
+    for warning in found.warnings():
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    if not found.warnings():
+        console.print("It fits.", style="green")
+
+
+def _table(processes: list[ProcessMemory], width: int) -> Table:
+    """A row per kind of process; columns without a figure, and those without room, are left out."""
+    from rich.table import Table
+
+    from fairlead.memory.plan import in_words
+
+    names = [
+        process.name + (f" × {process.replicas}" if process.replicas > 1 else "") for process in processes
+    ]
+    cells = {
+        column: [in_words(value) if (value := _value(process, column)) else "–" for process in processes]
+        for column in _COLUMNS
+    }
+    shown = [column for column in _COLUMNS if any(_value(process, column) for process in processes)]
+    widths = {column: max(len(column), *map(len, cells[column])) + 2 for column in shown}
+    room = width - max(map(len, ("process", *names))) - 2
+    while len(shown) > 1 and sum(widths[column] for column in shown) > room:
+        shown.pop()
+    rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    rows.add_column("process", no_wrap=True)
+    for column in shown:
+        rows.add_column(column, justify="right", no_wrap=True)
+    for index, name in enumerate(names):
+        rows.add_row(name, *(cells[column][index] for column in shown))
+    return rows
+
+
+def _value(process: ProcessMemory, column: str) -> int:
+    return process.model_bytes + process.runtime if column == "total" else int(getattr(process, column))

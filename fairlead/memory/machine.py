@@ -1,0 +1,65 @@
+"""What this machine has: memory that processes may use, GPUs, room on a disk. Knows no run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_ASK_GPU = ("nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What there is to be used."""
+
+    host_bytes: int
+    """Main memory, or the limit of the container."""
+    gpu_bytes: int
+    """Memory of the first GPU that processes see, which is the one they take; 0 without."""
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether `device = "auto"` means a GPU."""
+        return self.gpu_bytes > 0
+
+
+def this_machine() -> Machine:
+    """What there is here."""
+    return Machine(host_bytes=_host_bytes(), gpu_bytes=_gpu_bytes())
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Room where a folder is, or will be."""
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _host_bytes() -> int:
+    total = int(psutil.virtual_memory().total)
+    for name in _CGROUP_LIMITS:
+        try:
+            limit = int(Path(name).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        total = min(total, limit)
+    return total
+
+
+def _gpu_bytes() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = visible.split(",")[0].strip() if visible is not None else "0"
+    try:
+        answer = subprocess.run(_ASK_GPU, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    for line in answer.splitlines():
+        index, uuid, mebibytes = (part.strip() for part in line.split(","))
+        if first and (first == index or uuid.startswith(first)):
+            return int(mebibytes) << 20
+    return 0

@@ -1,0 +1,249 @@
+"""How large a model is, from its config.json and the headers of its safetensors.
+
+Neither torch nor a weight is needed: what a header lists is what loading makes, tied tensors once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairlead.config.model import ScratchModel
+from fairlead.errors import ModelLoadError
+
+_UNEMBEDDINGS = ("lm_head", "embed_out", "output_layer")
+_HEADS = ("score", "classifier", "v_head")
+_INDEX = "model.safetensors.index.json"
+_HEADER_BYTES = 100 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """What memory depends on."""
+
+    name: str
+    """Path, hub id, or what else it is."""
+    parameters: int
+    """Of the causal language model, tied ones once."""
+    unembedding: int
+    """Of these, those of an output layer of its own; a reward model or critic is without them."""
+    tensors: int
+    """Parameter tensors."""
+    matrices: tuple[tuple[int, int], ...]
+    """Shapes of the linear layers inside the blocks: what an adapter may sit on."""
+    hidden: int
+    """Width."""
+    intermediate: int
+    """Width inside the feed-forward layers."""
+    layers: int
+    """Blocks."""
+    key_value_width: int
+    """Keys of one token in one layer; as many values."""
+    vocabulary: int
+    """Rows of the embedding."""
+    max_positions: int
+    """Longest sequence in tokens."""
+    exact: bool = True
+    """False where the count is an estimate."""
+
+    @property
+    def body(self) -> int:
+        """Parameters without those of a separate output layer."""
+        return self.parameters - self.unembedding
+
+
+def scratch_size(scratch: ScratchModel) -> ModelSize:
+    """A model from scratch with the largest vocabulary that it may get; how large it is, the texts decide."""
+    hidden, layers = scratch.hidden_size, scratch.num_layers
+    intermediate = -(-hidden * 8 // 24) * 8
+    block = [(hidden, hidden)] * 4 + [(intermediate, hidden)] * 2 + [(hidden, intermediate)]
+    per_block = sum(rows * columns for rows, columns in block) + 2 * hidden
+    return ModelSize(
+        name="from scratch",
+        parameters=scratch.vocabulary_size * hidden + layers * per_block + hidden,
+        unembedding=0,
+        tensors=2 + layers * (len(block) + 2),
+        matrices=tuple(block * layers),
+        hidden=hidden,
+        intermediate=intermediate,
+        layers=layers,
+        key_value_width=hidden,
+        vocabulary=scratch.vocabulary_size,
+        max_positions=scratch.max_position_embeddings,
+        exact=False,
+    )
+
+
+def model_size(path: str) -> ModelSize:
+    """A model folder or a hub id.
+
+    Raises:
+        ModelLoadError: if it is not there, or its files do not say how large it is.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        folder = _cached(path)
+    if (folder / "adapter_config.json").is_file():
+        return _base_of(folder, path)
+    config = _config(folder, path)
+    tensors = _tensors(folder, path)
+    if tensors is None:
+        return _from_config(config, name=path, parameters=_counted_by_bytes(folder, path, config))
+    return _from_tensors(config, tensors, name=path)
+
+
+def _base_of(folder: Path, name: str) -> ModelSize:
+    """What an adapter's folder comes to when it is loaded: its base, the adapter added to the weights."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return model_size(str(base["base_model_name_or_path"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"the adapter {name!r}: its adapter_config.json names no base model") from error
+
+
+def _from_tensors(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], *, name: str
+) -> ModelSize:
+    # Masks and rotary tables that old checkpoints carry are no parameters.
+    real = {
+        key: shape
+        for key, shape in shapes.items()
+        if not key.endswith((".inv_freq", ".masked_bias")) and len(shape) < 4 and not _is_head(key)
+    }
+    unembedding = {key: math.prod(shape) for key, shape in real.items() if _part(key, _UNEMBEDDINGS)}
+    if unembedding and config.get("tie_word_embeddings"):
+        real = {key: shape for key, shape in real.items() if key not in unembedding}
+        unembedding = {}
+    matrices = tuple(
+        (shape[0], shape[1]) for key, shape in real.items() if len(shape) == 2 and _is_in_a_block(key)
+    )
+    return _from_config(
+        config,
+        name=name,
+        parameters=sum(map(math.prod, real.values())),
+        unembedding=sum(unembedding.values()),
+        tensors=len(real),
+        matrices=matrices,
+    )
+
+
+def _from_config(
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    parameters: int,
+    unembedding: int = 0,
+    tensors: int = 0,
+    matrices: tuple[tuple[int, int], ...] = (),
+) -> ModelSize:
+    config = config.get("text_config") or config
+
+    def number(*names: str, default: int | None = None) -> int:
+        for each in names:
+            value = config.get(each)
+            if isinstance(value, int) and value > 0:
+                return value
+        if default is None:
+            raise ModelLoadError(f"{name!r}: its config.json names none of {', '.join(names)}")
+        return default
+
+    hidden = number("hidden_size", "n_embd", "d_model")
+    heads = number("num_attention_heads", "n_head", "num_heads")
+    head_width = number("head_dim", default=hidden // heads)
+    return ModelSize(
+        name=name,
+        parameters=parameters,
+        unembedding=unembedding,
+        tensors=tensors,
+        matrices=matrices,
+        hidden=hidden,
+        intermediate=number("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden),
+        layers=number("num_hidden_layers", "n_layer", "num_layers"),
+        key_value_width=number("num_key_value_heads", default=heads) * head_width,
+        vocabulary=number("vocab_size"),
+        max_positions=number("max_position_embeddings", "n_positions", "n_ctx", default=2_048),
+        exact=tensors > 0,
+    )
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelLoadError(f"{name!r} has no config.json: is it the folder of a model?") from None
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{name!r}: its config.json cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{name!r}: its config.json is no JSON object")
+    return config
+
+
+def _tensors(folder: Path, name: str) -> dict[str, tuple[int, ...]] | None:
+    """Shape of every tensor, by name; None where there are no safetensors."""
+    try:
+        if (folder / _INDEX).is_file():
+            index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+            files = sorted({folder / file for file in index.values()})
+        else:
+            files = sorted(folder.glob("*.safetensors"))
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            shapes |= _header(file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ModelLoadError(f"{name!r}: its safetensors cannot be read: {error}") from error
+    return shapes or None
+
+
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    with file.open("rb") as content:
+        (size,) = struct.unpack("<Q", content.read(8))
+        if size > _HEADER_BYTES:
+            raise ValueError(f"{file.name} is no safetensors file")
+        header = json.loads(content.read(size))
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def _counted_by_bytes(folder: Path, name: str, config: Mapping[str, Any]) -> int:
+    """Parameters of a checkpoint of another format, by the size of its files."""
+    size = sum(file.stat().st_size for file in folder.glob("pytorch_model*.bin"))
+    if not size:
+        raise ModelLoadError(f"{name!r} has no *.safetensors: are its weights here?")
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return size // (2 if "16" in dtype else 4)
+
+
+def _cached(name: str) -> Path:
+    """The folder in the hub's cache; nothing is downloaded."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        raise ModelLoadError(f"there is no model folder {name!r}: give a folder that exists, or a hub id")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise ModelLoadError(
+            f"{name!r} is no folder, and the hub's cache cannot be read without huggingface_hub: "
+            "pip install 'fairlead[torch]'"
+        ) from None
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise ModelLoadError(
+            f"{name!r} is no folder, and the hub's cache does not hold it: `hf download {name}` brings it"
+        ) from None
+
+
+def _part(key: str, names: tuple[str, ...]) -> bool:
+    return any(part in names for part in key.split("."))
+
+
+def _is_head(key: str) -> bool:
+    return key.partition(".")[0] in _HEADS
+
+
+def _is_in_a_block(key: str) -> bool:
+    return any(part.isdigit() for part in key.split("."))
