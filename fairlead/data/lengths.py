@@ -26,8 +26,10 @@ Lengths = tuple[int, int]
 class Ruler(Protocol):
     """What measures."""
 
-    unit: str
-    """`tokens` or `words`."""
+    @property
+    def unit(self) -> str:
+        """`tokens` or `words`."""
+        ...
 
     def prompt(self, prompt: Prompt) -> int:
         """Length of a prompt."""
