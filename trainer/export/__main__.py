@@ -1,0 +1,49 @@
+"""`python -m trainer.export RUN DIR`: what `fairlead export` starts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from fairlead import log
+from fairlead.errors import FairleadError, exit_code
+from trainer.export.export import PARTS, Request, export
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exports; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.export", description="Exports a run's models.")
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("target", type=Path, help="the new folder")
+    parser.add_argument("--which", default="last", help="last, best, sft or a version such as 1-20")
+    parser.add_argument("--only", choices=PARTS, default=None, help="one part alone")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export")
+    options = parser.parse_args(argv)
+    log.setup(style="human", level="WARNING")
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        said = export(
+            Request(
+                run=options.run,
+                target=options.target,
+                which=options.which,
+                parts=(options.only,) if options.only else PARTS,
+                dtype=options.dtype,
+                force=options.force,
+            )
+        )
+    except FairleadError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return exit_code(error)
+    for part, what in said.items():
+        sys.stdout.write(f"{options.target / part}: {what}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""The model card of an exported folder: what it was made from, how good it is, and code that loads it.
+
+Says only what the run's folder shows: a file that has changed since is told so, paths are those of the run's
+file. Knows no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fairlead import __version__
+from fairlead.config import RunConfig, RunFolder
+from fairlead.data import sources
+from fairlead.data.hub import may_be_hub_id
+from trainer import lineage
+from trainer.run_record import RunRecord
+
+Kind = Literal["policy", "reward model"]
+
+_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "sft": ("epochs", "batch_size", "learning_rate", "max_sequence_tokens", "dtype", "lora.rank"),
+    "reward_model": (
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "ensemble_size",
+        "max_sequence_tokens",
+        "dtype",
+    ),
+    "ppo": (
+        *("updates", "batch_size", "mini_batch_size", "epochs", "learning_rate", "critic_learning_rate"),
+        *("kl_coefficient", "kl_control", "clip_range", "gae_lambda", "missing_eos_penalty", "max_staleness"),
+        *("critic_init", "ptx_coefficient", "dtype", "lora.rank", "lora.alpha"),
+    ),
+    "sampling": ("temperature", "top_p", "top_k", "max_new_tokens"),
+}
+_USES = {
+    "demonstrations": "fine-tuning",
+    "preferences": "reward model",
+    "prompts": "PPO",
+    "sentences": "fine-tuning, reward model, PPO",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DataRow:
+    """A source of data."""
+
+    use: str
+    """Stages that read it."""
+    name: str
+    """As the run's file names it."""
+    size: str
+    """Bytes, if it is a file that is there."""
+    sha256: str
+    """Of the file as it is now, and whether it has changed since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What the template shows."""
+
+    kind: Kind
+    """What lies in the folder."""
+    title: str
+    """First line."""
+    lead: str
+    """What it is, in a sentence or two."""
+    base_id: str
+    """Hub id of the base model; empty if it is none of the hub's."""
+    code: str
+    """Python that loads it and uses it, run in its folder."""
+    code_note: str
+    """What is to be known beside the code; may be empty."""
+    data: tuple[DataRow, ...]
+    """Sources of data."""
+    counts: tuple[str, ...]
+    """How much of them was learnt from."""
+    metrics: tuple[tuple[str, str], ...]
+    """How good it is."""
+    settings: tuple[tuple[str, str], ...]
+    """How it was trained."""
+    lineage: tuple[str, ...]
+    """Run, weights, incarnations, version of the software."""
+
+
+def write(folder: Path, card: Card) -> None:
+    """Writes `README.md`."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("card.md.j2").render(card=card)
+    (folder / "README.md").write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def base_of(config: RunConfig) -> tuple[str, str]:
+    """What the run started from, in words; and its hub id, empty if it has none."""
+    path = config.model.path or config.policy.path
+    if not path:
+        scratch = config.model.scratch
+        return f"a Llama from scratch ({scratch.num_layers} layers, width {scratch.hidden_size})", ""
+    if Path(path).expanduser().is_dir() or path.startswith((".", "/", "~")):
+        return f"`{Path(path).name}`, a local folder", ""
+    return f"[{path}](https://huggingface.co/{path})", path
+
+
+def data_rows(config: RunConfig, folder: RunFolder, kinds: Sequence[str]) -> tuple[DataRow, ...]:
+    """A row for each source of data of some kinds, such as `prompts`."""
+    trained = max((path.stat().st_mtime for path in _results(folder)), default=0.0)
+    rows = []
+    for kind in kinds:
+        for name in sources.names(config, kind):
+            rows.append(_row(_USES[kind], name, config.data_path(name), trained))
+    return tuple(rows)
+
+
+def counts(record: RunRecord, kind: Kind) -> tuple[str, ...]:
+    """How much each stage learnt from, as it wrote it down."""
+    lines = []
+    if "demonstrations" in record.sft:
+        held = record.sft.get("heldout_demonstrations", 0)
+        lines.append(f"Fine-tuning: {record.sft['demonstrations']:,} demonstrations, {held:,} held out")
+    if "comparisons" in record.reward_model:
+        held = record.reward_model.get("heldout_comparisons", 0)
+        lines.append(
+            f"Reward model: {record.reward_model['comparisons']:,} comparisons of "
+            f"{record.reward_model.get('prompts', 0):,} prompts, {held:,} comparisons held out"
+        )
+    if kind == "policy" and "episodes" in record.ppo:
+        lines.append(f"PPO: {record.ppo['episodes']:,} answers to prompts")
+    return tuple(lines)
+
+
+def metrics(record: RunRecord, kind: Kind) -> tuple[tuple[str, str], ...]:
+    """Figures of the stages, those of PPO only for a policy."""
+    found: list[tuple[str, object]] = [("held-out loss of fine-tuning", record.sft.get("heldout_loss"))]
+    rewards = record.reward_model
+    found.append(("reward model: accuracy on held-out comparisons", rewards.get("accuracy")))
+    if isinstance(interval := rewards.get("accuracy_interval"), list):
+        found.append(("reward model: 95% interval of it", " – ".join(f"{end:.3f}" for end in interval)))
+    found.append(("reward model: calibration error (ECE)", rewards.get("ece")))
+    for name, row in rewards.get("baselines", {}).items():
+        found.append((f"baseline, {name.replace('_', ' ')}: accuracy", row.get("accuracy")))
+    if kind == "policy":
+        found += [
+            ("PPO: mean score of the first update", record.ppo.get("proxy_first")),
+            ("PPO: mean score of the last update", record.ppo.get("proxy_last")),
+            ("PPO: KL to the reference, nats per answer", record.ppo.get("kl")),
+            ("PPO: best mean score on held-out prompts", record.ppo.get("best_eval_reward")),
+            ("PPO: largest gap between sampler's and trainer's log-probs", record.ppo.get("mismatch_max")),
+            *((name.replace("_", " "), value) for name, value in record.queue.items()),
+        ]
+    return tuple((name, _number(value)) for name, value in found if value is not None)
+
+
+def settings(config: RunConfig, record: RunRecord, kind: Kind) -> tuple[tuple[str, str], ...]:
+    """The settings that decide the outcome, of the stages that were run."""
+    stages = ["sft"] if record.sft else []
+    stages += ["reward_model"] if record.reward_model else []
+    stages += ["ppo", "sampling"] if kind == "policy" else []
+    rows = [("seed", str(config.seed))]
+    for stage in stages:
+        for field in _SETTINGS[stage]:
+            value: Any = getattr(config, stage)
+            for part in field.split("."):
+                value = getattr(value, part)
+            rows.append((f"{stage}.{field}", str(value)))
+    return tuple(rows)
+
+
+def origin(folder: RunFolder, record: RunRecord, kind: Kind) -> Iterator[str]:
+    """Run, incarnations of its trainer, signals of its guard, version of Fairlead."""
+    yield f"Run `{record.name}`, made with Fairlead {__version__}"
+    if kind == "policy":
+        for ancestor in lineage.read(folder.checkpoints):
+            yield f"Incarnation {ancestor.incarnation} of the trainer began at update {ancestor.resumed_from}"
+        if "stopped_by_guard" in record.ppo:
+            yield f"Stopped by a guard: {record.ppo['stopped_by_guard']}"
+        alerts = len(record.ppo.get("guards", ()))
+        yield f"Signals of reward hacking that the guard saw: {alerts}"
+
+
+def _results(folder: RunFolder) -> list[Path]:
+    paths = [folder.result(stage) for stage in ("sft", "reward_model", "ppo")]
+    return [path for path in paths if path.is_file()]
+
+
+def _row(use: str, name: str, path: Path, trained: float) -> DataRow:
+    # The folders of the machine it was made on are nobody's business.
+    shown = Path(name).name if Path(name).is_absolute() else name
+    if not path.is_file():
+        hub = may_be_hub_id(name.partition("?")[0]) and not path.is_dir()
+        what = "dataset of the hub" if hub else "folder" if path.is_dir() else "not there at the export"
+        return DataRow(use, shown, "", what)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    changed = ", changed after training" if trained and path.stat().st_mtime > trained else ""
+    return DataRow(use, shown, f"{path.stat().st_size:,}", f"`{digest}`{changed}")
+
+
+def _number(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1e-2 or abs(value) >= 1e4 else f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,104 @@
+"""The cards of the two things that a run leaves: what is particular to a policy, and to a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from fairlead.config import RunConfig, RunFolder
+from fairlead.data.chat import Chat
+from fairlead.data.records import load_preferences, load_prompts
+from fairlead.errors import FairleadError
+from fairlead.nn.ensemble import FILE as ENSEMBLE
+from trainer.export import card, code
+from trainer.export.card import Card
+from trainer.export.policy import Policy
+from trainer.export.reward import Rewards
+from trainer.run_record import RunRecord
+
+
+def policy_card(config: RunConfig, folder: RunFolder, record: RunRecord, found: Policy) -> Card:
+    """That of the policy."""
+    base, base_id = card.base_of(config)
+    made = "fine-tuned on demonstrations"
+    if found.which != "sft":
+        updates = f", after {found.version.update} updates" if found.version else ""
+        made = f"aligned by PPO against {_judge(config)}{updates}"
+    sampling = config.sampling
+    return Card(
+        kind="policy",
+        title=f"{record.name}: policy",
+        lead=f"A language model, {made}. It started from {base}; these are {found.described}.",
+        base_id=base_id,
+        code=code.policy(chat=_chats(config, "prompts")),
+        code_note="Without other arguments `generate` samples as the run did: `temperature` "
+        f"{sampling.temperature:g}, `top_p` {sampling.top_p:g}, `top_k` {sampling.top_k or 'off'}, "
+        f"at most {sampling.max_new_tokens} tokens.",
+        data=card.data_rows(config, folder, ("demonstrations", "preferences", "prompts", "sentences")),
+        counts=card.counts(record, "policy"),
+        metrics=card.metrics(record, "policy"),
+        settings=card.settings(config, record, "policy"),
+        lineage=(f"Weights: {found.described}", *card.origin(folder, record, "policy")),
+    )
+
+
+def reward_card(
+    config: RunConfig, folder: RunFolder, record: RunRecord, found: Rewards, digests: Sequence[str]
+) -> Card:
+    """That of the reward model, or of the ensemble; `digests` are of the members' weights."""
+    base, base_id = card.base_of(config)
+    count = len(found.members)
+    many = count > 1
+    what = f"{count} reward models, an ensemble" if many else "A reward model"
+    return Card(
+        kind="reward model",
+        title=f"{record.name}: reward model",
+        lead=f"{what}: one scalar for a response to a prompt, higher is better. It started from {base}, was "
+        "trained on comparisons, and gives demonstrations 0 on average where the run had any.",
+        base_id=base_id,
+        code=code.reward(chat=_chats(config, "preferences"), member="member-0" if many else ""),
+        code_note=" ".join(_notes(config, found)),
+        data=card.data_rows(config, folder, ("demonstrations", "preferences", "sentences")),
+        counts=card.counts(record, "reward model"),
+        metrics=card.metrics(record, "reward model"),
+        settings=card.settings(config, record, "reward model"),
+        lineage=(f"Weights: {', '.join(digests)}", *card.origin(folder, record, "reward model")),
+    )
+
+
+def _notes(config: RunConfig, found: Rewards) -> list[str]:
+    notes = [
+        "The constant `fairlead_reward_bias` says where 0 is. `transformers` has no place for it, and to "
+        "compare responses it is not needed."
+    ]
+    pad = found.tokenizer.pad_token
+    notes.append(
+        f"Several sequences are padded with `{pad}`, and the score is read before it."
+        if pad
+        else "The tokenizer has no token to spare for padding: `transformers` takes one sequence at a time."
+    )
+    if len(found.members) > 1:
+        rule = config.reward.ensemble.replace("_", " ")
+        notes.append(
+            f"This is one member; the run's score was the {rule} of all. `{ENSEMBLE}` lets Fairlead serve "
+            "them as one."
+        )
+    return notes
+
+
+def _judge(config: RunConfig) -> str:
+    path = config.reward.path
+    if not path:
+        return "the reward model of the run"
+    return f"the reward model `{Path(path).name if Path(path).is_dir() else path}`"
+
+
+def _chats(config: RunConfig, kind: Literal["prompts", "preferences"]) -> bool:
+    """Whether prompts of a kind are conversations; False where they can no longer be read."""
+    try:
+        if kind == "prompts":
+            return isinstance(load_prompts(config).train[0], Chat)
+        return isinstance(load_preferences(config).train[0].prompt, Chat)
+    except FairleadError:
+        return False

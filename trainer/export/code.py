@@ -1,0 +1,80 @@
+"""The code of a model card: loads what lies beside it and uses it, the way the run's services do.
+
+Each is run by a test, in the folder that it is shown for.
+"""
+
+from __future__ import annotations
+
+_POLICY = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # or where this folder is, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+{prompt}
+output = model.generate(**inputs)  # samples as in training; do_sample=False is greedy
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+
+_PLAIN_PROMPT = 'inputs = tokenizer("…", return_tensors="pt")'
+
+_CHAT_PROMPT = """\
+messages = [{"role": "user", "content": "…"}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)"""
+
+_REWARD = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "{folder}"  # or where this folder is, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+{encode}
+
+
+def score(prompt, response):
+    with torch.inference_mode():
+        raw = model(input_ids=torch.tensor([encode(prompt, response)])).logits[0, 0]
+    return raw.item() + model.config.fairlead_reward_bias
+
+
+print(score({prompt}, "…"))"""
+
+_PLAIN_PAIR = """\
+def encode(prompt, response):
+    ids = tokenizer(prompt)["input_ids"]
+    return ids + tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]"""
+
+_CHAT_PAIR = """\
+def encode(prompt, response):
+    turns = [*prompt, {"role": "assistant", "content": response}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id  # what a template writes behind it is not read
+    return ids[: len(ids) - ids[::-1].index(end)] if end in ids else [*ids, end]"""
+
+
+def policy(*, chat: bool) -> str:
+    """Answers one prompt.
+
+    Args:
+        chat: prompts are conversations, rendered by the chat template.
+    """
+    return _POLICY.format(prompt=_CHAT_PROMPT if chat else _PLAIN_PROMPT)
+
+
+def reward(*, chat: bool, member: str = "") -> str:
+    """Scores a response to a prompt: `score(prompt, response)`, a prompt being messages with `chat`.
+
+    Args:
+        chat: prompts are conversations, rendered by the chat template.
+        member: folder of an ensemble's member, relative to the card's.
+    """
+    return _REWARD.format(
+        folder=member or ".",
+        encode=_CHAT_PAIR if chat else _PLAIN_PAIR,
+        prompt='[{"role": "user", "content": "…"}]' if chat else '"…"',
+    )

@@ -1,0 +1,182 @@
+"""The policy of a run as it is exported: which weights, and the folder that AutoModelForCausalLM loads.
+
+Reads the run's folder alone: no service and no queue. A run may still be working.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from fairlead.config import RunConfig, RunFolder
+from fairlead.config.compute import ComputeSection
+from fairlead.config.sampling import SamplingSection
+from fairlead.errors import ConfigError, InvalidInput
+from fairlead.nn.loading import eos_token_ids, load_causal_lm, load_tokenizer
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from fairlead.types import WeightVersion
+from trainer import lineage
+from trainer.checkpoint import CheckpointStore
+from trainer.ppo import actor_critic
+
+_EXACT = ComputeSection(device="cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Weights of a run, in float32."""
+
+    model: PreTrainedModel
+    """The model."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    which: str
+    """What was asked for: `last`, `best`, `sft` or a version."""
+    version: WeightVersion | None
+    """Whose weights they are; None for those before PPO, and where the run no longer says."""
+
+    @property
+    def described(self) -> str:
+        """Which weights, for people."""
+        names = {"last": "the last weights", "best": "the best weights", "sft": "the weights before PPO"}
+        name = names.get(self.which, "the weights asked for")
+        return f"{name}, version {self.version}" if self.version else name
+
+
+def read(config: RunConfig, folder: RunFolder, which: str) -> Policy:
+    """The weights asked for.
+
+    Args:
+        config: the run's.
+        folder: the run's, wherever it lies now.
+        which: `last`, `best`, `sft`, or a version such as `1-20`.
+
+    Raises:
+        ConfigError: if the run has no such weights; says which it has.
+        CorruptData: if they are damaged.
+        ModelLoadError: if the model that they belong to cannot be loaded.
+    """
+    if which == "sft":
+        if not folder.sft_model.is_dir():
+            raise ConfigError(
+                "which", got=which, allowed=f"{_known(folder)}: the run has no fine-tuned model"
+            )
+        return _from_folder(folder.sft_model, which, None)
+    result = _result(folder)
+    if which == "best":
+        if not result or not folder.best_policy_model.is_dir():
+            raise ConfigError(
+                "which",
+                got=which,
+                allowed=f"{_known(folder)}; `best` comes with evaluation.every_updates, when PPO ends",
+            )
+        return _from_folder(folder.best_policy_model, which, _version(folder, result.get("best_update")))
+    if which == "last":
+        return _last(config, folder, result)
+    try:
+        version = WeightVersion.parse(which)
+    except InvalidInput:
+        raise ConfigError("which", got=which, allowed=_known(folder)) from None
+    return _of_version(config, folder, version)
+
+
+def save(policy: Policy, folder: Path, sampling: SamplingSection, *, dtype: torch.dtype) -> None:
+    """Writes model, tokenizer and generation settings: `generate` samples as the run's workers did."""
+    model, tokenizer = policy.model, policy.tokenizer
+    ends = sorted(eos_token_ids(model, tokenizer))
+    pad = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_new_tokens=sampling.max_new_tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=pad if isinstance(pad, int) else next(iter(ends), None),
+    )
+    nn.Module.to(model, dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _last(config: RunConfig, folder: RunFolder, result: dict[str, object]) -> Policy:
+    if result and folder.policy_model.is_dir():
+        return _from_folder(folder.policy_model, "last", _version(folder, result.get("updates")))
+    checkpoint = CheckpointStore(folder.checkpoints).load_newest(lineage.read(folder.checkpoints))
+    if checkpoint is None:
+        raise ConfigError("which", got="last", allowed=f"{_known(folder)}: PPO has left no weights yet")
+    return _with_tensors(config, folder, checkpoint.tensors["policy"], "last", checkpoint.version)
+
+
+def _of_version(config: RunConfig, folder: RunFolder, version: WeightVersion) -> Policy:
+    checkpoints = CheckpointStore(folder.checkpoints)
+    if version in checkpoints.versions():
+        checkpoint = checkpoints.load(version)
+        return _with_tensors(config, folder, checkpoint.tensors["policy"], str(version), version)
+    store = _store(config, folder)
+    if version not in store.versions():
+        raise ConfigError("which", got=str(version), allowed=_known(folder, config))
+    shards = sorted(store.fetch(version).glob("*.safetensors"))
+    tensors = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    return _with_tensors(config, folder, tensors, str(version), version)
+
+
+def _from_folder(path: Path, which: str, version: WeightVersion | None) -> Policy:
+    return Policy(load_causal_lm(str(path), _EXACT), load_tokenizer(str(path)), which, version)
+
+
+def _with_tensors(
+    config: RunConfig, folder: RunFolder, tensors: Mapping[str, Tensor], which: str, version: WeightVersion
+) -> Policy:
+    """Weights of a checkpoint or of the store, in the model that PPO started from."""
+    path = config.policy.path or str(folder.sft_model)
+    model = actor_critic.with_tensors(load_causal_lm(path, _EXACT), tensors)
+    return Policy(model, load_tokenizer(path), which, version)
+
+
+def _store(config: RunConfig, folder: RunFolder) -> FilesystemWeightStore:
+    return FilesystemWeightStore(Path(config.weights.path) if config.weights.path else folder.weights)
+
+
+def _version(folder: RunFolder, update: object) -> WeightVersion | None:
+    """Version of an update in the run's final lineage."""
+    ancestors = lineage.read(folder.checkpoints)
+    if not isinstance(update, int) or not ancestors:
+        return None
+    # An incarnation made the updates from where it began to where the next one did.
+    incarnation = max(
+        (ancestor.incarnation for ancestor in ancestors if ancestor.resumed_from < update),
+        default=ancestors[-1].incarnation,
+    )
+    return WeightVersion(incarnation, update)
+
+
+def _result(folder: RunFolder) -> dict[str, object]:
+    try:
+        found = json.loads(folder.result("ppo").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _known(folder: RunFolder, config: RunConfig | None = None) -> str:
+    """What could be asked for instead."""
+    names = [
+        name
+        for name, path in (("best", folder.best_policy_model), ("sft", folder.sft_model))
+        if path.is_dir()
+    ]
+    versions = set(CheckpointStore(folder.checkpoints).versions())
+    if config is not None:
+        versions |= set(_store(config, folder).versions())
+    if versions or folder.policy_model.is_dir():
+        names.insert(0, "last")
+    return ", ".join([*names, *map(str, sorted(versions))]) or "nothing: the run has no weights"
