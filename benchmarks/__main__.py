@@ -1,7 +1,7 @@
-"""Runs every benchmark: `python -m benchmarks [NAME ...] [--gpu] [--json FILE]`.
+"""Measures ratios between things that run side by side: `python -m benchmarks [NAME ...]`.
 
-A benchmark is a module with `run(device) -> {name: Result}`. The JSON file holds, for each name, value, unit,
-baseline and ratio.
+Without names the short ones run; `services` takes some minutes, `trl` longer, and both need a quickstart,
+which is played first where there is none. The JSON file holds value, unit, baseline and ratio of each result.
 """
 
 from __future__ import annotations
@@ -10,56 +10,94 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
-from benchmarks.result import Result
+from benchmarks.result import OUT, Result, Settings
+from fairlead.errors import FairleadError
 
-NAMES = ("logprobs", "batching", "generation")
+SHORT = {
+    "scoring": "benchmarks.scoring",
+    "generation": "benchmarks.generation",
+    "reference": "benchmarks.reference",
+}
+"""Module of each: a function `run(settings)` that gives results by name."""
+TUNING = {"logprobs": "benchmarks.logprobs", "batching": "benchmarks.batching"}
+"""They decide constants of the code, and need no repeating until that changes."""
+LONG = {
+    "stages": "benchmarks.stages",
+    "services": "benchmarks.services",
+    "trl": "benchmarks.trl",
+}
+"""Whole runs, in minutes."""
+ALL = SHORT | TUNING | LONG
 
 
-def main() -> int:
-    """Runs, prints a table, writes JSON."""
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", default=[], help=f"which ones: {', '.join(NAMES)}; all by default"
-    )
-    parser.add_argument("--gpu", action="store_true", help="on the GPU; says so and ends where there is none")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/out/benchmarks.json"))
-    arguments = parser.parse_args()
-    unknown = sorted(set(arguments.names) - set(NAMES))
-    if unknown:
-        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
-    if arguments.gpu and not torch.cuda.is_available():
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs, prints a table, writes JSON; returns the exit code, 2 where something could not be measured."""
+    options = _flags(argv)
+    if options.gpu and not torch.cuda.is_available():
         print("no GPU here: nothing to measure")
         return 0
-    device = torch.device("cuda" if arguments.gpu else "cpu")
+    transformers_logging.disable_progress_bar()
+    settings = Settings(torch.device("cuda" if options.gpu else "cpu"), options.quick, options.run)
     results: dict[str, Result] = {}
-    for name in arguments.names or NAMES:
-        print(f"running {name} …", file=sys.stderr)
-        results |= importlib.import_module(f"benchmarks.{name}").run(device)
-    table = Table("benchmark", "value", "unit", "baseline", "ratio", "baseline is")
-    for name, result in results.items():
-        table.add_row(
-            name,
-            f"{result.value:.4g}",
-            result.unit,
-            f"{result.baseline:.4g}",
-            f"{result.ratio:.2f}",
-            result.what,
-        )
-    Console().print(table)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    code = 0
+    for name in options.names or SHORT:
+        print(f"running {name} …", file=sys.stderr, flush=True)
+        try:
+            results |= importlib.import_module(ALL[name]).run(settings)
+        except FairleadError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            code = 2
+    _show(results)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     entries = {
         name: {"value": r.value, "unit": r.unit, "baseline": r.baseline, "ratio": r.ratio}
         for name, r in results.items()
     }
-    arguments.json.write_text(json.dumps(entries, indent=2) + "\n")
-    print(f"written to {arguments.json}", file=sys.stderr)
-    return 0
+    options.json.write_text(json.dumps(entries, indent=2) + "\n")
+    print(f"written to {options.json}", file=sys.stderr)
+    return code
+
+
+def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = f"any of {', '.join(ALL)}; without names {', '.join(SHORT)}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names)
+    parser.add_argument("--gpu", action="store_true", help="on the GPU; says so and ends where there is none")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, which measure nothing")
+    parser.add_argument("--run", type=Path, default=Settings.source, help="folder of a finished quickstart")
+    parser.add_argument("--json", type=Path, default=OUT / "benchmarks.json")
+    options = parser.parse_args(argv)
+    for name in options.names:
+        if name not in ALL:
+            parser.error(f"no benchmark {name!r}; there are {', '.join(ALL)}")
+    return options
+
+
+def _show(results: Mapping[str, Result]) -> None:
+    """A table that is Markdown as well."""
+    table = Table("benchmark", "value", "baseline", "unit", "ratio", "limit", "baseline is", box=MARKDOWN)
+    for name, result in results.items():
+        table.add_row(
+            name,
+            f"{result.value:.4g}",
+            f"{result.baseline:.4g}",
+            result.unit,
+            f"{result.ratio:.2f}",
+            result.limit,
+            result.what,
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Generation by our decode loop against transformers' `generate`, log-probs of every token included in both.
 
-Two cases on the quickstart's model: a batch of equal answers, which is what `generate` is made for, and
+Cases on a model of the quickstart's size: a batch of equal answers, which is what `generate` is made for, and
 answers of many lengths with more of them than slots, where ours fills a slot as soon as it is free and
-`generate` waits for the longest of each batch. The second decides the constants of the scheduler.
+`generate` waits for the longest of each batch. The second decides the constants of the scheduler. The batch
+of equal answers once more on a model of 5 million parameters, where arithmetic weighs more than calls.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import random
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from benchmarks.result import Result, interleaved
+from benchmarks import tiny_models
+from benchmarks.result import Result, Settings, interleaved, rates
 from fairlead.types import SamplingParams, WeightVersion
 from services.policy.decoder import Decoder
 from services.policy.sample import Sample
@@ -23,50 +25,38 @@ from services.policy.ticket import Ticket
 VOCABULARY, PROMPT_TOKENS, NEW_TOKENS = 96, 8, 24
 SLOTS = (32, 64)
 MIXED_ANSWERS, MIXED_TOKENS = 384, (6, 40)
+LARGER_SLOTS, LARGER_TOKENS = 32, 128
 VERSION = WeightVersion(0, 0)
+AT_LEAST = 0.9
 
 
-def run(device: torch.device) -> dict[str, Result]:
+def run(settings: Settings) -> dict[str, Result]:
     """Tokens per second of both."""
-    model = _model(device)
-    results = {}
+    small = tiny_models.config(width=64, layers=2, vocabulary=VOCABULARY, positions=256)
+    model = tiny_models.causal_lm(small, settings.device)
+    rng = random.Random(0)
+    mixed = [rng.randint(*MIXED_TOKENS) for _ in range(16 if settings.quick else MIXED_ANSWERS)]
+    results: dict[str, Result] = {}
     for slots in SLOTS:
-        equal = [NEW_TOKENS] * slots
-        rng = random.Random(0)
-        mixed = [rng.randint(*MIXED_TOKENS) for _ in range(MIXED_ANSWERS)]
-        for name, lengths in (("equal", equal), ("mixed", mixed)):
-            seconds = interleaved(
-                {
-                    "ours": lambda lengths=lengths, slots=slots: _ours(model, lengths, slots),
-                    "generate": lambda lengths=lengths, slots=slots: _generate(model, lengths, slots),
-                },
-                rounds=7 if name == "equal" else 3,
-            )
-            results[f"generation_{name}_{slots}"] = Result(
-                sum(lengths) / seconds["ours"],
-                "tokens/s",
-                sum(lengths) / seconds["generate"],
-                "transformers generate",
-            )
+        results |= _measure(f"generation_equal_{slots}", model, [NEW_TOKENS] * slots, slots, settings)
+        results |= _measure(f"generation_mixed_{slots}", model, mixed, slots, settings)
+    if not settings.quick:
+        larger = tiny_models.config(width=256, layers=6, vocabulary=1_024, positions=256)
+        model = tiny_models.causal_lm(larger, settings.device)
+        lengths = [LARGER_TOKENS] * LARGER_SLOTS
+        results |= _measure("generation_larger", model, lengths, LARGER_SLOTS, settings)
     return results
 
 
-def _model(device: torch.device) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,
+def _measure(
+    name: str, model: PreTrainedModel, lengths: list[int], slots: int, settings: Settings
+) -> dict[str, Result]:
+    spent = interleaved(
+        {"ours": lambda: _ours(model, lengths, slots), "generate": lambda: _generate(model, lengths, slots)},
+        rounds=settings.rounds(5),
     )
-    model = LlamaForCausalLM(config).eval().to(device)
-    model.generation_config.eos_token_id = None
-    return model
+    what = "transformers generate, log-probs included"
+    return rates(name, sum(lengths), "tokens", spent["ours"], spent["generate"], what, at_least=AT_LEAST)
 
 
 def _prompts(count: int) -> list[tuple[int, ...]]:

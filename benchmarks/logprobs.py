@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.result import Result, interleaved
+from benchmarks.result import Result, Settings, interleaved
 from fairlead.nn.logprobs import hidden_logprobs
 
 ROWS, WIDTH, VOCABULARY = 4_096, 256, 4_096
 
 
-def run(device: torch.device) -> dict[str, Result]:
+def run(settings: Settings) -> dict[str, Result]:
     """Rows per second for several chunk sizes."""
+    device, row_count = settings.device, 128 if settings.quick else ROWS
     torch.manual_seed(0)
     unembedding = torch.nn.Linear(WIDTH, VOCABULARY, bias=False, device=device)
-    hidden = torch.randn(ROWS, WIDTH, device=device)
-    tokens = torch.randint(0, VOCABULARY, (ROWS,), device=device)
+    hidden = torch.randn(row_count, WIDTH, device=device)
+    tokens = torch.randint(0, VOCABULARY, (row_count,), device=device)
 
     def chunked(rows: int) -> None:
         with torch.inference_mode():
@@ -31,12 +32,16 @@ def run(device: torch.device) -> dict[str, Result]:
         _wait(device)
 
     sizes = (64, 256, 1_024, ROWS)
-    seconds = interleaved(
-        {"bare": bare, **{str(rows): lambda rows=rows: chunked(rows) for rows in sizes}}, rounds=7
+    spent = interleaved(
+        {"bare": bare, **{str(rows): lambda rows=rows: chunked(rows) for rows in sizes}},
+        rounds=settings.rounds(7),
     )
     return {
         f"logprobs_chunk_{rows}": Result(
-            ROWS / seconds[str(rows)], "rows/s", ROWS / seconds["bare"], "unembedding alone"
+            row_count / spent[str(rows)].seconds,
+            "rows/s",
+            row_count / spent["bare"].seconds,
+            "unembedding alone",
         )
         for rows in sizes
     }

@@ -1,0 +1,55 @@
+"""Models with random weights, as folders that the services load. Speed does not depend on what they know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+PAD, BOS, EOS = 0, 1, 2
+
+
+def config(*, width: int, layers: int, vocabulary: int, positions: int) -> LlamaConfig:
+    """A Llama with heads of 64 (of 16 where it is narrower than 256), a gated MLP of 8/3 its width."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=8 * width // 3 // 16 * 16,
+        num_hidden_layers=layers,
+        num_attention_heads=width // (64 if width >= 256 else 16),
+        max_position_embeddings=positions,
+        num_labels=1,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+
+
+def causal_lm(shape: LlamaConfig, device: torch.device) -> PreTrainedModel:
+    """A language model that never ends by itself."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = LlamaForCausalLM(shape)
+    model.generation_config.eos_token_id = None
+    return model.eval().to(device)
+
+
+def save(folder: Path, shape: LlamaConfig, *, reward: bool) -> Path:
+    """A language model, or a reward model, with a tokenizer of as many words."""
+    torch.manual_seed(0)
+    model = (LlamaForSequenceClassification if reward else LlamaForCausalLM)(shape)
+    model.save_pretrained(folder)
+    words = {"<pad>": PAD, "<s>": BOS, "</s>": EOS} | {f"w{i}": i for i in range(3, shape.vocab_size)}
+    definition = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    definition.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=definition, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="w3"
+    ).save_pretrained(folder)
+    return folder
