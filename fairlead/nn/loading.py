@@ -71,19 +71,22 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         ModelLoadError: if there is none.
     """
     _check_path(path)
-    base = adapters.base_of(path)
-    if base is not None and not any(Path(path).expanduser().glob("tokenizer*")):
-        return load_tokenizer(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except _LOAD_ERRORS as error:
+        base = adapters.base_of(path)
+        if base is not None:
+            return load_tokenizer(base)
         raise load_failure(f"the tokenizer of {path!r}", path, error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over all that decides how text becomes ids: vocabulary, rules, special and added tokens."""
+    """SHA-256 over all that decides how text becomes ids: vocabulary, rules, special and added tokens.
+
+    The token that pads is no part of it: it is never read.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         definition = json.loads(backend.to_str())
@@ -91,7 +94,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         definition.pop("truncation", None)
     else:
         definition = {"vocabulary": tokenizer.get_vocab()}
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    special = {
+        name: str(token) for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"
+    }
     text = json.dumps([definition, special], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

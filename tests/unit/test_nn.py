@@ -159,9 +159,11 @@ def test_fingerprints_tell_tokenizers_apart_and_survive_saving(tmp_path: Path):
     tokenizer.save_pretrained(tmp_path)
     again = loading.load_tokenizer(str(tmp_path))
     assert loading.tokenizer_fingerprint(again) == loading.tokenizer_fingerprint(tokenizer)
+    again.pad_token = "</s>"
+    assert loading.tokenizer_fingerprint(again) == loading.tokenizer_fingerprint(tokenizer), "never read"
     assert loading.tokenizer_fingerprint(tiny_tokenizer(pad_is_eos=True)) != loading.tokenizer_fingerprint(
         tokenizer
-    )
+    ), "without a token of its own for padding"
     again("w1 w2", padding="max_length", max_length=9, truncation=True)
     assert loading.tokenizer_fingerprint(again) == loading.tokenizer_fingerprint(tokenizer)
 

@@ -172,6 +172,8 @@ def settings(config: RunConfig, record: RunRecord, kind: Kind) -> tuple[tuple[st
     for stage in stages:
         for field in _SETTINGS[stage]:
             value: Any = getattr(config, stage)
+            if field.startswith("lora.") and not value.lora.rank:
+                continue
             for part in field.split("."):
                 value = getattr(value, part)
             rows.append((f"{stage}.{field}", str(value)))
@@ -180,7 +182,7 @@ def settings(config: RunConfig, record: RunRecord, kind: Kind) -> tuple[tuple[st
 
 def origin(folder: RunFolder, record: RunRecord, kind: Kind) -> Iterator[str]:
     """Run, incarnations of its trainer, signals of its guard, version of Fairlead."""
-    yield f"Run `{record.name}`, made with Fairlead {__version__}"
+    yield f"Run `{record.name}`, exported by Fairlead {__version__}"
     if kind == "policy":
         for ancestor in lineage.read(folder.checkpoints):
             yield f"Incarnation {ancestor.incarnation} of the trainer began at update {ancestor.resumed_from}"
