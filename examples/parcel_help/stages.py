@@ -6,6 +6,7 @@ Knows a folder and names; what a stage does is the caller's business.
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class Stages:
         """
         self._file, self._key, self._total, self._number = folder / "stages.json", key, total, 0
         self._seconds: dict[str, float] = {}
+        self._cpu_seconds: dict[str, float] = {}
         occupied = folder.is_dir() and any(folder.iterdir())
         if occupied and not self._file.is_file():
             raise ConfigError(
@@ -56,9 +58,10 @@ class Stages:
             print(f"{place}: done before, in {self._seconds[name]:.1f} s", flush=True)
             return
         print(f"{place} …", flush=True)
-        begun = time.monotonic()
+        begun, cpu_begun = time.monotonic(), _cpu_seconds()
         body()
         self._seconds[name] = time.monotonic() - begun
+        self._cpu_seconds[name] = _cpu_seconds() - cpu_begun
         self._save()
         print(f"    {self._seconds[name]:.1f} s", flush=True)
 
@@ -71,6 +74,14 @@ class Stages:
                 allowed="the same seed and settings again, --fresh to start over, or --set name=another",
             )
         self._seconds = {name: float(seconds) for name, seconds in kept["seconds"].items()}
+        self._cpu_seconds = {name: float(value) for name, value in kept.get("cpu_seconds", {}).items()}
 
     def _save(self) -> None:
-        durable.write_json(self._file, {"key": self._key, "seconds": self._seconds})
+        kept = {"key": self._key, "seconds": self._seconds, "cpu_seconds": self._cpu_seconds}
+        durable.write_json(self._file, kept)
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of every one that it started and that has ended."""
+    found = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in found)
