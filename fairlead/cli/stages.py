@@ -13,11 +13,6 @@ from fairlead.cli.output import ConfigFile, ConfigOption, Overrides, fail, load_
 if TYPE_CHECKING:
     from fairlead.config import RunConfig
 
-# What a person asks for first, from the results of the stages.
-_TELLING = (
-    *("heldout_loss", "accuracy", "ece", "updates", "episodes", "proxy_first", "proxy_last", "kl"),
-    *("tasks_lost", "tasks_duplicated", "dead_letters", "seconds"),
-)
 # Exit codes after SIGHUP, SIGINT, SIGTERM: what a person asked for is no error.
 _ASKED_FOR = (129, 130, 143)
 
@@ -88,12 +83,7 @@ def _run(stage: str, settings: RunConfig, *, force: bool) -> None:
 
 
 def _summary(path: Path) -> str:
-    from fairlead.local.view import number
+    from fairlead.local.view import result_figures
 
-    result = json.loads(path.read_text(encoding="utf-8"))
-    figures = [
-        f"{name.replace('_', ' ')} {number(float(value))}"
-        for name in _TELLING
-        if isinstance(value := result.get(name), int | float)
-    ]
-    return f" ({', '.join(figures)})" if figures else ""
+    told = result_figures(json.loads(path.read_text(encoding="utf-8")))
+    return f" ({told})" if told else ""

@@ -29,6 +29,11 @@ class RunFolder:
         return self.root / "processes.json"
 
     @property
+    def supervisor(self) -> Path:
+        """What the supervisor knows of its processes, and how it ended, as JSON; replaced whole."""
+        return self.root / "supervisor.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the one supervisor that works on the run; holds its pid."""
         return self.root / "supervisor.lock"

@@ -106,6 +106,7 @@ async def _supervise(
         local=config.local,
         folder=folder,
         environment=environment,
+        stage=stage,
         finished=lambda: is_finished(config, stage),
     )
     loop = asyncio.get_running_loop()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fairlead.config import RunFolder
 from fairlead.config.local import LocalSection
-from fairlead.local import table
+from fairlead.local import record, table
 from fairlead.local.process import Process, ProcessSpec, State, describe_exit
 from fairlead.local.verdict import Outcome, judge, said
 
@@ -31,6 +31,7 @@ class Supervisor:
         local: LocalSection,
         folder: RunFolder,
         environment: Mapping[str, str],
+        stage: str = "",
         finished: Callable[[], bool] = lambda: True,
     ) -> None:
         """Nothing starts yet.
@@ -40,12 +41,15 @@ class Supervisor:
             local: patience.
             folder: where logs and `processes.json` go.
             environment: variables of every process.
+            stage: what the processes work on, for those who look on.
             finished: asked when the main process has exited with 0: a drain that a stranger asked for looks
                 the same, but is no reason to stop.
         """
         self._local = local
         self._folder = folder
         self._finished = finished
+        self._stage = stage
+        self._started = time.time()
         self._mark = str(folder.root.absolute())
         marked = {**environment, table.MARK: self._mark}
         self.processes = [Process(spec, log=folder.log(spec.name), environment=marked) for spec in specs]
@@ -107,8 +111,8 @@ class Supervisor:
             finally:
                 readiness.cancel()
                 await asyncio.gather(readiness, return_exceptions=True)
-            self._write_table()
             process.state = State.ENDED
+            self._write_table()
             if self.draining:
                 return
             verdict = judge(process, code, local=self._local, finished=self._finished)
@@ -116,6 +120,7 @@ class Supervisor:
                 self._end(verdict)
                 return
             process.state = State.BACKOFF
+            self._write_table()
             logger.warning(
                 "%s died (%s)%s; starting it again in %.3g s",
                 *(process.name, describe_exit(code), said(process, code), verdict),
@@ -136,6 +141,7 @@ class Supervisor:
         if probe is None:
             if not self.draining:
                 process.mark_ready()
+                self._write_table()
             return
         deadline: float | None = None
         while not await probe():
@@ -147,6 +153,7 @@ class Supervisor:
             await asyncio.sleep(_PROBE_SECONDS)
         if not self.draining:
             process.mark_ready()
+            self._write_table()
             logger.info("%s is ready after %.1f s", process.name, time.monotonic() - process.started_at)
 
     def _is_ready(self, name: str) -> bool:
@@ -186,3 +193,10 @@ class Supervisor:
     def _write_table(self) -> None:
         pids = {process.name: process.pid for process in self.processes}
         table.write(self._folder.processes, {name: pid for name, pid in pids.items() if pid is not None})
+        record.write(
+            self._folder.supervisor,
+            self.processes,
+            stage=self._stage,
+            started=self._started,
+            outcome=self._outcome,
+        )

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -41,6 +41,10 @@ _FIRST_FIGURES = (
     *("loss", "accuracy"),
 )
 _NAMES = {"kl": "KL", "tokens_per_second": "tokens/s", "response_length": "length"}
+_FIRST_RESULTS = (
+    *("heldout_loss", "accuracy", "ece", "updates", "episodes", "proxy_first", "proxy_last", "kl"),
+    *("tasks_lost", "tasks_duplicated", "dead_letters", "seconds"),
+)
 _HIDDEN = ("seconds", "queue_", "update", "tokens", "steps")
 
 
@@ -122,7 +126,6 @@ class View:
         return line
 
     def _rows(self, width: int) -> Table:
-        """As many columns as fit; what matters less stands further right."""
         now = time.monotonic()
         columns: list[tuple[str, list[Text]]] = [
             ("process", [Text(process.name) for process in self._processes]),
@@ -132,36 +135,55 @@ class View:
             ("up", [Text(_up(process, now)) for process in self._processes]),
             ("log", [Text(_short(process.log), "dim") for process in self._processes]),
         ]
-        rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        shown, left = [], width
-        for name, cells in columns:
-            # The state changes while it is looked at; its column must not.
-            widest = max(len(name), *(len(cell) for cell in cells), 10 if name == "state" else 0)
-            if widest > left:
-                break
-            left -= widest + 2
-            numeric = name in ("restarts", "pid", "up")
-            rows.add_column(name, justify="right" if numeric else "left", min_width=widest, no_wrap=True)
-            shown.append(cells)
-        for row in zip(*shown, strict=True):
-            rows.add_row(*row)
-        return rows
+        return columns_that_fit(columns, width)
 
 
 def progress_line(now: Progress) -> str:
     """What a stage does, in one line."""
-    parts = [f"{now.stage} {now.step}/{now.total}", _phase(now)]
-    parts += [f"{name} {value}" for name, value in figures(now)[:6]]
+    parts = [f"{now.stage} {now.step}/{now.total}", phase(now)]
+    parts += [f"{name} {value}" for name, value in list(figures(now).values())[:6]]
     if now.eta_seconds is not None and now.step < now.total:
         parts.append(f"ETA {duration(now.eta_seconds)}")
     return " · ".join(parts)
 
 
-def figures(now: Progress) -> list[tuple[str, str]]:
-    """Figures with their names for people, the most telling first."""
+def figures(now: Progress) -> dict[str, tuple[str, str]]:
+    """By name: a figure's name for people and its value, the most telling first."""
     order = [name for name in _FIRST_FIGURES if name in now.figures]
     order += [name for name in now.figures if name not in order and not name.startswith(_HIDDEN)]
-    return [(_NAMES.get(name, name.replace("_", " ")), number(now.figures[name])) for name in order]
+    return {name: (_NAMES.get(name, name.replace("_", " ")), number(now.figures[name])) for name in order}
+
+
+def columns_that_fit(columns: Sequence[tuple[str, Sequence[Text]]], width: int) -> Table:
+    """A table of the first columns that fit into the width, none of them wrapped.
+
+    Args:
+        columns: names and cells, the most telling first.
+        width: in characters.
+    """
+    rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    shown, left = [], width
+    for name, cells in columns:
+        # The state changes while it is looked at; its column must not.
+        widest = max(len(name), *(len(cell) for cell in cells), 10 if name == "state" else 0)
+        if widest > left:
+            break
+        left -= widest + 2
+        numeric = name in ("restarts", "pid", "up")
+        rows.add_column(name, justify="right" if numeric else "left", min_width=widest, no_wrap=True)
+        shown.append(cells)
+    for row in zip(*shown, strict=True):
+        rows.add_row(*row)
+    return rows
+
+
+def result_figures(result: Mapping[str, object]) -> str:
+    """What a person asks first of a stage's result, in one line."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {number(float(value))}"
+        for name in _FIRST_RESULTS
+        if isinstance(value := result.get(name), int | float)
+    )
 
 
 def number(value: float) -> str:
@@ -181,7 +203,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _phase(now: Progress) -> str:
+def phase(now: Progress) -> str:
+    """What the stage does now, and what it waits for."""
     text = now.phase
     if now.waiting_for:
         text += f" for {now.waiting_for}" if now.phase == "wait" else f", waiting for {now.waiting_for}"
@@ -190,12 +213,12 @@ def _phase(now: Progress) -> str:
 
 def _figures_line(now: Progress, width: int) -> Text:
     line = Text(no_wrap=True, overflow="ellipsis")
-    line.append(_phase(now), style="cyan")
+    line.append(phase(now), style="cyan")
     if now.since and now.phase != "done":
         line.append(f" {max(0.0, time.time() - now.since):.0f} s", style="dim")
     line.truncate(width, overflow="ellipsis")
     second = Text(no_wrap=True)
-    for name, value in figures(now):
+    for name, value in figures(now).values():
         piece = f"{name} {value}"
         if second.cell_len + len(piece) + 3 > width:
             break
