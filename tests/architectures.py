@@ -1,8 +1,8 @@
 """A tiny checkpoint of each architecture that Fairlead is tested with, made and saved by the tests.
 
 Each has random weights and a byte-level tokenizer with its family's special tokens and chat template, and
-with them the family's traps: Qwen has no BOS and more rows than tokens, Llama's template writes a BOS that its
-tokenizer would write again, GPT-2 pads with its EOS, GPT-NeoX has parallel residuals and partly rotary heads.
+with them the family's traps: Qwen has no BOS and more rows than tokens, Llama's template writes a BOS that
+its tokenizer would write again, GPT-2 pads with its EOS, GPT-NeoX has parallel residuals and rotary parts.
 """
 
 from __future__ import annotations

@@ -11,22 +11,37 @@ from pathlib import Path
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from fairlead import metrics
 from fairlead.config import RunConfig, load
 from fairlead.config.compute import ComputeSection
 from fairlead.config.reference import ReferenceSection
+from fairlead.config.reward import RewardSection
+from fairlead.config.saving import save
 from fairlead.data.chat import Chat
 from fairlead.data.demonstrations import Demonstration
 from fairlead.data.encoding import encode_answer, encode_prompt
 from fairlead.nn.loading import load_causal_lm, load_tokenizer
-from fairlead.types import GenerationRequest, Message, ModelInfo, SamplingParams, TokenPair, WeightVersion
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from fairlead.types import (
+    Completion,
+    GenerationRequest,
+    Message,
+    ModelInfo,
+    SamplingParams,
+    TextPair,
+    TokenPair,
+    WeightVersion,
+)
 from services.policy.hf_engine import EngineLimits, HfEngine
 from services.reference.scorer import ReferenceScorer
+from services.reward.scorer import RewardScorer
 from tests import architectures
 from tests.architectures import ARCHITECTURES, CONTEXT
 from tests.unit.ppo_world import World
 from trainer.demonstrations import encode
+from trainer.export.export import Request, export
 from trainer.ppo.train import PpoTrainer
 from trainer.sequences import TokenSequence, pad, response_logprobs
 from trainer.sft import packing
@@ -151,17 +166,95 @@ def configured(folder: Path, model: Path, **changes: object) -> RunConfig:
     return load(overrides=settings | changes)
 
 
+def train(config: RunConfig, model: Path) -> dict[str, object]:
+    """PPO in process, against a reward for answers of different tokens."""
+    with World(model, config.weights_path, score=lambda answer: float(len(set(answer)))) as world:
+        return PpoTrainer(config, queue=world.broker.trainer(), store=world.store).run()
+
+
+async def served(model: Path, weights: Path, prompts: list[tuple[int, ...]]) -> list[Completion]:
+    """Greedy answers of an engine that has swapped in the newest weights of a store."""
+    store = FilesystemWeightStore(weights)
+    manifest = store.latest()
+    assert manifest is not None
+    async with engine_on(model) as engine:
+        await engine.load(manifest.version, store.fetch(manifest.version))
+        requests = (GenerationRequest("t", p, SamplingParams(0, max_new_tokens=12)) for p in prompts)
+        found = await asyncio.gather(*(engine.generate(one, deadline=None) for one in requests))
+    return [completions[0] for completions in found]
+
+
+def assert_answers_alike(folder: Path, prompts: list[tuple[int, ...]], answers: list[Completion]) -> None:
+    """What transformers says, from the folder alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with torch.inference_mode():
+            output = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0]
+            table = model(output[None]).logits[0].log_softmax(-1)
+        said = output[len(prompt) :].tolist()
+        assert tokenizer.decode(said, skip_special_tokens=True) == answer.text
+        assert said == list(answer.token_ids)
+        logprobs = [float(table[len(prompt) - 1 + i, token]) for i, token in enumerate(said)]
+        assert logprobs == pytest.approx(answer.logprobs, abs=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_ppo_for_three_updates(saved: Saved, tmp_path: Path, name: str):
+async def test_ppo_for_three_updates_and_its_export(saved: Saved, tmp_path: Path, name: str):
     config = configured(tmp_path, saved(name))
-    with World(saved(name), config.weights_path, score=lambda answer: float(len(set(answer)))) as world:
-        result = PpoTrainer(config, queue=world.broker.trainer(), store=world.store).run()
+    result = train(config, saved(name))
     assert (result["updates"], result["tasks_trained"], result["tasks_lost"]) == (3, 24, 0)
     assert result["mismatch_max"] < TOLERANCE
     rows = [json.loads(line) for line in config.folder.metrics("ppo").read_text().splitlines()]
     assert [row["ratio_first"] for row in rows] == pytest.approx([1, 1, 1], abs=1e-4)
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-5)
     assert abs(rows[-1]["kl"]) > 1e-3, "the policy has moved"
+
+    tokenizer = load_tokenizer(str(saved(name)))
+    asked = [Chat((Message("user", text),)) for text in ("where is my parcel ?", "the lamp", "x" * 30)]
+    prompts = [tuple(encode_prompt(tokenizer, chat)) for chat in asked]
+    answers = await served(saved(name), config.weights_path, prompts)
+    save(config, config.folder.config)
+    said = export(Request(run=config.folder.root, target=tmp_path / "out"))
+    assert said == {"policy": "the last weights, version 1-3"}
+    assert_answers_alike(tmp_path / "out" / "policy", prompts, answers)
+    assert load_tokenizer(str(tmp_path / "out" / "policy")).chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_reward_model_scores_alike_here_exported_and_in_transformers(tmp_path: Path, name: str):
+    config = configured(tmp_path, tmp_path / "unused")
+    path = architectures.reward_model(name, config.folder.reward_model, bias=0.75)
+    save(config, config.folder.config)
+    export(Request(run=config.folder.root, target=tmp_path / "out", parts=("reward_model",)))
+    pairs = [
+        TextPair("where is my parcel ?", "we are sorry ."),
+        TextPair("the", "x" * 20),
+        TextPair("a b", "c"),
+    ]
+    served, exported = (
+        RewardScorer(str(one), RewardSection(device="cpu"))
+        for one in (path, tmp_path / "out" / "reward_model")
+    )
+    sequences = served.encode(pairs)
+    scores = served.score(sequences)
+    assert scores == pytest.approx(exported.score(exported.encode(pairs)), abs=TOLERANCE)
+    assert served.info.model.tokenizer_fingerprint == exported.info.model.tokenizer_fingerprint
+    assert len({round(score, 2) for score in scores}) == 3
+
+    folder = tmp_path / "out" / "reward_model"
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        alone = [float(theirs(torch.tensor([ids])).logits[0, 0]) for ids in sequences]
+        assert [one + theirs.config.fairlead_reward_bias for one in alone] == pytest.approx(
+            scores, abs=TOLERANCE
+        )
+        if tokenizer.pad_token is None:
+            return  # no token to spare: transformers says so itself where several are given
+        batch = tokenizer.pad({"input_ids": [list(ids) for ids in sequences]}, return_tensors="pt")
+        together = theirs(**batch).logits[:, 0].tolist()
+    assert together == pytest.approx(alone, abs=TOLERANCE), "pooled before the padding, EOS and all"
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
