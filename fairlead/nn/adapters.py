@@ -40,6 +40,7 @@ def add(
     model: PreTrainedModel,
     section: LoraSection,
     *,
+    base: str,
     field: str,
     seed: int,
     dtype: torch.dtype = torch.float32,
@@ -50,6 +51,7 @@ def add(
     Args:
         model: changed in place.
         section: rank above 0, and which layers.
+        base: path or hub id of the model, which the adapter's own files will name; a path is made absolute.
         field: the section's name, for errors.
         seed: of the draw of A; B is 0.
         dtype: of the adapters' weights.
@@ -81,6 +83,7 @@ def add(
         # GPT-2 keeps its matrices the other way round.
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
         bias="none",
+        base_model_name_or_path=str(Path(base).resolve()) if Path(base).is_dir() else base,
     )
     nn.Module.requires_grad_(model, False)
     with torch.random.fork_rng(devices=[]):
@@ -105,18 +108,13 @@ def tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def config(model: nn.Module, *, base: str) -> dict[str, object]:
-    """The content of `adapter_config.json`.
-
-    Args:
-        model: with adapters.
-        base: path or hub id of the model below them; a path is made absolute.
-    """
+def config(model: nn.Module) -> dict[str, object]:
+    """The content of `adapter_config.json` for the adapters of a model."""
     found: LoraConfig = model.peft_config[_NAME]  # type: ignore[index, assignment]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(Path(base).resolve()) if Path(base).is_dir() else base,
+        "base_model_name_or_path": found.base_model_name_or_path,
         "r": found.r,
         "lora_alpha": found.lora_alpha,
         "lora_dropout": found.lora_dropout,
@@ -127,7 +125,7 @@ def config(model: nn.Module, *, base: str) -> dict[str, object]:
     }
 
 
-def save(model: PreTrainedModel, folder: Path, *, base: str, merge: bool) -> None:
+def save(model: PreTrainedModel, folder: Path, *, merge: bool) -> None:
     """Writes the adapter as peft does; with `merge` the whole model as `save_pretrained` does."""
     if merge:
         merged(model).save_pretrained(folder)
@@ -135,7 +133,7 @@ def save(model: PreTrainedModel, folder: Path, *, base: str, merge: bool) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: parameter.detach().cpu().contiguous() for name, parameter in tensors(model).items()}
     save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(config(model, base=base), indent=2), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(config(model), indent=2), encoding="utf-8")
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fairlead import metrics
 from fairlead.config import RunConfig
+from fairlead.transports.weights.base import Adapter
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import ModelInfo, WeightVersion
 from services.policy.weight_watcher import WeightWatcher
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Callable[[str], list[int]]]:
     # torch takes seconds to import; until then the process already answers probes and signals.
     from fairlead.data.encoding import encode_prompt
-    from fairlead.nn import loading
+    from fairlead.nn import adapters, loading
     from services.policy.decoder import vocabulary_size
     from services.policy.hf_engine import EngineLimits, HfEngine
 
@@ -39,6 +40,10 @@ def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Ca
         max_sequence_tokens=loading.max_sequence_tokens(model, section.max_sequence_tokens),
         dtype=section.dtype,
     )
+    adapter = None
+    if config.ppo.lora.rank:
+        adapters.add(model, config.ppo.lora, base=path, field="ppo.lora", seed=config.seed, dtype=model.dtype)
+        adapter = Adapter(adapters.fingerprint(path), adapters.config(model))
     encode_prompt(tokenizer, "a")  # settles the tokenizer's padding and truncation before threads share it
     engine = HfEngine(
         model,
@@ -52,6 +57,7 @@ def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Ca
         ),
         policy_metrics=policy_metrics,
         initial=WeightVersion(0, 0) if section.serve_initial else None,
+        adapter=adapter,
     )
     return engine, lambda text: encode_prompt(tokenizer, text)
 

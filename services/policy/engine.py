@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Protocol
 
+from fairlead.transports.weights.base import Adapter
 from fairlead.types import Completion, GenerationRequest, PolicyInfo, WeightVersion
 
 
@@ -54,10 +55,11 @@ class Engine(Protocol):
         """
         ...
 
-    async def load(self, version: WeightVersion, folder: Path) -> None:
+    async def load(self, version: WeightVersion, folder: Path, *, adapter: Adapter | None = None) -> None:
         """Reads verified safetensors beside the weights in use, then swaps between two decoding steps.
 
-        Returns when they are in use. A version that is not newer than the one in use is ignored.
+        Returns when they are in use. A version that is not newer than the one in use is ignored. With
+        `adapter`, files hold only that.
 
         Raises:
             CorruptWeights: if they do not fit the model; the old ones stay in use.

@@ -17,12 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlead import metrics
 from fairlead.errors import Unavailable
 from fairlead.nn.loading import eos_token_ids
+from fairlead.transports.weights.base import Adapter
 from fairlead.types import Completion, GenerationRequest, ModelInfo, PolicyInfo, WeightVersion
 from services.policy.architecture import check_cache
 from services.policy.decoder import Decoder
 from services.policy.detokenizer import Detokenizer
 from services.policy.engine_thread import EngineThread
-from services.policy.replacement import Replacement
+from services.policy.replacement import Replacement, check_kind
 from services.policy.sample import Sample
 from services.policy.sampler import stream_key
 from services.policy.scheduler import Scheduler
@@ -55,14 +56,18 @@ class HfEngine:
         limits: EngineLimits,
         policy_metrics: metrics.Policy,
         initial: WeightVersion | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         """`initial` names the weights that the model has already; without it `load` brings the first.
+
+        `adapter` says what adapters the model has; versions are then adapters, too.
 
         Raises:
             ModelLoadError: if the architecture cannot be decoded with a cache of keys and values.
         """
         check_cache(model)
         self._model = model
+        self._adapter = adapter
         self._tokenizer = tokenizer
         self._info = info
         self._limits = limits
@@ -124,9 +129,10 @@ class HfEngine:
         finally:
             self._let_go(ticket)
 
-    async def load(self, version: WeightVersion, folder: Path) -> None:
+    async def load(self, version: WeightVersion, folder: Path, *, adapter: Adapter | None = None) -> None:
         """Reads weights beside those in use, then swaps; see Engine.load."""
         if self.version is None or version > self.version:
+            check_kind(adapter, self._adapter)
             replacement = await asyncio.to_thread(Replacement.read, folder, self._model)
             await asyncio.wrap_future(self._thread.swap(version, replacement))
 

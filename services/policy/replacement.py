@@ -6,6 +6,7 @@ a thread of its own; `apply` is quick and happens between two decoding steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,10 +14,41 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fairlead.errors import CorruptWeights
+from fairlead.nn import adapters
+from fairlead.transports.weights.base import Adapter
+
+
+def check_kind(theirs: Adapter | None, ours: Adapter | None) -> None:
+    """Holds what a version consists of against what the model was prepared for.
+
+    Args:
+        theirs: the version's; None for a whole model.
+        ours: the model's; None if it has no adapters.
+
+    Raises:
+        CorruptWeights: if they do not go together; says what to change.
+    """
+    if ours is None or theirs is None:
+        if ours is not theirs:
+            kind, rank = ("an adapter", "above 0") if theirs else ("a whole model", "0")
+            raise CorruptWeights(f"it holds {kind}: start this replica with [ppo.lora] rank {rank}")
+        return
+    different = adapters.differences(theirs.config, ours.config)
+    if different:
+        raise CorruptWeights(f"[ppo.lora] is not the trainer's: {'; '.join(different)}")
+    if theirs.base_fingerprint != ours.base_fingerprint:
+        there, here = (
+            f"{one.config.get('base_model_name_or_path')!r} ({one.base_fingerprint[:12]})"
+            for one in (theirs, ours)
+        )
+        raise CorruptWeights(
+            f"it holds an adapter for {there}, and the base of this replica is {here}: "
+            "[policy] path must be the same model for both"
+        )
 
 
 class Replacement:
-    """A new value for every parameter and saved buffer of a model."""
+    """A new value for every parameter and saved buffer of a model; of one with adapters, for those alone."""
 
     def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         self._pairs = pairs
@@ -28,7 +60,9 @@ class Replacement:
         Raises:
             CorruptWeights: if a tensor is missing, unknown, has another shape, or a file cannot be read.
         """
-        current = model.state_dict(keep_vars=True)
+        current: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
+        if adapters.is_adapted(model):
+            current = adapters.tensors(model)
         found: dict[int, Tensor] = {}
         for path in sorted(folder.glob("*.safetensors")):
             try:

@@ -72,7 +72,7 @@ class WeightWatcher:
                 return
             version = manifest.version
             folder = await asyncio.to_thread(self._store.fetch, version)
-            await self._engine.load(version, folder)
+            await self._engine.load(version, folder, adapter=manifest.adapter)
         except (CorruptWeights, OSError) as error:
             if version is not None and version not in await asyncio.to_thread(self._store.versions):
                 self.kick()  # pruned while it was read: the current one is another by now

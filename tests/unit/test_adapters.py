@@ -33,7 +33,7 @@ def base(tmp_path_factory) -> str:
 def adapted(base: str, section: LoraSection = LORA, **settings):
     """With adapters that say something: fresh ones are 0."""
     model = load_causal_lm(base, CPU)
-    adapters.add(model, section, field="ppo.lora", seed=3, **settings)
+    adapters.add(model, section, base=base, field="ppo.lora", seed=3, **settings)
     draw = torch.Generator().manual_seed(7)
     for tensor in adapters.tensors(model).values():
         tensor.data = torch.randn(tensor.shape, generator=draw).to(tensor.dtype) * 0.2
@@ -41,7 +41,7 @@ def adapted(base: str, section: LoraSection = LORA, **settings):
 
 
 def saved(base: str, folder: Path, section: LoraSection = LORA, *, merge: bool = False) -> str:
-    adapters.save(adapted(base, section), folder, base=base, merge=merge)
+    adapters.save(adapted(base, section), folder, merge=merge)
     return str(folder)
 
 
@@ -52,7 +52,7 @@ def logits(model) -> torch.Tensor:
 
 def test_fresh_adapters_change_nothing_and_only_they_learn(base):
     plain, model = load_causal_lm(base, CPU), load_causal_lm(base, CPU)
-    adapters.add(model, LORA, field="ppo.lora", seed=3)
+    adapters.add(model, LORA, base=base, field="ppo.lora", seed=3)
     assert adapters.is_adapted(model)
     assert not adapters.is_adapted(plain)
     assert torch.equal(logits(model), logits(plain))
@@ -69,7 +69,7 @@ def test_the_draw_of_an_adapter_depends_on_its_seed_alone(base):
     for seed in (3, 3, 4):
         torch.rand(len(models) + 1)
         model = load_causal_lm(base, CPU)
-        adapters.add(model, LORA, field="ppo.lora", seed=seed)
+        adapters.add(model, LORA, base=base, field="ppo.lora", seed=seed)
         models.append(adapters.tensors(model))
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert not all(torch.equal(models[0][name], models[2][name]) for name in models[0])
@@ -78,7 +78,7 @@ def test_the_draw_of_an_adapter_depends_on_its_seed_alone(base):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own
 def test_a_folder_loads_as_the_weights_by_hand_and_as_peft_reads_it(base, tmp_path):
     model = adapted(base)
-    adapters.save(model, tmp_path / "a", base=base, merge=False)
+    adapters.save(model, tmp_path / "a", merge=False)
     by_hand = load_causal_lm(base, CPU)
     parameters = dict(by_hand.named_parameters())
     found = load_file(tmp_path / "a" / adapters.WEIGHTS_FILE)
@@ -92,7 +92,7 @@ def test_a_folder_loads_as_the_weights_by_hand_and_as_peft_reads_it(base, tmp_pa
     assert (expected - logits(load_causal_lm(base, CPU))).abs().max() > 1e-2
     loaded = load_causal_lm(str(tmp_path / "a"), CPU)
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "a").eval()
-    adapters.save(model, tmp_path / "whole", base=base, merge=True)
+    adapters.save(model, tmp_path / "whole", merge=True)
     whole = load_causal_lm(str(tmp_path / "whole"), CPU)
     for one in (model, loaded, theirs, whole):
         assert (logits(one) - expected).abs().max() < 1e-5
@@ -130,7 +130,7 @@ def test_matrices_that_lie_the_other_way_round(tmp_path):
     }
     GPT2LMHeadModel(GPT2Config(**settings)).save_pretrained(tmp_path / "gpt2")
     model = adapted(str(tmp_path / "gpt2"))
-    adapters.save(model, tmp_path / "a", base=str(tmp_path / "gpt2"), merge=False)
+    adapters.save(model, tmp_path / "a", merge=False)
     loaded = load_causal_lm(str(tmp_path / "a"), CPU)
     assert (logits(loaded) - logits(load_causal_lm(str(tmp_path / "gpt2"), CPU))).abs().max() > 1e-2
     assert (logits(loaded) - logits(model)).abs().max() < 1e-5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from fairlead.errors import CorruptWeights, Fenced, InvalidInput
-from fairlead.transports.weights.base import Ancestor, WeightStore, is_valid
+from fairlead.transports.weights.base import Adapter, Ancestor, WeightStore, is_valid
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
 from tests.unit.weights_world import FIRST, SECOND, publish
@@ -43,6 +43,17 @@ def test_what_is_published_is_what_is_fetched(store: FilesystemWeightStore) -> N
     folder = store.fetch(version)
     assert np.array_equal(load_file(folder / "model.safetensors")["w"], np.arange(6.0).reshape(2, 3))
     assert (store.root / "latest").read_text() == "1-7\n"
+
+
+def test_a_version_says_that_it_is_an_adapter_and_for_which_base(store: FilesystemWeightStore) -> None:
+    adapter = Adapter("abc", {"r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": "/models/base"})
+    for update, kind in enumerate((adapter, None)):
+        version = WeightVersion(1, update)
+        with store.publish(version, parent=None, lineage=FIRST, adapter=kind) as folder:
+            save_file({"w": np.zeros(1, np.float32)}, folder / "model.safetensors")
+        manifest = FilesystemWeightStore(store.root).latest()
+        assert manifest is not None
+        assert manifest.adapter == kind
 
 
 def test_publishing_again_leaves_the_version_as_it_is(store: FilesystemWeightStore) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlead.transports.weights.base import Ancestor, WeightStore
+from fairlead.nn import adapters
+from fairlead.transports.weights.base import Adapter, Ancestor, WeightStore
 from fairlead.types import WeightVersion
 from trainer import durable
 from trainer.ppo.actor_critic import unique_tensors
@@ -29,18 +30,35 @@ def publish(
     parent: WeightVersion | None,
     lineage: Sequence[Ancestor],
     keep: int,
+    adapter: Adapter | None = None,
 ) -> None:
-    """Writes the policy's state dict, tied tensors once, and prunes the store to `keep` versions."""
-    with store.publish(version, parent=parent, lineage=lineage) as folder:
-        for number, shard in enumerate(shards(unique_tensors(policy)), start=1):
+    """Writes the policy's state dict, tied tensors once, and prunes the store to `keep` versions.
+
+    With `adapter` only the adapter is written, and the manifest says what it belongs to.
+    """
+    tensors: Mapping[str, Tensor] = adapters.tensors(policy) if adapter else unique_tensors(policy)
+    with store.publish(version, parent=parent, lineage=lineage, adapter=adapter) as folder:
+        for number, shard in enumerate(shards(tensors), start=1):
             save_file(shard, folder / f"model-{number:05d}.safetensors")
     store.prune(keep=keep)
 
 
-def save_model(path: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Leaves model and tokenizer as `save_pretrained` writes them, whole or not at all."""
+def save_model(
+    path: Path,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    merge: bool = False,
+) -> None:
+    """Leaves model and tokenizer as `save_pretrained` writes them, whole or not at all.
+
+    Of a policy with adapters, those alone; with `merge`, all of it.
+    """
     with durable.new_folder(path) as folder:
-        policy.save_pretrained(folder)
+        if adapters.is_adapted(policy):
+            adapters.save(policy, folder, merge=merge)
+        else:
+            policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
@@ -52,7 +70,7 @@ def shards(tensors: Mapping[str, Tensor], *, limit_bytes: int = SHARD_BYTES) -> 
         if group and size + tensor.nbytes > limit_bytes:
             yield group
             group, size = {}, 0
-        group[name] = tensor.cpu().contiguous()
+        group[name] = tensor.detach().cpu().contiguous()
         size += tensor.nbytes
     if group:
         yield group

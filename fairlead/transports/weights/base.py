@@ -7,7 +7,7 @@ above the update from which any later incarnation resumed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,16 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """What a version needs that is only what was added to a base model."""
+
+    base_fingerprint: str
+    """SHA-256 over the base's weights, as `fairlead.nn.adapters.fingerprint` makes it."""
+    config: Mapping[str, object]
+    """The content of peft's `adapter_config.json`; it names the base model."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a version consists of."""
 
@@ -66,6 +76,8 @@ class Manifest:
     """Every tensor."""
     shards: tuple[Shard, ...]
     """Every file."""
+    adapter: Adapter | None = None
+    """The version holds an adapter only; None if it holds the whole model."""
 
 
 def is_valid(version: WeightVersion, lineage: Sequence[Ancestor]) -> bool:
@@ -82,9 +94,16 @@ class WeightStore(Protocol):
     """A store of versions."""
 
     def publish(
-        self, version: WeightVersion, *, parent: WeightVersion | None, lineage: Sequence[Ancestor]
+        self,
+        version: WeightVersion,
+        *,
+        parent: WeightVersion | None,
+        lineage: Sequence[Ancestor],
+        adapter: Adapter | None = None,
     ) -> AbstractContextManager[Path]:
         """A folder to write `*.safetensors` into; when the block ends without error the version is published.
+
+        With `adapter`, what is written are an adapter's tensors, by the names of peft's files.
 
         Publishing is atomic and durable: manifest and shards are synced, then renamed, then the hint `latest`
         moves. A version that exists already is left as it is.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fairlead.errors import CorruptWeights, Fenced, InvalidInput
 from fairlead.transports.weights import manifest as manifests
-from fairlead.transports.weights.base import Ancestor, Manifest
+from fairlead.transports.weights.base import Adapter, Ancestor, Manifest
 from fairlead.types import WeightVersion
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,12 @@ class FilesystemWeightStore:
 
     @contextmanager
     def publish(
-        self, version: WeightVersion, *, parent: WeightVersion | None, lineage: Sequence[Ancestor]
+        self,
+        version: WeightVersion,
+        *,
+        parent: WeightVersion | None,
+        lineage: Sequence[Ancestor],
+        adapter: Adapter | None = None,
     ) -> Iterator[Path]:
         """A folder to write `*.safetensors` into; published when the block ends without error.
 
@@ -53,7 +58,7 @@ class FilesystemWeightStore:
         self._writing.add(staging)
         try:
             yield staging
-            manifest = manifests.build(staging, version, parent=parent, lineage=lineage)
+            manifest = manifests.build(staging, version, parent=parent, lineage=lineage, adapter=adapter)
             (staging / manifests.FILE_NAME).write_bytes(manifests.encode(manifest))
             for path in staging.iterdir():
                 _sync(path)

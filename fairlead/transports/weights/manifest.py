@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from fairlead.errors import CorruptWeights, InvalidInput
-from fairlead.transports.weights.base import Ancestor, Manifest, Shard, TensorEntry, is_valid
+from fairlead.transports.weights.base import Adapter, Ancestor, Manifest, Shard, TensorEntry, is_valid
 from fairlead.types import WeightVersion
 
 FILE_NAME = "manifest.json"
@@ -29,7 +29,12 @@ _READ_BYTES = 1 << 20
 
 
 def build(
-    folder: Path, version: WeightVersion, *, parent: WeightVersion | None, lineage: Sequence[Ancestor]
+    folder: Path,
+    version: WeightVersion,
+    *,
+    parent: WeightVersion | None,
+    lineage: Sequence[Ancestor],
+    adapter: Adapter | None = None,
 ) -> Manifest:
     """The manifest of the shards in a folder.
 
@@ -52,7 +57,7 @@ def build(
     name, times = Counter(tensor.name for tensor in tensors).most_common(1)[0]
     if times > 1:
         raise InvalidInput("shards", got=f"tensor {name} {times} times", allowed="every tensor once")
-    return Manifest(version, parent, tuple(lineage), tuple(tensors), tuple(shards))
+    return Manifest(version, parent, tuple(lineage), tuple(tensors), tuple(shards), adapter)
 
 
 def read_header(path: Path) -> tuple[TensorEntry, ...]:
@@ -101,6 +106,7 @@ def encode(manifest: Manifest) -> bytes:
         "lineage": [asdict(ancestor) for ancestor in manifest.lineage],
         "shards": [asdict(shard) for shard in manifest.shards],
         "tensors": [asdict(tensor) for tensor in manifest.tensors],
+        "adapter": asdict(manifest.adapter) if manifest.adapter else None,
     }
     return json.dumps({"sha256": _body_digest(body), "manifest": body}, indent=1).encode()
 
@@ -165,7 +171,12 @@ def _decode(body: dict[str, Any]) -> Manifest:
             for t in body["tensors"]
         ),
         shards=tuple(Shard(str(s["name"]), int(s["size_bytes"]), str(s["sha256"])) for s in body["shards"]),
+        adapter=_decode_adapter(body["adapter"]) if body.get("adapter") else None,
     )
+
+
+def _decode_adapter(body: dict[str, Any]) -> Adapter:
+    return Adapter(str(body["base_fingerprint"]), dict(body["config"]))
 
 
 def _body_digest(body: object) -> str:
