@@ -46,7 +46,7 @@ def test_what_is_published_is_what_is_fetched(store: FilesystemWeightStore) -> N
 
 
 def test_a_version_says_that_it_is_an_adapter_and_for_which_base(store: FilesystemWeightStore) -> None:
-    adapter = Adapter("abc", {"r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": "/models/base"})
+    adapter = Adapter("abc", {"r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": "/base"})
     for update, kind in enumerate((adapter, None)):
         version = WeightVersion(1, update)
         with store.publish(version, parent=None, lineage=FIRST, adapter=kind) as folder:
