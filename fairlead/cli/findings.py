@@ -15,7 +15,9 @@ def show(console: Console, reports: Sequence[SourceReport], notes: Sequence[str]
     """Writes everything that was found."""
     for report in reports:
         console.print(Text.assemble(f"{report.kind}: ", (", ".join(report.sources), "dim")), soft_wrap=True)
-    console.print("", _lines(reports), "", sep="\n")
+    console.print()
+    if any(report.lines for report in reports):
+        console.print(_lines(reports), "", sep="\n")
     lengths = _lengths(reports)
     if lengths.row_count:
         console.print(lengths, "", sep="\n")
@@ -24,9 +26,9 @@ def show(console: Console, reports: Sequence[SourceReport], notes: Sequence[str]
     remarks = [(report.kind, remark) for report in reports for remark in _remarks(report)]
     for kind, remark in remarks:
         console.print(Text.assemble((f"{kind}: ", "yellow"), remark))
+    if remarks and any(report.errors for report in reports):
+        console.print()
     for report in reports:
-        if report.errors:
-            console.print()
         for error in report.errors:
             console.print(Text(error, style="red"), soft_wrap=True)
         untold = report.bad + report.broken - len(report.errors)

@@ -6,6 +6,7 @@ none but the end. Nothing here knows files or models.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fairlead.data.chat import Chat, Prompt
@@ -72,6 +73,17 @@ def encode_answer(
         raise _refused(prompt, "a turn that changes what stands before it", "another chat template")
     ids = _ids(tokenizer, before, special=False)
     return ids, _ended(encode_response(tokenizer, whole[len(before) :], eos=False), tokenizer)
+
+
+def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> None:
+    """Renders those that are conversations, so that one that cannot be is found before any work is done.
+
+    Raises:
+        DataError, InvalidInput: see `render`.
+    """
+    for prompt in prompts:
+        if isinstance(prompt, Chat):
+            render(tokenizer, prompt, generate=True)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, generate: bool) -> str:

@@ -25,10 +25,7 @@ _SAVED = ("state.json", "dataset_dict.json")
 _FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".parquet", ".txt", ".csv")
 
 
-_READABLE = (
-    "a file or folder that exists, or a dataset of the hub that you may read: for a gated one accept its "
-    "conditions on its page, then `hf auth login` or HF_TOKEN"
-)
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +112,15 @@ def _load(name: DatasetName, folder: Path | None, field: str) -> Iterable[dict[s
             str(name), 1, got=f"files that make no table: {_reason(error)}", allowed="whole files, all alike"
         ) from error
     except exceptions.DatasetNotFoundError as error:
-        raise ConfigError(field, got=str(name), allowed=f"{_READABLE} ({_reason(error)})") from error
+        reason = _reason(error)
+        mend = (
+            "accept its terms on its page and" if "gated" in reason else "check the name; if it is private,"
+        )
+        raise ConfigError(
+            field,
+            got=str(name),
+            allowed=f"a file, a folder or a dataset that you may read ({reason}): {mend} {_LOG_IN}",
+        ) from error
     except KeyError as error:
         raise ConfigError(field, got=str(name), allowed=f"a split that it has, not {error}") from error
     except (ValueError, OSError, exceptions.DatasetsError) as error:
@@ -129,4 +134,5 @@ def _reason(error: BaseException) -> str:
     """The innermost cause says what is wrong; those around it say that something is."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = (line.strip(" .") for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

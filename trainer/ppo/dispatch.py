@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fairlead.config.sampling import SamplingSection
 from fairlead.data.chat import Chat, Prompt
-from fairlead.data.encoding import encode_prompt, render
+from fairlead.data.encoding import check_prompts, encode_prompt
 from fairlead.types import PromptTask, WeightVersion
 from trainer import seeds
 
@@ -30,7 +30,7 @@ class PromptOrder:
     ) -> None:
         """
         Args:
-            prompts: what is asked; each is rendered once here, so that one that cannot be is found at once.
+            prompts: what is asked.
             tokenizer: the policy's.
             sampling: how answers are drawn.
             seed: the run's.
@@ -38,9 +38,7 @@ class PromptOrder:
         Raises:
             DataError: a prompt of messages, and there is no chat template or the template refuses it.
         """
-        for prompt in prompts:
-            if isinstance(prompt, Chat):
-                render(tokenizer, prompt, generate=True)
+        check_prompts(tokenizer, prompts)
         self._prompts = prompts
         self._tokenizer = tokenizer
         self._sampling = sampling

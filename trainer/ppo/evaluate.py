@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient, AsyncRewardClient
 from fairlead.config import RunConfig
 from fairlead.data.chat import Chat
-from fairlead.data.encoding import encode_prompt
+from fairlead.data.encoding import check_prompts, encode_prompt
 from fairlead.data.records import load_prompts
 from fairlead.errors import (
     ConfigError,
@@ -79,6 +79,7 @@ class Evaluation:
 
         Raises:
             ConfigError: if there are to be evaluations and no prompt is held out.
+            DataError: for bad prompts, and those that the chat template refuses.
         """
         self._config, self._section = config, config.evaluation
         self._tokenizer = tokenizer
@@ -89,6 +90,7 @@ class Evaluation:
                 got="no held-out prompt to evaluate on",
                 allowed="0, more prompts, or a larger data.heldout_fraction",
             )
+        check_prompts(tokenizer, self._prompts)
         self.best: Best | None = None
         """None before the first evaluation."""
         self._waits_for = "an answer"

@@ -1,0 +1,313 @@
+"""Conversations in every format: what is read of a line, and the ids that a chat template makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fairlead.config import RunConfig, load
+from fairlead.config.sampling import SamplingSection
+from fairlead.data.chat import Chat
+from fairlead.data.comparisons import Preference, RankedResponses
+from fairlead.data.demonstrations import Conversation, Demonstration
+from fairlead.data.encoding import encode_answer, encode_prompt
+from fairlead.data.records import is_heldout, load_demonstrations, load_preferences, load_prompts
+from fairlead.errors import DataError, InvalidInput
+from fairlead.types import Message, WeightVersion
+from tests.tiny import tiny_tokenizer
+from trainer.ppo.dispatch import PromptOrder
+from trainer.reward_model import data as reward_data
+
+# Writes BOS itself, as the templates of Llama do, and a token behind every end.
+TEMPLATE = (
+    "<s> {% for m in messages %}{% if m.role == 'user' %}w1 {{ m.content }} {% elif m.role == 'system' %}"
+    "{% if not loop.first %}{{ raise_exception('system speaks first') }}{% endif %}w3 {{ m.content }} "
+    "{% else %}w2 {{ m.content }} </s> w4 {% endif %}{% endfor %}{% if add_generation_prompt %}w2 {% endif %}"
+)
+
+
+def chat_tokenizer(template: str | None = TEMPLATE):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def ids(text: str) -> list[int]:
+    return tiny_tokenizer().convert_tokens_to_ids(text.split())
+
+
+def said(*turns: str) -> list[dict[str, str]]:
+    """`user: hello` …"""
+    return [dict(zip(("role", "content"), turn.split(": ", 1), strict=True)) for turn in turns]
+
+
+def messages(*turns: str) -> tuple[Message, ...]:
+    return tuple(Message(**turn) for turn in said(*turns))
+
+
+def run(folder: Path, kind: str, *rows: object, **data: object) -> RunConfig:
+    (folder / kind).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return load(
+        overrides={
+            "base": str(folder),
+            f"data.{kind}": kind,
+            **{f"data.{key}": value for key, value in data.items()},
+        }
+    )
+
+
+def asked(config: RunConfig) -> str:
+    """A question on the side of training."""
+    return next(f"w{n}" for n in range(5, 50) if not is_heldout(config, f"w{n}"))
+
+
+QUESTION = asked(load())
+SHARED = Chat(messages(f"user: {QUESTION}"))
+PAIR = Preference(SHARED, "w6", "w7")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {
+                "prompt": said(f"user: {QUESTION}"),
+                "chosen": said("assistant: w6"),
+                "rejected": said("assistant: w7"),
+            },
+            PAIR,
+        ),
+        (
+            {"prompt": QUESTION, "chosen": said("assistant: w6"), "rejected": said("assistant: w7")},
+            PAIR,
+        ),
+        (
+            {
+                "chosen": said(f"user: {QUESTION}", "assistant: w6"),
+                "rejected": said(f"user: {QUESTION}", "assistant: w7"),
+            },
+            PAIR,
+        ),
+        (
+            # The prompt once more as text, as in UltraFeedback.
+            {
+                "prompt": QUESTION,
+                "chosen": said(f"user: {QUESTION}", "assistant: w6"),
+                "rejected": said(f"user: {QUESTION}", "assistant: w7"),
+            },
+            PAIR,
+        ),
+        ({"prompt": said(f"user: {QUESTION}"), "chosen": "w6", "rejected": "w7"}, PAIR),
+        (
+            {"prompt": said(f"user: {QUESTION}"), "chosen": "", "rejected": "w7"},
+            Preference(SHARED, "", "w7"),
+        ),
+        (
+            {"chosen": f"{QUESTION} w5 w6 w7", "rejected": f"{QUESTION} w5 w8"},
+            Preference(f"{QUESTION} w5", " w6 w7", " w8"),
+        ),
+        (
+            # `w6` is a beginning of `w60`: no word is cut in two.
+            {"chosen": f"{QUESTION} w6", "rejected": f"{QUESTION} w60"},
+            Preference(QUESTION, " w6", " w60"),
+        ),
+        (
+            {
+                "chosen": f"\n\nHuman: {QUESTION}\n\nAssistant: I think yes",
+                "rejected": f"\n\nHuman: {QUESTION}\n\nAssistant: I think no",
+            },
+            Preference(f"\n\nHuman: {QUESTION}\n\nAssistant:", " I think yes", " I think no"),
+        ),
+        (
+            {
+                "prompt": said(f"user: {QUESTION}"),
+                "responses": [{"text": "w6", "rank": 1}, {"text": "w7", "rank": 2}],
+            },
+            RankedResponses(SHARED, ("w6", "w7"), (-1.0, -2.0)),
+        ),
+    ],
+)
+def test_every_form_of_a_preference(tmp_path, row, expected):
+    split = load_preferences(run(tmp_path, "preferences", row, row, heldout_fraction=1e-9))
+    assert split.train == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"chosen": said("assistant: a"), "rejected": said("assistant: b")},
+            "without a prompt that both share",
+        ),
+        (
+            {
+                "chosen": said("user: a", "assistant: b", "user: c", "assistant: d"),
+                "rejected": said("user: a", "assistant: x", "user: c", "assistant: d"),
+            },
+            "without a prompt that both share",
+        ),
+        (
+            {"chosen": said("user: a", "assistant: b"), "rejected": said("user: a", "user: b")},
+            "`rejected` that does not end with the assistant",
+        ),
+        (
+            {
+                "chosen": said("user: a", "assistant: b", "assistant: c"),
+                "rejected": said("user: a", "assistant: b", "assistant: d"),
+            },
+            "without a prompt that both share",
+        ),
+        ({"chosen": said("user: a", "assistant: b"), "rejected": "b"}, "`chosen` of type array"),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, "`prompt` without a message"),
+        (
+            {"prompt": said("user: a", "assistant: b"), "chosen": "a", "rejected": "b"},
+            "`prompt` that ends with the assistant",
+        ),
+        ({"prompt": said("tool: a"), "chosen": "a", "rejected": "b"}, "`prompt[0].role` = 'tool'"),
+        (
+            {"chosen": said("user: a", "assistant: b"), "rejected": said("user: a", "assistant: b")},
+            "`chosen` and `rejected` alike",
+        ),
+        ({"chosen": "a"}, "the keys chosen"),
+    ],
+)
+def test_a_bad_preference_says_what_is_wrong(tmp_path, row, message):
+    with pytest.raises(DataError) as caught:
+        load_preferences(run(tmp_path, "preferences", row))
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'preferences'}:1: got ")
+
+
+def test_a_completion_of_messages_is_learnt_and_its_prompt_only_read(tmp_path):
+    turns = said("system: w9", "user: w10", "assistant: w11", "user: w12")
+    rows = [
+        {"prompt": turns, "completion": said("assistant: w13")},
+        {"prompt": turns, "completion": "w13"},
+        {"prompt": "w10", "completion": said("assistant: w13", "user: w14", "assistant: w15")},
+        {"prompt": "", "completion": said("user: w10", "assistant: w13")},
+        {"prompt": "w10", "completion": "w13"},
+    ]
+    found = load_demonstrations(run(tmp_path, "demonstrations", *rows, heldout_fraction=1e-9)).train
+    before = messages("system: w9", "user: w10", "assistant: w11", "user: w12")
+    answer = messages("assistant: w13")
+    long = messages("user: w10", "assistant: w13", "user: w14", "assistant: w15")
+    assert found[0] == found[1] == Conversation((*before, *answer), context=4)
+    assert found[2] == Conversation(long, context=1)
+    assert found[3] == Conversation(messages("user: w10", "assistant: w13"))
+    assert found[4] == Demonstration("w10", "w13")
+    assert list(found[0].turns) == [(Chat(before), "w13")]
+    assert [answer for _, answer in found[2].turns] == ["w13", "w15"]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "w5"}, "w5"),
+        ({"prompt": said("user: w5")}, Chat(messages("user: w5"))),
+        ({"messages": said("user: w5")}, Chat(messages("user: w5"))),
+        ({"messages": said("user: w5", "assistant: w6")}, Chat(messages("user: w5"))),
+        (
+            {"messages": said("user: w5", "assistant: w6", "user: w7")},
+            Chat(messages("user: w5", "assistant: w6", "user: w7")),
+        ),
+        ({"prompt": "w5", "messages": None}, "w5"),
+        ({"prompt": None, "messages": said("user: w5")}, Chat(messages("user: w5"))),
+        ({"prompt": said("user: w5"), "completion": "w6"}, Chat(messages("user: w5"))),
+    ],
+)
+def test_every_form_of_a_prompt(tmp_path, row, expected):
+    assert load_prompts(run(tmp_path, "prompts", row, heldout_fraction=1e-9)).train == (expected,)
+
+
+@pytest.mark.parametrize(
+    "turns", [[], said("assistant: w5"), said("user: a", "assistant: b", "assistant: c")]
+)
+def test_messages_without_a_turn_to_answer_are_no_prompt(tmp_path, turns):
+    with pytest.raises(DataError, match="`messages` without a turn to answer"):
+        load_prompts(run(tmp_path, "prompts", {"messages": turns}))
+
+
+def test_text_and_turns_of_one_question_are_on_one_side(tmp_path):
+    questions = [f"question {number}" for number in range(200)]
+    turns = [said("system: be brief", f"user: {text}", "assistant: yes", "user: why?") for text in questions]
+    plain = run(tmp_path, "prompts", *({"prompt": text} for text in questions), heldout_fraction=0.3)
+    expected = load_prompts(plain)
+    spoken = load_prompts(run(tmp_path, "prompts", *({"prompt": t} for t in turns), heldout_fraction=0.3))
+    assert 30 < len(expected.heldout) < 90
+    for side in ("train", "heldout"):
+        assert tuple(chat.messages[1].content for chat in getattr(spoken, side)) == getattr(expected, side)
+    pairs = [{"prompt": t, "chosen": "a", "rejected": "b"} for t in turns]
+    compared = load_preferences(run(tmp_path, "preferences", *pairs, heldout_fraction=0.3))
+    assert tuple(pair.prompt for pair in compared.heldout) == spoken.heldout
+
+
+def test_answers_to_an_empty_prompt_are_split_by_themselves(tmp_path):
+    rows = [{"prompt": "", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(200)]
+    split = load_preferences(run(tmp_path, "preferences", *rows, heldout_fraction=0.3))
+    assert 30 < len(split.heldout) < 90
+
+
+def test_the_template_writes_the_special_tokens_and_none_is_doubled():
+    tokenizer = chat_tokenizer()
+    prompt = Chat(messages("system: w9", "user: w10"))
+    assert encode_prompt(tokenizer, prompt) == ids("<s> w3 w9 w1 w10 w2")
+    assert encode_answer(tokenizer, prompt, "w11 w12") == (ids("<s> w3 w9 w1 w10 w2"), ids("w11 w12 </s>"))
+    assert encode_prompt(tokenizer, "w10") == ids("<s> w10")
+
+
+def test_a_comparison_reads_the_same_ids_as_the_policy_writes(tmp_path):
+    split = load_preferences(
+        run(
+            tmp_path,
+            "preferences",
+            {"prompt": said("user: w10"), "chosen": "w6", "rejected": "w7 w8"},
+            heldout_fraction=1e-9,
+        )
+    )
+    (ranking,) = reward_data.encode(split.train, chat_tokenizer(), max_tokens=64).rankings
+    assert ranking.sequences == (
+        tuple(ids("<s> w1 w10 w2 w6 </s>")),
+        tuple(ids("<s> w1 w10 w2 w7 w8 </s>")),
+    )
+    assert ranking.pairs == ((0, 1),)
+    assert ranking.texts == ("w6", "w7 w8")
+
+
+def test_a_task_of_a_conversation_carries_ids_turns_and_text_for_people(tmp_path):
+    prompts = load_prompts(
+        run(tmp_path, "prompts", {"prompt": said("system: w9", "user: w10")}, heldout_fraction=1e-9)
+    ).train
+    order = PromptOrder(prompts, chat_tokenizer(), sampling=SamplingSection(), seed=0)
+    task = order.task(0, min_version=WeightVersion(1, 0))
+    assert list(task.prompt_token_ids) == ids("<s> w3 w9 w1 w10 w2")
+    assert task.messages == messages("system: w9", "user: w10")
+    assert task.prompt_text == "system: w9\nuser: w10"
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "message"),
+    [
+        (TEMPLATE, said("user: w5", "system: w6", "user: w7"), "refuses: system speaks first"),
+        (None, said("user: w5"), "the tokenizer has no chat template"),
+        ("{{ messages | no_such_filter }}", said("user: w5"), "refuses: No filter named 'no_such_filter'"),
+        ("{{ messages[0].content.nothing.more }}", said("user: w5"), "refuses: "),
+    ],
+)
+def test_turns_that_the_template_refuses_name_file_and_line_before_any_work(
+    tmp_path, template, turns, message
+):
+    config = run(
+        tmp_path, "prompts", {"prompt": "w5"}, {"prompt": turns}, {"prompt": "w6"}, heldout_fraction=1e-9
+    )
+    with pytest.raises(DataError) as caught:
+        PromptOrder(load_prompts(config).train, chat_tokenizer(template), sampling=SamplingSection(), seed=0)
+    assert str(caught.value).startswith(f"{tmp_path / 'prompts'}:2: got ")
+    assert message in str(caught.value)
+
+
+def test_turns_that_came_from_no_file_are_refused_as_input():
+    with pytest.raises(InvalidInput, match="^messages: got .*system speaks first") as caught:
+        encode_prompt(chat_tokenizer(), Chat(messages("user: w5", "system: w6")))
+    assert not isinstance(caught.value, DataError)
