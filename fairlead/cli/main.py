@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from fairlead import __version__
-from fairlead.cli import data, export, generate, plan, quickstart, reports, score, serve, stages, status
+from fairlead.cli import data, export, generate, k8s, plan, quickstart, reports, score, serve, stages, status
 from fairlead.cli.output import fail
 
 _EPILOG = """\b
@@ -75,6 +75,7 @@ data.register(app)
 score.register(app)
 generate.register(app)
 reports.register(app)
+k8s.register(app)
 status.register(app)
 export.register(app)
 plan.register(app)

@@ -39,6 +39,7 @@ TimeoutSeconds = Annotated[
 _MODULES = {
     "torch": ("torch", "transformers", "safetensors"),
     "train": ("torch", "transformers", "safetensors", "scipy", "matplotlib", "jinja2"),
+    "k8s": ("kubernetes", "yaml"),
 }
 
 

@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Builds both images with buildah, without a daemon, and checks what is in them. Run as root:
+#
+#     tests/images/build.sh [FOLDER]
+#
+# FOLDER (a temporary one if left out) takes the wheels that pip downloads on this machine, with this
+# machine's own settings of pip: the build itself then asks no index. Where no registry can be reached the base
+# image is made here too, by debootstrap, from the mirror that apt uses.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+base=docker.io/library/debian:12-slim
+suite=bookworm
+python=${PYTHON:-python3.11}
+folder=${1:-$(mktemp -d)}
+mkdir -p "$folder"
+folder=$(realpath "$folder")
+# chroot needs no namespaces, vfs no overlay mounts: both work inside a container as well.
+export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
+
+say() { printf '%s\n' "== $*"; }
+need() { command -v "$1" >/dev/null || { echo "$1 is missing: apt-get install $2" >&2; exit 2; }; }
+
+[ "$(id -u)" = 0 ] || { echo "run this as root: the chroot isolation of buildah needs it" >&2; exit 2; }
+need buildah buildah
+need "$python" python3.11
+
+mirror() {
+    { cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list 2>/dev/null || true; } |
+        sed -nE 's/^URIs: *([^ ]+).*/\1/p; s/^deb (\[[^]]*\] *)?([^ ]+) .*/\2/p' | grep -m1 '/debian/\?$'
+}
+
+make_base() {
+    need debootstrap debootstrap
+    local root=$folder/base container mirror_url
+    mirror_url=$(mirror) || { echo "no Debian mirror in the sources of apt" >&2; exit 2; }
+    say "no registry: $base by debootstrap"
+    rm -rf "$root"
+    debootstrap --variant=minbase "$suite" "$root" "$mirror_url" >"$folder/debootstrap.log"
+    printf 'deb %s %s main\n' "$mirror_url" "$suite" >"$root/etc/apt/sources.list"
+    printf 'deb %s-security %s-security main\n' "${mirror_url%/}" "$suite" >>"$root/etc/apt/sources.list"
+    # What the slim image leaves out.
+    rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/* \
+        "$root"/usr/share/{doc,info,locale,man}/*
+    container=$(buildah from scratch)
+    buildah copy --quiet "$container" "$root" / >/dev/null
+    buildah config --cmd bash --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
+    buildah commit --quiet --rm "$container" "$base" >/dev/null
+    rm -rf "$root"
+}
+
+if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
+    timeout 60 buildah pull --quiet "$base" >/dev/null 2>&1 || make_base
+fi
+
+# The build's own backend, and what Debian's Python 3.11.2 needs and this machine's may not.
+say "wheels"
+"$python" -m pip wheel --quiet --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir "$folder/wheels" \
+    '.[train]' hatchling async-timeout
+rm -f "$folder"/wheels/fairlead-*.whl
+
+for image in light model; do
+    say "fairlead-$image"
+    buildah build --layers=false --file "docker/$image.Dockerfile" --tag "fairlead-$image" \
+        --build-arg BASE="$base" --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheels \
+        --volume "$folder/wheels:/wheels:ro" . >"$folder/$image.log" 2>&1 ||
+        { tail -20 "$folder/$image.log" >&2; exit 1; }
+done
+
+check() {
+    local image=$1 container
+    shift
+    container=$(buildah from "fairlead-$image")
+    buildah run "$container" -- "$@"
+    buildah rm "$container" >/dev/null
+}
+
+say "checks"
+for image in light model; do
+    check "$image" fairlead --version
+    # shellcheck disable=SC2016 # expanded inside
+    check "$image" sh -c 'test "$(id -u)" = 10001 && ! touch /opt/fairlead/x 2>/dev/null && ! command -v pip'
+    [ "$(buildah inspect --type image --format '{{.OCIv1.Config.User}}' "fairlead-$image")" = 10001:10001 ]
+    # A secret would have come by the environment or an argument of the build.
+    ! buildah inspect --type image "fairlead-$image" | grep -iE 'password|token|secret'
+done
+check light python -c 'import services.rollout_worker.__main__, importlib.util as u; assert not u.find_spec("torch")'
+check model python -c 'import trainer.ppo.__main__, services.policy.hf_engine, services.reward.scorer'
+# SIGTERM reaches the program behind tini, which ends as it does without a container.
+check light sh -c '
+    tini -- python -m services.rollout_worker --set queue.redis_url=redis://127.0.0.1:1 2>/dev/null &
+    sleep 10
+    kill -TERM $!
+    wait $!'
+
+say "sizes"
+buildah images --format '{{.Name}} {{.Size}}' | grep -E 'fairlead-(light|model)|debian'
