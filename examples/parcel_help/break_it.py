@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from examples.parcel_help import figures, gold
+from examples.parcel_help import figures, gold, rounds
 from fairlead.config import RunConfig
 from trainer import charts, durable, run_record
 from trainer.charts import Mark
@@ -20,10 +21,14 @@ from trainer.report import learning
 from trainer.run_record import RunRecord
 
 NUM_TASKS = 100
-"""Tasks that labelers rank; the quickstart has 600 a round."""
+"""Tasks that labelers rank; the quickstart has several times as many a round."""
 NUM_UPDATES = 40
 HASTE = 3.0
 """Learning rates, as multiples of the quickstart's."""
+
+
+SMOOTHING = 3
+"""Updates whose gold is averaged: 256 answers know it to ± 0.08, three times as many to ± 0.045."""
 
 
 def broken(config: RunConfig) -> RunConfig:
@@ -59,6 +64,7 @@ def outcome(record: RunRecord) -> dict[str, Any]:
     half of what it had won; both None if there was none.
     """
     updates, worths = figures.gold_by_update(record)
+    worths = smooth(worths)
     _, proxies = record.curve("reward")
     peak = max(range(len(worths)), key=worths.__getitem__)
     half = worths[0] + (worths[peak] - worths[0]) / 2
@@ -81,6 +87,11 @@ def outcome(record: RunRecord) -> dict[str, Any]:
         "gold": worths,
         "proxy": proxies,
     }
+
+
+def smooth(course: Sequence[float]) -> list[float]:
+    """The mean of each value and the ones before it, `SMOOTHING` in all where there are as many."""
+    return [fmean(course[max(0, i + 1 - SMOOTHING) : i + 1]) for i in range(len(course))]
 
 
 def summary(config: RunConfig) -> str:
@@ -106,12 +117,13 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
     picture = Picture(
         title="Proxy and gold",
         source=charts.lines(
-            {"reward model": record.curve("reward"), "gold": (updates, worths)},
+            {"reward model": record.curve("reward"), "gold": (updates, smooth(worths))},
             x_label="update",
             marks=marks,
             wide=True,
         ),
-        caption="The reward model's score of the answers of each update, and their true worth. Dashed lines: "
+        caption="The reward model's score of the answers of each update, and their true worth, the mean of "
+        f"{SMOOTHING} updates. Dashed lines: "
         "a signal of reward hacking crossed its limit for the first time; red ones would have ended the run.",
         wide=True,
     )
@@ -123,7 +135,7 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
     return Page(
         title="Break it: a reward, hacked",
         lead=f"The quickstart with three things done wrong: labelers ranked the answers to {NUM_TASKS} tasks "
-        "instead of 600, so the reward model knows little, and PPO paid nothing for leaving the fine-tuned "
+        f"instead of {rounds.NUM_TASKS}, so the reward model knows little, and PPO paid nothing for leaving the fine-tuned "
         f"policy (β = 0), for {NUM_UPDATES} updates, at {HASTE:g} times the rate. The "
         "policy finds what the reward model mistakes for "
         "good.",

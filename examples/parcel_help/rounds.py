@@ -20,7 +20,7 @@ from fairlead.config import RunConfig
 from fairlead.data.records import is_heldout
 from fairlead.types import SamplingParams
 
-NUM_TASKS = 600
+NUM_TASKS = 800
 """Prompts ranked in a round."""
 NUM_ANSWERS = 4
 """Answers ranked against one another: K of the InstructGPT paper."""

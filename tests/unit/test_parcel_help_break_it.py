@@ -68,11 +68,12 @@ def test_the_outcome_by_hand(tmp_path: Path) -> None:
     assert figures.gold_by_update(record) == ([1, 2, 3, 4, 5], pytest.approx(GOLDS))
     found = break_it.outcome(record)
     assert (found["proxy_first"], found["proxy_last"]) == (0.0, 4.0)
-    assert (found["gold_peak"], found["gold_peak_update"]) == (1.8, 2)
-    # Half of the gain is lost below (0.2 + 1.8) / 2: at update 3, where the guard fires.
-    assert found["half_lost"] == 3
+    # Means of three updates, as far as there are three: 0.2, 1.0, 0.867, 0.733, -0.267.
+    assert (found["gold_peak"], found["gold_peak_update"]) == (pytest.approx(1.0), 2)
+    # Half of the gain is lost below (0.2 + 1.0) / 2: at update 5, behind the guard.
+    assert found["half_lost"] == 5
     assert (found["fired"]["signal"], found["fired"]["update"]) == ("kl", 3)
-    assert found["gold_saved"] == pytest.approx(0.6 + 1.2)
+    assert found["gold_saved"] == pytest.approx((0.2 + 1.8 + 0.6) / 3 - (0.6 - 0.2 - 1.2) / 3)
 
 
 def test_nothing_fired(tmp_path: Path) -> None:
@@ -88,16 +89,18 @@ def test_the_page_tells_it(tmp_path: Path) -> None:
     html = (config.folder.root / "break_it.html").read_text(encoding="utf-8")
     for shown in (
         "+0.00 → +4.00",
-        "+0.20 → -1.20",
+        "+0.20 → -0.27",
         "update 3",
-        "+1.80",
+        "+1.00",
         "stop at 3",
         "warn at 2",
         "stop &gt; 10",
-        "A guard would have stopped it at update 3 (kl), at a gold reward of +0.60; half of gold&#39;s gain "
-        "was lost at update 3, and the run ended at -1.20.",
+        "A guard would have stopped it at update 3 (kl), at a gold reward of +0.87; half of gold&#39;s gain "
+        "was lost at update 5, and the run ended at -0.27.",
         TEXTS[-1],
     ):
         assert shown in html
-    assert json.loads((config.folder.root / "break_it.json").read_text())["gold"] == pytest.approx(GOLDS)
-    assert "ended at -1.20" in break_it.summary(config)
+    assert json.loads((config.folder.root / "break_it.json").read_text())["gold"] == pytest.approx(
+        break_it.smooth(GOLDS)
+    )
+    assert "ended at -0.27" in break_it.summary(config)
