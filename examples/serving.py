@@ -90,10 +90,8 @@ async def ask(
 
 async def score(address: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
     """Scores of (prompt, answer) pairs by the reward service."""
-    # The service wants a character in every text; to a policy that said nothing, a space does no wrong.
-    texts = [(prompt, answer or " ") for prompt, answer in pairs]
     async with AsyncRewardClient(address) as client:
-        parts = [texts[start : start + _SCORE_ITEMS] for start in range(0, len(texts), _SCORE_ITEMS)]
+        parts = [pairs[start : start + _SCORE_ITEMS] for start in range(0, len(pairs), _SCORE_ITEMS)]
         found = [await client.score(part) for part in parts]
     return [value for part in found for value in part.scores]
 

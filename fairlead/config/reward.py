@@ -16,6 +16,9 @@ class RewardSection(ModelServiceSection):
     """How requests are packed."""
     append_eos: bool = True
     """Put the tokenizer's EOS behind a response that comes as text; ids are scored as they come."""
+    chat_template: Literal["auto", "always", "never"] = "auto"
+    """Whether a prompt that comes as plain text is shown to the model as a user's turn in its chat template.
+    `auto`: where it has one and was not trained by Fairlead. Conversations always go through the template."""
     ensemble: Literal["mean", "min", "mean_minus_std"] = "mean"
     """What becomes of the scores of an ensemble's members; a single model is served as it is."""
     ensemble_std_weight: float = Field(default=1.0, ge=0)

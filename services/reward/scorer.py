@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 
 from fairlead.config.reward import RewardSection
-from fairlead.data.encoding import encode_prompt, encode_response
 from fairlead.errors import InternalError
 from fairlead.nn import loading
 from fairlead.nn.ensemble import load_ensemble, member_paths
 from fairlead.types import ModelInfo, RewardInfo, ScoreItem, TextPair
+from services.reward.text_reader import TextReader
 from services.runtime import limits
 
 
@@ -34,6 +34,7 @@ class RewardScorer:
         self._reward = load_ensemble(path, section)
         self._device = loading.torch_device(section.device)
         first = self._reward.members[0]
+        self._reader = TextReader(path, self._tokenizer, section, is_ours=first.is_ours)
         loading.check_vocabulary(path, first.model, self._tokenizer)
         embedding = first.body.get_input_embeddings()
         assert isinstance(embedding, torch.nn.Embedding)
@@ -71,14 +72,8 @@ class RewardScorer:
     def _encode(self, index: int, item: ScoreItem) -> tuple[int, ...]:
         model = self.info.model
         if isinstance(item, TextPair):
-            maximum = self._section.max_text_bytes
-            limits.check_text("items.text.prompt", item.prompt, max_bytes=maximum, index=index)
-            limits.check_text("items.text.response", item.response, max_bytes=maximum, index=index)
-            limits.check_not_empty("items.text.response", item.response, index=index)
             with self._tokenizing:
-                prompt = encode_prompt(self._tokenizer, item.prompt)
-                response = encode_response(self._tokenizer, item.response, eos=self._section.append_eos)
-            sequence = (*prompt, *response)
+                sequence = self._reader.read(index, item)
             field = "items.text"
         else:
             size = model.vocabulary_size

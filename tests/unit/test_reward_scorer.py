@@ -12,9 +12,10 @@ from transformers import AutoModelForSequenceClassification
 
 from fairlead.config.compute import BatchingSection
 from fairlead.config.reward import RewardSection
-from fairlead.errors import InternalError, InvalidInput, ModelLoadError
-from fairlead.types import TextPair, TokenPair
+from fairlead.errors import ConfigError, InternalError, InvalidInput, ModelLoadError
+from fairlead.types import Message, TextPair, TokenPair
 from services.reward.scorer import RewardScorer
+from tests import architectures
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 
 SECTION = RewardSection(device="cpu", batching=BatchingSection(max_items=8), max_text_bytes=100)
@@ -94,7 +95,59 @@ def test_text_is_prompt_with_special_tokens_response_and_eos(scorer, folder):
     assert scorer.encode([TextPair("w1 w2", "w7")]) == [(1, *prompt, *response, 2)]
     no_eos = RewardScorer(str(folder), RewardSection(device="cpu", append_eos=False))
     assert no_eos.encode([TextPair("w1 w2", "w7")]) == [(1, *prompt, *response)]
+    assert scorer.encode([TextPair("w1 w2", "")]) == [(1, *prompt, 2)], "a policy that says nothing is scored"
+    with pytest.raises(InvalidInput, match=r"items.text.response\[0\]: got 'an empty text'"):
+        no_eos.encode([TextPair("w1 w2", "")])
     assert scorer.encode([TokenPair((5,), (6, 7)), TokenPair((), (6,))]) == [(5, 6, 7), (6,)]
+
+
+def foreign(folder):
+    """A reward model as the hub has them: without our bias, with a chat template."""
+    architectures.reward_model("llama", folder)
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["fairlead_reward_bias"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_model_of_the_hub_reads_the_whole_template_and_one_bos(tmp_path):
+    tokenizer = architectures.tokenizer_of("llama")
+
+    def ids(text):
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    turn = "<|begin|><|start|>user\n\nwhere ?<|eot|><|start|>assistant\n\nhere .<|eot|>"
+    system = turn.replace("<|begin|>", "<|begin|><|start|>system\n\nbe kind<|eot|>")
+    asked = (Message("system", "be kind"), Message("user", "where ?"))
+    scorer = RewardScorer(str(foreign(tmp_path)), SECTION)
+    plain, said = scorer.encode([TextPair("where ?", "here ."), TextPair("not read", "here .", asked)])
+    assert plain == ids(turn), "a plain prompt is a user's turn"
+    assert said == ids(system)
+    assert plain.count(tokenizer.bos_token_id) == 1
+    assert ids("<|eot|>")[0] == tokenizer.eos_token_id
+    never = RewardScorer(str(tmp_path), SECTION.model_copy(update={"chat_template": "never"}))
+    assert never.encode([TextPair("where ?", "here .")]) == [ids("<|begin|>where ?here .<|eot|>")]
+
+
+def test_a_model_of_ours_reads_what_it_was_trained_on(tmp_path):
+    """Answers up to their EOS, conversations in the template, plain prompts plain unless asked."""
+    tokenizer = architectures.tokenizer_of("qwen3")
+    path = str(architectures.reward_model("qwen3", tmp_path))
+    pair = TextPair("where ?", "here .", (Message("user", "where ?"),))
+    scorer = RewardScorer(path, SECTION)
+    turned, plain = scorer.encode([pair, TextPair("where ?", "here .")])
+    assert tokenizer.decode(turned) == (
+        "<|im_start|>user\nwhere ?<|im_end|>\n<|im_start|>assistant\nhere .<|im_end|>"
+    )
+    assert tokenizer.decode(plain) == "where ?here .<|im_end|>"
+    always = RewardScorer(path, SECTION.model_copy(update={"chat_template": "always"}))
+    assert always.encode([TextPair("where ?", "here .")]) == [turned]
+
+
+def test_a_template_that_is_asked_for_has_to_be_there(folder):
+    section = SECTION.model_copy(update={"chat_template": "always"})
+    with pytest.raises(ConfigError, match=r"reward.chat_template: got 'always'.*has no chat template"):
+        RewardScorer(str(folder), section)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +156,17 @@ def test_text_is_prompt_with_special_tokens_response_and_eos(scorer, folder):
         ([], "items: got 0, allowed: from 1 to 8"),
         ([TextPair("a", "b")] * 9, "items: got 9, allowed: from 1 to 8"),
         (
-            [TextPair("w1", "w2"), TextPair("w1", "")],
-            "items.text.response[1]: got 'an empty text', allowed: at least one character",
+            [TextPair("w1", "w2"), TextPair("", "w1", (Message("judge", "w3"),))],
+            "items.text.messages[1]: got \"role 'judge'\", allowed: one of system, user, assistant",
+        ),
+        (
+            [TextPair("", "w1", (Message("user", "w3"),))],
+            "items.text.messages[0]: got '`messages`, and the tokenizer has no chat template', "
+            "allowed: a model whose tokenizer has one, or plain text",
+        ),
+        (
+            [TextPair("", "w1", (Message("user", "é" * 30), Message("user", "é" * 30)))],
+            "items.text.messages[0]: got '120 bytes', allowed: at most 100 bytes of UTF-8",
         ),
         (
             [TokenPair((1,), ())],

@@ -1,0 +1,88 @@
+"""Texts as the reward model reads them: plain, or in its chat template. Knows the tokenizer, and no model."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from fairlead.config.reward import RewardSection
+from fairlead.data.chat import ROLES, Chat
+from fairlead.data.encoding import encode_answer, encode_prompt, encode_response, render
+from fairlead.errors import ConfigError, InvalidInput
+from fairlead.types import Message, TextPair
+from services.runtime import limits
+
+_PROMPT, _RESPONSE, _MESSAGES = (f"items.text.{name}" for name in ("prompt", "response", "messages"))
+
+
+class TextReader:
+    """Prompt and response as text → ids; not for several threads at a time."""
+
+    def __init__(
+        self, path: str, tokenizer: PreTrainedTokenizerBase, section: RewardSection, *, is_ours: bool
+    ) -> None:
+        """
+        Args:
+            path: of the model, for errors.
+            tokenizer: the model's.
+            section: limits, EOS, and whether plain prompts are turns of a conversation.
+            is_ours: Fairlead has trained the model, on answers up to their EOS and plain prompts as they are.
+
+        Raises:
+            ConfigError: the chat template is asked for and there is none.
+        """
+        if section.chat_template == "always" and not tokenizer.chat_template:
+            raise ConfigError(
+                "reward.chat_template", got="always", allowed=f"auto or never: {path!r} has no chat template"
+            )
+        foreign = bool(tokenizer.chat_template) and not is_ours
+        self._wraps = section.chat_template == "always" or (section.chat_template == "auto" and foreign)
+        self._tokenizer, self._section, self._is_ours = tokenizer, section, is_ours
+
+    def read(self, index: int, pair: TextPair) -> tuple[int, ...]:
+        """Ids of prompt and response together.
+
+        Args:
+            index: of the pair in its request, for errors.
+            pair: the texts.
+
+        Raises:
+            InvalidInput: a text is too large, a role is unknown, or the chat template refuses the turns.
+        """
+        self._check(index, pair)
+        turns = pair.messages
+        if self._wraps and not turns:
+            turns = (Message("user", pair.prompt),)
+        if turns:
+            return self._conversation(index, Chat(turns), pair.response)
+        prompt = encode_prompt(self._tokenizer, pair.prompt)
+        answer = encode_response(self._tokenizer, pair.response, eos=self._section.append_eos)
+        return (*prompt, *answer)
+
+    def _conversation(self, index: int, asked: Chat, response: str) -> tuple[int, ...]:
+        try:
+            if self._is_ours:
+                prompt, answer = encode_answer(self._tokenizer, asked, response)
+                return (*prompt, *answer)
+            # To the end of what the template writes: there models of the hub have learnt to score.
+            whole = Chat((*asked.messages, Message("assistant", response)))
+            return tuple(
+                encode_response(self._tokenizer, render(self._tokenizer, whole, generate=False), eos=False)
+            )
+        except InvalidInput as error:
+            raise InvalidInput(_MESSAGES, index=index, got=error.got, allowed=error.allowed) from error
+
+    def _check(self, index: int, pair: TextPair) -> None:
+        maximum = self._section.max_text_bytes
+        limits.check_text(_PROMPT, pair.prompt, max_bytes=maximum, index=index)
+        limits.check_text(_RESPONSE, pair.response, max_bytes=maximum, index=index)
+        limits.check_text(
+            _MESSAGES, "".join(m.content for m in pair.messages), max_bytes=maximum, index=index
+        )
+        for message in pair.messages:
+            if message.role not in ROLES:
+                raise InvalidInput(
+                    _MESSAGES, index=index, got=f"role {message.role!r}", allowed=f"one of {', '.join(ROLES)}"
+                )
+        if not self._section.append_eos and not self._wraps and not pair.messages:
+            # An answer that says nothing is scored by its end; without that there is nothing to read.
+            limits.check_not_empty(_RESPONSE, pair.response, index=index)
