@@ -135,10 +135,9 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
     return Page(
         title="Break it: a reward, hacked",
         lead=f"The quickstart with three things done wrong: labelers ranked the answers to {NUM_TASKS} tasks "
-        f"instead of {rounds.NUM_TASKS}, so the reward model knows little, and PPO paid nothing for leaving the fine-tuned "
-        f"policy (β = 0), for {NUM_UPDATES} updates, at {HASTE:g} times the rate. The "
-        "policy finds what the reward model mistakes for "
-        "good.",
+        f"instead of {rounds.NUM_TASKS}, so the reward model knows little, and PPO paid nothing for leaving "
+        f"the fine-tuned policy (β = 0), for {NUM_UPDATES} updates, at {HASTE:g} times the rate. The policy "
+        "finds what the reward model mistakes for good.",
         headlines=tuple(_headlines(numbers)),
         sections=(first, *guards(record), *learning(record, marks=[Mark(mark.x) for mark in marks])),
         samples=tuple(_samples(record, config.evaluation.num_report_samples, seed=config.seed)),
