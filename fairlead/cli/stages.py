@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,6 +74,7 @@ def _run(stage: str, settings: RunConfig, *, force: bool) -> None:
     style = settings.observe.log_style
     log.setup(style="human" if style == "auto" else style, level=settings.observe.log_level)
     need("train")
+    _warn_of_memory(stage, settings)
     outcome = run_stage(settings, stage, console=Console(stderr=True), force=force)
     if outcome.code in _ASKED_FOR:
         typer.echo(outcome.message, err=True)
@@ -80,6 +82,19 @@ def _run(stage: str, settings: RunConfig, *, force: bool) -> None:
     if outcome.code:
         fail(outcome.message, code=outcome.code)
     typer.echo(f"{outcome.message}: {settings.folder.root}{_summary(settings.folder.result(stage))}")
+
+
+def _warn_of_memory(stage: str, settings: RunConfig) -> None:
+    """One line if the stage takes more than there is; whether it is started all the same is for the user."""
+    from fairlead.errors import FairleadError
+    from fairlead.memory.plan import plan_run
+
+    try:
+        warnings = plan_run(settings, read_data=False).warnings(stage.replace("_", "-"))
+    except FairleadError:
+        return  # what is wrong with a model, its process says
+    if warnings:
+        logging.getLogger(__name__).warning("%s (`fairlead plan` says more)", "; ".join(warnings))
 
 
 def _summary(path: Path) -> str:

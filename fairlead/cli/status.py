@@ -80,7 +80,7 @@ def picture(found: RunStatus, width: int) -> RenderableType:
 
     from fairlead.local.view import duration, figures, phase
 
-    parts: list[RenderableType] = [_headline(found)]
+    parts: list[RenderableType] = [_headline(found, width)]
     if found.reason:
         parts.append(Text(found.reason, style=_STATE_STYLES.get(found.state, "")))
     now = found.progress
@@ -101,12 +101,12 @@ def picture(found: RunStatus, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def _headline(found: RunStatus) -> RenderableType:
+def _headline(found: RunStatus, width: int) -> RenderableType:
     from rich.text import Text
 
-    from fairlead.local.view import duration
+    from fairlead.local.view import duration, headline
 
-    words = [found.stage.replace("_", "-")] if found.stage else []
+    words: list[str | Text] = [found.stage.replace("_", "-")] if found.stage else []
     now = found.progress
     if now is not None:
         words.append(f"{'update' if now.stage == 'ppo' else 'step'} {now.step} of {now.total}")
@@ -117,7 +117,7 @@ def _headline(found: RunStatus) -> RenderableType:
     if found.said_seconds_ago is not None and found.said_seconds_ago > 60:
         words.append(f"last word {duration(found.said_seconds_ago)} ago")
     state = Text(found.state, style=_STATE_STYLES.get(found.state, "bold"))
-    return Text(" · ").join([Text(found.run, style="bold"), state, *map(Text, words)])
+    return headline(found.run, [state, *words], width)
 
 
 def _figures(pairs: list[tuple[str, str]], width: int) -> RenderableType:

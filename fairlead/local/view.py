@@ -113,17 +113,12 @@ class View:
         return self._newest
 
     def _headline(self, now: Progress | None, width: int) -> Text:
-        line = Text(self._title, style="bold", no_wrap=True, overflow="ellipsis")
         unit = "update" if self._stage == "ppo" else "step"
-        if now is None:
-            line.append(" · starting", style="not bold")
-        else:
-            line.append(f" · {unit} {now.step} of {now.total}", style="not bold")
-        line.append(f" · {duration(time.monotonic() - self._begun)}", style="not bold")
+        parts = ["starting" if now is None else f"{unit} {now.step} of {now.total}"]
+        parts.append(duration(time.monotonic() - self._begun))
         if now is not None and now.eta_seconds is not None and now.step < now.total:
-            line.append(f" · ETA {duration(now.eta_seconds)}", style="not bold")
-        line.truncate(width, overflow="ellipsis")
-        return line
+            parts.append(f"ETA {duration(now.eta_seconds)}")
+        return headline(self._title, parts, width)
 
     def _rows(self, width: int) -> Table:
         now = time.monotonic()
@@ -152,6 +147,16 @@ def figures(now: Progress) -> dict[str, tuple[str, str]]:
     order = [name for name in _FIRST_FIGURES if name in now.figures]
     order += [name for name in now.figures if name not in order and not name.startswith(_HIDDEN)]
     return {name: (_NAMES.get(name, name.replace("_", " ")), number(now.figures[name])) for name in order}
+
+
+def headline(title: str, parts: Sequence[str | Text], width: int) -> Text:
+    """Title and parts in one line; where they do not fit, the folders before the run's own go first."""
+    line = Text(" · ").join([Text(title, style="bold"), *(Text() + part for part in parts)])
+    line.no_wrap, line.overflow = True, "ellipsis"
+    if line.cell_len > width and "/" in title:
+        return headline(title.rpartition("/")[2], parts, width)
+    line.truncate(width, overflow="ellipsis")
+    return line
 
 
 def columns_that_fit(columns: Sequence[tuple[str, Sequence[Text]]], width: int) -> Table:

@@ -91,7 +91,11 @@ class RunPlan:
 
 
 def plan_run(
-    config: RunConfig, *, machine: Machine | None = None, prompt_tokens: int | None = None
+    config: RunConfig,
+    *,
+    machine: Machine | None = None,
+    prompt_tokens: int | None = None,
+    read_data: bool = True,
 ) -> RunPlan:
     """Memory and disk of a run.
 
@@ -99,6 +103,7 @@ def plan_run(
         config: the run. A model that an earlier stage has not left yet counts as what that stage starts from.
         machine: to plan for another one than this.
         prompt_tokens: of the longest prompt; without it, by the length of the prompts in the run's data.
+        read_data: whether that data is read; else a usual length is assumed.
 
     Raises:
         ModelLoadError: if a model's size cannot be told.
@@ -107,7 +112,10 @@ def plan_run(
     notes: list[str] = []
     sizes = _sizes(config, notes)
     lengths = Lengths(
-        prompt=min(prompt_tokens or _prompt_tokens(config, notes), sizes["policy"].max_positions),
+        prompt=min(
+            prompt_tokens or (_prompt_tokens(config, notes) if read_data else _UNKNOWN_PROMPT_TOKENS),
+            sizes["policy"].max_positions,
+        ),
         answer=config.sampling.max_new_tokens,
     )
     planner = Planner(config, sizes, lengths, has_gpu=machine.has_gpu)
