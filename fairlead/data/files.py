@@ -94,7 +94,7 @@ def _scan_parquet(raw: BinaryIO, file: str, field: str) -> Iterator[Line | DataE
     except (ArrowException, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
-            file, number + 1, got=f"a damaged Parquet file: {reason}", allowed="a whole file"
+            file, number + 1, got="a damaged Parquet file", allowed=f"a whole file ({reason})"
         ) from error
 
 
