@@ -15,6 +15,8 @@ Every part raises these; only the outermost edge of a process turns them into a 
     ├── Unauthenticated         no or wrong credentials
     ├── ModelLoadError          a model that cannot be loaded, and why
     ├── QueueMisconfigured      a Redis that would lose work, for example by evicting keys
+    ├── OutOfMemory         training does not fit; names the settings to lower
+    ├── OutOfSpace          the disk is full
     ├── Fenced                  a newer incarnation of the trainer has taken over
     ├── SchemaTooNew            an entry was written by a newer version of fairlead
     ├── CorruptData             a checksum or structure does not hold
@@ -114,6 +116,14 @@ class QueueMisconfigured(FairleadError):
     """The Redis is set up so that it would lose work."""
 
 
+class OutOfMemory(FairleadError):
+    """Training needs more memory than there is; names the settings to lower."""
+
+
+class OutOfSpace(FairleadError):
+    """The disk is full; nothing that was there is lost."""
+
+
 class Fenced(FairleadError):
     """A newer incarnation of the trainer has taken over; this one must stop."""
 
@@ -209,6 +219,7 @@ EXIT_CODE: dict[type[BaseException], int] = {
     ModelLoadError: 2,
     QueueMisconfigured: 2,
     SchemaTooNew: 2,
+    OutOfMemory: 2,
     ClusterRefused: 2,
     Fenced: 3,
     Stalled: 4,

@@ -5,6 +5,7 @@ Used for results, models and checkpoints; knows nothing of what is in them.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,6 +13,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from fairlead.errors import OutOfSpace
 
 
 def sync(path: Path) -> None:
@@ -48,6 +53,31 @@ def write_json(path: Path, value: Mapping[str, object], *, durable: bool = True)
     aside.replace(path)
     if durable:
         sync(path.parent)
+
+
+@contextmanager
+def full_disk_named() -> Iterator[None]:
+    """Turns a full disk into an error that says which, and that nothing is lost.
+
+    Raises:
+        OutOfSpace: instead of the system's and safetensors' own errors.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not _is_full_disk(error):
+            raise
+        where = f" of {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        raise OutOfSpace(
+            f"the disk{where} is full: free some room, or lower checkpoint.keep and weights.keep. What was "
+            "being written is gone, what was there before is whole; the same command goes on from it"
+        ) from error
+
+
+def _is_full_disk(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "No space left" in str(error) or "quota exceeded" in str(error)
 
 
 @contextmanager

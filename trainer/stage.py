@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from fairlead import log, metrics
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import EXIT_CODE, FairleadError, StoppedByGuard, exit_code
+from trainer import durable, memory
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def run(
             config.folder.result(stage).unlink()
         stop_serving = _serve(config)
         try:
-            body(config, metrics.Trainer())
+            with memory.exhaustion_named(stage, getattr(config, stage)), durable.full_disk_named():
+                body(config, metrics.Trainer())
         finally:
             stop_serving()
     except FairleadError as error:

@@ -19,6 +19,7 @@ from fairlead.errors import FairleadError
 from fairlead.nn.loading import load_causal_lm
 from fairlead.transports.rollouts.base import Claim
 from fairlead.transports.rollouts.memory import MemoryBroker
+from fairlead.transports.weights.base import Adapter
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import Completion, DeadLetter, FinishReason, Rollout, VersionSpan, WeightVersion
 
@@ -45,6 +46,20 @@ def sample(model: PreTrainedModel, claim: Claim, eos: int) -> list[int]:
         answer.append(token)
         ids.append(token)
     return answer
+
+
+def with_adapter(
+    base: PreTrainedModel, tensors: dict[str, torch.Tensor], adapter: Adapter
+) -> dict[str, torch.Tensor]:
+    """The naive way: W + alpha/r · B·A for every matrix that has an adapter."""
+    state = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    scale = float(adapter.config["lora_alpha"]) / int(adapter.config["r"])
+    for name, down in tensors.items():
+        if name.endswith("lora_A.weight"):
+            up = tensors[name.replace("lora_A", "lora_B")]
+            layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            state[f"{layer}.weight"] += scale * up @ down
+    return state
 
 
 class World:
@@ -87,6 +102,8 @@ class World:
             if manifest is not None and manifest.version != self.version:
                 folder = self.store.fetch(manifest.version)
                 tensors = {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+                if manifest.adapter is not None:
+                    tensors = with_adapter(self.reference, tensors, manifest.adapter)
                 self.policy.load_state_dict(tensors, strict=False)
                 self.version = manifest.version
         except (FairleadError, OSError):

@@ -1,8 +1,11 @@
 """The policy that is trained and its critic: two separate models, one optimizer each.
 
 Both start from the SFT model, the critic with a new head that says 0 everywhere; or the critic starts from
-the reward model, whose scalar at the last token it learns to tell at every one. Weights are float32, the
-bodies compute in the section's dtype. Evaluation mode throughout: dropout is off.
+the reward model, whose scalar at the last token it learns to tell at every one. Weights that learn are
+float32, the bodies compute in the section's dtype. Evaluation mode throughout: dropout is off.
+
+With `[ppo.lora]` both are frozen and get an adapter each; the critic's head learns as ever. A fresh critic's
+body is then the policy's own base, held in memory once.
 
 Shapes: N response tokens, H hidden.
 """
@@ -18,6 +21,7 @@ from transformers import PreTrainedModel
 
 from fairlead.config.ppo import PpoSection
 from fairlead.errors import CorruptCheckpoint, ModelLoadError
+from fairlead.nn import adapters
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import (
     check_vocabulary,
@@ -29,7 +33,8 @@ from fairlead.nn.loading import (
 )
 from fairlead.nn.reward_model import load_reward_model
 from fairlead.nn.unembedding import check_unembedding, output_layer
-from trainer import optim
+from fairlead.transports.weights.base import Adapter
+from trainer import memory, optim, seeds
 from trainer.sequences import (
     PaddedSequences,
     autocast,
@@ -55,9 +60,13 @@ class Critic(nn.Module):
 class ActorCritic:
     """Policy, critic and their optimizers."""
 
-    def __init__(self, policy: PreTrainedModel, critic: Critic, section: PpoSection) -> None:
+    def __init__(
+        self, policy: PreTrainedModel, critic: Critic, section: PpoSection, *, adapter: Adapter | None = None
+    ) -> None:
+        """`adapter` says what is published of a policy with adapters, and what it belongs to."""
         self.policy = policy
         self.critic = critic
+        self.adapter = adapter
         self.dtype = torch_dtype(section)
         self._section = section
         self.policy_optimizer = _adam(policy, section.learning_rate)
@@ -89,15 +98,15 @@ class ActorCritic:
         """One step of both optimizers; returns the gradients' norms before the clip."""
         limit = self._section.max_gradient_norm
         return (
-            optim.clipped_step(self.policy_optimizer, nn.Module.parameters(self.policy), max_norm=limit),
-            optim.clipped_step(self.critic_optimizer, self.critic.parameters(), max_norm=limit),
+            optim.clipped_step(self.policy_optimizer, _learning(self.policy), max_norm=limit),
+            optim.clipped_step(self.critic_optimizer, _learning(self.critic), max_norm=limit),
         )
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Every tensor that a resumed run needs, by file name."""
         return {
-            "policy": unique_tensors(self.policy),
-            "critic": unique_tensors(self.critic),
+            "policy": trained_tensors(self.policy),
+            "critic": trained_tensors(self.critic),
             "policy_optimizer": _optimizer_tensors(self.policy, self.policy_optimizer),
             "critic_optimizer": _optimizer_tensors(self.critic, self.critic_optimizer),
         }
@@ -114,28 +123,48 @@ class ActorCritic:
         _load_optimizer(self.critic, self.critic_optimizer, state["critic_optimizer"])
 
 
-def load(path: str, section: PpoSection, *, critic_path: str | None = None) -> ActorCritic:
+def load(path: str, section: PpoSection, *, critic_path: str | None = None, seed: int = 0) -> ActorCritic:
     """Policy and critic.
 
     Args:
         path: the SFT model.
         section: devices and rates.
         critic_path: the reward model that the critic starts from; a fresh critic if None.
+        seed: the run's; adapters are drawn from it.
 
     Raises:
         ModelLoadError: if one cannot be loaded, its architecture cannot be trained, or the two have different
             tokenizers: the critic reads the policy's token ids.
+        ConfigError: for layers in `[ppo.lora]` that there are none of.
     """
-    exact = section.model_copy(update={"dtype": "float32"})
+    # A base that does not learn may be kept in the type that it computes in.
+    exact = section if section.lora.rank else section.model_copy(update={"dtype": "float32"})
     policy = load_causal_lm(path, exact)
     check_vocabulary(path, policy, load_tokenizer(path))
     check_unembedding(policy)
-    if critic_path is None:
-        body = copy.deepcopy(policy.base_model)
-        assert isinstance(body, PreTrainedModel)
-        width = next(iter(output_layer(policy).parameters())).shape[1]
-        head = ScalarHead(width, std=0.0).to(torch_device(section.device))
-        return ActorCritic(policy, Critic(body, head), section)
+    critic = _critic_from(critic_path, path, exact) if critic_path else _fresh_critic(policy, exact)
+    adapter = None
+    if section.lora.rank:
+        for number, model in enumerate((policy, critic.body)):
+            drawn = seeds.derive(seed, "lora", number)
+            adapters.add(model, section.lora, base=path, field="ppo.lora", seed=drawn)
+        adapter = Adapter(adapters.fingerprint(path), adapters.config(policy))
+    if section.gradient_checkpointing:
+        for model in (policy, critic.body):
+            memory.recompute_blocks(model, field="ppo")
+    return ActorCritic(policy, critic, section, adapter=adapter)
+
+
+def _fresh_critic(policy: PreTrainedModel, section: PpoSection) -> Critic:
+    frozen = section.lora.rank > 0
+    shared = {id(parameter): parameter for parameter in nn.Module.parameters(policy)} if frozen else {}
+    body = copy.deepcopy(policy.base_model, dict(shared))
+    assert isinstance(body, PreTrainedModel)
+    width = next(iter(output_layer(policy).parameters())).shape[1]
+    return Critic(body, ScalarHead(width, std=0.0).to(torch_device(section.device)))
+
+
+def _critic_from(critic_path: str, path: str, section: PpoSection) -> Critic:
     ours, theirs = (tokenizer_fingerprint(load_tokenizer(one)) for one in (path, critic_path))
     if ours != theirs:
         raise ModelLoadError(
@@ -143,19 +172,33 @@ def load(path: str, section: PpoSection, *, critic_path: str | None = None) -> A
             f"{theirs[:12]} and the policy {path!r} has {ours[:12]}: a critic reads the policy's token ids. "
             "Use critic_init = 'policy', or a reward model trained from this policy"
         )
-    reward = load_reward_model(critic_path, exact)
-    return ActorCritic(policy, Critic(reward.body, reward.head), section)
+    reward = load_reward_model(critic_path, section)
+    return Critic(reward.body, reward.head)
 
 
 def with_tensors(policy: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A copy of the policy with the weights of a checkpoint.
+    """A copy of the policy with the weights of a checkpoint; what is frozen is shared.
 
     Raises:
         CorruptCheckpoint: if names or shapes do not fit.
     """
-    found = copy.deepcopy(policy)
+    frozen = (parameter for parameter in nn.Module.parameters(policy) if not parameter.requires_grad)
+    found = copy.deepcopy(policy, {id(parameter): parameter for parameter in frozen})
     _load_tensors(found, tensors, "policy")
     return found
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: of a model with adapters what learns, else the state dict, tied tensors once.
+
+    A policy's adapters have the names of peft's files, as in the weight store.
+    """
+    if adapters.is_adapted(model):
+        return {name: parameter.detach() for name, parameter in adapters.tensors(model).items()}
+    named = dict(nn.Module.named_parameters(model))
+    if all(parameter.requires_grad for parameter in named.values()):
+        return unique_tensors(model)
+    return {name: parameter.detach() for name, parameter in named.items() if parameter.requires_grad}
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -170,9 +213,13 @@ def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def _learning(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in nn.Module.parameters(model) if parameter.requires_grad]
+
+
 def _adam(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
     return optim.adamw(
-        nn.Module.parameters(model),
+        _learning(model),
         learning_rate=learning_rate,
         weight_decay=0.0,
         epsilon=optim.ADAM_EPSILON,
@@ -180,7 +227,7 @@ def _adam(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
 
 
 def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    expected = unique_tensors(model)
+    expected = trained_tensors(model)
     if set(expected) != set(tensors) or any(expected[name].shape != tensors[name].shape for name in expected):
         raise CorruptCheckpoint(f"the checkpoint's {what} is of another architecture than the run's model")
     with torch.no_grad():

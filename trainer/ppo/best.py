@@ -42,5 +42,6 @@ def leave(
     except CorruptCheckpoint as error:
         logger.error("the best checkpoint cannot be read, there is no %s: %s", path, error)
         return {}
-    publish.save_model(path, actor_critic.with_tensors(like, tensors), tokenizer)
+    policy = actor_critic.with_tensors(like, tensors)
+    publish.save_model(path, policy, tokenizer, merge=config.ppo.lora.merge)
     return {"best_update": best.version.update, "best_eval_reward": best.reward}

@@ -7,6 +7,7 @@ demonstrations of PPO-ptx, all of them part of the checkpoint. Knows no queue an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from fairlead.config import RunConfig
 from fairlead.config.ppo import PpoSection
 from fairlead.data.records import load_demonstrations
 from fairlead.errors import ConfigError, CorruptCheckpoint
+from fairlead.nn import adapters
 from fairlead.nn.loading import max_sequence_tokens
 from trainer.demonstrations import encode
 from trainer.ppo import actor_critic, kl, step
@@ -37,6 +39,7 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Learner:
         config.policy.path or str(config.folder.sft_model),
         section,
         critic_path=reward_model if section.critic_init == "reward_model" else None,
+        seed=config.seed,
     )
     sequences: list[TokenSequence] = []
     if section.ptx_coefficient:
@@ -137,6 +140,7 @@ class Learner:
             "kl_coefficient": self.kl_coefficient,
             "score_scale": self.scale.to_json(),
             "ptx_cursor": self._stream.cursor if self._stream else 0,
+            "adapter": asdict(self.models.adapter) if self.models.adapter else None,
         }
 
     def load_state(self, state: Mapping[str, object]) -> None:
@@ -144,7 +148,9 @@ class Learner:
 
         Raises:
             CorruptCheckpoint: if something is missing.
+            ConfigError: if its tensors are an adapter's for another base or of another kind, or of none.
         """
+        self._check_adapter(state.get("adapter"))
         try:
             if self._section.kl_control == "adaptive":
                 self.kl_coefficient = float(str(state["kl_coefficient"]))
@@ -153,3 +159,25 @@ class Learner:
                 self._stream.cursor = int(str(state["ptx_cursor"]))
         except (KeyError, ValueError) as error:
             raise CorruptCheckpoint(f"the checkpoint's learning state: {error}") from error
+
+    def _check_adapter(self, theirs: object) -> None:
+        """An adapter means something with its own base and its own scale alone."""
+        ours = self.models.adapter
+        kept = "what the run's checkpoints were made with, or another name for the run"
+        if not isinstance(theirs, Mapping) or ours is None:
+            if bool(theirs) != bool(ours):
+                got = (
+                    "0, and the checkpoints hold adapters"
+                    if theirs
+                    else "above 0, and they hold whole models"
+                )
+                raise ConfigError("ppo.lora.rank", got=got, allowed=kept)
+            return
+        different = adapters.differences(theirs["config"], ours.config)
+        if different:
+            raise ConfigError("ppo.lora", got="; ".join(different), allowed=kept)
+        if theirs["base_fingerprint"] != ours.base_fingerprint:
+            base = theirs["config"].get("base_model_name_or_path")
+            raise ConfigError(
+                "policy.path", got="weights that the adapters were not made on", allowed=f"{base!r} as it was"
+            )

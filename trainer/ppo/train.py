@@ -138,8 +138,8 @@ class PpoTrainer:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         self._progress = Progress.of(checkpoint)
-        self.models.load_state(checkpoint.tensors)
         self._learner.load_state(checkpoint.state)
+        self.models.load_state(checkpoint.tensors)
         self._evaluation.load_state(checkpoint.state)
         self._parent = checkpoint.version
         self._checkpoint_update = self._progress.update
@@ -177,6 +177,7 @@ class PpoTrainer:
             lineage=self._tenure.lineage,
             # A rollout under way may have been begun with weights as old as staleness allows.
             keep=max(self._config.weights.keep, self._config.ppo.max_staleness + 1),
+            adapter=self.models.adapter,
         )
         self._parent = self._version
         if self._gauges is not None:
@@ -269,7 +270,12 @@ class PpoTrainer:
 
     def _finish(self, tracker: Tracker) -> dict[str, object]:
         """Leaves the trained policy and the result."""
-        publish.save_model(self._config.folder.policy_model, self.models.policy, self._tokenizer)
+        publish.save_model(
+            self._config.folder.policy_model,
+            self.models.policy,
+            self._tokenizer,
+            merge=self._config.ppo.lora.merge,
+        )
         final = result.summarise(
             self._config,
             progress=self._progress,

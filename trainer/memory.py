@@ -1,0 +1,73 @@
+"""What makes training fit into memory, and what is said when it does not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from fairlead.config.compute import TrainingSection
+from fairlead.errors import ConfigError, OutOfMemory
+
+_SAYINGS = ("out of memory", "not enough memory", "can't allocate memory")
+"""What torch calls it, on a GPU and on a CPU."""
+
+
+def recompute_blocks(model: PreTrainedModel, *, field: str) -> None:
+    """Has every block keep only its input for the backward pass, which computes the rest again.
+
+    transformers' own switch works in training mode alone, where dropout is on; this one leaves the mode.
+
+    Raises:
+        ConfigError: if transformers does not know the architecture's blocks; names `field`.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks:
+        raise ConfigError(
+            f"{field}.gradient_checkpointing",
+            got=f"true, for {type(model).__name__}, which transformers cannot checkpoint",
+            allowed="false for this architecture",
+        )
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+@contextmanager
+def exhaustion_named(stage: str, section: TrainingSection) -> Iterator[None]:
+    """Turns a lack of memory into an error that names the settings to lower.
+
+    Raises:
+        OutOfMemory: instead of torch's and Python's own errors.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not is_exhaustion(error):
+            raise
+        why = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise OutOfMemory(f"{stage} ran out of memory: {_advice(stage, section)} ({why})") from error
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Whether an error says that memory is used up."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
+
+
+def _advice(stage: str, section: TrainingSection) -> str:
+    found = [f"lower {stage}.max_micro_batch_tokens, {section.max_micro_batch_tokens} now"]
+    if not section.gradient_checkpointing:
+        found.append(f"set {stage}.gradient_checkpointing = true")
+    if section.dtype == "float32":
+        found.append(f"set {stage}.dtype = 'bfloat16'")
+    lora = getattr(section, "lora", None)
+    if lora is not None and not lora.rank:
+        found.append(f"train an adapter, {stage}.lora.rank = 16")
+    then = "goes on from the last checkpoint" if stage == "ppo" else "begins the stage again"
+    return ", or ".join(found) + f"; the same command then {then}"
