@@ -25,6 +25,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from fairlead.config.lora import LoraSection
 from fairlead.errors import ConfigError, ModelLoadError
+from fairlead.nn.failures import load_failure
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -155,11 +156,14 @@ def base_of(path: str) -> str | None:
     """The base that an adapter's folder or hub id names; None if there is no adapter.
 
     Raises:
-        ModelLoadError: if its configuration names none.
+        ModelLoadError: if its configuration names none, or the hub refuses.
     """
-    file = find_adapter_config_file(
-        str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path
-    )
+    try:
+        file = find_adapter_config_file(
+            str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path
+        )
+    except OSError as error:
+        raise load_failure(f"the model {path!r}", path, error) from error
     if file is None:
         return None
     try:

@@ -36,7 +36,16 @@ from fairlead.nn.failures import load_failure
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError, AttributeError)
+_LOAD_ERRORS = (
+    MemoryError,
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    SafetensorError,
+    ImportError,
+    AttributeError,
+)
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 """What a model is loaded as."""
