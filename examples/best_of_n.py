@@ -41,8 +41,7 @@ def candidates(
         FairleadError: a service refuses the prompt, or cannot be reached.
     """
     texts = [found.text for found in policy.generate(prompt, sampling, num_samples=num_samples)]
-    # A policy may say nothing; the reward service wants a character.
-    scores = reward.score([(prompt, text or " ") for text in texts]).scores
+    scores = reward.score([(prompt, text) for text in texts]).scores
     found = [Candidate(text, score) for text, score in zip(texts, scores, strict=True)]
     return sorted(found, key=lambda candidate: -candidate.score)
 
