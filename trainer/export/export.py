@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
+
 from fairlead import __version__
 from fairlead.config import RunConfig, RunFolder, load
 from fairlead.config.compute import ComputeSection, DType
@@ -66,10 +68,9 @@ def export(request: Request) -> dict[str, str]:
         with durable.new_folder(target) as aside:
             said = _write(config, folder, record, request, found, aside)
             durable.write_json(aside / RECORD, _contents(aside, folder, said), durable=False)
-    except OSError as error:
-        raise FairleadError(
-            f"cannot write {target}: {error.strerror or error}; nothing is left of it"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise FairleadError(f"cannot write {target}: {why}; it is left as it was") from error
     return said
 
 

@@ -49,6 +49,7 @@ def read(folder: RunFolder) -> Rewards | None:
 def save(rewards: Rewards, folder: Path, *, dtype: torch.dtype) -> list[Path]:
     """Writes one folder, or an ensemble's; returns the folders of the members."""
     count = len(rewards.members)
+    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder] if count == 1 else write_members(folder, count)
     for member, path in zip(rewards.members, paths, strict=True):
         member.model.config.pad_token_id = rewards.tokenizer.pad_token_id
