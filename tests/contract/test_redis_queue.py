@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -178,6 +179,13 @@ async def test_the_lag_of_the_group_stays_known(run: Run) -> None:
         await worker.finish(claim, LETTER)
     assert seen() == (6, 0)
     assert run.raw.xlen(run.keys.prompts) == 7
+
+
+async def test_many_tasks_may_end_at_once(run: Run) -> None:
+    run.trainer().dispatch([task(number) for number in range(200)])
+    worker = await run.worker()
+    claims = await worker.claim(count=200, block_seconds=1.0)
+    assert await asyncio.gather(*(worker.finish(claim, LETTER) for claim in claims)) == [True] * 200
 
 
 async def test_a_consumer_leaves_only_with_empty_hands(run: Run) -> None:

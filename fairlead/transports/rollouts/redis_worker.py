@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import redis
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 _SCRIPTS = ("claim", "renew", "finish", "fail", "release", "leave")
 _CONSUMER_GONE_MS = 3_600_000
 _LONGEST_POLL_SECONDS = 0.5
+_CONNECTIONS = 8
 
 
 class RedisWorkerQueue:
@@ -82,7 +83,11 @@ class RedisWorkerQueue:
             QueueMisconfigured: if it refuses us or would lose work.
         """
         url = check_url(section)
-        client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **client_options(section))
+        # However many tasks end at once: who finds every connection taken waits, and Redis is as fast.
+        pool = BlockingConnectionPool.from_url(
+            url, max_connections=_CONNECTIONS, retry=Retry(NoBackoff(), 0), **client_options(section)
+        )
+        client = Redis.from_pool(pool)
         try:
             with errors_of(address(url)):
                 info = await client.info()
