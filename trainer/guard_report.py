@@ -17,7 +17,7 @@ MEANINGS = {
     "kl_k3": "KL to the reference, nats per answer, k3",
     "entropy_ratio": "entropy ÷ that of the first update",
     "distinct_ratio": "different answers ÷ those of the first update",
-    "fresh_labels": "fresh labels on the policy's own answers that the reward model foresees",
+    "overconfidence": "fresh labels that the reward model claims to foresee, less those it does",
     "score_length": "rank correlation of score and length",
     "scores_outside": "scores beyond those that the reward model learned from",
 }
@@ -42,8 +42,8 @@ def guards(record: RunRecord) -> list[Section]:
         told += f" {record.ppo['stopped_by_guard']}."
     text = (
         f"{told} The signals are measured on the answers of every update. Those with a stop limit were never "
-        "crossed by healthy runs; variety falls in healthy runs too, so it can only warn. None sees mild "
-        "over-optimisation: fresh labels on the policy's own answers do."
+        "crossed by healthy runs; variety falls in healthy runs too, so it can only warn. None but "
+        "overconfidence sees mild over-optimisation; it needs labels of people on the policy's own answers."
     )
     table = Table(columns=("signal", "first", "last", "range", "limit", "fired"), rows=tuple(rows))
     return [Section(title="Watching for reward hacking", text=text, tables=(table,))]

@@ -23,7 +23,7 @@ from trainer.run_record import RunRecord
 NUM_TASKS = 100
 """Tasks that labelers rank; the quickstart has several times as many a round."""
 NUM_UPDATES = 40
-HASTE = 3.0
+HASTE = 1.5
 """Learning rates, as multiples of the quickstart's."""
 
 

@@ -49,11 +49,13 @@ class GuardSection(Section):
     kl_k3_stop_above: float | None = None
     """Of the same."""
 
-    fresh_labels_stop_below: float | None = Field(default=0.5, ge=0, le=1)
-    """Share of fresh labels on the policy's own answers that the reward model foresees: of the rankings in
-    `data.fresh_rankings`. By chance it is half: below that, what training raises is not what people want."""
+    overconfidence_warn_above: float | None = Field(default=0.15, ge=0, le=1)
+    """Share of fresh labels on the policy's own answers that the reward model claims to foresee, less the
+    share that it does: of the rankings in `data.fresh_rankings`. On healthy runs of the quickstart at most 0.14."""
+    overconfidence_stop_above: float | None = Field(default=0.2, ge=0, le=1)
+    """Of the same."""
     fresh_label_pairs: int = Field(default=300, ge=20, le=100_000)
-    """Pairs of fresh labels that are judged together, the newest; 300 know the share to ± 3% (one standard
+    """Pairs of fresh labels that are judged together, the newest; 300 know the share to ± 0.03 (one standard
     error)."""
 
     entropy_ratio_warn_below: float | None = Field(default=0.5, ge=0)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import random
 from pathlib import Path
 
 import pytest
 
 from trainer.ppo.fresh_labels import FreshLabels
 
+FORESEEN = pytest.approx(1 / (1 + math.exp(-1)) - 1)
+"""Of one pair, scored 1 apart, that people order alike."""
 SCORES = {"a": 3.0, "b": 2.0, "c": 1.0, "d": 1.0}
 
 
@@ -33,43 +37,64 @@ def labels(path: Path, *, num_pairs: int) -> FreshLabels:
     return found
 
 
-def test_the_share_by_hand(path: Path) -> None:
+def sigmoid(gap: float) -> float:
+    return 1 / (1 + math.exp(-gap))
+
+
+def test_overconfidence_by_hand(path: Path) -> None:
     found = labels(path, num_pairs=6)
-    assert found.share() is None
-    # a > b and a > c are foreseen, c > b is not.
+    assert found.overconfidence() is None
+    # a > b (by 1) and a > c (by 2) are foreseen, c > b is not.
     append(path, ranking("a", "c", "b"))
-    assert found.share() is None
-    # b > a is not foreseen; two equal scores foresee nothing.
+    assert found.overconfidence() is None
+    # b > a is not foreseen, b > d is; two equal scores claim nothing, and foresee nothing.
     append(path, {"prompt": "p", "chosen": "b", "rejected": "a"}, ranking("c", "d"), ranking("b", "d"))
-    assert found.share() == pytest.approx(3 / 6)
+    claimed = (4 * sigmoid(1) + sigmoid(2) + 0.5) / 6
+    assert found.overconfidence() == pytest.approx(claimed - 3 / 6)
 
 
 def test_only_the_newest_pairs_count(path: Path) -> None:
     found = labels(path, num_pairs=2)
     append(path, ranking("c", "a"), ranking("c", "b"))
-    assert found.share() == 0
-    append(path, ranking("a", "b"))
-    assert found.share() == 0.5
-    append(path, ranking("a", "c"))
-    assert found.share() == 1
+    assert found.overconfidence() == pytest.approx((sigmoid(2) + sigmoid(1)) / 2)
+    append(path, ranking("a", "b"), ranking("a", "b"))
+    assert found.overconfidence() == pytest.approx(sigmoid(1) - 1)
+
+
+def test_scores_far_apart_claim_certainty(path: Path) -> None:
+    found = labels(path, num_pairs=1)
+    found.remember([("p", "far", -1e30)])
+    append(path, ranking("far", "a"))
+    assert found.overconfidence() == 1
+
+
+def test_labels_drawn_as_the_scores_claim_show_none(path: Path) -> None:
+    found, rng = FreshLabels(path, num_pairs=20_000), random.Random(0)
+    scores = {str(n): rng.gauss(0, 1.5) for n in range(200)}
+    found.remember(("p", text, score) for text, score in scores.items())
+    for _ in range(20_000):
+        one, other = rng.sample(sorted(scores), k=2)
+        better = rng.random() < sigmoid(scores[one] - scores[other])
+        append(path, ranking(one, other) if better else ranking(other, one))
+    assert found.overconfidence() == pytest.approx(0, abs=0.01)
 
 
 def test_answers_that_nobody_gave_say_nothing(path: Path) -> None:
     found = labels(path, num_pairs=1)
     append(path, ranking("a", "unknown"), ranking("a", "b", prompt="another"))
-    assert found.share() is None
+    assert found.overconfidence() is None
     found.remember([("another", "a", 0.0), ("another", "b", 1.0)])
     append(path, ranking("a", "b", prompt="another"))
-    assert found.share() == 0
+    assert found.overconfidence() == pytest.approx(sigmoid(1))
 
 
 def test_a_line_under_the_pen_waits(path: Path) -> None:
     found = labels(path, num_pairs=1)
     text = json.dumps(ranking("a", "b"))
     append(path, text[:20], end="")
-    assert found.share() is None
+    assert found.overconfidence() is None
     append(path, text[20:])
-    assert found.share() == 1
+    assert found.overconfidence() == FORESEEN
 
 
 @pytest.mark.parametrize(
@@ -81,14 +106,14 @@ def test_a_bad_line_is_told_and_passed_over(path: Path, bad: str, caplog: pytest
         file.write(bad.encode("utf-8", "surrogateescape") + b"\n")
     append(path, ranking("a", "b"))
     with caplog.at_level(logging.WARNING):
-        assert found.share() == 1
+        assert found.overconfidence() == FORESEEN
     assert "fresh.jsonl:1" in caplog.text
 
 
 def test_a_file_that_is_replaced_by_a_shorter_one_is_read_from_its_start(path: Path) -> None:
     found = labels(path, num_pairs=1)
     append(path, ranking("b", "a"), ranking("b", "a"))
-    assert found.share() == 0
+    assert found.overconfidence() == pytest.approx(sigmoid(1))
     path.write_text("")
     append(path, ranking("a", "b"))
-    assert found.share() == 1
+    assert found.overconfidence() == FORESEEN

@@ -241,7 +241,7 @@ def test_the_limits_are_settings_of_the_run():
     known = set(GuardSection.model_fields) - {"action", "fresh_label_pairs"}
     sides = {
         f"{s}_{level}_{side}"
-        for s in (*signals.SIGNALS, signals.FRESH_LABELS)
+        for s in (*signals.SIGNALS, signals.OVERCONFIDENCE)
         for level in ("warn", "stop")
         for side in ("below", "above")
     }

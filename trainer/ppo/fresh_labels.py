@@ -1,17 +1,21 @@
-"""Rankings of the policy's own answers that come in while PPO runs: how many the reward model foresees.
+"""Rankings of the policy's own answers that come in while PPO runs: is the reward model as good as it claims?
 
-People append them to `data.fresh_rankings`, of answers that stand in samples_ppo.jsonl. Of all signals
-this one sees over-optimisation that leaves the surface of the answers as it was.
+People append them to `data.fresh_rankings`, of answers that stand in samples_ppo.jsonl. By the model of
+Bradley and Terry two scores claim how likely the better one is preferred. A policy that games its reward
+drives scores apart while people's minds do not follow: the claim outgrows the truth, whatever the answers
+look like.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import fmean
 
 from fairlead.data.comparisons import Comparisons, RankedResponses, comparisons
 from fairlead.data.lines import Line
@@ -38,7 +42,7 @@ class FreshLabels:
         """
         self._path, self._tie_margin = path, tie_margin
         self._scores = OrderedDict[Answer, float]()
-        self._foreseen = deque[bool](maxlen=num_pairs)
+        self._claims = deque[float](maxlen=num_pairs)
         self._offset = self._number = 0
 
     def remember(self, answers: Iterable[tuple[str, str, float]]) -> None:
@@ -49,10 +53,11 @@ class FreshLabels:
         while len(self._scores) > _MOST_ANSWERS:
             self._scores.popitem(last=False)
 
-    def share(self) -> float | None:
-        """Share of the newest pairs that the reward model's scores order as the labelers did.
+    def overconfidence(self) -> float | None:
+        """Mean of σ(|Δ score|) over the newest pairs, less the share that the scores order as people did.
 
-        None until there are as many pairs as are judged together. Two equal scores foresee nothing.
+        At most 1; below 0 for a reward model that knows more than it claims. None until there are as many
+        pairs as are judged together.
         """
         for line in self._appended():
             try:
@@ -60,21 +65,20 @@ class FreshLabels:
             except DataError as error:
                 logger.warning("a fresh ranking is passed over: %s", error)
                 continue
-            self._foreseen.extend(self._judge(found))
-        known = len(self._foreseen) == self._foreseen.maxlen
-        return sum(self._foreseen) / len(self._foreseen) if known else None
+            self._claims.extend(self._judge(found))
+        return fmean(self._claims) if len(self._claims) == self._claims.maxlen else None
 
-    def _judge(self, found: Comparisons) -> Iterator[bool]:
-        """For every pair whose answers are known."""
+    def _judge(self, found: Comparisons) -> Iterator[float]:
+        """Claim less truth of every pair whose answers are known."""
         if isinstance(found, RankedResponses):
             pairs = [(found.texts[better], found.texts[worse]) for better, worse in found.pairs]
         else:
             pairs = [(found.chosen, found.rejected)]
         for better, worse in pairs:
             asked = str(found.prompt)
-            scores = self._scores.get((asked, better)), self._scores.get((asked, worse))
-            if scores[0] is not None and scores[1] is not None:
-                yield scores[0] > scores[1]
+            high, low = self._scores.get((asked, better)), self._scores.get((asked, worse))
+            if high is not None and low is not None:
+                yield 1 / (1 + math.exp(-abs(high - low))) - (high > low)
 
     def _appended(self) -> Iterator[Line]:
         """What was appended since the last look; a line that is still being written waits for the next."""

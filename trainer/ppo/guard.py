@@ -33,7 +33,7 @@ class Alert:
     """A signal crossed a limit."""
 
     signal: str
-    """One of `signals.SIGNALS`, or `signals.FRESH_LABELS`."""
+    """One of `signals.SIGNALS`, or `signals.OVERCONFIDENCE`."""
     update: int
     """Number of the update, as in metrics_ppo.jsonl, whose rollouts showed it."""
     value: float
@@ -81,18 +81,18 @@ class Guard:
         figures: Mapping[str, float],
         *,
         update: int,
-        fresh_labels: float | None = None,
+        overconfidence: float | None = None,
     ) -> dict[str, float]:
         """Judges an update; returns its signals as figures, `guard_<signal>`.
 
-        `fresh_labels` is the share of fresh labels that the reward model foresees, where it is known.
+        `overconfidence` is that of the reward model on fresh labels, where there are any.
         """
         now = signals.measure(batch, figures, quantiles=self._quantiles)
         if self._first is None:
             self._first = now
         found = signals.values(now, self._first)
-        if fresh_labels is not None:
-            found[signals.FRESH_LABELS] = fresh_labels
+        if overconfidence is not None:
+            found[signals.OVERCONFIDENCE] = overconfidence
         if self._section.action != "off":
             for signal, value in found.items():
                 self._judge(signal, value, update)

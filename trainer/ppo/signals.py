@@ -25,7 +25,7 @@ SIGNALS = (
 )
 """Every signal of an update's rollouts, in the order of the report."""
 
-FRESH_LABELS = "fresh_labels"
+OVERCONFIDENCE = "overconfidence"
 """The signal that comes from people: see `fresh_labels`."""
 
 NGRAM = 3

@@ -52,8 +52,8 @@ class Watch:
     def look(self, batch: RolloutBatch, figures: Mapping[str, float], *, update: int) -> dict[str, float]:
         """Keeps samples of an update and judges it; returns the signals as figures."""
         self._keep(batch, update)
-        share = self._labels.share() if self._labels is not None else None
-        return self._guard.look(batch, figures, update=update, fresh_labels=share)
+        labelled = self._labels.overconfidence() if self._labels is not None else None
+        return self._guard.look(batch, figures, update=update, overconfidence=labelled)
 
     def outcome(self, *, updates: int) -> dict[str, object]:
         """What the result of PPO holds: `guards`, and after a stop `stopped_by_guard`, a sentence.
