@@ -51,7 +51,8 @@ class GuardSection(Section):
 
     overconfidence_warn_above: float | None = Field(default=0.15, ge=0, le=1)
     """Share of fresh labels on the policy's own answers that the reward model claims to foresee, less the
-    share that it does: of the rankings in `data.fresh_rankings`. On healthy runs of the quickstart at most 0.14."""
+    share that it does: of the rankings in `data.fresh_rankings`. At most 0.14 on healthy runs of the
+    quickstart."""
     overconfidence_stop_above: float | None = Field(default=0.2, ge=0, le=1)
     """Of the same."""
     fresh_label_pairs: int = Field(default=300, ge=20, le=100_000)
