@@ -1,0 +1,45 @@
+"""`fairlead ppo` with `[ppo.lora]` through real processes: adapters go round, and everyone agrees on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from fairlead.config.compute import ComputeSection
+from fairlead.nn import adapters
+from fairlead.nn.loading import load_causal_lm
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from tests.integration.ppo_run import check, make, started
+
+LORA = ("rank=4", "alpha=8", "target_modules=['q_proj','v_proj']")
+
+
+def test_three_updates_of_adapters_alone(tmp_path: Path):
+    file = make(tmp_path, updates=3)
+    flags = [f"ppo.lora.{setting}" for setting in LORA] + ["ppo.learning_rate=1e-2"]
+    with started(file, *(part for flag in flags for part in ("--set", flag))) as run:
+        code, said = run.finish()
+        assert code == 0, said + run.words()
+        check(run.folder)
+    lines = [json.loads(line) for line in run.folder.metrics("ppo").read_text().splitlines()]
+    assert max(line["mismatch_max"] for line in lines) < 1e-5
+    assert abs(lines[0]["kl"]) < 1e-4  # the reference is the base
+    assert abs(lines[2]["kl"]) > 1e-4  # and the policy has left it
+    store = FilesystemWeightStore(run.folder.weights)
+    assert [version.update for version in store.versions()] == [1, 2, 3]
+    base = tmp_path / "policy"
+    whole = (base / "model.safetensors").stat().st_size
+    newest = store.latest()
+    assert newest is not None
+    assert newest.adapter is not None
+    assert newest.adapter.base_fingerprint == adapters.fingerprint(str(base))
+    assert newest.adapter.config["base_model_name_or_path"] == str(base)
+    assert all(".lora_" in tensor.name for tensor in newest.tensors)
+    assert sum(shard.size_bytes for shard in newest.shards) < 0.1 * whole
+    (shard,) = store.fetch(newest.version).glob("*.safetensors")
+    left = load_file(run.folder.policy_model / adapters.WEIGHTS_FILE)
+    assert all(torch.equal(tensor, left[name]) for name, tensor in load_file(shard).items())
+    load_causal_lm(str(run.folder.policy_model), ComputeSection(device="cpu"))
