@@ -43,9 +43,9 @@ class _Entry:
 
     line: Line
     items: tuple[TextPair, ...]
-    """In the order of the responses; without those that are empty."""
-    empty: tuple[bool, ...] | None = None
-    """Which of a list of responses are empty; None for a line with one response."""
+    """In the order of the responses."""
+    many: bool
+    """Whether the line holds a list of responses."""
 
 
 def register(app: typer.Typer) -> None:
@@ -147,11 +147,10 @@ def _batches(entries: Iterator[_Entry], size: int) -> Iterator[list[_Entry]]:
 
 async def _score_batch(client: AsyncRewardClient, batch: list[_Entry]) -> list[Mapping[str, object]]:
     from fairlead.errors import RemoteInvalidInput
-    from fairlead.types import Scores
 
     items = [item for entry in batch for item in entry.items]
     try:
-        found = await client.score(items) if items else Scores((), (await client.info()).model_version, ())
+        found = await client.score(items)
     except RemoteInvalidInput as error:
         if error.index is None:
             raise
@@ -169,12 +168,9 @@ async def _score_batch(client: AsyncRewardClient, batch: list[_Entry]) -> list[M
 
 
 def _result(entry: _Entry, scores: list[float]) -> dict[str, object]:
-    if entry.empty is None:
+    if not entry.many:
         return {"score": scores[0]}
-    found = iter(scores)
-    # A policy may answer with nothing; there is nothing to score then, and the line's others count.
-    all_scores = [None if empty else next(found) for empty in entry.empty]
-    return {"scores": all_scores, "best": all_scores.index(max(scores)) if scores else None}
+    return {"scores": scores, "best": scores.index(max(scores))}
 
 
 def _entry(line: Line) -> _Entry:
@@ -192,18 +188,13 @@ def _entry(line: Line) -> _Entry:
         raise line.error(
             got=f"the keys {', '.join(line.values)}", allowed="`response` or `responses` beside `prompt`"
         )
-    responses = _responses(line) if many else [line.text("response", empty=False)]
-    turns = (
-        tuple(Message(turn.role, turn.content) for turn in prompt.messages)
-        if isinstance(prompt, Chat)
-        else ()
-    )
-    items = tuple(
-        TextPair(prompt if isinstance(prompt, str) else "", response, turns)
-        for response in responses
-        if response.strip()
-    )
-    return _Entry(line, items, tuple(not response.strip() for response in responses) if many else None)
+    responses = _responses(line) if many else [line.text("response")]
+    if isinstance(prompt, Chat):
+        turns = tuple(Message(turn.role, turn.content) for turn in prompt.messages)
+        items = tuple(TextPair("", response, turns) for response in responses)
+    else:
+        items = tuple(TextPair(prompt, response) for response in responses)
+    return _Entry(line, items, many)
 
 
 def _responses(line: Line) -> list[str]:

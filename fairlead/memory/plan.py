@@ -11,7 +11,7 @@ from fairlead.errors import ConfigError, DataError, ModelLoadError
 from fairlead.memory.formulas import adapter_parameters
 from fairlead.memory.machine import Machine, free_disk_bytes, this_machine
 from fairlead.memory.model import ModelSize, model_size, scratch_size
-from fairlead.memory.process import Lengths, Planner, ProcessMemory
+from fairlead.memory.process import Lengths, Planner, ProcessMemory, head_bytes
 
 _BYTES_PER_TOKEN = 3
 """Of UTF-8, for the length of prompts before anything is tokenized; real tokenizers come to 3.5 to 5."""
@@ -197,7 +197,7 @@ def _disk(config: RunConfig, sizes: dict[str, ModelSize]) -> DiskPlan:
     policies = 2 if config.evaluation.every_updates else 1
     reward = sizes["reward_base"].body * config.reward_model.ensemble_size
     return DiskPlan(
-        checkpoints=kept * learning * 12,
+        checkpoints=kept * 3 * (learning * 4 + head_bytes(critic)),
         weight_store=versions * published * 4,
         models=4 * (sizes["base"].parameters + reward + policies * policy.parameters),
         free=free_disk_bytes(config.folder.root),

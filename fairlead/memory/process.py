@@ -12,7 +12,7 @@ from fairlead.config.lora import LoraSection
 from fairlead.memory import formulas
 from fairlead.memory.model import ModelSize
 
-RUNTIME_BYTES = {"light": 90 << 20, "torch": 420 << 20, "cuda": 500 << 20}
+RUNTIME_BYTES = {"light": 64 << 20, "torch": 420 << 20, "cuda": 500 << 20}
 """What a process takes before it holds anything: Python alone; with torch and transformers, in main memory;
 the context of a GPU. All but the last are measured by tests/unit/test_memory.py."""
 
@@ -126,9 +126,12 @@ class Planner:
         critic = self._trained(
             "critic", start, section, tokens=tokens, longest=longest, lora=section.lora, head=True
         )
+        # A frozen body is there once: the critic's adapter sits on the policy's.
+        shared = section.lora.rank > 0 and section.critic_init == "policy"
+        base = start.body * formulas.DTYPE_BYTES[section.dtype] if shared else 0
         return dataclasses.replace(
             actor,
-            weights=actor.weights + critic.weights,
+            weights=actor.weights + critic.weights - base,
             gradients=actor.gradients + critic.gradients,
             optimizer=actor.optimizer + critic.optimizer,
             # One after the other: the policy's are gone when the critic's begin.
@@ -163,7 +166,7 @@ class Planner:
             "reward",
             section,
             size,
-            weights=members * (size.body * formulas.DTYPE_BYTES[section.dtype] + _head(size)),
+            weights=members * (size.body * formulas.DTYPE_BYTES[section.dtype] + head_bytes(size)),
             activations=formulas.forward_bytes(size, section.dtype, tokens=tokens, longest=longest),
         )
 
@@ -212,7 +215,7 @@ class Planner:
             weights, learning = parameters * formulas.DTYPE_BYTES[section.dtype], adapter * 4
         else:
             weights, learning = 0, parameters * 4
-        learning += _head(size) if head else 0
+        learning += head_bytes(size) if head else 0
         device = self._device(section)
         activations = formulas.activation_bytes(size, section, tokens=tokens, longest=longest, device=device)
         return ProcessMemory(
@@ -235,5 +238,6 @@ def _largest_batch(section: TrainingSection, sequences: int, longest: int) -> in
     return max(min(section.max_micro_batch_tokens, sequences * longest), longest)
 
 
-def _head(size: ModelSize) -> int:
+def head_bytes(size: ModelSize) -> int:
+    """A scalar head, float32."""
     return (size.hidden + 1) * 4

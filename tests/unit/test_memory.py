@@ -1,0 +1,349 @@
+"""What `fairlead plan` says, held against real models: tensors counted one by one, files, processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from fairlead.config import RunConfig
+from fairlead.config.compute import ComputeSection
+from fairlead.config.lora import LoraSection
+from fairlead.config.model import ScratchModel
+from fairlead.config.ppo import PpoSection
+from fairlead.errors import ModelLoadError
+from fairlead.memory import formulas
+from fairlead.memory.machine import Machine
+from fairlead.memory.model import model_size, scratch_size
+from fairlead.memory.plan import RunPlan, in_words, plan_run
+from fairlead.memory.process import RUNTIME_BYTES, ProcessMemory
+from fairlead.nn import logprobs
+from fairlead.nn.loading import load_causal_lm
+from fairlead.nn.reward_model import load_reward_model
+from fairlead.types import SamplingParams, WeightVersion
+from services.policy import decoder
+from services.policy.sample import Sample
+from tests import architectures
+from tests.tiny import tiny_causal_lm, tiny_reward_model
+from trainer.checkpoint import CheckpointStore
+from trainer.ppo import actor_critic
+from trainer.sequences import TokenSequence, pad
+from trainer.sft.scratch import make_model, make_tokenizer
+
+CPU = ComputeSection(device="cpu")
+ROOMY = Machine(host_bytes=1 << 45, gpu_bytes=0)
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    """Of tensors, tied ones once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+@pytest.fixture(params=sorted(architectures.ARCHITECTURES))
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return architectures.causal_lm(request.param, tmp_path / request.param)
+
+
+def test_a_header_tells_how_large_a_model_is(checkpoint: Path):
+    size = model_size(str(checkpoint))
+    model = load_causal_lm(str(checkpoint), CPU)
+    assert size.exact
+    assert size.parameters * 4 == nbytes(model.parameters())
+    assert size.tensors == len({parameter.data_ptr() for parameter in model.parameters()})
+    assert size.body * 4 == nbytes(model.base_model.parameters())
+    assert (size.layers, size.hidden, size.vocabulary) == (2, 32, model.get_input_embeddings().num_embeddings)
+
+
+def test_a_reward_model_is_its_body_and_a_head(tmp_path: Path):
+    folder = tiny_reward_model(tmp_path / "reward")
+    reward = load_reward_model(str(folder), CPU)
+    assert model_size(str(folder)).body * 4 + (32 + 1) * 4 == nbytes(reward.parameters())
+
+
+@pytest.mark.parametrize(("hidden", "layers"), [(64, 2), (40, 3)])
+def test_a_model_from_scratch_is_counted_before_it_is_made(hidden: int, layers: int):
+    words = ["a b c d e f", "g h i j k l m"]
+    sizes = {"hidden_size": hidden, "num_layers": layers, "tokenizer": "words"}
+    tokenizer = make_tokenizer(words, ScratchModel(**sizes))
+    scratch = ScratchModel(**sizes, vocabulary_size=len(tokenizer))
+    model = make_model(tokenizer, scratch, seed=0)
+    size = scratch_size(scratch)
+    assert size.parameters * 4 == nbytes(model.parameters())
+    assert size.tensors == len({parameter.data_ptr() for parameter in model.parameters()})
+    linear = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
+    assert sorted(size.matrices) == sorted(tuple(module.weight.shape) for module in linear)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, str]:
+    policy = tiny_causal_lm(tmp_path / "policy", tie_word_embeddings=False)
+    return {"policy": str(policy), "reward": str(tiny_reward_model(tmp_path / "reward", seed=3))}
+
+
+def planned(models: dict[str, str], tmp_path: Path, **sections: object) -> RunPlan:
+    values: dict[str, object] = {
+        "runs": tmp_path / "runs",
+        "model": {"path": models["policy"]},
+        "policy": {"path": models["policy"], "device": "cpu"},
+        "reference": {"path": models["policy"], "device": "cpu"},
+        "reward": {"path": models["reward"], "device": "cpu"},
+    }
+    values |= sections
+    return plan_run(RunConfig(**values), machine=ROOMY, prompt_tokens=16)
+
+
+def process(plan: RunPlan, stage: str, name: str) -> ProcessMemory:
+    return next(each for each in plan.stage(stage).processes if each.name == name)
+
+
+@pytest.mark.parametrize("critic_init", ["policy", "reward_model"])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_trainer_holds_the_weights_gradients_and_moments_that_were_planned(
+    models: dict[str, str], tmp_path: Path, critic_init: str, rank: int
+):
+    section = PpoSection(device="cpu", critic_init=critic_init, lora=LoraSection(rank=rank))  # type: ignore[arg-type]
+    plan = planned(models, tmp_path, ppo=section)
+    trainer = process(plan, "ppo", "trainer")
+    critic_path = models["reward"] if critic_init == "reward_model" else None
+    loaded = actor_critic.load(models["policy"], section, critic_path=critic_path)
+    batch = pad([TokenSequence((5, 6, 7, 8, 9), 2)], loaded.device)
+    (loaded.logprobs(batch, temperature=1.0)[0].sum() + loaded.values(batch).sum()).backward()
+
+    parameters = [*loaded.policy.parameters(), *loaded.critic.parameters()]
+    assert trainer.weights == nbytes(parameters)
+    learning = [parameter for parameter in parameters if parameter.grad is not None]
+    assert trainer.gradients == nbytes(
+        [parameter.grad for parameter in learning if parameter.grad is not None]
+    )
+    loaded.step()
+    state = loaded.state()
+    moments = [
+        tensor
+        for name in ("policy_optimizer", "critic_optimizer")
+        for key, tensor in state[name].items()
+        if not key.endswith(":step")
+    ]
+    assert trainer.optimizer == nbytes(moments)
+
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.save(WeightVersion(1, 1), tensors=state, state={})
+    tensors = [
+        tensor for group in store.load(WeightVersion(1, 1)).tensors.values() for tensor in group.values()
+    ]
+    # keep = 2, and the one that is being written; Adam's counters come on top, four bytes each.
+    counters = sum(tensor.nbytes for tensor in tensors if not tensor.ndim)
+    assert plan.disk.checkpoints == 3 * (sum(tensor.nbytes for tensor in tensors) - counters)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most that a computation has allocated at a time, beyond what was there."""
+    work()  # what is made once and kept
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        work()
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in changes))
+
+
+@pytest.fixture(params=sorted(architectures.ARCHITECTURES))
+def wider(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Large enough that blocks, not the rest, decide what a pass takes."""
+    family = architectures.ARCHITECTURES[request.param]
+    sizes = (
+        {"n_embd": 128, "n_layer": 4}
+        if request.param == "gpt2"
+        else {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4}
+    )
+    wide = dataclasses.replace(family, settings={**family.settings, **sizes})
+    monkeypatch.setitem(architectures.ARCHITECTURES, request.param, wide)
+    return architectures.causal_lm(request.param, tmp_path / request.param)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "recompute"), [("float32", False), ("bfloat16", False), ("float32", True)], ids=str
+)
+def test_activations_are_estimated_within_a_stated_factor(wider: Path, dtype: str, recompute: bool):
+    section = PpoSection(device="cpu", dtype=dtype, gradient_checkpointing=recompute)  # type: ignore[arg-type]
+    loaded = actor_critic.load(str(wider), section)
+    sequences = [TokenSequence(tuple(5 + index % 40 for index in range(96 - 3 * row)), 4) for row in range(8)]
+    batch = pad(sequences, loaded.device)
+
+    def work() -> None:
+        loaded.logprobs(batch, temperature=1.0)[0].sum().backward()
+
+    size = model_size(str(wider))
+    tokens = batch.tokens_BT.numel()
+    estimate = formulas.activation_bytes(size, section, tokens=tokens, longest=96, device="cpu")
+    estimate += formulas.autocast_bytes(size, section)
+    assert 0.5 < peak_bytes(work) / estimate < 1.25
+
+
+def test_a_pass_without_gradients_takes_one_block_at_work(wider: Path):
+    model = load_causal_lm(str(wider), CPU)
+    tokens_BT = torch.full((8, 96), 5)
+    mask_BT = torch.ones_like(tokens_BT)
+    mask_BT[1:, 80:] = 0
+
+    @torch.inference_mode()
+    def work() -> None:
+        model.base_model(input_ids=tokens_BT, attention_mask=mask_BT, use_cache=False)
+
+    estimate = formulas.forward_bytes(model_size(str(wider)), "float32", tokens=8 * 96, longest=96)
+    assert 0.3 < peak_bytes(work) / estimate < 1.25
+
+
+def test_the_cache_grows_to_what_was_planned_and_no_further(tmp_path: Path):
+    folder = tiny_causal_lm(tmp_path / "policy")
+    model, size = load_causal_lm(str(folder), CPU), model_size(str(folder))
+    running = decoder.Decoder(model, slots=4)
+    version = WeightVersion(1, 0)
+    prompt, answer = 40, 60
+    for start in range(0, 8, 4):
+        samples = [
+            Sample(
+                prompt=(5,) * prompt,
+                sampling=SamplingParams(max_new_tokens=answer, seed=start + index),
+                key=start + index,
+                stop_ids=frozenset(),
+                limit=answer,
+                detokenizer=None,
+            )
+            for index in range(4)
+        ]
+        running.join(samples, version)
+        for _ in range(answer - 1):
+            running.step(version)
+        running.leave(samples)
+    blocks = [block for layer in running._cache._written() for block in layer.blocks]
+    longest = formulas.cache_bytes(size, "float32", slots=4, longest=prompt + answer)
+    assert longest / 2 <= nbytes(blocks) <= longest
+
+
+def test_an_adapter_is_counted_as_peft_makes_it(checkpoint: Path):
+    from fairlead.nn import adapters
+
+    model = load_causal_lm(str(checkpoint), CPU)
+    adapters.add(model, LoraSection(rank=3), field="ppo.lora", base=str(checkpoint), seed=0)
+    found = formulas.adapter_parameters(model_size(str(checkpoint)), LoraSection(rank=3))
+    assert found == sum(parameter.numel() for parameter in adapters.tensors(model).values())
+
+
+def test_what_is_copied_from_parts_with_torch_is_the_same_there():
+    assert formulas.CHUNK_LOGITS == logprobs.CHUNK_LOGITS
+    assert formulas.PREFILL_TOKENS == decoder._PREFILL_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("kind", "imports"),
+    [
+        ("light", "services.rollout_worker.worker, fairlead.clients, fairlead.transports.rollouts.redis"),
+        ("torch", "services.reward.scorer"),
+    ],
+)
+def test_a_process_that_holds_nothing_takes_what_was_planned(kind: str, imports: str):
+    program = f"import {imports}, sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "\n"
+        measured = psutil.Process(started.pid).memory_info().rss
+        started.communicate("")
+    assert 1 / 1.5 < measured / RUNTIME_BYTES[kind] < 1.5
+
+
+def test_what_does_not_fit_is_named(models: dict[str, str], tmp_path: Path):
+    plan = planned(models, tmp_path)
+    assert plan.warnings() == ()
+    small = dataclasses.replace(plan, machine=Machine(host_bytes=1 << 30, gpu_bytes=0))
+    need = in_words(plan.stage("ppo").on("cpu"))
+    found = small.warnings("ppo")
+    assert found[0].startswith(f"ppo needs about {need} of main memory, most of it trainer (")
+    assert found[0].endswith("; there are 1 GiB")
+    full = dataclasses.replace(plan, disk=dataclasses.replace(plan.disk, free=10))
+    assert full.warnings("sft")[0].endswith(" of disk, and 10 B are free")
+
+
+def test_with_a_gpu_models_lie_there_and_only_there(models: dict[str, str], tmp_path: Path):
+    config = RunConfig(
+        runs=tmp_path, policy={"path": models["policy"]}, reward={"path": models["reward"], "device": "cpu"}
+    )
+    plan = plan_run(config, machine=Machine(host_bytes=1 << 40, gpu_bytes=1 << 40), prompt_tokens=16)
+    policy, reward = process(plan, "ppo", "policy"), process(plan, "ppo", "reward")
+    assert policy.on("cuda") == policy.model_bytes + RUNTIME_BYTES["cuda"]
+    assert policy.on("cpu") == policy.runtime + policy.weights
+    assert (reward.on("cuda"), reward.on("cpu")) == (0, reward.runtime + reward.model_bytes)
+
+
+def test_services_elsewhere_take_nothing_here(models: dict[str, str], tmp_path: Path):
+    away = {"path": models["reward"], "addresses": ["dns:///reward:5002"]}
+    names = [each.name for each in planned(models, tmp_path, reward=away).stage("ppo").processes]
+    assert names == ["trainer", "policy", "reference", "rollout-worker"]
+
+
+def test_prompts_are_measured_by_their_bytes(models: dict[str, str], tmp_path: Path):
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{n} " * 30}) + "\n" for n in range(10))
+    )
+    config = RunConfig(
+        base=tmp_path, data={"prompts": "prompts.jsonl"}, policy={"path": models["policy"]}, runs=tmp_path
+    )
+    notes = plan_run(config, machine=ROOMY).notes
+    assert "the longest prompt counts as 21 tokens (of 60 bytes); --prompt-tokens says better" in notes
+
+
+def test_an_adapters_folder_is_as_large_as_its_base(models: dict[str, str], tmp_path: Path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": models["policy"]}))
+    assert model_size(str(folder)).parameters == model_size(models["policy"]).parameters
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="its adapter_config.json names no base model"):
+        model_size(str(folder))
+
+
+def test_a_checkpoint_without_safetensors_is_counted_by_its_bytes(tmp_path: Path):
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
+    )
+    model.config.save_pretrained(tmp_path)
+    torch.save(dict(model.named_parameters()), tmp_path / "pytorch_model.bin")
+    size = model_size(str(tmp_path))
+    assert not size.exact
+    assert size.parameters * 4 == pytest.approx(nbytes(model.parameters()), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("files", "error"),
+    [
+        ({}, "has no config.json"),
+        ({"config.json": b"{"}, "its config.json cannot be read"),
+        ({"config.json": b"{}"}, r"has no \*.safetensors"),
+        ({"config.json": b"{}", "model.safetensors": b"\xff" * 20}, "is no safetensors file"),
+        ({"config.json": b"{}", "model.safetensors": b""}, "its safetensors cannot be read"),
+    ],
+)
+def test_a_folder_that_is_no_model_says_what_is_missing(tmp_path: Path, files: dict[str, bytes], error: str):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelLoadError, match=error):
+        model_size(str(tmp_path))
+
+
+def test_a_hub_id_that_was_never_loaded_says_how_to_bring_it():
+    with pytest.raises(ModelLoadError, match="`hf download nobody/such-a-model` brings it"):
+        model_size("nobody/such-a-model")
+    with pytest.raises(ModelLoadError, match="there is no model folder './absent'"):
+        model_size("./absent")
