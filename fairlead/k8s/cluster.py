@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import urllib3
+import yaml
 
-from fairlead.errors import ClusterRefused, ConfigError, DeadlineExceeded, Unavailable
+from fairlead.errors import ClusterRefused, ConfigError
 from fairlead.k8s.manifests import OURS, Manifest
-from fairlead.k8s.refusals import NotFound, plain, refusal
+from fairlead.k8s.refusals import NotFound, no_answer, refusal
 
 if TYPE_CHECKING:
     from kubernetes.dynamic import DynamicClient
@@ -51,21 +52,23 @@ class Cluster:
         from kubernetes import client, config
         from kubernetes.dynamic import DynamicClient
 
+        # The library reads this variable only once, when it is imported.
+        file = kubeconfig or os.environ.get("KUBECONFIG")
         settings = client.Configuration()
         # To try again is the caller's.
         settings.retries = False
         try:
-            if "KUBERNETES_SERVICE_HOST" in os.environ and not (kubeconfig or os.environ.get("KUBECONFIG")):
+            if "KUBERNETES_SERVICE_HOST" in os.environ and not file:
                 config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
             else:
                 config.load_kube_config(  # type: ignore[no-untyped-call]
-                    kubeconfig, context, settings, persist_config=False
+                    file, context, settings, persist_config=False
                 )
-        except (config.ConfigException, OSError, ValueError, TypeError, KeyError) as error:
-            where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+        except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
+            reason = str(error).removeprefix("Invalid kube-config file. ").partition("\n")[0]
             raise ConfigError(
-                "kubeconfig",
-                got=f"{where}: {error}",
+                f"kubeconfig {file or '~/.kube/config'}",
+                got=reason,
                 allowed="a kubeconfig that leads to a cluster (`kubectl cluster-info` tries it)",
             ) from None
         # The discovery of the library asks for everything there is, and without a deadline.
@@ -208,15 +211,8 @@ class Cluster:
             )
         except ApiException as error:
             raise refusal(error, what, host=self.host, namespace=self.namespace) from None
-        except urllib3.exceptions.TimeoutError:
-            raise DeadlineExceeded(
-                f"the cluster at {self.host} did not answer within {self.timeout_seconds:g} s ({what})"
-            ) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Unavailable(
-                f"the cluster at {self.host} cannot be reached ({what}: {plain(error)}): "
-                "does it run, and is the context the right one?"
-            ) from None
+            raise no_answer(error, what, host=self.host, seconds=self.timeout_seconds) from None
         found = json.loads(answer.data)
         assert isinstance(found, dict)
         return found

@@ -104,11 +104,14 @@ def kustomize(folder: Path) -> list[Manifest]:
         raise ConfigError(
             "kubectl", got="none on the PATH", allowed="kubectl 1.27 or newer: it renders manifests"
         )
+    # Rendering asks no cluster, whatever this kubectl does by itself.
+    environment = os.environ | {"KUBECONFIG": os.devnull}
     done = subprocess.run(
         [kubectl, "kustomize", str(folder)],
         capture_output=True,
         text=True,
         timeout=_RENDER_SECONDS,
+        env=environment,
         check=False,
     )
     if done.returncode:

@@ -9,7 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fairlead.errors import ClusterRefused, FairleadError, Unavailable
+import urllib3
+
+from fairlead.errors import ClusterRefused, DeadlineExceeded, FairleadError, Unavailable
 
 
 class NotFound(ClusterRefused):
@@ -49,10 +51,16 @@ def refusal(error: Any, what: str, *, host: str, namespace: str) -> FairleadErro
     return kind(sentences.get(status, f"{where}: the cluster refuses with {status}: {message}"))
 
 
-def plain(error: Exception) -> str:
-    """The innermost reason of a failed connection, without the addresses of Python objects."""
-    text = str(getattr(error, "reason", None) or error)
-    return text.rpartition(": ")[2] or type(error).__name__
+def no_answer(error: Exception, what: str, *, host: str, seconds: float) -> FairleadError:
+    """The error of our tree for a connection that failed, or gave no answer within `seconds`."""
+    # A refused connection counts among the time-outs of urllib3.
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)
+    if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
+        return DeadlineExceeded(f"the cluster at {host} did not answer within {seconds:g} s ({what})")
+    reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2] or type(error).__name__
+    return Unavailable(
+        f"the cluster at {host} cannot be reached ({what}: {reason}): does it run, and is the context right?"
+    )
 
 
 def _status_object(body: bytes | str | None) -> Mapping[str, Any]:

@@ -1,0 +1,318 @@
+"""A stand-in for a cluster's API: HTTPS, tokens, discovery, server-side apply with owners, deletes, faults.
+
+It speaks the wire of Kubernetes (paths, Status objects, strict schemas, immutable Jobs); what is applied gets
+its pods from `cluster_controllers`. It is no proof for a real cluster.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import re
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import kubernetes_validate
+import trustme
+import yaml
+
+from tests.cluster_controllers import Controllers, Key
+
+TOKEN = "a-token-of-the-test"
+BUILT_IN = {
+    "v1": {
+        "ConfigMap": "configmaps",
+        "PersistentVolumeClaim": "persistentvolumeclaims",
+        "Pod": "pods",
+        "Secret": "secrets",
+        "Service": "services",
+        "ServiceAccount": "serviceaccounts",
+    },
+    "apps/v1": {"Deployment": "deployments", "StatefulSet": "statefulsets"},
+    "batch/v1": {"Job": "jobs"},
+    "policy/v1": {"PodDisruptionBudget": "poddisruptionbudgets"},
+}
+KEDA = {
+    "keda.sh/v1alpha1": {"ScaledObject": "scaledobjects", "TriggerAuthentication": "triggerauthentications"}
+}
+
+
+class Refusal(Exception):
+    """An answer that is none of success."""
+
+    def __init__(
+        self, code: int, reason: str, message: str, causes: list[dict[str, str]] | None = None
+    ) -> None:
+        self.code = code
+        self.status = {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "status": "Failure",
+            "reason": reason,
+            "message": message,
+            "details": {"causes": causes or []},
+            "code": code,
+        }
+
+
+@dataclass
+class StandIn:
+    """The state of the cluster, and what shall go wrong."""
+
+    namespaces: set[str] = field(default_factory=lambda: {"fairlead"})
+    kinds: dict[str, dict[str, str]] = field(default_factory=lambda: copy.deepcopy(BUILT_IN))
+    objects: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    """By plural, namespace and name."""
+    owners: dict[Key, dict[str, str]] = field(default_factory=dict)
+    """Of every leaf of an object: who set it."""
+    controllers: Controllers = field(init=False)
+    """Who makes pods."""
+    faults: list[tuple[str, int | str]] = field(default_factory=list)
+    """`METHOD path` as a pattern, and a status or `hang`; each strikes once."""
+    requests: list[str] = field(default_factory=list)
+    """`METHOD path` of every request, in order."""
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.controllers = Controllers(self.objects)
+
+    def answer(self, method: str, url: str, headers: Any, body: bytes) -> Any:
+        """What the API answers, or a Refusal."""
+        parts = urlsplit(url)
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        line = f"{method} {parts.path}"
+        with self.lock:
+            self.requests.append(line)
+            fault = next((one for one in self.faults if re.fullmatch(one[0], line)), None)
+            if fault is not None:
+                self.faults.remove(fault)
+        if fault is not None and fault[1] == "hang":
+            time.sleep(3)
+        elif fault is not None:
+            raise Refusal(int(fault[1]), "Fault", f"as the test wants it: {fault[1]}")
+        if headers.get("Authorization") != f"Bearer {TOKEN}":
+            raise Refusal(401, "Unauthorized", "Unauthorized")
+        with self.lock:
+            return self._route(method, parts.path, query, headers.get("Content-Type", ""), body)
+
+    def _route(self, method: str, path: str, query: dict[str, str], content_type: str, body: bytes) -> Any:
+        if found := re.fullmatch(r"/api/v1/namespaces/([^/]+)", path):
+            return self._namespace(method, found[1])
+        if found := re.fullmatch(r"/apis?/((?:[^/]+/)?v\w+)", path):
+            return self._discover(found[1])
+        found = re.fullmatch(r"/apis?/((?:[^/]+/)?v\w+)/namespaces/([^/]+)/(\w+)(?:/([^/]+))?(/scale)?", path)
+        version, namespace, plural, name, scale = found.groups() if found else (None, "", "", "", "")
+        if plural not in self.kinds.get(version, {}).values():
+            raise Refusal(404, "NotFound", "the server could not find the requested resource")
+        if namespace not in self.namespaces:
+            raise Refusal(404, "NotFound", f'namespaces "{namespace}" not found')
+        if name is None:
+            return self._list(plural, namespace, query.get("labelSelector", ""))
+        return self._object(
+            method, (plural, namespace, name), version, bool(scale), query, content_type, body
+        )
+
+    def _object(
+        self,
+        method: str,
+        key: Key,
+        version: str,
+        scale: bool,
+        query: dict[str, str],
+        content_type: str,
+        body: bytes,
+    ) -> Any:
+        if method == "PATCH" and not scale:
+            if content_type != "application/apply-patch+yaml":
+                raise Refusal(415, "UnsupportedMediaType", content_type)
+            return self._apply(key, version, query, yaml.safe_load(body))
+        if key not in self.objects:
+            raise Refusal(404, "NotFound", f'{key[0]} "{key[2]}" not found')
+        if scale:
+            assert content_type == "application/merge-patch+json"
+            self.objects[key]["spec"]["replicas"] = json.loads(body)["spec"]["replicas"]
+            self.owners[key][".spec.replicas"] = "fairlead by scale"
+            self.controllers.applied(key)
+        if method == "DELETE":
+            return self._delete(key)
+        return self.objects[key]
+
+    def _namespace(self, method: str, name: str) -> Any:
+        if method == "PATCH":
+            self.namespaces.add(name)
+        if name not in self.namespaces:
+            raise Refusal(404, "NotFound", f'namespaces "{name}" not found')
+        return {"kind": "Namespace", "metadata": {"name": name}}
+
+    def _discover(self, version: str) -> Any:
+        if version not in self.kinds:
+            raise Refusal(404, "NotFound", "the server could not find the requested resource")
+        resources = [{"kind": kind, "name": name} for kind, name in self.kinds[version].items()]
+        resources += [{"kind": "Scale", "name": "deployments/scale"}]
+        return {"kind": "APIResourceList", "groupVersion": version, "resources": resources}
+
+    def _list(self, plural: str, namespace: str, selector: str) -> Any:
+        if plural == "pods":
+            self.controllers.tick()
+        wanted = dict(part.split("=") for part in selector.split(",") if part)
+        items = [
+            one
+            for (kind, where, _), one in sorted(self.objects.items())
+            if (kind, where) == (plural, namespace)
+            and wanted.items() <= one["metadata"].get("labels", {}).items()
+        ]
+        return {"kind": "List", "items": copy.deepcopy(items)}
+
+    def _apply(self, key: Key, version: str, query: dict[str, str], wanted: dict[str, Any]) -> Any:
+        manager = query.get("fieldManager")
+        if not manager:
+            raise Refusal(400, "BadRequest", "fieldManager is required for apply patch")
+        if version in BUILT_IN and (mistake := _mistake(json.dumps(wanted))):
+            raise Refusal(400, "BadRequest", f"strict decoding error: {mistake}")
+        old = self.objects.get(key)
+        if old and key[0] == "jobs" and old["spec"]["template"] != wanted["spec"]["template"]:
+            raise Refusal(
+                422,
+                "Invalid",
+                f'Job.batch "{key[2]}" is invalid: spec.template: Invalid value: field is immutable',
+            )
+        owners = self.owners.setdefault(key, {})
+        leaves = dict(_leaves(wanted))
+        before = dict(_leaves(old)) if old else {}
+        conflicts = [
+            path
+            for path, value in leaves.items()
+            if owners.get(path, manager) != manager and before.get(path) != value
+        ]
+        if conflicts and query.get("force") != "true":
+            causes = [
+                {
+                    "reason": "FieldManagerConflict",
+                    "message": f'conflict with "{owners[path]}" using {version}',
+                    "field": path,
+                }
+                for path in conflicts
+            ]
+            raise Refusal(409, "Conflict", f"Apply failed with {len(causes)} conflict", causes)
+        owners |= dict.fromkeys(leaves, manager)
+        new = _merged(old or {}, wanted)
+        new["metadata"]["generation"] = new["metadata"].get("generation", 0) + (new != old)
+        self.objects[key] = new
+        self.controllers.applied(key)
+        return new
+
+    def _delete(self, key: Key) -> Any:
+        del self.objects[key]
+        self.owners.pop(key, None)
+        self.controllers.deleted(key)
+        return {"kind": "Status", "status": "Success"}
+
+
+@functools.cache
+def _mistake(manifest: str) -> str:
+    """What is wrong with a manifest; nothing if it fits its schema."""
+    try:
+        kubernetes_validate.validate(json.loads(manifest), "1.36", strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return str(error.message)
+    return ""
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{path}.{name}")
+    else:
+        yield path, json.dumps(value, sort_keys=True)
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    both = copy.deepcopy(old)
+    for name, value in new.items():
+        inner = both.get(name)
+        both[name] = _merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
+    return both
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple[StandIn, Path]]:
+    """A server, and a kubeconfig that leads to it; everything is gone with the block."""
+    state = StandIn()
+    authority = trustme.CA()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1
+
+        def _do(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            code, answer = 200, None
+            try:
+                answer = state.answer(self.command, self.path, self.headers, body)
+            except Refusal as refusal:
+                code, answer = refusal.code, refusal.status
+            text = json.dumps(answer).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_PATCH = do_DELETE = do_POST = _do
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def handle(self) -> None:
+            try:
+                super().handle()
+            except (ConnectionError, ssl.SSLError):
+                return
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None:
+            pass
+
+    server = Server(("127.0.0.1", 0), Handler)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    kubeconfig = folder / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(configuration(server.server_port, folder / "ca.pem", TOKEN)))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield state, kubeconfig
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def configuration(port: int, authority: Path, token: str) -> dict[str, Any]:
+    """A kubeconfig."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "clusters": [
+            {
+                "name": "test",
+                "cluster": {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(authority)},
+            }
+        ],
+        "users": [{"name": "test", "user": {"token": token}}],
+    }

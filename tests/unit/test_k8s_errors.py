@@ -1,0 +1,166 @@
+"""`fairlead k8s` and a cluster that refuses, fails or is not there: one line that says what to do."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import trustme
+import yaml
+from typer.testing import CliRunner
+
+from fairlead.cli import k8s as verbs
+from fairlead.cli.main import app
+from fairlead.k8s import manifests
+from tests import cluster_stand_in
+from tests.cluster_stand_in import TOKEN, configuration
+
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
+
+UP = ("up", "--overlay", "kind", "--request-seconds", "0.5")
+DEPLOYMENTS = "/apis/apps/v1/namespaces/fairlead/deployments"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(verbs, "_POLL_SECONDS", 0.01)
+    monkeypatch.chdir(tmp_path)
+    with cluster_stand_in.serving(tmp_path) as (state, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        yield state
+
+
+def error(*arguments: str) -> tuple[int, str]:
+    """Exit code and the one line of an error."""
+    result = CliRunner().invoke(app, ["k8s", *arguments])
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.output
+    return result.exit_code, lines[0]
+
+
+def port_of(kubeconfig: str) -> int:
+    text = yaml.safe_load(Path(kubeconfig).read_text())
+    return int(text["clusters"][0]["cluster"]["server"].rpartition(":")[2])
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "says"),
+    [
+        ((f"PATCH {DEPLOYMENTS}/policy", 403), 2, ["we may not apply Deployment policy", "a role that may"]),
+        ((f"PATCH {DEPLOYMENTS}/policy", 409), 2, ["apply Deployment policy", "refuses with 409"]),
+        ((f"PATCH {DEPLOYMENTS}/policy", 422), 2, ["apply Deployment policy", "refuses with 422"]),
+        ((f"PATCH {DEPLOYMENTS}/policy", 500), 1, ["cannot do it now", "500 as the test wants it"]),
+        ((f"PATCH {DEPLOYMENTS}/policy", 429), 1, ["cannot do it now"]),
+        (
+            (f"PATCH {DEPLOYMENTS}/policy", "hang"),
+            1,
+            ["did not answer within 0.5 s (apply Deployment policy)"],
+        ),
+        (("GET /api/v1/namespaces/fairlead", 401), 2, ["does not know who we are", "log in again"]),
+        (("GET /apis/apps/v1", "hang"), 1, ["did not answer within 0.5 s (discover apps/v1)"]),
+    ],
+)
+def test_an_answer_that_is_none_of_success(cluster, fault, code, says):
+    cluster.faults.append(fault)
+    found, line = error(*UP)
+    assert found == code
+    assert [words for words in says if words not in line] == []
+
+
+def test_a_token_that_the_cluster_does_not_know(cluster, tmp_path):
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(kubeconfig.read_text().replace(TOKEN, "another"))
+    assert error("status") == (2, error("status")[1])
+    assert "(401): log in again, or take another --context" in error("status")[1]
+
+
+def test_a_namespace_that_is_not_there(cluster):
+    code, line = error(*UP, "--namespace", "elsewhere")
+    assert (code, "no namespace elsewhere: --create-namespace makes it" in line) == (2, True)
+    assert not [request for request in cluster.requests if not request.startswith("GET")]
+
+
+def test_a_kind_that_the_cluster_does_not_know_is_told_before_anything_changes(cluster):
+    code, line = error(*UP, "--component", "monitoring")
+    assert code == 2
+    assert "does not know PodMonitor (monitoring.coreos.com/v1): install what brings it, or leave" in line
+    applied = [request for request in cluster.requests if request.startswith("PATCH")]
+    assert applied == ["PATCH /api/v1/namespaces/fairlead/secrets/redis"]
+
+
+def test_a_secret_without_a_password(cluster):
+    cluster.objects["secrets", "fairlead", "redis"] = {
+        "metadata": {"name": "redis"},
+        "data": {"other": "eA=="},
+    }
+    code, line = error(*UP)
+    assert code == 2
+    assert "the Secret redis of namespace fairlead has no key `password`" in line
+
+
+def test_nobody_listens(cluster, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        kubeconfig = tmp_path / "elsewhere"
+        kubeconfig.write_text(
+            yaml.safe_dump(configuration(probe.getsockname()[1], tmp_path / "ca.pem", TOKEN))
+        )
+        code, line = error("status", "--kubeconfig", str(kubeconfig))
+    assert code == 1
+    assert "cannot be reached (read namespace fairlead: " in line
+    assert "Connection refused): does it run, and is the context right?" in line
+
+
+def test_a_certificate_of_someone_else(cluster, tmp_path):
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    code, line = error("status")
+    assert code == 2
+    assert "certificate that the kubeconfig does not vouch for" in line
+
+
+def test_no_kubeconfig_a_broken_one_and_an_unknown_context(cluster, tmp_path):
+    assert error("status", "--kubeconfig", "none.yaml")[0] == 2
+    broken = tmp_path / "broken"
+    broken.write_text("{")
+    code, line = error("status", "--kubeconfig", str(broken))
+    assert code == 2
+    assert f"error: kubeconfig {broken}: got 'while parsing" in line
+    code, line = error("status", "--context", "production")
+    assert code == 2
+    assert "Expected object with name production" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--overlay", "none"], "overlay: got 'none', allowed: one of gpu, kind, or a folder"),
+        (["--overlay", "kind", "--component", "none"], "allowed: one of gpu, keda, monitoring"),
+        (["--overlay", "gpu"], "allowed: where the cluster finds it: --registry"),
+        (["--overlay", "kind", "--stage", "dpo"], "allowed: one of sft, reward-model, ppo"),
+        (["--overlay", "kind", "--set", "ppo.update=1"], "did you mean `ppo.updates`?"),
+    ],
+)
+def test_a_mistake_in_a_flag_is_told_before_the_cluster_is_asked(cluster, flags, says):
+    code, line = error("up", *flags)
+    assert code == 2
+    assert says in line
+    assert cluster.requests == []
+
+
+def test_without_kubectl_or_without_a_checkout(cluster, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, line = error(*UP)
+    assert (code, "kubectl: got 'none on the PATH'" in line) == (2, True)
+    monkeypatch.setattr(manifests, "__file__", str(tmp_path / "fairlead" / "k8s" / "manifests.py"))
+    code, line = error(*UP)
+    assert (code, "allowed: a source checkout of fairlead" in line) == (2, True)
+
+
+def test_a_password_of_the_run_is_in_no_manifest(cluster):
+    flags = ["--set", "queue.password=geheim", "--set", "queue.redis_url=redis://u:geheim@host:6379"]
+    result = CliRunner().invoke(app, ["k8s", "render", "--overlay", "kind", *flags])
+    assert result.exit_code == 0, result.output
+    assert "geheim" not in result.output
+    assert "not used: the cluster has a queue of its own" in result.stderr
