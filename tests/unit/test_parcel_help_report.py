@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
-from examples.parcel_help import corpus, figures, gold, report, rounds
+from examples.parcel_help import corpus, figures, gold, picture, report, rounds
 from examples.parcel_help.files import Files, read_answers, read_rows, write_answers, write_rows
 from examples.parcel_help.stages import Stages
 from examples.serving import Answer
@@ -301,3 +302,30 @@ def test_a_strangers_folder_is_never_removed(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="which no quickstart made"):
             Stages(tmp_path, key="k", fresh=fresh, total=1)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_the_picture_draws_every_round_and_its_caption_is_the_report_s(
+    written: tuple[RunConfig, Files], tmp_path: Path
+) -> None:
+    run = written[0].folder.root
+    rounds_ = json.loads((run / "report.json").read_text())["rounds"]
+    first, again = tmp_path / "first.svg", tmp_path / "again.svg"
+    caption = picture.draw(run, first)
+    picture.draw(run, again)
+    assert first.read_bytes() == again.read_bytes()
+    assert first.stat().st_size < 150_000
+    course = [rounds_[0]["ppo"]["gold_before"], *(one["ppo"]["gold_after"] for one in rounds_)]
+    assert " → ".join(f"{value:.2f}" for value in course) in caption
+    assert caption.endswith("KL to SFT 2.5 nats an answer")
+
+    # A round more or another figure is another picture.
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    rows = other / "round-1" / "metrics_ppo.jsonl"
+    rows.write_text(rows.read_text().replace('"kl": 1.5', '"kl": 4.5'))
+    picture.draw(other, tmp_path / "other.svg")
+    assert (tmp_path / "other.svg").read_bytes() != first.read_bytes()
+
+    with pytest.raises(ConfigError, match=r"^run: got .*, without the report of one"):
+        picture.draw(tmp_path, first)
+    assert picture.main([str(tmp_path), str(first)]) == 2
