@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _SAVED = ("state.json", "dataset_dict.json")
 _FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".parquet", ".txt", ".csv")
 
 
+_EMPTY = "a dataset without rows"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -82,12 +83,14 @@ def scan_dataset(name: DatasetName, *, folder: Path | None, field: str) -> Itera
         ConfigError: there is no such dataset or split, it may not be read, or `datasets` is not installed.
         DataError: its files are damaged, or there is no row.
     """
+    if folder is not None:
+        name = replace(name, path=str(folder))
     rows = _load(name, folder, field)
     number = 0
     for number, values in enumerate(rows, start=1):
         yield Line(str(name), number, values)
     if number == 0:
-        raise DataError(str(name), 1, got="a dataset without rows", allowed="at least one row")
+        raise DataError(str(name), 1, got=_EMPTY, allowed="at least one row")
 
 
 def _load(name: DatasetName, folder: Path | None, field: str) -> Iterable[dict[str, Any]]:
@@ -121,6 +124,9 @@ def _load(name: DatasetName, folder: Path | None, field: str) -> Iterable[dict[s
             got=str(name),
             allowed=f"a file, a folder or a dataset that you may read ({reason}): {mend} {_LOG_IN}",
         ) from error
+    except IndexError as error:
+        # What `datasets` makes of a saved table without rows.
+        raise DataError(str(name), 1, got=_EMPTY, allowed="at least one row") from error
     except KeyError as error:
         raise ConfigError(field, got=str(name), allowed=f"a split that it has, not {error}") from error
     except (ValueError, OSError, exceptions.DatasetsError) as error:

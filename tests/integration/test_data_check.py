@@ -1,0 +1,260 @@
+"""`fairlead data check` as a person runs it, and stages that stop at bad data and go on when it is mended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fairlead.cli.main import app
+from fairlead.config import RunFolder, load
+from fairlead.data.kinds import detect
+from fairlead.data.records import is_heldout
+from tests.hub_stand_in import hub
+from tests.tiny import tiny_causal_lm, tiny_tokenizer
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{{ 'w1 ' if m.role == 'user' else 'w2 ' }}{{ m.content }} {{ '</s> ' if m.role == 'assistant' else '' }}"
+    "{% endfor %}{% if add_generation_prompt %}w2 {% endif %}"
+)
+
+
+def fairlead(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fairlead.cli", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "0"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def check(*arguments: object, cwd: Path) -> Result:
+    """The same in this process, which has imported torch already."""
+    with contextlib.chdir(cwd):
+        return CliRunner().invoke(app, ["data", "check", *map(str, arguments)], env={"COLUMNS": "120"})
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def sides(count: int) -> tuple[list[str], list[str]]:
+    """Questions of training and held-out ones, at a fraction of 0.3."""
+    config = load(overrides={"data.heldout_fraction": 0.3})
+    asked = [f"Question {number}" for number in range(200)]
+    held = [text for text in asked if is_heldout(config, text)]
+    return [text for text in asked if text not in held][:count], held[:count]
+
+
+def test_a_file_with_every_fault_is_told_line_by_line(tmp_path):
+    train, held = sides(6)
+    pair = {"prompt": train[0], "chosen": "a b", "rejected": "a"}
+    leaking = next(
+        text
+        for text in (f"{train[0]}{' ' * number}" for number in range(1, 200))
+        if is_heldout(load(overrides={"data.heldout_fraction": 0.3}), text)
+    )
+    rows = [
+        pair,
+        pair,
+        {"prompt": train[1], "chosen": "same", "rejected": "same"},
+        "{not json",
+        {"prompt": held[0], "responses": [{"text": t, "rank": r} for t, r in (("x", 1), ("y", 1), ("z", 2))]},
+        {"prompt": train[2], "responses": [{"text": "x", "rank": 1}, {"text": "y", "rank": 1}]},
+        {"prompt": leaking, "chosen": "", "rejected": "no"},
+        {"prompt": train[3], "chosen": "\ud800", "rejected": "no"},
+        {"prompt": train[4], "chosen": 3, "rejected": "no"},
+    ]
+    write(tmp_path / "pairs.jsonl", *rows)
+    told = check("pairs.jsonl", "--set", "data.heldout_fraction=0.3", "--json", cwd=tmp_path)
+    assert told.exit_code == 2
+    assert told.stderr == "error: 4 bad lines\n"
+    found = json.loads(told.stdout)["preferences"]
+    assert [error.split(": got")[0] for error in found["errors"]] == [
+        f"{tmp_path / 'pairs.jsonl'}:{number}" for number in (3, 4, 8, 9)
+    ]
+    expected = {
+        **{"lines": 9, "bad": 4, "broken": 0, "train": 3, "heldout": 2, "unit": "words", "limit": None},
+        **{"duplicates": 1, "repeated_prompts": 1, "on_both_sides": 1, "elsewhere": 0, "ties": 2},
+        **{"all_tied": 1, "alike": 1, "empty_answers": 1, "truncated": None, "dropped": None},
+        "formats": {"chosen, rejected": 3, "responses": 2},
+    }
+    assert {key: found[key] for key in expected} == expected
+    shown = check("pairs.jsonl", "--set", "data.heldout_fraction=0.3", "--limit", 3, cwd=tmp_path)
+    assert shown.exit_code == 2
+    for sentence in (
+        "preferences: 1 line says again what another says",
+        "preferences: 1 held-out line has a prompt that is trained on, but for case and white space",
+        "preferences: 2 pairs are tied",
+        "preferences: 1 ranking is tied throughout, and left out",
+        "preferences: 1 answer is empty",
+        "lengths are words",
+        "and 1 more of preferences; --limit tells more",
+    ):
+        assert sentence in shown.stdout
+    mended = [row for number, row in enumerate(rows, start=1) if number not in (3, 4, 8, 9)]
+    write(tmp_path / "pairs.jsonl", *mended)
+    assert check("pairs.jsonl", cwd=tmp_path).exit_code == 0
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    """A run on a tiny model with a chat template that knows no system role."""
+    base = tiny_causal_lm(tmp_path / "base", max_position_embeddings=16)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(base)
+    words = [f"w{number}" for number in range(5, 45)]
+    write(tmp_path / "demos.jsonl", *({"prompt": word, "completion": "w3 w4"} for word in words))
+    turns = [{"role": "user", "content": "w7"}, {"role": "assistant", "content": "w8"}]
+    write(tmp_path / "chats.jsonl", {"messages": turns})
+    write(tmp_path / "pairs.jsonl", *({"prompt": w, "chosen": "w3", "rejected": "w4"} for w in words))
+    write(tmp_path / "prompts.jsonl", *({"prompt": word} for word in words))
+    (tmp_path / "run.toml").write_text(
+        """
+        name = "tiny"
+        [model]
+        path = "base"
+        [data]
+        demonstrations = ["demos.jsonl", "chats.jsonl"]
+        preferences = "pairs.jsonl"
+        prompts = "prompts.jsonl"
+        [sft]
+        epochs = 1
+        max_sequence_tokens = 12
+        [sampling]
+        max_new_tokens = 8
+        [observe]
+        tensorboard = false
+        """
+    )
+    return tmp_path / "run.toml"
+
+
+def test_a_run_is_checked_with_its_tokenizer_and_its_limits(run_file):
+    folder = run_file.parent
+    long = " ".join(["w5"] * 12)
+    with (folder / "demos.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "w5 w6", "completion": long}) + "\n")  # 3 + 13 tokens
+        file.write(json.dumps({"prompt": long, "completion": "w5"}) + "\n")  # 13 + 2
+        file.write(json.dumps({"text": long * 3}) + "\n")  # goes on in other sequences
+    with (folder / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "w5 " * 15}) + "\n")  # 16 of 16
+        file.write(json.dumps({"prompt": "w5 " * 10}) + "\n")  # 11 and 8 more
+    told = check("run.toml", "--json", cwd=folder)
+    assert told.exit_code == 0, told.stderr
+    found = json.loads(told.stdout)
+    assert list(found) == ["demonstrations", "preferences", "prompts"]
+    assert {kind: (r["unit"], r["limit"]) for kind, r in found.items()} == {
+        "demonstrations": ("tokens", 12),
+        "preferences": ("tokens", 16),
+        "prompts": ("tokens", 16),
+    }
+    demonstrations, prompts = found["demonstrations"], found["prompts"]
+    assert demonstrations["formats"] == {"completion": 42, "messages": 1, "text": 1}
+    assert (demonstrations["truncated"], demonstrations["dropped"]) == (1, 1)
+    assert (prompts["truncated"], prompts["dropped"]) == (1, 1)
+    assert prompts["prompt"] == {"median": 2, "p90": 2, "p99": pytest.approx(13.95), "longest": 16}
+    assert found["preferences"]["answer"]["longest"] == 2
+
+
+def test_what_a_stage_refuses_it_reads_when_it_is_mended(run_file):
+    folder = run_file.parent
+    turns = [{"role": "system", "content": "w5"}, {"role": "user", "content": "w6"}]
+    write(folder / "chats.jsonl", {"messages": [*turns, {"role": "assistant", "content": "w7"}]})
+    where = f"{folder / 'chats.jsonl'}:1: got '`messages` that the chat template refuses: no system role'"
+    checked = check("run.toml", cwd=folder)
+    assert checked.exit_code == 2
+    assert where in checked.stdout
+    stopped = fairlead("sft", "run.toml", cwd=folder)
+    assert stopped.returncode == 2
+    assert where in stopped.stderr.splitlines()[-1]
+    assert "Traceback" not in stopped.stderr
+    write(folder / "chats.jsonl", {"messages": [turns[1], {"role": "assistant", "content": "w7"}]})
+    trained = fairlead("sft", "run.toml", cwd=folder)
+    assert trained.returncode == 0, trained.stderr
+    assert RunFolder(folder / "runs" / "tiny").result("sft").exists()
+
+
+def test_the_hub_gives_what_it_has_and_says_what_it_refuses(tmp_path):
+    rows = "".join(
+        json.dumps({"prompt": f"p {n}", "chosen": "a", "rejected": "a" if n == 3 else "b"}) + "\n"
+        for n in range(9)
+    ).encode()
+    held = {"org/pairs": {"data/train.jsonl": rows, "data/test.jsonl": rows}, "org/gated": None}
+    with hub(held) as address:
+
+        def look(name: str) -> subprocess.CompletedProcess[str]:
+            return fairlead(
+                "data", "check", name, "--as", "preferences", "--json", cwd=tmp_path, HF_ENDPOINT=address
+            )
+
+        found = look("org/pairs")
+        assert found.returncode == 2
+        report = json.loads(found.stdout)["preferences"]
+        assert (report["lines"], report["bad"]) == (9, 1)
+        assert report["errors"][0].startswith("org/pairs?split=train:4: got '`chosen` and `rejected` alike'")
+        assert look("org/pairs?split=train[:3]").returncode == 0
+        for name, words in (
+            ("org/gated", "is a gated dataset on the Hub.*accept its terms on its page and log in with"),
+            ("org/absent", "doesn't exist on the Hub or cannot be accessed.*check the name"),
+            ("org/pairs?config=other", "BuilderConfig 'other' not found"),
+        ):
+            refused = look(name)
+            assert refused.returncode == 2
+            assert refused.stderr.endswith("error: 1 unreadable source\n")
+            (error,) = json.loads(refused.stdout)["preferences"]["errors"]
+            assert error.startswith(f"data.preferences: got '{name.split('?')[0]}?")
+            assert re.search(words, error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("absent.jsonl",), "file: got '{folder}/absent.jsonl', allowed: a file that exists"),
+        (("absent.toml",), "config: got 'absent.toml', allowed: a TOML file that exists"),
+        (
+            ("x", "--as", "pairs"),
+            "--as: got 'pairs', allowed: one of demonstrations, preferences, prompts, sentences",
+        ),
+        (("odd.jsonl",), "{folder}/odd.jsonl:1: got 'the keys question', allowed: the keys of a format of"),
+        (("bare.toml",), "data: got no source in bare.toml, allowed: at least one to look at"),
+        (("p.jsonl", "--tokenizer", "./none"), "there is no model folder './none'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, error):
+    write(tmp_path / "odd.jsonl", {"question": "a"})
+    write(tmp_path / "p.jsonl", {"prompt": "a"})
+    (tmp_path / "bare.toml").write_text('name = "bare"\n')
+    told = check(*arguments, cwd=tmp_path)
+    assert told.exit_code == 2
+    assert told.stderr.startswith(f"error: {error.format(folder=tmp_path)}")
+    assert len(told.stderr.splitlines()) == 1
+
+
+def test_a_file_is_read_as_what_it_looks_like(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for kind, row in (
+        ("demonstrations", {"prompt": "a", "completion": "b"}),
+        ("demonstrations", {"messages": turns}),
+        ("demonstrations", {"text": "a b c"}),
+        ("preferences", {"prompt": "a", "chosen": "b", "rejected": "c"}),
+        ("preferences", {"chosen": "a b", "rejected": "a c"}),
+        ("prompts", {"prompt": "a"}),
+        ("prompts", {"messages": turns[:1]}),
+        ("sentences", {"text": "a b c d", "label": 1}),
+    ):
+        write(tmp_path / "file", "no json", row)
+        assert detect(load(overrides={"base": str(tmp_path)}), "file") == kind
