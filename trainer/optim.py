@@ -25,6 +25,11 @@ def linear_decay(update: int, *, total: int) -> float:
     return max(0.0, 1 - update / total)
 
 
+def learning(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen."""
+    return [parameter for parameter in nn.Module.parameters(model) if parameter.requires_grad]
+
+
 def adamw(
     parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float, epsilon: float = 1e-8
 ) -> AdamW:

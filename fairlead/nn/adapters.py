@@ -10,7 +10,8 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from fairlead.config.lora import LoraSection
+from fairlead.config.lora import DropoutLoraSection, LoraSection
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn.failures import load_failure
 
@@ -45,7 +46,6 @@ def add(
     field: str,
     seed: int,
     dtype: torch.dtype = torch.float32,
-    dropout: float = 0.0,
 ) -> None:
     """Freezes a model and puts adapters into its linear layers. They change nothing until they have learnt.
 
@@ -56,7 +56,6 @@ def add(
         field: the section's name, for errors.
         seed: of the draw of A; B is 0.
         dtype: of the adapters' weights.
-        dropout: share of an adapter's inputs left out where its dropout is in training mode.
 
     Raises:
         ConfigError: if the model has no linear layer of a name asked for.
@@ -79,7 +78,7 @@ def add(
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft divides it, whole or not
-        lora_dropout=dropout,
+        lora_dropout=section.dropout if isinstance(section, DropoutLoraSection) else 0.0,
         target_modules=list(targets),
         # GPT-2 keeps its matrices the other way round.
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
@@ -93,6 +92,22 @@ def add(
     nn.Module.eval(model)
     for parameter in tensors(model).values():
         parameter.data = parameter.data.to(dtype)
+
+
+@contextmanager
+def dropout(model: PreTrainedModel, *, seed: int) -> Iterator[None]:
+    """Has the adapters drop a share of their inputs, drawn from the seed, until the block ends."""
+    layers = [module for name, module in model.named_modules() if ".lora_dropout." in name]
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for layer in layers:
+            layer.train()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.eval()
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -127,9 +142,9 @@ def config(model: nn.Module) -> dict[str, object]:
 
 
 def save(model: PreTrainedModel, folder: Path, *, merge: bool) -> None:
-    """Writes the adapter as peft does; with `merge` the whole model as `save_pretrained` does."""
-    if merge:
-        merged(model).save_pretrained(folder)
+    """Writes the adapter as peft does; with `merge`, or without one, the model as `save_pretrained` does."""
+    if merge or not is_adapted(model):
+        (merged(model) if is_adapted(model) else model).save_pretrained(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: parameter.detach().cpu().contiguous() for name, parameter in tensors(model).items()}

@@ -98,8 +98,8 @@ class ActorCritic:
         """One step of both optimizers; returns the gradients' norms before the clip."""
         limit = self._section.max_gradient_norm
         return (
-            optim.clipped_step(self.policy_optimizer, _learning(self.policy), max_norm=limit),
-            optim.clipped_step(self.critic_optimizer, _learning(self.critic), max_norm=limit),
+            optim.clipped_step(self.policy_optimizer, optim.learning(self.policy), max_norm=limit),
+            optim.clipped_step(self.critic_optimizer, optim.learning(self.critic), max_norm=limit),
         )
 
     def state(self) -> dict[str, dict[str, Tensor]]:
@@ -213,13 +213,9 @@ def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _learning(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in nn.Module.parameters(model) if parameter.requires_grad]
-
-
 def _adam(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
     return optim.adamw(
-        _learning(model),
+        optim.learning(model),
         learning_rate=learning_rate,
         weight_decay=0.0,
         epsilon=optim.ADAM_EPSILON,

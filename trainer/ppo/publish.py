@@ -55,10 +55,7 @@ def save_model(
     Of a policy with adapters, those alone; with `merge`, all of it.
     """
     with durable.new_folder(path) as folder:
-        if adapters.is_adapted(policy):
-            adapters.save(policy, folder, merge=merge)
-        else:
-            policy.save_pretrained(folder)
+        adapters.save(policy, folder, merge=merge)
         tokenizer.save_pretrained(folder)
 
 

@@ -28,7 +28,7 @@ from fairlead.nn.loading import (
     torch_dtype,
 )
 from fairlead.nn.reward_model import RewardModel, load_reward_model
-from trainer import durable, optim, seeds, stage
+from trainer import durable, memory, optim, seeds, stage
 from trainer.reward_model import data, loss
 from trainer.reward_model.evaluate import (
     baseline_accuracies,
@@ -98,7 +98,10 @@ def _fresh(config: RunConfig, path: str, member: int) -> RewardModel:
     section = config.reward_model.model_copy(update={"dtype": "float32"})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(config.seed, "reward_head", *([member] if member else [])))
-        return load_reward_model(path, section, fresh_head=True)
+        reward = load_reward_model(path, section, fresh_head=True)
+    if section.gradient_checkpointing:
+        memory.recompute_blocks(reward.body, field="reward_model")
+    return reward
 
 
 def _epochs(

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from fairlead.config import RunConfig
 from fairlead.data.demonstrations import Conversation, Demonstration, Example
 from fairlead.data.records import Split, load_demonstrations
 from fairlead.errors import ConfigError, FairleadError
+from fairlead.nn import adapters
 from fairlead.nn.loading import (
     check_vocabulary,
     load_causal_lm,
@@ -31,7 +33,7 @@ from fairlead.nn.loading import (
 )
 from fairlead.nn.unembedding import check_unembedding
 from trainer import demonstrations as encoding
-from trainer import durable, optim, seeds, stage
+from trainer import durable, memory, optim, seeds, stage
 from trainer.sequences import TokenSequence
 from trainer.sft import data, loss, packing, scratch
 from trainer.tracking import Tracker
@@ -55,6 +57,7 @@ def train(config: RunConfig, gauges: metrics.Trainer | None = None) -> Result:
     demonstrations = load_demonstrations(config)
     model, tokenizer = base_model(config, demonstrations)
     check_unembedding(model)
+    _prepare(config, model)
     limit = max_sequence_tokens(model, section.max_sequence_tokens)
     sequences, truncated = encoding.encode(demonstrations.train, tokenizer, max_tokens=limit)
     heldout = {
@@ -69,7 +72,7 @@ def train(config: RunConfig, gauges: metrics.Trainer | None = None) -> Result:
         packing.check(model, sequences)
     train_loss, heldout_losses = _epochs(config, model, sequences, heldout, gauges)
     with durable.new_folder(config.folder.sft_model) as folder:
-        model.save_pretrained(folder)
+        adapters.save(model, folder, merge=section.lora.merge)
         tokenizer.save_pretrained(folder)
     result: Result = {
         "train_loss": train_loss,
@@ -81,6 +84,7 @@ def train(config: RunConfig, gauges: metrics.Trainer | None = None) -> Result:
         "truncated": truncated,
         "epochs": section.epochs,
         "parameters": sum(parameter.numel() for parameter in nn.Module.parameters(model)),
+        "trained_parameters": sum(parameter.numel() for parameter in optim.learning(model)),
         "config_hash": stage.config_hash("sft", config),
     }
     durable.write_json(config.folder.result("sft"), result)
@@ -91,8 +95,12 @@ def train(config: RunConfig, gauges: metrics.Trainer | None = None) -> Result:
 def base_model(
     config: RunConfig, demonstrations: Split[Example]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of `[model] path`, or new ones; weights in float32 whatever the dtype."""
-    section = config.sft.model_copy(update={"dtype": "float32"})
+    """The model and tokenizer of `[model] path`, or new ones; weights in float32 unless they stay frozen."""
+    section = config.sft
+    if not section.lora.rank:
+        section = section.model_copy(update={"dtype": "float32"})
+    elif not config.model.path:
+        raise ConfigError("sft.lora.rank", got=section.lora.rank, allowed="0, or a [model] path to adapt")
     if config.model.path:
         model = load_causal_lm(config.model.path, section)
         tokenizer = load_tokenizer(config.model.path)
@@ -104,6 +112,16 @@ def base_model(
     nn.Module.to(model, torch_device(section.device))
     nn.Module.eval(model)
     return model, tokenizer
+
+
+def _prepare(config: RunConfig, model: PreTrainedModel) -> None:
+    """Adapters and recomputed blocks, where they are asked for."""
+    section = config.sft
+    if section.lora.rank:
+        seed = seeds.derive(config.seed, "lora")
+        adapters.add(model, section.lora, base=config.model.path, field="sft.lora", seed=seed)
+    if section.gradient_checkpointing:
+        memory.recompute_blocks(model, field="sft")
 
 
 def _texts(demonstrations: Split[Example]) -> Iterable[str]:
@@ -125,8 +143,8 @@ def _epochs(
     gauges: metrics.Trainer | None,
 ) -> tuple[float, dict[str, float]]:
     section, dtype = config.sft, torch_dtype(config.sft)
-    # Evaluation mode throughout: dropout is off, also while learning.
-    parameters = list(nn.Module.parameters(model))
+    # Evaluation mode throughout: dropout is off, also while learning, but for that of adapters.
+    parameters = optim.learning(model)
     optimizer = optim.adamw(
         parameters, learning_rate=section.learning_rate, weight_decay=section.weight_decay
     )
@@ -147,15 +165,17 @@ def _epochs(
                 factor = optim.warmup_then_linear(step, total=total, warmup_fraction=section.warmup_fraction)
                 optim.set_learning_rate(optimizer, section.learning_rate * factor)
                 step_loss = 0.0
-                for part in loss.micro_batch_losses(
-                    model,
-                    [sequences[index] for index in indices],
-                    max_tokens=section.max_micro_batch_tokens,
-                    row_tokens=row_tokens,
-                    dtype=dtype,
-                ):
-                    part.backward()  # type: ignore[no-untyped-call]
-                    step_loss += float(part.detach())
+                drops = adapters.dropout(model, seed=seeds.derive(config.seed, "dropout", step))
+                with drops if section.lora.dropout else nullcontext():
+                    for part in loss.micro_batch_losses(
+                        model,
+                        [sequences[index] for index in indices],
+                        max_tokens=section.max_micro_batch_tokens,
+                        row_tokens=row_tokens,
+                        dtype=dtype,
+                    ):
+                        part.backward()  # type: ignore[no-untyped-call]
+                        step_loss += float(part.detach())
                 norm = optim.clipped_step(optimizer, parameters, max_norm=section.max_gradient_norm)
                 step += 1
                 seen.append(step_loss)
