@@ -25,10 +25,21 @@ Exit codes: 0 done, 1 failed, 2 a mistake in flags, configuration, model or data
 """
 
 
+_ORDER = (
+    *("quickstart", "sft", "reward-model", "ppo", "serve", "score", "generate"),
+    *("data", "export", "report", "status", "plan", "k8s"),
+)
+
+
 class _Group(TyperGroup):
     """Turns the project's errors, and those of files, into one line and an exit code."""
 
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - click's own signature
+        """In the order in which they are used, those of groups among them."""
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's own signature
+        """Runs the verb."""
         from fairlead.errors import FairleadError, exit_code
 
         try:
@@ -71,11 +82,11 @@ def _root(
 quickstart.register(app)
 stages.register(app)
 serve.register(app)
-data.register(app)
 score.register(app)
 generate.register(app)
-reports.register(app)
-k8s.register(app)
-status.register(app)
+data.register(app)
 export.register(app)
+reports.register(app)
+status.register(app)
 plan.register(app)
+k8s.register(app)
