@@ -16,14 +16,15 @@ HEAD = """# Command line
 `fairlead VERB --help` says what stands here; this page is made from it by `python docs/cli_page.py`, and a
 test compares the two and runs every example through the parser.
 
-**The same everywhere.** A verb that needs a run's configuration takes its file as an argument or by `--config`,
-and `--set section.field=value` as often as needed; flags win over `FAIRLEAD_SECTION__FIELD` in the environment,
-that over the file, that over the default. `--json` writes for programs, `--out FILE` writes a file that appears
-whole or not at all, `--address HOST:PORT` names a service, once for every replica. `-` is standard input.
-Results go to standard output, all else to standard error. `NO_COLOR` ends colours; pipes and files get none.
+**The same everywhere.** A verb that needs a run's configuration takes its file as an argument or by
+`--config`, and `--set section.field=value` as often as needed; flags win over `FAIRLEAD_SECTION__FIELD` in
+the environment, that over the file, that over the default. `--json` writes for programs, `--out FILE`
+writes a file that appears whole or not at all, `--address HOST:PORT` names a service, once for every
+replica. `-` is standard input. Results go to standard output, all else to standard error. `NO_COLOR` ends
+colours; pipes and files get none.
 
-**Completion.** `fairlead --install-completion` for bash, zsh, fish and PowerShell; `--show-completion` shows
-what it would install.
+**Completion.** `fairlead --install-completion` for bash, zsh, fish and PowerShell; `--show-completion`
+shows what it would install.
 
 **Version.** `fairlead --version`; its one source is `__version__` in `fairlead/__init__.py`.
 
@@ -39,9 +40,9 @@ what it would install.
 | 5 | a guard stopped PPO: a signal of reward hacking |
 | 128 + n | stopped by signal n: 129 hang-up, 130 Ctrl-C, 143 SIGTERM. The same command goes on |
 
-A mistake is one line on standard error, `error: field: got …, allowed: …`, without a traceback. The codes come
-from one table in `fairlead/errors.py`; [architecture.md](architecture.md#exit-codes-of-processes) says what a
-supervisor makes of them.
+A mistake is one line on standard error, `error: field: got …, allowed: …`, without a traceback. The codes
+come from one table in `fairlead/errors.py`; [architecture.md](architecture.md#exit-codes-of-processes) says
+what a supervisor makes of them.
 """
 
 _Command = Any  # typer's own copy of click, which it keeps to itself
