@@ -49,6 +49,9 @@ def export(
     ] = "last",
     only: Annotated[Part | None, typer.Option(help="One of the two alone.")] = None,
     dtype: Annotated[Kind, typer.Option(help="Type of the weights in the files.")] = Kind.FLOAT32,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Of a run with [ppo.lora]: the policy's adapter alone.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
     """Becomes the export's process."""
@@ -57,6 +60,8 @@ def export(
     command += ["--which", which, "--dtype", dtype.value]
     if only is not None:
         command += ["--only", only.value]
+    if adapter:
+        command.append("--adapter")
     if force:
         command.append("--force")
     os.execv(command[0], command)

@@ -58,7 +58,9 @@ def with_adapter(
         if name.endswith("lora_A.weight"):
             up = tensors[name.replace("lora_A", "lora_B")]
             layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            state[f"{layer}.weight"] += scale * up @ down
+            change = scale * up @ down
+            # GPT-2 keeps its matrices the other way round.
+            state[f"{layer}.weight"] += change.T if adapter.config["fan_in_fan_out"] else change
     return state
 
 

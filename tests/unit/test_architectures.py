@@ -16,13 +16,16 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from fairlead import metrics
 from fairlead.config import RunConfig, load
 from fairlead.config.compute import ComputeSection
+from fairlead.config.lora import LoraSection
 from fairlead.config.reference import ReferenceSection
 from fairlead.config.reward import RewardSection
 from fairlead.config.saving import save
 from fairlead.data.chat import Chat
 from fairlead.data.demonstrations import Demonstration
 from fairlead.data.encoding import encode_answer, encode_prompt
+from fairlead.nn import adapters
 from fairlead.nn.loading import load_causal_lm, load_tokenizer
+from fairlead.transports.weights.base import Adapter
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import (
     Completion,
@@ -66,8 +69,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 @asynccontextmanager
-async def engine_on(path: Path) -> AsyncIterator[HfEngine]:
+async def engine_on(path: Path, lora: LoraSection | None = None) -> AsyncIterator[HfEngine]:
     model = load_causal_lm(str(path), CPU)
+    adapter = None
+    if lora is not None and lora.rank:
+        adapters.add(model, lora, base=str(path), field="ppo.lora", seed=1)
+        adapter = Adapter(adapters.fingerprint(str(path)), adapters.config(model))
     rows = model.get_input_embeddings().weight.shape[0]
     engine = HfEngine(
         model,
@@ -76,6 +83,7 @@ async def engine_on(path: Path) -> AsyncIterator[HfEngine]:
         limits=EngineLimits(max_slots=3),
         policy_metrics=metrics.Policy(CollectorRegistry()),
         initial=WeightVersion(0, 0),
+        adapter=adapter,
     )
     try:
         yield engine
@@ -172,13 +180,13 @@ def train(config: RunConfig, model: Path) -> dict[str, object]:
         return PpoTrainer(config, queue=world.broker.trainer(), store=world.store).run()
 
 
-async def served(model: Path, weights: Path, prompts: list[tuple[int, ...]]) -> list[Completion]:
-    """Greedy answers of an engine that has swapped in the newest weights of a store."""
-    store = FilesystemWeightStore(weights)
+async def served(config: RunConfig, prompts: list[tuple[int, ...]]) -> list[Completion]:
+    """Greedy answers of an engine that has swapped in the newest weights of the run's store."""
+    store = FilesystemWeightStore(config.weights_path)
     manifest = store.latest()
     assert manifest is not None
-    async with engine_on(model) as engine:
-        await engine.load(manifest.version, store.fetch(manifest.version))
+    async with engine_on(Path(config.policy.path), config.ppo.lora) as engine:
+        await engine.load(manifest.version, store.fetch(manifest.version), adapter=manifest.adapter)
         requests = (GenerationRequest("t", p, SamplingParams(0, max_new_tokens=12)) for p in prompts)
         found = await asyncio.gather(*(engine.generate(one, deadline=None) for one in requests))
     return [completions[0] for completions in found]
@@ -199,9 +207,10 @@ def assert_answers_alike(folder: Path, prompts: list[tuple[int, ...]], answers: 
         assert logprobs == pytest.approx(answer.logprobs, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapter"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-async def test_ppo_for_three_updates_and_its_export(saved: Saved, tmp_path: Path, name: str):
-    config = configured(tmp_path, saved(name))
+async def test_ppo_for_three_updates_and_its_export(saved: Saved, tmp_path: Path, name: str, rank: int):
+    config = configured(tmp_path, saved(name), **{"ppo.lora.rank": rank})
     result = train(config, saved(name))
     assert (result["updates"], result["tasks_trained"], result["tasks_lost"]) == (3, 24, 0)
     assert result["mismatch_max"] < TOLERANCE
@@ -213,12 +222,15 @@ async def test_ppo_for_three_updates_and_its_export(saved: Saved, tmp_path: Path
     tokenizer = load_tokenizer(str(saved(name)))
     asked = [Chat((Message("user", text),)) for text in ("where is my parcel ?", "the lamp", "x" * 30)]
     prompts = [tuple(encode_prompt(tokenizer, chat)) for chat in asked]
-    answers = await served(saved(name), config.weights_path, prompts)
+    answers = await served(config, prompts)
     save(config, config.folder.config)
-    said = export(Request(run=config.folder.root, target=tmp_path / "out"))
-    assert said == {"policy": "the last weights, version 1-3"}
-    assert_answers_alike(tmp_path / "out" / "policy", prompts, answers)
-    assert load_tokenizer(str(tmp_path / "out" / "policy")).chat_template == tokenizer.chat_template
+    for which, kind in (("last", "whole"), ("1-3", "whole"), *([("last", "adapter")] if rank else [])):
+        out = tmp_path / f"{which} {kind}"
+        said = export(Request(run=config.folder.root, target=out, which=which, adapter=kind == "adapter"))
+        assert said["policy"].endswith("version 1-3")
+        assert (out / "policy" / "adapter_model.safetensors").exists() == (kind == "adapter")
+        assert_answers_alike(out / "policy", prompts, answers)
+        assert load_tokenizer(str(out / "policy")).chat_template == tokenizer.chat_template
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--which", default="last", help="last, best, sft or a version such as 1-20")
     parser.add_argument("--only", choices=PARTS, default=None, help="one part alone")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--adapter", action="store_true", help="of a run with [ppo.lora], the adapter alone")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     options = parser.parse_args(argv)
     log.setup(style="human", level="WARNING")
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 which=options.which,
                 parts=(options.only,) if options.only else PARTS,
                 dtype=options.dtype,
+                adapter=options.adapter,
                 force=options.force,
             )
         )

@@ -68,6 +68,8 @@ class Card:
 
     kind: Kind
     """What lies in the folder."""
+    library: str
+    """What loads it: `transformers`, or `peft`."""
     title: str
     """First line."""
     lead: str

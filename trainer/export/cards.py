@@ -10,6 +10,7 @@ from fairlead.config import RunConfig, RunFolder
 from fairlead.data.chat import Chat
 from fairlead.data.records import load_preferences, load_prompts
 from fairlead.errors import FairleadError
+from fairlead.nn import adapters
 from fairlead.nn.ensemble import FILE as ENSEMBLE
 from trainer.export import card, code
 from trainer.export.card import Card
@@ -28,11 +29,15 @@ def policy_card(config: RunConfig, folder: RunFolder, record: RunRecord, found: 
     sampling = config.sampling
     return Card(
         kind="policy",
+        library="peft" if adapters.is_adapted(found.model) else "transformers",
         title=f"{record.name}: policy",
         lead=f"A language model, {made}. It started from {base}; these are {found.described}.",
         base_id=base_id,
         code=code.policy(chat=_chats(config, "prompts")),
-        code_note="Without other arguments `generate` samples as the run did: `temperature` "
+        code_note="This is an adapter: loading it takes the package `peft`, and the base that "
+        f"`{adapters.CONFIG_FILE}` names."
+        if adapters.is_adapted(found.model)
+        else "Without other arguments `generate` samples as the run did: `temperature` "
         f"{sampling.temperature:g}, `top_p` {sampling.top_p:g}, `top_k` {sampling.top_k or 'off'}, "
         f"at most {sampling.max_new_tokens} tokens.",
         data=card.data_rows(config, folder, ("demonstrations", "preferences", "prompts", "sentences")),
@@ -53,6 +58,7 @@ def reward_card(
     what = f"{count} reward models, an ensemble" if many else "A reward model"
     return Card(
         kind="reward model",
+        library="transformers",
         title=f"{record.name}: reward model",
         lead=f"{what}: one scalar for a response to a prompt, higher is better. It started from {base}, was "
         "trained on comparisons, and gives demonstrations 0 on average where the run had any.",

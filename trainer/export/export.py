@@ -44,6 +44,8 @@ class Request:
     """What is exported, if the run has it."""
     dtype: DType = "float32"
     """Type of the weights in the files."""
+    adapter: bool = False
+    """Of a run with `[ppo.lora]`, the policy's adapter alone."""
     force: bool = False
     """Replace an earlier export."""
 
@@ -83,7 +85,12 @@ class _Found:
 def _read(config: RunConfig, folder: RunFolder, request: Request) -> _Found:
     """Models into memory, before anything is written."""
     rewards = reward.read(folder) if "reward_model" in request.parts else None
-    found = _Found(policy.read(config, folder, request.which) if "policy" in request.parts else None, rewards)
+    found = _Found(
+        policy.read(config, folder, request.which, adapter=request.adapter)
+        if "policy" in request.parts
+        else None,
+        rewards,
+    )
     if found == _Found(None, None):
         raise ConfigError("run", got=str(request.run), allowed="a run that has trained a reward model")
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from fairlead.config import RunConfig, RunFolder
 from fairlead.config.compute import ComputeSection
 from fairlead.config.sampling import SamplingSection
 from fairlead.errors import ConfigError, InvalidInput
+from fairlead.nn import adapters
 from fairlead.nn.loading import eos_token_ids, load_causal_lm, load_tokenizer
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
@@ -50,25 +51,44 @@ class Policy:
         return f"{name}, version {self.version}" if self.version else name
 
 
-def read(config: RunConfig, folder: RunFolder, which: str) -> Policy:
+def read(config: RunConfig, folder: RunFolder, which: str, *, adapter: bool = False) -> Policy:
     """The weights asked for.
 
     Args:
         config: the run's.
         folder: the run's, wherever it lies now.
         which: `last`, `best`, `sft`, or a version such as `1-20`.
+        adapter: leave the adapter of a run with `[ppo.lora]` apart from its base, instead of adding it.
 
     Raises:
         ConfigError: if the run has no such weights; says which it has.
         CorruptData: if they are damaged.
         ModelLoadError: if the model that they belong to cannot be loaded.
     """
+    if adapter and (not config.ppo.lora.rank or which == "sft"):
+        raise ConfigError(
+            "adapter", got=which, allowed="weights of PPO, of a run with [ppo.lora] rank above 0"
+        )
+    found = _find(config, folder, which)
+    if adapters.is_adapted(found.model) and not adapter:
+        return replace(found, model=adapters.merged(found.model))
+    if adapter and not adapters.is_adapted(found.model):
+        raise ConfigError(
+            "adapter",
+            got=f"{which}, which the run has left merged",
+            allowed=f"a version: {_known(folder, config)}",
+        )
+    return found
+
+
+def _find(config: RunConfig, folder: RunFolder, which: str) -> Policy:
     if which == "sft":
         if not folder.sft_model.is_dir():
             raise ConfigError(
                 "which", got=which, allowed=f"{_known(folder)}: the run has no fine-tuned model"
             )
-        return _from_folder(folder.sft_model, which, None)
+        path = str(folder.sft_model)
+        return Policy(load_causal_lm(path, _EXACT), load_tokenizer(path), which, None)
     result = _result(folder)
     if which == "best":
         if not result or not folder.best_policy_model.is_dir():
@@ -77,7 +97,9 @@ def read(config: RunConfig, folder: RunFolder, which: str) -> Policy:
                 got=which,
                 allowed=f"{_known(folder)}; `best` comes with evaluation.every_updates, when PPO ends",
             )
-        return _from_folder(folder.best_policy_model, which, _version(folder, result.get("best_update")))
+        return _from_folder(
+            config, folder, folder.best_policy_model, which, _version(folder, result.get("best_update"))
+        )
     if which == "last":
         return _last(config, folder, result)
     try:
@@ -88,7 +110,10 @@ def read(config: RunConfig, folder: RunFolder, which: str) -> Policy:
 
 
 def save(policy: Policy, folder: Path, sampling: SamplingSection, *, dtype: torch.dtype) -> None:
-    """Writes model, tokenizer and generation settings: `generate` samples as the run's workers did."""
+    """Writes model, tokenizer and generation settings: `generate` samples as the run's workers did.
+
+    Of an adapter that is apart from its base, the adapter and the tokenizer alone.
+    """
     model, tokenizer = policy.model, policy.tokenizer
     ends = sorted(eos_token_ids(model, tokenizer))
     pad = tokenizer.pad_token_id
@@ -103,13 +128,18 @@ def save(policy: Policy, folder: Path, sampling: SamplingSection, *, dtype: torc
         pad_token_id=pad if isinstance(pad, int) else next(iter(ends), None),
     )
     nn.Module.to(model, dtype)
-    model.save_pretrained(folder)
+    if adapters.is_adapted(model):
+        adapters.save(model, folder, merge=False)
+    else:
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def _last(config: RunConfig, folder: RunFolder, result: dict[str, object]) -> Policy:
     if result and folder.policy_model.is_dir():
-        return _from_folder(folder.policy_model, "last", _version(folder, result.get("updates")))
+        return _from_folder(
+            config, folder, folder.policy_model, "last", _version(folder, result.get("updates"))
+        )
     checkpoint = CheckpointStore(folder.checkpoints).load_newest(lineage.read(folder.checkpoints))
     if checkpoint is None:
         raise ConfigError("which", got="last", allowed=f"{_known(folder)}: PPO has left no weights yet")
@@ -129,17 +159,29 @@ def _of_version(config: RunConfig, folder: RunFolder, version: WeightVersion) ->
     return _with_tensors(config, folder, tensors, str(version), version)
 
 
-def _from_folder(path: Path, which: str, version: WeightVersion | None) -> Policy:
+def _from_folder(
+    config: RunConfig, folder: RunFolder, path: Path, which: str, version: WeightVersion | None
+) -> Policy:
+    """What PPO left at its end: a whole model, or an adapter that is kept apart for now."""
+    file = path / adapters.WEIGHTS_FILE
+    if file.is_file():
+        return _with_tensors(config, folder, load_file(file), which, version)
     return Policy(load_causal_lm(str(path), _EXACT), load_tokenizer(str(path)), which, version)
 
 
 def _with_tensors(
-    config: RunConfig, folder: RunFolder, tensors: Mapping[str, Tensor], which: str, version: WeightVersion
+    config: RunConfig,
+    folder: RunFolder,
+    tensors: Mapping[str, Tensor],
+    which: str,
+    version: WeightVersion | None,
 ) -> Policy:
-    """Weights of a checkpoint or of the store, in the model that PPO started from."""
+    """What PPO trained, in the model that it started from."""
     path = config.policy.path or str(folder.sft_model)
-    model = actor_critic.with_tensors(load_causal_lm(path, _EXACT), tensors)
-    return Policy(model, load_tokenizer(path), which, version)
+    model = load_causal_lm(path, _EXACT)
+    if config.ppo.lora.rank:
+        adapters.add(model, config.ppo.lora, base=path, field="ppo.lora", seed=0)
+    return Policy(actor_critic.with_tensors(model, tensors), load_tokenizer(path), which, version)
 
 
 def _store(config: RunConfig, folder: RunFolder) -> FilesystemWeightStore:
