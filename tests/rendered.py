@@ -1,0 +1,75 @@
+"""Rendered manifests, and the few questions that tests ask of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairlead.config import load
+from fairlead.k8s.manifests import Manifest, Target, checkout, render
+
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
+VARIANTS = {
+    "kind": ("kind", ()),
+    "gpu": ("gpu", ()),
+    "kind, keda": ("kind", ("keda",)),
+    "kind, monitoring": ("kind", ("monitoring",)),
+    "kind, gpu": ("kind", ("gpu",)),
+    "everything": (
+        "gpu",
+        tuple(
+            sorted(folder.name for folder in (checkout() / "components").iterdir() if folder.name != "gpu")
+        ),
+    ),
+}
+
+
+@cache
+def rendered(variant: str, config: Path | None = None) -> tuple[Manifest, ...]:
+    """Every object of a variant, as `fairlead k8s up` would apply it."""
+    overlay, components = VARIANTS[variant]
+    target = Target(
+        overlay=overlay, components=components, namespace="fairlead", registry="registry.test/team"
+    )
+    return tuple(render(load(config), target))
+
+
+def of_kind(objects: Sequence[Manifest], *kinds: str) -> dict[str, Manifest]:
+    """By name."""
+    return {one["metadata"]["name"]: one for one in objects if one["kind"] in kinds}
+
+
+def templates(objects: Sequence[Manifest]) -> dict[str, Manifest]:
+    """Pod templates by process."""
+    return {
+        name: one["spec"]["template"]
+        for name, one in of_kind(objects, "Deployment", "StatefulSet", "Job").items()
+    }
+
+
+def container(template: Manifest) -> dict[str, Any]:
+    """The only container of a template."""
+    (found,) = template["spec"]["containers"]
+    return dict(found)
+
+
+def data_of(objects: Sequence[Manifest], name: str) -> dict[str, str]:
+    """What a ConfigMap holds; its name without the hash will do."""
+    (found,) = [
+        one
+        for key, one in of_kind(objects, "ConfigMap").items()
+        if key.rpartition("-")[0] == name or key == name
+    ]
+    return dict(found["data"])
+
+
+def probes(template: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and definition of each."""
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        if name in container(template):
+            yield name, container(template)[name]
