@@ -41,9 +41,9 @@ class Block:
 
     @property
     def commands(self) -> list[tuple[str, list[str]]]:
-        """(command, the lines that it prints) in order."""
+        """(command, the lines that it prints) in order; a backslash at the end joins lines, as in a shell."""
         found: list[tuple[str, list[str]]] = []
-        for line in self.text.splitlines():
+        for line in re.sub(r" \\\n *", " ", self.text).splitlines():
             if line.startswith("$ "):
                 found.append((line[2:], []))
             else:
