@@ -20,11 +20,10 @@ VOCABULARY = (*SPECIAL, *(f"w{number}" for number in range(56)))
 VOCABULARY_SIZE = len(VOCABULARY)
 
 
-def tiny_tokenizer(*, pad_is_eos: bool = False) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(*, pad_is_eos: bool = False, size: int = VOCABULARY_SIZE) -> PreTrainedTokenizerFast:
     """Splits at white space; `<s>` is put before a text when special tokens are asked for."""
-    definition = Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<unk>")
-    )
+    words = {word: index for index, word in enumerate(VOCABULARY[:size])}
+    definition = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     definition.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     definition.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
@@ -38,7 +37,8 @@ def tiny_tokenizer(*, pad_is_eos: bool = False) -> PreTrainedTokenizerFast:
 
 def tiny_causal_lm(folder: Path, *, seed: int = 0, pad_is_eos: bool = False, **config: Any) -> Path:
     """Saves a two-layer Llama with its tokenizer; `config` overrides fields of LlamaConfig."""
-    tokenizer = tiny_tokenizer(pad_is_eos=pad_is_eos)
+    size = min(VOCABULARY_SIZE, config.get("vocab_size", VOCABULARY_SIZE))
+    tokenizer = tiny_tokenizer(pad_is_eos=pad_is_eos, size=size)
     settings: dict[str, Any] = {
         "vocab_size": VOCABULARY_SIZE,
         "hidden_size": 32,
