@@ -1,0 +1,70 @@
+"""What runs the tutorial tells a page that is right from one that is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.page import Reader, assert_prints, blocks
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        ["loss 0.5 after 3 steps", "It fits."],
+        ["loss -1,234.5e-7 after 30 steps", "It fits."],
+        ["loss …", "It fits."],
+        ["…", "It fits."],
+        ["…", "loss 0.41 …", "…", "It   fits.", "…"],
+        [],
+    ],
+)
+def test_numbers_spaces_and_what_is_left_out_may_differ(expected: list[str]) -> None:
+    assert_prints("run", "\nloss 0.41   after 20 steps\nIt fits.\n", expected)
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        ["loss 0.41 after 20 steps"],
+        ["It fits."],
+        ["loss 0.41 after 20 steps", "It does not fit."],
+        ["loss 0.41 after many steps", "It fits."],
+        ["It fits.", "…"],
+        ["…", "It fits.", "loss 0.41 after 20 steps"],
+    ],
+)
+def test_words_and_lines_may_not(expected: list[str]) -> None:
+    with pytest.raises(AssertionError, match="the page says"):
+        assert_prints("run", "loss 0.41 after 20 steps\nIt fits.\n", expected)
+
+
+def test_a_page_is_done_in_its_order_and_folder(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Words.\n\n```console\n$ echo one > a.txt\n$ cat \\\n    a.txt\none\n```\n"
+        "```python\n# tell.py\nprint(open('a.txt').read())\n```\n"
+        "<!-- test: slow -->\n```console\n$ false\n```\n"
+        "```console\n$ python tell.py\none\n```\n"
+    )
+    (tmp_path / "here").mkdir()
+    reader = Reader(tmp_path / "here")
+    reader.read(page, slow=False)
+    assert list(reader.printed) == ["echo one > a.txt", "cat a.txt", "python tell.py"]
+    with pytest.raises(AssertionError, match=r"\$ false"):
+        reader.read(page, slow=True)
+    page.write_text(page.read_text().replace("tell.py\none", "tell.py\ntwo"))
+    with pytest.raises(AssertionError, match="the page says"):
+        reader.read(page, slow=False)
+
+
+def test_a_block_that_nobody_checks_is_an_error(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```yaml\na: 1\n```\n")
+    (tmp_path / "here").mkdir()
+    with pytest.raises(AssertionError, match="a block of yaml"):
+        Reader(tmp_path / "here").read(page, slow=False)
+    page.write_text("```\nno language\n```\n")
+    with pytest.raises(AssertionError, match="a fence that no block owns"):
+        blocks(page)
