@@ -46,9 +46,7 @@ def wrong(reports: Sequence[SourceReport]) -> str:
 
 
 def _lines(reports: Sequence[SourceReport]) -> Table:
-    table = _table(
-        ("", "left"), ("lines", "right"), ("bad", "right"), ("train", "right"), ("held out", "right")
-    )
+    table = _table("", "lines", "bad", "train", "held out")
     table.add_column("formats")
     for report in reports:
         table.add_row(
@@ -63,15 +61,12 @@ def _lines(reports: Sequence[SourceReport]) -> Table:
 
 
 def _lengths(reports: Sequence[SourceReport]) -> Table:
-    table = _table(("", "left"), *((name, "right") for name in ("median", "90%", "99%", "longest")))
-    for name in ("limit", "cut", "left out"):
-        table.add_column(name, justify="right")
+    table = _table("lengths in", "median", "90%", "99%", "longest", "limit", "cut", "left out")
     for report in reports:
-        parts = {"prompt": report.prompt, "answer": report.answer}
         ends = [_number(report.limit), _number(report.truncated), _number(report.dropped)]
-        for part, spread in parts.items():
+        for part, spread in {"prompt": report.prompt, "answer": report.answer}.items():
             if spread is not None:
-                table.add_row(f"{report.kind}, {part} in {report.unit}", *_cells(spread), *ends)
+                table.add_row(f"{report.unit}: {report.kind}, {part}", *_cells(spread), *ends)
                 ends = ["", "", ""]
     return table
 
@@ -108,10 +103,11 @@ def _remarks(report: SourceReport) -> Iterator[str]:
         yield "everything is held out: nothing is left to train on"
 
 
-def _table(*columns: tuple[str, str]) -> Table:
+def _table(first: str, *numbers: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name, justify in columns:
-        table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
+    table.add_column(first, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     return table
 
 
