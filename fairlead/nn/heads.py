@@ -26,5 +26,7 @@ class ScalarHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., H] of any float type → [...] float32."""
-        hidden, weight, bias = (at_least_float32(part) for part in (hidden, self.weight, self.bias))
-        return hidden @ weight[0] + bias
+        # Mixed precision would turn the product, and with it every score, back into bfloat16.
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden, weight, bias = (at_least_float32(part) for part in (hidden, self.weight, self.bias))
+            return hidden @ weight[0] + bias
