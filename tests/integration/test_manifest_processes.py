@@ -1,0 +1,231 @@
+"""The pods of the rendered manifests as processes of this machine: commands, files, environment, probes.
+
+What a node does is done by hand: mounts become folders, names loopback ports, probes are asked as written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import redis
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from fairlead.config import RunFolder, load
+from fairlead.k8s.manifests import Manifest, Target, render
+from fairlead.local import valkey
+from fairlead.local.ports import Ports
+from fairlead.local.probes import Readyz
+from fairlead.transports.rollouts.keys import GROUP, Keys
+from tests.integration.ppo_run import make
+from tests.rendered import container, data_of, needs_kubectl, probes, templates
+
+pytestmark = needs_kubectl
+
+# Valkey's image brings it, the wheel that tests use does not.
+_CLIENT = f"""#!{sys.executable}
+import os, redis, sys
+print(redis.Redis(port=int(os.environ["PORT"]), password=os.environ["REDISCLI_AUTH"]).ping() and "PONG")
+"""
+PASSWORDS = {"password": "p" * 16, "keda-username": "keda", "keda-password": "k" * 16}
+
+
+@dataclass
+class Node:
+    """Runs pods."""
+
+    root: Path
+    objects: list[Manifest]
+    ports: dict[str, int] = field(default_factory=dict)
+    """By what stands for them in the manifests."""
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str) -> None:
+        """The container of a process."""
+        template = templates(self.objects)[name]
+        found = container(template)
+        command = [self.here(part, name) for part in (*found.get("command", ()), *found.get("args", ()))]
+        command = [sys.executable if part == "python" else part for part in command]
+        working = Path(self.here(found.get("workingDir", "/tmp"), name))
+        self.mount(name, template)
+        with (self.root / f"{name}.log").open("wb") as log:
+            environment = self.environment(name, found)
+            self.running[name] = subprocess.Popen(
+                command, env=environment, cwd=working, stdout=log, stderr=log
+            )
+
+    def mount(self, name: str, template: Manifest) -> None:
+        """Makes the folders of a pod, with the files of its ConfigMaps."""
+        volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+        for mount in container(template)["volumeMounts"]:
+            folder = Path(self.here(mount["mountPath"], name))
+            folder.mkdir(parents=True, exist_ok=True)
+            source = volumes.get(mount["name"], {}).get("configMap")
+            for file, text in data_of(self.objects, source["name"]).items() if source else ():
+                (folder / file).write_text(self.here(text, name))
+
+    def environment(self, name: str, found: dict[str, Any]) -> dict[str, str]:
+        """What the container gets, and nothing of this machine but where its programs are."""
+        values: dict[str, str] = {}
+        for source in found.get("envFrom", ()):
+            values |= data_of(self.objects, source["configMapRef"]["name"])
+        for variable in found["env"]:
+            secret = variable["valueFrom"].get("secretKeyRef")
+            values[variable["name"]] = PASSWORDS[secret["key"]] if secret else "1"
+        here = {key: self.here(value, name) for key, value in values.items()}
+        path = os.pathsep.join([str(self.root / "bin"), str(valkey.find_server().parent), os.environ["PATH"]])
+        return here | {"PATH": path, "HF_HUB_OFFLINE": "1", "PORT": str(self.ports["6379"])}
+
+    def here(self, text: str, name: str) -> str:
+        """A text of a pod with this machine's paths, names and ports."""
+
+        def folder(match: re.Match[str]) -> str:
+            return f"{self.root}/{'volume' if match[0] == '/fairlead' else name}{match[0]}"
+
+        text = re.sub(r"(?<![\w.-])/(?:etc/fairlead|etc/valkey|run/valkey|fairlead|data|tmp)\b", folder, text)
+        text = re.sub(
+            r"(?:dns:///[a-z]+|0\.0\.0\.0|redis):(\d+)", lambda one: f"127.0.0.1:{self.ports[one[1]]}", text
+        )
+        text = text.replace("port 6379", f"port {self.ports['6379']}").replace(
+            "bind * -::*", "bind 127.0.0.1"
+        )
+        return str(self.ports[name]) if text == "9090" else text.replace("0.0.0.0", "127.0.0.1")
+
+    async def passes(self, name: str, probe: dict[str, Any]) -> bool:
+        """Whether a probe, as it is written, says yes."""
+        if "grpc" in probe:
+            address = f"127.0.0.1:{self.ports[str(probe['grpc']['port'])]}"
+            request = health_pb2.HealthCheckRequest(service=probe["grpc"].get("service", ""))
+            try:
+                async with grpc.aio.insecure_channel(address) as channel:
+                    answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+            except grpc.aio.AioRpcError:
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        if "httpGet" in probe:
+            return await _http(self.ports[name], probe["httpGet"]["path"])
+        if "tcpSocket" in probe:
+            return await _connects(self.ports["6379"])
+        environment = self.environment(name, container(templates(self.objects)[name]))
+        done = await asyncio.create_subprocess_exec(
+            *probe["exec"]["command"], env=environment, stderr=subprocess.DEVNULL
+        )
+        return await done.wait() == 0
+
+    async def until(self, name: str, *kinds: str, seconds: float = 90.0) -> None:
+        """Waits until probes of a process say yes."""
+        wanted = {kind: probe for kind, probe in probes(templates(self.objects)[name]) if kind in kinds}
+        assert set(wanted) == set(kinds)
+        deadline = time.monotonic() + seconds
+        for kind, probe in wanted.items():
+            while not await self.passes(name, probe):
+                assert self.running[name].poll() is None, self.log(name)
+                assert time.monotonic() < deadline, f"{kind} of {name}: {self.log(name)}"
+                await asyncio.sleep(0.1)
+
+    def log(self, name: str) -> str:
+        """The end of what a process wrote."""
+        return (self.root / f"{name}.log").read_text(errors="replace")[-2000:]
+
+    def stop(self, name: str) -> int:
+        """SIGTERM, and the exit code."""
+        self.running[name].send_signal(signal.SIGTERM)
+        return self.running[name].wait(30)
+
+
+async def _http(port: int, path: str) -> bool:
+    if path == "/readyz":
+        return await Readyz("127.0.0.1", port)()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    status = await reader.readline()
+    writer.close()
+    return status.split()[1:2] == [b"200"]
+
+
+async def _connects(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    volume = tmp_path / "volume" / "fairlead"
+    file = make(volume, updates=2)
+    (volume / "data").mkdir()
+    shutil.move(volume / "prompts.jsonl", volume / "data")
+    target = Target(overlay="kind", components=("keda",), namespace="fairlead")
+    free, wanted = (
+        Ports(),
+        ("5001", "5002", "5003", "6379", "policy", "reward", "reference", "trainer", "rollout-worker"),
+    )
+    found = Node(tmp_path, render(load(file), target), {name: free.free(name) for name in wanted})
+    (tmp_path / "bin").mkdir()
+    client = tmp_path / "bin" / "valkey-cli"
+    client.write_text(_CLIENT)
+    client.chmod(0o755)
+    yield found
+    for process in found.running.values():
+        process.kill()
+        process.wait()
+
+
+async def test_the_pods_of_a_run_start_are_healthy_and_do_the_run(node: Node):
+    names = ("redis", "reward", "reference", "policy", "rollout-worker")
+    for name in names:
+        node.start(name)
+    await node.until("redis", "startupProbe", "livenessProbe", "readinessProbe")
+    # Loaded and alive, but not ready: it has no weights while there is no trainer.
+    await node.until("policy", "startupProbe", "livenessProbe")
+    ready = dict(probes(templates(node.objects)["policy"]))["readinessProbe"]
+    assert not await node.passes("policy", ready)
+    await node.until("reward", "startupProbe", "livenessProbe", "readinessProbe")
+    await node.until("reference", "startupProbe", "livenessProbe", "readinessProbe")
+    node.start("trainer")
+    await node.until("trainer", "startupProbe", "livenessProbe")
+    await node.until("policy", "readinessProbe")
+    await node.until("rollout-worker", "startupProbe", "livenessProbe", "readinessProbe")
+    assert await asyncio.to_thread(node.running["trainer"].wait, 90) == 0, node.log("trainer")
+    folder = RunFolder(node.root / "volume" / "fairlead" / "runs" / "tiny")
+    assert json.loads(folder.result("ppo").read_text())["updates"] == 2
+    _keda_sees_the_queue_and_nothing_else(node)
+    for name in reversed(names):
+        assert await asyncio.to_thread(node.stop, name) == 0, node.log(name)
+    secrets = [one.read_text(errors="replace") for one in node.root.glob("*.log")]
+    assert not [text for text in secrets if PASSWORDS["password"] in text]
+
+
+def _keda_sees_the_queue_and_nothing_else(node: Node) -> None:
+    """The user that components/keda makes can ask what its scaler asks, and no more."""
+    user = redis.Redis(
+        port=node.ports["6379"], username=PASSWORDS["keda-username"], password=PASSWORDS["keda-password"]
+    )
+    stream = Keys("tiny").prompts
+    assert "redis_version" in user.info()
+    (group,) = user.xinfo_groups(stream)
+    assert (group["name"], group["lag"]) == (GROUP.encode(), 0), "the group was made at 0, so lag is known"
+    assert user.xpending(stream, GROUP)["pending"] == 0
+    for refused in (lambda: user.xrange(stream), lambda: user.delete(stream), lambda: user.xlen("other")):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            refused()
+    user.close()
