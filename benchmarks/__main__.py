@@ -33,7 +33,7 @@ TUNING = {"logprobs": "benchmarks.logprobs", "batching": "benchmarks.batching"}
 LONG = {
     "stages": "benchmarks.stages",
     "services": "benchmarks.services",
-    "trl": "benchmarks.trl",
+    "trl": "benchmarks.against_trl",
 }
 """Whole runs, in minutes."""
 ALL = SHORT | TUNING | LONG
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except FairleadError as error:
             print(f"{name}: {error}", file=sys.stderr)
             code = 2
-    _show(results)
+    if results:
+        _show(results)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     entries = {
         name: {"value": r.value, "unit": r.unit, "baseline": r.baseline, "ratio": r.ratio}

@@ -19,11 +19,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.parcel_help import gold
+from benchmarks.quickstart import gold_of
 from examples.parcel_help.corpus import questions
-from examples.serving import Answer, ask, serving
-from fairlead.config import RunConfig, load
-from fairlead.types import SamplingParams
+from fairlead.config import load
 
 SAMPLES = 4
 """Answers to every prompt, from which the gold reward is measured."""
@@ -77,11 +75,12 @@ def train(source: Path, folder: Path, *, max_staleness: int, seed: int, updates:
     result = json.loads(config.folder.result("ppo").read_text())
     rows = [json.loads(line) for line in config.folder.metrics("ppo").read_text().splitlines()]
     events = [json.loads(line)["event"] for line in config.folder.ledger.read_text().splitlines()]
+    prompts = [question.text for question in questions()]
     seconds = sum(row["seconds"] for row in rows)
     return Variant(
         max_staleness=max_staleness,
         seed=seed,
-        gold=asyncio.run(gold_of(config)),
+        gold=asyncio.run(gold_of(config, config.folder.policy_model, prompts, samples=SAMPLES)),
         proxy=result["proxy_last"],
         kl=result["kl"],
         idle_fraction=sum(row.get("seconds_wait", 0.0) for row in rows) / seconds,
@@ -90,20 +89,6 @@ def train(source: Path, folder: Path, *, max_staleness: int, seed: int, updates:
         staleness_max=int(max(row["staleness_max"] for row in rows)),
         dropped=sum(event not in ("trained", "dead_letter") for event in events),
     )
-
-
-async def gold_of(config: RunConfig) -> float:
-    """Mean gold reward of the tuned policy over every question of the corpus."""
-    sampling = SamplingParams(max_new_tokens=config.sampling.max_new_tokens, seed=1)
-    async with serving(config, {"policy": config.folder.policy_model}) as addresses:
-        prompts = [question.text for question in questions()]
-        found = await ask(addresses["policy"], prompts, samples=SAMPLES, sampling=sampling)
-    return statistics.fmean(map(worth, itertools.chain.from_iterable(found)))
-
-
-def worth(answer: Answer) -> float:
-    """The gold reward of an answer."""
-    return gold.reward(answer.prompt, answer.text, ended=answer.ended)
 
 
 def table(variants: Iterable[Variant]) -> str:

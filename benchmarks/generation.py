@@ -9,6 +9,7 @@ of equal answers once more on a model of 5 million parameters, where arithmetic 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -65,20 +66,26 @@ def _prompts(count: int) -> list[tuple[int, ...]]:
 
 
 def _ours(model: PreTrainedModel, lengths: list[int], slots: int) -> None:
+    prompts = _prompts(len(lengths))
     samples = [
         Sample(prompt, SamplingParams(), stream_key(0, index), frozenset(), limit=length)
-        for index, (prompt, length) in enumerate(zip(_prompts(len(lengths)), lengths, strict=True))
+        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
     ]
-    decoder, scheduler = Decoder(model, slots=slots), Scheduler(slots=slots, max_queue_tokens=10**9)
+    decode(Decoder(model, slots=slots), samples, VERSION)
+
+
+def decode(decoder: Decoder, samples: Sequence[Sample], version: WeightVersion) -> None:
+    """Generates every sample to its end, as the engine's thread does, without requests and swaps."""
+    scheduler = Scheduler(slots=decoder.slots, max_queue_tokens=10**9)
     for sample in samples:
         scheduler.put(Ticket([sample], min_version=None, deadline=None), tokens_per_second=1)
     while decoder.running or len(scheduler):
-        taken = scheduler.take(free=slots - len(decoder.running), version=VERSION)
+        taken = scheduler.take(free=decoder.slots - len(decoder.running), version=version)
         if taken:
-            decoder.join([sample for _, sample in taken], VERSION)
+            decoder.join([sample for _, sample in taken], version)
         decoder.leave([sample for sample in decoder.running if sample.finish_reason])
         if decoder.running:
-            decoder.step(VERSION)
+            decoder.step(version)
             decoder.leave([sample for sample in decoder.running if sample.finish_reason])
 
 

@@ -1,0 +1,124 @@
+"""PPO as a plain loop in one process: `python -m benchmarks.one_process --config RUN.toml`.
+
+What the services are compared with: the same decoder, scorers, learner and tasks, called one after the other.
+No queue, no wire, no store, no ledger, no checkpoints; the decoder reads the very weights that are trained.
+Prints a JSON line after every update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.generation import decode
+from fairlead.config import RunConfig, load
+from fairlead.data.records import load_prompts
+from fairlead.nn.loading import eos_token_ids, load_tokenizer, set_threads
+from fairlead.types import Completion, Outcome, PromptTask, Rollout, TokenPair, WeightVersion
+from services.policy.decoder import Decoder
+from services.policy.sample import Sample
+from services.policy.sampler import stream_key
+from services.reference.scorer import Lookup, ReferenceScorer
+from services.reward.scorer import RewardScorer
+from services.runtime.batching import pack
+from trainer.ppo import batch, learner
+from trainer.ppo.dispatch import PromptOrder
+
+_T = TypeVar("_T")
+
+
+class Loop:
+    """Policy, critic, reward model and reference in one process."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        tokenizer = load_tokenizer(config.policy.path)
+        self._learner = learner.load(config, tokenizer)
+        self._reward = RewardScorer(config.reward.path, config.reward)
+        self._reference = ReferenceScorer(config.reference.path, config.reference)
+        policy = self._learner.models.policy
+        self._eos = eos_token_ids(policy, tokenizer)
+        self._decoder = Decoder(policy, slots=config.policy.max_slots)
+        self._prompts = PromptOrder(
+            load_prompts(config).train, tokenizer, sampling=config.sampling, seed=config.seed
+        )
+        set_threads(config.ppo)
+
+    def update(self, number: int) -> dict[str, float]:
+        """Generates a batch, scores it, looks up the reference and learns; the update's figures."""
+        size, version = self._config.ppo.batch_size, WeightVersion(1, number)
+        tasks = self._prompts.tasks(range(number * size, (number + 1) * size), min_version=version)
+        completions = self._generate(tasks, version)
+        pairs = [
+            TokenPair(task.prompt_token_ids, completion.token_ids)
+            for task, completion in zip(tasks, completions, strict=True)
+        ]
+        scores, logprobs = self._scores(pairs), self._reference_logprobs(pairs)
+        outcomes = [
+            Outcome(task, Rollout(completion, score, "", reference), "loop", 1, 0)
+            for task, completion, score, reference in zip(tasks, completions, scores, logprobs, strict=True)
+        ]
+        rollouts = batch.from_outcomes(outcomes, self._learner.models.device)
+        assert rollouts is not None
+        return self._learner.learn(rollouts, update=number)
+
+    def _generate(self, tasks: Sequence[PromptTask], version: WeightVersion) -> list[Completion]:
+        samples = [
+            Sample(
+                prompt=task.prompt_token_ids,
+                sampling=task.sampling,
+                key=stream_key(task.sampling.seed, 0),
+                stop_ids=self._eos,
+                limit=task.sampling.max_new_tokens,
+            )
+            for task in tasks
+        ]
+        decode(self._decoder, samples, version)
+        return [sample.completion() for sample in samples]
+
+    def _scores(self, pairs: Sequence[TokenPair]) -> list[float]:
+        sequences = self._reward.encode(pairs)
+        found: dict[int, float | Exception] = {}
+        budget = self._config.reward.batching.max_batch_tokens
+        for members in pack([len(sequence) for sequence in sequences], max_batch_tokens=budget):
+            found |= zip(members, self._reward.score([sequences[i] for i in members]), strict=True)
+        return [_sound(found[index]) for index in range(len(pairs))]
+
+    def _reference_logprobs(self, pairs: Sequence[TokenPair]) -> list[tuple[float, ...]]:
+        lookups: list[Lookup] = self._reference.check(pairs, self._config.sampling.temperature)
+        found: dict[int, tuple[float, ...] | Exception] = {}
+        budget = self._config.reference.batching.max_batch_tokens
+        for members in pack([lookup.num_tokens for lookup in lookups], max_batch_tokens=budget):
+            found |= zip(members, self._reference.logprobs([lookups[i] for i in members]), strict=True)
+        return [_sound(found[index]) for index in range(len(pairs))]
+
+
+def _sound(result: _T | Exception) -> _T:
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def main() -> None:
+    """Trains as many updates as the file says."""
+    parser = argparse.ArgumentParser(prog="benchmarks.one_process", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the run's TOML file")
+    config = load(parser.parse_args().config)
+    loop = Loop(config)
+    for number in range(config.ppo.updates):
+        figures = loop.update(number)
+        line = {
+            "time": time.time(),
+            "cpu_seconds": time.process_time(),
+            "reward": figures["reward"],
+            "kl": figures["kl"],
+        }
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What the services cost: the quickstart's PPO through them, against a plain loop in one process.
+
+Both sides train the same models on the same tasks with the same settings, and take turns. Ours is
+`fairlead ppo`: Redis, gRPC, weight store, ledger, checkpoints, guards, five processes. The other side is
+`one_process`: nothing but the arithmetic. Start-up is left out on both sides: time runs from the end of the
+first update to the end of the last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import quickstart
+from benchmarks.quickstart import Measured
+from benchmarks.result import Result, Settings
+from fairlead.config.saving import save
+from fairlead.errors import ProcessFailed
+
+UPDATES = 12
+AT_MOST = 1.6
+
+
+def run(settings: Settings) -> dict[str, Result]:
+    """Seconds of an update, by the clock and of CPU."""
+    source = quickstart.ensure(settings.source)
+    extra: dict[str, object] = {"ppo.updates": 2 if settings.quick else UPDATES}
+    if settings.quick:
+        extra |= {"ppo.batch_size": 8, "ppo.mini_batch_size": 8}
+    ours, loops = list[Measured](), list[Measured]()
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(settings.rounds(3)):
+            overrides = quickstart.settings(source, Path(folder), f"turn-{turn}", extra)
+            ours.append(quickstart.ppo(overrides))
+            loops.append(_loop(overrides, Path(folder) / f"loop-{turn}.toml"))
+    _tell(ours)
+    what = "the same PPO as a loop in one process"
+    return {
+        f"services_{name}": Result(_median(ours, field), unit, _median(loops, field), what, at_most=limit)
+        for name, field, unit, limit in (
+            ("wall", "seconds", "s/update", AT_MOST),
+            ("cpu", "cpu_seconds", "CPU-s/update", None),
+        )
+    }
+
+
+def _loop(overrides: dict[str, str], file: Path) -> Measured:
+    save(quickstart.config(overrides), file)
+    command = [sys.executable, "-m", "benchmarks.one_process", "--config", str(file)]
+    begun = time.time()
+    usage, said, code = quickstart.watched(command, {**os.environ, "PYTHONPATH": str(Path.cwd())})
+    if code:
+        raise ProcessFailed(f"the loop ended with exit code {code}: {said[-2000:]}")
+    ends = [json.loads(line)["time"] for line in said.splitlines() if line.startswith("{")]
+    return quickstart.measured(ends, usage, begun=begun)
+
+
+def _median(runs: list[Measured], field: str) -> float:
+    return statistics.median(getattr(run, field) for run in runs)
+
+
+def _tell(runs: list[Measured]) -> None:
+    """Which process the CPU time went to, in the last run."""
+    parts = sorted(runs[-1].by_command.items(), key=lambda item: -item[1])
+    print("CPU-s/update:", ", ".join(f"{name} {cpu:.3f}" for name, cpu in parts), file=sys.stderr)
