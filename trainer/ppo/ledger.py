@@ -130,6 +130,7 @@ class Journal:
             return line | {"reason": result.reason, "detail": result.detail}
         return line | {
             "score": result.score,
+            "scored_as_text": result.scored_as_text,
             "tokens": len(result.completion.token_ids),
             "finish": result.completion.finish_reason.value if result.completion.finish_reason else None,
             "versions": [str(span.version) for span in result.completion.version_spans],
