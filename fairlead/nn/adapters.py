@@ -162,9 +162,15 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, BaseTunerLayer):
             module.merge(safe_merge=True)
             found.set_submodule(name, module.get_base_layer())
-    del found.peft_config
-    nn.Module.requires_grad_(found, True)
-    return found
+    return _plain(found)
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """Without what peft leaves behind when its layers are gone."""
+    if is_adapted(model):
+        del model.peft_config
+    nn.Module.requires_grad_(model, True)
+    return model
 
 
 def base_of(path: str) -> str | None:
@@ -221,7 +227,7 @@ def load_merged(model: PreTrainedModel, path: str) -> PreTrainedModel:
             "Is it whole, and is that the model it was trained on?"
         ) from error
     assert isinstance(plain, PreTrainedModel)
-    return plain
+    return _plain(plain)
 
 
 def fingerprint(path: str) -> str:

@@ -97,6 +97,9 @@ def test_a_folder_loads_as_the_weights_by_hand_and_as_peft_reads_it(base, tmp_pa
     for one in (model, loaded, theirs, whole):
         assert (logits(one) - expected).abs().max() < 1e-5
     assert loaded.state_dict().keys() == by_hand.state_dict().keys()
+    for one in (loaded, whole):
+        assert not adapters.is_adapted(one)
+        assert all(parameter.requires_grad for parameter in one.parameters())
     assert not (tmp_path / "whole" / adapters.CONFIG_FILE).exists()
     assert torch.equal(logits(model), logits(adapted(base)))  # saving left it as it was
     exact = ComputeSection(device="cpu", dtype="bfloat16")
