@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -76,21 +76,38 @@ async def in_order(
     The first mistake, of an item or of its work, ends what is under way and is raised in its turn.
     """
     waiting: deque[asyncio.Task[_Result]] = deque()
+    source, failure = _read_aside(items, ahead=at_once), None
 
     async def run(item: _Item) -> _Result:
         return await work(item)
 
+    async def read() -> tuple[_Item] | None:
+        try:
+            return (await anext(source),)
+        except StopAsyncIteration:
+            return None
+
+    reading: asyncio.Task[tuple[_Item] | None] | None = asyncio.create_task(read())
     try:
-        async for item in _read_aside(items, ahead=at_once):
-            waiting.append(asyncio.create_task(run(item)))
-            while waiting and (len(waiting) == at_once or waiting[0].done()):
-                yield await waiting.popleft()
-        while waiting:
-            yield await waiting.popleft()
+        while waiting or reading is not None:
+            first: list[asyncio.Task[Any]] = [waiting[0]] if waiting else []
+            more = [reading] if reading is not None and len(waiting) < at_once else []
+            await asyncio.wait([*first, *more], return_when=asyncio.FIRST_COMPLETED)
+            if waiting and waiting[0].done():
+                yield waiting.popleft().result()
+            elif reading is not None and reading.done():
+                failure = reading.exception()
+                found = None if failure is not None else reading.result()
+                if found is not None:
+                    waiting.append(asyncio.create_task(run(found[0])))
+                reading = asyncio.create_task(read()) if found is not None else None
+        if failure is not None:
+            raise failure
     finally:
-        for task in waiting:
+        under_way: list[asyncio.Task[Any]] = [*waiting, *([reading] if reading is not None else [])]
+        for task in under_way:
             task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.gather(*under_way, return_exceptions=True)
 
 
 async def _read_aside(items: Iterator[_Item], *, ahead: int) -> AsyncIterator[_Item]:

@@ -141,6 +141,10 @@ def _batches(entries: Iterator[_Entry], size: int) -> Iterator[list[_Entry]]:
             batch, responses, characters = [], 0, 0
         batch.append(entry)
         responses, characters = responses + len(entry.items), characters + more
+        if responses >= size:
+            # At once: who writes the lines may be waiting for these.
+            yield batch
+            batch, responses, characters = [], 0, 0
     if batch:
         yield batch
 

@@ -1,0 +1,199 @@
+"""`fairlead score` and `generate` as a person and a pipe use them, against real services."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fairlead import RewardClient
+from tests.service_process import Starter, free_address
+from tests.tiny import tiny_causal_lm, tiny_reward_model
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Addresses of a reward and a policy service."""
+    folder = tmp_path_factory.mktemp("services")
+    start = Starter(folder)
+    try:
+        reward = start("reward", tiny_reward_model(folder / "reward"))
+        settings = {"policy.serve_initial": "true"}
+        policy = start("policy", tiny_causal_lm(folder / "policy", seed=1), **settings)
+        for process in (reward, policy):
+            process.until(lambda ready=process: ready.get("/readyz")[0] == 200, seconds=110)
+        yield {"reward": reward.address, "policy": policy.address}
+    finally:
+        start.stop()
+
+
+def fairlead(*arguments: object, cwd: Path, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fairlead.cli", *map(str, arguments)],
+        cwd=cwd,
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def jsonl(*objects: object) -> str:
+    return "".join(json.dumps(each) + "\n" for each in objects)
+
+
+def test_scores_come_in_the_order_of_the_lines_and_are_those_of_the_service(
+    services: dict[str, str], tmp_path: Path
+):
+    given = [{"prompt": f"w{n % 7} w2", "response": f"w{n % 5} w{n % 3}", "id": n} for n in range(150)]
+    (tmp_path / "in.jsonl").write_text(jsonl(*given))
+    shown = fairlead(
+        *("score", "in.jsonl", "--address", services["reward"], "--batch-size", 7, "--out", "new/out.jsonl"),
+        cwd=tmp_path,
+    )
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "", "")
+    found = lines((tmp_path / "new" / "out.jsonl").read_text())
+    assert [{key: line[key] for key in ("prompt", "response", "id")} for line in found] == given
+    with RewardClient(services["reward"]) as client:
+        expected = client.score([(line["prompt"], line["response"]) for line in given])  # type: ignore[misc]
+    assert [line["score"] for line in found] == pytest.approx(expected.scores, abs=1e-5)
+    assert {line["model_version"] for line in found} == {expected.model_version}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.jsonl"]
+
+
+def test_several_responses_of_a_line_are_scored_and_the_best_is_named(
+    services: dict[str, str], tmp_path: Path
+):
+    given = jsonl(
+        {"prompt": "w1", "responses": ["w3", "w5 w6", "w9"]},
+        {"prompt": [{"role": "user", "content": "w1"}], "responses": [{"text": "w3"}, {"text": ""}]},
+    )
+    shown = fairlead("score", "--address", services["reward"], cwd=tmp_path, given=given)
+    if shown.returncode:  # this tokenizer has no chat template; the service says so, and of which line
+        assert shown.stderr.startswith("error: stdin:2: ")
+        shown = fairlead(
+            "score", "--address", services["reward"], cwd=tmp_path, given=given.splitlines()[0] + "\n"
+        )
+    first = lines(shown.stdout)[0]
+    scores = first["scores"]
+    assert isinstance(scores, list)
+    assert len(scores) == 3
+    assert scores[first["best"]] == max(scores)  # type: ignore[call-overload]
+
+
+def test_what_the_policy_generates_goes_straight_to_the_reward_model(
+    services: dict[str, str], tmp_path: Path
+):
+    asked = ("generate", "w1 w2", "w5", "--address", services["policy"], "--n", 3, "--max-new-tokens", 6)
+    answers = fairlead(*asked, cwd=tmp_path)
+    assert answers.returncode == 0, answers.stderr
+    assert fairlead(*asked, cwd=tmp_path).stdout == answers.stdout
+    found = lines(answers.stdout)
+    assert [line["prompt"] for line in found] == ["w1 w2", "w5"]
+    assert all(len(line["responses"]) == 3 for line in found)  # type: ignore[arg-type]
+    first = found[0]["responses"][0]  # type: ignore[index]
+    assert set(first) == {"text", "finish_reason", "num_tokens", "weight_versions"}
+    assert first["weight_versions"] == ["0-0"]
+    scored = fairlead("score", "-", "--address", services["reward"], cwd=tmp_path, given=answers.stdout)
+    assert scored.returncode == 0, scored.stderr
+    assert [len(line["scores"]) for line in lines(scored.stdout)] == [3, 3]  # type: ignore[arg-type]
+
+
+def test_the_same_prompt_twice_gets_two_answers_and_flags_reach_the_sampler(
+    services: dict[str, str], tmp_path: Path
+):
+    (tmp_path / "prompts.txt").write_text("w1 w2\nw1 w2\n")
+    flags = ("--file", "prompts.txt", "--text", "--address", services["policy"], "--max-new-tokens", 9)
+    sampled = [line["responses"] for line in lines(fairlead("generate", *flags, cwd=tmp_path).stdout)]
+    assert sampled[0] != sampled[1]
+    greedy = [
+        line["responses"]
+        for line in lines(fairlead("generate", *flags, "--temperature", 0, cwd=tmp_path).stdout)
+    ]
+    assert greedy[0] == greedy[1]
+    text: str = greedy[0][0]["text"]  # type: ignore[index]
+    word = text.split()[1]
+    stopped = fairlead("generate", *flags, "--temperature", 0, "--stop", word, cwd=tmp_path)
+    assert lines(stopped.stdout)[0]["responses"][0]["finish_reason"] == "stop"  # type: ignore[index]
+    streamed = fairlead(
+        *("generate", "w1 w2", "--address", services["policy"], "--max-new-tokens", 9, "--temperature", 0),
+        "--stream",
+        cwd=tmp_path,
+    )
+    assert streamed.stdout.splitlines()[1].strip() == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("given", "flags", "error"),
+    [
+        ('{"prompt": "w1", "response": "w1"}\n{"prompt": "w1"}\n', (), "stdin:2: got 'the keys prompt'"),
+        ('{"prompt": "w1"\n', (), 'stdin:1: got \'{"prompt": "w1"\', allowed: a JSON object'),
+        (
+            "\n" + jsonl({"prompt": "w1", "response": "w1 " * 300}),
+            (),
+            "stdin:2: items.text: got '303 tokens'",
+        ),
+        (jsonl({"prompt": "w1", "responses": []}), (), "stdin:1: got '`responses` without a response'"),
+        ("", ("absent.jsonl",), "file: got 'absent.jsonl', allowed: a file that exists"),
+        ("", ("--prompt", "w1"), "--prompt: got a text for a file of JSON lines"),
+        ("", ("x.txt", "--response", "w1"), "--response: got a file or --text beside it"),
+    ],
+)
+def test_a_bad_line_is_named_and_no_file_is_left(
+    services: dict[str, str], tmp_path: Path, given: str, flags: tuple[str, ...], error: str
+):
+    shown = fairlead(
+        *("score", *flags, "--address", services["reward"], "--batch-size", 1, "--out", "out.jsonl"),
+        cwd=tmp_path,
+        given=given,
+    )
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr.startswith(f"error: {error}"), shown.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_that_is_not_there_is_exit_code_1(tmp_path: Path):
+    nowhere = free_address()
+    shown = fairlead(
+        *("score", "--response", "w1", "--address", nowhere, "--timeout-seconds", 2), cwd=tmp_path
+    )
+    assert shown.returncode == 1
+    assert shown.stderr.startswith(f"error: reward at {nowhere}: ")
+    assert "Traceback" not in shown.stderr
+
+
+def test_results_do_not_wait_for_the_end_of_a_pipe_and_ctrl_c_ends_it(
+    services: dict[str, str], tmp_path: Path
+):
+    command = [sys.executable, "-m", "fairlead.cli", "score", "--address", services["reward"]]
+    with subprocess.Popen(
+        [*command, "--batch-size", "1"],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as started:
+        assert started.stdin is not None
+        assert started.stdout is not None
+        started.stdin.write(jsonl({"prompt": "w1", "response": "w2"}))
+        started.stdin.flush()
+        # The writer is still there; what it has written so far is scored.
+        assert json.loads(started.stdout.readline())["response"] == "w2"
+        begun = time.monotonic()
+        os.kill(started.pid, signal.SIGINT)
+        assert started.wait(20) == 130
+        assert time.monotonic() - begun < 15
+        assert "Traceback" not in (started.stderr.read() if started.stderr else "")
