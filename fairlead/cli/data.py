@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from enum import StrEnum
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,15 @@ _CHECK = with_examples(
 )
 
 
+class Kind(StrEnum):
+    """What `[data]` may name."""
+
+    DEMONSTRATIONS = "demonstrations"
+    PREFERENCES = "preferences"
+    PROMPTS = "prompts"
+    SENTENCES = "sentences"
+
+
 def register(app: typer.Typer) -> None:
     """Adds the verbs."""
     group = typer.Typer(
@@ -42,14 +52,8 @@ def register(app: typer.Typer) -> None:
 def check(
     source: Annotated[str, typer.Argument(metavar="FILE|RUN.TOML", help="What to look at.")],
     kind: Annotated[
-        str,
-        typer.Option(
-            "--as",
-            metavar="KIND",
-            help="What a file is read as: demonstrations, preferences, prompts or sentences. Without it: "
-            "what it looks like.",
-        ),
-    ] = "",
+        Kind | None, typer.Option("--as", help="What a file is read as. Without it: what it looks like.")
+    ] = None,
     tokenizer: Annotated[
         str,
         typer.Option(
@@ -70,8 +74,9 @@ def check(
     from fairlead.data.check import check as look
 
     config = _config(source, kind, overrides)
-    rulers, limits, notes = _rulers(config, tokenizer)
-    reports = look(config, rulers=rulers, limits=limits, max_errors=limit)
+    with Console(stderr=True).status(f"reading {source}"):
+        rulers, limits, notes = _rulers(config, tokenizer)
+        reports = look(config, rulers=rulers, limits=limits, max_errors=limit)
     if not reports:
         fail(f"data: got no source in {source}, allowed: at least one to look at")
     if as_json:
@@ -82,21 +87,19 @@ def check(
         fail(wrong)
 
 
-def _config(source: str, kind: str, overrides: list[str] | None) -> RunConfig:
+def _config(source: str, kind: Kind | None, overrides: list[str] | None) -> RunConfig:
     """The run's, or one that names the file alone."""
     from fairlead.config import load, parse_overrides
-    from fairlead.data.kinds import KINDS, detect
+    from fairlead.data.kinds import detect
 
-    if kind and kind not in KINDS:
-        fail(f"--as: got {kind!r}, allowed: one of {', '.join(KINDS)}")
     settings = parse_overrides(overrides or [])
     if source.endswith(".toml"):
         if kind:
             fail("--as: got a run's file beside it, allowed: a file, a folder or a dataset of the hub")
         return load(Path(source), overrides=settings)
     config = load(overrides=settings)
-    kind = kind or detect(config, source)
-    return config.model_copy(update={"data": config.data.model_copy(update={kind: source})})
+    found = kind.value if kind else detect(config, source)
+    return config.model_copy(update={"data": config.data.model_copy(update={found: source})})
 
 
 def _rulers(config: RunConfig, tokenizer: str) -> tuple[dict[str, Ruler], dict[str, int], list[str]]:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from fairlead.cli.data import Kind
 from fairlead.cli.main import app
 from fairlead.config import RunFolder, load
-from fairlead.data.kinds import detect
+from fairlead.data.kinds import KINDS, detect
 from fairlead.data.records import is_heldout
 from tests.hub_stand_in import hub
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
@@ -226,8 +227,8 @@ def test_the_hub_gives_what_it_has_and_says_what_it_refuses(tmp_path):
         (("absent.jsonl",), "file: got '{folder}/absent.jsonl', allowed: a file that exists"),
         (("absent.toml",), "config: got 'absent.toml', allowed: a TOML file that exists"),
         (
-            ("x", "--as", "pairs"),
-            "--as: got 'pairs', allowed: one of demonstrations, preferences, prompts, sentences",
+            ("bare.toml", "--as", "prompts"),
+            "--as: got a run's file beside it, allowed: a file, a folder or a dataset of the hub",
         ),
         (("odd.jsonl",), "{folder}/odd.jsonl:1: got 'the keys question', allowed: the keys of a format of"),
         (("bare.toml",), "data: got no source in bare.toml, allowed: at least one to look at"),
@@ -242,6 +243,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, error):
     assert told.exit_code == 2
     assert told.stderr.startswith(f"error: {error.format(folder=tmp_path)}")
     assert len(told.stderr.splitlines()) == 1
+
+
+def test_the_kinds_of_the_flag_are_those_of_the_data():
+    assert tuple(Kind) == KINDS
 
 
 def test_a_file_is_read_as_what_it_looks_like(tmp_path):
