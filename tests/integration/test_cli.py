@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,9 +67,9 @@ def test_version_help_and_start_up_time(tmp_path: Path):
     assert time.monotonic() - begun < 5  # about 0.2 s on an idle machine; others may be at work on this one
     assert (shown.returncode, shown.stdout) == (0, f"fairlead {__version__}\n")
     helped = fairlead("--help", cwd=tmp_path).stdout
-    for verb in ("sft", "reward-model", "ppo", "serve", "quickstart", "status", "report"):
+    for verb in ("quickstart", "sft", "reward-model", "ppo", "serve", "score", "status", "report", "plan"):
         assert verb in helped
-        assert "Example" in fairlead(verb, "--help", cwd=tmp_path).stdout
+    assert "Examples:\n" in re.sub(r" +\n", "\n", fairlead("sft", "--help", cwd=tmp_path).stdout)
 
 
 def test_the_command_line_imports_nothing_heavy(tmp_path: Path):
@@ -140,6 +141,9 @@ def test_a_stage_runs_to_its_end_and_leaves_its_traces(run_file: Path):
     assert folder.log("sft").read_text().startswith("--- ")
     assert f"sft {now.total}/{now.total} · done · loss " in shown.stderr
     assert table.read(folder.processes) == {}
+    status = fairlead("status", folder.root, cwd=run_file.parent).stdout
+    assert "runs/tiny · finished · sft · step " in status
+    assert "sft has ended: " in status
     again = fairlead("sft", run_file, cwd=run_file.parent)
     assert again.stdout.startswith("sft has finished already; --force does it again: runs/tiny (seconds ")
 
@@ -170,14 +174,18 @@ def test_ctrl_c_stops_a_stage_and_leaves_nothing(run_file: Path):
         assert refused.stderr == (
             f"error: runs/tiny: another fairlead (pid {started.pid}) is at work on this run\n"
         )
-        status = fairlead("status", folder.root, cwd=run_file.parent)
-        assert f"sft {'':<16} {pid}" in status.stdout
+        status = json.loads(fairlead("status", folder.root, "--json", cwd=run_file.parent).stdout)
+        assert (status["state"], status["stage"]) == ("running", "sft")
+        assert [(service["name"], service["pid"]) for service in status["services"]] == [("sft", pid)]
         started.send_signal(signal.SIGINT)
         _, said = started.communicate(timeout=30)
         assert started.returncode == 130
         assert said.splitlines()[-1] == "stopped by SIGINT; the same command goes on"
         assert not child.is_running()
         assert table.read(folder.processes) == {}
+        ended = json.loads(fairlead("status", folder.root, "--json", cwd=run_file.parent).stdout)
+        assert ended["state"] == "stopped"
+        assert ended["reason"] == "stopped by SIGINT; the same command goes on"
         with RunLock(folder):
             pass
     finally:

@@ -1,0 +1,173 @@
+"""What `fairlead status` makes of a run's folder: at work, finished, stopped, failed, crashed."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from fairlead.cli import status as cli
+from fairlead.config import RunFolder
+from fairlead.local import record, status
+from fairlead.local.process import Process, ProcessSpec
+from fairlead.local.status import RunStatus
+from fairlead.local.verdict import Outcome
+
+FIGURES = {
+    "reward": 1.4,
+    "kl": 2.0,
+    "seconds": 2.0,
+    "tokens_per_second": 3828.8,
+    "staleness_mean": 0.5,
+    "staleness_max": 1.0,
+    "queue_waiting": 3.0,
+    "queue_in_flight": 12.0,
+    "queue_outcomes": 0.0,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run that is at update 12 of 24, in the words of its trainer."""
+    made = RunFolder(tmp_path / "runs" / "tiny")
+    made.logs.mkdir(parents=True)
+    made.config.write_text("[ppo]\nbatch_size = 64\nmini_batch_size = 64\n")
+    now = {
+        "stage": "ppo",
+        "phase": "wait",
+        "step": 12,
+        "total": 24,
+        "figures": FIGURES,
+        "since": time.time() - 3,
+        "waiting_for": "8 of 64 rollouts",
+        "eta_seconds": 75.0,
+    }
+    made.progress.write_text(json.dumps(now))
+    return made
+
+
+def supervised(
+    folder: RunFolder, *, outcome: Outcome | None = None, by: psutil.Process | None = None
+) -> None:
+    """Leaves the record of a supervisor: this process, or one that has gone."""
+    processes = []
+    for name in ("valkey", "trainer", "policy-0"):
+        spec = ProcessSpec(name=name, command=(sys.executable,))
+        processes.append(Process(spec, log=folder.log(name), environment={}))
+    processes[0].mark_ready()
+    record.write(folder.supervisor, processes, stage="ppo", started=time.time() - 60, outcome=outcome)
+    if by is None:
+        entry = json.loads(folder.supervisor.read_text())
+        # The same number, but another process has it now.
+        folder.supervisor.write_text(json.dumps(entry | {"pid_created": entry["pid_created"] - 100}))
+
+
+def look(folder: RunFolder) -> RunStatus:
+    return asyncio.run(status.look(folder))
+
+
+def drawn(found: RunStatus, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, highlight=False)
+    console.print(cli.picture(found, width))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_a_run_at_work_says_what_it_does(folder: RunFolder):
+    supervised(folder, by=psutil.Process(os.getpid()))
+    found = look(folder)
+    assert (found.state, found.stage, found.rollouts_per_second) == ("running", "ppo", 32.0)
+    text = "\n".join(drawn(found, 120))
+    assert " · running · ppo · update 12 of 24 · ETA 1:15" in text
+    assert "wait for 8 of 64 rollouts for 0:03" in text
+    assert "reward 1.4   KL 2   rollouts/s 32   tokens/s 3,829" in text
+    assert "staleness 0.5 updates, at most 1" in text
+    assert "queue: 3 waiting, 12 in flight, 0 outcomes" in text
+    assert [service.name for service in found.services] == ["valkey", "trainer", "policy-0"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "reason"),
+    [
+        (Outcome(0, "done"), "finished", ""),
+        (Outcome(130, "stopped by SIGINT"), "stopped", "stopped by SIGINT"),
+        (Outcome(5, "a guard: length"), "stopped", "a guard: length"),
+        (Outcome(2, "trainer: data.prompts: got ''"), "failed", "trainer: data.prompts: got ''"),
+        (None, "crashed", "the supervisor is gone without a word: killed, or the machine went down"),
+    ],
+)
+def test_the_end_of_a_run_is_told_by_its_supervisor(
+    folder: RunFolder, outcome: Outcome | None, state: str, reason: str
+):
+    supervised(folder, outcome=outcome)
+    found = look(folder)
+    assert (found.state, found.reason) == (state, reason)
+    assert reason in "\n".join(drawn(found, 160))
+    assert {service.state for service in found.services} == {"gone"}
+    assert all(service.pid is None for service in found.services)
+
+
+def test_a_folder_in_which_nothing_ran_is_new(tmp_path: Path):
+    found = look(RunFolder(tmp_path))
+    assert found.state == "new"
+    assert drawn(found, 200) == [f"{tmp_path} · new · no stage has said anything yet"]
+
+
+def test_a_run_without_a_supervisor_is_told_by_its_progress(folder: RunFolder):
+    assert look(folder).state == "unknown"
+    entry = json.loads(folder.progress.read_text())
+    folder.progress.write_text(json.dumps(entry | {"phase": "done"}))
+    folder.result("ppo").write_text(json.dumps({"updates": 24, "kl": 2.0}))
+    found = look(folder)
+    assert found.state == "finished"
+    assert "ppo has ended: updates 24, kl 2" in drawn(found, 100)
+
+
+def test_the_newest_error_of_any_log_is_told(folder: RunFolder):
+    supervised(folder, by=psutil.Process(os.getpid()))
+    clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+
+    def log(process: str, *entries: dict[str, str]) -> None:
+        folder.log(process).write_text("start\n" + "".join(json.dumps(entry) + "\n" for entry in entries))
+
+    log("trainer", {"time": "2001-01-01T00:00:00.000Z", "level": "error", "message": "of another day"})
+    assert look(folder).last_error == ""
+    log(
+        "policy-0",
+        {"time": f"{clock}.100Z", "level": "error", "message": "weights damaged"},
+        {"time": f"{clock}.200Z", "level": "info", "message": "all is well"},
+    )
+    assert look(folder).last_error == f"policy-0 at {clock}.100Z: weights damaged"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 160])
+def test_no_row_of_processes_wraps(folder: RunFolder, width: int):
+    supervised(folder, by=psutil.Process(os.getpid()))
+    lines = drawn(look(folder), width)
+    assert max(map(len, lines)) <= width
+    assert [line.split()[0] for line in lines[-3:]] == ["valkey", "trainer", "policy-0"]
+    assert "update 12 of 24" in lines[0]
+
+
+def test_json_holds_everything_that_is_shown(folder: RunFolder):
+    supervised(folder, outcome=Outcome(1, "trainer died 20 times"))
+    entry = json.loads(json.dumps(cli.as_dict(look(folder))))
+    assert entry["state"] == "failed"
+    assert entry["progress"]["figures"] == FIGURES
+    assert [service["name"] for service in entry["services"]] == ["valkey", "trainer", "policy-0"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "ppo"}'])
+def test_a_torn_record_is_no_record(tmp_path: Path, text: str):
+    path = tmp_path / "supervisor.json"
+    assert record.read(path) is None
+    path.write_text(text)
+    assert record.read(path) is None
