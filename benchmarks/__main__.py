@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.result import OUT, Result, Settings
+from benchmarks.result import OUT, QUICKSTART, Result, Settings
 from fairlead.errors import FairleadError
 
 SHORT = {
@@ -76,7 +76,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--gpu", action="store_true", help="on the GPU; says so and ends where there is none")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, which measure nothing")
-    parser.add_argument("--run", type=Path, default=Settings.source, help="folder of a finished quickstart")
+    parser.add_argument("--run", type=Path, default=QUICKSTART, help="folder of a finished quickstart")
     parser.add_argument("--json", type=Path, default=OUT / "benchmarks.json")
     options = parser.parse_args(argv)
     for name in options.names:

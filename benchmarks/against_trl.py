@@ -153,7 +153,7 @@ def _split(source: Path, folder: Path) -> tuple[list[str], Path]:
     split = load_prompts(quickstart.config(overrides))
     file = folder / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in split.train))
-    return list(split.heldout), file
+    return [str(prompt) for prompt in split.heldout], file
 
 
 def _trl(python: Path, config: RunConfig, folder: Path) -> Measured:
@@ -165,8 +165,7 @@ def _trl(python: Path, config: RunConfig, folder: Path) -> Measured:
     usage, said, code = quickstart.watched(command, {**os.environ, **_ONE_THREAD})
     if code:
         raise ProcessFailed(f"TRL ended with exit code {code}: {said[-2000:]}")
-    ends = [json.loads(line)["time"] for line in said.splitlines() if line.startswith('{"time"')]
-    return quickstart.measured(ends, usage, begun=begun)
+    return quickstart.measured(said.splitlines(), usage, begun=begun)
 
 
 def _gold(config: RunConfig, policy: Path, prompts: Sequence[str]) -> float:

@@ -103,11 +103,11 @@ def _sound(result: _T | Exception) -> _T:
     return result
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Trains as many updates as the file says."""
     parser = argparse.ArgumentParser(prog="benchmarks.one_process", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the run's TOML file")
-    config = load(parser.parse_args().config)
+    config = load(parser.parse_args(argv).config)
     loop = Loop(config)
     for number in range(config.ppo.updates):
         figures = loop.update(number)

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,6 +133,8 @@ class Measured:
     """CPU time of everything, start-up included."""
     by_command: Mapping[str, float]
     """CPU time of an update, by process."""
+    first_reward: float
+    """Mean score of the first batch, before anything is learnt."""
 
 
 def ppo(overrides: Mapping[str, str]) -> Measured:
@@ -148,11 +150,16 @@ def ppo(overrides: Mapping[str, str]) -> Measured:
     if code:
         raise ProcessFailed(f"fairlead ppo ended with exit code {code}: {said[-2000:]}")
     rows = config(overrides).folder.metrics("ppo").read_text().splitlines()
-    return measured([json.loads(row)["time"] for row in rows], usage, begun=begun)
+    return measured(rows, usage, begun=begun)
 
 
-def measured(ends: Sequence[float], usage: Usage, *, begun: float) -> Measured:
-    """From when every update ended, and the CPU time in between."""
+def measured(lines: Iterable[str], usage: Usage, *, begun: float) -> Measured:
+    """From a JSON line with `time` and `reward` for every update, and the CPU time in between.
+
+    Lines that are no such objects are passed over: other things that a process says.
+    """
+    rows = [json.loads(line) for line in lines if line.startswith('{"')]
+    ends = [row["time"] for row in rows]
     count = len(ends) - 1
     spent = {name: cpu / count for name, cpu in usage.between(ends[0], ends[-1]).items()}
     return Measured(
@@ -162,6 +169,7 @@ def measured(ends: Sequence[float], usage: Usage, *, begun: float) -> Measured:
         whole_seconds=usage.times[-1] - begun,
         whole_cpu_seconds=usage.total,
         by_command=spent,
+        first_reward=rows[0]["reward"],
     )
 
 

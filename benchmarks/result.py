@@ -12,6 +12,8 @@ import torch
 
 OUT = Path("benchmarks/out")
 """Where benchmarks leave what they make; ignored by git."""
+QUICKSTART = OUT / "quickstart"
+"""Where the quickstart is that long benchmarks stand on, if nobody names another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Settings:
     """Where models of the short benchmarks compute."""
     quick: bool = False
     """Tiny sizes, once each: shows that a benchmark works; its figures mean nothing."""
-    source: Path = OUT / "quickstart"
+    source: Path = QUICKSTART
     """Folder of a finished quickstart, for the benchmarks that need one."""
 
     def rounds(self, wanted: int) -> int:

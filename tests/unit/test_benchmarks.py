@@ -1,0 +1,155 @@
+"""Every benchmark works, in tiny sizes; what it measures there means nothing. TRL's is run by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import against_trl, lengths, one_process, quickstart, stages
+from benchmarks.quickstart import Usage
+from benchmarks.result import Result, Settings, interleaved
+from examples.parcel_help.stages import Stages
+from fairlead.config.saving import save
+from fairlead.errors import ConfigError
+from tests.tiny import tiny_causal_lm, tiny_reward_model
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """What a quickstart leaves, with models of random weights."""
+    folder = tmp_path / "made"
+    tiny_causal_lm(folder / "sft", seed=1)
+    tiny_reward_model(folder / "reward_model", seed=2)
+    (folder / "data").mkdir()
+    prompts = [{"prompt": f"w{n} w{n * 7 % 56}"} for n in range(20)]
+    (folder / "data" / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts))
+    save(quickstart.config({"seed": "3"}), folder / "config.toml")
+    return folder
+
+
+@pytest.mark.parametrize("name", [*command.SHORT, *command.TUNING])
+def test_a_short_benchmark_measures_both_sides(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "out" / "found.json"
+    assert command.main([name, "--quick", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found
+    for entry in found.values():
+        assert entry.keys() == {"value", "unit", "baseline", "ratio"}
+        assert min(entry["value"], entry["baseline"]) > 0
+        assert entry["ratio"] == pytest.approx(entry["value"] / entry["baseline"])
+    shown = capsys.readouterr().out
+    assert all(key in shown for key in found)
+
+
+@pytest.mark.slow
+def test_the_services_are_compared_with_the_same_ppo(source: Path, tmp_path: Path):
+    file = tmp_path / "found.json"
+    assert command.main(["services", "--quick", "--run", str(source), "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found.keys() == {"services_wall", "services_cpu"}
+    assert all(min(entry["value"], entry["baseline"]) > 0 for entry in found.values())
+
+
+def test_the_loop_in_one_process_generates_from_the_weights_that_it_trains(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    sizes = {"ppo.updates": 3, "ppo.batch_size": 8, "ppo.mini_batch_size": 4}
+    save(quickstart.config(quickstart.settings(source, tmp_path, "loop", sizes)), tmp_path / "loop.toml")
+    one_process.main(["--config", str(tmp_path / "loop.toml")])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 3
+    # Before the first step policy and reference are one model; behind it they are not.
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert all(abs(row["kl"]) > 1e-4 for row in rows[1:])
+    assert sorted(row["cpu_seconds"] for row in rows) == [row["cpu_seconds"] for row in rows]
+
+
+def test_trl_is_told_our_tasks_and_settings(source: Path, tmp_path: Path):
+    extra = {"ppo.updates": 3, "ppo.batch_size": 8, "ppo.mini_batch_size": 4, "ppo.learning_rate": 2e-4}
+    config = quickstart.config(quickstart.settings(source, tmp_path, "run", extra))
+    job = against_trl.job(config, tmp_path)
+    assert len(job["prompts"]) == job["ppo"]["total_episodes"] == 24
+    assert job["ppo"]["per_device_train_batch_size"] == 8
+    assert job["ppo"]["num_mini_batches"] == 2
+    assert job["policy_learning_rate"] == 2e-4
+    assert job["ppo"]["missing_eos_penalty"] == config.ppo.missing_eos_penalty == 2.0
+    assert job["reward_bias"] == 0.25
+    json.dumps(job)
+
+
+def test_cpu_time_is_counted_by_process_and_moment():
+    program = "import time\nend = time.process_time() + 0.6\nwhile time.process_time() < end: pass\n"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {program!r}]); print('said')"
+    usage, said, code = quickstart.watched([sys.executable, "-c", child])
+    assert (said, code) == ("said\n", 0)
+    assert 0.5 < usage.total < 2.0
+    whole = sum(usage.between(usage.times[0], usage.times[-1]).values())
+    half = sum(usage.between(usage.times[0], usage.times[len(usage.times) // 2]).values())
+    assert 0 < half < whole <= usage.total
+
+
+def test_a_run_is_measured_from_its_first_update_to_its_last():
+    usage = Usage(
+        times=[10.0, 11.0, 15.0, 16.0], spent=[{"a": 1.0}, {"a": 2.0}, {"a": 4.0, "b": 2.0}, {"a": 9.0}]
+    )
+    lines = ["a word", *(json.dumps({"time": t, "reward": t / 10}) for t in (11.0, 12.5, 15.0))]
+    found = quickstart.measured(lines, usage, begun=5.0)
+    assert (found.updates, found.seconds, found.first_reward) == (2, 2.0, 1.1)
+    assert found.by_command == {"a": 1.0, "b": 1.0}
+    assert found.cpu_seconds == 2.0
+    assert (found.whole_seconds, found.whole_cpu_seconds) == (11.0, 9.0)
+
+
+def test_stages_are_told_with_their_cpu_time(source: Path, tmp_path: Path):
+    settings = Settings(torch.device("cpu"), source=source)
+    (source / "stages.json").write_text(json.dumps({"key": "", "seconds": {"sft": 2.0}}))
+    with pytest.raises(ConfigError, match="without CPU times of sft"):
+        stages.run(settings)
+    program = [sys.executable, "-c", "sum(range(10**7))"]
+    played = Stages(tmp_path / "played", key="k", fresh=False, total=1)
+    played.run("sft", "a child works", lambda: subprocess.run(program, check=True))
+    (source / "stages.json").write_text((tmp_path / "played" / "stages.json").read_text())
+    found = stages.run(settings)
+    assert found.keys() == {"stages_sft", "stages_whole"}
+    assert 0.05 < found["stages_sft"].baseline == found["stages_whole"].baseline
+    again = Stages(tmp_path / "played", key="k", fresh=False, total=1)
+    again.run("sft", "done before", lambda: pytest.fail("done twice"))
+    assert stages.run(settings) == found
+
+
+def test_a_folder_that_is_no_quickstart_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="without config.toml, sft/config.json"):
+        quickstart.ensure(tmp_path)
+
+
+def test_lengths_are_numbers_and_none_is_longer_than_asked_for():
+    rows = json.loads(lengths.FILE.read_text())
+    assert len(rows) == 684
+    assert sum(map(len, rows)) == 684 + 5_471
+    groups = lengths.groups(100, longest=300)
+    assert max(prompt + max(responses) for prompt, *responses in groups) <= 300
+    assert groups == lengths.groups(100, longest=300) != lengths.groups(100, longest=300, seed=1)
+
+
+def test_a_limit_is_held_or_missed():
+    assert Result(2.0, "s", 1.0, "it", at_least=1.8).limit == "≥ 1.8: held"
+    assert Result(1.7, "s", 1.0, "it", at_least=1.8).limit == "≥ 1.8: MISSED"
+    assert Result(1.5, "s", 1.0, "it", at_most=1.6).limit == "≤ 1.6: held"
+    assert Result(1.7, "s", 1.0, "it", at_most=1.6).limit == "≤ 1.6: MISSED"
+
+
+def test_variants_take_turns():
+    order: list[str] = []
+    spent = interleaved({"a": lambda: order.append("a"), "b": lambda: time.sleep(0.02)}, rounds=3)
+    assert order == ["a"] * 4
+    assert spent["b"].seconds >= 0.02 > spent["b"].cpu_seconds
+    both: list[str] = []
+    interleaved({"a": lambda: both.append("a"), "b": lambda: both.append("b")}, rounds=2)
+    assert both == ["a", "b"] * 3
