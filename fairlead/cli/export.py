@@ -50,7 +50,7 @@ def export(
     only: Annotated[Part | None, typer.Option(help="One of the two alone.")] = None,
     dtype: Annotated[Kind, typer.Option(help="Type of the weights in the files.")] = Kind.FLOAT32,
     adapter: Annotated[
-        bool, typer.Option("--adapter", help="Of a run with [ppo.lora]: the policy's adapter alone.")
+        bool, typer.Option("--adapter", help="Of a run that trained an adapter (ppo.lora): that alone.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
