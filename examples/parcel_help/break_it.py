@@ -22,11 +22,15 @@ from trainer.run_record import RunRecord
 
 NUM_TASKS = 100
 """Tasks that labelers rank; the quickstart has several times as many a round."""
+NUM_ANSWERS = 8
+"""Answers ranked against one another; with fewer, what 100 tasks teach does not raise gold at all."""
 NUM_UPDATES = 40
 HASTE = 1.5
 """Learning rates, as multiples of the quickstart's."""
 
 
+LEAST_GAIN = 0.1
+"""A gain in gold below this is chance: the difference of two means of three updates is known to ± 0.06."""
 SMOOTHING = 3
 """Updates whose gold is averaged: 256 answers know it to ± 0.08, three times as many to ± 0.045."""
 
@@ -61,14 +65,15 @@ def outcome(record: RunRecord) -> dict[str, Any]:
     """What happened, and what a guard with `action = "stop"` would have saved.
 
     `fired` is the first stop-level alert; `half_lost` the first update behind the peak at which gold has lost
-    half of what it had won; both None if there was none.
+    half of what it had won, if it had won more than chance gives; both None if there was none.
     """
     updates, worths = figures.gold_by_update(record)
     worths = smooth(worths)
     _, proxies = record.curve("reward")
     peak = max(range(len(worths)), key=worths.__getitem__)
     half = worths[0] + (worths[peak] - worths[0]) / 2
-    lost = next((int(updates[i]) for i in range(peak, len(worths)) if worths[i] < half), None)
+    gained = worths[peak] - worths[0] >= LEAST_GAIN
+    lost = next((int(updates[i]) for i in range(peak, len(worths)) if gained and worths[i] < half), None)
     stops = [alert for alert in record.ppo.get("guards", ()) if alert["level"] == "stop"]
     fired = min(stops, key=lambda alert: float(alert["update"])) if stops else None
     gold_fired = dict(zip(updates, worths, strict=True)).get(float(fired["update"])) if fired else None
@@ -78,6 +83,7 @@ def outcome(record: RunRecord) -> dict[str, Any]:
         "gold_first": worths[0],
         "gold_peak": worths[peak],
         "gold_peak_update": int(updates[peak]),
+        "gold_gained": gained,
         "gold_last": worths[-1],
         "half_lost": lost,
         "fired": fired,
@@ -179,6 +185,8 @@ def _verdict(numbers: Mapping[str, Any]) -> str:
     if fired is None:
         return "No guard would have stopped it."
     half = f"half of gold's gain was lost at update {lost}" if lost else "half of gold's gain was never lost"
+    if not numbers["gold_gained"]:
+        half = "gold never rose by more than chance"
     return (
         f"A guard would have stopped it at update {fired['update']} ({fired['signal']}), at a gold reward of "
         f"{numbers['gold_fired']:+.2f}; {half}, and the run ended at {numbers['gold_last']:+.2f}."
