@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import Json, Out, TimeoutSeconds, fail, with_examples
+from fairlead.cli.output import Json, Out, TimeoutSeconds, fail, say, with_examples
 from fairlead.cli.score import Address
 
 if TYPE_CHECKING:
@@ -169,21 +169,21 @@ async def _stream_all(requests: Iterator[_Request], addresses: list[str], timeou
 
     async with AsyncPolicyClient(addresses, timeout_seconds=timeout_seconds) as client:
         for request in requests:
-            typer.secho(request.prompt, bold=True)
+            say(request.prompt, bold=True)
             last = None
             async for _, delta in client.generate_stream(request.prompt, request.sampling):
                 typer.echo(delta.text, nl=False)
                 last = delta
             typer.echo()
             if last is not None:
-                typer.secho(_ending(last), dim=True)
+                say(_ending(last), dim=True)
 
 
 def _show(request: _Request, completions: list[Completion]) -> None:
-    typer.secho(request.prompt, bold=True)
+    say(request.prompt, bold=True)
     for completion in completions:
         typer.echo(f"  {completion.text.strip()}")
-        typer.secho(f"    {_ending(completion)}, {len(completion.token_ids)} tokens", dim=True)
+        say(f"    {_ending(completion)}, {len(completion.token_ids)} tokens", dim=True)
 
 
 def _ending(completion: Completion) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -82,7 +83,12 @@ def need(extra: str) -> None:
         fail(f"this needs {names}, which a light install leaves out: pip install 'fairlead[{extra}]'")
 
 
+def say(text: str, *, err: bool = False, **style: Any) -> None:  # noqa: ANN401 - typer's own styles
+    """Writes a line, in a style where a terminal shows it and NO_COLOR does not forbid it."""
+    typer.echo(text if os.environ.get("NO_COLOR") else typer.style(text, **style), err=err)
+
+
 def fail(message: str, *, code: int = 2) -> NoReturn:
     """Writes `error: …` to standard error and ends."""
-    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    say(f"error: {message}", err=True, fg=typer.colors.RED)
     raise typer.Exit(code)

@@ -142,7 +142,7 @@ def test_a_stage_runs_to_its_end_and_leaves_its_traces(run_file: Path):
     assert f"sft {now.total}/{now.total} · done · loss " in shown.stderr
     assert table.read(folder.processes) == {}
     status = fairlead("status", folder.root, cwd=run_file.parent).stdout
-    assert "runs/tiny · finished · sft · step " in status
+    assert "tiny · finished · sft · step " in status
     assert "sft has ended: " in status
     again = fairlead("sft", run_file, cwd=run_file.parent)
     assert again.stdout.startswith("sft has finished already; --force does it again: runs/tiny (seconds ")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
+
 import pytest
 import typer
 
@@ -24,3 +29,14 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(
 @pytest.mark.parametrize("extra", sorted(output._MODULES))
 def test_a_whole_install_has_everything(extra: str):
     output.need(extra)
+
+
+@pytest.mark.parametrize(("no_color", "shown"), [("1", "error: no"), ("", "\x1b[31merror: no\x1b[0m")])
+def test_a_terminal_shows_colours_unless_they_are_forbidden(no_color: str, shown: str):
+    mine, theirs = pty.openpty()
+    program = "from fairlead.cli.output import fail; fail('no')"
+    environment = os.environ | {"NO_COLOR": no_color, "TERM": "xterm"}
+    with os.fdopen(mine, "rb", buffering=0) as terminal:
+        subprocess.run([sys.executable, "-c", program], env=environment, stderr=theirs, check=False)
+        os.close(theirs)
+        assert terminal.read(200).decode().splitlines()[0] == shown
