@@ -12,7 +12,6 @@ import json
 import re
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,6 +79,7 @@ class StandIn:
     """`METHOD path` as a pattern, and a status or `hang`; each strikes once."""
     requests: list[str] = field(default_factory=list)
     """`METHOD path` of every request, in order."""
+    closing: threading.Event = field(default_factory=threading.Event)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class StandIn:
             if fault is not None:
                 self.faults.remove(fault)
         if fault is not None and fault[1] == "hang":
-            time.sleep(3)
+            self.closing.wait(60)
         elif fault is not None:
             raise Refusal(int(fault[1]), "Fault", f"as the test wants it: {fault[1]}")
         if headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -163,12 +163,10 @@ class StandIn:
     def _list(self, plural: str, namespace: str, selector: str) -> Any:
         if plural == "pods":
             self.controllers.tick()
-        wanted = dict(part.split("=") for part in selector.split(",") if part)
         items = [
             one
             for (kind, where, _), one in sorted(self.objects.items())
-            if (kind, where) == (plural, namespace)
-            and wanted.items() <= one["metadata"].get("labels", {}).items()
+            if (kind, where) == (plural, namespace) and _selects(selector, one["metadata"].get("labels", {}))
         ]
         return {"kind": "List", "items": copy.deepcopy(items)}
 
@@ -215,6 +213,14 @@ class StandIn:
         self.owners.pop(key, None)
         self.controllers.deleted(key)
         return {"kind": "Status", "status": "Success"}
+
+
+def _selects(selector: str, labels: dict[str, str]) -> bool:
+    """Whether labels meet `a=b,c in (d,e)`."""
+    parts = re.findall(r"([\w./-]+)(?:=([\w.-]+)| in \(([^)]*)\))", selector)
+    return all(
+        labels.get(name) in ([value] if value else several.split(",")) for name, value, several in parts
+    )
 
 
 @functools.cache
@@ -296,6 +302,7 @@ def serving(folder: Path) -> Iterator[tuple[StandIn, Path]]:
     try:
         yield state, kubeconfig
     finally:
+        state.closing.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -44,7 +44,7 @@ Registry = Annotated[
     str, typer.Option("--registry", help="Where the cluster finds the images, without their names.")
 ]
 Tag = Annotated[str | None, typer.Option("--tag", help="Of the images; by default this version.")]
-Stage = Annotated[str, typer.Option("--stage", help="sft, reward-model or ppo.")]
+Stage = Annotated[str, typer.Option("--stage", help="files, sft, reward-model or ppo.")]
 
 _POLL_SECONDS = 1.0
 

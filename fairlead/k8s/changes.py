@@ -41,7 +41,8 @@ def scale(cluster: Cluster, wanted: Mapping[str, int]) -> None:
         ConfigError: for a name that cannot be scaled; names those that can.
         ClusterRefused: for a process whose number an autoscaler decides.
     """
-    known = [one["metadata"]["name"] for one in cluster.list("apps/v1", "Deployment")]
+    scalable = f"{OURS},{COMPONENT} in (model-service,worker)"
+    known = [one["metadata"]["name"] for one in cluster.list("apps/v1", "Deployment", scalable)]
     scaled = {one["spec"]["scaleTargetRef"]["name"]: one for one in _listed(cluster, *_AUTOSCALER)}
     for name in wanted:
         if name not in known:

@@ -17,7 +17,7 @@ import yaml
 
 from fairlead.errors import ClusterRefused, ConfigError
 from fairlead.k8s.manifests import OURS, Manifest
-from fairlead.k8s.refusals import NotFound, no_answer, refusal
+from fairlead.k8s.refusals import Forbidden, NotFound, no_answer, refusal
 
 if TYPE_CHECKING:
     from kubernetes.dynamic import DynamicClient
@@ -145,6 +145,8 @@ class Cluster:
         path = f"/api/v1/namespaces/{self.namespace}"
         try:
             self._request("GET", path, what=f"read namespace {self.namespace}")
+        except Forbidden:
+            return  # Who may only look into a namespace learns soon enough whether it is there.
         except NotFound:
             if not create:
                 raise ClusterRefused(

@@ -31,8 +31,13 @@ NAME = "app.kubernetes.io/name"
 OURS = f"{PART_OF}=fairlead"
 """Selects what these manifests have made."""
 
-STAGES = ("sft", "reward-model", "ppo")
-"""What the trainer's Job can run; all but the last need no services."""
+_PARTS = {
+    "files": ("shared", "files"),
+    "sft": ("shared", "files", "trainer"),
+    "reward-model": ("shared", "files", "trainer"),
+}
+STAGES = (*_PARTS, "ppo")
+"""How far to bring a run up: the volume and a door to it, a stage of the trainer alone, or everything."""
 
 _IMAGES = ("fairlead-light", "fairlead-model")
 _RENDER_SECONDS = 60.0
@@ -85,10 +90,9 @@ def render(config: RunConfig, target: Target) -> list[Manifest]:
         )
         objects = kustomize(folder)
     objects = [_fitted(manifest, config, target) for manifest in objects]
-    if target.stage != "ppo":
-        objects = [
-            one for one in objects if one["metadata"]["labels"].get(COMPONENT) in ("shared", "trainer")
-        ]
+    if target.stage in _PARTS:
+        parts = _PARTS[target.stage]
+        objects = [one for one in objects if one["metadata"]["labels"].get(COMPONENT) in parts]
     _check_images(objects)
     return objects
 
@@ -115,9 +119,7 @@ def kustomize(folder: Path) -> list[Manifest]:
         check=False,
     )
     if done.returncode:
-        raise ConfigError(
-            "k8s", got=done.stderr.strip().removeprefix("error: "), allowed="a folder that renders"
-        )
+        raise ConfigError("k8s", got=f"…{done.stderr.strip()[-110:]}", allowed="a folder that renders")
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
@@ -171,7 +173,7 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
             if trigger["type"] == "redis-streams":
                 trigger["metadata"]["stream"] = f"fairlead:{{{config.name}}}:prompts"
                 trigger["metadata"]["address"] = f"redis.{target.namespace}.svc:6379"
-    if manifest["kind"] == "Job" and manifest["metadata"]["name"] == "trainer":
+    if manifest["kind"] == "Job" and manifest["metadata"]["name"] == "trainer" and target.stage != "files":
         arguments = manifest["spec"]["template"]["spec"]["containers"][0]["args"]
         arguments[arguments.index("trainer.ppo")] = f"trainer.{target.stage.replace('-', '_')}"
     return manifest

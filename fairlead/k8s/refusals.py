@@ -18,6 +18,10 @@ class NotFound(ClusterRefused):
     """There is no such object, or no such kind."""
 
 
+class Forbidden(ClusterRefused):
+    """We may not."""
+
+
 class Immutable(ClusterRefused):
     """The change needs a new object."""
 
@@ -40,7 +44,7 @@ def refusal(error: Any, what: str, *, host: str, namespace: str) -> FairleadErro
         return Unavailable(f"the cluster at {host} cannot do it now ({where}: {status} {message})")
     if conflicts := _conflicts(told):
         return ClusterRefused(f"{where}: {'; '.join(conflicts)}. --force-conflicts takes these fields over")
-    kind = NotFound if status == 404 else ClusterRefused
+    kind = {403: Forbidden, 404: NotFound}.get(status, ClusterRefused)
     sentences = {
         0: f"the cluster at {host} has a certificate that the kubeconfig does not vouch for "
         f"({message.rpartition('] ')[2].splitlines()[-1] if message else 'TLS'})",

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl
 
 Fairlead = Callable[..., Result]
 UP = ("up", "--overlay", "kind")
-PROCESSES = {"policy", "reward", "reference", "rollout-worker", "trainer", "redis"}
+PROCESSES = {"files", "policy", "reward", "reference", "rollout-worker", "trainer", "redis"}
 
 
 @pytest.fixture
@@ -93,16 +93,19 @@ def test_up_again_changes_nothing_and_new_settings_replace_only_the_job(cluster,
         "DELETE /apis/batch/v1/namespaces/fairlead/jobs/trainer"
     ]
     assert "goes on from the checkpoint" in shown.stderr
-    assert not set(named(cluster, "pods")) & {pod for pod in pods if not pod.startswith("redis")}
-    assert {pod for pod in pods if pod.startswith("redis")} <= set(named(cluster, "pods"))
+    same = {pod for pod in pods if pod.startswith(("redis", "files"))}
+    assert set(named(cluster, "pods")) & pods == same, "who does not read the run's file goes on"
     assert named(cluster, "secrets")["redis"] == password
 
 
 def test_a_stage_is_the_trainers_job_alone(cluster, fairlead):
+    fairlead(*UP, "run.toml", "--stage", "files")
+    assert set(named(cluster, "deployments")) == {"files"}
+    assert named(cluster, "jobs") == {}
     cluster.controllers.scripts["trainer"] = [STARTS, READY, ended(0, "")]
     shown = fairlead(*UP, "run.toml", "--stage", "reward-model", "--until-done")
     assert "the trainer is done" in shown.stdout
-    assert named(cluster, "deployments") == {}
+    assert set(named(cluster, "deployments")) == {"files"}
     container = named(cluster, "jobs")["trainer"]["spec"]["template"]["spec"]["containers"][0]
     assert "trainer.reward_model" in container["args"]
     shown = fairlead(*UP, "run.toml", "--until-done")
@@ -171,6 +174,7 @@ def test_scale_sets_numbers_and_refuses_what_is_one_or_is_scaled_by_keda(cluster
     fairlead(*UP, "run.toml", "--component", "keda")
     fairlead("scale", "reward=3", "policy=2")
     assert {name: found["spec"].get("replicas") for name, found in named(cluster, "deployments").items()} == {
+        "files": None,
         "policy": 2,
         "reward": 3,
         "reference": None,
@@ -212,8 +216,8 @@ def test_down_drains_in_order_and_keeps_what_cannot_be_made_again(cluster, fairl
     shown = fairlead("down")
     order = [line.split("/")[-1] for line in changes(cluster)]
     assert order[:3] == ["rollout-worker", "trainer", "rollout-worker"]
-    assert set(order[3:6]) == {"policy", "reward", "reference"}
-    assert order[6] == "redis"
+    assert set(order[3:7]) == {"policy", "reward", "reference", "files"}
+    assert order[7] == "redis"
     left = {(key[0], key[2]) for key in cluster.objects}
     assert left == {("persistentvolumeclaims", "fairlead"), ("secrets", "redis")}
     assert "left: PersistentVolumeClaim fairlead, Secret redis" in shown.stdout
