@@ -52,7 +52,12 @@ def register(app: typer.Typer) -> None:
 def check(
     source: Annotated[str, typer.Argument(metavar="FILE|RUN.TOML", help="What to look at.")],
     kind: Annotated[
-        Kind | None, typer.Option("--as", help="What a file is read as. Without it: what it looks like.")
+        Kind | None,
+        typer.Option(
+            "--as",
+            metavar="KIND",
+            help=f"What a file is read as: {', '.join(Kind)}. Without it: what it looks like.",
+        ),
     ] = None,
     tokenizer: Annotated[
         str,

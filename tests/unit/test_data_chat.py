@@ -18,6 +18,7 @@ from fairlead.errors import DataError, InvalidInput
 from fairlead.types import Message, WeightVersion
 from tests.tiny import tiny_tokenizer
 from trainer.ppo.dispatch import PromptOrder
+from trainer.ppo.evaluate import Evaluation
 from trainer.reward_model import data as reward_data
 
 # Writes BOS itself, as the templates of Llama do, and a token behind every end.
@@ -305,6 +306,17 @@ def test_turns_that_the_template_refuses_name_file_and_line_before_any_work(
         PromptOrder(load_prompts(config).train, chat_tokenizer(template), sampling=SamplingSection(), seed=0)
     assert str(caught.value).startswith(f"{tmp_path / 'prompts'}:2: got ")
     assert message in str(caught.value)
+
+
+def test_held_out_prompts_that_cannot_be_rendered_stop_the_trainer_and_not_an_evaluation(tmp_path):
+    rows = [{"prompt": said(f"user: w{n}")} for n in range(40)]
+    prompts = run(tmp_path, "prompts", *rows, heldout_fraction=0.5)
+    config = prompts.model_copy(
+        update={"evaluation": prompts.evaluation.model_copy(update={"every_updates": 1})}
+    )
+    Evaluation(config, chat_tokenizer()).close()
+    with pytest.raises(DataError, match=f"^{tmp_path / 'prompts'}:[0-9]+: .*no chat template"):
+        Evaluation(config, chat_tokenizer(None))
 
 
 def test_turns_that_came_from_no_file_are_refused_as_input():
