@@ -1,4 +1,4 @@
-"""The reward model: a causal model's body and a scalar head that reads the last token.
+"""The reward model: a causal model's body and a scalar head that reads the last token, or a whole encoder.
 
 It is what transformers calls AutoModelForSequenceClassification with one label, from a folder or the hub.
 Ours writes the same, plus `fairlead_reward_bias` in its config, so that other tools can load it too. Knows no
@@ -33,6 +33,9 @@ from fairlead.nn.loading import load_config, load_pretrained, ready
 REWARD_BIAS = "fairlead_reward_bias"
 """Key of the bias in config.json; only models that Fairlead has trained have it."""
 
+_TOLERANCE = 1e-2
+"""Tells one reading from another: bfloat16 moves a score by less, another reading by far more."""
+
 _CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _CLASSIFIERS = frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
 
@@ -47,6 +50,8 @@ class RewardModel:
     """H → 1, float32."""
     model: PreTrainedModel
     """The sequence-classification model that both belong to; what is saved."""
+    is_encoder: bool = False
+    """Scores are those of its own forward pass, read elsewhere than at the last token; no head of ours."""
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +64,7 @@ class RewardModel:
         return hasattr(self.model.config, REWARD_BIAS)
 
     def scores(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Scalar of each right-padded row, read at its last real token.
+        """Scalar of each right-padded row, read at its last real token; of an encoder, where that reads it.
 
         Args:
             tokens_BT: ids, right-padded with any id.
@@ -70,6 +75,9 @@ class RewardModel:
         """
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         mask_BT = (positions_T < lengths_B[:, None]).long()
+        if self.is_encoder:
+            logits_B1: Tensor = self.model(input_ids=tokens_BT, attention_mask=mask_BT).logits
+            return logits_B1[:, 0].float()
         hidden_BTH = self.body(input_ids=tokens_BT, attention_mask=mask_BT, use_cache=False)[0]
         rows_B = torch.arange(tokens_BT.shape[0], device=tokens_BT.device)
         scores_B: Tensor = self.head(hidden_BTH[rows_B, lengths_B - 1])
@@ -82,6 +90,7 @@ class RewardModel:
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a folder that this module and AutoModelForSequenceClassification load."""
         layer = _score_layer(self.model)
+        assert layer is not None, "only what has a head of ours is trained and saved"
         bias = self.head.bias.detach()
         with torch.no_grad():
             layer.weight.copy_(self.head.weight.to(layer.weight.dtype))
@@ -103,7 +112,7 @@ def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = 
 
     Raises:
         ModelLoadError: if it cannot be loaded, has another number of labels, has no head, or reads its score
-            elsewhere than from the last token.
+            neither from the last token nor as an encoder does.
     """
     if fresh_head:
         model = load_pretrained(
@@ -112,7 +121,19 @@ def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = 
     else:
         _check_kind(path, load_config(path))
         model = load_pretrained(AutoModelForSequenceClassification, path, section)
+    nn.Module.eval(model)
+    body = model.base_model
+    assert isinstance(body, PreTrainedModel)
     layer = _score_layer(model)
+    if layer is None or not _reads_last_token(model, body, layer):
+        if fresh_head or not _ignores_padding(model):
+            raise ModelLoadError(
+                f"{type(model).__name__} of {path!r} reads its score neither from the last token's hidden "
+                "state nor as an encoder without segments does: give a sequence-classification model made "
+                "from a causal language model"
+            )
+        head = ScalarHead(1, std=0.0)
+        return RewardModel(body, head.to(ready(model, section).device), model, is_encoder=True)
     head = ScalarHead(layer.weight.shape[1])
     if not fresh_head:
         with torch.no_grad():
@@ -120,12 +141,7 @@ def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = 
             head.bias.fill_(float(getattr(model.config, REWARD_BIAS, 0.0)))
             if layer.bias is not None:
                 head.bias.add_(layer.bias)
-    body = model.base_model
-    assert isinstance(body, PreTrainedModel)
-    found = RewardModel(body=body, head=head, model=model)
-    nn.Module.eval(model)
-    _check_reading(path, found, layer)
-    return RewardModel(body=body, head=head.to(ready(model, section).device), model=model)
+    return RewardModel(body, head.to(ready(model, section).device), model)
 
 
 def _check_kind(path: str, config: PreTrainedConfig) -> None:
@@ -147,29 +163,30 @@ def _check_kind(path: str, config: PreTrainedConfig) -> None:
 
 
 @torch.inference_mode()
-def _check_reading(path: str, reward: RewardModel, layer: nn.Linear) -> None:
-    """Holds our reading of the last token against the model's own forward pass, without our bias."""
-    pad = reward.model.config.pad_token_id
-    ids = [token for token in range(8) if token != pad]
-    tokens_BT = torch.tensor([ids])
-    theirs = float(reward.model(input_ids=tokens_BT).logits[0, 0])
-    hidden_H = reward.body(input_ids=tokens_BT, use_cache=False)[0][0, -1]
-    ours = float(layer(hidden_H)[0])
+def _reads_last_token(model: PreTrainedModel, body: PreTrainedModel, layer: nn.Linear) -> bool:
+    """Holds our reading against the model's own forward pass, without our bias."""
+    pad = model.config.pad_token_id
+    tokens_BT = torch.tensor([[token for token in range(8) if token != pad]])
+    theirs = float(model(input_ids=tokens_BT).logits[0, 0])
+    hidden_H = body(input_ids=tokens_BT)[0][0, -1]
+    if hidden_H.shape[-1] != layer.weight.shape[1]:
+        return False
     # Damaged weights give NaN on both sides: that is told with the first score.
-    if abs(ours - theirs) > 1e-2 * max(1.0, abs(theirs)):
-        raise ModelLoadError(
-            f"{type(reward.model).__name__} of {path!r} does not read its score from the last token (its own "
-            f"forward pass gives {theirs:.4g}, that reading {ours:.4g}), as encoders such as BERT do not: "
-            "give a sequence-classification model made from a causal language model"
-        )
+    return not abs(float(layer(hidden_H)[0]) - theirs) > _TOLERANCE * max(1.0, abs(theirs))
 
 
-def _score_layer(model: PreTrainedModel) -> nn.Linear:
-    for name in ("score", "classifier"):
-        layer = getattr(model, name, None)
-        if isinstance(layer, nn.Linear):
-            return layer
-    raise ModelLoadError(
-        f"{type(model).__name__} keeps its score somewhere else than in a linear `score` layer; "
-        "this architecture needs an adapter"
-    )
+@torch.inference_mode()
+def _ignores_padding(model: PreTrainedModel) -> bool:
+    """Whether a row's score is the same with masked tokens behind it, and asks for no segments beside ids."""
+    if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
+        return False
+    tokens_BT = torch.tensor([[*range(1, 6), filler, filler] for filler in (0, 1, 7)])
+    mask_BT = torch.tensor([[1] * 5 + [0] * 2] * 3)
+    alone = float(model(input_ids=tokens_BT[:1, :5]).logits[0, 0])
+    padded_B = model(input_ids=tokens_BT, attention_mask=mask_BT).logits[:, 0].float()
+    return bool(((padded_B - alone).abs() <= _TOLERANCE * max(1.0, abs(alone))).all())
+
+
+def _score_layer(model: PreTrainedModel) -> nn.Linear | None:
+    layers = (getattr(model, name, None) for name in ("score", "classifier"))
+    return next((layer for layer in layers if isinstance(layer, nn.Linear)), None)

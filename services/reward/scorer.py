@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 
 from fairlead.config.reward import RewardSection
-from fairlead.errors import InternalError
+from fairlead.errors import InternalError, InvalidInput
 from fairlead.nn import loading
 from fairlead.nn.ensemble import load_ensemble, member_paths
+from fairlead.nn.reward_model import RewardModel
 from fairlead.types import ModelInfo, RewardInfo, ScoreItem, TextPair
 from services.reward.text_reader import TextReader
 from services.runtime import limits
@@ -34,7 +35,7 @@ class RewardScorer:
         self._reward = load_ensemble(path, section)
         self._device = loading.torch_device(section.device)
         first = self._reward.members[0]
-        self._reader = TextReader(path, self._tokenizer, section, is_ours=first.is_ours)
+        self._reader = TextReader(path, self._tokenizer, section, model=first)
         loading.check_vocabulary(path, first.model, self._tokenizer)
         embedding = first.body.get_input_embeddings()
         assert isinstance(embedding, torch.nn.Embedding)
@@ -43,12 +44,17 @@ class RewardScorer:
                 model_id=path,
                 tokenizer_fingerprint=loading.tokenizer_fingerprint(self._tokenizer),
                 vocabulary_size=embedding.num_embeddings,
-                max_sequence_tokens=loading.max_sequence_tokens(first.model, section.max_sequence_tokens),
+                max_sequence_tokens=self._longest(first),
                 dtype=section.dtype,
             ),
             model_version=self._reward.version,
         )
         """What is served."""
+
+    def _longest(self, model: RewardModel) -> int:
+        limit = loading.max_sequence_tokens(model.model, self._section.max_sequence_tokens)
+        # RoBERTa has positions for padding, too, and only its tokenizer says how many are left.
+        return min(limit, self._tokenizer.model_max_length) if model.is_encoder else limit
 
     def encode(self, items: Sequence[ScoreItem]) -> list[tuple[int, ...]]:
         """Ids of prompt and response together, checked against the model's limits.
@@ -76,6 +82,10 @@ class RewardScorer:
                 sequence = self._reader.read(index, item)
             field = "items.text"
         else:
+            if self._reward.members[0].is_encoder:
+                raise InvalidInput(
+                    "items.tokens", index=index, got="ids", allowed="text: the model is an encoder"
+                )
             size = model.vocabulary_size
             ids = item.prompt_token_ids
             limits.check_token_ids(

@@ -8,6 +8,7 @@ from fairlead.config.reward import RewardSection
 from fairlead.data.chat import ROLES, Chat
 from fairlead.data.encoding import encode_answer, encode_prompt, encode_response, render
 from fairlead.errors import ConfigError, InvalidInput
+from fairlead.nn.reward_model import RewardModel
 from fairlead.types import Message, TextPair
 from services.runtime import limits
 
@@ -18,14 +19,15 @@ class TextReader:
     """Prompt and response as text → ids; not for several threads at a time."""
 
     def __init__(
-        self, path: str, tokenizer: PreTrainedTokenizerBase, section: RewardSection, *, is_ours: bool
+        self, path: str, tokenizer: PreTrainedTokenizerBase, section: RewardSection, *, model: RewardModel
     ) -> None:
         """
         Args:
             path: of the model, for errors.
             tokenizer: the model's.
             section: limits, EOS, and whether plain prompts are turns of a conversation.
-            is_ours: Fairlead has trained the model, on answers up to their EOS and plain prompts as they are.
+            model: says how it has learnt to read. One that Fairlead has trained knows answers up to their
+                EOS and plain prompts as they are; an encoder, pairs of texts.
 
         Raises:
             ConfigError: the chat template is asked for and there is none.
@@ -34,9 +36,10 @@ class TextReader:
             raise ConfigError(
                 "reward.chat_template", got="always", allowed=f"auto or never: {path!r} has no chat template"
             )
-        foreign = bool(tokenizer.chat_template) and not is_ours
+        foreign = bool(tokenizer.chat_template) and not model.is_ours
         self._wraps = section.chat_template == "always" or (section.chat_template == "auto" and foreign)
-        self._tokenizer, self._section, self._is_ours = tokenizer, section, is_ours
+        self._tokenizer, self._section = tokenizer, section
+        self._is_ours, self._is_encoder = model.is_ours, model.is_encoder
 
     def read(self, index: int, pair: TextPair) -> tuple[int, ...]:
         """Ids of prompt and response together.
@@ -52,11 +55,14 @@ class TextReader:
         turns = pair.messages
         if self._wraps and not turns:
             turns = (Message("user", pair.prompt),)
+        if self._is_encoder and not self._tokenizer.chat_template and len(turns) < 2:
+            prompt = turns[0].content if turns else pair.prompt
+            return tuple(self._tokenizer(prompt, pair.response, verbose=False)["input_ids"])
         if turns:
             return self._conversation(index, Chat(turns), pair.response)
-        prompt = encode_prompt(self._tokenizer, pair.prompt)
+        before = encode_prompt(self._tokenizer, pair.prompt)
         answer = encode_response(self._tokenizer, pair.response, eos=self._section.append_eos)
-        return (*prompt, *answer)
+        return (*before, *answer)
 
     def _conversation(self, index: int, asked: Chat, response: str) -> tuple[int, ...]:
         try:

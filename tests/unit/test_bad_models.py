@@ -194,7 +194,8 @@ def test_reward_models_with_code_of_their_own_are_refused_by_name(tmp_path: Path
         load_reward_model(str(tmp_path), CPU)
 
 
-def test_an_encoder_is_refused_because_of_where_it_reads_its_score(tmp_path: Path):
+def test_an_encoder_with_segments_is_refused(tmp_path: Path):
+    """BERT tells prompt and answer apart by ids of segments, which do not travel with the tokens."""
     config = BertConfig(
         vocab_size=60,
         hidden_size=16,
@@ -210,6 +211,7 @@ def test_an_encoder_is_refused_because_of_where_it_reads_its_score(tmp_path: Pat
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(
-        ModelLoadError, match=r"BertForSequenceClassification .* does not read its score from the last"
+        ModelLoadError,
+        match=r"BertForSequenceClassification of .*neither.*nor as an encoder without segments",
     ):
         RewardScorer(str(tmp_path), RewardSection(device="cpu"))

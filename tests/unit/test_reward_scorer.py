@@ -8,7 +8,13 @@ import random
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from tokenizers import processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    DistilBertConfig,
+    RobertaConfig,
+)
 
 from fairlead.config.compute import BatchingSection
 from fairlead.config.reward import RewardSection
@@ -142,6 +148,63 @@ def test_a_model_of_ours_reads_what_it_was_trained_on(tmp_path):
     assert tokenizer.decode(plain) == "where ?here .<|im_end|>"
     always = RewardScorer(path, SECTION.model_copy(update={"chat_template": "always"}))
     assert always.encode([TextPair("where ?", "here .")]) == [turned]
+
+
+SMALL = {"vocab_size": 60, "num_labels": 1, "pad_token_id": 0}
+ENCODERS = {
+    "distilbert": DistilBertConfig(dim=16, hidden_dim=32, n_layers=1, n_heads=2, **SMALL),
+    "roberta": RobertaConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        type_vocab_size=1,
+        **SMALL,
+    ),
+    "deberta": DebertaV2Config(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pooler_hidden_size=16,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        **SMALL,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_scores_pairs_of_texts_as_transformers_does(tmp_path, name):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = AutoModelForSequenceClassification.from_config(ENCODERS[name]).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    scorer = RewardScorer(str(tmp_path), SECTION)
+    pairs = [
+        TextPair("w1 w2", "w3"),
+        TextPair("w4", "w5 w6 w7 w8 w9"),
+        TextPair("", "w6", (Message("user", "w9"),)),
+    ]
+    sequences = scorer.encode(pairs)
+    expected = []
+    for prompt, response in (("w1 w2", "w3"), ("w4", "w5 w6 w7 w8 w9"), ("w9", "w6")):
+        inputs = tokenizer(prompt, response, return_tensors="pt", return_token_type_ids=False)
+        with torch.inference_mode():
+            expected.append(float(model(**inputs).logits[0, 0]))
+    assert scorer.score(sequences) == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 3) for score in expected}) == 3
+    with pytest.raises(
+        InvalidInput, match=r"items.tokens\[0\]: got 'ids', allowed: text: the model is an encoder"
+    ):
+        scorer.encode([TokenPair((1,), (2,))])
 
 
 def test_a_template_that_is_asked_for_has_to_be_there(folder):
