@@ -8,10 +8,10 @@ import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from click.testing import Result
 from typer.testing import CliRunner
 
 from fairlead.cli import k8s as verbs
@@ -23,7 +23,7 @@ from tests.cluster_stand_in import KEDA, StandIn
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
 
-Fairlead = Callable[..., Result]
+Fairlead = Callable[..., Any]
 UP = ("up", "--overlay", "kind")
 PROCESSES = {"files", "policy", "reward", "reference", "rollout-worker", "trainer", "redis"}
 
@@ -41,7 +41,7 @@ def cluster(tmp_path: Path, monkeypatch):
 
 @pytest.fixture
 def fairlead() -> Fairlead:
-    def call(*arguments: str, code: int = 0) -> Result:
+    def call(*arguments: str, code: int = 0) -> Any:
         result = CliRunner().invoke(app, ["k8s", *arguments], env={"COLUMNS": "200"})
         assert result.exit_code == code, result.output
         return result

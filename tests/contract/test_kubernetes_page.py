@@ -1,0 +1,84 @@
+"""docs/kubernetes.md: its commands are commands, and what they name is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from fairlead.cli.main import app
+from fairlead.k8s.manifests import checkout, kustomize
+from tests.rendered import needs_kubectl, of_kind, rendered
+
+ROOT = checkout().parent
+PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+LINES = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
+COMMANDS = [part.strip() for line in LINES for part in line.split(" | ")]
+INLINE = [part.replace(" …", "") for part in re.findall(r"`([^`\n]+)`", PAGE)]
+OURS = sorted({line for line in COMMANDS + INLINE if line.startswith("fairlead ") and len(line.split()) > 3})
+VERBS = sorted({line for line in COMMANDS + INLINE if line.startswith("fairlead ")} - set(OURS))
+"""A verb that is only named, without its arguments."""
+
+
+def parse(command: Any, name: str, arguments: list[str]) -> None:
+    """Parses a command line down to its verb; runs nothing."""
+    group = hasattr(command, "commands")
+    with command.make_context(name, list(arguments), resilient_parsing=group):
+        if group:
+            parse(command.commands[arguments[0]], arguments[0], arguments[1:])
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_our_commands_parse(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parse(typer.main.get_command(app), "fairlead", shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize("line", VERBS)
+def test_our_verbs_are_verbs(line):
+    command: Any = typer.main.get_command(app)
+    for word in [word for word in shlex.split(line)[1:] if "." not in word and "/" not in word]:
+        command = command.commands[word]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_blocks_are_shell(block):
+    done = subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_files_that_commands_name_are_there():
+    named = [
+        word for line in COMMANDS for word in shlex.split(line) if re.match(r"(docker|k8s|configs)/", word)
+    ]
+    assert len(named) > 5
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@needs_kubectl
+def test_objects_that_commands_name_are_there():
+    objects = rendered("kind")
+    kinds = {"deploy": of_kind(objects, "Deployment"), "job": of_kind(objects, "Job")}
+    named = set(re.findall(r"\b(deploy|job)/([\w-]+)", PAGE))
+    assert len(named) >= 3
+    assert [name for kind, name in named if name not in kinds[kind]] == []
+    for folder in re.findall(r"kubectl kustomize (\S+)", PAGE):
+        assert kustomize(ROOT / folder)
+
+
+@needs_kubectl
+def test_the_overlay_of_ones_own_renders(tmp_path: Path):
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    gpu = os.path.relpath(checkout() / "overlays" / "gpu", tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(block.replace("../fairlead/k8s/overlays/gpu", gpu))
+    assert yaml.safe_load(block)["kind"] == "Kustomization"
+    claim = of_kind(kustomize(tmp_path), "PersistentVolumeClaim")["fairlead"]
+    assert claim["spec"]["storageClassName"] == "shared"
