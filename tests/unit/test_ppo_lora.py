@@ -111,10 +111,9 @@ def test_a_run_publishes_keeps_and_leaves_adapters(undisturbed, model_path):
     assert moved.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("update", [1, 3])
-def test_a_killed_run_ends_with_the_same_adapters_bit_for_bit(update, tmp_path, model_path, undisturbed):
+def test_a_killed_run_ends_with_the_same_adapters_bit_for_bit(tmp_path, model_path, undisturbed):
     with Run(configured(tmp_path, model_path, **RANK), model_path) as run:
-        run.killed_after(update)
+        run.killed_after(3)
         result = run.trainer().run()
     assert same(weights(run.models), undisturbed[2])
     assert result["incarnations"] == 2
@@ -176,24 +175,3 @@ def test_a_run_does_not_go_on_over_a_base_that_has_changed(tmp_path):
         assert run.trainer().run()["tasks_trained"] == 48
     state = json.loads((run.config.folder.checkpoints / "3-6" / "state.json").read_text())
     assert state["adapter"]["config"]["base_model_name_or_path"] == str(path)
-
-
-def test_it_learns_a_small_bandit(tmp_path, model_path):
-    """As in test_ppo_train, with a twentieth of the numbers."""
-    changes = {
-        "ppo.updates": 12,
-        "ppo.batch_size": 32,
-        "ppo.mini_batch_size": 16,
-        "ppo.kl_coefficient": 0.01,
-        "ppo.learning_rate": 4e-2,
-        "sampling.max_new_tokens": 1,
-        "checkpoint.every_updates": 100,
-    }
-    with Run(
-        configured(tmp_path, model_path, **RANK | changes),
-        model_path,
-        score=lambda answer: float(7 <= answer[0] <= 12),
-    ) as run:
-        result = run.trainer().run()
-    assert result["proxy_first"] < 0.35
-    assert result["proxy_last"] > 0.85
