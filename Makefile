@@ -39,8 +39,9 @@ format: setup
 protos: setup
 	PATH=$(BIN):$$PATH $(BIN)/python protos/generate.py
 
+# The short ones, or `make bench NAMES="stages services trl"`; docs/benchmarks.md.
 bench: setup
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(NAMES)
 
 gpu-check: setup
 	$(BIN)/python -m pytest tests/gpu -rs

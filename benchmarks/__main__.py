@@ -58,13 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = 2
     if results:
         _show(results)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
+    file = options.json or OUT / f"{'-'.join(options.names) or 'benchmarks'}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     entries = {
         name: {"value": r.value, "unit": r.unit, "baseline": r.baseline, "ratio": r.ratio}
         for name, r in results.items()
     }
-    options.json.write_text(json.dumps(entries, indent=2) + "\n")
-    print(f"written to {options.json}", file=sys.stderr)
+    file.write_text(json.dumps(entries, indent=2) + "\n")
+    print(f"written to {file}", file=sys.stderr)
     return code
 
 
@@ -77,7 +78,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpu", action="store_true", help="on the GPU; says so and ends where there is none")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, which measure nothing")
     parser.add_argument("--run", type=Path, default=QUICKSTART, help="folder of a finished quickstart")
-    parser.add_argument("--json", type=Path, default=OUT / "benchmarks.json")
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"instead of {OUT}/NAMES.json")
     options = parser.parse_args(argv)
     for name in options.names:
         if name not in ALL:

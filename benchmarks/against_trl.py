@@ -50,6 +50,10 @@ class Side:
     gold: float
     """Mean gold reward on held-out prompts."""
 
+    def __str__(self) -> str:
+        reward, kl = self.spent.last_reward, self.spent.last_kl
+        return f"gold {self.gold:.2f}, last batch: score {reward:.2f}, KL {kl:.2f}"
+
 
 def run(settings: Settings) -> dict[str, Result]:
     """CPU seconds an episode and gold of both, means over seeds that take turns."""
@@ -70,7 +74,7 @@ def run(settings: Settings) -> dict[str, Result]:
             ours.append(Side(spent, _gold(config, config.folder.policy_model, heldout)))
             spent = _trl(python, config, folder / f"trl-{seed}")
             theirs.append(Side(spent, _gold(config, folder / f"trl-{seed}" / "policy", heldout)))
-            print(f"seed {seed}: gold {ours[-1].gold:.2f}, TRL {theirs[-1].gold:.2f}", file=sys.stderr)
+            print(f"seed {seed}: ours {ours[-1]}; TRL {theirs[-1]}", file=sys.stderr)
         before = _gold(config, source / "sft", heldout)
     print(f"gold of the SFT policy that both start from: {before:.2f}", file=sys.stderr)
     return _results(ours, theirs, before=before, batch=config.ppo.batch_size)
@@ -189,4 +193,6 @@ def _results(ours: Sequence[Side], theirs: Sequence[Side], *, before: float, bat
     golds = [statistics.fmean(side.gold for side in sides) for sides in (ours, theirs)]
     results["trl_gold"] = Result(golds[0], "gold", golds[1], what)
     results["trl_gold_gain"] = Result(golds[0] - before, "gold", golds[1] - before, what)
+    kls = [statistics.fmean(side.spent.last_kl for side in sides) for sides in (ours, theirs)]
+    results["trl_kl"] = Result(kls[0], "nats/answer", kls[1], what)
     return results

@@ -135,6 +135,10 @@ class Measured:
     """CPU time of an update, by process."""
     first_reward: float
     """Mean score of the first batch, before anything is learnt."""
+    last_reward: float
+    """Mean score of the last batch."""
+    last_kl: float
+    """Its divergence from the reference, in nats an answer."""
 
 
 def ppo(overrides: Mapping[str, str]) -> Measured:
@@ -154,7 +158,7 @@ def ppo(overrides: Mapping[str, str]) -> Measured:
 
 
 def measured(lines: Iterable[str], usage: Usage, *, begun: float) -> Measured:
-    """From a JSON line with `time` and `reward` for every update, and the CPU time in between.
+    """From a JSON line with `time`, `reward` and `kl` for every update, and the CPU time in between.
 
     Lines that are no such objects are passed over: other things that a process says.
     """
@@ -170,6 +174,8 @@ def measured(lines: Iterable[str], usage: Usage, *, begun: float) -> Measured:
         whole_cpu_seconds=usage.total,
         by_command=spent,
         first_reward=rows[0]["reward"],
+        last_reward=rows[-1]["reward"],
+        last_kl=rows[-1]["kl"],
     )
 
 

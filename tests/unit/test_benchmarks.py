@@ -99,9 +99,9 @@ def test_a_run_is_measured_from_its_first_update_to_its_last():
     usage = Usage(
         times=[10.0, 11.0, 15.0, 16.0], spent=[{"a": 1.0}, {"a": 2.0}, {"a": 4.0, "b": 2.0}, {"a": 9.0}]
     )
-    lines = ["a word", *(json.dumps({"time": t, "reward": t / 10}) for t in (11.0, 12.5, 15.0))]
+    lines = ["a word", *(json.dumps({"time": t, "reward": t / 10, "kl": t}) for t in (11.0, 12.5, 15.0))]
     found = quickstart.measured(lines, usage, begun=5.0)
-    assert (found.updates, found.seconds, found.first_reward) == (2, 2.0, 1.1)
+    assert (found.updates, found.seconds, found.first_reward, found.last_reward) == (2, 2.0, 1.1, 1.5)
     assert found.by_command == {"a": 1.0, "b": 1.0}
     assert found.cpu_seconds == 2.0
     assert (found.whole_seconds, found.whole_cpu_seconds) == (11.0, 9.0)
