@@ -38,7 +38,8 @@ Overlay = Annotated[
     str, typer.Option("--overlay", help="gpu, kind, or the folder of an overlay of your own.")
 ]
 Components = Annotated[
-    list[str] | None, typer.Option("--component", help="keda, monitoring or a folder; repeatable.")
+    list[str] | None,
+    typer.Option("--component", help="keda, monitoring, network-policies or a folder; repeatable."),
 ]
 Registry = Annotated[
     str, typer.Option("--registry", help="Where the cluster finds the images, without their names.")

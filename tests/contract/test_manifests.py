@@ -30,6 +30,18 @@ from tests.rendered import (
 
 pytestmark = needs_kubectl
 MODEL_SERVICES = {"policy": 5001, "reward": 5002, "reference": 5003}
+COMPONENTS = {
+    "shared": (),
+    "files": ("files",),
+    "queue": ("redis",),
+    "model-service": tuple(MODEL_SERVICES),
+    "worker": ("rollout-worker",),
+    "trainer": ("trainer",),
+    "autoscaler": (),
+    "monitoring": (),
+    "network": (),
+}
+"""By the label that `down`, `scale`, stages and patches go by: the processes."""
 OLDEST, NEWEST = "1.30", "1.36"
 """Versions of Kubernetes; the oldest is the first with `preStop.sleep` without a switch."""
 
@@ -120,11 +132,12 @@ def test_everything_is_labelled_and_in_the_namespace(objects):
     for manifest in objects:
         labels = manifest["metadata"]["labels"]
         assert labels[PART_OF] == "fairlead"
-        assert labels[COMPONENT]
+        assert labels[COMPONENT] in COMPONENTS
         assert labels["app.kubernetes.io/instance"] == "run"
         assert manifest["metadata"]["namespace"] == "fairlead"
     for name, template in templates(objects).items():
         assert template["metadata"]["labels"][NAME] == name
+        assert name in COMPONENTS[template["metadata"]["labels"][COMPONENT]]
 
 
 def test_selectors_find_their_own_pods_and_no_others(objects):

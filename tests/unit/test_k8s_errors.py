@@ -137,7 +137,10 @@ def test_no_kubeconfig_a_broken_one_and_an_unknown_context(cluster, tmp_path):
     ("flags", "says"),
     [
         (["--overlay", "none"], "overlay: got 'none', allowed: one of gpu, kind, or a folder"),
-        (["--overlay", "kind", "--component", "none"], "allowed: one of gpu, keda, monitoring"),
+        (
+            ["--overlay", "kind", "--component", "none"],
+            "allowed: one of gpu, keda, monitoring, network-policies",
+        ),
         (["--overlay", "gpu"], "allowed: where the cluster finds it: --registry"),
         (["--overlay", "kind", "--stage", "dpo"], "allowed: one of files, sft, reward-model, ppo"),
         (["--overlay", "kind", "--set", "ppo.update=1"], "did you mean `ppo.updates`?"),

@@ -1,0 +1,97 @@
+"""components/network-policies: who may talk to whom, asked of the policies as a network plugin would."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from fairlead.k8s.manifests import Manifest
+from tests.rendered import container, needs_kubectl, of_kind, rendered, templates
+
+pytestmark = needs_kubectl
+RUN = "fairlead"
+PORTS = (443, 5001, 5002, 5003, 6379, 9090, 29500)
+EDGES = {
+    ("rollout-worker", "policy", 5001),
+    ("rollout-worker", "reward", 5002),
+    ("rollout-worker", "reference", 5003),
+    ("rollout-worker", "redis", 6379),
+    ("trainer", "redis", 6379),
+    *(("trainer", "trainer", port) for port in PORTS),
+    ("keda", "redis", 6379),
+    *(("monitoring", name, 9090) for name in ("policy", "reward", "reference", "rollout-worker", "trainer")),
+}
+"""Who calls whom at which port; `keda` and `monitoring` are any pod of these namespaces."""
+
+
+class Network:
+    """The rules of NetworkPolicy: who is selected by none may do all, who is selected what one allows."""
+
+    def __init__(self, objects: tuple[Manifest, ...]) -> None:
+        self.policies = [one["spec"] for one in of_kind(objects, "NetworkPolicy").values()]
+        self.pods = {
+            name: (RUN, template["metadata"]["labels"]) for name, template in templates(objects).items()
+        }
+        self.ports = {
+            name: {port["name"]: port["containerPort"] for port in container(template).get("ports", ())}
+            for name, template in templates(objects).items()
+        }
+        self.pods |= {
+            name: (name, {"app": "anything"}) for name in ("keda", "monitoring", "kube-system", "other")
+        }
+
+    def allows(self, source: str, target: str, port: int) -> bool:
+        return self._side("Egress", source, target, port) and self._side("Ingress", target, source, port)
+
+    def _side(self, kind: str, pod: str, other: str, port: int) -> bool:
+        """Whether a pod may send (Egress) or receive (Ingress)."""
+        namespace, labels = self.pods[pod]
+        mine = [
+            one
+            for one in self.policies
+            if namespace == RUN
+            and kind in one["policyTypes"]
+            and one["podSelector"]["matchLabels"].items() <= labels.items()
+        ]
+        target = other if kind == "Egress" else pod
+        rules = [rule for one in mine for rule in one.get(kind.lower(), ())]
+        peers = "to" if kind == "Egress" else "from"
+        return not mine or any(
+            any(self._is(peer, other) for peer in rule[peers]) and self._at(rule.get("ports"), target, port)
+            for rule in rules
+        )
+
+    def _is(self, peer: dict[str, Any], pod: str) -> bool:
+        namespace, labels = self.pods[pod]
+        space = {"kubernetes.io/metadata.name": namespace}
+        if "namespaceSelector" in peer:
+            assert "podSelector" not in peer
+            return peer["namespaceSelector"].get("matchLabels", {}).items() <= space.items()
+        return namespace == RUN and peer["podSelector"]["matchLabels"].items() <= labels.items()
+
+    def _at(self, ports: list[dict[str, Any]] | None, target: str, port: int) -> bool:
+        """Named ports are those of the target's container."""
+        named = self.ports.get(target, {})
+        return ports is None or any(named.get(one["port"], one["port"]) == port for one in ports)
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network(rendered("everything"))
+
+
+def test_only_the_edges_of_the_flow_are_open(network):
+    open_edges = {
+        (source, target, port)
+        for source, target, port in itertools.product(network.pods, network.pods, PORTS)
+        if network.pods[target][0] == RUN and network.allows(source, target, port)
+    }
+    assert open_edges == EDGES
+
+
+def test_the_run_reaches_dns_and_nothing_else_outside(network):
+    mine = [name for name, (namespace, _) in network.pods.items() if namespace == RUN]
+    assert all(network.allows(name, "kube-system", 53) for name in mine)
+    assert not [name for name in mine if network.allows(name, "other", 443)]
