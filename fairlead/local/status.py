@@ -86,7 +86,7 @@ async def look(folder: RunFolder) -> RunStatus:
     live = supervised is not None and supervised.alive
     services: Iterable[ServiceStatus] = ()
     if supervised is not None:
-        services = await asyncio.gather(*(_service(each, live=live) for each in supervised.processes))
+        services = await asyncio.gather(*(ask(each, live=live) for each in supervised.processes))
     return RunStatus(
         run=str(folder.root),
         state=state,
@@ -118,7 +118,8 @@ def _state(
     return ("stopped" if outcome.code in (5, *_STOPPED_BY_SIGNAL) else "failed"), outcome.message
 
 
-async def _service(process: ProcessRecord, *, live: bool) -> ServiceStatus:
+async def ask(process: ProcessRecord, *, live: bool) -> ServiceStatus:
+    """A process by its record and, where its supervisor lives, by what it says of itself."""
     if not live or process.pid is None:
         state = process.state if live or process.state == "ended" else "gone"
         return _without_answer(process, state=state)

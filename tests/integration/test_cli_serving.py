@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from fairlead import RewardClient
+from fairlead.local import status
+from fairlead.local.record import ProcessRecord
 from tests.service_process import Starter, free_address
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
@@ -197,3 +199,19 @@ def test_results_do_not_wait_for_the_end_of_a_pipe_and_ctrl_c_ends_it(
         assert started.wait(20) == 130
         assert time.monotonic() - begun < 15
         assert "Traceback" not in (started.stderr.read() if started.stderr else "")
+
+
+async def test_status_asks_services_for_their_health_and_version(services: dict[str, str]):
+    async def asked(name: str, address: str) -> tuple[bool | None, str]:
+        process = ProcessRecord(
+            name=name, state="ready", pid=os.getpid(), restarts=0, started=time.time() - 5, grpc=address
+        )
+        found = await status.ask(process, live=True)
+        assert found.up_seconds == pytest.approx(5, abs=20)
+        return found.healthy, found.version
+
+    assert await asked("policy-0", services["policy"]) == (True, "0-0")
+    healthy, version = await asked("reward-0", services["reward"])
+    assert healthy
+    assert len(version) == 12
+    assert await asked("reference-0", free_address()) == (False, "")
