@@ -7,6 +7,7 @@ folder with an adapter is what peft writes: `adapter_config.json` and `adapter_m
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import warnings
@@ -179,13 +180,12 @@ def base_of(path: str) -> str | None:
     Raises:
         ModelLoadError: if its configuration names none, or the hub refuses.
     """
+    folder = Path(path).expanduser()
     try:
-        file = find_adapter_config_file(
-            str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path
-        )
+        file = str(folder / CONFIG_FILE) if folder.is_dir() else _hub_config_file(path)
     except OSError as error:
         raise load_failure(f"the model {path!r}", path, error) from error
-    if file is None:
+    if file is None or not Path(file).is_file():
         return None
     try:
         base = json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"]
@@ -194,6 +194,13 @@ def base_of(path: str) -> str | None:
     if not base or not isinstance(base, str):
         raise ModelLoadError(f"the adapter {path!r}: base_model_name_or_path in {file} is empty")
     return base
+
+
+@functools.cache
+def _hub_config_file(path: str) -> str | None:
+    """Asked for once: a hub that does not answer is tried for a while each time."""
+    found: str | None = find_adapter_config_file(path)
+    return found
 
 
 def load_merged(model: PreTrainedModel, path: str) -> PreTrainedModel:
