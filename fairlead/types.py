@@ -226,7 +226,7 @@ class TextPair:
     response: str
     """The response."""
     messages: tuple[Message, ...] = ()
-    """The turns that the response answers; if there are any, they are the prompt, and `prompt` is not read."""
+    """The turns that the response answers; if there are any, they are the prompt, and `prompt` is unread."""
 
 
 @dataclass(frozen=True, slots=True)

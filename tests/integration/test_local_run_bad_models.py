@@ -1,0 +1,60 @@
+"""A run whose models cannot be used says so in one line and stops; mended, the same command finishes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.integration.ppo_run import check, make, started
+
+
+def custom_code(folder: Path) -> None:
+    """The reward model reads its score with code of its own."""
+    settings = json.loads((folder / "reward" / "config.json").read_text())
+    settings["architectures"] = ["LlamaForRewardModelWithGating"]
+    (folder / "reward" / "config.json").write_text(json.dumps(settings))
+
+
+def too_many_tokens(folder: Path) -> None:
+    """The policy's tokenizer knows a word that its embedding has no row for."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
+    tokenizer.add_tokens(["w56"])
+    tokenizer.save_pretrained(folder / "policy")
+
+
+def cut_off(folder: Path) -> None:
+    """Half of the reference is missing."""
+    weights = folder / "policy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+@pytest.mark.slow  # all six processes start, twice
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (custom_code, "was made for LlamaForRewardModelWithGating, which is code of its own"),
+        (too_many_tokens, "has an embedding of 60 rows, and its tokenizer gives ids up to 60"),
+        (cut_off, "cannot load the model"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_model_that_cannot_be_used_stops_the_run_until_it_is_mended(tmp_path: Path, damage, says):
+    file = make(tmp_path, updates=2)
+    good = {path: path.read_bytes() for path in tmp_path.glob("*/*") if path.is_file()}
+    damage(tmp_path)
+    with started(file) as run:
+        code, said = run.finish()
+        assert code == 2, said + run.words()
+        last = said.strip().splitlines()[-1]
+        assert last.startswith("error: ")
+        assert says in last
+        assert "Traceback" not in said
+    for path, content in good.items():
+        path.write_bytes(content)
+    with started(file) as run:
+        code, said = run.finish()
+        assert code == 0, said + run.words()
+        check(run.folder)
