@@ -1,0 +1,27 @@
+# The light image: rollout worker and command line, without torch.
+#   docker build -f docker/light.Dockerfile -t fairlead-light .
+ARG BASE=docker.io/library/debian:12-slim
+
+FROM ${BASE} AS build
+# Where pip looks, if not at PyPI; see tests/images/build.sh.
+ARG PIP_INDEX_URL
+ARG PIP_NO_INDEX
+ARG PIP_FIND_LINKS
+RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv
+RUN python3 -m venv /opt/fairlead
+WORKDIR /src
+COPY . .
+RUN /opt/fairlead/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt . \
+    && /opt/fairlead/bin/pip uninstall --yes pip setuptools
+
+FROM ${BASE}
+# tini is process 1: it hands signals on and reaps what is orphaned, whatever the program does.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates python3 tini \
+    && rm -rf /var/lib/apt/lists/* /var/log/*
+COPY --from=build /opt/fairlead /opt/fairlead
+ENV PATH=/opt/fairlead/bin:/usr/bin:/bin HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+WORKDIR /tmp
+ENTRYPOINT ["/usr/bin/tini", "--"]
+CMD ["fairlead", "--help"]
