@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup quickstart test test-slow lint format protos bench gpu-check clean
+.PHONY: setup quickstart test test-slow lint format protos bench images gpu-check clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,9 @@ protos: setup
 # The short ones, or `make bench NAMES="stages services trl"`; docs/benchmarks.md.
 bench: setup
 	$(BIN)/python -m benchmarks $(NAMES)
+
+images:
+	tests/images/build.sh
 
 gpu-check: setup
 	$(BIN)/python -m pytest tests/gpu -rs
