@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from examples.rotten_tomatoes import outcome
+from examples.rotten_tomatoes import outcome, picture
 from fairlead import log
 from fairlead.config import load, parse_overrides
 from fairlead.errors import ConfigError, FairleadError
@@ -20,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.rotten_tomatoes", description=__doc__)
     parser.add_argument("config", nargs="?", type=Path, default=CONFIG, help="the run's TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
+    parser.add_argument("--picture", type=Path, default=None, help="draw the outcome, as .svg or .png")
     options = parser.parse_args()
     try:
         config = load(options.config, overrides=parse_overrides(options.set))
@@ -29,6 +30,8 @@ def main() -> int:
         figures = outcome.measure(config)
         durable.write_json(config.folder.result("evaluation"), figures)
         print(outcome.table(figures))
+        if options.picture is not None:
+            picture.draw(config, figures, options.picture)
     except FairleadError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

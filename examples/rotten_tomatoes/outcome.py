@@ -6,6 +6,7 @@ Asks the SFT policy and the tuned one through the policy service; both get the s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,10 +90,12 @@ def summary(before: Sequence[Judged], after: Sequence[Judged], *, seed: int) -> 
         "probability_after": fmean(p for found in after for p in found.probabilities),
         "words_before": _words(before),
         "words_after": _words(after),
-        "distinct_before": _distinct(before),
-        "distinct_after": _distinct(after),
+        "distinct_2_before": _distinct_2(before),
+        "distinct_2_after": _distinct_2(after),
         "ended_before": fmean(flag for found in before for flag in found.ended),
         "ended_after": fmean(flag for found in after for flag in found.ended),
+        "probabilities_before": [p for found in before for p in found.probabilities],
+        "probabilities_after": [p for found in after for p in found.probabilities],
         "samples": [
             {
                 "prompt": before[place].prompt,
@@ -113,7 +116,7 @@ def table(figures: Mapping[str, Any]) -> str:
         ("judged positive", "positive", "{:.1%}"),
         ("probability of positive, mean", "probability", "{:.3f}"),
         ("words in a sentence, mean", "words", "{:.1f}"),
-        ("distinct words ÷ words", "distinct", "{:.3f}"),
+        ("distinct-2: different pairs of words ÷ pairs", "distinct_2", "{:.3f}"),
         ("continuations that end by themselves", "ended", "{:.1%}"),
     ]
     lines = ["| held-out continuations | SFT | after PPO |", "|---|---:|---:|"]
@@ -124,7 +127,9 @@ def table(figures: Mapping[str, Any]) -> str:
         "",
         f"Gain in the share judged positive: {figures['gain']:+.1%}, 95% interval {low:+.1%} to {high:+.1%} "
         f"({figures['continuations']} continuations each of {figures['prompts']} held-out prompts; the judge "
-        f"is right on {figures['judge']['accuracy']:.1%} of sentences it has not seen).",
+        f"is right on {figures['judge']['accuracy']:.1%} of sentences it has not seen). Distinct-2 is "
+        f"{figures['distinct_2_after'] / figures['distinct_2_before']:.2f} of what it was; KL to the "
+        f"reference {figures['ppo']['kl']:.1f} nats an answer.",
         "",
         "| before | after |",
         "|---|---|",
@@ -174,7 +179,8 @@ def _words(groups: Sequence[Judged]) -> float:
     return fmean(len(text.split()) for found in groups for text in found.texts)
 
 
-def _distinct(groups: Sequence[Judged]) -> float:
-    """Falls when a policy says the same to everything: the sign of a gamed reward."""
-    words = [word for found in groups for text in found.texts for word in text.split()]
-    return len(set(words)) / len(words)
+def _distinct_2(groups: Sequence[Judged]) -> float:
+    """Different pairs of neighbouring words ÷ pairs; falls when a policy says the same to everything."""
+    texts = [text.split() for found in groups for text in found.texts]
+    pairs = [pair for words in texts for pair in itertools.pairwise(words)]
+    return len(set(pairs)) / max(len(pairs), 1)

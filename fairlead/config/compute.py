@@ -18,8 +18,8 @@ class ComputeSection(Section):
     device: Device = "auto"
     """`auto` takes the GPU if there is one."""
     dtype: DType = "float32"
-    """Computation type of the model's body. Heads, log-probs, weights that learn and their optimizer are float32
-    whatever it is."""
+    """Computation type of the model's body. Heads, log-probs, weights that learn and their optimizer are
+    float32 whatever it is."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the process; 0 leaves the choice to OMP_NUM_THREADS or to torch."""
 

@@ -70,7 +70,7 @@ class PpoSection(TrainingSection):
     ptx_batch_size: int = Field(default=32, ge=1)
     """Demonstrations of an optimizer step, with `ptx_coefficient`."""
     lora: LoraSection = LoraSection()
-    """Adapters on frozen weights, one for the policy and one for the critic, instead of training all of them."""
+    """Adapters on frozen weights, one for the policy and one for the critic, instead of training them all."""
 
     @model_validator(mode="after")
     def _mini_batches_are_whole(self) -> Self:

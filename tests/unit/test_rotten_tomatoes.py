@@ -74,8 +74,10 @@ def test_summary_and_table() -> None:
     assert found["gain"] == pytest.approx(0.5)
     assert found["gain_interval"] == pytest.approx((0.5, 0.5)), "every prompt gained one of two"
     assert found["words_before"] == 3
-    assert found["distinct_before"] == pytest.approx((4 + 1 + 2) / 24)
-    text = outcome.table({**found, "judge": {"accuracy": 0.7}})
+    # "p0 text", "p1 text", …, and "text 0", "text 1", among two pairs of each of eight texts.
+    assert found["distinct_2_before"] == pytest.approx((4 + 2) / 16)
+    text = outcome.table({**found, "judge": {"accuracy": 0.7}, "ppo": {"kl": 2.5}})
+    assert "Distinct-2 is 1.00 of what it was; KL to the reference 2.5 nats" in text
     assert "| judged positive | 25.0% | 75.0% |" in text
     assert "Gain in the share judged positive: +50.0%, 95% interval +50.0% to +50.0%" in text
     assert text.count("\n| **p") == 4
