@@ -1,0 +1,47 @@
+"""The picture of the outcome: what PPO raised and at what distance, and the judge's view before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from fairlead.config import RunConfig
+from trainer import charts, run_record
+from trainer.charts import COLORS
+
+_SIZE_INCHES = (10.0, 2.9)
+
+
+def draw(config: RunConfig, figures: Mapping[str, Any], out: Path) -> None:
+    """Draws as SVG, or as what the ending of `out` says.
+
+    Args:
+        config: a run whose PPO has ended.
+        figures: what `outcome.measure` gave.
+        out: the file.
+    """
+    record = run_record.read(config.folder)
+    with mpl.rc_context({**charts.STYLE, "savefig.facecolor": "white"}):
+        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        reward, divergence, judged = figure.subplots(1, 3)
+        for axes, curve, title, color in (
+            (reward, "reward", "Reward model's score", COLORS[1]),
+            (divergence, "kl", "KL to the reference, nats", COLORS[3]),
+        ):
+            axes.plot(*record.curve(curve), color=color, linewidth=1.6)
+            axes.set_title(title)
+            axes.set_xlabel("PPO update")
+        for side, name, color in (("before", "SFT", COLORS[4]), ("after", "after PPO", COLORS[0])):
+            share = f"{name}: {figures[f'positive_{side}']:.0%} positive"
+            values = figures[f"probabilities_{side}"]
+            judged.hist(
+                values, bins=20, range=(0, 1), histtype="stepfilled", alpha=0.55, color=color, label=share
+            )
+        judged.set_title("Judge: probability of positive")
+        judged.set_yticks([])
+        judged.legend(fontsize=8, loc="upper left")
+        figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None, dpi=150)
