@@ -59,42 +59,42 @@ def wait_until_done(cluster: Cluster, *, poll_seconds: float, say: Callable[[str
 
 def _wait(
     cluster: Cluster,
-    look: Callable[[Sequence[ProcessState]], Outcome | str],
+    look: Callable[[Sequence[ProcessState]], Outcome | dict[str, str]],
     timeout_seconds: float,
     poll_seconds: float,
     say: Callable[[str], None],
 ) -> Outcome:
-    deadline, said = time.monotonic() + timeout_seconds, ""
+    deadline, said = time.monotonic() + timeout_seconds, dict[str, str]()
     while True:
         try:
             states = survey(cluster)
             found = _failure(cluster, states) or look(states)
         except (Unavailable, DeadlineExceeded) as error:
-            found = str(error)
+            found = {"cluster": str(error)}
         if isinstance(found, Outcome):
             return found
         if time.monotonic() > deadline:
-            raise Stalled(f"waited {timeout_seconds:.0f} s: {found}")
-        if found != said:
-            say(found)
-            said = found
+            raise Stalled(f"waited {timeout_seconds:.0f} s for {', '.join(found.values())}")
+        for name in [name for name in found if found[name] != said.get(name)]:
+            say(f"waits for {found[name]}")
+        said |= found
         time.sleep(poll_seconds)
 
 
-def _readiness(states: Sequence[ProcessState]) -> Outcome | str:
+def _readiness(states: Sequence[ProcessState]) -> Outcome | dict[str, str]:
     waiting = [state for state in states if not state.is_settled]
     if states and not waiting:
         return Outcome(0, f"ready: {', '.join(_counted(state) for state in states)}")
-    return f"waiting for {', '.join(_explained(state) for state in waiting) or 'the first object'}"
+    return {state.name: _explained(state) for state in waiting} or {"": "the first object"}
 
 
-def _end_of_trainer(states: Sequence[ProcessState]) -> Outcome | str:
+def _end_of_trainer(states: Sequence[ProcessState]) -> Outcome | dict[str, str]:
     trainer = next((state for state in states if state.name == _TRAINER), None)
     if trainer is None:
         return Outcome(1, "there is no trainer in this namespace any more")
     if trainer.done:
         return Outcome(0, "the trainer is done")
-    return f"waiting for the end of the {_TRAINER}{f' ({trainer.doing})' if trainer.doing else ''}"
+    return {_TRAINER: f"the end of the {_TRAINER}{f' ({trainer.doing})' if trainer.doing else ''}"}
 
 
 def _failure(cluster: Cluster, states: Sequence[ProcessState]) -> Outcome | None:
