@@ -82,7 +82,9 @@ for image in light model; do
     check "$image" sh -c 'test "$(id -u)" = 10001 && ! touch /opt/fairlead/x 2>/dev/null && ! command -v pip'
     [ "$(buildah inspect --type image --format '{{.OCIv1.Config.User}}' "fairlead-$image")" = 10001:10001 ]
     # A secret would have come by the environment or an argument of the build.
-    ! buildah inspect --type image "fairlead-$image" | grep -iE 'password|token|secret'
+    if buildah inspect --type image "fairlead-$image" | grep -iE 'password|token|secret'; then
+        exit 1
+    fi
 done
 check light python -c 'import services.rollout_worker.__main__, importlib.util as u; assert not u.find_spec("torch")'
 check model python -c 'import trainer.ppo.__main__, services.policy.hf_engine, services.reward.scorer'
