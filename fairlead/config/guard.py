@@ -49,14 +49,14 @@ class GuardSection(Section):
     kl_k3_stop_above: float | None = None
     """Of the same."""
 
-    overconfidence_warn_above: float | None = Field(default=0.15, ge=0, le=1)
+    overconfidence_warn_above: float | None = Field(default=None, ge=0, le=1)
     """Share of fresh labels on the policy's own answers that the reward model claims to foresee, less the
-    share that it does: of the rankings in `data.fresh_rankings`. At most 0.14 on healthy runs of the
+    share that it does: of the rankings in `data.fresh_rankings`. At most 0.13 on 16 healthy runs of the
     quickstart."""
-    overconfidence_stop_above: float | None = Field(default=0.2, ge=0, le=1)
+    overconfidence_stop_above: float | None = Field(default=0.15, ge=0, le=1)
     """Of the same."""
-    fresh_label_pairs: int = Field(default=300, ge=20, le=100_000)
-    """Pairs of fresh labels that are judged together, the newest; 300 know the share to ± 0.03 (one standard
+    fresh_label_pairs: int = Field(default=500, ge=20, le=100_000)
+    """Pairs of fresh labels that are judged together, the newest; 500 know the share to ± 0.02 (one standard
     error)."""
 
     entropy_ratio_warn_below: float | None = Field(default=0.5, ge=0)
