@@ -50,17 +50,21 @@ def guards(record: RunRecord) -> list[Section]:
 
 
 def _row(record: RunRecord, signal: str) -> tuple[str, ...] | None:
+    """What a signal did, and when it first crossed which limit; None if it was not measured."""
     _, course = record.curve(f"guard_{signal}")
     if not course:
         return None
-    fired = [alert for alert in record.ppo.get("guards", ()) if alert["signal"] == signal]
+    fired: dict[str, int] = {}
+    for alert in record.ppo.get("guards", ()):
+        if alert["signal"] == signal:
+            fired.setdefault(alert["level"], alert["update"])
     return (
         MEANINGS[signal],
         f"{course[0]:.2f}",
         f"{course[-1]:.2f}",
         f"{min(course):.2f} to {max(course):.2f}",
         _limits(record, signal),
-        ", ".join(f"{alert['level']} at {alert['update']}" for alert in fired) or "no",
+        ", ".join(f"{level} at {update}" for level, update in fired.items()) or "no",
     )
 
 
