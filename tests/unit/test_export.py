@@ -226,7 +226,8 @@ def python_of(card: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 def test_the_cards_say_what_happened_and_their_code_runs(run, tmp_path, monkeypatch):
     os.utime(run.base / "pairs.jsonl", (1, 1))
     durable.write_json(run.folder.result("sft"), {"heldout_loss": 0.123456, "demonstrations": 1200})
-    (run.base / "prompts.jsonl").touch()
+    later = run.folder.result("sft").stat().st_mtime + 10
+    os.utime(run.base / "prompts.jsonl", (later, later))
     export(Request(run=run.folder.root, target=tmp_path / "out"))
     policy, reward = (tmp_path / "out" / part / "README.md" for part in ("policy", "reward_model"))
     text = policy.read_text()
