@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 _Status = health_pb2.HealthCheckResponse
 
 LIVENESS = "liveness"
-"""A name that is SERVING whenever the event loop answers: for liveness probes, which must not ask for more."""
+"""A name that is SERVING whenever the event loop answers: for liveness probes, which must ask no more."""
 
 
 class Health:
