@@ -1,4 +1,4 @@
-"""`fairlead quickstart --break-it`: the quickstart with everything done wrong, to see a reward being hacked.
+"""`fairlead quickstart --break-it`: the quickstart with two things done wrong, to see a reward being hacked.
 
 A reward model from 100 labelled tasks, PPO without KL penalty for 40 updates: the proxy rises, gold falls.
 Leaves break_it.html and break_it.json; the stages are the quickstart's own.
@@ -22,11 +22,7 @@ from trainer.run_record import RunRecord
 
 NUM_TASKS = 100
 """Tasks that labelers rank; the quickstart has several times as many a round."""
-NUM_ANSWERS = 8
-"""Answers ranked against one another; with fewer, what 100 tasks teach does not raise gold at all."""
 NUM_UPDATES = 40
-HASTE = 1.5
-"""Learning rates, as multiples of the quickstart's."""
 
 
 LEAST_GAIN = 0.1
@@ -44,8 +40,6 @@ def broken(config: RunConfig) -> RunConfig:
                 update={
                     "updates": NUM_UPDATES,
                     "kl_coefficient": 0.0,
-                    "learning_rate": HASTE * config.ppo.learning_rate,
-                    "critic_learning_rate": HASTE * config.ppo.critic_learning_rate,
                 }
             ),
             "guard": config.guard.model_copy(update={"action": "warn"}),
@@ -140,10 +134,10 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
     )
     return Page(
         title="Break it: a reward, hacked",
-        lead=f"The quickstart with three things done wrong: labelers ranked the answers to {NUM_TASKS} tasks "
+        lead=f"The quickstart with two things done wrong: labelers ranked the answers to {NUM_TASKS} tasks "
         f"instead of {rounds.NUM_TASKS}, so the reward model knows little, and PPO paid nothing for leaving "
-        f"the fine-tuned policy (β = 0), for {NUM_UPDATES} updates, at {HASTE:g} times the rate. The policy "
-        "finds what the reward model mistakes for good.",
+        f"the fine-tuned policy (β = 0), for {NUM_UPDATES} updates. The policy finds what "
+        "the reward model mistakes for good.",
         headlines=tuple(_headlines(numbers)),
         sections=(first, *guards(record), *learning(record, marks=[Mark(mark.x) for mark in marks])),
         samples=tuple(_samples(record, config.evaluation.num_report_samples, seed=config.seed)),

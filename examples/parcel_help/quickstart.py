@@ -79,15 +79,11 @@ def play_broken(config: RunConfig, *, fresh: bool, console: Console) -> None:
     files = Files(folder.root / "data")
     config = _with_data(config, demonstrations=files.demonstrations, prompts=files.prompts)
     config = rounds.round_config(config, 0)
-    tasks, answers, ppo = break_it.NUM_TASKS, break_it.NUM_ANSWERS, config.ppo
-
-    def sample() -> None:
-        rounds.sample(config, files, tasks=tasks, answers=answers)
-
+    tasks, ppo = break_it.NUM_TASKS, config.ppo
     for name, title, body in (
         ("corpus", "writing demonstrations and prompts", lambda: _write_corpus(config, files)),
         ("sft", "fine-tuning on the demonstrations", lambda: _run(config, "sft", console)),
-        ("sample", f"asking the policy, {tasks} tasks × {answers} answers", sample),
+        ("sample", f"asking the policy, {tasks} tasks", lambda: rounds.sample(config, files, tasks=tasks)),
         ("rank", "labelers rank the policy's answers", lambda: rounds.rank(config, files, 0)),
         ("reward_model", "training the reward model", lambda: _run(config, "reward_model", console)),
         ("ppo", f"PPO, {ppo.updates} updates without KL penalty", lambda: _ppo(config, console)),

@@ -53,12 +53,12 @@ def round_config(config: RunConfig, number: int) -> RunConfig:
     )
 
 
-def sample(config: RunConfig, files: Files, *, tasks: int, answers: int = NUM_ANSWERS) -> None:
+def sample(config: RunConfig, files: Files, *, tasks: int) -> None:
     """The SFT policy answers the first tasks that will be ranked, and the prompts of the evaluation."""
 
     async def work() -> None:
         async with serving(config, {"policy": config.folder.sft_model}) as addresses:
-            await _answer_tasks(config, files, addresses["policy"], number=0, count=tasks, samples=answers)
+            await _answer_tasks(config, files, addresses["policy"], number=0, count=tasks)
             write_answers(files.answers_sft, await _examine(config, addresses["policy"], 0))
 
     asyncio.run(work())
@@ -122,13 +122,11 @@ def _to_score(config: RunConfig, files: Files, number: int) -> list[tuple[str, s
     return list(dict.fromkeys((answer.prompt, answer.text) for answer in answers))
 
 
-async def _answer_tasks(
-    config: RunConfig, files: Files, address: str, *, number: int, count: int, samples: int = NUM_ANSWERS
-) -> None:
+async def _answer_tasks(config: RunConfig, files: Files, address: str, *, number: int, count: int) -> None:
     prompts = [question.text for question in questions()]
     tasks = random.Random(f"{config.seed} tasks {number}").choices(prompts, k=count)
     sampling = _sampling(config, "tasks", number)
-    answers = await ask(address, tasks, samples=samples, sampling=sampling)
+    answers = await ask(address, tasks, samples=NUM_ANSWERS, sampling=sampling)
     write_answers(files.of_round(number, "tasks"), answers)
 
 
