@@ -58,7 +58,7 @@ def test_quickstart_wins_and_loses_nothing(tmp_path: Path) -> None:
     assert 0.72 < found["labelers"]["agreement"] < 0.78
     every_round = ("rank", "reward_model", "ppo")
     stages = {"corpus", "sft", "sample", *every_round, *(f"{name}-1" for name in every_round)}
-    stages |= {"evaluate_and_sample", "evaluate-1", "report-2"}
+    stages |= {"evaluate_and_sample", "evaluate-1", "report"}
     assert set(found["seconds"]) == stages | {"total"}
     assert (folder / "report.html").stat().st_size > 100_000
     marked = str(folder)
