@@ -6,6 +6,7 @@ Leaves break_it.html and break_it.json; the stages are the quickstart's own.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -84,6 +85,7 @@ def outcome(record: RunRecord) -> dict[str, Any]:
         "gold_fired": gold_fired,
         "gold_saved": None if gold_fired is None else gold_fired - worths[-1],
         "guards": list(record.ppo.get("guards", ())),
+        "updates": updates,
         "gold": worths,
         "proxy": proxies,
     }
@@ -95,8 +97,8 @@ def smooth(course: Sequence[float]) -> list[float]:
 
 
 def summary(config: RunConfig) -> str:
-    """The outcome in lines for a terminal."""
-    numbers = outcome(run_record.read(config.folder))
+    """What `write` found, in lines for a terminal."""
+    numbers = json.loads((config.folder.root / "break_it.json").read_text(encoding="utf-8"))
     return "\n".join(
         (
             f"reward model's score   {numbers['proxy_first']:+.2f} → {numbers['proxy_last']:+.2f}",
@@ -113,11 +115,10 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
         Mark(float(alert["update"]), f"{alert['signal']}: {alert['level']}", alarm=alert["level"] == "stop")
         for alert in _firsts(numbers["guards"])
     ]
-    updates, worths = figures.gold_by_update(record)
     picture = Picture(
         title="Proxy and gold",
         source=charts.lines(
-            {"reward model": record.curve("reward"), "gold": (updates, smooth(worths))},
+            {"reward model": record.curve("reward"), "gold": (numbers["updates"], numbers["gold"])},
             x_label="update",
             marks=marks,
             wide=True,

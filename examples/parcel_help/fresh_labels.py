@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.parcel_help import gold, labelers
+from fairlead.data.tail import Tail
 
 FIRST_UPDATE = 1
 _POLL_SECONDS = 0.2
@@ -50,25 +51,18 @@ class Labeler:
 
     def __init__(self, samples: Path, rankings: Path, *, seed: int) -> None:
         """Goes on behind the last update that the file of rankings knows."""
-        self._samples, self._rankings, self._seed = samples, rankings, seed
-        self._offset = 0
+        self._tail, self._rankings, self._seed = Tail(samples), rankings, seed
         self._first = defaultdict[str, list[Mapping[str, Any]]](list)
         known = rankings.read_text(encoding="utf-8").splitlines() if rankings.exists() else []
         self._update = max((int(json.loads(line)["update"]) for line in known), default=FIRST_UPDATE)
 
     def look(self) -> None:
         """Labels the answers that have been written since the last look."""
-        if not self._samples.exists():
-            return
-        if self._samples.stat().st_size < self._offset:  # an interrupted run went on from its checkpoint
-            self._offset = 0
-            self._first.clear()
-        with self._samples.open("rb") as file:
-            file.seek(self._offset)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        rows = [json.loads(line) for line in whole.splitlines()]
+        rows = []
+        for number, line in self._tail.appended():
+            if number == 1:  # from the start; an interrupted run, too, goes on with a file of its own
+                self._first.clear()
+            rows.append(json.loads(line))
         for row in rows:
             if row["update"] == FIRST_UPDATE:
                 self._first[row["prompt"]].append(row)

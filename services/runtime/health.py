@@ -20,7 +20,7 @@ LIVENESS = "liveness"
 
 
 class Health:
-    """The status of a server as a whole (service "") and of each of its services, all the same."""
+    """The status of a server (service "") and of each of its services: one for all but `LIVENESS`."""
 
     def __init__(self, services: Sequence[str]) -> None:
         self._services = frozenset(["", LIVENESS, *services])

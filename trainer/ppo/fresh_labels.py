@@ -8,17 +8,16 @@ look like.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 
 from fairlead.data.comparisons import Comparisons, RankedResponses, comparisons
-from fairlead.data.lines import Line
+from fairlead.data.lines import Line, parse
+from fairlead.data.tail import Tail
 from fairlead.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ class FreshLabels:
         self._path, self._tie_margin = path, tie_margin
         self._scores = OrderedDict[Answer, float]()
         self._claims = deque[float](maxlen=num_pairs)
-        self._offset = self._number = 0
+        self._tail = Tail(path)
 
     def remember(self, answers: Iterable[tuple[str, str, float]]) -> None:
         """(prompt, text, score) of answers that labelers may rank from now on."""
@@ -81,29 +80,15 @@ class FreshLabels:
                 yield 1 / (1 + math.exp(-abs(high - low))) - (high > low)
 
     def _appended(self) -> Iterator[Line]:
-        """What was appended since the last look; a line that is still being written waits for the next."""
+        """The objects that were appended since the last look; what is none is told."""
         try:
-            with self._path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._offset:
-                    self._offset = self._number = 0  # replaced by another file
-                file.seek(self._offset)
-                content = file.read()
-        except FileNotFoundError:
-            return
+            for number, content in self._tail.appended():
+                if not content.strip():
+                    continue
+                line = parse(str(self._path), number, content)
+                if isinstance(line, Line):
+                    yield line
+                else:
+                    logger.warning("a fresh ranking is passed over: %s", line)
         except OSError as error:
             logger.warning("fresh rankings cannot be read: %s: %s", self._path, error.strerror)
-            return
-        whole = content[: content.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for text in whole.splitlines():
-            self._number += 1
-            if not text.strip():
-                continue
-            try:
-                values = json.loads(text)
-            except (ValueError, RecursionError):
-                values = None
-            if isinstance(values, dict):
-                yield Line(str(self._path), self._number, values)
-            else:
-                logger.warning("%s:%d is no JSON object; passed over", self._path, self._number)

@@ -78,20 +78,19 @@ class Watch:
             CorruptCheckpoint: if the state has another form.
         """
         self._guard.load_state(state)
-        kept, rows = [], []
+        kept = []
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
             try:
                 row = json.loads(line)
                 if row["update"] <= update:
                     kept.append(line)
-                    rows.append(row)
+                    self._remember([row])
             except (ValueError, KeyError):
                 continue  # a line torn by a crash
         if self._path.exists():
             aside = self._path.with_name(f".{self._path.name}")
             aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             aside.replace(self._path)
-        self._remember(rows)
 
     def _remember(self, rows: Iterable[Mapping[str, Any]]) -> None:
         if self._labels is not None:
