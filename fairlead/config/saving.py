@@ -29,8 +29,13 @@ def without_secrets(config: RunConfig) -> RunConfig:
 def save(config: RunConfig, path: Path) -> None:
     """Writes the configuration, without secrets, in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, as_toml(config))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Puts a whole file in the place of what is there: who reads sees the old text or the new."""
     aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(as_toml(config), encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     aside.replace(path)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from fairlead.config.saving import replace_text
 from fairlead.local.probes import GrpcHealth, Readyz
 from fairlead.local.process import Process, State
 from fairlead.local.verdict import Outcome
@@ -76,9 +77,7 @@ def write(
         "processes": [_entry(process, offset) for process in processes],
         "outcome": {"code": outcome.code, "message": outcome.message} if outcome else None,
     }
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    replace_text(path, json.dumps(entry, indent=1) + "\n")
 
 
 def read(path: Path) -> SupervisorRecord | None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from fairlead.config.saving import replace_text
+
 MARK = "FAIRLEAD_SUPERVISED_RUN"
 """Environment variable of every child: the absolute path of the run's folder."""
 
@@ -23,9 +25,7 @@ _END_SECONDS = 10.0
 
 def write(path: Path, pids: Mapping[str, int]) -> None:
     """Replaces the file in one step."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(pids, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    replace_text(path, json.dumps(pids, indent=1) + "\n")
 
 
 def read(path: Path) -> dict[str, int]:
