@@ -18,10 +18,12 @@ from fairlead.types import (
     Message,
     ModelInfo,
     Outcome,
+    Priority,
     PromptTask,
     Rollout,
     SamplingParams,
     ScoreItem,
+    Scores,
     TextPair,
     TokenPair,
     VersionSpan,
@@ -171,6 +173,53 @@ def score_items_from_pb(messages: Sequence[reward_service_pb2.ScoreItem]) -> lis
         else:
             raise InvalidInput("items", index=index, got="nothing", allowed="text or tokens")
     return items
+
+
+_PRIORITY_TO_PB = {
+    Priority.ONLINE: reward_service_pb2.SCORE_PRIORITY_ONLINE,
+    Priority.BULK: reward_service_pb2.SCORE_PRIORITY_BULK,
+}
+
+
+def priority_to_pb(priority: Priority) -> reward_service_pb2.ScorePriority.ValueType:
+    """Priority → message."""
+    return _PRIORITY_TO_PB[priority]
+
+
+def priority_from_pb(value: int) -> Priority:
+    """Message → Priority; not set means online.
+
+    Raises:
+        InvalidInput: if the number is none that this version knows.
+    """
+    found = {int(number): priority for priority, number in _PRIORITY_TO_PB.items()} | {0: Priority.ONLINE}
+    if value not in found:
+        raise InvalidInput("priority", got=value, allowed=f"one of {sorted(found)}")
+    return found[value]
+
+
+def scores_to_pb(scores: Scores) -> reward_service_pb2.ScoreResponse:
+    """Scores → message."""
+    return reward_service_pb2.ScoreResponse(
+        scores=scores.scores,
+        model_version=scores.model_version,
+        num_tokens=scores.num_tokens,
+        queue_seconds=scores.queue_seconds,
+        compute_seconds=scores.compute_seconds,
+        calibration_temperature=scores.calibration_temperature,
+    )
+
+
+def scores_from_pb(message: reward_service_pb2.ScoreResponse) -> Scores:
+    """Message → Scores."""
+    return Scores(
+        scores=tuple(message.scores),
+        model_version=message.model_version,
+        num_tokens=tuple(message.num_tokens),
+        queue_seconds=message.queue_seconds,
+        compute_seconds=message.compute_seconds,
+        calibration_temperature=message.calibration_temperature,
+    )
 
 
 def _messages_to_pb(messages: Sequence[Message]) -> list[tokens_pb2.Message]:

@@ -207,6 +207,8 @@ class RewardInfo:
     """The model."""
     model_version: str
     """SHA-256 of its weights, shortened."""
+    calibration_temperature: float = 0.0
+    """Scores divided by it are calibrated; 0 if nobody has measured it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,15 @@ class TokenPair:
 ScoreItem = TextPair | TokenPair
 
 
+class Priority(enum.Enum):
+    """Who is served first when a model is busy."""
+
+    ONLINE = "online"
+    """Somebody waits for the answer."""
+    BULK = "bulk"
+    """Nobody does: data to be filtered, files to be scored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Scores of one request."""
@@ -252,6 +263,13 @@ class Scores:
     """Version of the model that made them."""
     num_tokens: tuple[int, ...]
     """Tokens read for each item."""
+    queue_seconds: float = 0.0
+    """Time that the request waited for the model."""
+    compute_seconds: float = 0.0
+    """Time that the model took, with what else was in its batches."""
+    calibration_temperature: float = 0.0
+    """Scores divided by it are calibrated: σ(difference) is the probability that a labeler prefers one
+    response of a prompt to another (temperature scaling, Guo et al. 2017). 0 if nobody has measured it."""
 
 
 @dataclass(frozen=True, slots=True)

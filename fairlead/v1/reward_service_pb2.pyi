@@ -8,6 +8,7 @@ from fairlead.v1 import tokens_pb2 as _tokens_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ScorePriority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScorePriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScorePriority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCORE_PRIORITY_UNSPECIFIED: _ScorePriority.ValueType  # 0
+    """Not set: read as online."""
+    SCORE_PRIORITY_ONLINE: _ScorePriority.ValueType  # 1
+    """Somebody waits for the answer."""
+    SCORE_PRIORITY_BULK: _ScorePriority.ValueType  # 2
+    """Nobody does: data to be filtered, files to be scored."""
+
+class ScorePriority(_ScorePriority, metaclass=_ScorePriorityEnumTypeWrapper):
+    """Who is served first when the model is busy."""
+
+SCORE_PRIORITY_UNSPECIFIED: ScorePriority.ValueType  # 0
+"""Not set: read as online."""
+SCORE_PRIORITY_ONLINE: ScorePriority.ValueType  # 1
+"""Somebody waits for the answer."""
+SCORE_PRIORITY_BULK: ScorePriority.ValueType  # 2
+"""Nobody does: data to be filtered, files to be scored."""
+Global___ScorePriority: _TypeAlias = ScorePriority  # noqa: Y015
 
 @_typing.final
 class TextPair(_message.Message):
@@ -120,6 +145,12 @@ class ScoreRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEMS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Names the request in logs, and says which model of several answers it; repeated when it is retried."""
+    priority: Global___ScorePriority.ValueType
+    """How urgent it is."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]:
         """The responses; each is scored on its own."""
@@ -128,10 +159,12 @@ class ScoreRequest(_message.Message):
         self,
         *,
         items: _abc.Iterable[Global___ScoreItem] | None = ...,
+        request_id: _builtins.str = ...,
+        priority: Global___ScorePriority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "priority", b"priority", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -146,8 +179,19 @@ class ScoreResponse(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
+    COMPUTE_SECONDS_FIELD_NUMBER: _builtins.int
+    CALIBRATION_TEMPERATURE_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Version of the model that made them."""
+    queue_seconds: _builtins.float
+    """Seconds that the request waited for the model."""
+    compute_seconds: _builtins.float
+    """Seconds that the model took, with what else was in its batches."""
+    calibration_temperature: _builtins.float
+    """Scores divided by it are calibrated: sigmoid(difference) is the probability that a labeler prefers one
+    response of a prompt to another. 0 if nobody has measured it.
+    """
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """One for each item, in order."""
@@ -162,14 +206,111 @@ class ScoreResponse(_message.Message):
         scores: _abc.Iterable[_builtins.float] | None = ...,
         model_version: _builtins.str = ...,
         num_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        queue_seconds: _builtins.float = ...,
+        compute_seconds: _builtins.float = ...,
+        calibration_temperature: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "num_tokens", b"num_tokens", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_temperature", b"calibration_temperature", "compute_seconds", b"compute_seconds", "model_version", b"model_version", "num_tokens", b"num_tokens", "queue_seconds", b"queue_seconds", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
+class ScoreStreamRequest(_message.Message):
+    """One request of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The caller's number, repeated in the answer."""
+    @_builtins.property
+    def request(self) -> Global___ScoreRequest:
+        """What to score."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        request: Global___ScoreRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreStreamRequest: _TypeAlias = ScoreStreamRequest  # noqa: Y015
+
+@_typing.final
+class ScoreStreamError(_message.Message):
+    """Why one request of a stream was not scored; the stream goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """The gRPC status code that Score would have ended with."""
+    message: _builtins.str
+    """A sentence for people."""
+    retry_after_seconds: _builtins.float
+    """Seconds after which to try again; 0 if that is useless."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+        retry_after_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "retry_after_seconds", b"retry_after_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreStreamError: _TypeAlias = ScoreStreamError  # noqa: Y015
+
+@_typing.final
+class ScoreStreamResponse(_message.Message):
+    """One answer of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The number of the request."""
+    @_builtins.property
+    def response(self) -> Global___ScoreResponse:
+        """The scores."""
+
+    @_builtins.property
+    def error(self) -> Global___ScoreStreamError:
+        """Why there are none."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        response: Global___ScoreResponse | None = ...,
+        error: Global___ScoreStreamError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___ScoreStreamResponse: _TypeAlias = ScoreStreamResponse  # noqa: Y015
 
 @_typing.final
 class GetRewardInfoRequest(_message.Message):
@@ -196,8 +337,11 @@ class GetRewardInfoResponse(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    CALIBRATION_TEMPERATURE_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Version of the model: the SHA-256 of its weights, shortened."""
+    calibration_temperature: _builtins.float
+    """As in ScoreResponse."""
     @_builtins.property
     def model(self) -> _tokens_pb2.ModelInfo:
         """The model."""
@@ -207,10 +351,11 @@ class GetRewardInfoResponse(_message.Message):
         *,
         model: _tokens_pb2.ModelInfo | None = ...,
         model_version: _builtins.str = ...,
+        calibration_temperature: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "model_version", b"model_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_temperature", b"calibration_temperature", "model", b"model", "model_version", b"model_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,13 +26,15 @@ async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
     async with ModelServer("reward", config.reward, config.observe) as server:
         scorer = await server.load(lambda: _load(config))
+        from services.reward.scoring import LocalScoring
         from services.reward.servicer import SERVICE_NAME, RewardServicer
 
         batcher = MicroBatcher(
             scorer.score, config.reward.batching, batcher_metrics=metrics.Batcher(), field_name="items"
         )
         async with batcher:
-            await server.start(RewardServicer(scorer, batcher).add_to, [SERVICE_NAME])
+            scoring = LocalScoring(scorer, batcher)
+            await server.start(RewardServicer(scoring).add_to, [SERVICE_NAME])
             server.set_ready(True)
             await server.run_until_stopped()
 

@@ -1,0 +1,71 @@
+"""What every dialect's servicer scores with: items in, scores with their version and times out.
+
+Between the servicers, which know the wire, and whatever scores: a model in this process, or one elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TextPair
+from services.reward.scorer import RewardScorer
+from services.runtime.batching import MicroBatcher
+
+
+class Scoring(Protocol):
+    """Scores the items of one request."""
+
+    @property
+    def info(self) -> RewardInfo:
+        """What is served."""
+        ...
+
+    async def score(
+        self, items: Sequence[ScoreItem], *, deadline: float | None, priority: Priority = Priority.ONLINE
+    ) -> Scores:
+        """One scalar for each item, in order.
+
+        Args:
+            items: what to score.
+            deadline: on the clock of `time.monotonic`; what has not begun by then is not begun.
+            priority: who is served first.
+
+        Raises:
+            InvalidInput: for the first item that cannot be scored; none is then.
+            FairleadError: Overloaded, DeadlineExceeded, Unavailable.
+        """
+        ...
+
+
+class LocalScoring:
+    """Scores with the model in this process, through its batcher."""
+
+    def __init__(self, scorer: RewardScorer, batcher: MicroBatcher[tuple[int, ...], float]) -> None:
+        self._scorer = scorer
+        self._batcher = batcher
+
+    @property
+    def info(self) -> RewardInfo:
+        """What is served."""
+        return self._scorer.info
+
+    async def score(
+        self, items: Sequence[ScoreItem], *, deadline: float | None, priority: Priority = Priority.ONLINE
+    ) -> Scores:
+        """As `Scoring.score`."""
+        if any(isinstance(item, TextPair) for item in items):
+            sequences = await asyncio.to_thread(self._scorer.encode, items)
+        else:
+            # Checking ids takes less than a change of threads.
+            sequences = self._scorer.encode(items)
+        num_tokens = [len(sequence) for sequence in sequences]
+        scores = await self._batcher.submit(sequences, num_tokens, deadline=deadline)
+        info = self._scorer.info
+        return Scores(
+            scores=tuple(scores),
+            model_version=info.model_version,
+            num_tokens=tuple(num_tokens),
+            calibration_temperature=info.calibration_temperature,
+        )
