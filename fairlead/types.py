@@ -1,7 +1,7 @@
 """What flows between the rooms of the house: frozen dataclasses without behaviour.
 
 Token ids and log-probs are tuples: immutable, hashable, cheap to hand across threads. The wire form of
-each stands in `fairlead/codec.py`; nothing here knows protobuf, gRPC, Redis or torch.
+each stands in `fairlead/codec/`; nothing here knows protobuf, gRPC, Redis or torch.
 """
 
 from __future__ import annotations

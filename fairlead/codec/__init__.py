@@ -1,0 +1,57 @@
+"""protobuf ↔ types: the only place where messages are built or taken apart field by field.
+
+Decoding checks structure (which oneof is set, known enum values, schema version); whether a value is
+allowed is for the service that knows its model's limits.
+"""
+
+from fairlead.codec.rollouts import (
+    SCHEMA_VERSION,
+    decode_outcome,
+    decode_task,
+    encode_outcome,
+    encode_task,
+)
+from fairlead.codec.scoring import (
+    priority_from_pb,
+    priority_to_pb,
+    score_item_to_pb,
+    score_items_from_pb,
+    scores_from_pb,
+    scores_to_pb,
+)
+from fairlead.codec.tokens import (
+    completion_from_pb,
+    completion_to_pb,
+    messages_from_pb,
+    messages_to_pb,
+    model_info_from_pb,
+    model_info_to_pb,
+    sampling_from_pb,
+    sampling_to_pb,
+    version_from_pb,
+    version_to_pb,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "completion_from_pb",
+    "completion_to_pb",
+    "decode_outcome",
+    "decode_task",
+    "encode_outcome",
+    "encode_task",
+    "messages_from_pb",
+    "messages_to_pb",
+    "model_info_from_pb",
+    "model_info_to_pb",
+    "priority_from_pb",
+    "priority_to_pb",
+    "sampling_from_pb",
+    "sampling_to_pb",
+    "score_item_to_pb",
+    "score_items_from_pb",
+    "scores_from_pb",
+    "scores_to_pb",
+    "version_from_pb",
+    "version_to_pb",
+]

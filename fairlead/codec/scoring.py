@@ -1,0 +1,93 @@
+"""What is scored, how urgently, and the scores ↔ messages of reward_service.proto."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fairlead.codec.tokens import messages_from_pb, messages_to_pb
+from fairlead.errors import InvalidInput
+from fairlead.types import Priority, ScoreItem, Scores, TextPair, TokenPair
+from fairlead.v1 import reward_service_pb2
+
+
+def score_item_to_pb(item: ScoreItem) -> reward_service_pb2.ScoreItem:
+    """TextPair or TokenPair → message."""
+    if isinstance(item, TextPair):
+        return reward_service_pb2.ScoreItem(
+            text=reward_service_pb2.TextPair(
+                prompt=item.prompt, response=item.response, messages=messages_to_pb(item.messages)
+            )
+        )
+    return reward_service_pb2.ScoreItem(
+        tokens=reward_service_pb2.TokenPair(
+            prompt_token_ids=item.prompt_token_ids, response_token_ids=item.response_token_ids
+        )
+    )
+
+
+def score_items_from_pb(messages: Sequence[reward_service_pb2.ScoreItem]) -> list[ScoreItem]:
+    """Messages → items.
+
+    Raises:
+        InvalidInput: if an item holds neither text nor tokens.
+    """
+    items: list[ScoreItem] = []
+    for index, message in enumerate(messages):
+        content = message.WhichOneof("content")
+        if content == "text":
+            text = message.text
+            items.append(TextPair(text.prompt, text.response, messages_from_pb(text.messages)))
+        elif content == "tokens":
+            items.append(
+                TokenPair(tuple(message.tokens.prompt_token_ids), tuple(message.tokens.response_token_ids))
+            )
+        else:
+            raise InvalidInput("items", index=index, got="nothing", allowed="text or tokens")
+    return items
+
+
+_PRIORITY_TO_PB = {
+    Priority.ONLINE: reward_service_pb2.SCORE_PRIORITY_ONLINE,
+    Priority.BULK: reward_service_pb2.SCORE_PRIORITY_BULK,
+}
+
+
+def priority_to_pb(priority: Priority) -> reward_service_pb2.ScorePriority.ValueType:
+    """Priority → message."""
+    return _PRIORITY_TO_PB[priority]
+
+
+def priority_from_pb(value: int) -> Priority:
+    """Message → Priority; not set means online.
+
+    Raises:
+        InvalidInput: if the number is none that this version knows.
+    """
+    found = {int(number): priority for priority, number in _PRIORITY_TO_PB.items()} | {0: Priority.ONLINE}
+    if value not in found:
+        raise InvalidInput("priority", got=value, allowed=f"one of {sorted(found)}")
+    return found[value]
+
+
+def scores_to_pb(scores: Scores) -> reward_service_pb2.ScoreResponse:
+    """Scores → message."""
+    return reward_service_pb2.ScoreResponse(
+        scores=scores.scores,
+        model_version=scores.model_version,
+        num_tokens=scores.num_tokens,
+        queue_seconds=scores.queue_seconds,
+        compute_seconds=scores.compute_seconds,
+        calibration_temperature=scores.calibration_temperature,
+    )
+
+
+def scores_from_pb(message: reward_service_pb2.ScoreResponse) -> Scores:
+    """Message → Scores."""
+    return Scores(
+        scores=tuple(message.scores),
+        model_version=message.model_version,
+        num_tokens=tuple(message.num_tokens),
+        queue_seconds=message.queue_seconds,
+        compute_seconds=message.compute_seconds,
+        calibration_temperature=message.calibration_temperature,
+    )
