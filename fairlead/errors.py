@@ -13,6 +13,7 @@ Every part raises these; only the outermost edge of a process turns them into a 
     ├── StaleWeights            the weights asked for are not here yet
     ├── DeadlineExceeded        out of time
     ├── Unauthenticated         no or wrong credentials
+    ├── PermissionDenied        credentials that do not allow this
     ├── ModelLoadError          a model that cannot be loaded, and why
     ├── QueueMisconfigured      a Redis that would lose work, for example by evicting keys
     ├── OutOfMemory         training does not fit; names the settings to lower
@@ -108,6 +109,10 @@ class Unauthenticated(FairleadError):
     """No or wrong credentials."""
 
 
+class PermissionDenied(FairleadError):
+    """The credentials are known and do not allow this."""
+
+
 class ModelLoadError(FairleadError):
     """A model cannot be loaded; says which, why and what to do."""
 
@@ -185,6 +190,7 @@ GRPC_STATUS: dict[type[BaseException], grpc.StatusCode] = {
     StaleWeights: grpc.StatusCode.FAILED_PRECONDITION,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 HTTP_STATUS: dict[grpc.StatusCode, int] = {

@@ -52,6 +52,29 @@ class Server:
         )
 
 
+class Access:
+    """Who may call: keys, rates and quotas, at the edge of every service."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.refusals = Counter(
+            "fairlead_access_refusals_total",
+            "Requests refused: missing, wrong, revoked, expired, scope, requests, tokens, quota, "
+            "request_tokens, in_flight.",
+            ["reason"],
+            registry=registry,
+        )
+        self.key_file_failures = Counter(
+            "fairlead_access_key_file_failures_total",
+            "Changes of the file of keys that could not be read; the keys stayed as they were.",
+            registry=registry,
+        )
+        self.redis_failures = Counter(
+            "fairlead_access_redis_failures_total",
+            "Requests that Redis did not count; the replica counted them by itself.",
+            registry=registry,
+        )
+
+
 class Batcher:
     """The micro-batcher of reward and reference."""
 
@@ -194,7 +217,7 @@ class Trainer:
             self.phase.labels(phase=name).set(name == phase)
 
 
-AREAS = (Server, Batcher, Policy, Worker, Trainer)
+AREAS = (Server, Access, Batcher, Policy, Worker, Trainer)
 """Every area, for docs/metrics.md."""
 
 

@@ -15,6 +15,7 @@ from fairlead.errors import (
     FairleadError,
     InternalError,
     Overloaded,
+    PermissionDenied,
     RemoteInvalidInput,
     StaleWeights,
     Unauthenticated,
@@ -77,6 +78,6 @@ def error_from_status(error: aio.AioRpcError, *, where: str, so_far: str) -> Fai
         grpc.StatusCode.FAILED_PRECONDITION: StaleWeights,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
         grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-        grpc.StatusCode.PERMISSION_DENIED: Unauthenticated,
+        grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     }
     return kinds.get(code, InternalError)(message)

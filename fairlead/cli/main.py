@@ -11,7 +11,20 @@ import typer
 from typer.core import TyperGroup
 
 from fairlead import __version__
-from fairlead.cli import data, export, generate, k8s, plan, quickstart, reports, score, serve, stages, status
+from fairlead.cli import (
+    data,
+    export,
+    generate,
+    k8s,
+    keys,
+    plan,
+    quickstart,
+    reports,
+    score,
+    serve,
+    stages,
+    status,
+)
 from fairlead.cli.output import fail
 
 _EPILOG = """\b
@@ -27,7 +40,7 @@ Exit codes: 0 done, 1 failed, 2 a mistake in flags, configuration, model or data
 
 _ORDER = (
     *("quickstart", "sft", "reward-model", "ppo", "serve", "score", "generate"),
-    *("data", "export", "report", "status", "plan", "k8s"),
+    *("data", "export", "report", "status", "plan", "keys", "k8s"),
 )
 
 
@@ -89,4 +102,5 @@ export.register(app)
 reports.register(app)
 status.register(app)
 plan.register(app)
+keys.register(app)
 k8s.register(app)

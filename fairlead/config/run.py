@@ -25,6 +25,7 @@ from fairlead.config.data import DataSection
 from fairlead.config.evaluation import EvaluationSection
 from fairlead.config.folder import RunFolder
 from fairlead.config.guard import GuardSection
+from fairlead.config.keys import KeysSection
 from fairlead.config.local import LocalSection
 from fairlead.config.model import ModelSection
 from fairlead.config.observe import ObserveSection
@@ -94,6 +95,8 @@ class RunConfig(BaseSettings):
     """Checkpoints."""
     observe: ObserveSection = ObserveSection()
     """Logs and metrics."""
+    keys: KeysSection = KeysSection()
+    """API keys."""
     local: LocalSection = LocalSection()
     """Runs on one machine."""
 

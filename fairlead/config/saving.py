@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 
 def without_secrets(config: RunConfig) -> RunConfig:
-    """The same, with absolute paths and without the password, in its own field or in the URL."""
+    """The same, with absolute paths and without the passwords, in their own fields or in URLs."""
     queue = config.queue.model_copy(
         update={"password": None, "redis_url": _without_password(config.queue.redis_url)}
     )
+    keys = config.keys.model_copy(
+        update={"redis_password": None, "redis_url": _without_password(config.keys.redis_url)}
+    )
     return config.model_copy(
-        update={"queue": queue, "runs": config.runs.absolute(), "base": config.base.absolute()}
+        update={"queue": queue, "keys": keys, "runs": config.runs.absolute(), "base": config.base.absolute()}
     )
 
 

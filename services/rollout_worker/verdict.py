@@ -14,6 +14,7 @@ from fairlead.errors import (
     DeadlineExceeded,
     InternalError,
     Overloaded,
+    PermissionDenied,
     StaleWeights,
     Unauthenticated,
     Unavailable,
@@ -48,6 +49,7 @@ _INFRASTRUCTURE: dict[type[Exception], str] = {
     StaleWeights: "weights_too_old",
     DeadlineExceeded: "service_too_slow",
     Unauthenticated: "service_refuses_us",
+    PermissionDenied: "service_refuses_us",
     Unavailable: "service_unavailable",
 }
 

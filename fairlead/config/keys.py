@@ -1,0 +1,21 @@
+"""`[keys]`: API keys of callers, and where their allowances are counted."""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr
+
+from fairlead.config.section import Section
+
+
+class KeysSection(Section):
+    """Who may call the services. Without a file anybody may, as is right on a machine of one's own."""
+
+    file: str = ""
+    """File of keys as `fairlead keys` writes it, or a mounted Secret; read again when it changes. Empty: no
+    keys are asked for."""
+    redis_url: str = ""
+    """Redis that counts rates and quotas for all replicas together. Empty: every process counts alone."""
+    redis_password: SecretStr | None = None
+    """Its password, kept out of the URL and of logs; best set by FAIRLEAD_KEYS__REDIS_PASSWORD."""
+    reload_seconds: float = Field(default=1.0, ge=0, le=3_600)
+    """The file is looked at for changes at most this often."""
