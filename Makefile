@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup quickstart test test-slow lint format protos bench images gpu-check clean
+.PHONY: setup quickstart test test-slow chaos chaos-short lint format protos bench images gpu-check clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,15 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -rs --timeout 1800
+
+# Real processes under seeded faults, minutes a seed; leaves runs/chaos/summary.json. docs/reliability.md.
+SEEDS ?= 3
+FAULTS ?= 40
+chaos: setup
+	$(BIN)/python -m tests.chaos --seeds $(SEEDS) --faults $(FAULTS)
+
+chaos-short: setup
+	timeout 240 $(BIN)/python -m tests.chaos --seeds 1 --first-seed 692 --faults 9 --out runs/chaos-short
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

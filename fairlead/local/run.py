@@ -54,7 +54,7 @@ def run_stage(config: RunConfig, stage: str, *, console: Console, force: bool = 
         save(config, folder.config)
         # What an earlier stage said would be taken for news.
         folder.progress.unlink(missing_ok=True)
-        specs, environment = _plan(config, stage, force=force)
+        specs, environment = processes(config, stage, force=force)
         return asyncio.run(_supervise(config, stage, specs, environment=environment, console=console))
 
 
@@ -78,8 +78,14 @@ def stopped_by_guard(config: RunConfig) -> str:
         return ""
 
 
-def _plan(config: RunConfig, stage: str, *, force: bool) -> tuple[list[ProcessSpec], dict[str, str]]:
-    """Processes, and the variables that all of them get."""
+def processes(
+    config: RunConfig, stage: str, *, force: bool = False
+) -> tuple[list[ProcessSpec], dict[str, str]]:
+    """The processes of a stage, and the variables that all of them get; takes the ports they listen on.
+
+    Raises:
+        ConfigError: as `allocate`.
+    """
     environment = base_environment(config)
     file = config.folder.config.absolute()
     if stage != "ppo":

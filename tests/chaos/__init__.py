@@ -1,0 +1,1 @@
+"""Faults on the real processes of a run, by a seeded schedule: whatever is hit, every task counts once."""

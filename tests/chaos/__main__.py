@@ -1,0 +1,47 @@
+"""`python -m tests.chaos --seeds 3 --faults 40`: runs under faults, one a seed; writes `summary.json`.
+
+Every second seed trains with staleness 2, the others synchronously. Exit code 1 if a promise was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import tests.conftest  # noqa: F401 - few threads, no hub, a clean environment
+from tests.chaos import chaos
+from tests.chaos.findings import Findings, summary
+
+
+def main() -> int:
+    """Runs them one after the other."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="runs, one a seed")
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--faults", type=int, default=40, help="faults of each run")
+    parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    runs: list[Findings] = []
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        folder = (options.out / f"seed-{seed}").absolute()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        logging.info("seed %d in %s", seed, folder)
+        try:
+            runs.append(chaos.run(folder, seed=seed, faults=options.faults, max_staleness=2 * (seed % 2)))
+        except chaos.Stuck as error:
+            runs.append(Findings(seed, options.faults, problems=[str(error)]))
+        found = summary(runs)
+        (options.out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
+    shown = {name: value for name, value in found.items() if name != "each"}
+    sys.stdout.write(json.dumps(shown, indent=1) + "\n")
+    return 1 if found["problems"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
