@@ -13,7 +13,8 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from typing import Generic, TypeVar
 
 import grpc
@@ -26,6 +27,7 @@ from fairlead.status import pushback_seconds
 _Stub = TypeVar("_Stub")
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_Outcome = TypeVar("_Outcome")
 
 MAX_RESPONSE_BYTES = 256 << 20
 """Largest message that a client accepts."""
@@ -174,6 +176,42 @@ class Replicas(Generic[_Stub]):
             except aio.AioRpcError as error:
                 if begun:
                     raise attempts.error(replica.address, error) from error
+                await self._failed(replica, error, attempts)
+            else:
+                self._budget.success()
+                return
+            finally:
+                call.cancel()
+                replica.in_flight -= 1
+
+    async def exchange(
+        self,
+        method: Callable[[_Stub], aio.StreamStreamMultiCallable[_Request, _Response]],
+        talk: Callable[[aio.StreamStreamCall[_Request, _Response]], AsyncGenerator[_Outcome, None]],
+        *,
+        timeout_seconds: float | None = None,
+    ) -> AsyncGenerator[_Outcome, None]:
+        """Calls a method that streams both ways, anew for as long as that brings outcomes.
+
+        Args:
+            method: of the stub.
+            talk: writes and reads; on the next stream it goes on where the last one broke.
+            timeout_seconds: deadline of everything together.
+
+        Raises:
+            FairleadError: as for `call`.
+        """
+        attempts = self._attempts(timeout_seconds)
+        while True:
+            replica = await self._next(attempts)
+            call = method(replica.stub)(timeout=attempts.timeout())
+            try:
+                replica.in_flight += 1
+                async with aclosing(talk(call)) as outcomes:
+                    async for outcome in outcomes:
+                        attempts.progressed()
+                        yield outcome
+            except aio.AioRpcError as error:
                 await self._failed(replica, error, attempts)
             else:
                 self._budget.success()

@@ -14,6 +14,8 @@ Every part raises these; only the outermost edge of a process turns them into a 
     ├── DeadlineExceeded        out of time
     ├── Unauthenticated         no or wrong credentials
     ├── PermissionDenied        credentials that do not allow this
+    ├── NotFound                no such model or version here
+    ├── NotOffered              a call of a protocol that this server does not offer
     ├── ModelLoadError          a model that cannot be loaded, and why
     ├── QueueMisconfigured      a Redis that would lose work, for example by evicting keys
     ├── OutOfMemory         training does not fit; names the settings to lower
@@ -113,6 +115,14 @@ class PermissionDenied(FairleadError):
     """The credentials are known and do not allow this."""
 
 
+class NotFound(FairleadError):
+    """No such model or version here; says what there is."""
+
+
+class NotOffered(FairleadError):
+    """A part of a protocol that this server does not offer; says what to do instead."""
+
+
 class ModelLoadError(FairleadError):
     """A model cannot be loaded; says which, why and what to do."""
 
@@ -191,6 +201,8 @@ GRPC_STATUS: dict[type[BaseException], grpc.StatusCode] = {
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    NotOffered: grpc.StatusCode.UNIMPLEMENTED,
 }
 
 HTTP_STATUS: dict[grpc.StatusCode, int] = {

@@ -43,6 +43,18 @@ class Server:
             ["grpc_service", "grpc_method", "grpc_code"],
             registry=registry,
         )
+        self.received = Counter(
+            "grpc_server_msg_received_total",
+            "Messages received on streams.",
+            ["grpc_service", "grpc_method"],
+            registry=registry,
+        )
+        self.sent = Counter(
+            "grpc_server_msg_sent_total",
+            "Messages sent on streams.",
+            ["grpc_service", "grpc_method"],
+            registry=registry,
+        )
         self.seconds = Histogram(
             "grpc_server_handling_seconds",
             "Time from start to completion of an RPC.",

@@ -128,6 +128,10 @@ class Attempts:
         ):
             raise self._last from error
 
+    def progressed(self) -> None:
+        """A try brought something before it ends; only tries in vain are counted."""
+        self._made = 0
+
     async def pause(self, *, at_least_seconds: float = 0.0) -> None:
         """Waits before the next try, with full jitter.
 

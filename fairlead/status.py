@@ -14,6 +14,8 @@ from fairlead.errors import (
     DeadlineExceeded,
     FairleadError,
     InternalError,
+    NotFound,
+    NotOffered,
     Overloaded,
     PermissionDenied,
     RemoteInvalidInput,
@@ -52,9 +54,14 @@ def is_too_large(error: aio.AioRpcError) -> bool:
     return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or "")
 
 
+def is_broken_stream(error: aio.AioRpcError) -> bool:
+    """Whether a stream ended while a message was being sent: grpc.aio then hides the server's status."""
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
+
+
 def is_worth_another_try(error: aio.AioRpcError) -> bool:
     """Whether the same call may succeed later or elsewhere."""
-    return error.code() in _RETRIED and not is_too_large(error)
+    return (error.code() in _RETRIED and not is_too_large(error)) or is_broken_stream(error)
 
 
 def error_from_status(error: aio.AioRpcError, *, where: str, so_far: str) -> FairleadError:
@@ -65,19 +72,35 @@ def error_from_status(error: aio.AioRpcError, *, where: str, so_far: str) -> Fai
         where: service and address, for the message.
         so_far: what was tried, for the message.
     """
-    code, details = error.code(), error.details() or ""
-    message = f"{where}: {details} ({code.name} {so_far})"
-    if code is grpc.StatusCode.INVALID_ARGUMENT or is_too_large(error):
+    details = error.details() or ""
+    if is_too_large(error):
+        return RemoteInvalidInput(details)
+    if is_broken_stream(error):
+        return Unavailable(f"{where}: the stream broke ({so_far})")
+    delay = pushback_seconds(error) or 1.0
+    return error_from_code(error.code(), details, retry_after_seconds=delay, where=where, so_far=so_far)
+
+
+def error_from_code(
+    code: grpc.StatusCode, details: str, *, retry_after_seconds: float, where: str, so_far: str = ""
+) -> FairleadError:
+    """The error of our tree that a status stands for; arguments as of `error_from_status`."""
+    message = f"{where}: {details} ({f'{code.name} {so_far}'.rstrip()})"
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
         return RemoteInvalidInput(details)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         told = re.sub(r"; try again in [0-9.e+-]+ s$", "", details)
-        return Overloaded(f"{where}: {told}", retry_after_seconds=pushback_seconds(error) or 1.0)
-    kinds: dict[grpc.StatusCode, type[FairleadError]] = {
-        grpc.StatusCode.UNAVAILABLE: Unavailable,
-        grpc.StatusCode.CANCELLED: Unavailable,
-        grpc.StatusCode.FAILED_PRECONDITION: StaleWeights,
-        grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-        grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-        grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
-    }
-    return kinds.get(code, InternalError)(message)
+        return Overloaded(f"{where}: {told}", retry_after_seconds=retry_after_seconds)
+    return _KINDS.get(code, InternalError)(message)
+
+
+_KINDS: dict[grpc.StatusCode, type[FairleadError]] = {
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.CANCELLED: Unavailable,
+    grpc.StatusCode.FAILED_PRECONDITION: StaleWeights,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.UNIMPLEMENTED: NotOffered,
+}

@@ -23,3 +23,6 @@ class RewardSection(ModelServiceSection):
     """What becomes of the scores of an ensemble's members; a single model is served as it is."""
     ensemble_std_weight: float = Field(default=1.0, ge=0)
     """λ of `mean_minus_std`: mean − λ · standard deviation among the members."""
+    stream_max_requests: int = Field(default=256, ge=1, le=65_536)
+    """Requests of one stream that are in work at a time, at most `max_message_bytes` together; until answers
+    are taken no more are read."""

@@ -40,6 +40,11 @@ class RewardServiceStub:
                 request_serializer=fairlead_dot_v1_dot_reward__service__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=fairlead_dot_v1_dot_reward__service__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.ScoreStream = channel.stream_stream(
+                '/fairlead.v1.RewardService/ScoreStream',
+                request_serializer=fairlead_dot_v1_dot_reward__service__pb2.ScoreStreamRequest.SerializeToString,
+                response_deserializer=fairlead_dot_v1_dot_reward__service__pb2.ScoreStreamResponse.FromString,
+                _registered_method=True)
         self.GetRewardInfo = channel.unary_unary(
                 '/fairlead.v1.RewardService/GetRewardInfo',
                 request_serializer=fairlead_dot_v1_dot_reward__service__pb2.GetRewardInfoRequest.SerializeToString,
@@ -53,6 +58,16 @@ class RewardServiceServicer:
 
     def Score(self, request, context):
         """Scores a batch of responses.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreStream(self, request_iterator, context):
+        """Scores many requests. Answers come as they are ready, in any order; a request that cannot be scored is
+        answered with its error and the stream goes on. What the server has in work is bounded: then it reads no
+        more until the client has taken answers. Where `Score` would be refused as the server is full, a stream
+        waits, as long as its deadline allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +87,11 @@ def add_RewardServiceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=fairlead_dot_v1_dot_reward__service__pb2.ScoreRequest.FromString,
                     response_serializer=fairlead_dot_v1_dot_reward__service__pb2.ScoreResponse.SerializeToString,
+            ),
+            'ScoreStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ScoreStream,
+                    request_deserializer=fairlead_dot_v1_dot_reward__service__pb2.ScoreStreamRequest.FromString,
+                    response_serializer=fairlead_dot_v1_dot_reward__service__pb2.ScoreStreamResponse.SerializeToString,
             ),
             'GetRewardInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRewardInfo,
@@ -107,6 +127,33 @@ class RewardService:
             '/fairlead.v1.RewardService/Score',
             fairlead_dot_v1_dot_reward__service__pb2.ScoreRequest.SerializeToString,
             fairlead_dot_v1_dot_reward__service__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fairlead.v1.RewardService/ScoreStream',
+            fairlead_dot_v1_dot_reward__service__pb2.ScoreStreamRequest.SerializeToString,
+            fairlead_dot_v1_dot_reward__service__pb2.ScoreStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

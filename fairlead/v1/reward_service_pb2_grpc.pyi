@@ -35,6 +35,12 @@ class RewardServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RewardServiceAsyncStub: ...
     Score: _grpc.UnaryUnaryMultiCallable[_reward_service_pb2.ScoreRequest, _reward_service_pb2.ScoreResponse]
     """Scores a batch of responses."""
+    ScoreStream: _grpc.StreamStreamMultiCallable[_reward_service_pb2.ScoreStreamRequest, _reward_service_pb2.ScoreStreamResponse]
+    """Scores many requests. Answers come as they are ready, in any order; a request that cannot be scored is
+    answered with its error and the stream goes on. What the server has in work is bounded: then it reads no
+    more until the client has taken answers. Where `Score` would be refused as the server is full, a stream
+    waits, as long as its deadline allows.
+    """
     GetRewardInfo: _grpc.UnaryUnaryMultiCallable[_reward_service_pb2.GetRewardInfoRequest, _reward_service_pb2.GetRewardInfoResponse]
     """What is served."""
 
@@ -45,6 +51,12 @@ class RewardServiceAsyncStub(RewardServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_reward_service_pb2.ScoreRequest, _reward_service_pb2.ScoreResponse]  # type: ignore[assignment]
     """Scores a batch of responses."""
+    ScoreStream: _aio.StreamStreamMultiCallable[_reward_service_pb2.ScoreStreamRequest, _reward_service_pb2.ScoreStreamResponse]  # type: ignore[assignment]
+    """Scores many requests. Answers come as they are ready, in any order; a request that cannot be scored is
+    answered with its error and the stream goes on. What the server has in work is bounded: then it reads no
+    more until the client has taken answers. Where `Score` would be refused as the server is full, a stream
+    waits, as long as its deadline allows.
+    """
     GetRewardInfo: _aio.UnaryUnaryMultiCallable[_reward_service_pb2.GetRewardInfoRequest, _reward_service_pb2.GetRewardInfoResponse]  # type: ignore[assignment]
     """What is served."""
 
@@ -58,6 +70,18 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_reward_service_pb2.ScoreResponse, _abc.Awaitable[_reward_service_pb2.ScoreResponse]]:
         """Scores a batch of responses."""
+
+    @_abc_1.abstractmethod
+    def ScoreStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_reward_service_pb2.ScoreStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_reward_service_pb2.ScoreStreamResponse], _abc.AsyncIterator[_reward_service_pb2.ScoreStreamResponse]]:
+        """Scores many requests. Answers come as they are ready, in any order; a request that cannot be scored is
+        answered with its error and the stream goes on. What the server has in work is bounded: then it reads no
+        more until the client has taken answers. Where `Score` would be refused as the server is full, a stream
+        waits, as long as its deadline allows.
+        """
 
     @_abc_1.abstractmethod
     def GetRewardInfo(

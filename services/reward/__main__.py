@@ -9,6 +9,7 @@ from fairlead import metrics
 from fairlead.config import RunConfig
 from services.runtime import process
 from services.runtime.batching import MicroBatcher
+from services.runtime.bulk import Bounds
 from services.runtime.server import ModelServer
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ async def run(config: RunConfig) -> None:
         )
         async with batcher:
             scoring = LocalScoring(scorer, batcher)
-            await server.start(RewardServicer(scoring).add_to, [SERVICE_NAME])
+            bounds = Bounds(config.reward.stream_max_requests, config.reward.max_message_bytes)
+            await server.start(RewardServicer(scoring, bounds).add_to, [SERVICE_NAME])
             server.set_ready(True)
             await server.run_until_stopped()
 

@@ -6,12 +6,14 @@ Between the servicers, which know the wire, and whatever scores: a model in this
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
+from fairlead.errors import NotFound
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TextPair
 from services.reward.scorer import RewardScorer
 from services.runtime.batching import MicroBatcher
+from services.runtime.bulk import patiently
 
 
 class Scoring(Protocol):
@@ -23,7 +25,14 @@ class Scoring(Protocol):
         ...
 
     async def score(
-        self, items: Sequence[ScoreItem], *, deadline: float | None, priority: Priority = Priority.ONLINE
+        self,
+        items: Sequence[ScoreItem],
+        *,
+        deadline: float | None,
+        priority: Priority = Priority.ONLINE,
+        request_id: str = "",
+        model_version: str = "",
+        waits: bool = False,
     ) -> Scores:
         """One scalar for each item, in order.
 
@@ -31,9 +40,14 @@ class Scoring(Protocol):
             items: what to score.
             deadline: on the clock of `time.monotonic`; what has not begun by then is not begun.
             priority: who is served first.
+            request_id: where several models share the traffic, equal ids are scored by the same one.
+            model_version: the version that must score; empty takes what is served.
+            waits: while there is no room, wait until the deadline rather than raise Overloaded; for callers
+                that bound themselves what they have in work.
 
         Raises:
             InvalidInput: for the first item that cannot be scored; none is then.
+            NotFound: if the version asked for is not served.
             FairleadError: Overloaded, DeadlineExceeded, Unavailable.
         """
         ...
@@ -52,17 +66,32 @@ class LocalScoring:
         return self._scorer.info
 
     async def score(
-        self, items: Sequence[ScoreItem], *, deadline: float | None, priority: Priority = Priority.ONLINE
+        self,
+        items: Sequence[ScoreItem],
+        *,
+        deadline: float | None,
+        priority: Priority = Priority.ONLINE,
+        request_id: str = "",
+        model_version: str = "",
+        waits: bool = False,
     ) -> Scores:
         """As `Scoring.score`."""
+        info = self._scorer.info
+        if model_version not in ("", info.model_version):
+            raise NotFound(
+                f"no version {model_version!r} of the reward model here; served is {info.model_version}"
+            )
         if any(isinstance(item, TextPair) for item in items):
             sequences = await asyncio.to_thread(self._scorer.encode, items)
         else:
             # Checking ids takes less than a change of threads.
             sequences = self._scorer.encode(items)
         num_tokens = [len(sequence) for sequence in sequences]
-        scores = await self._batcher.submit(sequences, num_tokens, deadline=deadline)
-        info = self._scorer.info
+
+        def submit() -> Awaitable[list[float]]:
+            return self._batcher.submit(sequences, num_tokens, deadline=deadline)
+
+        scores = await (patiently(submit, deadline=deadline) if waits else submit())
         return Scores(
             scores=tuple(scores),
             model_version=info.model_version,

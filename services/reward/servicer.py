@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from grpc import aio
@@ -10,19 +12,24 @@ from fairlead import codec
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.reward.scoring import Scoring
+from services.runtime.bulk import Bounds, answers
 from services.runtime.interceptors import deadline
+from services.runtime.told import told
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
 """For health and reflection."""
 
+_STREAM = f"/{SERVICE_NAME}/ScoreStream"
 _Context = aio.ServicerContext[Any, Any]
 
 
 class RewardServicer(pb_grpc.RewardServiceServicer):
     """The RPCs of fairlead.v1.RewardService."""
 
-    def __init__(self, scoring: Scoring) -> None:
+    def __init__(self, scoring: Scoring, bounds: Bounds) -> None:
+        """`bounds` are those of each stream."""
         self._scoring = scoring
+        self._bounds = bounds
 
     def add_to(self, server: aio.Server) -> None:
         """Registers the servicer."""
@@ -30,10 +37,41 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
 
     async def Score(self, request: pb.ScoreRequest, context: _Context) -> pb.ScoreResponse:
         """Scores a batch of responses."""
+        return await self._score(request, deadline(context))
+
+    async def ScoreStream(
+        self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: _Context
+    ) -> AsyncIterator[pb.ScoreStreamResponse]:
+        """Scores many requests with bounded work at a time; answers in any order."""
+        until = deadline(context)
+
+        async def answer(asked: pb.ScoreStreamRequest) -> pb.ScoreStreamResponse:
+            try:
+                response = await self._score(asked.request, until, waits=True)
+            except Exception as error:  # noqa: BLE001 - the edge of one request; the stream goes on
+                what = told(error, method=_STREAM, peer=context.peer())
+                refusal = pb.ScoreStreamError(
+                    code=what.code.value[0],
+                    message=what.message,
+                    retry_after_seconds=what.retry_after_seconds or 0.0,
+                )
+                return pb.ScoreStreamResponse(sequence=asked.sequence, error=refusal)
+            return pb.ScoreStreamResponse(sequence=asked.sequence, response=response)
+
+        answered = answers(request_iterator, answer, size=pb.ScoreStreamRequest.ByteSize, bounds=self._bounds)
+        async with aclosing(answered):
+            async for response in answered:
+                yield response
+
+    async def _score(
+        self, request: pb.ScoreRequest, until: float | None, *, waits: bool = False
+    ) -> pb.ScoreResponse:
         scores = await self._scoring.score(
             codec.score_items_from_pb(request.items),
-            deadline=deadline(context),
+            deadline=until,
             priority=codec.priority_from_pb(int(request.priority)),
+            request_id=request.request_id,
+            waits=waits,
         )
         return codec.scores_to_pb(scores)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -18,16 +17,10 @@ import grpc
 from grpc import aio
 
 from fairlead import metrics
-from fairlead.errors import (
-    DeadlineExceeded,
-    FairleadError,
-    InternalError,
-    InvalidInput,
-    Overloaded,
-    Unavailable,
-    grpc_status,
-)
+from fairlead.errors import DeadlineExceeded, InvalidInput, Unavailable
 from fairlead.status import RETRY_PUSHBACK
+from services.runtime.incoming import Incoming
+from services.runtime.told import told
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +35,7 @@ class Edge(aio.ServerInterceptor):
     def __init__(self, server_metrics: metrics.Server) -> None:
         self._metrics = server_metrics
         self._in_flight = 0
-        self._draining = False
+        self._draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -54,11 +47,14 @@ class Edge(aio.ServerInterceptor):
     @property
     def is_open(self) -> bool:
         """Whether new RPCs are taken."""
-        return not self._draining
+        return not self._draining.is_set()
 
     def refuse(self) -> None:
-        """From now on new RPCs are answered with UNAVAILABLE; those in flight go on."""
-        self._draining = True
+        """From now on new RPCs are answered with UNAVAILABLE; those in flight go on.
+
+        Of a stream that a client still sends on, what was read is answered, then it ends with UNAVAILABLE.
+        """
+        self._draining.set()
 
     async def wait_idle(self) -> None:
         """Returns when no RPC is in flight."""
@@ -82,7 +78,11 @@ class Edge(aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, handler), response_serializer=handler.response_serializer
             )
-        raise TypeError(f"{method}: only unary and server-streaming async generators are served")
+        if handler.stream_stream is not None and inspect.isasyncgenfunction(handler.stream_stream):
+            return grpc.stream_stream_rpc_method_handler(
+                self._both(method, handler), response_serializer=handler.response_serializer
+            )
+        raise TypeError(f"{method}: only unary methods and async generators that stream answers are served")
 
     def _unary(self, method: str, handler: _Handler) -> Callable[[bytes, _Context], Awaitable[Any]]:
         behaviour: Any = handler.unary_unary
@@ -113,6 +113,7 @@ class Edge(aio.ServerInterceptor):
                 self._check_open()
                 async with aclosing(behaviour(_parsed(handler, body, context), context)) as responses:
                     async for response in responses:
+                        call.sent()
                         yield response
             except (asyncio.CancelledError, GeneratorExit):
                 call.left()
@@ -124,8 +125,40 @@ class Edge(aio.ServerInterceptor):
 
         return call
 
+    def _both(
+        self, method: str, handler: _Handler
+    ) -> Callable[[AsyncIterator[bytes], _Context], AsyncIterator[Any]]:
+        behaviour: Any = handler.stream_stream
+
+        async def call(bodies: AsyncIterator[bytes], context: _Context) -> AsyncIterator[Any]:
+            call = _Call(self._metrics, method, context)
+            self._enter(context)
+
+            def parse(body: bytes) -> object:
+                call.received()
+                return _parsed(handler, body, context)
+
+            requests = Incoming(bodies, parse=parse, closing=self._draining)
+            try:
+                self._check_open()
+                async with aclosing(behaviour(requests, context)) as responses:
+                    async for response in responses:
+                        call.sent()
+                        yield response
+                requests.check_whole()
+            except (asyncio.CancelledError, GeneratorExit):
+                call.left()
+                raise
+            except Exception as error:  # noqa: BLE001 - the outermost edge
+                await call.fail(error)
+            finally:
+                requests.close()
+                call.finish()
+
+        return call
+
     def _check_open(self) -> None:
-        if self._draining:
+        if self._draining.is_set():
             raise Unavailable("the server is draining")
 
     def _enter(self, context: _Context) -> None:
@@ -172,20 +205,20 @@ class _Call:
         """Ends the RPC with the error's status. Does not return."""
         if isinstance(error, aio.AbortError):
             raise error
-        self._code = grpc_status(error)
+        what = told(error, method=self._method, peer=self._context.peer())
+        self._code = what.code
         trailers: tuple[tuple[str, str], ...] = ()
-        if isinstance(error, Overloaded):
-            trailers = ((RETRY_PUSHBACK, str(max(1, round(error.retry_after_seconds * 1000)))),)
-        if self._code is grpc.StatusCode.INTERNAL:
-            error_id = secrets.token_hex(6)
-            logger.error("internal error %s in %s", error_id, self._method, exc_info=error)
-            # An InternalError is a sentence meant for callers; anything else may hold internals.
-            what = str(error) if isinstance(error, InternalError) else "internal error"
-            message = f"{what} ({error_id} in the server's log)"
-        else:
-            self._log_refusal(error)
-            message = str(error)
-        await self._context.abort(self._code, message, trailers)
+        if what.retry_after_seconds is not None:
+            trailers = ((RETRY_PUSHBACK, str(max(1, round(what.retry_after_seconds * 1000)))),)
+        await self._context.abort(what.code, what.message, trailers)
+
+    def received(self) -> None:
+        """A message of a stream has come."""
+        self._metrics.received.labels(*self._labels).inc()
+
+    def sent(self) -> None:
+        """A message of a stream goes."""
+        self._metrics.sent.labels(*self._labels).inc()
 
     def left(self) -> None:
         """The caller cancelled, or its deadline passed."""
@@ -203,17 +236,6 @@ class _Call:
         if logger.isEnabledFor(level):
             fields = {"method": self._method, "code": code.name, "seconds": round(seconds, 4)}
             logger.log(level, "rpc", extra=fields)
-
-    def _log_refusal(self, error: Exception) -> None:
-        # What was got may be a person's text, so only the place of the mistake is logged.
-        place = error.where if isinstance(error, InvalidInput) else str(error)
-        fields = {
-            "method": self._method,
-            "code": self._code and self._code.name,
-            "peer": self._context.peer(),
-        }
-        kind = type(error).__name__ if isinstance(error, FairleadError) else "error"
-        logger.info("refused: %s %s", kind, place, extra=fields)
 
 
 def _known_code(context: _Context) -> grpc.StatusCode:

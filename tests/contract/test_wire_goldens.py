@@ -94,5 +94,9 @@ def test_the_services_and_their_calls_keep_their_names():
             ("GetPolicyInfo", False),
         ],
         "fairlead.v1.ReferenceService": [("LogProbs", False), ("GetReferenceInfo", False)],
-        "fairlead.v1.RewardService": [("Score", False), ("GetRewardInfo", False)],
+        "fairlead.v1.RewardService": [
+            ("Score", False),
+            ("ScoreStream", True),
+            ("GetRewardInfo", False),
+        ],
     }
