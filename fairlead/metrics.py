@@ -172,6 +172,29 @@ class Worker:
         )
 
 
+class Gateway:
+    """The HTTP gateway."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.requests = Counter(
+            "fairlead_gateway_requests_total",
+            "Requests by dialect (fairlead, openrlhf, vllm, open_inference, openai, other) and HTTP status; "
+            "499: the caller left.",
+            ["dialect", "status"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "fairlead_gateway_request_seconds",
+            "Time from the headers of a request to the end of its response.",
+            ["dialect"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "fairlead_gateway_in_flight_requests", "Requests being answered.", registry=registry
+        )
+
+
 class Trainer:
     """The trainer."""
 
@@ -229,7 +252,7 @@ class Trainer:
             self.phase.labels(phase=name).set(name == phase)
 
 
-AREAS = (Server, Access, Batcher, Policy, Worker, Trainer)
+AREAS = (Server, Access, Batcher, Policy, Worker, Gateway, Trainer)
 """Every area, for docs/metrics.md."""
 
 

@@ -41,6 +41,7 @@ _MODULES = {
     "torch": ("torch", "transformers", "safetensors"),
     "train": ("torch", "transformers", "safetensors", "scipy", "matplotlib", "jinja2"),
     "k8s": ("kubernetes", "yaml"),
+    "gateway": ("fastapi", "uvicorn"),
 }
 
 

@@ -27,6 +27,7 @@ class Service(StrEnum):
     REWARD = "reward"
     REFERENCE = "reference"
     ROLLOUT_WORKER = "rollout-worker"
+    GATEWAY = "gateway"
 
 
 _SERVE = with_examples(
@@ -34,6 +35,7 @@ _SERVE = with_examples(
     "fairlead serve reward run.toml --set 'reward.addresses=[\"0.0.0.0:5002\"]'",
     "fairlead serve policy run.toml --set policy.serve_initial=true",
     "fairlead serve rollout-worker run.toml",
+    "fairlead serve gateway run.toml --set 'reward.addresses=[\"localhost:5002\"]'",
 )
 
 
@@ -52,7 +54,9 @@ def serve(
     # A mistake is told here, before the slow imports of a service.
     load_config(run, config, overrides)
     file = config_file(run, config)
-    if service is not Service.ROLLOUT_WORKER:
+    if service is Service.GATEWAY:
+        need("gateway")
+    elif service is not Service.ROLLOUT_WORKER:
         need("torch")
     command = [sys.executable, "-m", f"services.{service.value.replace('-', '_')}"]
     if file is not None:

@@ -24,6 +24,7 @@ from fairlead.config.checkpoint import CheckpointSection
 from fairlead.config.data import DataSection
 from fairlead.config.evaluation import EvaluationSection
 from fairlead.config.folder import RunFolder
+from fairlead.config.gateway import GatewaySection
 from fairlead.config.guard import GuardSection
 from fairlead.config.keys import KeysSection
 from fairlead.config.local import LocalSection
@@ -87,6 +88,8 @@ class RunConfig(BaseSettings):
     """Reference service."""
     rollout_worker: RolloutWorkerSection = RolloutWorkerSection()
     """Rollout workers."""
+    gateway: GatewaySection = GatewaySection()
+    """HTTP gateway."""
     queue: QueueSection = QueueSection()
     """Redis."""
     weights: WeightsSection = WeightsSection()

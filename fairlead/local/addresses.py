@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fairlead.config import RunConfig
 from fairlead.config.compute import ModelServiceSection
+from fairlead.config.gateway import GatewaySection
 from fairlead.errors import ConfigError
 from fairlead.local.ports import Ports, is_local, joined, reachable_host, split
 
@@ -32,6 +33,8 @@ class Addresses:
 
     services: dict[str, ServiceAddresses]
     """By section: policy, reward, reference."""
+    gateway: ServiceAddresses = ServiceAddresses(())
+    """The HTTP gateway."""
     metrics: dict[str, int] = field(default_factory=dict)
     """Port of /metrics by process; -1 for none."""
     redis_port: int = 0
@@ -49,12 +52,16 @@ def allocate(config: RunConfig) -> Addresses:
     services = {name: _service(name, getattr(config, name), ports) for name in MODEL_SERVICES}
     names = [f"{name}-{index}" for name in MODEL_SERVICES for index in range(len(services[name].binds))]
     names += [f"rollout-worker-{index}" for index in range(config.rollout_worker.replicas)]
+    gateway = ServiceAddresses(config.gateway.addresses)
+    if config.gateway.replicas:
+        gateway = _service("gateway", config.gateway, ports)
+    names += [f"gateway-{index}" for index in range(len(gateway.binds))]
     metrics = _metrics(config, ["trainer", *names], ports)
     redis_port = 0 if config.queue.redis_url else ports.free("valkey")
-    return Addresses(services, metrics, redis_port)
+    return Addresses(services, gateway, metrics, redis_port)
 
 
-def _service(name: str, section: ModelServiceSection, ports: Ports) -> ServiceAddresses:
+def _service(name: str, section: ModelServiceSection | GatewaySection, ports: Ports) -> ServiceAddresses:
     field_name = f"{name}.addresses"
     if any("://" in address for address in section.addresses):
         return ServiceAddresses(section.addresses)

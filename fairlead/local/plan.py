@@ -57,8 +57,12 @@ def ppo_plan(
         wires.rollout_worker(index, ready_after=before_worker)
         for index in range(config.rollout_worker.replicas)
     ]
+    gateways = [
+        wires.gateway(index, bind, ready_after=tuple(spec.name for spec in services))
+        for index, bind in enumerate(addresses.gateway.binds)
+    ]
     trainer = wires.trainer(ready_after=tuple(spec.name for spec in queues), force=force)
-    return [*queues, trainer, *services, *workers]
+    return [*queues, trainer, *services, *workers, *gateways]
 
 
 def stage_plan(stage: str, *, config_file: Path, force: bool = False) -> list[ProcessSpec]:
@@ -126,6 +130,17 @@ class _Wires:
             name=name,
             command=_module("services.rollout_worker", self.file),
             environment=self._environment(name),
+            probe=self._readyz(name),
+            ready_after=ready_after,
+            drain_rank=_ASKING,
+        )
+
+    def gateway(self, index: int, bind: str, *, ready_after: tuple[str, ...]) -> ProcessSpec:
+        name = f"gateway-{index}"
+        return ProcessSpec(
+            name=name,
+            command=_module("services.gateway", self.file),
+            environment=self._environment(name) | {"FAIRLEAD_GATEWAY__BIND": bind},
             probe=self._readyz(name),
             ready_after=ready_after,
             drain_rank=_ASKING,

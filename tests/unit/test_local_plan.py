@@ -103,6 +103,23 @@ def test_a_service_elsewhere_is_used_and_not_started():
     ]
 
 
+def test_a_gateway_is_started_when_it_is_asked_for_and_told_its_port():
+    assert not [name for name in plan() if name.startswith("gateway")]
+    port = Ports().free("test")
+    specs = plan(gateway__replicas=1, gateway__addresses=[f"127.0.0.1:{port}"])
+    assert list(specs)[-1] == "gateway-0"
+    gateway = specs["gateway-0"]
+    assert gateway.command[1:] == ("-m", "services.gateway", "--config", "run.toml")
+    assert gateway.environment["FAIRLEAD_GATEWAY__BIND"] == f"127.0.0.1:{port}"
+    assert gateway.environment["FAIRLEAD_REWARD__ADDRESSES"] == specs["trainer"].environment[
+        "FAIRLEAD_REWARD__ADDRESSES"
+    ]
+    assert gateway.probe == Readyz("127.0.0.1", int(gateway.environment["FAIRLEAD_OBSERVE__METRICS_PORT"]))
+    assert set(gateway.ready_after) == {"policy-0", "reward-0", "reference-0"}
+    assert gateway.drain_rank < specs["reward-0"].drain_rank
+    assert list(plan(gateway__replicas=2))[-2:] == ["gateway-0", "gateway-1"]
+
+
 def test_configured_metrics_ports_follow_one_another():
     first = next(
         port for port in range(21_000, 32_000, 10) if all(is_free("127.0.0.1", port + i) for i in range(5))

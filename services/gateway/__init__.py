@@ -1,0 +1,1 @@
+"""The gateway: HTTP in the dialects that clients already speak, gRPC to the services."""

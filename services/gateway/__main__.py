@@ -1,0 +1,46 @@
+"""Wires the gateway: configuration → clients → dialects → HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+
+from fairlead import metrics
+from fairlead.config import RunConfig
+from fairlead.errors import ConfigError
+from services.gateway.app import make_app
+from services.gateway.backend import Backend
+from services.gateway.server import HttpServer
+from services.runtime import process
+
+logger = logging.getLogger(__name__)
+
+
+async def run(config: RunConfig) -> None:
+    """Serves until a signal, then drains."""
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(HttpServer(config.gateway))
+        backend = await stack.enter_async_context(Backend(config))
+        if backend.reward is None and backend.policy is None:
+            raise ConfigError(
+                "reward.addresses", got=config.reward.addresses, allowed="where the reward service is"
+            )
+
+        def ready() -> bool:
+            return backend.answers and not server.draining
+
+        port = -1
+        if config.observe.metrics_port >= 0:
+            port, stop_metrics = metrics.serve(
+                host=config.observe.metrics_host, port=config.observe.metrics_port, ready=ready
+            )
+            stack.push_async_callback(asyncio.to_thread, stop_metrics)
+        fields = {"address": server.address, "metrics_port": port}
+        logger.info("gateway listens on %s", server.address, extra=fields)
+        await server.serve(make_app(backend, config.gateway, ready=ready))
+
+
+if __name__ == "__main__":
+    sys.exit(process.main("gateway", run))

@@ -1,0 +1,50 @@
+"""The app: every dialect's routes, and the page that describes them. Knows no server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import FastAPI
+from prometheus_client import REGISTRY, CollectorRegistry
+from starlette.types import ASGIApp
+
+from fairlead import __version__, metrics
+from fairlead.config.gateway import GatewaySection
+from services.gateway import failures, health, rewards
+from services.gateway.backend import Backend
+from services.gateway.edge import Edge
+
+_ABOUT = """The reward model as an API, in the dialects that clients already speak.
+
+Scores are computed by the reward service, which packs the requests of all callers into common batches.
+`X-Request-Id` names a request in the logs of every process that it passes; `X-Request-Timeout` is how many
+seconds you wait for it: work that nobody waits for any more is not begun, and stops when you hang up.
+"""
+
+
+def make_app(
+    backend: Backend,
+    section: GatewaySection,
+    *,
+    ready: Callable[[], bool],
+    registry: CollectorRegistry = REGISTRY,
+) -> ASGIApp:
+    """Everything behind the port.
+
+    Args:
+        backend: what answers.
+        section: limits.
+        ready: what /readyz says.
+        registry: what /metrics shows.
+    """
+    app = FastAPI(
+        title="Fairlead",
+        version=__version__,
+        description=_ABOUT,
+        redoc_url=None,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    failures.install(app)
+    app.include_router(rewards.router(backend))
+    app.include_router(health.router(ready=ready, registry=registry))
+    return Edge(app, section, metrics.Gateway(registry))

@@ -1,0 +1,95 @@
+"""One HTTP request as the dialects see it: its name, and until when its caller waits."""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import time
+from collections.abc import Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from fairlead.errors import DeadlineExceeded, InvalidInput
+
+TIMEOUT_HEADER = "x-request-timeout"
+"""Seconds that the caller waits; more than the gateway's own deadline has no effect."""
+REQUEST_ID_HEADER = "x-request-id"
+"""Names the request in logs, here and in the services; sent back."""
+
+_KEY = "fairlead.call"
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
+
+@dataclass(slots=True)
+class Call:
+    """One request."""
+
+    request_id: str
+    """The caller's name for it, or a random one."""
+    started: float
+    """On the clock of `time.monotonic`."""
+    deadline: float
+    """On the same clock."""
+
+    @classmethod
+    def of(cls, headers: Iterable[tuple[bytes, bytes]], *, timeout_seconds: float) -> Call:
+        """What the headers say.
+
+        Raises:
+            InvalidInput: for a timeout that is no number of seconds.
+        """
+        found = {name: value for name, value in headers if name in _READ}
+        name = found.get(REQUEST_ID_HEADER.encode(), b"").decode("latin-1")
+        call = cls(name if _REQUEST_ID.fullmatch(name) else secrets.token_hex(8), time.monotonic(), math.inf)
+        call.deadline = call.started + timeout_seconds
+        wanted = found.get(TIMEOUT_HEADER.encode())
+        if wanted is not None:
+            call.deadline = min(call.deadline, call.started + _seconds(wanted))
+        return call
+
+    def remaining(self) -> float:
+        """Seconds left.
+
+        Raises:
+            DeadlineExceeded: there are none.
+        """
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed before the work was started")
+        return left
+
+    def put_in(self, scope: MutableMapping[str, Any]) -> None:
+        """Lets the handlers of the request find it."""
+        scope[_KEY] = self
+
+
+_READ = {TIMEOUT_HEADER.encode(), REQUEST_ID_HEADER.encode()}
+
+
+def _seconds(value: bytes) -> float:
+    text = value.decode("latin-1").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidInput("X-Request-Timeout", got=text, allowed="seconds, more than 0")
+    return seconds
+
+
+def call_of(scope: MutableMapping[str, Any]) -> Call:
+    """The call that was put into a scope."""
+    found = scope[_KEY]
+    assert isinstance(found, Call)
+    return found
+
+
+def _of_request(request: Request) -> Call:
+    return call_of(request.scope)
+
+
+TheCall = Annotated[Call, Depends(_of_request)]
+"""A parameter of a handler."""

@@ -1,0 +1,226 @@
+"""The outermost edge of every HTTP request: limits, deadline, cancellation, metrics, the access log.
+
+Between uvicorn and the app (ASGI). It reads the whole body, within the limits, before the app begins; knows
+no dialect but for how errors are said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fairlead import metrics
+from fairlead.config.gateway import GatewaySection
+from fairlead.errors import DeadlineExceeded, Overloaded
+from services.gateway import failures
+from services.gateway.call import REQUEST_ID_HEADER, Call
+from services.gateway.failures import TooLarge
+
+logger = logging.getLogger(__name__)
+access = logging.getLogger("services.gateway.access")
+
+_QUIET = ("/healthz", "/readyz", "/metrics")
+"""Asked all the time by machines: counted, not logged."""
+_LOGGED_BYTES = 4_096
+_DISCARDED_BYTES = 64 << 20
+_DISCARD_SECONDS = 2.0
+_CLIENT_CLOSED = 499
+"""What the log says of a caller that left; nginx's number, never sent."""
+
+
+class Edge:
+    """An ASGI app around another."""
+
+    def __init__(self, app: ASGIApp, section: GatewaySection, counts: metrics.Gateway) -> None:
+        self._app = app
+        self._section = section
+        self._counts = counts
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send)
+        self._in_flight += 1
+        self._counts.in_flight.set(self._in_flight)
+        try:
+            await self._serve(exchange, scope)
+        except asyncio.CancelledError:
+            exchange.cut_off()
+            raise
+        except Exception as error:  # noqa: BLE001 - the outermost edge
+            if isinstance(error, TooLarge):
+                await exchange.discard()
+            await exchange.fail(error)
+        finally:
+            self._in_flight -= 1
+            self._counts.in_flight.set(self._in_flight)
+            self._count(exchange, scope)
+
+    async def _serve(self, exchange: _Exchange, scope: Scope) -> None:
+        exchange.call = Call.of(scope["headers"], timeout_seconds=self._section.timeout_seconds)
+        exchange.call.put_in(scope)
+        if self._in_flight > self._section.max_in_flight and scope["path"] not in _QUIET:
+            raise Overloaded(f"{self._section.max_in_flight} requests are in flight", retry_after_seconds=1.0)
+        try:
+            async with asyncio.timeout(exchange.call.remaining()):
+                await exchange.read(limit=self._section.max_body_bytes)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the body had come") from None
+        await exchange.run(self._app)
+
+    def _count(self, exchange: _Exchange, scope: Scope) -> None:
+        seconds = time.monotonic() - exchange.started
+        dialect = failures.dialect(scope["path"])
+        self._counts.requests.labels(dialect=dialect, status=str(exchange.status)).inc()
+        self._counts.seconds.labels(dialect=dialect).observe(seconds)
+        style = self._section.access_log
+        if style == "off" or scope["path"] in _QUIET or not access.isEnabledFor(logging.INFO):
+            return
+        fields: dict[str, object] = {
+            "method": scope["method"],
+            "path": scope["path"][:200],
+            "status": exchange.status,
+            "seconds": round(seconds, 4),
+            "request_bytes": len(exchange.body),
+            "response_bytes": exchange.sent_bytes,
+            "peer": (scope.get("client") or ("?",))[0],
+            "request_id": exchange.request_id,
+        }
+        if style == "texts":
+            fields["body"] = exchange.body[:_LOGGED_BYTES].decode(errors="replace")
+        access.info("%s %s %d", fields["method"], fields["path"], exchange.status, extra=fields)
+
+
+class _Exchange:
+    """One request and what has been sent of its response."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._gone = asyncio.Event()
+        self.started = time.monotonic()
+        self.call: Call | None = None
+        self.body = b""
+        self.status = _CLIENT_CLOSED
+        self.sent_bytes = 0
+        self.begun = False
+        self._read = False
+
+    @property
+    def request_id(self) -> str:
+        """The caller's name for it; empty if the headers could not be read."""
+        return self.call.request_id if self.call is not None else ""
+
+    async def read(self, *, limit: int) -> None:
+        """Takes the body.
+
+        Raises:
+            TooLarge: it is more than the limit; the rest is not read.
+        """
+        for name, value in self._scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > limit:
+                raise _too_large(int(value), limit)
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._gone.set()
+                return
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise _too_large(size, limit)
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                break
+        self.body = b"".join(parts)
+        self._read = True
+
+    async def discard(self) -> None:
+        """Reads some more for nothing: many callers read no answer before they have sent everything."""
+        left = _DISCARDED_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while left > 0:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
+
+    async def run(self, app: ASGIApp) -> None:
+        """The app's work; it is cancelled when the caller leaves."""
+        if self._gone.is_set():
+            return
+        work = asyncio.ensure_future(app(self._scope, self._replay(), self.send))
+        watch = asyncio.ensure_future(self._watch())
+        try:
+            await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            left = not work.done()
+            for task in (work, watch):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
+            if left:
+                await asyncio.wait((work,))
+        if left and work.cancelled():
+            return
+        work.result()
+
+    def _replay(self) -> Receive:
+        given = False
+
+        async def receive() -> Message:
+            nonlocal given
+            if not given:
+                given = True
+                return {"type": "http.request", "body": self.body, "more_body": False}
+            await self._gone.wait()
+            return {"type": "http.disconnect"}
+
+        return receive
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone.set()
+
+    async def send(self, message: Message) -> None:
+        """Passes a part of the response on, with the request's id."""
+        if message["type"] == "http.response.start":
+            self.begun = True
+            self.status = message["status"]
+            extra = [(REQUEST_ID_HEADER.encode(), self.request_id.encode())] if self.request_id else []
+            if not self._read:
+                # What is left of the body is not waited for.
+                extra.append((b"connection", b"close"))
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        elif message["type"] == "http.response.body":
+            self.sent_bytes += len(message.get("body", b""))
+        await self._send(message)
+
+    async def fail(self, error: Exception) -> None:
+        """Answers with an error; if the answer has begun, the connection ends without its end."""
+        if self.begun:
+            if not failures.is_told(self._scope):
+                logger.error("request %s broke off", self.request_id, exc_info=error)
+            return
+        response = failures.answer(error, path=self._scope["path"], request_id=self.request_id)
+        await response(self._scope, self._receive, self.send)
+
+    def cut_off(self) -> None:
+        """The grace period of the drain ended."""
+        if not self.begun:
+            self.status = 503
+
+
+def _too_large(size: int, limit: int) -> TooLarge:
+    return TooLarge("body", got=f"{size} bytes or more", allowed=f"at most {limit} bytes")

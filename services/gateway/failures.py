@@ -1,0 +1,195 @@
+"""What a caller is told when a request fails: one reading of every error, and each dialect's way to say it.
+
+Statuses come from the one map in `fairlead/errors.py`. No text of an unexpected error leaves the process:
+it gets an id, under which the log has it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from fairlead.errors import (
+    FairleadError,
+    InternalError,
+    InvalidInput,
+    Overloaded,
+    Unavailable,
+    grpc_status,
+    http_status,
+)
+from services.gateway.call import call_of
+
+logger = logging.getLogger(__name__)
+
+UNION_TAGS = ("as text", "as messages")
+"""Names of alternatives in a body's model; they are no places in the body."""
+_TOLD = "fairlead.told"
+_RETRY_SECONDS = 1.0
+_HTTP_KINDS = {404: "not_found", 405: "method_not_allowed", 413: "invalid_argument", 415: "invalid_argument"}
+
+
+class TooLarge(InvalidInput):
+    """A body beyond the limit; HTTP has a status for it, gRPC has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request failed, in no dialect yet."""
+
+    status: int
+    """HTTP."""
+    kind: str
+    """The gRPC status's name in small letters, such as `invalid_argument`: for programs."""
+    message: str
+    """For people."""
+    field: str | None = None
+    """Whose mistake it is, of a body or header."""
+    index: int | None = None
+    """In the field, if it is a list."""
+    retry_after_seconds: float | None = None
+    """When to try again, where that may help."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Retry-After in whole seconds, and in milliseconds, as OpenAI's clients read it."""
+        seconds = self.retry_after_seconds
+        if seconds is None:
+            return {"www-authenticate": "Bearer"} if self.status == 401 else {}
+        return {
+            "retry-after": str(max(1, math.ceil(seconds))),
+            "retry-after-ms": str(max(1, round(seconds * 1000))),
+        }
+
+
+def failure_of(error: Exception) -> Failure:
+    """What to say of an error; one that is not of our tree is logged and gets an id."""
+    if isinstance(error, RequestValidationError):
+        error = _invalid(error.errors())
+    if isinstance(error, HTTPException):
+        if isinstance(error.__cause__, FairleadError):
+            error = error.__cause__
+        else:
+            kind = _HTTP_KINDS.get(error.status_code, "invalid_argument")
+            return Failure(error.status_code, kind, str(error.detail))
+    status, kind = http_status(error), grpc_status(error).name.lower()
+    if status == 500:
+        error_id = secrets.token_hex(6)
+        logger.error("internal error %s", error_id, exc_info=error)
+        # An InternalError is a sentence meant for callers; anything else may hold internals.
+        what = str(error) if isinstance(error, InternalError) else "internal error"
+        return Failure(500, "internal", f"{what} ({error_id} in the gateway's log)")
+    if isinstance(error, InvalidInput):
+        status = 413 if isinstance(error, TooLarge) else status
+        return Failure(status, kind, str(error), field=error.field or None, index=error.index)
+    delay = None
+    if isinstance(error, Overloaded):
+        delay = error.retry_after_seconds
+    elif isinstance(error, Unavailable):
+        delay = _RETRY_SECONDS
+    return Failure(status, kind, str(error), retry_after_seconds=delay)
+
+
+def answer(error: Exception, *, path: str, request_id: str) -> JSONResponse:
+    """The response to a request that failed, in the dialect of its path."""
+    failure = failure_of(error)
+    content = _CONTENT.get(dialect(path), _ours)(failure, request_id)
+    return JSONResponse(content, failure.status, failure.headers)
+
+
+def dialect(path: str) -> str:
+    """Whose way of speaking a path belongs to, for errors and metrics."""
+    if path == "/v2" or path.startswith("/v2/"):
+        return "open_inference"
+    if path.startswith("/v1/rewards"):
+        return "fairlead"
+    return _DIALECTS.get(path, "other")
+
+
+_DIALECTS = {
+    "/get_reward": "openrlhf",
+    "/classify": "vllm",
+    "/v1/chat/completions": "openai",
+    "/v1/models": "openai",
+}
+
+
+def install(app: FastAPI) -> None:
+    """Has an app answer every error so."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        request.scope[_TOLD] = True
+        return answer(error, path=request.scope["path"], request_id=call_of(request.scope).request_id)
+
+    for kind in (FairleadError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, handle)
+
+
+def is_told(scope: MutableMapping[str, Any]) -> bool:
+    """Whether the caller and the log have been told of the error of a request."""
+    return _TOLD in scope
+
+
+def _ours(failure: Failure, request_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "status": failure.status,
+        "type": failure.kind,
+        "message": failure.message,
+        "field": failure.field,
+        "index": failure.index,
+        "retry_after_seconds": failure.retry_after_seconds,
+        "request_id": request_id,
+    }
+    return {"error": {key: value for key, value in found.items() if value is not None}}
+
+
+def _openai(failure: Failure, request_id: str) -> dict[str, Any]:
+    """https://platform.openai.com/docs/guides/error-codes: what its clients read."""
+    kinds = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"}
+    kind = kinds.get(failure.status, "rate_limit_error" if failure.status == 429 else failure.kind)
+    return {
+        "error": {
+            "message": failure.message,
+            "type": "invalid_request_error" if failure.status in (404, 405, 413) else kind,
+            "param": failure.field,
+            "code": failure.kind,
+        }
+    }
+
+
+def _detail(failure: Failure, request_id: str) -> dict[str, Any]:
+    return {"detail": failure.message}
+
+
+def _open_inference(failure: Failure, request_id: str) -> dict[str, Any]:
+    return {"error": failure.message}
+
+
+_CONTENT = {"open_inference": _open_inference, "openrlhf": _detail, "vllm": _openai, "openai": _openai}
+
+
+def _invalid(errors: Sequence[Any]) -> InvalidInput:
+    """The first mistake that a model found in a body, its place as a program writes it: `items[3].prompt`."""
+    first = max(errors, key=lambda one: len(one["loc"])) if errors else {"loc": (), "msg": "another body"}
+    place = ""
+    for part in first["loc"]:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif part not in UNION_TAGS and not (part == "body" and not place):
+            place += f".{part}" if place else str(part)
+    message = str(first["msg"]).removeprefix("Value error, ")
+    got: object = first.get("input")
+    if isinstance(got, dict):
+        got = f"the keys {', '.join(map(str, got))}" if got else "no keys"
+    elif isinstance(got, list):
+        got = f"{len(got)} entries"
+    return InvalidInput(place or "body", got=got, allowed=message)

@@ -1,0 +1,135 @@
+"""Our own dialect: scores, rankings and best-of-n of texts and conversations."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from fairlead.errors import InvalidInput
+from fairlead.types import Priority, ScoreItem, Scores
+from services.gateway.backend import Backend
+from services.gateway.body import JsonRoute
+from services.gateway.call import Call, TheCall
+from services.gateway.documented import ERRORS
+from services.gateway.reward_bodies import (
+    BestOfNRequest,
+    BestOfNResponse,
+    Ranked,
+    RankRequest,
+    RankResponse,
+    Reward,
+    RewardsRequest,
+    RewardsResponse,
+    Timing,
+)
+
+
+def router(backend: Backend) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(tags=["rewards"], route_class=JsonRoute, responses=ERRORS)
+
+    @routes.post("/v1/rewards", response_model=RewardsResponse, summary="Score responses")
+    async def rewards(body: RewardsRequest, call: TheCall) -> Response:
+        """One score for each response, in order. All or nothing: one bad item refuses the request."""
+        scores = await backend.score(body.score_items(), call, priority=Priority(body.priority))
+        values = _values(scores, calibrated=body.calibrated)
+        found = [
+            Reward(index=index, reward=value, num_tokens=tokens)
+            for index, (value, tokens) in enumerate(zip(values, scores.num_tokens, strict=True))
+        ]
+        return _json(RewardsResponse(rewards=found, **_said(backend, call, scores, body.calibrated)))
+
+    @routes.post("/v1/rewards:rank", response_model=RankResponse, summary="Rank responses to a prompt")
+    async def rank(body: RankRequest, call: TheCall) -> Response:
+        """Responses to one prompt, best first."""
+        ranking, said = await _ranked(backend, call, body.score_items(), body.responses, body.calibrated)
+        return _json(RankResponse(ranking=ranking, **said))
+
+    @routes.post("/v1/rewards:best-of-n", response_model=BestOfNResponse, summary="The best of n responses")
+    async def best_of_n(body: BestOfNRequest, call: TheCall) -> Response:
+        """The best of the responses given."""
+        if body.responses is None:
+            raise InvalidInput("responses", got="none", allowed="at least one")
+        items = RankRequest(prompt=body.prompt, responses=body.responses).score_items()
+        ranking, said = await _ranked(backend, call, items, body.responses, body.calibrated)
+        return _json(BestOfNResponse(best=ranking[0], ranking=ranking, generated=False, **said))
+
+    return routes
+
+
+async def _ranked(
+    backend: Backend,
+    call: Call,
+    items: Sequence[ScoreItem],
+    texts: Sequence[str],
+    calibrated: bool | None,
+) -> tuple[list[Ranked], dict[str, Any]]:
+    scores = await backend.score(items, call)
+    divided = scores.calibration_temperature > 0 if calibrated is None else calibrated
+    values = _values(scores, calibrated=divided)
+    probabilities: Sequence[float | None] = best_probabilities(values) if divided else [None] * len(values)
+    order = sorted(range(len(values)), key=lambda index: -values[index])
+    ranking = [
+        Ranked(
+            index=index,
+            reward=values[index],
+            probability=probabilities[index],
+            num_tokens=scores.num_tokens[index],
+            response=texts[index],
+        )
+        for index in order
+    ]
+    return ranking, _said(backend, call, scores, divided)
+
+
+def best_probabilities(calibrated: Sequence[float]) -> list[float]:
+    """Probability that each is the best of all: softmax, as Plackett–Luce has it.
+
+    For two responses it is the σ(difference) that calibration was fitted for (Bradley–Terry).
+    """
+    top = max(calibrated)
+    weights = [math.exp(score - top) for score in calibrated]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def _values(scores: Scores, *, calibrated: bool) -> list[float]:
+    """Scores as they are, or divided by the temperature.
+
+    Raises:
+        InvalidInput: they cannot be calibrated.
+    """
+    if not calibrated:
+        return list(scores.scores)
+    if scores.calibration_temperature <= 0:
+        raise InvalidInput(
+            "calibrated",
+            got=True,
+            allowed="false: the reward model has no calibration temperature (reward.calibration_temperature)",
+        )
+    return [score / scores.calibration_temperature for score in scores.scores]
+
+
+def _said(backend: Backend, call: Call, scores: Scores, calibrated: bool) -> dict[str, Any]:
+    return {
+        "request_id": call.request_id,
+        "model": backend.reward_model,
+        "model_version": scores.model_version,
+        "calibrated": calibrated,
+        "calibration_temperature": scores.calibration_temperature or None,
+        "total_tokens": sum(scores.num_tokens),
+        "timing": Timing(
+            total_seconds=round(time.monotonic() - call.started, 6),
+            queue_seconds=round(scores.queue_seconds, 6),
+            compute_seconds=round(scores.compute_seconds, 6),
+        ),
+    }
+
+
+def _json(answer: RewardsResponse | RankResponse | BestOfNResponse) -> Response:
+    # Written once, by pydantic; FastAPI would check and convert it again.
+    return Response(answer.model_dump_json(), media_type="application/json")

@@ -1,0 +1,127 @@
+"""The HTTP server: takes the port and the signals, serves, drains. Between `__main__` and uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from fairlead.config.gateway import GatewaySection
+from fairlead.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_LAME_DUCK_SECONDS = 0.1
+"""Who asks /readyz leaves before the port closes."""
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """One port, from start to drain; an async context manager."""
+
+    def __init__(self, section: GatewaySection) -> None:
+        self._section = section
+        self._stop = asyncio.Event()
+        self._socket: socket.socket | None = None
+        self.draining = False
+        """Whether a signal has come."""
+        self.address = ""
+        """`host:port` it listens on; set on entering."""
+
+    async def __aenter__(self) -> Self:
+        """Takes the port and the signals.
+
+        Raises:
+            ConfigError: the port is taken, or the address cannot be listened on.
+        """
+        self._socket = _listen(self._section.bind or self._section.addresses[0])
+        host, port = self._socket.getsockname()[:2]
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.stop)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._socket is not None
+        self._socket.close()
+
+    def stop(self) -> None:
+        """What a signal does: the drain begins."""
+        self._stop.set()
+
+    async def serve(self, app: ASGIApp) -> None:
+        """Serves until a signal; what runs then has `drain_seconds` to finish."""
+        assert self._socket is not None
+        server = _Uvicorn(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=max(1, round(self._section.keep_alive_seconds)),
+                timeout_graceful_shutdown=max(1, round(self._section.drain_seconds)),
+            )
+        )
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        serving = asyncio.create_task(server.serve([self._socket]))
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                self.draining = True
+                logger.info("gateway drains", extra={"connections": len(server.server_state.connections)})
+                await asyncio.sleep(_LAME_DUCK_SECONDS)
+                server.should_exit = True
+            await serving
+        finally:
+            stopped.cancel()
+            serving.cancel()
+        logger.info("gateway stopped")
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdigit() or "/" in address:
+        raise ConfigError("gateway.bind", got=address, allowed="host:port to listen on")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+            listener.listen(2048)
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            "gateway.bind",
+            got=f"{address} ({getattr(error, 'strerror', None) or error})",
+            allowed="host:port that is free on this machine",
+        ) from error
+    return listener

@@ -1,0 +1,141 @@
+"""A gateway in this process, on a real port, in front of real services: what the tests of its dialects ask.
+
+Requests go through http.client in a thread, byte by byte as a test writes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import http.client
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from fairlead import metrics
+from fairlead.config import RunConfig, load
+from fairlead.config.observe import ObserveSection
+from services.gateway.app import make_app
+from services.gateway.backend import Backend
+from services.gateway.server import HttpServer
+from services.reward.scorer import RewardScorer
+from services.reward.scoring import LocalScoring
+from services.reward.servicer import SERVICE_NAME, RewardServicer
+from services.runtime.batching import MicroBatcher
+from services.runtime.server import ModelServer
+
+
+@dataclass
+class Answer:
+    """One HTTP response."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in small letters."""
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> Any:
+        return self.json["error"]
+
+
+@dataclass
+class Gateway:
+    """Where one listens, and how to ask it."""
+
+    address: str
+    server: HttpServer
+    registry: CollectorRegistry
+
+    async def ask(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        return await asyncio.to_thread(ask, self.address, method, path, body, headers)
+
+    async def post(self, path: str, body: object, **headers: str) -> Answer:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.ask("POST", path, body, {"content-type": "application/json"} | named)
+
+    async def get(self, path: str, **headers: str) -> Answer:
+        return await self.ask(
+            "GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()}
+        )
+
+    def count(self, **labels: str) -> float:
+        return self.registry.get_sample_value("fairlead_gateway_requests_total", labels) or 0.0
+
+
+def ask(
+    address: str, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """One request on a connection of its own; a body that is no bytes is sent as JSON."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    connection = http.client.HTTPConnection(address, timeout=30)
+    try:
+        connection.request(method, path, data, dict(headers or {}))
+        response = connection.getresponse()
+        found = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, found, response.read())
+    finally:
+        connection.close()
+
+
+@asynccontextmanager
+async def reward_server(
+    folder: Path, *, calibration_temperature: float = 0.0, **settings: object
+) -> AsyncIterator[str]:
+    """The reward service around a model, in this loop; gives its address."""
+    overrides = {f"reward.{name}": value for name, value in settings.items()}
+    section = load(overrides={"reward.device": "cpu"} | overrides).reward
+    registry = CollectorRegistry()
+    scorer = RewardScorer(str(folder), section)
+    scorer.info = dataclasses.replace(scorer.info, calibration_temperature=calibration_temperature)
+    observe = ObserveSection(metrics_port=-1)
+    async with ModelServer("reward", section, observe, registry=registry) as server:
+        batcher = MicroBatcher(
+            scorer.score, section.batching, batcher_metrics=metrics.Batcher(registry), field_name="items"
+        )
+        async with batcher:
+            servicer = RewardServicer(LocalScoring(scorer, batcher))
+            address = await server.start(servicer.add_to, [SERVICE_NAME])
+            server.set_ready(True)
+            yield address
+
+
+@asynccontextmanager
+async def gateway(*, reward: str = "", policy: str = "", **settings: object) -> AsyncIterator[Gateway]:
+    """A gateway in front of the services at these addresses; ready when they answer."""
+    overrides: dict[str, object] = {f"gateway.{name}": value for name, value in settings.items()}
+    for name, address in (("reward", reward), ("policy", policy)):
+        if address:
+            overrides[f"{name}.addresses"] = [address]
+    config: RunConfig = load(overrides={"gateway.watch_seconds": 0.05} | overrides)
+    registry = CollectorRegistry()
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(HttpServer(config.gateway))
+        backend = await stack.enter_async_context(Backend(config))
+        app = make_app(
+            backend,
+            config.gateway,
+            ready=lambda: backend.answers and not server.draining,
+            registry=registry,
+        )
+        serving = asyncio.create_task(server.serve(app))
+        found = Gateway(server.address, server, registry)
+        try:
+            async with asyncio.timeout(20):
+                while (await found.get("/readyz")).status != 200:  # noqa: ASYNC110 - asked over HTTP
+                    await asyncio.sleep(0.02)
+            yield found
+        finally:
+            server.stop()
+            await serving
