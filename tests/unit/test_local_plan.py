@@ -111,9 +111,10 @@ def test_a_gateway_is_started_when_it_is_asked_for_and_told_its_port():
     gateway = specs["gateway-0"]
     assert gateway.command[1:] == ("-m", "services.gateway", "--config", "run.toml")
     assert gateway.environment["FAIRLEAD_GATEWAY__BIND"] == f"127.0.0.1:{port}"
-    assert gateway.environment["FAIRLEAD_REWARD__ADDRESSES"] == specs["trainer"].environment[
-        "FAIRLEAD_REWARD__ADDRESSES"
-    ]
+    assert (
+        gateway.environment["FAIRLEAD_REWARD__ADDRESSES"]
+        == specs["trainer"].environment["FAIRLEAD_REWARD__ADDRESSES"]
+    )
     assert gateway.probe == Readyz("127.0.0.1", int(gateway.environment["FAIRLEAD_OBSERVE__METRICS_PORT"]))
     assert set(gateway.ready_after) == {"policy-0", "reward-0", "reference-0"}
     assert gateway.drain_rank < specs["reward-0"].drain_rank
