@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     )
     from fairlead.errors import FairleadError, InvalidInput
     from fairlead.retry import RetryPolicy
-    from fairlead.types import Completion, SamplingParams, Scores, TextPair, TokenPair, WeightVersion
+    from fairlead.types import (
+        Completion,
+        SamplingParams,
+        Scores,
+        TextPair,
+        TokenPair,
+        WeightVersion,
+        WholeText,
+    )
 
 __all__ = [
     "AsyncPolicyClient",
@@ -39,13 +47,15 @@ __all__ = [
     "TextPair",
     "TokenPair",
     "WeightVersion",
+    "WholeText",
 ]
 
 _HOME = {
     **dict.fromkeys(["FairleadError", "InvalidInput"], "fairlead.errors"),
     **dict.fromkeys(["RetryPolicy"], "fairlead.retry"),
     **dict.fromkeys(
-        ["Completion", "SamplingParams", "Scores", "TextPair", "TokenPair", "WeightVersion"], "fairlead.types"
+        ["Completion", "SamplingParams", "Scores", "TextPair", "TokenPair", "WeightVersion", "WholeText"],
+        "fairlead.types",
     ),
 }
 

@@ -241,7 +241,15 @@ class TokenPair:
     """Ids of the response, at least one."""
 
 
-ScoreItem = TextPair | TokenPair
+@dataclass(frozen=True, slots=True)
+class WholeText:
+    """Prompt and response in one text, as it was shown to a model: special tokens written out, or none."""
+
+    text: str
+    """The text."""
+
+
+ScoreItem = TextPair | TokenPair | WholeText
 
 
 class Priority(enum.Enum):

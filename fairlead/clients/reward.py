@@ -15,7 +15,7 @@ from fairlead.clients.client import AsyncClient
 from fairlead.clients.requests import building
 from fairlead.clients.score_stream import ScoreStream
 from fairlead.errors import CorruptData, FairleadError, InvalidInput
-from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TextPair, TokenPair
+from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TextPair, TokenPair, WholeText
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 
@@ -155,8 +155,10 @@ def _request(items: Sequence[ScoreInput], options: ScoreOptions) -> pb.ScoreRequ
 
 
 def _item(item: ScoreInput) -> ScoreItem:
-    if isinstance(item, (TextPair, TokenPair)):
+    if isinstance(item, (TextPair, TokenPair, WholeText)):
         return item
     if len(item) != 2 or not all(isinstance(text, str) for text in item):
-        raise InvalidInput("items", got=item, allowed="(prompt, response) as texts, TextPair or TokenPair")
+        raise InvalidInput(
+            "items", got=item, allowed="(prompt, response) as texts, TextPair, TokenPair or WholeText"
+        )
     return TextPair(*item)

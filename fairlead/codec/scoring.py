@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from fairlead.codec.tokens import messages_from_pb, messages_to_pb
 from fairlead.errors import InvalidInput
-from fairlead.types import Priority, ScoreItem, Scores, TextPair, TokenPair
+from fairlead.types import Priority, ScoreItem, Scores, TextPair, TokenPair, WholeText
 from fairlead.v1 import reward_service_pb2
 
 
 def score_item_to_pb(item: ScoreItem) -> reward_service_pb2.ScoreItem:
-    """TextPair or TokenPair → message."""
+    """Item → message."""
+    if isinstance(item, WholeText):
+        return reward_service_pb2.ScoreItem(whole_text=item.text)
     if isinstance(item, TextPair):
         return reward_service_pb2.ScoreItem(
             text=reward_service_pb2.TextPair(
@@ -29,7 +31,7 @@ def score_items_from_pb(messages: Sequence[reward_service_pb2.ScoreItem]) -> lis
     """Messages → items.
 
     Raises:
-        InvalidInput: if an item holds neither text nor tokens.
+        InvalidInput: if an item holds nothing.
     """
     items: list[ScoreItem] = []
     for index, message in enumerate(messages):
@@ -41,8 +43,10 @@ def score_items_from_pb(messages: Sequence[reward_service_pb2.ScoreItem]) -> lis
             items.append(
                 TokenPair(tuple(message.tokens.prompt_token_ids), tuple(message.tokens.response_token_ids))
             )
+        elif content == "whole_text":
+            items.append(WholeText(message.whole_text))
         else:
-            raise InvalidInput("items", index=index, got="nothing", allowed="text or tokens")
+            raise InvalidInput("items", index=index, got="nothing", allowed="text, tokens or whole_text")
     return items
 
 

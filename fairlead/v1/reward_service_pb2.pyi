@@ -114,6 +114,11 @@ class ScoreItem(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    WHOLE_TEXT_FIELD_NUMBER: _builtins.int
+    whole_text: _builtins.str
+    """Prompt and response in one text, read as it is: no chat template; the tokenizer's BOS and EOS are added
+    where they are not written out.
+    """
     @_builtins.property
     def text(self) -> Global___TextPair:
         """Text; the service tokenizes it."""
@@ -127,12 +132,13 @@ class ScoreItem(_message.Message):
         *,
         text: Global___TextPair | None = ...,
         tokens: Global___TokenPair | None = ...,
+        whole_text: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "tokens", b"tokens", "whole_text", b"whole_text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "tokens", b"tokens", "whole_text", b"whole_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "tokens", "whole_text"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 

@@ -13,7 +13,7 @@ from fairlead.errors import InternalError, InvalidInput
 from fairlead.nn import loading
 from fairlead.nn.ensemble import load_ensemble, member_paths
 from fairlead.nn.reward_model import RewardModel
-from fairlead.types import ModelInfo, RewardInfo, ScoreItem, TextPair
+from fairlead.types import ModelInfo, RewardInfo, ScoreItem, TextPair, WholeText
 from services.reward.text_reader import TextReader
 from services.runtime import limits
 
@@ -81,6 +81,10 @@ class RewardScorer:
             with self._tokenizing:
                 sequence = self._reader.read(index, item)
             field = "items.text"
+        elif isinstance(item, WholeText):
+            with self._tokenizing:
+                sequence = self._reader.read_whole(index, item)
+            field = "items.whole_text"
         else:
             if self._reward.members[0].is_encoder:
                 raise InvalidInput(

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from fairlead.errors import NotFound
-from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TextPair
+from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TokenPair
 from services.reward.scorer import RewardScorer
 from services.runtime.batching import MicroBatcher
 from services.runtime.bulk import patiently
@@ -81,7 +81,7 @@ class LocalScoring:
             raise NotFound(
                 f"no version {model_version!r} of the reward model here; served is {info.model_version}"
             )
-        if any(isinstance(item, TextPair) for item in items):
+        if not all(isinstance(item, TokenPair) for item in items):
             sequences = await asyncio.to_thread(self._scorer.encode, items)
         else:
             # Checking ids takes less than a change of threads.

@@ -9,9 +9,10 @@ from fairlead.data.chat import ROLES, Chat
 from fairlead.data.encoding import encode_answer, encode_prompt, encode_response, render
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.nn.reward_model import RewardModel
-from fairlead.types import Message, TextPair
+from fairlead.types import Message, TextPair, WholeText
 from services.runtime import limits
 
+_WHOLE = "items.whole_text"
 _PROMPT, _RESPONSE, _MESSAGES = (f"items.text.{name}" for name in ("prompt", "response", "messages"))
 
 
@@ -64,6 +65,31 @@ class TextReader:
         answer = encode_response(self._tokenizer, pair.response, eos=self._section.append_eos)
         return (*before, *answer)
 
+    def read_whole(self, index: int, whole: WholeText) -> tuple[int, ...]:
+        """Ids of a text that holds prompt and response, read as it is.
+
+        The tokenizer's special tokens are added as to any text, but no second BOS, and EOS (if configured;
+        encoders have their own end) unless the text ends with it.
+
+        Args:
+            index: of the text in its request, for errors.
+            whole: the text.
+
+        Raises:
+            InvalidInput: it is too large, or nothing is left to be read.
+        """
+        limits.check_text(_WHOLE, whole.text, max_bytes=self._section.max_text_bytes, index=index)
+        tokenizer = self._tokenizer
+        ids = [int(token) for token in tokenizer(whole.text, verbose=False)["input_ids"]]
+        if ids[:2] == [tokenizer.bos_token_id] * 2:
+            ids = ids[1:]
+        end = tokenizer.eos_token
+        if self._section.append_eos and not self._is_encoder and not _ends_with(whole.text, end):
+            ids += encode_response(tokenizer, "", eos=True)
+        if not ids:
+            raise InvalidInput(_WHOLE, index=index, got="a text without tokens", allowed="at least one token")
+        return tuple(ids)
+
     def _conversation(self, index: int, asked: Chat, response: str) -> tuple[int, ...]:
         try:
             if self._is_ours:
@@ -92,3 +118,8 @@ class TextReader:
         if not self._section.append_eos and not self._wraps and not pair.messages:
             # An answer that says nothing is scored by its end; without that there is nothing to read.
             limits.check_not_empty(_RESPONSE, pair.response, index=index)
+
+
+def _ends_with(text: str, end: str | None) -> bool:
+    # Chat templates put a line break behind the last end.
+    return bool(end) and text.rstrip().endswith(str(end))

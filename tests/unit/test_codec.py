@@ -17,10 +17,12 @@ from fairlead.types import (
     PromptTask,
     Rollout,
     SamplingParams,
+    ScoreItem,
     TextPair,
     TokenPair,
     VersionSpan,
     WeightVersion,
+    WholeText,
 )
 from fairlead.v1 import reward_service_pb2, rollout_pb2
 
@@ -68,8 +70,15 @@ def test_a_task_survives_the_round_trip(task: PromptTask):
     assert codec.decode_task(codec.encode_task(task)) == task
 
 
-@given(st.lists(st.builds(TextPair, st.text(), st.text(), turns) | st.builds(TokenPair, ids, ids)))
-def test_items_to_score_survive_the_round_trip(items: list[TextPair | TokenPair]):
+scored = (
+    st.builds(TextPair, st.text(), st.text(), turns)
+    | st.builds(TokenPair, ids, ids)
+    | st.builds(WholeText, st.text())
+)
+
+
+@given(st.lists(scored))
+def test_items_to_score_survive_the_round_trip(items: list[ScoreItem]):
     messages = [codec.score_item_to_pb(item) for item in items]
     assert codec.score_items_from_pb(messages) == items
 
@@ -105,7 +114,7 @@ def test_an_outcome_without_result_or_with_unequal_lengths_is_corrupt():
 
 def test_an_item_that_is_neither_text_nor_tokens_is_named_by_its_index():
     good = reward_service_pb2.ScoreItem(text=reward_service_pb2.TextPair(prompt="a", response="b"))
-    with pytest.raises(InvalidInput, match=r"items\[1\]: got 'nothing', allowed: text or tokens"):
+    with pytest.raises(InvalidInput, match=r"items\[1\]: got 'nothing', allowed: text, tokens or whole_text"):
         codec.score_items_from_pb([good, reward_service_pb2.ScoreItem()])
 
 

@@ -19,7 +19,7 @@ from transformers import (
 from fairlead.config.compute import BatchingSection
 from fairlead.config.reward import RewardSection
 from fairlead.errors import ConfigError, InternalError, InvalidInput, ModelLoadError
-from fairlead.types import Message, TextPair, TokenPair
+from fairlead.types import Message, TextPair, TokenPair, WholeText
 from services.reward.scorer import RewardScorer
 from tests import architectures
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
@@ -105,6 +105,19 @@ def test_text_is_prompt_with_special_tokens_response_and_eos(scorer, folder):
     with pytest.raises(InvalidInput, match=r"items.text.response\[0\]: got 'an empty text'"):
         no_eos.encode([TextPair("w1 w2", "")])
     assert scorer.encode([TokenPair((5,), (6, 7)), TokenPair((), (6,))]) == [(5, 6, 7), (6,)]
+
+
+def test_a_whole_text_is_read_as_it_is(scorer, folder):
+    """The ids of prompt and response in one; what is written out is not added again."""
+    plain, written, line = scorer.encode(
+        [WholeText("w1 w2 w3"), WholeText("<s> w1 w2 w3 </s>"), WholeText("w1 w2 w3 </s>\n")]
+    )
+    pair = scorer.encode([TextPair("w1", "w2 w3")])[0]
+    assert plain == written == line == pair == (1, 5, 6, 7, 2)
+    bare = RewardScorer(str(folder), SECTION.model_copy(update={"append_eos": False}))
+    assert bare.encode([WholeText("w1"), WholeText("")]) == [(1, 5), (1,)]
+    with pytest.raises(InvalidInput, match=r"items.whole_text\[1\]: got '101 bytes', allowed: at most 100"):
+        scorer.encode([WholeText("w1"), WholeText("x" * 101)])
 
 
 def foreign(folder):
