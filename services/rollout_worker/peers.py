@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from fairlead import metrics
@@ -22,8 +23,9 @@ from fairlead.errors import (
     StaleWeights,
     Unavailable,
 )
-from fairlead.types import ModelInfo, PromptTask, Rollout, ScoreItem, TextPair, TokenPair
+from fairlead.types import ModelInfo, PromptTask, Rollout, ScoreItem, Scores, TextPair, TokenPair
 from services.rollout_worker.assemble import Refused, assemble, check_completion, check_task
+from services.rollout_worker.joined import JoinedCalls
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -116,6 +118,8 @@ class Peers:
         self._policy = policy
         self._scored_as_text = scored_as_text
         self._counts = counts
+        self._scores = JoinedCalls(self._score)
+        self._logprobs: dict[float, JoinedCalls[TokenPair, tuple[float, ...]]] = {}
 
     @classmethod
     async def meet(cls, clients: Clients, *, run: str, counts: metrics.Worker) -> Peers:
@@ -159,21 +163,36 @@ class Peers:
         tokens = TokenPair(task.prompt_token_ids, completion.token_ids)
         text = TextPair(task.prompt_text, completion.text, task.messages)
         item: ScoreItem = text if self._scored_as_text else tokens
-        temperature = task.sampling.temperature
+        size = len(task.prompt_token_ids) + len(completion.token_ids)
+        looked_up = self._reference_at(task.sampling.temperature)
         scores, logprobs = await both(
-            self._timed("score", "reward", self._clients.reward.score([item])),
-            self._timed(
-                "reference", "reference", self._clients.reference.logprobs([tokens], temperature=temperature)
-            ),
+            self._timed("score", "reward", self._scores.ask(item, num_tokens=size)),
+            self._timed("reference", "reference", looked_up.ask(tokens, num_tokens=size)),
         )
         return assemble(
             completion,
             scores,
-            logprobs,
+            [logprobs],
             scored_as_text=self._scored_as_text,
             generate_seconds=generated - began,
             score_seconds=time.monotonic() - generated,
         )
+
+    async def _score(self, items: Sequence[ScoreItem]) -> list[Scores]:
+        found = await self._clients.reward.score(items)
+        tokens = found.num_tokens or (0,) * len(found.scores)
+        return [
+            replace(found, scores=(score,), num_tokens=(count,))
+            for score, count in zip(found.scores, tokens, strict=True)
+        ]
+
+    def _reference_at(self, temperature: float) -> JoinedCalls[TokenPair, tuple[float, ...]]:
+        """Sequences of one temperature share calls; a run has one, and evaluation maybe another."""
+        if temperature not in self._logprobs:
+            self._logprobs[temperature] = JoinedCalls(
+                partial(self._clients.reference.logprobs, temperature=temperature)
+            )
+        return self._logprobs[temperature]
 
     async def _timed(self, stage: str, service: str, call: Awaitable[_T]) -> _T:
         """Times a call; a refusal becomes the task's fault, named after the service."""
