@@ -10,9 +10,9 @@ import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from fairlead.config import determinism
 from fairlead.config.checkpoint import CheckpointSection
 from fairlead.config.data import DataSection
 from fairlead.config.evaluation import EvaluationSection
@@ -62,6 +63,9 @@ class RunConfig(BaseSettings):
     """Folder of all runs; relative to where the command is given."""
     seed: int = Field(default=0, ge=0, lt=2**62)
     """Every draw is derived from it."""
+    deterministic: bool = False
+    """PPO comes to the same weights to the last bit, with any number of workers and through kills and
+    resumes; slower, as every sequence is computed alone. Synchronous, on CPUs; docs/reliability.md."""
     base: Path = Path(".")
     """Folder that the paths in `[data]` are relative to; set to the folder of the file that was read."""
     model: ModelSection = ModelSection()
@@ -115,6 +119,12 @@ class RunConfig(BaseSettings):
         """Only what `load` hands over counts; it has merged flags, environment and file already."""
         return (init_settings,)
 
+    @model_validator(mode="after")
+    def _determinism_holds(self) -> Self:
+        if self.deterministic:
+            determinism.check(self)
+        return self
+
     @property
     def folder(self) -> RunFolder:
         """The run's folder."""
@@ -149,6 +159,8 @@ def load(path: Path | None = None, *, overrides: Mapping[str, object] | None = N
     for key, value in (overrides or {}).items():
         _merge(values, _nested(key, _toml_value(value)))
     _check_environment()
+    if str(values.get("deterministic")).lower() in ("true", "1"):
+        determinism.fill(values)
     try:
         return RunConfig(**values)
     except ValidationError as error:

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Callable[[str], list[int]]]:
     # torch takes seconds to import; until then the process already answers probes and signals.
     from fairlead.data.encoding import encode_prompt
-    from fairlead.nn import adapters, loading
+    from fairlead.nn import adapters, determinism, loading
     from services.policy.decoder import vocabulary_size
     from services.policy.hf_engine import EngineLimits, HfEngine
 
     section = config.policy
+    if config.deterministic:
+        determinism.require()
     loading.set_threads(section)
     path = section.path or str(config.folder.sft_model)
     model = loading.load_causal_lm(path, section)

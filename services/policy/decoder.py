@@ -65,6 +65,10 @@ class Decoder:
         """
         if len(self.running) + len(samples) > self.slots:
             raise ValueError(f"{len(samples)} samples for {self.slots - len(self.running)} slots")
+        if self.slots == 1:
+            # Who is decoded alone starts at the same column of the same block, whoever was here before: then
+            # its numbers are the same to the last bit.
+            self._cache = SlotCache(1)
         for group in _prefill_groups(samples):
             self._prefill(group, version)
 

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 def _load(config: RunConfig) -> RewardScorer:
     # torch takes seconds to import; until then the process already answers probes and signals.
+    from fairlead.nn import determinism
     from services.reward.scorer import RewardScorer
 
+    if config.deterministic:
+        determinism.require()
     return RewardScorer(config.reward.path or str(config.folder.reward_model), config.reward)
 
 

@@ -72,7 +72,10 @@ async def _run(config: RunConfig, *, seed: int, faults: int) -> Injector:
     breaking = asyncio.ensure_future(_break(injector, plan, config))
     watching = asyncio.ensure_future(_watch(config))
     try:
-        await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running, watching, breaking}, return_when=asyncio.FIRST_COMPLETED)
+        if breaking.done():
+            breaking.result()
+            await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
         if watching.done():
             supervisor.stop(Outcome(1, "stuck"))
             await running

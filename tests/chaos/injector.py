@@ -73,8 +73,12 @@ class Injector:
     def _signal(self, name: str, number: signal.Signals) -> int | None:
         """Sends a signal; the pid, None if the process does not live now."""
         pid = self._processes[name].pid
-        if pid is not None:
+        if pid is None:
+            return None
+        try:
             os.kill(pid, number)
+        except ProcessLookupError:  # it has died, and its supervisor does not know yet
+            return None
         return pid
 
     async def _forget(self) -> None:

@@ -60,7 +60,7 @@ class Bench:
         self.said: list[str] = []
         self.section = section or QueueSection(stall_seconds=0.05, give_up_seconds=0.4)
 
-    def take_over(self, queue=None) -> Collector:
+    def take_over(self, queue=None, *, deterministic: bool = False) -> Collector:
         self.queue.take_fence(3)
         return Collector(
             queue or self.queue,
@@ -69,6 +69,7 @@ class Bench:
             lineage=LINEAGE,
             section=self.section,
             on_wait=self.said.append,
+            deterministic=deterministic,
         )
 
     def claims(self, count: int = 100) -> Sequence[Claim]:
@@ -300,3 +301,18 @@ def test_giving_up_names_what_was_waited_for(bench):
     collector.send([task(10), task(11)], update=5)
     with pytest.raises(Stalled, match="2 of 2 rollouts of update 5: tasks 10, 11"):
         collector.wait()
+
+
+def test_a_deterministic_run_lets_a_task_die_of_itself_alone(bench):
+    def falters() -> None:
+        bench.work(DeadLetter("service_error", "a replica had a bad day"))
+
+    collector = bench.take_over(Interruptions(bench.queue, read=[falters, bench.work]), deterministic=True)
+    collector.send([task(10)], update=5)
+    [entry] = collector.wait()
+    assert isinstance(entry.outcome.result, Rollout)
+    assert bench.events() == [(10, "not_the_tasks_fault")]
+    collector.send([task(11)], update=5)
+    bench.work(DeadLetter("refused_by_policy", "too long"))
+    [entry] = collector.wait()
+    assert isinstance(entry.outcome.result, DeadLetter)

@@ -6,6 +6,7 @@ import sys
 
 from fairlead import metrics
 from fairlead.config import RunConfig
+from fairlead.nn import determinism
 from fairlead.transports.rollouts.redis import RedisTrainerQueue
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from trainer import stage
@@ -16,6 +17,8 @@ from trainer.ppo.train import PpoTrainer, announce
 
 def body(config: RunConfig, gauges: metrics.Trainer) -> None:
     """Connects queue and weight store, and trains."""
+    if config.deterministic:
+        determinism.require()
     patience = Patience(config.queue, lambda what: announce(config, what))
     queue = patience.call(lambda: RedisTrainerQueue.connect(config.queue, run=config.name))
     try:

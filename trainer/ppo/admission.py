@@ -13,6 +13,19 @@ from dataclasses import replace
 from fairlead.transports.weights.base import Ancestor, is_valid
 from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout
 
+_OF_THE_TASK = frozenset(
+    {
+        "prompt_empty",
+        "prompt_too_long",
+        "prompt_token_unknown",
+        "prompt_without_text",
+        "policy_not_finite",
+        "reward_not_finite",
+        "reference_not_finite",
+    }
+)
+"""Reasons of dead letters that lie in prompt, weights and seed; docs/queue-protocol.md."""
+
 
 def refusal(
     outcome: Outcome,
@@ -21,6 +34,7 @@ def refusal(
     update: int,
     max_staleness: int = 0,
     lineage: Sequence[Ancestor],
+    deterministic: bool = False,
 ) -> str | None:
     """Why an outcome cannot count, as a stable name; None if it can. A refused task is sent again.
 
@@ -30,18 +44,24 @@ def refusal(
         update: updates behind the weights that would train on it first.
         max_staleness: updates that its weights may be older.
         lineage: incarnations whose weights count.
+        deterministic: a task may only die of what it is itself, not of a service that was away.
     """
     task = outcome.task
     if (task.prompt_token_ids, task.sampling) != (expected.prompt_token_ids, expected.sampling):
         return "other_task"
     if isinstance(outcome.result, DeadLetter):
-        return None
+        return "not_the_tasks_fault" if deterministic and not _is_of_the_task(outcome.result) else None
     versions = {span.version for span in outcome.result.completion.version_spans}
     if not all(is_valid(version, lineage) for version in versions):
         return "other_lineage"
     if not all(update - max_staleness <= version.update <= update for version in versions):
         return "stale"
     return None
+
+
+def _is_of_the_task(letter: DeadLetter) -> bool:
+    """Whether any worker at any time would have come to the same."""
+    return letter.reason.startswith("refused_by_") or letter.reason in _OF_THE_TASK
 
 
 def oldest_update(outcome: Outcome, *, otherwise: int) -> int:

@@ -42,10 +42,12 @@ class Collector:
         section: QueueSection,
         on_wait: Callable[[str], None],
         gauges: metrics.Trainer | None = None,
+        deterministic: bool = False,
     ) -> None:
         self._queue, self._ledger, self._journal, self._lineage = queue, ledger, journal, lineage
         self._section, self._on_wait, self._gauges = section, on_wait, gauges
         self._patience = Patience(section, on_wait)
+        self._deterministic = deterministic
         self._block_seconds = min(_BLOCK_SECONDS, section.stall_seconds)
         self._update = self._max_staleness = 0
         self._open: dict[int, PromptTask] = {}
@@ -209,6 +211,7 @@ class Collector:
             update=self._update,
             max_staleness=self._max_staleness,
             lineage=self._lineage,
+            deterministic=self._deterministic,
         )
         if reason is None:
             outcome = checked(entry.outcome)

@@ -112,6 +112,7 @@ class PpoTrainer:
                 section=self._config.queue,
                 on_wait=tracker.waiting_for,
                 gauges=self._gauges,
+                deterministic=self._config.deterministic,
             )
             try:
                 self._publish(tracker)

@@ -1,0 +1,137 @@
+"""`deterministic = true`: the same weights to the last bit, whoever works and whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fairlead.config import RunFolder
+from fairlead.local import progress
+from tests.integration.ppo_run import Started, check, make, started
+
+# Every run starts six processes or more, each with seconds of torch.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+SETTINGS = (
+    "--set",
+    "deterministic=true",
+    "--set",
+    "evaluation.every_updates=2",
+    "--set",
+    "evaluation.num_prompts=8",
+)
+PHASES = ("wait", "prepare", "train", "publish", "checkpoint", "evaluate")
+
+
+def digests(folder: RunFolder) -> dict[str, str]:
+    """SHA-256 of the final policy, and of policy, critic and both optimizers in the last checkpoint."""
+    found = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.policy_model.glob("*.safetensors")
+    }
+    last = max(folder.checkpoints.glob("[0-9]*-[0-9]*"), key=lambda path: int(path.name.split("-")[1]))
+    files = json.loads((last / "manifest.json").read_text())["files"]
+    return found | {f"checkpoint {name}": digest for name, digest in files.items() if name != "state.json"}
+
+
+def finished(
+    folder: Path,
+    *arguments: str,
+    updates: int,
+    during: Callable[[Started], None] = lambda run: None,
+) -> dict[str, str]:
+    """Digests of a run that was disturbed and has finished."""
+    folder.mkdir()
+    with started(make(folder, updates=updates), *SETTINGS, *arguments) as run:
+        during(run)
+        code, said = run.finish(seconds=300)
+        assert code == 0, said + run.words()
+        check(run.folder)
+        return digests(run.folder)
+
+
+def kill_in(phase: str) -> Callable[[Started], None]:
+    """Kills the trainer when it is in that phase for certain, at least three updates into the run."""
+
+    def during(run: Started) -> None:
+        def caught() -> bool:
+            now = progress.read(run.folder.progress)
+            pid = run.pids().get("trainer")
+            if now is None or pid is None or now.phase != phase or now.step < 3:
+                return False
+            with contextlib.suppress(psutil.NoSuchProcess):
+                trainer = psutil.Process(pid)
+                trainer.suspend()
+                now = progress.read(run.folder.progress)
+                if now is not None and now.phase == phase:
+                    os.kill(pid, signal.SIGKILL)
+                    return True
+                trainer.resume()
+            return False
+
+        look_closely(run, caught)
+        run.until(lambda: run.step() > 3)
+
+    return during
+
+
+def kill_in_start(run: Started) -> None:
+    """Kills the trainer, and its successor as soon as that has claimed its incarnation."""
+    kill_trainer(run)
+    dead = run.pids().get("trainer")
+    look_closely(run, (run.folder.checkpoints / "incarnation-2.json").exists)
+    pid = run.pids()["trainer"]
+    assert pid != dead
+    os.kill(pid, signal.SIGKILL)
+
+
+def look_closely(run: Started, condition: Callable[[], bool]) -> None:
+    """As `until`, without a pause between two looks: some phases are short."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert run.process.poll() is None, run.words()
+        assert time.monotonic() < deadline, run.words()
+
+
+def kill_all(run: Started) -> None:
+    run.until(lambda: run.step() >= 3)
+    for pid in run.pids().values():
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_trainer(run: Started) -> None:
+    run.until(lambda: run.step() >= 3)
+    os.kill(run.pids()["trainer"], signal.SIGKILL)
+
+
+def test_four_workers_and_a_killed_trainer_come_to_the_bits_of_one_worker_in_peace(tmp_path: Path):
+    in_peace = finished(tmp_path / "peace", updates=6)
+    disturbed = finished(
+        tmp_path / "disturbed", "--set", "rollout_worker.replicas=4", updates=6, during=kill_trainer
+    )
+    assert len(in_peace) == 5
+    assert disturbed == in_peace
+
+
+def test_the_bits_are_the_same_whatever_is_killed_when(tmp_path: Path):
+    updates = 12
+    in_peace = finished(tmp_path / "peace", updates=updates)
+    again = finished(tmp_path / "again", updates=updates)
+    assert again == in_peace
+    for workers, policies in ((4, 1), (2, 2)):
+        counts = ("--set", f"rollout_worker.replicas={workers}", "--set", f"policy.replicas={policies}")
+        assert finished(tmp_path / f"{workers}-{policies}", *counts, updates=updates) == in_peace
+    for phase in PHASES:
+        killed = finished(tmp_path / f"killed-in-{phase}", updates=updates, during=kill_in(phase))
+        assert killed == in_peace, f"killed in {phase}"
+    assert finished(tmp_path / "killed-in-start", updates=updates, during=kill_in_start) == in_peace
+    assert finished(tmp_path / "all", updates=updates, during=kill_all) == in_peace
