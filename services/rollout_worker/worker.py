@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 _CLAIM_BLOCK_SECONDS = 0.5
 _GATHER_SECONDS = 0.005
-"""A worker that is nearly full waits so long for more room: a claim of eight costs what a claim of one does."""
+"""A worker that is nearly full waits so long for more room: claiming eight costs what claiming one does."""
 _FIRST_HOLD_SECONDS = 0.2
 _LONGEST_HOLD_SECONDS = 5.0
 _FIRST_QUEUE_RETRY_SECONDS = 0.1
