@@ -35,6 +35,8 @@ LONG = {
     "services": "benchmarks.services",
     "determinism": "benchmarks.determinism",
     "trl": "benchmarks.against_trl",
+    "scale": "benchmarks.scale",
+    "endurance": "benchmarks.endurance",
 }
 """Whole runs, in minutes."""
 ALL = SHORT | TUNING | LONG

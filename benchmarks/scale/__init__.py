@@ -1,0 +1,254 @@
+"""How far queue and workers go on this machine: services that only wait, everything else real.
+
+Three figures. *Growth*: workers are added, each with a few tasks in hand, and throughput is held against so
+many times that of one. *Limit*: a thousand tasks in flight against services whose waits would allow a
+thousand rollouts a second; CPU time by process says what it is short of. *Queue*: the same without any call,
+which leaves what Redis, worker and dispatcher spend on one rollout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from benchmarks.result import Result, Settings
+from benchmarks.scale.dispatcher import Dispatcher
+from fairlead.config import RunConfig, load
+from fairlead.config.saving import save
+from fairlead.errors import ProcessFailed
+from fairlead.local import valkey
+
+TOKENS = 64
+GENERATE_SECONDS = 1.0
+SCORE_SECONDS = 0.05
+WORKERS = (1, 2, 4, 8, 16, 32, 64)
+IN_HAND = 8
+"""Tasks of one worker while workers are added."""
+IN_FLIGHT = 1_000
+FEW_WORKERS = 2
+"""Those that hold a thousand tasks between them: more would only share the same cores."""
+_READY_SECONDS = 120.0
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The processes of one measurement, by what they are."""
+
+    folder: Path
+    url: str
+    members: dict[str, list[psutil.Process]] = field(default_factory=dict)
+    started: list[psutil.Popen] = field(default_factory=list)
+    """Those that `stop` ends."""
+
+    def start(self, name: str, *arguments: str) -> psutil.Popen:
+        """Starts `python -m …`; what it prints is read by the caller, or not at all."""
+        environment = {**os.environ, "FAIRLEAD_QUEUE__REDIS_URL": self.url, "PYTHONPATH": str(Path.cwd())}
+        log = (self.folder / f"{name}.log").open("a")
+        process = psutil.Popen(
+            [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
+        log.close()
+        self.members.setdefault(name, []).append(process)
+        self.started.append(process)
+        return process
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Spent until now, by what they are, the dispatcher (this process) among them."""
+        own = psutil.Process().cpu_times()
+        found = {"dispatcher": own.user + own.system}
+        for name, processes in self.members.items():
+            times = [process.cpu_times() for process in processes]
+            found[name] = sum(each.user + each.system for each in times)
+        return found
+
+    def stop(self) -> None:
+        """Ends them all."""
+        for process in self.started:
+            process.terminate()
+        for process in self.started:
+            try:
+                process.wait(timeout=20)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What was measured."""
+
+    per_second: float
+    """Rollouts settled."""
+    cpu_ms: Mapping[str, float]
+    """CPU milliseconds of a rollout, by what spent them."""
+
+
+def run(settings: Settings) -> dict[str, Result]:
+    """Rollouts per second, and what a rollout costs."""
+    seconds = 2.0 if settings.quick else 12.0
+    counts = (1, 2) if settings.quick else WORKERS
+    in_flight = 50 if settings.quick else IN_FLIGHT
+    grown = _growth(counts, seconds=seconds)
+    whole = _limit(in_flight, seconds=seconds)
+    queue = _queue_alone(in_flight, seconds=seconds)
+    _tell(grown, whole, queue)
+    most = counts[-1]
+    ours = sum(cost for name, cost in whole.cpu_ms.items() if name != "services")
+    return {
+        "scale_workers": Result(
+            grown[most].per_second,
+            "rollouts/s",
+            most * grown[1].per_second,
+            f"{most} times the rate of one worker; the ratio is 1 where throughput grows with workers",
+        ),
+        "scale_limit": Result(
+            whole.per_second,
+            "rollouts/s",
+            in_flight / (GENERATE_SECONDS + SCORE_SECONDS),
+            f"what the waits allow with {in_flight} tasks in flight",
+        ),
+        "scale_queue_limit": Result(
+            queue.per_second, "rollouts/s", in_flight / GENERATE_SECONDS, "the same without any call"
+        ),
+        "scale_queue_cost": Result(
+            sum(queue.cpu_ms.values()),
+            "CPU-ms/rollout",
+            ours,
+            "a rollout's whole cost but for the services: calls and queue",
+        ),
+    }
+
+
+def _growth(counts: Sequence[int], *, seconds: float) -> dict[int, Rate]:
+    found: dict[int, Rate] = {}
+    with _fleet() as (fleet, config):
+        address = _services(fleet)
+        batch = IN_HAND
+        dispatcher = _dispatcher(config, fleet, in_flight=2 * IN_HAND * counts[-1], batch=batch)
+        for count in counts:
+            while len(fleet.members.get("workers", ())) < count:
+                fleet.start("workers", "services.rollout_worker", *_worker(config, fleet, address, IN_HAND))
+            dispatcher.run(_settling(count))
+            found[count] = _measure(fleet, dispatcher, seconds)
+        dispatcher.close()
+    return found
+
+
+def _limit(in_flight: int, *, seconds: float) -> Rate:
+    with _fleet() as (fleet, config):
+        address = _services(fleet)
+        for _ in range(FEW_WORKERS):
+            room = in_flight // FEW_WORKERS
+            fleet.start("workers", "services.rollout_worker", *_worker(config, fleet, address, room))
+        return _alone(fleet, config, in_flight, seconds)
+
+
+def _queue_alone(in_flight: int, *, seconds: float) -> Rate:
+    with _fleet() as (fleet, config):
+        for _ in range(FEW_WORKERS):
+            flags = ("--seconds", str(GENERATE_SECONDS), "--tokens", str(TOKENS))
+            file = _file(config, fleet, "127.0.0.1:1", in_flight // FEW_WORKERS)
+            fleet.start("workers", "benchmarks.scale.queue_worker", "--config", str(file), *flags)
+        return _alone(fleet, config, in_flight, seconds)
+
+
+def _alone(fleet: Fleet, config: RunConfig, in_flight: int, seconds: float) -> Rate:
+    dispatcher = _dispatcher(config, fleet, in_flight=in_flight, batch=max(1, in_flight // 10))
+    dispatcher.run(_settling(FEW_WORKERS))
+    rate = _measure(fleet, dispatcher, seconds)
+    dispatcher.close()
+    return rate
+
+
+def _settling(count: int) -> float:
+    """Until workers that have just been started work: each needs a second of CPU on two cores."""
+    return 4.0 + count
+
+
+def _measure(fleet: Fleet, dispatcher: Dispatcher, seconds: float) -> Rate:
+    before = fleet.cpu_seconds()
+    settled, took = dispatcher.run(seconds)
+    after = fleet.cpu_seconds()
+    for name, processes in fleet.members.items():
+        if not all(map(_runs, processes)):
+            raise ProcessFailed(f"one of the {name} has ended: {(fleet.folder / f'{name}.log').read_text()}")
+    costs = {name: 1000 * (after[name] - before.get(name, 0.0)) / settled for name in after}
+    return Rate(settled / took, costs)
+
+
+def _runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+@contextlib.contextmanager
+def _fleet() -> Iterator[tuple[Fleet, RunConfig]]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        server = valkey.prepare(folder / "valkey")
+        with valkey.start(server, ready_seconds=20.0) as process:
+            fleet = Fleet(folder, server.url)
+            fleet.members["valkey"] = [psutil.Process(process.pid)]
+            config = load(None, overrides={"name": "scale", "runs": str(folder / "runs")})
+            try:
+                yield fleet, config
+            finally:
+                fleet.stop()
+
+
+def _services(fleet: Fleet) -> str:
+    process = fleet.start(
+        "services",
+        "benchmarks.scale.waiting_services",
+        *("--generate-seconds", str(GENERATE_SECONDS)),
+        *("--score-seconds", str(SCORE_SECONDS), "--tokens", str(TOKENS)),
+    )
+    assert process.stdout is not None
+    address: str = process.stdout.readline().strip()
+    if not address:
+        raise ProcessFailed(f"the waiting services: {(fleet.folder / 'services.log').read_text()}")
+    return address
+
+
+def _worker(config: RunConfig, fleet: Fleet, address: str, in_hand: int) -> tuple[str, str]:
+    return "--config", str(_file(config, fleet, address, in_hand))
+
+
+def _file(config: RunConfig, fleet: Fleet, address: str, in_hand: int) -> Path:
+    overrides: dict[str, object] = {
+        "name": config.name,
+        "runs": str(config.runs),
+        "rollout_worker.max_in_flight": in_hand,
+        "observe.metrics_port": -1,
+        **{f"{service}.addresses": [address] for service in ("policy", "reward", "reference")},
+    }
+    file = fleet.folder / "run.toml"
+    save(load(None, overrides=overrides), file)
+    return file
+
+
+def _dispatcher(config: RunConfig, fleet: Fleet, *, in_flight: int, batch: int) -> Dispatcher:
+    section = config.queue.model_copy(update={"redis_url": fleet.url})
+    return Dispatcher(section, run=config.name, folder=fleet.folder, in_flight=in_flight, batch=batch)
+
+
+def _tell(grown: Mapping[int, Rate], whole: Rate, queue: Rate) -> None:
+    print("workers | rollouts/s | CPU-ms a rollout", file=sys.stderr)
+    for count, rate in grown.items():
+        print(f"{count} | {rate.per_second:.1f} | {_costs(rate)}", file=sys.stderr)
+    print(f"limit | {whole.per_second:.1f} | {_costs(whole)}", file=sys.stderr)
+    print(f"queue alone | {queue.per_second:.1f} | {_costs(queue)}", file=sys.stderr)
+
+
+def _costs(rate: Rate) -> str:
+    parts = sorted(rate.cpu_ms.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {cost:.2f}" for name, cost in parts)
