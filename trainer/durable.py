@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -53,6 +54,18 @@ def write_json(path: Path, value: Mapping[str, object], *, durable: bool = True)
     aside.replace(path)
     if durable:
         sync(path.parent)
+
+
+def open_lines(path: Path) -> BinaryIO:
+    """Opens a file of lines for appending; a line torn by a crash stays a line of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
+    if file.tell():
+        with path.open("rb") as written:
+            written.seek(-1, os.SEEK_END)
+            if written.read() != b"\n":
+                file.write(b"\n")
+    return file
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from fairlead import __version__
 from fairlead.cli import (
+    audit,
     data,
     export,
     generate,
@@ -40,7 +41,7 @@ Exit codes: 0 done, 1 failed, 2 a mistake in flags, configuration, model or data
 
 _ORDER = (
     *("quickstart", "sft", "reward-model", "ppo", "serve", "score", "generate"),
-    *("data", "export", "report", "status", "plan", "keys", "k8s"),
+    *("data", "export", "report", "status", "audit", "plan", "keys", "k8s"),
 )
 
 
@@ -101,6 +102,7 @@ data.register(app)
 export.register(app)
 reports.register(app)
 status.register(app)
+audit.register(app)
 plan.register(app)
 keys.register(app)
 k8s.register(app)

@@ -74,6 +74,11 @@ class RunFolder:
         return self.root / "ledger.jsonl"
 
     @property
+    def events(self) -> Path:
+        """What every trainer did to the queue, one JSON object a line; for an audit."""
+        return self.root / "events.jsonl"
+
+    @property
     def progress(self) -> Path:
         """What the running stage does now, as JSON; replaced whole."""
         return self.root / "progress.json"

@@ -103,6 +103,15 @@ def prepare(folder: Path, *, port: int = 0) -> ValkeyServer:
     return ValkeyServer((str(binary), str(file)), url, port, folder)
 
 
+def last_url(folder: Path) -> str:
+    """Where the server that was last set up on a folder answers if it runs; empty if there never was one."""
+    try:
+        settings = dict(line.split(" ", 1) for line in (folder / "server.conf").read_text().splitlines())
+        return f"redis://:{settings['requirepass']}@127.0.0.1:{settings['port']}/0"
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
 @contextmanager
 def running(folder: Path, *, ready_seconds: float = 20.0) -> Iterator[ValkeyServer]:
     """A server that answers, for the length of the block.

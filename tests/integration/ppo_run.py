@@ -15,8 +15,11 @@ from pathlib import Path
 import psutil
 import redis
 
+from fairlead.audit import audit
+from fairlead.audit.snapshot import Terms
 from fairlead.config import RunFolder, load
 from fairlead.local import progress, table, valkey
+from fairlead.transports.rollouts.redis_observer import look
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 BATCH = 8
@@ -153,6 +156,18 @@ def account(folder: RunFolder) -> Counter[int]:
     return times
 
 
+def check_audit(folder: RunFolder, redis_url: str) -> None:
+    """The audit of a complete run finds nothing, and counts what `account` counts."""
+    config = load(folder.config)
+    section = config.queue.model_copy(update={"redis_url": redis_url})
+    terms = Terms(BATCH, config.ppo.max_staleness)
+    report, _ = audit(folder, terms=terms, look=lambda: look(section, run=config.name))
+    assert report.is_clean, report.findings
+    assert (report.ended, report.open, report.queue_error) == (True, 0, "")
+    assert report.trained + report.dead == report.tasks == len(account(folder))
+    assert report.max_staleness_seen <= config.ppo.max_staleness
+
+
 def check(folder: RunFolder) -> None:
     """The run is complete: every task counted once, the queue is empty, the result says the same."""
     updates = load(folder.config).ppo.updates
@@ -168,6 +183,7 @@ def check(folder: RunFolder) -> None:
     assert table.read(folder.processes) == {}
     assert left_over(folder) == []
     with valkey.running(folder.redis) as server, redis.Redis.from_url(server.url) as client:
+        check_audit(folder, server.url)
         assert client.xlen("fairlead:{tiny}:rollouts") == 0
         assert client.exists("fairlead:{tiny}:outstanding") == 0
         (group,) = client.xinfo_groups("fairlead:{tiny}:prompts")

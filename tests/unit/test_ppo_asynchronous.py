@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
+from fairlead.audit import audit
 from fairlead.errors import QueueUnavailable
 from fairlead.transports.rollouts.base import OutcomeEntry, Sending
 from fairlead.transports.rollouts.memory import MemoryBroker
@@ -111,6 +112,13 @@ def test_a_resume_loses_nothing_and_doubles_nothing(update, wiped, tmp_path, mod
     assert (result["tasks_dispatched"], result["tasks_trained"], result["incarnations"]) == (40, 40, 2)
     assert (result["tasks_lost"], result["tasks_duplicated"], result["dead_letters"]) == (0, 0, 0)
     assert max(ages(config.folder.ledger)) <= 2
+    report, _ = audit(config.folder)
+    assert report.is_clean, report.findings
+    assert (report.tasks, report.trained, report.max_staleness_seen) == (
+        40,
+        40,
+        max(ages(config.folder.ledger)),
+    )
     assert not run.broker.outcomes
     assert not run.broker.open
 
@@ -128,7 +136,7 @@ def test_dead_tasks_take_their_place_in_a_batch(tmp_path, model_path):
 def bench(tmp_path):
     found = Bench(tmp_path)
     yield found
-    found.journal.close()
+    found.close()
 
 
 def version(update: int) -> WeightVersion:

@@ -26,6 +26,7 @@ from fairlead.types import (
 )
 from trainer.ppo.admission import checked
 from trainer.ppo.collect import Collector
+from trainer.ppo.events import EventLog
 from trainer.ppo.ledger import Journal, Ledger
 
 # Incarnation 1 reached update 9 or so; incarnation 3 resumed its checkpoint of update 5.
@@ -57,6 +58,7 @@ class Bench:
         self.ledger = Ledger(watermark=10)
         self.path = folder / "ledger.jsonl"
         self.journal = Journal(self.path, incarnation=3)
+        self.event_log = EventLog(folder / "events.jsonl", incarnation=3)
         self.said: list[str] = []
         self.section = section or QueueSection(stall_seconds=0.05, give_up_seconds=0.4)
 
@@ -66,11 +68,16 @@ class Bench:
             queue or self.queue,
             ledger=self.ledger,
             journal=self.journal,
+            events=self.event_log,
             lineage=LINEAGE,
             section=self.section,
             on_wait=self.said.append,
             deterministic=deterministic,
         )
+
+    def close(self) -> None:
+        self.journal.close()
+        self.event_log.close()
 
     def claims(self, count: int = 100) -> Sequence[Claim]:
         return asyncio.run(self.broker.worker("w").claim(count=count, block_seconds=0))
@@ -92,7 +99,7 @@ class Bench:
 def bench(tmp_path):
     found = Bench(tmp_path)
     yield found
-    found.journal.close()
+    found.close()
 
 
 class Interruptions:
@@ -247,7 +254,7 @@ def test_settled_entries_go_at_once_if_void_and_else_with_the_checkpoint(bench):
     bench.ledger.settle(11)
     collector.settled(entries, checkpoint_update=5)  # newer than the checkpoint: void after a resume
     assert set(bench.queue.survey().outcomes.values()) == {10}
-    collector.checkpointed()
+    collector.checkpointed(1)
     assert not bench.queue.survey().outcomes
 
 
@@ -260,7 +267,7 @@ def test_a_dead_letter_counts_and_stays_until_the_checkpoint(bench):
     bench.ledger.settle(10, dead_reason="prompt_too_long")
     collector.settled(entries, checkpoint_update=4)
     assert len(bench.queue.survey().outcomes) == 1
-    collector.checkpointed()
+    collector.checkpointed(1)
     assert not bench.queue.survey().outcomes
 
 

@@ -10,6 +10,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
+from fairlead.audit import audit
 from fairlead.config import RunConfig, load
 from fairlead.errors import Fenced
 from fairlead.nn.loading import load_causal_lm
@@ -88,6 +89,14 @@ class Run:
             self.trainer().run(on_update=kill)
 
 
+def audited(config: RunConfig) -> dict[str, int]:
+    """What an audit of the folder counts; whatever happened, every rule holds."""
+    report, _ = audit(config.folder)
+    assert report.is_clean, report.findings
+    assert (report.ended, report.tasks, report.open) == (True, 48, 0)
+    return {"trained": report.trained, "dead": report.dead, "void": report.void}
+
+
 def weights(models) -> dict[str, torch.Tensor]:
     state = models.state()
     return {f"{part}.{name}": value for part, group in state.items() for name, value in group.items()}
@@ -148,6 +157,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(update, tmp_path, m
     assert result["incarnations"] == 2
     steps = [json.loads(line)["step"] for line in run.config.folder.metrics("ppo").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
+    assert audited(run.config) == {"trained": 48, "dead": 0, "void": 8 * (update % 2)}
 
 
 def test_killed_twice_with_the_queue_wiped_in_between(tmp_path, model_path, undisturbed):
@@ -163,6 +173,7 @@ def test_killed_twice_with_the_queue_wiped_in_between(tmp_path, model_path, undi
         result = run.trainer().run()
     assert same(weights(run.models), undisturbed[2])
     assert result["incarnations"] == 3
+    assert audited(run.config) == {"trained": 48, "dead": 0, "void": 8}
     assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
 
 
@@ -174,6 +185,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, model_path, 
         result = run.trainer().run()
     assert "checkpoint 1-4 is damaged" in caplog.text
     assert same(weights(run.models), undisturbed[2])
+    assert audited(run.config) == {"trained": 48, "dead": 0, "void": 24}
     assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
 
 
@@ -195,6 +207,7 @@ def test_a_run_that_is_begun_anew_forgets_its_checkpoints_and_comes_to_the_same(
     assert same(weights(run.models), undisturbed[2])
     assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
     assert len(list(read_journal(run.config.folder.ledger))) == 96
+    assert audited(run.config) == {"trained": 48, "dead": 0, "void": 48}
 
 
 def test_dead_tasks_leave_holes_and_are_counted(tmp_path, model_path):
@@ -204,6 +217,7 @@ def test_dead_tasks_leave_holes_and_are_counted(tmp_path, model_path):
         result = run.trainer(metrics.Trainer(registry)).run()
     assert (result["tasks_dispatched"], result["tasks_trained"], result["dead_letters"]) == (48, 39, 9)
     assert (result["tasks_lost"], result["tasks_duplicated"]) == (0, 0)
+    assert audited(run.config) == {"trained": 39, "dead": 9, "void": 0}
     tasks = {"event": "dead_letter"}
     assert registry.get_sample_value("fairlead_trainer_tasks_total", tasks) == 9
     assert registry.get_sample_value("fairlead_trainer_phase", {"phase": "done"}) == 1
@@ -227,6 +241,7 @@ def test_a_trainer_that_was_overtaken_stops_and_changes_nothing(tmp_path, model_
     result = json.loads(run.config.folder.result("ppo").read_text())
     assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
     assert run.world.store.latest().version.incarnation == 2
+    assert audited(run.config)["trained"] == 48
 
 
 def test_it_learns_a_small_bandit(tmp_path, model_path):

@@ -18,6 +18,7 @@ from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, TrainerQ
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import PromptTask, Rollout, WeightVersion
 from trainer.ppo.admission import checked, oldest_update, refusal
+from trainer.ppo.events import EventLog
 from trainer.ppo.ledger import Journal, Ledger
 from trainer.ppo.patience import Patience
 from trainer.ppo.selection import next_batch
@@ -38,13 +39,15 @@ class Collector:
         *,
         ledger: Ledger,
         journal: Journal,
+        events: EventLog,
         lineage: Sequence[Ancestor],
         section: QueueSection,
         on_wait: Callable[[str], None],
         gauges: metrics.Trainer | None = None,
         deterministic: bool = False,
     ) -> None:
-        self._queue, self._ledger, self._journal, self._lineage = queue, ledger, journal, lineage
+        self._queue, self._ledger, self._lineage = queue, ledger, lineage
+        self._journal, self._events = journal, events
         self._section, self._on_wait, self._gauges = section, on_wait, gauges
         self._patience = Patience(section, on_wait)
         self._deterministic = deterministic
@@ -74,6 +77,7 @@ class Collector:
         self._answered_by |= dict.fromkeys(new, sent_at)
         self._count("dispatched", len(new))
         if new and not self._must_reconcile:
+            self._events.sent(new, update=update)
             try:
                 self._queue.dispatch(list(new.values()))
             except QueueUnavailable:
@@ -131,8 +135,9 @@ class Collector:
             (self._discarded if void else self._retained).add(entry.entry_id)
         self._delete()
 
-    def checkpointed(self) -> None:
-        """Called when every settled outcome is in a checkpoint: their entries may go."""
+    def checkpointed(self, update: int) -> None:
+        """Called when every settled outcome is in the checkpoint of `update`: their entries may go."""
+        self._events.checkpoint(update)
         self._discarded |= self._retained
         self._retained.clear()
         self._delete()
@@ -144,6 +149,11 @@ class Collector:
         except QueueUnavailable:
             self._must_reconcile = True
             return None
+
+    def close(self) -> None:
+        """Closes journal and events."""
+        self._journal.close()
+        self._events.close()
 
     def _next_batch(self, size: int | None) -> list[int] | None:
         deadlines = {
@@ -230,11 +240,13 @@ class Collector:
             self._must_reconcile = True
 
     def _delete(self) -> None:
+        gone = sorted(self._discarded)
         try:
-            self._queue.delete(sorted(self._discarded))
+            self._queue.delete(gone)
         except QueueUnavailable:
             self._must_reconcile = True  # tried again then
         else:
+            self._events.deleted(gone, update=self._update)
             self._discarded.clear()
 
     def _reconcile(self) -> None:
@@ -255,6 +267,7 @@ class Collector:
         self._discarded = (self._discarded | gone) & survey.outcomes.keys()
         if self._discarded:
             self._queue.delete(sorted(self._discarded))
+            self._events.deleted(sorted(self._discarded), update=self._update)
         present = survey.prompts | {
             task_id for entry_id, task_id in survey.outcomes.items() if entry_id not in self._discarded
         }
@@ -267,6 +280,7 @@ class Collector:
         if missing:
             # Whoever answers now answers with the weights of now.
             version = WeightVersion(mine, self._update)
+            self._events.sent((task.task_id for task in missing), update=self._update)
             self._queue.dispatch([replace(task, min_version=version) for task in missing])
             self._answered_by |= dict.fromkeys((task.task_id for task in missing), self._update)
             self._count("resent", len(missing))

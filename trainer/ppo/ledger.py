@@ -86,13 +86,7 @@ class Journal:
 
     def __init__(self, path: Path, *, incarnation: int) -> None:
         self._incarnation = incarnation
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-        if self._file.tell():
-            with path.open("rb") as file:
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":
-                    self._file.write(b"\n")  # a line torn by a crash stays a line of its own
+        self._file = durable.open_lines(path)
 
     def append(self, entries: Iterable[OutcomeEntry], *, event: str | None = None, update: int) -> None:
         """One line per entry.

@@ -21,7 +21,7 @@ from fairlead.transports.weights.base import WeightStore
 from fairlead.types import DeadLetter, WeightVersion
 from trainer import durable, stage
 from trainer.checkpoint import Checkpoint, CheckpointStore
-from trainer.ppo import batch, best, figures, learner, publish, result
+from trainer.ppo import batch, best, events, figures, learner, publish, result
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.collect import Collector
 from trainer.ppo.dispatch import PromptOrder
@@ -93,11 +93,12 @@ class PpoTrainer:
             StoppedByGuard: if a signal of reward hacking ended the run; policy and result are written.
         """
         self._take_over(Patience(self._config.queue, lambda what: announce(self._config, what)))
-        total, incarnation = self._config.ppo.updates, self._tenure.incarnation
-        journal = Journal(self._config.folder.ledger, incarnation=incarnation)
+        total, incarnation, folder = self._config.ppo.updates, self._tenure.incarnation, self._config.folder
+        journal = Journal(folder.ledger, incarnation=incarnation)
+        event_log = events.EventLog(folder.events, incarnation=incarnation)
         with Tracker(
             "ppo",
-            self._config.folder,
+            folder,
             total=total,
             first_step=self._progress.update,
             incarnation=incarnation,
@@ -108,6 +109,7 @@ class PpoTrainer:
                 self._queue,
                 ledger=self._progress.ledger,
                 journal=journal,
+                events=event_log,
                 lineage=self._tenure.lineage,
                 section=self._config.queue,
                 on_wait=tracker.waiting_for,
@@ -115,6 +117,7 @@ class PpoTrainer:
                 deterministic=self._config.deterministic,
             )
             try:
+                event_log.begun(self._progress.update, self._config.ppo)
                 self._publish(tracker)
                 self._send(collector)
                 while self._progress.update < total and self._watch.stopped_by is None:
@@ -125,7 +128,7 @@ class PpoTrainer:
                     self._roll_back(self._watch.stopped_by.update, tracker)
                 return self._finish(tracker)
             finally:
-                journal.close()
+                collector.close()
                 self._evaluation.close()
 
     def _take_over(self, patience: Patience) -> None:
@@ -257,7 +260,7 @@ class PpoTrainer:
         keep = max(self._config.checkpoint.keep, 2 if self._config.guard.action == "stop" else 1)
         self._checkpoints.prune(keep=keep, lineage=self._tenure.lineage, protected=self._evaluation.kept())
         self._checkpoint_update = update
-        collector.checkpointed()
+        collector.checkpointed(update)
 
     def _record(self, found: dict[str, float], collector: Collector, tracker: Tracker) -> None:
         update = self._progress.update

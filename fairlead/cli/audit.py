@@ -1,0 +1,189 @@
+"""`fairlead audit`: every task's life, from what a run left behind, and whether each counted once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fairlead.cli.output import ConfigOption, Json, RunPath, fail, run_folder, say, with_examples
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fairlead.audit import Report
+    from fairlead.audit.history import History
+    from fairlead.config import RunConfig, RunFolder
+    from fairlead.config.queue import QueueSection
+    from fairlead.transports.rollouts.redis_observer import QueueContents
+
+_AUDIT = with_examples(
+    "Check that every prompt of a PPO run counted once: trained on, or dead with a reason, in the lineage of "
+    "its weights.\n\n"
+    "Rebuilds every task's life from journals, checkpoints, weight versions and Redis, and trusts no "
+    "counter. Works on a run that is at work, has ended or has crashed, and changes nothing. Exit code 1 on "
+    "any loss or doubling; the tasks are named.",
+    "fairlead audit runs/quickstart",
+    "fairlead audit runs/quickstart --task 17",
+    "fairlead audit runs/quickstart --redis-url redis://127.0.0.1:6379 --json",
+)
+_EMBEDDED = "the run's own Valkey is not running"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("audit", help=_AUDIT)(audit)
+
+
+def audit(
+    run: RunPath,
+    task: Annotated[int | None, typer.Option("--task", min=0, help="Show the life of one task.")] = None,
+    config: ConfigOption = None,
+    redis_url: Annotated[
+        str | None, typer.Option("--redis-url", help="Look here instead of where the run's settings say.")
+    ] = None,
+    skip_tensors: Annotated[
+        bool, typer.Option("--skip-tensors", help="Do not hold the checkpoints' tensors against checksums.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Prints what was found; exit code 1 if a rule is broken."""
+    from rich.console import Console
+
+    from fairlead.audit import audit as examine
+    from fairlead.audit.snapshot import Terms
+    from fairlead.config import RunFolder, load
+
+    folder = RunFolder(run_folder(run))
+    file = config or (folder.config if folder.config.exists() else None)
+    settings = load(file) if file else None
+    if not folder.ledger.exists() and not folder.checkpoints.exists():
+        fail(f"run: got {str(run)!r}, allowed: the folder of a run that has begun PPO")
+    report, history = examine(
+        folder,
+        weights=settings.weights_path if settings and settings.weights.path else None,
+        terms=Terms(settings.ppo.batch_size, settings.ppo.max_staleness) if settings else None,
+        look=_look(folder, settings, redis_url),
+        tensors=not skip_tensors,
+    )
+    if task is not None:
+        _show_life(history, task, as_json=as_json)
+    elif as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        show(Console(highlight=False), report)
+    if not report.is_clean:
+        raise typer.Exit(1)
+
+
+def show(console: Console, report: Report) -> None:
+    """The report for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    state = "ended" if report.ended else "not ended"
+    where = f"checkpoint {report.checkpoint}" if report.checkpoint else "no checkpoint yet"
+    console.print(Text.assemble((report.run, "bold"), f" · PPO has {state} · {where}"))
+    figures = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in _figures(report):
+        figures.add_row(Text(name, "dim"), Text(value))
+    console.print(figures)
+    if report.incarnations:
+        console.print()
+        console.print(_incarnations(report))
+    for finding in report.findings:
+        style = "red" if finding.is_error else "yellow"
+        console.print(Text.assemble((finding.kind.replace("_", " "), style), f": {finding.words}"))
+    if report.is_clean:
+        words = f"clean: {report.trained} trained and {report.dead} dead, each once; none lost, none doubled"
+        console.print(Text(words, "green"))
+    else:
+        named = [
+            f"{len(tasks)} {name}"
+            for name, tasks in (("lost", report.lost), ("doubled", report.duplicated))
+            if tasks
+        ]
+        console.print(Text(f"not clean: {', '.join(named) or 'a rule is broken'}", "red"))
+
+
+def _figures(report: Report) -> list[tuple[str, str]]:
+    open_ones = "given up with the run" if report.given_up else "open"
+    figures = [
+        (
+            "tasks sent",
+            f"{report.tasks}: {report.trained} trained, {report.dead} dead, {report.open} {open_ones}",
+        ),
+        ("sent again", str(report.resent)),
+        ("deliveries", f"{report.deliveries} of what counted"),
+        ("void", f"{report.void} outcomes of lineages that were given up"),
+        ("dropped", _counts(report.discarded)),
+        ("dead letters", _counts(report.dead_reasons)),
+        ("staleness", f"{report.max_staleness_seen} updates at most"),
+    ]
+    queue = report.queue
+    if queue is None:
+        return [*figures, ("queue", f"not looked at: {report.queue_error}")]
+    held = f"{queue['waiting']} waiting, {queue['in_flight']} in flight, {queue['outcomes']} outcomes"
+    return [*figures, ("queue", f"{held} ({queue['outcome_bytes']:,} bytes)")]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items())) or "none"
+
+
+def _incarnations(report: Report) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("incarnation", "from update", "trained", "dead", "void", "dropped"):
+        table.add_column(name, justify="right")
+    for one in report.incarnations:
+        began = "never" if one.resumed_from is None else str(one.resumed_from)
+        table.add_row(
+            str(one.number), began, str(one.trained), str(one.dead), str(one.void), str(one.discarded)
+        )
+    return table
+
+
+def _show_life(history: History, task: int, *, as_json: bool) -> None:
+    moments = history.life(task)
+    if as_json:
+        life = [{"time": moment.time or None, "what": moment.words} for moment in moments]
+        typer.echo(json.dumps({"task": task, "life": life}, indent=2))
+        return
+    say(f"task {task}", bold=True)
+    for moment in moments:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment.time)) if moment.time else " " * 19
+        typer.echo(f"{at}  {moment.words}")
+
+
+def _look(
+    folder: RunFolder, settings: RunConfig | None, redis_url: str | None
+) -> Callable[[], QueueContents] | None:
+    """How to look at the run's queue; None if nobody says where it is."""
+    from fairlead.errors import QueueUnavailable
+    from fairlead.local.valkey import last_url
+    from fairlead.transports.rollouts.redis_observer import look
+
+    if settings is None and redis_url is None:
+        return None
+    section = _section(settings)
+    url = redis_url or section.redis_url or last_url(folder.redis)
+    name = settings.name if settings else folder.root.resolve().name
+
+    def do_look() -> QueueContents:
+        if not url:
+            raise QueueUnavailable(_EMBEDDED)
+        return look(section.model_copy(update={"redis_url": url}), run=name)
+
+    return do_look
+
+
+def _section(settings: RunConfig | None) -> QueueSection:
+    from fairlead.config.queue import QueueSection
+
+    return settings.queue if settings else QueueSection()

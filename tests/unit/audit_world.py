@@ -1,0 +1,117 @@
+"""Folders of runs made by hand, so that every fault can be put into them: the audit's oracle.
+
+Written as the files are documented and without the trainer's code; what should be found is known because it
+was put there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairlead.config import RunFolder
+
+BATCH = 4
+
+
+@dataclass
+class MadeRun:
+    """A run in the making. `dead` are tasks whose outcome is a dead letter."""
+
+    root: Path
+    max_staleness: int = 0
+    dead: frozenset[int] = frozenset()
+    lineage: list[list[int]] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    clock: float = 1000.0
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.root)
+
+    def incarnation(self, number: int, *, resumed_from: int, until: int, every: int = 2) -> None:
+        """Trains from one update to another; the checkpoints it writes are whole."""
+        self.claim(number, resumed_from)
+        terms = {"batch_size": BATCH, "max_staleness": self.max_staleness, "updates": 100}
+        self.event("begun", number, resumed_from, terms=terms)
+        kept, waiting = resumed_from, []
+        for update in range(resumed_from, until):
+            first = update * BATCH
+            self.event("sent", number, update, tasks=[[first, first + BATCH - 1]])
+            for task in range(first, first + BATCH):
+                self.outcome(task, number, update)
+                waiting.append(self.lines[-1]["entry"])
+            if (update + 1) % every == 0 or update + 1 == until:
+                kept = update + 1
+                self.checkpoint(number, kept)
+                self.event("checkpoint", number, kept)
+                self.event("deleted", number, kept, entries=waiting)
+                waiting = []
+
+    def claim(self, number: int, resumed_from: int | None) -> None:
+        self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        claim = self.folder.checkpoints / f"incarnation-{number}.json"
+        claim.write_text(json.dumps({"host": "h", "pid": 1, "time": self.clock}))
+        if resumed_from is not None:
+            claim.with_suffix(".resumed-from.json").write_text(json.dumps({"resumed_from": resumed_from}))
+            self.lineage.append([number, resumed_from])
+
+    def outcome(self, task: int, number: int, update: int, **other: object) -> None:
+        self.clock += 1
+        line: dict[str, Any] = {
+            "task": task,
+            "event": "dead_letter" if task in self.dead else "trained",
+            "incarnation": number,
+            "update": update,
+            "entry": f"{self.clock:.0f}-{task}",
+            "sending": [number, 1],
+            "worker": "a",
+            "deliveries": 1,
+            "failures": 0,
+            "time": self.clock,
+        }
+        if task in self.dead:
+            line |= {"reason": "prompt_too_long", "detail": "…"}
+        else:
+            line |= {"score": 0.5, "tokens": 3, "versions": [f"{number}-{update}"]}
+        self.lines.append(line | other)
+
+    def event(self, event: str, number: int, update: int, **other: object) -> None:
+        self.clock += 1
+        line = {"event": event, "incarnation": number, "update": update, "time": self.clock}
+        self.events.append(line | other)
+
+    def checkpoint(self, number: int, update: int, **other: object) -> None:
+        """A whole checkpoint; `other` replaces fields of its ledger."""
+        settled = update * BATCH
+        dead = {str(task): "prompt_too_long" for task in sorted(self.dead) if task < settled}
+        ledger = {"watermark": settled, "above": [], "dead": dead}
+        state = {"update": update, "cursor": settled, "ledger": ledger | other, "lineage": self.lineage}
+        folder = self.folder.checkpoints / f"{number}-{update}"
+        folder.mkdir(exist_ok=True)
+        (folder / "policy.safetensors").write_bytes(b"weights of %d" % update)
+        (folder / "state.json").write_text(json.dumps(state))
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("[ps]*")}
+        (folder / "manifest.json").write_text(json.dumps({"files": digests}))
+
+    def end(self, updates: int, **other: object) -> None:
+        """The result of a run that has ended."""
+        dead = len([task for task in self.dead if task < updates * BATCH])
+        result = {"updates": updates, "tasks_trained": updates * BATCH - dead, "dead_letters": dead}
+        result |= {"incarnations": len(self.lineage)} | other
+        self.folder.result("ppo").write_text(json.dumps(result))
+
+    def write(self) -> RunFolder:
+        """Writes the journals."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for path, lines in ((self.folder.ledger, self.lines), (self.folder.events, self.events)):
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return self.folder
+
+    def line_of(self, task: int) -> dict[str, Any]:
+        """The last line of a task."""
+        return next(line for line in reversed(self.lines) if line["task"] == task)

@@ -1,0 +1,355 @@
+"""The audit against runs made by hand: sound ones are clean, and of every fault kind and tasks are named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from fairlead.audit import audit
+from fairlead.audit.snapshot import Terms
+from fairlead.cli.main import app
+from tests.unit.audit_world import BATCH, MadeRun
+
+
+def sound(root: Path, *, max_staleness: int = 0) -> MadeRun:
+    """Eight updates by two incarnations; the first died behind update 5, its checkpoint is of 4."""
+    made = MadeRun(root, max_staleness=max_staleness, dead=frozenset({6, 30}))
+    made.incarnation(1, resumed_from=0, until=4)
+    for task in range(16, 20):
+        made.outcome(task, 1, 4)
+    made.incarnation(2, resumed_from=4, until=8)
+    return made
+
+
+def kinds(made: MadeRun, *, errors: bool = True) -> dict[str, tuple[int, ...]]:
+    report, _ = audit(made.write())
+    found: dict[str, tuple[int, ...]] = {}
+    for finding in report.findings:
+        if finding.is_error == errors:
+            found[finding.kind] = (*found.get(finding.kind, ()), *finding.tasks)
+    assert report.is_clean == (not errors or not found)
+    return found
+
+
+def test_a_sound_run_is_clean_and_its_figures_are_right(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.lines.append(made.line_of(3) | {"event": "repeated", "entry": "1-1"})
+    made.end(8)
+    report, _ = audit(made.write())
+    assert report.findings == ()
+    assert (report.ended, report.updates, report.checkpoint) == (True, 8, "2-8")
+    assert (report.tasks, report.trained, report.dead, report.open) == (32, 30, 2, 0)
+    assert (report.resent, report.void, report.discarded) == (0, 4, {"repeated": 1})
+    assert report.dead_reasons == {"prompt_too_long": 2}
+    assert report.max_staleness_seen == 0
+    first, second = report.incarnations
+    assert (first.trained, first.dead, first.void, first.discarded) == (15, 1, 4, 1)
+    assert (second.resumed_from, second.trained, second.dead) == (4, 15, 1)
+    assert report.queue is None
+
+
+def test_a_run_at_work_and_one_that_has_just_begun_are_clean(tmp_path: Path) -> None:
+    made = sound(tmp_path / "working")
+    made.event("sent", 2, 8, tasks=[[32, 35]])
+    made.outcome(33, 2, 8)  # half of a batch is written
+    report, _ = audit(made.write())
+    assert report.is_clean
+    assert (report.tasks, report.trained, report.open) == (36, 31, 3)
+    begun = MadeRun(tmp_path / "begun")
+    begun.claim(1, None)
+    assert kinds(begun) == {}
+
+
+def test_an_earlier_result_does_not_end_a_run_that_goes_on(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.end(4, incarnations=1)
+    assert kinds(made) == {}
+
+
+def test_a_run_without_events_is_held_against_its_configuration(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.events.clear()
+    report, _ = audit(made.write(), terms=Terms(BATCH, 0))
+    assert report.is_clean
+    report, _ = audit(made.write(), terms=Terms(BATCH + 1, 0))
+    assert {finding.kind for finding in report.findings} == {"wrong_batch"}
+
+
+def lose_a_line(made: MadeRun) -> None:
+    made.lines.remove(made.line_of(5))
+
+
+def count_twice(made: MadeRun) -> None:
+    made.outcome(5, 2, 7)
+
+
+def train_a_dead_one(made: MadeRun) -> None:
+    made.lines.append(made.line_of(30) | {"event": "trained", "versions": ["2-7"], "update": 7})
+
+
+def forget_in_the_ledger(made: MadeRun) -> None:
+    made.checkpoint(2, 8, watermark=29, above=[30, 31])
+
+
+def bury_in_the_ledger(made: MadeRun) -> None:
+    made.checkpoint(2, 8, dead={"6": "r", "30": "r", "9": "r"})
+
+
+def settle_the_future(made: MadeRun) -> None:
+    made.checkpoint(2, 8, above=[40])
+
+
+def leave_a_task_open(made: MadeRun) -> None:
+    made.lines.remove(made.line_of(29))
+    forget_in_the_ledger(made)
+    made.end(8, tasks_trained=29)
+
+
+def train_stale_tokens(made: MadeRun) -> None:
+    made.line_of(21)["versions"] = ["2-5", "1-4"]
+
+
+def train_tokens_of_the_future(made: MadeRun) -> None:
+    made.line_of(21)["versions"] = ["2-6"]
+
+
+def train_a_void_lineage(made: MadeRun) -> None:
+    made.line_of(21)["versions"] = ["1-5"]
+
+
+def train_an_unheard_of_version(made: MadeRun) -> None:
+    made.line_of(21)["versions"] = ["7-5"]
+
+
+def swap_two_batches(made: MadeRun) -> None:
+    first, second = made.line_of(21), made.line_of(25)
+    first["task"], second["task"] = 25, 21
+
+
+def take_too_many(made: MadeRun) -> None:
+    made.line_of(25).update(update=5, versions=["2-5"])
+
+
+def write_without_a_claim(made: MadeRun) -> None:
+    made.outcome(21, 9, 5)
+
+
+def write_before_it_began(made: MadeRun) -> None:
+    made.outcome(11, 2, 2, versions=["1-2"])
+    made.lines.remove(next(line for line in made.lines if line["task"] == 11))
+
+
+def know_another_lineage(made: MadeRun) -> None:
+    made.lineage[0][1] = 1
+    made.checkpoint(2, 8)
+
+
+def delete_an_outcome_early(made: MadeRun) -> None:
+    deleted = next(event for event in made.events if event["event"] == "deleted" and event["update"] == 6)
+    made.events.remove(deleted)
+    checkpoint = next(
+        event for event in made.events if event["event"] == "checkpoint" and event["update"] == 6
+    )
+    made.events.insert(made.events.index(checkpoint), deleted)
+
+
+def train_what_nobody_sent(made: MadeRun) -> None:
+    made.events[:] = [event for event in made.events if event.get("tasks") != [[20, 23]]]
+
+
+def lose_the_last_checkpoint(made: MadeRun) -> None:
+    shutil.rmtree(made.folder.checkpoints / "2-8")
+    made.end(8)
+
+
+def damage_the_last_checkpoint(made: MadeRun) -> None:
+    (made.folder.checkpoints / "2-8" / "policy.safetensors").write_bytes(b"something else")
+    made.end(8)
+
+
+def say_something_else(made: MadeRun) -> None:
+    made.end(8, tasks_trained=32)
+
+
+LAST_TWO = tuple(range(24, 32))
+FAULTS: list[tuple[Callable[[MadeRun], None], dict[str, tuple[int, ...]]]] = [
+    (lose_a_line, {"lost": (5,), "wrong_batch": (5,)}),
+    (count_twice, {"doubled": (5,), "wrong_batch": (5,)}),
+    (train_a_dead_one, {"trained_and_dead": (30,), "ledger_differs": (30,), "wrong_batch": LAST_TWO[4:]}),
+    (forget_in_the_ledger, {"would_count_again": (29,)}),
+    (bury_in_the_ledger, {"ledger_differs": (9,)}),
+    (settle_the_future, {"lost": (40,), "beyond_cursor": (40,)}),
+    (leave_a_task_open, {"lost": (29,), "wrong_batch": (29,)}),
+    (train_stale_tokens, {"stale": (21,)}),
+    (train_tokens_of_the_future, {"stale": (21,)}),
+    (train_a_void_lineage, {"invalid_version": (21,)}),
+    (train_an_unheard_of_version, {"invalid_version": (21,)}),
+    (swap_two_batches, {"wrong_batch": (21, 25, 21, 25), "would_count_again": (25,), "lost": (21,)}),
+    (write_without_a_claim, {"unknown_incarnation": (21,)}),
+    (write_before_it_began, {"before_it_began": (11,), "wrong_batch": tuple(range(8, 12))}),
+    (know_another_lineage, {"lineage_differs": ()}),
+    (delete_an_outcome_early, {"deleted_early": tuple(range(16, 20))}),
+    (train_what_nobody_sent, {"never_sent": tuple(range(20, 24))}),
+    (lose_the_last_checkpoint, {"missing_checkpoint": LAST_TWO}),
+    (damage_the_last_checkpoint, {"missing_checkpoint": LAST_TWO}),
+    (say_something_else, {"result_differs": ()}),
+]
+
+
+@pytest.mark.parametrize(("fault", "expected"), FAULTS, ids=[fault.__name__ for fault, _ in FAULTS])
+def test_every_fault_is_found_and_its_tasks_are_named(
+    fault: Callable[[MadeRun], None], expected: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    made = sound(tmp_path)
+    fault(made)
+    assert kinds(made) == expected
+
+
+def test_a_torn_line_is_named_and_what_it_held_is_lost(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    folder = made.write()
+    lines = folder.ledger.read_bytes().splitlines(keepends=True)
+    number = next(n for n, line in enumerate(lines) if json.loads(line)["task"] == 5)
+    lines[number] = lines[number][:20] + b"\n"
+    folder.ledger.write_bytes(b"".join(lines) + b'{"task": 32, "eve')
+    report, _ = audit(folder)
+    assert report.lost == (5,)
+    damaged = [finding.words for finding in report.findings if finding.kind == "damaged"]
+    assert damaged == [
+        f"ledger.jsonl:{number + 1}: is torn (21 bytes)",
+        f"ledger.jsonl:{len(lines) + 1}: is torn, or was being written (17 bytes)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"task": 1}', "[]", '{"task": "x", "event": "trained"}', '{"event": 1, "incarnation": {}}']
+)
+def test_lines_of_another_form_are_named_not_guessed(line: str, tmp_path: Path) -> None:
+    folder = sound(tmp_path).write()
+    for path in (folder.ledger, folder.events):
+        with path.open("a") as file:
+            file.write(line + "\n")
+    report, _ = audit(folder)
+    damaged = [finding.words for finding in report.findings if finding.kind == "damaged"]
+    assert [words.partition(":")[0] for words in damaged] == ["events.jsonl", "ledger.jsonl"]
+    assert report.is_clean
+
+
+def test_a_damaged_checkpoint_of_a_run_at_work_costs_time_alone(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    (made.folder.checkpoints / "2-8" / "state.json").write_bytes(b"{}")
+    report, _ = audit(made.write())
+    assert (report.is_clean, report.checkpoint) == (True, "2-6")
+    assert [finding.words for finding in report.findings] == [
+        "checkpoints/2-8: is damaged: state.json does not have the checksum of its manifest"
+    ]
+
+
+def test_tensors_may_be_taken_for_granted(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    (made.folder.checkpoints / "2-8" / "policy.safetensors").write_bytes(b"something else")
+    folder = made.write()
+    assert audit(folder)[0].checkpoint == "2-6"
+    assert audit(folder, tensors=False)[0].checkpoint == "2-8"
+
+
+def test_a_run_that_a_guard_ended_gives_up_what_was_under_way(tmp_path: Path) -> None:
+    made = sound(tmp_path, max_staleness=1)
+    made.event("sent", 2, 8, tasks=[[32, 35]])
+    made.claim(3, 6)
+    dead = {"tasks_trained": 22 + 1, "dead_letters": 1}
+    made.end(6, **dead, stopped_by_guard="length at update 8")
+    report, _ = audit(made.write())
+    assert report.findings == ()
+    assert (report.given_up, report.updates, report.trained, report.void) == (True, 6, 23, 12)
+
+
+def test_a_life_is_told_in_order(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.line_of(17).update(deliveries=2, failures=1)
+    _, history = audit(made.write())
+    assert [moment.words for moment in history.life(17)] == [
+        "trained in update 4 of incarnation 1; void, this lineage was given up "
+        "(finished by sending 1.1, delivery 1 to a with weights 1-4)",
+        "sent by incarnation 2 after update 4",
+        "trained in update 4 of incarnation 2 (finished by sending 2.1, delivery 2 to a, 1 failures before "
+        "with weights 2-4)",
+        "kept by checkpoint 2-6",
+        f"outcome {made.line_of(17)['entry']} acknowledged: it left the queue",
+        "now: trained in checkpoint 2-8",
+    ]
+    assert [moment.words for moment in history.life(30)][
+        -1
+    ] == "now: dead (prompt_too_long) in checkpoint 2-8"
+    assert [moment.words for moment in history.life(99)] == ["now: not sent yet"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_a_run_went_through_one_fault_is_found_and_none_is_made_up(data: st.DataObject) -> None:
+    """Incarnations die behind any update; then one outcome that counts is taken away or put in twice."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = MadeRun(Path(folder))
+        kept = 0
+        for number in range(1, data.draw(st.integers(2, 5))):
+            died = kept + data.draw(st.integers(0, 5))
+            made.incarnation(number, resumed_from=kept, until=died, every=2)
+            lost = data.draw(st.integers(0, died - kept))
+            for update in range(died - lost + 1, died + 1):
+                shutil.rmtree(made.folder.checkpoints / f"{number}-{update}", ignore_errors=True)
+            kept = max((update for update in range(died - lost + 1) if is_kept(made, update)), default=0)
+        made.incarnation(9, resumed_from=kept, until=kept + 2, every=1)
+        assert kinds(made) == {}
+        counted = [line for line in made.lines if counts(line, made.lineage)]
+        assert len(counted) == (kept + 2) * BATCH
+        line = data.draw(st.sampled_from(counted))
+        report, _ = audit(made.write())
+        assert (report.trained, report.void) == (len(counted), len(made.lines) - len(counted))
+        if data.draw(st.booleans()):
+            made.lines.remove(line)
+            assert audit(made.write())[0].lost == (line["task"],)
+        else:
+            made.lines.insert(0, dict(line))
+            assert audit(made.write())[0].duplicated == (line["task"],)
+
+
+def is_kept(made: MadeRun, update: int) -> bool:
+    return any(made.folder.checkpoints.glob(f"*-{update}/manifest.json"))
+
+
+def counts(line: dict[str, object], lineage: list[list[int]]) -> bool:
+    """Whether no later incarnation took up at or before the update of the line."""
+    return all(line["update"] < from_ for number, from_ in lineage if number > line["incarnation"])  # type: ignore[operator]
+
+
+def test_the_command_ends_with_1_and_names_the_tasks(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    folder = str(made.write().root)
+    runner = CliRunner()
+    fine = runner.invoke(app, ["audit", folder])
+    assert (fine.exit_code, fine.output.splitlines()[-1]) == (
+        0,
+        "clean: 30 trained and 2 dead, each once; none lost, none doubled",
+    )
+    life = runner.invoke(app, ["audit", folder, "--task", "9", "--json"])
+    assert json.loads(life.output)["life"][-1] == {"time": None, "what": "now: trained in checkpoint 2-8"}
+    lose_a_line(made)
+    made.write()
+    broken = runner.invoke(app, ["audit", folder])
+    assert broken.exit_code == 1
+    assert "lost: task 5: settled in checkpoint 2-8, without an outcome" in broken.output
+    assert broken.output.splitlines()[-1] == "not clean: 1 lost"
+    told = json.loads(runner.invoke(app, ["audit", folder, "--json"]).output)
+    assert (told["clean"], told["lost"], told["duplicated"]) == (False, [5], [])
+    nothing = runner.invoke(app, ["audit", str(tmp_path / "checkpoints")])
+    assert nothing.exit_code == 2
+    assert "allowed: the folder of a run that has begun PPO" in nothing.output
