@@ -12,6 +12,8 @@ from fairlead.config.compute import BatchingSection, ModelServiceSection
 class RewardSection(ModelServiceSection):
     """Scoring by the reward model."""
 
+    model_name: str = Field(default="reward", min_length=1, max_length=128)
+    """The model's name in the Open Inference Protocol."""
     batching: BatchingSection = BatchingSection()
     """How requests are packed."""
     append_eos: bool = True

@@ -9,7 +9,6 @@ from fairlead import metrics
 from fairlead.config import RunConfig
 from services.runtime import process
 from services.runtime.batching import MicroBatcher
-from services.runtime.bulk import Bounds
 from services.runtime.server import ModelServer
 
 if TYPE_CHECKING:
@@ -30,16 +29,16 @@ async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
     async with ModelServer("reward", config.reward, config.observe) as server:
         scorer = await server.load(lambda: _load(config))
+        from services.reward.dialects import Dialects
         from services.reward.scoring import LocalScoring
-        from services.reward.servicer import SERVICE_NAME, RewardServicer
 
         batcher = MicroBatcher(
             scorer.score, config.reward.batching, batcher_metrics=metrics.Batcher(), field_name="items"
         )
         async with batcher:
             scoring = LocalScoring(scorer, batcher)
-            bounds = Bounds(config.reward.stream_max_requests, config.reward.max_message_bytes)
-            await server.start(RewardServicer(scoring, bounds).add_to, [SERVICE_NAME])
+            dialects = Dialects(scoring, config.reward, ready=lambda: server.ready)
+            await server.start(dialects.add_to, dialects.names)
             server.set_ready(True)
             await server.run_until_stopped()
 

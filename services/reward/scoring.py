@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fairlead.errors import NotFound
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TokenPair
-from services.reward.scorer import RewardScorer
 from services.runtime.batching import MicroBatcher
 from services.runtime.bulk import patiently
+
+if TYPE_CHECKING:
+    from services.reward.scorer import RewardScorer
 
 
 class Scoring(Protocol):
@@ -22,6 +24,11 @@ class Scoring(Protocol):
     @property
     def info(self) -> RewardInfo:
         """What is served."""
+        ...
+
+    @property
+    def models(self) -> Sequence[RewardInfo]:
+        """Every model that requests are scored by; the first is `info`."""
         ...
 
     async def score(
@@ -64,6 +71,11 @@ class LocalScoring:
     def info(self) -> RewardInfo:
         """What is served."""
         return self._scorer.info
+
+    @property
+    def models(self) -> Sequence[RewardInfo]:
+        """What is served, alone."""
+        return (self._scorer.info,)
 
     async def score(
         self,

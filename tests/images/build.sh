@@ -56,7 +56,7 @@ fi
 # The build's own backend, and what Debian's Python 3.11.2 needs and this machine's may not.
 say "wheels"
 "$python" -m pip wheel --quiet --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir "$folder/wheels" \
-    '.[train]' hatchling async-timeout
+    '.[train,triton]' hatchling async-timeout
 rm -f "$folder"/wheels/fairlead-*.whl
 
 for image in light model; do

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
 from fairlead.config.observe import ObserveSection
 from fairlead.config.reward import RewardSection
+from services.reward.dialects import Dialects
 from services.reward.scorer import RewardScorer
 from services.reward.scoring import LocalScoring
-from services.reward.servicer import SERVICE_NAME, RewardServicer
+from services.reward.servicer import SERVICE_NAME
 from services.runtime.batching import MicroBatcher
-from services.runtime.bulk import Bounds
 from services.runtime.server import ModelServer
 
 
@@ -38,6 +40,32 @@ class World:
         return found or 0.0
 
 
+class Threaded:
+    """Services in an event loop of a thread of their own, for clients that block; a context manager."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._contexts: list[Any] = []
+
+    def __enter__(self) -> Threaded:
+        self._thread.start()
+        return self
+
+    def serve(self, context: Any) -> World:
+        """Enters a context such as `reward_service(...)` there."""
+        self._contexts.append(context)
+        world: World = asyncio.run_coroutine_threadsafe(context.__aenter__(), self._loop).result(60)
+        return world
+
+    def __exit__(self, *_: object) -> None:
+        for context in self._contexts:
+            asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), self._loop).result(60)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
 async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - what is waited for tells nobody
@@ -54,9 +82,9 @@ async def reward_service(path, **settings) -> AsyncIterator[World]:
             scorer.score, section.batching, batcher_metrics=metrics.Batcher(registry), field_name="items"
         )
         async with batcher:
-            bounds = Bounds(section.stream_max_requests, section.max_message_bytes)
-            servicer = RewardServicer(LocalScoring(scorer, batcher), bounds)
-            address = await server.start(servicer.add_to, [SERVICE_NAME])
+            scoring = LocalScoring(scorer, batcher)
+            dialects = Dialects(scoring, section, ready=lambda: server.ready)
+            address = await server.start(dialects.add_to, dialects.names)
             server.set_ready(True)
             yield World(address, server, scorer, batcher, registry)
             # The gRPC server goes before its batcher, as in the process.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from contextlib import asynccontextmanager
 
@@ -24,7 +23,7 @@ from services.reward.servicer import SERVICE_NAME, RewardServicer
 from services.runtime.bulk import Bounds, answers, patiently
 from services.runtime.server import ModelServer
 from tests.tiny import tiny_reward_model
-from tests.unit.reward_world import World, reward_service, until
+from tests.unit.reward_world import Threaded, World, reward_service, until
 from tests.unit.rpc_world import FAST, serving
 
 
@@ -339,17 +338,6 @@ async def test_a_stream_that_breaks_is_opened_again_while_it_brings_something():
 
 
 def test_the_blocking_client_streams_too(model):
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    context = reward_service(model)
-    try:
-        world = asyncio.run_coroutine_threadsafe(context.__aenter__(), loop).result(60)
-        with RewardClient(world.address) as client:
-            found = dict(client.score_stream([item] for item in pairs(20)))
-            assert sorted(found) == list(range(20))
-        asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), loop).result(60)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with Threaded() as threaded, RewardClient(threaded.serve(reward_service(model)).address) as client:
+        found = dict(client.score_stream([item] for item in pairs(20)))
+        assert sorted(found) == list(range(20))

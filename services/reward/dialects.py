@@ -1,0 +1,48 @@
+"""The protocols in which the reward service is spoken to, whatever scores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from grpc import aio
+
+from fairlead.config.reward import RewardSection
+from services.reward.scoring import Scoring
+from services.reward.servicer import SERVICE_NAME, RewardServicer
+from services.runtime.bulk import Bounds
+
+logger = logging.getLogger(__name__)
+
+
+class Dialects:
+    """Every servicer of the reward service."""
+
+    def __init__(self, scoring: Scoring, section: RewardSection, *, ready: Callable[[], bool]) -> None:
+        """
+        Args:
+            scoring: what scores.
+            section: names and limits.
+            ready: whether the server is.
+        """
+        bounds = Bounds(section.stream_max_requests, section.max_message_bytes)
+        self._adders: list[Callable[[aio.Server], None]] = [RewardServicer(scoring, bounds).add_to]
+        self.names = [SERVICE_NAME]
+        """Full names of the services."""
+        try:
+            from services.reward import open_inference
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "tritonclient":
+                raise
+            logger.warning(
+                "no Open Inference Protocol: tritonclient is missing (pip install 'fairlead[triton]')"
+            )
+            return
+        servicer = open_inference.OpenInferenceServicer(scoring, section, ready=ready)
+        self._adders.append(servicer.add_to)
+        self.names.append(open_inference.SERVICE_NAME)
+
+    def add_to(self, server: aio.Server) -> None:
+        """Registers them."""
+        for add in self._adders:
+            add(server)

@@ -1,0 +1,25 @@
+"""Requests of the Open Inference Protocol, as tests write them."""
+
+from __future__ import annotations
+
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+
+W1 = b"\x02\0\0\0w1"
+"""The text `w1`, raw."""
+
+
+def integers(*numbers: int) -> bytes:
+    return np.array(numbers, dtype="<i8").tobytes()
+
+
+def request(*inputs, raw=(), outputs=(), **fields) -> pb.ModelInferRequest:
+    """Inputs are (name, datatype, shape[, contents])."""
+    message = pb.ModelInferRequest(model_name="reward", raw_input_contents=raw, **fields)
+    for name, datatype, shape, *contents in inputs:
+        tensor = message.inputs.add(name=name, datatype=datatype, shape=shape)
+        for content in contents:
+            tensor.contents.CopyFrom(pb.InferTensorContents(**content))
+    for name in outputs:
+        message.outputs.add(name=name)
+    return message
