@@ -26,7 +26,7 @@ from fairlead.types import (
 )
 from trainer.ppo.admission import checked
 from trainer.ppo.collect import Collector
-from trainer.ppo.events import EventLog
+from trainer.ppo.events import Books, EventLog
 from trainer.ppo.ledger import Journal, Ledger
 
 # Incarnation 1 reached update 9 or so; incarnation 3 resumed its checkpoint of update 5.
@@ -66,9 +66,7 @@ class Bench:
         self.queue.take_fence(3)
         return Collector(
             queue or self.queue,
-            ledger=self.ledger,
-            journal=self.journal,
-            events=self.event_log,
+            books=Books(self.ledger, self.journal, self.event_log),
             lineage=LINEAGE,
             section=self.section,
             on_wait=self.said.append,

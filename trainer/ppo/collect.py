@@ -18,8 +18,7 @@ from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, TrainerQ
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import PromptTask, Rollout, WeightVersion
 from trainer.ppo.admission import checked, oldest_update, refusal
-from trainer.ppo.events import EventLog
-from trainer.ppo.ledger import Journal, Ledger
+from trainer.ppo.events import Books
 from trainer.ppo.patience import Patience
 from trainer.ppo.selection import next_batch
 
@@ -37,17 +36,15 @@ class Collector:
         self,
         queue: TrainerQueue,
         *,
-        ledger: Ledger,
-        journal: Journal,
-        events: EventLog,
+        books: Books,
         lineage: Sequence[Ancestor],
         section: QueueSection,
         on_wait: Callable[[str], None],
         gauges: metrics.Trainer | None = None,
         deterministic: bool = False,
     ) -> None:
-        self._queue, self._ledger, self._lineage = queue, ledger, lineage
-        self._journal, self._events = journal, events
+        self._queue, self._lineage = queue, lineage
+        self._ledger, self._journal, self._events = books.ledger, books.journal, books.events
         self._section, self._on_wait, self._gauges = section, on_wait, gauges
         self._patience = Patience(section, on_wait)
         self._deterministic = deterministic
@@ -149,11 +146,6 @@ class Collector:
         except QueueUnavailable:
             self._must_reconcile = True
             return None
-
-    def close(self) -> None:
-        """Closes journal and events."""
-        self._journal.close()
-        self._events.close()
 
     def _next_batch(self, size: int | None) -> list[int] | None:
         deadlines = {

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from fairlead.config import RunFolder
 from fairlead.config.ppo import PpoSection
 from trainer import durable
+from trainer.ppo.ledger import Journal, Ledger
 
 
 class EventLog:
@@ -50,6 +53,29 @@ class EventLog:
         self._file.flush()
         if durable_line:
             os.fsync(self._file.fileno())
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """All that a trainer writes down about its tasks."""
+
+    ledger: Ledger
+    """What became of every task; goes into the checkpoints."""
+    journal: Journal
+    """Every outcome."""
+    events: EventLog
+    """What was done to the queue."""
+
+    @classmethod
+    def open(cls, folder: RunFolder, ledger: Ledger, *, incarnation: int) -> Books:
+        """The files of a run, opened by an incarnation."""
+        journal = Journal(folder.ledger, incarnation=incarnation)
+        return cls(ledger, journal, EventLog(folder.events, incarnation=incarnation))
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.journal.close()
+        self.events.close()
 
 
 def as_ranges(numbers: Iterable[int]) -> list[list[int]]:

@@ -21,11 +21,12 @@ from fairlead.transports.weights.base import WeightStore
 from fairlead.types import DeadLetter, WeightVersion
 from trainer import durable, stage
 from trainer.checkpoint import Checkpoint, CheckpointStore
-from trainer.ppo import batch, best, events, figures, learner, publish, result
+from trainer.ppo import batch, best, figures, learner, publish, result
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.collect import Collector
 from trainer.ppo.dispatch import PromptOrder
 from trainer.ppo.evaluate import Evaluation
+from trainer.ppo.events import Books
 from trainer.ppo.ledger import Journal
 from trainer.ppo.patience import Patience
 from trainer.ppo.progress import Progress
@@ -94,8 +95,7 @@ class PpoTrainer:
         """
         self._take_over(Patience(self._config.queue, lambda what: announce(self._config, what)))
         total, incarnation, folder = self._config.ppo.updates, self._tenure.incarnation, self._config.folder
-        journal = Journal(folder.ledger, incarnation=incarnation)
-        event_log = events.EventLog(folder.events, incarnation=incarnation)
+        books = Books.open(folder, self._progress.ledger, incarnation=incarnation)
         with Tracker(
             "ppo",
             folder,
@@ -107,9 +107,7 @@ class PpoTrainer:
         ) as tracker:
             collector = Collector(
                 self._queue,
-                ledger=self._progress.ledger,
-                journal=journal,
-                events=event_log,
+                books=books,
                 lineage=self._tenure.lineage,
                 section=self._config.queue,
                 on_wait=tracker.waiting_for,
@@ -117,18 +115,18 @@ class PpoTrainer:
                 deterministic=self._config.deterministic,
             )
             try:
-                event_log.begun(self._progress.update, self._config.ppo)
+                books.events.begun(self._progress.update, self._config.ppo)
                 self._publish(tracker)
                 self._send(collector)
                 while self._progress.update < total and self._watch.stopped_by is None:
-                    self._one_update(collector, journal, tracker)
+                    self._one_update(collector, books.journal, tracker)
                     if on_update is not None:
                         on_update(self._progress.update)
                 if self._watch.stopped_by is not None:
                     self._roll_back(self._watch.stopped_by.update, tracker)
                 return self._finish(tracker)
             finally:
-                collector.close()
+                books.close()
                 self._evaluation.close()
 
     def _take_over(self, patience: Patience) -> None:
