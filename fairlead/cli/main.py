@@ -15,6 +15,7 @@ from fairlead.cli import (
     audit,
     data,
     export,
+    export_triton,
     generate,
     k8s,
     keys,
@@ -41,7 +42,7 @@ Exit codes: 0 done, 1 failed, 2 a mistake in flags, configuration, model or data
 
 _ORDER = (
     *("quickstart", "sft", "reward-model", "ppo", "serve", "score", "generate"),
-    *("data", "export", "report", "status", "audit", "plan", "keys", "k8s"),
+    *("data", "export", "export-triton", "report", "status", "audit", "plan", "keys", "k8s"),
 )
 
 
@@ -100,6 +101,7 @@ score.register(app)
 generate.register(app)
 data.register(app)
 export.register(app)
+export_triton.register(app)
 reports.register(app)
 status.register(app)
 audit.register(app)

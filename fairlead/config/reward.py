@@ -7,6 +7,28 @@ from typing import Literal
 from pydantic import Field
 
 from fairlead.config.compute import BatchingSection, ModelServiceSection
+from fairlead.config.section import Section
+
+
+class TritonSection(Section):
+    """The Triton or KServe server that scores where `reward.engine` is `triton`."""
+
+    addresses: tuple[str, ...] = ("127.0.0.1:8001",)
+    """Its gRPC endpoint, `host:port` or `dns:///name:port`; several that hold the same model are balanced."""
+    model: str = "reward"
+    """The model's name there; `fairlead export-triton` writes one."""
+    version: str = ""
+    """The model's version there. Empty leaves the choice to the server."""
+    sends: Literal["tokens", "sentences"] = "tokens"
+    """`tokens`: texts become ids here, by the tokenizer of `reward.path`, just as Fairlead's own engine reads
+    them. `sentences`: prompt and response leave as one text, which the server tokenizes; conversations and
+    ids are then refused, and neither a tokenizer nor torch is needed here."""
+    timeout_seconds: float = Field(default=60.0, gt=0, le=86_400)
+    """Deadline of one call to it, all its tries together; the caller's own deadline may come first."""
+    max_attempts: int = Field(default=4, ge=1, le=100)
+    """Tries of one call, the first included."""
+    health_seconds: float = Field(default=1.0, gt=0, le=3_600)
+    """How often it is asked whether it is ready; the reward service is ready when it is."""
 
 
 class RewardSection(ModelServiceSection):
@@ -14,6 +36,10 @@ class RewardSection(ModelServiceSection):
 
     model_name: str = Field(default="reward", min_length=1, max_length=128)
     """The model's name in the Open Inference Protocol."""
+    engine: Literal["local", "triton"] = "local"
+    """What scores: a model in this process, or a Triton server."""
+    triton: TritonSection = TritonSection()
+    """The Triton server."""
     batching: BatchingSection = BatchingSection()
     """How requests are packed."""
     append_eos: bool = True
@@ -21,6 +47,9 @@ class RewardSection(ModelServiceSection):
     chat_template: Literal["auto", "always", "never"] = "auto"
     """Whether a prompt that comes as plain text is shown to the model as a user's turn in its chat template.
     `auto`: where it has one and was not trained by Fairlead. Conversations always go through the template."""
+    calibration_temperature: float = Field(default=0.0, ge=0)
+    """Scores divided by it are calibrated: σ(difference) is the probability that a labeler prefers one answer
+    to another. 0 takes what `fairlead reward-model` has stored with the model."""
     ensemble: Literal["mean", "min", "mean_minus_std"] = "mean"
     """What becomes of the scores of an ensemble's members; a single model is served as it is."""
     ensemble_std_weight: float = Field(default=1.0, ge=0)

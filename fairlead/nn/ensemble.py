@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +21,8 @@ from fairlead.nn.loading import load_tokenizer, tokenizer_fingerprint, weights_d
 from fairlead.nn.reward_model import RewardModel, load_reward_model
 
 FILE = "ensemble.json"
-"""Makes a folder an ensemble: `{"members": ["member-0", …]}`, folders beside it."""
+"""Makes a folder an ensemble: `{"members": ["member-0", …]}`, folders beside it; it may have a `temperature`,
+and then the rule that it was fitted for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class RewardEnsemble:
     """`mean`, `min` or `mean_minus_std`."""
     std_weight: float = 1.0
     """λ of `mean_minus_std`."""
+    temperature: float = 0.0
+    """What scores are divided by to be calibrated; 0 if nobody has measured it for this rule."""
 
     @property
     def device(self) -> torch.device:
@@ -81,11 +84,49 @@ def member_paths(path: str) -> list[str]:
     return found
 
 
-def write_members(folder: Path, count: int) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class EnsembleTemperature:
+    """What an ensemble's scores are divided by to be calibrated: of one rule, and of no other."""
+
+    temperature: float
+    """The divisor."""
+    rule: str
+    """The rule that it was fitted for."""
+    std_weight: float
+    """λ of `mean_minus_std` then."""
+
+
+def write_members(folder: Path, count: int, *, temperature: EnsembleTemperature | None = None) -> list[Path]:
     """Makes a folder an ensemble of `count`; returns the folders to save the members in."""
     names = [f"member-{number}" for number in range(count)]
-    (folder / FILE).write_text(json.dumps({"members": names}) + "\n", encoding="utf-8")
+    content: dict[str, object] = {"members": names}
+    if temperature is not None:
+        content |= asdict(temperature)
+    (folder / FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
     return [folder / name for name in names]
+
+
+def temperature_of(path: str) -> EnsembleTemperature | None:
+    """The temperature of an ensemble's folder; None if it has none, or is no ensemble.
+
+    Raises:
+        ModelLoadError: it is none that can be.
+    """
+    file = Path(path).expanduser() / FILE
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if "temperature" not in content:
+            return None
+        found = EnsembleTemperature(
+            float(content["temperature"]), str(content["rule"]), float(content["std_weight"])
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"{file} has no temperature with its rule: {error!r}") from error
+    if not 0 < found.temperature < float("inf"):
+        raise ModelLoadError(f"{file}: temperature: got {found.temperature}, allowed: a positive number")
+    return found
 
 
 def load_ensemble(path: str, section: RewardSection) -> RewardEnsemble:
@@ -98,4 +139,10 @@ def load_ensemble(path: str, section: RewardSection) -> RewardEnsemble:
     members = tuple(load_reward_model(member, section) for member in paths)
     if len(paths) > 1 and len({tokenizer_fingerprint(load_tokenizer(member)) for member in paths}) > 1:
         raise ModelLoadError(f"the members of {path!r} have different tokenizers")
-    return RewardEnsemble(members, rule=section.ensemble, std_weight=section.ensemble_std_weight)
+    rule, weight = section.ensemble, section.ensemble_std_weight
+    temperature = members[0].temperature if len(members) == 1 else 0.0
+    told = temperature_of(path)
+    fits = told is not None and told.rule == rule and (rule != "mean_minus_std" or told.std_weight == weight)
+    if told is not None and fits:
+        temperature = told.temperature
+    return RewardEnsemble(members, rule=rule, std_weight=weight, temperature=temperature)

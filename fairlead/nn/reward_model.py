@@ -32,6 +32,8 @@ from fairlead.nn.loading import load_config, load_pretrained, ready
 
 REWARD_BIAS = "fairlead_reward_bias"
 """Key of the bias in config.json; only models that Fairlead has trained have it."""
+REWARD_TEMPERATURE = "fairlead_reward_temperature"
+"""Key of the temperature in config.json: scores divided by it are calibrated. Absent if none was found."""
 
 _TOLERANCE = 1e-2
 """Tells one reading from another: bfloat16 moves a score by less, another reading by far more."""
@@ -63,6 +65,12 @@ class RewardModel:
         """Whether Fairlead has trained it."""
         return hasattr(self.model.config, REWARD_BIAS)
 
+    @property
+    def temperature(self) -> float:
+        """What scores are divided by to be calibrated; 0 if nobody has measured it."""
+        found = getattr(self.model.config, REWARD_TEMPERATURE, None)
+        return float(found) if isinstance(found, int | float) and 0 < found < float("inf") else 0.0
+
     def scores(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Scalar of each right-padded row, read at its last real token; of an encoder, where that reads it.
 
@@ -86,6 +94,13 @@ class RewardModel:
     def parameters(self) -> list[nn.Parameter]:
         """Every trainable parameter of body and head."""
         return [*self.body.parameters(), *self.head.parameters()]
+
+    def set_temperature(self, temperature: float | None) -> None:
+        """Has it saved with the weights; None takes away what an earlier training left."""
+        if temperature is not None:
+            setattr(self.model.config, REWARD_TEMPERATURE, temperature)
+        elif hasattr(self.model.config, REWARD_TEMPERATURE):
+            delattr(self.model.config, REWARD_TEMPERATURE)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a folder that this module and AutoModelForSequenceClassification load."""

@@ -1,4 +1,4 @@
-"""Wires the reward service: configuration → model → batcher → server."""
+"""Wires the reward service: configuration → model and batcher, or a Triton server → server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fairlead import metrics
 from fairlead.config import RunConfig
+from fairlead.errors import ConfigError
 from services.runtime import process
 from services.runtime.batching import MicroBatcher
 from services.runtime.server import ModelServer
@@ -28,6 +29,9 @@ def _load(config: RunConfig) -> RewardScorer:
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
     async with ModelServer("reward", config.reward, config.observe) as server:
+        if config.reward.engine == "triton":
+            await _front(config, server)
+            return
         scorer = await server.load(lambda: _load(config))
         from services.reward.dialects import Dialects
         from services.reward.scoring import LocalScoring
@@ -41,6 +45,22 @@ async def run(config: RunConfig) -> None:
             await server.start(dialects.add_to, dialects.names)
             server.set_ready(True)
             await server.run_until_stopped()
+
+
+async def _front(config: RunConfig, server: ModelServer) -> None:
+    """Serves with the model of a Triton server, and is ready while that is."""
+    from services.reward import triton_scorer
+    from services.reward.dialects import Dialects
+
+    section = config.reward
+    if config.deterministic:
+        raise ConfigError("reward.engine", got="triton", allowed="local, as the run is deterministic")
+    path = section.path or str(config.folder.reward_model)
+    reader, served = await server.load(lambda: triton_scorer.connect(path, section))
+    async with triton_scorer.serving(reader, served, section, server.set_ready) as scoring:
+        dialects = Dialects(scoring, section, ready=lambda: server.ready)
+        await server.start(dialects.add_to, dialects.names)
+        await server.run_until_stopped()
 
 
 if __name__ == "__main__":

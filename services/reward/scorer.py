@@ -48,6 +48,7 @@ class RewardScorer:
                 dtype=section.dtype,
             ),
             model_version=self._reward.version,
+            calibration_temperature=section.calibration_temperature or self._reward.temperature,
         )
         """What is served."""
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Protocol
 
 from fairlead.config.reward import RewardSection
 from fairlead.data.chat import ROLES, Chat
 from fairlead.data.encoding import encode_answer, encode_prompt, encode_response, render
 from fairlead.errors import ConfigError, InvalidInput
-from fairlead.nn.reward_model import RewardModel
 from fairlead.types import Message, TextPair, WholeText
 from services.runtime import limits
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _WHOLE = "items.whole_text"
 _PROMPT, _RESPONSE, _MESSAGES = (f"items.text.{name}" for name in ("prompt", "response", "messages"))
+
+
+class Habits(Protocol):
+    """How a reward model has learnt to read."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether Fairlead has trained it."""
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it reads pairs of texts."""
 
 
 class TextReader:
     """Prompt and response as text → ids; not for several threads at a time."""
 
     def __init__(
-        self, path: str, tokenizer: PreTrainedTokenizerBase, section: RewardSection, *, model: RewardModel
+        self, path: str, tokenizer: PreTrainedTokenizerBase, section: RewardSection, *, model: Habits
     ) -> None:
         """
         Args:

@@ -12,7 +12,7 @@ import torch
 from fairlead.config.compute import BatchingSection
 from fairlead.config.reward import RewardSection
 from fairlead.errors import ModelLoadError
-from fairlead.nn.ensemble import combine, member_paths, write_members
+from fairlead.nn.ensemble import EnsembleTemperature, combine, member_paths, write_members
 from fairlead.types import TextPair
 from services.reward.scorer import RewardScorer
 from tests.tiny import tiny_reward_model, tiny_tokenizer
@@ -119,6 +119,26 @@ def test_a_damaged_ensemble_is_refused(tmp_path, content, message):
     (path / "ensemble.json").write_text(content)
     with pytest.raises(ModelLoadError, match=message):
         RewardScorer(str(path), section())
+
+
+def test_a_temperature_is_of_the_rule_that_it_was_fitted_for(tmp_path):
+    folder = ensemble(tmp_path, 0, 1)
+    write_members(folder, 2, temperature=EnsembleTemperature(2.5, "mean_minus_std", 0.5))
+    temperatures = {
+        (rule, weight): RewardScorer(str(folder), section(rule, weight)).info.calibration_temperature
+        for rule, weight in (("mean", 0.5), ("mean_minus_std", 0.5), ("mean_minus_std", 0.6))
+    }
+    assert list(temperatures.values()) == [0.0, 2.5, 0.0]
+    told = section().model_copy(update={"calibration_temperature": 4.0})
+    assert RewardScorer(str(folder), told).info.calibration_temperature == 4.0
+
+
+def test_a_temperature_that_can_be_none_is_refused(tmp_path):
+    folder = ensemble(tmp_path, 0)
+    for content in ({"temperature": 0, "rule": "mean", "std_weight": 1}, {"temperature": 2}):
+        (folder / "ensemble.json").write_text(json.dumps({"members": ["member-0"], **content}))
+        with pytest.raises(ModelLoadError, match="temperature"):
+            RewardScorer(str(folder), section())
 
 
 def test_members_of_different_tokenizers_are_refused(tmp_path, folder):

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,6 +118,38 @@ def test_accuracy_interval_and_calibration_by_hand():
     margins = [logit] * 70 + [-logit] * 30 + [sure] * 100
     assert calibration.expected_calibration_error(margins) == pytest.approx(0.08)
     assert math.isnan(calibration.expected_calibration_error([]))
+
+
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0, 40.0])
+def test_the_temperature_that_made_the_labels_is_found(temperature):
+    """Margins of any size, winners drawn from σ(margin / T): T is found, and what it mends is mended."""
+    rng = np.random.default_rng(7)
+    margins_P = rng.normal(0, 2 * temperature, size=20_000)
+    wins_P = rng.random(20_000) < 1 / (1 + np.exp(-margins_P / temperature))
+    seen = np.where(wins_P, margins_P, -margins_P)
+    assert calibration.fit_temperature(seen.tolist()) == pytest.approx(temperature, rel=0.05)
+    by_prompt = {str(place): seen[place : place + 4].tolist() for place in range(0, 20_000, 4)}
+    mended = calibration.calibrated_error(by_prompt)
+    assert mended < 0.015
+    if temperature != 1.0:
+        assert calibration.expected_calibration_error(seen.tolist()) > 5 * mended
+
+
+def test_the_temperature_is_the_least_loss_of_all():
+    margins = np.random.default_rng(3).normal(0.7, 2.0, size=300)
+    found = calibration.fit_temperature(margins.tolist())
+    losses = {t: np.logaddexp(0, -margins / t).mean() for t in np.geomspace(0.01, 100, 20_001)}
+    assert found == pytest.approx(min(losses, key=losses.__getitem__), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "margins",
+    [[1.0, -0.5] * 14, [0.0] * 100, [1.0] * 100, [1.0, 0.0] * 50, [-1.0, 0.5] * 50, [1.0, float("nan")] * 50],
+    ids=["few", "equal", "never wrong", "never wrong, some equal", "more often wrong", "not finite"],
+)
+def test_comparisons_that_say_no_temperature_give_none(margins):
+    assert calibration.fit_temperature(margins) is None
+    assert math.isnan(calibration.calibrated_error({"all": margins}))
 
 
 def test_the_stage_learns_on_unseen_prompts_and_leaves_a_model(tmp_path):

@@ -185,6 +185,7 @@ def test_the_stage_reads_several_files_and_puts_demonstrations_at_zero(tmp_path)
     low, high = result["accuracy_interval_by_prompt"]
     assert low <= result["accuracy"] <= high
     saved = load_reward_model(str(config.folder.reward_model), CPU)
+    assert saved.temperature == result["temperature"] > 0
     known = demonstration_scores(saved, config, demonstrations, heldout=False)
     assert abs(sum(known) / len(known)) < 1e-5
     assert max(known) - min(known) > 0.01
@@ -203,6 +204,9 @@ def test_members_of_an_ensemble_differ_and_the_first_is_the_single_model(tmp_pat
     assert len({weights_digest(member.model) for member in served.members}) == 2
     assert weights_digest(served.members[0].model) == weights_digest(single.model)
     assert len(result["member_accuracies"]) == 2
+    if not math.isnan(result["temperature"]):
+        assert served.temperature == result["temperature"]
+    assert all(member.temperature == 0 for member in served.members)
     for member in served.members:
         known = demonstration_scores(member, config, demonstrations, heldout=False)
         assert abs(sum(known) / len(known)) < 1e-5

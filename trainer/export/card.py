@@ -151,6 +151,7 @@ def metrics(record: RunRecord, kind: Kind) -> tuple[tuple[str, str], ...]:
     if isinstance(interval := rewards.get("accuracy_interval"), list):
         found.append(("reward model: 95% interval of it", " – ".join(f"{end:.3f}" for end in interval)))
     found.append(("reward model: calibration error (ECE)", rewards.get("ece")))
+    found.append(("reward model: the same, scores divided by its temperature", rewards.get("ece_calibrated")))
     for name, row in rewards.get("baselines", {}).items():
         found.append((f"baseline, {name.replace('_', ' ')}: accuracy", row.get("accuracy")))
     if kind == "policy":

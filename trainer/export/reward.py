@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunFolder
 from fairlead.config.compute import ComputeSection
-from fairlead.nn.ensemble import member_paths, write_members
+from fairlead.nn.ensemble import EnsembleTemperature, member_paths, temperature_of, write_members
 from fairlead.nn.loading import load_tokenizer
 from fairlead.nn.reward_model import RewardModel, load_reward_model
 
@@ -30,6 +30,8 @@ class Rewards:
     """One, or those of an ensemble."""
     tokenizer: PreTrainedTokenizerBase
     """Of all members; pads with something else than its EOS, or not at all."""
+    temperature: EnsembleTemperature | None
+    """Of an ensemble; a single model has its own in its configuration."""
 
 
 def read(folder: RunFolder) -> Rewards | None:
@@ -43,14 +45,15 @@ def read(folder: RunFolder) -> Rewards | None:
     paths = member_paths(str(folder.reward_model))
     tokenizer = load_tokenizer(paths[0])
     tokenizer.pad_token = padding_token(tokenizer)
-    return Rewards(tuple(load_reward_model(path, _EXACT) for path in paths), tokenizer)
+    members = tuple(load_reward_model(path, _EXACT) for path in paths)
+    return Rewards(members, tokenizer, temperature_of(str(folder.reward_model)))
 
 
 def save(rewards: Rewards, folder: Path, *, dtype: torch.dtype) -> list[Path]:
     """Writes one folder, or an ensemble's; returns the folders of the members."""
     count = len(rewards.members)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder] if count == 1 else write_members(folder, count)
+    paths = [folder] if count == 1 else write_members(folder, count, temperature=rewards.temperature)
     for member, path in zip(rewards.members, paths, strict=True):
         member.model.config.pad_token_id = rewards.tokenizer.pad_token_id
         nn.Module.to(member.model, dtype)

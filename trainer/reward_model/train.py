@@ -19,7 +19,7 @@ from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.data.records import load_preferences
 from fairlead.errors import ConfigError, FairleadError
-from fairlead.nn.ensemble import RewardEnsemble, write_members
+from fairlead.nn.ensemble import EnsembleTemperature, RewardEnsemble, write_members
 from fairlead.nn.loading import (
     check_vocabulary,
     load_tokenizer,
@@ -29,7 +29,7 @@ from fairlead.nn.loading import (
 )
 from fairlead.nn.reward_model import RewardModel, load_reward_model
 from trainer import durable, memory, optim, seeds, stage
-from trainer.reward_model import data, loss
+from trainer.reward_model import calibration, data, loss
 from trainer.reward_model.evaluate import (
     baseline_accuracies,
     demonstration_sequences,
@@ -75,10 +75,11 @@ def train(config: RunConfig, gauges: metrics.Trainer | None = None) -> Result:
         logger.warning("%d rankings were left out: everything in them is tied", known.skipped)
     train_loss = _epochs(config, members, known.rankings, heldout.rankings, gauges)
     centred = _centre(config, members, tokenizer, limit)
+    figures, temperature = _figures(config, members, known.rankings, heldout.rankings)
     with durable.new_folder(config.folder.reward_model) as folder:
-        _save(folder, members, tokenizer)
+        _save(config, folder, members, tokenizer, temperature)
     result: Result = {
-        **_figures(config, members, known.rankings, heldout.rankings),
+        **figures,
         **centred,
         **_counts(known, heldout),
         "train_loss": train_loss,
@@ -199,9 +200,21 @@ def _served(config: RunConfig, members: Sequence[RewardModel]) -> RewardEnsemble
     return RewardEnsemble(tuple(members), rule=reward.ensemble, std_weight=reward.ensemble_std_weight)
 
 
-def _save(folder: Path, members: Sequence[RewardModel], tokenizer: PreTrainedTokenizerBase) -> None:
-    paths = [folder] if len(members) == 1 else write_members(folder, len(members))
+def _save(
+    config: RunConfig,
+    folder: Path,
+    members: Sequence[RewardModel],
+    tokenizer: PreTrainedTokenizerBase,
+    temperature: float | None,
+) -> None:
+    paths = [folder]
+    if len(members) > 1:
+        rule, weight = config.reward.ensemble, config.reward.ensemble_std_weight
+        fitted = None if temperature is None else EnsembleTemperature(temperature, rule, weight)
+        paths = write_members(folder, len(members), temperature=fitted)
     for model, path in zip(members, paths, strict=True):
+        # An ensemble's is that of its members together.
+        model.set_temperature(temperature if len(members) == 1 else None)
         model.save(path, tokenizer)
 
 
@@ -210,13 +223,19 @@ def _figures(
     members: Sequence[RewardModel],
     rankings: Sequence[data.Ranking],
     heldout: Sequence[data.Ranking],
-) -> Result:
-    """How good the model, or the ensemble as it is served, is on unseen prompts; and its baselines."""
+) -> tuple[Result, float | None]:
+    """How good the model, or the ensemble as it is served, is on unseen prompts, and its baselines; and the
+    temperature that calibrates its scores.
+    """
     budget, dtype = config.reward_model.max_micro_batch_tokens, torch_dtype(config.reward_model)
     served = _served(config, members)
     margins, losses = margins_by_prompt(served, heldout, max_tokens=budget, dtype=dtype)
+    flat = [margin for group in margins.values() for margin in group]
+    temperature = calibration.fit_temperature(flat)
     found: Result = {
-        **summary([margin for group in margins.values() for margin in group], losses),
+        **summary(flat, losses),
+        "temperature": float("nan") if temperature is None else temperature,
+        "ece_calibrated": calibration.calibrated_error(margins),
         **intervals(margins, seed=config.seed),
         "score_quantiles": score_quantiles(served, rankings, max_tokens=budget, dtype=dtype),
         "baselines": baseline_accuracies(rankings, heldout),
@@ -225,7 +244,9 @@ def _figures(
         found["member_accuracies"] = [
             evaluate(member, heldout, max_tokens=budget, dtype=dtype)["accuracy"] for member in members
         ]
-    return found
+    if temperature is None:
+        logger.warning("no calibration temperature: %d held-out pairs do not say one", len(flat))
+    return found, temperature
 
 
 def _counts(known: data.Encoded, heldout: data.Encoded) -> dict[str, float]:

@@ -1,0 +1,220 @@
+"""The client of a reward model behind Triton or another server of the Open Inference Protocol v2.
+
+Between the reward service's Triton engine (or a user) and the channel: addresses, deadlines and retries are
+those of every client. Needs tritonclient, whose generated stubs these are. Knows tensors, no tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc import aio
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as pb_grpc
+from tritonclient.utils import serialize_byte_tensor
+
+from fairlead.clients.client import AsyncClient
+from fairlead.errors import ConfigError, CorruptData, FairleadError, InternalError, Unavailable
+from fairlead.retry import RetryPolicy
+from fairlead.types import Priority
+
+_PRIORITY = {Priority.ONLINE: 1, Priority.BULK: 2}
+_MODEL = "reward.triton.model"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a server says of a model."""
+
+    name: str
+    """Its name there."""
+    version: str
+    """The newest that it serves, or the one asked for."""
+    max_batch_size: int
+    """Rows of a request at most; 0 if rows are not merged."""
+    inputs: tuple[str, ...]
+    """Names of the tensors that it takes."""
+    parameters: Mapping[str, str]
+    """Of its configuration; what `fairlead export-triton` writes there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewards:
+    """Answer to one request."""
+
+    scores: tuple[float, ...]
+    """One for each row."""
+    num_tokens: tuple[int, ...]
+    """Tokens read of each row; empty if the server does not say."""
+    version: str = ""
+    """The server's number of the model's version that made them."""
+
+
+class AsyncOpenInferenceClient(AsyncClient[Any]):
+    """One reward model on a server, or on several that hold the same; used within one event loop."""
+
+    _service = "triton"
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        *,
+        model: str = "reward",
+        version: str = "",
+        timeout_seconds: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        """
+        Args:
+            addresses: `host:port` of the gRPC endpoint of every server.
+            model: its name there.
+            version: of the model; empty leaves the choice to the server.
+            timeout_seconds: deadline of a call, all its tries together.
+            retry: limits of retrying.
+
+        Raises:
+            ConfigError: if an address is none.
+        """
+        super().__init__(addresses, timeout_seconds=timeout_seconds, retry=retry)
+        self._model, self._version = model, version
+
+    def _make_stub(self, channel: aio.Channel) -> Any:  # noqa: ANN401 - generated without types
+        return pb_grpc.GRPCInferenceServiceStub(channel)
+
+    async def is_ready(self, *, timeout_seconds: float = 2.0) -> bool:
+        """Whether the model can be asked now."""
+        request = pb.ModelReadyRequest(name=self._model, version=self._version)
+        try:
+            answer = await self._replicas.call(
+                lambda stub: stub.ModelReady, request, timeout_seconds=timeout_seconds
+            )
+        except FairleadError:
+            return False
+        return bool(answer.ready)
+
+    async def served(self, version: str | None = None) -> ServedModel:
+        """What the server says of the model, or of another version of it.
+
+        Raises:
+            ConfigError: it gives no `rewards`.
+            FairleadError: Unavailable (no such model, too) … once trying again has not helped.
+        """
+        asked = self._version if version is None else version
+        metadata = await self._ask("ModelMetadata", pb.ModelMetadataRequest(name=self._model, version=asked))
+        if "rewards" not in {output.name for output in metadata.outputs}:
+            raise ConfigError(
+                _MODEL, got=f"{self._model}, without an output `rewards`", allowed="a reward model"
+            )
+        try:
+            answer = await self._ask("ModelConfig", pb.ModelConfigRequest(name=self._model, version=asked))
+            config = answer.config
+        except InternalError as error:
+            if _code(error) is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            config = None  # an extension of Triton's; other servers need not have it
+        versions = sorted(metadata.versions, key=lambda text: (len(text), text))
+        return ServedModel(
+            name=metadata.name,
+            version=asked or (versions[-1] if versions else ""),
+            max_batch_size=config.max_batch_size if config is not None else 1,
+            inputs=tuple(each.name for each in metadata.inputs),
+            parameters={key: value.string_value for key, value in config.parameters.items()}
+            if config is not None
+            else {},
+        )
+
+    async def score_tokens(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        timeout_seconds: float | None = None,
+        priority: Priority = Priority.ONLINE,
+    ) -> Rewards:
+        """Scores of sequences of ids, in one request.
+
+        Args:
+            rows: ids of prompt and response together, at least one each.
+            timeout_seconds: deadline of this call.
+            priority: told to the server's queue.
+
+        Raises:
+            RemoteInvalidInput: the server refuses them; the index is the row's.
+            FairleadError: Unavailable, Overloaded, DeadlineExceeded …
+        """
+        lengths = np.array([len(row) for row in rows], dtype=np.int64).reshape(-1, 1)
+        tokens = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
+        for place, row in enumerate(rows):
+            tokens[place, : len(row)] = row
+        request = self._request(timeout_seconds, priority)
+        _add(request, "tokens", tokens)
+        _add(request, "sequence_lengths", lengths)
+        return await self._infer(request, len(rows), timeout_seconds)
+
+    async def score_sentences(
+        self,
+        sentences: Sequence[str],
+        *,
+        timeout_seconds: float | None = None,
+        priority: Priority = Priority.ONLINE,
+    ) -> Rewards:
+        """As `score_tokens`, of whole texts that the server tokenizes."""
+        request = self._request(timeout_seconds, priority)
+        texts = np.array([text.encode() for text in sentences], dtype=np.object_).reshape(-1, 1)
+        _add(request, "sentences", texts)
+        return await self._infer(request, len(sentences), timeout_seconds)
+
+    def _request(self, timeout_seconds: float | None, priority: Priority) -> Any:  # noqa: ANN401 - generated
+        request = pb.ModelInferRequest(model_name=self._model, model_version=self._version)
+        request.parameters["priority"].uint64_param = _PRIORITY[priority]
+        if timeout_seconds is not None:
+            # What is still in the server's queue by then is not begun.
+            request.parameters["timeout"].int64_param = max(1, round(timeout_seconds * 1e6))
+        return request
+
+    async def _infer(self, request: Any, rows: int, timeout_seconds: float | None) -> Rewards:  # noqa: ANN401
+        response = await self._ask("ModelInfer", request, timeout_seconds=timeout_seconds)
+        tensors = dict(
+            zip([output.name for output in response.outputs], response.raw_output_contents, strict=False)
+        )
+        if "rewards" not in tensors:
+            raise CorruptData(f"triton: the model {self._model!r} gave no `rewards`")
+        kinds = {output.name: output.datatype for output in response.outputs}
+        if kinds["rewards"] != "FP32":
+            raise CorruptData(f"triton: `rewards` are {kinds['rewards']}, not FP32")
+        scores = np.frombuffer(tensors["rewards"], dtype="<f4")
+        if len(scores) != rows:
+            raise CorruptData(f"triton: {len(scores)} scores for {rows} rows")
+        told = kinds.get("num_tokens") == "INT64"
+        counts = np.frombuffer(tensors["num_tokens"] if told else b"", dtype="<i8")
+        return Rewards(tuple(map(float, scores)), tuple(map(int, counts)), response.model_version)
+
+    async def _ask(self, method: str, request: Any, *, timeout_seconds: float | None = None) -> Any:  # noqa: ANN401
+        """Calls; a model that is not there may be loading or being replaced."""
+        try:
+            return await self._replicas.call(
+                lambda stub: getattr(stub, method), request, timeout_seconds=timeout_seconds
+            )
+        except FairleadError as error:
+            if _code(error) is grpc.StatusCode.NOT_FOUND:
+                raise Unavailable(f"triton has no model {self._model!r} {self._version}: {error}") from error
+            raise
+
+
+def _add(request: Any, name: str, array: NDArray[Any]) -> None:  # noqa: ANN401 - generated without types
+    tensor = request.inputs.add(name=name, shape=array.shape)
+    if array.dtype == np.object_:
+        tensor.datatype = "BYTES"
+        request.raw_input_contents.append(serialize_byte_tensor(array).item())
+    else:
+        tensor.datatype = "INT64"
+        request.raw_input_contents.append(array.tobytes())
+
+
+def _code(error: BaseException) -> grpc.StatusCode | None:
+    cause = error.__cause__
+    return cause.code() if isinstance(cause, aio.AioRpcError) else None
