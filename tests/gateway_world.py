@@ -17,17 +17,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from fairlead import metrics
 from fairlead.config import RunConfig, load
-from fairlead.config.observe import ObserveSection
 from services.gateway.app import make_app
 from services.gateway.backend import Backend
 from services.gateway.server import HttpServer
-from services.reward.scorer import RewardScorer
-from services.reward.scoring import LocalScoring
-from services.reward.servicer import SERVICE_NAME, RewardServicer
-from services.runtime.batching import MicroBatcher
-from services.runtime.server import ModelServer
+from tests.unit.reward_world import reward_service
 
 
 @dataclass
@@ -90,25 +84,13 @@ def ask(
 
 
 @asynccontextmanager
-async def reward_server(
-    folder: Path, *, calibration_temperature: float = 0.0, **settings: object
-) -> AsyncIterator[str]:
+async def reward_server(folder: Path, *, calibration_temperature: float = 0.0) -> AsyncIterator[str]:
     """The reward service around a model, in this loop; gives its address."""
-    overrides = {f"reward.{name}": value for name, value in settings.items()}
-    section = load(overrides={"reward.device": "cpu"} | overrides).reward
-    registry = CollectorRegistry()
-    scorer = RewardScorer(str(folder), section)
-    scorer.info = dataclasses.replace(scorer.info, calibration_temperature=calibration_temperature)
-    observe = ObserveSection(metrics_port=-1)
-    async with ModelServer("reward", section, observe, registry=registry) as server:
-        batcher = MicroBatcher(
-            scorer.score, section.batching, batcher_metrics=metrics.Batcher(registry), field_name="items"
+    async with reward_service(folder) as world:
+        world.scorer.info = dataclasses.replace(
+            world.scorer.info, calibration_temperature=calibration_temperature
         )
-        async with batcher:
-            servicer = RewardServicer(LocalScoring(scorer, batcher))
-            address = await server.start(servicer.add_to, [SERVICE_NAME])
-            server.set_ready(True)
-            yield address
+        yield world.address
 
 
 @asynccontextmanager

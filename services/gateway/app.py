@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from fairlead import __version__, metrics
 from fairlead.config.gateway import GatewaySection
-from services.gateway import failures, health, rewards
+from services.gateway import failures, health, open_inference, openai_models, openrlhf, rewards, vllm
 from services.gateway.backend import Backend
 from services.gateway.edge import Edge
 
@@ -45,6 +45,7 @@ def make_app(
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     failures.install(app)
-    app.include_router(rewards.router(backend))
+    for dialect in (rewards, openrlhf, vllm, open_inference, openai_models):
+        app.include_router(dialect.router(backend))
     app.include_router(health.router(ready=ready, registry=registry))
     return Edge(app, section, metrics.Gateway(registry))

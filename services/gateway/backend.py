@@ -9,49 +9,63 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 from fairlead.clients import AsyncPolicyClient, AsyncRewardClient
 from fairlead.config import RunConfig
 from fairlead.config.compute import ModelServiceSection
-from fairlead.errors import FairleadError, InvalidInput, Unavailable
+from fairlead.errors import FairleadError, InvalidInput, NotOffered, Unavailable
 from fairlead.retry import RetryPolicy
 from fairlead.types import PolicyInfo, Priority, RewardInfo, ScoreItem, Scores
 from services.gateway.call import Call
 
 logger = logging.getLogger(__name__)
 
-_Info = TypeVar("_Info", RewardInfo, PolicyInfo)
+Kind = Literal["reward", "policy"]
+_Info_co = TypeVar("_Info_co", bound=RewardInfo | PolicyInfo, covariant=True)
 
 _ASK_SECONDS = 5.0
+_NO_REWARD = "no reward service is configured (reward.addresses)"
+_NO_POLICY = "no policy service is configured (policy.addresses)"
 
 
-class Watched(Generic[_Info]):
+class Watched(Generic[_Info_co]):
     """What a service says of itself, asked again and again."""
 
-    def __init__(self, name: str, ask: Callable[[], Awaitable[_Info]], *, every_seconds: float) -> None:
-        self._name = name
-        self._ask: Callable[[], Awaitable[_Info]] = ask
+    def __init__(self, kind: Kind, ask: Callable[[], Awaitable[_Info_co]], *, every_seconds: float) -> None:
+        self.kind: Kind = kind
+        """Which service."""
+        self._ask: Callable[[], Awaitable[_Info_co]] = ask
         self._every_seconds = every_seconds
-        self._info: _Info | None = None
+        self._info: _Info_co | None = None
         self.answers = False
         """Whether it did when it was last asked."""
 
     @property
-    def info(self) -> _Info:
+    def info(self) -> _Info_co:
         """What it said last.
 
         Raises:
             Unavailable: it has not answered yet.
         """
         if self._info is None:
-            raise Unavailable(f"the {self._name} service has not answered yet")
+            raise Unavailable(f"the {self.kind} service has not answered yet")
         return self._info
 
     @property
     def name(self) -> str:
         """Of the model that it serves; empty before it has said it."""
         return self._info.model.model_id if self._info is not None else ""
+
+    @property
+    def version(self) -> str:
+        """Of the weights in use.
+
+        Raises:
+            Unavailable: it has not answered yet.
+        """
+        info = self.info
+        return info.model_version if isinstance(info, RewardInfo) else str(info.weight_version)
 
     async def watch(self) -> None:
         """Asks until it is cancelled."""
@@ -60,11 +74,11 @@ class Watched(Generic[_Info]):
                 self._info = await self._ask()
             except FairleadError as error:
                 if self.answers or self._info is None:
-                    logger.warning("%s does not answer: %s", self._name, error)
+                    logger.warning("%s does not answer: %s", self.kind, error)
                 self.answers = False
             else:
                 if not self.answers:
-                    logger.info("%s answers: %s", self._name, self._info.model.model_id)
+                    logger.info("%s answers: %s", self.kind, self.name)
                 self.answers = True
             await asyncio.sleep(self._every_seconds)
 
@@ -105,6 +119,10 @@ class Backend:
                 lambda: policy.info(timeout_seconds=_ASK_SECONDS),
                 every_seconds=section.watch_seconds,
             )
+        self.max_items = config.reward.batching.max_items
+        """Items of one request at most; the reward service says no to more."""
+        self.model_name = config.reward.model_name
+        """The reward model's in the Open Inference Protocol."""
         self._watching: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -133,6 +151,23 @@ class Backend:
         """Name of the reward model; empty before the service has said it."""
         return self.reward.name if self.reward is not None else ""
 
+    @property
+    def reward_answers(self) -> bool:
+        """Whether the reward service does."""
+        return self.reward is not None and self.reward.answers
+
+    @property
+    def reward_info(self) -> RewardInfo:
+        """What the reward service serves.
+
+        Raises:
+            NotOffered: there is none.
+            Unavailable: it has not answered yet.
+        """
+        if self.reward is None:
+            raise NotOffered(_NO_REWARD)
+        return self.reward.info
+
     async def score(
         self, items: Sequence[ScoreItem], call: Call, *, priority: Priority = Priority.ONLINE
     ) -> Scores:
@@ -140,13 +175,13 @@ class Backend:
 
         Raises:
             InvalidInput: for an item that cannot be scored, or none; none is then.
-            Unavailable: there is no reward service.
+            NotOffered: there is no reward service.
             FairleadError: Overloaded, DeadlineExceeded …
         """
         if not items:
             raise InvalidInput("items", got=0, allowed="at least one to score")
         if self._reward is None:
-            raise Unavailable("no reward service is configured (reward.addresses)")
+            raise NotOffered(_NO_REWARD)
         return await self._reward.score(
             items, priority=priority, request_id=call.request_id, timeout_seconds=call.remaining()
         )

@@ -5,6 +5,7 @@ The parser refuses NaN, text that is no Unicode, and nesting beyond 200 levels; 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from fairlead.errors import InvalidInput
+from services.gateway.failures import TooLarge
 
 
 def parse(data: bytes) -> Any:  # noqa: ANN401 - JSON may be anything
@@ -25,6 +27,28 @@ def parse(data: bytes) -> Any:  # noqa: ANN401 - JSON may be anything
         return pydantic_core.from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidInput("body", got=f"{len(data)} bytes: {error}", allowed="JSON") from None
+
+
+def inflated(data: bytes, encoding: str, *, limit: int) -> bytes:
+    """A body as it was before it was compressed.
+
+    Raises:
+        InvalidInput: it is not compressed as it says, or in a way that is not read here.
+        TooLarge: there would be more of it than the limit; no more than that is made.
+    """
+    if encoding not in ("gzip", "deflate"):
+        raise InvalidInput("Content-Encoding", got=encoding[:80], allowed="gzip, deflate or none")
+    # 32 + 15: a header of gzip or zlib, whichever is there.
+    stream = zlib.decompressobj(wbits=47)
+    try:
+        found = stream.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise InvalidInput("body", got=f"{len(data)} bytes: {error}", allowed=encoding) from None
+    if len(found) > limit:
+        raise TooLarge("body", got=f"more than {limit} bytes within {encoding}", allowed=f"at most {limit}")
+    if not stream.eof:
+        raise InvalidInput("body", got=f"{len(data)} bytes without their end", allowed=f"whole {encoding}")
+    return found
 
 
 class _JsonRequest(Request):

@@ -17,6 +17,7 @@ from fairlead import metrics
 from fairlead.config.gateway import GatewaySection
 from fairlead.errors import DeadlineExceeded, Overloaded
 from services.gateway import failures
+from services.gateway.body import inflated
 from services.gateway.call import REQUEST_ID_HEADER, Call
 from services.gateway.failures import TooLarge
 
@@ -55,7 +56,7 @@ class Edge:
             exchange.cut_off()
             raise
         except Exception as error:  # noqa: BLE001 - the outermost edge
-            if isinstance(error, TooLarge):
+            if isinstance(error, TooLarge) and not exchange.is_read:
                 await exchange.discard()
             await exchange.fail(error)
         finally:
@@ -112,7 +113,7 @@ class _Exchange:
         self.status = _CLIENT_CLOSED
         self.sent_bytes = 0
         self.begun = False
-        self._read = False
+        self.is_read = False
 
     @property
     def request_id(self) -> str:
@@ -141,8 +142,13 @@ class _Exchange:
             parts.append(message.get("body", b""))
             if not message.get("more_body", False):
                 break
+        self.is_read = True
         self.body = b"".join(parts)
-        self._read = True
+        encoding = (
+            dict(self._scope["headers"]).get(b"content-encoding", b"identity").decode("latin-1").lower()
+        )
+        if encoding != "identity":
+            self.body = await asyncio.to_thread(inflated, self.body, encoding, limit=limit)
 
     async def discard(self) -> None:
         """Reads some more for nothing: many callers read no answer before they have sent everything."""
@@ -199,7 +205,7 @@ class _Exchange:
             self.begun = True
             self.status = message["status"]
             extra = [(REQUEST_ID_HEADER.encode(), self.request_id.encode())] if self.request_id else []
-            if not self._read:
+            if not self.is_read:
                 # What is left of the body is not waited for.
                 extra.append((b"connection", b"close"))
             message = {**message, "headers": [*message.get("headers", ()), *extra]}

@@ -15,17 +15,14 @@ from services.gateway.backend import Backend
 from services.gateway.body import JsonRoute
 from services.gateway.call import Call, TheCall
 from services.gateway.documented import ERRORS
-from services.gateway.reward_bodies import (
+from services.gateway.ranking_bodies import (
     BestOfNRequest,
     BestOfNResponse,
     Ranked,
     RankRequest,
     RankResponse,
-    Reward,
-    RewardsRequest,
-    RewardsResponse,
-    Timing,
 )
+from services.gateway.reward_bodies import Reward, RewardsRequest, RewardsResponse, Timing
 
 
 def router(backend: Backend) -> APIRouter:

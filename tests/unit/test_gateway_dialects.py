@@ -1,0 +1,260 @@
+"""The dialects of others: requests byte-shaped like their clients', answers as those read them.
+
+Every score is held against what the reward service says of the same text over gRPC.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+
+import numpy as np
+import pytest
+
+from fairlead.clients import AsyncRewardClient
+from fairlead.types import TokenPair, WholeText
+from tests.gateway_world import Gateway, gateway, reward_server
+from tests.tiny import tiny_reward_model
+
+TEXTS = ["<s> w1 w2 w3 </s>", "w4 w5", "w6 w7 w8 w9"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture
+async def reward(folder):
+    async with reward_server(folder, calibration_temperature=2.0) as address:
+        yield address
+
+
+@pytest.fixture
+async def http(reward):
+    async with gateway(reward=reward) as found:
+        yield found
+
+
+@pytest.fixture
+async def expected(reward):
+    async with AsyncRewardClient(reward) as client:
+        return list((await client.score([WholeText(text) for text in TEXTS])).scores)
+
+
+async def test_openrlhf_gets_rewards_as_from_its_own_server(http: Gateway, expected):
+    # requests.post(url, json=data, headers={...}) of its remote_rm_utils: one sample a request.
+    for text, score in zip(TEXTS, expected, strict=True):
+        body = json.dumps({"query": [text], "prompts": ["w1"], "labels": [None]}).encode()
+        answer = await http.ask(
+            "POST", "/get_reward", body, {"Content-Type": "application/json", "Accept": "*/*"}
+        )
+        assert answer.status == 200
+        found = answer.json
+        assert set(found) == {"rewards", "scores", "extra_logs"}
+        assert found["rewards"] == found["scores"] == pytest.approx([score], abs=1e-5)
+    many = await http.post("/get_reward", {"query": TEXTS, "prompts": TEXTS, "labels": [None] * 3})
+    assert many.json["rewards"] == pytest.approx(expected, abs=1e-5)
+    assert many.json["extra_logs"]["reward_model_tokens"] == [5.0, 4.0, 6.0]
+    wrong = await http.post("/get_reward", {"query": []})
+    assert (wrong.status, list(wrong.json)) == (400, ["detail"])
+    assert wrong.json["detail"].startswith("query: got '0 entries'")
+    assert http.count(dialect="openrlhf", status="200") == 4
+
+
+async def test_verl_reads_the_raw_score_and_others_its_sigmoid(http: Gateway, expected, folder):
+    body = {"model": str(folder), "input": TEXTS[0], "use_activation": False, "truncate_prompt_tokens": -1}
+    found = (await http.post("/classify", body)).json
+    assert found["data"][-1]["probs"][-1] == pytest.approx(expected[0], abs=1e-5)
+    assert (found["object"], found["model"], found["usage"]["prompt_tokens"]) == ("list", str(folder), 5)
+    many = (await http.post("/classify", {"input": TEXTS})).json["data"]
+    assert [one["index"] for one in many] == [0, 1, 2]
+    assert [one["num_classes"] for one in many] == [1, 1, 1]
+    for one, score in zip(many, expected, strict=True):
+        assert one["probs"] == pytest.approx([1 / (1 + math.exp(-score))])
+    other = await http.post("/classify", {"model": "another", "input": "w1"})
+    assert (other.status, other.error["code"]) == (404, "not_found")
+    nothing = await http.post("/classify", {"model": "reward"})
+    assert (nothing.status, nothing.error["param"], nothing.error["type"]) == (
+        400,
+        "input",
+        "invalid_request_error",
+    )
+
+
+async def test_classify_takes_ids(http: Gateway, reward):
+    ids = [[1, 5, 6, 2], [7, 2]]
+    async with AsyncRewardClient(reward) as client:
+        scores = (await client.score([TokenPair((), tuple(one)) for one in ids])).scores
+    many = (await http.post("/classify", {"input": ids, "use_activation": False})).json["data"]
+    assert [one["probs"][0] for one in many] == pytest.approx(scores, abs=1e-5)
+    one = (await http.post("/classify", {"input": ids[0], "use_activation": False})).json["data"]
+    assert one[0]["probs"] == pytest.approx([scores[0]], abs=1e-5)
+    for bad, place in (([5, 10**6], "items.tokens"), ([-1], "input"), ([2**31], "input")):
+        answer = await http.post("/classify", {"input": bad})
+        assert (answer.status, place in answer.error["message"]) == (400, True)
+
+
+async def test_models_are_listed_as_openai_lists_them(http: Gateway, folder):
+    found = (await http.get("/v1/models")).json
+    assert found["object"] == "list"
+    (model,) = found["data"]
+    assert (model["id"], model["object"], model["kind"]) == (str(folder), "model", "reward")
+    assert model["max_model_len"] == 128
+
+
+def tensor(name: str, datatype: str, shape: list[int], data: list[object]) -> dict[str, object]:
+    return {"name": name, "datatype": datatype, "shape": shape, "data": data}
+
+
+async def test_kserve_json_scores_sentences_and_tokens(http: Gateway, reward, expected):
+    body = {"id": "7", "inputs": [tensor("sentences", "BYTES", [3, 1], [[text] for text in TEXTS])]}
+    found = (await http.post("/v2/models/reward/infer", body)).json
+    (output,) = found["outputs"]
+    assert (output["name"], output["datatype"], output["shape"]) == ("rewards", "FP32", [3, 1])
+    assert output["data"] == pytest.approx(expected, abs=1e-5)
+    assert (found["id"], found["model_name"]) == ("7", "reward")
+    assert found["parameters"]["num_tokens"] == 15
+    assert found["parameters"]["calibration_temperature"] == 2.0
+    ids = [[1, 5, 6, 2], [7, 2, 0, 0]]
+    body = {
+        "inputs": [
+            tensor("tokens", "INT64", [2, 4], ids),
+            tensor("sequence_lengths", "INT64", [2, 1], [[4], [2]]),
+        ]
+    }
+    rewards = (await http.post("/v2/models/reward/infer", body)).json["outputs"][0]["data"]
+    async with AsyncRewardClient(reward) as client:
+        scores = (await client.score([TokenPair((), (1, 5, 6, 2)), TokenPair((), (7, 2))])).scores
+    assert rewards == pytest.approx(scores, abs=1e-5)
+
+
+async def test_kserve_binary_tensors_go_both_ways(http: Gateway, expected):
+    raw = b"".join(struct.pack("<I", len(text)) + text.encode() for text in TEXTS)
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "sentences",
+                    "datatype": "BYTES",
+                    "shape": [3, 1],
+                    "parameters": {"binary_data_size": len(raw)},
+                }
+            ],
+            "outputs": [{"name": "rewards", "parameters": {"binary_data": True}}],
+        }
+    ).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = await http.ask("POST", "/v2/models/reward/infer", head + raw, headers)
+    size = int(answer.headers["inference-header-content-length"])
+    output = json.loads(answer.body[:size])["outputs"][0]
+    assert output["parameters"] == {"binary_data_size": 12}
+    assert np.frombuffer(answer.body[size:], "<f4") == pytest.approx(expected, abs=1e-5)
+
+
+async def test_kserve_tells_what_there_is(http: Gateway, folder):
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/reward/ready"):
+        assert (await http.get(path)).status == 200
+    assert (await http.get("/v2")).json["name"] == "fairlead"
+    metadata = (await http.get("/v2/models/reward")).json
+    (version,) = metadata["versions"]
+    assert [one["name"] for one in metadata["inputs"]] == ["sentences", "tokens", "sequence_lengths"]
+    assert (await http.get(f"/v2/models/reward/versions/{version}")).json == metadata
+    config = (await http.get("/v2/models/reward/config")).json
+    assert (config["max_batch_size"], config["output"][0]["data_type"]) == (1024, "TYPE_FP32")
+    assert (await http.post("/v2/repository/index", {})).json == [
+        {"name": "reward", "version": version, "state": "READY", "reason": ""}
+    ]
+    await http.post(
+        "/v2/models/reward/infer", {"inputs": [tensor("sentences", "BYTES", [2, 1], ["w1", "w2"])]}
+    )
+    await http.post(
+        "/v2/models/reward/infer", {"inputs": [tensor("sentences", "BYTES", [1, 1], ["w1 " * 200])]}
+    )
+    (stats,) = (await http.get("/v2/models/reward/stats")).json["model_stats"]
+    assert (stats["inference_count"], stats["execution_count"]) == (2, 1)
+    assert (stats["inference_stats"]["success"]["count"], stats["inference_stats"]["fail"]["count"]) == (1, 1)
+    assert stats["inference_stats"]["success"]["ns"] > 0
+    for path in ("/v2/models/other", "/v2/models/reward/versions/2", "/v2/models/other/ready"):
+        answer = await http.get(path)
+        assert (answer.status, list(answer.json)) == (404, ["error"])
+    load = await http.post("/v2/repository/models/reward/load", {})
+    assert (load.status, list(load.json)) == (501, ["error"])
+
+
+SENTENCES = tensor("sentences", "BYTES", [1, 1], ["w1"])
+TOKENS = tensor("tokens", "INT64", [1, 2], [1, 2])
+LENGTHS = tensor("sequence_lengths", "INT64", [1, 1], [2])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error"),
+    [
+        ([], "inputs: got 'a list', allowed: a list of tensors, at least one"),
+        (None, "inputs: got 'nothing'"),
+        ([3], "inputs[0]: got 'a int', allowed: a tensor"),
+        ([SENTENCES, SENTENCES], "inputs[1]: got 'sentences twice'"),
+        ([TOKENS], "allowed: `sentences`, or `tokens` and `sequence_lengths`"),
+        ([SENTENCES | {"name": "words"}], "inputs: got 'words'"),
+        ([SENTENCES | {"datatype": "FP64"}], "inputs.sentences: got \"datatype 'FP64'\""),
+        ([SENTENCES | {"shape": [2, 1]}], "got '1 elements', allowed: 2, as the shape says"),
+        ([SENTENCES | {"shape": [2**31, 1]}], f"got '1 elements', allowed: {2**31}, as the shape says"),
+        ([SENTENCES | {"shape": [-1, -1]}], "allowed: a list of dimensions, each at least 1"),
+        ([SENTENCES | {"shape": "x"}], "allowed: a list of dimensions, each at least 1"),
+        (
+            [SENTENCES | {"shape": [1, 1, 1]}],
+            "got 'BYTES [1, 1, 1]', allowed: BYTES [B, 1]",
+        ),
+        ([SENTENCES | {"data": [5]}], "inputs.sentences[0]: got 'a int', allowed: a text"),
+        ([SENTENCES | {"data": [""], "shape": [1]}, LENGTHS], "allowed: `sentences`, or `tokens`"),
+        (
+            [SENTENCES | {"parameters": {"binary_data_size": 9}}],
+            "inputs[0]: got '0 bytes of data', allowed: the 9",
+        ),
+        ([SENTENCES | {"parameters": {"binary_data_size": -9}}], "binary_data_size -9"),
+        ([SENTENCES | {"parameters": {"shared_memory_region": "x"}}], "inputs[0]: got 'shared memory'"),
+        ([TOKENS | {"datatype": "INT8", "data": [1, 300]}, LENGTHS], "inputs.tokens[1]: got 300"),
+        ([TOKENS | {"data": [1.5, 2]}, LENGTHS], "inputs.tokens[0]: got 'a float'"),
+        ([TOKENS | {"data": [1, 2**40]}, LENGTHS], "items"),
+        ([TOKENS, LENGTHS | {"data": [3]}], "inputs.sequence_lengths[0]: got 3, allowed: from 1 to 2"),
+        ([TOKENS, LENGTHS | {"data": [0]}], "inputs.sequence_lengths[0]: got 0"),
+        ([TOKENS, LENGTHS | {"data": [1, 1], "shape": [2, 1]}], "got '2 lengths', allowed: 1, one per row"),
+        ([TOKENS | {"shape": [2]}, LENGTHS], "inputs.tokens: got 'INT64 [2]', allowed: integers [B, S]"),
+    ],
+)
+async def test_tensors_that_lie_are_refused(http: Gateway, inputs, error):
+    answer = await http.post("/v2/models/reward/infer", {"inputs": inputs})
+    assert (answer.status, list(answer.json)) == (400, ["error"])
+    assert error in answer.error
+
+
+@pytest.mark.parametrize(
+    ("raw", "error"),
+    [
+        (b"\x02\x00", "inputs.sentences[0]: got 'a broken length'"),
+        (b"\x09\x00\x00\x00w1", "inputs.sentences[0]: got '2 bytes', allowed: the 9"),
+        (b"\x02\x00\x00\x00\xff\xfe", "inputs.sentences[0]: got 'invalid start byte', allowed: UTF-8"),
+        (b"\x02\x00\x00\x00w1\x00\x00\x00\x00", "got '2 elements', allowed: 1"),
+    ],
+)
+async def test_bytes_that_lie_are_refused(http: Gateway, raw, error):
+    entry = {
+        "name": "sentences",
+        "datatype": "BYTES",
+        "shape": [1, 1],
+        "parameters": {"binary_data_size": len(raw)},
+    }
+    head = json.dumps({"inputs": [entry]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = await http.ask("POST", "/v2/models/reward/infer", head + raw, headers)
+    assert answer.status == 400
+    assert error in answer.error
+    for size in ("-1", "x", str(10**9)):
+        answer = await http.ask(
+            "POST", "/v2/models/reward/infer", head + raw, {"Inference-Header-Content-Length": size}
+        )
+        assert answer.status == 400
+        assert answer.error.startswith("Inference-Header-Content-Length")
+    extra = await http.ask("POST", "/v2/models/reward/infer", head + raw + b"x", headers)
+    assert "1 bytes behind the last tensor" in extra.error or error in extra.error
