@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RewardClient,
     )
     from fairlead.errors import FairleadError, InvalidInput
+    from fairlead.identity import Tls
     from fairlead.retry import RetryPolicy
     from fairlead.types import (
         Completion,
@@ -45,6 +46,7 @@ __all__ = [
     "SamplingParams",
     "Scores",
     "TextPair",
+    "Tls",
     "TokenPair",
     "WeightVersion",
     "WholeText",
@@ -52,6 +54,7 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(["FairleadError", "InvalidInput"], "fairlead.errors"),
+    **dict.fromkeys(["Tls"], "fairlead.identity"),
     **dict.fromkeys(["RetryPolicy"], "fairlead.retry"),
     **dict.fromkeys(
         ["Completion", "SamplingParams", "Scores", "TextPair", "TokenPair", "WeightVersion", "WholeText"],

@@ -1,17 +1,16 @@
 """Calls to the replicas of one service: where they are, which one is next, when to try again.
 
-The one place that makes gRPC channels. Between the clients and grpc.aio; knows no message, only stubs that it
-is handed. Every call has a deadline; every call is idempotent, so whatever may mend itself is tried again.
+Between the clients and grpc.aio; knows no message, only stubs that it is handed. Every call has a deadline;
+every call is idempotent, so whatever may mend itself is tried again.
 
-A replica is used while its channel is READY, which includes its health saying SERVING (gRFC A17). An address
-may be `host:port`, or `dns:///name:port`, whose replicas gRPC finds and balances itself.
+A replica is used while its channel is READY. An address may be `host:port`, or `dns:///name:port`, whose
+replicas gRPC finds and balances itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -20,7 +19,9 @@ from typing import Generic, TypeVar
 import grpc
 from grpc import aio
 
+from fairlead.credentials import Credentials
 from fairlead.errors import ConfigError
+from fairlead.replica import Replica
 from fairlead.retry import Attempts, RetryBudget, RetryPolicy
 from fairlead.status import pushback_seconds
 
@@ -29,52 +30,10 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 _Outcome = TypeVar("_Outcome")
 
-MAX_RESPONSE_BYTES = 256 << 20
-"""Largest message that a client accepts."""
-
 _CONNECT_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+"""How often certificates are looked at for changes."""
 _CONNECTING = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
-_SERVICE_CONFIG = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
-_OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
-    ("grpc.max_send_message_length", -1),
-    # A replica that starts again at its address is found within about a second.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 2_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
-    # A peer that vanished without a word is noticed in the middle of a call.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # Services are inside the cluster; a web proxy in the environment is not meant for them.
-    ("grpc.enable_http_proxy", 0),
-]
-
-
-class Replica(Generic[_Stub]):
-    """One address, its channel and its stub."""
-
-    def __init__(self, address: str, make_stub: Callable[[aio.Channel], _Stub]) -> None:
-        target = address if "://" in address else f"dns:///{address}"
-        self.address = address
-        self.balanced = "://" in address
-        """There may be several servers behind it; what one of them says does not go for all."""
-        self.channel = aio.insecure_channel(target, options=_OPTIONS)
-        self.stub = make_stub(self.channel)
-        self.state = grpc.ChannelConnectivity.IDLE
-        self.in_flight = 0
-        self.hold_until = 0.0
-        """It asked not to be called before this time (monotonic)."""
-
-    async def watch(self, changed: asyncio.Condition) -> None:
-        """Keeps the channel connected and `state` true, until it is cancelled."""
-        while True:
-            self.state = self.channel.get_state(try_to_connect=True)
-            async with changed:
-                changed.notify_all()
-            await self.channel.wait_for_state_change(self.state)
 
 
 class Replicas(Generic[_Stub]):
@@ -88,6 +47,7 @@ class Replicas(Generic[_Stub]):
         service: str,
         timeout_seconds: float,
         retry: RetryPolicy,
+        credentials: Callable[[Sequence[str]], Credentials] = Credentials,
     ) -> None:
         """
         Args:
@@ -96,9 +56,10 @@ class Replicas(Generic[_Stub]):
             service: what is served, for messages.
             timeout_seconds: deadline of a call that sets none, all its tries together.
             retry: limits of retrying.
+            credentials: makes, for these addresses, what the client shows and whom it trusts.
 
         Raises:
-            ConfigError: if there is no address, or one without a port.
+            ConfigError: if there is no address, or one without a port, or credentials that cannot be used.
         """
         self._addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
         if not self._addresses:
@@ -107,6 +68,10 @@ class Replicas(Generic[_Stub]):
             if not address.rpartition(":")[2].isdigit():
                 raise ConfigError("addresses", got=address, allowed="host:port or dns:///name:port")
         self._make_stub = make_stub
+        self._credentials = credentials(self._addresses)
+        self._generation = 0
+        self._looked_at = 0.0
+        self._closing: set[asyncio.Task[None]] = set()
         self._service = service
         self._timeout_seconds = timeout_seconds
         self._retry = retry
@@ -120,9 +85,9 @@ class Replicas(Generic[_Stub]):
         """Ends what is running and closes the connections."""
         replicas, self._replicas = self._replicas, []
         watchers, self._watchers = self._watchers, []
-        for watcher in watchers:
-            watcher.cancel()
-        await asyncio.gather(*watchers, return_exceptions=True)
+        for task in (*watchers, *self._closing):
+            task.cancel()
+        await asyncio.gather(*watchers, *self._closing, return_exceptions=True)
         await asyncio.gather(*(replica.channel.close() for replica in replicas))
 
     async def call(
@@ -142,7 +107,9 @@ class Replicas(Generic[_Stub]):
             replica = await self._next(attempts)
             try:
                 replica.in_flight += 1
-                response = await method(replica.stub)(request, timeout=attempts.timeout())
+                response = await method(replica.stub)(
+                    request, timeout=attempts.timeout(), metadata=self._credentials.metadata
+                )
             except aio.AioRpcError as error:
                 await self._failed(replica, error, attempts)
             else:
@@ -167,7 +134,9 @@ class Replicas(Generic[_Stub]):
         begun = False
         while True:
             replica = await self._next(attempts)
-            call = method(replica.stub)(request, timeout=attempts.timeout())
+            call = method(replica.stub)(
+                request, timeout=attempts.timeout(), metadata=self._credentials.metadata
+            )
             try:
                 replica.in_flight += 1
                 async for response in call:
@@ -204,7 +173,7 @@ class Replicas(Generic[_Stub]):
         attempts = self._attempts(timeout_seconds)
         while True:
             replica = await self._next(attempts)
-            call = method(replica.stub)(timeout=attempts.timeout())
+            call = method(replica.stub)(timeout=attempts.timeout(), metadata=self._credentials.metadata)
             try:
                 replica.in_flight += 1
                 async with aclosing(talk(call)) as outcomes:
@@ -222,8 +191,7 @@ class Replicas(Generic[_Stub]):
 
     async def _next(self, attempts: Attempts) -> Replica[_Stub]:
         """The replica for the next try: connected, willing, with the fewest calls, in turn."""
-        if not self._replicas:
-            self._connect()
+        self._connect_if_needed()
         connects_until = time.monotonic() + min(_CONNECT_SECONDS, attempts.remaining())
         while True:
             now = time.monotonic()
@@ -247,9 +215,27 @@ class Replicas(Generic[_Stub]):
                 async with asyncio.timeout(min(wait, attempts.remaining())), self._changed:
                     await self._changed.wait()
 
-    def _connect(self) -> None:
-        self._replicas = [Replica(address, self._make_stub) for address in self._addresses]
+    def _connect_if_needed(self) -> None:
+        """Connects at the first call, and anew when certificates have changed: a channel keeps its own."""
+        now = time.monotonic()
+        if self._replicas and now - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = now
+        generation = self._credentials.generation
+        if self._replicas and generation == self._generation:
+            return
+        self._generation = generation
+        for replica, watcher in zip(self._replicas, self._watchers, strict=True):
+            closing = asyncio.ensure_future(self._retire(replica, watcher))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        self._replicas = [Replica(address, self._credentials, self._make_stub) for address in self._addresses]
         self._watchers = [asyncio.ensure_future(replica.watch(self._changed)) for replica in self._replicas]
+
+    async def _retire(self, replica: Replica[_Stub], watcher: asyncio.Task[None]) -> None:
+        """Closes a replica's channel once what runs on it has ended."""
+        watcher.cancel()
+        await replica.channel.close(grace=self._timeout_seconds)
 
     async def _failed(self, replica: Replica[_Stub], error: aio.AioRpcError, attempts: Attempts) -> None:
         """Returns when it is time for another try; raises if there is none."""

@@ -87,6 +87,17 @@ class Access:
         )
 
 
+class Tls:
+    """The certificate of a server."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.failures = Counter(
+            "fairlead_tls_reload_failures_total",
+            "Changes of certificate, key or authorities that could not be taken; what was there stayed.",
+            registry=registry,
+        )
+
+
 class Batcher:
     """The micro-batcher of reward and reference."""
 
@@ -252,7 +263,7 @@ class Trainer:
             self.phase.labels(phase=name).set(name == phase)
 
 
-AREAS = (Server, Access, Batcher, Policy, Worker, Gateway, Trainer)
+AREAS = (Server, Access, Tls, Batcher, Policy, Worker, Gateway, Trainer)
 """Every area, for docs/metrics.md."""
 
 

@@ -27,6 +27,8 @@ from fairlead.errors import (
 RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: milliseconds after which to try again (gRFC A6's key)."""
 
+# As BoringSSL and gRPC's check of host names put it.
+_DISTRUST = re.compile(r"CERTIFICATE_VERIFY_FAILED: (?P<why>[^:]+)|Hostname Verification Check failed")
 _RETRIED = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -59,9 +61,18 @@ def is_broken_stream(error: aio.AioRpcError) -> bool:
     return error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
 
 
+def distrust(error: aio.AioRpcError) -> str:
+    """Why the client does not trust the server's certificate; empty if it was something else."""
+    found = _DISTRUST.search(error.details() or "") if error.code() is grpc.StatusCode.UNAVAILABLE else None
+    if found is None:
+        return ""
+    return found["why"] or "it is of another name than the address (see tls.server_name)"
+
+
 def is_worth_another_try(error: aio.AioRpcError) -> bool:
     """Whether the same call may succeed later or elsewhere."""
-    return (error.code() in _RETRIED and not is_too_large(error)) or is_broken_stream(error)
+    mended = error.code() in _RETRIED and not is_too_large(error) and not distrust(error)
+    return mended or is_broken_stream(error)
 
 
 def error_from_status(error: aio.AioRpcError, *, where: str, so_far: str) -> FairleadError:
@@ -77,6 +88,8 @@ def error_from_status(error: aio.AioRpcError, *, where: str, so_far: str) -> Fai
         return RemoteInvalidInput(details)
     if is_broken_stream(error):
         return Unavailable(f"{where}: the stream broke ({so_far})")
+    if why := distrust(error):
+        return Unauthenticated(f"{where}: its certificate is not trusted (see tls.ca): {why}")
     delay = pushback_seconds(error) or 1.0
     return error_from_code(error.code(), details, retry_after_seconds=delay, where=where, so_far=so_far)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import Json, Out, TimeoutSeconds, fail, say, with_examples
+from fairlead.cli.output import Json, Out, TimeoutSeconds, connection, fail, say, with_examples
 from fairlead.cli.score import Address
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ async def _answer_all(
     from fairlead.cli import lines
     from fairlead.clients import AsyncPolicyClient
 
-    async with AsyncPolicyClient(addresses, timeout_seconds=timeout_seconds) as client:
+    async with AsyncPolicyClient(addresses, **connection(timeout_seconds)) as client:
 
         async def work(request: _Request) -> tuple[_Request, list[Completion]]:
             return request, await _answer(client, request)
@@ -167,7 +167,7 @@ async def _answer(client: AsyncPolicyClient, request: _Request) -> list[Completi
 async def _stream_all(requests: Iterator[_Request], addresses: list[str], timeout_seconds: float) -> None:
     from fairlead.clients import AsyncPolicyClient
 
-    async with AsyncPolicyClient(addresses, timeout_seconds=timeout_seconds) as client:
+    async with AsyncPolicyClient(addresses, **connection(timeout_seconds)) as client:
         for request in requests:
             say(request.prompt, bold=True)
             last = None

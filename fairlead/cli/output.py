@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from fairlead.clients import ClientOptions
     from fairlead.config import RunConfig
 
 ConfigFile = Annotated[
@@ -67,6 +68,16 @@ def load_config(argument: Path | None, option: Path | None, overrides: list[str]
     from fairlead.config import load, parse_overrides
 
     return load(config_file(argument, option), overrides=parse_overrides(overrides or []))
+
+
+def connection(timeout_seconds: float) -> ClientOptions:
+    """How a verb connects to a service: as FAIRLEAD_TLS__… and FAIRLEAD_KEYS__… of the environment say. The
+    key itself, FAIRLEAD_API_KEY, is taken by the client.
+    """
+    from fairlead.clients import options_of
+    from fairlead.config import load
+
+    return options_of(load(), timeout_seconds=timeout_seconds)
 
 
 def run_folder(run: Path) -> Path:

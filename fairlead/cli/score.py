@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import Out, TimeoutSeconds, fail, with_examples
+from fairlead.cli.output import Out, TimeoutSeconds, connection, fail, with_examples
 
 if TYPE_CHECKING:
     from fairlead.clients import AsyncRewardClient
@@ -107,7 +107,7 @@ async def _score_all(
     from fairlead.cli import lines
     from fairlead.clients import AsyncRewardClient
 
-    async with AsyncRewardClient(addresses, timeout_seconds=timeout_seconds) as client:
+    async with AsyncRewardClient(addresses, **connection(timeout_seconds)) as client:
         shown = out is not None or not sys.stdout.isatty()
         with lines.writing(out) as write, lines.progress("scoring", total=total, shown=shown) as advance:
             async for scored in _scored(client, entries, batch_size, at_once=4 * len(addresses)):

@@ -8,10 +8,9 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, Unpack
 
-from fairlead.clients.client import AsyncClient
-from fairlead.retry import RetryPolicy
+from fairlead.clients.client import AsyncClient, ClientOptions
 
 _T = TypeVar("_T")
 
@@ -24,15 +23,9 @@ class Blocking(Generic[_Client]):
 
     _kind: type[_Client]
 
-    def __init__(
-        self,
-        addresses: str | Sequence[str],
-        *,
-        timeout_seconds: float | None = None,
-        retry: RetryPolicy | None = None,
-    ) -> None:
+    def __init__(self, addresses: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
         """As the asynchronous client."""
-        self._client = self._kind(addresses, timeout_seconds=timeout_seconds, retry=retry)
+        self._client = self._kind(addresses, **options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fairlead-client", daemon=True)
         self._thread.start()

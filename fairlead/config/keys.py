@@ -19,3 +19,6 @@ class KeysSection(Section):
     """Its password, kept out of the URL and of logs; best set by FAIRLEAD_KEYS__REDIS_PASSWORD."""
     reload_seconds: float = Field(default=1.0, ge=0, le=3_600)
     """The file is looked at for changes at most this often."""
+    allow_insecure: bool = False
+    """Processes of this run show their key, FAIRLEAD_API_KEY, to other machines in plain text, too. Only on a
+    network that you trust; with `[tls]` it is not needed."""

@@ -16,6 +16,9 @@ class ObserveSection(Section):
     """Least severe level that is logged."""
     log_style: Literal["auto", "json", "human"] = "auto"
     """`auto`: readable on a terminal, JSON lines elsewhere."""
+    access_log: Literal["off", "plain", "texts"] = "off"
+    """One line for every call of a service: `plain` has method, status, id of the key, request id, tokens and
+    seconds, `texts` also the beginning of what was asked, which may be private."""
     metrics_host: str = "127.0.0.1"
     """Address that /metrics and /readyz listen on; 0.0.0.0 in a container."""
     metrics_port: int = Field(default=0, ge=-1, le=65_535)

@@ -40,6 +40,7 @@ from fairlead.config.reward_model import RewardModelSection
 from fairlead.config.rollout_worker import RolloutWorkerSection
 from fairlead.config.sampling import SamplingSection
 from fairlead.config.sft import SftSection
+from fairlead.config.tls import TlsSection
 from fairlead.config.weights import WeightsSection
 from fairlead.errors import ConfigError
 
@@ -104,6 +105,8 @@ class RunConfig(BaseSettings):
     """Logs and metrics."""
     keys: KeysSection = KeysSection()
     """API keys."""
+    tls: TlsSection = TlsSection()
+    """Certificates."""
     local: LocalSection = LocalSection()
     """Runs on one machine."""
 

@@ -119,7 +119,9 @@ class _Wires:
             name=f"{name}-{index}",
             command=_module(f"services.{name}", self.file),
             environment=self._environment(f"{name}-{index}") | {f"FAIRLEAD_{name.upper()}__BIND": bind},
-            probe=GrpcHealth(joined(reachable_host(host), port)),
+            probe=GrpcHealth(
+                joined(reachable_host(host), port), self.config.tls if self.config.tls.on else None
+            ),
             ready_after=("trainer",) if waits_for_weights else (),
             drain_rank=_ANSWERING,
         )

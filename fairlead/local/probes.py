@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from fairlead.identity import TlsFiles
+
 Probe = Callable[[], Awaitable[bool]]
 """Asked again and again until it says yes."""
 
@@ -21,14 +23,19 @@ class GrpcHealth:
 
     address: str
     """`host:port`."""
+    tls: TlsFiles | None = None
+    """Of the run; None is plain text."""
 
     async def __call__(self) -> bool:
         """Whether it says SERVING."""
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+        from fairlead.credentials import Credentials
+
         try:
-            async with grpc.aio.insecure_channel(self.address) as channel:
+            credentials = Credentials([self.address], api_key="", tls=self.tls)
+            async with credentials.channel(self.address, ()) as channel:
                 stub = health_pb2_grpc.HealthStub(channel)
                 answer = await stub.Check(health_pb2.HealthCheckRequest(service=""), timeout=_TIMEOUT_SECONDS)
         except grpc.aio.AioRpcError:

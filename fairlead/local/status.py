@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairlead.config import RunConfig, RunFolder, load
+from fairlead.config.tls import TlsSection
 from fairlead.errors import FairleadError
 from fairlead.local import progress, record
 from fairlead.local.probes import GrpcHealth, Readyz
@@ -86,7 +87,8 @@ async def look(folder: RunFolder) -> RunStatus:
     live = supervised is not None and supervised.alive
     services: Iterable[ServiceStatus] = ()
     if supervised is not None:
-        services = await asyncio.gather(*(ask(each, live=live) for each in supervised.processes))
+        tls = config.tls if config is not None else None
+        services = await asyncio.gather(*(ask(each, live=live, tls=tls) for each in supervised.processes))
     return RunStatus(
         run=str(folder.root),
         state=state,
@@ -118,7 +120,7 @@ def _state(
     return ("stopped" if outcome.code in (5, *_STOPPED_BY_SIGNAL) else "failed"), outcome.message
 
 
-async def ask(process: ProcessRecord, *, live: bool) -> ServiceStatus:
+async def ask(process: ProcessRecord, *, live: bool, tls: TlsSection | None = None) -> ServiceStatus:
     """A process by its record and, where its supervisor lives, by what it says of itself."""
     if not live or process.pid is None:
         state = process.state if live or process.state == "ended" else "gone"
@@ -126,8 +128,8 @@ async def ask(process: ProcessRecord, *, live: bool) -> ServiceStatus:
     healthy: bool | None = None
     version = ""
     if process.grpc:
-        healthy = await GrpcHealth(process.grpc)()
-        version = await _version(process) if healthy else ""
+        healthy = await GrpcHealth(process.grpc, tls)()
+        version = await _version(process, tls) if healthy else ""
     elif process.http:
         host, _, port = process.http.rpartition(":")
         healthy = await Readyz(host, int(port))()
@@ -156,16 +158,16 @@ def _without_answer(process: ProcessRecord, *, state: str) -> ServiceStatus:
     )
 
 
-async def _version(process: ProcessRecord) -> str:
+async def _version(process: ProcessRecord, tls: TlsSection | None) -> str:
     """What a policy or reward service serves; nothing of others, whose model never changes."""
     from fairlead.clients import AsyncPolicyClient, AsyncRewardClient
 
     try:
         if process.name.startswith("policy"):
-            async with AsyncPolicyClient(process.grpc, timeout_seconds=_ASK_SECONDS) as policy:
+            async with AsyncPolicyClient(process.grpc, timeout_seconds=_ASK_SECONDS, tls=tls) as policy:
                 return str((await policy.info()).weight_version)
         if process.name.startswith("reward"):
-            async with AsyncRewardClient(process.grpc, timeout_seconds=_ASK_SECONDS) as reward:
+            async with AsyncRewardClient(process.grpc, timeout_seconds=_ASK_SECONDS, tls=tls) as reward:
                 return (await reward.info()).model_version
     except FairleadError:
         return ""

@@ -66,7 +66,9 @@ def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Ca
 
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
-    async with ModelServer("policy", config.policy, config.observe) as server:
+    async with ModelServer(
+        "policy", config.policy, config.observe, keys=config.keys, tls=config.tls
+    ) as server:
         policy_metrics = metrics.Policy()
         engine, encode = await server.load(lambda: _load(config, policy_metrics))
         from services.policy.servicer import SERVICE_NAME, PolicyServicer

@@ -18,6 +18,7 @@ from fairlead.v1 import policy_service_pb2 as pb
 from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
 from services.policy.checks import check_request
 from services.policy.engine import Engine
+from services.runtime.access import caller
 from services.runtime.interceptors import deadline
 from services.runtime.limits import check_text
 
@@ -60,7 +61,9 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
         """Completions of a prompt."""
         checked = await self._checked(request)
+        reserved = await _reserve(checked)
         completions = await self._engine.generate(checked, deadline=self._deadline(context))
+        await _give_back(reserved - sum(len(completion.token_ids) for completion in completions))
         return pb.GenerateResponse(
             completions=map(codec.completion_to_pb, completions), prompt_tokens=len(checked.prompt_token_ids)
         )
@@ -70,9 +73,12 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """The same, token by token."""
         checked = await self._checked(request.request)
+        left = await _reserve(checked)
         async with aclosing(self._engine.stream(checked, deadline=self._deadline(context))) as deltas:
             async for index, delta in deltas:
+                left -= len(delta.token_ids)
                 yield pb.GenerateStreamResponse(sample_index=index, delta=codec.completion_to_pb(delta))
+        await _give_back(left)
 
     async def GetPolicyInfo(
         self, request: pb.GetPolicyInfoRequest, context: _Context
@@ -122,3 +128,19 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         """The caller's, or the configured one where the caller would wait for ever."""
         given = deadline(context)
         return time.monotonic() + self._section.timeout_seconds if given is None else given
+
+
+async def _reserve(request: GenerationRequest) -> int:
+    """Counts the prompt and the longest answers; returns the latter's tokens.
+
+    They are counted beforehand, so that who hangs up just before the end has paid for what was made.
+    """
+    longest = request.num_samples * request.sampling.max_new_tokens
+    await caller().admit(tokens=len(request.prompt_token_ids) + longest)
+    return longest
+
+
+async def _give_back(num_tokens: int) -> None:
+    """Uncounts the tokens that were not made."""
+    if num_tokens:
+        await caller().charge(tokens=-num_tokens)

@@ -27,7 +27,9 @@ def _load(config: RunConfig) -> ReferenceScorer:
 
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
-    async with ModelServer("reference", config.reference, config.observe) as server:
+    async with ModelServer(
+        "reference", config.reference, config.observe, keys=config.keys, tls=config.tls
+    ) as server:
         scorer = await server.load(lambda: _load(config))
         from services.reference.servicer import SERVICE_NAME, ReferenceServicer
 

@@ -11,6 +11,7 @@ from fairlead.types import TokenPair
 from fairlead.v1 import reference_service_pb2 as pb
 from fairlead.v1 import reference_service_pb2_grpc as pb_grpc
 from services.reference.scorer import Lookup, ReferenceScorer
+from services.runtime.access import caller
 from services.runtime.batching import MicroBatcher
 from services.runtime.interceptors import deadline
 
@@ -38,6 +39,7 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
         ]
         lookups = self._scorer.check(pairs, request.temperature)
         num_tokens = [lookup.num_tokens for lookup in lookups]
+        await caller().admit(tokens=sum(num_tokens))
         found = await self._batcher.submit(lookups, num_tokens, deadline=deadline(context))
         return pb.LogProbsResponse(sequences=[pb.TokenLogProbs(logprobs=row) for row in found])
 

@@ -28,7 +28,9 @@ def _load(config: RunConfig) -> RewardScorer:
 
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
-    async with ModelServer("reward", config.reward, config.observe) as server:
+    async with ModelServer(
+        "reward", config.reward, config.observe, keys=config.keys, tls=config.tls
+    ) as server:
         if config.reward.engine == "triton":
             await _front(config, server)
             return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fairlead.errors import NotFound
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TokenPair
+from services.runtime.access import caller
 from services.runtime.batching import MicroBatcher
 from services.runtime.bulk import patiently
 
@@ -99,10 +100,16 @@ class LocalScoring:
             # Checking ids takes less than a change of threads.
             sequences = self._scorer.encode(items)
         num_tokens = [len(sequence) for sequence in sequences]
+        who = caller()
+        priority = who.priority(priority)
+
+        def admit() -> Awaitable[None]:
+            return who.admit(tokens=sum(num_tokens), requests=int(waits))
 
         def submit() -> Awaitable[list[float]]:
             return self._batcher.submit(sequences, num_tokens, deadline=deadline)
 
+        await (patiently(admit, deadline=deadline) if waits else admit())
         scores = await (patiently(submit, deadline=deadline) if waits else submit())
         return Scores(
             scores=tuple(scores),

@@ -12,8 +12,15 @@ import socket
 import sys
 
 from fairlead import metrics
-from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient, AsyncRewardClient
+from fairlead.clients import (
+    AsyncPolicyClient,
+    AsyncReferenceClient,
+    AsyncRewardClient,
+    ClientOptions,
+    options_of,
+)
 from fairlead.config import RunConfig
+from fairlead.config.compute import ModelServiceSection
 from fairlead.errors import FairleadError
 from fairlead.retry import RetryPolicy
 from fairlead.transports.rollouts.redis import RedisWorkerQueue
@@ -69,16 +76,14 @@ async def run(config: RunConfig) -> None:
 
 def _clients(config: RunConfig) -> Clients:
     retry = RetryPolicy(max_attempts=config.rollout_worker.retry_attempts)
+
+    def options(section: ModelServiceSection) -> ClientOptions:
+        return options_of(config, timeout_seconds=section.timeout_seconds, retry=retry)
+
     return Clients(
-        AsyncPolicyClient(
-            config.policy.addresses, timeout_seconds=config.policy.timeout_seconds, retry=retry
-        ),
-        AsyncRewardClient(
-            config.reward.addresses, timeout_seconds=config.reward.timeout_seconds, retry=retry
-        ),
-        AsyncReferenceClient(
-            config.reference.addresses, timeout_seconds=config.reference.timeout_seconds, retry=retry
-        ),
+        AsyncPolicyClient(config.policy.addresses, **options(config.policy)),
+        AsyncRewardClient(config.reward.addresses, **options(config.reward)),
+        AsyncReferenceClient(config.reference.addresses, **options(config.reference)),
     )
 
 

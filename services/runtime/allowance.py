@@ -141,7 +141,10 @@ class Allowance:
             raise Overloaded(f"the API key {key.id} {what}", retry_after_seconds=max(0.001, round(wait, 3)))
 
     async def charge(self, key: ApiKey, *, tokens: int) -> None:
-        """Takes tokens that were only known when the work was done; what is not there is owed."""
+        """Takes tokens that were only known when the work was done; what is not there is owed.
+
+        Fewer than none gives back what was taken beforehand.
+        """
         await self._take(key, requests=0, tokens=tokens, whatever=True)
 
     def _too_large(self, key: ApiKey, tokens: int, allowed: str) -> InvalidInput:

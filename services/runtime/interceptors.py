@@ -1,4 +1,4 @@
-"""The outermost edge of every RPC: errors become statuses, calls are counted, timed and logged.
+"""The outermost edge of every RPC: errors become statuses, calls are known, counted, timed and logged.
 
 Stands between grpc.aio and the servicers. Knows no message: bodies pass through unread and are never logged.
 """
@@ -11,20 +11,19 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 from grpc import aio
 
 from fairlead import metrics
 from fairlead.errors import DeadlineExceeded, InvalidInput, Unavailable
-from fairlead.status import RETRY_PUSHBACK
+from services.runtime.access import Access
+from services.runtime.call import AccessLog, Call
 from services.runtime.incoming import Incoming
-from services.runtime.told import told
 
 logger = logging.getLogger(__name__)
 
-_SLOW_SECONDS = 30.0
 _Context = aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -32,8 +31,22 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 class Edge(aio.ServerInterceptor):
     """Wraps every handler outside the `grpc.` services (health, reflection)."""
 
-    def __init__(self, server_metrics: metrics.Server) -> None:
+    def __init__(
+        self,
+        server_metrics: metrics.Server,
+        access: Access,
+        *,
+        access_log: AccessLog = "off",
+    ) -> None:
+        """
+        Args:
+            server_metrics: where calls are counted.
+            access: who may call.
+            access_log: whether every call leaves a line, and whether that holds what was asked.
+        """
         self._metrics = server_metrics
+        self._access = access
+        self._access_log = access_log
         self._in_flight = 0
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
@@ -88,11 +101,15 @@ class Edge(aio.ServerInterceptor):
         behaviour: Any = handler.unary_unary
 
         async def call(body: bytes, context: _Context) -> object:
-            call = _Call(self._metrics, method, context)
+            call = Call(self._metrics, method, context, self._access_log)
             self._enter(context)
             try:
                 self._check_open()
-                return await behaviour(_parsed(handler, body, context), context)
+                async with self._access.working(call.identify(self._access)):
+                    request = call.asked(_parsed(handler, body, context))
+                    response = await behaviour(request, context)
+                call.answer()
+                return response
             except asyncio.CancelledError:
                 call.left()
                 raise
@@ -107,14 +124,17 @@ class Edge(aio.ServerInterceptor):
         behaviour: Any = handler.unary_stream
 
         async def call(body: bytes, context: _Context) -> AsyncIterator[Any]:
-            call = _Call(self._metrics, method, context)
+            call = Call(self._metrics, method, context, self._access_log)
             self._enter(context)
             try:
                 self._check_open()
-                async with aclosing(behaviour(_parsed(handler, body, context), context)) as responses:
-                    async for response in responses:
-                        call.sent()
-                        yield response
+                async with self._access.working(call.identify(self._access)):
+                    request = call.asked(_parsed(handler, body, context))
+                    async with aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            call.sent()
+                            yield response
+                call.answer()
             except (asyncio.CancelledError, GeneratorExit):
                 call.left()
                 raise
@@ -131,21 +151,26 @@ class Edge(aio.ServerInterceptor):
         behaviour: Any = handler.stream_stream
 
         async def call(bodies: AsyncIterator[bytes], context: _Context) -> AsyncIterator[Any]:
-            call = _Call(self._metrics, method, context)
+            call = Call(self._metrics, method, context, self._access_log)
             self._enter(context)
 
             def parse(body: bytes) -> object:
                 call.received()
-                return _parsed(handler, body, context)
+                return call.asked(_parsed(handler, body, context))
 
             requests = Incoming(bodies, parse=parse, closing=self._draining)
             try:
                 self._check_open()
-                async with aclosing(behaviour(requests, context)) as responses:
+                # What the stream brings is counted request by request.
+                async with (
+                    self._access.working(call.identify(self._access), requests=0),
+                    aclosing(behaviour(requests, context)) as responses,
+                ):
                     async for response in responses:
                         call.sent()
                         yield response
                 requests.check_whole()
+                call.answer()
             except (asyncio.CancelledError, GeneratorExit):
                 call.left()
                 raise
@@ -186,61 +211,6 @@ def _parsed(handler: _Handler, body: bytes, context: _Context) -> object:
         raise InvalidInput(
             "request", got=f"{len(body)} bytes ({type(error).__name__})", allowed="a message of this RPC"
         ) from error
-
-
-class _Call:
-    """One RPC's bookkeeping."""
-
-    def __init__(self, server_metrics: metrics.Server, method: str, context: _Context) -> None:
-        self._metrics = server_metrics
-        self._method = method
-        self._context = context
-        _, service, name = method.split("/", 2)
-        self._labels = (service, name)
-        self._start = time.monotonic()
-        self._code: grpc.StatusCode | None = None
-        server_metrics.started.labels(*self._labels).inc()
-
-    async def fail(self, error: Exception) -> NoReturn:
-        """Ends the RPC with the error's status. Does not return."""
-        if isinstance(error, aio.AbortError):
-            raise error
-        what = told(error, method=self._method, peer=self._context.peer())
-        self._code = what.code
-        trailers: tuple[tuple[str, str], ...] = ()
-        if what.retry_after_seconds is not None:
-            trailers = ((RETRY_PUSHBACK, str(max(1, round(what.retry_after_seconds * 1000)))),)
-        await self._context.abort(what.code, what.message, trailers)
-
-    def received(self) -> None:
-        """A message of a stream has come."""
-        self._metrics.received.labels(*self._labels).inc()
-
-    def sent(self) -> None:
-        """A message of a stream goes."""
-        self._metrics.sent.labels(*self._labels).inc()
-
-    def left(self) -> None:
-        """The caller cancelled, or its deadline passed."""
-        remaining = self._context.time_remaining()
-        late = remaining is not None and remaining <= 0
-        self._code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-
-    def finish(self) -> None:
-        """Counts and times the RPC, however it ended."""
-        code = self._code or _known_code(self._context)
-        seconds = time.monotonic() - self._start
-        self._metrics.handled.labels(*self._labels, code.name).inc()
-        self._metrics.seconds.labels(*self._labels).observe(seconds)
-        level = logging.INFO if seconds > _SLOW_SECONDS else logging.DEBUG
-        if logger.isEnabledFor(level):
-            fields = {"method": self._method, "code": code.name, "seconds": round(seconds, 4)}
-            logger.log(level, "rpc", extra=fields)
-
-
-def _known_code(context: _Context) -> grpc.StatusCode:
-    code: object = context.code()
-    return code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.OK
 
 
 def deadline(context: _Context) -> float | None:

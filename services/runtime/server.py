@@ -23,8 +23,13 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from fairlead import metrics
 from fairlead.config.compute import ModelServiceSection
+from fairlead.config.keys import KeysSection
 from fairlead.config.observe import ObserveSection
+from fairlead.config.tls import TlsSection
+from fairlead.credentials import is_loopback
 from fairlead.errors import ConfigError
+from fairlead.identity import Identity
+from services.runtime.access import Access
 from services.runtime.health import Health
 from services.runtime.interceptors import Edge
 
@@ -33,6 +38,7 @@ _T = TypeVar("_T")
 
 _LAME_DUCK_SECONDS = 0.1
 """Clients that watch health leave before anything is refused."""
+_METADATA_BYTES = 8 << 10
 _SETTLE_SECONDS = 0.05
 """What had been read from the wire when the last RPC ended gets its answer."""
 
@@ -54,15 +60,31 @@ class ModelServer:
         section: ModelServiceSection,
         observe: ObserveSection,
         *,
+        keys: KeysSection | None = None,
+        tls: TlsSection | None = None,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        """`name` is the section's, for messages."""
+        """
+        Args:
+            name: of the section, for messages.
+            section: where it listens, and its limits.
+            observe: logs and metrics.
+            keys: who may call; None lets everybody.
+            tls: its certificate; None is plain text.
+            registry: what /metrics shows.
+
+        Raises:
+            ConfigError: for a file of keys or a certificate that cannot be used.
+        """
         self._name = name
         self._section = section
         self._observe = observe
         self._registry = registry
         self._stop = asyncio.Event()
-        self._edge = Edge(metrics.Server(registry))
+        self._access = Access(keys or KeysSection(), counts=metrics.Access(registry))
+        self._edge = Edge(metrics.Server(registry), self._access, access_log=observe.access_log)
+        self._identity = _identity(tls, registry)
+        self._mutual = tls is not None and tls.mutual
         self._health: Health | None = None
         self._server: aio.Server | None = None
         self._stop_metrics: Callable[[], None] | None = None
@@ -99,6 +121,7 @@ class ModelServer:
             await self._server.stop(None)
         if self._stop_metrics is not None:
             await asyncio.to_thread(self._stop_metrics)
+        await self._access.close()
 
     @property
     def _bind_address(self) -> str:
@@ -168,14 +191,30 @@ class ModelServer:
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self._server)
         address = self._bind_address
         try:
-            port = self._server.add_insecure_port(address)
+            port = self._listen(self._server, address)
         except RuntimeError as error:
             raise _taken(f"{self._name}.bind", address, "in use") from error
         await self._server.start()
         self.address = f"{address.rpartition(':')[0]}:{port}"
         fields = {"address": self.address, "metrics_port": self.metrics_port}
         logger.info("%s listens on %s", self._name, self.address, extra=fields)
+        self._warn()
         return self.address
+
+    def _listen(self, server: aio.Server, address: str) -> int:
+        if self._identity is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, self._identity.server_credentials())
+
+    def _warn(self) -> None:
+        """Says what is open to whom, where that may not be meant."""
+        here = is_loopback(self.address)
+        if not here and not self._access.asks_for_keys and not self._mutual:
+            logger.warning("%s takes all who reach %s: see [keys] and [tls]", self._name, self.address)
+        if not here and self._access.asks_for_keys and self._identity is None:
+            logger.warning("%s gets API keys in plain text at %s: see [tls]", self._name, self.address)
+        if self._observe.access_log == "texts":
+            logger.warning("%s logs the texts of requests (observe.access_log)", self._name)
 
     async def run_until_stopped(self) -> None:
         """Waits for SIGTERM or SIGINT (or `stop`), then drains."""
@@ -211,6 +250,9 @@ class ModelServer:
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", section.max_message_bytes),
             ("grpc.max_send_message_length", -1),
+            # Beyond the first a call is refused with a probability that grows up to the second (gRPC A79).
+            ("grpc.max_metadata_size", _METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES),
             # gRPC adds ±10% of jitter to the age by itself (gRFC A9).
             ("grpc.max_connection_age_ms", round(section.max_connection_age_seconds * 1000)),
             ("grpc.max_connection_age_grace_ms", round(section.timeout_seconds * 1000)),
@@ -218,6 +260,12 @@ class ModelServer:
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
+
+
+def _identity(tls: TlsSection | None, registry: CollectorRegistry) -> Identity | None:
+    if tls is None or not tls.on:
+        return None
+    return Identity(tls, serves=True, on_failure=metrics.Tls(registry).failures.inc)
 
 
 def _taken(field: str, address: str, reason: str) -> ConfigError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import grpc
 
 from fairlead.errors import FairleadError, InternalError, InvalidInput, Overloaded, grpc_status
+from services.runtime.access import caller
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +40,14 @@ def told(error: Exception, *, method: str, peer: str) -> Told:
     code = grpc_status(error)
     if code is grpc.StatusCode.INTERNAL:
         error_id = secrets.token_hex(6)
-        logger.error("internal error %s in %s", error_id, method, exc_info=error)
+        fields = {"request_id": caller().request_id}
+        logger.error("internal error %s in %s", error_id, method, exc_info=error, extra=fields)
         # An InternalError is a sentence meant for callers; anything else may hold internals.
         what = str(error) if isinstance(error, InternalError) else "internal error"
         return Told(code, f"{what} ({error_id} in the server's log)")
     # What was got may be a person's text, so only the place of the mistake is logged.
     place = error.where if isinstance(error, InvalidInput) else str(error)
     kind = type(error).__name__ if isinstance(error, FairleadError) else "error"
-    logger.info("refused: %s %s", kind, place, extra={"method": method, "code": code.name, "peer": peer})
+    fields = {"method": method, "code": code.name, "peer": peer, "request_id": caller().request_id}
+    logger.info("refused: %s %s", kind, place, extra=fields)
     return Told(code, str(error), error.retry_after_seconds if isinstance(error, Overloaded) else None)

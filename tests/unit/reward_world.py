@@ -12,8 +12,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
+from fairlead.config.keys import KeysSection
 from fairlead.config.observe import ObserveSection
 from fairlead.config.reward import RewardSection
+from fairlead.config.tls import TlsSection
 from services.reward.dialects import Dialects
 from services.reward.scorer import RewardScorer
 from services.reward.scoring import LocalScoring
@@ -73,11 +75,20 @@ async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 @asynccontextmanager
-async def reward_service(path, **settings) -> AsyncIterator[World]:
+async def reward_service(
+    path,
+    *,
+    keys: KeysSection | None = None,
+    tls: TlsSection | None = None,
+    observe: ObserveSection | None = None,
+    **settings,
+) -> AsyncIterator[World]:
     section = RewardSection(**({"path": str(path), "bind": "127.0.0.1:0", "device": "cpu"} | settings))
     registry = CollectorRegistry()
     scorer = RewardScorer(section.path, section)
-    async with ModelServer("reward", section, ObserveSection(), registry=registry) as server:
+    async with ModelServer(
+        "reward", section, observe or ObserveSection(), keys=keys, tls=tls, registry=registry
+    ) as server:
         batcher = MicroBatcher(
             scorer.score, section.batching, batcher_metrics=metrics.Batcher(registry), field_name="items"
         )

@@ -10,11 +10,13 @@ from grpc import aio
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
+from fairlead.config.keys import KeysSection
 from fairlead.errors import Unavailable
 from fairlead.retry import RetryPolicy
 from fairlead.v1 import policy_service_pb2, policy_service_pb2_grpc, tokens_pb2
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
+from services.runtime.access import Access
 from services.runtime.health import Health
 from services.runtime.interceptors import Edge
 
@@ -41,7 +43,8 @@ class Replica(pb_grpc.RewardServiceServicer):
 
 @asynccontextmanager
 async def serving(servicer, *, port: int = 0, add=pb_grpc.add_RewardServiceServicer_to_server, **options):
-    edge = Edge(metrics.Server(CollectorRegistry()))
+    registry = CollectorRegistry()
+    edge = Edge(metrics.Server(registry), Access(KeysSection(), counts=metrics.Access(registry)))
     server = aio.server(
         interceptors=[edge],
         options=[("grpc.so_reuseport", 0), *((f"grpc.{k}", v) for k, v in options.items())],

@@ -14,8 +14,15 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient, AsyncRewardClient
+from fairlead.clients import (
+    AsyncPolicyClient,
+    AsyncReferenceClient,
+    AsyncRewardClient,
+    ClientOptions,
+    options_of,
+)
 from fairlead.config import RunConfig
+from fairlead.config.compute import ModelServiceSection
 from fairlead.data.chat import Chat
 from fairlead.data.encoding import check_prompts, encode_prompt
 from fairlead.data.records import load_prompts
@@ -154,17 +161,15 @@ class Evaluation:
 
     async def _measure(self, version: WeightVersion) -> dict[str, float]:
         config = self._config
+
+        def options(section: ModelServiceSection) -> ClientOptions:
+            return options_of(config, timeout_seconds=section.timeout_seconds)
+
         async with (
             asyncio.timeout(self._section.max_seconds),
-            AsyncPolicyClient(
-                config.policy.addresses, timeout_seconds=config.policy.timeout_seconds
-            ) as policy,
-            AsyncRewardClient(
-                config.reward.addresses, timeout_seconds=config.reward.timeout_seconds
-            ) as reward,
-            AsyncReferenceClient(
-                config.reference.addresses, timeout_seconds=config.reference.timeout_seconds
-            ) as reference,
+            AsyncPolicyClient(config.policy.addresses, **options(config.policy)) as policy,
+            AsyncRewardClient(config.reward.addresses, **options(config.reward)) as reward,
+            AsyncReferenceClient(config.reference.addresses, **options(config.reference)) as reference,
         ):
             ours, judge = await asyncio.gather(self._patiently(policy.info), self._patiently(reward.info))
             as_text = ours.model.tokenizer_fingerprint != judge.model.tokenizer_fingerprint

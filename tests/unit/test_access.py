@@ -1,0 +1,368 @@
+"""The gate of a gRPC service, around a real reward model: every way to be refused, and what is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from fairlead import api_keys
+from fairlead.api_keys import ApiKey, KeyFile
+from fairlead.clients import AsyncRewardClient, RewardClient
+from fairlead.config.keys import KeysSection
+from fairlead.config.observe import ObserveSection
+from fairlead.errors import ConfigError, InvalidInput, PermissionDenied, Unauthenticated
+from fairlead.types import Priority, TokenPair
+from fairlead.v1 import policy_service_pb2, reference_service_pb2
+from fairlead.v1 import reward_service_pb2 as pb
+from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
+from services.runtime.access import Caller
+from services.runtime.scopes import scope_of
+from tests.tiny import tiny_reward_model
+from tests.unit.reward_world import World, reward_service, until
+
+NAME = "fairlead.v1.RewardService"
+TEN_TOKENS = TokenPair((5, 6, 7, 8, 9), (10, 11, 12, 13, 14))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
+
+
+class Keys:
+    """A file of keys."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "keys.json"
+        self.file = KeyFile()
+        self.section = KeysSection(file=str(self.path), reload_seconds=0)
+        api_keys.write(self.path, self.file)
+
+    def add(self, key_id: str, **fields) -> str:
+        key = api_keys.draw(key_id)
+        entry = ApiKey(id=key_id, sha256=api_keys.sha256_of(key), **{"scopes": ("score",), **fields})
+        self.file = self.file.replaced(entry)
+        api_keys.write(self.path, self.file)
+        return key
+
+    def revoke(self, key_id: str) -> None:
+        key = self.file.get(key_id)
+        assert key is not None
+        self.file = self.file.replaced(key.model_copy(update={"revoked": True}))
+        api_keys.write(self.path, self.file)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return Keys(tmp_path)
+
+
+@pytest.fixture
+async def world(folder, keys: Keys):
+    async with reward_service(folder, keys=keys.section) as world:
+        yield world
+
+
+@asynccontextmanager
+async def stub_of(world: World):
+    async with aio.insecure_channel(world.address) as channel:
+        yield pb_grpc.RewardServiceStub(channel)
+
+
+def request(count: int = 1) -> pb.ScoreRequest:
+    item = pb.ScoreItem()
+    item.tokens.prompt_token_ids.extend(TEN_TOKENS.prompt_token_ids)
+    item.tokens.response_token_ids.extend(TEN_TOKENS.response_token_ids)
+    return pb.ScoreRequest(items=[item] * count)
+
+
+async def refusal(world: World, key: str | None, body: pb.ScoreRequest | None = None) -> aio.AioRpcError:
+    metadata = [("x-request-id", "mine")] + ([("authorization", f"Bearer {key}")] if key is not None else [])
+    async with stub_of(world) as stub:
+        with pytest.raises(aio.AioRpcError) as caught:
+            await stub.Score(body or request(), metadata=metadata, timeout=5)
+    trailers = dict(caught.value.trailing_metadata())
+    assert trailers["x-request-id"] == "mine"
+    return caught.value
+
+
+def scored(world: World) -> float:
+    labels = {"result": "scored"}
+    return world.registry.get_sample_value("fairlead_batcher_sequences_total", labels) or 0.0
+
+
+def refusals(world: World, reason: str) -> float:
+    return world.registry.get_sample_value("fairlead_access_refusals_total", {"reason": reason}) or 0.0
+
+
+def client(world: World, key: str | None, **options) -> AsyncRewardClient:
+    return AsyncRewardClient(world.address, api_key=key, **{"timeout_seconds": 5, **options})
+
+
+async def test_who_is_refused_and_how(world: World, keys: Keys):
+    good = keys.add("good")
+    past = datetime.now(UTC) - timedelta(days=1)
+    cases = {
+        "missing": (None, "UNAUTHENTICATED", "no API key"),
+        "wrong": (f"{good[:-1]}{'0' if good[-1] != '0' else '1'}", "UNAUTHENTICATED", "not known here"),
+        "revoked": (keys.add("gone", revoked=True), "UNAUTHENTICATED", "the API key gone is revoked"),
+        "expired": (keys.add("late", expires=past), "UNAUTHENTICATED", "the API key late has expired"),
+        "scope": (
+            keys.add("writer", scopes=("generate", "feedback")),
+            "PERMISSION_DENIED",
+            "the API key writer has not the scope score",
+        ),
+        "request_tokens": (
+            keys.add("small", max_request_tokens=9),
+            "INVALID_ARGUMENT",
+            "at most 9 in one request",
+        ),
+    }
+    for reason, (key, code, words) in cases.items():
+        error = await refusal(world, key)
+        assert (error.code().name, refusals(world, reason)) == (code, 1), reason
+        assert words in error.details()
+        # No key, no hash, no path and no traceback leaves the process.
+        told = error.details()
+        assert str(keys.path) not in told
+        assert "Traceback" not in told
+        assert key is None or key.rpartition("_")[2] not in told
+        assert all(entry.sha256 not in told for entry in keys.file.keys)
+    # Nothing of them was computed.
+    assert scored(world) == 0
+    async with client(world, good) as reward:
+        assert len((await reward.score([TEN_TOKENS])).scores) == 1
+    assert scored(world) == 1
+
+
+async def test_the_clients_errors_say_the_same(world: World, keys: Keys):
+    writer = keys.add("writer", scopes=("generate",))
+    for key, kind in ((api_keys.draw("nobody"), Unauthenticated), (writer, PermissionDenied)):
+        async with client(world, key) as reward:
+            with pytest.raises(kind):
+                await reward.score([TEN_TOKENS])
+
+
+async def test_a_key_over_its_rate_is_told_when_to_come_back(world: World, keys: Keys):
+    slow = keys.add("slow", requests_per_second=0.5)
+    async with client(world, slow) as reward:
+        await reward.score([TEN_TOKENS])
+    error = await refusal(world, slow)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    pushback = int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"])
+    assert 1000 < pushback <= 2000
+    assert refusals(world, "requests") == 1
+    # A client with the time for it waits as long as it was told to, and no longer.
+    began = asyncio.get_running_loop().time()
+    async with client(world, keys.add("brisk", requests_per_second=5)) as reward:
+        for _ in range(7):
+            await reward.score([TEN_TOKENS])
+    assert 0.35 < asyncio.get_running_loop().time() - began < 3
+
+
+async def test_tokens_are_those_that_a_request_really_holds(world: World, keys: Keys):
+    limited = keys.add("limited", tokens_per_day=100)
+    async with client(world, limited) as reward:
+        # Text: the tokens of the service's own tokenizer, its end token too.
+        found = await reward.score([("w1 w2 w3", "w4 w5"), ("w1", "w2")])
+        used = sum(found.num_tokens)
+        assert used == len(["w1", "w2", "w3", "w4", "w5"]) + 2 + len(["w1", "w2"]) + 2
+        await reward.score([TEN_TOKENS] * ((100 - used) // 10))
+    left = (100 - used) % 10
+    assert left < 10
+    before = scored(world)
+    error = await refusal(world, limited)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "has used its 100 tokens of this day" in error.details()
+    assert 1 <= int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) <= 86_400_000
+    assert (scored(world), refusals(world, "quota")) == (before, 1)
+    async with client(world, limited) as reward:
+        with pytest.raises(InvalidInput, match="at most 100 a day for the API key limited"):
+            await reward.score([TEN_TOKENS] * 11)
+
+
+async def test_a_bad_request_costs_no_tokens(world: World, keys: Keys):
+    limited = keys.add("limited", tokens_per_day=10)
+    async with client(world, limited) as reward:
+        with pytest.raises(InvalidInput, match="items"):
+            await reward.score([TokenPair((5,), (10_000,))])
+        assert len((await reward.score([TEN_TOKENS])).scores) == 1
+
+
+async def test_a_key_has_only_so_many_requests_in_flight(folder, keys: Keys):
+    one = keys.add("one", max_in_flight=1)
+    other = keys.add("other", max_in_flight=1)
+    async with reward_service(folder, keys=keys.section) as world:
+        started, leave = asyncio.Event(), asyncio.Event()
+        compute = world.batcher._compute
+        loop = asyncio.get_running_loop()
+
+        def held(items):
+            loop.call_soon_threadsafe(started.set)
+            asyncio.run_coroutine_threadsafe(leave.wait(), loop).result(20)
+            return compute(items)
+
+        world.batcher._compute = held
+        async with client(world, one) as first, client(world, other) as second:
+            running = asyncio.create_task(first.score([TEN_TOKENS]))
+            await started.wait()
+            error = await refusal(world, one)
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert refusals(world, "in_flight") == 1
+            waiting = asyncio.create_task(second.score([TEN_TOKENS]))
+            await until(lambda: world.server._edge.in_flight == 2)
+            leave.set()
+            await asyncio.gather(running, waiting)
+            await first.score([TEN_TOKENS])
+
+
+async def test_a_key_that_is_revoked_is_refused_at_once(world: World, keys: Keys):
+    key = keys.add("one")
+    async with client(world, key) as reward:
+        await reward.score([TEN_TOKENS])
+        keys.revoke("one")
+        with pytest.raises(Unauthenticated, match="one is revoked"):
+            await reward.score([TEN_TOKENS])
+
+
+async def test_a_stream_is_counted_request_by_request(world: World, keys: Keys):
+    key = keys.add("bulk", requests_per_second=1, tokens_per_day=100)
+    async with client(world, key) as reward:
+        outcomes = dict([one async for one in reward.score_stream([[TEN_TOKENS]] * 3, timeout_seconds=20)])
+    assert len(outcomes) == 3
+    assert refusals(world, "requests") >= 2
+    with pytest.raises(Unauthenticated):
+        async with client(world, "") as reward:
+            _ = [one async for one in reward.score_stream([[TEN_TOKENS]])]
+
+
+async def test_health_and_reflection_are_open(world: World):
+    async with aio.insecure_channel(world.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=""), timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        async for listed in stub.ServerReflectionInfo(iter([asked]), timeout=5):
+            assert NAME in [service.name for service in listed.list_services_response.service]
+
+
+async def test_without_a_file_of_keys_everybody_may(folder):
+    async with reward_service(folder) as world:
+        for key in ("", "anything"):
+            async with client(world, key) as reward:
+                assert len((await reward.score([TEN_TOKENS])).scores) == 1
+
+
+def test_every_method_that_is_served_has_a_scope_and_any_other_needs_admin():
+    known = {"score": (pb, reference_service_pb2), "generate": (policy_service_pb2,)}
+    for scope, modules in known.items():
+        for module in modules:
+            for service in module.DESCRIPTOR.services_by_name.values():
+                for method in service.methods:
+                    assert scope_of(f"/{service.full_name}/{method.name}") == scope
+    for method in (
+        "/fairlead.v1.RewardService/Reload",
+        "/inference.GRPCInferenceService/RepositoryModelLoad",
+    ):
+        assert scope_of(method) == "admin"
+    assert scope_of("/inference.GRPCInferenceService/ServerReady") is None
+
+
+def test_a_key_for_bulk_work_makes_every_request_of_it_bulk():
+    bulk = ApiKey(id="a", sha256="0" * 64, scopes=("score",), max_priority="bulk")
+    online = ApiKey(id="b", sha256="0" * 64, scopes=("score",))
+    assert Caller("r", bulk).priority(Priority.ONLINE) is Priority.BULK
+    assert Caller("r", online).priority(Priority.ONLINE) is Priority.ONLINE
+    assert Caller("r", online).priority(Priority.BULK) is Priority.BULK
+    assert Caller("r").priority(Priority.ONLINE) is Priority.ONLINE
+
+
+async def test_the_access_log_says_who_and_how_much_and_no_text(folder, keys: Keys, caplog):
+    key = keys.add("search")
+    caplog.set_level(logging.INFO)
+    observe = ObserveSection(access_log="plain")
+    async with reward_service(folder, keys=keys.section, observe=observe) as world:
+        async with stub_of(world) as stub:
+            asked = pb.ScoreRequest(items=[pb.ScoreItem(text=pb.TextPair(prompt="w1 w2", response="w3"))])
+            call = stub.Score(
+                asked, metadata=[("authorization", f"Bearer {key}"), ("x-request-id", "abc-1")], timeout=5
+            )
+            response = await call
+            assert dict(await call.trailing_metadata())["x-request-id"] == "abc-1"
+        await refusal(world, None)
+        lines = [vars(record) for record in caplog.records if record.getMessage() == "rpc"]
+    assert [(line["code"], line["key"], line["request_id"]) for line in lines] == [
+        ("OK", "search", "abc-1"),
+        ("UNAUTHENTICATED", "", "mine"),
+    ]
+    assert lines[0]["tokens"] == response.num_tokens[0]
+    assert lines[0]["seconds"] > 0
+    said = " ".join(str(vars(record)) for record in caplog.records)
+    assert "w1 w2" not in said
+    assert key.rpartition("_")[2] not in said
+
+
+async def test_texts_are_logged_only_where_that_is_switched_on(folder, caplog):
+    caplog.set_level(logging.INFO)
+    async with reward_service(folder, observe=ObserveSection(access_log="texts")) as world:
+        async with client(world, "") as reward:
+            await reward.score([("w1 w2", "w3")])
+    [line] = [vars(record) for record in caplog.records if record.getMessage() == "rpc"]
+    assert "w1 w2" in line["request"]
+    assert "logs the texts of requests" in caplog.text
+
+
+async def test_a_request_id_that_is_none_is_replaced(world: World, keys: Keys):
+    key = keys.add("one")
+    async with stub_of(world) as stub:
+        seen = set()
+        for given in ("", "x" * 200, "two words", None):
+            metadata = [("authorization", f"Bearer {key}")] + ([("x-request-id", given)] if given else [])
+            call = stub.Score(request(), metadata=metadata, timeout=5)
+            await call
+            seen.add(dict(await call.trailing_metadata())["x-request-id"])
+    assert len(seen) == 4
+    assert all(len(one) == 16 for one in seen)
+
+
+async def test_metadata_has_a_limit_and_the_server_lives_on(world: World, keys: Keys):
+    key = keys.add("one")
+    async with stub_of(world) as stub:
+        with pytest.raises(aio.AioRpcError) as caught:
+            await stub.Score(request(), metadata=[("x-large", "x" * 40_000)], timeout=5)
+        assert caught.value.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+        await stub.Score(request(), metadata=[("authorization", f"Bearer {key}")], timeout=5)
+
+
+def test_a_key_is_not_sent_to_another_machine_in_plain_text(monkeypatch):
+    for address in ("10.0.0.5:5002", "reward:5002", "dns:///reward.ns.svc:5002", "localhost.evil.com:1"):
+        with pytest.raises(ConfigError, match="in plain text") as caught:
+            AsyncRewardClient(address, api_key="fl_a_secret")
+        assert "secret" not in str(caught.value)
+        AsyncRewardClient(address, api_key="fl_a_secret", allow_insecure=True)
+        AsyncRewardClient(address, api_key="fl_a_secret", tls=True)
+        AsyncRewardClient(address)
+    for address in ("127.0.0.1:1", "[::1]:1", "localhost:1", "dns:///localhost:1"):
+        AsyncRewardClient(address, api_key="fl_a_secret")
+    monkeypatch.setenv("FAIRLEAD_API_KEY", "fl_a_secret")
+    with pytest.raises(ConfigError, match="in plain text"):
+        RewardClient("reward:5002")
+    AsyncRewardClient("reward:5002", api_key="")
+    with pytest.raises(ConfigError, match="api_key"):
+        AsyncRewardClient("localhost:1", api_key="two\nlines")
+
+
+async def test_the_environment_gives_a_process_its_key(world: World, keys: Keys, monkeypatch):
+    monkeypatch.setenv("FAIRLEAD_API_KEY", keys.add("worker"))
+    async with client(world, None) as reward:
+        assert len((await reward.score([TEN_TOKENS])).scores) == 1
