@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
+from fairlead.codec.checksum import opened, sealed
 from fairlead.codec.tokens import (
     completion_from_pb,
     completion_to_pb,
@@ -47,27 +48,27 @@ def _task_from_pb(message: rollout_pb2.PromptTask) -> PromptTask:
 
 
 def encode_task(task: PromptTask) -> bytes:
-    """PromptTask → bytes."""
-    return _task_to_pb(task).SerializeToString()
+    """PromptTask → bytes, with a checksum."""
+    return sealed(_task_to_pb(task).SerializeToString())
 
 
 def decode_task(payload: bytes) -> PromptTask:
     """Bytes → PromptTask.
 
     Raises:
-        CorruptData: if the bytes are not a prompt task.
+        CorruptData: if the bytes are damaged, or not a prompt task.
         SchemaTooNew: if a newer version of fairlead wrote them.
     """
     message = rollout_pb2.PromptTask()
     try:
-        message.ParseFromString(payload)
+        message.ParseFromString(opened(payload, what="a prompt task"))
     except DecodeError as error:
         raise CorruptData(f"not a prompt task ({len(payload)} bytes): {error}") from error
     return _task_from_pb(message)
 
 
 def encode_outcome(outcome: Outcome) -> bytes:
-    """Outcome → bytes."""
+    """Outcome → bytes, with a checksum."""
     message = rollout_pb2.Outcome(
         schema_version=SCHEMA_VERSION,
         task=_task_to_pb(outcome.task),
@@ -90,19 +91,19 @@ def encode_outcome(outcome: Outcome) -> bytes:
             )
         case DeadLetter() as letter:
             message.dead_letter.CopyFrom(rollout_pb2.DeadLetter(reason=letter.reason, detail=letter.detail))
-    return message.SerializeToString()
+    return sealed(message.SerializeToString())
 
 
 def decode_outcome(payload: bytes) -> Outcome:
     """Bytes → Outcome.
 
     Raises:
-        CorruptData: if the bytes are not an outcome, or its parts differ in length.
+        CorruptData: if the bytes are damaged, not an outcome, or its parts differ in length.
         SchemaTooNew: if a newer version of fairlead wrote them.
     """
     message = rollout_pb2.Outcome()
     try:
-        message.ParseFromString(payload)
+        message.ParseFromString(opened(payload, what="an outcome"))
     except DecodeError as error:
         raise CorruptData(f"not an outcome ({len(payload)} bytes): {error}") from error
     _check_schema("outcome", message.schema_version)

@@ -32,12 +32,17 @@ class PromptTask(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     MIN_VERSION_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """Version of this schema; readers refuse a newer one by name."""
     task_id: _builtins.int
     """Position in the run's order of prompts; names the task for good."""
     prompt_text: _builtins.str
     """The prompt as text."""
+    checksum: _builtins.int
+    """CRC-32 of all the bytes behind it: written first in a payload of the queue, so that one cut short has it too;
+    absent within an outcome, and in payloads of a fairlead that wrote none.
+    """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's ids under the policy's tokenizer."""
@@ -64,10 +69,11 @@ class PromptTask(_message.Message):
         sampling: _tokens_pb2.SamplingParams | None = ...,
         min_version: _tokens_pb2.WeightVersion | None = ...,
         messages: _abc.Iterable[_tokens_pb2.Message] | None = ...,
+        checksum: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["min_version", b"min_version", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "min_version", b"min_version", "prompt_text", b"prompt_text", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "schema_version", b"schema_version", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "messages", b"messages", "min_version", b"min_version", "prompt_text", b"prompt_text", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "schema_version", b"schema_version", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -162,6 +168,7 @@ class Outcome(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     DELIVERIES_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """Version of this schema; readers refuse a newer one by name."""
     worker: _builtins.str
@@ -170,6 +177,8 @@ class Outcome(_message.Message):
     """How often it was delivered to a worker, this time included."""
     failures: _builtins.int
     """How often a worker failed at it explicitly before."""
+    checksum: _builtins.int
+    """CRC-32 of all the bytes behind it, written first; absent in payloads of a fairlead that wrote none."""
     @_builtins.property
     def task(self) -> Global___PromptTask:
         """The task as it was sent."""
@@ -192,10 +201,11 @@ class Outcome(_message.Message):
         worker: _builtins.str = ...,
         deliveries: _builtins.int = ...,
         failures: _builtins.int = ...,
+        checksum: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "result", b"result", "rollout", b"rollout", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "deliveries", b"deliveries", "failures", b"failures", "result", b"result", "rollout", b"rollout", "schema_version", b"schema_version", "task", b"task", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "dead_letter", b"dead_letter", "deliveries", b"deliveries", "failures", b"failures", "result", b"result", "rollout", b"rollout", "schema_version", b"schema_version", "task", b"task", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["rollout", "dead_letter"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import pytest
+from google.protobuf.message import DecodeError
+
 from fairlead import codec
+from fairlead.errors import CorruptData, SchemaTooNew
 from fairlead.types import (
     Completion,
     DeadLetter,
@@ -14,7 +20,7 @@ from fairlead.types import (
     VersionSpan,
     WeightVersion,
 )
-from fairlead.v1 import policy_service_pb2, reference_service_pb2, reward_service_pb2
+from fairlead.v1 import policy_service_pb2, reference_service_pb2, reward_service_pb2, rollout_pb2
 
 TASK = PromptTask(
     task_id=300,
@@ -47,6 +53,7 @@ ROLLOUT = Rollout(
     generate_seconds=0.25,
     score_seconds=0.125,
 )
+# Without a checksum, as fairlead first wrote them; with it, these bytes stand behind a field of five.
 GOLDEN_TASK = (
     "080110ac021a0601c801f0a20422126d79206c616d7020e280932062726f6b656e2a2709666666666666e63f"
     "11cdccccccccccec3f180520282a010232010a38ffffffffffffffffff01320408021011"
@@ -66,9 +73,20 @@ GOLDEN_DEAD_LETTER = (
 )
 
 
+def with_checksum(golden: str) -> str:
+    """Tag of field 15, CRC-32 by its definition (ISO-HDLC, bit by bit), the message."""
+    crc = 0xFFFFFFFF
+    for byte in bytes.fromhex(golden):
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0xEDB88320 if crc & 1 else 0)
+    return "7d" + (crc ^ 0xFFFFFFFF).to_bytes(4, "little").hex() + golden
+
+
 def test_a_task_of_this_version_stays_readable():
-    assert codec.encode_task(TASK).hex() == GOLDEN_TASK
-    assert codec.decode_task(bytes.fromhex(GOLDEN_TASK)) == TASK
+    assert codec.encode_task(TASK).hex() == with_checksum(GOLDEN_TASK)
+    for golden in (GOLDEN_TASK, with_checksum(GOLDEN_TASK)):
+        assert codec.decode_task(bytes.fromhex(golden)) == TASK
 
 
 def test_outcomes_of_this_version_stay_readable():
@@ -77,8 +95,41 @@ def test_outcomes_of_this_version_stay_readable():
         (GOLDEN_DEAD_LETTER, DeadLetter("prompt_too_long", "130 tokens of 128")),
     ):
         outcome = Outcome(TASK, result, worker="worker-0", deliveries=3, failures=1)
-        assert codec.encode_outcome(outcome).hex() == golden
-        assert codec.decode_outcome(bytes.fromhex(golden)) == outcome
+        assert codec.encode_outcome(outcome).hex() == with_checksum(golden)
+        for written in (golden, with_checksum(golden)):
+            assert codec.decode_outcome(bytes.fromhex(written)) == outcome
+
+
+def test_a_reader_that_knows_no_checksum_passes_it_over():
+    """Workers of two releases share a queue: the message parses as it did, checksum and all."""
+    message = rollout_pb2.PromptTask.FromString(codec.encode_task(TASK))
+    message.ClearField("checksum")
+    assert message.SerializeToString().hex() == GOLDEN_TASK
+
+
+def test_every_flipped_bit_and_every_cut_is_found():
+    """Many of them parse as protobuf; without the sum a task would quietly become another."""
+    payload = codec.encode_task(TASK)
+    parsed = 0
+    for position in range(8 * len(payload)):
+        damaged = bytearray(payload)
+        damaged[position // 8] ^= 1 << position % 8
+        with pytest.raises(CorruptData):
+            codec.decode_task(bytes(damaged))
+        with suppress(DecodeError):
+            rollout_pb2.PromptTask.FromString(bytes(damaged))
+            parsed += 1
+    assert parsed > 4 * len(payload)
+    for length in range(len(payload)):
+        with pytest.raises(CorruptData):
+            codec.decode_task(payload[:length])
+
+
+def test_a_newer_schema_is_refused_by_name_with_its_checksum_and_without():
+    newer = rollout_pb2.Outcome(schema_version=codec.SCHEMA_VERSION + 1).SerializeToString()
+    for payload in (newer, bytes.fromhex(with_checksum(newer.hex()))):
+        with pytest.raises(SchemaTooNew, match="outcome has schema version 2, this fairlead reads up to 1"):
+            codec.decode_outcome(payload)
 
 
 def test_the_services_and_their_calls_keep_their_names():

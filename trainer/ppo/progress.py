@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fairlead.config.ppo import PpoSection
-from fairlead.errors import CorruptCheckpoint
+from fairlead.errors import CorruptCheckpoint, SchemaTooNew
 from trainer.checkpoint import Checkpoint
 from trainer.ppo.ledger import Ledger
+
+SCHEMA = 1
+"""Version of a checkpoint's `state.json` that this code writes, and the newest that it reads."""
 
 
 @dataclass
@@ -33,9 +36,16 @@ class Progress:
 
         Raises:
             CorruptCheckpoint: if it lacks a field.
+            SchemaTooNew: if a newer version of fairlead wrote it.
         """
         state = checkpoint.state
         try:
+            schema = int(str(state.get("schema", 1)))
+            if schema > SCHEMA:
+                raise SchemaTooNew(
+                    f"checkpoint {checkpoint.version} has schema {schema}, this fairlead reads up to {SCHEMA}: "
+                    "upgrade it"
+                )
             return cls(
                 update=int(str(state["update"])),
                 cursor=int(str(state["cursor"])),
@@ -48,6 +58,7 @@ class Progress:
     def state(self, *, seconds: float) -> dict[str, object]:
         """The inverse of `of`; `seconds` are those of this incarnation."""
         return {
+            "schema": SCHEMA,
             "update": self.update,
             "cursor": self.cursor,
             "seconds": self.seconds + seconds,
