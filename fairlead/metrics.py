@@ -256,6 +256,16 @@ class Trainer:
         self.queue_memory_bytes = Gauge(
             "fairlead_trainer_queue_memory_bytes", "Memory that Redis uses.", registry=registry
         )
+        self.queue_outcome_bytes = Gauge(
+            "fairlead_trainer_queue_outcome_bytes",
+            "Payload of the outcomes in the queue, by the mean of those read.",
+            registry=registry,
+        )
+        self.queue_bound_bytes = Gauge(
+            "fairlead_trainer_queue_bound_bytes",
+            "What the queue can take at most: the size of a rollout times what staleness allows.",
+            registry=registry,
+        )
 
     def set_phase(self, phase: str) -> None:
         """Makes one phase 1 and every other 0."""

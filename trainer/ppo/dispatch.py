@@ -45,6 +45,11 @@ class PromptOrder:
         self._seed = seed
         self._epoch, self._order = -1, list[int]()
 
+    @property
+    def longest_bytes(self) -> int:
+        """Text of the longest prompt."""
+        return max(len(str(prompt).encode()) for prompt in self._prompts)
+
     def task(self, task_id: int, *, min_version: WeightVersion) -> PromptTask:
         """Task number `task_id`, to be answered by weights at least as new as `min_version`."""
         epoch, position = divmod(task_id, len(self._prompts))

@@ -59,6 +59,7 @@ def queue(stats: QueueStats | None, gauges: metrics.Trainer | None) -> dict[str,
         for what in ("waiting", "in_flight", "outcomes"):
             gauges.queue.labels(what=what).set(getattr(stats, what))
         gauges.queue_memory_bytes.set(stats.memory_bytes)
+        gauges.queue_outcome_bytes.set(stats.outcome_bytes)
     return {
         "queue_waiting": float(stats.waiting),
         "queue_in_flight": float(stats.in_flight),

@@ -43,8 +43,8 @@ class Progress:
             schema = int(str(state.get("schema", 1)))
             if schema > SCHEMA:
                 raise SchemaTooNew(
-                    f"checkpoint {checkpoint.version} has schema {schema}, this fairlead reads up to {SCHEMA}: "
-                    "upgrade it"
+                    f"checkpoint {checkpoint.version} has schema {schema}, this fairlead reads up to "
+                    f"{SCHEMA}: upgrade it"
                 )
             return cls(
                 update=int(str(state["update"])),

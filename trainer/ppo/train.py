@@ -21,7 +21,7 @@ from fairlead.transports.weights.base import WeightStore
 from fairlead.types import DeadLetter, WeightVersion
 from trainer import durable, stage
 from trainer.checkpoint import Checkpoint, CheckpointStore
-from trainer.ppo import batch, best, figures, learner, publish, result
+from trainer.ppo import batch, best, figures, learner, publish, result, room
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.collect import Collector
 from trainer.ppo.dispatch import PromptOrder
@@ -77,6 +77,7 @@ class PpoTrainer:
         self._checkpoint_update = 0
         self._sent = False
         self._watch = Watch(config, self._tokenizer, gauges)
+        room.tell(config, queue, longest_prompt_bytes=self._prompts.longest_bytes, gauges=gauges)
 
     @property
     def models(self) -> ActorCritic:

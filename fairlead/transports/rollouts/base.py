@@ -76,6 +76,10 @@ class QueueStats:
     """Entries in the rollouts stream."""
     memory_bytes: int
     """Memory that the queue's server uses."""
+    outcome_bytes: int = 0
+    """Payload of the outcomes, by the mean of those that were read."""
+    limit_bytes: int = 0
+    """Memory that the server may use; 0 if nothing limits it."""
 
 
 class WorkerQueue(Protocol):

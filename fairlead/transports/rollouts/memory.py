@@ -285,7 +285,7 @@ class MemoryTrainerQueue:
         with self._broker.changed:
             waiting = sum(entry > self._broker.last_delivered for entry in self._broker.prompts)
             size = sum(len(payload) for _, _, payload in self._broker.outcomes.values())
-            return QueueStats(waiting, len(self._broker.leases), len(self._broker.outcomes), size)
+            return QueueStats(waiting, len(self._broker.leases), len(self._broker.outcomes), size, size)
 
     def close(self) -> None:
         """See `TrainerQueue.close`."""

@@ -53,6 +53,7 @@ class RedisTrainerQueue:
         self._numbers = _Numbers()
         self._connected = False
         self._loss_told = False
+        self._read_entries = self._read_bytes = 0
         self._client = redis.Redis.from_url(
             section.redis_url,
             retry=no_retry(),
@@ -115,6 +116,7 @@ class RedisTrainerQueue:
                     Any, self._client.xread({self._keys.rollouts: after}, count=count, block=wait_ms)
                 )
             if answer:
+                self._measure(answer[0][1])
                 return _decode_entries(answer[0][1])
             if remaining <= 0:
                 return []
@@ -141,11 +143,22 @@ class RedisTrainerQueue:
             groups = cast(Any, self._client.xinfo_groups(self._keys.prompts)) if self._has_prompts() else []
         group = next((found for found in groups if found["name"] == GROUP.encode()), None)
         waiting, in_flight = (group["lag"] or 0, group["pending"]) if group else (0, 0)
-        return QueueStats(waiting, in_flight, outcomes, int(memory["used_memory"]))
+        return QueueStats(
+            waiting,
+            in_flight,
+            outcomes,
+            memory_bytes=int(memory["used_memory"]),
+            outcome_bytes=round(outcomes * self._read_bytes / max(1, self._read_entries)),
+            limit_bytes=int(memory.get("maxmemory", 0)),
+        )
 
     def close(self) -> None:
         """See `TrainerQueue.close`."""
         self._client.close()
+
+    def _measure(self, raw: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
+        self._read_entries += len(raw)
+        self._read_bytes += sum(len(fields.get(b"outcome", b"")) for _, fields in raw)
 
     def _has_prompts(self) -> bool:
         return bool(self._client.exists(self._keys.prompts))

@@ -1,0 +1,121 @@
+"""The queue takes no more room than was said at the start: real sizes in a real Valkey, many updates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import redis
+from prometheus_client import CollectorRegistry
+
+from fairlead import metrics
+from fairlead.config import load
+from fairlead.config.queue import QueueSection
+from fairlead.local.valkey import ValkeyServer, running
+from fairlead.transports.rollouts.keys import Keys
+from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue
+from fairlead.types import (
+    Completion,
+    FinishReason,
+    PromptTask,
+    Rollout,
+    SamplingParams,
+    VersionSpan,
+    WeightVersion,
+)
+from trainer.ppo import room
+
+BATCH, TOKENS, PROMPT_BYTES = 16, 64, 400
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    with running(tmp_path_factory.mktemp("valkey")) as started:
+        yield started
+
+
+def task(number: int) -> PromptTask:
+    ids = tuple(range(60_000, 60_000 + PROMPT_BYTES))
+    return PromptTask(number, ids, "x" * PROMPT_BYTES, SamplingParams(seed=number), WeightVersion(1, 0))
+
+
+def longest(version: WeightVersion) -> Rollout:
+    completion = Completion(
+        tuple(range(90_000, 90_000 + TOKENS)),
+        (-0.5,) * TOKENS,
+        FinishReason.LENGTH,
+        (VersionSpan(version, 0, TOKENS),),
+        text="seven__ " * TOKENS,
+    )
+    return Rollout(completion, 0.5, "r", (-0.25,) * TOKENS)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+async def test_the_queue_never_takes_more_than_was_said(server: ValkeyServer, max_staleness: int) -> None:
+    """A trainer's way with the queue: what is void at a resume goes at once, the rest at the checkpoint."""
+    config = load(
+        overrides={
+            "ppo.batch_size": BATCH,
+            "ppo.mini_batch_size": BATCH,
+            "ppo.max_staleness": max_staleness,
+            "sampling.max_new_tokens": TOKENS,
+        }
+    )
+    bound = room.needed(config, longest_prompt_bytes=PROMPT_BYTES)
+    run = f"room-{max_staleness}"
+    section = QueueSection(redis_url=server.url)
+    trainer = RedisTrainerQueue.connect(section, run=run)
+    worker = await RedisWorkerQueue.connect(section, run=run, consumer="w")
+    raw = redis.Redis.from_url(server.url)
+    trainer.take_fence(1)
+    used, outcomes, after, retained = [], [], "0", []
+    sent = checkpoint = 0
+    for update in range(60):
+        trainer.dispatch([task(number) for number in range(sent, (update + max_staleness + 1) * BATCH)])
+        sent = (update + max_staleness + 1) * BATCH
+        for claim in await worker.claim(count=sent, block_seconds=0):
+            await worker.finish(claim, longest(WeightVersion(1, update)))
+        used.append(sum(raw.memory_usage(key, samples=0) or 0 for key in Keys(run).all()))
+        outcomes.append(raw.xlen(Keys(run).rollouts))
+        entries = trainer.read(after=after, count=BATCH, block_seconds=0)
+        assert [entry.outcome.task.task_id for entry in entries] == list(
+            range(update * BATCH, (update + 1) * BATCH)
+        )
+        after = entries[-1].entry_id
+        void = [
+            e for e in entries if e.outcome.result.completion.version_spans[0].version.update > checkpoint
+        ]
+        trainer.delete([entry.entry_id for entry in void])
+        retained += [entry.entry_id for entry in entries if entry not in void]
+        if (update + 1) % 7 == 0:
+            trainer.delete(retained)
+            checkpoint, retained = update + 1, []
+    payload = trainer.stats().outcome_bytes / trainer.stats().outcomes
+    assert payload <= bound.outcome_bytes < 1.5 * payload
+    assert max(outcomes) <= bound.outcomes
+    assert max(used) <= bound.total_bytes
+    # It is a bound that one can plan with, and the second half needs no more than the first.
+    assert max(used) > bound.total_bytes / 10
+    assert max(used[30:]) <= 1.05 * max(used[:30])
+    await worker.close()
+    trainer.close()
+    raw.close()
+
+
+def test_what_it_takes_is_said_and_a_redis_that_is_too_small_is_warned_of(
+    server: ValkeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load(overrides={"sampling.max_new_tokens": 1000, "ppo.batch_size": 128})
+    gauges = metrics.Trainer(CollectorRegistry())
+    trainer = RedisTrainerQueue.connect(QueueSection(redis_url=server.url), run="small")
+    with redis.Redis.from_url(server.url) as raw, caplog.at_level(logging.INFO, logger=room.__name__):
+        room.tell(config, trainer, longest_prompt_bytes=1000, gauges=gauges)
+        assert [record.levelname for record in caplog.records] == ["INFO"]
+        raw.config_set("maxmemory", 5 << 20)
+        room.tell(config, trainer, longest_prompt_bytes=1000, gauges=gauges)
+        raw.config_set("maxmemory", 0)
+    said = "the queue takes 9.3 MiB at most: 128 tasks under way, 256 outcomes of up to 23.9 KiB"
+    assert caplog.records[0].getMessage() == said
+    assert "Redis has maxmemory 5242880: raise it" in caplog.records[-1].getMessage()
+    trainer.close()
