@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
 import numpy as np
@@ -18,9 +18,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 from tritonclient.utils import serialize_byte_tensor
 
-from fairlead.clients.client import AsyncClient
+from fairlead.clients.client import AsyncClient, ClientOptions
 from fairlead.errors import ConfigError, CorruptData, FairleadError, InternalError, Unavailable
-from fairlead.retry import RetryPolicy
 from fairlead.types import Priority
 
 _PRIORITY = {Priority.ONLINE: 1, Priority.BULK: 2}
@@ -66,21 +65,19 @@ class AsyncOpenInferenceClient(AsyncClient[Any]):
         *,
         model: str = "reward",
         version: str = "",
-        timeout_seconds: float | None = None,
-        retry: RetryPolicy | None = None,
+        **options: Unpack[ClientOptions],
     ) -> None:
         """
         Args:
             addresses: `host:port` of the gRPC endpoint of every server.
             model: its name there.
             version: of the model; empty leaves the choice to the server.
-            timeout_seconds: deadline of a call, all its tries together.
-            retry: limits of retrying.
+            **options: see `ClientOptions`.
 
         Raises:
-            ConfigError: if an address is none.
+            ConfigError: if an address is none, or certificates cannot be used.
         """
-        super().__init__(addresses, timeout_seconds=timeout_seconds, retry=retry)
+        super().__init__(addresses, **options)
         self._model, self._version = model, version
 
     def _make_stub(self, channel: aio.Channel) -> Any:  # noqa: ANN401 - generated without types

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from fairlead.config.compute import BatchingSection, ModelServiceSection
 from fairlead.config.section import Section
+from fairlead.config.tls import TlsSection
 
 
 class TritonSection(Section):
@@ -27,6 +28,8 @@ class TritonSection(Section):
     """Deadline of one call to it, all its tries together; the caller's own deadline may come first."""
     max_attempts: int = Field(default=4, ge=1, le=100)
     """Tries of one call, the first included."""
+    tls: TlsSection = TlsSection()
+    """Certificates towards it. It is shown no API key of ours."""
     health_seconds: float = Field(default=1.0, gt=0, le=3_600)
     """How often it is asked whether it is ready; the reward service is ready when it is."""
 

@@ -58,7 +58,7 @@ async def _front(config: RunConfig, server: ModelServer) -> None:
     if config.deterministic:
         raise ConfigError("reward.engine", got="triton", allowed="local, as the run is deterministic")
     path = section.path or str(config.folder.reward_model)
-    reader, served = await server.load(lambda: triton_scorer.connect(path, section))
+    reader, served = await server.unless_stopped(triton_scorer.connect(path, section))
     async with triton_scorer.serving(reader, served, section, server.set_ready) as scoring:
         dialects = Dialects(scoring, section, ready=lambda: server.ready)
         await server.start(dialects.add_to, dialects.names)

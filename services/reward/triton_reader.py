@@ -55,14 +55,14 @@ class TritonReader:
             got = f"{sends}, for a model whose inputs are {', '.join(served.inputs)}"
             raise ConfigError("reward.triton.sends", got=got, allowed="an input of the model")
         self._section, told = section, served.parameters
-        self._habits = _Habits(told.get("reads") == "ours", told.get("reads") == "encoder")
+        self._habits = _Habits(is_ours=False, is_encoder=False)
         self._texts: TextReader | None = None
         # A tokenizer that was saved with padding or truncation changes itself when it is called.
         self._tokenizing = threading.Lock()
         fingerprint, vocabulary = told.get("tokenizer_fingerprint", ""), int(told.get("vocabulary_size", 0))
         longest = [section.max_sequence_tokens, int(told.get("max_sequence_tokens", 0))]
         if sends == "tokens":
-            tokenizer, fingerprint = self._load(path, fingerprint)
+            tokenizer, fingerprint = self._load(path, fingerprint, told.get("reads"))
             vocabulary = vocabulary or max(tokenizer.get_vocab().values(), default=-1) + 1
             longest.append(tokenizer.model_max_length)
         self.info = RewardInfo(
@@ -79,11 +79,14 @@ class TritonReader:
         )
         """What is served."""
 
-    def _load(self, path: str, expected: str) -> tuple[PreTrainedTokenizerBase, str]:
+    def _load(self, path: str, expected: str, reads: str | None) -> tuple[PreTrainedTokenizerBase, str]:
         # Tokenizers are loaded in one way everywhere, and that imports torch; sentences ask for neither.
         from fairlead.nn import loading
+        from fairlead.nn.ensemble import member_paths
+        from fairlead.nn.reward_model import REWARD_BIAS
         from services.reward.text_reader import TextReader
 
+        path = member_paths(path)[0]
         tokenizer = loading.load_tokenizer(path)
         found = loading.tokenizer_fingerprint(tokenizer)
         if expected and found != expected:
@@ -92,6 +95,9 @@ class TritonReader:
                 got=f"{path!r}, whose tokenizer is {found[:12]}",
                 allowed=f"the model that the server's was exported from, whose tokenizer is {expected[:12]}",
             )
+        if reads is None:
+            reads = "ours" if hasattr(loading.load_config(path), REWARD_BIAS) else "hub"
+        self._habits = _Habits(is_ours=reads == "ours", is_encoder=reads == "encoder")
         self._texts = TextReader(path, tokenizer, self._section, model=self._habits)
         return tokenizer, found
 

@@ -59,7 +59,7 @@ class TritonScoring:
         self._client, self._reader, self._section = client, reader, section
         self._max_rows = max(1, served.max_batch_size)
         self._tokens = 0
-        self._versions = {served.version: reader.info.model_version}
+        self._versions: dict[str, str] = {}
 
     @property
     def info(self) -> RewardInfo:
@@ -152,7 +152,7 @@ class TritonScoring:
         return Rewards(tuple(scores), tuple(counts), "+".join(sorted(versions)))
 
     async def _version(self, number: str) -> str:
-        """The version of the reward model behind the server's number; another since it was exported anew."""
+        """The version of the reward model behind the server's number; asked for once."""
         if number not in self._versions:
             told = (await self._client.served(number)).parameters
             self._versions[number] = told.get("model_version") or f"{self._section.triton.model}-{number}"
@@ -187,8 +187,8 @@ async def _indexed(sending: Coroutine[None, None, Rewards], part: Sequence[int])
     except RemoteInvalidInput as error:
         if error.index is None or error.index >= len(part):
             raise
-        index = part[error.index]
-        raise InvalidInput("items", index=index, got=error.got, allowed=error.allowed) from error
+        told = f"items[{part[error.index]}]: got {error.got}, allowed: {error.allowed}"
+        raise RemoteInvalidInput(told) from error
 
 
 def _finite(score: float, index: int) -> float:
@@ -203,15 +203,15 @@ def _first(errors: BaseExceptionGroup[FairleadError]) -> FairleadError:
     return next((error for error in found if isinstance(error, InvalidInput)), found[0])
 
 
-def connect(path: str, section: RewardSection) -> tuple[TritonReader, ServedModel]:
-    """Waits until the server has the model, asks what it is, and loads what reads for it. Blocking.
+async def connect(path: str, section: RewardSection) -> tuple[TritonReader, ServedModel]:
+    """Waits until the server has the model, asks what it is, and loads what reads for it.
 
     Raises:
         ConfigError: the model is no reward model, or not the one that `path` names.
         ModelLoadError: the tokenizer cannot be loaded.
     """
-    served = asyncio.run(_wait_for_model(section.triton))
-    return TritonReader(path, section, served), served
+    served = await _wait_for_model(section.triton)
+    return await asyncio.to_thread(TritonReader, path, section, served), served
 
 
 async def _wait_for_model(section: TritonSection) -> ServedModel:
@@ -276,4 +276,6 @@ def _client(section: TritonSection) -> AsyncOpenInferenceClient:
         version=section.version,
         timeout_seconds=section.timeout_seconds,
         retry=RetryPolicy(max_attempts=section.max_attempts),
+        api_key="",
+        tls=section.tls,
     )

@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent import futures
 from types import TracebackType
 from typing import Self, TypeVar
@@ -161,12 +161,22 @@ class ModelServer:
                 outcome.set_exception(error)
 
         threading.Thread(target=work, name="load", daemon=True).start()
-        result = asyncio.ensure_future(asyncio.wrap_future(outcome))
+        return await self.unless_stopped(asyncio.wrap_future(outcome))
+
+    async def unless_stopped(self, work: Awaitable[_T]) -> _T:
+        """What is awaited.
+
+        Raises:
+            Stopped: if a signal came first.
+        """
+        result = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._stop.wait())
         tasks: list[asyncio.Future[object]] = [result, stopped]  # type: ignore[list-item]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if not result.done():
+            if isinstance(result, asyncio.Task):
+                result.cancel()
             raise Stopped
         return await result
 

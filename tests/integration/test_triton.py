@@ -100,9 +100,9 @@ def expected_of(folder: Path, items) -> list[float]:
 
 def score_through(section: RewardSection, *requests, priority: Priority = Priority.ONLINE):
     """All requests at once, through the reward service's engine."""
-    reader, served = triton_scorer.connect(section.path, section)
 
     async def run():
+        reader, served = await triton_scorer.connect(section.path, section)
         async with triton_scorer.serving(reader, served, section, lambda _ready: None) as scoring:
             return await asyncio.gather(
                 *(scoring.score(items, deadline=None, priority=priority) for items in requests)
@@ -208,7 +208,7 @@ def test_a_bad_request_is_named_and_harms_nobody(world: World, tokens, lengths, 
 def test_another_models_tokenizer_is_refused(world: World):
     section = world.section("ours").model_copy(update={"path": str(world.folders["qwen3"])})
     with pytest.raises(ConfigError, match=r"reward.path: got .*qwen3.*whose tokenizer is"):
-        triton_scorer.connect(section.path, section)
+        asyncio.run(triton_scorer.connect(section.path, section))
 
 
 def test_the_reward_service_is_its_front_and_ready_while_it_is(world: World, tmp_path):
