@@ -48,6 +48,7 @@ class Replicas(Generic[_Stub]):
         timeout_seconds: float,
         retry: RetryPolicy,
         credentials: Callable[[Sequence[str]], Credentials] = Credentials,
+        health: str = "",
     ) -> None:
         """
         Args:
@@ -57,6 +58,7 @@ class Replicas(Generic[_Stub]):
             timeout_seconds: deadline of a call that sets none, all its tries together.
             retry: limits of retrying.
             credentials: makes, for these addresses, what the client shows and whom it trusts.
+            health: what must be SERVING for a replica to be used; all of it, if not given.
 
         Raises:
             ConfigError: if there is no address, or one without a port, or credentials that cannot be used.
@@ -75,6 +77,7 @@ class Replicas(Generic[_Stub]):
         self._service = service
         self._timeout_seconds = timeout_seconds
         self._retry = retry
+        self._health = health
         self._budget = RetryBudget(retry)
         self._replicas: list[Replica[_Stub]] = []
         self._watchers: list[asyncio.Task[None]] = []
@@ -229,7 +232,10 @@ class Replicas(Generic[_Stub]):
             closing = asyncio.ensure_future(self._retire(replica, watcher))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-        self._replicas = [Replica(address, self._credentials, self._make_stub) for address in self._addresses]
+        self._replicas = [
+            Replica(address, self._credentials, self._make_stub, health=self._health)
+            for address in self._addresses
+        ]
         self._watchers = [asyncio.ensure_future(replica.watch(self._changed)) for replica in self._replicas]
 
     async def _retire(self, replica: Replica[_Stub], watcher: asyncio.Task[None]) -> None:

@@ -20,6 +20,7 @@ Every part raises these; only the outermost edge of a process turns them into a 
     ├── QueueMisconfigured      a Redis that would lose work, for example by evicting keys
     ├── OutOfMemory         training does not fit; names the settings to lower
     ├── OutOfSpace          the disk is full
+    ├── ReadOnlyDisk        a folder that cannot be written into
     ├── Fenced                  a newer incarnation of the trainer has taken over
     ├── SchemaTooNew            an entry was written by a newer version of fairlead
     ├── CorruptData             a checksum or structure does not hold
@@ -137,6 +138,10 @@ class OutOfMemory(FairleadError):
 
 class OutOfSpace(FairleadError):
     """The disk is full; nothing that was there is lost."""
+
+
+class ReadOnlyDisk(FairleadError):
+    """A folder cannot be written into; nothing that was there is lost."""
 
 
 class Fenced(FairleadError):

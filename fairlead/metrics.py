@@ -163,6 +163,42 @@ class Policy:
         )
 
 
+class Weights:
+    """The weight store over gRPC: the weights service, and every policy replica that fetches and relays."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.fetched_bytes = Counter(
+            "fairlead_weights_fetched_bytes_total",
+            "Bytes of shards received, by source: origin, peer.",
+            ["source"],
+            registry=registry,
+        )
+        self.fetch_seconds = Histogram(
+            "fairlead_weights_fetch_seconds",
+            "Time from the first question for a source of a version until all of it was verified.",
+            buckets=(*_SECONDS, 300.0, 600.0, 1800.0),
+            registry=registry,
+        )
+        self.verification_failures = Counter(
+            "fairlead_weights_verification_failures_total",
+            "Pieces that did not match their SHA-256, by source: origin, peer.",
+            ["source"],
+            registry=registry,
+        )
+        self.source_failures = Counter(
+            "fairlead_weights_source_failures_total",
+            "Sources that were left for another, by source (origin, peer) and reason: broken, corrupt.",
+            ["source", "reason"],
+            registry=registry,
+        )
+        self.sent_bytes = Counter(
+            "fairlead_weights_sent_bytes_total", "Bytes of shards sent to replicas.", registry=registry
+        )
+        self.relay_connections = Gauge(
+            "fairlead_weights_relay_connections", "Replicas that fetch from here now.", registry=registry
+        )
+
+
 class Worker:
     """The rollout worker."""
 
@@ -273,7 +309,7 @@ class Trainer:
             self.phase.labels(phase=name).set(name == phase)
 
 
-AREAS = (Server, Access, Tls, Batcher, Policy, Worker, Gateway, Trainer)
+AREAS = (Server, Access, Tls, Batcher, Policy, Weights, Worker, Gateway, Trainer)
 """Every area, for docs/metrics.md."""
 
 

@@ -21,9 +21,7 @@ _Stub = TypeVar("_Stub")
 MAX_RESPONSE_BYTES = 256 << 20
 """Largest message that a client accepts."""
 
-_SERVICE_CONFIG = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 _OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
     ("grpc.max_send_message_length", -1),
     # A replica that starts again at its address is found within about a second.
@@ -40,17 +38,28 @@ _OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
+def _options(health: str) -> list[tuple[str, int | str]]:
+    config = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": health}}
+    return [("grpc.service_config", json.dumps(config)), *_OPTIONS]
+
+
 class Replica(Generic[_Stub]):
     """One address, its channel and its stub."""
 
     def __init__(
-        self, address: str, credentials: Credentials, make_stub: Callable[[aio.Channel], _Stub]
+        self,
+        address: str,
+        credentials: Credentials,
+        make_stub: Callable[[aio.Channel], _Stub],
+        *,
+        health: str = "",
     ) -> None:
+        """`health` is the service that must be SERVING for the channel to be READY; "" stands for all."""
         target = address if "://" in address else f"dns:///{address}"
         self.address = address
         self.balanced = "://" in address
         """There may be several servers behind it; what one of them says does not go for all."""
-        self.channel = credentials.channel(target, _OPTIONS)
+        self.channel = credentials.channel(target, _options(health))
         self.stub = make_stub(self.channel)
         self.state = grpc.ChannelConnectivity.IDLE
         self.in_flight = 0

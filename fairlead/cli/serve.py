@@ -28,6 +28,7 @@ class Service(StrEnum):
     REFERENCE = "reference"
     ROLLOUT_WORKER = "rollout-worker"
     GATEWAY = "gateway"
+    WEIGHTS = "weights"
 
 
 _SERVE = with_examples(
@@ -56,7 +57,7 @@ def serve(
     file = config_file(run, config)
     if service is Service.GATEWAY:
         need("gateway")
-    elif service is not Service.ROLLOUT_WORKER:
+    elif service not in (Service.ROLLOUT_WORKER, Service.WEIGHTS):
         need("torch")
     command = [sys.executable, "-m", f"services.{service.value.replace('-', '_')}"]
     if file is not None:

@@ -31,6 +31,12 @@ from fairlead.codec.tokens import (
     version_from_pb,
     version_to_pb,
 )
+from fairlead.codec.weights import (
+    failed_source_to_pb,
+    failed_sources_from_pb,
+    weight_replica_from_pb,
+    weight_replica_to_pb,
+)
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -40,6 +46,8 @@ __all__ = [
     "decode_task",
     "encode_outcome",
     "encode_task",
+    "failed_source_to_pb",
+    "failed_sources_from_pb",
     "messages_from_pb",
     "messages_to_pb",
     "model_info_from_pb",
@@ -54,4 +62,6 @@ __all__ = [
     "scores_to_pb",
     "version_from_pb",
     "version_to_pb",
+    "weight_replica_from_pb",
+    "weight_replica_to_pb",
 ]

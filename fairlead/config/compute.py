@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from fairlead.config.section import Section
+from fairlead.config.server import ServerSection
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["float32", "bfloat16"]
@@ -34,29 +35,17 @@ class TrainingSection(ComputeSection):
     work, a fraction of the memory, the same gradient."""
 
 
-class ModelServiceSection(ComputeSection):
+class ModelServiceSection(ServerSection, ComputeSection):
     """A model served over gRPC."""
 
     path: str = ""
     """Local folder or hub id. Empty: what the earlier stage left in the run's folder."""
-    addresses: tuple[str, ...] = ("127.0.0.1:0",)
-    """Where clients find it, `host:port` or `dns:///name:port`. On one machine port 0 means any free one."""
-    bind: str = ""
-    """Address a replica listens on. Empty: the first of `addresses`."""
     replicas: int = Field(default=1, ge=1, le=64)
-    """Processes that a run on one machine starts."""
+    """Processes that a run on one machine starts; of more `addresses` than replicas, it starts the first."""
     max_sequence_tokens: int = Field(default=0, ge=0)
     """Longest sequence accepted, in tokens; 0 is the model's own limit."""
-    max_message_bytes: int = Field(default=16 << 20, ge=1 << 10, le=1 << 30)
-    """Largest gRPC message accepted."""
     max_text_bytes: int = Field(default=1 << 20, ge=1, le=1 << 30)
     """Largest single text accepted, in bytes of UTF-8."""
-    timeout_seconds: float = Field(default=120.0, gt=0, le=86_400)
-    """Deadline of one call to it."""
-    drain_seconds: float = Field(default=30.0, ge=0, le=3_600)
-    """After SIGTERM: how long running calls may take to finish."""
-    max_connection_age_seconds: float = Field(default=300.0, ge=1, le=86_400)
-    """Connections are closed gracefully at this age, so that clients find new replicas."""
 
 
 class BatchingSection(Section):

@@ -54,6 +54,11 @@ class RunFolder:
         return self.root / "weights"
 
     @property
+    def weight_caches(self) -> Path:
+        """What policy replicas on this machine have fetched over gRPC; a folder for each."""
+        return self.root / "weight_caches"
+
+    @property
     def checkpoints(self) -> Path:
         """The trainer's checkpoints and the files that claim incarnations."""
         return self.root / "checkpoints"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fairlead.config import RunConfig
-from fairlead.config.compute import ModelServiceSection
 from fairlead.config.gateway import GatewaySection
+from fairlead.config.server import ServerSection
 from fairlead.errors import ConfigError
 from fairlead.local.ports import Ports, is_local, joined, reachable_host, split
 
@@ -33,6 +33,8 @@ class Addresses:
 
     services: dict[str, ServiceAddresses]
     """By section: policy, reward, reference."""
+    weights: ServiceAddresses = ServiceAddresses(())
+    """The weights service; nobody listens where replicas read the store's folder."""
     gateway: ServiceAddresses = ServiceAddresses(())
     """The HTTP gateway."""
     metrics: dict[str, int] = field(default_factory=dict)
@@ -49,45 +51,56 @@ def allocate(config: RunConfig) -> Addresses:
             the number of replicas.
     """
     ports = Ports()
-    services = {name: _service(name, getattr(config, name), ports) for name in MODEL_SERVICES}
+    services = {}
+    for name in MODEL_SERVICES:
+        section = getattr(config, name)
+        services[name] = _service(name, section, ports, replicas=section.replicas)
     names = [f"{name}-{index}" for name in MODEL_SERVICES for index in range(len(services[name].binds))]
     names += [f"rollout-worker-{index}" for index in range(config.rollout_worker.replicas)]
     gateway = ServiceAddresses(config.gateway.addresses)
     if config.gateway.replicas:
-        gateway = _service("gateway", config.gateway, ports)
+        gateway = _service("gateway", config.gateway, ports, replicas=config.gateway.replicas)
     names += [f"gateway-{index}" for index in range(len(gateway.binds))]
+    weights = ServiceAddresses(config.weights.addresses)
+    if config.weights.transport == "grpc":
+        weights = _service("weights", config.weights, ports, replicas=1)
+    names += [f"weights-{index}" for index in range(len(weights.binds))]
     metrics = _metrics(config, ["trainer", *names], ports)
     redis_port = 0 if config.queue.redis_url else ports.free("valkey")
-    return Addresses(services, gateway, metrics, redis_port)
+    return Addresses(services, weights, gateway, metrics, redis_port)
 
 
-def _service(name: str, section: ModelServiceSection | GatewaySection, ports: Ports) -> ServiceAddresses:
+def _service(
+    name: str, section: ServerSection | GatewaySection, ports: Ports, *, replicas: int
+) -> ServiceAddresses:
+    """Of several addresses the first are for the replicas that are started, the others for later ones."""
     field_name = f"{name}.addresses"
     if any("://" in address for address in section.addresses):
         return ServiceAddresses(section.addresses)
     places = [split(address, field=field_name) for address in section.addresses]
     if section.bind:
-        if section.replicas > 1:
+        if replicas > 1:
             raise ConfigError(f"{name}.bind", got=section.bind, allowed="nothing when replicas > 1")
         bind = split(section.bind, field=f"{name}.bind")
         places = [bind if bind[1] else (bind[0], places[0][1])]
     elif not any(is_local(host) for host, _ in places):
         return ServiceAddresses(section.addresses)
     if len(places) == 1 and places[0][1] == 0:
-        places *= section.replicas
-    if len(places) != section.replicas:
+        places *= replicas
+    later = [joined(reachable_host(host), port) for host, port in places[replicas:]]
+    if len(places) < replicas or any(port == 0 for _, port in places[replicas:]):
         raise ConfigError(
             field_name,
             got=section.addresses,
-            allowed=f"one per replica ({section.replicas}), or one with port 0",
+            allowed=f"one per replica ({replicas}) and more that have a port, or one with port 0",
         )
     key = f"{name}.bind" if section.bind else field_name
     taken = [
         (host, ports.take(f"{name}-{index}", host, port, field=key))
-        for index, (host, port) in enumerate(places)
+        for index, (host, port) in enumerate(places[:replicas])
     ]
     return ServiceAddresses(
-        clients=tuple(joined(reachable_host(host), port) for host, port in taken),
+        clients=(*(joined(reachable_host(host), port) for host, port in taken), *later),
         binds=tuple(joined(host, port) for host, port in taken),
     )
 

@@ -51,6 +51,7 @@ def ppo_plan(
         for name in MODEL_SERVICES
         for index, bind in enumerate(addresses.services[name].binds)
     ]
+    services += [wires.weights(index, bind) for index, bind in enumerate(addresses.weights.binds)]
     queues = [queue] if queue else []
     before_worker = tuple(spec.name for spec in (*queues, *services))
     workers = [
@@ -115,14 +116,26 @@ class _Wires:
         host, port = split(bind, field=f"{name}.bind")
         # A policy holds no weights, and is not ready, until the trainer has published the first.
         waits_for_weights = name == "policy" and not self.config.policy.serve_initial
+        own = {f"FAIRLEAD_{name.upper()}__BIND": bind}
+        if name == "policy" and self.config.weights.cache:
+            own["FAIRLEAD_WEIGHTS__CACHE"] = str(Path(self.config.weights.cache) / f"policy-{port}")
         return ProcessSpec(
             name=f"{name}-{index}",
             command=_module(f"services.{name}", self.file),
-            environment=self._environment(f"{name}-{index}") | {f"FAIRLEAD_{name.upper()}__BIND": bind},
-            probe=GrpcHealth(
-                joined(reachable_host(host), port), self.config.tls if self.config.tls.on else None
-            ),
+            environment=self._environment(f"{name}-{index}") | own,
+            probe=self._health(host, port),
             ready_after=("trainer",) if waits_for_weights else (),
+            drain_rank=_ANSWERING,
+        )
+
+    def weights(self, index: int, bind: str) -> ProcessSpec:
+        name = f"weights-{index}"
+        host, port = split(bind, field="weights.bind")
+        return ProcessSpec(
+            name=name,
+            command=_module("services.weights", self.file),
+            environment=self._environment(name) | {"FAIRLEAD_WEIGHTS__BIND": bind},
+            probe=self._health(host, port),
             drain_rank=_ANSWERING,
         )
 
@@ -164,7 +177,12 @@ class _Wires:
             f"FAIRLEAD_{name.upper()}__ADDRESSES": json.dumps(list(service.clients))
             for name, service in self.addresses.services.items()
         }
+        if self.config.weights.transport == "grpc":
+            found["FAIRLEAD_WEIGHTS__ADDRESSES"] = json.dumps(list(self.addresses.weights.clients))
         return found | {"FAIRLEAD_OBSERVE__METRICS_PORT": str(self.addresses.metrics[process])}
+
+    def _health(self, host: str, port: int) -> Probe:
+        return GrpcHealth(joined(reachable_host(host), port), self.config.tls if self.config.tls.on else None)
 
     def _readyz(self, process: str) -> Probe | None:
         port = self.addresses.metrics[process]

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from grpc import aio
 
 from fairlead import metrics
 from fairlead.config import RunConfig
-from fairlead.transports.weights.base import Adapter
-from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from fairlead.credentials import Credentials
+from fairlead.transports.weights.base import Adapter, WeightSource
+from fairlead.transports.weights.cache import WeightCache
+from fairlead.transports.weights.filesystem import FilesystemWeightSource, FilesystemWeightStore
+from fairlead.transports.weights.grpc import GrpcWeightStore
+from fairlead.transports.weights.sender import Sender
 from fairlead.types import ModelInfo, WeightVersion
+from services.policy.relay_servicer import SERVICE_NAME as RELAY_NAME
+from services.policy.relay_servicer import RelayServicer
 from services.policy.weight_watcher import WeightWatcher
 from services.runtime import process
 from services.runtime.server import ModelServer
 
 if TYPE_CHECKING:
     from services.policy.engine import Engine
+
+_EVERY_INTERFACE = ("0.0.0.0", "[::]", "::")
 
 
 def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Callable[[str], list[int]]]:
@@ -66,27 +80,67 @@ def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Ca
 
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
-    async with ModelServer(
-        "policy", config.policy, config.observe, keys=config.keys, tls=config.tls
-    ) as server:
+    async with (
+        ModelServer("policy", config.policy, config.observe, keys=config.keys, tls=config.tls) as server,
+        _supply(config) as supply,
+    ):
         policy_metrics = metrics.Policy()
         engine, encode = await server.load(lambda: _load(config, policy_metrics))
         from services.policy.servicer import SERVICE_NAME, PolicyServicer
 
         watcher = WeightWatcher(
-            FilesystemWeightStore(config.weights_path),
+            supply.source,
             engine,
             policy_metrics,
             interval_seconds=config.policy.watch_seconds,
             on_loaded=lambda: server.set_ready(True),
         )
         servicer = PolicyServicer(engine, config.policy, encode=encode, wanted=watcher.kick)
+
+        def add(to: aio.Server) -> None:
+            servicer.add_to(to)
+            if supply.relay is not None:
+                supply.relay.add_to(to)
+
         try:
-            await server.start(servicer.add_to, [SERVICE_NAME])
+            address = await server.start(add, [SERVICE_NAME, *([RELAY_NAME] if supply.relay else [])])
+            supply.announce(config.weights.relay_address or address)
             server.set_ready(engine.version is not None)
             await _until_stopped(server, engine, watcher)
         finally:
             await asyncio.to_thread(engine.close)
+
+
+@dataclass(frozen=True, slots=True)
+class _Supply:
+    """Where weights come from."""
+
+    source: WeightSource
+    store: GrpcWeightStore | None = None
+    relay: RelayServicer | None = None
+
+    def announce(self, address: str) -> None:
+        """Says where peers fetch from this replica; every interface is no place where they would find it."""
+        if self.store is not None and address.rpartition(":")[0] not in _EVERY_INTERFACE:
+            self.store.relay_address = address
+
+
+@asynccontextmanager
+async def _supply(config: RunConfig) -> AsyncIterator[_Supply]:
+    section = config.weights
+    if section.transport == "filesystem":
+        yield _Supply(FilesystemWeightSource(FilesystemWeightStore(config.weights_path)))
+        return
+    port = (config.policy.bind or config.policy.addresses[0]).rpartition(":")[2]
+    root = Path(section.cache) if section.cache else config.folder.weight_caches / f"policy-{port}"
+    counts = metrics.Weights()
+    with WeightCache(root, keep=section.cache_versions) as cache:
+        credentials = partial(Credentials, tls=config.tls, allow_insecure=config.keys.allow_insecure)
+        store = GrpcWeightStore(section, cache, counts, credentials=credentials)
+        try:
+            yield _Supply(store, store, RelayServicer(Sender(cache, section, counts)))
+        finally:
+            await store.close()
 
 
 async def _until_stopped(server: ModelServer, engine: Engine, watcher: WeightWatcher) -> None:

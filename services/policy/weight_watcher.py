@@ -13,22 +13,37 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from fairlead import metrics
-from fairlead.errors import CorruptWeights
-from fairlead.transports.weights.base import WeightStore
+from fairlead.errors import (
+    CorruptWeights,
+    DeadlineExceeded,
+    NotFound,
+    OutOfSpace,
+    Overloaded,
+    PermissionDenied,
+    ReadOnlyDisk,
+    Unauthenticated,
+    Unavailable,
+)
+from fairlead.transports.weights.base import WeightSource
 from fairlead.types import WeightVersion
 from services.policy.engine import Engine
 
 logger = logging.getLogger(__name__)
 
 _MAX_BACKOFF_SECONDS = 30.0
+_MAX_AWAY_SECONDS = 2.0
+"""A weights service that comes back is found again within so long."""
+_AWAY = (Unavailable, DeadlineExceeded, Overloaded)
+_NOT_TAKEN = (CorruptWeights, OutOfSpace, ReadOnlyDisk, Unauthenticated, PermissionDenied, OSError, *_AWAY)
+"""Whatever goes wrong with a version, but for bugs."""
 
 
 class WeightWatcher:
-    """Polls one store for one engine."""
+    """Polls one source for one engine."""
 
     def __init__(
         self,
-        store: WeightStore,
+        source: WeightSource,
         engine: Engine,
         policy_metrics: metrics.Policy,
         *,
@@ -36,7 +51,7 @@ class WeightWatcher:
         on_loaded: Callable[[], None],
     ) -> None:
         """`on_loaded` is called on the loop whenever a version that was current has come into use."""
-        self._store = store
+        self._source = source
         self._engine = engine
         self._metrics = policy_metrics
         self._interval_seconds = interval_seconds
@@ -67,17 +82,17 @@ class WeightWatcher:
         if self._failures and self._failed is None and time.monotonic() < self._retry_at:
             return
         try:
-            manifest = await asyncio.to_thread(self._store.latest)
+            manifest = await self._source.latest()
             if manifest is None or not self._is_wanted(manifest.version):
                 return
             version = manifest.version
-            folder = await asyncio.to_thread(self._store.fetch, version)
+            folder = await self._source.fetch(manifest)
             await self._engine.load(version, folder, adapter=manifest.adapter)
-        except (CorruptWeights, OSError) as error:
-            if version is not None and version not in await asyncio.to_thread(self._store.versions):
-                self.kick()  # pruned while it was read: the current one is another by now
-            else:
-                self._failure(version, error)
+        except NotFound:
+            self.kick()  # pruned while it was fetched: the current one is another by now
+            return
+        except _NOT_TAKEN as error:
+            self._failure(version, error)
             return
         self._failed, self._failures = None, 0
         self._on_loaded()
@@ -92,7 +107,8 @@ class WeightWatcher:
         self._metrics.fetch_failures.inc()
         self._failures = self._failures + 1 if version == self._failed else 1
         self._failed = version
-        delay = min(_MAX_BACKOFF_SECONDS, self._interval_seconds * 2.0**self._failures)
+        longest = _MAX_AWAY_SECONDS if isinstance(error, _AWAY) else _MAX_BACKOFF_SECONDS
+        delay = min(longest, self._interval_seconds * 2.0 ** min(self._failures, 20))
         self._retry_at = time.monotonic() + delay
         logger.warning(
             "weights %s not taken, %s stay in use: %s",

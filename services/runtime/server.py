@@ -1,4 +1,4 @@
-"""The gRPC server that every model service runs: health, reflection, metrics, limits, drain.
+"""The gRPC server that model and weights services run: health, reflection, metrics, limits, drain.
 
 Between a service's `__main__` and grpc.aio. Knows nothing of models or messages; it is handed a function that
 adds the servicers.
@@ -22,9 +22,9 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from fairlead import metrics
-from fairlead.config.compute import ModelServiceSection
 from fairlead.config.keys import KeysSection
 from fairlead.config.observe import ObserveSection
+from fairlead.config.server import ServerSection
 from fairlead.config.tls import TlsSection
 from fairlead.credentials import is_loopback
 from fairlead.errors import ConfigError
@@ -57,7 +57,7 @@ class ModelServer:
     def __init__(
         self,
         name: str,
-        section: ModelServiceSection,
+        section: ServerSection,
         observe: ObserveSection,
         *,
         keys: KeysSection | None = None,

@@ -169,7 +169,7 @@ def test_a_port_wanted_twice_is_told_with_both_processes():
     [
         (
             {"policy__replicas": 2, "policy__addresses": ["127.0.0.1:21001"]},
-            "one per replica (2), or one with port 0",
+            "one per replica (2) and more that have a port, or one with port 0",
         ),
         ({"policy__replicas": 2, "policy__bind": "127.0.0.1:21001"}, "nothing when replicas > 1"),
         ({"policy__addresses": ["localhost"]}, "host:port"),

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fairlead import metrics
 from fairlead.transports.weights.base import Ancestor
-from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from fairlead.transports.weights.filesystem import FilesystemWeightSource, FilesystemWeightStore
 from fairlead.types import GenerationRequest, ModelInfo, SamplingParams, WeightVersion
 from services.policy.hf_engine import EngineLimits, HfEngine
 from services.policy.weight_watcher import WeightWatcher
@@ -72,7 +72,11 @@ async def watching(
     )
     watched = Watched(engine, registry)
     watched.watcher = WeightWatcher(
-        store, engine, policy_metrics, interval_seconds=interval, on_loaded=watched.loaded
+        FilesystemWeightSource(store),
+        engine,
+        policy_metrics,
+        interval_seconds=interval,
+        on_loaded=watched.loaded,
     )
     task = asyncio.create_task(watched.watcher.run())
     try:

@@ -50,6 +50,10 @@ class Shard:
     """Its size."""
     sha256: str
     """Its checksum, hexadecimal."""
+    piece_bytes: int = 0
+    """Length of each of its pieces but the last; 0 in manifests that know none."""
+    pieces: tuple[str, ...] = ()
+    """SHA-256 of each, hexadecimal: what comes over the wire is verified, and passed on, piece by piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,25 @@ def is_valid(version: WeightVersion, lineage: Sequence[Ancestor]) -> bool:
         for ancestor in lineage
         if ancestor.incarnation > version.incarnation
     )
+
+
+class WeightSource(Protocol):
+    """What a replica follows: the newest version, fetched and verified, without holding up its event loop."""
+
+    async def latest(self) -> Manifest | None:
+        """Manifest of the newest valid version, None if there is none. Cheap: meant to be polled."""
+        ...
+
+    async def fetch(self, manifest: Manifest) -> Path:
+        """Folder with the verified files of a version.
+
+        Raises:
+            NotFound: if the version has gone meanwhile: another is the newest.
+            CorruptWeights: if its files do not match the manifest; the message names one.
+            OutOfSpace, ReadOnlyDisk: if there is no place to put it.
+            Unavailable: if no source of its bytes answers.
+        """
+        ...
 
 
 class WeightStore(Protocol):

@@ -7,6 +7,7 @@ here knows what a tensor is for.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -15,9 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fairlead.errors import CorruptWeights, Fenced, InvalidInput
+from fairlead.errors import CorruptWeights, Fenced, InvalidInput, NotFound
+from fairlead.transports.weights import disk
 from fairlead.transports.weights import manifest as manifests
 from fairlead.transports.weights.base import Adapter, Ancestor, Manifest
+from fairlead.transports.weights.shelf import OpenShard
 from fairlead.types import WeightVersion
 
 logger = logging.getLogger(__name__)
@@ -49,7 +52,23 @@ class FilesystemWeightStore:
         Raises:
             Fenced: if the store holds a version of a higher incarnation.
             InvalidInput: if what was written is no set of shards, or the version is not in the lineage.
+            OutOfSpace, ReadOnlyDisk: if it cannot be written; the versions before it stay.
         """
+        with (
+            disk.faults_named(self.root, f"weights {version}"),
+            self._publish(version, parent=parent, lineage=lineage, adapter=adapter) as staging,
+        ):
+            yield staging
+
+    @contextmanager
+    def _publish(
+        self,
+        version: WeightVersion,
+        *,
+        parent: WeightVersion | None,
+        lineage: Sequence[Ancestor],
+        adapter: Adapter | None,
+    ) -> Iterator[Path]:
         self._check_fence(version)
         self._make_root()
         self._clean(version.incarnation)
@@ -126,6 +145,23 @@ class FilesystemWeightStore:
             raise CorruptWeights(f"{folder} cannot be read: {error}") from error
         return folder
 
+    def open(self, version: WeightVersion, shard: str) -> OpenShard:
+        """A shard, for a sender.
+
+        Raises:
+            NotFound: if the version is not here, or has no such shard.
+        """
+        path = self._folder(version) / shard
+        try:
+            known = {entry.name for entry in self._manifest(version).shards}
+            if shard not in known:
+                raise NotFound(f"weights {version} have no shard {shard!r}")
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except (CorruptWeights, FileNotFoundError) as error:
+            held = ", ".join(map(str, self.versions())) or "none"
+            raise NotFound(f"weights {version} are not here; those that are: {held}") from error
+        return OpenShard(descriptor, os.fstat(descriptor).st_size)
+
     def prune(self, *, keep: int) -> None:
         """Deletes all but the newest `keep` versions, never the one that `latest` names."""
         if keep < 1:
@@ -200,6 +236,27 @@ class FilesystemWeightStore:
 
     def _folder(self, version: WeightVersion) -> Path:
         return self.root / str(version)
+
+
+class FilesystemWeightSource:
+    """The store as a replica on the same volume follows it: its folder is read where it lies."""
+
+    def __init__(self, store: FilesystemWeightStore) -> None:
+        self._store = store
+
+    async def latest(self) -> Manifest | None:
+        """Manifest of the newest valid version; see WeightSource.latest."""
+        return await asyncio.to_thread(self._store.latest)
+
+    async def fetch(self, manifest: Manifest) -> Path:
+        """The version's own folder, verified; see WeightSource.fetch."""
+        version = manifest.version
+        try:
+            return await asyncio.to_thread(self._store.fetch, version)
+        except CorruptWeights as error:
+            if version in await asyncio.to_thread(self._store.versions):
+                raise
+            raise NotFound(f"weights {version} were pruned while they were read") from error
 
 
 def _sync(path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from fairlead.errors import CorruptWeights, InvalidInput
+from fairlead.transports.weights import pieces
 from fairlead.transports.weights.base import Adapter, Ancestor, Manifest, Shard, TensorEntry, is_valid
 from fairlead.types import WeightVersion
 
@@ -51,7 +52,7 @@ def build(
         if not _SHARD_NAME.fullmatch(path.name) or path.is_symlink() or not path.is_file():
             raise InvalidInput("shards", got=path.name, allowed="plain files named *.safetensors")
         tensors.extend(read_header(path))
-        shards.append(Shard(path.name, path.stat().st_size, sha256(path)))
+        shards.append(pieces.describe(path))
     if not tensors:
         raise InvalidInput("shards", got="no tensors", allowed="at least one")
     name, times = Counter(tensor.name for tensor in tensors).most_common(1)[0]
@@ -119,22 +120,35 @@ def read(folder: Path, version: WeightVersion) -> Manifest:
     """
     path = folder / FILE_NAME
     try:
-        outer = json.loads(path.read_bytes())
-        body = outer["manifest"]
-        if outer["sha256"] != _body_digest(body):
-            _corrupt(path, "does not match its own checksum")
-        manifest = _decode(body)
+        content = path.read_bytes()
     except FileNotFoundError:
         _corrupt(path, "is missing")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidInput) as error:
+    except OSError as error:
         _corrupt(path, f"is not a manifest ({type(error).__name__}: {error})")
+    return decode(content, version, where=path)
+
+
+def decode(content: bytes, version: WeightVersion, *, where: Path) -> Manifest:
+    """The manifest that `encode` wrote, checked against its own checksum.
+
+    Raises:
+        CorruptWeights: if it is damaged, names another version, or names a file outside its folder.
+    """
+    try:
+        outer = json.loads(content)
+        body = outer["manifest"]
+        if outer["sha256"] != _body_digest(body):
+            _corrupt(where, "does not match its own checksum")
+        manifest = _decode(body)
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidInput) as error:
+        _corrupt(where, f"is not a manifest ({type(error).__name__}: {error})")
     if manifest.version != version:
-        _corrupt(path, f"is of version {manifest.version}, not {version}")
+        _corrupt(where, f"is of version {manifest.version}, not {version}")
     if not is_valid(version, manifest.lineage):
-        _corrupt(path, "has a lineage to which its version does not belong")
+        _corrupt(where, "has a lineage to which its version does not belong")
     for shard in manifest.shards:
         if not _SHARD_NAME.fullmatch(shard.name):
-            _corrupt(path, f"names a shard {shard.name!r}, which is not a plain file name")
+            _corrupt(where, f"names a shard {shard.name!r}, which is not a plain file name")
     return manifest
 
 
@@ -144,7 +158,6 @@ def verify(folder: Path, manifest: Manifest) -> None:
     Raises:
         CorruptWeights: for a shard that is missing, has another size, another SHA-256 or other tensors.
     """
-    found: list[TensorEntry] = []
     for shard in manifest.shards:
         path = folder / shard.name
         if path.is_symlink() or not path.is_file():
@@ -154,7 +167,16 @@ def verify(folder: Path, manifest: Manifest) -> None:
             _corrupt(path, f"has {size} bytes instead of {shard.size_bytes}")
         if sha256(path) != shard.sha256:
             _corrupt(path, "does not match its SHA-256")
-        found.extend(read_header(path))
+    check_tensors(folder, manifest)
+
+
+def check_tensors(folder: Path, manifest: Manifest) -> None:
+    """Holds the headers of shards, whose bytes are verified already, against the manifest.
+
+    Raises:
+        CorruptWeights: if they hold other tensors.
+    """
+    found = [entry for shard in manifest.shards for entry in read_header(folder / shard.name)]
     if sorted(found, key=lambda entry: entry.name) != sorted(manifest.tensors, key=lambda entry: entry.name):
         _corrupt(folder / FILE_NAME, "lists other tensors than its shards hold")
 
@@ -170,9 +192,17 @@ def _decode(body: dict[str, Any]) -> Manifest:
             TensorEntry(str(t["name"]), str(t["dtype"]), tuple(map(int, t["shape"])), str(t["shard"]))
             for t in body["tensors"]
         ),
-        shards=tuple(Shard(str(s["name"]), int(s["size_bytes"]), str(s["sha256"])) for s in body["shards"]),
+        shards=tuple(map(_decode_shard, body["shards"])),
         adapter=_decode_adapter(body["adapter"]) if body.get("adapter") else None,
     )
+
+
+def _decode_shard(body: dict[str, Any]) -> Shard:
+    size, piece_bytes = int(body["size_bytes"]), int(body.get("piece_bytes", 0))
+    digests = tuple(map(str, body.get("pieces", ())))
+    if digests and (piece_bytes < 1 or len(digests) != -(-size // piece_bytes)):
+        raise ValueError(f"{len(digests)} pieces of {piece_bytes} bytes in {size}")
+    return Shard(str(body["name"]), size, str(body["sha256"]), piece_bytes, digests)
 
 
 def _decode_adapter(body: dict[str, Any]) -> Adapter:

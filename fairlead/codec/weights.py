@@ -1,0 +1,54 @@
+"""Who fetches weights and which sources failed ↔ messages of weight_service.proto."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fairlead.codec.tokens import version_from_pb, version_to_pb
+from fairlead.errors import InvalidInput
+from fairlead.relay import FailedSource, SourceFailure, WeightReplica
+from fairlead.v1 import weight_service_pb2
+
+_FAILURE_TO_PB = {
+    SourceFailure.BROKEN: weight_service_pb2.SOURCE_FAILURE_BROKEN,
+    SourceFailure.CORRUPT: weight_service_pb2.SOURCE_FAILURE_CORRUPT,
+}
+_FAILURE_FROM_PB = {int(value): failure for failure, value in _FAILURE_TO_PB.items()}
+
+
+def weight_replica_to_pb(replica: WeightReplica) -> weight_service_pb2.WeightReplica:
+    """WeightReplica → message."""
+    return weight_service_pb2.WeightReplica(
+        replica_id=replica.replica_id,
+        relay_address=replica.relay_address,
+        versions=map(version_to_pb, replica.versions),
+    )
+
+
+def weight_replica_from_pb(message: weight_service_pb2.WeightReplica) -> WeightReplica:
+    """Message → WeightReplica."""
+    return WeightReplica(
+        message.replica_id, message.relay_address, tuple(map(version_from_pb, message.versions))
+    )
+
+
+def failed_source_to_pb(source: FailedSource) -> weight_service_pb2.FailedSource:
+    """FailedSource → message."""
+    return weight_service_pb2.FailedSource(
+        relay_address=source.relay_address, failure=_FAILURE_TO_PB[source.failure]
+    )
+
+
+def failed_sources_from_pb(messages: Iterable[weight_service_pb2.FailedSource]) -> tuple[FailedSource, ...]:
+    """Messages → FailedSources.
+
+    Raises:
+        InvalidInput: for a failure that is not one of those known.
+    """
+    found = []
+    for index, message in enumerate(messages):
+        if int(message.failure) not in _FAILURE_FROM_PB:
+            allowed = ", ".join(failure.name for failure in SourceFailure)
+            raise InvalidInput("failed.failure", index=index, got=int(message.failure), allowed=allowed)
+        found.append(FailedSource(message.relay_address, _FAILURE_FROM_PB[int(message.failure)]))
+    return tuple(found)

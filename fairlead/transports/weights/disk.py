@@ -1,0 +1,43 @@
+"""What a disk refuses, in words: full, or not to be written on. Beneath everything that writes weights."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fairlead.errors import OutOfSpace, ReadOnlyDisk
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextmanager
+def faults_named(folder: Path, what: str) -> Iterator[None]:
+    """Turns the system's errors of a full or a read-only disk into ours, with the folder and the thing.
+
+    Raises:
+        OutOfSpace: for a full disk, a quota or a limit on the size of files.
+        ReadOnlyDisk: for a folder that this process may not write into.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OutOfSpace(f"{what} cannot be written: the disk of {folder} is full ({error})") from error
+        if error.errno in _READ_ONLY:
+            raise ReadOnlyDisk(f"{what} cannot be written: {folder} is read-only ({error})") from error
+        raise
+
+
+def check_room(folder: Path, needed_bytes: int, what: str) -> None:
+    """Says beforehand that something will not fit.
+
+    Raises:
+        OutOfSpace: if the disk of the folder has less room.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise OutOfSpace(f"{what} needs {needed_bytes} bytes in {folder}, whose disk has {free}")

@@ -1,0 +1,97 @@
+"""Sends the bytes of shards: the wire side of a shelf, the same for the origin and for replicas that relay.
+
+Called by the servicers. Bounds how many it serves at the same time and, if asked, how fast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from fairlead import codec, metrics
+from fairlead.config.weights import WeightsSection
+from fairlead.errors import InvalidInput, Overloaded, Unavailable
+from fairlead.transports.weights.shelf import OpenShard, Shelf
+from fairlead.v1 import weight_service_pb2 as pb
+
+_RETRY_SECONDS = 0.2
+
+
+class Sender:
+    """Of one shelf. Belongs to one event loop."""
+
+    def __init__(self, shelf: Shelf, section: WeightsSection, counts: metrics.Weights) -> None:
+        self._shelf = shelf
+        self._chunk_bytes = section.chunk_bytes
+        # A fetcher that comes back after a cut finds a place although its old stream has not ended yet.
+        self._max_streams = 2 * section.relay_fan_out
+        self._patience_seconds = section.stall_seconds / 2
+        self._pace = _Pace(section.max_send_bytes_per_second)
+        self._counts = counts
+        self._streams = 0
+
+    async def send(self, request: pb.FetchShardRequest) -> AsyncGenerator[pb.FetchShardResponse]:
+        """The bytes asked for, in chunks; of a shard that is still being fetched, as they are verified.
+
+        Raises:
+            InvalidInput: for an offset or a limit that makes no sense.
+            NotFound: if the version is not here.
+            Overloaded: if as many are served as may be.
+            Unavailable: if a shard that is still being fetched does not go on.
+        """
+        if request.limit_bytes < 1:
+            raise InvalidInput("limit_bytes", got=request.limit_bytes, allowed="1 or more")
+        if self._streams >= self._max_streams:
+            raise Overloaded(
+                f"{self._streams} fetch from here, as many as may", retry_after_seconds=_RETRY_SECONDS
+            )
+        self._streams += 1
+        self._counts.relay_connections.inc()
+        try:
+            shard = self._shelf.open(codec.version_from_pb(request.version), request.shard)
+            try:
+                async for data in self._chunks(shard, request.offset_bytes, request.limit_bytes):
+                    yield pb.FetchShardResponse(data=data)
+            finally:
+                shard.close()
+        finally:
+            self._streams -= 1
+            self._counts.relay_connections.dec()
+
+    async def _chunks(self, shard: OpenShard, offset: int, limit: int) -> AsyncIterator[bytes]:
+        if not 0 <= offset <= shard.size_bytes:
+            raise InvalidInput("offset_bytes", got=offset, allowed=f"from 0 to {shard.size_bytes}")
+        end = min(shard.size_bytes, offset + limit)
+        while offset < end:
+            there = shard.size_bytes
+            if shard.progress is not None:
+                there = await shard.progress.wait_beyond(offset, timeout_seconds=self._patience_seconds)
+                if there <= offset:
+                    raise Unavailable(f"the fetch of this shard stands at {there} bytes here")
+            length = min(self._chunk_bytes, end - offset, there - offset)
+            await self._pace.take(length)
+            data = await asyncio.to_thread(os.pread, shard.descriptor, length, offset)
+            if len(data) < length:
+                raise Unavailable(f"the shard ends at {offset + len(data)} bytes of {shard.size_bytes} here")
+            self._counts.sent_bytes.inc(length)
+            offset += length
+            yield data
+
+
+class _Pace:
+    """A token bucket of a tenth of a second, over all streams."""
+
+    def __init__(self, bytes_per_second: int) -> None:
+        self._rate = bytes_per_second
+        self._free_at = 0.0
+
+    async def take(self, length: int) -> None:
+        """Waits until so many bytes may go."""
+        if not self._rate:
+            return
+        now = time.monotonic()
+        self._free_at = max(self._free_at, now - 0.1) + length / self._rate
+        if self._free_at > now:
+            await asyncio.sleep(self._free_at - now)

@@ -1,0 +1,31 @@
+"""Wires the weights service: the trainer's store → servicer → server. Lives on when the trainer does not."""
+
+from __future__ import annotations
+
+import sys
+
+from fairlead import metrics
+from fairlead.config import RunConfig
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from fairlead.transports.weights.sender import Sender
+from services.runtime import process
+from services.runtime.server import ModelServer
+from services.weights.registry import Registry
+from services.weights.servicer import SERVICE_NAME, WeightServicer
+
+
+async def run(config: RunConfig) -> None:
+    """Serves until a signal, then drains."""
+    section = config.weights
+    async with ModelServer("weights", section, config.observe, keys=config.keys, tls=config.tls) as server:
+        store = FilesystemWeightStore(config.weights_path)
+        registry = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)
+        servicer = WeightServicer(store, registry, Sender(store, section, metrics.Weights()))
+        await server.start(servicer.add_to, [SERVICE_NAME])
+        # There may be no version yet: that is an answer, too.
+        server.set_ready(True)
+        await server.run_until_stopped()
+
+
+if __name__ == "__main__":
+    sys.exit(process.main("weights", run))

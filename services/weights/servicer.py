@@ -1,0 +1,79 @@
+"""Wire in, wire out for the weights service: manifests from the store, sources from the registry, bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from grpc import aio
+
+from fairlead import codec
+from fairlead.errors import NotFound
+from fairlead.transports.weights import manifest as manifests
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from fairlead.transports.weights.sender import Sender
+from fairlead.v1 import weight_service_pb2 as pb
+from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
+from services.weights.registry import Registry
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["WeightService"].full_name
+"""For health and reflection."""
+
+_Context = aio.ServicerContext[Any, Any]
+
+
+class WeightServicer(pb_grpc.WeightServiceServicer):
+    """The RPCs of fairlead.v1.WeightService, as the origin serves them."""
+
+    def __init__(self, store: FilesystemWeightStore, registry: Registry, sender: Sender) -> None:
+        self._store = store
+        self._registry = registry
+        self._sender = sender
+
+    def add_to(self, server: aio.Server) -> None:
+        """Registers the servicer."""
+        pb_grpc.add_WeightServiceServicer_to_server(self, server)
+
+    async def GetLatestManifest(
+        self, request: pb.GetLatestManifestRequest, context: _Context
+    ) -> pb.GetLatestManifestResponse:
+        """The newest valid version."""
+        if request.HasField("replica"):
+            self._registry.hear(codec.weight_replica_from_pb(request.replica))
+        manifest = await asyncio.to_thread(self._store.latest)
+        if manifest is None:
+            return pb.GetLatestManifestResponse()
+        response = pb.GetLatestManifestResponse(version=codec.version_to_pb(manifest.version))
+        if not request.HasField("known") or codec.version_from_pb(request.known) != manifest.version:
+            response.manifest = manifests.encode(manifest)
+        return response
+
+    async def ListWeightVersions(
+        self, request: pb.ListWeightVersionsRequest, context: _Context
+    ) -> pb.ListWeightVersionsResponse:
+        """What is in the store."""
+        versions = await asyncio.to_thread(self._store.versions)
+        return pb.ListWeightVersionsResponse(versions=map(codec.version_to_pb, versions))
+
+    async def FindWeightSource(
+        self, request: pb.FindWeightSourceRequest, context: _Context
+    ) -> pb.FindWeightSourceResponse:
+        """Who sends the bytes of a version."""
+        version = codec.version_from_pb(request.version)
+        failed = codec.failed_sources_from_pb(request.failed)
+        held = await asyncio.to_thread(self._store.versions)
+        if version not in held:
+            names = ", ".join(map(str, held)) or "none"
+            raise NotFound(f"weights {version} are not in the store; those that are: {names}")
+        source = self._registry.find(codec.weight_replica_from_pb(request.replica), version, failed)
+        return pb.FindWeightSourceResponse(relay_address=source)
+
+    async def FetchShard(
+        self, request: pb.FetchShardRequest, context: _Context
+    ) -> AsyncIterator[pb.FetchShardResponse]:
+        """Bytes of a shard."""
+        async with aclosing(self._sender.send(request)) as responses:
+            async for response in responses:
+                yield response

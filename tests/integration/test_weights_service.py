@@ -1,0 +1,139 @@
+"""Weights without a shared volume, as processes: a weights service, and policies that fetch and relay."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from fairlead import PolicyClient
+from fairlead.transports.weights.base import Ancestor
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from fairlead.types import SamplingParams, WeightVersion
+from tests.service_process import Process, Starter, free_address
+from tests.tiny import tiny_causal_lm
+
+SAMPLING = SamplingParams(max_new_tokens=6, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal_lm(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FilesystemWeightStore:
+    return FilesystemWeightStore(tmp_path / "trainer" / "weights")
+
+
+class Cluster:
+    """Processes that share no folder but the weights service's with the trainer."""
+
+    def __init__(self, folder: Path, store: FilesystemWeightStore, model: Path) -> None:
+        self.starter = Starter(folder)
+        self.folder, self.store, self.model = folder, store, model
+        self.address = free_address()
+
+    def weights(self, **settings: object) -> Process:
+        named = {key.replace("__", "."): value for key, value in settings.items()}
+        return self.starter("weights", self.store.root, **({"weights.bind": self.address} | named))
+
+    def policy(self, name: str, **settings: object) -> Process:
+        named = {key.replace("__", "."): value for key, value in settings.items()}
+        values: dict[str, object] = {
+            "policy.watch_seconds": 0.02,
+            "runs": self.folder / name,
+            "weights.transport": "grpc",
+            "weights.addresses": f'["{self.address}"]',
+            "weights.stall_seconds": 2,
+        }
+        return self.starter("policy", self.model, **(values | named))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, store: FilesystemWeightStore, model: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path, store, model)
+    try:
+        yield cluster
+    finally:
+        cluster.starter.stop()
+
+
+def publish(store: FilesystemWeightStore, model: Path, version: WeightVersion, *, scale: float = 1.0) -> None:
+    state = {name: tensor * scale for name, tensor in load_file(model / "model.safetensors").items()}
+    with store.publish(version, parent=None, lineage=(Ancestor(1, 0),)) as folder:
+        save_file(state, folder / "model.safetensors")
+
+
+def metric(process: Process, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", process.get("/metrics")[1], re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def version_of(process: Process) -> WeightVersion:
+    with PolicyClient(process.address, timeout_seconds=30) as client:
+        return client.info().weight_version
+
+
+FROM_PEERS = 'fairlead_weights_fetched_bytes_total{source="peer"}'
+FROM_ORIGIN = 'fairlead_weights_fetched_bytes_total{source="origin"}'
+
+
+def test_a_late_replica_is_ready_with_the_current_version_alone_and_serves_on_when_all_else_is_gone(
+    cluster: Cluster, store: FilesystemWeightStore, model: Path
+) -> None:
+    first = cluster.policy("first")
+    first.until(lambda: "not taken" in first.log.read_text())  # there is no weights service yet
+    assert first.get("/readyz")[0] == 503
+    origin = cluster.weights()
+    origin.wait_for("/readyz")
+    publish(store, model, WeightVersion(1, 0))
+    first.wait_for("/readyz")
+    assert version_of(first) == WeightVersion(1, 0)
+    publish(store, model, WeightVersion(1, 1), scale=0.5)
+    with PolicyClient(first.address, timeout_seconds=30) as client:
+        newer = client.generate("w1 w2", SAMPLING, min_version=WeightVersion(1, 1))[0]
+
+    late = cluster.policy("late")
+    late.wait_for("/readyz")
+    assert version_of(late) == WeightVersion(1, 1)
+    assert metric(late, "fairlead_policy_swaps_total") == 1
+    assert metric(late, FROM_PEERS) > 0
+    assert metric(late, FROM_ORIGIN) == 0
+    with PolicyClient(late.address, timeout_seconds=30) as client:
+        assert client.generate("w1 w2", SAMPLING)[0] == newer
+
+    origin.popen.send_signal(signal.SIGKILL)
+    first.until(lambda: "weights unknown not taken, 1-1 stay in use" in first.log.read_text())
+    for process in (first, late):
+        assert process.get("/readyz")[0] == 200
+        assert version_of(process) == WeightVersion(1, 1)
+    cluster.weights().wait_for("/readyz")
+    publish(store, model, WeightVersion(1, 2))
+    for process in (first, late):
+        process.until(lambda process=process: version_of(process) == WeightVersion(1, 2))
+        assert process.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_weights_service_that_is_killed_in_the_middle_of_a_fetch_is_gone_on_with(
+    cluster: Cluster, store: FilesystemWeightStore, model: Path
+) -> None:
+    size = (model / "model.safetensors").stat().st_size
+    publish(store, model, WeightVersion(1, 0))
+    slow = {"weights__max_send_bytes_per_second": size // 4, "weights__chunk_bytes": 1024}
+    origin = cluster.weights(**slow)
+    origin.wait_for("/readyz")
+    process = cluster.policy("only")
+    process.until(lambda: metric(process, FROM_ORIGIN) > size // 4)
+    origin.popen.send_signal(signal.SIGKILL)
+    origin.popen.wait()
+    assert process.get("/readyz")[0] == 503
+    cluster.weights().wait_for("/readyz")
+    process.wait_for("/readyz")
+    assert version_of(process) == WeightVersion(1, 0)
+    assert process.stop() == 0
