@@ -235,6 +235,7 @@ def _ssl_context(section: TlsFiles, pems: Pems) -> ssl.SSLContext:
             ) from None
     if section.mutual:
         context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["http/1.1"])
     return context
 
 

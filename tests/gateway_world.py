@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import http.client
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from fairlead import metrics
 from fairlead.config import RunConfig, load
 from services.gateway.app import make_app
 from services.gateway.backend import Backend
 from services.gateway.server import HttpServer
+from services.runtime.access import Access
 from tests.unit.reward_world import reward_service
 
 
@@ -49,11 +52,13 @@ class Gateway:
     address: str
     server: HttpServer
     registry: CollectorRegistry
+    tls: ssl.SSLContext | None = None
+    """How to ask it where it speaks TLS."""
 
     async def ask(
         self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        return await asyncio.to_thread(ask, self.address, method, path, body, headers)
+        return await asyncio.to_thread(ask, self.address, method, path, body, headers, tls=self.tls)
 
     async def post(self, path: str, body: object, **headers: str) -> Answer:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -69,11 +74,20 @@ class Gateway:
 
 
 def ask(
-    address: str, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    address: str,
+    method: str,
+    path: str,
+    body: object = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """One request on a connection of its own; a body that is no bytes is sent as JSON."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    connection = http.client.HTTPConnection(address, timeout=30)
+    if tls is None:
+        connection = http.client.HTTPConnection(address, timeout=30)
+    else:
+        connection = http.client.HTTPSConnection(address, timeout=30, context=tls)
     try:
         connection.request(method, path, data, dict(headers or {}))
         response = connection.getresponse()
@@ -94,25 +108,38 @@ async def reward_server(folder: Path, *, calibration_temperature: float = 0.0) -
 
 
 @asynccontextmanager
-async def gateway(*, reward: str = "", policy: str = "", **settings: object) -> AsyncIterator[Gateway]:
-    """A gateway in front of the services at these addresses; ready when they answer."""
+async def gateway(
+    *,
+    reward: str = "",
+    policy: str = "",
+    sections: Mapping[str, object] | None = None,
+    client: ssl.SSLContext | None = None,
+    **settings: object,
+) -> AsyncIterator[Gateway]:
+    """A gateway in front of the services at these addresses; ready when they answer.
+
+    `sections` are settings of other sections, by dotted key; `client` is how it is asked over TLS.
+    """
     overrides: dict[str, object] = {f"gateway.{name}": value for name, value in settings.items()}
     for name, address in (("reward", reward), ("policy", policy)):
         if address:
             overrides[f"{name}.addresses"] = [address]
-    config: RunConfig = load(overrides={"gateway.watch_seconds": 0.05} | overrides)
+    config: RunConfig = load(overrides={"gateway.watch_seconds": 0.05, **(sections or {})} | overrides)
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(HttpServer(config.gateway))
+        server = await stack.enter_async_context(HttpServer(config.gateway, tls=config.tls))
         backend = await stack.enter_async_context(Backend(config))
+        access = Access(config.keys, counts=metrics.Access(registry))
+        stack.push_async_callback(access.close)
         app = make_app(
             backend,
             config.gateway,
             ready=lambda: backend.answers and not server.draining,
+            access=access,
             registry=registry,
         )
         serving = asyncio.create_task(server.serve(app))
-        found = Gateway(server.address, server, registry)
+        found = Gateway(server.address, server, registry, client)
         try:
             async with asyncio.timeout(20):
                 while (await found.get("/readyz")).status != 200:  # noqa: ASYNC110 - asked over HTTP

@@ -20,6 +20,9 @@ class GatewaySection(Section):
     """Where callers find it, `host:port`. On one machine port 0 means any free one."""
     bind: str = ""
     """Address a replica listens on. Empty: the first of `addresses`."""
+    tls: Literal["full", "server", "off"] = "full"
+    """What of `[tls]` it shows its callers: `full` all of it, `server` its certificate without asking for
+    theirs, `off` plain HTTP, behind a proxy that ends TLS. To the services it speaks as `[tls]` says."""
     timeout_seconds: float = Field(default=120.0, gt=0, le=86_400)
     """Deadline of a request, reading it included; a caller may ask for less by `X-Request-Timeout`."""
     retry_attempts: int = Field(default=3, ge=1, le=100)

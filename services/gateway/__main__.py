@@ -14,6 +14,7 @@ from services.gateway.app import make_app
 from services.gateway.backend import Backend
 from services.gateway.server import HttpServer
 from services.runtime import process
+from services.runtime.access import Access
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,9 @@ logger = logging.getLogger(__name__)
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
     async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(HttpServer(config.gateway))
+        access = Access(config.keys, counts=metrics.Access())
+        stack.push_async_callback(access.close)
+        server = await stack.enter_async_context(HttpServer(config.gateway, tls=config.tls))
         backend = await stack.enter_async_context(Backend(config))
         if backend.reward is None and backend.policy is None:
             raise ConfigError(
@@ -39,7 +42,8 @@ async def run(config: RunConfig) -> None:
             stack.push_async_callback(asyncio.to_thread, stop_metrics)
         fields = {"address": server.address, "metrics_port": port}
         logger.info("gateway listens on %s", server.address, extra=fields)
-        await server.serve(make_app(backend, config.gateway, ready=ready))
+        server.warn(asks_for_keys=access.asks_for_keys)
+        await server.serve(make_app(backend, config.gateway, ready=ready, access=access))
 
 
 if __name__ == "__main__":

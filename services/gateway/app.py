@@ -13,6 +13,7 @@ from fairlead.config.gateway import GatewaySection
 from services.gateway import failures, health, open_inference, openai_models, openrlhf, rewards, vllm
 from services.gateway.backend import Backend
 from services.gateway.edge import Edge
+from services.runtime.access import Access
 
 _ABOUT = """The reward model as an API, in the dialects that clients already speak.
 
@@ -27,6 +28,7 @@ def make_app(
     section: GatewaySection,
     *,
     ready: Callable[[], bool],
+    access: Access,
     registry: CollectorRegistry = REGISTRY,
 ) -> ASGIApp:
     """Everything behind the port.
@@ -35,6 +37,7 @@ def make_app(
         backend: what answers.
         section: limits.
         ready: what /readyz says.
+        access: who may call.
         registry: what /metrics shows.
     """
     app = FastAPI(
@@ -48,4 +51,4 @@ def make_app(
     for dialect in (rewards, openrlhf, vllm, open_inference, openai_models):
         app.include_router(dialect.router(backend))
     app.include_router(health.router(ready=ready, registry=registry))
-    return Edge(app, section, metrics.Gateway(registry))
+    return Edge(app, section, metrics.Gateway(registry), access)

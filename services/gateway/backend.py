@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
-from fairlead.clients import AsyncPolicyClient, AsyncRewardClient
+from fairlead.clients import AsyncPolicyClient, AsyncRewardClient, options_of
 from fairlead.config import RunConfig
 from fairlead.config.compute import ModelServiceSection
 from fairlead.errors import FairleadError, InvalidInput, NotOffered, Unavailable
 from fairlead.retry import RetryPolicy
 from fairlead.types import PolicyInfo, Priority, RewardInfo, ScoreItem, Scores
 from services.gateway.call import Call
+from services.runtime.access import caller
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class Backend:
         """
         section = config.gateway
         retry = RetryPolicy(max_attempts=section.retry_attempts)
+        options = options_of(config, timeout_seconds=section.timeout_seconds, retry=retry)
         self._reward: AsyncRewardClient | None = None
         self._policy: AsyncPolicyClient | None = None
         self.reward: Watched[RewardInfo] | None = None
@@ -100,9 +102,7 @@ class Backend:
         self.policy: Watched[PolicyInfo] | None = None
         """What the policy service serves; None if there is none."""
         if _is_there(config.reward):
-            reward = AsyncRewardClient(
-                config.reward.addresses, timeout_seconds=section.timeout_seconds, retry=retry
-            )
+            reward = AsyncRewardClient(config.reward.addresses, **options)
             self._reward = reward
             self.reward = Watched(
                 "reward",
@@ -110,9 +110,7 @@ class Backend:
                 every_seconds=section.watch_seconds,
             )
         if _is_there(config.policy):
-            policy = AsyncPolicyClient(
-                config.policy.addresses, timeout_seconds=section.timeout_seconds, retry=retry
-            )
+            policy = AsyncPolicyClient(config.policy.addresses, **options)
             self._policy = policy
             self.policy = Watched(
                 "policy",
@@ -182,9 +180,16 @@ class Backend:
             raise InvalidInput("items", got=0, allowed="at least one to score")
         if self._reward is None:
             raise NotOffered(_NO_REWARD)
-        return await self._reward.score(
-            items, priority=priority, request_id=call.request_id, timeout_seconds=call.remaining()
+        who = caller()
+        scores = await self._reward.score(
+            items,
+            priority=who.priority(priority),
+            request_id=call.request_id,
+            timeout_seconds=call.remaining(),
         )
+        # How many there are is known only now; what the key has not left it owes.
+        await who.charge(tokens=sum(scores.num_tokens))
+        return scores
 
 
 def _is_there(section: ModelServiceSection) -> bool:

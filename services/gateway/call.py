@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -33,6 +33,8 @@ class Call:
     """On the clock of `time.monotonic`."""
     deadline: float
     """On the same clock."""
+    authorization: str | None = field(default=None, repr=False)
+    """What the caller shows, as it stands in the header."""
 
     @classmethod
     def of(cls, headers: Iterable[tuple[bytes, bytes]], *, timeout_seconds: float) -> Call:
@@ -45,6 +47,8 @@ class Call:
         name = found.get(REQUEST_ID_HEADER.encode(), b"").decode("latin-1")
         call = cls(name if _REQUEST_ID.fullmatch(name) else secrets.token_hex(8), time.monotonic(), math.inf)
         call.deadline = call.started + timeout_seconds
+        shown = found.get(b"authorization")
+        call.authorization = None if shown is None else shown.decode("latin-1")
         wanted = found.get(TIMEOUT_HEADER.encode())
         if wanted is not None:
             call.deadline = min(call.deadline, call.started + _seconds(wanted))
@@ -66,7 +70,7 @@ class Call:
         scope[_KEY] = self
 
 
-_READ = {TIMEOUT_HEADER.encode(), REQUEST_ID_HEADER.encode()}
+_READ = {TIMEOUT_HEADER.encode(), REQUEST_ID_HEADER.encode(), b"authorization"}
 
 
 def _seconds(value: bytes) -> float:

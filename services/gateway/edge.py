@@ -1,4 +1,4 @@
-"""The outermost edge of every HTTP request: limits, deadline, cancellation, metrics, the access log.
+"""The outermost edge of every HTTP request: who calls, limits, deadline, cancellation, metrics, its log.
 
 Between uvicorn and the app (ASGI). It reads the whole body, within the limits, before the app begins; knows
 no dialect but for how errors are said.
@@ -15,11 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fairlead import metrics
 from fairlead.config.gateway import GatewaySection
-from fairlead.errors import DeadlineExceeded, Overloaded
+from fairlead.errors import DeadlineExceeded, Overloaded, PermissionDenied, Unauthenticated
 from services.gateway import failures
 from services.gateway.body import inflated
 from services.gateway.call import REQUEST_ID_HEADER, Call
 from services.gateway.failures import TooLarge
+from services.gateway.scopes import need_of
+from services.runtime.access import Access, Caller
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("services.gateway.access")
@@ -29,6 +31,8 @@ _QUIET = ("/healthz", "/readyz", "/metrics")
 _LOGGED_BYTES = 4_096
 _DISCARDED_BYTES = 64 << 20
 _DISCARD_SECONDS = 2.0
+_EARLY = (TooLarge, Unauthenticated, PermissionDenied, Overloaded)
+"""May be raised before the body was read."""
 _CLIENT_CLOSED = 499
 """What the log says of a caller that left; nginx's number, never sent."""
 
@@ -36,8 +40,11 @@ _CLIENT_CLOSED = 499
 class Edge:
     """An ASGI app around another."""
 
-    def __init__(self, app: ASGIApp, section: GatewaySection, counts: metrics.Gateway) -> None:
+    def __init__(
+        self, app: ASGIApp, section: GatewaySection, counts: metrics.Gateway, access: Access
+    ) -> None:
         self._app = app
+        self._access = access
         self._section = section
         self._counts = counts
         self._in_flight = 0
@@ -69,12 +76,16 @@ class Edge:
         exchange.call.put_in(scope)
         if self._in_flight > self._section.max_in_flight and scope["path"] not in _QUIET:
             raise Overloaded(f"{self._section.max_in_flight} requests are in flight", retry_after_seconds=1.0)
-        try:
-            async with asyncio.timeout(exchange.call.remaining()):
-                await exchange.read(limit=self._section.max_body_bytes)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the body had come") from None
-        await exchange.run(self._app)
+        exchange.caller = Caller(exchange.call.request_id)
+        bearer = exchange.call.authorization
+        self._access.identify(exchange.caller, bearer=bearer, scope=need_of(scope["path"]))
+        async with self._access.working(exchange.caller):
+            try:
+                async with asyncio.timeout(exchange.call.remaining()):
+                    await exchange.read(limit=self._section.max_body_bytes)
+            except TimeoutError:
+                raise DeadlineExceeded("the deadline passed before the body had come") from None
+            await exchange.run(self._app)
 
     def _count(self, exchange: _Exchange, scope: Scope) -> None:
         seconds = time.monotonic() - exchange.started
@@ -93,6 +104,8 @@ class Edge:
             "response_bytes": exchange.sent_bytes,
             "peer": (scope.get("client") or ("?",))[0],
             "request_id": exchange.request_id,
+            "key": exchange.caller.key_id,
+            "tokens": exchange.caller.num_tokens,
         }
         if style == "texts":
             fields["body"] = exchange.body[:_LOGGED_BYTES].decode(errors="replace")
@@ -109,6 +122,7 @@ class _Exchange:
         self._gone = asyncio.Event()
         self.started = time.monotonic()
         self.call: Call | None = None
+        self.caller = Caller("")
         self.body = b""
         self.status = _CLIENT_CLOSED
         self.sent_bytes = 0
@@ -152,6 +166,8 @@ class _Exchange:
 
     async def discard(self) -> None:
         """Reads some more for nothing: many callers read no answer before they have sent everything."""
+        if self.is_read:
+            return
         left = _DISCARDED_BYTES
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DISCARD_SECONDS):

@@ -16,7 +16,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from fairlead.config.gateway import GatewaySection
+from fairlead.config.tls import TlsSection
+from fairlead.credentials import is_loopback
 from fairlead.errors import ConfigError
+from fairlead.identity import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +38,17 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """One port, from start to drain; an async context manager."""
 
-    def __init__(self, section: GatewaySection) -> None:
+    def __init__(self, section: GatewaySection, *, tls: TlsSection | None = None) -> None:
+        """
+        Args:
+            section: where it listens, and its limits.
+            tls: its certificate; None is plain text.
+
+        Raises:
+            ConfigError: for a certificate that cannot be used.
+        """
         self._section = section
+        self._identity = _identity(section, tls)
         self._stop = asyncio.Event()
         self._socket: socket.socket | None = None
         self.draining = False
@@ -69,6 +81,15 @@ class HttpServer:
         """What a signal does: the drain begins."""
         self._stop.set()
 
+    def warn(self, *, asks_for_keys: bool) -> None:
+        """Says what is open to whom, where that may not be meant."""
+        if is_loopback(self.address):
+            return
+        if not asks_for_keys:
+            logger.warning("the gateway takes all who reach %s: see [keys]", self.address)
+        if self._identity is None:
+            logger.warning("the gateway speaks plain text at %s: see [tls]", self.address)
+
     async def serve(self, app: ASGIApp) -> None:
         """Serves until a signal; what runs then has `drain_seconds` to finish."""
         assert self._socket is not None
@@ -86,6 +107,9 @@ class HttpServer:
                 timeout_graceful_shutdown=max(1, round(self._section.drain_seconds)),
             )
         )
+        if self._identity is not None:
+            server.config.load()
+            server.config.ssl = self._identity.server_context()
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         serving = asyncio.create_task(server.serve([self._socket]))
         stopped = asyncio.create_task(self._stop.wait())
@@ -101,6 +125,14 @@ class HttpServer:
             stopped.cancel()
             serving.cancel()
         logger.info("gateway stopped")
+
+
+def _identity(section: GatewaySection, tls: TlsSection | None) -> Identity | None:
+    if tls is None or not tls.on or section.tls == "off":
+        return None
+    if section.tls == "server":
+        tls = tls.model_copy(update={"mutual": False})
+    return Identity(tls, serves=True)
 
 
 def _listen(address: str) -> socket.socket:

@@ -102,14 +102,11 @@ class LocalScoring:
         num_tokens = [len(sequence) for sequence in sequences]
         who = caller()
         priority = who.priority(priority)
-
-        def admit() -> Awaitable[None]:
-            return who.admit(tokens=sum(num_tokens), requests=int(waits))
+        await who.admit(tokens=sum(num_tokens), waits=waits, deadline=deadline)
 
         def submit() -> Awaitable[list[float]]:
             return self._batcher.submit(sequences, num_tokens, deadline=deadline)
 
-        await (patiently(admit, deadline=deadline) if waits else admit())
         scores = await (patiently(submit, deadline=deadline) if waits else submit())
         return Scores(
             scores=tuple(scores),

@@ -28,6 +28,7 @@ from fairlead.errors import (
 from fairlead.retry import RetryPolicy
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TokenPair
 from services.reward.triton_reader import TritonReader
+from services.runtime.access import caller
 from services.runtime.batching import pack
 from services.runtime.bulk import patiently
 
@@ -86,8 +87,11 @@ class TritonScoring:
             served = self.info.model_version
             raise NotFound(f"no version {model_version!r} of the reward model here; served is {served}")
         began = time.monotonic()
+        who = caller()
+        priority = who.priority(priority)
 
         async def all_of(rows: Sequence[_Row], lengths: Sequence[int], send: _Send[_Row]) -> Rewards:
+            await who.admit(tokens=sum(lengths), waits=waits, deadline=deadline)
             if waits:
                 return await patiently(lambda: self._all(rows, lengths, send, deadline), deadline=deadline)
             return await self._all(rows, lengths, send, deadline)
@@ -100,6 +104,9 @@ class TritonScoring:
 
             found = await all_of(texts, lengths, send_texts)
             counts = list(found.num_tokens)
+            if any(counts):
+                # The server counts; what was admitted was an estimate.
+                await who.charge(tokens=sum(counts) - sum(lengths))
         else:
             if not all(isinstance(item, TokenPair) for item in items):
                 rows = await asyncio.to_thread(self._reader.encode, items)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Literal
 
 from fairlead import metrics
 from fairlead.api_keys import ApiKey, Scope
@@ -19,7 +20,11 @@ from fairlead.config.keys import KeysSection
 from fairlead.errors import Overloaded, PermissionDenied
 from fairlead.types import Priority
 from services.runtime.allowance import Allowance
+from services.runtime.bulk import patiently
 from services.runtime.keys import KeyRing
+
+Need = Scope | Literal["any"] | None
+"""What a caller must show: a key with this scope, any key, or nothing."""
 
 REQUEST_ID = "x-request-id"
 """Header and metadata: names a request in the logs of all that it passes; sent back with the answer."""
@@ -46,19 +51,24 @@ class Caller:
         """For logs; empty where no keys are asked for."""
         return self.key.id if self.key is not None else ""
 
-    async def admit(self, *, tokens: int, requests: int = 0) -> None:
+    async def admit(self, *, tokens: int, waits: bool = False, deadline: float | None = None) -> None:
         """Counts what a request holds, once that is known and before it is worked on.
 
         Args:
             tokens: of the request.
-            requests: 1 for each further request of a stream; the first of an RPC is counted when it begins.
+            waits: it is one of a stream: counted as a request, too, and late rather than refused.
+            deadline: until when it waits, on the clock of `time.monotonic`; None for ever.
 
         Raises:
             Overloaded: if it is more than the key may have now; says when it may.
             InvalidInput: if it is more than the key may ever have at once.
         """
         if self.key is not None and self.allowance is not None:
-            await self.allowance.admit(self.key, requests=requests, tokens=tokens)
+            key, allowance = self.key, self.allowance
+            if waits:
+                await patiently(lambda: allowance.admit(key, requests=1, tokens=tokens), deadline=deadline)
+            else:
+                await allowance.admit(key, requests=0, tokens=tokens)
         self.num_tokens += tokens
 
     async def charge(self, *, tokens: int) -> None:
@@ -105,13 +115,13 @@ class Access:
         if self._allowance is not None:
             await self._allowance.close()
 
-    def identify(self, caller: Caller, *, bearer: str | None, scope: Scope | None) -> None:
+    def identify(self, caller: Caller, *, bearer: str | None, scope: Need) -> None:
         """Finds out who calls, and whether it may; from now on `caller()` answers with it.
 
         Args:
             caller: gets its key and what that has left.
             bearer: the value of `authorization`; None if there is none.
-            scope: what the call needs; None if anybody may.
+            scope: what the call needs.
 
         Raises:
             Unauthenticated: for no key or a wrong one.
@@ -121,6 +131,8 @@ class Access:
         if self._ring is None or scope is None:
             return
         caller.key, caller.allowance = self._ring.authenticate(bearer), self._allowance
+        if scope == "any":
+            return
         try:
             caller.key.require(scope)
         except PermissionDenied:

@@ -15,9 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fairlead import api_keys
-from fairlead.api_keys import ApiKey, KeyFile
+from fairlead.api_keys import ApiKey
 from fairlead.clients import AsyncRewardClient, RewardClient
-from fairlead.config.keys import KeysSection
 from fairlead.config.observe import ObserveSection
 from fairlead.errors import ConfigError, InvalidInput, PermissionDenied, Unauthenticated
 from fairlead.types import Priority, TokenPair
@@ -27,6 +26,7 @@ from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.runtime.access import Caller
 from services.runtime.scopes import scope_of
 from tests.tiny import tiny_reward_model
+from tests.unit.keys_world import Keys
 from tests.unit.reward_world import World, reward_service, until
 
 NAME = "fairlead.v1.RewardService"
@@ -36,29 +36,6 @@ TEN_TOKENS = TokenPair((5, 6, 7, 8, 9), (10, 11, 12, 13, 14))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny_reward_model(tmp_path_factory.mktemp("reward"))
-
-
-class Keys:
-    """A file of keys."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "keys.json"
-        self.file = KeyFile()
-        self.section = KeysSection(file=str(self.path), reload_seconds=0)
-        api_keys.write(self.path, self.file)
-
-    def add(self, key_id: str, **fields) -> str:
-        key = api_keys.draw(key_id)
-        entry = ApiKey(id=key_id, sha256=api_keys.sha256_of(key), **{"scopes": ("score",), **fields})
-        self.file = self.file.replaced(entry)
-        api_keys.write(self.path, self.file)
-        return key
-
-    def revoke(self, key_id: str) -> None:
-        key = self.file.get(key_id)
-        assert key is not None
-        self.file = self.file.replaced(key.model_copy(update={"revoked": True}))
-        api_keys.write(self.path, self.file)
 
 
 @pytest.fixture
