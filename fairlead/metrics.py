@@ -131,6 +131,31 @@ class Batcher:
         )
 
 
+class Reward:
+    """The reward service: which model scores."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.swaps = Counter(
+            "fairlead_reward_swaps_total", "Times that another model took over.", registry=registry
+        )
+        self.load_failures = Counter(
+            "fairlead_reward_load_failures_total",
+            "Models that could not be loaded or could not score; what was served stayed.",
+            registry=registry,
+        )
+        self.canary_share = Gauge(
+            "fairlead_reward_canary_share_ratio",
+            "Share of the traffic that the canary scores.",
+            registry=registry,
+        )
+        self.requests = Counter(
+            "fairlead_reward_requests_total",
+            "Requests while there is a canary, by who scored them: current, canary.",
+            ["model"],
+            registry=registry,
+        )
+
+
 class Policy:
     """The policy service."""
 
@@ -309,7 +334,7 @@ class Trainer:
             self.phase.labels(phase=name).set(name == phase)
 
 
-AREAS = (Server, Access, Tls, Batcher, Policy, Weights, Worker, Gateway, Trainer)
+AREAS = (Server, Access, Tls, Batcher, Reward, Policy, Weights, Worker, Gateway, Trainer)
 """Every area, for docs/metrics.md."""
 
 

@@ -209,6 +209,20 @@ class RewardInfo:
     """SHA-256 of its weights, shortened."""
     calibration_temperature: float = 0.0
     """Scores divided by it are calibrated; 0 if nobody has measured it."""
+    canary_model_version: str = ""
+    """Version of the model that scores a share of the traffic on trial; empty if there is none."""
+    canary_share: float = 0.0
+    """That share, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedReward:
+    """One of the models that a reward replica scores with."""
+
+    info: RewardInfo
+    """What it is."""
+    share: float
+    """Share of the traffic that it scores, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from fairlead.cli import (
     keys,
     plan,
     quickstart,
+    reload,
     reports,
     score,
     serve,
@@ -41,7 +42,7 @@ Exit codes: 0 done, 1 failed, 2 a mistake in flags, configuration, model or data
 
 
 _ORDER = (
-    *("quickstart", "sft", "reward-model", "ppo", "serve", "score", "generate"),
+    *("quickstart", "sft", "reward-model", "ppo", "serve", "reload", "score", "generate"),
     *("data", "export", "export-triton", "report", "status", "audit", "plan", "keys", "k8s"),
 )
 
@@ -97,6 +98,7 @@ def _root(
 quickstart.register(app)
 stages.register(app)
 serve.register(app)
+reload.register(app)
 score.register(app)
 generate.register(app)
 data.register(app)

@@ -118,11 +118,7 @@ class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
         response = await self._replicas.call(
             lambda stub: stub.GetRewardInfo, pb.GetRewardInfoRequest(), timeout_seconds=timeout_seconds
         )
-        return RewardInfo(
-            codec.model_info_from_pb(response.model),
-            response.model_version,
-            response.calibration_temperature,
-        )
+        return codec.reward_info_from_pb(response)
 
 
 class RewardClient(Blocking[AsyncRewardClient]):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from fairlead.codec.tokens import messages_from_pb, messages_to_pb
+from fairlead.codec.tokens import messages_from_pb, messages_to_pb, model_info_from_pb, model_info_to_pb
 from fairlead.errors import InvalidInput
-from fairlead.types import Priority, ScoreItem, Scores, TextPair, TokenPair, WholeText
-from fairlead.v1 import reward_service_pb2
+from fairlead.types import (
+    Priority,
+    RewardInfo,
+    ScoreItem,
+    Scores,
+    ServedReward,
+    TextPair,
+    TokenPair,
+    WholeText,
+)
+from fairlead.v1 import reward_admin_service_pb2, reward_service_pb2
 
 
 def score_item_to_pb(item: ScoreItem) -> reward_service_pb2.ScoreItem:
@@ -95,3 +104,49 @@ def scores_from_pb(message: reward_service_pb2.ScoreResponse) -> Scores:
         compute_seconds=message.compute_seconds,
         calibration_temperature=message.calibration_temperature,
     )
+
+
+def reward_info_to_pb(info: RewardInfo) -> reward_service_pb2.GetRewardInfoResponse:
+    """RewardInfo → message."""
+    return reward_service_pb2.GetRewardInfoResponse(
+        model=model_info_to_pb(info.model),
+        model_version=info.model_version,
+        calibration_temperature=info.calibration_temperature,
+        canary_model_version=info.canary_model_version,
+        canary_share=info.canary_share,
+    )
+
+
+def reward_info_from_pb(message: reward_service_pb2.GetRewardInfoResponse) -> RewardInfo:
+    """Message → RewardInfo."""
+    return RewardInfo(
+        model=model_info_from_pb(message.model),
+        model_version=message.model_version,
+        calibration_temperature=message.calibration_temperature,
+        canary_model_version=message.canary_model_version,
+        canary_share=message.canary_share,
+    )
+
+
+def served_to_pb(served: Sequence[ServedReward]) -> list[reward_admin_service_pb2.ServedRewardModel]:
+    """Models with their shares → messages."""
+    return [
+        reward_admin_service_pb2.ServedRewardModel(
+            model=model_info_to_pb(one.info.model),
+            model_version=one.info.model_version,
+            calibration_temperature=one.info.calibration_temperature,
+            share=one.share,
+        )
+        for one in served
+    ]
+
+
+def served_from_pb(messages: Iterable[reward_admin_service_pb2.ServedRewardModel]) -> list[ServedReward]:
+    """Messages → models with their shares."""
+    return [
+        ServedReward(
+            RewardInfo(model_info_from_pb(one.model), one.model_version, one.calibration_temperature),
+            one.share,
+        )
+        for one in messages
+    ]

@@ -37,6 +37,15 @@ class TritonSection(Section):
 class RewardSection(ModelServiceSection):
     """Scoring by the reward model."""
 
+    watch: bool = False
+    """`path` is a local folder of versions, a folder each, or a model that is replaced: a newer one is loaded
+    in the background, tried, and takes over. Newest is what `latest` in it leads to, else the last by
+    name."""
+    watch_seconds: float = Field(default=5.0, gt=0, le=86_400)
+    """How often that folder is looked at. A version is taken when two looks find the same files in it."""
+    allow_reload: Literal["auto", "always", "never"] = "auto"
+    """Whether callers may replace the model by `fairlead reload`. `auto`: where API keys are asked for, with
+    the scope `admin`. `always` lets everybody who reaches the port where there are no keys."""
     model_name: str = Field(default="reward", min_length=1, max_length=128)
     """The model's name in the Open Inference Protocol."""
     engine: Literal["local", "triton"] = "local"

@@ -344,10 +344,16 @@ class GetRewardInfoResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     CALIBRATION_TEMPERATURE_FIELD_NUMBER: _builtins.int
+    CANARY_MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    CANARY_SHARE_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Version of the model: the SHA-256 of its weights, shortened."""
     calibration_temperature: _builtins.float
     """As in ScoreResponse."""
+    canary_model_version: _builtins.str
+    """Version of the model that scores a share of the traffic on trial; empty if there is none."""
+    canary_share: _builtins.float
+    """That share, from 0 to 1."""
     @_builtins.property
     def model(self) -> _tokens_pb2.ModelInfo:
         """The model."""
@@ -358,10 +364,12 @@ class GetRewardInfoResponse(_message.Message):
         model: _tokens_pb2.ModelInfo | None = ...,
         model_version: _builtins.str = ...,
         calibration_temperature: _builtins.float = ...,
+        canary_model_version: _builtins.str = ...,
+        canary_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_temperature", b"calibration_temperature", "model", b"model", "model_version", b"model_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_temperature", b"calibration_temperature", "canary_model_version", b"canary_model_version", "canary_share", b"canary_share", "model", b"model", "model_version", b"model_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

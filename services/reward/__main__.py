@@ -1,29 +1,23 @@
-"""Wires the reward service: configuration → model and batcher, or a Triton server → server."""
+"""Wires the reward service: configuration → models, or a Triton server → dialects → server."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.errors import ConfigError
+from services.reward import model_folder
+from services.reward.dialects import Dialects
+from services.reward.model_watcher import ModelWatcher
+from services.reward.scoring import Scoring
+from services.reward.swapping import SwappingScoring
 from services.runtime import process
-from services.runtime.batching import MicroBatcher
 from services.runtime.server import ModelServer
-
-if TYPE_CHECKING:
-    from services.reward.scorer import RewardScorer
-
-
-def _load(config: RunConfig) -> RewardScorer:
-    # torch takes seconds to import; until then the process already answers probes and signals.
-    from fairlead.nn import determinism
-    from services.reward.scorer import RewardScorer
-
-    if config.deterministic:
-        determinism.require()
-    return RewardScorer(config.reward.path or str(config.folder.reward_model), config.reward)
 
 
 async def run(config: RunConfig) -> None:
@@ -34,25 +28,55 @@ async def run(config: RunConfig) -> None:
         if config.reward.engine == "triton":
             await _front(config, server)
             return
-        scorer = await server.load(lambda: _load(config))
-        from services.reward.dialects import Dialects
-        from services.reward.scoring import LocalScoring
-
-        batcher = MicroBatcher(
-            scorer.score, config.reward.batching, batcher_metrics=metrics.Batcher(), field_name="items"
-        )
-        async with batcher:
-            scoring = LocalScoring(scorer, batcher)
-            dialects = Dialects(scoring, config.reward, ready=lambda: server.ready)
-            await server.start(dialects.add_to, dialects.names)
+        async with _models(config, server) as scoring:
+            await _start(config, server, scoring)
             server.set_ready(True)
             await server.run_until_stopped()
+
+
+async def _start(config: RunConfig, server: ModelServer, scoring: Scoring) -> None:
+    dialects = Dialects(
+        scoring, config.reward, asks_for_keys=bool(config.keys.file), ready=lambda: server.ready
+    )
+    await server.start(dialects.add_to, dialects.names)
+
+
+@asynccontextmanager
+async def _models(config: RunConfig, server: ModelServer) -> AsyncIterator[SwappingScoring]:
+    """What scores, with what watches for newer models."""
+    section = config.reward
+    if config.deterministic:
+        await server.load(_require_determinism)
+    folder = section.path or str(config.folder.reward_model)
+    scoring = await SwappingScoring.open(
+        model_folder.first(folder) if section.watch else folder,
+        section,
+        batcher_metrics=metrics.Batcher(),
+        counts=metrics.Reward(),
+        load=server.load,
+    )
+    async with scoring:
+        if not section.watch:
+            yield scoring
+            return
+        watcher = ModelWatcher(Path(folder), scoring, interval_seconds=section.watch_seconds)
+        watching = asyncio.create_task(watcher.run())
+        try:
+            yield scoring
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+def _require_determinism() -> None:
+    from fairlead.nn import determinism
+
+    determinism.require()
 
 
 async def _front(config: RunConfig, server: ModelServer) -> None:
     """Serves with the model of a Triton server, and is ready while that is."""
     from services.reward import triton_scorer
-    from services.reward.dialects import Dialects
 
     section = config.reward
     if config.deterministic:
@@ -60,8 +84,7 @@ async def _front(config: RunConfig, server: ModelServer) -> None:
     path = section.path or str(config.folder.reward_model)
     reader, served = await server.unless_stopped(triton_scorer.connect(path, section))
     async with triton_scorer.serving(reader, served, section, server.set_ready) as scoring:
-        dialects = Dialects(scoring, section, ready=lambda: server.ready)
-        await server.start(dialects.add_to, dialects.names)
+        await _start(config, server, scoring)
         await server.run_until_stopped()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from grpc import aio
 
 from fairlead.config.reward import RewardSection
+from services.reward import admin_servicer
 from services.reward.scoring import Scoring
 from services.reward.servicer import SERVICE_NAME, RewardServicer
 from services.runtime.bulk import Bounds
@@ -18,16 +19,23 @@ logger = logging.getLogger(__name__)
 class Dialects:
     """Every servicer of the reward service."""
 
-    def __init__(self, scoring: Scoring, section: RewardSection, *, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, scoring: Scoring, section: RewardSection, *, asks_for_keys: bool, ready: Callable[[], bool]
+    ) -> None:
         """
         Args:
             scoring: what scores.
             section: names and limits.
+            asks_for_keys: whether callers show API keys.
             ready: whether the server is.
         """
         bounds = Bounds(section.stream_max_requests, section.max_message_bytes)
-        self._adders: list[Callable[[aio.Server], None]] = [RewardServicer(scoring, bounds).add_to]
-        self.names = [SERVICE_NAME]
+        may = {"auto": asks_for_keys, "always": True, "never": False}[section.allow_reload]
+        self._adders: list[Callable[[aio.Server], None]] = [
+            RewardServicer(scoring, bounds).add_to,
+            admin_servicer.RewardAdminServicer(scoring, allowed=may).add_to,
+        ]
+        self.names = [SERVICE_NAME, admin_servicer.SERVICE_NAME]
         """Full names of the services."""
         try:
             from services.reward import open_inference

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Required, TypedDict
 
 from fairlead.errors import NotFound
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TokenPair
@@ -17,6 +17,16 @@ from services.runtime.bulk import patiently
 
 if TYPE_CHECKING:
     from services.reward.scorer import RewardScorer
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Options of `Scoring.score`, which says what they mean, for those that hand them on."""
+
+    deadline: Required[float | None]
+    priority: Priority
+    request_id: str
+    model_version: str
+    waits: bool
 
 
 class Scoring(Protocol):

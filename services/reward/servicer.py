@@ -79,9 +79,4 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
         self, request: pb.GetRewardInfoRequest, context: _Context
     ) -> pb.GetRewardInfoResponse:
         """What is served."""
-        info = self._scoring.info
-        return pb.GetRewardInfoResponse(
-            model=codec.model_info_to_pb(info.model),
-            model_version=info.model_version,
-            calibration_temperature=info.calibration_temperature,
-        )
+        return codec.reward_info_to_pb(self._scoring.info)

@@ -36,7 +36,7 @@ def test_the_page_is_what_the_help_says():
 
 
 def test_every_verb_that_was_promised_is_there_in_its_order():
-    promised = "quickstart sft reward-model ppo serve score generate data export export-triton"
+    promised = "quickstart sft reward-model ppo serve reload score generate data export export-triton"
     promised += " report status audit plan"
     assert GROUP.list_commands(None)[: len(promised.split())] == promised.split()
 

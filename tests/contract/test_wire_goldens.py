@@ -20,7 +20,13 @@ from fairlead.types import (
     VersionSpan,
     WeightVersion,
 )
-from fairlead.v1 import policy_service_pb2, reference_service_pb2, reward_service_pb2, rollout_pb2
+from fairlead.v1 import (
+    policy_service_pb2,
+    reference_service_pb2,
+    reward_admin_service_pb2,
+    reward_service_pb2,
+    rollout_pb2,
+)
 
 TASK = PromptTask(
     task_id=300,
@@ -135,7 +141,12 @@ def test_a_newer_schema_is_refused_by_name_with_its_checksum_and_without():
 def test_the_services_and_their_calls_keep_their_names():
     found = {
         service.full_name: [(method.name, method.server_streaming) for method in service.methods]
-        for module in (policy_service_pb2, reference_service_pb2, reward_service_pb2)
+        for module in (
+            policy_service_pb2,
+            reference_service_pb2,
+            reward_service_pb2,
+            reward_admin_service_pb2,
+        )
         for service in module.DESCRIPTOR.services_by_name.values()
     }
     assert found == {
@@ -149,5 +160,12 @@ def test_the_services_and_their_calls_keep_their_names():
             ("Score", False),
             ("ScoreStream", True),
             ("GetRewardInfo", False),
+        ],
+        "fairlead.v1.RewardAdminService": [
+            ("ListRewardModels", False),
+            ("LoadRewardModel", False),
+            ("SetCanaryShare", False),
+            ("PromoteCanary", False),
+            ("AbandonCanary", False),
         ],
     }

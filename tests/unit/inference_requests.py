@@ -23,3 +23,16 @@ def request(*inputs, raw=(), outputs=(), **fields) -> pb.ModelInferRequest:
     for name in outputs:
         message.outputs.add(name=name)
     return message
+
+
+def tokens_of(rows, module):
+    lengths = np.array([[len(row)] for row in rows], dtype=np.int64)
+    padded = np.full((len(rows), int(lengths.max())), -7, dtype=np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    found = []
+    for name, values in (("tokens", padded), ("sequence_lengths", lengths)):
+        tensor = module.InferInput(name, list(values.shape), "INT64")
+        tensor.set_data_from_numpy(values)
+        found.append(tensor)
+    return found

@@ -17,10 +17,8 @@ from fairlead.config.observe import ObserveSection
 from fairlead.config.reward import RewardSection
 from fairlead.config.tls import TlsSection
 from services.reward.dialects import Dialects
-from services.reward.scorer import RewardScorer
-from services.reward.scoring import LocalScoring
 from services.reward.servicer import SERVICE_NAME
-from services.runtime.batching import MicroBatcher
+from services.reward.swapping import SwappingScoring
 from services.runtime.server import ModelServer
 
 
@@ -30,9 +28,18 @@ class World:
 
     address: str
     server: ModelServer
-    scorer: RewardScorer
-    batcher: MicroBatcher
+    scoring: SwappingScoring
     registry: CollectorRegistry
+
+    @property
+    def version(self) -> str:
+        """Of the current model."""
+        return self.scoring.info.model_version
+
+    @property
+    def queue_tokens(self) -> float:
+        """Tokens waiting for the model."""
+        return self.registry.get_sample_value("fairlead_batcher_queue_tokens") or 0.0
 
     def count(self, name: str, method: str, **labels: str) -> float:
         """A counter of the server."""
@@ -85,18 +92,16 @@ async def reward_service(
 ) -> AsyncIterator[World]:
     section = RewardSection(**({"path": str(path), "bind": "127.0.0.1:0", "device": "cpu"} | settings))
     registry = CollectorRegistry()
-    scorer = RewardScorer(section.path, section)
     async with ModelServer(
         "reward", section, observe or ObserveSection(), keys=keys, tls=tls, registry=registry
     ) as server:
-        batcher = MicroBatcher(
-            scorer.score, section.batching, batcher_metrics=metrics.Batcher(registry), field_name="items"
+        scoring = await SwappingScoring.open(
+            section.path, section, batcher_metrics=metrics.Batcher(registry), counts=metrics.Reward(registry)
         )
-        async with batcher:
-            scoring = LocalScoring(scorer, batcher)
-            dialects = Dialects(scoring, section, ready=lambda: server.ready)
+        async with scoring:
+            dialects = Dialects(scoring, section, asks_for_keys=keys is not None, ready=lambda: server.ready)
             address = await server.start(dialects.add_to, dialects.names)
             server.set_ready(True)
-            yield World(address, server, scorer, batcher, registry)
-            # The gRPC server goes before its batcher, as in the process.
+            yield World(address, server, scoring, registry)
+            # The gRPC server goes before its models, as in the process.
             await server.drain()

@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from fairlead import RewardClient, TokenPair
 from fairlead.types import WholeText
 from tests.tiny import tiny_reward_model
-from tests.unit.inference_requests import W1, request
+from tests.unit.inference_requests import W1, request, tokens_of
 from tests.unit.reward_world import Threaded, reward_service
 
 TEXTS = ["w1 w2 w3", "w4", "", "w5 w6 w7 w8 w9 w10", "<s> w1 w2 w3 </s>"]
@@ -54,26 +54,13 @@ def sentences(texts, module=triton):
     return tensor
 
 
-def tokens(rows, module=triton):
-    lengths = np.array([[len(row)] for row in rows], dtype=np.int64)
-    padded = np.full((len(rows), int(lengths.max())), -7, dtype=np.int64)
-    for number, row in enumerate(rows):
-        padded[number, : len(row)] = row
-    found = []
-    for name, values in (("tokens", padded), ("sequence_lengths", lengths)):
-        tensor = module.InferInput(name, list(values.shape), "INT64")
-        tensor.set_data_from_numpy(values)
-        found.append(tensor)
-    return found
-
-
 def rows_of(count: int) -> list[list[int]]:
     rng = random.Random(5)
     return [[rng.randrange(4, 60) for _ in range(rng.randrange(1, 60))] for _ in range(count)]
 
 
 def test_the_client_finds_a_live_and_ready_server_with_its_model(served, client):
-    version = served.scorer.info.model_version
+    version = served.version
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("reward")
@@ -110,7 +97,7 @@ def test_sentences_are_scored_as_they_are(served, client, expected):
     assert rewards[:, 0].tolist() == pytest.approx([expected[text] for text in TEXTS], abs=1e-6)
     response = result.get_response()
     assert response.id == "seven"
-    assert response.model_version == served.scorer.info.model_version
+    assert response.model_version == served.version
     assert response.parameters["model_version"].string_param == response.model_version
     assert response.parameters["num_tokens"].int64_param == 5 + 3 + 2 + 8 + 5
     assert {"queue_seconds", "compute_seconds"} <= set(response.parameters)
@@ -119,14 +106,14 @@ def test_sentences_are_scored_as_they_are(served, client, expected):
 def test_tokens_are_scored_up_to_their_lengths(served, client):
     rows = rows_of(40)
     outputs = [triton.InferRequestedOutput("rewards")]
-    found = client.infer("reward", tokens(rows), outputs=outputs, priority=2, timeout=30_000_000)
+    found = client.infer("reward", tokens_of(rows, triton), outputs=outputs, priority=2, timeout=30_000_000)
     with RewardClient(served.address) as ours:
         scores = ours.score([TokenPair((), tuple(row)) for row in rows]).scores
     assert found.as_numpy("rewards")[:, 0].tolist() == pytest.approx(list(scores), abs=1e-5)
 
 
 def test_a_version_is_asked_for_by_its_name(served, client):
-    version = served.scorer.info.model_version
+    version = served.version
     client.infer("reward", [sentences(["w1"])], model_version=version)
     with pytest.raises(InferenceServerException, match="no version '2' of 'reward' here") as error:
         client.infer("reward", [sentences(["w1"])], model_version="2")
@@ -150,7 +137,7 @@ def test_what_the_protocol_offers_and_we_do_not_is_said(client):
 
 
 def test_statistics_count_what_was_done(served):
-    name, version = "reward", served.scorer.info.model_version
+    name, version = "reward", served.version
     with triton.InferenceServerClient(served.address) as client:
         (before,) = client.get_inference_statistics(name).model_stats
         for _ in range(3):
@@ -255,10 +242,10 @@ def test_without_tritonclient_the_service_starts_and_says_so():
     code = (
         "import sys, logging; sys.modules['tritonclient'] = None; logging.basicConfig();"
         "from services.reward.dialects import Dialects; from fairlead.config.reward import RewardSection;"
-        "print(Dialects(None, RewardSection(), ready=lambda: True).names)"
+        "print(Dialects(None, RewardSection(), asks_for_keys=False, ready=lambda: True).names)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
     )
-    assert done.stdout.strip() == "['fairlead.v1.RewardService']"
+    assert done.stdout.strip() == "['fairlead.v1.RewardService', 'fairlead.v1.RewardAdminService']"
     assert "pip install 'fairlead[triton]'" in done.stderr

@@ -50,7 +50,7 @@ async def test_a_stream_gives_the_scores_of_single_calls(model):
         assert sorted(found) == list(range(60))
         for n, score in enumerate(alone.scores):
             assert found[n].scores[0] == pytest.approx(score, abs=1e-5)
-            assert found[n].model_version == world.scorer.info.model_version
+            assert found[n].model_version == world.version
         assert world.count("grpc_server_msg_received_total", "ScoreStream") == 60
         assert world.count("grpc_server_msg_sent_total", "ScoreStream") == 60
         assert world.count("grpc_server_handled_total", "ScoreStream", grpc_code="OK") == 1
@@ -96,7 +96,7 @@ async def scripted(scoring, bounds):
         address = await server.start(servicer.add_to, [SERVICE_NAME])
         server.set_ready(True)
         async with aio.insecure_channel(address) as channel:
-            world = World(address, server, None, None, registry)
+            world = World(address, server, scoring, registry)
             yield world, pb_grpc.RewardServiceStub(channel)
 
 
@@ -213,7 +213,7 @@ async def test_a_full_server_lets_a_stream_wait(model):
         found = {n: outcome async for n, outcome in client.score_stream([item] for item in items)}
         assert all(isinstance(outcome, Scores) for outcome in found.values())
         assert len(found) == 40
-        assert world.batcher.queue_tokens == 0
+        assert world.queue_tokens == 0
 
 
 async def test_a_drain_answers_what_was_read_and_the_client_goes_on_elsewhere(model):
@@ -308,7 +308,7 @@ async def test_a_caller_that_leaves_takes_its_work_with_it(model):
         await until(
             lambda: world.count("grpc_server_handled_total", "ScoreStream", grpc_code="CANCELLED") == 1
         )
-        await until(lambda: world.batcher.queue_tokens == 0)
+        await until(lambda: world.queue_tokens == 0)
         assert world.count("grpc_server_msg_received_total", "ScoreStream") < 1_000
 
 

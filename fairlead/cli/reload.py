@@ -1,0 +1,113 @@
+"""`fairlead reload`: another reward model in a running service, for all or for a share of the traffic."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fairlead.cli.output import Json, TimeoutSeconds, fail, say, with_examples
+
+if TYPE_CHECKING:
+    from fairlead.clients import RewardAdminClient
+    from fairlead.types import ServedReward
+
+_RELOAD = with_examples(
+    "Replace the model of a running reward service without a failed request.\n\n"
+    "The service loads the model beside the one it serves, tries it and swaps; what it had begun ends as it "
+    "began. With --canary the new model scores a share of the traffic until it is promoted or abandoned. "
+    "Without a model it says what is served. Several replicas are changed one after the other. The service "
+    "allows it to API keys with the scope admin; see reward.allow_reload.",
+    "fairlead reload runs/second/reward_model --address localhost:5002",
+    "fairlead reload models/v2 --canary 0.1 --address a:5002 --address b:5002",
+    "fairlead reload --share 0.5 --address a:5002 --address b:5002",
+    "fairlead reload --promote --address a:5002 --address b:5002",
+    "fairlead reload --abandon --address localhost:5002",
+    "fairlead reload --address localhost:5002",
+)
+
+Address = Annotated[
+    list[str],
+    typer.Option("--address", metavar="HOST:PORT", help="Where the service is; once for every replica."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("reload", help=_RELOAD)(reload)
+
+
+def reload(
+    address: Address,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Folder or hub id, as the service sees it.")
+    ] = None,
+    canary: Annotated[
+        float | None,
+        typer.Option("--canary", metavar="SHARE", help="Let MODEL score this share of the traffic, 0 to 1."),
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option("--share", metavar="SHARE", help="Another share for the canary there is.")
+    ] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="The canary scores everything.")] = False,
+    abandon: Annotated[bool, typer.Option("--abandon", help="The canary scores nothing more.")] = False,
+    timeout_seconds: TimeoutSeconds = 600.0,
+    as_json: Json = False,
+) -> None:
+    """Changes every replica; the first that refuses ends it."""
+    from fairlead.clients import RewardAdminClient
+
+    asked = [model is not None, share is not None, promote, abandon]
+    if sum(asked) > 1:
+        fail("got several of MODEL, --share, --promote and --abandon, allowed: one of them")
+    if canary is not None and model is None:
+        fail("--canary: got no MODEL, allowed: the model that becomes the canary; --share changes its share")
+    found: dict[str, Any] = {}
+    for one in address:
+        with RewardAdminClient(one, timeout_seconds=timeout_seconds) as client:
+            served = _change(client, model, canary=canary, share=share, promote=promote, abandon=abandon)
+        found[one] = [_told(each) for each in served]
+        if not as_json:
+            _show(one, served)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+
+
+def _change(
+    client: RewardAdminClient,
+    model: str | None,
+    *,
+    canary: float | None,
+    share: float | None,
+    promote: bool,
+    abandon: bool,
+) -> list[ServedReward]:
+    if model is not None:
+        return client.load(model, canary_share=canary or 0.0)
+    if share is not None:
+        return client.set_share(share)
+    if abandon:
+        return client.abandon()
+    served = client.models()
+    if not promote:
+        return served
+    # By its version, so that a call that is repeated finds it done.
+    return client.promote(served[-1].info.model_version if len(served) > 1 else "")
+
+
+def _told(served: ServedReward) -> dict[str, object]:
+    info = served.info
+    return {
+        "model_id": info.model.model_id,
+        "model_version": info.model_version,
+        "share": served.share,
+        "tokenizer_fingerprint": info.model.tokenizer_fingerprint,
+        "max_sequence_tokens": info.model.max_sequence_tokens,
+        "calibration_temperature": info.calibration_temperature,
+    }
+
+
+def _show(address: str, served: list[ServedReward]) -> None:
+    for each in served:
+        say(f"{address}  {each.info.model_version}  {each.share:7.2%}  {each.info.model.model_id}")

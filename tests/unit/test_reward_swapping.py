@@ -1,0 +1,291 @@
+"""Models that are replaced under load: no failed request, and every answer is its version's own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import shutil
+import weakref
+
+import pytest
+import tritonclient.grpc.aio as triton
+from safetensors.torch import load_file, save_file
+
+from fairlead.clients import AsyncRewardAdminClient, AsyncRewardClient
+from fairlead.config.reward import RewardSection
+from fairlead.errors import InvalidInput, NotFound, PermissionDenied, Unauthenticated
+from fairlead.retry import RetryPolicy
+from fairlead.types import TokenPair
+from services.reward.scorer import RewardScorer
+from services.reward.swapping import SwappingScoring
+from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from tests.unit.inference_requests import tokens_of
+from tests.unit.reward_world import reward_service, until
+
+ONCE = RetryPolicy(max_attempts=1)
+PAIRS = [TokenPair((), tuple(random.Random(seed).choices(range(4, 60), k=5 + seed))) for seed in range(40)]
+OPEN = {"allow_reload": "always"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return [tiny_reward_model(tmp_path_factory.mktemp(f"reward{seed}"), seed=seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def oracle(models) -> dict[str, list[float]]:
+    """Version → the score of each of PAIRS, by a scorer of its own."""
+    found = {}
+    for path in models:
+        scorer = RewardScorer(str(path), RewardSection(device="cpu"))
+        scores = [scorer.score(scorer.encode([pair]))[0] for pair in PAIRS]
+        found[scorer.info.model_version] = scores
+    assert len(found) == 3
+    return found
+
+
+class Load:
+    """Callers in every dialect that ask until told to stop; whatever is wrong is kept."""
+
+    def __init__(self, address: str, oracle: dict[str, list[float]]) -> None:
+        self.address, self.oracle = address, oracle
+        self.versions: list[str] = []
+        self.stop = asyncio.Event()
+
+    def check(self, index: int, score: float, version: str) -> None:
+        assert score == pytest.approx(self.oracle[version][index], abs=1e-5)
+        self.versions.append(version)
+
+    async def unary(self) -> None:
+        async with AsyncRewardClient(self.address, retry=ONCE) as client:
+            while not self.stop.is_set():
+                index = random.randrange(len(PAIRS))
+                scores = await client.score([PAIRS[index]])
+                self.check(index, scores.scores[0], scores.model_version)
+
+    async def stream(self) -> None:
+        asked = []
+
+        async def feed():
+            while not self.stop.is_set():
+                asked.append(random.randrange(len(PAIRS)))
+                yield [PAIRS[asked[-1]]]
+
+        async with AsyncRewardClient(self.address, retry=ONCE) as client:
+            async for number, scores in client.score_stream(feed(), max_in_flight=8):
+                self.check(asked[number], scores.scores[0], scores.model_version)
+
+    async def inference(self) -> None:
+        async with triton.InferenceServerClient(self.address) as client:
+            while not self.stop.is_set():
+                index = random.randrange(len(PAIRS))
+                result = await client.infer("reward", tokens_of([PAIRS[index].response_token_ids], triton))
+                self.check(index, result.as_numpy("rewards")[0, 0], result.get_response().model_version)
+
+
+async def test_swaps_and_canaries_under_load_fail_no_request(models, oracle):
+    first, second, third = (str(path) for path in models)
+    async with reward_service(first, **OPEN) as world:
+        load = Load(world.address, oracle)
+        callers = [
+            asyncio.create_task(work)
+            for work in (load.unary(), load.unary(), load.stream(), load.inference())
+        ]
+
+        async def served_for_a_while() -> None:
+            seen = len(load.versions)
+            await until(lambda: len(load.versions) > seen + 150 or any(task.done() for task in callers))
+
+        async with AsyncRewardAdminClient(world.address, retry=ONCE) as admin:
+            for path in (second, third, first, second):
+                await served_for_a_while()
+                (served,) = await admin.load(path)
+                assert served.info.model.model_id == path
+                assert served.share == 1.0
+            for share in (0.2, 0.5):
+                await admin.load(third, canary_share=share)
+                await served_for_a_while()
+                await admin.set_share(0.9)
+                await served_for_a_while()
+            current, canary = await admin.models()
+            assert (current.info.model.model_id, canary.info.model.model_id) == (second, third)
+            assert canary.share == 0.9
+            (promoted,) = await admin.promote(canary.info.model_version)
+            assert (await admin.promote(canary.info.model_version)) == [promoted], "it may be said twice"
+            await admin.load(first, canary_share=0.5)
+            await served_for_a_while()
+            (left,) = await admin.abandon()
+            assert left == promoted
+            assert (await admin.abandon()) == [promoted]
+            await served_for_a_while()
+        last = len(load.versions)
+        load.stop.set()
+        await asyncio.gather(*callers)
+        assert set(load.versions) == set(oracle)
+        assert set(load.versions[last:]) <= {promoted.info.model_version}
+        assert world.registry.get_sample_value("fairlead_reward_swaps_total") == 5
+        for code in ("INTERNAL", "UNAVAILABLE", "INVALID_ARGUMENT", "CANCELLED"):
+            assert world.count("grpc_server_handled_total", "Score", grpc_code=code) == 0
+
+
+async def test_what_was_begun_ends_on_the_model_that_began_it(models):
+    first, second, _ = (str(path) for path in models)
+    async with (
+        reward_service(first, batching={"max_batch_tokens": 64}) as world,
+        AsyncRewardClient(world.address) as client,
+    ):
+        before = world.version
+        begun = [asyncio.create_task(client.score([TokenPair((), (5,) * 60)] * 50)) for _ in range(8)]
+        await until(lambda: world.queue_tokens > 0)
+        await world.scoring.load(second)
+        assert world.version != before
+        after = await client.score([PAIRS[0]])
+        assert after.model_version == world.version
+        assert {scores.model_version for scores in await asyncio.gather(*begun)} == {before}
+
+
+async def test_the_share_is_held_and_a_request_that_is_repeated_finds_the_same_model(models):
+    first, second, _ = (str(path) for path in models)
+    async with reward_service(first) as world, AsyncRewardClient(world.address) as client:
+        await world.scoring.load(second, canary_share=0.3)
+        canary = world.scoring.info.canary_model_version
+        assert (await client.info()).canary_model_version == canary
+        assert (await client.info()).canary_share == 0.3
+
+        async def versions(names: list[str]) -> list[str]:
+            found = await asyncio.gather(*(client.score([PAIRS[0]], request_id=name) for name in names))
+            return [scores.model_version for scores in found]
+
+        names = [f"request-{number}" for number in range(1_000)]
+        once, again = await versions(names), await versions(names)
+        assert once == again
+        share = once.count(canary) / len(once)
+        assert abs(share - 0.3) < 4 * math.sqrt(0.3 * 0.7 / len(once))
+        counted = {
+            name: world.registry.get_sample_value("fairlead_reward_requests_total", {"model": name})
+            for name in ("current", "canary")
+        }
+        assert counted == {"canary": 2 * once.count(canary), "current": 2 * (1_000 - once.count(canary))}
+        await world.scoring.set_share(0.6)
+        wider = await versions(names)
+        # Those whom the canary scored stay with it as its share grows.
+        assert all(now == canary for now, then in zip(wider, once, strict=True) if then == canary)
+
+
+async def test_a_version_can_be_asked_for(models, oracle):
+    first, second, _ = (str(path) for path in models)
+    async with reward_service(first) as world, triton.InferenceServerClient(world.address) as client:
+        await world.scoring.load(second, canary_share=0.01)
+        versions = [info.model_version for info in world.scoring.models]
+        metadata = await client.get_model_metadata("reward")
+        assert list(metadata.versions) == versions
+        for version in versions:
+            result = await client.infer(
+                "reward", tokens_of([PAIRS[3].response_token_ids], triton), model_version=version
+            )
+            assert result.get_response().model_version == version
+            assert result.as_numpy("rewards")[0, 0] == pytest.approx(oracle[version][3], abs=1e-5)
+        index = await client.get_model_repository_index()
+        assert [model.version for model in index.models] == versions
+
+
+async def test_a_model_that_is_replaced_gives_its_memory_back(models):
+    first, second, _ = (str(path) for path in models)
+    async with reward_service(first) as world, AsyncRewardClient(world.address) as client:
+        await client.score([PAIRS[0]])
+        scorer = world.scoring._current._scoring._scorer
+        gone = [weakref.ref(scorer), weakref.ref(scorer._reward.members[0].model)]
+        del scorer
+        await world.scoring.load(second)
+        await until(lambda: not any(ref() for ref in gone))
+        canary = (await world.scoring.load(first, canary_share=0.5))[1]
+        assert canary.share == 0.5
+        gone = [weakref.ref(world.scoring._canary._scoring._scorer._reward.members[0].model)]
+        await world.scoring.abandon()
+        await until(lambda: not any(ref() for ref in gone))
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory, models):
+    """A reward model whose head is no number."""
+    folder = tmp_path_factory.mktemp("broken") / "model"
+    shutil.copytree(models[0], folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["score.weight"][:] = math.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+async def test_what_cannot_serve_is_refused_and_what_is_served_stays(models, broken, tmp_path):
+    async with (
+        reward_service(models[0], **OPEN) as world,
+        AsyncRewardAdminClient(world.address, retry=ONCE) as admin,
+    ):
+        before = await admin.models()
+        language_model = tiny_causal_lm(tmp_path / "lm")
+        for path, why in (
+            (tmp_path / "none", "none"),
+            (language_model, "lacks the weights score.weight"),
+            (broken, "cannot score"),
+            ("", "got 'nothing'"),
+        ):
+            with pytest.raises(InvalidInput, match="path: got") as error:
+                await admin.load(str(path))
+            assert why in str(error.value)
+        for share in (-0.1, 1.0, math.nan):
+            with pytest.raises(InvalidInput, match="canary_share"):
+                await admin.load(str(models[1]), canary_share=share)
+        with pytest.raises(InvalidInput, match="another model as the canary"):
+            await admin.load(str(models[0]), canary_share=0.5)
+        with pytest.raises(NotFound, match="no canary here"):
+            await admin.set_share(0.5)
+        with pytest.raises(NotFound, match="no canary here"):
+            await admin.promote()
+        assert await admin.load(str(models[0])) == before, "it is served already"
+        await admin.load(str(models[1]), canary_share=0.5)
+        with pytest.raises(NotFound, match="no canary of version 'abc'"):
+            await admin.promote("abc")
+        assert await admin.abandon() == before
+        assert world.registry.get_sample_value("fairlead_reward_load_failures_total") == 3
+        assert world.registry.get_sample_value("fairlead_reward_swaps_total") == 0
+
+
+@pytest.mark.parametrize("allow", ["auto", "never"])
+async def test_nobody_replaces_a_model_where_that_is_not_allowed(models, allow):
+    async with (
+        reward_service(models[0], allow_reload=allow) as world,
+        AsyncRewardAdminClient(world.address, retry=ONCE) as admin,
+    ):
+        for call in (admin.models, lambda: admin.load(str(models[1])), admin.promote, admin.abandon):
+            with pytest.raises((PermissionDenied, Unauthenticated), match="reward.allow_reload"):
+                await call()
+
+
+async def test_another_tokenizer_and_length_are_told(models, tmp_path, caplog):
+    short = tiny_reward_model(tmp_path, seed=9, max_position_embeddings=64)
+    tiny_tokenizer(size=40).save_pretrained(short)
+    async with reward_service(models[0]) as world, AsyncRewardClient(world.address) as client:
+        before = await client.info()
+        await world.scoring.load(str(short))
+        info = await client.info()
+        assert info.model.max_sequence_tokens == 64
+        assert info.model.tokenizer_fingerprint != before.model.tokenizer_fingerprint
+        assert (
+            f"from {before.model.tokenizer_fingerprint} to {info.model.tokenizer_fingerprint}" in caplog.text
+        )
+        assert "the max_sequence_tokens changed from 128 to 64" in caplog.text
+        with pytest.raises(InvalidInput, match="at most 64 tokens"):
+            await client.score([TokenPair((), (5,) * 65)])
+
+
+async def test_a_load_goes_on_though_its_caller_leaves(models):
+    async with reward_service(models[0]) as world:
+        scoring: SwappingScoring = world.scoring
+        before = world.version
+        task = asyncio.create_task(scoring.load(str(models[1])))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+        await until(lambda: world.version != before)
