@@ -1,6 +1,6 @@
 """Packing of scoring requests, against one sequence at a time and against batches in order of arrival.
 
-Decides the constants of services/runtime/batching.py: from which length on only sequences of like length
+Decides the constants of services/runtime/packing.py: from which length on only sequences of like length
 share a batch, and how far ahead sorting looks.
 """
 
@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from benchmarks.result import Result, Settings, interleaved
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.reward_model import RewardModel
-from services.runtime import batching
+from services.runtime import packing
 
 BUDGET = 8_192
 
@@ -65,11 +65,11 @@ def run(settings: Settings) -> dict[str, Result]:
 
 
 def _pack(lengths: Sequence[int], small: int) -> list[list[int]]:
-    before, batching.SMALL_TOKENS = batching.SMALL_TOKENS, small
+    before, packing.SMALL_TOKENS = packing.SMALL_TOKENS, small
     try:
-        return batching.pack(lengths, max_batch_tokens=BUDGET)
+        return packing.pack(lengths, max_batch_tokens=BUDGET)
     finally:
-        batching.SMALL_TOKENS = before
+        packing.SMALL_TOKENS = before
 
 
 def _windows(sequences: int) -> dict[str, Result]:
@@ -81,7 +81,7 @@ def _windows(sequences: int) -> dict[str, Result]:
         computed, window, tokens = 0, [], 0
         for length in [*queue, 0]:
             if length == 0 or tokens >= window_batches * BUDGET:
-                packed = batching.pack(window, max_batch_tokens=BUDGET)
+                packed = packing.pack(window, max_batch_tokens=BUDGET)
                 computed += sum(len(batch) * max(window[i] for i in batch) for batch in packed)
                 window, tokens = [], 0
             window.append(length)

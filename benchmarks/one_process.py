@@ -24,7 +24,7 @@ from services.policy.sample import Sample
 from services.policy.sampler import stream_key
 from services.reference.scorer import Lookup, ReferenceScorer
 from services.reward.scorer import RewardScorer
-from services.runtime.batching import pack
+from services.runtime.packing import pack
 from trainer.ppo import batch, learner
 from trainer.ppo.dispatch import PromptOrder
 

@@ -20,7 +20,7 @@ from benchmarks.result import Result, Settings, interleaved, rates
 from fairlead.config.reference import ReferenceSection
 from fairlead.types import TokenPair
 from services.reference.scorer import Lookup, ReferenceScorer
-from services.runtime.batching import pack
+from services.runtime.packing import pack
 
 LONGEST = 1_024
 AT_LEAST = 0.85

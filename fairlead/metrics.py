@@ -132,7 +132,7 @@ class Batcher:
 
 
 class Reward:
-    """The reward service: which model scores."""
+    """The reward service: which model scores, and what need not be computed twice."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.swaps = Counter(
@@ -152,6 +152,25 @@ class Reward:
             "fairlead_reward_requests_total",
             "Requests while there is a canary, by who scored them: current, canary.",
             ["model"],
+            registry=registry,
+        )
+        self.prefix_lookups = Counter(
+            "fairlead_reward_prefix_lookups_total",
+            "Sequences whose beginning was looked for among those kept: hit, miss.",
+            ["result"],
+            registry=registry,
+        )
+        self.prefix_tokens = Counter(
+            "fairlead_reward_prefix_tokens_total",
+            "Tokens that were not computed again as their keys and values were kept.",
+            registry=registry,
+        )
+        self.prefix_bytes = Gauge(
+            "fairlead_reward_prefix_bytes", "Memory of the keys and values kept.", registry=registry
+        )
+        self.shared_tokens = Counter(
+            "fairlead_reward_shared_tokens_total",
+            "Tokens that were computed once for several sequences of a batch, each time but the first.",
             registry=registry,
         )
 

@@ -54,6 +54,12 @@ class BatchingSection(Section):
     max_batch_tokens: int = Field(default=8_192, ge=1)
     """Tokens, padding included, of one forward pass. A longer sequence runs alone."""
     max_queue_tokens: int = Field(default=1_048_576, ge=1)
-    """Tokens waiting at most; beyond it requests are refused with a retry delay."""
+    """Tokens waiting at most, half of them of bulk requests; beyond it requests are refused with a retry
+    delay."""
+    max_queue_seconds: float = Field(default=30.0, gt=0, le=86_400)
+    """How long an online request may have to wait for the model, by the speed measured; it is refused with a
+    retry delay if it would wait longer. Where answers are awaited by people, set it to what they bear."""
+    bulk_patience_seconds: float = Field(default=1.0, ge=0, le=86_400)
+    """Bulk requests, which give way to online ones, get a batch at least this often."""
     max_items: int = Field(default=1_024, ge=1)
     """Sequences of one request at most."""

@@ -54,6 +54,19 @@ class RewardSection(ModelServiceSection):
     """The Triton server."""
     batching: BatchingSection = BatchingSection()
     """How requests are packed."""
+    attention: Literal["auto", "segments", "padded"] = "auto"
+    """`segments` computes no padding and a shared beginning once, `padded` pads the sequences of a batch to
+    the longest. `auto`: segments on a CPU where the model's architecture allows it."""
+    share_prompts: bool = True
+    """With `segments`: what sequences of a batch have in common at their beginning is computed once."""
+    prefix_cache_bytes: int = Field(default=256 << 20, ge=0)
+    """With `share_prompts`: memory for keys and values of prompts that were seen, for later answers to them;
+    0 keeps none."""
+    pack_weights: bool = True
+    """On a CPU in float32: linear layers through oneDNN, their weights laid out for it when loaded."""
+    compile: bool = False
+    """Compile the model with torch.compile when it is loaded, which takes a while and a C++ compiler;
+    attention is `padded` then."""
     append_eos: bool = True
     """Put the tokenizer's EOS behind a response that comes as text; ids are scored as they come."""
     chat_template: Literal["auto", "always", "never"] = "auto"

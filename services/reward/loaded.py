@@ -41,6 +41,7 @@ class LoadedModel:
     ) -> None:
         self.path = path
         self._batcher = batcher
+        self._scorer = scorer
         self._scoring = LocalScoring(scorer, batcher)
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -48,7 +49,13 @@ class LoadedModel:
 
     @classmethod
     async def load(
-        cls, path: str, section: RewardSection, *, counts: metrics.Batcher, load: Load = asyncio.to_thread
+        cls,
+        path: str,
+        section: RewardSection,
+        *,
+        counts: metrics.Batcher,
+        reward_counts: metrics.Reward | None = None,
+        load: Load = asyncio.to_thread,
     ) -> LoadedModel:
         """Loads a model and lets it score something.
 
@@ -56,13 +63,21 @@ class LoadedModel:
             path: folder or hub id.
             section: limits and ways of reading.
             counts: of batchers.
+            reward_counts: of what need not be computed twice.
             load: runs the slow part.
 
         Raises:
             ModelLoadError: if it cannot be loaded, or its scores are no numbers.
         """
-        scorer = await load(lambda: _scorer(path, section))
-        batcher = MicroBatcher(scorer.score, section.batching, batcher_metrics=counts, field_name="items")
+        scorer = await load(lambda: _scorer(path, section, reward_counts))
+        batcher = MicroBatcher(
+            scorer.score,
+            section.batching,
+            batcher_metrics=counts,
+            field_name="items",
+            prepare=scorer.prepare,
+            packing=scorer.packing,
+        )
         await batcher.__aenter__()
         model = cls(path, scorer, batcher)
         try:
@@ -92,7 +107,8 @@ class LoadedModel:
         """Finishes what is in hand, and gives the memory back."""
         await self._idle.wait()
         await self._batcher.__aexit__(None, None, None)
-        del self._batcher, self._scoring
+        self._scorer.close()
+        del self._batcher, self._scoring, self._scorer
         await asyncio.to_thread(_free)
 
     async def _try(self) -> None:
@@ -106,7 +122,7 @@ class LoadedModel:
             return
 
 
-def _scorer(path: str, section: RewardSection) -> RewardScorer:
+def _scorer(path: str, section: RewardSection, counts: metrics.Reward | None) -> RewardScorer:
     # torch takes seconds to import; until then the process already answers probes and signals.
     from services.reward.scorer import RewardScorer
 
@@ -116,7 +132,7 @@ def _scorer(path: str, section: RewardSection) -> RewardScorer:
         gc.collect()
         gc.freeze()
         _is_frozen = True
-    return RewardScorer(path, section)
+    return RewardScorer(path, section, counts=counts)
 
 
 def _free() -> None:

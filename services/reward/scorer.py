@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from fairlead import metrics
 from fairlead.config.reward import RewardSection
 from fairlead.errors import InternalError, InvalidInput
 from fairlead.nn import loading
+from fairlead.nn.compiling import compile_model
 from fairlead.nn.ensemble import load_ensemble, member_paths
+from fairlead.nn.linear import pack_linears
 from fairlead.nn.reward_model import RewardModel
 from fairlead.types import ModelInfo, RewardInfo, ScoreItem, TextPair, WholeText
+from services.reward import forward
+from services.reward.encoded import Encoded
 from services.reward.text_reader import TextReader
 from services.runtime import limits
+from services.runtime.packing import Packing
+
+logger = logging.getLogger(__name__)
 
 
 class RewardScorer:
     """One reward model, or an ensemble that is served as one, on one device."""
 
-    def __init__(self, path: str, section: RewardSection) -> None:
+    def __init__(self, path: str, section: RewardSection, *, counts: metrics.Reward | None = None) -> None:
         """Loads model and tokenizer.
+
+        Args:
+            path: folder or hub id.
+            section: how it computes, and limits.
+            counts: where to count what need not be computed twice.
 
         Raises:
             ModelLoadError: if that cannot be done, or the checkpoint has no reward head.
+            ConfigError: if the section asks for what the model does not allow.
         """
         loading.set_threads(section)
         self._section = section
@@ -51,6 +66,28 @@ class RewardScorer:
             calibration_temperature=section.calibration_temperature or self._reward.temperature,
         )
         """What is served."""
+        self._make_fast(path)
+        self._forward = forward.choose(
+            self._reward, section, longest=self.info.model.max_sequence_tokens, counts=counts
+        )
+
+    def _make_fast(self, path: str) -> None:
+        """Changes how the models compute, once their version is known."""
+        for member in self._reward.members:
+            if self._section.pack_weights and self._device.type == "cpu":
+                count = pack_linears(member.body)
+                logger.info("%d linear layers of %r are laid out for oneDNN", count, path)
+            if self._section.compile:
+                compile_model(member.model if member.is_encoder else member.body, path=path)
+
+    @property
+    def packing(self) -> Packing[tuple[int, ...]]:
+        """What batches are cheap."""
+        return self._forward.packing
+
+    def close(self) -> None:
+        """Frees what is kept between requests; it may go on scoring."""
+        self._forward.close()
 
     def _longest(self, model: RewardModel) -> int:
         limit = loading.max_sequence_tokens(model.model, self._section.max_sequence_tokens)
@@ -66,15 +103,19 @@ class RewardScorer:
         limits.check_count("items", len(items), limit=self._section.batching.max_items)
         return [self._encode(index, item) for index, item in enumerate(items)]
 
-    @torch.inference_mode()
     def score(self, sequences: Sequence[tuple[int, ...]]) -> list[float | Exception]:
         """Scalar of each sequence; one that is not finite is an error of that sequence alone."""
-        lengths_B = torch.tensor([len(sequence) for sequence in sequences])
-        tokens_BT = torch.zeros(len(sequences), int(lengths_B.max()), dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            tokens_BT[row, : len(sequence)] = torch.tensor(sequence)
-        scores_B = self._reward.scores(tokens_BT.to(self._device), lengths_B.to(self._device))
-        return [score if math.isfinite(score) else _not_finite(score) for score in scores_B.tolist()]
+        return self.prepare(sequences)()
+
+    def prepare(self, sequences: Sequence[tuple[int, ...]]) -> Callable[[], list[float | Exception]]:
+        """Builds the tensors of a batch; what it returns gives what `score` does."""
+        compute = self._forward.prepare(sequences)
+
+        @torch.inference_mode()
+        def run() -> list[float | Exception]:
+            return [score if math.isfinite(score) else _not_finite(score) for score in compute().tolist()]
+
+        return run
 
     def _encode(self, index: int, item: ScoreItem) -> tuple[int, ...]:
         model = self.info.model
@@ -98,7 +139,7 @@ class RewardScorer:
             )
             ids = item.response_token_ids
             limits.check_token_ids("items.tokens.response_token_ids", ids, vocabulary_size=size, index=index)
-            sequence = (*item.prompt_token_ids, *item.response_token_ids)
+            sequence = Encoded(item.prompt_token_ids, item.response_token_ids)
             field = "items.tokens"
         limits.check_sequence_tokens(field, len(sequence), limit=model.max_sequence_tokens, index=index)
         return sequence

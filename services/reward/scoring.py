@@ -14,6 +14,7 @@ from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TokenPair
 from services.runtime.access import caller
 from services.runtime.batching import MicroBatcher
 from services.runtime.bulk import patiently
+from services.runtime.waiting import Answer
 
 if TYPE_CHECKING:
     from services.reward.scorer import RewardScorer
@@ -114,13 +115,15 @@ class LocalScoring:
         priority = who.priority(priority)
         await who.admit(tokens=sum(num_tokens), waits=waits, deadline=deadline)
 
-        def submit() -> Awaitable[list[float]]:
-            return self._batcher.submit(sequences, num_tokens, deadline=deadline)
+        def submit() -> Awaitable[Answer[float]]:
+            return self._batcher.answer(sequences, num_tokens, deadline=deadline, priority=priority)
 
-        scores = await (patiently(submit, deadline=deadline) if waits else submit())
+        answer = await (patiently(submit, deadline=deadline) if waits else submit())
         return Scores(
-            scores=tuple(scores),
+            scores=tuple(answer.results),
             model_version=info.model_version,
             num_tokens=tuple(num_tokens),
+            queue_seconds=answer.queue_seconds,
+            compute_seconds=answer.compute_seconds,
             calibration_temperature=info.calibration_temperature,
         )

@@ -68,7 +68,9 @@ class SwappingScoring:
         Raises:
             ModelLoadError: as `LoadedModel.load`.
         """
-        current = await LoadedModel.load(path, section, counts=batcher_metrics, load=load)
+        current = await LoadedModel.load(
+            path, section, counts=batcher_metrics, reward_counts=counts, load=load
+        )
         return cls(current, section, batcher_metrics=batcher_metrics, counts=counts)
 
     async def __aenter__(self) -> Self:
@@ -183,7 +185,9 @@ class SwappingScoring:
     async def _load(self, path: str, share: float) -> list[ServedReward]:
         async with self._changing:
             try:
-                model = await LoadedModel.load(path, self._section, counts=self._batcher_metrics)
+                model = await LoadedModel.load(
+                    path, self._section, counts=self._batcher_metrics, reward_counts=self._counts
+                )
             except BaseException:
                 self._counts.load_failures.inc()
                 raise

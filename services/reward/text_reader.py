@@ -9,6 +9,7 @@ from fairlead.data.chat import ROLES, Chat
 from fairlead.data.encoding import encode_answer, encode_prompt, encode_response, render
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.types import Message, TextPair, WholeText
+from services.reward.encoded import Encoded
 from services.runtime import limits
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class TextReader:
             return self._conversation(index, Chat(turns), pair.response)
         before = encode_prompt(self._tokenizer, pair.prompt)
         answer = encode_response(self._tokenizer, pair.response, eos=self._section.append_eos)
-        return (*before, *answer)
+        return Encoded(before, answer)
 
     def read_whole(self, index: int, whole: WholeText) -> tuple[int, ...]:
         """Ids of a text that holds prompt and response, read as it is.
@@ -108,7 +109,7 @@ class TextReader:
         try:
             if self._is_ours:
                 prompt, answer = encode_answer(self._tokenizer, asked, response)
-                return (*prompt, *answer)
+                return Encoded(prompt, answer)
             # To the end of what the template writes: there models of the hub have learnt to score.
             whole = Chat((*asked.messages, Message("assistant", response)))
             return tuple(

@@ -29,8 +29,8 @@ from fairlead.retry import RetryPolicy
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TokenPair
 from services.reward.triton_reader import TritonReader
 from services.runtime.access import caller
-from services.runtime.batching import pack
 from services.runtime.bulk import patiently
+from services.runtime.packing import pack
 
 logger = logging.getLogger(__name__)
 _Row = TypeVar("_Row")

@@ -2,81 +2,38 @@
 
 Between a servicer and the function that runs the model. Knows nothing of what an item is but its number of
 tokens. Work-conserving: what waits is taken when the model is free, so an idle server adds no delay.
+
+Two threads take turns. One runs the model while the other chooses the next batch and builds its tensors, once
+a full one waits; with less it waits for the model, as more may come. Neither waits for the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from fairlead import metrics
 from fairlead.config.compute import BatchingSection
-from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
+from fairlead.errors import DeadlineExceeded, Overloaded, Unavailable
+from fairlead.types import Priority
+from services.runtime.admission import Admission
+from services.runtime.packing import Packing, PaddedPacking
+from services.runtime.waiting import Answer, Batch, Request, Waiting, WaitingQueue
 
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-WINDOW_BATCHES = 16
-"""Sorting looks this many batches ahead; benchmarks/batching.py."""
-SMALL_TOKENS = 32
-"""Sequences up to this length share a batch whatever their lengths; benchmarks/batching.py."""
-
-
-@dataclass(slots=True, eq=False)
-class _Request(Generic[_Result]):
-    """What one caller waits for."""
-
-    future: asyncio.Future[list[_Result]]
-    results: list[_Result | None]
-    missing: int
-    deadline: float | None
-    waiting_tokens: int
-
-
-@dataclass(slots=True, eq=False)
-class Waiting(Generic[_Item, _Result]):
-    """One sequence in the queue."""
-
-    item: _Item
-    num_tokens: int
-    request: _Request[_Result] = field(repr=False)
-    index: int
-    """Place in its request."""
-    arrived: float
-
-
-def pack(num_tokens: Sequence[int], *, max_batch_tokens: int) -> list[list[int]]:
-    """Cuts sequences into batches of like length: the longest first, padding counted.
-
-    A batch ends where one more sequence would exceed the budget, or would be less than half as long as the
-    longest (so that less than half of a batch is padding), unless all are small.
-
-    Args:
-        num_tokens: length of each sequence, at least 1.
-        max_batch_tokens: bound of count × longest; a longer sequence is a batch of its own.
-
-    Returns:
-        Indices into `num_tokens`, each once.
-    """
-    batches: list[list[int]] = []
-    longest = 0
-    for index in sorted(range(len(num_tokens)), key=lambda index: -num_tokens[index]):
-        like = longest <= SMALL_TOKENS or 2 * num_tokens[index] >= longest
-        if batches and like and (len(batches[-1]) + 1) * longest <= max_batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-            longest = num_tokens[index]
-    return batches
+Compute = Callable[[Sequence[_Item]], Sequence[_Result | Exception]]
+"""Runs a batch: one result for each item, or the error that is that item's alone."""
+Prepare = Callable[[Sequence[_Item]], Callable[[], Sequence[_Result | Exception]]]
+"""Builds a batch's tensors; what it returns runs the model."""
 
 
 class MicroBatcher(Generic[_Item, _Result]):
@@ -84,204 +41,252 @@ class MicroBatcher(Generic[_Item, _Result]):
 
     def __init__(
         self,
-        compute: Callable[[Sequence[_Item]], Sequence[_Result | Exception]],
+        compute: Compute[_Item, _Result],
         section: BatchingSection,
         *,
         batcher_metrics: metrics.Batcher,
         field_name: str,
+        prepare: Prepare[_Item, _Result] | None = None,
+        packing: Packing[_Item] | None = None,
     ) -> None:
         """
         Args:
-            compute: runs one batch in the only model thread; one result for each item, or the error that is
-                that item's alone. If it raises, every item is tried alone.
+            compute: runs one batch; never two at a time. If it raises, every item is tried alone.
             section: limits.
             batcher_metrics: where to count.
             field_name: what the request calls its items, for messages.
+            prepare: builds what `compute` would run, while another batch runs; None: nothing is to be built.
+            packing: chooses batches; None: those of like length.
         """
-        self._compute = compute
+        self._prepare = prepare or (lambda items: lambda: compute(items))
         self._section = section
         self._metrics = batcher_metrics
-        self._field_name = field_name
-        self._queue: collections.deque[Waiting[_Item, _Result]] = collections.deque()
-        self._queue_tokens = 0
-        self._tokens_per_second = 0.0
-        self._arrived = asyncio.Event()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-        self._task: asyncio.Task[None] | None = None
-        self._closing = False
+        self._admission = Admission(section, field_name=field_name)
+        self._queue = WaitingQueue[_Item, _Result](
+            packing or PaddedPacking[_Item](),
+            max_batch_tokens=section.max_batch_tokens,
+            bulk_patience_seconds=section.bulk_patience_seconds,
+        )
+        # Guards the queue, admission and the two flags; told of every change of them.
+        self._changed = threading.Condition()
+        self._turn = threading.Lock()
+        self._running = False
+        self._closing = True
+        self._threads: list[threading.Thread] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="batcher")
+        self._loop = asyncio.get_running_loop()
+        self._closing = False
+        names = ("model-0", "model-1")
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        for thread in self._threads:
+            thread.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends after the batch that is running; what still waits fails as Unavailable."""
-        self._closing = True
-        self._arrived.set()
-        if self._task is not None:
-            await self._task
-        for waiting in self._queue:
-            _fail(waiting.request, Unavailable("the service is stopping"))
-        self._queue.clear()
-        await asyncio.to_thread(self._executor.shutdown)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+        with self._changed:
+            left = list(self._queue.drain())
+        for waiting in left:
+            waiting.request.fail(Unavailable("the service is stopping"))
 
     @property
     def queue_tokens(self) -> int:
-        """Tokens waiting."""
-        return self._queue_tokens
+        """Tokens waiting, those of a batch that waits for the model among them."""
+        return self._queue.tokens + self._admission.chosen_tokens
 
     async def submit(
-        self, items: Sequence[_Item], num_tokens: Sequence[int], *, deadline: float | None = None
+        self,
+        items: Sequence[_Item],
+        num_tokens: Sequence[int],
+        *,
+        deadline: float | None = None,
+        priority: Priority = Priority.ONLINE,
     ) -> list[_Result]:
-        """Results of the items, in order.
+        """Results of the items, in order; as `answer`."""
+        answer = await self.answer(items, num_tokens, deadline=deadline, priority=priority)
+        return answer.results
+
+    async def answer(
+        self,
+        items: Sequence[_Item],
+        num_tokens: Sequence[int],
+        *,
+        deadline: float | None = None,
+        priority: Priority = Priority.ONLINE,
+    ) -> Answer[_Result]:
+        """Results of the items, in order, with what they waited and took.
 
         Args:
             items: what to compute.
             num_tokens: length of each, at least 1.
             deadline: on the clock of `time.monotonic`; what has not begun by then is not begun.
+            priority: online goes before bulk.
 
         Raises:
             InvalidInput: if the items alone are more than the queue may hold.
-            Overloaded: if they are now; says when there will be room, by the throughput measured.
+            Overloaded: if they are now, or would wait too long; says when there will be room.
             DeadlineExceeded: if the deadline passed before the model was free.
             Unavailable: if the batcher is closed.
         """
-        if self._task is None or self._closing:
+        if self._closing:
             raise Unavailable("the service is stopping")
         total = sum(num_tokens)
-        self._check_room(len(items), total)
-        if not items:
-            return []
-        now = time.monotonic()
-        request = _Request[_Result](
+        request = Request[_Result](
             future=asyncio.get_running_loop().create_future(),
             results=[None] * len(items),
             missing=len(items),
             deadline=deadline,
+            priority=priority,
+            arrived=time.monotonic(),
             waiting_tokens=total,
         )
-        for index, (item, length) in enumerate(zip(items, num_tokens, strict=True)):
-            self._queue.append(Waiting(item, length, request, index, now))
-        self._count(total)
-        self._arrived.set()
+        with self._changed:
+            self._check_room(len(items), total, priority)
+            if not items:
+                return Answer([], 0.0, 0.0)
+            self._queue.add(request, items, num_tokens)
+            self._count_queue()
+            self._changed.notify_all()
         try:
             return await request.future
         finally:
             # The caller left, or one of its sequences failed: the others are not computed.
-            self._count(-request.waiting_tokens)
-            request.waiting_tokens = 0
+            with self._changed:
+                self._queue.forget(request)
+                self._count_queue()
 
-    def _check_room(self, count: int, total: int) -> None:
-        limit = self._section.max_queue_tokens
-        if total > limit:
-            raise InvalidInput(
-                self._field_name, got=f"{total} tokens", allowed=f"at most {limit} tokens in one request"
-            )
-        if self._queue_tokens + total > limit:
-            self._metrics.sequences.labels("refused").inc(count)
-            speed = self._tokens_per_second
-            wait = min(30.0, max(0.05, total / speed)) if speed else 1.0
-            raise Overloaded(
-                f"{self._queue_tokens} tokens are waiting, at most {limit} may", retry_after_seconds=wait
-            )
-
-    def _count(self, tokens: int) -> None:
-        self._queue_tokens += tokens
-        self._metrics.queue_tokens.set(self._queue_tokens)
-
-    async def _run(self) -> None:
-        while not self._closing:
-            batch = self._take()
-            if not batch:
-                self._arrived.clear()
-                await self._arrived.wait()
-                continue
-            self._observe(batch)
-            start = time.monotonic()
-            results = await self._compute_batch([waiting.item for waiting in batch])
-            for waiting, result in zip(batch, results, strict=True):
-                self._deliver(waiting, result)
-            self._learn_speed(sum(waiting.num_tokens for waiting in batch), time.monotonic() - start)
-
-    def _take(self) -> list[Waiting[_Item, _Result]]:
-        """The batch that holds the oldest sequence; nobody waits forever for others of its length."""
-        budget = self._section.max_batch_tokens
-        window: list[Waiting[_Item, _Result]] = []
-        window_tokens = 0
-        while self._queue and (not window or window_tokens < WINDOW_BATCHES * budget):
-            waiting = self._queue.popleft()
-            if self._is_alive(waiting):
-                window.append(waiting)
-                window_tokens += waiting.num_tokens
-        if not window:
-            return []
-        batches = pack([waiting.num_tokens for waiting in window], max_batch_tokens=budget)
-        chosen = next(batch for batch in batches if 0 in batch)
-        taken = set(chosen)
-        self._queue.extendleft(w for i, w in reversed(list(enumerate(window))) if i not in taken)
-        batch = [window[index] for index in chosen]
-        for waiting in batch:
-            waiting.request.waiting_tokens -= waiting.num_tokens
-        self._count(-sum(waiting.num_tokens for waiting in batch))
-        return batch
-
-    def _is_alive(self, waiting: Waiting[_Item, _Result]) -> bool:
-        request = waiting.request
-        if request.future.done():
-            self._metrics.sequences.labels("cancelled").inc()
-            return False
-        if request.deadline is not None and request.deadline <= time.monotonic():
-            self._metrics.sequences.labels("expired").inc()
-            _fail(request, DeadlineExceeded("the deadline passed while the request waited for the model"))
-            return False
-        return True
-
-    async def _compute_batch(self, items: Sequence[_Item]) -> Sequence[_Result | Exception]:
-        loop = asyncio.get_running_loop()
+    def _check_room(self, count: int, total: int, priority: Priority) -> None:
+        online, bulk = (self._queue.tokens_of(lane) for lane in (Priority.ONLINE, Priority.BULK))
         try:
-            results = await loop.run_in_executor(self._executor, self._compute, items)
-            if len(results) != len(items):
-                raise RuntimeError(f"the model gave {len(results)} results for {len(items)} items")
-            return results
+            self._admission.check(total, priority, online_tokens=online, bulk_tokens=bulk)
+        except Overloaded:
+            self._metrics.sequences.labels("refused").inc(count)
+            raise
+
+    def _count_queue(self) -> None:
+        self._metrics.queue_tokens.set(self.queue_tokens)
+
+    def _work(self) -> None:
+        """A thread's life: its turn to choose and prepare, then the model, then the answers."""
+        while True:
+            with self._turn:
+                batch = self._next_batch()
+                if batch is None:
+                    return
+                runs = self._prepared([member.item for member in batch.members])
+                self._begin(batch)
+            start = time.monotonic()
+            results = runs()
+            seconds = time.monotonic() - start
+            with self._changed:
+                self._running = False
+                self._admission.ended(batch.num_tokens, seconds)
+                self._changed.notify_all()
+            self._call(self._deliver, batch, results, seconds)
+
+    def _next_batch(self) -> Batch[_Item, _Result] | None:
+        """Waits for one; None when the batcher closes."""
+        while True:
+            with self._changed:
+                while not self._closing and not self._is_due():
+                    self._changed.wait()
+                if self._closing:
+                    return None
+                batch, passed = self._queue.take()
+                self._admission.chosen(batch.num_tokens if batch else 0)
+                self._count_queue()
+            if passed:
+                self._call(self._drop, passed)
+            if batch is not None:
+                self._observe(batch)
+                return batch
+
+    def _is_due(self) -> bool:
+        """Whether to choose now: the model is free, or nothing that may still come could join the batch."""
+        tokens = self._queue.tokens
+        return tokens > 0 and (not self._running or tokens >= self._section.max_batch_tokens)
+
+    def _begin(self, batch: Batch[_Item, _Result]) -> None:
+        """Waits for the model to be free, and takes it."""
+        with self._changed:
+            while self._running:
+                self._changed.wait()
+            self._running = True
+            self._admission.begun(batch.num_tokens)
+            self._count_queue()
+
+    def _prepared(self, items: Sequence[_Item]) -> Callable[[], Sequence[_Result | Exception]]:
+        """What runs the items and never raises."""
+        try:
+            compute = self._prepare(items)
         except Exception as error:  # noqa: BLE001 - handed to the callers it belongs to
-            if len(items) == 1:
-                return [error]
-            logger.warning("a batch of %d failed, each is tried alone: %r", len(items), error)
-        return [result for item in items for result in await self._compute_batch([item])]
+            failure = error
+            return lambda: self._alone(items, failure)
 
-    def _deliver(self, waiting: Waiting[_Item, _Result], result: _Result | Exception) -> None:
-        request = waiting.request
-        if isinstance(result, Exception):
-            _fail(request, result)
-            return
-        self._metrics.sequences.labels("scored").inc()
-        request.results[waiting.index] = result
-        request.missing -= 1
-        if request.missing == 0 and not request.future.done():
-            request.future.set_result(_complete(request.results))
+        def run() -> Sequence[_Result | Exception]:
+            try:
+                results = compute()
+                if len(results) != len(items):
+                    raise RuntimeError(f"the model gave {len(results)} results for {len(items)} items")
+            except Exception as error:  # noqa: BLE001 - handed to the callers it belongs to
+                return self._alone(items, error)
+            return results
 
-    def _observe(self, batch: Sequence[Waiting[_Item, _Result]]) -> None:
+        return run
+
+    def _alone(self, items: Sequence[_Item], error: Exception) -> Sequence[_Result | Exception]:
+        if len(items) == 1:
+            return [error]
+        logger.warning("a batch of %d failed, each is tried alone: %r", len(items), error)
+        return [result for item in items for result in self._prepared([item])()]
+
+    def _deliver(
+        self, batch: Batch[_Item, _Result], results: Sequence[_Result | Exception], seconds: float
+    ) -> None:
         now = time.monotonic()
-        for waiting in batch:
-            self._metrics.wait_seconds.observe(now - waiting.arrived)
-        real = sum(waiting.num_tokens for waiting in batch)
-        longest = max(waiting.num_tokens for waiting in batch)
-        self._metrics.batch_tokens.observe(real)
-        self._metrics.batch_fill_ratio.observe(real / (len(batch) * longest))
+        for waiting, result in zip(batch.members, results, strict=True):
+            request = waiting.request
+            if request.last_batch != batch.number:
+                request.last_batch = batch.number
+                request.compute_seconds += seconds
+            if isinstance(result, Exception):
+                request.fail(result)
+                continue
+            self._metrics.sequences.labels("scored").inc()
+            request.results[waiting.index] = result
+            request.missing -= 1
+            if request.missing == 0 and not request.future.done():
+                request.future.set_result(request.answer(now))
 
-    def _learn_speed(self, tokens: int, seconds: float) -> None:
-        speed = tokens / max(seconds, 1e-6)
-        self._tokens_per_second = (
-            0.8 * self._tokens_per_second + 0.2 * speed if self._tokens_per_second else speed
-        )
+    def _drop(self, passed: Sequence[Waiting[_Item, _Result]]) -> None:
+        now = time.monotonic()
+        for waiting in passed:
+            request = waiting.request
+            late = request.is_late(now) and not request.future.cancelled()
+            self._metrics.sequences.labels("expired" if late else "cancelled").inc()
+            if late:
+                request.fail(DeadlineExceeded("the deadline passed while the request waited for the model"))
 
+    def _observe(self, batch: Batch[_Item, _Result]) -> None:
+        now = time.monotonic()
+        for waiting in batch.members:
+            self._metrics.wait_seconds.observe(now - waiting.request.arrived)
+        self._metrics.batch_tokens.observe(batch.num_tokens)
+        self._metrics.batch_fill_ratio.observe(batch.num_tokens / batch.computed_tokens)
 
-def _fail(request: _Request[_Result], error: Exception) -> None:
-    if not request.future.done():
-        request.future.set_exception(error)
-
-
-def _complete(results: Iterable[_Result | None]) -> list[_Result]:
-    return [result for result in results if result is not None]
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        """In the event loop, which may be gone when the process ends."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            logger.debug("the event loop is closed: nobody waits for this batch")

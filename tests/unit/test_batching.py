@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 from fairlead import metrics
 from fairlead.config.compute import BatchingSection
 from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
-from services.runtime.batching import SMALL_TOKENS, WINDOW_BATCHES, MicroBatcher, pack
+from services.runtime.batching import MicroBatcher
+from services.runtime.packing import SMALL_TOKENS, WINDOW_BATCHES, pack
 
 Item = tuple[int, int]
 """(name, length)."""
