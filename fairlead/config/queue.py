@@ -14,6 +14,12 @@ class QueueSection(Section):
     """`redis://` or `rediss://` URL. Empty: a run on one machine starts a Valkey of its own."""
     password: SecretStr | None = None
     """Password, kept out of the URL and of logs; best set by FAIRLEAD_QUEUE__PASSWORD."""
+    tls_ca: str = ""
+    """Authorities that are trusted for `rediss://`, as PEM. Empty: those of the system."""
+    tls_certificate: str = ""
+    """Certificate to show a server that asks for one, with its key in `tls_key`."""
+    tls_key: str = ""
+    """The certificate's private key."""
     lease_seconds: float = Field(default=3.0, ge=0.1, le=600)
     """A task whose worker did not renew its claim for so long goes to a peer."""
     max_failures: int = Field(default=3, ge=1, le=100)

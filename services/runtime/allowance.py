@@ -25,6 +25,7 @@ from fairlead import metrics
 from fairlead.api_keys import ApiKey
 from fairlead.config.keys import KeysSection
 from fairlead.errors import ConfigError, InvalidInput, Overloaded
+from fairlead.transports.rollouts.redis_connection import tls_options
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +207,13 @@ def _client(section: KeysSection) -> Redis:
             socket_connect_timeout=_REDIS_SECONDS,
             socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
+            **tls_options(
+                section.redis_url,
+                section="keys.redis_tls",
+                ca=section.redis_tls_ca,
+                certificate=section.redis_tls_certificate,
+                key=section.redis_tls_key,
+            ),
         )
     except ValueError:
         # Not quoted: it may hold a password.

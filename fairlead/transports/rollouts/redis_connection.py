@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -73,7 +74,38 @@ def client_options(section: QueueSection) -> dict[str, Any]:
         "socket_keepalive": True,
         "protocol": 2,
         "decode_responses": False,
+        **tls_options(
+            section.redis_url,
+            section="queue.tls",
+            ca=section.tls_ca,
+            certificate=section.tls_certificate,
+            key=section.tls_key,
+        ),
     }
+
+
+def tls_options(url: str, *, section: str, ca: str, certificate: str, key: str) -> dict[str, Any]:
+    """Options of a client for `rediss://`: whom it trusts and what it shows.
+
+    Args:
+        url: of the server.
+        section: of the settings, such as `queue.tls`, for messages.
+        ca: file of authorities; empty for those of the system.
+        certificate: file of the client's own; empty for none.
+        key: file of its private key.
+
+    Raises:
+        ConfigError: for a file that is not there, or settings that a URL without TLS would ignore.
+    """
+    files = {f"{section}_ca": ca, f"{section}_certificate": certificate, f"{section}_key": key}
+    for field, path in files.items():
+        if path and urlsplit(url).scheme != "rediss":
+            raise ConfigError(field, got=path, allowed="nothing but with a rediss:// URL")
+        if path and not Path(path).is_file():
+            raise ConfigError(field, got=path, allowed="a PEM file")
+    options = {"ssl_ca_certs": ca, "ssl_certfile": certificate, "ssl_keyfile": key}
+    found: dict[str, Any] = {name: path for name, path in options.items() if path}
+    return found | {"ssl_check_hostname": True} if urlsplit(url).scheme == "rediss" else found
 
 
 def no_retry() -> Retry:
@@ -92,6 +124,10 @@ def errors_of(where: str) -> Iterator[None]:
             "its user run all stream, hash, string and scripting commands on fairlead:*"
         ) from None
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise QueueMisconfigured(
+                f"the certificate of Redis at {where} is not trusted ({_first_line(error)}): set queue.tls_ca"
+            ) from None
         raise QueueUnavailable(
             f"Redis at {where} does not answer ({_first_line(error)}): "
             "check that it runs and that queue.redis_url is right"
