@@ -11,8 +11,9 @@ from fairlead import metrics
 PAGE = Path(__file__).with_name("metrics.md")
 HEAD = """# Metrics
 
-Every process serves `/metrics` (Prometheus), `/healthz` and `/readyz` on `observe.metrics_port`. The table is
-made from `fairlead/metrics.py` by `python docs/metrics_table.py`; a test compares the two.
+Every process serves `/metrics` (Prometheus), `/healthz`, `/readyz` and `/waiting` (what it waits for, since
+when and for which task, as JSON) on `observe.metrics_port`. The table is made from `fairlead/metrics.py` by
+`python docs/metrics_table.py`; a test compares the two.
 
 Two lines of PromQL that are worth a panel:
 

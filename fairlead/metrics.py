@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
+from fairlead import watchdog
 from fairlead.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +27,21 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 
 PHASES = ("start", "wait", "prepare", "train", "publish", "checkpoint", "evaluate", "done")
 """What the trainer can be doing; `fairlead_trainer_phase` is 1 for exactly one of them."""
+
+
+class Process:
+    """Every process."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.waiting_seconds = Gauge(
+            "fairlead_process_waiting_seconds",
+            "Age of the longest wait of each kind: " + ", ".join(watchdog.KINDS) + "; 0 where there is none.",
+            ["what"],
+            registry=registry,
+        )
+        for kind in watchdog.KINDS:
+            # Read from the watchdog whenever the page is asked for.
+            self.waiting_seconds.labels(what=kind).set_function(partial(watchdog.PROCESS.seconds, kind))
 
 
 class Server:
@@ -353,7 +370,7 @@ class Trainer:
             self.phase.labels(phase=name).set(name == phase)
 
 
-AREAS = (Server, Access, Tls, Batcher, Reward, Policy, Weights, Worker, Gateway, Trainer)
+AREAS = (Process, Server, Access, Tls, Batcher, Reward, Policy, Weights, Worker, Gateway, Trainer)
 """Every area, for docs/metrics.md."""
 
 
@@ -369,7 +386,9 @@ class _Server(ThreadingMixIn, WSGIServer):
 def serve(
     *, host: str, port: int, ready: Callable[[], bool], registry: CollectorRegistry = REGISTRY
 ) -> tuple[int, Callable[[], None]]:
-    """Serves `/metrics`, `/healthz` (200 while the process lives) and `/readyz` (200 or 503) in a thread.
+    """Serves `/metrics`, `/healthz` (200 while the process lives), `/readyz` (200 or 503) and `/waiting`.
+
+    In a thread. `/waiting` says what the process waits for, as JSON.
 
     Args:
         host: address to listen on.
@@ -392,6 +411,9 @@ def serve(
             status = "200 OK" if fine else "503 Service Unavailable"
             start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
             return [b"ok\n" if fine else b"not ready\n"]
+        if path == "/waiting":
+            start_response("200 OK", [("Content-Type", "application/json")])
+            return [watchdog.PROCESS.to_json().encode()]
         return metrics_app(environ, start_response)  # type: ignore[no-any-return]
 
     try:

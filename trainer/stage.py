@@ -17,7 +17,7 @@ from types import FrameType
 
 from transformers.utils import logging as transformers_logging
 
-from fairlead import log, metrics
+from fairlead import log, metrics, watchdog
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import EXIT_CODE, FairleadError, StoppedByGuard, exit_code
 from trainer import durable, memory
@@ -59,10 +59,16 @@ def run(
                 forget(config)
             config.folder.result(stage).unlink()
         stop_serving = _serve(config)
+        # Other stages have phases that take as long as the stage.
+        stop_watching = watchdog.PROCESS.start(
+            limit_seconds=config.observe.stall_seconds if stage == "ppo" else 0.0
+        )
         try:
             with memory.exhaustion_named(stage, getattr(config, stage)), durable.full_disk_named():
+                metrics.Process()
                 body(config, metrics.Trainer())
         finally:
+            stop_watching()
             stop_serving()
     except FairleadError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

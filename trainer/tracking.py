@@ -5,13 +5,14 @@ Stands beside every training loop and is only written to; no stage reads it back
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fairlead import metrics
+from fairlead import metrics, watchdog
 from fairlead.config import RunFolder
 from trainer import durable
 
@@ -47,6 +48,8 @@ class Tracker:
         folder.root.mkdir(parents=True, exist_ok=True)
         _drop_after(folder, stage, first_step)
         self._writer = _summary_writer(folder, stage, first_step) if tensorboard else None
+        self._waits = contextlib.ExitStack()
+        self._wait: watchdog.Wait | None = None
         self.phase("start")
 
     @property
@@ -61,6 +64,10 @@ class Tracker:
             self._close_phase(now)
             self._phase, self._since = name, now
         self._waiting_for = waiting_for
+        self._waits.close()
+        # Waiting for rollouts has a limit of its own, and what ends does not wait.
+        waiting = watchdog.PROCESS.waiting("phase", name, limited=name not in ("wait", "done"))
+        self._wait = self._waits.enter_context(waiting)
         if self._gauges is not None:
             self._gauges.set_phase(name)
         self._write_progress(force=True)
@@ -68,6 +75,8 @@ class Tracker:
     def waiting_for(self, what: str) -> None:
         """Says what the current phase waits for."""
         self._waiting_for = what
+        if self._wait is not None:
+            self._wait.detail = f"{self._phase}: {what}"
         self._write_progress(force=False)
 
     def seconds_per_phase(self) -> dict[str, float]:
@@ -83,6 +92,8 @@ class Tracker:
     def record(self, step: int, figures: Mapping[str, float], *, scalars: bool = True) -> None:
         """A finished step: a line of metrics, TensorBoard scalars, gauges, progress."""
         self._step = step
+        if self._wait is not None:
+            self._wait.again()
         self._figures.update(figures)
         line = {"step": step, "time": time.time(), "incarnation": self._incarnation, **figures}
         with self._folder.metrics(self._stage).open("a", encoding="utf-8") as file:
@@ -97,6 +108,7 @@ class Tracker:
 
     def close(self) -> None:
         """Ends the current phase and flushes."""
+        self._waits.close()
         self._close_phase(time.time())
         self._write_progress(force=True)
         if self._writer is not None:

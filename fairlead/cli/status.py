@@ -177,6 +177,7 @@ def _services(services: tuple[ServiceStatus, ...], width: int) -> Table:
             ),
             ("health", [health(service) for service in services]),
             ("serves", [Text(service.version or "–") for service in services]),
+            ("waits for", [Text(service.waiting or "–") for service in services]),
             ("restarts", [Text(str(service.restarts)) for service in services]),
             ("pid", [Text(str(service.pid or "–")) for service in services]),
             ("up", [Text(up(service)) for service in services]),

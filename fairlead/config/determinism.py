@@ -17,6 +17,10 @@ _COMPUTING = ("ppo", "policy", "reward", "reference")
 DEFAULTS: Mapping[str, object] = {
     "policy.max_slots": 1,
     "reward.batching.max_batch_tokens": 1,
+    "reward.attention": "padded",
+    "reward.pack_weights": False,
+    "reward.watch": False,
+    "reward.allow_reload": "never",
     "reward.prefix_cache_bytes": 0,
     "reference.batching.max_batch_tokens": 1,
     **{f"{section}.threads": 1 for section in _COMPUTING},
@@ -31,6 +35,10 @@ _WHY = {
     "ppo.max_staleness": "what an update learns from must not depend on who was fast",
     "policy.max_slots": "an answer must not depend on what else is decoded",
     "reward.batching.max_batch_tokens": "a score must not depend on what else is scored",
+    "reward.attention": "alone nothing is padded, and nothing may be shared",
+    "reward.pack_weights": "only the plain layout of weights was shown",
+    "reward.watch": "the model must stay",
+    "reward.allow_reload": "the model must stay",
     "reward.prefix_cache_bytes": "a score must not depend on what was scored before",
     "reference.batching.max_batch_tokens": "a log-prob must not depend on what else is looked up",
 }

@@ -12,6 +12,8 @@ class LocalSection(Section):
 
     ready_seconds: float = Field(default=120.0, gt=0, le=3_600)
     """A process that is not ready after so long is a failure."""
+    hung_seconds: float = Field(default=60.0, gt=0, le=86_400)
+    """A process that was ready and answers no probe for so long is killed and started again."""
     drain_seconds: float = Field(default=30.0, gt=0, le=3_600)
     """How long processes may take to end after SIGTERM, then SIGKILL."""
     max_restarts: int = Field(default=20, ge=0, le=100_000)

@@ -23,6 +23,9 @@ class ObserveSection(Section):
     """Address that /metrics and /readyz listen on; 0.0.0.0 in a container."""
     metrics_port: int = Field(default=0, ge=-1, le=65_535)
     """Port of /metrics and /readyz; 0 is any free one, -1 none."""
+    stall_seconds: float = Field(default=1_800.0, ge=0, le=604_800)
+    """A process of PPO or of serving that waits so long for one call, forward pass or phase says for what and
+    ends with exit code 4, to be started again; 0: never. The wait for rollouts: `queue.give_up_seconds`."""
     tensorboard: bool = True
     """Write TensorBoard event files beside metrics.jsonl."""
     rollout_samples: int = Field(default=32, ge=0, le=100_000)

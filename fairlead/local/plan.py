@@ -16,7 +16,7 @@ from fairlead.config import RunConfig
 from fairlead.config.run import field_names
 from fairlead.local.addresses import MODEL_SERVICES, Addresses
 from fairlead.local.ports import joined, reachable_host, split
-from fairlead.local.probes import GrpcHealth, Probe, Readyz
+from fairlead.local.probes import GrpcHealth, Healthz, Probe, Readyz
 from fairlead.local.process import ProcessSpec
 
 STAGE_PROCESSES = {"sft": "sft", "reward_model": "reward-model"}
@@ -124,6 +124,8 @@ class _Wires:
             command=_module(f"services.{name}", self.file),
             environment=self._environment(f"{name}-{index}") | own,
             probe=self._health(host, port),
+            alive=self._healthz(f"{name}-{index}"),
+            metrics=self._metrics(f"{name}-{index}"),
             ready_after=("trainer",) if waits_for_weights else (),
             drain_rank=_ANSWERING,
         )
@@ -136,6 +138,8 @@ class _Wires:
             command=_module("services.weights", self.file),
             environment=self._environment(name) | {"FAIRLEAD_WEIGHTS__BIND": bind},
             probe=self._health(host, port),
+            alive=self._healthz(name),
+            metrics=self._metrics(name),
             drain_rank=_ANSWERING,
         )
 
@@ -146,6 +150,8 @@ class _Wires:
             command=_module("services.rollout_worker", self.file),
             environment=self._environment(name),
             probe=self._readyz(name),
+            alive=self._healthz(name),
+            metrics=self._metrics(name),
             ready_after=ready_after,
             drain_rank=_ASKING,
         )
@@ -157,6 +163,8 @@ class _Wires:
             command=_module("services.gateway", self.file),
             environment=self._environment(name) | {"FAIRLEAD_GATEWAY__BIND": bind},
             probe=self._readyz(name),
+            alive=self._healthz(name),
+            metrics=self._metrics(name),
             ready_after=ready_after,
             drain_rank=_ASKING,
         )
@@ -167,6 +175,8 @@ class _Wires:
             command=_module("trainer.ppo", self.file, force=force),
             environment=self._environment("trainer"),
             probe=self._readyz("trainer"),
+            alive=self._healthz("trainer"),
+            metrics=self._metrics("trainer"),
             ready_after=ready_after,
             drain_rank=_ASKING,
             is_main=True,
@@ -187,6 +197,14 @@ class _Wires:
     def _readyz(self, process: str) -> Probe | None:
         port = self.addresses.metrics[process]
         return Readyz(reachable_host(self.config.observe.metrics_host), port) if port > 0 else None
+
+    def _healthz(self, process: str) -> Probe | None:
+        port = self.addresses.metrics[process]
+        return Healthz(reachable_host(self.config.observe.metrics_host), port) if port > 0 else None
+
+    def _metrics(self, process: str) -> str:
+        port = self.addresses.metrics[process]
+        return joined(reachable_host(self.config.observe.metrics_host), port) if port > 0 else ""
 
 
 def _module(name: str, file: Path, *, force: bool = False) -> tuple[str, ...]:

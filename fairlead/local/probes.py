@@ -54,15 +54,35 @@ class Readyz:
 
     async def __call__(self) -> bool:
         """Whether it answers 200."""
-        try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
-                reader, writer = await asyncio.open_connection(self.host, self.port)
-                try:
-                    writer.write(f"GET /readyz HTTP/1.0\r\nHost: {self.host}\r\n\r\n".encode())
-                    await writer.drain()
-                    status = await reader.readline()
-                finally:
-                    writer.close()
-        except (OSError, TimeoutError, ValueError):
-            return False
-        return status.split()[1:2] == [b"200"]
+        return await get(self.host, self.port, "/readyz") is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Healthz:
+    """`GET /healthz` on the port of the metrics: 200 while the process lives."""
+
+    host: str
+    """Host name or address."""
+    port: int
+    """TCP port."""
+
+    async def __call__(self) -> bool:
+        """Whether it answers 200."""
+        return await get(self.host, self.port, "/healthz") is not None
+
+
+async def get(host: str, port: int, path: str) -> bytes | None:
+    """The body of what is at a path of a process's page; None if it does not answer 200 in time."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+                await writer.drain()
+                answer = await reader.read()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, ValueError):
+        return None
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return body if head.split()[1:2] == [b"200"] else None

@@ -48,6 +48,10 @@ class ProcessSpec:
     """Variables beside those that every process of the run gets; secrets travel here."""
     probe: Probe | None = None
     """Says when it is ready; None: as soon as it runs."""
+    alive: Probe | None = None
+    """Says whether it answers at all; None: it is never asked."""
+    metrics: str = ""
+    """`host:port` of `/metrics` and `/waiting`; empty if it has none."""
     ready_after: tuple[str, ...] = ()
     """Processes without which it cannot become ready: its time to do so starts when they are."""
     drain_rank: int = 0
@@ -69,6 +73,8 @@ class Process:
         """How often it was started."""
         self.failures = 0
         """Ends in a row without a minute of health between."""
+        self.stalls = 0
+        """Ends in a row because what it waited for did not come."""
         self.was_ready = False
         """Whether any child of it ever was."""
         self.ready_at: float | None = None

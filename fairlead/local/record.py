@@ -40,6 +40,8 @@ class ProcessRecord:
     """`host:port` of its gRPC health, if it has one."""
     http: str = ""
     """`host:port` of its `/readyz`, if that is what it is asked by."""
+    metrics: str = ""
+    """`host:port` where it says what it waits for, if it does."""
     log: str = ""
     """Path of its log."""
 
@@ -108,6 +110,7 @@ def _entry(process: Process, offset: float) -> dict[str, Any]:
         "started": process.started_at + offset if process.starts else 0.0,
         "grpc": probe.address if isinstance(probe, GrpcHealth) else "",
         "http": f"{probe.host}:{probe.port}" if isinstance(probe, Readyz) else "",
+        "metrics": process.spec.metrics,
         "log": str(process.log),
     }
 

@@ -172,5 +172,7 @@ def _embedded_queue(config: RunConfig, port: int) -> tuple[ProcessSpec, dict[str
     async def is_ready() -> bool:
         return await asyncio.to_thread(server.is_ready)
 
-    spec = ProcessSpec(name="valkey", command=server.command, probe=is_ready, drain_rank=QUEUE_RANK)
+    spec = ProcessSpec(
+        name="valkey", command=server.command, probe=is_ready, alive=is_ready, drain_rank=QUEUE_RANK
+    )
     return spec, {"FAIRLEAD_QUEUE__REDIS_URL": server.url}

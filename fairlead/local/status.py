@@ -16,7 +16,7 @@ from fairlead.config import RunConfig, RunFolder, load
 from fairlead.config.tls import TlsSection
 from fairlead.errors import FairleadError
 from fairlead.local import progress, record
-from fairlead.local.probes import GrpcHealth, Readyz
+from fairlead.local.probes import GrpcHealth, Readyz, get
 from fairlead.local.progress import Progress
 from fairlead.local.record import ProcessRecord, SupervisorRecord
 
@@ -24,6 +24,7 @@ STAGES = ("sft", "reward_model", "ppo")
 """In the order in which a run goes through them."""
 
 _ASK_SECONDS = 2.0
+_MOMENT_SECONDS = 1.0
 _STOPPED_BY_SIGNAL = (129, 130, 143)
 _LOG_BYTES = 65_536
 _ERROR_LEVELS = ("error", "critical")
@@ -47,6 +48,8 @@ class ServiceStatus:
     """What it says itself; None if it cannot be asked."""
     version: str
     """The weights or the model that it serves; empty if it serves none."""
+    waiting: str
+    """What it has waited for longest, and how long; empty if it cannot be asked or waits for nothing."""
     log: str
     """Path of its log."""
 
@@ -141,6 +144,7 @@ async def ask(process: ProcessRecord, *, live: bool, tls: TlsSection | None = No
         up_seconds=max(0.0, time.time() - process.started),
         healthy=healthy,
         version=version,
+        waiting=await _waiting(process.metrics),
         log=process.log,
     )
 
@@ -154,8 +158,25 @@ def _without_answer(process: ProcessRecord, *, state: str) -> ServiceStatus:
         up_seconds=None,
         healthy=None,
         version="",
+        waiting="",
         log=process.log,
     )
+
+
+async def _waiting(place: str) -> str:
+    """What stands first at `/waiting`, of what takes longer than a moment."""
+    if not place:
+        return ""
+    host, _, port = place.rpartition(":")
+    try:
+        found = json.loads(await get(host, int(port), "/waiting") or b"[]")
+        wait = next((wait for wait in found if wait["seconds"] >= _MOMENT_SECONDS), None)
+        if wait is None:
+            return ""
+        task = "" if wait["task"] is None else f" for task {wait['task']}"
+        return f"{wait['detail'] or wait['what']}{task}, {wait['seconds']:.0f} s"
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 async def _version(process: ProcessRecord, tls: TlsSection | None) -> str:

@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from fairlead.config import RunFolder
 from fairlead.config.local import LocalSection
 from fairlead.local import record, table
+from fairlead.local.probes import Probe
 from fairlead.local.process import Process, ProcessSpec, State, describe_exit
 from fairlead.local.verdict import Outcome, judge, said
 
 logger = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 0.1
+_LIFE_SECONDS = 1.0
+_LONGEST_LOOK_SECONDS = 5.0
 
 
 class Supervisor:
@@ -105,7 +108,7 @@ class Supervisor:
             self._write_table()
             if self.draining:
                 process.terminate()
-            readiness = asyncio.create_task(self._watch_readiness(process))
+            readiness = asyncio.create_task(self._watch(process))
             try:
                 code = await process.wait()
             finally:
@@ -135,6 +138,25 @@ class Supervisor:
         except TimeoutError:
             return False
         return True
+
+    async def _watch(self, process: Process) -> None:
+        """Waits until it is ready, then looks on whether it answers; returns when it was given up."""
+        await self._watch_readiness(process)
+        if process.ready_at is not None and process.spec.alive is not None:
+            await self._watch_life(process, process.spec.alive)
+
+    async def _watch_life(self, process: Process, alive: Probe) -> None:
+        silent = 0.0
+        while silent < self._local.hung_seconds:
+            asked = time.monotonic()
+            await asyncio.sleep(_LIFE_SECONDS)
+            if await alive():
+                silent = 0.0
+            else:
+                # This process may itself have stood still: only what was seen counts.
+                silent += min(time.monotonic() - asked, _LONGEST_LOOK_SECONDS)
+        logger.warning("%s has answered nothing for %.0f s and is killed", process.name, silent)
+        process.kill()
 
     async def _watch_readiness(self, process: Process) -> None:
         probe = process.spec.probe

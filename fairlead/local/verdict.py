@@ -24,6 +24,8 @@ EXIT_GUARDED = 5
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 _HEALTHY_SECONDS = 60.0
+# Of the main process in a row: what it waits for will not come by another start.
+_MAX_STALLS = 1
 # Ends of a process that never was ready: most likely it never will be.
 _MAX_STILLBIRTHS = 3
 
@@ -56,11 +58,13 @@ def judge(
     final = {
         EXIT_USELESS: f"{spec.name}: {words}",
         EXIT_FENCED: f"another trainer took over this run ({words})",
-        EXIT_STALLED: f"{spec.name} gave up: {words}",
         EXIT_GUARDED: words,
     }
     if code in final:
         return Outcome(code, final[code])
+    process.stalls = process.stalls + 1 if code == EXIT_STALLED else 0
+    if process.stalls and (not spec.restarts or (spec.is_main and process.stalls > _MAX_STALLS)):
+        return Outcome(code, f"{spec.name} gave up: {words}")
     if not spec.restarts and code == 0:
         return Outcome(1, f"{spec.name} was stopped before it had finished")
     if not spec.restarts:

@@ -15,7 +15,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 
-from fairlead import metrics
+from fairlead import metrics, watchdog
 from fairlead.errors import Unavailable
 from fairlead.types import WeightVersion
 from services.policy.decoder import Decoder
@@ -115,7 +115,8 @@ class EngineThread:
         failures = 0
         while self._wait_for_work():
             try:
-                self._round()
+                with watchdog.PROCESS.waiting("model", "a decoding step"):
+                    self._round()
                 failures = 0
             except Exception as error:
                 failures += 1

@@ -7,12 +7,13 @@ the replica keeps serving the one it has. Knows neither torch nor the wire.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from fairlead import metrics
+from fairlead import metrics, watchdog
 from fairlead.errors import (
     CorruptWeights,
     DeadlineExceeded,
@@ -67,10 +68,21 @@ class WeightWatcher:
 
     async def run(self) -> NoReturn:
         """Watches until cancelled."""
+        first = contextlib.ExitStack()
+        with first:
+            if self._engine.version is None:
+                waiting = watchdog.PROCESS.waiting("weights", "the first weights in the store", limited=False)
+                first.enter_context(waiting)
+            await self._watch(first)
+
+    async def _watch(self, first: contextlib.ExitStack) -> NoReturn:
+        """`first` is closed when there are weights."""
         while True:
             # Cleared first: a kick while looking is answered by looking again.
             self._kicked.clear()
             await self._look()
+            if self._engine.version is not None:
+                first.close()
             try:
                 async with asyncio.timeout(self._interval_seconds):
                     await self._kicked.wait()

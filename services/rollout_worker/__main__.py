@@ -39,6 +39,7 @@ async def run(config: RunConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    metrics.Process()
     counts = metrics.Worker()
     workers: list[RolloutWorker] = []
     async with contextlib.AsyncExitStack() as stack:
@@ -100,6 +101,7 @@ async def _queue(
         lambda: RedisWorkerQueue.connect(
             config.queue, run=config.name, consumer=consumer, on_dead_letter=count
         ),
+        kind="queue",
     )
     stack.push_async_callback(_leave, queue)
     return queue

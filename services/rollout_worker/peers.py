@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from fairlead import metrics
+from fairlead import metrics, watchdog
 from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient, AsyncRewardClient
 from fairlead.errors import (
     ConfigError,
@@ -36,12 +36,22 @@ _SAY_SECONDS = 5.0
 _INFO_SECONDS = 5.0
 
 
-async def wait_for(what: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
+async def wait_for(what: str, attempt: Callable[[], Awaitable[_T]], *, kind: str) -> _T:
     """Tries until it succeeds; says every few seconds what is waited for and why.
+
+    Args:
+        what: for people.
+        attempt: raises while it is not there.
+        kind: one of the watchdog's.
 
     Raises:
         FairleadError: one that waiting does not mend.
     """
+    with watchdog.PROCESS.waiting(kind, what, limited=False):
+        return await _patiently(what, attempt)
+
+
+async def _patiently(what: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
     began, said = time.monotonic(), time.monotonic() - _SAY_SECONDS
     while True:
         try:
@@ -129,9 +139,21 @@ class Peers:
             ConfigError: if policy and reference have different tokenizers; names both.
         """
         policy, reward, reference = await asyncio.gather(
-            wait_for("the policy service", lambda: clients.policy.info(timeout_seconds=_INFO_SECONDS)),
-            wait_for("the reward service", lambda: clients.reward.info(timeout_seconds=_INFO_SECONDS)),
-            wait_for("the reference service", lambda: clients.reference.info(timeout_seconds=_INFO_SECONDS)),
+            wait_for(
+                "the policy service",
+                lambda: clients.policy.info(timeout_seconds=_INFO_SECONDS),
+                kind="policy",
+            ),
+            wait_for(
+                "the reward service",
+                lambda: clients.reward.info(timeout_seconds=_INFO_SECONDS),
+                kind="reward",
+            ),
+            wait_for(
+                "the reference service",
+                lambda: clients.reference.info(timeout_seconds=_INFO_SECONDS),
+                kind="reference",
+            ),
         )
         scored_as_text = compare(policy.model, reward.model, reference.model)
         return cls(clients, run=run, policy=policy.model, scored_as_text=scored_as_text, counts=counts)
@@ -156,6 +178,7 @@ class Peers:
                 min_version=task.min_version,
                 request_id=f"{self._run}-{task.task_id}",
             ),
+            task=task.task_id,
         )
         [completion] = completions
         check_completion(task, completion)
@@ -166,8 +189,8 @@ class Peers:
         size = len(task.prompt_token_ids) + len(completion.token_ids)
         looked_up = self._reference_at(task.sampling.temperature)
         scores, logprobs = await both(
-            self._timed("score", "reward", self._scores.ask(item, num_tokens=size)),
-            self._timed("reference", "reference", looked_up.ask(tokens, num_tokens=size)),
+            self._timed("score", "reward", self._scores.ask(item, num_tokens=size), task=task.task_id),
+            self._timed("reference", "reference", looked_up.ask(tokens, num_tokens=size), task=task.task_id),
         )
         return assemble(
             completion,
@@ -194,9 +217,12 @@ class Peers:
             )
         return self._logprobs[temperature]
 
-    async def _timed(self, stage: str, service: str, call: Awaitable[_T]) -> _T:
+    async def _timed(self, stage: str, service: str, call: Awaitable[_T], *, task: int) -> _T:
         """Times a call; a refusal becomes the task's fault, named after the service."""
-        with self._counts.stage_seconds.labels(stage=stage).time():
+        with (
+            self._counts.stage_seconds.labels(stage=stage).time(),
+            watchdog.PROCESS.waiting(service, f"the {service}'s answer", task=task),
+        ):
             try:
                 return await call
             except InvalidInput as error:

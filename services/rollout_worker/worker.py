@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from fairlead import metrics
+from fairlead import metrics, watchdog
 from fairlead.config.rollout_worker import RolloutWorkerSection
 from fairlead.errors import FairleadError, QueueUnavailable
 from fairlead.transports.rollouts.base import Claim, WorkerQueue
@@ -129,17 +129,20 @@ class RolloutWorker:
                 task.result()
 
     async def _claim_until(self, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            wanted = await self._room(stop)
-            if wanted == 0:
-                continue
-            claim = partial(self.queue.claim, count=wanted, block_seconds=_CLAIM_BLOCK_SECONDS)
-            claims = await self._ask("claim", claim)
-            if stop.is_set():
-                await self._ask("release", partial(self.queue.release, claims))
-                return
-            for taken in claims:
-                self._take(taken)
+        with watchdog.PROCESS.waiting("tasks", "a task to claim", limited=False) as idle:
+            while not stop.is_set():
+                wanted = await self._room(stop)
+                if wanted == 0:
+                    idle.again()
+                    continue
+                claim = partial(self.queue.claim, count=wanted, block_seconds=_CLAIM_BLOCK_SECONDS)
+                claims = await self._ask("claim", claim)
+                if stop.is_set():
+                    await self._ask("release", partial(self.queue.release, claims))
+                    return
+                for taken in claims:
+                    self._take(taken)
+                    idle.again()
 
     async def _room(self, stop: asyncio.Event) -> int:
         """How many tasks may be claimed; 0 after waiting for a change."""
@@ -253,6 +256,10 @@ class RolloutWorker:
 
     async def _ask(self, what: str, call: Callable[[], Awaitable[_T]]) -> _T:
         """Asks the queue until it answers; results wait in memory meanwhile."""
+        with watchdog.PROCESS.waiting("queue", f"the queue's answer to {what}"):
+            return await self._ask_patiently(what, call)
+
+    async def _ask_patiently(self, what: str, call: Callable[[], Awaitable[_T]]) -> _T:
         pause = _FIRST_QUEUE_RETRY_SECONDS
         while True:
             try:

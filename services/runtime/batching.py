@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from fairlead import metrics
+from fairlead import metrics, watchdog
 from fairlead.config.compute import BatchingSection
 from fairlead.errors import DeadlineExceeded, Overloaded, Unavailable
 from fairlead.types import Priority
@@ -185,7 +185,8 @@ class MicroBatcher(Generic[_Item, _Result]):
                 runs = self._prepared([member.item for member in batch.members])
                 self._begin(batch)
             start = time.monotonic()
-            results = runs()
+            with watchdog.PROCESS.waiting("model", f"a forward pass of {len(batch.members)} sequences"):
+                results = runs()
             seconds = time.monotonic() - start
             with self._changed:
                 self._running = False

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
-from fairlead import config, log
+from fairlead import config, log, watchdog
 from fairlead.config import RunConfig
+from fairlead.config.observe import ObserveSection
 from fairlead.errors import FairleadError, exit_code
 from services.runtime.server import Stopped
 
@@ -39,7 +40,7 @@ def main(
     try:
         settings = _configuration(name, arguments)
         log.setup(style=settings.observe.log_style, level=settings.observe.log_level)
-        asyncio.run(run(settings))
+        asyncio.run(_watched(run(settings), settings.observe))
     except Stopped:
         # A model may still be loading in a thread that nobody waits for.
         sys.stderr.flush()
@@ -53,6 +54,17 @@ def main(
         logger.exception("%s ended by an unexpected error", name)
         return 1
     return 0
+
+
+async def _watched(work: Coroutine[None, None, None], observe: ObserveSection) -> None:
+    """Does the work under the process's watchdog."""
+    stop = watchdog.PROCESS.start(limit_seconds=observe.stall_seconds)
+    beat = asyncio.create_task(watchdog.PROCESS.beat(), name="beat")
+    try:
+        await work
+    finally:
+        beat.cancel()
+        stop()
 
 
 def _configuration(name: str, arguments: Sequence[str] | None) -> RunConfig:

@@ -81,6 +81,7 @@ class ModelServer:
         self._observe = observe
         self._registry = registry
         self._stop = asyncio.Event()
+        metrics.Process(registry)
         self._access = Access(keys or KeysSection(), counts=metrics.Access(registry))
         self._edge = Edge(metrics.Server(registry), self._access, access_log=observe.access_log)
         self._identity = _identity(tls, registry)

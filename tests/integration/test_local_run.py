@@ -154,7 +154,6 @@ async def test_a_killed_process_comes_back_and_the_run_finishes(folder: RunFolde
     [
         (2, "reward-0: reward.path: got 'x', allowed: a model"),
         (3, "another trainer took over this run (reward.path: got 'x', allowed: a model)"),
-        (4, "reward-0 gave up: reward.path: got 'x', allowed: a model"),
     ],
 )
 async def test_some_exit_codes_stop_the_run_with_the_last_words(folder: RunFolder, code: int, message: str):
@@ -167,6 +166,60 @@ async def test_some_exit_codes_stop_the_run_with_the_last_words(folder: RunFolde
     run = supervisor(folder, child("reward-0", says), child("main", FOREVER, is_main=True))
     assert await run.run() == Outcome(code, message)
     assert process(run, "reward-0").starts == 1
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+async def test_who_stalls_is_started_again_and_the_main_process_once_in_a_row(
+    folder: RunFolder, tmp_path: Path, is_main: bool
+):
+    starts = tmp_path / "starts"
+    stalls_three_times = """
+        import pathlib, signal, sys
+        starts = pathlib.Path(sys.argv[1])
+        starts.write_text((starts.read_text() if starts.exists() else "") + "x")
+        if len(starts.read_text()) < 4:
+            sys.stderr.write("Stalled: waited 9 s for the queue\\n")
+            sys.exit(4)
+        signal.pause()
+    """
+    run = supervisor(folder, child("one", stalls_three_times, starts, is_main=is_main), child("two", FOREVER))
+
+    async def watch() -> None:
+        if not is_main:
+            await until(lambda: starts.exists() and len(starts.read_text()) == 4)
+            run.stop(Outcome(0, "enough"))
+
+    outcome = await run_while(run, watch)
+    gave_up = Outcome(4, "one gave up: Stalled: waited 9 s for the queue")
+    assert outcome == (gave_up if is_main else Outcome(0, "enough"))
+    assert process(run, "one").starts == (2 if is_main else 4)
+
+
+async def test_who_answers_nothing_any_more_is_killed_and_started_again(folder: RunFolder):
+    async def ready() -> bool:
+        return True
+
+    async def alive() -> bool:
+        pid = process(run, "service").pid
+        return pid is not None and psutil.Process(pid).status() != psutil.STATUS_STOPPED
+
+    run = supervisor(
+        folder,
+        child("service", FOREVER, probe=ready, alive=alive),
+        child("main", FOREVER, is_main=True),
+        hung_seconds=1.0,
+    )
+
+    async def hang() -> None:
+        await until(lambda: process(run, "service").state is State.READY)
+        first = process(run, "service").pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        await until(lambda: process(run, "service").pid not in (None, first))
+        run.stop(Outcome(0, "enough"))
+
+    assert await run_while(run, hang) == Outcome(0, "enough")
+    assert process(run, "service").restarts == 1
 
 
 async def test_the_message_of_a_json_line_is_the_last_word(folder: RunFolder):

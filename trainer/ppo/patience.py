@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from fairlead import watchdog
 from fairlead.config.queue import QueueSection
 from fairlead.errors import QueueUnavailable, Stalled
 
@@ -31,6 +32,10 @@ class Patience:
         Raises:
             Stalled: when time is up, naming the last failure.
         """
+        with watchdog.PROCESS.waiting("queue", "the queue's answer", limited=False):
+            return self._call(action)
+
+    def _call(self, action: Callable[[], Value]) -> Value:
         begun, tries = time.monotonic(), 0
         while True:
             try:
