@@ -10,8 +10,6 @@ from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
 from fairlead.config import load
-from fairlead.config.reference import ReferenceSection
-from fairlead.config.reward import RewardSection
 from fairlead.errors import ConfigError
 from fairlead.types import SamplingParams, TokenPair
 from services.reference.scorer import Lookup, ReferenceScorer
@@ -87,8 +85,8 @@ async def test_an_answer_is_the_same_to_the_bit_whoever_else_asks(tmp_path: Path
 
 async def test_scores_and_log_probs_are_the_same_to_the_bit_whoever_else_asks(tmp_path: Path):
     config = load(overrides={"deterministic": True})
-    reward = RewardScorer(str(tiny_reward_model(tmp_path / "reward")), RewardSection(device="cpu"))
-    reference = ReferenceScorer(str(tiny_causal_lm(tmp_path / "reference")), ReferenceSection(device="cpu"))
+    reward = RewardScorer(str(tiny_reward_model(tmp_path / "reward")), config.reward)
+    reference = ReferenceScorer(str(tiny_causal_lm(tmp_path / "reference")), config.reference)
     sequences = [(*pair.prompt_token_ids, *pair.response_token_ids) for pair in PAIRS]
     lookups = [Lookup(pair, 0.7) for pair in PAIRS]
     for compute, section, items in (
