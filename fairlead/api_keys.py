@@ -25,9 +25,10 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 from fairlead.config.section import Section
 from fairlead.errors import InvalidInput, PermissionDenied, Unauthenticated
 
-Scope = Literal["score", "generate", "feedback", "admin"]
-SCOPES: tuple[Scope, ...] = ("score", "generate", "feedback", "admin")
-"""score: rewards and reference log-probs; generate: the policy; feedback: rankings; admin: everything."""
+Scope = Literal["score", "generate", "feedback", "weights", "admin"]
+SCOPES: tuple[Scope, ...] = ("score", "generate", "feedback", "weights", "admin")
+"""score: rewards and reference log-probs; generate: the policy; feedback: rankings; weights: to fetch them;
+admin: everything."""
 
 _PREFIX = "fl"
 _SECRET_BYTES = 32

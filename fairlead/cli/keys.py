@@ -39,6 +39,7 @@ class Scope(StrEnum):
     SCORE = "score"
     GENERATE = "generate"
     FEEDBACK = "feedback"
+    WEIGHTS = "weights"
     ADMIN = "admin"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fairlead.cli.output import Json, TimeoutSeconds, fail, say, with_examples
+from fairlead.cli.output import Json, TimeoutSeconds, connection, fail, say, with_examples
 
 if TYPE_CHECKING:
     from fairlead.clients import RewardAdminClient
@@ -65,7 +65,7 @@ def reload(
         fail("--canary: got no MODEL, allowed: the model that becomes the canary; --share changes its share")
     found: dict[str, Any] = {}
     for one in address:
-        with RewardAdminClient(one, timeout_seconds=timeout_seconds) as client:
+        with RewardAdminClient(one, **connection(timeout_seconds)) as client:
             served = _change(client, model, canary=canary, share=share, promote=promote, abandon=abandon)
         found[one] = [_told(each) for each in served]
         if not as_json:

@@ -8,6 +8,10 @@ _METHODS: dict[str, tuple[Scope | None, tuple[str, ...]]] = {
     "fairlead.v1.RewardService": ("score", ("Score", "ScoreStream", "GetRewardInfo")),
     "fairlead.v1.ReferenceService": ("score", ("LogProbs", "GetReferenceInfo")),
     "fairlead.v1.PolicyService": ("generate", ("Generate", "GenerateStream", "GetPolicyInfo")),
+    "fairlead.v1.WeightService": (
+        "weights",
+        ("GetLatestManifest", "ListWeightVersions", "FindWeightSource", "FetchShard"),
+    ),
     "inference.GRPCInferenceService": (
         "score",
         (

@@ -20,7 +20,12 @@ from fairlead.clients import AsyncRewardClient, RewardClient
 from fairlead.config.observe import ObserveSection
 from fairlead.errors import ConfigError, InvalidInput, PermissionDenied, Unauthenticated
 from fairlead.types import Priority, TokenPair
-from fairlead.v1 import policy_service_pb2, reference_service_pb2
+from fairlead.v1 import (
+    policy_service_pb2,
+    reference_service_pb2,
+    reward_admin_service_pb2,
+    weight_service_pb2,
+)
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.runtime.access import Caller
@@ -241,7 +246,12 @@ async def test_without_a_file_of_keys_everybody_may(folder):
 
 
 def test_every_method_that_is_served_has_a_scope_and_any_other_needs_admin():
-    known = {"score": (pb, reference_service_pb2), "generate": (policy_service_pb2,)}
+    known = {
+        "score": (pb, reference_service_pb2),
+        "generate": (policy_service_pb2,),
+        "weights": (weight_service_pb2,),
+        "admin": (reward_admin_service_pb2,),
+    }
     for scope, modules in known.items():
         for module in modules:
             for service in module.DESCRIPTOR.services_by_name.values():
