@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/fairlead quickstart
 
+# A file's tests stay in one of the two processes, since they share what they have set up.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -rs --timeout 1800
