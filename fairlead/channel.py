@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
@@ -127,7 +127,7 @@ class Replicas(Generic[_Stub]):
         request: _Request,
         *,
         timeout_seconds: float | None = None,
-    ) -> AsyncIterator[_Response]:
+    ) -> AsyncGenerator[_Response, None]:
         """Calls a streaming method; it is tried again only until its first message.
 
         Raises:

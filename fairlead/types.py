@@ -96,6 +96,28 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Generated:
+    """The answers to one prompt."""
+
+    completions: tuple[Completion, ...]
+    """One for each sample, in order."""
+    num_prompt_tokens: int
+    """Tokens of the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedPiece:
+    """What is new of one answer while it is made."""
+
+    index: int
+    """Of the sample."""
+    delta: Completion
+    """Its next tokens; the last piece of a sample has a finish reason."""
+    num_prompt_tokens: int
+    """Tokens of the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """A turn of a conversation."""
 

@@ -20,10 +20,18 @@ from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
 from fairlead.config import RunConfig, load
+from fairlead.config.observe import ObserveSection
+from fairlead.config.policy import PolicySection
+from fairlead.nn.loading import load_tokenizer
 from services.gateway.app import make_app
 from services.gateway.backend import Backend
+from services.gateway.exchange_log import ExchangeLog
 from services.gateway.server import HttpServer
 from services.runtime.access import Access
+from services.policy.prompts import encode
+from services.policy.servicer import SERVICE_NAME, PolicyServicer
+from services.runtime.server import ModelServer
+from tests.unit.policy_world import model_without_end, running
 from tests.unit.reward_world import reward_service
 
 
@@ -107,6 +115,37 @@ async def reward_server(folder: Path, *, calibration_temperature: float = 0.0) -
         yield world.address
 
 
+@dataclass
+class Policy:
+    """A policy service in this process."""
+
+    address: str
+    tokenizer: Any
+    registry: CollectorRegistry
+
+    @property
+    def slots_used(self) -> float:
+        return self.registry.get_sample_value("fairlead_policy_slots_used") or 0.0
+
+
+@asynccontextmanager
+async def policy_server(folder: Path, *, chat_template: str | None = None) -> AsyncIterator[Policy]:
+    """The policy service around a model that no token ends, in this loop."""
+    registry = CollectorRegistry()
+    model = model_without_end(folder)
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.chat_template = chat_template
+    section = PolicySection(bind="127.0.0.1:0", timeout_seconds=30)
+    async with running(model, registry=registry) as engine:
+        async with ModelServer("policy", section, ObserveSection(), registry=registry) as server:
+            servicer = PolicyServicer(
+                engine, section, encode=lambda prompt: encode(tokenizer, prompt), wanted=lambda _: None
+            )
+            address = await server.start(servicer.add_to, [SERVICE_NAME])
+            server.set_ready(True)
+            yield Policy(address, tokenizer, registry)
+
+
 @asynccontextmanager
 async def gateway(
     *,
@@ -131,19 +170,24 @@ async def gateway(
         backend = await stack.enter_async_context(Backend(config))
         access = Access(config.keys, counts=metrics.Access(registry))
         stack.push_async_callback(access.close)
+        log = ExchangeLog(config.gateway) if config.gateway.chat_log else None
+        if log is not None:
+            stack.callback(log.close)
         app = make_app(
             backend,
             config.gateway,
             ready=lambda: backend.answers and not server.draining,
             access=access,
+            log=log,
             registry=registry,
         )
         serving = asyncio.create_task(server.serve(app))
         found = Gateway(server.address, server, registry, client)
         try:
             async with asyncio.timeout(20):
-                while (await found.get("/readyz")).status != 200:  # noqa: ASYNC110 - asked over HTTP
-                    await asyncio.sleep(0.02)
+                watched = [each for each in (backend.reward, backend.policy) if each]
+                while not all(each.answers for each in watched):  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0.01)
             yield found
         finally:
             server.stop()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import TypedDict, Unpack
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
+from typing import TypedDict, Unpack, cast
 
 from grpc import aio
 
@@ -13,13 +14,21 @@ from fairlead.clients.blocking import Blocking
 from fairlead.clients.client import AsyncClient
 from fairlead.clients.requests import building
 from fairlead.errors import CorruptData
-from fairlead.types import Completion, PolicyInfo, SamplingParams, WeightVersion
+from fairlead.types import (
+    Completion,
+    Generated,
+    GeneratedPiece,
+    Message,
+    PolicyInfo,
+    SamplingParams,
+    WeightVersion,
+)
 from fairlead.v1 import policy_service_pb2 as pb
 from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
 from fairlead.v1 import tokens_pb2
 
-Prompt = str | Sequence[int]
-"""Text, tokenized by the service, or token ids."""
+Prompt = str | Sequence[int] | Sequence[Message]
+"""Text, tokenized by the service, token ids, or turns of a conversation, rendered by its chat template."""
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -54,6 +63,16 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
             StaleWeights: if no replica got weights as new as `min_version` in time.
             FairleadError: Unavailable, Overloaded, DeadlineExceeded … once trying again has not helped.
         """
+        return list((await self.answer(prompt, sampling, **options)).completions)
+
+    async def answer(
+        self, prompt: Prompt, sampling: SamplingParams, **options: Unpack[GenerateOptions]
+    ) -> Generated:
+        """As `generate`, with what else the service says.
+
+        Raises:
+            FairleadError: as `generate`.
+        """
         request = _request(prompt, sampling, options)
         response = await self._replicas.call(
             lambda stub: stub.Generate, request, timeout_seconds=options.get("timeout_seconds")
@@ -62,7 +81,7 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
             raise CorruptData(
                 f"policy: {len(response.completions)} completions for {request.num_samples} samples"
             )
-        return [codec.completion_from_pb(completion) for completion in response.completions]
+        return Generated(tuple(map(codec.completion_from_pb, response.completions)), response.prompt_tokens)
 
     async def generate_stream(
         self, prompt: Prompt, sampling: SamplingParams, **options: Unpack[GenerateOptions]
@@ -74,12 +93,26 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
         Raises:
             FairleadError: as `generate`; a stream that broke after its first piece is not begun again.
         """
+        async with aclosing(self.answer_stream(prompt, sampling, **options)) as pieces:
+            async for piece in pieces:
+                yield piece.index, piece.delta
+
+    async def answer_stream(
+        self, prompt: Prompt, sampling: SamplingParams, **options: Unpack[GenerateOptions]
+    ) -> AsyncGenerator[GeneratedPiece, None]:
+        """As `generate_stream`, with what else the service says. Closing it ends the work.
+
+        Raises:
+            FairleadError: as `generate_stream`.
+        """
         request = pb.GenerateStreamRequest(request=_request(prompt, sampling, options))
         stream = self._replicas.stream(
             lambda stub: stub.GenerateStream, request, timeout_seconds=options.get("timeout_seconds")
         )
-        async for response in stream:
-            yield response.sample_index, codec.completion_from_pb(response.delta)
+        async with aclosing(stream):
+            async for response in stream:
+                delta = codec.completion_from_pb(response.delta)
+                yield GeneratedPiece(response.sample_index, delta, response.prompt_tokens)
 
     async def info(self, *, timeout_seconds: float | None = None) -> PolicyInfo:
         """What is served, and with which weights.
@@ -129,8 +162,11 @@ def _request(prompt: Prompt, sampling: SamplingParams, options: GenerateOptions)
         )
         if isinstance(prompt, str):
             request.text = prompt
+        elif prompt and isinstance(prompt[0], Message):
+            turns = [turn for turn in prompt if isinstance(turn, Message)]
+            request.conversation.messages.extend(codec.messages_to_pb(turns))
         else:
-            request.tokens.CopyFrom(tokens_pb2.TokenSequence(token_ids=prompt))
+            request.tokens.CopyFrom(tokens_pb2.TokenSequence(token_ids=cast(Sequence[int], prompt)))
         min_version = options.get("min_version")
         if min_version is not None:
             request.min_version.CopyFrom(codec.version_to_pb(min_version))

@@ -39,6 +39,8 @@ class GatewaySection(Section):
     """How often the services are asked what they serve; /readyz depends on the answer."""
     access_log: Literal["plain", "texts", "off"] = "plain"
     """One line a request: `plain` holds no text of it, `texts` the beginning of its body too."""
+    chat_max_tokens: int = Field(default=1_024, ge=1, le=131_072)
+    """Tokens of an answer of /v1/chat/completions at most, where the caller does not say."""
     chat_log: str = ""
     """File that every exchange of /v1/chat/completions is appended to, as JSON lines that `fairlead score`
     and `data.prompts` read; empty: none. Replicas need a file each: `{pid}` in it is the process's id."""

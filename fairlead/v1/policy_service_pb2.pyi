@@ -28,6 +28,7 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     NUM_SAMPLES_FIELD_NUMBER: _builtins.int
     MIN_VERSION_FIELD_NUMBER: _builtins.int
@@ -40,6 +41,12 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def tokens(self) -> _tokens_pb2.TokenSequence:
         """Token ids."""
+
+    @_builtins.property
+    def conversation(self) -> _tokens_pb2.Conversation:
+        """Turns, rendered by the chat template of the service's tokenizer. Without a template one turn of the user
+        is read as text, and nothing else is taken.
+        """
 
     @_builtins.property
     def sampling(self) -> _tokens_pb2.SamplingParams:
@@ -55,15 +62,16 @@ class GenerateRequest(_message.Message):
         request_id: _builtins.str = ...,
         tokens: _tokens_pb2.TokenSequence | None = ...,
         text: _builtins.str = ...,
+        conversation: _tokens_pb2.Conversation | None = ...,
         sampling: _tokens_pb2.SamplingParams | None = ...,
         num_samples: _builtins.int = ...,
         min_version: _tokens_pb2.WeightVersion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["min_version", b"min_version", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "min_version", b"min_version", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_version", b"min_version", "num_samples", b"num_samples", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "min_version", b"min_version", "num_samples", b"num_samples", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["tokens", "text"]  # noqa: Y015
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["tokens", "text", "conversation"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
@@ -129,8 +137,11 @@ class GenerateStreamResponse(_message.Message):
 
     SAMPLE_INDEX_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     sample_index: _builtins.int
     """Which sample it belongs to."""
+    prompt_tokens: _builtins.int
+    """Number of tokens of the prompt."""
     @_builtins.property
     def delta(self) -> _tokens_pb2.Completion:
         """What is new since the last message of this sample; the finish reason is set in the last one."""
@@ -140,10 +151,11 @@ class GenerateStreamResponse(_message.Message):
         *,
         sample_index: _builtins.int = ...,
         delta: _tokens_pb2.Completion | None = ...,
+        prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "sample_index", b"sample_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "prompt_tokens", b"prompt_tokens", "sample_index", b"sample_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x61irlead/v1/tokens.proto\x12\x0b\x66\x61irlead.v1\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\"\x97\x01\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\x05\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\x05\x12\x14\n\x0cstop_strings\x18\x06 \x03(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x03\"4\n\rWeightVersion\x12\x13\n\x0bincarnation\x18\x01 \x01(\x03\x12\x0e\n\x06update\x18\x02 \x01(\x03\"V\n\x0bVersionSpan\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\"\xb7\x01\n\nCompletion\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\x30\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x19.fairlead.v1.FinishReason\x12/\n\rversion_spans\x18\x04 \x03(\x0b\x32\x18.fairlead.v1.VersionSpan\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x13\n\x0bmixed_cache\x18\x06 \x01(\x08\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x81\x01\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\x05\x12\x1b\n\x13max_sequence_tokens\x18\x04 \x01(\x05\x12\r\n\x05\x64type\x18\x05 \x01(\t*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x61irlead/v1/tokens.proto\x12\x0b\x66\x61irlead.v1\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\"\x97\x01\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\x05\x12\x16\n\x0estop_token_ids\x18\x05 \x03(\x05\x12\x14\n\x0cstop_strings\x18\x06 \x03(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x03\"4\n\rWeightVersion\x12\x13\n\x0bincarnation\x18\x01 \x01(\x03\x12\x0e\n\x06update\x18\x02 \x01(\x03\"V\n\x0bVersionSpan\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\"\xb7\x01\n\nCompletion\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\x30\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x19.fairlead.v1.FinishReason\x12/\n\rversion_spans\x18\x04 \x03(\x0b\x32\x18.fairlead.v1.VersionSpan\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x13\n\x0bmixed_cache\x18\x06 \x01(\x08\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"6\n\x0c\x43onversation\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.fairlead.v1.Message\"\x81\x01\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\x05\x12\x1b\n\x13max_sequence_tokens\x18\x04 \x01(\x05\x12\r\n\x05\x64type\x18\x05 \x01(\t*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fairlead.v1.tokens_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=733
-  _globals['_FINISHREASON']._serialized_end=828
+  _globals['_FINISHREASON']._serialized_start=789
+  _globals['_FINISHREASON']._serialized_end=884
   _globals['_TOKENSEQUENCE']._serialized_start=41
   _globals['_TOKENSEQUENCE']._serialized_end=75
   _globals['_SAMPLINGPARAMS']._serialized_start=78
@@ -45,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPLETION']._serialized_end=557
   _globals['_MESSAGE']._serialized_start=559
   _globals['_MESSAGE']._serialized_end=599
-  _globals['_MODELINFO']._serialized_start=602
-  _globals['_MODELINFO']._serialized_end=731
+  _globals['_CONVERSATION']._serialized_start=601
+  _globals['_CONVERSATION']._serialized_end=655
+  _globals['_MODELINFO']._serialized_start=658
+  _globals['_MODELINFO']._serialized_end=787
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from fairlead.config import RunConfig
 from fairlead.errors import ConfigError
 from services.gateway.app import make_app
 from services.gateway.backend import Backend
+from services.gateway.exchange_log import ExchangeLog
 from services.gateway.server import HttpServer
 from services.runtime import process
 from services.runtime.access import Access
@@ -43,7 +44,11 @@ async def run(config: RunConfig) -> None:
         fields = {"address": server.address, "metrics_port": port}
         logger.info("gateway listens on %s", server.address, extra=fields)
         server.warn(asks_for_keys=access.asks_for_keys)
-        await server.serve(make_app(backend, config.gateway, ready=ready, access=access))
+        log = None
+        if config.gateway.chat_log:
+            log = ExchangeLog(config.gateway)
+            stack.callback(log.close)
+        await server.serve(make_app(backend, config.gateway, ready=ready, access=access, log=log))
 
 
 if __name__ == "__main__":

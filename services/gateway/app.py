@@ -10,10 +10,20 @@ from starlette.types import ASGIApp
 
 from fairlead import __version__, metrics
 from fairlead.config.gateway import GatewaySection
-from services.gateway import failures, health, open_inference, openai_models, openrlhf, rewards, vllm
+from services.gateway import (
+    failures,
+    health,
+    open_inference,
+    openai_chat,
+    openai_models,
+    openrlhf,
+    rewards,
+    vllm,
+)
 from services.gateway.backend import Backend
 from services.gateway.edge import Edge
 from services.runtime.access import Access
+from services.gateway.exchange_log import ExchangeLog
 
 _ABOUT = """The reward model as an API, in the dialects that clients already speak.
 
@@ -29,6 +39,7 @@ def make_app(
     *,
     ready: Callable[[], bool],
     access: Access,
+    log: ExchangeLog | None = None,
     registry: CollectorRegistry = REGISTRY,
 ) -> ASGIApp:
     """Everything behind the port.
@@ -38,6 +49,7 @@ def make_app(
         section: limits.
         ready: what /readyz says.
         access: who may call.
+        log: where exchanges of chat completions are kept, if they are.
         registry: what /metrics shows.
     """
     app = FastAPI(
@@ -50,5 +62,6 @@ def make_app(
     failures.install(app)
     for dialect in (rewards, openrlhf, vllm, open_inference, openai_models):
         app.include_router(dialect.router(backend))
+    app.include_router(openai_chat.router(backend, log=log, default_tokens=section.chat_max_tokens))
     app.include_router(health.router(ready=ready, registry=registry))
     return Edge(app, section, metrics.Gateway(registry), access)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
@@ -16,13 +17,25 @@ from fairlead.config import RunConfig
 from fairlead.config.compute import ModelServiceSection
 from fairlead.errors import FairleadError, InvalidInput, NotOffered, Unavailable
 from fairlead.retry import RetryPolicy
-from fairlead.types import PolicyInfo, Priority, RewardInfo, ScoreItem, Scores
+from fairlead.types import (
+    Generated,
+    GeneratedPiece,
+    Message,
+    PolicyInfo,
+    Priority,
+    RewardInfo,
+    SamplingParams,
+    ScoreItem,
+    Scores,
+)
 from services.gateway.call import Call
 from services.runtime.access import caller
 
 logger = logging.getLogger(__name__)
 
 Kind = Literal["reward", "policy"]
+Asked = str | tuple[Message, ...]
+"""A prompt as text, or as turns."""
 _Info_co = TypeVar("_Info_co", bound=RewardInfo | PolicyInfo, covariant=True)
 
 _ASK_SECONDS = 5.0
@@ -190,6 +203,66 @@ class Backend:
         # How many there are is known only now; what the key has not left it owes.
         await who.charge(tokens=sum(scores.num_tokens))
         return scores
+
+    @property
+    def policy_model(self) -> str:
+        """Name of the policy; empty before the service has said it."""
+        return self.policy.name if self.policy is not None else ""
+
+    async def generate(
+        self, prompt: Asked, sampling: SamplingParams, call: Call, *, num_samples: int = 1
+    ) -> Generated:
+        """Answers of the policy.
+
+        Raises:
+            NotOffered: there is no policy service.
+            PermissionDenied: the caller's key does not allow it.
+            FairleadError: InvalidInput, Overloaded, DeadlineExceeded …
+        """
+        found = await self._asked_policy().answer(
+            prompt,
+            sampling,
+            num_samples=num_samples,
+            request_id=call.request_id,
+            timeout_seconds=call.remaining(),
+        )
+        made = sum(len(completion.token_ids) for completion in found.completions)
+        await caller().charge(tokens=found.num_prompt_tokens + made)
+        return found
+
+    async def generate_stream(
+        self, prompt: Asked, sampling: SamplingParams, call: Call, *, num_samples: int = 1
+    ) -> AsyncGenerator[GeneratedPiece, None]:
+        """The same as it is made.
+
+        Raises:
+            FairleadError: as `generate`.
+        """
+        who = caller()
+        pieces = self._asked_policy().answer_stream(
+            prompt,
+            sampling,
+            num_samples=num_samples,
+            request_id=call.request_id,
+            timeout_seconds=call.remaining(),
+        )
+        asked = made = 0
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    asked, made = piece.num_prompt_tokens, made + len(piece.delta.token_ids)
+                    yield piece
+        finally:
+            # Also of an answer that nobody waited for.
+            await who.charge(tokens=asked + made)
+
+    def _asked_policy(self) -> AsyncPolicyClient:
+        if self._policy is None:
+            raise NotOffered(_NO_POLICY)
+        key = caller().key
+        if key is not None:
+            key.require("generate")
+        return self._policy
 
 
 def _is_there(section: ModelServiceSection) -> bool:

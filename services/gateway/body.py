@@ -67,6 +67,10 @@ class JsonRoute(APIRoute):
             kind = request.headers.get("content-type", "")
             if self.body_field is not None and kind and "json" not in kind.lower():
                 raise InvalidInput("Content-Type", got=kind, allowed="application/json")
-            return await handler(_JsonRequest(request.scope, request.receive))
+            scope = request.scope
+            if not kind:
+                # FastAPI would take it for a text.
+                scope = scope | {"headers": [*scope["headers"], (b"content-type", b"application/json")]}
+            return await handler(_JsonRequest(scope, request.receive))
 
         return handle

@@ -102,8 +102,12 @@ def failure_of(error: Exception) -> Failure:
 def answer(error: Exception, *, path: str, request_id: str) -> JSONResponse:
     """The response to a request that failed, in the dialect of its path."""
     failure = failure_of(error)
-    content = _CONTENT.get(dialect(path), _ours)(failure, request_id)
-    return JSONResponse(content, failure.status, failure.headers)
+    return JSONResponse(content(dialect(path), failure, request_id), failure.status, failure.headers)
+
+
+def content(name: str, failure: Failure, request_id: str) -> dict[str, Any]:
+    """What a dialect says of a failure."""
+    return _CONTENT.get(name, _ours)(failure, request_id)
 
 
 def dialect(path: str) -> str:

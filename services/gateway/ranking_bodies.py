@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fairlead.types import ScoreItem
+from fairlead.types import Message, SamplingParams, ScoreItem
 from services.gateway.reward_bodies import PROMPT, RESPONSES, Answer, Body, Prompt, Scored, examples, pair
 
 
@@ -72,6 +73,17 @@ class Sampling(Body):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     """The same seed and weights give the same candidates; null: a random one."""
 
+    def params(self) -> SamplingParams:
+        """As the policy service takes them."""
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_new_tokens=self.max_new_tokens,
+            stop_strings=tuple(text for text in self.stop if text),
+            seed=secrets.randbits(62) if self.seed is None else self.seed,
+        )
+
 
 class BestOfNRequest(Body):
     """A prompt, and candidates or how to generate them on the policy service."""
@@ -100,6 +112,10 @@ class BestOfNRequest(Body):
             raise ValueError("a `prompt` to answer, or `responses`")
         pair(self.prompt, "")
         return self
+
+    def asked(self) -> str | tuple[Message, ...]:
+        """The prompt as the policy service takes it."""
+        return self.prompt if isinstance(self.prompt, str) else tuple(turn.message() for turn in self.prompt)
 
 
 class BestOfNResponse(Scored):

@@ -21,8 +21,10 @@ from services.gateway.ranking_bodies import (
     Ranked,
     RankRequest,
     RankResponse,
+    Sampling,
 )
-from services.gateway.reward_bodies import Reward, RewardsRequest, RewardsResponse, Timing
+from services.gateway.reward_bodies import Reward, RewardsRequest, RewardsResponse, Timing, pair
+from services.gateway.stop_texts import cut
 
 
 def router(backend: Backend) -> APIRouter:
@@ -48,12 +50,16 @@ def router(backend: Backend) -> APIRouter:
 
     @routes.post("/v1/rewards:best-of-n", response_model=BestOfNResponse, summary="The best of n responses")
     async def best_of_n(body: BestOfNRequest, call: TheCall) -> Response:
-        """The best of the responses given."""
-        if body.responses is None:
-            raise InvalidInput("responses", got="none", allowed="at least one")
-        items = RankRequest(prompt=body.prompt, responses=body.responses).score_items()
-        ranking, said = await _ranked(backend, call, items, body.responses, body.calibrated)
-        return _json(BestOfNResponse(best=ranking[0], ranking=ranking, generated=False, **said))
+        """The best of the responses given, or of those that the policy service makes."""
+        responses = body.responses
+        if responses is None:
+            how = body.sampling or Sampling()
+            found = await backend.generate(body.asked(), how.params(), call, num_samples=how.n)
+            responses = [cut(one.text, how.stop) for one in found.completions]
+        items = [pair(body.prompt, response) for response in responses]
+        ranking, said = await _ranked(backend, call, items, responses, body.calibrated)
+        generated = body.responses is None
+        return _json(BestOfNResponse(best=ranking[0], ranking=ranking, generated=generated, **said))
 
     return routes
 

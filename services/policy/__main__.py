@@ -29,17 +29,19 @@ from services.runtime import process
 from services.runtime.server import ModelServer
 
 if TYPE_CHECKING:
+    from fairlead.data.chat import Prompt
     from services.policy.engine import Engine
 
 _EVERY_INTERFACE = ("0.0.0.0", "[::]", "::")
 
 
-def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Callable[[str], list[int]]]:
+def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Callable[[Prompt], list[int]]]:
     # torch takes seconds to import; until then the process already answers probes and signals.
     from fairlead.data.encoding import encode_prompt
     from fairlead.nn import adapters, determinism, loading
     from services.policy.decoder import vocabulary_size
     from services.policy.hf_engine import EngineLimits, HfEngine
+    from services.policy.prompts import encode
 
     section = config.policy
     if config.deterministic:
@@ -75,7 +77,7 @@ def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Ca
         initial=WeightVersion(0, 0) if section.serve_initial else None,
         adapter=adapter,
     )
-    return engine, lambda text: encode_prompt(tokenizer, text)
+    return engine, lambda prompt: encode(tokenizer, prompt)
 
 
 async def run(config: RunConfig) -> None:

@@ -12,6 +12,7 @@ from grpc import aio
 
 from fairlead import codec
 from fairlead.config.policy import PolicySection
+from fairlead.data.chat import Prompt
 from fairlead.errors import InvalidInput
 from fairlead.types import GenerationRequest, WeightVersion
 from fairlead.v1 import policy_service_pb2 as pb
@@ -19,6 +20,7 @@ from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
 from services.policy.checks import check_request
 from services.policy.engine import Engine
 from services.runtime.access import caller
+from services.policy.prompts import checked_chat
 from services.runtime.interceptors import deadline
 from services.runtime.limits import check_text
 
@@ -39,14 +41,14 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         engine: Engine,
         section: PolicySection,
         *,
-        encode: Callable[[str], list[int]],
+        encode: Callable[[Prompt], list[int]],
         wanted: Callable[[WeightVersion], None],
     ) -> None:
         """
         Args:
             engine: what generates.
             section: limits.
-            encode: text of a prompt → ids.
+            encode: a prompt → ids.
             wanted: told of weights that a request asks for and the engine does not have yet.
         """
         self._engine = engine
@@ -77,7 +79,11 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         async with aclosing(self._engine.stream(checked, deadline=self._deadline(context))) as deltas:
             async for index, delta in deltas:
                 left -= len(delta.token_ids)
-                yield pb.GenerateStreamResponse(sample_index=index, delta=codec.completion_to_pb(delta))
+                yield pb.GenerateStreamResponse(
+                    sample_index=index,
+                    delta=codec.completion_to_pb(delta),
+                    prompt_tokens=len(checked.prompt_token_ids),
+                )
         await _give_back(left)
 
     async def GetPolicyInfo(
@@ -118,11 +124,18 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
                 if not request.text:
                     raise InvalidInput("text", got="", allowed="a text that is not empty")
                 check_text("text", request.text, max_bytes=self._section.max_text_bytes)
-                if len(request.text) < _LONG_TEXT:
-                    return tuple(self._encode(request.text))
-                return tuple(await asyncio.to_thread(self._encode, request.text))
+                return await self._ids(request.text, len(request.text))
+            case "conversation":
+                turns = codec.messages_from_pb(request.conversation.messages)
+                chat = checked_chat(turns, max_bytes=self._section.max_text_bytes)
+                return await self._ids(chat, sum(len(turn.content) for turn in turns))
             case _:
-                raise InvalidInput("prompt", got="nothing", allowed="tokens or text")
+                raise InvalidInput("prompt", got="nothing", allowed="tokens, text or a conversation")
+
+    async def _ids(self, prompt: Prompt, num_characters: int) -> tuple[int, ...]:
+        if num_characters < _LONG_TEXT:
+            return tuple(self._encode(prompt))
+        return tuple(await asyncio.to_thread(self._encode, prompt))
 
     def _deadline(self, context: _Context) -> float:
         """The caller's, or the configured one where the caller would wait for ever."""

@@ -93,7 +93,7 @@ def request(**fields: Any) -> pb.GenerateRequest:
 BAD: dict[str, tuple[pb.GenerateRequest, str]] = {
     "no prompt": (
         pb.GenerateRequest(sampling=sampling(), num_samples=1),
-        "prompt: got 'nothing', allowed: tokens or text",
+        "prompt: got 'nothing', allowed: tokens, text or a conversation",
     ),
     "no sampling": (
         pb.GenerateRequest(tokens=tokens(1), num_samples=1),

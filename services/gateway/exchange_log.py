@@ -1,0 +1,100 @@
+"""Prompts and answers, kept for ranking: JSON lines that `fairlead score` and `data.prompts` read.
+
+One write a line, at the end of the file: lines of several writers do not mix, a crash loses the last at most.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairlead.config.gateway import GatewaySection
+from fairlead.errors import ConfigError
+from fairlead.types import Completion, Message, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class ExchangeLog:
+    """One file and those put aside before it."""
+
+    def __init__(self, section: GatewaySection) -> None:
+        """
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        self._path = Path(section.chat_log.replace("{pid}", str(os.getpid())))
+        self._max_bytes = section.chat_log_bytes
+        self._max_files = section.chat_log_files
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._open()
+        except OSError as error:
+            raise ConfigError(
+                "gateway.chat_log", got=f"{self._path} ({error.strerror})", allowed="a file to write"
+            ) from error
+        self._size = os.fstat(self._file).st_size
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._file)
+
+    def add(
+        self,
+        request_id: str,
+        prompt: Sequence[Message],
+        completions: Sequence[tuple[str, Completion]],
+        sampling: SamplingParams,
+    ) -> None:
+        """Appends an exchange; a disk that does not take it is logged, and the caller hears nothing of it.
+
+        Args:
+            request_id: names the exchange.
+            prompt: the turns.
+            completions: each with its text as the caller got it.
+            sampling: how the answers were drawn.
+        """
+        entry = {
+            "time": time.time(),
+            "request_id": request_id,
+            "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt],
+            "responses": [_response(text, completion) for text, completion in completions],
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed,
+        }
+        line = json.dumps(entry, ensure_ascii=False).encode(errors="replace") + b"\n"
+        try:
+            if self._size and self._size + len(line) > self._max_bytes:
+                self._rotate()
+            self._size += os.write(self._file, line)
+        except OSError as error:
+            logger.error("an exchange was not logged: %s", error)
+
+    def _open(self) -> int:
+        # What people said is for the owner alone.
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def _rotate(self) -> None:
+        """`log` becomes `log.1`, `log.1` becomes `log.2`; the oldest goes."""
+        names = [self._path.with_name(f"{self._path.name}.{n}") for n in range(1, self._max_files + 1)]
+        for older, newer in zip(reversed(names[1:]), reversed(names[:-1]), strict=True):
+            if newer.exists():
+                newer.replace(older)
+        self._path.replace(names[0])
+        os.close(self._file)
+        self._file = self._open()
+        self._size = 0
+
+
+def _response(text: str, completion: Completion) -> dict[str, object]:
+    return {
+        "text": text,
+        "finish_reason": completion.finish_reason.value if completion.finish_reason else None,
+        "num_tokens": len(completion.token_ids),
+        "weight_versions": list(dict.fromkeys(str(span.version) for span in completion.version_spans)),
+    }
