@@ -6,7 +6,6 @@ Requests go through http.client in a thread, byte by byte as a test writes them.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import http.client
 import json
 import ssl
@@ -27,9 +26,9 @@ from services.gateway.app import make_app
 from services.gateway.backend import Backend
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.server import HttpServer
-from services.runtime.access import Access
 from services.policy.prompts import encode
 from services.policy.servicer import SERVICE_NAME, PolicyServicer
+from services.runtime.access import Access
 from services.runtime.server import ModelServer
 from tests.unit.policy_world import model_without_end, running
 from tests.unit.reward_world import reward_service
@@ -108,10 +107,7 @@ def ask(
 @asynccontextmanager
 async def reward_server(folder: Path, *, calibration_temperature: float = 0.0) -> AsyncIterator[str]:
     """The reward service around a model, in this loop; gives its address."""
-    async with reward_service(folder) as world:
-        world.scorer.info = dataclasses.replace(
-            world.scorer.info, calibration_temperature=calibration_temperature
-        )
+    async with reward_service(folder, calibration_temperature=calibration_temperature) as world:
         yield world.address
 
 

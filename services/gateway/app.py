@@ -22,8 +22,8 @@ from services.gateway import (
 )
 from services.gateway.backend import Backend
 from services.gateway.edge import Edge
-from services.runtime.access import Access
 from services.gateway.exchange_log import ExchangeLog
+from services.runtime.access import Access
 
 _ABOUT = """The reward model as an API, in the dialects that clients already speak.
 

@@ -70,7 +70,8 @@ class JsonRoute(APIRoute):
             scope = request.scope
             if not kind:
                 # FastAPI would take it for a text.
-                scope = scope | {"headers": [*scope["headers"], (b"content-type", b"application/json")]}
+                headers = [*scope["headers"], (b"content-type", b"application/json")]
+                scope = {**scope, "headers": headers}
             return await handler(_JsonRequest(scope, request.receive))
 
         return handle

@@ -19,8 +19,8 @@ from fairlead.v1 import policy_service_pb2 as pb
 from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
 from services.policy.checks import check_request
 from services.policy.engine import Engine
-from services.runtime.access import caller
 from services.policy.prompts import checked_chat
+from services.runtime.access import caller
 from services.runtime.interceptors import deadline
 from services.runtime.limits import check_text
 
