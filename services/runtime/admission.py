@@ -1,51 +1,47 @@
 """Who may still queue: what waits is bounded in tokens, and by the time that it would wait.
 
-Time comes from what the model's own batches took, as a line: seconds a batch and seconds a token.
+Time comes from what the model's own batches took.
 """
 
 from __future__ import annotations
 
-import math
 import time
 
 from fairlead.config.compute import BatchingSection
 from fairlead.errors import InvalidInput, Overloaded
 from fairlead.types import Priority
 
-_MEMORY = 0.97
-"""Weight of what was learnt before, each batch: some thirty batches count."""
+_MEMORY = 0.8
+"""Weight of what was learnt before, each batch."""
+_TELLING_SHARE = 0.125
+"""Of a full batch; smaller ones say nothing of speed."""
 _LONGEST_DELAY_SECONDS = 30.0
 _SHORTEST_DELAY_SECONDS = 0.05
 _BULK_SHARE = 0.5
 """Of the tokens that may wait; the rest is left to those whose answers somebody awaits."""
 
 
-class BatchCost:
-    """Seconds of a batch as a + b · tokens, by least squares over recent batches."""
+class Speed:
+    """Tokens a second, of recent batches that were large enough to tell.
 
-    def __init__(self) -> None:
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+    Small ones take what a call takes, whatever they hold. Where many tokens wait, batches are large, so what
+    matters is learnt as soon as it does.
+    """
+
+    def __init__(self, *, max_batch_tokens: int) -> None:
+        self._enough_tokens = max_batch_tokens * _TELLING_SHARE
+        self._tokens_per_second = 0.0
 
     def learn(self, tokens: int, seconds: float) -> None:
         """One batch was computed."""
-        for name, value in (("_weight", 1.0), ("_x", tokens), ("_y", seconds)):
-            setattr(self, name, _MEMORY * getattr(self, name) + value)
-        self._xx = _MEMORY * self._xx + tokens * tokens
-        self._xy = _MEMORY * self._xy + tokens * seconds
+        if tokens < self._enough_tokens:
+            return
+        found, known = tokens / max(seconds, 1e-6), self._tokens_per_second
+        self._tokens_per_second = _MEMORY * known + (1 - _MEMORY) * found if known else found
 
-    def seconds(self, tokens: int, *, batches: int) -> float:
-        """What so many tokens in so many batches will take; 0 while nothing is known."""
-        if not self._weight or not tokens:
-            return 0.0
-        mean_x, mean_y = self._x / self._weight, self._y / self._weight
-        variance = self._xx / self._weight - mean_x**2
-        ratio = mean_y / mean_x
-        slope = ratio
-        if variance > (0.05 * mean_x) ** 2:
-            slope = (self._xy / self._weight - mean_x * mean_y) / variance
-        # Noise must not make tokens free, nor batches give time back.
-        slope = min(max(slope, 0.1 * ratio), ratio)
-        return max(0.0, mean_y - slope * mean_x) * batches + slope * tokens
+    def seconds(self, tokens: int) -> float:
+        """What so many tokens will take; 0 while nothing is known."""
+        return tokens / self._tokens_per_second if self._tokens_per_second else 0.0
 
 
 class Admission:
@@ -54,7 +50,7 @@ class Admission:
     def __init__(self, section: BatchingSection, *, field_name: str) -> None:
         self._section = section
         self._field_name = field_name
-        self._cost = BatchCost()
+        self._speed = Speed(max_batch_tokens=section.max_batch_tokens)
         self._running: tuple[float, float] | None = None
         self.chosen_tokens = 0
         """Of the batch that waits for the model."""
@@ -66,21 +62,20 @@ class Admission:
     def begun(self, tokens: int) -> None:
         """The model has begun a batch."""
         self.chosen_tokens = 0
-        self._running = (time.monotonic(), self._cost.seconds(tokens, batches=1))
+        self._running = (time.monotonic(), self._speed.seconds(tokens))
 
     def ended(self, tokens: int, seconds: float) -> None:
         """It is done with it."""
         self._running = None
-        self._cost.learn(tokens, seconds)
+        self._speed.learn(tokens, seconds)
 
     def wait_seconds(self, waiting_tokens: int) -> float:
         """How long the last of so many tokens will wait for the model."""
-        batches = math.ceil(waiting_tokens / self._section.max_batch_tokens)
-        left = self._cost.seconds(self.chosen_tokens, batches=1)
+        left = self._speed.seconds(self.chosen_tokens)
         if self._running is not None:
             begun, expected = self._running
             left += max(0.0, begun + expected - time.monotonic())
-        return left + self._cost.seconds(waiting_tokens, batches=batches)
+        return left + self._speed.seconds(waiting_tokens)
 
     def check(self, total: int, priority: Priority, *, online_tokens: int, bulk_tokens: int) -> None:
         """Lets a request of `total` tokens in.
@@ -97,7 +92,7 @@ class Admission:
             )
         waiting = bulk_tokens if bulk else online_tokens + bulk_tokens
         if waiting + total > limit:
-            excess = self._cost.seconds(waiting + total - limit, batches=0) or 1.0
+            excess = self._speed.seconds(waiting + total - limit) or 1.0
             raise Overloaded(
                 f"{waiting} tokens are waiting, at most {limit} may", retry_after_seconds=_delay(excess)
             )
