@@ -85,21 +85,20 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
     async def _infer(self, request: Any, until: float | None, *, waits: bool = False) -> Any:
         self._check_name(request.model_name)
         began = time.monotonic()
+        info = self._info(request.model_version)
         try:
             tensors.check_outputs(request)
-            items = tensors.read_items(request, self._info(request.model_version), max_items=self._max_items)
+            items = tensors.read_items(request, info, max_items=self._max_items)
             scores = await self._scoring.score(
                 items,
                 deadline=_earlier(until, _timeout_seconds(request)),
                 priority=_priority(request),
                 request_id=request.id,
-                model_version=request.model_version,
+                model_version=info.model_version if request.model_version else "",
                 waits=waits,
             )
         except Exception as error:
-            version = request.model_version or self._scoring.info.model_version
-            if not isinstance(error, NotFound):
-                self._statistics.refused(version, seconds=time.monotonic() - began)
+            self._statistics.refused(info.model_version, seconds=time.monotonic() - began)
             if isinstance(error, InvalidInput) and error.field in _FIELDS:
                 field = _FIELDS[error.field]
                 raise InvalidInput(field, index=error.index, got=error.got, allowed=error.allowed) from error
@@ -123,7 +122,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
 
     async def ModelReady(self, request: Any, context: _Context) -> Any:
         """Whether requests for this model and version are taken."""
-        known = request.name == self._name and request.version in ("", *self._versions())
+        known = request.name == self._name and self._is_served(request.version)
         return pb.ModelReadyResponse(ready=known and self._ready())
 
     async def ServerMetadata(self, request: Any, context: _Context) -> Any:
@@ -160,7 +159,10 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
         state = "READY" if ready else "UNAVAILABLE"
         index = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
-            models=[index(name=self._name, version=version, state=state) for version in self._versions()]
+            models=[
+                index(name=self._name, version=model.number_of(version), state=state)
+                for version in self._versions()
+            ]
         )
 
     async def RepositoryModelLoad(self, request: Any, context: _Context) -> Any:
@@ -207,14 +209,21 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
         return [info.model_version for info in self._scoring.models]
 
     def _info(self, version: str) -> RewardInfo:
+        """Of a version, named by its number or as it is; of the current one if it has no name."""
         if not version:
             return self._scoring.info
         for info in self._scoring.models:
-            if info.model_version == version:
+            if version in (info.model_version, model.number_of(info.model_version)):
                 return info
-        raise NotFound(
-            f"no version {version!r} of {self._name!r} here; served: {', '.join(self._versions())}"
-        )
+        served = ", ".join(f"{model.number_of(one)} ({one})" for one in self._versions())
+        raise NotFound(f"no version {version!r} of {self._name!r} here; served: {served}")
+
+    def _is_served(self, version: str) -> bool:
+        try:
+            self._info(version)
+        except NotFound:
+            return False
+        return True
 
     def _check_name(self, name: str) -> None:
         if name != self._name:

@@ -5,6 +5,8 @@ Messages of tritonclient, built; nothing here decides anything.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,9 +28,19 @@ _TYPES = {
 }
 
 
+def number_of(version: str) -> str:
+    """A version as Triton's clients expect it, an integer: perf_analyzer reads no other."""
+    if re.fullmatch(r"[0-9]{1,18}", version):
+        return version
+    if re.fullmatch(r"[0-9a-f]{1,15}", version):
+        return str(int(version, 16))
+    return str(int.from_bytes(hashlib.blake2b(version.encode(), digest_size=7).digest()))
+
+
 def response(request: Any, scores: Scores, *, name: str) -> Any:  # noqa: ANN401
     """The answer to a ModelInferRequest; typed contents are answered by such, raw ones by raw ones."""
-    message = pb.ModelInferResponse(model_name=name, model_version=scores.model_version, id=request.id)
+    version = number_of(scores.model_version)
+    message = pb.ModelInferResponse(model_name=name, model_version=version, id=request.id)
     shape = [len(scores.scores), 1]
     output = message.outputs.add(
         name=tensors.REWARDS, datatype=tensors.DATATYPES[tensors.REWARDS], shape=shape
@@ -55,7 +67,7 @@ def metadata(name: str, *, versions: Sequence[str]) -> Any:  # noqa: ANN401
 
     return pb.ModelMetadataResponse(
         name=name,
-        versions=versions,
+        versions=[number_of(version) for version in versions],
         platform="fairlead",
         inputs=[of(one) for one in _INPUTS],
         outputs=[of(tensors.REWARDS)],
@@ -93,7 +105,7 @@ def statistics(name: str, version: str, counts: VersionStatistics) -> Any:  # no
 
     return pb.ModelStatistics(
         name=name,
-        version=version,
+        version=number_of(version),
         last_inference=counts.last_milliseconds,
         inference_count=counts.sequences,
         execution_count=counts.success.count,

@@ -69,7 +69,9 @@ def test_the_client_finds_a_live_and_ready_server_with_its_model(served, client)
     assert not client.is_model_ready("other")
     assert client.get_server_metadata().name == "fairlead"
     metadata = client.get_model_metadata("reward", as_json=True)
-    assert metadata["versions"] == [version]
+    number = str(int(version, 16)) if not version.isdecimal() else version
+    assert metadata["versions"] == [number]
+    assert client.is_model_ready("reward", number)
     assert {one["name"]: (one["datatype"], one["shape"]) for one in metadata["inputs"]} == {
         "sentences": ("BYTES", ["-1", "1"]),
         "tokens": ("INT64", ["-1", "-1"]),
@@ -84,7 +86,7 @@ def test_the_client_finds_a_live_and_ready_server_with_its_model(served, client)
         ("sequence_lengths", [1], True),
     ]
     index = client.get_model_repository_index()
-    assert [(one.name, one.version, one.state) for one in index.models] == [("reward", version, "READY")]
+    assert [(one.name, one.version, one.state) for one in index.models] == [("reward", number, "READY")]
     assert not client.get_system_shared_memory_status().regions
     client.unregister_system_shared_memory()
 
@@ -97,8 +99,9 @@ def test_sentences_are_scored_as_they_are(served, client, expected):
     assert rewards[:, 0].tolist() == pytest.approx([expected[text] for text in TEXTS], abs=1e-6)
     response = result.get_response()
     assert response.id == "seven"
-    assert response.model_version == served.version
-    assert response.parameters["model_version"].string_param == response.model_version
+    assert response.parameters["model_version"].string_param == served.version
+    assert response.model_version.isdecimal()
+    assert client.get_model_metadata("reward").versions == [response.model_version]
     assert response.parameters["num_tokens"].int64_param == 5 + 3 + 2 + 8 + 5
     assert {"queue_seconds", "compute_seconds"} <= set(response.parameters)
 
