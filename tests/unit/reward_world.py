@@ -17,6 +17,7 @@ from fairlead.config.observe import ObserveSection
 from fairlead.config.reward import RewardSection
 from fairlead.config.tls import TlsSection
 from services.reward.dialects import Dialects
+from services.reward.scorer import RewardScorer
 from services.reward.servicer import SERVICE_NAME
 from services.reward.swapping import SwappingScoring
 from services.runtime.server import ModelServer
@@ -35,6 +36,11 @@ class World:
     def version(self) -> str:
         """Of the current model."""
         return self.scoring.info.model_version
+
+    @property
+    def scorer(self) -> RewardScorer:
+        """The current model's."""
+        return self.scoring._current._scorer
 
     @property
     def queue_tokens(self) -> float:
