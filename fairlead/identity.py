@@ -163,6 +163,14 @@ class Identity:
         context.sni_callback = renew
         return context
 
+    def client_context(self) -> ssl.SSLContext:
+        """Of an HTTP client, with the files as they are now."""
+        _, pems = self._current()
+        context = ssl.create_default_context(cadata=pems.ca.decode("ascii") if pems.ca else None)
+        if self._section.certificate:
+            context.load_cert_chain(self._section.certificate, self._section.key, password="")
+        return context
+
     def _fresh_context(self) -> ssl.SSLContext:
         generation, pems = self._current()
         with self._lock:

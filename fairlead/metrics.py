@@ -1,4 +1,4 @@
-"""Every metric name of the project, and the page that shows them.
+"""Every metric name of the project.
 
 A process makes the areas that it reports (`Server(...)`, `Trainer(...)`), once; what it does not make does
 not appear on its page. Names are `fairlead_<area>_<what>_<unit>`, but for the gRPC ones, which keep the
@@ -7,21 +7,11 @@ names of the ecosystem. docs/metrics.md is compared with this file by a test.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from functools import partial
-from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from fairlead import watchdog
-from fairlead.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from wsgiref.types import StartResponse, WSGIEnvironment
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -372,62 +362,3 @@ class Trainer:
 
 AREAS = (Process, Server, Access, Tls, Batcher, Reward, Policy, Weights, Worker, Gateway, Trainer)
 """Every area, for docs/metrics.md."""
-
-
-class _QuietHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Says nothing: probes would fill the log."""
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-def serve(
-    *, host: str, port: int, ready: Callable[[], bool], registry: CollectorRegistry = REGISTRY
-) -> tuple[int, Callable[[], None]]:
-    """Serves `/metrics`, `/healthz` (200 while the process lives), `/readyz` (200 or 503) and `/waiting`.
-
-    In a thread. `/waiting` says what the process waits for, as JSON.
-
-    Args:
-        host: address to listen on.
-        port: 0 takes any free one.
-        ready: asked at every `/readyz`.
-        registry: what `/metrics` shows.
-
-    Returns:
-        The port, and a function that stops serving.
-
-    Raises:
-        ConfigError: if the port is taken.
-    """
-    metrics_app = make_wsgi_app(registry)
-
-    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if path in ("/healthz", "/readyz"):
-            fine = path == "/healthz" or ready()
-            status = "200 OK" if fine else "503 Service Unavailable"
-            start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-            return [b"ok\n" if fine else b"not ready\n"]
-        if path == "/waiting":
-            start_response("200 OK", [("Content-Type", "application/json")])
-            return [watchdog.PROCESS.to_json().encode()]
-        return metrics_app(environ, start_response)  # type: ignore[no-any-return]
-
-    try:
-        server = make_server(host, port, app, server_class=_Server, handler_class=_QuietHandler)
-    except OSError as error:
-        raise ConfigError(
-            "observe.metrics_port", got=f"{host}:{port} ({error.strerror})", allowed="a free port"
-        ) from error
-    # How often it looks whether it shall stop; the default would add half a second to every drain.
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="metrics", daemon=True)
-    thread.start()
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-
-    return server.server_port, stop

@@ -17,7 +17,7 @@ from types import FrameType
 
 from transformers.utils import logging as transformers_logging
 
-from fairlead import log, metrics, watchdog
+from fairlead import log, metrics, metrics_page, watchdog
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import EXIT_CODE, FairleadError, StoppedByGuard, exit_code
 from trainer import durable, memory
@@ -132,11 +132,7 @@ def _flags(stage: str) -> argparse.ArgumentParser:
 
 
 def _serve(config: RunConfig) -> Callable[[], None]:
-    if config.observe.metrics_port < 0:
-        return lambda: None
-    _, stop = metrics.serve(
-        host=config.observe.metrics_host, port=config.observe.metrics_port, ready=lambda: True
-    )
+    _, stop = metrics_page.serve(config.observe, tls=config.tls, ready=lambda: True)
     return stop
 
 

@@ -26,6 +26,8 @@ class ObserveSection(Section):
     stall_seconds: float = Field(default=1_800.0, ge=0, le=604_800)
     """A process of PPO or of serving that waits so long for one call, forward pass or phase says for what and
     ends with exit code 4, to be started again; 0: never. The wait for rollouts: `queue.give_up_seconds`."""
+    metrics_tls: bool = False
+    """That port speaks TLS as `[tls]` says, instead of plain text."""
     tensorboard: bool = True
     """Write TensorBoard event files beside metrics.jsonl."""
     rollout_samples: int = Field(default=32, ge=0, le=100_000)

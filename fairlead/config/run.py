@@ -134,6 +134,11 @@ class RunConfig(BaseSettings):
         return RunFolder(self.runs / self.name)
 
     @property
+    def metrics_tls(self) -> TlsSection | None:
+        """TLS of the ports of metrics; None if they are plain text."""
+        return self.tls if self.observe.metrics_tls else None
+
+    @property
     def weights_path(self) -> Path:
         """Folder of the weight store."""
         return Path(self.weights.path) if self.weights.path else self.folder.weights

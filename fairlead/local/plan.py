@@ -196,11 +196,17 @@ class _Wires:
 
     def _readyz(self, process: str) -> Probe | None:
         port = self.addresses.metrics[process]
-        return Readyz(reachable_host(self.config.observe.metrics_host), port) if port > 0 else None
+        if port <= 0:
+            return None
+        host = reachable_host(self.config.observe.metrics_host)
+        return Readyz(host, port, self.config.metrics_tls)
 
     def _healthz(self, process: str) -> Probe | None:
         port = self.addresses.metrics[process]
-        return Healthz(reachable_host(self.config.observe.metrics_host), port) if port > 0 else None
+        if port <= 0:
+            return None
+        host = reachable_host(self.config.observe.metrics_host)
+        return Healthz(host, port, self.config.metrics_tls)
 
     def _metrics(self, process: str) -> str:
         port = self.addresses.metrics[process]

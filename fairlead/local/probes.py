@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from fairlead.identity import TlsFiles
+from fairlead.identity import Identity, TlsFiles
 
 Probe = Callable[[], Awaitable[bool]]
 """Asked again and again until it says yes."""
@@ -51,10 +51,12 @@ class Readyz:
     """Host name or address."""
     port: int
     """TCP port."""
+    tls: TlsFiles | None = None
+    """Of the run; None is plain text."""
 
     async def __call__(self) -> bool:
         """Whether it answers 200."""
-        return await get(self.host, self.port, "/readyz") is not None
+        return await get(self.host, self.port, "/readyz", tls=self.tls) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +67,20 @@ class Healthz:
     """Host name or address."""
     port: int
     """TCP port."""
+    tls: TlsFiles | None = None
+    """Of the run; None is plain text."""
 
     async def __call__(self) -> bool:
         """Whether it answers 200."""
-        return await get(self.host, self.port, "/healthz") is not None
+        return await get(self.host, self.port, "/healthz", tls=self.tls) is not None
 
 
-async def get(host: str, port: int, path: str) -> bytes | None:
+async def get(host: str, port: int, path: str, *, tls: TlsFiles | None = None) -> bytes | None:
     """The body of what is at a path of a process's page; None if it does not answer 200 in time."""
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
-            reader, writer = await asyncio.open_connection(host, port)
+            context = None if tls is None else Identity(tls).client_context()
+            reader, writer = await asyncio.open_connection(host, port, ssl=context)
             try:
                 writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
                 await writer.drain()

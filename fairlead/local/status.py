@@ -90,8 +90,9 @@ async def look(folder: RunFolder) -> RunStatus:
     live = supervised is not None and supervised.alive
     services: Iterable[ServiceStatus] = ()
     if supervised is not None:
-        tls = config.tls if config is not None else None
-        services = await asyncio.gather(*(ask(each, live=live, tls=tls) for each in supervised.processes))
+        services = await asyncio.gather(
+            *(ask(each, live=live, config=config) for each in supervised.processes)
+        )
     return RunStatus(
         run=str(folder.root),
         state=state,
@@ -123,19 +124,21 @@ def _state(
     return ("stopped" if outcome.code in (5, *_STOPPED_BY_SIGNAL) else "failed"), outcome.message
 
 
-async def ask(process: ProcessRecord, *, live: bool, tls: TlsSection | None = None) -> ServiceStatus:
+async def ask(process: ProcessRecord, *, live: bool, config: RunConfig | None = None) -> ServiceStatus:
     """A process by its record and, where its supervisor lives, by what it says of itself."""
     if not live or process.pid is None:
         state = process.state if live or process.state == "ended" else "gone"
         return _without_answer(process, state=state)
     healthy: bool | None = None
     version = ""
+    tls = config.tls if config is not None else None
+    metrics_tls = config.metrics_tls if config is not None else None
     if process.grpc:
         healthy = await GrpcHealth(process.grpc, tls)()
         version = await _version(process, tls) if healthy else ""
     elif process.http:
         host, _, port = process.http.rpartition(":")
-        healthy = await Readyz(host, int(port))()
+        healthy = await Readyz(host, int(port), metrics_tls)()
     return ServiceStatus(
         name=process.name,
         state=process.state,
@@ -144,7 +147,7 @@ async def ask(process: ProcessRecord, *, live: bool, tls: TlsSection | None = No
         up_seconds=max(0.0, time.time() - process.started),
         healthy=healthy,
         version=version,
-        waiting=await _waiting(process.metrics),
+        waiting=await _waiting(process.metrics, metrics_tls),
         log=process.log,
     )
 
@@ -163,13 +166,13 @@ def _without_answer(process: ProcessRecord, *, state: str) -> ServiceStatus:
     )
 
 
-async def _waiting(place: str) -> str:
+async def _waiting(place: str, tls: TlsSection | None) -> str:
     """What stands first at `/waiting`, of what takes longer than a moment."""
     if not place:
         return ""
     host, _, port = place.rpartition(":")
     try:
-        found = json.loads(await get(host, int(port), "/waiting") or b"[]")
+        found = json.loads(await get(host, int(port), "/waiting", tls=tls) or b"[]")
         wait = next((wait for wait in found if wait["seconds"] >= _MOMENT_SECONDS), None)
         if wait is None:
             return ""

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 
-from fairlead import metrics
+from fairlead import metrics, metrics_page
 from fairlead.config import RunConfig
 from fairlead.errors import ConfigError
 from services.gateway.app import make_app
@@ -35,12 +35,8 @@ async def run(config: RunConfig) -> None:
         def ready() -> bool:
             return backend.answers and not server.draining
 
-        port = -1
-        if config.observe.metrics_port >= 0:
-            port, stop_metrics = metrics.serve(
-                host=config.observe.metrics_host, port=config.observe.metrics_port, ready=ready
-            )
-            stack.push_async_callback(asyncio.to_thread, stop_metrics)
+        port, stop_metrics = metrics_page.serve(config.observe, tls=config.tls, ready=ready)
+        stack.push_async_callback(asyncio.to_thread, stop_metrics)
         fields = {"address": server.address, "metrics_port": port}
         logger.info("gateway listens on %s", server.address, extra=fields)
         server.warn(asks_for_keys=access.asks_for_keys)

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 
-from fairlead import metrics
+from fairlead import metrics, metrics_page
 from fairlead.clients import (
     AsyncPolicyClient,
     AsyncReferenceClient,
@@ -43,13 +43,10 @@ async def run(config: RunConfig) -> None:
     counts = metrics.Worker()
     workers: list[RolloutWorker] = []
     async with contextlib.AsyncExitStack() as stack:
-        if config.observe.metrics_port >= 0:
-            _, stop_metrics = metrics.serve(
-                host=config.observe.metrics_host,
-                port=config.observe.metrics_port,
-                ready=lambda: any(worker.ready for worker in workers),
-            )
-            stack.callback(stop_metrics)
+        _, stop_metrics = metrics_page.serve(
+            config.observe, tls=config.tls, ready=lambda: any(worker.ready for worker in workers)
+        )
+        stack.callback(stop_metrics)
         clients = _clients(config)
         stack.push_async_callback(clients.close)
         meeting = asyncio.create_task(

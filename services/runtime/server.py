@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from fairlead import metrics
+from fairlead import metrics, metrics_page
 from fairlead.config.keys import KeysSection
 from fairlead.config.observe import ObserveSection
 from fairlead.config.server import ServerSection
@@ -85,7 +85,7 @@ class ModelServer:
         self._access = Access(keys or KeysSection(), counts=metrics.Access(registry))
         self._edge = Edge(metrics.Server(registry), self._access, access_log=observe.access_log)
         self._identity = _identity(tls, registry)
-        self._mutual = tls is not None and tls.mutual
+        self._tls = tls
         self._health: Health | None = None
         self._server: aio.Server | None = None
         self._stop_metrics: Callable[[], None] | None = None
@@ -101,13 +101,9 @@ class ModelServer:
             ConfigError: if a port is taken or the address cannot be listened on.
         """
         _check_free(self._bind_address, f"{self._name}.bind")
-        if self._observe.metrics_port >= 0:
-            self.metrics_port, self._stop_metrics = metrics.serve(
-                host=self._observe.metrics_host,
-                port=self._observe.metrics_port,
-                ready=lambda: self.ready,
-                registry=self._registry,
-            )
+        self.metrics_port, self._stop_metrics = metrics_page.serve(
+            self._observe, tls=self._tls, ready=lambda: self.ready, registry=self._registry
+        )
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -220,7 +216,7 @@ class ModelServer:
     def _warn(self) -> None:
         """Says what is open to whom, where that may not be meant."""
         here = is_loopback(self.address)
-        if not here and not self._access.asks_for_keys and not self._mutual:
+        if not here and not self._access.asks_for_keys and not (self._tls and self._tls.mutual):
             logger.warning("%s takes all who reach %s: see [keys] and [tls]", self._name, self.address)
         if not here and self._access.asks_for_keys and self._identity is None:
             logger.warning("%s gets API keys in plain text at %s: see [tls]", self._name, self.address)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
+import urllib.error
+import urllib.request
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from fairlead import metrics, metrics_page
 from fairlead.clients import AsyncRewardClient, RewardClient
 from fairlead.config.compute import ModelServiceSection
 from fairlead.config.observe import ObserveSection
 from fairlead.config.tls import TlsSection
 from fairlead.errors import ConfigError, Unauthenticated, Unavailable
 from fairlead.identity import Identity
-from fairlead.local.probes import GrpcHealth
+from fairlead.local.probes import GrpcHealth, Healthz, Readyz
 from services.runtime.server import ModelServer
 from tests.unit.rpc_world import FAST, Replica
 from tests.unit.tls_world import Authority
@@ -224,3 +228,46 @@ def test_a_key_with_a_passphrase_is_refused_and_asks_nobody(authority: Authority
     )
     with pytest.raises(ConfigError, match=r"tls\.certificate"):
         Identity(TlsSection(certificate=section.certificate, key=str(locked)))
+
+
+def page(port: int, context: ssl.SSLContext | None) -> bytes:
+    scheme = "http" if context is None else "https"
+    with urllib.request.urlopen(f"{scheme}://127.0.0.1:{port}/metrics", timeout=5, context=context) as answer:
+        content: bytes = answer.read()
+    return content
+
+
+async def test_the_page_of_metrics_speaks_tls_where_that_is_asked_for(authority: Authority, tmp_path: Path):
+    section = authority.server(mutual=True)
+    observe = ObserveSection(metrics_tls=True)
+    registry = CollectorRegistry()
+    metrics.Tls(registry)
+    port, stop = metrics_page.serve(observe, tls=section, ready=lambda: True, registry=registry)
+    # A caller that never says a word holds up nobody.
+    mute = socket.create_connection(("127.0.0.1", port))
+    try:
+        client = authority.client(name="prometheus.local")
+        assert b"fairlead_tls" in await asyncio.to_thread(page, port, Identity(client).client_context())
+        for ready in (Readyz("127.0.0.1", port, client), Healthz("127.0.0.1", port, client)):
+            assert await ready()
+        for refused in (Readyz("127.0.0.1", port), Readyz("127.0.0.1", port, authority.client())):
+            assert not await refused()
+        bare = Identity(authority.client()).client_context()
+        with pytest.raises((urllib.error.URLError, OSError)):
+            await asyncio.to_thread(page, port, bare)
+        with pytest.raises((urllib.error.URLError, OSError)):
+            await asyncio.to_thread(page, port, None)
+        new = Authority(tmp_path, "new")
+        new.issue("server")
+        authority.ca.write_bytes(new.ca.read_bytes())
+        assert b"fairlead_tls" in await asyncio.to_thread(
+            page, port, Identity(new.client(name="prometheus.local")).client_context()
+        )
+    finally:
+        mute.close()
+        stop()
+
+
+def test_a_page_over_tls_needs_a_certificate():
+    with pytest.raises(ConfigError, match=r"observe\.metrics_tls"):
+        metrics_page.serve(ObserveSection(metrics_tls=True), tls=TlsSection(), ready=lambda: True)

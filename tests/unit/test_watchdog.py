@@ -14,7 +14,8 @@ import urllib.request
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from fairlead import metrics, watchdog
+from fairlead import metrics, metrics_page, watchdog
+from fairlead.config.observe import ObserveSection
 from fairlead.watchdog import Watchdog
 
 
@@ -105,7 +106,7 @@ async def test_an_event_loop_that_is_held_up_is_noticed(dog: Watchdog, reasons: 
 def test_metric_and_page_tell_the_process_s_waits():
     registry = CollectorRegistry()
     metrics.Process(registry)
-    port, stop = metrics.serve(host="127.0.0.1", port=0, ready=lambda: True, registry=registry)
+    port, stop = metrics_page.serve(ObserveSection(), ready=lambda: True, registry=registry)
     try:
         with watchdog.PROCESS.waiting("queue", "the queue's answer to claim") as wait:
             wait.since -= 5
