@@ -33,6 +33,7 @@ TUNING = {"logprobs": "benchmarks.logprobs", "batching": "benchmarks.batching"}
 LONG = {
     "stages": "benchmarks.stages",
     "services": "benchmarks.services",
+    "triton": "benchmarks.triton_baselines",
     "determinism": "benchmarks.determinism",
     "trl": "benchmarks.against_trl",
     "scale": "benchmarks.scale",

@@ -173,6 +173,9 @@ class TritonServer:
         command = [str(made.binary), *(f"--{name}={value}" for name, value in flags.items())]
         if self.cores:
             command = ["taskset", "--cpu-list", ",".join(map(str, self.cores)), *command]
+        if watch := shutil.which("setpriv"):
+            # Ends with whoever started it, however that ends.
+            command = [watch, "--pdeathsig", "TERM", *command]
         variables = made.variables() | {
             "OMP_NUM_THREADS": str(self.threads),
             "OMP_WAIT_POLICY": "PASSIVE",

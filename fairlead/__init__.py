@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     )
     from fairlead.errors import FairleadError, InvalidInput
     from fairlead.identity import Tls
+    from fairlead.ranking import Ranked, Ranking
     from fairlead.retry import RetryPolicy
     from fairlead.types import (
         Completion,
+        Message,
+        Priority,
         SamplingParams,
         Scores,
         TextPair,
@@ -39,7 +42,11 @@ __all__ = [
     "Completion",
     "FairleadError",
     "InvalidInput",
+    "Message",
     "PolicyClient",
+    "Priority",
+    "Ranked",
+    "Ranking",
     "ReferenceClient",
     "RetryPolicy",
     "RewardClient",
@@ -55,9 +62,20 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(["FairleadError", "InvalidInput"], "fairlead.errors"),
     **dict.fromkeys(["Tls"], "fairlead.identity"),
+    **dict.fromkeys(["Ranked", "Ranking"], "fairlead.ranking"),
     **dict.fromkeys(["RetryPolicy"], "fairlead.retry"),
     **dict.fromkeys(
-        ["Completion", "SamplingParams", "Scores", "TextPair", "TokenPair", "WeightVersion", "WholeText"],
+        [
+            "Completion",
+            "Message",
+            "Priority",
+            "SamplingParams",
+            "Scores",
+            "TextPair",
+            "TokenPair",
+            "WeightVersion",
+            "WholeText",
+        ],
         "fairlead.types",
     ),
 }

@@ -19,9 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from fairlead.data.files import scan_file
 from fairlead.data.lines import Line, parse
 from fairlead.errors import ConfigError, DataError, FairleadError
@@ -33,7 +30,20 @@ _Result = TypeVar("_Result")
 
 
 def read(source: Path, *, field: str, text_key: str | None = None) -> Iterator[Line]:
-    """The lines of a file, or of standard input for `-`; blank ones are passed over.
+    """The lines of a file, as `scan`.
+
+    Raises:
+        ConfigError: as `scan`.
+        DataError: the first line that is not what it should be.
+    """
+    for line in scan(source, field=field, text_key=text_key):
+        if isinstance(line, DataError):
+            raise line
+        yield line
+
+
+def scan(source: Path, *, field: str, text_key: str | None = None) -> Iterator[Line | DataError]:
+    """Lines of a file, or of standard input for `-`, bad ones as their errors; blank ones are passed over.
 
     Args:
         source: JSON lines, gzipped or not, or Parquet; standard input is JSON lines.
@@ -42,7 +52,7 @@ def read(source: Path, *, field: str, text_key: str | None = None) -> Iterator[L
 
     Raises:
         ConfigError: it cannot be read, or nobody writes to standard input.
-        DataError: the first line that is not what it should be.
+        DataError: it is damaged.
     """
     if str(source) == STANDARD_INPUT:
         if sys.stdin.isatty():
@@ -54,10 +64,7 @@ def read(source: Path, *, field: str, text_key: str | None = None) -> Iterator[L
         found = _scan_text(source, field, text_key)
     else:
         found = scan_file(source, field=field)
-    for line in found:
-        if isinstance(line, DataError):
-            raise line
-        yield line
+    yield from found
 
 
 def count(source: Path) -> int | None:
@@ -76,7 +83,7 @@ async def in_order(
     The first mistake, of an item or of its work, ends what is under way and is raised in its turn.
     """
     waiting: deque[asyncio.Task[_Result]] = deque()
-    source, failure = _read_aside(items, ahead=at_once), None
+    source, failure = read_aside(items, ahead=at_once), None
 
     async def run(item: _Item) -> _Result:
         return await work(item)
@@ -110,7 +117,7 @@ async def in_order(
         await asyncio.gather(*under_way, return_exceptions=True)
 
 
-async def _read_aside(items: Iterator[_Item], *, ahead: int) -> AsyncIterator[_Item]:
+async def read_aside(items: Iterator[_Item], *, ahead: int) -> AsyncIterator[_Item]:
     """The items, read in a thread: a pipe blocks for as long as its writer thinks.
 
     A daemon's thread, and not one of the loop's: nothing waits for it when the command is interrupted.
@@ -153,18 +160,6 @@ def writing(out: Path | None) -> Iterator[Callable[[Mapping[str, object]], None]
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def progress(what: str, *, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Gives a function that moves a bar on standard error by so many lines; silent where nobody looks."""
-    console = Console(stderr=True)
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(
-        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
-    ) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda lines: bar.advance(task, lines)
 
 
 def _write(file: TextIO, values: Mapping[str, object]) -> None:

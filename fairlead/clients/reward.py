@@ -5,17 +5,40 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from typing import TypedDict, Unpack
+from typing import Unpack, cast
 
 from grpc import aio
 
-from fairlead import codec
+from fairlead import codec, ranking
 from fairlead.clients.blocking import Blocking
 from fairlead.clients.client import AsyncClient
+from fairlead.clients.ordered import in_order
+from fairlead.clients.policy import AsyncPolicyClient, PolicyClient
+from fairlead.clients.progress import progress
 from fairlead.clients.requests import building
+from fairlead.clients.reward_options import (
+    BestOfNOptions,
+    InOrderOptions,
+    RankOptions,
+    RankPrompt,
+    ScoreOptions,
+    StreamOptions,
+    draw,
+    pairs,
+    rank_options,
+)
 from fairlead.clients.score_stream import ScoreStream
 from fairlead.errors import CorruptData, FairleadError, InvalidInput
-from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TextPair, TokenPair, WholeText
+from fairlead.ranking import Ranked, Ranking
+from fairlead.types import (
+    Priority,
+    RewardInfo,
+    ScoreItem,
+    Scores,
+    TextPair,
+    TokenPair,
+    WholeText,
+)
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 
@@ -23,29 +46,10 @@ ScoreInput = ScoreItem | tuple[str, str]
 """An item, or (prompt, response) as texts."""
 
 
-class ScoreOptions(TypedDict, total=False):
-    """Options of `score`."""
-
-    priority: Priority
-    """`BULK` lets online requests go first; online if not given."""
-    request_id: str | None
-    """Names the request in logs; a random one if not given."""
-    timeout_seconds: float | None
-    """Deadline of this call in place of the client's."""
-
-
-class StreamOptions(TypedDict, total=False):
-    """Options of `score_stream`."""
-
-    priority: Priority
-    """Bulk if not given: online requests go first."""
-    max_in_flight: int
-    """Requests that are read and whose outcome is not taken, at most; 128 if not given."""
-    timeout_seconds: float
-    """Deadline of the whole; a day if not given."""
-
-
 _STREAM_SECONDS = 86_400.0
+_IN_FLIGHT = 128
+_AHEAD = 4
+"""Windows of requests that may be scored before the earliest one is: a few slow ones hold up nothing."""
 
 
 class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
@@ -64,7 +68,8 @@ class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
             **options: see `ScoreOptions`.
 
         Raises:
-            InvalidInput: for an item that cannot be scored; none is then.
+            InvalidInput: for an item that cannot be scored, and then none is; or asked for calibrated scores
+                of a model without a temperature.
             FairleadError: Unavailable, Overloaded, DeadlineExceeded … once trying again has not helped.
         """
         request = _request(items, options)
@@ -73,7 +78,49 @@ class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
         )
         if len(response.scores) != len(items):
             raise CorruptData(f"reward: {len(response.scores)} scores for {len(items)} items")
-        return codec.scores_from_pb(response)
+        scores = codec.scores_from_pb(response)
+        return ranking.calibrated(scores) if options.get("calibrated") else scores
+
+    async def rank(
+        self, prompt: RankPrompt, responses: Sequence[str], **options: Unpack[RankOptions]
+    ) -> Ranking:
+        """Responses to one prompt, best first; the service reads the prompt once.
+
+        Args:
+            prompt: text, or the turns of a conversation.
+            responses: at least one.
+            **options: see `RankOptions`.
+
+        Raises:
+            InvalidInput, FairleadError: as `score`.
+        """
+        calibrate = options.pop("calibrated", None)
+        scores = await self.score(pairs(prompt, responses), **cast(ScoreOptions, options))
+        return ranking.rank(responses, scores, calibrate=calibrate)
+
+    async def best_of_n(
+        self,
+        prompt: RankPrompt,
+        responses: Sequence[str] | None = None,
+        **options: Unpack[BestOfNOptions[AsyncPolicyClient]],
+    ) -> Ranked:
+        """The best of the responses given, or of `n` answers of a policy.
+
+        Args:
+            prompt: text, or the turns of a conversation (of responses that are given).
+            responses: at least one; or none, and `policy=` answers.
+            **options: see `BestOfNOptions`.
+
+        Raises:
+            InvalidInput: neither responses nor a policy, or both.
+            FairleadError: as `score`, or as the policy's `generate`.
+        """
+        drawn = draw(prompt, responses, options)
+        if drawn is not None:
+            completions = await drawn.policy.generate(drawn.prompt, drawn.sampling, num_samples=drawn.n)
+            responses = [completion.text for completion in completions]
+        assert responses is not None
+        return (await self.rank(prompt, responses, **rank_options(options))).best
 
     async def score_stream(
         self,
@@ -95,7 +142,9 @@ class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
         """
         one = ScoreOptions(priority=options.get("priority", Priority.BULK))
         stream = ScoreStream(
-            requests, lambda items: _request(items, one), max_in_flight=options.get("max_in_flight", 128)
+            requests,
+            lambda items: _request(items, one),
+            max_in_flight=options.get("max_in_flight", _IN_FLIGHT),
         )
         try:
             outcomes = self._replicas.exchange(
@@ -108,6 +157,33 @@ class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
                     yield outcome
         finally:
             await stream.close()
+
+    async def score_in_order(
+        self,
+        requests: Iterable[Sequence[ScoreInput]] | AsyncIterable[Sequence[ScoreInput]],
+        **options: Unpack[InOrderOptions],
+    ) -> AsyncIterator[Scores]:
+        """The scores of many requests, in their order, over one stream that survives broken connections.
+
+        Args:
+            requests: the items of each, as for `score`; read as scores are taken.
+            **options: see `InOrderOptions`.
+
+        Raises:
+            InvalidInput: a request that cannot be scored, once those before it are.
+            FairleadError: as `score_stream`.
+        """
+        divides, shown = options.pop("calibrated", False), options.pop("progress", "")
+        total = options.pop("total", None)
+        ahead = _AHEAD * options.get("max_in_flight", _IN_FLIGHT)
+        found = in_order(requests, lambda inputs: self.score_stream(inputs, **options), ahead=ahead)  # type: ignore[misc]
+        with progress(shown, total=total, shown=bool(shown)) as advance:
+            async with aclosing(found):
+                async for outcome in found:
+                    if isinstance(outcome, FairleadError):
+                        raise outcome
+                    yield ranking.calibrated(outcome) if divides else outcome
+                    advance(1)
 
     async def info(self, *, timeout_seconds: float | None = None) -> RewardInfo:
         """What is served.
@@ -135,6 +211,30 @@ class RewardClient(Blocking[AsyncRewardClient]):
     ) -> Iterator[tuple[int, Scores | FairleadError]]:
         """As `AsyncRewardClient.score_stream`."""
         return self._iterate(self._client.score_stream(requests, **options))
+
+    def rank(self, prompt: RankPrompt, responses: Sequence[str], **options: Unpack[RankOptions]) -> Ranking:
+        """As `AsyncRewardClient.rank`."""
+        return self._run(self._client.rank(prompt, responses, **options))
+
+    def best_of_n(
+        self,
+        prompt: RankPrompt,
+        responses: Sequence[str] | None = None,
+        **options: Unpack[BestOfNOptions[PolicyClient]],
+    ) -> Ranked:
+        """As `AsyncRewardClient.best_of_n`, with a blocking policy client."""
+        drawn = draw(prompt, responses, options)
+        if drawn is not None:
+            completions = drawn.policy.generate(drawn.prompt, drawn.sampling, num_samples=drawn.n)
+            responses = [completion.text for completion in completions]
+        assert responses is not None
+        return self.rank(prompt, responses, **rank_options(options)).best
+
+    def score_in_order(
+        self, requests: Iterable[Sequence[ScoreInput]], **options: Unpack[InOrderOptions]
+    ) -> Iterator[Scores]:
+        """As `AsyncRewardClient.score_in_order`."""
+        return self._iterate(self._client.score_in_order(requests, **options))
 
     def info(self, *, timeout_seconds: float | None = None) -> RewardInfo:
         """As `AsyncRewardClient.info`."""

@@ -1,0 +1,188 @@
+"""Triton as a baseline of scoring: a real one, pinned to given cores, in the ways in which it is set up.
+
+`python -m benchmarks triton` measures these alone; benchmarks/scoring.py sets them beside ours in one run.
+Every variant serves what `fairlead export-triton` writes, so all of them run the same forward pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from grpc import aio
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc as pb_grpc
+
+from benchmarks import lengths, tiny_models
+from benchmarks.result import Result, Settings
+from benchmarks.triton_server import NoTriton, TritonServer
+from fairlead.errors import FairleadError
+from services.reward import triton_export
+
+Rows = Sequence[Sequence[int]]
+"""Ids of the sequences of one request."""
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "triton_ragged": {"ragged": True, "packing": "arrival"},
+    "triton_equal_shapes": {"ragged": False, "packing": "arrival"},
+    "triton_ragged_each": {"ragged": True, "packing": "each"},
+    "triton_ragged_sorted": {"ragged": True, "packing": "sorted"},
+}
+"""Models of the repository: merged whatever the lengths and padded in order of arrival; merged only where
+shapes are equal, as without ragged batching; merged, but run row by row; merged and sorted, as
+`fairlead export-triton` does unless told otherwise."""
+CLIENTS = 64
+_TURNS = 2
+LONGEST = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a number of clients got."""
+
+    seconds: float
+    """On the clock, from the first request to the last answer."""
+    latencies_seconds: tuple[float, ...]
+    """Of every request, in order."""
+    scores: tuple[tuple[float, ...], ...]
+    """Of every request, in order."""
+
+    @property
+    def sequences_per_second(self) -> float:
+        """Throughput."""
+        return sum(map(len, self.scores)) / self.seconds
+
+    def latency_seconds(self, share: float) -> float:
+        """A quantile of the latencies, such as 0.99."""
+        return float(np.quantile(self.latencies_seconds, share))
+
+
+@contextmanager
+def served(model: Path, *, cores: Sequence[int] = (), threads: int = 1) -> Iterator[TritonServer]:
+    """A Triton with a model for each of VARIANTS.
+
+    Args:
+        model: folder of a reward model.
+        cores: that the server and its models may run on; all if empty.
+        threads: of each model's torch.
+
+    Raises:
+        FairleadError: there is no Triton here; says why.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder) / "repository"
+        for name, settings in VARIANTS.items():
+            triton_export.export(
+                triton_export.Request(model=str(model), target=repository, name=name, link=True, **settings)
+            )
+        try:
+            with TritonServer(repository, Path(folder) / "log", cores=cores, threads=threads) as server:
+                yield server
+        except NoTriton as error:
+            raise FairleadError(f"no Triton here: {error}") from error
+
+
+def message(model: str, rows: Rows) -> Any:  # noqa: ANN401 - generated without types
+    """A request: ids padded to the longest of its rows, and their lengths."""
+    counts = np.array([len(row) for row in rows], dtype=np.int64).reshape(-1, 1)
+    tokens = np.zeros((len(rows), int(counts.max())), dtype=np.int64)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)] = row
+    request = pb.ModelInferRequest(model_name=model)
+    for name, array in (("tokens", tokens), ("sequence_lengths", counts)):
+        request.inputs.add(name=name, datatype="INT64", shape=array.shape)
+        request.raw_input_contents.append(array.tobytes())
+    return request
+
+
+async def load(address: str, model: str, requests: Sequence[Rows], *, clients: int) -> Load:
+    """Sends all requests, `clients` at a time, each client its next one as soon as it has its answer.
+
+    Works for every server of the Open Inference Protocol; requests are built before the clock runs.
+    """
+    messages = [message(model, rows) for rows in requests]
+    latencies, scores = [0.0] * len(messages), [()] * len(messages)
+    async with aio.insecure_channel(address) as channel:
+        infer = pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        waiting = iter(range(len(messages)))
+
+        async def client() -> None:
+            for index in waiting:
+                start = time.perf_counter()
+                answer = await infer(messages[index])
+                latencies[index] = time.perf_counter() - start
+                place = [output.name for output in answer.outputs].index("rewards")
+                found = np.frombuffer(answer.raw_output_contents[place], dtype="<f4")
+                scores[index] = tuple(map(float, found))
+
+        began = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        seconds = time.perf_counter() - began
+    return Load(seconds, tuple(latencies), tuple(scores))
+
+
+def mixed(count: int, *, vocabulary: int, longest: int = LONGEST) -> list[Rows]:
+    """One sequence a request, prompt and response together as long as those of AlpacaEval."""
+    rng = random.Random(0)
+    groups = lengths.groups(max(1, count // 8), longest=longest)
+    sizes = [group[0] + response for group in groups for response in group[1:]][:count]
+    rng.shuffle(sizes)
+    return [[tuple(rng.randrange(3, vocabulary) for _ in range(size))] for size in sizes]
+
+
+def run(settings: Settings) -> dict[str, Result]:
+    """Sequences per second of every variant, 64 clients, mixed lengths; variants take turns."""
+    vocabulary = 4_096
+    count = 16 if settings.quick else 128
+    shape = tiny_models.config(
+        width=64 if settings.quick else 256,
+        layers=1 if settings.quick else 4,
+        vocabulary=vocabulary,
+        positions=LONGEST,
+    )
+    requests = mixed(count, vocabulary=vocabulary)
+    cores = sorted(os.sched_getaffinity(0))
+    found: dict[str, list[Load]] = {name: [] for name in VARIANTS}
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny_models.save(Path(folder), shape, reward=True)
+        with served(model, cores=cores[:1]) as server:
+            os.sched_setaffinity(0, cores[1:] or cores)
+            try:
+                for _ in range(1 + settings.rounds(_TURNS)):
+                    for name, loads in found.items():
+                        loads.append(asyncio.run(load(server.address, name, requests, clients=CLIENTS)))
+            finally:
+                os.sched_setaffinity(0, cores)
+    _check_equal(found)
+    # The first turn warms up.
+    speeds = {
+        name: statistics.median(one.sequences_per_second for one in loads[1:])
+        for name, loads in found.items()
+    }
+    base = speeds["triton_equal_shapes"]
+    return {
+        name: Result(speed, "sequences/s", base, "Triton without ragged batching")
+        for name, speed in speeds.items()
+    }
+
+
+def _check_equal(found: Mapping[str, Sequence[Load]]) -> None:
+    expected = next(iter(found.values()))[0].scores
+    for name, loads in found.items():
+        for one in loads:
+            gap = max(
+                abs(a - b)
+                for x, y in zip(one.scores, expected, strict=True)
+                for a, b in zip(x, y, strict=True)
+            )
+            if gap > 1e-3:
+                raise AssertionError(f"{name} differs from the others by {gap:g}: nothing to compare")

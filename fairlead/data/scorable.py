@@ -1,0 +1,133 @@
+"""What of a line a reward model can score, in every format of data that Fairlead reads; and its scores, told.
+
+`{"prompt", "response" | "completion"}`, `{"prompt", "responses"}`, pairs of `chosen` and `rejected`,
+conversations that end with an answer, whole texts.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fairlead.data.chat import Chat, Prompt, messages_at, prompt_at, turns_of
+from fairlead.data.comparisons import Preference, comparisons
+from fairlead.data.lines import Line
+from fairlead.types import Message, ScoreItem, TextPair, WholeText
+
+_ALLOWED = (
+    "`response`, `responses` or `completion` beside `prompt`; `chosen` and `rejected`; `messages` that end "
+    "with the assistant; or `text`"
+)
+
+
+class Shape(enum.Enum):
+    """How many answers a line holds, and which of them it calls better."""
+
+    ONE = "one"
+    SEVERAL = "several"
+    PAIR = "pair"
+
+
+@dataclass(frozen=True, slots=True)
+class Scorable:
+    """A line and what of it is scored."""
+
+    line: Line
+    """The line."""
+    items: tuple[ScoreItem, ...]
+    """In the order of the responses; of a pair the chosen one first."""
+    shape: Shape
+    """What the scores are told as."""
+
+    @property
+    def num_characters(self) -> int:
+        """About how large a request it makes."""
+        return sum(_size(item) for item in self.items)
+
+    def told(self, scores: Sequence[float]) -> dict[str, object]:
+        """What is added to the line: keys of one score, of several, or of a pair."""
+        match self.shape:
+            case Shape.ONE:
+                return {"score": scores[0]}
+            case Shape.SEVERAL:
+                return {"scores": list(scores), "best": scores.index(max(scores))}
+            case Shape.PAIR:
+                chosen, rejected = scores
+                return {"score_chosen": chosen, "score_rejected": rejected, "margin": chosen - rejected}
+
+
+ADDED = frozenset(
+    {
+        *("score", "scores", "best", "score_chosen", "score_rejected", "margin"),
+        *("model_version", "calibration_temperature"),
+    }
+)
+"""Keys that scoring adds to a line."""
+
+
+def scorable(line: Line) -> Scorable:
+    """What a line asks for.
+
+    Raises:
+        DataError: for a line that asks for nothing that can be scored.
+    """
+    if line.has("chosen") or line.has("rejected"):
+        pair = comparisons(line, tie_margin=0.0)
+        assert isinstance(pair, Preference)
+        return Scorable(line, _items(pair.prompt, [pair.chosen, pair.rejected]), Shape.PAIR)
+    asked = [key for key in ("response", "responses", "completion") if line.has(key)]
+    if len(asked) > 1:
+        raise line.error(got=f"the keys {', '.join(line.values)}", allowed=_ALLOWED)
+    if asked == ["responses"]:
+        return Scorable(line, _items(prompt_at(line), _responses(line)), Shape.SEVERAL)
+    if asked:
+        prompt, answer = _answer(line, asked[0])
+        return Scorable(line, _items(prompt, [answer]), Shape.ONE)
+    if line.has("messages"):
+        prompt, answer = _last(line, "messages", messages_at(line, "messages"))
+        return Scorable(line, _items(prompt, [answer]), Shape.ONE)
+    if line.has("text") and not line.has("prompt"):
+        return Scorable(line, (WholeText(line.text("text", empty=False)),), Shape.ONE)
+    raise line.error(got=f"the keys {', '.join(line.values)}", allowed=_ALLOWED)
+
+
+def _answer(line: Line, key: str) -> tuple[Prompt, str]:
+    prompt = prompt_at(line)
+    if not isinstance(line.values[key], list):
+        return prompt, line.text(key)
+    return _last(line, key, (*turns_of(prompt), *messages_at(line, key)))
+
+
+def _last(line: Line, key: str, turns: tuple[Message, ...]) -> tuple[Prompt, str]:
+    """A conversation as what was said before the last answer, and that answer."""
+    if len(turns) < 2 or turns[-1].role != "assistant" or turns[-2].role == "assistant":
+        raise line.error(
+            got=f"`{key}` that does not end with an answer",
+            allowed="a turn, and the assistant's answer to it",
+        )
+    return Chat(turns[:-1], file=line.file, line=line.number), turns[-1].content
+
+
+def _responses(line: Line) -> list[str]:
+    """Texts, or objects with a `text`, as `fairlead generate` and the labeling page write them."""
+    found = line.values["responses"]
+    if not isinstance(found, list) or not found:
+        raise line.error(got="`responses` without a response", allowed="an array of texts, at least one")
+    if all(isinstance(response, str) for response in found):
+        return found
+    return [response.text("text") for response in line.objects("responses")]
+
+
+def _items(prompt: Prompt, responses: Sequence[str]) -> tuple[ScoreItem, ...]:
+    if isinstance(prompt, Chat):
+        return tuple(TextPair("", response, prompt.messages) for response in responses)
+    return tuple(TextPair(prompt, response) for response in responses)
+
+
+def _size(item: ScoreItem) -> int:
+    if isinstance(item, WholeText):
+        return len(item.text)
+    assert isinstance(item, TextPair)
+    turns = sum(len(message.content) for message in item.messages)
+    return turns + len(item.prompt) + len(item.response)
