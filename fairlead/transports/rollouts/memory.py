@@ -176,6 +176,9 @@ class MemoryWorkerQueue:
                     lost.add(claim.entry_id)
                 elif lease is None or lease.consumer != self._consumer:
                     lost.add(claim.entry_id)
+                elif entry not in self._broker.prompts:
+                    del self._broker.leases[entry]
+                    lost.add(claim.entry_id)
                 else:
                     lease.since = self._broker.clock()
         return frozenset(lost)
@@ -295,3 +298,4 @@ class MemoryTrainerQueue:
             raise Fenced("this trainer has not taken the fence")
         if self._broker.incarnation > self._incarnation:
             raise Fenced(f"incarnation {self._broker.incarnation} holds the fence")
+        self._broker.incarnation = self._incarnation
