@@ -176,8 +176,15 @@ class _Incarnation:
 class Workers:
     """Two workers in a thread that answer at once and keep what Redis does not take until it does."""
 
-    def __init__(self, run: BareRun, *, dead: frozenset[int] = frozenset()) -> None:
-        self._section, self._dead = run.section, dead
+    def __init__(
+        self,
+        run: BareRun,
+        *,
+        dead: frozenset[int] = frozenset(),
+        before_finish: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """`before_finish` is told the task of every try to hand in a result."""
+        self._section, self._dead, self._before_finish = run.section, dead, before_finish
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._work()), daemon=True)
         self.kept = 0
@@ -213,6 +220,7 @@ class Workers:
 
     async def _finish(self, queue: RedisWorkerQueue, claim: Claim) -> None:
         while not self._stop.is_set():
+            self._before_finish(claim.task.task_id)
             try:
                 await queue.finish(claim, self._answer(claim.task))
                 return
