@@ -44,7 +44,7 @@ class Credentials:
         """
         files = (Tls() if tls else None) if isinstance(tls, bool) else tls
         self._identity = Identity(files) if files is not None and files.on else None
-        key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
+        key = (os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key).strip()
         if key and not re.fullmatch(r"[\x21-\x7e]{1,512}", key):
             raise ConfigError("api_key", got="…", allowed="a key as `fairlead keys create` prints it")
         if key and self._identity is None and not allow_insecure:

@@ -20,6 +20,7 @@ VARIANTS = {
     "kind, keda": ("kind", ("keda",)),
     "kind, monitoring": ("kind", ("monitoring",)),
     "kind, gpu": ("kind", ("gpu",)),
+    "kind, keys, tls": ("kind", ("keys", "tls")),
     "everything": (
         "gpu",
         tuple(

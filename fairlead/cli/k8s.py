@@ -39,7 +39,9 @@ Overlay = Annotated[
 ]
 Components = Annotated[
     list[str] | None,
-    typer.Option("--component", help="keda, monitoring, network-policies or a folder; repeatable."),
+    typer.Option(
+        "--component", help="keda, keys, monitoring, network-policies, tls or a folder; repeatable."
+    ),
 ]
 Registry = Annotated[
     str, typer.Option("--registry", help="Where the cluster finds the images, without their names.")

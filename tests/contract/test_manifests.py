@@ -211,7 +211,8 @@ def test_every_reference_resolves(objects):
             assert volume.get("configMap", {}).get("name", next(iter(maps))) in maps
             assert volume.get("persistentVolumeClaim", {}).get("claimName", "fairlead") in claims
         for source in container(template).get("envFrom", ()):
-            assert source["configMapRef"]["name"] in maps
+            made_by_hand = source.get("secretRef", {}).get("name") == "fairlead-api-key"
+            assert made_by_hand or source["configMapRef"]["name"] in maps
         for variable in container(template).get("env", ()):
             reference = variable["valueFrom"].get("secretKeyRef", {"name": "redis", "key": "password"})
             assert (reference["name"], reference["key"] in secret) == ("redis", True)
@@ -276,6 +277,12 @@ def test_the_settings_of_the_cluster_are_settings(objects, tmp_path, monkeypatch
 def test_probes_ask_for_what_they_should(objects):
     found = {name: dict(probes(template)) for name, template in templates(objects).items()}
     for name, port in MODEL_SERVICES.items():
+        if "FAIRLEAD_TLS__CERTIFICATE" in data_of(objects, "cluster"):
+            # What speaks TLS is not asked by gRPC probes, which do not.
+            assert set(found[name]) == {"livenessProbe", "readinessProbe"}
+            assert found[name]["readinessProbe"]["httpGet"] == {"port": "metrics", "path": "/readyz"}
+            assert found[name]["livenessProbe"]["httpGet"] == {"port": "metrics", "path": "/healthz"}
+            continue
         assert found[name]["readinessProbe"]["grpc"] == {"port": port}
         for probe in ("startupProbe", "livenessProbe"):
             # Not the health of the server: that of the policy waits for the trainer.
@@ -286,6 +293,39 @@ def test_probes_ask_for_what_they_should(objects):
         assert found[name]["livenessProbe"]["httpGet"]["path"] == "/healthz", "/readyz asks others"
     assert found["rollout-worker"]["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert set(found["redis"]) == {"startupProbe", "livenessProbe", "readinessProbe"}
+
+
+@pytest.mark.parametrize("variant", ["kind, keys, tls", "everything"])
+def test_keys_and_certificates_are_where_the_settings_say(variant, tmp_path, monkeypatch):
+    objects = rendered(variant)
+    settings = data_of(objects, "cluster")
+    wanted = {"fairlead-tls": ("tls.crt", "tls.key", "ca.crt"), "fairlead-keys": ("keys.json",)}
+    mounted: dict[str, set[str]] = {}
+    for name, template in templates(objects).items():
+        secrets = {
+            volume["name"]: volume["secret"]["secretName"]
+            for volume in template["spec"]["volumes"]
+            if "secret" in volume
+        }
+        # Whole folders: the kubelet never changes a file that is mounted by a subPath.
+        mounts = [mount for mount in container(template)["volumeMounts"] if mount["name"] in secrets]
+        assert all(mount["readOnly"] and "subPath" not in mount for mount in mounts)
+        mounted[name] = {
+            f"{mount['mountPath']}/{file}" for mount in mounts for file in wanted[secrets[mount["name"]]]
+        }
+        shows = {source.get("secretRef", {}).get("name") for source in container(template).get("envFrom", ())}
+        assert ("fairlead-api-key" in shows) is (name in ("rollout-worker", "trainer", "gateway")), name
+    certificate = {settings[f"FAIRLEAD_TLS__{name}"] for name in ("CERTIFICATE", "KEY", "CA")}
+    for name in (*MODEL_SERVICES, "rollout-worker", "trainer"):
+        assert certificate <= mounted[name], name
+    for name in MODEL_SERVICES:
+        assert settings["FAIRLEAD_KEYS__FILE"] in mounted[name], name
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "run.toml").write_text(data_of(objects, "run")["run.toml"])
+    config = load(tmp_path / "run.toml")
+    assert (config.tls.on, config.tls.mutual, config.keys.allow_insecure) == (True, True, False)
+    assert "fl_" not in "".join(settings.values())
 
 
 def test_the_trainer_is_a_job_that_tells_mistakes_from_bad_luck(objects):

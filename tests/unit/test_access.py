@@ -350,6 +350,7 @@ def test_a_key_is_not_sent_to_another_machine_in_plain_text(monkeypatch):
 
 
 async def test_the_environment_gives_a_process_its_key(world: World, keys: Keys, monkeypatch):
-    monkeypatch.setenv("FAIRLEAD_API_KEY", keys.add("worker"))
+    # As a Secret made of a file has it.
+    monkeypatch.setenv("FAIRLEAD_API_KEY", keys.add("worker") + "\n")
     async with client(world, None) as reward:
         assert len((await reward.score([TEN_TOKENS])).scores) == 1
