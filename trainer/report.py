@@ -181,6 +181,14 @@ def _headlines(record: RunRecord) -> list[Headline]:
     if "accuracy" in record.reward_model:
         meaning = "Share of held-out comparisons that the reward model orders as their labels do."
         found.append(Headline(f"{record.reward_model['accuracy']:.0%}", "reward model's accuracy", meaning))
+    before, after = (record.reward_model.get(key) for key in ("ece", "ece_calibrated"))
+    if before is not None and after is not None:
+        temperature = record.reward_model["temperature"]
+        meaning = (
+            f"Mean gap between how sure it is and how often it is right: of raw scores, and of scores divided by "
+            f"{temperature:.2f}, its temperature (each pair judged by one fitted to other prompts)."
+        )
+        found.append(Headline(f"{before:.3f} → {after:.3f}", "reward model's calibration error", meaning))
     return found
 
 

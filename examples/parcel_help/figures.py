@@ -120,6 +120,8 @@ def reward_model_figures(config: RunConfig, found: Round, previous: Round | None
         **accuracies,
         "accuracy_labels_interval": wilson_interval(accuracies["accuracy_labels"], len(margins)),
         "ece": expected_calibration_error(margins),
+        "ece_calibrated": found.record.reward_model.get("ece_calibrated"),
+        "temperature": found.record.reward_model.get("temperature"),
         "comparisons": len(found.train),
         "heldout_comparisons": len(found.heldout),
         "fresh_comparisons": len(found.fresh),

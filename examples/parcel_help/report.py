@@ -241,6 +241,13 @@ def _loop(numbers: Mapping[str, Any]) -> Section:
     )
 
 
+def _calibrated(model: Mapping[str, Any]) -> str:
+    """What a temperature makes of it, where there is one."""
+    if model["temperature"] is None or model["ece_calibrated"] is None:
+        return ""
+    return f"; with scores divided by the fitted {model['temperature']:.2f}: {model['ece_calibrated']:.3f}"
+
+
 def _reward_model(found: Round, model: Mapping[str, Any]) -> Section:
     names = {"longer_wins": "the longer answer wins", "bag_of_words": "bag of words"}
     rows = [("reward model", model)] + [(names[key], value) for key, value in model["baselines"].items()]
@@ -255,7 +262,7 @@ def _reward_model(found: Round, model: Mapping[str, Any]) -> Section:
             title="Does it know when it knows?",
             source=charts.calibration(figures.calibration_bins(found.margins(found.heldout))),
             caption="Each dot is a group of comparisons, larger for more. On the dashed line the reward "
-            f"model is right as often as it is sure. Mean gap (ECE): {model['ece']:.3f}.",
+            f"model is right as often as it is sure. Mean gap (ECE): {model['ece']:.3f}{_calibrated(model)}.",
         ),
         Picture(
             title="Scores before and after",
