@@ -185,8 +185,8 @@ def _headlines(record: RunRecord) -> list[Headline]:
     if before is not None and after is not None:
         temperature = record.reward_model["temperature"]
         meaning = (
-            f"Mean gap between how sure it is and how often it is right: of raw scores, and of scores divided by "
-            f"{temperature:.2f}, its temperature (each pair judged by one fitted to other prompts)."
+            "Mean gap between how sure it is and how often it is right: of raw scores, and of scores divided by "
+            f"its temperature, {temperature:.2f} (each pair judged by one fitted to other prompts)."
         )
         found.append(Headline(f"{before:.3f} → {after:.3f}", "reward model's calibration error", meaning))
     return found

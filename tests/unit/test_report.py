@@ -92,7 +92,9 @@ def _run(root: Path) -> RunFolder:
         "dead_letters": 1,
     }
     folder.result("ppo").write_text(json.dumps({"updates": 2, "kl": 0.25, **queue}))
-    folder.result("reward_model").write_text(json.dumps({"accuracy": 0.75}))
+    folder.result("reward_model").write_text(
+        json.dumps({"accuracy": 0.75, "ece": 0.12, "ece_calibrated": 0.03, "temperature": 1.5})
+    )
     sample = {"prompt": "who?", "before": "<b>me</b>", "after": "", "score_before": -1.0, "score_after": 2.0}
     folder.result("evaluation").write_text(json.dumps({"samples": [sample]}))
     return folder
@@ -120,6 +122,8 @@ def test_report_of_a_run(tmp_path: Path) -> None:
         "Run trial",
         "+0.50 → +1.50",
         "75%",
+        "0.120 → 0.030",
+        "its temperature, 1.50",
         "waiting for rollouts",
         "88%",
         "who?",
