@@ -23,6 +23,7 @@ from services.reward import open_inference_model as model
 from services.reward import tensors
 from services.reward.inference_statistics import InferenceStatistics
 from services.reward.scoring import Scoring
+from services.runtime.access import caller
 from services.runtime.bulk import Bounds, answers
 from services.runtime.interceptors import deadline
 from services.runtime.told import told
@@ -93,7 +94,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
                 items,
                 deadline=_earlier(until, _timeout_seconds(request)),
                 priority=_priority(request),
-                request_id=request.id,
+                request_id=request.id or ("" if waits else caller().request_id),
                 model_version=info.model_version if request.model_version else "",
                 waits=waits,
             )

@@ -12,6 +12,7 @@ from fairlead import codec
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.reward.scoring import Scoring
+from services.runtime.access import caller
 from services.runtime.bulk import Bounds, answers
 from services.runtime.interceptors import deadline
 from services.runtime.told import told
@@ -70,7 +71,7 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
             codec.score_items_from_pb(request.items),
             deadline=until,
             priority=codec.priority_from_pb(int(request.priority)),
-            request_id=request.request_id,
+            request_id=request.request_id or ("" if waits else caller().request_id),
             waits=waits,
         )
         return codec.scores_to_pb(scores)

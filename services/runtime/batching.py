@@ -71,6 +71,7 @@ class MicroBatcher(Generic[_Item, _Result]):
         self._changed = threading.Condition()
         self._turn = threading.Lock()
         self._running = False
+        self._counted_tokens = 0
         self._closing = True
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -95,6 +96,7 @@ class MicroBatcher(Generic[_Item, _Result]):
             await asyncio.to_thread(thread.join)
         with self._changed:
             left = list(self._queue.drain())
+            self._count_queue()
         for waiting in left:
             waiting.request.fail(Unavailable("the service is stopping"))
 
@@ -173,7 +175,10 @@ class MicroBatcher(Generic[_Item, _Result]):
             raise
 
     def _count_queue(self) -> None:
-        self._metrics.queue_tokens.set(self.queue_tokens)
+        # Several batchers share the metric while a model is being replaced.
+        tokens = self.queue_tokens
+        self._metrics.queue_tokens.inc(tokens - self._counted_tokens)
+        self._counted_tokens = tokens
 
     def _work(self) -> None:
         """A thread's life: its turn to choose and prepare, then the model, then the answers."""

@@ -266,3 +266,31 @@ async def test_random_leavers_under_load():
         assert batcher.queue_tokens == 0
     assert sum(not isinstance(result, BaseException) for result in done) > 100
     assert len(set(model.names)) == len(model.names)
+
+
+async def test_the_queues_of_two_batchers_add_up_in_their_metric():
+    """One is replaced by the other in a running service."""
+    registry = CollectorRegistry()
+    counts = metrics.Batcher(registry)
+    models = [Model(), Model()]
+    batchers = [
+        MicroBatcher(model, BatchingSection(max_batch_tokens=64), batcher_metrics=counts, field_name="items")
+        for model in models
+    ]
+
+    def waiting() -> float | None:
+        return registry.get_sample_value("fairlead_batcher_queue_tokens")
+
+    async with batchers[0], batchers[1]:
+        busy = [await occupy(batcher, model) for batcher, model in zip(batchers, models, strict=True)]
+        tasks = [
+            asyncio.create_task(submit(batcher, [(1, length)]))
+            for batcher, length in zip(batchers, (10, 7), strict=True)
+        ]
+        await until(lambda: waiting() == 17)
+        models[0].free.set()
+        await tasks[0]
+        assert waiting() == 7
+        models[1].free.set()
+        await asyncio.gather(*busy, *tasks)
+        assert waiting() == 0
