@@ -185,7 +185,7 @@ def _headlines(record: RunRecord) -> list[Headline]:
     if before is not None and after is not None:
         temperature = record.reward_model["temperature"]
         meaning = (
-            "Mean gap between how sure it is and how often it is right: of raw scores, and of scores divided by "
+            "Mean gap of how sure it is and how often it is right: of raw scores, and of scores divided by "
             f"its temperature, {temperature:.2f} (each pair judged by one fitted to other prompts)."
         )
         found.append(Headline(f"{before:.3f} → {after:.3f}", "reward model's calibration error", meaning))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
 
-from fairlead.errors import InvalidInput
+from fairlead.ranking import calibrated
+from fairlead.ranking import rank as in_order
 from fairlead.types import Priority, ScoreItem, Scores
 from services.gateway.backend import Backend
 from services.gateway.body import JsonRoute
@@ -35,7 +35,7 @@ def router(backend: Backend) -> APIRouter:
     async def rewards(body: RewardsRequest, call: TheCall) -> Response:
         """One score for each response, in order. All or nothing: one bad item refuses the request."""
         scores = await backend.score(body.score_items(), call, priority=Priority(body.priority))
-        values = _values(scores, calibrated=body.calibrated)
+        values = (calibrated(scores) if body.calibrated else scores).scores
         found = [
             Reward(index=index, reward=value, num_tokens=tokens)
             for index, (value, tokens) in enumerate(zip(values, scores.num_tokens, strict=True))
@@ -69,52 +69,21 @@ async def _ranked(
     call: Call,
     items: Sequence[ScoreItem],
     texts: Sequence[str],
-    calibrated: bool | None,
+    calibrate: bool | None,
 ) -> tuple[list[Ranked], dict[str, Any]]:
     scores = await backend.score(items, call)
-    divided = scores.calibration_temperature > 0 if calibrated is None else calibrated
-    values = _values(scores, calibrated=divided)
-    probabilities: Sequence[float | None] = best_probabilities(values) if divided else [None] * len(values)
-    order = sorted(range(len(values)), key=lambda index: -values[index])
+    found = in_order(texts, scores, calibrate=calibrate)
     ranking = [
         Ranked(
-            index=index,
-            reward=values[index],
-            probability=probabilities[index],
-            num_tokens=scores.num_tokens[index],
-            response=texts[index],
+            index=one.index,
+            reward=one.score,
+            probability=one.probability,
+            num_tokens=one.num_tokens,
+            response=one.response,
         )
-        for index in order
+        for one in found.ranked
     ]
-    return ranking, _said(backend, call, scores, divided)
-
-
-def best_probabilities(calibrated: Sequence[float]) -> list[float]:
-    """Probability that each is the best of all: softmax, as Plackett–Luce has it.
-
-    For two responses it is the σ(difference) that calibration was fitted for (Bradley–Terry).
-    """
-    top = max(calibrated)
-    weights = [math.exp(score - top) for score in calibrated]
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
-
-
-def _values(scores: Scores, *, calibrated: bool) -> list[float]:
-    """Scores as they are, or divided by the temperature.
-
-    Raises:
-        InvalidInput: they cannot be calibrated.
-    """
-    if not calibrated:
-        return list(scores.scores)
-    if scores.calibration_temperature <= 0:
-        raise InvalidInput(
-            "calibrated",
-            got=True,
-            allowed="false: the reward model has no calibration temperature (reward.calibration_temperature)",
-        )
-    return [score / scores.calibration_temperature for score in scores.scores]
+    return ranking, _said(backend, call, scores, found.is_calibrated)
 
 
 def _said(backend: Backend, call: Call, scores: Scores, calibrated: bool) -> dict[str, Any]:

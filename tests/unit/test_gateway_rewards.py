@@ -7,8 +7,8 @@ import math
 import pytest
 
 from fairlead.clients import AsyncRewardClient
+from fairlead.ranking import best_probabilities
 from fairlead.types import Message, TextPair
-from services.gateway.rewards import best_probabilities
 from tests.gateway_world import Gateway, gateway, reward_server
 from tests.tiny import tiny_reward_model
 
