@@ -16,6 +16,9 @@ class ServerSection(Section):
     """Address a replica listens on. Empty: the first of `addresses`."""
     max_message_bytes: int = Field(default=16 << 20, ge=1 << 10, le=1 << 30)
     """Largest gRPC message accepted."""
+    max_in_flight_bytes: int = Field(default=256 << 20, ge=1 << 10)
+    """Bytes of all requests in flight, those of streams aside; beyond it requests are refused with a retry
+    delay. A single larger one is taken alone."""
     timeout_seconds: float = Field(default=120.0, gt=0, le=86_400)
     """Deadline of one call to it."""
     drain_seconds: float = Field(default=30.0, ge=0, le=3_600)

@@ -43,6 +43,8 @@ class Caller:
     """What it showed; None where no keys are asked for."""
     allowance: Allowance | None = None
     """What its key has left."""
+    ring: KeyRing | None = None
+    """Where its key is from."""
     num_tokens: int = 0
     """Tokens that were counted."""
 
@@ -56,15 +58,19 @@ class Caller:
 
         Args:
             tokens: of the request.
-            waits: it is one of a stream: counted as a request, too, and late rather than refused.
+            waits: it is one of a stream: its key is looked at again, and it is counted as a request, too, and
+                late rather than refused.
             deadline: until when it waits, on the clock of `time.monotonic`; None for ever.
 
         Raises:
             Overloaded: if it is more than the key may have now; says when it may.
             InvalidInput: if it is more than the key may ever have at once.
+            Unauthenticated: if the key of a stream is no longer good.
         """
         if self.key is not None and self.allowance is not None:
             key, allowance = self.key, self.allowance
+            if waits and self.ring is not None:
+                self.ring.check(key)
             if waits:
                 await patiently(lambda: allowance.admit(key, requests=1, tokens=tokens), deadline=deadline)
             else:
@@ -130,7 +136,8 @@ class Access:
         _CALLER.set(caller)
         if self._ring is None or scope is None:
             return
-        caller.key, caller.allowance = self._ring.authenticate(bearer), self._allowance
+        caller.key = self._ring.authenticate(bearer)
+        caller.allowance, caller.ring = self._allowance, self._ring
         if scope == "any":
             return
         try:

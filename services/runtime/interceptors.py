@@ -17,13 +17,14 @@ import grpc
 from grpc import aio
 
 from fairlead import metrics
-from fairlead.errors import DeadlineExceeded, InvalidInput, Unavailable
+from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
 from services.runtime.access import Access
 from services.runtime.call import AccessLog, Call
 from services.runtime.incoming import Incoming
 
 logger = logging.getLogger(__name__)
 
+_FULL_SECONDS = 0.5
 _Context = aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -36,18 +37,22 @@ class Edge(aio.ServerInterceptor):
         server_metrics: metrics.Server,
         access: Access,
         *,
+        max_in_flight_bytes: int = 256 << 20,
         access_log: AccessLog = "off",
     ) -> None:
         """
         Args:
             server_metrics: where calls are counted.
             access: who may call.
+            max_in_flight_bytes: of all requests in flight but streams; a larger one is taken alone.
             access_log: whether every call leaves a line, and whether that holds what was asked.
         """
         self._metrics = server_metrics
         self._access = access
         self._access_log = access_log
+        self._max_bytes = max_in_flight_bytes
         self._in_flight = 0
+        self._bytes = 0
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -102,9 +107,10 @@ class Edge(aio.ServerInterceptor):
 
         async def call(body: bytes, context: _Context) -> object:
             call = Call(self._metrics, method, context, self._access_log)
-            self._enter(context)
+            self._enter(context, len(body))
             try:
                 self._check_open()
+                self._check_room(len(body))
                 async with self._access.working(call.identify(self._access)):
                     request = call.asked(_parsed(handler, body, context))
                     response = await behaviour(request, context)
@@ -125,9 +131,10 @@ class Edge(aio.ServerInterceptor):
 
         async def call(body: bytes, context: _Context) -> AsyncIterator[Any]:
             call = Call(self._metrics, method, context, self._access_log)
-            self._enter(context)
+            self._enter(context, len(body))
             try:
                 self._check_open()
+                self._check_room(len(body))
                 async with self._access.working(call.identify(self._access)):
                     request = call.asked(_parsed(handler, body, context))
                     async with aclosing(behaviour(request, context)) as responses:
@@ -186,14 +193,23 @@ class Edge(aio.ServerInterceptor):
         if self._draining.is_set():
             raise Unavailable("the server is draining")
 
-    def _enter(self, context: _Context) -> None:
+    def _check_room(self, size: int) -> None:
+        if self._bytes > self._max_bytes and self._bytes > size:
+            raise Overloaded(
+                f"the requests in flight hold more than {self._max_bytes} bytes",
+                retry_after_seconds=_FULL_SECONDS,
+            )
+
+    def _enter(self, context: _Context, size: int = 0) -> None:
         self._in_flight += 1
+        self._bytes += size
         self._idle.clear()
         # Called when the status has been handed to the transport, not merely when the handler returned.
-        context.add_done_callback(self._leave)  # type: ignore[arg-type]
+        context.add_done_callback(lambda _: self._leave(size))  # type: ignore[arg-type]
 
-    def _leave(self, _: object) -> None:
+    def _leave(self, size: int) -> None:
         self._in_flight -= 1
+        self._bytes -= size
         if self._in_flight == 0:
             self._idle.set()
 

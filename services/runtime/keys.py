@@ -64,12 +64,27 @@ class KeyRing:
         fits = hmac.compare_digest(api_keys.sha256_of(presented), expected)
         if key is None or not fits:
             raise self._refusal("wrong", "this API key is not known here")
+        self._check_valid(key)
+        return key
+
+    def check(self, key: Key) -> None:
+        """Checks that a key that was shown a while ago is still good: a stream may last for hours.
+
+        Raises:
+            Unauthenticated: if it is not.
+        """
+        self._reload_if_changed()
+        current = self._keys.get(key.id)
+        if current is None or current.sha256 != key.sha256:
+            raise self._refusal("wrong", "this API key is no longer known here")
+        self._check_valid(current)
+
+    def _check_valid(self, key: Key) -> None:
         try:
             key.check_valid()
         except Unauthenticated:
             self._counts.refusals.labels(reason="revoked" if key.revoked else "expired").inc()
             raise
-        return key
 
     def _refusal(self, reason: str, message: str) -> Unauthenticated:
         self._counts.refusals.labels(reason=reason).inc()

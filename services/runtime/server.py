@@ -83,7 +83,12 @@ class ModelServer:
         self._stop = asyncio.Event()
         metrics.Process(registry)
         self._access = Access(keys or KeysSection(), counts=metrics.Access(registry))
-        self._edge = Edge(metrics.Server(registry), self._access, access_log=observe.access_log)
+        self._edge = Edge(
+            metrics.Server(registry),
+            self._access,
+            max_in_flight_bytes=section.max_in_flight_bytes,
+            access_log=observe.access_log,
+        )
         self._identity = _identity(tls, registry)
         self._tls = tls
         self._health: Health | None = None

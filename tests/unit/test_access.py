@@ -19,7 +19,7 @@ from fairlead.api_keys import ApiKey
 from fairlead.clients import AsyncRewardClient, RewardClient
 from fairlead.config.observe import ObserveSection
 from fairlead.errors import ConfigError, InvalidInput, PermissionDenied, Unauthenticated
-from fairlead.types import Priority, TokenPair
+from fairlead.types import Priority, Scores, TokenPair
 from fairlead.v1 import (
     policy_service_pb2,
     reference_service_pb2,
@@ -225,6 +225,28 @@ async def test_a_stream_is_counted_request_by_request(world: World, keys: Keys):
     with pytest.raises(Unauthenticated):
         async with client(world, "") as reward:
             _ = [one async for one in reward.score_stream([[TEN_TOKENS]])]
+
+
+async def test_a_stream_ends_with_its_key(world: World, keys: Keys):
+    """A stream may last for hours; what comes after the revocation is refused, one by one."""
+    key = keys.add("bulk")
+    revoked = asyncio.Event()
+
+    async def asked():
+        yield [TEN_TOKENS]
+        await revoked.wait()
+        yield [TEN_TOKENS]
+
+    outcomes: dict[int, object] = {}
+    async with client(world, key) as reward:
+        async for index, outcome in reward.score_stream(asked(), timeout_seconds=20):
+            outcomes[index] = outcome
+            if not revoked.is_set():
+                keys.revoke("bulk")
+                revoked.set()
+    assert isinstance(outcomes[0], Scores)
+    assert isinstance(outcomes[1], Unauthenticated)
+    assert "bulk is revoked" in str(outcomes[1])
 
 
 async def test_health_and_reflection_are_open(world: World):

@@ -373,3 +373,25 @@ def test_flags_reach_the_configuration(tmp_path):
     assert process.main("reward", run, ["--set", "reward.dtype"]) == 2
     assert process.main("reward", run, ["--set", "reward.dtyp=float32"]) == 2
     assert len(seen) == 1
+
+
+async def test_requests_in_flight_hold_only_so_many_bytes(registry):
+    limits = section(max_in_flight_bytes=50_000)
+    async with ModelServer("reward", limits, ObserveSection(), registry=registry) as server:
+        servicer = Servicer()
+        servicer.leave.clear()
+        await server.start(servicer.add_to, [NAME])
+        large = pb.ScoreRequest(request_id="x" * 30_000)
+        async with aio.insecure_channel(server.address) as channel:
+            stub = pb_grpc.RewardServiceStub(channel)
+            first = stub.Score(large, timeout=20)
+            await servicer.entered.wait()
+            error = await status_of(stub.Score(large, timeout=20))
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "more than 50000 bytes" in error.details()
+            assert int(error.trailing_metadata().get("grpc-retry-pushback-ms")) == 500
+            small = stub.Score(pb.ScoreRequest(request_id="x" * 1_000), timeout=20)
+            servicer.leave.set()
+            await asyncio.gather(first, small)
+            # Alone, one that is larger than all of it is taken.
+            await stub.Score(pb.ScoreRequest(request_id="x" * 90_000), timeout=20)
