@@ -69,7 +69,11 @@ class LoadedModel:
         Raises:
             ModelLoadError: if it cannot be loaded, or its scores are no numbers.
         """
-        scorer = await load(lambda: _scorer(path, section, reward_counts))
+        try:
+            scorer = await load(lambda: _scorer(path, section, reward_counts))
+        except (RuntimeError, MemoryError) as error:
+            # Such as no room on the device beside the model that is served.
+            raise ModelLoadError(f"{path!r} cannot be loaded: {error}") from error
         batcher = MicroBatcher(
             scorer.score,
             section.batching,

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from fairlead.errors import FairleadError
 from services.reward import model_folder
 from services.reward.model_folder import Version
 from services.reward.swapping import SwappingScoring
@@ -53,7 +52,7 @@ class ModelWatcher:
         try:
             # What the replica began with is found to be the same, and costs no more than a load.
             await self._scoring.load(str(found.path))
-        except (FairleadError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - tried again, later and later
             self._failure(found, error)
             return
         self._served, self._failed, self._failures = found, None, 0

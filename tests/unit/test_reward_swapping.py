@@ -10,13 +10,16 @@ import weakref
 
 import pytest
 import tritonclient.grpc.aio as triton
+from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file, save_file
 
+from fairlead import metrics
 from fairlead.clients import AsyncRewardAdminClient, AsyncRewardClient
 from fairlead.config.reward import RewardSection
-from fairlead.errors import InvalidInput, NotFound, PermissionDenied, Unauthenticated
+from fairlead.errors import InvalidInput, ModelLoadError, NotFound, PermissionDenied, Unauthenticated
 from fairlead.retry import RetryPolicy
 from fairlead.types import TokenPair
+from services.reward.loaded import LoadedModel
 from services.reward.scorer import RewardScorer
 from services.reward.swapping import SwappingScoring
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
@@ -295,3 +298,14 @@ async def test_a_load_goes_on_though_its_caller_leaves(models):
         await asyncio.gather(task, return_exceptions=True)
         assert task.cancelled()
         await until(lambda: world.version != before)
+
+
+async def test_no_room_beside_the_model_that_is_served_is_told_as_such(models):
+    async def no_room(work):
+        raise RuntimeError("CUDA out of memory")
+
+    section = RewardSection(device="cpu")
+    with pytest.raises(ModelLoadError, match="cannot be loaded: CUDA out of memory"):
+        await LoadedModel.load(
+            str(models[0]), section, counts=metrics.Batcher(CollectorRegistry()), load=no_room
+        )
