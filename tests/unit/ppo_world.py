@@ -97,6 +97,7 @@ class World:
                     await queue.finish(claim, DeadLetter("prompt_too_long", "as the test wants it"))
                 else:
                     await queue.finish(claim, self.answer(claim))
+        await queue.close()
 
     def _refresh(self) -> None:
         try:

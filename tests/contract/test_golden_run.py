@@ -1,0 +1,66 @@
+"""Runs of earlier releases, left in mid-work, go on with this one: folder, checkpoint, entries of the queue.
+
+`python -m tests.golden.make vN` writes one for a new release; those that are there are never changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import redis
+
+from fairlead.audit import audit
+from fairlead.local import valkey
+from fairlead.transports.rollouts.redis import RedisTrainerQueue
+from fairlead.transports.rollouts.redis_observer import look
+from tests.golden.world import BATCH, NAME, UPDATES, RedisBroker, configured, restore
+from tests.unit.ppo_world import World
+from trainer.ppo.train import PpoTrainer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASES = sorted(path.name for path in GOLDEN.glob("v*"))
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_run_of_an_earlier_release_goes_on(release: str, tmp_path: Path) -> None:
+    kept = GOLDEN / release
+    shutil.copytree(kept / "run", tmp_path / "runs" / NAME)
+    with valkey.running(tmp_path / "redis") as server, redis.Redis.from_url(server.url) as client:
+        restore(client, json.loads((kept / "queue.json").read_text()))
+        config = configured(tmp_path / "runs", kept / "model", server.url)
+
+        report, _ = audit(config.folder, look=lambda: look(config.queue, run=NAME))
+        assert report.findings == ()
+        assert (report.ended, report.checkpoint, report.queue_error) == (False, "1-4", "")
+        assert (report.tasks, report.trained, report.dead, report.open) == (48, 39, 1, 8)
+        assert report.queue is not None
+        assert (report.queue["in_flight"], report.queue["outcomes"]) == (4, 12)
+
+        world = World(
+            kept / "model",
+            config.weights_path,
+            lambda answer: float(answer.count(7)),
+            RedisBroker(config.queue),
+        )
+        with closing(RedisTrainerQueue.connect(config.queue, run=NAME)) as queue, world:
+            result = PpoTrainer(config, queue=queue, store=world.store).run()
+        assert (result["updates"], result["incarnations"]) == (UPDATES, 2)
+
+        report, history = audit(config.folder, look=lambda: look(config.queue, run=NAME))
+        assert report.is_clean, report.findings
+        assert (report.ended, report.trained, report.dead) == (True, UPDATES * BATCH - 1, 1)
+        assert report.void == BATCH
+        # Every outcome that lay in the queue was trained on.
+        taken_up = [line for lines in history.counted.values() for line in lines if line.incarnation == 2]
+        assert len(taken_up) == 2 * BATCH
+        assert {line.task for line in taken_up if line.sending == (1, 1)} >= set(range(32, 44))
+
+
+def test_a_golden_run_stays_small() -> None:
+    assert RELEASES
+    for release in RELEASES:
+        assert sum(path.stat().st_size for path in (GOLDEN / release).rglob("*") if path.is_file()) < 300_000
