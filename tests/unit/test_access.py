@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -32,7 +33,8 @@ from services.runtime.access import Caller
 from services.runtime.scopes import scope_of
 from tests.tiny import tiny_reward_model
 from tests.unit.keys_world import Keys
-from tests.unit.reward_world import World, reward_service, until
+from tests.unit.reward_world import Threaded, World, reward_service, until
+from tests.unit.tls_world import Authority
 
 NAME = "fairlead.v1.RewardService"
 TEN_TOKENS = TokenPair((5, 6, 7, 8, 9), (10, 11, 12, 13, 14))
@@ -376,3 +378,29 @@ async def test_the_environment_gives_a_process_its_key(world: World, keys: Keys,
     monkeypatch.setenv("FAIRLEAD_API_KEY", keys.add("worker") + "\n")
     async with client(world, None) as reward:
         assert len((await reward.score([TEN_TOKENS])).scores) == 1
+
+
+def test_tritons_client_shows_a_key_over_tls(folder, keys: Keys, tmp_path: Path):
+    """As docs/security.md says: the client's own options, nothing of ours."""
+    from tritonclient.grpc import InferenceServerClient, InferInput
+    from tritonclient.utils import InferenceServerException
+
+    authority = Authority(tmp_path)
+    headers = {"authorization": f"Bearer {keys.add('triton', max_request_tokens=20)}"}
+    sentences = InferInput("sentences", [1, 1], "BYTES")
+    sentences.set_data_from_numpy(np.array([[b"w1 w2 w3"]], dtype=object))
+    too_long = InferInput("sentences", [1, 1], "BYTES")
+    too_long.set_data_from_numpy(np.array([[b"w1 " * 30]], dtype=object))
+    with Threaded() as services:
+        world = services.serve(reward_service(folder, keys=keys.section, tls=authority.server()))
+        asked = InferenceServerClient(world.address, ssl=True, root_certificates=str(authority.ca))
+        with asked as client:
+            assert client.is_server_ready()
+            found = client.infer("reward", [sentences], headers=headers).as_numpy("rewards")
+            assert found.shape == (1, 1)
+            with pytest.raises(InferenceServerException, match="no API key"):
+                client.infer("reward", [sentences])
+            with pytest.raises(InferenceServerException, match="no API key"):
+                client.get_model_metadata("reward")
+            with pytest.raises(InferenceServerException, match="at most 20 in one request"):
+                client.infer("reward", [too_long], headers=headers)

@@ -15,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
@@ -33,6 +35,7 @@ class World:
         self.path = folder / "keys.json"
         self.registry = CollectorRegistry()
         self.file = KeyFile()
+        self._ring: KeyRing | None = None
 
     def add(self, key_id: str, **fields: object) -> str:
         key = api_keys.draw(key_id)
@@ -44,6 +47,12 @@ class World:
     def ring(self) -> KeyRing:
         section = KeysSection(file=str(self.path), reload_seconds=0)
         return KeyRing(section, counts=metrics.Access(self.registry))
+
+    def ring_kept(self) -> KeyRing:
+        """One ring for all examples."""
+        if self._ring is None:
+            self._ring = self.ring()
+        return self._ring
 
     def refusals(self, reason: str) -> float:
         return self.registry.get_sample_value("fairlead_access_refusals_total", {"reason": reason}) or 0.0
@@ -82,6 +91,16 @@ def test_a_key_opens_only_as_itself(world: World):
         # Neither what was sent nor what is kept comes back.
         assert not bearer or len(bearer) < 8 or bearer not in str(caught.value)
         assert world.file.keys[0].sha256 not in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shown=st.text(max_size=200), prefix=st.sampled_from(["", "Bearer ", "Bearer fl_one_", "bearer fl_"]))
+def test_whatever_is_shown_is_refused_and_nothing_else_happens(world: World, shown: str, prefix: str):
+    if not world.file.keys:
+        world.add("one")
+    ring = world.ring_kept()
+    with pytest.raises(Unauthenticated):
+        ring.authenticate(prefix + shown)
 
 
 def test_scopes_and_the_one_that_has_all(world: World):
