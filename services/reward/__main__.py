@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from fairlead import metrics
@@ -76,11 +77,18 @@ def _require_determinism() -> None:
 
 async def _front(config: RunConfig, server: ModelServer) -> None:
     """Serves with the model of a Triton server, and is ready while that is."""
+    section = config.reward
+    if find_spec("tritonclient") is None:
+        allowed = "local, or with tritonclient: pip install 'fairlead[triton]'"
+        raise ConfigError("reward.engine", got="triton", allowed=allowed)
+    for is_set, why in (
+        (config.deterministic, "the run is deterministic"),
+        (section.watch, "it watches a folder"),
+    ):
+        if is_set:
+            raise ConfigError("reward.engine", got="triton", allowed=f"local, as {why}")
     from services.reward import triton_scorer
 
-    section = config.reward
-    if config.deterministic:
-        raise ConfigError("reward.engine", got="triton", allowed="local, as the run is deterministic")
     path = section.path or str(config.folder.reward_model)
     reader, served = await server.unless_stopped(triton_scorer.connect(path, section))
     async with triton_scorer.serving(reader, served, section, server.set_ready) as scoring:

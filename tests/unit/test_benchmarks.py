@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import against_trl, lengths, one_process, quickstart, stages
+from benchmarks import against_trl, lengths, one_process, quickstart, stages, triton_baselines, triton_server
 from benchmarks.quickstart import Usage
 from benchmarks.result import Result, Settings, interleaved
 from examples.parcel_help.stages import Stages
@@ -54,6 +54,19 @@ def test_the_services_are_compared_with_the_same_ppo(source: Path, tmp_path: Pat
     assert command.main(["services", "--quick", "--run", str(source), "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     assert found.keys() == {"services_wall", "services_cpu"}
+    assert all(min(entry["value"], entry["baseline"]) > 0 for entry in found.values())
+
+
+@pytest.mark.slow
+def test_tritons_ways_of_batching_are_measured_where_there_is_a_triton(tmp_path: Path):
+    try:
+        triton_server.environment()
+    except triton_server.NoTriton as error:
+        pytest.skip(f"no Triton here: {error}")
+    file = tmp_path / "found.json"
+    assert command.main(["triton", "--quick", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found.keys() == triton_baselines.VARIANTS.keys()
     assert all(min(entry["value"], entry["baseline"]) > 0 for entry in found.values())
 
 

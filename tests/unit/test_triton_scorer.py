@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 import time
 from contextlib import asynccontextmanager
 
@@ -159,6 +161,15 @@ async def test_it_waits_for_the_server_and_is_ready_while_that_is(folder):
             await until(lambda: heard[-1] is False)
             with pytest.raises(Unavailable, match="triton at"):
                 await scoring.score([TokenPair((1,), (2,))], deadline=None)
+
+
+def test_sentences_ask_for_no_torch():
+    """The process in front of a server that tokenizes is a light one, with every dialect."""
+    code = (
+        "import sys, services.reward.__main__, services.reward.triton_scorer, services.reward.open_inference; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 async def test_another_models_tokenizer_and_missing_inputs_are_refused(folder, tmp_path):
