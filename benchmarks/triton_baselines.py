@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
 from benchmarks import lengths, tiny_models
-from benchmarks.result import Result, Settings
+from benchmarks.result import Result, Settings, Spent, rates
 from benchmarks.triton_server import NoTriton, TritonServer
 from fairlead.errors import FairleadError
 from services.reward import triton_export
@@ -140,7 +140,10 @@ def mixed(count: int, *, vocabulary: int, longest: int = LONGEST) -> list[Rows]:
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Sequences per second of every variant, 64 clients, mixed lengths; variants take turns."""
+    """Sequences per second of every variant, by the clock and by the server's CPU time; variants take turns.
+
+    64 clients, mixed lengths.
+    """
     vocabulary = 4_096
     count = 16 if settings.quick else 128
     shape = tiny_models.config(
@@ -152,6 +155,7 @@ def run(settings: Settings) -> dict[str, Result]:
     requests = mixed(count, vocabulary=vocabulary)
     cores = sorted(os.sched_getaffinity(0))
     found: dict[str, list[Load]] = {name: [] for name in VARIANTS}
+    cpu: dict[str, list[float]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_models.save(Path(folder), shape, reward=True)
         with served(model, cores=cores[:1]) as server:
@@ -159,20 +163,22 @@ def run(settings: Settings) -> dict[str, Result]:
             try:
                 for _ in range(1 + settings.rounds(_TURNS)):
                     for name, loads in found.items():
+                        before = server.cpu_seconds()
                         loads.append(asyncio.run(load(server.address, name, requests, clients=CLIENTS)))
+                        cpu[name].append(server.cpu_seconds() - before)
             finally:
                 os.sched_setaffinity(0, cores)
     _check_equal(found)
     # The first turn warms up.
-    speeds = {
-        name: statistics.median(one.sequences_per_second for one in loads[1:])
+    spent = {
+        name: Spent(statistics.median(one.seconds for one in loads[1:]), statistics.median(cpu[name][1:]))
         for name, loads in found.items()
     }
-    base = speeds["triton_equal_shapes"]
-    return {
-        name: Result(speed, "sequences/s", base, "Triton without ragged batching")
-        for name, speed in speeds.items()
-    }
+    results: dict[str, Result] = {}
+    for name, one in spent.items():
+        what = "Triton without ragged batching"
+        results |= rates(name, len(requests), "sequences", one, spent["triton_equal_shapes"], what)
+    return results
 
 
 def _check_equal(found: Mapping[str, Sequence[Load]]) -> None:

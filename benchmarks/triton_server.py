@@ -24,6 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from benchmarks.result import OUT
 
 PACKAGE = "nvidia-pytriton==0.7.0"
@@ -207,6 +209,12 @@ class TritonServer:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait(20)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the server and the processes of its models so far."""
+        server = psutil.Process(self.process.pid)
+        times = [one.cpu_times() for one in (server, *server.children(recursive=True))]
+        return sum(one.user + one.system for one in times)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.ready_seconds
