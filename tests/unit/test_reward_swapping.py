@@ -24,6 +24,7 @@ from services.reward.scorer import RewardScorer
 from services.reward.swapping import SwappingScoring
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.inference_requests import tokens_of
+from tests.unit.keys_world import Keys
 from tests.unit.reward_world import reward_service, until
 
 ONCE = RetryPolicy(max_attempts=1)
@@ -309,3 +310,15 @@ async def test_no_room_beside_the_model_that_is_served_is_told_as_such(models):
         await LoadedModel.load(
             str(models[0]), section, counts=metrics.Batcher(CollectorRegistry()), load=no_room
         )
+
+
+async def test_where_keys_are_asked_for_the_scope_admin_replaces_models(models, tmp_path):
+    keys = Keys(tmp_path)
+    scorer, operator = keys.add("scorer", scopes=("score",)), keys.add("operator", scopes=("admin",))
+    async with reward_service(models[0], keys=keys.section) as world:
+        async with AsyncRewardAdminClient(world.address, retry=ONCE, api_key=scorer) as admin:
+            with pytest.raises(PermissionDenied, match="admin"):
+                await admin.load(str(models[1]))
+        async with AsyncRewardAdminClient(world.address, retry=ONCE, api_key=operator) as admin:
+            (served,) = await admin.load(str(models[1]))
+        assert served.info.model.model_id == str(models[1])
