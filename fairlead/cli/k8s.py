@@ -39,9 +39,7 @@ Overlay = Annotated[
 ]
 Components = Annotated[
     list[str] | None,
-    typer.Option(
-        "--component", help="keda, keys, monitoring, network-policies, tls or a folder; repeatable."
-    ),
+    typer.Option("--component", help="A folder of k8s/components, such as keda, or any other; repeatable."),
 ]
 Registry = Annotated[
     str, typer.Option("--registry", help="Where the cluster finds the images, without their names.")
@@ -101,14 +99,14 @@ def up(  # noqa: PLR0913 - a flag each
     """Renders, applies, waits."""
     from fairlead.k8s import waiting
     from fairlead.k8s.apply import apply_all
-    from fairlead.k8s.secret import ensure_passwords
+    from fairlead.k8s.secret import ensure_secrets
 
     manifests = _rendered(
         load_config(config, config_option, overrides), overlay, components, registry, tag, stage, namespace
     )
     cluster = _cluster(namespace, kubeconfig, context, request_seconds)
     cluster.check_namespace(create=create_namespace)
-    if ensure_passwords(cluster):
+    if ensure_secrets(cluster, manifests):
         _say("made the Secret redis with new passwords")
     apply_all(cluster, manifests, force_conflicts=force_conflicts, timeout_seconds=timeout_seconds, say=_say)
     _say(f"applied {len(manifests)} objects to namespace {namespace}")

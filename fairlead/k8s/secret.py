@@ -1,20 +1,58 @@
-"""The Secret `redis`: the queue's passwords, drawn once per namespace and never written anywhere else."""
+"""The Secrets of a run: `redis`, the queue's passwords, drawn once per namespace and never written anywhere
+else, and those that a person makes (keys, certificates), which are asked for before anything is changed.
+"""
 
 from __future__ import annotations
 
 import base64
 import secrets
+from collections.abc import Iterator, Sequence
 
 from fairlead.errors import ClusterRefused
 from fairlead.k8s.cluster import Cluster
-from fairlead.k8s.manifests import COMPONENT, NAME, PART_OF
+from fairlead.k8s.manifests import COMPONENT, NAME, PART_OF, Manifest
 
 SECRET = "redis"
 """Name of the Secret."""
 _KEDA_USER = "keda"
 
 
-def ensure_passwords(cluster: Cluster) -> bool:
+def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest]) -> bool:
+    """Makes the Secret `redis` if the namespace has none, once every other one that is named is there.
+
+    Returns:
+        Whether it was made.
+
+    Raises:
+        ClusterRefused: for Secrets that are missing, or one without the key `password`.
+    """
+    named = {name for manifest in manifests for name in _named(manifest)} - {SECRET}
+    missing = [name for name in sorted(named) if cluster.get("v1", "Secret", name) is None]
+    if missing:
+        raise ClusterRefused(
+            f"namespace {cluster.namespace} has no Secret {', '.join(missing)}: docs/security.md says how "
+            "to make them; nothing was applied"
+        )
+    return _ensure_passwords(cluster)
+
+
+def _named(manifest: Manifest) -> Iterator[str]:
+    """Secrets that the pods of an object cannot start without."""
+    spec = (manifest["spec"].get("template") or {}).get("spec") or {} if "spec" in manifest else {}
+    for volume in spec.get("volumes", ()):
+        if "secret" in volume:
+            yield volume["secret"]["secretName"]
+    for container in spec.get("containers", ()):
+        for source in container.get("envFrom", ()):
+            if "secretRef" in source:
+                yield source["secretRef"]["name"]
+        for variable in container.get("env", ()):
+            reference = (variable.get("valueFrom") or {}).get("secretKeyRef")
+            if reference:
+                yield reference["name"]
+
+
+def _ensure_passwords(cluster: Cluster) -> bool:
     """Makes the Secret if the namespace has none; one that is there is left as it is.
 
     Returns:

@@ -80,6 +80,27 @@ def test_up_makes_everything_and_waits_until_it_is_ready(cluster, fairlead):
     assert applied.index("configmaps") < applied.index("deployments"), "what others need comes before them"
 
 
+def test_secrets_that_a_person_makes_are_asked_for_before_anything_is_applied(cluster, fairlead):
+    fairlead("up", "--overlay", "kind", "run.toml", "--create-namespace")
+    changes(cluster)
+    secured = (*UP, "run.toml", "--component", "keys", "--component", "tls")
+    shown = fairlead(*secured, code=2)
+    for name in ("fairlead-api-key", "fairlead-keys", "fairlead-tls"):
+        assert name in shown.stderr
+        cluster.objects["secrets", "fairlead", name] = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name},
+        }
+    assert "docs/security.md" in shown.stderr
+    assert changes(cluster) == []
+    fairlead(*secured)
+    deployments = named(cluster, "deployments")
+    volumes = deployments["reward"]["spec"]["template"]["spec"]["volumes"]
+    mounted = {volume["secret"]["secretName"] for volume in volumes if "secret" in volume}
+    assert mounted == {"fairlead-keys", "fairlead-tls"}
+
+
 def test_up_again_changes_nothing_and_new_settings_replace_only_the_job(cluster, fairlead):
     fairlead(*UP, "run.toml")
     password = named(cluster, "secrets")["redis"]
