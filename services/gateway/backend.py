@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import Generic, Literal, Self, TypeVar
 from fairlead.clients import AsyncPolicyClient, AsyncRewardClient, options_of
 from fairlead.config import RunConfig
 from fairlead.config.compute import ModelServiceSection
-from fairlead.errors import FairleadError, InvalidInput, NotOffered, Unavailable
+from fairlead.errors import FairleadError, InternalError, InvalidInput, NotOffered, Unavailable
 from fairlead.retry import RetryPolicy
 from fairlead.types import (
     Generated,
@@ -200,6 +201,8 @@ class Backend:
             request_id=call.request_id,
             timeout_seconds=call.remaining(),
         )
+        if not all(map(math.isfinite, scores.scores)):
+            raise InternalError("the reward service gave a score that is no finite number")
         # How many there are is known only now; what the key has not left it owes.
         await who.charge(tokens=sum(scores.num_tokens))
         return scores

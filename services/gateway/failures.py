@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import secrets
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
@@ -58,13 +59,16 @@ class Failure:
     """In the field, if it is a list."""
     retry_after_seconds: float | None = None
     """When to try again, where that may help."""
+    allow: str | None = None
+    """Methods that a path has, when another was asked for."""
 
     @property
     def headers(self) -> dict[str, str]:
         """Retry-After in whole seconds, and in milliseconds, as OpenAI's clients read it."""
         seconds = self.retry_after_seconds
         if seconds is None:
-            return {"www-authenticate": "Bearer"} if self.status == 401 else {}
+            found = {"allow": self.allow} if self.allow else {}
+            return found | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
         return {
             "retry-after": str(max(1, math.ceil(seconds))),
             "retry-after-ms": str(max(1, round(seconds * 1000))),
@@ -80,23 +84,29 @@ def failure_of(error: Exception) -> Failure:
             error = error.__cause__
         else:
             kind = _HTTP_KINDS.get(error.status_code, "invalid_argument")
-            return Failure(error.status_code, kind, str(error.detail))
+            allow = (error.headers or {}).get("Allow")
+            return Failure(error.status_code, kind, str(error.detail), allow=allow)
     status, kind = http_status(error), grpc_status(error).name.lower()
     if status == 500:
         error_id = secrets.token_hex(6)
         logger.error("internal error %s", error_id, exc_info=error)
         # An InternalError is a sentence meant for callers; anything else may hold internals.
-        what = str(error) if isinstance(error, InternalError) else "internal error"
+        what = _sentence(error) if isinstance(error, InternalError) else "internal error"
         return Failure(500, "internal", f"{what} ({error_id} in the gateway's log)")
     if isinstance(error, InvalidInput):
         status = 413 if isinstance(error, TooLarge) else status
-        return Failure(status, kind, str(error), field=error.field or None, index=error.index)
+        return Failure(status, kind, _sentence(error), field=error.field or None, index=error.index)
     delay = None
     if isinstance(error, Overloaded):
         delay = error.retry_after_seconds
     elif isinstance(error, Unavailable):
         delay = _RETRY_SECONDS
-    return Failure(status, kind, str(error), retry_after_seconds=delay)
+    return Failure(status, kind, _sentence(error), retry_after_seconds=delay)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, without the addresses of the services behind the gateway."""
+    return re.sub(r"^(reward|policy) at \S+: ", r"the \1 service: ", str(error))
 
 
 def answer(error: Exception, *, path: str, request_id: str) -> JSONResponse:
