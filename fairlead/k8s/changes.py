@@ -17,7 +17,7 @@ _WAVES: tuple[tuple[tuple[str, str], str], ...] = (
     # Who makes new pods, who asks for work, who does it, the queue: as on one machine.
     (_AUTOSCALER, OURS),
     (("batch/v1", "Job"), OURS),
-    (("apps/v1", "Deployment"), f"{OURS},{COMPONENT}=worker"),
+    (("apps/v1", "Deployment"), f"{OURS},{COMPONENT} in (worker,gateway)"),
     (("apps/v1", "Deployment"), OURS),
     (("apps/v1", "StatefulSet"), OURS),
 )
@@ -41,7 +41,7 @@ def scale(cluster: Cluster, wanted: Mapping[str, int]) -> None:
         ConfigError: for a name that cannot be scaled; names those that can.
         ClusterRefused: for a process whose number an autoscaler decides.
     """
-    scalable = f"{OURS},{COMPONENT} in (model-service,worker)"
+    scalable = f"{OURS},{COMPONENT} in (model-service,worker,gateway)"
     known = [one["metadata"]["name"] for one in cluster.list("apps/v1", "Deployment", scalable)]
     scaled = {one["spec"]["scaleTargetRef"]["name"]: one for one in _listed(cluster, *_AUTOSCALER)}
     for name in wanted:

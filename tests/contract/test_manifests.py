@@ -36,6 +36,7 @@ COMPONENTS = {
     "queue": ("redis",),
     "model-service": tuple(MODEL_SERVICES),
     "worker": ("rollout-worker",),
+    "gateway": ("gateway",),
     "trainer": ("trainer",),
     "autoscaler": (),
     "monitoring": (),
@@ -152,7 +153,7 @@ def test_selectors_find_their_own_pods_and_no_others(objects):
             assert selected(spread["labelSelector"]["matchLabels"]) == {name}
             assert spread["nodeTaintsPolicy"] == "Honor"
     budgets = of_kind(objects, "PodDisruptionBudget")
-    assert set(budgets) == {*MODEL_SERVICES, "rollout-worker", "redis"}
+    assert set(budgets) == {*MODEL_SERVICES, "rollout-worker", "gateway", "redis"}
     for name, manifest in budgets.items():
         assert selected(manifest["spec"]["selector"]["matchLabels"]) == {name}
         assert manifest["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
@@ -172,7 +173,8 @@ def test_selectors_find_their_own_pods_and_no_others(objects):
 def test_ports_of_services_containers_probes_and_addresses_are_the_same(objects):
     found = templates(objects)
     for name, manifest in of_kind(objects, "Service").items():
-        assert manifest["spec"]["clusterIP"] == "None"
+        # HTTP clients know no balancing, so that the gateway has an address of its own.
+        assert manifest["spec"].get("clusterIP") == (None if name == "gateway" else "None")
         ports = {port["name"]: port["containerPort"] for port in container(found[name])["ports"]}
         for port in manifest["spec"]["ports"]:
             assert ports[port["targetPort"]] == port["port"]
@@ -187,6 +189,8 @@ def test_ports_of_services_containers_probes_and_addresses_are_the_same(objects)
         assert settings[f"FAIRLEAD_{name.upper()}__ADDRESSES"] == f'["dns:///{name}:{port}"]'
         assert settings[f"FAIRLEAD_{name.upper()}__BIND"] == f"0.0.0.0:{port}"
         assert of_kind(objects, "Service")[name]["spec"]["ports"][0]["port"] == port
+    assert settings["FAIRLEAD_GATEWAY__BIND"] == "0.0.0.0:8080"
+    assert of_kind(objects, "Service")["gateway"]["spec"]["ports"][0]["port"] == 8080
     assert settings["FAIRLEAD_QUEUE__REDIS_URL"] == "redis://redis:6379"
     assert "\nport 6379\n" in data_of(objects, "redis")["valkey.conf"]
     metrics = {
@@ -271,6 +275,10 @@ def test_the_settings_of_the_cluster_are_settings(objects, tmp_path, monkeypatch
         assert template["spec"]["terminationGracePeriodSeconds"] >= sleep + section.drain_seconds + 10
     worker = templates(objects)["rollout-worker"]["spec"]
     assert worker["terminationGracePeriodSeconds"] >= config.rollout_worker.drain_seconds + 10
+    gateway = templates(objects)["gateway"]
+    sleep = container(gateway)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert config.gateway.drain_seconds >= config.gateway.timeout_seconds
+    assert gateway["spec"]["terminationGracePeriodSeconds"] >= sleep + config.gateway.drain_seconds + 10
     assert "password" not in "".join(data_of(objects, "cluster")).lower()
 
 
@@ -289,9 +297,10 @@ def test_probes_ask_for_what_they_should(objects):
             assert found[name][probe]["grpc"] == {"port": port, "service": "liveness"}
         startup = found[name]["startupProbe"]
         assert startup["periodSeconds"] * startup["failureThreshold"] >= 1800, "a large model loads slowly"
-    for name in ("rollout-worker", "trainer"):
+    for name in ("rollout-worker", "gateway", "trainer"):
         assert found[name]["livenessProbe"]["httpGet"]["path"] == "/healthz", "/readyz asks others"
-    assert found["rollout-worker"]["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    for name in ("rollout-worker", "gateway"):
+        assert found[name]["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
     assert set(found["redis"]) == {"startupProbe", "livenessProbe", "readinessProbe"}
 
 
@@ -404,7 +413,8 @@ def test_images_are_those_of_the_dockerfiles_and_run_as_nobody_in_particular():
         assert "\nUSER 10001:10001\n" in text
         assert 'ENTRYPOINT ["/usr/bin/tini", "--"]' in text
         assert not re.search(r"^(ARG|ENV) .*(PASSWORD|TOKEN|SECRET)", text, re.MULTILINE)
-    assert images["rollout-worker"].split("/")[-1].startswith("fairlead-light")
+    for name in ("rollout-worker", "gateway"):
+        assert images[name].split("/")[-1].startswith("fairlead-light")
 
 
 def test_the_yaml_of_the_folder_is_one_document_a_file():

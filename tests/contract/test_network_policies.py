@@ -12,18 +12,26 @@ from tests.rendered import container, needs_kubectl, of_kind, rendered, template
 
 pytestmark = needs_kubectl
 RUN = "fairlead"
-PORTS = (443, 5001, 5002, 5003, 6379, 9090, 29500)
+PORTS = (443, 5001, 5002, 5003, 6379, 8080, 9090, 29500)
+SPACES = {"callers": {"fairlead-gateway-client": "true"}}
+"""Labels of namespaces beside their names."""
 EDGES = {
     ("rollout-worker", "policy", 5001),
     ("rollout-worker", "reward", 5002),
     ("rollout-worker", "reference", 5003),
     ("rollout-worker", "redis", 6379),
+    ("callers", "gateway", 8080),
+    ("gateway", "policy", 5001),
+    ("gateway", "reward", 5002),
     ("trainer", "redis", 6379),
     *(("trainer", "trainer", port) for port in PORTS),
     ("keda", "redis", 6379),
-    *(("monitoring", name, 9090) for name in ("policy", "reward", "reference", "rollout-worker", "trainer")),
+    *(
+        ("monitoring", name, 9090)
+        for name in ("policy", "reward", "reference", "rollout-worker", "gateway", "trainer")
+    ),
 }
-"""Who calls whom at which port; `keda` and `monitoring` are any pod of these namespaces."""
+"""Who calls whom at which port; `keda`, `monitoring` and `callers` are any pod of these namespaces."""
 
 
 class Network:
@@ -39,7 +47,8 @@ class Network:
             for name, template in templates(objects).items()
         }
         self.pods |= {
-            name: (name, {"app": "anything"}) for name in ("keda", "monitoring", "kube-system", "other")
+            name: (name, {"app": "anything"})
+            for name in ("keda", "monitoring", "kube-system", "callers", "other")
         }
 
     def allows(self, source: str, target: str, port: int) -> bool:
@@ -65,7 +74,7 @@ class Network:
 
     def _is(self, peer: dict[str, Any], pod: str) -> bool:
         namespace, labels = self.pods[pod]
-        space = {"kubernetes.io/metadata.name": namespace}
+        space = {"kubernetes.io/metadata.name": namespace, **SPACES.get(namespace, {})}
         if "namespaceSelector" in peer:
             assert "podSelector" not in peer
             return peer["namespaceSelector"].get("matchLabels", {}).items() <= space.items()

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl
 
 Fairlead = Callable[..., Any]
 UP = ("up", "--overlay", "kind")
-PROCESSES = {"files", "policy", "reward", "reference", "rollout-worker", "trainer", "redis"}
+PROCESSES = {"files", "policy", "reward", "reference", "rollout-worker", "gateway", "trainer", "redis"}
 
 
 @pytest.fixture
@@ -200,10 +200,11 @@ def test_scale_sets_numbers_and_refuses_what_is_one_or_is_scaled_by_keda(cluster
         "reward": 3,
         "reference": None,
         "rollout-worker": None,
+        "gateway": None,
     }
     assert len([pod for pod in named(cluster, "pods") if pod.startswith("reward")]) == 3
     shown = fairlead("scale", "reward=1", "trainer=2", code=2)
-    assert "got 'trainer', allowed: one of policy, reference, reward, rollout-worker" in shown.stderr
+    assert "got 'trainer', allowed: one of gateway, policy, reference, reward, rollout-worker" in shown.stderr
     assert named(cluster, "deployments")["reward"]["spec"]["replicas"] == 3, "nothing of it was done"
     assert "scaled by KEDA, from 1 to 16" in fairlead("scale", "rollout-worker=9", code=2).stderr
     assert "PROCESS=NUMBER" in fairlead("scale", "reward", code=2).stderr
@@ -236,9 +237,10 @@ def test_down_drains_in_order_and_keeps_what_cannot_be_made_again(cluster, fairl
     changes(cluster)
     shown = fairlead("down")
     order = [line.split("/")[-1] for line in changes(cluster)]
-    assert order[:3] == ["rollout-worker", "trainer", "rollout-worker"]
-    assert set(order[3:7]) == {"policy", "reward", "reference", "files"}
-    assert order[7] == "redis"
+    assert order[:2] == ["rollout-worker", "trainer"]
+    assert set(order[2:4]) == {"rollout-worker", "gateway"}
+    assert set(order[4:8]) == {"policy", "reward", "reference", "files"}
+    assert order[8] == "redis"
     left = {(key[0], key[2]) for key in cluster.objects}
     assert left == {("persistentvolumeclaims", "fairlead"), ("secrets", "redis")}
     assert "left: PersistentVolumeClaim fairlead, Secret redis" in shown.stdout
