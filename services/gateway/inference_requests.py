@@ -13,6 +13,7 @@ from fairlead.errors import InvalidInput
 from fairlead.types import ScoreItem, Scores, TokenPair, WholeText
 from services.gateway.body import parse
 from services.gateway.tensors import Tensor
+from services.runtime.version_numbers import number_of
 
 HEADER_LENGTH = "inference-header-content-length"
 """How many bytes of a body are its JSON; tensors follow."""
@@ -94,8 +95,9 @@ def answer(asked: dict[str, Any], scores: Scores, *, name: str, binary: bool) ->
     output: dict[str, Any] = {"name": "rewards", "datatype": "FP32", "shape": [len(scores.scores), 1]}
     content: dict[str, Any] = {
         "model_name": name,
-        "model_version": scores.model_version,
+        "model_version": number_of(scores.model_version),
         "parameters": {
+            "model_version": scores.model_version,
             "queue_seconds": scores.queue_seconds,
             "compute_seconds": scores.compute_seconds,
             "num_tokens": sum(scores.num_tokens),

@@ -29,6 +29,7 @@ from services.gateway.inference_requests import (
 )
 from services.gateway.model_statistics import ModelStatistics
 from services.gateway.tensors import read_inputs
+from services.runtime.version_numbers import number_of
 
 _INPUTS = (("sentences", "BYTES", 1), ("tokens", "INT64", -1), ("sequence_lengths", "INT64", 1))
 _NOT_OFFERED = ("repository/models", "trace", "logging", "systemsharedmemory", "cudasharedmemory")
@@ -51,12 +52,12 @@ class _Model:
 
     @property
     def version(self) -> str:
-        """Of the weights.
+        """Of the weights, as a number.
 
         Raises:
             Unavailable: the service has not said it yet.
         """
-        return self.backend.reward_info.model_version
+        return number_of(self.backend.reward_info.model_version)
 
     async def named(self, name: str) -> None:
         """A dependency of paths that name a model.
@@ -74,7 +75,7 @@ class _Model:
             NotFound: another than the one that is served.
         """
         await self.named(name)
-        if version != self.version:
+        if version not in (self.version, self.backend.reward_info.model_version):
             raise NotFound(f"no version {version[:80]!r} of {self.name!r} here; there is {self.version}")
 
     def metadata(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from services.runtime.access import caller
 from services.runtime.bulk import Bounds, answers
 from services.runtime.interceptors import deadline
 from services.runtime.told import told
+from services.runtime.version_numbers import number_of
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 """For health and reflection."""
@@ -161,7 +162,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
         index = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
             models=[
-                index(name=self._name, version=model.number_of(version), state=state)
+                index(name=self._name, version=number_of(version), state=state)
                 for version in self._versions()
             ]
         )
@@ -214,9 +215,9 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
         if not version:
             return self._scoring.info
         for info in self._scoring.models:
-            if version in (info.model_version, model.number_of(info.model_version)):
+            if version in (info.model_version, number_of(info.model_version)):
                 return info
-        served = ", ".join(f"{model.number_of(one)} ({one})" for one in self._versions())
+        served = ", ".join(f"{number_of(one)} ({one})" for one in self._versions())
         raise NotFound(f"no version {version!r} of {self._name!r} here; served: {served}")
 
     def _is_served(self, version: str) -> bool:

@@ -5,8 +5,6 @@ Messages of tritonclient, built; nothing here decides anything.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from fairlead.types import RewardInfo, Scores
 from services.reward import tensors
 from services.reward.inference_statistics import Spans, VersionStatistics
+from services.runtime.version_numbers import number_of
 
 EXTENSIONS = ("model_configuration", "model_repository", "statistics", "parameters", "schedule_policy")
 """What is offered beyond the protocol's core."""
@@ -26,15 +25,6 @@ _TYPES = {
     "INT64": model_config_pb2.TYPE_INT64,
     "FP32": model_config_pb2.TYPE_FP32,
 }
-
-
-def number_of(version: str) -> str:
-    """A version as Triton's clients expect it, an integer: perf_analyzer reads no other."""
-    if re.fullmatch(r"[0-9]{1,18}", version):
-        return version
-    if re.fullmatch(r"[0-9a-f]{1,15}", version):
-        return str(int(version, 16))
-    return str(int.from_bytes(hashlib.blake2b(version.encode(), digest_size=7).digest()))
 
 
 def response(request: Any, scores: Scores, *, name: str) -> Any:  # noqa: ANN401

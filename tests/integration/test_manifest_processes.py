@@ -30,6 +30,7 @@ from fairlead.local import valkey
 from fairlead.local.ports import Ports
 from fairlead.local.probes import Readyz
 from fairlead.transports.rollouts.keys import GROUP, Keys
+from tests.gateway_world import ask
 from tests.integration.ppo_run import make
 from tests.rendered import container, data_of, needs_kubectl, probes, templates
 
@@ -40,6 +41,7 @@ _CLIENT = f"""#!{sys.executable}
 import os, redis, sys
 print(redis.Redis(port=int(os.environ["PORT"]), password=os.environ["REDISCLI_AUTH"]).ping() and "PONG")
 """
+PROCESSES = ("policy", "reward", "reference", "trainer", "gateway", "rollout-worker")
 PASSWORDS = {"password": "p" * 16, "keda-username": "keda", "keda-password": "k" * 16}
 
 
@@ -176,7 +178,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     target = Target(overlay="kind", components=("keda",), namespace="fairlead")
     free, wanted = (
         Ports(),
-        ("5001", "5002", "5003", "6379", "policy", "reward", "reference", "trainer", "rollout-worker"),
+        ("5001", "5002", "5003", "6379", "8080", *PROCESSES),
     )
     found = Node(tmp_path, render(load(file), target), {name: free.free(name) for name in wanted})
     (tmp_path / "bin").mkdir()
@@ -192,7 +194,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 # Six processes, four of them with torch: on a busy machine most of it is waiting for cores.
 @pytest.mark.timeout(400)
 async def test_the_pods_of_a_run_start_are_healthy_and_do_the_run(node: Node):
-    names = ("files", "redis", "reward", "reference", "policy", "rollout-worker")
+    names = ("files", "redis", "reward", "reference", "policy", "gateway", "rollout-worker")
     for name in names:
         node.start(name)
     await node.until("files", "readinessProbe")
@@ -203,6 +205,10 @@ async def test_the_pods_of_a_run_start_are_healthy_and_do_the_run(node: Node):
     assert not await node.passes("policy", ready)
     await node.until("reward", "startupProbe", "livenessProbe", "readinessProbe")
     await node.until("reference", "startupProbe", "livenessProbe", "readinessProbe")
+    await node.until("gateway", "startupProbe", "livenessProbe", "readinessProbe")
+    body = {"prompt": "a", "responses": ["b", "c"]}
+    answer = await asyncio.to_thread(ask, f"127.0.0.1:{node.ports['8080']}", "POST", "/v1/rewards", body)
+    assert [one["index"] for one in answer.json["rewards"]] == [0, 1]
     node.start("trainer")
     await node.until("trainer", "startupProbe", "livenessProbe")
     await node.until("policy", "readinessProbe")

@@ -11,6 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from fairlead.clients import AsyncRewardClient
 from fairlead.types import TokenPair, WholeText
+from services.runtime.version_numbers import number_of
 from tests.gateway_world import gateway, reward_server
 from tests.tiny import tiny_reward_model
 
@@ -70,7 +71,7 @@ async def test_every_call_of_tritonclient_works_unchanged(tmp_path):
         assert found[name][:, 0] == pytest.approx(tokens, abs=1e-5)
     assert [found[name] for name in ("live", "ready", "model", "version", "other")] == [*[True] * 4, False]
     assert (found["server"], found["config"], found["index"]) == ("fairlead", "reward", "READY")
-    assert (found["metadata"], found["all"]) == ([version], "reward")
+    assert (found["metadata"], found["all"]) == ([number_of(version)], "reward")
     assert found["statistics"] == (16, 6)
     assert set(found["parameters"]) >= {"queue_seconds", "compute_seconds", "num_tokens"}
     status, message = found["refused"]
