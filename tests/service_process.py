@@ -61,10 +61,12 @@ class Starter:
         self.folder = folder
         self.started: list[Process] = []
 
-    def __call__(self, name: str, path: Path | str, **settings: object) -> Process:
+    def __call__(self, name: str, path: Path | str | None, **settings: object) -> Process:
         address, metrics = free_address(), free_address()
         log = self.folder / f"{name}{len(self.started)}.log"
-        values: dict[str, object] = {f"{name}.path": path, f"{name}.bind": address}
+        values: dict[str, object] = {f"{name}.bind": address}
+        if path is not None:
+            values[f"{name}.path"] = path
         values |= {"observe.metrics_port": metrics.split(":")[1]} | settings
         flags = [flag for key, value in values.items() for flag in ("--set", f"{key}={value}")]
         with log.open("wb") as output:

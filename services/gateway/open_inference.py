@@ -35,6 +35,24 @@ _INPUTS = (("sentences", "BYTES", 1), ("tokens", "INT64", -1), ("sequence_length
 _NOT_OFFERED = ("repository/models", "trace", "logging", "systemsharedmemory", "cudasharedmemory")
 
 
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_EXAMPLE = {
+    "inputs": [
+        {"name": "sentences", "datatype": "BYTES", "shape": [1, 1], "data": ["my lamp broke . sorry ."]}
+    ]
+}
+_INFERRED = {
+    "description": "Scores; as JSON with bytes behind it where that was asked for.",
+    "content": _BINARY,
+}
+_INFERENCE = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": "object"}, "example": _EXAMPLE}, **_BINARY},
+    }
+}
+
+
 class OpenInferenceError(BaseModel):
     """Why a request failed."""
 
@@ -109,14 +127,24 @@ class _Model:
 
 def router(backend: Backend) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=errors(OpenInferenceError))
+    routes = APIRouter(
+        prefix="/v2",
+        tags=["open inference protocol"],
+        responses={**errors(OpenInferenceError), 503: {"description": "The reward service does not answer."}},
+    )
     model = _Model(backend)
     _add_server(routes, model)
     _add_model(routes, model)
 
     for path, checked in _paths(model):
 
-        @routes.post(f"{path}/infer", dependencies=checked, summary="Score")
+        @routes.post(
+            f"{path}/infer",
+            dependencies=checked,
+            summary="Score",
+            responses={200: _INFERRED},
+            openapi_extra=_INFERENCE,
+        )
         async def infer(request: Request, call: TheCall) -> Response:
             """`sentences` [B,1], or `tokens` [B,S] with `sequence_lengths` [B,1] → `rewards` [B,1]."""
             asked, binary = split(await request.body(), request.headers.get(HEADER_LENGTH))
@@ -142,11 +170,11 @@ def _paths(model: _Model) -> list[tuple[str, list[Any]]]:
 
 
 def _add_server(routes: APIRouter, model: _Model) -> None:
-    @routes.get("/health/live", summary="Whether the process lives")
+    @routes.get("/health/live", response_class=Response, summary="Whether the process lives")
     async def live() -> Response:
         return Response()
 
-    @routes.get("/health/ready", summary="Whether the reward service answers")
+    @routes.get("/health/ready", response_class=Response, summary="Whether the reward service answers")
     async def ready() -> Response:
         return Response(status_code=200 if model.backend.reward_answers else 503)
 
@@ -201,7 +229,12 @@ def _add_model(routes: APIRouter, model: _Model) -> None:
         async def stats() -> JSONResponse:
             return JSONResponse(model.statistics.report(model.name, model.version))
 
-        @routes.get(f"{path}/ready", dependencies=checked, summary="Whether a model can be asked")
+        @routes.get(
+            f"{path}/ready",
+            response_class=Response,
+            dependencies=checked,
+            summary="Whether a model can be asked",
+        )
         async def ready() -> Response:
             return Response(status_code=200 if model.backend.reward_answers else 503)
 

@@ -86,7 +86,7 @@ def _read(entry: Mapping[str, Any], raw: bytes | None, index: int) -> Tensor:
     if not isinstance(name, str) or not name:
         raise InvalidInput("inputs", index=index, got=_kind(name), allowed="a `name`")
     field = f"inputs.{name[:64]}"
-    if datatype != "BYTES" and datatype not in _NUMPY:
+    if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in _NUMPY):
         known = ", ".join(("BYTES", *_NUMPY))
         raise InvalidInput(field, got=f"datatype {datatype!r}"[:80], allowed=f"one of {known}")
     shape = _shape(entry.get("shape"), field)

@@ -1,0 +1,233 @@
+"""Whatever comes over HTTP leaves the gateway as it was: schemathesis over its page, hypothesis beyond it.
+
+The slow test sends more than 8,000 inputs to real processes and holds their memory against that before.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.gateway_world import ask, gateway, policy_server
+from tests.service_process import Starter
+from tests.tiny import tiny_causal_lm, tiny_reward_model
+from tests.unit.reward_world import Threaded, reward_service
+
+CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
+ALL = list(HealthCheck)
+
+
+def limits(examples: int) -> settings:
+    # Without shrinking and a database: a failure is told with its input as it came.
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=ALL,
+        phases=[Phase.generate],
+        derandomize=True,
+    )
+
+
+@dataclass
+class Target:
+    """A gateway, and what it has answered so far."""
+
+    address: str
+    statuses: Counter[int] = field(default_factory=Counter)
+
+    def told(self, status: int, body: bytes, sent: object) -> None:
+        self.statuses[status] += 1
+        assert status < 500, (status, body[:500], sent)
+        assert b"Traceback" not in body
+
+    def post(self, path: str, body: bytes, headers: dict[str, str] | None = None) -> None:
+        answer = ask(self.address, "POST", path, body, headers)
+        self.told(answer.status, answer.body, (path, body[:500], headers))
+
+
+def over_the_page(target: Target, examples: int) -> None:
+    """Bodies and parameters that fit the OpenAPI page, and such that do not."""
+    schema = schemathesis.openapi.from_url(f"http://{target.address}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) > 20
+    for operation in operations:
+        plain = operation.method.upper() == "GET"
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            if mode is GenerationMode.NEGATIVE and (plain or not operation.body):
+                continue
+
+            @limits(min(examples, 10) if plain else examples)
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def one(case) -> None:
+                if isinstance(case.body, dict):
+                    # Every one of these would be a long answer of the policy, and nothing else.
+                    for name in ("max_tokens", "max_completion_tokens", "n", "sampling"):
+                        value = case.body.get(name)
+                        if isinstance(value, int) and value > 4:
+                            case.body[name] = value % 4 + 1
+                        elif isinstance(value, dict):
+                            case.body[name] = value | {"n": 2, "max_new_tokens": 2}
+                response = case.call()
+                target.told(response.status_code, response.content, case.body)
+                case.validate_response(response, checks=CHECKS)
+
+            one()
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=12)
+    | st.sampled_from(["w1 w2", "</s>", "\x00", "reward", "BYTES", "INT64", 2**31, -1, 10**400]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(max_size=6) | st.sampled_from(["role", "content", "text"]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+FIELDS = {
+    "/v1/rewards": ("prompt", "responses", "items", "calibrated", "priority", "messages"),
+    "/v1/rewards:rank": ("prompt", "responses", "calibrated"),
+    "/get_reward": ("query", "prompts", "labels"),
+    "/classify": ("model", "input", "use_activation"),
+    "/v1/chat/completions": ("model", "messages", "stop", "stream", "temperature", "logit_bias"),
+    "/v2/models/reward/infer": ("id", "inputs", "outputs", "parameters"),
+    "/v2/repository/index": ("ready",),
+}
+SIZES = st.sampled_from([-1, 0, 1, 2, 3, 2**31, 2**63, 10**30, 1.5, "1", None])
+TENSOR = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["sentences", "tokens", "sequence_lengths", "rewards", ""]) | JSON,
+        "datatype": st.sampled_from(["BYTES", "INT64", "INT32", "UINT64", "FP32", "BOOL"]) | JSON,
+        "shape": st.lists(SIZES, max_size=4) | JSON,
+    },
+    optional={
+        "data": st.lists(st.text(max_size=5) | st.integers() | JSON, max_size=4) | JSON,
+        "parameters": st.dictionaries(st.sampled_from(["binary_data_size", "shared_memory_region"]), SIZES),
+    },
+)
+TAILS = st.binary(max_size=24) | st.builds(
+    lambda size, text: struct.pack("<I", size % 2**32) + text, st.integers(0, 2**32), st.binary(max_size=8)
+)
+
+
+def beyond_the_page(target: Target, examples: int) -> None:
+    """Bodies that no schema knows: bytes, JSON of any kind, tensors that lie, headers that lie."""
+    paths = st.sampled_from(sorted(FIELDS))
+
+    @limits(examples)
+    @given(paths, st.binary(max_size=64))
+    def any_bytes(path: str, body: bytes) -> None:
+        target.post(path, body)
+
+    @limits(examples)
+    @given(st.data(), paths)
+    def any_values(data: st.DataObject, path: str) -> None:
+        names = st.sampled_from(FIELDS[path])
+        body = data.draw(st.dictionaries(names, JSON, min_size=1, max_size=len(FIELDS[path])))
+        target.post(path, json.dumps(body).encode())
+
+    @limits(examples)
+    @given(st.lists(TENSOR, min_size=1, max_size=3), TAILS, st.integers(-40, 40))
+    def any_tensors(tensors: list[object], tail: bytes, error: int) -> None:
+        head = json.dumps({"inputs": tensors}).encode()
+        size = len(head) if error > 0 else len(head) + error
+        headers = {"Inference-Header-Content-Length": str(size)}
+        target.post("/v2/models/reward/infer", head + tail, headers)
+
+    @limits(max(5, examples // 10))
+    @given(st.binary(max_size=200), st.booleans())
+    def any_http(data: bytes, begins: bool) -> None:
+        host, port = target.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall((b"POST /v1/rewards HTTP/1.1\r\n" if begins else b"") + data)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65_536):
+                pass
+        target.statuses[0] += 1
+
+    for one in (any_bytes, any_values, any_tensors, any_http):
+        one()
+    deep = b'{"responses": ' + b"[" * 100_000
+    for path in FIELDS:
+        target.post(path, deep)
+        target.post(path, b"{" + b'"a":' * 50_000 + b"1")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Target]:
+    with Threaded() as threaded:
+        reward = threaded.serve(reward_service(tiny_reward_model(tmp_path / "reward")))
+        policy = threaded.serve(policy_server(tmp_path / "policy"))
+        found = threaded.serve(gateway(reward=reward.address, policy=policy.address))
+        yield Target(found.address)
+
+
+def test_a_slice_of_what_may_come(target: Target):
+    over_the_page(target, 6)
+    beyond_the_page(target, 60)
+    assert target.statuses[200] > 60
+    assert target.statuses[400] > 100
+    assert ask(target.address, "GET", "/readyz").status == 200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_thousands_of_inputs_leave_it_as_it_was(tmp_path: Path):
+    start = Starter(tmp_path)
+    try:
+        reward = start("reward", tiny_reward_model(tmp_path / "reward"))
+        policy = start("policy", tiny_causal_lm(tmp_path / "policy"), **{"policy.serve_initial": "true"})
+        addresses = {
+            "reward.addresses": f'["{reward.address}"]',
+            "policy.addresses": f'["{policy.address}"]',
+        }
+        process = start("gateway", None, **addresses)
+        for one in (reward, policy, process):
+            one.wait_for("/readyz")
+        target = Target(process.address)
+        over_the_page(target, 60)
+        beyond_the_page(target, 500)
+        measured = psutil.Process(process.popen.pid)
+        before = measured.memory_info().rss
+        while sum(target.statuses.values()) < 10_000:
+            over_the_page(target, 100)
+            beyond_the_page(target, 1_200)
+        grown = measured.memory_info().rss - before
+        assert sum(target.statuses.values()) >= 10_000
+        assert grown < 24 << 20, f"{grown >> 10} KiB by {dict(target.statuses)}"
+        log = process.log.read_text()
+        assert "Traceback" not in log
+        answer = ask(process.address, "POST", "/v1/rewards", {"responses": ["w1"]})
+        assert answer.status == 200
+        connection = http.client.HTTPConnection(process.address, timeout=5)
+        connection.request("GET", "/readyz")
+        assert connection.getresponse().status == 200
+        connection.close()
+        assert process.stop() == 0
+    finally:
+        start.stop()
