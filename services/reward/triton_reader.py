@@ -6,7 +6,7 @@ What the server says of the model decides how texts are read. Knows no connectio
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,8 +59,8 @@ class TritonReader:
         self._texts: TextReader | None = None
         # A tokenizer that was saved with padding or truncation changes itself when it is called.
         self._tokenizing = threading.Lock()
-        fingerprint, vocabulary = told.get("tokenizer_fingerprint", ""), int(told.get("vocabulary_size", 0))
-        longest = [section.max_sequence_tokens, int(told.get("max_sequence_tokens", 0))]
+        fingerprint, vocabulary = told.get("tokenizer_fingerprint", ""), int(_number(told, "vocabulary_size"))
+        longest = [_UNLIMITED, section.max_sequence_tokens, int(_number(told, "max_sequence_tokens"))]
         if sends == "tokens":
             tokenizer, fingerprint = self._load(path, fingerprint, told.get("reads"))
             vocabulary = vocabulary or max(tokenizer.get_vocab().values(), default=-1) + 1
@@ -70,12 +70,12 @@ class TritonReader:
                 model_id=told.get("model_id") or served.name,
                 tokenizer_fingerprint=fingerprint,
                 vocabulary_size=vocabulary,
-                max_sequence_tokens=min((limit for limit in longest if limit), default=_UNLIMITED),
+                max_sequence_tokens=min(limit for limit in longest if limit),
                 dtype=told.get("dtype", "unknown"),
             ),
             model_version=told.get("model_version") or f"{served.name}-{served.version}",
             calibration_temperature=section.calibration_temperature
-            or float(told.get("calibration_temperature", 0.0)),
+            or _number(told, "calibration_temperature"),
         )
         """What is served."""
 
@@ -169,3 +169,12 @@ class TritonReader:
         text = item.prompt + item.response
         limits.check_not_empty("items.text.response", text, index=index)
         return text
+
+
+def _number(told: Mapping[str, str], key: str) -> float:
+    """A number of the server's configuration; 0 if it says none that is any use."""
+    try:
+        number = float(told.get(key, 0))
+    except ValueError:
+        return 0.0
+    return number if 0 < number < _UNLIMITED else 0.0

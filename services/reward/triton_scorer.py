@@ -37,7 +37,8 @@ _Row = TypeVar("_Row")
 _Send = Callable[[list[_Row], float], Coroutine[None, None, Rewards]]
 
 _SAY_EVERY_SECONDS = 10.0
-_NO_DEADLINE_MARGIN = 1e-3
+_LEAST_SECONDS = 1e-3
+"""A deadline that is nearer has passed by the time that a request would have left."""
 
 
 class TritonScoring:
@@ -182,7 +183,7 @@ class TritonScoring:
         if deadline is None:
             return most
         left = deadline - time.monotonic()
-        if left <= _NO_DEADLINE_MARGIN:
+        if left <= _LEAST_SECONDS:
             raise DeadlineExceeded("the deadline passed before the request left for Triton")
         return min(most, left)
 

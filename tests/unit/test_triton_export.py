@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 import torch
@@ -11,8 +12,12 @@ from tokenizers import processors
 from transformers import AutoModelForSequenceClassification
 from tritonclient.grpc import model_config_pb2
 
+from fairlead.config.compute import ComputeSection
+from fairlead.config.lora import LoraSection
 from fairlead.config.reward import RewardSection
 from fairlead.errors import ConfigError, ModelLoadError
+from fairlead.nn import adapters
+from fairlead.nn.reward_model import load_reward_model
 from fairlead.types import WholeText
 from services.reward.scorer import RewardScorer
 from services.reward.triton_export import Request, export, main
@@ -48,11 +53,26 @@ def encoder(folder):
     return folder
 
 
+def adapter(folder):
+    base = tiny_reward_model(folder / "base")
+    reward = load_reward_model(str(base), ComputeSection(device="cpu"))
+    section = LoraSection(rank=2)
+    adapters.add(reward.model, section, base=str(base), field="lora", seed=0)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(2)
+        for name, parameter in adapters.tensors(reward.model).items():
+            if ".lora_B" in name:
+                parameter.normal_(std=0.3)
+    adapters.save(reward.model, folder / "adapter", merge=False)
+    return folder / "adapter"
+
+
 MAKE = {
     "llama": tiny_reward_model,
     "pad is eos": lambda folder: tiny_reward_model(folder, pad_is_eos=True),
     "gpt2": lambda folder: architectures.reward_model("gpt2", folder),
     "encoder": encoder,
+    "adapter": adapter,
     "ensemble": lambda folder: ensemble(folder, 0, 1, 2),
 }
 
@@ -69,6 +89,8 @@ def test_scores_are_those_of_our_service(tmp_path, name):
     assert_same([score for response in responses for score in response.of("rewards")], expected)
     assert [n for response in responses for n in response.of("num_tokens")] == [len(row) for row in rows]
     assert len({round(score, 3) for score in expected}) > 20
+    text = (tmp_path / "r" / "reward" / "1" / "model.py").read_text()
+    assert not re.search(r"^\s*(from|import) (fairlead|services)", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("packing", ["sorted", "arrival", "each"])
