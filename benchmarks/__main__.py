@@ -31,6 +31,7 @@ SHORT = {
 TUNING = {"logprobs": "benchmarks.logprobs", "batching": "benchmarks.batching"}
 """They decide constants of the code, and need no repeating until that changes."""
 LONG = {
+    "overload": "benchmarks.overload",
     "stages": "benchmarks.stages",
     "services": "benchmarks.services",
     "triton": "benchmarks.triton_baselines",

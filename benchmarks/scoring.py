@@ -1,113 +1,287 @@
-"""Scoring through the reward service's own path against transformers as most scripts call it.
+"""Scoring side by side: our service, a server in OpenRLHF's style, a transformers pipeline, Triton, and the
+best that the core can do with all requests known beforehand.
 
-Ours: every prompt's responses are a request; they are checked, packed by the micro-batcher with those of all
-other requests, and scored. The baseline takes the same sequences in order of arrival, 16 at a time, padded
-to the longest. Lengths are those of AlpacaEval's answers (`lengths/`). Both must give the same scores.
+Every server is a process on one core with one thread, the clients are on another; all serve one model and
+take turns. `scoring_path.py` adds the service's path in this process against transformers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
+import contextlib
+import importlib
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
-import torch
-from prometheus_client import CollectorRegistry
-from transformers import AutoModelForSequenceClassification
+from benchmarks import scoring_path, tiny_models
+from benchmarks.result import Result, Settings
+from benchmarks.serving import clients, servers, workload
+from benchmarks.serving.clients import Dialect, Load
+from fairlead.errors import FairleadError
 
-from benchmarks import lengths, tiny_models
-from benchmarks.result import Result, Settings, interleaved, rates
-from fairlead import metrics
-from fairlead.config.reward import RewardSection
-from fairlead.types import TokenPair
-from services.reward.scorer import RewardScorer
-from services.runtime.batching import MicroBatcher
-
-BATCH = 16
-LONGEST = 1_024
+CLIENTS = 64
+FEW = (1, 8)
+SEQUENCES = 256
+"""Of a turn with 64 clients, about; with fewer clients an eighth."""
 TOLERANCE = 1e-3
-AT_LEAST = 1.8
+OPTIMUM_AT_LEAST, RAGGED_AT_LEAST = 0.93, 1.2
+OPENRLHF_AT_LEAST, SHARING_AT_LEAST = 2.5, 1.7
+OVERHEAD_SECONDS, OVERHEAD_SHARE = 0.003, 0.1
+
+_OPENRLHF = clients.Http("/get_reward", clients.queries, "rewards")
+
+
+@dataclass(slots=True)
+class Contestant:
+    """A server and how it is asked."""
+
+    address: str
+    dialect: Dialect
+    processes: Sequence[int]
+    """Of the server."""
+    loads: Sequence[str] = ("mixed", "shared")
+    few: bool = True
+    """Whether it is also asked by few clients."""
+    found: dict[tuple[str, int], list[Load]] = field(default_factory=dict)
+    """Turns by load and clients."""
+
+    def rate(self, load: str, count: int = CLIENTS, *, cpu: bool = False) -> float:
+        """Sequences a second, or a second of CPU time, median of the turns."""
+        return statistics.median(
+            turn.sequences_per_cpu_second if cpu else turn.sequences_per_second
+            for turn in self.found[load, count]
+        )
+
+    def quantile(self, load: str, count: int, share: float) -> float:
+        """Of the latencies, median of the turns, in seconds."""
+        return statistics.median(turn.quantile(share) for turn in self.found[load, count])
+
+
+class Offline:
+    """The core without a server; see serving/offline.py."""
+
+    def __init__(self, model: Path, core: Sequence[int], vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+        with servers.pinned(core):
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.serving.offline", str(model)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+            )
+        self._said(self._child.stdout)
+        self.turns: list[dict[str, Any]] = []
+
+    def ask(self, load: str, count: int, seed: int, *, alone: int = 0) -> None:
+        """One turn."""
+        asked = {"kind": load, "count": count, "seed": seed, "vocabulary": self._vocabulary, "alone": alone}
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps(asked) + "\n")
+        self._child.stdin.flush()
+        self.turns.append(self._said(self._child.stdout))
+
+    def close(self) -> None:
+        """Ends it."""
+        self._child.communicate()
+
+    def _said(self, output: IO[str] | None) -> dict[str, Any]:
+        assert output is not None
+        line = output.readline()
+        if not line:
+            raise FairleadError("benchmarks.serving.offline ended")
+        said: dict[str, Any] = json.loads(line)
+        return said
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Sequences per second of both."""
-    on_cpu = settings.device.type == "cpu"
-    count = 2 if settings.quick else 24 if on_cpu else 256
+    """Ratios of throughput at 64 clients, and what a single client waits beyond the forward pass."""
+    path = scoring_path.run(settings)
+    if settings.device.type != "cpu":
+        # Pinned cores and Triton's CPU build compare nothing on a GPU.
+        return path
+    vocabulary = 4_096
     shape = tiny_models.config(
-        width=64 if settings.quick else 256 if on_cpu else 1_024,
+        width=64 if settings.quick else 256,
         layers=1 if settings.quick else 4,
-        vocabulary=4_096,
-        positions=LONGEST,
+        vocabulary=vocabulary,
+        positions=workload.LONGEST,
     )
-    requests = _requests(lengths.groups(count, longest=LONGEST), vocabulary=shape.vocab_size)
-    section = RewardSection(device="cpu" if on_cpu else "cuda")
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(tiny_models.save(Path(folder), shape, reward=True))
-        scorer = RewardScorer(path, section)
-        model = AutoModelForSequenceClassification.from_pretrained(path).eval().to(settings.device)
-    found: dict[str, list[float]] = {}
+    cores = sorted(os.sched_getaffinity(0))
+    server_core, client_cores = cores[:1], cores[1:]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        model = tiny_models.save(Path(folder) / "model", shape, reward=True)
+        contestants = _start(model, Path(folder), server_core, stack, quick=settings.quick)
+        offline = Offline(model, server_core, vocabulary)
+        stack.callback(offline.close)
+        with servers.pinned(client_cores):
+            _measure(contestants, offline, settings, vocabulary)
+    tell(contestants, offline)
+    return path | _results(contestants, offline, settings)
 
-    def ours() -> None:
-        found["ours"] = asyncio.run(_through_the_batcher(scorer, section, requests))
 
-    def transformers() -> None:
-        found["transformers"] = _in_order_of_arrival(model, [pair for group in requests for pair in group])
-
-    spent = interleaved({"ours": ours, "transformers": transformers}, rounds=settings.rounds(5))
-    gap = max(abs(a - b) for a, b in zip(found["ours"], found["transformers"], strict=True))
-    if gap > TOLERANCE:
-        raise AssertionError(f"the two ways of scoring differ by {gap:g}: nothing to compare")
-    return rates(
-        "scoring",
-        len(found["ours"]),
-        "sequences",
-        spent["ours"],
-        spent["transformers"],
-        f"transformers, order of arrival, padded, batches of {BATCH}",
-        at_least=AT_LEAST,
+def _start(
+    model: Path, folder: Path, core: Sequence[int], stack: contextlib.ExitStack, *, quick: bool
+) -> dict[str, Contestant]:
+    """Every server that there is; what is missing is said."""
+    start = stack.enter_context
+    ours, pid, _ = start(servers.reward_service(model, core=core, log=folder / "ours.log"))
+    settings = {"reward.share_prompts": "false"}
+    apart, apart_pid, _ = start(
+        servers.reward_service(model, core=core, log=folder / "apart.log", settings=settings)
     )
+    rlhf, rlhf_pid = start(servers.other("openrlhf_style", model, core=core, log=folder / "openrlhf.log"))
+    found = {
+        "grpc": Contestant(ours, clients.Grpc(), [pid]),
+        "grpc_without_sharing": Contestant(apart, clients.Grpc(), [apart_pid], loads=("shared",), few=False),
+        "openrlhf_style": Contestant(rlhf, _OPENRLHF, [rlhf_pid]),
+    }
+    if quick:
+        return found
+    url, gateway_pid = start(servers.gateway(ours, core=core, log=folder / "gateway.log"))
+    rewards = clients.Http("/v1/rewards", clients.responses, "rewards")
+    found["http"] = Contestant(url, rewards, [pid, gateway_pid])
+    found["oip"] = Contestant(ours, clients.OpenInference("reward"), [pid])
+    piped, piped_pid = start(servers.other("pipeline_server", model, core=core, log=folder / "pipeline.log"))
+    found["pipeline"] = Contestant(piped, _OPENRLHF, [piped_pid])
+    return found | _triton(model, core, stack)
 
 
-def _requests(groups: Sequence[lengths.Group], *, vocabulary: int) -> list[list[TokenPair]]:
-    rng = random.Random(0)
-
-    def ids(count: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(3, vocabulary) for _ in range(count))
-
-    requests = []
-    for prompt_tokens, *responses in groups:
-        prompt = ids(prompt_tokens)
-        requests.append([TokenPair(prompt, ids(length)) for length in responses])
-    return requests
-
-
-async def _through_the_batcher(
-    scorer: RewardScorer, section: RewardSection, requests: Sequence[Sequence[TokenPair]]
-) -> list[float]:
-    counts = metrics.Batcher(registry=CollectorRegistry())
-    async with MicroBatcher(
-        scorer.score, section.batching, batcher_metrics=counts, field_name="items"
-    ) as batcher:
-
-        async def one(items: Sequence[TokenPair]) -> list[float]:
-            sequences = scorer.encode(items)
-            return await batcher.submit(sequences, [len(sequence) for sequence in sequences])
-
-        found = await asyncio.gather(*map(one, requests))
-    return [score for scores in found for score in scores]
+def _triton(model: Path, core: Sequence[int], stack: contextlib.ExitStack) -> dict[str, Contestant]:
+    """Triton's variants, if it can be had."""
+    try:
+        baselines = importlib.import_module("benchmarks.triton_baselines")
+        server = stack.enter_context(baselines.served(model, cores=core))
+    except (FairleadError, ModuleNotFoundError) as error:
+        print(f"without Triton: {error}", file=sys.stderr)
+        return {}
+    return {
+        name: Contestant(
+            server.address,
+            clients.OpenInference(name),
+            [server.process.pid],
+            few=name == "triton_ragged",
+        )
+        for name in baselines.VARIANTS
+    }
 
 
-def _in_order_of_arrival(model: torch.nn.Module, pairs: Sequence[TokenPair]) -> list[float]:
-    found: list[float] = []
-    device = next(model.parameters()).device
-    for start in range(0, len(pairs), BATCH):
-        rows = [(*p.prompt_token_ids, *p.response_token_ids) for p in pairs[start : start + BATCH]]
-        longest = max(map(len, rows))
-        tokens_BT = torch.tensor([[*row, *[tiny_models.PAD] * (longest - len(row))] for row in rows])
-        mask_BT = (tokens_BT != tiny_models.PAD).long()
-        with torch.inference_mode():
-            output = model(input_ids=tokens_BT.to(device), attention_mask=mask_BT.to(device))
-        found += output.logits[:, 0].tolist()
-    return found
+def _measure(
+    contestants: Mapping[str, Contestant], offline: Offline, settings: Settings, vocabulary: int
+) -> None:
+    """All take turns. In the first, which warms up, all get the same sequences and must score them alike;
+    later every contestant gets prompts of its own, so that nobody profits from what another has asked.
+    """
+    seeds = itertools.count(1)
+
+    def turn(load: str, count: int, seed: int | None) -> None:
+        wanted = _sequences(settings) // (1 if count == CLIENTS else 8)
+        number = wanted if load == "mixed" else max(2, wanted // workload.ANSWERS)
+        make: Callable[..., list[workload.Request]] = getattr(workload, load)
+        for one in contestants.values():
+            if load not in one.loads or (count != CLIENTS and not one.few):
+                continue
+            requests = make(number, seed=next(seeds) if seed is None else seed, vocabulary=vocabulary)
+            asking = clients.run(one.dialect, one.address, requests, clients=count, processes=one.processes)
+            one.found.setdefault((load, count), []).append(asyncio.run(asking))
+        if count in (1, CLIENTS) and load == "mixed":
+            # What one client asked is timed sequence by sequence, the same ones.
+            offline.ask(load, number, next(seeds), alone=number if count == 1 else 0)
+
+    for load in ("mixed", "shared"):
+        turn(load, CLIENTS, 0)
+        _check_equal(contestants, load)
+    for one in contestants.values():
+        one.found.clear()
+    offline.turns.clear()
+    for number in range(settings.rounds(3)):
+        for count in (*(FEW if number == 0 and not settings.quick else ()), CLIENTS):
+            for load in ("mixed", "shared"):
+                turn(load, count, None)
+
+
+def _sequences(settings: Settings) -> int:
+    return 16 if settings.quick else SEQUENCES
+
+
+def _check_equal(contestants: Mapping[str, Contestant], load: str) -> None:
+    """All have scored the same."""
+    flat = [
+        [score for scores in one.found[load, CLIENTS][-1].scores for score in scores]
+        for one in contestants.values()
+        if load in one.loads
+    ]
+    for scores in flat[1:]:
+        for one, other in zip(flat[0], scores, strict=True):
+            if abs(one - other) > TOLERANCE * max(1.0, abs(one)):
+                raise AssertionError(f"{load}: two servers score {one:g} and {other:g}: nothing to compare")
+
+
+def _results(
+    contestants: Mapping[str, Contestant], offline: Offline, settings: Settings
+) -> dict[str, Result]:
+    """By the clock, with the limits, and by CPU time, which other work on the machine disturbs less."""
+    found: dict[str, Result] = {}
+    many = [turn for turn in offline.turns if not turn["alone"]]
+    optimum = {
+        key: _sequences(settings) / statistics.median(turn[key] for turn in many)
+        for key in ("seconds", "cpu_seconds")
+    }
+    for name, load, other, least in (
+        ("of_offline_optimum", "mixed", "", OPTIMUM_AT_LEAST),
+        ("vs_openrlhf_style", "shared", "openrlhf_style", OPENRLHF_AT_LEAST),
+        ("shared_prefix_gain", "shared", "grpc_without_sharing", SHARING_AT_LEAST),
+        ("vs_triton_ragged", "mixed", "triton_ragged", RAGGED_AT_LEAST),
+        ("vs_openrlhf_style_mixed", "mixed", "openrlhf_style", None),
+        ("vs_pipeline_mixed", "mixed", "pipeline", None),
+    ):
+        if other and other not in contestants:
+            continue
+        what = f"{load}, {CLIENTS} clients: {other or 'all known beforehand, best packing, no server'}"
+        for cpu in (False, True):
+            base = (
+                contestants[other].rate(load, cpu=cpu)
+                if other
+                else optimum["cpu_seconds" if cpu else "seconds"]
+            )
+            ours, unit = contestants["grpc"].rate(load, cpu=cpu), f"sequences/{'CPU-' if cpu else ''}s"
+            limit = None if cpu else least
+            found[f"{name}_cpu" if cpu else name] = Result(ours, unit, base, what, at_least=limit)
+    return found if settings.quick else found | _overhead(contestants["grpc"], offline)
+
+
+def _overhead(ours: Contestant, offline: Offline) -> dict[str, Result]:
+    """What one client waits beyond the bare forward pass, of sequences of the same lengths."""
+    bare = next(turn["alone"] for turn in offline.turns if turn["alone"])
+    latencies = ours.found["mixed", 1][0].latencies_seconds
+    beyond = statistics.median(a - b for a, b in zip(latencies, bare, strict=True))
+    allowed = max(OVERHEAD_SECONDS, OVERHEAD_SHARE * statistics.median(bare))
+    what = "allowed: 3 ms, or 10% of the bare forward pass"
+    return {"overhead_at_one_client": Result(1000 * beyond, "ms", 1000 * allowed, what, at_most=1.0)}
+
+
+def tell(contestants: Mapping[str, Contestant], offline: Offline) -> None:
+    """Every figure, as Markdown, on standard error."""
+    rows = [
+        "| server | load | clients | sequences/s | sequences/CPU-s | p50 ms | p99 ms |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, contestant in contestants.items():
+        for load, count in sorted(contestant.found):
+            p50, p99 = (1000 * contestant.quantile(load, count, share) for share in (0.5, 0.99))
+            rate, by_cpu = contestant.rate(load, count), contestant.rate(load, count, cpu=True)
+            rows.append(f"| {name} | {load} | {count} | {rate:.1f} | {by_cpu:.1f} | {p50:.0f} | {p99:.0f} |")
+    for turn in offline.turns:
+        rows.append("offline, mixed: " + ", ".join(f"{k} {v:.3f}" for k, v in turn.items() if k != "alone"))
+    print("\n".join(rows), file=sys.stderr)

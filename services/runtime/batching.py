@@ -67,8 +67,11 @@ class MicroBatcher(Generic[_Item, _Result]):
             max_batch_tokens=section.max_batch_tokens,
             bulk_patience_seconds=section.bulk_patience_seconds,
         )
-        # Guards the queue, admission and the two flags; told of every change of them.
-        self._changed = threading.Condition()
+        # Guards the queue, admission and the two flags. Each condition has one who waits for it, and is told
+        # only of what it waits for: to wake a thread in vain costs as much as to take a request.
+        self._lock = threading.Lock()
+        self._due = threading.Condition(self._lock)
+        self._free = threading.Condition(self._lock)
         self._turn = threading.Lock()
         self._running = False
         self._counted_tokens = 0
@@ -89,12 +92,12 @@ class MicroBatcher(Generic[_Item, _Result]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends after the batch that is running; what still waits fails as Unavailable."""
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
+            self._due.notify()
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
-        with self._changed:
+        with self._lock:
             left = list(self._queue.drain())
             self._count_queue()
         for waiting in left:
@@ -151,18 +154,19 @@ class MicroBatcher(Generic[_Item, _Result]):
             arrived=time.monotonic(),
             waiting_tokens=total,
         )
-        with self._changed:
+        with self._lock:
             self._check_room(len(items), total, priority)
             if not items:
                 return Answer([], 0.0, 0.0)
             self._queue.add(request, items, num_tokens)
             self._count_queue()
-            self._changed.notify_all()
+            if self._is_due():
+                self._due.notify()
         try:
             return await request.future
         finally:
             # The caller left, or one of its sequences failed: the others are not computed.
-            with self._changed:
+            with self._lock:
                 self._queue.forget(request)
                 self._count_queue()
 
@@ -193,18 +197,20 @@ class MicroBatcher(Generic[_Item, _Result]):
             with watchdog.PROCESS.waiting("model", f"a forward pass of {len(batch.members)} sequences"):
                 results = runs()
             seconds = time.monotonic() - start
-            with self._changed:
+            with self._lock:
                 self._running = False
                 self._admission.ended(batch.num_tokens, seconds)
-                self._changed.notify_all()
+                self._free.notify()
+                if self._is_due():
+                    self._due.notify()
             self._call(self._deliver, batch, results, seconds)
 
     def _next_batch(self) -> Batch[_Item, _Result] | None:
         """Waits for one; None when the batcher closes."""
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._closing and not self._is_due():
-                    self._changed.wait()
+                    self._due.wait()
                 if self._closing:
                     return None
                 batch, passed = self._queue.take()
@@ -223,9 +229,9 @@ class MicroBatcher(Generic[_Item, _Result]):
 
     def _begin(self, batch: Batch[_Item, _Result]) -> None:
         """Waits for the model to be free, and takes it."""
-        with self._changed:
+        with self._lock:
             while self._running:
-                self._changed.wait()
+                self._free.wait()
             self._running = True
             self._admission.begun(batch.num_tokens)
             self._count_queue()

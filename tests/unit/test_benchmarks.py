@@ -12,9 +12,19 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import against_trl, lengths, one_process, quickstart, stages, triton_baselines, triton_server
+from benchmarks import (
+    against_trl,
+    lengths,
+    one_process,
+    quickstart,
+    scoring_path,
+    stages,
+    triton_baselines,
+    triton_server,
+)
 from benchmarks.quickstart import Usage
 from benchmarks.result import Result, Settings, interleaved
+from benchmarks.serving import workload
 from examples.parcel_help.stages import Stages
 from fairlead.config.saving import save
 from fairlead.errors import ConfigError
@@ -34,7 +44,14 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [*command.SHORT, *command.TUNING])
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Real servers, each a process that imports torch.
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("scoring", "overload")),
+        *(name for name in [*command.SHORT, *command.TUNING] if name != "scoring"),
+    ],
+)
 def test_a_short_benchmark_measures_both_sides(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "out" / "found.json"
     assert command.main([name, "--quick", "--json", str(file)]) == 0
@@ -46,6 +63,22 @@ def test_a_short_benchmark_measures_both_sides(name: str, tmp_path: Path, capsys
         assert entry["ratio"] == pytest.approx(entry["value"] / entry["baseline"])
     shown = capsys.readouterr().out
     assert all(key in shown for key in found)
+
+
+def test_the_services_path_is_measured_in_this_process():
+    found = scoring_path.run(Settings(torch.device("cpu"), quick=True))
+    assert found.keys() == {"scoring", "scoring_cpu"}
+    assert min(min(result.value, result.baseline) for result in found.values()) > 0
+
+
+@pytest.mark.parametrize("make", [workload.mixed, workload.shared])
+def test_requests_of_two_turns_have_the_same_lengths_and_other_words(make):
+    one, other = (make(12, seed=seed, vocabulary=4_096) for seed in (1, 2))
+    assert one == make(12, seed=1, vocabulary=4_096)
+    sizes = [[[(len(p), len(r)) for p, r in request] for request in turn] for turn in (one, other)]
+    assert sizes[0] == sizes[1]
+    assert {request[0][0] for request in one}.isdisjoint(request[0][0] for request in other)
+    assert all(len({prompt for prompt, _ in request}) == 1 for request in one)
 
 
 @pytest.mark.slow

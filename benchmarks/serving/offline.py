@@ -1,0 +1,87 @@
+"""What the core could do: all requests known beforehand, packed in the best way, no server.
+
+`python -m benchmarks.serving.offline MODEL` reads lines `{"kind", "count", "seed", "vocabulary"}` and answers
+each with one: seconds of the best packing, seconds of every sequence alone, and its scores. Alone is told for
+our forward pass and for transformers' own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from benchmarks.serving import workload
+from fairlead.config.reward import RewardSection
+from services.reward.encoded import Encoded
+from services.reward.scorer import RewardScorer
+
+BUDGETS = (512, 2_048, 8_192)
+"""Tokens of a batch; the best of them is told."""
+
+
+def main(path: str) -> None:
+    """Answers until standard input ends."""
+    torch.set_num_threads(1)
+    scorer = RewardScorer(path, RewardSection(device="cpu", share_prompts=False))
+    sharing = RewardScorer(path, RewardSection(device="cpu", prefix_cache_bytes=0))
+    model: Any = AutoModelForSequenceClassification.from_pretrained(Path(path)).eval()
+    answer({"ready": True})
+    for line in sys.stdin:
+        asked = json.loads(line)
+        make = {"mixed": workload.mixed, "shared": workload.shared}[asked["kind"]]
+        requests = make(asked["count"], seed=asked["seed"], vocabulary=asked["vocabulary"])
+        sequences = [Encoded(*pair) for request in requests for pair in request]
+        best, shared = ([_packed(one, sequences, budget) for budget in BUDGETS] for one in (scorer, sharing))
+        few = sequences[: asked.get("alone", 0)]
+        answer(
+            {
+                "seconds": min(seconds for seconds, _ in best),
+                "cpu_seconds": min(cpu for _, cpu in best),
+                "shared_seconds": min(seconds for seconds, _ in shared),
+                "shared_cpu_seconds": min(cpu for _, cpu in shared),
+                "alone": [_timed(lambda s=s: scorer.score([s])) for s in few],  # type: ignore[misc]
+                "alone_transformers": [_timed(lambda s=s: _plain(model, s)) for s in few],  # type: ignore[misc]
+            }
+        )
+
+
+def answer(value: object) -> None:
+    """A line."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def _packed(scorer: RewardScorer, sequences: Sequence[Encoded], budget: int) -> tuple[float, float]:
+    batches: list[list[Encoded]] = [[]]
+    tokens = 0
+    for sequence in sequences:
+        if tokens and tokens + len(sequence) > budget:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(sequence)
+        tokens += len(sequence)
+    cpu = time.process_time()
+    seconds = _timed(lambda: [scorer.score(batch) for batch in batches])
+    return seconds, time.process_time() - cpu
+
+
+def _plain(model: Any, sequence: Encoded) -> float:  # noqa: ANN401 - transformers' own
+    with torch.inference_mode():
+        return float(model(input_ids=torch.tensor([sequence])).logits[0, 0])
+
+
+def _timed(run: Any) -> float:  # noqa: ANN401 - whatever is timed
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
