@@ -127,6 +127,7 @@ class History:
         lines = [line for line in self.snapshot.outcomes if line.task == task]
         deleted = self._deletions({(line.incarnation, line.entry) for line in lines})
         for line in lines:
+            moments.append(Moment(_finished_at(line), f"finished by {_hands(line)}"))
             moments.append(Moment(line.time, self._words(line)))
             moments += self._kept(line)
             if (line.incarnation, line.entry) in deleted:
@@ -142,17 +143,11 @@ class History:
                 yield event
 
     def _words(self, line: OutcomeLine) -> str:
-        hands = f"sending {line.sending[0]}.{line.sending[1]}, delivery {line.deliveries} to {line.worker}"
-        failures = f", {line.failures} failures before" if line.failures else ""
-        made = f" with weights {', '.join(map(str, line.versions))}" if line.versions else ""
-        if line.event == "trained":
-            verdict = f"trained in update {line.update} of incarnation {line.incarnation}"
-        elif line.event == "dead_letter":
-            verdict = f"dead ({line.reason}) in update {line.update} of incarnation {line.incarnation}"
-        else:
-            verdict = f"dropped as {line.event} at update {line.update} of incarnation {line.incarnation}"
-        void = "" if not line.settles or self.is_valid(line.made) else "; void, this lineage was given up"
-        return f"{verdict}{void} (finished by {hands}{failures}{made})"
+        where = f"update {line.update} of incarnation {line.incarnation}"
+        if not line.settles:
+            return f"dropped as {line.event} at {where}"
+        void = "" if self.is_valid(line.made) else "; void, this lineage was given up"
+        return f"{'trained' if line.event == 'trained' else f'dead ({line.reason})'} in {where}{void}"
 
     def _kept(self, line: OutcomeLine) -> list[Moment]:
         """The checkpoint of its incarnation that first held it."""
@@ -198,3 +193,17 @@ class History:
             yield "now: counted, and waits for a checkpoint"
         else:
             yield "now: open" if task < self.cursor else "now: not sent yet"
+
+
+def _hands(line: OutcomeLine) -> str:
+    """Through whose hands an outcome went."""
+    sending = f"{line.worker}: sending {line.sending[0]}.{line.sending[1]}, delivery {line.deliveries}"
+    failures = f", failed {line.failures} times before" if line.failures else ""
+    made = f", weights {', '.join(map(str, line.versions))}" if line.versions else ""
+    return sending + failures + made
+
+
+def _finished_at(line: OutcomeLine) -> float:
+    """Entries of Redis are named by their time in milliseconds."""
+    milliseconds, dash, _ = line.entry.partition("-")
+    return int(milliseconds) / 1000 if dash and milliseconds.isdigit() else line.time

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import redis
 
-from fairlead.audit import audit
+from fairlead.audit import Report, audit
 from fairlead.audit.snapshot import Terms
 from fairlead.config import RunFolder, load
 from fairlead.local import progress, table, valkey
@@ -156,13 +156,19 @@ def account(folder: RunFolder) -> Counter[int]:
     return times
 
 
-def check_audit(folder: RunFolder, redis_url: str) -> None:
-    """The audit of a complete run finds nothing, and counts what `account` counts."""
+def audited(folder: RunFolder, redis_url: str = "") -> Report:
+    """The audit of a run as it is now, whatever it does: no rule is broken."""
     config = load(folder.config)
-    section = config.queue.model_copy(update={"redis_url": redis_url})
+    section = config.queue.model_copy(update={"redis_url": redis_url or valkey.last_url(folder.redis)})
     terms = Terms(BATCH, config.ppo.max_staleness)
     report, _ = audit(folder, terms=terms, look=lambda: look(section, run=config.name))
     assert report.is_clean, report.findings
+    return report
+
+
+def check_audit(folder: RunFolder, redis_url: str) -> None:
+    """The audit of a complete run finds nothing, and counts what `account` counts."""
+    config, report = load(folder.config), audited(folder, redis_url)
     assert (report.ended, report.open, report.queue_error) == (True, 0, "")
     assert report.trained + report.dead == report.tasks == len(account(folder))
     assert report.max_staleness_seen <= config.ppo.max_staleness

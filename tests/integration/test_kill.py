@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.ppo_run import Started, check, left_over, make, started
+from tests.integration.ppo_run import BATCH, Started, audited, check, left_over, make, started
 
 # Every start of a process costs seconds of torch; on a busy machine many.
 pytestmark = pytest.mark.timeout(600)
@@ -32,7 +32,10 @@ def test_a_run_survives_the_death_of_worker_and_trainer_and_goes_on_after_ctrl_c
     with started(file) as run:
         run.until(lambda: run.step() >= 2)
         kill_and_recover(run, "rollout-worker-0", updates=2)
+        for _ in range(5):  # while it works, at any moment
+            assert not audited(run.folder).ended
         kill_and_recover(run, "trainer", updates=2)
+        assert len(audited(run.folder).incarnations) == 2
         run.process.send_signal(signal.SIGINT)
         code, said = run.finish()
         assert code == 130, said + run.words()
@@ -40,6 +43,9 @@ def test_a_run_survives_the_death_of_worker_and_trainer_and_goes_on_after_ctrl_c
         assert "is killed" not in said
         assert left_over(run.folder) == []
         assert not run.folder.result("ppo").exists()
+        stopped = audited(run.folder)
+        assert (stopped.ended, stopped.queue) == (False, None)
+        assert stopped.trained >= 4 * BATCH
     with started(file) as run:
         code, said = run.finish()
         assert code == 0, said + run.words()

@@ -169,6 +169,45 @@ async def test_a_killed_worker_and_a_restarted_redis_cost_no_task(tmp_path: Path
     assert [delivered[number] for number in range(4)] == [2, 2, 2, 2], "the victim's tasks went on"
 
 
+async def test_a_full_redis_costs_a_worker_time_and_no_work(tmp_path: Path) -> None:
+    """It holds results and leases until there is room, longer than a lease, and hands each in once."""
+    full, asked = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def generate(request, context):
+        asked.release()
+        await full.wait()
+        return await answer_backwards(request, context)
+
+    script = Script(generate=generate)
+    with (
+        valkey.running(tmp_path / "redis") as server,
+        redis.Redis.from_url(server.url, protocol=2) as raw,
+    ):
+
+        def renewals() -> int:
+            return raw.info("commandstats").get("cmdstat_xclaim", {}).get("calls", 0)
+
+        trainer = trainer_of(server)
+        trainer.dispatch([task(number) for number in range(4)])
+        async with serving(script), worker(tmp_path, script.address, server.url) as (process, log):
+            for _ in range(4):
+                await asyncio.wait_for(asked.acquire(), 60)
+            raw.config_set("maxmemory", 1)
+            full.set()
+            await until(lambda: "is full" in log())
+            before = renewals()
+            await until(lambda: renewals() >= before + 4 * 8)  # every third of a lease
+            assert trainer.stats().outcomes == 0
+            raw.config_set("maxmemory", 0)
+            await until(lambda: trainer.stats().outcomes == 4)
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+        entries = trainer.read(after="0", count=100, block_seconds=0)
+        assert sorted(entry.outcome.task.task_id for entry in entries) == [0, 1, 2, 3]
+        assert [entry.outcome.deliveries for entry in entries] == [1, 1, 1, 1]
+        trainer.close()
+
+
 async def test_different_tokenizers_end_it_with_2(tmp_path: Path) -> None:
     script = Script()
     script.fingerprints["reference"] = "two" * 20

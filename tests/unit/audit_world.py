@@ -67,7 +67,7 @@ class MadeRun:
             "event": "dead_letter" if task in self.dead else "trained",
             "incarnation": number,
             "update": update,
-            "entry": f"{self.clock:.0f}-{task}",
+            "entry": f"{self.clock * 1000 - 500:.0f}-{task}",
             "sending": [number, 1],
             "worker": "a",
             "deliveries": 1,

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Gives entries back as if they had not been delivered. ARGV: consumer, then entries.
 -- Entries that are not this worker's any more are left alone.
 local consumer = payload(1, 'consumer')

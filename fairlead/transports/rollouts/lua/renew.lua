@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Prolongs leases. ARGV: consumer, then (entry, task, incarnation, number) of each claim.
 -- Returns the entries that are lost: another's, closed, or gone from the stream.
 local consumer = payload(1, 'consumer')
