@@ -46,7 +46,7 @@ max_new_tokens = 8
 every_updates = 2
 [local]
 max_restarts = 100000
-backoff_seconds = 0.5
+backoff_seconds = 0.005
 [observe]
 tensorboard = false
 """

@@ -12,18 +12,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Generic, TypeVar
 
 import grpc
 from grpc import aio
 
 from fairlead.credentials import Credentials
-from fairlead.errors import ConfigError
+from fairlead.errors import ConfigError, ReplicaLost
+from fairlead.hedging import Hedging
 from fairlead.replica import Replica
 from fairlead.retry import Attempts, RetryBudget, RetryPolicy
-from fairlead.status import pushback_seconds
+from fairlead.status import is_lost, pushback_seconds
 
 _Stub = TypeVar("_Stub")
 _Request = TypeVar("_Request")
@@ -83,6 +85,7 @@ class Replicas(Generic[_Stub]):
         self._watchers: list[asyncio.Task[None]] = []
         self._changed = asyncio.Condition()
         self._turn = 0
+        self._hedging = Hedging(retry.hedge_factor)
 
     async def close(self) -> None:
         """Ends what is running and closes the connections."""
@@ -99,27 +102,63 @@ class Replicas(Generic[_Stub]):
         request: _Request,
         *,
         timeout_seconds: float | None = None,
+        deadly: bool = False,
+        hedged: bool = True,
     ) -> _Response:
         """Calls a unary method on one replica after another until it answers.
 
+        Args:
+            method: of the stub.
+            request: the message.
+            timeout_seconds: deadline of this call in place of the client's.
+            deadly: the request itself may be what kills a replica: it is not sent to the next.
+            hedged: another replica may be asked as well when the first is late.
+
         Raises:
+            ReplicaLost: if it is `deadly` and a replica died under it.
             FairleadError: what the last status says, once another try is useless or not allowed.
         """
         attempts = self._attempts(timeout_seconds)
-        while True:
-            replica = await self._next(attempts)
+
+        async def ask(replica: Replica[_Stub]) -> _Response:
+            began = time.monotonic()
+            replica.in_flight += 1
             try:
-                replica.in_flight += 1
                 response = await method(replica.stub)(
                     request, timeout=attempts.timeout(), metadata=self._credentials.metadata
                 )
+            finally:
+                replica.in_flight -= 1
+            self._hedging.learn(time.monotonic() - began)
+            return response
+
+        while True:
+            replica = await self._next(attempts)
+            reached = replica.state is grpc.ChannelConnectivity.READY
+            try:
+                another = partial(self._hedge, replica, ask) if hedged else lambda: None
+                response = await self._hedging.first_of(ask(replica), another)
             except aio.AioRpcError as error:
+                if deadly and reached and is_lost(error):
+                    raise ReplicaLost(str(attempts.error(replica.address, error))) from error
                 await self._failed(replica, error, attempts)
             else:
                 self._budget.success()
                 return response
-            finally:
-                replica.in_flight -= 1
+
+    def _hedge(
+        self, late: Replica[_Stub], ask: Callable[[Replica[_Stub]], Awaitable[_Response]]
+    ) -> Awaitable[_Response] | None:
+        """The same call to the idlest other replica, if there is one and the budget allows it."""
+        now = time.monotonic()
+        others = [
+            replica
+            for replica in self._replicas
+            if replica is not late
+            and replica.state is grpc.ChannelConnectivity.READY
+            and replica.hold_until <= now
+        ]
+        return ask(self._in_turn(others)) if others and self._budget.take() else None
 
     async def stream(
         self,

@@ -9,7 +9,8 @@ Every part raises these; only the outermost edge of a process turns them into a 
     │   └── RemoteInvalidInput  as a server told it
     ├── Overloaded              full; carries the delay after which to try again
     ├── Unavailable             loading, draining or unreachable
-    │   └── QueueUnavailable    Redis does not answer
+    │   ├── QueueUnavailable    Redis does not answer
+    │   └── ReplicaLost         a replica died, or its connection broke, while it worked on a call
     ├── StaleWeights            the weights asked for are not here yet
     ├── DeadlineExceeded        out of time
     ├── Unauthenticated         no or wrong credentials
@@ -98,6 +99,10 @@ class Unavailable(FairleadError):
 
 class QueueUnavailable(Unavailable):
     """Redis does not answer."""
+
+
+class ReplicaLost(Unavailable):
+    """A replica died, or its connection broke, while it worked on a call."""
 
 
 class StaleWeights(FairleadError):

@@ -29,6 +29,8 @@ class RetryPolicy:
     """Longest wait before any try."""
     attempt_timeout_seconds: float | None = None
     """Deadline of a single try; None gives each try all the time that is left of the call's."""
+    hedge_factor: float = 0.0
+    """A call that has taken so many times the usual is sent to another replica as well; 0: none is."""
     budget_tokens: float = 100.0
     """Retries that may come in a burst, over all calls of a client."""
     budget_per_second: float = 10.0

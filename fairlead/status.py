@@ -24,11 +24,18 @@ from fairlead.errors import (
     Unavailable,
 )
 
+REQUEST_ID = "x-request-id"
+"""Header and metadata: names a request in the logs of all that it passes. Every answer that a server itself
+gave has it, errors included."""
 RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: milliseconds after which to try again (gRFC A6's key)."""
 
 # As BoringSSL and gRPC's check of host names put it.
 _DISTRUST = re.compile(r"CERTIFICATE_VERIFY_FAILED: (?P<why>[^:]+)|Hostname Verification Check failed")
+# As gRPC's core puts it, whichever side of the kernel notices first.
+_BROKEN = re.compile(
+    r"socket closed|connection reset|broken pipe|recvmsg|keepalive|ping timeout", re.IGNORECASE
+)
 _RETRIED = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -49,6 +56,15 @@ def pushback_seconds(error: aio.AioRpcError) -> float | None:
         return max(0.0, int(text) / 1000) if text is not None else None
     except ValueError:
         return None
+
+
+def is_lost(error: aio.AioRpcError) -> bool:
+    """Whether the connection broke under the call, as when the server was killed; nobody answered."""
+    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        return False
+    trailers = error.trailing_metadata()
+    answered = trailers is not None and trailers.get(REQUEST_ID) is not None
+    return not answered and _BROKEN.search(error.details() or "") is not None
 
 
 def is_too_large(error: aio.AioRpcError) -> bool:

@@ -330,3 +330,5 @@ class GenerationRequest:
     """Completions wanted."""
     min_version: WeightVersion | None = None
     """Weights at least this new must answer."""
+    alone: bool = False
+    """Nothing else is computed while this is."""

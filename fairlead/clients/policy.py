@@ -38,6 +38,11 @@ class GenerateOptions(TypedDict, total=False):
     """Completions wanted; 1 if not given."""
     min_version: WeightVersion | None
     """Weights at least this new must answer; a replica without them waits for them."""
+    alone: bool
+    """Nothing else is computed while this is, and no other replica is asked as well; `deadly` is implied. For
+    prompts that may be at fault."""
+    deadly: bool
+    """Raise ReplicaLost if a replica dies under it, instead of trying the next."""
     request_id: str | None
     """Names the request in logs; a random one if not given."""
     timeout_seconds: float | None
@@ -75,7 +80,11 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
         """
         request = _request(prompt, sampling, options)
         response = await self._replicas.call(
-            lambda stub: stub.Generate, request, timeout_seconds=options.get("timeout_seconds")
+            lambda stub: stub.Generate,
+            request,
+            timeout_seconds=options.get("timeout_seconds"),
+            deadly=options.get("deadly", False) or request.alone,
+            hedged=not request.alone,
         )
         if len(response.completions) != request.num_samples:
             raise CorruptData(
@@ -159,6 +168,7 @@ def _request(prompt: Prompt, sampling: SamplingParams, options: GenerateOptions)
             request_id=options.get("request_id") or secrets.token_hex(8),
             sampling=codec.sampling_to_pb(sampling),
             num_samples=options.get("num_samples", 1),
+            alone=options.get("alone", False),
         )
         if isinstance(prompt, str):
             request.text = prompt

@@ -32,12 +32,17 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     NUM_SAMPLES_FIELD_NUMBER: _builtins.int
     MIN_VERSION_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names the request in logs; repeated when it is retried."""
     text: _builtins.str
     """Text, tokenized by the service with the tokenizer's special tokens."""
     num_samples: _builtins.int
     """Number of completions, from 1 to the service's limit."""
+    alone: _builtins.bool
+    """Nothing else is computed while this is: should it kill the replica, it was this request. Refused with
+    RESOURCE_EXHAUSTED while others are under way, which then come to an end.
+    """
     @_builtins.property
     def tokens(self) -> _tokens_pb2.TokenSequence:
         """Token ids."""
@@ -66,10 +71,11 @@ class GenerateRequest(_message.Message):
         sampling: _tokens_pb2.SamplingParams | None = ...,
         num_samples: _builtins.int = ...,
         min_version: _tokens_pb2.WeightVersion | None = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "min_version", b"min_version", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "min_version", b"min_version", "num_samples", b"num_samples", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "conversation", b"conversation", "min_version", b"min_version", "num_samples", b"num_samples", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["tokens", "text", "conversation"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015

@@ -22,6 +22,7 @@ from services.policy.decoder import Decoder
 from services.policy.replacement import Replacement
 from services.policy.sample import Sample
 from services.policy.scheduler import Scheduler
+from services.policy.solitude import Solitude
 from services.policy.ticket import Ticket
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class EngineThread:
         self._owner: dict[Sample, Ticket] = {}
         self._tokens_per_second = 0.0
         self._wake = threading.Condition()
+        self._solitude = Solitude()
         self._swap: _Swap | None = None
         self._stopping = False
         self.failure: Future[None] = Future()
@@ -81,6 +83,8 @@ class EngineThread:
             self._check_running()
             if self.version is None:
                 raise Unavailable("the policy has no weights yet")
+            if ticket.alone:
+                self._solitude.claim(ticket, busy=bool(self._owner), served=self._serves(ticket))
             self._scheduler.put(ticket, tokens_per_second=self._tokens_per_second)
             self._wake.notify()
 
@@ -144,6 +148,9 @@ class EngineThread:
                     return True
                 tickets = self._scheduler.tickets()
                 now = time.monotonic()
+                if (held := self._solitude.held_seconds()) and not any(ticket.closed for ticket in tickets):
+                    self._wake.wait(held)
+                    continue
                 deadlines = [ticket.deadline(self.version) for ticket in tickets]
                 due = min((deadline for deadline in deadlines if deadline is not None), default=None)
                 if any(ticket.closed or self._serves(ticket) for ticket in tickets):
@@ -159,10 +166,8 @@ class EngineThread:
         if self.version is None:
             return
         if not swapping:
-            free = self._decoder.slots - len(self._decoder.running)
-            taken = self._scheduler.take(free=free, version=self.version)
+            taken = self._take(self.version)
             if taken:
-                self._owner.update((sample, ticket) for ticket, sample in taken)
                 samples = [sample for _, sample in taken]
                 self._decoder.join(samples, self.version)
                 self._hand_out(samples)
@@ -176,6 +181,16 @@ class EngineThread:
             self._tokens_per_second += 0.1 * (rate - self._tokens_per_second)
         self._metrics.slots_used.set(len(self._decoder.running))
         self._metrics.waiting.set(len(self._scheduler))
+
+    def _take(self, version: WeightVersion) -> list[tuple[Ticket, Sample]]:
+        """Who joins now, entered as running before anybody may claim to be alone."""
+        with self._wake:
+            if not self._solitude.lets_in(self._owner.values()):
+                return []
+            free = self._decoder.slots - len(self._decoder.running)
+            taken = self._scheduler.take(free=free, version=version, only=self._solitude.ticket)
+            self._owner.update((sample, ticket) for ticket, sample in taken)
+            return taken
 
     def _drop_departed(self) -> None:
         now = time.monotonic()

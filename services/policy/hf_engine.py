@@ -160,7 +160,7 @@ class HfEngine:
             )
             for index in range(request.num_samples)
         ]
-        return Ticket(samples, min_version=request.min_version, deadline=deadline)
+        return Ticket(samples, min_version=request.min_version, deadline=deadline, alone=request.alone)
 
     def _let_go(self, ticket: Ticket) -> None:
         if not ticket.closed:

@@ -50,12 +50,16 @@ class Scheduler:
             self._tokens += tokens
             self._waiting.extend((ticket, sample) for sample in ticket.samples)
 
-    def take(self, *, free: int, version: WeightVersion) -> list[tuple[Ticket, Sample]]:
-        """Samples that get a slot now; fewer than would fit if it pays to wait for more free slots."""
+    def take(
+        self, *, free: int, version: WeightVersion, only: Ticket | None = None
+    ) -> list[tuple[Ticket, Sample]]:
+        """Samples that get a slot now, of `only` that ticket; fewer than would fit if it pays to wait."""
         if not free or not self._waiting:
             return []
         with self._lock:
-            ready = sum(ticket.is_served_by(version) for ticket, _ in self._waiting)
+            ready = sum(
+                ticket.is_served_by(version) and only in (None, ticket) for ticket, _ in self._waiting
+            )
             wanted = min(ready, max(1, self._slots // _FREE_FRACTION))
             if not ready:
                 return []
@@ -66,7 +70,8 @@ class Scheduler:
             taken: list[tuple[Ticket, Sample]] = []
             kept: deque[tuple[Ticket, Sample]] = deque()
             for entry in self._waiting:
-                fits = len(taken) < free and entry[0].is_served_by(version)
+                wanted_one = only in (None, entry[0]) and entry[0].is_served_by(version)
+                fits = len(taken) < free and wanted_one
                 (taken if fits else kept).append(entry)
             self._keep(kept)
             return taken

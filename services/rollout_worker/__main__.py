@@ -73,7 +73,9 @@ async def run(config: RunConfig) -> None:
 
 
 def _clients(config: RunConfig) -> Clients:
-    retry = RetryPolicy(max_attempts=config.rollout_worker.retry_attempts)
+    retry = RetryPolicy(
+        max_attempts=config.rollout_worker.retry_attempts, hedge_factor=config.rollout_worker.hedge_factor
+    )
 
     def options(section: ModelServiceSection) -> ClientOptions:
         return options_of(config, timeout_seconds=section.timeout_seconds, retry=retry)

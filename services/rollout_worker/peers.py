@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +21,12 @@ from fairlead.errors import (
     DeadlineExceeded,
     InvalidInput,
     Overloaded,
+    ReplicaLost,
     StaleWeights,
     Unavailable,
 )
-from fairlead.types import ModelInfo, PromptTask, Rollout, ScoreItem, Scores, TextPair, TokenPair
-from services.rollout_worker.assemble import Refused, assemble, check_completion, check_task
+from fairlead.types import Completion, ModelInfo, PromptTask, Rollout, ScoreItem, Scores, TextPair, TokenPair
+from services.rollout_worker.assemble import Refused, Unusable, assemble, check_completion, check_task
 from services.rollout_worker.joined import JoinedCalls
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ _U = TypeVar("_U")
 _RETRY_SECONDS = 0.2
 _SAY_SECONDS = 5.0
 _INFO_SECONDS = 5.0
+_APART_SECONDS = 0.5
 
 
 async def wait_for(what: str, attempt: Callable[[], Awaitable[_T]], *, kind: str) -> _T:
@@ -158,8 +161,12 @@ class Peers:
         scored_as_text = compare(policy.model, reward.model, reference.model)
         return cls(clients, run=run, policy=policy.model, scored_as_text=scored_as_text, counts=counts)
 
-    async def answer(self, task: PromptTask) -> Rollout:
+    async def answer(self, task: PromptTask, *, suspect: bool = False) -> Rollout:
         """Generates, then scores and looks up log-probs at the same time.
+
+        Args:
+            task: the prompt.
+            suspect: it failed before: it is generated alone, so that a replica that dies is its doing.
 
         Raises:
             Refused: if the task itself is at fault.
@@ -168,19 +175,7 @@ class Peers:
         """
         check_task(task, self._policy, scored_as_text=self._scored_as_text)
         began = time.monotonic()
-        completions = await self._timed(
-            "generate",
-            "policy",
-            self._clients.policy.generate(
-                task.prompt_token_ids,
-                task.sampling,
-                num_samples=1,
-                min_version=task.min_version,
-                request_id=f"{self._run}-{task.task_id}",
-            ),
-            task=task.task_id,
-        )
-        [completion] = completions
+        completion = await self._generate(task, alone=suspect)
         check_completion(task, completion)
         generated = time.monotonic()
         tokens = TokenPair(task.prompt_token_ids, completion.token_ids)
@@ -200,6 +195,40 @@ class Peers:
             generate_seconds=generated - began,
             score_seconds=time.monotonic() - generated,
         )
+
+    async def _generate(self, task: PromptTask, *, alone: bool) -> Completion:
+        """A completion; if a replica dies under it, it is tried again alone, and dying alone counts.
+
+        Raises:
+            Unusable: if a replica died while it answered nothing but this.
+        """
+        while True:
+            if alone:
+                # All that were under way when it died wait for the next replica together.
+                await asyncio.sleep(random.uniform(0.0, _APART_SECONDS))
+            call = self._clients.policy.generate(
+                task.prompt_token_ids,
+                task.sampling,
+                num_samples=1,
+                min_version=task.min_version,
+                request_id=f"{self._run}-{task.task_id}",
+                alone=alone,
+                deadly=True,
+            )
+            try:
+                [completion] = await self._timed("generate", "policy", call, task=task.task_id)
+            except ReplicaLost as error:
+                if alone:
+                    raise Unusable("replica_died", f"while it answered nothing else: {error}") from error
+                logger.warning("task %d is tried again alone: %s", task.task_id, error)
+                alone = True
+            except Overloaded as error:
+                if not alone:
+                    raise
+                # Its place is kept: it comes back until the others have ended.
+                await asyncio.sleep(error.retry_after_seconds)
+            else:
+                return completion
 
     async def _score(self, items: Sequence[ScoreItem]) -> list[Scores]:
         found = await self._clients.reward.score(items)

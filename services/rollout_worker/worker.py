@@ -38,8 +38,8 @@ _FAREWELL_SECONDS = 2.0
 class Answers(Protocol):
     """What answers a task; `peers.Peers` in a real worker."""
 
-    async def answer(self, task: PromptTask) -> Rollout:
-        """The rollout of a task."""
+    async def answer(self, task: PromptTask, *, suspect: bool = False) -> Rollout:
+        """The rollout of a task; a suspect may be what kills replicas."""
         ...
 
 
@@ -176,7 +176,9 @@ class RolloutWorker:
 
     async def _work(self, held: _InHand) -> None:
         try:
-            result: Rollout | Judgement = await self.peers.answer(held.claim.task)
+            result: Rollout | Judgement = await self.peers.answer(
+                held.claim.task, suspect=held.claim.failures > 0
+            )
         except Exception as error:
             result = judge(error)
             if result.letter.reason == "worker_error":

@@ -26,9 +26,6 @@ from services.runtime.keys import KeyRing
 Need = Scope | Literal["any"] | None
 """What a caller must show: a key with this scope, any key, or nothing."""
 
-REQUEST_ID = "x-request-id"
-"""Header and metadata: names a request in the logs of all that it passes; sent back with the answer."""
-
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _IN_FLIGHT_RETRY_SECONDS = 0.1
 

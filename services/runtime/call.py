@@ -13,8 +13,8 @@ import grpc
 from grpc import aio
 
 from fairlead import metrics
-from fairlead.status import RETRY_PUSHBACK
-from services.runtime.access import REQUEST_ID, Access, Caller, checked_request_id
+from fairlead.status import REQUEST_ID, RETRY_PUSHBACK
+from services.runtime.access import Access, Caller, checked_request_id
 from services.runtime.scopes import scope_of
 from services.runtime.told import told
 

@@ -35,10 +35,7 @@ class Stuck(Exception):
 def run(folder: Path, *, seed: int, faults: int, max_staleness: int) -> Findings:
     """Makes a run, breaks it by the seed's schedule, waits for its end and judges it."""
     # As many updates as the schedule needs, and some for what passes before a fault is seen to.
-    file = make(folder, updates=12 + 6 * faults, max_staleness=max_staleness)
-    models = {"policy.path": "policy", "reference.path": "policy", "reward.path": "reward", "runs": "runs"}
-    places = {key: str(folder / name) for key, name in models.items()}
-    config = load(file, overrides={**places, **_SETTINGS})
+    config = configured(folder, updates=12 + 6 * faults, max_staleness=max_staleness, **_SETTINGS)
     began = time.monotonic()
     with RunLock(config.folder):
         save(config, config.folder.config)
@@ -48,6 +45,14 @@ def run(folder: Path, *, seed: int, faults: int, max_staleness: int) -> Findings
     if found.faults < faults:
         found.problems.append(f"only {found.faults} of {faults} faults struck before the end")
     return found
+
+
+def configured(folder: Path, *, updates: int, max_staleness: int = 0, **settings: object) -> RunConfig:
+    """The configuration of a tiny run in a folder, with its models and prompts."""
+    file = make(folder, updates=updates, max_staleness=max_staleness)
+    models = {"policy.path": "policy", "reference.path": "policy", "reward.path": "reward", "runs": "runs"}
+    places = {key: str(folder / name) for key, name in models.items()}
+    return load(file, overrides={**places, **settings})
 
 
 async def _run(config: RunConfig, *, seed: int, faults: int) -> Injector:

@@ -1,0 +1,210 @@
+"""One fault at a time, with real processes, and what exactly becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fairlead.config import RunConfig
+from fairlead.config.saving import save
+from fairlead.local import progress
+from fairlead.local.lock import RunLock
+from fairlead.local.process import ProcessSpec
+from fairlead.local.run import is_finished, processes
+from fairlead.local.supervisor import Supervisor
+from fairlead.local.verdict import Outcome
+from tests.chaos.chaos import configured
+from tests.chaos.findings import judge
+from tests.chaos.poisoned_policy import POISON
+from tests.chaos.proxy import Proxy
+from tests.chaos.wiring import wired
+from tests.integration.ppo_run import check, started
+
+# Every start of a process costs seconds of torch; on a busy machine many.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+Fault = Callable[[Supervisor, dict[str, Proxy]], Awaitable[None]]
+
+
+async def nothing(supervisor: Supervisor, proxies: dict[str, Proxy]) -> None:
+    """No fault but what the processes have in themselves."""
+
+
+def step(config: RunConfig) -> int:
+    now = progress.read(config.folder.progress)
+    return now.step if now else 0
+
+
+async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
+            await asyncio.sleep(0.02)
+
+
+def pid_of(supervisor: Supervisor, name: str) -> int:
+    pid = next(process.pid for process in supervisor.processes if process.name == name)
+    assert pid is not None
+    return pid
+
+
+def supervised(
+    config: RunConfig, fault: Fault = nothing, *, change: Callable[[ProcessSpec], ProcessSpec] = lambda s: s
+) -> Supervisor:
+    """Runs to the end while something is done to it."""
+
+    async def work() -> Supervisor:
+        specs, environment = processes(config, "ppo")
+        specs, proxies = await wired([change(spec) for spec in specs], environment)
+        supervisor = Supervisor(
+            specs,
+            local=config.local,
+            folder=config.folder,
+            environment=environment,
+            stage="ppo",
+            finished=lambda: is_finished(config, "ppo"),
+        )
+        running = asyncio.ensure_future(supervisor.run())
+        try:
+            await fault(supervisor, proxies)
+            assert await asyncio.wait_for(running, 400) == Outcome(0, "trainer has finished")
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            for proxy in proxies.values():
+                await proxy.cut()
+        return supervisor
+
+    with RunLock(config.folder):
+        save(config, config.folder.config)
+        return asyncio.run(work())
+
+
+def dead(config: RunConfig) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in config.folder.ledger.read_text().splitlines()]
+    return [line for line in lines if line["event"] == "dead_letter"]
+
+
+def test_a_prompt_that_kills_its_policy_is_dead_after_three_deaths_alone_and_the_run_goes_on(tmp_path: Path):
+    config = configured(tmp_path, updates=5, **{"policy.replicas": 2, "rollout_worker.replicas": 2})
+
+    def poisoned(spec: ProcessSpec) -> ProcessSpec:
+        command = tuple(
+            part.replace("services.policy", "tests.chaos.poisoned_policy") for part in spec.command
+        )
+        return replace(spec, command=command)
+
+    run = supervised(config, change=poisoned)
+    # 40 prompts, one of them with the poison, and 40 tasks: it is asked once.
+    [letter] = dead(config)
+    assert letter["reason"] == "replica_died"
+    assert letter["failures"] == 2
+    restarts = sum(process.restarts for process in run.processes if process.name.startswith("policy"))
+    assert restarts == 4, "once among others, three times alone"
+    found = judge(config, [], seed=0)
+    assert (found.problems, found.dead) == ([], 1)
+    assert POISON == 59
+
+
+def test_a_reward_that_is_no_number_costs_its_tasks_and_never_the_weights(tmp_path: Path):
+    config = configured(tmp_path, updates=5)
+    path = tmp_path / "reward" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"][20:24] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    supervised(config)
+    letters = dead(config)
+    assert 0 < len(letters) < config.ppo.updates * config.ppo.batch_size
+    assert {letter["reason"] for letter in letters} == {"service_error"}
+    assert all("gave nan" in str(letter["detail"]) for letter in letters)
+    found = judge(config, [], seed=0)
+    assert (found.problems, found.dead) == ([], len(letters))
+    trained = load_file(config.folder.policy_model / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in trained.values())
+
+
+TWO = {"policy.replicas": 2, "local.hung_seconds": 3_600.0}
+
+
+def test_a_policy_that_hangs_is_not_waited_for(tmp_path: Path):
+    config = configured(tmp_path, updates=60, **TWO)
+
+    async def hang(supervisor: Supervisor, proxies: dict[str, Proxy]) -> None:
+        await until(lambda: step(config) >= 5)
+        pid = pid_of(supervisor, "policy-0")
+        os.kill(pid, signal.SIGSTOP)
+        before, began = step(config), time.monotonic()
+        await until(lambda: step(config) >= before + 10)
+        # The connection itself is given up after 15 s.
+        assert time.monotonic() - began < 14
+        assert psutil.Process(pid).status() == psutil.STATUS_STOPPED
+        os.kill(pid, signal.SIGCONT)
+
+    supervised(config, hang)
+    assert judge(config, [], seed=0).problems == []
+
+
+def test_a_policy_that_is_slow_is_not_waited_for(tmp_path: Path):
+    config = configured(tmp_path, updates=60, **TWO)
+
+    async def slow_down(supervisor: Supervisor, proxies: dict[str, Proxy]) -> None:
+        await until(lambda: step(config) >= 5)
+        slow = proxies["rollout-worker-0 to policy-0"]
+        slow.latency_seconds = 2.0
+        before, began = step(config), time.monotonic()
+        await until(lambda: step(config) >= before + 10)
+        # Ten updates that waited for it would take 40 s.
+        assert time.monotonic() - began < 30
+        await slow.heal()
+
+    supervised(config, slow_down)
+    assert judge(config, [], seed=0).problems == []
+
+
+@contextmanager
+def second_trainer(config: Path, first: psutil.Process) -> Iterator[subprocess.Popen[str]]:
+    environment = first.environ() | {"FAIRLEAD_OBSERVE__METRICS_PORT": "0"}
+    command = [sys.executable, "-m", "trainer.ppo", "--config", str(config)]
+    second = subprocess.Popen(command, env=environment, cwd=first.cwd(), stderr=subprocess.PIPE, text=True)
+    try:
+        yield second
+    finally:
+        second.kill()
+        second.communicate()
+
+
+def test_a_trainer_that_was_paused_finds_itself_fenced_out_and_the_run_goes_on(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    configured(tmp_path, updates=4_000)
+    with started(file) as run:
+        run.until(lambda: run.step() >= 3)
+        first = psutil.Process(run.pids()["trainer"])
+        first.suspend()
+        with second_trainer(run.folder.config, first):
+            claimed = run.folder.checkpoints / "incarnation-2.resumed-from.json"
+            run.until(claimed.exists)
+            resumed = json.loads(claimed.read_text())["resumed_from"]
+            run.until(lambda: run.step() >= resumed + 4)
+            first.resume()
+            code, said = run.finish()
+        assert code == 3, said + run.words()
+        assert "another trainer took over this run" in said
+    with started(file, "--set", f"ppo.updates={resumed + 20}") as run:
+        code, said = run.finish()
+        assert code == 0, said + run.words()
+        steps = [json.loads(line)["step"] for line in run.folder.metrics("ppo").read_text().splitlines()]
+        assert steps == list(range(1, len(steps) + 1))
+        check(run.folder)
