@@ -188,9 +188,9 @@ def target(tmp_path: Path) -> Iterator[Target]:
 
 
 def test_a_slice_of_what_may_come(target: Target):
-    over_the_page(target, 6)
-    beyond_the_page(target, 60)
-    assert target.statuses[200] > 60
+    over_the_page(target, 5)
+    beyond_the_page(target, 50)
+    assert target.statuses[200] > 20, "not all of it is refused"
     assert target.statuses[400] > 100
     assert ask(target.address, "GET", "/readyz").status == 200
 
