@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.errors import CorruptCheckpoint
+from fairlead.errors import CorruptCheckpoint, SchemaTooNew
 from fairlead.transports.rollouts.base import OutcomeEntry, Sending
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import (
@@ -22,7 +23,10 @@ from fairlead.types import (
     VersionSpan,
     WeightVersion,
 )
+from trainer.checkpoint import Checkpoint
+from trainer.ppo.events import as_ranges
 from trainer.ppo.ledger import Journal, Ledger, audit, read_journal
+from trainer.ppo.progress import Progress
 
 
 def entry(task_id: int, *, dead: bool = False, entry_id: str = "1") -> OutcomeEntry:
@@ -111,3 +115,21 @@ def test_a_task_that_counted_twice_or_never_is_found(tmp_path):
     # a ledger that says dead where the journal says trained is a loss too
     found = audit(path, ledger=settled(0, below=4), cursor=4, lineage=(Ancestor(1, 0),))
     assert found.lost == 2
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_ranges_hold_exactly_their_numbers(numbers):
+    ranges = as_ranges(numbers)
+    assert [n for first, last in ranges for n in range(first, last + 1)] == sorted(numbers)
+    assert all(before[1] + 1 < after[0] for before, after in pairwise(ranges))
+
+
+def test_a_checkpoint_of_a_newer_release_is_refused_by_name():
+    state = Progress(update=3, cursor=24).state(seconds=1.0)
+    assert Progress.of(Checkpoint(WeightVersion(1, 3), {}, state)).update == 3
+    del state["schema"]  # as the first release wrote it
+    assert Progress.of(Checkpoint(WeightVersion(1, 3), {}, state)).cursor == 24
+    with pytest.raises(
+        SchemaTooNew, match="checkpoint 1-3 has schema 2, this fairlead reads up to 1: upgrade"
+    ):
+        Progress.of(Checkpoint(WeightVersion(1, 3), {}, state | {"schema": 2}))
