@@ -9,8 +9,10 @@ from typing import Any
 
 import redis
 
-from fairlead.config import RunConfig, RunFolder
+from fairlead.audit import audit
+from fairlead.config import RunConfig, RunFolder, load
 from fairlead.local import table, valkey
+from fairlead.transports.rollouts.redis_observer import look
 from tests.chaos.injector import Strike
 from tests.integration.ppo_run import account, left_over
 
@@ -74,10 +76,19 @@ def _left(folder: RunFolder) -> list[str]:
     problems = [f"left running: {line}" for line in left_over(folder)]
     problems += [f"in the table: {name}" for name in table.read(folder.processes)]
     with valkey.running(folder.redis) as server, redis.Redis.from_url(server.url) as client:
+        problems += _audit(folder, server.url)
         outcomes = client.xlen("fairlead:{tiny}:rollouts")
         if outcomes or client.exists("fairlead:{tiny}:outstanding"):
             problems.append(f"left in the queue: {outcomes} outcomes, or tasks under way")
     return problems
+
+
+def _audit(folder: RunFolder, redis_url: str) -> list[str]:
+    """Rules that `fairlead audit` finds broken."""
+    config = load(folder.config)
+    section = config.queue.model_copy(update={"redis_url": redis_url})
+    report, _ = audit(folder, look=lambda: look(section, run=config.name))
+    return [f"audit: {one.kind}: {one.words}" for one in report.findings if one.is_error]
 
 
 def _trained(folder: RunFolder) -> list[dict[str, Any]]:

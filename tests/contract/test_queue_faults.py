@@ -23,6 +23,7 @@ from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer
 from fairlead.transports.rollouts.keys import Keys
 from tests.bare_run import BATCH, RUN, BareRun, Workers
+from trainer.ppo.tenure import Tenure
 
 
 class Server:
@@ -164,6 +165,25 @@ def test_of_two_trainers_the_older_is_fenced_out(tmp_path: Path, server: Server)
             run.train(at(5, lambda: finished.append(run.train())))
         report = run.check(finished[0])
     assert [(one.number, one.resumed_from) for one in report.incarnations] == [(1, 0), (2, 3)]
+
+
+def test_a_trainer_that_was_overtaken_while_it_read_its_checkpoint_leaves_no_trace(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = BareRun(tmp_path / "run", server.prepared.url)
+    begin, finished = Tenure.begin, []
+
+    def late(tenure: Tenure, update: int) -> None:
+        monkeypatch.setattr(Tenure, "begin", begin)
+        finished.append(run.train())
+        begin(tenure, update)
+
+    monkeypatch.setattr(Tenure, "begin", late)
+    with Workers(run):
+        with pytest.raises(Fenced, match="incarnation 2 of the trainer has taken over from 1"):
+            run.train()
+        report = run.check(finished[0])
+    assert [one.resumed_from for one in report.incarnations] == [None, 0]
 
 
 def test_the_newest_checkpoint_is_damaged_after_its_outcomes_were_deleted(

@@ -67,6 +67,17 @@ def test_a_run_at_work_and_one_that_has_just_begun_are_clean(tmp_path: Path) -> 
     assert kinds(begun) == {}
 
 
+def test_a_trainer_that_was_overtaken_before_it_made_anything_may_be_unknown_to_its_heir(
+    tmp_path: Path,
+) -> None:
+    made = MadeRun(tmp_path)
+    made.incarnation(1, resumed_from=0, until=4)
+    made.incarnation(3, resumed_from=4, until=6)
+    made.claim(2, 4)
+    made.outcome(16, 2, 4)  # void: the heir took up at 4
+    assert kinds(made) == {}
+
+
 def test_an_earlier_result_does_not_end_a_run_that_goes_on(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.end(4, incarnations=1)

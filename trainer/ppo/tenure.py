@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from fairlead.errors import Fenced
 from fairlead.transports.rollouts.base import TrainerQueue
 from fairlead.transports.weights.base import Ancestor, WeightStore
 from fairlead.types import WeightVersion
@@ -56,7 +57,14 @@ class Tenure:
         return self._checkpoints.load_newest((*self.lineage, Ancestor(self._claimed, newest)))
 
     def begin(self, update: int) -> None:
-        """Writes down where this incarnation takes up: what came behind it leaves the lineage."""
+        """Writes down where this incarnation takes up: what came behind it leaves the lineage.
+
+        Raises:
+            Fenced: if a newer incarnation was claimed meanwhile, which knows nothing of this one.
+        """
+        newest = max(lineage.claimed(self._folder))
+        if newest > self._claimed:
+            raise Fenced(f"incarnation {newest} of the trainer has taken over from {self._claimed}")
         lineage.record_resume(self._folder, self._claimed, resumed_from=update)
         self.lineage = (*self.lineage, Ancestor(self._claimed, update))
         logger.info("incarnation %d begins at update %d", self._claimed, update)
