@@ -26,6 +26,7 @@ SHORT = {
     "scoring": "benchmarks.scoring",
     "generation": "benchmarks.generation",
     "reference": "benchmarks.reference",
+    "weights": "benchmarks.weights",
 }
 """Module of each: a function `run(settings)` that gives results by name."""
 TUNING = {"logprobs": "benchmarks.logprobs", "batching": "benchmarks.batching"}

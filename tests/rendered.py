@@ -21,6 +21,7 @@ VARIANTS = {
     "kind, monitoring": ("kind", ("monitoring",)),
     "kind, gpu": ("kind", ("gpu",)),
     "kind, keys, tls": ("kind", ("keys", "tls")),
+    "kind, weights": ("kind", ("weights-over-grpc",)),
     "everything": (
         "gpu",
         tuple(

@@ -26,7 +26,7 @@ class WeightsSection(ServerSection):
     `weight_caches/` in the run's folder, named after its port."""
     cache_versions: int = Field(default=2, ge=1, le=1_000)
     """Versions that a replica's cache holds at most, the one that is coming in included."""
-    chunk_bytes: int = Field(default=1 << 20, ge=1 << 10, le=3 << 20)
+    chunk_bytes: int = Field(default=256 << 10, ge=1 << 10, le=3 << 20)
     """Length of one message of a shard's bytes."""
     relay_address: str = ""
     """`host:port` where peers fetch from this replica. Empty: where it listens, unless that is every

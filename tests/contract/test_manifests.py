@@ -38,6 +38,7 @@ COMPONENTS = {
     "worker": ("rollout-worker",),
     "gateway": ("gateway",),
     "trainer": ("trainer",),
+    "weights": ("weights",),
     "autoscaler": (),
     "monitoring": (),
     "network": (),
@@ -218,7 +219,11 @@ def test_every_reference_resolves(objects):
             made_by_hand = source.get("secretRef", {}).get("name") == "fairlead-api-key"
             assert made_by_hand or source["configMapRef"]["name"] in maps
         for variable in container(template).get("env", ()):
-            reference = variable["valueFrom"].get("secretKeyRef", {"name": "redis", "key": "password"})
+            source = variable.get("valueFrom", {})
+            reference = source.get("secretKeyRef", {"name": "redis", "key": "password"})
+            if reference["name"] == "fairlead-api-key":
+                assert reference["optional"] is True
+                continue
             assert (reference["name"], reference["key"] in secret) == ("redis", True)
     for manifest in of_kind(objects, "TriggerAuthentication").values():
         for reference in manifest["spec"]["secretTargetRef"]:
@@ -325,9 +330,9 @@ def test_keys_and_certificates_are_where_the_settings_say(variant, tmp_path, mon
         shows = {source.get("secretRef", {}).get("name") for source in container(template).get("envFrom", ())}
         assert ("fairlead-api-key" in shows) is (name in ("rollout-worker", "trainer", "gateway")), name
     certificate = {settings[f"FAIRLEAD_TLS__{name}"] for name in ("CERTIFICATE", "KEY", "CA")}
-    for name in (*MODEL_SERVICES, "rollout-worker", "trainer"):
+    for name in (*MODEL_SERVICES, "rollout-worker", "trainer", "weights"):
         assert certificate <= mounted[name], name
-    for name in MODEL_SERVICES:
+    for name in (*MODEL_SERVICES, "weights"):
         assert settings["FAIRLEAD_KEYS__FILE"] in mounted[name], name
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
@@ -400,6 +405,34 @@ def test_keda_counts_what_waits_and_what_is_in_hand():
         assert trigger["address"] == "redis.fairlead.svc:6379"
     environment = {one["name"] for one in container(templates(objects)["redis"])["env"]}
     assert "KEDA_PASSWORD" in environment
+
+
+def test_policies_without_a_shared_volume_fetch_and_relay(tmp_path, monkeypatch):
+    objects = rendered("kind, weights")
+    policy, weights = templates(objects)["policy"], templates(objects)["weights"]
+    assert not [one for one in policy["spec"]["volumes"] if "persistentVolumeClaim" in one]
+    mounts = {mount["name"]: mount for mount in container(weights)["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in weights["spec"]["volumes"]}
+    assert volumes["fairlead"]["persistentVolumeClaim"] == {"claimName": "fairlead"}
+    assert mounts["fairlead"]["readOnly"] is True
+    for name, value in data_of(objects, "cluster").items():
+        monkeypatch.setenv(name, value)
+    told = {one["name"]: one.get("value") for one in container(policy)["env"]}
+    assert told["FAIRLEAD_WEIGHTS__RELAY_ADDRESS"] == "$(POD_IP):5001"
+    assert told["FAIRLEAD_WEIGHTS__CACHE"] in {
+        mount["mountPath"] for mount in container(policy)["volumeMounts"] if not mount.get("readOnly")
+    }
+    section = load().weights
+    assert section.transport == "grpc"
+    assert section.addresses == ("dns:///weights:5004",)
+    assert section.bind == "0.0.0.0:5004"
+    sleep = container(weights)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert weights["spec"]["terminationGracePeriodSeconds"] >= sleep + section.drain_seconds + 10
+    assert dict(probes(weights))["livenessProbe"]["grpc"] == {"port": 5004, "service": "liveness"}
+    (claimed,) = [
+        one for one in templates(rendered("kind"))["policy"]["spec"]["volumes"] if one["name"] == "fairlead"
+    ]
+    assert "persistentVolumeClaim" in claimed
 
 
 def test_images_are_those_of_the_dockerfiles_and_run_as_nobody_in_particular():

@@ -12,7 +12,7 @@ from tests.rendered import container, needs_kubectl, of_kind, rendered, template
 
 pytestmark = needs_kubectl
 RUN = "fairlead"
-PORTS = (443, 5001, 5002, 5003, 6379, 8080, 9090, 29500)
+PORTS = (443, 5001, 5002, 5003, 5004, 6379, 8080, 9090, 29500)
 SPACES = {"callers": {"fairlead-gateway-client": "true"}}
 """Labels of namespaces beside their names."""
 EDGES = {
@@ -24,11 +24,13 @@ EDGES = {
     ("gateway", "policy", 5001),
     ("gateway", "reward", 5002),
     ("trainer", "redis", 6379),
+    ("policy", "weights", 5004),
+    ("policy", "policy", 5001),
     *(("trainer", "trainer", port) for port in PORTS),
     ("keda", "redis", 6379),
     *(
         ("monitoring", name, 9090)
-        for name in ("policy", "reward", "reference", "rollout-worker", "gateway", "trainer")
+        for name in ("policy", "reward", "reference", "rollout-worker", "gateway", "trainer", "weights")
     ),
 }
 """Who calls whom at which port; `keda`, `monitoring` and `callers` are any pod of these namespaces."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,4 +137,42 @@ def test_a_weights_service_that_is_killed_in_the_middle_of_a_fetch_is_gone_on_wi
     cluster.weights().wait_for("/readyz")
     process.wait_for("/readyz")
     assert version_of(process) == WeightVersion(1, 0)
+    assert process.stop() == 0
+
+
+def test_a_full_and_a_read_only_disk_are_told_and_the_old_weights_serve_on(
+    cluster: Cluster, store: FilesystemWeightStore, model: Path
+) -> None:
+    cluster.weights().wait_for("/readyz")
+    publish(store, model, WeightVersion(1, 0))
+    link, real = cluster.folder / "cache", cluster.folder / "disk"
+    real.mkdir()
+    link.symlink_to(real)
+    process = cluster.policy("only", weights__cache=link)
+    process.wait_for("/readyz")
+
+    def told(text: str) -> None:
+        process.until(lambda: text in process.log.read_text())
+        assert process.get("/readyz")[0] == 200
+
+    # The kernel lets no file of the process grow beyond a part of the shard, as a full disk would.
+    limit = (model / "model.safetensors").stat().st_size - 1_000
+    resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    publish(store, model, WeightVersion(1, 1))
+    told("weights 1-1 not taken, 1-0 stay in use: model.safetensors cannot be written: the disk of")
+    assert version_of(process) == WeightVersion(1, 0)
+    resource.prlimit(
+        process.popen.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    )
+    process.until(lambda: version_of(process) == WeightVersion(1, 1))
+    # Nobody, not even root, makes folders there.
+    link.unlink()
+    link.symlink_to("/sys/kernel")
+    publish(store, model, WeightVersion(1, 2))
+    told("weights 1-2 not taken, 1-1 stay in use: weights 1-2 cannot be written: ")
+    assert "is read-only" in process.log.read_text()
+    assert version_of(process) == WeightVersion(1, 1)
+    link.unlink()
+    link.symlink_to(real)
+    process.until(lambda: version_of(process) == WeightVersion(1, 2))
     assert process.stop() == 0

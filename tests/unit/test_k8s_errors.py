@@ -139,7 +139,7 @@ def test_no_kubeconfig_a_broken_one_and_an_unknown_context(cluster, tmp_path):
         (["--overlay", "none"], "overlay: got 'none', allowed: one of gpu, kind, or a folder"),
         (
             ["--overlay", "kind", "--component", "none"],
-            "allowed: one of gpu, keda, monitoring, network-policies",
+            "allowed: one of gpu, keda, keys, monitoring, network-policies, tls, weights-over-grpc",
         ),
         (["--overlay", "gpu"], "allowed: where the cluster finds it: --registry"),
         (["--overlay", "kind", "--stage", "dpo"], "allowed: one of files, sft, reward-model, ppo"),

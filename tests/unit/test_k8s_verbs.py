@@ -25,7 +25,17 @@ pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl
 
 Fairlead = Callable[..., Any]
 UP = ("up", "--overlay", "kind")
-PROCESSES = {"files", "policy", "reward", "reference", "rollout-worker", "gateway", "trainer", "redis"}
+PROCESSES = {
+    "files",
+    "policy",
+    "reward",
+    "reference",
+    "rollout-worker",
+    "gateway",
+    "trainer",
+    "redis",
+    "weights",
+}
 
 
 @pytest.fixture
@@ -196,6 +206,7 @@ def test_scale_sets_numbers_and_refuses_what_is_one_or_is_scaled_by_keda(cluster
     fairlead("scale", "reward=3", "policy=2")
     assert {name: found["spec"].get("replicas") for name, found in named(cluster, "deployments").items()} == {
         "files": None,
+        "weights": None,
         "policy": 2,
         "reward": 3,
         "reference": None,
@@ -239,8 +250,8 @@ def test_down_drains_in_order_and_keeps_what_cannot_be_made_again(cluster, fairl
     order = [line.split("/")[-1] for line in changes(cluster)]
     assert order[:2] == ["rollout-worker", "trainer"]
     assert set(order[2:4]) == {"rollout-worker", "gateway"}
-    assert set(order[4:8]) == {"policy", "reward", "reference", "files"}
-    assert order[8] == "redis"
+    assert set(order[4:9]) == {"policy", "reward", "reference", "files", "weights"}
+    assert order[9] == "redis"
     left = {(key[0], key[2]) for key in cluster.objects}
     assert left == {("persistentvolumeclaims", "fairlead"), ("secrets", "redis")}
     assert "left: PersistentVolumeClaim fairlead, Secret redis" in shown.stdout

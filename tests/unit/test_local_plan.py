@@ -91,6 +91,29 @@ def test_configured_addresses_are_used():
     assert spec.probe == GrpcHealth(f"127.0.0.1:{port}")
 
 
+def test_replicas_that_join_later_have_addresses_that_clients_know_from_the_start():
+    first, later = Ports().free("test"), Ports().free("test")
+    specs = plan(policy__addresses=[f"127.0.0.1:{first}", f"127.0.0.1:{later}"])
+    assert "policy-1" not in specs
+    assert specs["policy-0"].environment["FAIRLEAD_POLICY__BIND"] == f"127.0.0.1:{first}"
+    told = json.loads(specs["rollout-worker-0"].environment["FAIRLEAD_POLICY__ADDRESSES"])
+    assert told == [f"127.0.0.1:{first}", f"127.0.0.1:{later}"]
+
+
+def test_without_a_shared_volume_there_is_a_weights_service_that_every_policy_is_told():
+    assert "weights-0" not in plan()
+    specs = plan(weights__transport="grpc", policy__replicas=2, weights__cache="caches")
+    address = specs["weights-0"].environment["FAIRLEAD_WEIGHTS__BIND"]
+    assert specs["weights-0"].command[1:] == ("-m", "services.weights", "--config", "run.toml")
+    assert specs["weights-0"].probe == GrpcHealth(address)
+    # It serves on while who asks for weights drains.
+    assert specs["weights-0"].drain_rank == specs["policy-0"].drain_rank
+    policies = [specs["policy-0"].environment, specs["policy-1"].environment]
+    assert {told["FAIRLEAD_WEIGHTS__ADDRESSES"] for told in policies} == {json.dumps([address])}
+    caches = {told["FAIRLEAD_WEIGHTS__CACHE"] for told in policies}
+    assert caches == {f"caches/policy-{told['FAIRLEAD_POLICY__BIND'].split(':')[1]}" for told in policies}
+
+
 def test_a_service_elsewhere_is_used_and_not_started():
     specs = plan(reward__addresses=["203.0.113.7:5002"], reference__addresses=["dns:///reference:5003"])
     assert "reward-0" not in specs
@@ -170,6 +193,10 @@ def test_a_port_wanted_twice_is_told_with_both_processes():
         (
             {"policy__replicas": 2, "policy__addresses": ["127.0.0.1:21001"]},
             "one per replica (2) and more that have a port, or one with port 0",
+        ),
+        (
+            {"policy__addresses": ["127.0.0.1:21001", "127.0.0.1:0"]},
+            "one per replica (1) and more that have a port, or one with port 0",
         ),
         ({"policy__replicas": 2, "policy__bind": "127.0.0.1:21001"}, "nothing when replicas > 1"),
         ({"policy__addresses": ["localhost"]}, "host:port"),

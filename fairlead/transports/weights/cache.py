@@ -121,24 +121,24 @@ class WeightCache:
         Raises:
             NotFound: if the version is neither, or has no such shard.
         """
-        partial = self._partial
+        whole, partial = self.root / str(version), self._partial
         if version in self._verified:
-            manifest, folder = self._verified[version], self.root / str(version)
+            manifest, folders = self._verified[version], [whole]
         elif partial is not None and partial.manifest.version == version:
-            manifest, folder = partial.manifest, partial.folder
+            # Complete, it is renamed at any moment.
+            manifest, folders = partial.manifest, [partial.folder, whole]
         else:
             held = ", ".join(map(str, self.versions)) or "none"
             raise NotFound(f"weights {version} are not here; those that are: {held}")
         entry = next((entry for entry in manifest.shards if entry.name == shard), None)
         if entry is None:
             raise NotFound(f"weights {version} have no shard {shard!r}")
-        coming = folder.name.startswith(_PARTIAL) and partial is not None
-        progress = partial.shards[shard].progress if coming and partial is not None else None
-        try:
-            descriptor = os.open(folder / shard, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise NotFound(f"weights {version} are no longer here") from error
-        return OpenShard(descriptor, entry.size_bytes, progress)
+        for folder in folders:
+            with suppress(FileNotFoundError):
+                descriptor = os.open(folder / shard, os.O_RDONLY | os.O_CLOEXEC)
+                progress = partial.shards[shard].progress if partial and folder == partial.folder else None
+                return OpenShard(descriptor, entry.size_bytes, progress)
+        raise NotFound(f"weights {version} are no longer here")
 
     def _evict(self, *, keep: int, but: Path) -> None:
         """Deletes all but the newest versions, and what is left of other attempts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,12 +25,21 @@ def faults_named(folder: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except Exception as error:
+        number = _error_number(error)
+        if number in _FULL:
             raise OutOfSpace(f"{what} cannot be written: the disk of {folder} is full ({error})") from error
-        if error.errno in _READ_ONLY:
+        if number in _READ_ONLY:
             raise ReadOnlyDisk(f"{what} cannot be written: {folder} is read-only ({error})") from error
         raise
+
+
+def _error_number(error: Exception) -> int | None:
+    """The system's number of an error; what safetensors raises has it in its text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(told[1]) if told else None
 
 
 def check_room(folder: Path, needed_bytes: int, what: str) -> None:

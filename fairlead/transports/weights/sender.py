@@ -17,6 +17,8 @@ from fairlead.transports.weights.shelf import OpenShard, Shelf
 from fairlead.v1 import weight_service_pb2 as pb
 
 _RETRY_SECONDS = 0.2
+_BLOCK_BYTES = 4 << 20
+"""Read at a time: a hop to another thread for every message would cost more than the reading."""
 
 
 class Sender:
@@ -70,14 +72,16 @@ class Sender:
                 there = await shard.progress.wait_beyond(offset, timeout_seconds=self._patience_seconds)
                 if there <= offset:
                     raise Unavailable(f"the fetch of this shard stands at {there} bytes here")
-            length = min(self._chunk_bytes, end - offset, there - offset)
-            await self._pace.take(length)
-            data = await asyncio.to_thread(os.pread, shard.descriptor, length, offset)
-            if len(data) < length:
-                raise Unavailable(f"the shard ends at {offset + len(data)} bytes of {shard.size_bytes} here")
-            self._counts.sent_bytes.inc(length)
+            length = min(_BLOCK_BYTES, end - offset, there - offset)
+            block = memoryview(await asyncio.to_thread(os.pread, shard.descriptor, length, offset))
+            if len(block) < length:
+                raise Unavailable(f"the shard ends at {offset + len(block)} bytes of {shard.size_bytes} here")
+            for begin in range(0, length, self._chunk_bytes):
+                chunk = bytes(block[begin : begin + self._chunk_bytes])
+                await self._pace.take(len(chunk))
+                self._counts.sent_bytes.inc(len(chunk))
+                yield chunk
             offset += length
-            yield data
 
 
 class _Pace:

@@ -1,0 +1,57 @@
+"""A policy replica without a model, for benchmarks: fetches when a line comes on its input, and relays."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from fairlead import metrics
+from fairlead.config.observe import ObserveSection
+from fairlead.config.weights import WeightsSection
+from fairlead.transports.weights.cache import WeightCache
+from fairlead.transports.weights.grpc import GrpcWeightStore
+from fairlead.transports.weights.sender import Sender
+from services.policy.relay_servicer import SERVICE_NAME, RelayServicer
+from services.runtime.server import ModelServer
+
+
+async def run(origin: str, cache: Path, bytes_per_second: int) -> None:
+    """Answers `fetch` with the seconds that it took, and `forget` by an empty cache."""
+    section = WeightsSection(
+        addresses=(origin,), bind="127.0.0.1:0", max_send_bytes_per_second=bytes_per_second
+    )
+    counts = metrics.Weights()
+    async with ModelServer("weights", section, ObserveSection(metrics_port=-1)) as server:
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            if line.strip() == "start":
+                shutil.rmtree(cache, ignore_errors=True)
+                held = WeightCache(cache, keep=2).__enter__()
+                store = GrpcWeightStore(section, held, counts)
+                # One that starts again and again would be sent to what it was before.
+                if bytes_per_second and not server.address:
+                    servicer = RelayServicer(Sender(held, section, counts))
+                    store.relay_address = await server.start(servicer.add_to, [SERVICE_NAME])
+                await store.latest()
+                answer: dict[str, float] = {}
+            else:
+                manifest = await store.latest()
+                assert manifest is not None
+                start = time.perf_counter()
+                await store.fetch(manifest)
+                answer = {"seconds": time.perf_counter() - start}
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("origin")
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("bytes_per_second", type=int)
+    options = parser.parse_args()
+    asyncio.run(run(options.origin, options.cache, options.bytes_per_second))
