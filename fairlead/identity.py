@@ -116,9 +116,8 @@ class Identity:
         self._on_failure = on_failure
         self._lock = threading.Lock()
         self._states = _states(section)
-        self._pems = _read(section)
+        self._pems, self._context = _read(section)
         self._generation = 1
-        self._context: tuple[int, ssl.SSLContext] | None = None
 
     @property
     def generation(self) -> int:
@@ -155,10 +154,12 @@ class Identity:
 
     def server_context(self) -> ssl.SSLContext:
         """Of an HTTP server; every handshake takes the files as they are then."""
-        context = self._fresh_context()
+        self._current()
+        context = self._context
 
         def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-            connection.context = self._fresh_context()
+            self._current()
+            connection.context = self._context
 
         context.sni_callback = renew
         return context
@@ -171,14 +172,6 @@ class Identity:
             context.load_cert_chain(self._section.certificate, self._section.key, password="")
         return context
 
-    def _fresh_context(self) -> ssl.SSLContext:
-        generation, pems = self._current()
-        with self._lock:
-            if self._context is None or self._context[0] != generation:
-                context = _ssl_context(self._section, pems)
-                self._context = (generation, context)
-            return self._context[1]
-
     def _current(self) -> tuple[int, Pems]:
         with self._lock:
             states = _states(self._section)
@@ -186,7 +179,7 @@ class Identity:
                 # Before they are read: what is written meanwhile is another change.
                 self._states = states
                 try:
-                    self._pems = _read(self._section)
+                    self._pems, self._context = _read(self._section)
                 except ConfigError as error:
                     logger.error("the TLS identity stays as it was: %s", error)
                     if self._on_failure is not None:
@@ -199,8 +192,8 @@ class Identity:
             return self._generation, self._pems
 
 
-def _read(section: TlsFiles) -> Pems:
-    """The files, all of one moment, checked.
+def _read(section: TlsFiles) -> tuple[Pems, ssl.SSLContext]:
+    """The files, all of one moment, checked, and a server's context made of them.
 
     Raises:
         ConfigError: naming the file, and never its content.
@@ -212,9 +205,9 @@ def _read(section: TlsFiles) -> Pems:
             key=_content("tls.key", section.key),
             ca=_content("tls.ca", section.ca) or None,
         )
-        _ssl_context(section, found)
+        context = _ssl_context(section, found)
         if _states(section) == before:
-            return found
+            return found, context
     raise ConfigError("tls.certificate", got="files that change all the time", allowed="files that stay")
 
 
