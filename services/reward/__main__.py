@@ -18,7 +18,7 @@ from services.reward.model_watcher import ModelWatcher
 from services.reward.scoring import Scoring
 from services.reward.swapping import SwappingScoring
 from services.runtime import process
-from services.runtime.server import ModelServer
+from services.runtime.server import ModelServer, Stopped
 
 
 async def run(config: RunConfig) -> None:
@@ -33,6 +33,8 @@ async def run(config: RunConfig) -> None:
             await _start(config, server, scoring)
             server.set_ready(True)
             await server.run_until_stopped()
+        if scoring.left_loading:
+            raise Stopped
 
 
 async def _start(config: RunConfig, server: ModelServer, scoring: Scoring) -> None:

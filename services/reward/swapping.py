@@ -18,10 +18,11 @@ from typing import Self, TypeVar, Unpack
 
 from fairlead import metrics
 from fairlead.config.reward import RewardSection
-from fairlead.errors import InvalidInput, NotFound
+from fairlead.errors import InvalidInput, NotFound, Unavailable
 from fairlead.types import RewardInfo, ScoreItem, Scores, ServedReward
 from services.reward.loaded import Load, LoadedModel
 from services.reward.scoring import ScoreOptions
+from services.runtime.server import Stopped
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -37,8 +38,12 @@ class SwappingScoring:
         *,
         batcher_metrics: metrics.Batcher,
         counts: metrics.Reward,
+        load: Load,
     ) -> None:
         """See `open`."""
+        self._load_in_thread = load
+        self.left_loading = False
+        """Whether a thread still loads a model that nobody waits for, as the process was told to stop."""
         self._current = current
         self._canary: LoadedModel | None = None
         self._share = 0.0
@@ -63,7 +68,7 @@ class SwappingScoring:
             section: limits and ways of reading, the same for all models.
             batcher_metrics: of all batchers together.
             counts: of swaps and of the canary's traffic.
-            load: runs the slow part.
+            load: runs the slow part, of later models too; raises Stopped when the process shall end.
 
         Raises:
             ModelLoadError: as `LoadedModel.load`.
@@ -71,7 +76,7 @@ class SwappingScoring:
         current = await LoadedModel.load(
             path, section, counts=batcher_metrics, reward_counts=counts, load=load
         )
-        return cls(current, section, batcher_metrics=batcher_metrics, counts=counts)
+        return cls(current, section, batcher_metrics=batcher_metrics, counts=counts, load=load)
 
     async def __aenter__(self) -> Self:
         return self
@@ -186,8 +191,15 @@ class SwappingScoring:
         async with self._changing:
             try:
                 model = await LoadedModel.load(
-                    path, self._section, counts=self._batcher_metrics, reward_counts=self._counts
+                    path,
+                    self._section,
+                    counts=self._batcher_metrics,
+                    reward_counts=self._counts,
+                    load=self._load_in_thread,
                 )
+            except Stopped:
+                self.left_loading = True
+                raise Unavailable("the service is stopping") from None
             except BaseException:
                 self._counts.load_failures.inc()
                 raise

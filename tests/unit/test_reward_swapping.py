@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 import shutil
+import threading
 import weakref
 
 import pytest
@@ -15,13 +16,24 @@ from safetensors.torch import load_file, save_file
 
 from fairlead import metrics
 from fairlead.clients import AsyncRewardAdminClient, AsyncRewardClient
+from fairlead.config.observe import ObserveSection
 from fairlead.config.reward import RewardSection
-from fairlead.errors import InvalidInput, ModelLoadError, NotFound, PermissionDenied, Unauthenticated
+from fairlead.errors import (
+    InvalidInput,
+    ModelLoadError,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
 from fairlead.retry import RetryPolicy
 from fairlead.types import TokenPair
+from services.reward import loaded
+from services.reward.dialects import Dialects
 from services.reward.loaded import LoadedModel
 from services.reward.scorer import RewardScorer
 from services.reward.swapping import SwappingScoring
+from services.runtime.server import ModelServer
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.inference_requests import tokens_of
 from tests.unit.keys_world import Keys
@@ -322,3 +334,40 @@ async def test_where_keys_are_asked_for_the_scope_admin_replaces_models(models, 
         async with AsyncRewardAdminClient(world.address, retry=ONCE, api_key=operator) as admin:
             (served,) = await admin.load(str(models[1]))
         assert served.info.model.model_id == str(models[1])
+
+
+async def test_a_stop_does_not_wait_for_a_model_that_loads(models):
+    """The thread that loads is left behind, and the process must end without waiting for it."""
+    registry = CollectorRegistry()
+    section = RewardSection(path=str(models[0]), bind="127.0.0.1:0", device="cpu", allow_reload="always")
+    began, ends = threading.Event(), threading.Event()
+
+    def slow(path: str, section: RewardSection, counts: metrics.Reward | None) -> RewardScorer:
+        began.set()
+        assert ends.wait(60)
+        return RewardScorer(path, section)
+
+    async with ModelServer("reward", section, ObserveSection(), registry=registry) as server:
+        scoring = await SwappingScoring.open(
+            section.path,
+            section,
+            batcher_metrics=metrics.Batcher(registry),
+            counts=metrics.Reward(registry),
+            load=server.load,
+        )
+        async with scoring:
+            dialects = Dialects(scoring, section, asks_for_keys=False, ready=lambda: server.ready)
+            address = await server.start(dialects.add_to, dialects.names)
+            server.set_ready(True)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(loaded, "_scorer", slow)
+                async with AsyncRewardAdminClient(address, retry=ONCE) as admin:
+                    loading = asyncio.create_task(admin.load(str(models[1])))
+                    await until(began.is_set)
+                    server.stop()
+                    with pytest.raises(Unavailable, match="stopping"):
+                        await loading
+            await server.run_until_stopped()
+        assert scoring.left_loading
+        assert not ends.is_set()
+    ends.set()
