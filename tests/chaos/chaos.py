@@ -25,7 +25,12 @@ logger = logging.getLogger(__name__)
 
 _STUCK_SECONDS = 180.0
 _LOOK_SECONDS = 0.05
-_SETTINGS = {"policy.replicas": 2, "rollout_worker.replicas": 2, "local.max_restarts": 1000}
+_SETTINGS = {
+    "policy.replicas": 2,
+    "rollout_worker.replicas": 2,
+    "local.max_restarts": 1000,
+    "local.hung_seconds": 15.0,
+}
 
 
 class Stuck(Exception):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 LONGEST_PAUSE_SECONDS = 6.0
 LATENCY_SECONDS = 2.0
 
-PROCESS_FAULTS = ("kill", "pause")
-"""SIGKILL; SIGSTOP, and SIGCONT after a while."""
+PROCESS_FAULTS = ("kill", "pause", "hang")
+"""SIGKILL; SIGSTOP, and SIGCONT after a while; SIGSTOP until its supervisor finds out and kills it."""
 LINK_FAULTS = ("cut", "stall", "latency", "bandwidth")
 """Of the connection between two processes."""
 
@@ -53,6 +53,7 @@ def schedule(
     weights: Mapping[str, float] = {
         "kill": 5,
         "pause": 4,
+        "hang": 1,
         "cut": 2,
         "stall": 1,
         "latency": 2,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import redis
 
-from fairlead.audit import audit
-from fairlead.config import RunConfig, RunFolder, load
+from fairlead.config import RunConfig, RunFolder
 from fairlead.local import table, valkey
-from fairlead.transports.rollouts.redis_observer import look
 from tests.chaos.injector import Strike
 from tests.integration.ppo_run import account, left_over
 
@@ -44,51 +44,49 @@ class Findings:
 
 
 def judge(config: RunConfig, strikes: Sequence[Strike], *, seed: int) -> Findings:
-    """Looks at a run that has ended."""
+    """Looks at a run that has ended: by `fairlead audit`, and by a count of our own beside it."""
     folder, bound = config.folder, config.ppo.max_staleness
     found = Findings(seed, len(strikes), tasks=config.ppo.updates * config.ppo.batch_size)
-    times = account(folder)
-    found.lost = sum(task not in times for task in range(found.tasks))
-    found.duplicated = sum(times.values()) - len(times)
     lines = _trained(folder)
-    found.max_staleness_seen = max((_staleness(line) for line in lines), default=0)
     found.recovery_seconds = _recoveries(strikes, lines)
-    if found.lost or found.duplicated or set(times) - set(range(found.tasks)):
-        found.problems.append(f"{found.lost} tasks lost, {found.duplicated} doubled")
-    if found.max_staleness_seen > bound:
+    with valkey.running(folder.redis) as server:
+        report = _audit(folder, server.url, found)
+        found.problems += _left(folder, server.url)
+    found.lost, found.duplicated = len(report["lost"]), len(report["duplicated"])
+    found.dead, found.max_staleness_seen = report["dead"], report["max_staleness_seen"]
+    times = account(folder)
+    if times != dict.fromkeys(range(found.tasks), 1) or report["trained"] + found.dead != found.tasks:
+        found.problems.append(f"{len(times)} tasks counted {sum(times.values())} times, of {found.tasks}")
+    if max(found.max_staleness_seen, *map(_staleness, lines)) > bound:
         found.problems.append(f"staleness {found.max_staleness_seen}, at most {bound} is allowed")
-    result = json.loads(folder.result("ppo").read_text())
-    found.dead = result["dead_letters"]
-    told = {name: result[name] for name in ("updates", "tasks_lost", "tasks_duplicated", "tasks_dispatched")}
-    if told != {
-        "updates": config.ppo.updates,
-        "tasks_lost": 0,
-        "tasks_duplicated": 0,
-        "tasks_dispatched": found.tasks,
-    }:
-        found.problems.append(f"the result says {told}")
-    found.problems += _left(folder)
     return found
 
 
-def _left(folder: RunFolder) -> list[str]:
+def _audit(folder: RunFolder, redis_url: str, found: Findings) -> dict[str, Any]:
+    """What `fairlead audit` says, as a person would ask it."""
+    command = [sys.executable, "-m", "fairlead.cli", "audit", str(folder.root), "--json"]
+    told = subprocess.run(
+        [*command, "--redis-url", redis_url], check=False, capture_output=True, text=True, timeout=120
+    )
+    if told.returncode not in (0, 1):
+        raise RuntimeError(f"fairlead audit: {told.stderr}")
+    report: dict[str, Any] = json.loads(told.stdout)
+    if told.returncode:
+        found.problems.append(f"fairlead audit: {report['findings']}")
+    if not report["ended"] or report["queue"] is None:
+        found.problems.append(f"fairlead audit saw no end, or no queue: {report}")
+    return report
+
+
+def _left(folder: RunFolder, redis_url: str) -> list[str]:
     """Processes and entries of the queue that should not be there any more."""
     problems = [f"left running: {line}" for line in left_over(folder)]
     problems += [f"in the table: {name}" for name in table.read(folder.processes)]
-    with valkey.running(folder.redis) as server, redis.Redis.from_url(server.url) as client:
-        problems += _audit(folder, server.url)
+    with redis.Redis.from_url(redis_url) as client:
         outcomes = client.xlen("fairlead:{tiny}:rollouts")
         if outcomes or client.exists("fairlead:{tiny}:outstanding"):
             problems.append(f"left in the queue: {outcomes} outcomes, or tasks under way")
     return problems
-
-
-def _audit(folder: RunFolder, redis_url: str) -> list[str]:
-    """Rules that `fairlead audit` finds broken."""
-    config = load(folder.config)
-    section = config.queue.model_copy(update={"redis_url": redis_url})
-    report, _ = audit(folder, look=lambda: look(section, run=config.name))
-    return [f"audit: {one.kind}: {one.words}" for one in report.findings if one.is_error]
 
 
 def _trained(folder: RunFolder) -> list[dict[str, Any]]:

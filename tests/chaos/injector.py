@@ -59,6 +59,8 @@ class Injector:
         elif fault.kind == "pause":
             pid = self._signal(fault.target, signal.SIGSTOP)
             self._later(fault.seconds, lambda: _continue(pid))
+        elif fault.kind == "hang":
+            self._signal(fault.target, signal.SIGSTOP)
         elif fault.kind == "forget":
             await self._forget()
         else:
