@@ -49,9 +49,11 @@ def judge(config: RunConfig, strikes: Sequence[Strike], *, seed: int) -> Finding
     found = Findings(seed, len(strikes), tasks=config.ppo.updates * config.ppo.batch_size)
     lines = _trained(folder)
     found.recovery_seconds = _recoveries(strikes, lines)
+    found.problems += [f"left running: {line}" for line in left_over(folder)]
+    found.problems += [f"in the table: {name}" for name in table.read(folder.processes)]
     with valkey.running(folder.redis) as server:
         report = _audit(folder, server.url, found)
-        found.problems += _left(folder, server.url)
+        found.problems += _left(server.url)
     found.lost, found.duplicated = len(report["lost"]), len(report["duplicated"])
     found.dead, found.max_staleness_seen = report["dead"], report["max_staleness_seen"]
     times = account(folder)
@@ -78,15 +80,13 @@ def _audit(folder: RunFolder, redis_url: str, found: Findings) -> dict[str, Any]
     return report
 
 
-def _left(folder: RunFolder, redis_url: str) -> list[str]:
-    """Processes and entries of the queue that should not be there any more."""
-    problems = [f"left running: {line}" for line in left_over(folder)]
-    problems += [f"in the table: {name}" for name in table.read(folder.processes)]
+def _left(redis_url: str) -> list[str]:
+    """What should not be in the queue any more."""
     with redis.Redis.from_url(redis_url) as client:
         outcomes = client.xlen("fairlead:{tiny}:rollouts")
         if outcomes or client.exists("fairlead:{tiny}:outstanding"):
-            problems.append(f"left in the queue: {outcomes} outcomes, or tasks under way")
-    return problems
+            return [f"left in the queue: {outcomes} outcomes, or tasks under way"]
+    return []
 
 
 def _trained(folder: RunFolder) -> list[dict[str, Any]]:
