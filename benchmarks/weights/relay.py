@@ -15,7 +15,7 @@ from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
 
 REPLICAS = 8
-MEBIBYTES, MEBIBYTES_PER_SECOND = 128, 24
+MEBIBYTES, MEBIBYTES_PER_SECOND = 64, 8
 """Slow enough that eight senders at once do not need the CPUs whole."""
 AT_MOST = 2.0
 

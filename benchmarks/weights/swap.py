@@ -27,7 +27,7 @@ from services.policy.hf_engine import EngineLimits, HfEngine
 from services.policy.replacement import Replacement
 from trainer.ppo.actor_critic import unique_tensors
 
-SEQUENCES, SWAPS, STEPS_BETWEEN = 8, 30, 12
+SEQUENCES, SWAPS, STEPS_BETWEEN = 8, 20, 10
 POSITIONS = 1_024
 
 
