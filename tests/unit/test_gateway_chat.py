@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.cli.score import _entry
 from fairlead.clients import AsyncPolicyClient
 from fairlead.config.gateway import GatewaySection
 from fairlead.data import prompts
 from fairlead.data.chat import Chat
 from fairlead.data.encoding import encode_prompt
 from fairlead.data.lines import Line
+from fairlead.data.scorable import scorable
 from fairlead.errors import ConfigError
 from fairlead.types import Completion, FinishReason, Message, SamplingParams
 from services.gateway.exchange_log import ExchangeLog
@@ -189,7 +189,7 @@ async def test_exchanges_are_kept_as_lines_that_the_project_reads(http: Gateway,
     line = Line("chat.jsonl", 1, first)
     turns = tuple(Message(**turn) for turn in TURNS)
     assert prompts.prompt(line) == Chat(turns)
-    assert [(item.messages, item.response) for item in _entry(line).items] == [
+    assert [(item.messages, item.response) for item in scorable(line).items] == [
         (turns, one["text"]) for one in first["responses"]
     ]
     assert path.stat().st_mode & 0o777 == 0o600

@@ -24,6 +24,7 @@ from fairlead.v1 import policy_service_pb2 as pb
 from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
 from fairlead.v1 import tokens_pb2
 from services.policy.hf_engine import EngineLimits, HfEngine
+from services.policy.prompts import encode
 from services.policy.servicer import SERVICE_NAME, PolicyServicer
 from services.runtime.server import ModelServer
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm
@@ -66,7 +67,7 @@ async def service(model_folder: str) -> AsyncIterator[Service]:
     async with ModelServer("policy", SECTION, ObserveSection(), registry=registry) as server:
         wanted: list[WeightVersion] = []
         servicer = PolicyServicer(
-            engine, SECTION, encode=lambda text: encode_prompt(tokenizer, text), wanted=wanted.append
+            engine, SECTION, encode=lambda prompt: encode(tokenizer, prompt), wanted=wanted.append
         )
         address = await server.start(servicer.add_to, [SERVICE_NAME])
         async with aio.insecure_channel(address) as channel:
@@ -84,8 +85,14 @@ def tokens(*ids: int) -> tokens_pb2.TokenSequence:
     return tokens_pb2.TokenSequence(token_ids=ids)
 
 
+def talk(*turns: tuple[str, str]) -> tokens_pb2.Conversation:
+    return tokens_pb2.Conversation(
+        messages=[tokens_pb2.Message(role=role, content=content) for role, content in turns]
+    )
+
+
 def request(**fields: Any) -> pb.GenerateRequest:
-    if "text" not in fields:
+    if not {"text", "conversation"} & set(fields):
         fields.setdefault("tokens", tokens(1, 5, 6))
     return pb.GenerateRequest(**({"sampling": sampling(), "num_samples": 1} | fields))
 
@@ -120,6 +127,27 @@ BAD: dict[str, tuple[pb.GenerateRequest, str]] = {
     "5 MB text": (
         request(text="x" * 5_000_000),
         "text: got '5000000 bytes', allowed: at most 1048576 bytes of UTF-8",
+    ),
+    "no turns": (
+        request(conversation=talk()),
+        "conversation.messages: got '0 turns', allowed: from 1 to 4096",
+    ),
+    "unknown role": (
+        request(conversation=talk(("user", "w1"), ("tool", "w2"))),
+        "conversation.messages[1]: got \"role 'tool'\", allowed: one of system, user, assistant",
+    ),
+    "the assistant last": (
+        request(conversation=talk(("user", "w1"), ("assistant", "w2"))),
+        'conversation.messages[1]: got "the assistant\'s turn", allowed: a last turn to answer',
+    ),
+    "5 MB of turns": (
+        request(conversation=talk(("user", "x" * 2_500_000), ("user", "x" * 2_500_000))),
+        "conversation.messages: got '5000000 bytes', allowed: at most 1048576 bytes of UTF-8",
+    ),
+    "turns without a template": (
+        request(conversation=talk(("system", "w1"), ("user", "w2"))),
+        "conversation.messages: got 'turns of system, user', allowed: one turn of the user, with a text: "
+        "this policy has no chat template",
     ),
     "n = 0": (request(num_samples=0), "num_samples: got 0, allowed: from 1 to 8"),
     "n = -1": (request(num_samples=-1), "num_samples: got -1, allowed: from 1 to 8"),

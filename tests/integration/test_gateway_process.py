@@ -1,0 +1,91 @@
+"""`python -m services.gateway` as a process: what it says of mistakes, and how it drains on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
+from tests.gateway_world import ask
+from tests.service_process import Starter
+from tests.unit.reward_world import until
+from tests.unit.rpc_world import Replica, serving
+
+
+@pytest.fixture
+def start(tmp_path):
+    found = Starter(tmp_path)
+    yield found
+    found.stop()
+
+
+async def test_on_sigterm_readiness_goes_first_and_what_runs_finishes(start: Starter):
+    release = asyncio.Event()
+
+    async def wait(_: int) -> None:
+        await release.wait()
+
+    reward = Replica("judge-1", wait)
+    add = pb_grpc.add_RewardServiceServicer_to_server
+    async with serving(reward, add=add) as address:
+        process = start("gateway", None, **{"reward.addresses": f'["{address}"]'})
+        await asyncio.to_thread(process.wait_for, "/readyz")
+        body = {"query": ["w1"]}
+        held = asyncio.create_task(asyncio.to_thread(ask, process.address, "POST", "/get_reward", body))
+        await until(lambda: reward.calls == 1)
+        process.popen.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            while (await asyncio.to_thread(process.get, "/readyz"))[0] != 503:  # noqa: ASYNC110 - a process
+                await asyncio.sleep(0.01)
+        assert (await asyncio.to_thread(process.get, "/healthz"))[0] == 200
+        assert process.popen.poll() is None, "somebody still waits"
+        release.set()
+        assert (await held).json["rewards"] == [1.0]
+        assert await asyncio.to_thread(process.popen.wait, 20) == 0
+        log = process.log.read_text()
+        assert "gateway drains" in log
+        assert "gateway stopped" in log
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "gateway: reward.addresses: got ('127.0.0.1:0',), allowed: where the reward service is"),
+        (("gateway.bind=nowhere",), "gateway: gateway.bind: got 'nowhere', allowed: host:port to listen on"),
+        (
+            ("gateway.bind=TAKEN",),
+            "(Address already in use)', allowed: host:port that is free on this machine",
+        ),
+        (
+            ('reward.addresses=["127.0.0.1:5002"]', "gateway.chat_log=/proc/no/log"),
+            "gateway: gateway.chat_log: got '/proc/no/log (",
+        ),
+    ],
+)
+def test_a_mistake_ends_it_with_a_sentence_and_2(flags: tuple[str, ...], said: str):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        arguments = [part for flag in flags for part in ("--set", flag.replace("TAKEN", place))]
+        done = subprocess.run(
+            [sys.executable, "-m", "services.gateway", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_it_starts_without_torch():
+    code = "import sys, services.gateway.__main__; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
