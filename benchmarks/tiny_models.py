@@ -47,9 +47,9 @@ def save(folder: Path, shape: LlamaConfig, *, reward: bool) -> Path:
     model = (LlamaForSequenceClassification if reward else LlamaForCausalLM)(shape)
     model.save_pretrained(folder)
     words = {"<pad>": PAD, "<s>": BOS, "</s>": EOS} | {f"w{i}": i for i in range(3, shape.vocab_size)}
-    definition = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    definition = Tokenizer(models.WordLevel(words, unk_token="</s>"))
     definition.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
-        tokenizer_object=definition, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="w3"
+        tokenizer_object=definition, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="</s>"
     ).save_pretrained(folder)
     return folder

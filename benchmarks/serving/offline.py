@@ -21,6 +21,7 @@ from benchmarks.serving import workload
 from fairlead.config.reward import RewardSection
 from services.reward.encoded import Encoded
 from services.reward.scorer import RewardScorer
+from services.runtime.allocator import keep_freed_memory
 
 BUDGETS = (512, 2_048, 8_192)
 """Tokens of a batch; the best of them is told."""
@@ -28,6 +29,7 @@ BUDGETS = (512, 2_048, 8_192)
 
 def main(path: str) -> None:
     """Answers until standard input ends."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     scorer = RewardScorer(path, RewardSection(device="cpu", share_prompts=False))
     sharing = RewardScorer(path, RewardSection(device="cpu", prefix_cache_bytes=0))

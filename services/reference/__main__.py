@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fairlead import metrics
 from fairlead.config import RunConfig
-from services.runtime import process
+from services.runtime import allocator, process
 from services.runtime.batching import MicroBatcher
 from services.runtime.server import ModelServer
 
@@ -27,6 +27,7 @@ def _load(config: RunConfig) -> ReferenceScorer:
 
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
+    allocator.keep_freed_memory()
     async with ModelServer(
         "reference", config.reference, config.observe, keys=config.keys, tls=config.tls
     ) as server:

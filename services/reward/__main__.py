@@ -17,12 +17,13 @@ from services.reward.dialects import Dialects
 from services.reward.model_watcher import ModelWatcher
 from services.reward.scoring import Scoring
 from services.reward.swapping import SwappingScoring
-from services.runtime import process
+from services.runtime import allocator, process
 from services.runtime.server import ModelServer, Stopped
 
 
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
+    allocator.keep_freed_memory()
     async with ModelServer(
         "reward", config.reward, config.observe, keys=config.keys, tls=config.tls
     ) as server:

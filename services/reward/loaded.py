@@ -17,6 +17,7 @@ from fairlead.config.reward import RewardSection
 from fairlead.errors import InternalError, InvalidInput, ModelLoadError
 from fairlead.types import RewardInfo, ScoreItem, Scores, TextPair, TokenPair
 from services.reward.scoring import LocalScoring, ScoreOptions
+from services.runtime import allocator
 from services.runtime.batching import MicroBatcher
 
 if TYPE_CHECKING:
@@ -144,5 +145,6 @@ def _free() -> None:
 
     # Modules of transformers refer to themselves in circles.
     gc.collect()
+    allocator.give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -26,6 +26,9 @@ NAME = "fairlead_segments"
 """What transformers knows our attention by."""
 _GROUPED = 64
 """Segments up to this length run several at a time, padded: a call costs more than their padding does."""
+_ROUND = 8
+"""Rows come in multiples of it, the last ones unread: oneDNN compiles a kernel for every number of rows that
+it has not seen, which takes as long as computing some ten of them."""
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "sinks", "indexer")
 """Variants of attention that are not ours."""
 
@@ -62,7 +65,7 @@ class Work:
             self._keep(keep, layer, key, value)
         repeats = query.shape[1] // key.shape[1]
         key, value = _repeated(key, repeats), _repeated(value, repeats)
-        found = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+        found = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
         for rows_GL, real_GL in self.groups:
             self._group(rows_GL, real_GL, (query, key, value), scale, found)
         for segment in self.squares:
@@ -188,8 +191,10 @@ def _computing(work: Work, model: RewardModel) -> Iterator[None]:
 def scores(model: RewardModel, work: Work) -> Tensor:
     """float32 [sequences of the plan]; what is kept of it is in `work.kept` afterwards."""
     device = model.device
-    ids_1N = torch.from_numpy(work.plan.ids)[None].to(device)
-    positions_1N = torch.from_numpy(work.plan.positions)[None].to(device)
+    ids_1N, positions_1N = (
+        F.pad(torch.from_numpy(rows), (0, -len(rows) % _ROUND))[None].to(device)
+        for rows in (work.plan.ids, work.plan.positions)
+    )
     with _computing(work, model):
         hidden_NH: Tensor = model.body(input_ids=ids_1N, position_ids=positions_1N, use_cache=False)[0][0]
     rows = torch.tensor(work.plan.last_rows, device=device)
