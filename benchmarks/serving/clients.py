@@ -190,8 +190,7 @@ class Http(Dialect):
                 content = json.loads(await reader.readexactly(length))
                 if " 200 " not in head.splitlines()[0]:
                     raise RuntimeError(f"{head.splitlines()[0]}: {content}")
-                rewards: list[float] = content[self._rewards]
-                return rewards
+                return [one["reward"] if isinstance(one, dict) else one for one in content[self._rewards]]
 
             return send
 
