@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import redis
+from typer.testing import CliRunner
 
 from fairlead.audit import audit
+from fairlead.cli.main import app
 from fairlead.local import valkey
 from fairlead.transports.rollouts.redis import RedisTrainerQueue
 from fairlead.transports.rollouts.redis_observer import look
@@ -39,6 +41,14 @@ def test_a_run_of_an_earlier_release_goes_on(release: str, tmp_path: Path) -> No
         assert (report.tasks, report.trained, report.dead, report.open) == (48, 39, 1, 8)
         assert report.queue is not None
         assert (report.queue["in_flight"], report.queue["outcomes"]) == (4, 12)
+        command = ["audit", str(config.folder.root), "--redis-url", server.url]
+        told = CliRunner().invoke(app, command)
+        assert (told.exit_code, "0 waiting, 4 in flight, 12 outcomes" in told.output) == (0, True)
+        life = json.loads(CliRunner().invoke(app, [*command, "--task", "45", "--json"]).output)["life"]
+        assert [moment["what"] for moment in life][1:] == [
+            "now: sending 1.1, delivery 1, held by w",
+            "now: open",
+        ]
 
         world = World(
             kept / "model",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -24,6 +25,14 @@ from fairlead.local.valkey import ValkeyServer
 from fairlead.transports.rollouts.keys import Keys
 from tests.bare_run import BATCH, RUN, BareRun, Workers
 from trainer.ppo.tenure import Tenure
+
+
+class Killed(BaseException):
+    """Ends a trainer between two updates."""
+
+
+def die() -> None:
+    raise Killed
 
 
 class Server:
@@ -189,13 +198,7 @@ def test_a_trainer_that_was_overtaken_while_it_read_its_checkpoint_leaves_no_tra
 def test_the_newest_checkpoint_is_damaged_after_its_outcomes_were_deleted(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Killed(BaseException):
-        """Ends a trainer between two updates."""
-
     run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=1)
-
-    def die() -> None:
-        raise Killed
 
     with Workers(run):
         with pytest.raises(Killed):
@@ -223,3 +226,32 @@ def test_everything_is_lost_again_and_again(tmp_path: Path, server: Server) -> N
         counts = run.train(lambda done: client.flushall() if done % 3 == 1 else None)
         run.check(counts)
     client.close()
+
+
+def test_the_audit_is_clean_at_every_moment_of_a_run(tmp_path: Path, server: Server) -> None:
+    """It looks on, over and over, while trainers work, die and take over."""
+    run = BareRun(tmp_path / "run", server.prepared.url, updates=24, max_staleness=1)
+    over, reports = threading.Event(), []
+
+    def look_on() -> None:
+        while not over.is_set():
+            reports.append(run.audited())
+
+    with Workers(run):
+        with pytest.raises(Killed):
+            run.train(at(1, die))
+        watcher = threading.Thread(target=look_on)
+        watcher.start()
+        try:
+            for update in (8, 16):
+                with pytest.raises(Killed):
+                    run.train(at(update, die))
+            counts = run.train()
+        finally:
+            over.set()
+            watcher.join()
+        run.check(counts)
+    assert len(reports) > 5
+    assert {report.ended for report in reports[:-1]} == {False}
+    assert [report.findings for report in reports if not report.is_clean] == []
+    assert sorted({report.updates for report in reports}) == [*dict.fromkeys(r.updates for r in reports)]

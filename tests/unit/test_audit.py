@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from fairlead.audit import audit
 from fairlead.audit.snapshot import Terms
 from fairlead.cli.main import app
+from fairlead.transports.rollouts.base import Sending
+from fairlead.transports.rollouts.redis_observer import QueueContents, QueuedOutcome, QueuedPrompt
 from tests.unit.audit_world import BATCH, MadeRun
 
 
@@ -280,6 +282,52 @@ def test_a_run_that_a_guard_ended_gives_up_what_was_under_way(tmp_path: Path) ->
     report, _ = audit(made.write())
     assert report.findings == ()
     assert (report.given_up, report.updates, report.trained, report.void) == (True, 6, 23, 12)
+
+
+def test_a_trainer_that_takes_over_while_all_is_read_makes_it_be_read_again(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    folder = made.write()
+    looks = []
+
+    def look() -> QueueContents:
+        """After the checkpoints were read, and before the journal."""
+        looks.append(len(looks))
+        if len(looks) == 1:
+            made.incarnation(3, resumed_from=8, until=10)
+            made.write()
+        return QueueContents(incarnation=3, prompts=(), outcomes=(), failures={})
+
+    report, _ = audit(folder, look=look)
+    assert looks == [0, 1]
+    assert report.findings == ()
+    assert (report.checkpoint, report.trained, len(report.incarnations)) == ("3-10", 38, 3)
+
+
+def test_an_open_task_that_the_queue_lost_is_worth_knowing_and_no_error(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.checkpoint(2, 8)
+    state = made.folder.checkpoints / "2-8" / "state.json"
+    made.event("sent", 2, 8, tasks=[[32, 35]])
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"cursor": 36}))
+    made.sign(2, 8)
+    held = QueuedPrompt("1-1", 33, Sending(2, 1), True, "w", 1, 0.5, False)
+    closed = QueuedPrompt("1-2", 34, Sending(1, 1), False, "w", 1, 0.5, False)
+    waits = QueuedOutcome("1-3", 35, Sending(2, 1), 100)
+    contents = QueueContents(incarnation=2, prompts=(held, closed), outcomes=(waits,), failures={33: 0})
+    report, history = audit(made.write(), look=lambda: contents)
+    assert report.is_clean
+    [finding] = report.findings
+    assert (finding.kind, finding.tasks) == ("to_be_resent", (32, 34))
+    assert [moment.words for moment in history.life(34)] == [
+        "sent by incarnation 2 after update 8",
+        "now: sending 1.1, closed, delivery 1, held by w",
+        "now: open",
+    ]
+    stranger = QueueContents(incarnation=7, prompts=(held, closed), outcomes=(waits,), failures={})
+    report, _ = audit(made.write(), look=lambda: stranger)
+    assert [finding.words for finding in report.findings if finding.is_error] == [
+        "incarnation 7 holds the queue's fence and has no claim in this folder"
+    ]
 
 
 def test_a_life_is_told_in_order(tmp_path: Path) -> None:

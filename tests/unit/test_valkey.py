@@ -110,3 +110,11 @@ def test_without_a_binary_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch
         valkey.find_server()
     old.write_text("#!/bin/sh\necho 'Redis server v=7.4.1 sha=0'\n")
     assert valkey.find_server() == old
+
+
+def test_where_it_was_is_known_from_its_folder(tmp_path: Path) -> None:
+    assert valkey.last_url(tmp_path / "none") == ""
+    with valkey.running(tmp_path / "redis") as server:
+        assert valkey.last_url(tmp_path / "redis") == server.url
+    (tmp_path / "redis" / "server.conf").write_text("nonsense\n")
+    assert valkey.last_url(tmp_path / "redis") == ""
