@@ -150,14 +150,8 @@ class Replicas(Generic[_Stub]):
         self, late: Replica[_Stub], ask: Callable[[Replica[_Stub]], Awaitable[_Response]]
     ) -> Awaitable[_Response] | None:
         """The same call to the idlest other replica, if there is one and the budget allows it."""
-        now = time.monotonic()
-        others = [
-            replica
-            for replica in self._replicas
-            if replica is not late
-            and replica.state is grpc.ChannelConnectivity.READY
-            and replica.hold_until <= now
-        ]
+        ready = [r for r in self._replicas if r.state is grpc.ChannelConnectivity.READY]
+        others = [r for r in ready if r is not late and r.hold_until <= time.monotonic()]
         return ask(self._in_turn(others)) if others and self._budget.take() else None
 
     async def stream(
