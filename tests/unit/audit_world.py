@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairlead.audit import audit
 from fairlead.config import RunFolder
 
 BATCH = 4
@@ -120,3 +121,23 @@ class MadeRun:
     def line_of(self, task: int) -> dict[str, Any]:
         """The last line of a task."""
         return next(line for line in reversed(self.lines) if line["task"] == task)
+
+
+def sound(root: Path, *, max_staleness: int = 0) -> MadeRun:
+    """Eight updates by two incarnations; the first died behind update 5, its checkpoint is of 4."""
+    made = MadeRun(root, max_staleness=max_staleness, dead=frozenset({6, 30}))
+    made.incarnation(1, resumed_from=0, until=4)
+    for task in range(16, 20):
+        made.outcome(task, 1, 4)
+    made.incarnation(2, resumed_from=4, until=8)
+    return made
+
+
+def kinds(made: MadeRun, *, errors: bool = True) -> dict[str, tuple[int, ...]]:
+    report, _ = audit(made.write())
+    found: dict[str, tuple[int, ...]] = {}
+    for finding in report.findings:
+        if finding.is_error == errors:
+            found[finding.kind] = (*found.get(finding.kind, ()), *finding.tasks)
+    assert report.is_clean == (not errors or not found)
+    return found
