@@ -26,12 +26,12 @@ SHORT = {
     "scoring": "benchmarks.scoring",
     "generation": "benchmarks.generation",
     "reference": "benchmarks.reference",
-    "weights": "benchmarks.weights",
 }
 """Module of each: a function `run(settings)` that gives results by name."""
 TUNING = {"logprobs": "benchmarks.logprobs", "batching": "benchmarks.batching"}
 """They decide constants of the code, and need no repeating until that changes."""
 LONG = {
+    "weights": "benchmarks.weights",
     "overload": "benchmarks.overload",
     "stages": "benchmarks.stages",
     "services": "benchmarks.services",

@@ -38,16 +38,16 @@ def joined(run: Started, name: str, module: str, **settings: str) -> Iterator[Pr
 
 
 @pytest.mark.slow  # a dozen processes start
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(580)
 def test_services_and_workers_join_and_leave_and_no_task_is_lost(tmp_path: Path) -> None:
-    file = make(tmp_path, updates=30, max_staleness=1)
+    file = make(tmp_path, updates=20, max_staleness=1)
     addresses = {name: (free_address(), free_address()) for name in SERVICES}
     # A process that leaves would be started again at once; a minute is longer than the rest of the run.
     flags = ["--set", "local.backoff_seconds=60", "--set", "weights.transport=grpc"]
     for name, both in addresses.items():
         flags += ["--set", f"{name}.addresses={json.dumps(both)}"]
     with started(file, *flags) as run, contextlib.ExitStack() as stack:
-        run.until(lambda: run.step() >= 2, seconds=180)
+        run.until(lambda: run.step() >= 2, seconds=300)
         joining = {
             name: stack.enter_context(
                 joined(run, f"{name}-0", f"services.{name}", **{f"FAIRLEAD_{name.upper()}__BIND": both[1]})
@@ -56,16 +56,16 @@ def test_services_and_workers_join_and_leave_and_no_task_is_lost(tmp_path: Path)
         }
         joining["worker"] = stack.enter_context(joined(run, "rollout-worker-0", "services.rollout_worker"))
         for process in joining.values():
-            process.until(lambda process=process: process.get("/readyz")[0] == 200, seconds=120)
+            process.until(lambda process=process: process.get("/readyz")[0] == 200, seconds=240)
         for name in (*(f"{name}-0" for name in SERVICES), "rollout-worker-0"):
             os.kill(run.pids()[name], signal.SIGTERM)
         left_at = run.step()
-        code, said = run.finish(seconds=200)
+        code, said = run.finish(seconds=300)
         pages = {name: process.get("/metrics")[1] for name, process in joining.items()}
         stack.close()
         assert code == 0, said + run.words()
         check(run.folder)
-        assert left_at < 29, "the others left when the run was over"
+        assert left_at < 19, "the others left when the run was over"
         for name in SERVICES:
             assert f'grpc_service="fairlead.v1.{name.capitalize()}Service"' in pages[name]
         assert 'fairlead_weights_fetched_bytes_total{source="' in pages["policy"]

@@ -81,6 +81,15 @@ def test_requests_of_two_turns_have_the_same_lengths_and_other_words(make):
     assert all(len({prompt for prompt, _ in request}) == 1 for request in one)
 
 
+@pytest.mark.slow  # a dozen processes start
+def test_the_weight_path_is_measured(tmp_path: Path):
+    file = tmp_path / "found.json"
+    assert command.main(["weights", "--quick", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found.keys() >= {"weights_fetch", "weights_fetch_cpu", "weights_relay_8", "swap_longest"}
+    assert all(min(entry["value"], entry["baseline"]) > 0 for entry in found.values())
+
+
 @pytest.mark.slow
 def test_the_services_are_compared_with_the_same_ppo(source: Path, tmp_path: Path):
     file = tmp_path / "found.json"
