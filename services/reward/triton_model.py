@@ -65,6 +65,8 @@ class TritonPythonModel:
         self.settings = {key: value["string_value"] for key, value in written.items()}
         on_gpu = args["model_instance_kind"] == "GPU"
         self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
+        # On a CPU padding soon costs more than a batch gains (benchmarks/triton_baselines.py).
+        self.likeness = 0.5 if on_gpu else 0.9
         here = os.path.join(args["model_repository"], args["model_version"])
         folders = [os.path.join(here, name) for name in self.settings["members"].split(",")]
         encoder = self.settings["reads"] == "encoder"
@@ -161,7 +163,7 @@ class TritonPythonModel:
         batch: list[int] = []
         for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
             longest = lengths[batch[0]] if batch else 0
-            like = packing == "sorted" and (longest <= 32 or 2 * lengths[index] >= longest)
+            like = packing == "sorted" and (longest <= 32 or lengths[index] >= self.likeness * longest)
             if batch and not (like and (len(batch) + 1) * longest <= budget):
                 yield batch
                 batch = []

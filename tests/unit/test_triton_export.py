@@ -62,7 +62,7 @@ def adapter(folder):
         torch.manual_seed(2)
         for name, parameter in adapters.tensors(reward.model).items():
             if ".lora_B" in name:
-                parameter.normal_(std=0.3)
+                parameter.normal_(std=0.1)
     adapters.save(reward.model, folder / "adapter", merge=False)
     return folder / "adapter"
 
