@@ -31,7 +31,7 @@ from fairlead.errors import FairleadError
 WIDTH, LAYERS = 384, 6
 CLIENTS = 64
 FEW = (1, 8)
-SEQUENCES = 128
+SEQUENCES = 256
 """Of a turn with 64 clients, about; with fewer clients an eighth."""
 TOLERANCE = 1e-3
 OPTIMUM_AT_LEAST, RAGGED_AT_LEAST = 0.93, 1.2

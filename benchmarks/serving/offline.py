@@ -23,7 +23,7 @@ from services.reward.encoded import Encoded
 from services.reward.scorer import RewardScorer
 from services.runtime.allocator import keep_freed_memory
 
-BUDGETS = (512, 2_048, 8_192)
+BUDGETS = (2_048, 8_192)
 """Tokens of a batch; the best of them is told."""
 
 
@@ -32,7 +32,6 @@ def main(path: str) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     scorer = RewardScorer(path, RewardSection(device="cpu", share_prompts=False))
-    sharing = RewardScorer(path, RewardSection(device="cpu", prefix_cache_bytes=0))
     model: Any = AutoModelForSequenceClassification.from_pretrained(Path(path)).eval()
     answer({"ready": True})
     for line in sys.stdin:
@@ -40,14 +39,12 @@ def main(path: str) -> None:
         make = {"mixed": workload.mixed, "shared": workload.shared}[asked["kind"]]
         requests = make(asked["count"], seed=asked["seed"], vocabulary=asked["vocabulary"])
         sequences = [Encoded(*pair) for request in requests for pair in request]
-        best, shared = ([_packed(one, sequences, budget) for budget in BUDGETS] for one in (scorer, sharing))
+        best = [_packed(scorer, sequences, budget) for budget in BUDGETS]
         few = sequences[: asked.get("alone", 0)]
         answer(
             {
                 "seconds": min(seconds for seconds, _ in best),
                 "cpu_seconds": min(cpu for _, cpu in best),
-                "shared_seconds": min(seconds for seconds, _ in shared),
-                "shared_cpu_seconds": min(cpu for _, cpu in shared),
                 "alone": [_timed(lambda s=s: scorer.score([s])) for s in few],  # type: ignore[misc]
                 "alone_transformers": [_timed(lambda s=s: _plain(model, s)) for s in few],  # type: ignore[misc]
             }
