@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md from the catalogue in fairlead/metrics.py: `python docs/metrics_table.py`."""
+"""Writes docs/metrics.md from the catalogue in fairlead/metrics/: `python docs/metrics_table.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE = Path(__file__).with_name("metrics.md")
 HEAD = """# Metrics
 
 Every process serves `/metrics` (Prometheus), `/healthz`, `/readyz` and `/waiting` (what it waits for, since
-when and for which task, as JSON) on `observe.metrics_port`. The table is made from `fairlead/metrics.py` by
+when and for which task, as JSON) on `observe.metrics_port`. The table is made from `fairlead/metrics/` by
 `python docs/metrics_table.py`; a test compares the two.
 
 Two lines of PromQL that are worth a panel:

@@ -1,0 +1,6 @@
+"""The bounds of histograms."""
+
+from __future__ import annotations
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+"""Buckets of every histogram of seconds."""

@@ -1,0 +1,119 @@
+"""Metrics of every process, of servers and their callers, and of the gateway."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from fairlead import watchdog
+from fairlead.metrics.buckets import SECONDS
+
+
+class Process:
+    """Every process."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.waiting_seconds = Gauge(
+            "fairlead_process_waiting_seconds",
+            "Age of the longest wait of each kind: " + ", ".join(watchdog.KINDS) + "; 0 where there is none.",
+            ["what"],
+            registry=registry,
+        )
+        for kind in watchdog.KINDS:
+            # Read from the watchdog whenever the page is asked for.
+            self.waiting_seconds.labels(what=kind).set_function(partial(watchdog.PROCESS.seconds, kind))
+
+
+class Server:
+    """Every gRPC server."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.started = Counter(
+            "grpc_server_started_total",
+            "RPCs started.",
+            ["grpc_service", "grpc_method"],
+            registry=registry,
+        )
+        self.handled = Counter(
+            "grpc_server_handled_total",
+            "RPCs completed, by status.",
+            ["grpc_service", "grpc_method", "grpc_code"],
+            registry=registry,
+        )
+        self.received = Counter(
+            "grpc_server_msg_received_total",
+            "Messages received on streams.",
+            ["grpc_service", "grpc_method"],
+            registry=registry,
+        )
+        self.sent = Counter(
+            "grpc_server_msg_sent_total",
+            "Messages sent on streams.",
+            ["grpc_service", "grpc_method"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "grpc_server_handling_seconds",
+            "Time from start to completion of an RPC.",
+            ["grpc_service", "grpc_method"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+
+
+class Access:
+    """Who may call: keys, rates and quotas, at the edge of every service."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.refusals = Counter(
+            "fairlead_access_refusals_total",
+            "Requests refused: missing, wrong, revoked, expired, scope, requests, tokens, quota, "
+            "request_tokens, in_flight.",
+            ["reason"],
+            registry=registry,
+        )
+        self.key_file_failures = Counter(
+            "fairlead_access_key_file_failures_total",
+            "Changes of the file of keys that could not be read; the keys stayed as they were.",
+            registry=registry,
+        )
+        self.redis_failures = Counter(
+            "fairlead_access_redis_failures_total",
+            "Requests that Redis did not count; the replica counted them by itself.",
+            registry=registry,
+        )
+
+
+class Tls:
+    """The certificate of a server."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.failures = Counter(
+            "fairlead_tls_reload_failures_total",
+            "Changes of certificate, key or authorities that could not be taken; what was there stayed.",
+            registry=registry,
+        )
+
+
+class Gateway:
+    """The HTTP gateway."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.requests = Counter(
+            "fairlead_gateway_requests_total",
+            "Requests by dialect (fairlead, openrlhf, vllm, open_inference, openai, other) and HTTP status; "
+            "499: the caller left.",
+            ["dialect", "status"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "fairlead_gateway_request_seconds",
+            "Time from the headers of a request to the end of its response.",
+            ["dialect"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "fairlead_gateway_in_flight_requests", "Requests being answered.", registry=registry
+        )

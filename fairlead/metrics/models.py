@@ -1,0 +1,152 @@
+"""Metrics of what computes: the batcher, the model services, and the service of weights."""
+
+from __future__ import annotations
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from fairlead.metrics.buckets import SECONDS
+
+
+class Batcher:
+    """The micro-batcher of reward and reference."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.queue_tokens = Gauge(
+            "fairlead_batcher_queue_tokens", "Tokens waiting for the model.", registry=registry
+        )
+        self.wait_seconds = Histogram(
+            "fairlead_batcher_wait_seconds",
+            "Time a sequence waited for the model.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_tokens = Histogram(
+            "fairlead_batcher_batch_tokens",
+            "Real tokens of a forward pass.",
+            buckets=[2.0**power for power in range(4, 18)],
+            registry=registry,
+        )
+        self.batch_fill_ratio = Histogram(
+            "fairlead_batcher_batch_fill_ratio",
+            "Real tokens ÷ computed tokens of a forward pass.",
+            buckets=[step / 10 for step in range(1, 11)],
+            registry=registry,
+        )
+        self.sequences = Counter(
+            "fairlead_batcher_sequences_total",
+            "Sequences by what became of them: scored, cancelled, expired, refused.",
+            ["result"],
+            registry=registry,
+        )
+
+
+class Reward:
+    """The reward service: which model scores, and what need not be computed twice."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.swaps = Counter(
+            "fairlead_reward_swaps_total", "Times that another model took over.", registry=registry
+        )
+        self.load_failures = Counter(
+            "fairlead_reward_load_failures_total",
+            "Models that could not be loaded or could not score; what was served stayed.",
+            registry=registry,
+        )
+        self.canary_share = Gauge(
+            "fairlead_reward_canary_share_ratio",
+            "Share of the traffic that the canary scores.",
+            registry=registry,
+        )
+        self.requests = Counter(
+            "fairlead_reward_requests_total",
+            "Requests while there is a canary, by who scored them: current, canary.",
+            ["model"],
+            registry=registry,
+        )
+        self.prefix_lookups = Counter(
+            "fairlead_reward_prefix_lookups_total",
+            "Sequences whose beginning was looked for among those kept: hit, miss.",
+            ["result"],
+            registry=registry,
+        )
+        self.prefix_tokens = Counter(
+            "fairlead_reward_prefix_tokens_total",
+            "Tokens that were not computed again as their keys and values were kept.",
+            registry=registry,
+        )
+        self.prefix_bytes = Gauge(
+            "fairlead_reward_prefix_bytes", "Memory of the keys and values kept.", registry=registry
+        )
+        self.shared_tokens = Counter(
+            "fairlead_reward_shared_tokens_total",
+            "Tokens that were computed once for several sequences of a batch, each time but the first.",
+            registry=registry,
+        )
+
+
+class Policy:
+    """The policy service."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.tokens = Counter("fairlead_policy_tokens_total", "Tokens generated.", registry=registry)
+        self.steps = Counter("fairlead_policy_steps_total", "Decoding steps.", registry=registry)
+        self.slots_used = Gauge(
+            "fairlead_policy_slots_used", "Sequences being decoded now.", registry=registry
+        )
+        self.waiting = Gauge(
+            "fairlead_policy_waiting_sequences", "Sequences waiting for a slot.", registry=registry
+        )
+        self.weight_incarnation = Gauge(
+            "fairlead_policy_weight_incarnation", "Incarnation of the weights in use.", registry=registry
+        )
+        self.weight_update = Gauge(
+            "fairlead_policy_weight_update", "Update of the weights in use.", registry=registry
+        )
+        self.swaps = Counter("fairlead_policy_swaps_total", "Weight swaps.", registry=registry)
+        self.swap_seconds = Histogram(
+            "fairlead_policy_swap_seconds",
+            "Pause of decoding for a weight swap.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.fetch_failures = Counter(
+            "fairlead_policy_fetch_failures_total",
+            "Weight versions that could not be fetched or verified.",
+            registry=registry,
+        )
+
+
+class Weights:
+    """The weight store over gRPC: the weights service, and every policy replica that fetches and relays."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.fetched_bytes = Counter(
+            "fairlead_weights_fetched_bytes_total",
+            "Bytes of shards received, by source: origin, peer.",
+            ["source"],
+            registry=registry,
+        )
+        self.fetch_seconds = Histogram(
+            "fairlead_weights_fetch_seconds",
+            "Time from the first question for a source of a version until all of it was verified.",
+            buckets=(*SECONDS, 300.0, 600.0, 1800.0),
+            registry=registry,
+        )
+        self.verification_failures = Counter(
+            "fairlead_weights_verification_failures_total",
+            "Pieces that did not match their SHA-256, by source: origin, peer.",
+            ["source"],
+            registry=registry,
+        )
+        self.source_failures = Counter(
+            "fairlead_weights_source_failures_total",
+            "Sources that were left for another, by source (origin, peer) and reason: broken, corrupt.",
+            ["source", "reason"],
+            registry=registry,
+        )
+        self.sent_bytes = Counter(
+            "fairlead_weights_sent_bytes_total", "Bytes of shards sent to replicas.", registry=registry
+        )
+        self.relay_connections = Gauge(
+            "fairlead_weights_relay_connections", "Replicas that fetch from here now.", registry=registry
+        )
