@@ -26,7 +26,8 @@ class GatewaySection(Section):
     timeout_seconds: float = Field(default=120.0, gt=0, le=86_400)
     """Deadline of a request, reading it included; a caller may ask for less by `X-Request-Timeout`."""
     retry_attempts: int = Field(default=3, ge=1, le=100)
-    """Tries of one call to a service within the deadline before the caller is told."""
+    """Tries of one call to a service within the deadline before the caller is told; 1 hands a refusal on at
+    once, more wait as long as the service asks for."""
     max_body_bytes: int = Field(default=16 << 20, ge=1 << 10, le=1 << 30)
     """Largest body accepted."""
     max_in_flight: int = Field(default=1_024, ge=1, le=1_000_000)

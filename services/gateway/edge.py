@@ -63,7 +63,7 @@ class Edge:
             exchange.cut_off()
             raise
         except Exception as error:  # noqa: BLE001 - the outermost edge
-            if isinstance(error, TooLarge) and not exchange.is_read:
+            if isinstance(error, _EARLY):
                 await exchange.discard()
             await exchange.fail(error)
         finally:
