@@ -27,13 +27,13 @@ from services.policy.hf_engine import EngineLimits, HfEngine
 from services.policy.replacement import Replacement
 from trainer.ppo.actor_critic import unique_tensors
 
-SEQUENCES, SWAPS, STEPS_BETWEEN = 8, 20, 10
+SEQUENCES, SWAPS, STEPS_BETWEEN = 8, 12, 12
 POSITIONS = 1_024
 
 
 def run(settings: Settings) -> dict[str, Result]:
     """Pauses of each swap."""
-    shape = tiny_models.config(width=512, layers=8, vocabulary=1_024, positions=POSITIONS)
+    shape = tiny_models.config(width=256, layers=4, vocabulary=512, positions=POSITIONS)
     if settings.quick:
         shape = tiny_models.config(width=64, layers=2, vocabulary=96, positions=POSITIONS)
     with tempfile.TemporaryDirectory() as name:

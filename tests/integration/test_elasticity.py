@@ -18,6 +18,8 @@ from tests.integration.ppo_run import Started, check, make, started
 from tests.service_process import Process, free_address
 
 SERVICES = ("policy", "reward", "reference")
+UPDATES = 300
+"""More than are done while a process starts."""
 
 
 @contextlib.contextmanager
@@ -40,7 +42,7 @@ def joined(run: Started, name: str, module: str, **settings: str) -> Iterator[Pr
 @pytest.mark.slow  # a dozen processes start
 @pytest.mark.timeout(580)
 def test_services_and_workers_join_and_leave_and_no_task_is_lost(tmp_path: Path) -> None:
-    file = make(tmp_path, updates=20, max_staleness=1)
+    file = make(tmp_path, updates=UPDATES, max_staleness=1)
     addresses = {name: (free_address(), free_address()) for name in SERVICES}
     # A process that leaves would be started again at once; a minute is longer than the rest of the run.
     flags = ["--set", "local.backoff_seconds=60", "--set", "weights.transport=grpc"]
@@ -56,7 +58,7 @@ def test_services_and_workers_join_and_leave_and_no_task_is_lost(tmp_path: Path)
         }
         joining["worker"] = stack.enter_context(joined(run, "rollout-worker-0", "services.rollout_worker"))
         for process in joining.values():
-            process.until(lambda process=process: process.get("/readyz")[0] == 200, seconds=240)
+            run.until(lambda process=process: process.get("/readyz")[0] == 200, seconds=240)
         for name in (*(f"{name}-0" for name in SERVICES), "rollout-worker-0"):
             os.kill(run.pids()[name], signal.SIGTERM)
         left_at = run.step()
@@ -65,7 +67,7 @@ def test_services_and_workers_join_and_leave_and_no_task_is_lost(tmp_path: Path)
         stack.close()
         assert code == 0, said + run.words()
         check(run.folder)
-        assert left_at < 19, "the others left when the run was over"
+        assert left_at < UPDATES - 1, "the others left when the run was over"
         for name in SERVICES:
             assert f'grpc_service="fairlead.v1.{name.capitalize()}Service"' in pages[name]
         assert 'fairlead_weights_fetched_bytes_total{source="' in pages["policy"]
