@@ -88,9 +88,9 @@ def resumable(out: Path, *, added: frozenset[str], restart: bool) -> Iterator[Pa
     path = out.with_name(f".{out.name}.partial")
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         if not _is_mine(file, path):
-            raise ConfigError(
-                "--out", got=f"{path}, which another run is writing", allowed="one run at a time"
-            )
+            # The reason first: a long path is cut at its end.
+            got = f"what another run is writing, {path}"
+            raise ConfigError("--out", got=got, allowed="one run at a time")
         if restart:
             file.truncate(0)
         partial = Partial(path, file, added=added)

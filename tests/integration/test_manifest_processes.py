@@ -208,7 +208,7 @@ def node(tmp_path: Path, request) -> Iterator[Node]:
     target = Target(overlay="kind", components=request.param, namespace="fairlead")
     free, wanted = (
         Ports(),
-        ("5001", "5002", "5003", "6379", "8080", *PROCESSES),
+        ("5001", "5002", "5003", "5004", "6379", "8080", *PROCESSES),
     )
     found = Node(tmp_path, render(load(file), target), {name: free.free(name) for name in wanted})
     found.secrets = _secrets(tmp_path / "secrets")

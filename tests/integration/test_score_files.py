@@ -271,7 +271,7 @@ def test_what_is_done_is_gone_on_with_only_by_the_same_run(services, tmp_path):
         fcntl.flock(held, fcntl.LOCK_EX)
         shown = score(*flags)
     assert shown.exit_code == 2
-    assert "which another run is writing" in shown.stderr.replace("\n", " ")
+    assert "what another run is writing" in shown.stderr.replace("\n", " ")
 
 
 @pytest.mark.slow

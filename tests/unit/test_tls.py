@@ -194,7 +194,8 @@ async def test_files_that_do_not_fit_leave_the_old_identity(authority: Authority
             assert registry.get_sample_value("fairlead_tls_reload_failures_total") == before + 1
             file.write(file.content)
         assert await version(server.address, TlsSection(ca=kept)) == "one"
-    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 4
+    # Others say things too: a gRPC poller of an earlier test may complain of that test's closed loop.
+    assert len([record for record in caplog.records if record.name == "fairlead.identity"]) == 4
     assert all("PRIVATE KEY" not in record.getMessage() for record in caplog.records)
 
 
