@@ -23,6 +23,7 @@ DEFAULTS: Mapping[str, object] = {
     "reward.allow_reload": "never",
     "reward.prefix_cache_bytes": 0,
     "reference.batching.max_batch_tokens": 1,
+    "reference.pack_weights": False,
     **{f"{section}.threads": 1 for section in _COMPUTING},
     **{f"{section}.device": "cpu" for section in _COMPUTING},
 }
@@ -41,6 +42,7 @@ _WHY = {
     "reward.allow_reload": "the model must stay",
     "reward.prefix_cache_bytes": "a score must not depend on what was scored before",
     "reference.batching.max_batch_tokens": "a log-prob must not depend on what else is looked up",
+    "reference.pack_weights": "only the plain layout of weights was shown",
 }
 
 

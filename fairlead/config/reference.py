@@ -10,3 +10,5 @@ class ReferenceSection(ModelServiceSection):
 
     batching: BatchingSection = BatchingSection()
     """How requests are packed."""
+    pack_weights: bool = True
+    """On a CPU in float32: linear layers through oneDNN, their weights laid out for it when loaded."""

@@ -6,6 +6,7 @@ Shapes: B batch, T token positions, H hidden, N response tokens of the whole bat
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from transformers import PreTrainedModel
 from fairlead.config.reference import ReferenceSection
 from fairlead.errors import InternalError
 from fairlead.nn import loading
+from fairlead.nn.linear import pack_linears
 from fairlead.nn.logprobs import hidden_logprobs
 from fairlead.nn.unembedding import check_unembedding, output_layer
 from fairlead.types import ModelInfo, ReferenceInfo, TokenPair
 from services.runtime import limits
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,9 @@ class ReferenceScorer:
         self._body = body
         self._unembedding = output_layer(self._model)
         self._device = loading.torch_device(section.device)
+        if section.pack_weights and self._device.type == "cpu":
+            count = pack_linears(body)
+            logger.info("%d linear layers of %r are laid out for oneDNN", count, path)
         embedding = body.get_input_embeddings()
         assert isinstance(embedding, torch.nn.Embedding)
         self.info = ReferenceInfo(
