@@ -17,6 +17,7 @@ from torch import Tensor
 from fairlead import metrics
 from fairlead.config.reward import RewardSection
 from fairlead.errors import ConfigError
+from fairlead.nn import trial
 from fairlead.nn.ensemble import RewardEnsemble, combine
 from services.reward import segments
 from services.reward.encoded import Encoded, beginning
@@ -140,7 +141,9 @@ def choose(
     reason = _obstacle(reward, longest)
     if not reason:
         probe = section.model_copy(update={"share_prompts": True, "prefix_cache_bytes": 64 << 20})
-        reason = _difference(SegmentForward(reward, probe, longest=longest, counts=None), padded, reward)
+        ours = SegmentForward(reward, probe, longest=longest, counts=None)
+        reason = trial.obstacle(lambda: _difference(ours, padded, reward))
+        ours.close()
     if not reason:
         return SegmentForward(reward, section, longest=longest, counts=counts)
     if asked == "segments":
@@ -162,7 +165,6 @@ def _obstacle(reward: RewardEnsemble, longest: int) -> str:
     return "" if longest >= 2 * MIN_TOKENS + 2 else f"its sequences have at most {longest} tokens"
 
 
-@torch.inference_mode()
 def _difference(ours: SegmentForward, padded: PaddedForward, reward: RewardEnsemble) -> str:
     """Holds a tree of sequences, and then one that goes on from the cache, against one at a time."""
     embedding = reward.members[0].body.get_input_embeddings()
@@ -172,24 +174,11 @@ def _difference(ours: SegmentForward, padded: PaddedForward, reward: RewardEnsem
     answers = [tuple((m * n + 5) % size for n in range(m)) for m in (1, 4, MIN_TOKENS)]
     batch: list[Ids] = [Encoded(stem, answer) for answer in answers]
     batch += [answers[2], (5 % size,)]
-    tolerance = 1e-3 if reward.members[0].body.dtype == torch.float32 else 0.1
-    try:
-        for _ in range(2):
-            found = ours.prepare(batch)().tolist()
-            for sequence, score in zip(batch, found, strict=True):
-                alone = float(padded.prepare([sequence])())
-                if abs(score - alone) > tolerance * max(1.0, abs(alone)):
-                    return f"segments score {score:.6g} instead of {alone:.6g}"
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        ours.close()
+    tolerance = trial.tolerance(reward.members[0].body.dtype)
+    for _ in range(2):
+        found = ours.prepare(batch)().tolist()
+        for sequence, score in zip(batch, found, strict=True):
+            alone = float(padded.prepare([sequence])())
+            if abs(score - alone) > tolerance * max(1.0, abs(alone)):
+                return f"segments score {score:.6g} instead of {alone:.6g}"
     return ""

@@ -5,9 +5,11 @@ Beneath the interceptor. Knows no message: what was asked is logged only where t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from typing import Any, Literal, NoReturn
+from types import TracebackType
+from typing import Any, Literal, NoReturn, Self
 
 import grpc
 from grpc import aio
@@ -28,7 +30,7 @@ _Context = aio.ServicerContext[Any, Any]
 
 
 class Call:
-    """One RPC's bookkeeping."""
+    """One RPC's bookkeeping, around its work: an async context manager that tells the caller how it ended."""
 
     def __init__(
         self,
@@ -59,6 +61,23 @@ class Call:
         self._caller = Caller(request_id=checked_request_id(_text(sent.get(REQUEST_ID))))
         server_metrics.started.labels(*self._labels).inc()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The outermost edge: whatever the work raised becomes a status."""
+        try:
+            if error is None:
+                self._answer()
+            elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+                self._leave()
+            elif isinstance(error, Exception):
+                await self._fail(error)
+        finally:
+            self._finish()
+
     def identify(self, access: Access) -> Caller:
         """Who calls.
 
@@ -75,11 +94,19 @@ class Call:
             self._text = " ".join(str(request).split())[:_LOGGED_CHARACTERS]
         return request
 
-    def answer(self) -> None:
+    def received(self) -> None:
+        """A message of a stream has come."""
+        self._metrics.received.labels(*self._labels).inc()
+
+    def sent(self) -> None:
+        """A message of a stream goes."""
+        self._metrics.sent.labels(*self._labels).inc()
+
+    def _answer(self) -> None:
         """The RPC went well: the answer says under which id it stands in the log."""
         self._context.set_trailing_metadata(((REQUEST_ID, self._caller.request_id),))
 
-    async def fail(self, error: Exception) -> NoReturn:
+    async def _fail(self, error: Exception) -> NoReturn:
         """Ends the RPC with the error's status. Does not return."""
         if isinstance(error, aio.AbortError):
             raise error
@@ -90,21 +117,13 @@ class Call:
             trailers += ((RETRY_PUSHBACK, str(max(1, round(what.retry_after_seconds * 1000)))),)
         await self._context.abort(what.code, what.message, trailers)
 
-    def received(self) -> None:
-        """A message of a stream has come."""
-        self._metrics.received.labels(*self._labels).inc()
-
-    def sent(self) -> None:
-        """A message of a stream goes."""
-        self._metrics.sent.labels(*self._labels).inc()
-
-    def left(self) -> None:
+    def _leave(self) -> None:
         """The caller cancelled, or its deadline passed."""
         remaining = self._context.time_remaining()
         late = remaining is not None and remaining <= 0
         self._code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Counts and times the RPC, however it ended."""
         code = self._code or _known_code(self._context)
         seconds = time.monotonic() - self._start

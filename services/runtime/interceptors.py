@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any, TypeAlias
 
 import grpc
@@ -21,8 +20,6 @@ from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavaila
 from services.runtime.access import Access
 from services.runtime.call import AccessLog, Call
 from services.runtime.incoming import Incoming
-
-logger = logging.getLogger(__name__)
 
 _FULL_SECONDS = 0.5
 _Context = aio.ServicerContext[Any, Any]
@@ -106,23 +103,11 @@ class Edge(aio.ServerInterceptor):
         behaviour: Any = handler.unary_unary
 
         async def call(body: bytes, context: _Context) -> object:
-            call = Call(self._metrics, method, context, self._access_log)
-            self._enter(context, len(body))
-            try:
-                self._check_open()
-                self._check_room(len(body))
+            async with self._begun(method, context, len(body)) as call:
+                self._admit(len(body))
                 async with self._access.working(call.identify(self._access)):
                     request = call.asked(_parsed(handler, body, context))
-                    response = await behaviour(request, context)
-                call.answer()
-                return response
-            except asyncio.CancelledError:
-                call.left()
-                raise
-            except Exception as error:  # noqa: BLE001 - the outermost edge
-                await call.fail(error)
-            finally:
-                call.finish()
+                    return await behaviour(request, context)
 
         return call
 
@@ -130,25 +115,14 @@ class Edge(aio.ServerInterceptor):
         behaviour: Any = handler.unary_stream
 
         async def call(body: bytes, context: _Context) -> AsyncIterator[Any]:
-            call = Call(self._metrics, method, context, self._access_log)
-            self._enter(context, len(body))
-            try:
-                self._check_open()
-                self._check_room(len(body))
+            async with self._begun(method, context, len(body)) as call:
+                self._admit(len(body))
                 async with self._access.working(call.identify(self._access)):
                     request = call.asked(_parsed(handler, body, context))
                     async with aclosing(behaviour(request, context)) as responses:
                         async for response in responses:
                             call.sent()
                             yield response
-                call.answer()
-            except (asyncio.CancelledError, GeneratorExit):
-                call.left()
-                raise
-            except Exception as error:  # noqa: BLE001 - the outermost edge
-                await call.fail(error)
-            finally:
-                call.finish()
 
         return call
 
@@ -158,56 +132,48 @@ class Edge(aio.ServerInterceptor):
         behaviour: Any = handler.stream_stream
 
         async def call(bodies: AsyncIterator[bytes], context: _Context) -> AsyncIterator[Any]:
-            call = Call(self._metrics, method, context, self._access_log)
-            self._enter(context)
+            async with self._begun(method, context) as call:
 
-            def parse(body: bytes) -> object:
-                call.received()
-                return call.asked(_parsed(handler, body, context))
+                def parse(body: bytes) -> object:
+                    call.received()
+                    return call.asked(_parsed(handler, body, context))
 
-            requests = Incoming(bodies, parse=parse, closing=self._draining)
-            try:
                 self._check_open()
-                # What the stream brings is counted request by request.
-                async with (
-                    self._access.working(call.identify(self._access), requests=0),
-                    aclosing(behaviour(requests, context)) as responses,
-                ):
-                    async for response in responses:
-                        call.sent()
-                        yield response
-                requests.check_whole()
-                call.answer()
-            except (asyncio.CancelledError, GeneratorExit):
-                call.left()
-                raise
-            except Exception as error:  # noqa: BLE001 - the outermost edge
-                await call.fail(error)
-            finally:
-                requests.close()
-                call.finish()
+                with closing(Incoming(bodies, parse=parse, closing=self._draining)) as requests:
+                    # What the stream brings is counted request by request.
+                    async with (
+                        self._access.working(call.identify(self._access), requests=0),
+                        aclosing(behaviour(requests, context)) as responses,
+                    ):
+                        async for response in responses:
+                            call.sent()
+                            yield response
+                    requests.check_whole()
 
         return call
 
-    def _check_open(self) -> None:
-        if self._draining.is_set():
-            raise Unavailable("the server is draining")
+    def _begun(self, method: str, context: _Context, size: int = 0) -> Call:
+        call = Call(self._metrics, method, context, self._access_log)
+        self._in_flight += 1
+        self._bytes += size
+        self._idle.clear()
+        # Called when the status has been handed to the transport, not merely when the handler returned.
+        context.add_done_callback(lambda _: self._ended(size))  # type: ignore[arg-type]
+        return call
 
-    def _check_room(self, size: int) -> None:
+    def _admit(self, size: int) -> None:
+        self._check_open()
         if self._bytes > self._max_bytes and self._bytes > size:
             raise Overloaded(
                 f"the requests in flight hold more than {self._max_bytes} bytes",
                 retry_after_seconds=_FULL_SECONDS,
             )
 
-    def _enter(self, context: _Context, size: int = 0) -> None:
-        self._in_flight += 1
-        self._bytes += size
-        self._idle.clear()
-        # Called when the status has been handed to the transport, not merely when the handler returned.
-        context.add_done_callback(lambda _: self._leave(size))  # type: ignore[arg-type]
+    def _check_open(self) -> None:
+        if self._draining.is_set():
+            raise Unavailable("the server is draining")
 
-    def _leave(self, size: int) -> None:
+    def _ended(self, size: int) -> None:
         self._in_flight -= 1
         self._bytes -= size
         if self._in_flight == 0:

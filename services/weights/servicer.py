@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing
-from typing import Any
-
-from grpc import aio
 
 from fairlead import codec
 from fairlead.errors import NotFound
@@ -15,29 +10,22 @@ from fairlead.transports.weights import manifest as manifests
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.transports.weights.sender import Sender
 from fairlead.v1 import weight_service_pb2 as pb
-from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
+from services.runtime.shard_servicer import SERVICE_NAME, Context, ShardServicer
 from services.weights.registry import Registry
 
-SERVICE_NAME = pb.DESCRIPTOR.services_by_name["WeightService"].full_name
-"""For health and reflection."""
-
-_Context = aio.ServicerContext[Any, Any]
+__all__ = ["SERVICE_NAME", "WeightServicer"]
 
 
-class WeightServicer(pb_grpc.WeightServiceServicer):
+class WeightServicer(ShardServicer):
     """The RPCs of fairlead.v1.WeightService, as the origin serves them."""
 
     def __init__(self, store: FilesystemWeightStore, registry: Registry, sender: Sender) -> None:
+        super().__init__(sender)
         self._store = store
         self._registry = registry
-        self._sender = sender
-
-    def add_to(self, server: aio.Server) -> None:
-        """Registers the servicer."""
-        pb_grpc.add_WeightServiceServicer_to_server(self, server)
 
     async def GetLatestManifest(
-        self, request: pb.GetLatestManifestRequest, context: _Context
+        self, request: pb.GetLatestManifestRequest, context: Context
     ) -> pb.GetLatestManifestResponse:
         """The newest valid version."""
         if request.HasField("replica"):
@@ -51,14 +39,14 @@ class WeightServicer(pb_grpc.WeightServiceServicer):
         return response
 
     async def ListWeightVersions(
-        self, request: pb.ListWeightVersionsRequest, context: _Context
+        self, request: pb.ListWeightVersionsRequest, context: Context
     ) -> pb.ListWeightVersionsResponse:
         """What is in the store."""
         versions = await asyncio.to_thread(self._store.versions)
         return pb.ListWeightVersionsResponse(versions=map(codec.version_to_pb, versions))
 
     async def FindWeightSource(
-        self, request: pb.FindWeightSourceRequest, context: _Context
+        self, request: pb.FindWeightSourceRequest, context: Context
     ) -> pb.FindWeightSourceResponse:
         """Who sends the bytes of a version."""
         version = codec.version_from_pb(request.version)
@@ -69,11 +57,3 @@ class WeightServicer(pb_grpc.WeightServiceServicer):
             raise NotFound(f"weights {version} are not in the store; those that are: {names}")
         source = self._registry.find(codec.weight_replica_from_pb(request.replica), version, failed)
         return pb.FindWeightSourceResponse(relay_address=source)
-
-    async def FetchShard(
-        self, request: pb.FetchShardRequest, context: _Context
-    ) -> AsyncIterator[pb.FetchShardResponse]:
-        """Bytes of a shard."""
-        async with aclosing(self._sender.send(request)) as responses:
-            async for response in responses:
-                yield response
