@@ -174,6 +174,7 @@ async def gateway(
             config.gateway,
             ready=lambda: backend.answers and not server.draining,
             access=access,
+            access_log=config.observe.access_log,
             log=log,
             registry=registry,
         )

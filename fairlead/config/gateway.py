@@ -38,8 +38,6 @@ class GatewaySection(Section):
     """After SIGTERM: how long running requests may take to finish."""
     watch_seconds: float = Field(default=2.0, gt=0, le=60)
     """How often the services are asked what they serve; /readyz depends on the answer."""
-    access_log: Literal["plain", "texts", "off"] = "plain"
-    """One line a request: `plain` holds no text of it, `texts` the beginning of its body too."""
     chat_max_tokens: int = Field(default=1_024, ge=1, le=131_072)
     """Tokens of an answer of /v1/chat/completions at most, where the caller does not say."""
     chat_log: str = ""

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from fairlead.config.section import Section
 
+AccessLog = Literal["auto", "off", "plain", "texts"]
+
 
 class ObserveSection(Section):
     """What a process says about itself."""
@@ -16,9 +18,10 @@ class ObserveSection(Section):
     """Least severe level that is logged."""
     log_style: Literal["auto", "json", "human"] = "auto"
     """`auto`: readable on a terminal, JSON lines elsewhere."""
-    access_log: Literal["off", "plain", "texts"] = "off"
-    """One line for every call of a service: `plain` has method, status, id of the key, request id, tokens and
-    seconds, `texts` also the beginning of what was asked, which may be private."""
+    access_log: AccessLog = "auto"
+    """One line for every call: `plain` has method, status, id of the key, request id, tokens and seconds,
+    `texts` also the beginning of what was asked, which may be private. `auto`: `plain` at the gateway, `off` at
+    the services, which would say the same again."""
     metrics_host: str = "127.0.0.1"
     """Address that /metrics and /readyz listen on; 0.0.0.0 in a container."""
     metrics_port: int = Field(default=0, ge=-1, le=65_535)

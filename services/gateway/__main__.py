@@ -39,12 +39,14 @@ async def run(config: RunConfig) -> None:
         stack.push_async_callback(asyncio.to_thread, stop_metrics)
         fields = {"address": server.address, "metrics_port": port}
         logger.info("gateway listens on %s", server.address, extra=fields)
-        server.warn(asks_for_keys=access.asks_for_keys)
+        style = config.observe.access_log
+        server.warn(asks_for_keys=access.asks_for_keys, logs_texts=style == "texts")
         log = None
         if config.gateway.chat_log:
             log = ExchangeLog(config.gateway)
             stack.callback(log.close)
-        await server.serve(make_app(backend, config.gateway, ready=ready, access=access, log=log))
+        app = make_app(backend, config.gateway, ready=ready, access=access, access_log=style, log=log)
+        await server.serve(app)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from fairlead import __version__, metrics
 from fairlead.config.gateway import GatewaySection
+from fairlead.config.observe import AccessLog
 from services.gateway import (
     failures,
     health,
@@ -39,6 +40,7 @@ def make_app(
     *,
     ready: Callable[[], bool],
     access: Access,
+    access_log: AccessLog = "auto",
     log: ExchangeLog | None = None,
     registry: CollectorRegistry = REGISTRY,
 ) -> ASGIApp:
@@ -49,6 +51,7 @@ def make_app(
         section: limits.
         ready: what /readyz says.
         access: who may call.
+        access_log: what of a request is logged.
         log: where exchanges of chat completions are kept, if they are.
         registry: what /metrics shows.
     """
@@ -64,4 +67,4 @@ def make_app(
         app.include_router(dialect.router(backend))
     app.include_router(openai_chat.router(backend, log=log, default_tokens=section.chat_max_tokens))
     app.include_router(health.router(ready=ready, registry=registry))
-    return Edge(app, section, metrics.Gateway(registry), access)
+    return Edge(app, section, metrics.Gateway(registry), access, access_log=access_log)

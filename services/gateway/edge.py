@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fairlead import metrics
 from fairlead.config.gateway import GatewaySection
+from fairlead.config.observe import AccessLog
 from fairlead.errors import DeadlineExceeded, Overloaded, PermissionDenied, Unauthenticated
 from services.gateway import failures
 from services.gateway.body import inflated
@@ -41,10 +42,25 @@ class Edge:
     """An ASGI app around another."""
 
     def __init__(
-        self, app: ASGIApp, section: GatewaySection, counts: metrics.Gateway, access: Access
+        self,
+        app: ASGIApp,
+        section: GatewaySection,
+        counts: metrics.Gateway,
+        access: Access,
+        *,
+        access_log: AccessLog = "auto",
     ) -> None:
+        """
+        Args:
+            app: what does the work.
+            section: limits.
+            counts: where requests are counted.
+            access: who may call.
+            access_log: whether every request leaves a line, and whether that holds its body; `auto` is `plain`.
+        """
         self._app = app
         self._access = access
+        self._access_log = access_log
         self._section = section
         self._counts = counts
         self._in_flight = 0
@@ -92,8 +108,7 @@ class Edge:
         dialect = failures.dialect(scope["path"])
         self._counts.requests.labels(dialect=dialect, status=str(exchange.status)).inc()
         self._counts.seconds.labels(dialect=dialect).observe(seconds)
-        style = self._section.access_log
-        if style == "off" or scope["path"] in _QUIET or not access.isEnabledFor(logging.INFO):
+        if self._access_log == "off" or scope["path"] in _QUIET or not access.isEnabledFor(logging.INFO):
             return
         fields: dict[str, object] = {
             "method": scope["method"],
@@ -107,7 +122,7 @@ class Edge:
             "key": exchange.caller.key_id,
             "tokens": exchange.caller.num_tokens,
         }
-        if style == "texts":
+        if self._access_log == "texts":
             fields["body"] = exchange.body[:_LOGGED_BYTES].decode(errors="replace")
         access.info("%s %s %d", fields["method"], fields["path"], exchange.status, extra=fields)
 

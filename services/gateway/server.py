@@ -81,8 +81,10 @@ class HttpServer:
         """What a signal does: the drain begins."""
         self._stop.set()
 
-    def warn(self, *, asks_for_keys: bool) -> None:
-        """Says what is open to whom, where that may not be meant."""
+    def warn(self, *, asks_for_keys: bool, logs_texts: bool) -> None:
+        """Says what is open to whom, and what is logged, where that may not be meant."""
+        if logs_texts:
+            logger.warning("the gateway logs the texts of requests (observe.access_log)")
         if is_loopback(self.address):
             return
         if not asks_for_keys:

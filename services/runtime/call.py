@@ -9,20 +9,19 @@ import asyncio
 import logging
 import time
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import grpc
 from grpc import aio
 
 from fairlead import metrics
+from fairlead.config.observe import AccessLog
 from fairlead.status import REQUEST_ID, RETRY_PUSHBACK
 from services.runtime.access import Access, Caller, checked_request_id
 from services.runtime.scopes import scope_of
 from services.runtime.told import told
 
 logger = logging.getLogger(__name__)
-
-AccessLog = Literal["off", "plain", "texts"]
 
 _SLOW_SECONDS = 30.0
 _LOGGED_CHARACTERS = 10_000
@@ -44,7 +43,7 @@ class Call:
             server_metrics: where it is counted.
             method: such as `/fairlead.v1.RewardService/Score`.
             context: of gRPC.
-            access_log: whether it leaves a line, and whether that holds what was asked.
+            access_log: whether it leaves a line, and whether that holds what was asked; `auto` is `off`.
         """
         self._metrics = server_metrics
         self._method = method
@@ -129,7 +128,7 @@ class Call:
         seconds = time.monotonic() - self._start
         self._metrics.handled.labels(*self._labels, code.name).inc()
         self._metrics.seconds.labels(*self._labels).observe(seconds)
-        said = self._access_log != "off" or seconds > _SLOW_SECONDS
+        said = self._access_log in ("plain", "texts") or seconds > _SLOW_SECONDS
         level = logging.INFO if said else logging.DEBUG
         if logger.isEnabledFor(level):
             fields: dict[str, object] = {

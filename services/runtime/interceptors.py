@@ -16,9 +16,10 @@ import grpc
 from grpc import aio
 
 from fairlead import metrics
+from fairlead.config.observe import AccessLog
 from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
 from services.runtime.access import Access
-from services.runtime.call import AccessLog, Call
+from services.runtime.call import Call
 from services.runtime.incoming import Incoming
 
 _FULL_SECONDS = 0.5
@@ -35,14 +36,14 @@ class Edge(aio.ServerInterceptor):
         access: Access,
         *,
         max_in_flight_bytes: int = 256 << 20,
-        access_log: AccessLog = "off",
+        access_log: AccessLog = "auto",
     ) -> None:
         """
         Args:
             server_metrics: where calls are counted.
             access: who may call.
             max_in_flight_bytes: of all requests in flight but streams; a larger one is taken alone.
-            access_log: whether every call leaves a line, and whether that holds what was asked.
+            access_log: whether every call leaves a line, and whether that holds what was asked; `auto` is `off`.
         """
         self._metrics = server_metrics
         self._access = access

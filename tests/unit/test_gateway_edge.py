@@ -256,10 +256,10 @@ async def test_every_path_says_no_in_its_own_dialect():
         assert (await http.post("/v1/rewards", BODY)).status == 200
 
 
-@pytest.mark.parametrize("style", ["plain", "texts", "off"])
+@pytest.mark.parametrize("style", ["auto", "plain", "texts", "off"])
 async def test_the_access_log_holds_no_texts_unless_asked(caplog, style):
     caplog.set_level(logging.INFO)
-    async with world(Reward(), access_log=style) as http:
+    async with world(Reward(), sections={"observe.access_log": style}) as http:
         await http.post("/v1/rewards", {"prompt": "a private matter", "responses": ["w2"]})
         await http.post("/v1/rewards", {"prompt": "a private matter", "responses": [5]})
         await http.get("/healthz")
