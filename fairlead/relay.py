@@ -1,6 +1,6 @@
 """What replicas tell the origin of the weights: who they are, what they hold, and which source failed them.
 
-Data alone, between the store that fetches and the registry that hands out sources; beside `types.py`.
+Data alone, between the store that fetches and the registry that hands out sources; beside `types`.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ class ObserveSection(Section):
     """`auto`: readable on a terminal, JSON lines elsewhere."""
     access_log: AccessLog = "auto"
     """One line for every call: `plain` has method, status, id of the key, request id, tokens and seconds,
-    `texts` also the beginning of what was asked, which may be private. `auto`: `plain` at the gateway, `off` at
-    the services, which would say the same again."""
+    `texts` also the beginning of what was asked, which may be private. `auto`: `plain` at the gateway, `off`
+    at the services, which would say the same again."""
     metrics_host: str = "127.0.0.1"
     """Address that /metrics and /readyz listen on; 0.0.0.0 in a container."""
     metrics_port: int = Field(default=0, ge=-1, le=65_535)

@@ -56,7 +56,7 @@ class Edge:
             section: limits.
             counts: where requests are counted.
             access: who may call.
-            access_log: whether every request leaves a line, and whether that holds its body; `auto` is `plain`.
+            access_log: whether a request leaves a line, and whether that holds its body; `auto` is `plain`.
         """
         self._app = app
         self._access = access

@@ -43,7 +43,7 @@ class Edge(aio.ServerInterceptor):
             server_metrics: where calls are counted.
             access: who may call.
             max_in_flight_bytes: of all requests in flight but streams; a larger one is taken alone.
-            access_log: whether every call leaves a line, and whether that holds what was asked; `auto` is `off`.
+            access_log: whether a call leaves a line, and whether that holds what was asked; `auto` is `off`.
         """
         self._metrics = server_metrics
         self._access = access
