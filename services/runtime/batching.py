@@ -22,6 +22,7 @@ from fairlead.config.compute import BatchingSection
 from fairlead.errors import DeadlineExceeded, Overloaded, Unavailable
 from fairlead.types import Priority
 from services.runtime.admission import Admission
+from services.runtime.careful import Careful, Compute, Prepare
 from services.runtime.packing import Packing, PaddedPacking
 from services.runtime.waiting import Answer, Batch, Request, Waiting, WaitingQueue
 
@@ -29,11 +30,6 @@ logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-Compute = Callable[[Sequence[_Item]], Sequence[_Result | Exception]]
-"""Runs a batch: one result for each item, or the error that is that item's alone."""
-Prepare = Callable[[Sequence[_Item]], Callable[[], Sequence[_Result | Exception]]]
-"""Builds a batch's tensors; what it returns runs the model."""
 
 
 class MicroBatcher(Generic[_Item, _Result]):
@@ -58,7 +54,7 @@ class MicroBatcher(Generic[_Item, _Result]):
             prepare: builds what `compute` would run, while another batch runs; None: nothing is to be built.
             packing: chooses batches; None: those of like length.
         """
-        self._prepare = prepare or (lambda items: lambda: compute(items))
+        self._model = Careful(prepare or (lambda items: lambda: compute(items)))
         self._section = section
         self._metrics = batcher_metrics
         self._admission = Admission(section, field_name=field_name)
@@ -191,7 +187,7 @@ class MicroBatcher(Generic[_Item, _Result]):
                 batch = self._next_batch()
                 if batch is None:
                     return
-                runs = self._prepared([member.item for member in batch.members])
+                runs = self._model.prepared([member.item for member in batch.members])
                 self._begin(batch)
             start = time.monotonic()
             with watchdog.PROCESS.waiting("model", f"a forward pass of {len(batch.members)} sequences"):
@@ -235,31 +231,6 @@ class MicroBatcher(Generic[_Item, _Result]):
             self._running = True
             self._admission.begun(batch.num_tokens)
             self._count_queue()
-
-    def _prepared(self, items: Sequence[_Item]) -> Callable[[], Sequence[_Result | Exception]]:
-        """What runs the items and never raises."""
-        try:
-            compute = self._prepare(items)
-        except Exception as error:  # noqa: BLE001 - handed to the callers it belongs to
-            failure = error
-            return lambda: self._alone(items, failure)
-
-        def run() -> Sequence[_Result | Exception]:
-            try:
-                results = compute()
-                if len(results) != len(items):
-                    raise RuntimeError(f"the model gave {len(results)} results for {len(items)} items")
-            except Exception as error:  # noqa: BLE001 - handed to the callers it belongs to
-                return self._alone(items, error)
-            return results
-
-        return run
-
-    def _alone(self, items: Sequence[_Item], error: Exception) -> Sequence[_Result | Exception]:
-        if len(items) == 1:
-            return [error]
-        logger.warning("a batch of %d failed, each is tried alone: %r", len(items), error)
-        return [result for item in items for result in self._prepared([item])()]
 
     def _deliver(
         self, batch: Batch[_Item, _Result], results: Sequence[_Result | Exception], seconds: float
