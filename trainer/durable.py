@@ -11,13 +11,16 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from safetensors import SafetensorError
 
-from fairlead.errors import OutOfSpace
+from fairlead.errors import OutOfSpace, ReadOnlyDisk
+
+_ROOM = "free some room, or lower checkpoint.keep and weights.keep"
+_WHOLE = "What was being written is gone, what was there before is whole; the same command goes on from it"
 
 
 def sync(path: Path) -> None:
@@ -48,10 +51,15 @@ def write_json(path: Path, value: Mapping[str, object], *, durable: bool = True)
     """Replaces a file by a JSON object. `durable` False leaves out the syncs, for what is only looked at."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(dumps(value, indent=1) + "\n", encoding="utf-8")
-    if durable:
-        sync(aside)
-    aside.replace(path)
+    try:
+        aside.write_text(dumps(value, indent=1) + "\n", encoding="utf-8")
+        if durable:
+            sync(aside)
+        aside.replace(path)
+    except OSError:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
     if durable:
         sync(path.parent)
 
@@ -69,28 +77,33 @@ def open_lines(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def full_disk_named() -> Iterator[None]:
-    """Turns a full disk into an error that says which, and that nothing is lost.
+def disk_faults_named() -> Iterator[None]:
+    """Turns a full or a read-only disk into an error that says which, and that nothing is lost.
 
     Raises:
-        OutOfSpace: instead of the system's and safetensors' own errors.
+        OutOfSpace, ReadOnlyDisk: instead of the system's and safetensors' own errors.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if not _is_full_disk(error):
-            raise
         where = f" of {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        raise OutOfSpace(
-            f"the disk{where} is full: free some room, or lower checkpoint.keep and weights.keep. What was "
-            "being written is gone, what was there before is whole; the same command goes on from it"
-        ) from error
+        if _is_full_disk(error):
+            raise OutOfSpace(f"the disk{where} is full: {_ROOM}. {_WHOLE}") from error
+        if _is_read_only_disk(error):
+            raise ReadOnlyDisk(f"the disk{where} is read-only: {error}. {_WHOLE}") from error
+        raise
 
 
 def _is_full_disk(error: OSError | SafetensorError) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return "No space left" in str(error) or "quota exceeded" in str(error)
+
+
+def _is_read_only_disk(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.EROFS
+    return "Read-only file system" in str(error)
 
 
 @contextmanager

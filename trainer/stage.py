@@ -64,7 +64,7 @@ def run(
             limit_seconds=config.observe.stall_seconds if stage == "ppo" else 0.0
         )
         try:
-            with memory.exhaustion_named(stage, getattr(config, stage)), durable.full_disk_named():
+            with memory.exhaustion_named(stage, getattr(config, stage)), durable.disk_faults_named():
                 metrics.Process()
                 body(config, metrics.Trainer())
         finally:

@@ -1,6 +1,7 @@
 """`python -m tests.chaos --seeds 3 --faults 40`: runs under faults, one a seed; writes `summary.json`.
 
-Every second seed trains with staleness 2, the others synchronously. Exit code 1 if a promise was broken.
+Every second seed trains with staleness 2, the others synchronously; two seeds of three get weights over gRPC,
+the third from a folder. Exit code 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -10,11 +11,28 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import tests.conftest  # noqa: F401 - few threads, no hub, a clean environment
 from tests.chaos import chaos
+from tests.chaos.faults import Fault, schedule
 from tests.chaos.findings import Findings, summary
+
+
+def _run(folder: Path, *, seed: int, faults: int) -> Findings:
+    def plan(processes: Sequence[str], links: Sequence[str]) -> list[Fault]:
+        return schedule(seed, count=faults, processes=processes, links=links)
+
+    return chaos.run(
+        folder,
+        plan,
+        seed=seed,
+        # As many as the schedule needs, and some for what passes before a fault is seen to.
+        updates=30 + 6 * faults,
+        max_staleness=2 * (seed % 2),
+        weights="grpc" if seed % 3 else "filesystem",
+    )
 
 
 def main() -> int:
@@ -33,7 +51,7 @@ def main() -> int:
         folder.mkdir(parents=True)
         logging.info("seed %d in %s", seed, folder)
         try:
-            runs.append(chaos.run(folder, seed=seed, faults=options.faults, max_staleness=2 * (seed % 2)))
+            runs.append(_run(folder, seed=seed, faults=options.faults))
         except chaos.Stuck as error:
             runs.append(Findings(seed, options.faults, problems=[str(error)]))
         found = summary(runs)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.config import RunConfig, load
@@ -15,7 +16,8 @@ from fairlead.local.lock import RunLock
 from fairlead.local.run import is_finished, processes
 from fairlead.local.supervisor import Supervisor
 from fairlead.local.verdict import Outcome
-from tests.chaos.faults import Fault, schedule
+from tests.chaos.caller import Caller, Text, oracle
+from tests.chaos.faults import Fault
 from tests.chaos.findings import Findings, judge
 from tests.chaos.injector import Injector
 from tests.chaos.wiring import REDIS_URL, wired
@@ -28,6 +30,7 @@ _LOOK_SECONDS = 0.05
 _SETTINGS = {
     "policy.replicas": 2,
     "rollout_worker.replicas": 2,
+    "gateway.replicas": 1,
     "local.max_restarts": 1000,
     "local.hung_seconds": 15.0,
 }
@@ -37,19 +40,45 @@ class Stuck(Exception):
     """The run made no progress for so long that it never will."""
 
 
-def run(folder: Path, *, seed: int, faults: int, max_staleness: int) -> Findings:
-    """Makes a run, breaks it by the seed's schedule, waits for its end and judges it."""
-    # As many updates as the schedule needs, and some for what passes before a fault is seen to.
-    config = configured(folder, updates=12 + 6 * faults, max_staleness=max_staleness, **_SETTINGS)
-    began = time.monotonic()
+Plan = Callable[[Sequence[str], Sequence[str]], Sequence[Fault]]
+"""Names of processes and of links → the faults in their order."""
+
+
+def run(folder: Path, plan: Plan, *, seed: int, updates: int, max_staleness: int, weights: str) -> Findings:
+    """Makes a run, breaks it as planned, waits for its end and judges it.
+
+    Args:
+        folder: where the run and its models go.
+        plan: says what strikes.
+        seed: of what the gateway is asked; names the run in the findings.
+        updates: how many; faults that come too late for them are a problem that is told.
+        max_staleness: of the training.
+        weights: `filesystem` or `grpc`: how the policies get them.
+    """
+    settings = _SETTINGS | {"weights.transport": weights}
+    config = configured(folder, updates=updates, max_staleness=max_staleness, **settings)
+    scores, began = oracle(folder / "reward"), time.monotonic()
     with RunLock(config.folder):
         save(config, config.folder.config)
-        strikes = asyncio.run(_run(config, seed=seed, faults=faults))
-    found = judge(config, strikes.strikes, seed=seed)
+        broken = asyncio.run(_run(config, plan, scores, seed=seed))
+    found = judge(config, broken.injector.strikes, seed=seed, caller=broken.caller)
     found.seconds = time.monotonic() - began
-    if found.faults < faults:
-        found.problems.append(f"only {found.faults} of {faults} faults struck before the end")
+    if found.faults < len(broken.plan):
+        found.problems.append(f"only {found.faults} of {len(broken.plan)} faults struck before the end")
+    if broken.unanswered_seconds > _STUCK_SECONDS:
+        found.problems.append(f"the gateway gave no score for {broken.unanswered_seconds:.0f} s")
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """A run that was broken, and has ended."""
+
+    plan: Sequence[Fault]
+    injector: Injector
+    caller: Caller
+    unanswered_seconds: float
+    """The longest time in which the gateway gave no right answer."""
 
 
 def configured(folder: Path, *, updates: int, max_staleness: int = 0, **settings: object) -> RunConfig:
@@ -60,9 +89,10 @@ def configured(folder: Path, *, updates: int, max_staleness: int = 0, **settings
     return load(file, overrides={**places, **settings})
 
 
-async def _run(config: RunConfig, *, seed: int, faults: int) -> Injector:
+async def _run(config: RunConfig, plan: Plan, scores: Mapping[Text, float], *, seed: int) -> _Broken:
     specs, environment = processes(config, "ppo")
     specs, proxies = await wired(specs, environment)
+    faults = plan([spec.name for spec in specs], list(proxies))
     supervisor = Supervisor(
         specs,
         local=config.local,
@@ -71,50 +101,57 @@ async def _run(config: RunConfig, *, seed: int, faults: int) -> Injector:
         stage="ppo",
         finished=lambda: is_finished(config, "ppo"),
     )
-
-    def update() -> int:
-        now = progress.read(config.folder.progress)
-        return now.step if now else 0
-
-    injector = Injector(supervisor, proxies, redis_url=environment[REDIS_URL], update=update)
-    plan = schedule(seed, count=faults, processes=[spec.name for spec in specs], links=list(proxies))
+    injector = Injector(supervisor, proxies, redis_url=environment[REDIS_URL], update=lambda: _step(config))
+    caller = Caller(proxies["caller to gateway-0"].address, scores, seed=seed)
     running = asyncio.ensure_future(supervisor.run())
-    breaking = asyncio.ensure_future(_break(injector, plan, config))
+    breaking = asyncio.ensure_future(_break(injector, faults, config, supervisor))
     watching = asyncio.ensure_future(_watch(config))
+    asking = asyncio.ensure_future(caller.run())
+    every = {running, breaking, watching, asking}
     try:
-        await asyncio.wait({running, watching, breaking}, return_when=asyncio.FIRST_COMPLETED)
-        if breaking.done():
-            breaking.result()
-            await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if watching.done():
-            supervisor.stop(Outcome(1, "stuck"))
-            await running
-            watching.result()
+        while not running.done():
+            # Each of the others ends early only by what must not be.
+            done, _ = await asyncio.wait(every, return_when=asyncio.FIRST_COMPLETED)
+            every -= done
+            if watching in done:
+                supervisor.stop(Outcome(1, "stuck"))
+                await running
+            for task in done:
+                task.result()
+        unanswered = caller.longest_without(until=time.time())
         outcome = running.result()
         if outcome.code:
             raise Stuck(f"the run ended with {outcome.code}: {outcome.message}")
-        return injector
+        return _Broken(faults, injector, caller, unanswered)
     finally:
-        for task in (running, breaking, watching):
+        for task in (running, breaking, watching, asking):
             task.cancel()
-        await asyncio.gather(running, breaking, watching, return_exceptions=True)
+        await asyncio.gather(running, breaking, watching, asking, return_exceptions=True)
         await injector.mend()
         for proxy in proxies.values():
             await proxy.cut()
 
 
-async def _break(injector: Injector, plan: Sequence[Fault], config: RunConfig) -> None:
+async def _break(
+    injector: Injector, plan: Sequence[Fault], config: RunConfig, supervisor: Supervisor
+) -> None:
+    while not all(process.was_ready for process in supervisor.processes):  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_SECONDS)
     await _until(config, 2)
     for fault in plan:
-        now = progress.read(config.folder.progress)
-        await _until(config, (now.step if now else 0) + fault.after_updates)
+        await _until(config, _step(config) + fault.after_updates)
         await asyncio.sleep(4 * _LOOK_SECONDS)
-        logger.info("fault %s", fault)
+        logger.info("update %d of %d, fault %s", _step(config), config.ppo.updates, fault)
         await injector.strike(fault)
 
 
+def _step(config: RunConfig) -> int:
+    now = progress.read(config.folder.progress)
+    return now.step if now else 0
+
+
 async def _until(config: RunConfig, step: int) -> None:
-    while (now := progress.read(config.folder.progress)) is None or now.step < step:  # noqa: ASYNC110
+    while _step(config) < step:  # noqa: ASYNC110
         await asyncio.sleep(_LOOK_SECONDS)
 
 

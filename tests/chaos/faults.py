@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 LONGEST_PAUSE_SECONDS = 6.0
 LATENCY_SECONDS = 2.0
+_LASTING_SECONDS = 5.0
 
 PROCESS_FAULTS = ("kill", "pause", "hang")
 """SIGKILL; SIGSTOP, and SIGCONT after a while; SIGSTOP until its supervisor finds out and kills it."""
@@ -71,6 +72,21 @@ def schedule(
     return [
         Fault(number, draw.randint(0, updates_between), kind, target, _seconds(kind, draw))
         for number, (kind, target) in enumerate(chosen, 1)
+    ]
+
+
+def every(processes: Sequence[str], links: Sequence[str], *, updates_between: int = 5) -> list[Fault]:
+    """A kill and a hang of every process, a cut and latency of every link, one after the other.
+
+    Of replicas that are alike the first stands for all, and what it asks.
+    """
+    first = [name for name in (*processes, *links) if "-1" not in name.partition(" to ")[0]]
+    first = [name for name in first if name != "peers to policy-1"]
+    chosen = [(kind, name) for kind in ("hang", "kill") for name in first if name in processes]
+    chosen += [(kind, name) for kind in ("cut", "latency") for name in first if name in links]
+    return [
+        Fault(number, updates_between, kind, name, _LASTING_SECONDS if kind in LINK_FAULTS else 0.0)
+        for number, (kind, name) in enumerate(chosen, 1)
     ]
 
 

@@ -13,6 +13,7 @@ import redis
 
 from fairlead.config import RunConfig, RunFolder
 from fairlead.local import table, valkey
+from tests.chaos.caller import KINDS, WRONG, Caller
 from tests.chaos.injector import Strike
 from tests.integration.ppo_run import account, left_over
 
@@ -39,16 +40,23 @@ class Findings:
     """From the start of the run to its end."""
     recovery_seconds: dict[str, list[float]] = field(default_factory=dict)
     """Process → from each kill to the first rollout trained on that was begun after it."""
+    scored: dict[str, int] = field(default_factory=dict)
+    """What requests to the gateway came to: `right`, `refused`, `silent`, `wrong`; see Caller."""
     problems: list[str] = field(default_factory=list)
     """What must not be, in words; empty for a run that kept its promises."""
 
 
-def judge(config: RunConfig, strikes: Sequence[Strike], *, seed: int) -> Findings:
+def judge(
+    config: RunConfig, strikes: Sequence[Strike] = (), *, seed: int, caller: Caller | None = None
+) -> Findings:
     """Looks at a run that has ended: by `fairlead audit`, and by a count of our own beside it."""
     folder, bound = config.folder, config.ppo.max_staleness
     found = Findings(seed, len(strikes), tasks=config.ppo.updates * config.ppo.batch_size)
     lines = _trained(folder)
-    found.recovery_seconds = _recoveries(strikes, lines)
+    found.recovery_seconds = _recoveries(strikes, lines, caller)
+    if caller is not None:
+        found.scored = caller.count()
+        found.problems += [f"the gateway answered {r.detail}" for r in caller.replies if r.kind == WRONG]
     found.problems += [f"left running: {line}" for line in left_over(folder)]
     found.problems += [f"in the table: {name}" for name in table.read(folder.processes)]
     with valkey.running(folder.redis) as server:
@@ -105,22 +113,32 @@ def _staleness(line: dict[str, Any]) -> int:
     return int(line["update"]) - min(int(version.split("-")[1]) for version in line["versions"])
 
 
-def _recoveries(strikes: Sequence[Strike], lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+def _recoveries(
+    strikes: Sequence[Strike], lines: Sequence[dict[str, Any]], caller: Caller | None
+) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for strike in strikes:
         newest = max((line["incarnation"] for line in lines if line["time"] <= strike.time), default=0)
         for name in strike.killed:
-            # A batch that was complete when the fault struck proves nothing.
-            behind = [
-                line["time"]
-                for line in lines
-                if line["time"] > strike.time
-                and (line["incarnation"] > newest or (name != "trainer" and line["update"] > strike.update))
-            ]
+            kind = name.rpartition("-")[0] or name
+            if kind == "gateway":
+                seconds = caller.recovery_seconds(strike.time) if caller else None
+                behind = [] if seconds is None else [strike.time + seconds]
+            else:
+                behind = [line["time"] for line in lines if _proves(line, strike, kind, newest)]
             if behind:
-                kind = name.rpartition("-")[0] or name
                 found.setdefault(kind, []).append(min(behind) - strike.time)
     return found
+
+
+def _proves(line: dict[str, Any], strike: Strike, kind: str, newest: int) -> bool:
+    """Whether a rollout was trained on that needed what a strike killed; `newest` incarnation before it."""
+    if line["time"] <= strike.time:
+        return False
+    if kind == "weights":  # made with weights that were published behind it
+        return any(int(version.split("-")[1]) > strike.update for version in line["versions"])
+    # A batch that was complete when the fault struck proves nothing.
+    return line["incarnation"] > newest or (kind != "trainer" and line["update"] > strike.update)
 
 
 def summary(runs: Sequence[Findings]) -> dict[str, object]:
@@ -141,6 +159,7 @@ def summary(runs: Sequence[Findings]) -> dict[str, object]:
             name: {"count": len(values), "median": sorted(values)[len(values) // 2], "max": max(values)}
             for name, values in sorted(recoveries.items())
         },
+        "scored": {kind: sum(run.scored.get(kind, 0) for run in runs) for kind in KINDS},
         "problems": [f"seed {run.seed}: {problem}" for run in runs for problem in run.problems],
         "each": [vars(run) for run in runs],
     }

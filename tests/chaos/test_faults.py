@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.chaos.faults import LINK_FAULTS, PROCESS_FAULTS, schedule
+from tests.chaos.faults import LINK_FAULTS, PROCESS_FAULTS, every, schedule
 
 PROCESSES = ["valkey", "trainer", "policy-0", "worker-0"]
 LINKS = ["worker-0 to policy-0", "trainer to valkey"]
@@ -29,3 +29,12 @@ def test_every_process_is_killed_where_there_is_room():
     for seed in range(20):
         faults = schedule(seed, count=8, processes=PROCESSES, links=LINKS)
         assert {fault.target for fault in faults if fault.kind == "kill"} >= set(PROCESSES)
+
+
+def test_every_process_and_every_link_has_its_faults():
+    processes, links = [*PROCESSES, "policy-1"], [*LINKS, "policy-1 to weights-0", "peers to policy-1"]
+    found = [(fault.kind, fault.target) for fault in every(processes, links)]
+    expected = {(kind, name) for kind in ("kill", "hang") for name in PROCESSES}
+    expected |= {(kind, name) for kind in ("cut", "latency") for name in LINKS}
+    assert set(found) == expected
+    assert len(found) == len(expected)

@@ -17,33 +17,51 @@ REDIS_URL = "FAIRLEAD_QUEUE__REDIS_URL"
 async def wired(
     specs: Sequence[ProcessSpec], environment: Mapping[str, str]
 ) -> tuple[list[ProcessSpec], dict[str, Proxy]]:
-    """The specs, and the proxies by link: `rollout-worker-0 to policy-1`, `trainer to valkey`."""
-    proxies: dict[str, Proxy] = {}
-    rewired = []
-    for spec in specs:
-        if spec.name == "trainer" or spec.name.startswith("rollout-worker"):
-            rewired.append(replace(spec, environment=await _wire(spec, environment, proxies)))
-        else:
-            rewired.append(spec)
-    return rewired, proxies
+    """The specs, and the proxies by link: `rollout-worker-0 to policy-1`, `trainer to valkey`.
+
+    `peers to policy-0` is where other replicas fetch weights from it, `caller to gateway-0` where strangers
+    ask.
+    """
+    wires = _Wires(environment)
+    rewired = [replace(spec, environment=await wires.of(spec)) for spec in specs]
+    return rewired, wires.proxies
 
 
-async def _wire(
-    spec: ProcessSpec, environment: Mapping[str, str], proxies: dict[str, Proxy]
-) -> dict[str, str]:
-    async def through(peer: str, address: str) -> str:
-        host, port = split(address, field=peer)
-        proxy = proxies[f"{spec.name} to {peer}"] = Proxy(host, port)
+class _Wires:
+    """Proxies, as they are made."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._redis_url = environment.get(REDIS_URL, "")
+        self.proxies: dict[str, Proxy] = {}
+
+    async def of(self, spec: ProcessSpec) -> dict[str, str]:
+        """The variables of a process, its peers' addresses replaced by proxies of its own."""
+        kind, found = spec.name.rpartition("-")[0] or spec.name, dict(spec.environment)
+        # The trainer asks the models only when it evaluates.
+        asked = {
+            "rollout-worker": MODEL_SERVICES,
+            "gateway": ("policy", "reward"),
+            "policy": ("weights",),
+        }
+        for service in asked.get(kind, ()):
+            key = f"FAIRLEAD_{service.upper()}__ADDRESSES"
+            places = enumerate(json.loads(found.get(key, "[]")))
+            through = [await self._through(f"{spec.name} to {service}-{index}", at) for index, at in places]
+            found |= {key: json.dumps(through)} if through else {}
+        if kind in ("trainer", "rollout-worker"):
+            head, at, tail = self._redis_url.rpartition("@")
+            place, slash, database = tail.partition("/")
+            through_queue = await self._through(f"{spec.name} to valkey", place)
+            found[REDIS_URL] = head + at + through_queue + slash + database
+        if kind == "policy" and "FAIRLEAD_WEIGHTS__ADDRESSES" in found:
+            bind = found["FAIRLEAD_POLICY__BIND"]
+            found["FAIRLEAD_WEIGHTS__RELAY_ADDRESS"] = await self._through(f"peers to {spec.name}", bind)
+        if kind == "gateway":
+            await self._through(f"caller to {spec.name}", found["FAIRLEAD_GATEWAY__BIND"])
+        return found
+
+    async def _through(self, link: str, address: str) -> str:
+        host, port = split(address, field=link)
+        proxy = self.proxies[link] = Proxy(host, port)
         await proxy.start()
         return proxy.address
-
-    found = dict(spec.environment)
-    # The trainer asks the models only when it evaluates.
-    for service in () if spec.name == "trainer" else MODEL_SERVICES:
-        key = f"FAIRLEAD_{service.upper()}__ADDRESSES"
-        places = enumerate(json.loads(found[key]))
-        found[key] = json.dumps([await through(f"{service}-{index}", place) for index, place in places])
-    head, at, tail = environment[REDIS_URL].rpartition("@")
-    place, slash, database = tail.partition("/")
-    found[REDIS_URL] = head + at + await through("valkey", place) + slash + database
-    return found

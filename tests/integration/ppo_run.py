@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -101,9 +101,9 @@ class Started:
 
 
 @contextlib.contextmanager
-def started(file: Path, *arguments: str) -> Iterator[Started]:
-    """Starts the run; whatever happens, nothing of it is left."""
-    command = [sys.executable, "-m", "fairlead.cli", "ppo", str(file), *arguments]
+def started(file: Path, *arguments: str, inside: Sequence[str] = ()) -> Iterator[Started]:
+    """Starts the run; whatever happens, nothing of it is left. `inside` is a command that runs commands."""
+    command = [*inside, sys.executable, "-m", "fairlead.cli", "ppo", str(file), *arguments]
     process = subprocess.Popen(
         command,
         cwd=file.parent,

@@ -131,7 +131,7 @@ said = ""
 with Run(configured(disk / "run", model), model) as run:
     checkpoints = run.config.folder.checkpoints
     try:
-        with durable.full_disk_named():
+        with durable.disk_faults_named():
             run.trainer().run(on_update=fill)
     except OutOfSpace as error:
         said = str(error)
