@@ -81,6 +81,7 @@ class Script:
         default_factory=lambda: {"policy": "one" * 20, "reward": "one" * 20, "reference": "one" * 20}
     )
     requests: list[policy_service_pb2.GenerateRequest] = field(default_factory=list)
+    alone: dict[str, list[bool]] = field(default_factory=lambda: {"reward": [], "reference": []})
     address: str = ""
 
     def info(self, service: str) -> tokens_pb2.ModelInfo:
@@ -108,6 +109,7 @@ class Reward(reward_service_pb2_grpc.RewardServiceServicer):
         self.script = script
 
     async def Score(self, request, context):
+        self.script.alone["reward"].append(request.alone)
         scores = [await self.script.score(item, context) for item in request.items]
         return reward_service_pb2.ScoreResponse(
             scores=scores, model_version="judge-1", num_tokens=[1] * len(scores)
@@ -124,6 +126,7 @@ class Reference(reference_service_pb2_grpc.ReferenceServiceServicer):
         self.script = script
 
     async def LogProbs(self, request, context):
+        self.script.alone["reference"].append(request.alone)
         found = [
             await self.script.logprobs(sequence, request.temperature, context)
             for sequence in request.sequences

@@ -25,7 +25,13 @@ class AsyncReferenceClient(AsyncClient["pb_grpc.ReferenceServiceAsyncStub"]):
         return pb_grpc.ReferenceServiceStub(channel)
 
     async def logprobs(
-        self, sequences: Sequence[TokenPair], *, temperature: float, timeout_seconds: float | None = None
+        self,
+        sequences: Sequence[TokenPair],
+        *,
+        temperature: float,
+        timeout_seconds: float | None = None,
+        alone: bool = False,
+        deadly: bool = False,
     ) -> list[tuple[float, ...]]:
         """Log π_ref of every response id, in order, at a temperature.
 
@@ -33,6 +39,9 @@ class AsyncReferenceClient(AsyncClient["pb_grpc.ReferenceServiceAsyncStub"]):
             sequences: prompt and response ids, each at least one.
             temperature: the one that was sampled at, greater than 0.
             timeout_seconds: deadline of this call in place of the client's.
+            alone: nothing else is computed while this is, and no other replica is asked as well; `deadly` is
+                implied. For sequences that may be at fault.
+            deadly: raise ReplicaLost if a replica dies under it, instead of trying the next.
 
         Raises:
             InvalidInput: for a sequence that cannot be looked up; none is then.
@@ -47,9 +56,14 @@ class AsyncReferenceClient(AsyncClient["pb_grpc.ReferenceServiceAsyncStub"]):
                     for pair in sequences
                 ],
                 temperature=temperature,
+                alone=alone,
             )
         response = await self._replicas.call(
-            lambda stub: stub.LogProbs, request, timeout_seconds=timeout_seconds
+            lambda stub: stub.LogProbs,
+            request,
+            timeout_seconds=timeout_seconds,
+            deadly=deadly or alone,
+            hedged=not alone,
         )
         found = [tuple(one.logprobs) for one in response.sequences]
         if [len(one) for one in found] != [len(pair.response_token_ids) for pair in sequences]:

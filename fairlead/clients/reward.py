@@ -74,7 +74,11 @@ class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
         """
         request = _request(items, options)
         response = await self._replicas.call(
-            lambda stub: stub.Score, request, timeout_seconds=options.get("timeout_seconds")
+            lambda stub: stub.Score,
+            request,
+            timeout_seconds=options.get("timeout_seconds"),
+            deadly=options.get("deadly", False) or request.alone,
+            hedged=not request.alone,
         )
         if len(response.scores) != len(items):
             raise CorruptData(f"reward: {len(response.scores)} scores for {len(items)} items")
@@ -247,6 +251,7 @@ def _request(items: Sequence[ScoreInput], options: ScoreOptions) -> pb.ScoreRequ
             items=[codec.score_item_to_pb(_item(item)) for item in items],
             request_id=options.get("request_id") or secrets.token_hex(8),
             priority=codec.priority_to_pb(options.get("priority", Priority.ONLINE)),
+            alone=options.get("alone", False),
         )
 
 

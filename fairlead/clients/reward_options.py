@@ -26,6 +26,11 @@ class ScoreOptions(TypedDict, total=False):
     """Names the request in logs; a random one if not given."""
     timeout_seconds: float | None
     """Deadline of this call in place of the client's."""
+    alone: bool
+    """Nothing else is computed while this is, and no other replica is asked as well; `deadly` is implied. For
+    items that may be at fault."""
+    deadly: bool
+    """Raise ReplicaLost if a replica dies under it, instead of trying the next."""
 
 
 class RankOptions(TypedDict, total=False):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fairlead.v1 import tokens_pb2 as fairlead_dot_v1_dot_tokens__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fairlead/v1/reference_service.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\"H\n\x10LogProbsSequence\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\x05\x12\x1a\n\x12response_token_ids\x18\x02 \x03(\x05\"X\n\x0fLogProbsRequest\x12\x30\n\tsequences\x18\x01 \x03(\x0b\x32\x1d.fairlead.v1.LogProbsSequence\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\"!\n\rTokenLogProbs\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\"A\n\x10LogProbsResponse\x12-\n\tsequences\x18\x01 \x03(\x0b\x32\x1a.fairlead.v1.TokenLogProbs\"\x19\n\x17GetReferenceInfoRequest\"A\n\x18GetReferenceInfoResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.fairlead.v1.ModelInfo2\xbc\x01\n\x10ReferenceService\x12G\n\x08LogProbs\x12\x1c.fairlead.v1.LogProbsRequest\x1a\x1d.fairlead.v1.LogProbsResponse\x12_\n\x10GetReferenceInfo\x12$.fairlead.v1.GetReferenceInfoRequest\x1a%.fairlead.v1.GetReferenceInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fairlead/v1/reference_service.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\"H\n\x10LogProbsSequence\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\x05\x12\x1a\n\x12response_token_ids\x18\x02 \x03(\x05\"g\n\x0fLogProbsRequest\x12\x30\n\tsequences\x18\x01 \x03(\x0b\x32\x1d.fairlead.v1.LogProbsSequence\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05\x61lone\x18\x03 \x01(\x08\"!\n\rTokenLogProbs\x12\x10\n\x08logprobs\x18\x01 \x03(\x02\"A\n\x10LogProbsResponse\x12-\n\tsequences\x18\x01 \x03(\x0b\x32\x1a.fairlead.v1.TokenLogProbs\"\x19\n\x17GetReferenceInfoRequest\"A\n\x18GetReferenceInfoResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.fairlead.v1.ModelInfo2\xbc\x01\n\x10ReferenceService\x12G\n\x08LogProbs\x12\x1c.fairlead.v1.LogProbsRequest\x1a\x1d.fairlead.v1.LogProbsResponse\x12_\n\x10GetReferenceInfo\x12$.fairlead.v1.GetReferenceInfoRequest\x1a%.fairlead.v1.GetReferenceInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +35,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGPROBSSEQUENCE']._serialized_start=78
   _globals['_LOGPROBSSEQUENCE']._serialized_end=150
   _globals['_LOGPROBSREQUEST']._serialized_start=152
-  _globals['_LOGPROBSREQUEST']._serialized_end=240
-  _globals['_TOKENLOGPROBS']._serialized_start=242
-  _globals['_TOKENLOGPROBS']._serialized_end=275
-  _globals['_LOGPROBSRESPONSE']._serialized_start=277
-  _globals['_LOGPROBSRESPONSE']._serialized_end=342
-  _globals['_GETREFERENCEINFOREQUEST']._serialized_start=344
-  _globals['_GETREFERENCEINFOREQUEST']._serialized_end=369
-  _globals['_GETREFERENCEINFORESPONSE']._serialized_start=371
-  _globals['_GETREFERENCEINFORESPONSE']._serialized_end=436
-  _globals['_REFERENCESERVICE']._serialized_start=439
-  _globals['_REFERENCESERVICE']._serialized_end=627
+  _globals['_LOGPROBSREQUEST']._serialized_end=255
+  _globals['_TOKENLOGPROBS']._serialized_start=257
+  _globals['_TOKENLOGPROBS']._serialized_end=290
+  _globals['_LOGPROBSRESPONSE']._serialized_start=292
+  _globals['_LOGPROBSRESPONSE']._serialized_end=357
+  _globals['_GETREFERENCEINFOREQUEST']._serialized_start=359
+  _globals['_GETREFERENCEINFOREQUEST']._serialized_end=384
+  _globals['_GETREFERENCEINFORESPONSE']._serialized_start=386
+  _globals['_GETREFERENCEINFORESPONSE']._serialized_end=451
+  _globals['_REFERENCESERVICE']._serialized_start=454
+  _globals['_REFERENCESERVICE']._serialized_end=642
 # @@protoc_insertion_point(module_scope)

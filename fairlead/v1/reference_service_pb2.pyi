@@ -57,8 +57,13 @@ class LogProbsRequest(_message.Message):
 
     SEQUENCES_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Logits are divided by it, greater than 0."""
+    alone: _builtins.bool
+    """Nothing else is computed while this is: should it kill the replica, it was this request. Refused with
+    RESOURCE_EXHAUSTED while others are under way, which then come to an end.
+    """
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogProbsSequence]:
         """The sequences."""
@@ -68,10 +73,11 @@ class LogProbsRequest(_message.Message):
         *,
         sequences: _abc.Iterable[Global___LogProbsSequence] | None = ...,
         temperature: _builtins.float = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequences", b"sequences", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "sequences", b"sequences", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -153,10 +153,16 @@ class ScoreRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names the request in logs, and says which model of several answers it; repeated when it is retried."""
     priority: Global___ScorePriority.ValueType
     """How urgent it is."""
+    alone: _builtins.bool
+    """Nothing else is computed while this is: should it kill the replica, it was this request. Refused with
+    RESOURCE_EXHAUSTED while others are under way, which then come to an end. A front of a Triton reads it not:
+    what kills that server leaves the front alive.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]:
         """The responses; each is scored on its own."""
@@ -167,10 +173,11 @@ class ScoreRequest(_message.Message):
         items: _abc.Iterable[Global___ScoreItem] | None = ...,
         request_id: _builtins.str = ...,
         priority: Global___ScorePriority.ValueType = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "priority", b"priority", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "items", b"items", "priority", b"priority", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

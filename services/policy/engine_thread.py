@@ -22,8 +22,8 @@ from services.policy.decoder import Decoder
 from services.policy.replacement import Replacement
 from services.policy.sample import Sample
 from services.policy.scheduler import Scheduler
-from services.policy.solitude import Solitude
 from services.policy.ticket import Ticket
+from services.runtime.solitude import Solitude
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class EngineThread:
         self._owner: dict[Sample, Ticket] = {}
         self._tokens_per_second = 0.0
         self._wake = threading.Condition()
-        self._solitude = Solitude()
+        self._solitude = Solitude[Ticket]()
         self._swap: _Swap | None = None
         self._stopping = False
         self.failure: Future[None] = Future()

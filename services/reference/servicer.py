@@ -13,6 +13,7 @@ from fairlead.v1 import reference_service_pb2_grpc as pb_grpc
 from services.reference.scorer import Lookup, ReferenceScorer
 from services.runtime.access import caller
 from services.runtime.batching import MicroBatcher
+from services.runtime.gate import Gate
 from services.runtime.interceptors import deadline
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ReferenceService"].full_name
@@ -27,6 +28,7 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
     def __init__(self, scorer: ReferenceScorer, batcher: MicroBatcher[Lookup, tuple[float, ...]]) -> None:
         self._scorer = scorer
         self._batcher = batcher
+        self._gate = Gate()
 
     def add_to(self, server: aio.Server) -> None:
         """Registers the servicer."""
@@ -34,6 +36,9 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
 
     async def LogProbs(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:
         """Log-probabilities of given responses."""
+        return await self._gate.through(lambda: self._look_up(request, context), alone=request.alone)
+
+    async def _look_up(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:
         pairs = [
             TokenPair(tuple(one.prompt_token_ids), tuple(one.response_token_ids)) for one in request.sequences
         ]

@@ -28,6 +28,7 @@ class ScoreOptions(TypedDict, total=False):
     request_id: str
     model_version: str
     waits: bool
+    alone: bool
 
 
 class Scoring(Protocol):
@@ -52,6 +53,7 @@ class Scoring(Protocol):
         request_id: str = "",
         model_version: str = "",
         waits: bool = False,
+        alone: bool = False,
     ) -> Scores:
         """One scalar for each item, in order.
 
@@ -63,6 +65,7 @@ class Scoring(Protocol):
             model_version: the version that must score; empty takes what is served.
             waits: while there is no room, wait until the deadline rather than raise Overloaded; for callers
                 that bound themselves what they have in work.
+            alone: nothing else is computed while this is; refused as Overloaded while others are under way.
 
         Raises:
             InvalidInput: for the first item that cannot be scored; none is then.
@@ -98,8 +101,9 @@ class LocalScoring:
         request_id: str = "",
         model_version: str = "",
         waits: bool = False,
+        alone: bool = False,
     ) -> Scores:
-        """As `Scoring.score`."""
+        """As `Scoring.score`; that a request is alone is seen to by who holds all the models."""
         info = self._scorer.info
         if model_version not in ("", info.model_version):
             raise NotFound(

@@ -82,8 +82,12 @@ class TritonScoring:
         request_id: str = "",
         model_version: str = "",
         waits: bool = False,
+        alone: bool = False,
     ) -> Scores:
-        """As `Scoring.score`; what the server's queue took is part of `compute_seconds`."""
+        """As `Scoring.score`; what the server's queue took is part of `compute_seconds`.
+
+        That a request is alone means nothing here: it is the server that it might kill, not this process.
+        """
         if model_version not in ("", self.info.model_version):
             served = self.info.model_version
             raise NotFound(f"no version {model_version!r} of the reward model here; served is {served}")

@@ -1,17 +1,29 @@
 """Calls of tasks that end together become one: a call costs a service more than a small model's answer does.
 
 Between the peers and a client. Knows neither messages nor what an item is, only how many tokens it holds.
+Items whose replica died go again without those of others, and if it dies again each by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from fairlead.errors import DeadlineExceeded, Overloaded, StaleWeights, Unauthenticated, Unavailable
+from fairlead.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    ReplicaLost,
+    StaleWeights,
+    Unauthenticated,
+    Unavailable,
+)
+from services.rollout_worker.solo import solo
+
+logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -27,6 +39,18 @@ _OF_THE_SERVICE = (Unavailable, Overloaded, DeadlineExceeded, StaleWeights, Unau
 """Errors that no item brings about; any other may be one item's fault."""
 
 
+_Item_contra = TypeVar("_Item_contra", contravariant=True)
+_Result_co = TypeVar("_Result_co", covariant=True)
+
+
+class Call(Protocol[_Item_contra, _Result_co]):
+    """Answers several items with as many results, in order, or raises for all of them."""
+
+    def __call__(self, items: Sequence[_Item_contra], *, alone: bool) -> Awaitable[Sequence[_Result_co]]:
+        """`alone`: nothing else is computed while this is. Raises ReplicaLost if a replica dies under it."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[_Item, _Result]):
     """An item that is not on its way yet."""
@@ -39,19 +63,23 @@ class _Waiting(Generic[_Item, _Result]):
 class JoinedCalls(Generic[_Item, _Result]):
     """One kind of call. Belongs to the event loop that asks."""
 
-    def __init__(self, call: Callable[[Sequence[_Item]], Awaitable[Sequence[_Result]]]) -> None:
-        """`call` answers several items with as many results, in order, or raises for all of them."""
+    def __init__(self, call: Call[_Item, _Result]) -> None:
+        """Nothing is called yet."""
         self._call = call
         self._waiting: deque[_Waiting[_Item, _Result]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def ask(self, item: _Item, *, num_tokens: int) -> _Result:
-        """The result of one item, asked for with those that wait beside it.
+    async def ask(self, item: _Item, *, num_tokens: int, alone: bool = False) -> _Result:
+        """The result of one item, asked for with those that wait beside it, or alone.
 
         Raises:
+            ReplicaLost: if a replica died while it computed nothing but this.
             FairleadError: as the call does; after an error that may be one item's fault every item is asked
-                for alone, so that nobody pays for a neighbour.
+                for by itself, so that nobody pays for a neighbour.
         """
+        if alone:
+            [result] = await solo(lambda: self._call([item], alone=True))
+            return result
         loop = asyncio.get_running_loop()
         waiting = _Waiting[_Item, _Result](item, num_tokens, loop.create_future())
         self._waiting.append(waiting)
@@ -81,29 +109,40 @@ class JoinedCalls(Generic[_Item, _Result]):
         if not batch:
             return
         try:
-            results = await self._call([waiting.item for waiting in batch])
+            await self._try(batch, alone=False)
         except asyncio.CancelledError:
             for waiting in batch:
                 waiting.answer.cancel()
             raise
+
+    async def _try(self, batch: Sequence[_Waiting[_Item, _Result]], *, alone: bool) -> None:
+        """Answers everybody in the batch who has not left."""
+        batch = [waiting for waiting in batch if not waiting.answer.done()]
+        if not batch:
+            return
+        items = [waiting.item for waiting in batch]
+        try:
+            results = await (
+                solo(lambda: self._call(items, alone=True)) if alone else self._call(items, alone=False)
+            )
+        except ReplicaLost as error:
+            if alone and len(batch) == 1:
+                _fail(batch, error)
+                return
+            logger.warning("%d items are tried again alone: %s", len(batch), error)
+            # Mostly a replica dies of something else: then all of them need but one call.
+            parts = [[waiting] for waiting in batch] if alone else [batch]
+            for part in parts:
+                await self._try(part, alone=True)
         except Exception as error:  # noqa: BLE001 - handed to those who asked
             if len(batch) == 1 or isinstance(error, _OF_THE_SERVICE):
                 _fail(batch, error)
             else:
-                await asyncio.gather(*map(self._send_alone, batch))
+                await asyncio.gather(*(self._try([waiting], alone=alone) for waiting in batch))
         else:
             for waiting, result in zip(batch, results, strict=True):
                 if not waiting.answer.done():
                     waiting.answer.set_result(result)
-
-    async def _send_alone(self, waiting: _Waiting[_Item, _Result]) -> None:
-        try:
-            [result] = await self._call([waiting.item])
-        except Exception as error:  # noqa: BLE001 - handed to the one who asked
-            _fail([waiting], error)
-        else:
-            if not waiting.answer.done():
-                waiting.answer.set_result(result)
 
     def _take(self) -> list[_Waiting[_Item, _Result]]:
         batch: list[_Waiting[_Item, _Result]] = []

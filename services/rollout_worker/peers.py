@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from fairlead.errors import (
 from fairlead.types import Completion, ModelInfo, PromptTask, Rollout, ScoreItem, Scores, TextPair, TokenPair
 from services.rollout_worker.assemble import Refused, Unusable, assemble, check_completion, check_task
 from services.rollout_worker.joined import JoinedCalls
+from services.rollout_worker.solo import solo
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -36,7 +36,6 @@ _U = TypeVar("_U")
 _RETRY_SECONDS = 0.2
 _SAY_SECONDS = 5.0
 _INFO_SECONDS = 5.0
-_APART_SECONDS = 0.5
 
 
 async def wait_for(what: str, attempt: Callable[[], Awaitable[_T]], *, kind: str) -> _T:
@@ -166,7 +165,7 @@ class Peers:
 
         Args:
             task: the prompt.
-            suspect: it failed before: it is generated alone, so that a replica that dies is its doing.
+            suspect: it failed before: its calls are alone, so that a replica that dies is its doing.
 
         Raises:
             Refused: if the task itself is at fault.
@@ -175,7 +174,7 @@ class Peers:
         """
         check_task(task, self._policy, scored_as_text=self._scored_as_text)
         began = time.monotonic()
-        completion = await self._generate(task, alone=suspect)
+        completion = await self._generate(task, suspect=suspect)
         check_completion(task, completion)
         generated = time.monotonic()
         tokens = TokenPair(task.prompt_token_ids, completion.token_ids)
@@ -183,9 +182,11 @@ class Peers:
         item: ScoreItem = text if self._scored_as_text else tokens
         size = len(task.prompt_token_ids) + len(completion.token_ids)
         looked_up = self._reference_at(task.sampling.temperature)
+        score = self._scores.ask(item, num_tokens=size, alone=suspect)
+        look_up = looked_up.ask(tokens, num_tokens=size, alone=suspect)
         scores, logprobs = await both(
-            self._timed("score", "reward", self._scores.ask(item, num_tokens=size), task=task.task_id),
-            self._timed("reference", "reference", looked_up.ask(tokens, num_tokens=size), task=task.task_id),
+            _blamed("reward", self._timed("score", "reward", score, task=task.task_id)),
+            _blamed("reference", self._timed("reference", "reference", look_up, task=task.task_id)),
         )
         return assemble(
             completion,
@@ -196,16 +197,14 @@ class Peers:
             score_seconds=time.monotonic() - generated,
         )
 
-    async def _generate(self, task: PromptTask, *, alone: bool) -> Completion:
+    async def _generate(self, task: PromptTask, *, suspect: bool) -> Completion:
         """A completion; if a replica dies under it, it is tried again alone, and dying alone counts.
 
         Raises:
             Unusable: if a replica died while it answered nothing but this.
         """
-        while True:
-            if alone:
-                # All that were under way when it died wait for the next replica together.
-                await asyncio.sleep(random.uniform(0.0, _APART_SECONDS))
+
+        async def generate(*, alone: bool) -> Completion:
             call = self._clients.policy.generate(
                 task.prompt_token_ids,
                 task.sampling,
@@ -215,23 +214,18 @@ class Peers:
                 alone=alone,
                 deadly=True,
             )
-            try:
-                [completion] = await self._timed("generate", "policy", call, task=task.task_id)
-            except ReplicaLost as error:
-                if alone:
-                    raise Unusable("replica_died", f"while it answered nothing else: {error}") from error
-                logger.warning("task %d is tried again alone: %s", task.task_id, error)
-                alone = True
-            except Overloaded as error:
-                if not alone:
-                    raise
-                # Its place is kept: it comes back until the others have ended.
-                await asyncio.sleep(error.retry_after_seconds)
-            else:
-                return completion
+            [completion] = await self._timed("generate", "policy", call, task=task.task_id)
+            return completion
 
-    async def _score(self, items: Sequence[ScoreItem]) -> list[Scores]:
-        found = await self._clients.reward.score(items)
+        if not suspect:
+            try:
+                return await generate(alone=False)
+            except ReplicaLost as error:
+                logger.warning("task %d is tried again alone: %s", task.task_id, error)
+        return await _blamed("policy", solo(lambda: generate(alone=True)))
+
+    async def _score(self, items: Sequence[ScoreItem], *, alone: bool) -> list[Scores]:
+        found = await self._clients.reward.score(items, alone=alone, deadly=True)
         tokens = found.num_tokens or (0,) * len(found.scores)
         return [
             replace(found, scores=(score,), num_tokens=(count,))
@@ -242,7 +236,7 @@ class Peers:
         """Sequences of one temperature share calls; a run has one, and evaluation maybe another."""
         if temperature not in self._logprobs:
             self._logprobs[temperature] = JoinedCalls(
-                partial(self._clients.reference.logprobs, temperature=temperature)
+                partial(self._clients.reference.logprobs, temperature=temperature, deadly=True)
             )
         return self._logprobs[temperature]
 
@@ -256,3 +250,15 @@ class Peers:
                 return await call
             except InvalidInput as error:
                 raise Refused(f"refused_by_{service}", str(error)) from error
+
+
+async def _blamed(service: str, call: Awaitable[_T]) -> _T:
+    """The death of a replica that did nothing but this is the task's doing, named after the service.
+
+    Raises:
+        Unusable: if that happened.
+    """
+    try:
+        return await call
+    except ReplicaLost as error:
+        raise Unusable(f"{service}_died", f"while it answered nothing else: {error}") from error

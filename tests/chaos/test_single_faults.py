@@ -110,13 +110,35 @@ def test_a_prompt_that_kills_its_policy_is_dead_after_three_deaths_alone_and_the
     run = supervised(config, change=poisoned)
     # 40 prompts, one of them with the poison, and 40 tasks: it is asked once.
     [letter] = dead(config)
-    assert letter["reason"] == "replica_died"
+    assert letter["reason"] == "policy_died"
     assert letter["failures"] == 2
     restarts = sum(process.restarts for process in run.processes if process.name.startswith("policy"))
     assert restarts == 4, "once among others, three times alone"
     found = judge(config, [], seed=0)
     assert (found.problems, found.dead) == ([], 1)
     assert POISON == 59
+
+
+@pytest.mark.parametrize("service", ["reward", "reference"])
+def test_a_prompt_that_kills_who_scores_it_is_dead_and_nobody_beside_it(tmp_path: Path, service: str):
+    config = configured(tmp_path, updates=5, **{"rollout_worker.replicas": 2, "local.max_restarts": 20})
+
+    def poisoned(spec: ProcessSpec) -> ProcessSpec:
+        command = list(spec.command)
+        if f"services.{service}" in command:
+            at = command.index(f"services.{service}")
+            command[at : at + 1] = ["tests.chaos.poisoned_scorer", service]
+        return replace(spec, command=tuple(command))
+
+    run = supervised(config, change=poisoned)
+    # 40 prompts, one of them the poison, and 40 tasks: it is asked once.
+    [letter] = dead(config)
+    assert letter["reason"] == f"{service}_died"
+    assert letter["failures"] == 2
+    restarts = sum(process.restarts for process in run.processes if process.name.startswith(service))
+    assert restarts in (4, 5), "once among others, once with its call's, three times alone"
+    found = judge(config, [], seed=0)
+    assert (found.problems, found.dead) == ([], 1)
 
 
 def test_a_reward_that_is_no_number_costs_its_tasks_and_never_the_weights(tmp_path: Path):

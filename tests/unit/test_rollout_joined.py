@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from fairlead.errors import InternalError, InvalidInput, Unavailable
-from services.rollout_worker import joined
+from fairlead.errors import InternalError, InvalidInput, Overloaded, ReplicaLost, Unavailable
+from services.rollout_worker import joined, solo
 from services.rollout_worker.joined import CALLS_AT_ONCE, MAX_ITEMS, MAX_TOKENS, JoinedCalls
 
 
@@ -20,9 +20,16 @@ class Service:
         self.gate = asyncio.Event()
         self.errors: dict[int, Exception] = {}
         self.running = 0
+        self.alone: list[list[int]] = []
+        self.poison: set[int] = set()
+        self.refusals: list[Exception] = []
 
-    async def call(self, items: Sequence[int]) -> list[int]:
-        self.calls.append(list(items))
+    async def call(self, items: Sequence[int], *, alone: bool) -> list[int]:
+        (self.alone if alone else self.calls).append(list(items))
+        if alone and self.refusals:
+            raise self.refusals.pop(0)
+        if self.poison & set(items):
+            raise ReplicaLost("Socket closed")
         self.running += 1
         try:
             await self.gate.wait()
@@ -121,3 +128,61 @@ async def test_items_of_askers_who_left_are_not_sent(monkeypatch: pytest.MonkeyP
     await asyncio.gather(*first)
     assert [8] in service.calls
     assert not any(7 in call for call in service.calls)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for chance to keep it apart from others."""
+    monkeypatch.setattr(solo, "_APART_SECONDS", 0.0)
+
+
+async def test_who_kills_replicas_is_told_apart_from_those_beside_it(at_once: None) -> None:
+    service = Service()
+    service.poison.add(3)
+    service.gate.set()
+    calls = JoinedCalls(service.call)
+    found = await asyncio.gather(
+        *(calls.ask(number, num_tokens=1) for number in range(6)), return_exceptions=True
+    )
+    assert isinstance(found.pop(3), ReplicaLost)
+    assert found == [0, 1, 4, 16, 25]
+    assert service.calls == [list(range(6))]
+    assert service.alone == [list(range(6)), [0], [1], [2], [3], [4], [5]]
+
+
+async def test_a_replica_that_dies_of_something_else_costs_one_call_more(at_once: None) -> None:
+    service = Service()
+    service.errors[3] = ReplicaLost("Socket closed")
+    service.gate.set()
+    calls = JoinedCalls(service.call)
+    asked = [asyncio.create_task(calls.ask(number, num_tokens=1)) for number in range(6)]
+    async with asyncio.timeout(5):
+        while not service.calls:  # noqa: ASYNC110 - a condition with a deadline
+            await asyncio.sleep(0)
+    service.errors.clear()
+    assert await asyncio.gather(*asked) == [0, 1, 4, 9, 16, 25]
+    assert (service.calls, service.alone) == ([list(range(6))], [list(range(6))])
+
+
+async def test_a_suspect_goes_alone_and_comes_back_until_there_is_room(at_once: None) -> None:
+    service = Service()
+    service.refusals = [
+        Overloaded("others", retry_after_seconds=0.0),
+        Unavailable("loading"),
+        Overloaded("others", retry_after_seconds=0.0),
+    ]
+    service.gate.set()
+    calls = JoinedCalls(service.call)
+    assert await calls.ask(7, num_tokens=1, alone=True) == 49
+    assert (service.calls, service.alone) == ([], [[7]] * 4)
+
+
+async def test_a_replica_that_never_comes_back_is_nobodys_doing(
+    at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solo, "_RETURN_SECONDS", 0.0)
+    service = Service()
+    service.refusals = [Unavailable("loading")]
+    with pytest.raises(Unavailable) as raised:
+        await JoinedCalls(service.call).ask(7, num_tokens=1, alone=True)
+    assert not isinstance(raised.value, ReplicaLost)

@@ -227,11 +227,16 @@ async def test_a_number_that_is_none_is_a_failure_that_is_counted(part: str, rea
         found.logprobs[1] = NAN
         return found
 
-    async with bench(Script(**{part: broken}), tasks=[task(0)]) as b:
+    script = Script(**{part: broken})
+    async with bench(script, tasks=[task(0)]) as b:
         result = (await b.outcomes(1))[0]
         await b.until(lambda: b.counted("dead_letter") == 1)
     assert isinstance(result, DeadLetter)
     assert result.reason == reason
+    # Who has failed may be what kills replicas: nothing else runs beside it.
+    assert [request.alone for request in script.requests] == [False, True, True]
+    asked_alone = [] if part == "generate" else [False, True, True]
+    assert script.alone == {"reward": asked_alone, "reference": asked_alone}
     assert "nan" in result.detail
     assert asked == 3
     assert b.counted("failed") == 2
