@@ -41,32 +41,56 @@ def run(settings: Settings) -> dict[str, Result]:
         published = publish(store, WeightVersion(1, 0), mebibytes)
         origin = Origin(store.root)
         replica = Child("benchmarks.weights.replica", origin.address, root / "cache", 0)
-        sender = Child("benchmarks.weights.copier", "send", store.root / "1-0")
-        receiver = Child("benchmarks.weights.copier", "receive", root / "copy")
-        with closing([origin, replica, sender, receiver]):
+        copy = _Copy("send", "receive", store.root / "1-0", root / "copy")
+        messages = _Copy("send-messages", "receive-messages", store.root / "1-0", root / "messages")
+        with closing([origin, replica, *copy.processes, *messages.processes]):
             asyncio.run(origin.wait_ready())
-            taken: dict[str, list[tuple[float, float]]] = {"ours": [], "copy": []}
+            taken: dict[str, list[tuple[float, float]]] = {"ours": [], "copy": [], "messages": []}
             for turn in range(settings.rounds(5) + 1):
                 cpu = origin.cpu_seconds() + replica.cpu_seconds()
                 replica.ask("start")
                 seconds = replica.ask("fetch")["seconds"]
-                cpu = origin.cpu_seconds() + replica.cpu_seconds() - cpu
-                copied_cpu = sender.cpu_seconds() + receiver.cpu_seconds()
-                copied = receiver.ask(str(int(sender.ask("")["port"])))["seconds"]
-                copied_cpu = sender.cpu_seconds() + receiver.cpu_seconds() - copied_cpu
+                ours = seconds, origin.cpu_seconds() + replica.cpu_seconds() - cpu
+                copied, streamed = copy.take(), messages.take()
                 if turn or settings.quick:  # the first warms caches
-                    taken["ours"].append((seconds, cpu))
-                    taken["copy"].append((copied, copied_cpu))
-    ours, copy = (
-        [max(1e-3, statistics.median(column)) for column in zip(*taken[key], strict=True)]
-        for key in ("ours", "copy")
-    )
-    what = "plain copy over TCP, not verified"
+                    taken["ours"].append(ours)
+                    taken["copy"].append(copied)
+                    taken["messages"].append(streamed)
     size = mebibytes / 1024
+    rates, by_cpu = (
+        {
+            name: size / max(1e-3, statistics.median(turn[part] for turn in turns))
+            for name, turns in taken.items()
+        }
+        for part in (0, 1)
+    )
+    plain, grpc = "plain copy over TCP, not verified", "plain gRPC stream, not verified"
     return {
-        "weights_fetch": Result(size / ours[0], "GiB/s", size / copy[0], what, at_least=AT_LEAST),
-        "weights_fetch_cpu": Result(size / ours[1], "GiB/CPU-s", size / copy[1], what),
+        "weights_fetch": Result(rates["ours"], "GiB/s", rates["copy"], plain, at_least=AT_LEAST),
+        "weights_fetch_cpu": Result(by_cpu["ours"], "GiB/CPU-s", by_cpu["copy"], plain),
+        "weights_fetch_of_grpc": Result(rates["ours"], "GiB/s", rates["messages"], grpc),
+        "weights_fetch_of_grpc_cpu": Result(by_cpu["ours"], "GiB/CPU-s", by_cpu["messages"], grpc),
+        "weights_grpc": Result(rates["messages"], "GiB/s", rates["copy"], plain),
         "weights_publish": Result(
-            size / published, "GiB/s", size / copy[0], f"{what}; ours hashes and syncs"
+            size / published, "GiB/s", rates["copy"], f"{plain}; ours hashes and syncs"
         ),
     }
+
+
+class _Copy:
+    """A sender and a receiver that do nothing else."""
+
+    def __init__(self, send: str, receive: str, source: Path, target: Path) -> None:
+        self._sender = Child("benchmarks.weights.copier", send, source)
+        self._receiver = Child("benchmarks.weights.copier", receive, target)
+        self.processes = (self._sender, self._receiver)
+
+    def take(self) -> tuple[float, float]:
+        """Seconds by the clock, and of CPU time."""
+        cpu = self._cpu_seconds()
+        port = int(self._sender.ask("")["port"])
+        seconds = self._receiver.ask(str(port))["seconds"]
+        return seconds, self._cpu_seconds() - cpu
+
+    def _cpu_seconds(self) -> float:
+        return sum(process.cpu_seconds() for process in self.processes)
