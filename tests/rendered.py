@@ -14,6 +14,8 @@ from fairlead.config import load
 from fairlead.k8s.manifests import Manifest, Target, checkout, render
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
+MODEL_SERVICES = {"policy": 5001, "reward": 5002, "reference": 5003}
+"""Their ports."""
 VARIANTS = {
     "kind": ("kind", ()),
     "gpu": ("gpu", ()),

@@ -13,8 +13,8 @@ import pytest
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from tests.gateway_world import ask
 from tests.service_process import Starter
-from tests.unit.reward_world import until
 from tests.unit.rpc_world import Replica, serving
+from tests.waiting import until
 
 
 @pytest.fixture

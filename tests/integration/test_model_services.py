@@ -24,6 +24,7 @@ from fairlead.v1 import (
 )
 from tests.service_process import Process, Starter
 from tests.tiny import tiny_causal_lm, tiny_reward_model
+from tests.waiting import until
 
 PAIR = TokenPair(tuple(range(4, 44)), tuple(range(10, 50)))
 
@@ -116,12 +117,6 @@ async def balanced_load(name: str, addresses: list[str], stop: asyncio.Event) ->
     return answered
 
 
-async def until(condition, seconds: float = 30) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - conditions of other processes
-            await asyncio.sleep(0.005)
-
-
 @pytest.mark.parametrize("name", ["reward", "reference"])
 async def test_sigterm_under_load_fails_no_accepted_rpc(name, models, running, start):
     leaves, stays = start(name, models[name]), running[name]
@@ -130,10 +125,10 @@ async def test_sigterm_under_load_fails_no_accepted_rpc(name, models, running, s
     stop = asyncio.Event()
     bare = asyncio.create_task(raw.run())
     balanced = asyncio.create_task(balanced_load(name, [leaves.address, stays.address], stop))
-    await until(lambda: len(raw.results) > 100)
+    await until(lambda: len(raw.results) > 100, seconds=30)
     terminated = time.monotonic()
     leaves.popen.send_signal(signal.SIGTERM)
-    await until(lambda: leaves.popen.poll() is not None)
+    await until(lambda: leaves.popen.poll() is not None, seconds=30)
     assert leaves.popen.returncode == 0, leaves.log.read_text()
     assert time.monotonic() - terminated < 10
     await asyncio.wait_for(bare, 10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -71,12 +71,6 @@ def request(
     sampling: SamplingParams = SAMPLING, prompt: tuple[int, ...] = (1, 5, 6), **fields
 ) -> GenerationRequest:
     return GenerationRequest("test", prompt, sampling, **fields)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in a thread
-            await asyncio.sleep(0.001)
 
 
 def new_weights(folder: Path, model: PreTrainedModel, *, seed: int) -> Path:

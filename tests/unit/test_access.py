@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
-from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fairlead import api_keys
 from fairlead.api_keys import ApiKey
-from fairlead.clients import AsyncRewardClient, RewardClient
-from fairlead.config.observe import ObserveSection
-from fairlead.errors import ConfigError, InvalidInput, PermissionDenied, Unauthenticated
+from fairlead.errors import InvalidInput, PermissionDenied, Unauthenticated
 from fairlead.types import Priority, Scores, TokenPair
 from fairlead.v1 import (
     policy_service_pb2,
@@ -28,16 +19,13 @@ from fairlead.v1 import (
     weight_service_pb2,
 )
 from fairlead.v1 import reward_service_pb2 as pb
-from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.runtime.access import Caller
 from services.runtime.scopes import scope_of
 from tests.tiny import tiny_reward_model
+from tests.unit.access_world import TEN_TOKENS, client, refusal, refusals, scored
 from tests.unit.keys_world import Keys
-from tests.unit.reward_world import Threaded, World, reward_service, until
-from tests.unit.tls_world import Authority
-
-NAME = "fairlead.v1.RewardService"
-TEN_TOKENS = TokenPair((5, 6, 7, 8, 9), (10, 11, 12, 13, 14))
+from tests.unit.reward_world import World, reward_service
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -46,50 +34,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    return Keys(tmp_path)
-
-
-@pytest.fixture
 async def world(folder, keys: Keys):
     async with reward_service(folder, keys=keys.section) as world:
         yield world
-
-
-@asynccontextmanager
-async def stub_of(world: World):
-    async with aio.insecure_channel(world.address) as channel:
-        yield pb_grpc.RewardServiceStub(channel)
-
-
-def request(count: int = 1) -> pb.ScoreRequest:
-    item = pb.ScoreItem()
-    item.tokens.prompt_token_ids.extend(TEN_TOKENS.prompt_token_ids)
-    item.tokens.response_token_ids.extend(TEN_TOKENS.response_token_ids)
-    return pb.ScoreRequest(items=[item] * count)
-
-
-async def refusal(world: World, key: str | None, body: pb.ScoreRequest | None = None) -> aio.AioRpcError:
-    metadata = [("x-request-id", "mine")] + ([("authorization", f"Bearer {key}")] if key is not None else [])
-    async with stub_of(world) as stub:
-        with pytest.raises(aio.AioRpcError) as caught:
-            await stub.Score(body or request(), metadata=metadata, timeout=5)
-    trailers = dict(caught.value.trailing_metadata())
-    assert trailers["x-request-id"] == "mine"
-    return caught.value
-
-
-def scored(world: World) -> float:
-    labels = {"result": "scored"}
-    return world.registry.get_sample_value("fairlead_batcher_sequences_total", labels) or 0.0
-
-
-def refusals(world: World, reason: str) -> float:
-    return world.registry.get_sample_value("fairlead_access_refusals_total", {"reason": reason}) or 0.0
-
-
-def client(world: World, key: str | None, **options) -> AsyncRewardClient:
-    return AsyncRewardClient(world.address, api_key=key, **{"timeout_seconds": 5, **options})
 
 
 async def test_who_is_refused_and_how(world: World, keys: Keys):
@@ -251,17 +198,6 @@ async def test_a_stream_ends_with_its_key(world: World, keys: Keys):
     assert "bulk is revoked" in str(outcomes[1])
 
 
-async def test_health_and_reflection_are_open(world: World):
-    async with aio.insecure_channel(world.address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        answer = await health.Check(health_pb2.HealthCheckRequest(service=""), timeout=5)
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        asked = reflection_pb2.ServerReflectionRequest(list_services="")
-        async for listed in stub.ServerReflectionInfo(iter([asked]), timeout=5):
-            assert NAME in [service.name for service in listed.list_services_response.service]
-
-
 async def test_without_a_file_of_keys_everybody_may(folder):
     async with reward_service(folder) as world:
         for key in ("", "anything"):
@@ -296,111 +232,3 @@ def test_a_key_for_bulk_work_makes_every_request_of_it_bulk():
     assert Caller("r", online).priority(Priority.ONLINE) is Priority.ONLINE
     assert Caller("r", online).priority(Priority.BULK) is Priority.BULK
     assert Caller("r").priority(Priority.ONLINE) is Priority.ONLINE
-
-
-async def test_the_access_log_says_who_and_how_much_and_no_text(folder, keys: Keys, caplog):
-    key = keys.add("search")
-    caplog.set_level(logging.INFO)
-    observe = ObserveSection(access_log="plain")
-    async with reward_service(folder, keys=keys.section, observe=observe) as world:
-        async with stub_of(world) as stub:
-            asked = pb.ScoreRequest(items=[pb.ScoreItem(text=pb.TextPair(prompt="w1 w2", response="w3"))])
-            call = stub.Score(
-                asked, metadata=[("authorization", f"Bearer {key}"), ("x-request-id", "abc-1")], timeout=5
-            )
-            response = await call
-            assert dict(await call.trailing_metadata())["x-request-id"] == "abc-1"
-        await refusal(world, None)
-        lines = [vars(record) for record in caplog.records if record.getMessage() == "rpc"]
-    assert [(line["code"], line["key"], line["request_id"]) for line in lines] == [
-        ("OK", "search", "abc-1"),
-        ("UNAUTHENTICATED", "", "mine"),
-    ]
-    assert lines[0]["tokens"] == response.num_tokens[0]
-    assert lines[0]["seconds"] > 0
-    said = " ".join(str(vars(record)) for record in caplog.records)
-    assert "w1 w2" not in said
-    assert key.rpartition("_")[2] not in said
-
-
-async def test_texts_are_logged_only_where_that_is_switched_on(folder, caplog):
-    caplog.set_level(logging.INFO)
-    async with reward_service(folder, observe=ObserveSection(access_log="texts")) as world:
-        async with client(world, "") as reward:
-            await reward.score([("w1 w2", "w3")])
-    [line] = [vars(record) for record in caplog.records if record.getMessage() == "rpc"]
-    assert "w1 w2" in line["request"]
-    assert "logs the texts of requests" in caplog.text
-
-
-async def test_a_request_id_that_is_none_is_replaced(world: World, keys: Keys):
-    key = keys.add("one")
-    async with stub_of(world) as stub:
-        seen = set()
-        for given in ("", "x" * 200, "two words", None):
-            metadata = [("authorization", f"Bearer {key}")] + ([("x-request-id", given)] if given else [])
-            call = stub.Score(request(), metadata=metadata, timeout=5)
-            await call
-            seen.add(dict(await call.trailing_metadata())["x-request-id"])
-    assert len(seen) == 4
-    assert all(len(one) == 16 for one in seen)
-
-
-async def test_metadata_has_a_limit_and_the_server_lives_on(world: World, keys: Keys):
-    key = keys.add("one")
-    async with stub_of(world) as stub:
-        with pytest.raises(aio.AioRpcError) as caught:
-            await stub.Score(request(), metadata=[("x-large", "x" * 40_000)], timeout=5)
-        assert caught.value.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
-        await stub.Score(request(), metadata=[("authorization", f"Bearer {key}")], timeout=5)
-
-
-def test_a_key_is_not_sent_to_another_machine_in_plain_text(monkeypatch):
-    for address in ("10.0.0.5:5002", "reward:5002", "dns:///reward.ns.svc:5002", "localhost.evil.com:1"):
-        with pytest.raises(ConfigError, match="in plain text") as caught:
-            AsyncRewardClient(address, api_key="fl_a_secret")
-        assert "secret" not in str(caught.value)
-        AsyncRewardClient(address, api_key="fl_a_secret", allow_insecure=True)
-        AsyncRewardClient(address, api_key="fl_a_secret", tls=True)
-        AsyncRewardClient(address)
-    for address in ("127.0.0.1:1", "[::1]:1", "localhost:1", "dns:///localhost:1"):
-        AsyncRewardClient(address, api_key="fl_a_secret")
-    monkeypatch.setenv("FAIRLEAD_API_KEY", "fl_a_secret")
-    with pytest.raises(ConfigError, match="in plain text"):
-        RewardClient("reward:5002")
-    AsyncRewardClient("reward:5002", api_key="")
-    with pytest.raises(ConfigError, match="api_key"):
-        AsyncRewardClient("localhost:1", api_key="two\nlines")
-
-
-async def test_the_environment_gives_a_process_its_key(world: World, keys: Keys, monkeypatch):
-    # As a Secret made of a file has it.
-    monkeypatch.setenv("FAIRLEAD_API_KEY", keys.add("worker") + "\n")
-    async with client(world, None) as reward:
-        assert len((await reward.score([TEN_TOKENS])).scores) == 1
-
-
-def test_tritons_client_shows_a_key_over_tls(folder, keys: Keys, tmp_path: Path):
-    """As docs/security.md says: the client's own options, nothing of ours."""
-    from tritonclient.grpc import InferenceServerClient, InferInput
-    from tritonclient.utils import InferenceServerException
-
-    authority = Authority(tmp_path)
-    headers = {"authorization": f"Bearer {keys.add('triton', max_request_tokens=20)}"}
-    sentences = InferInput("sentences", [1, 1], "BYTES")
-    sentences.set_data_from_numpy(np.array([[b"w1 w2 w3"]], dtype=object))
-    too_long = InferInput("sentences", [1, 1], "BYTES")
-    too_long.set_data_from_numpy(np.array([[b"w1 " * 30]], dtype=object))
-    with Threaded() as services:
-        world = services.serve(reward_service(folder, keys=keys.section, tls=authority.server()))
-        asked = InferenceServerClient(world.address, ssl=True, root_certificates=str(authority.ca))
-        with asked as client:
-            assert client.is_server_ready()
-            found = client.infer("reward", [sentences], headers=headers).as_numpy("rewards")
-            assert found.shape == (1, 1)
-            with pytest.raises(InferenceServerException, match="no API key"):
-                client.infer("reward", [sentences])
-            with pytest.raises(InferenceServerException, match="no API key"):
-                client.get_model_metadata("reward")
-            with pytest.raises(InferenceServerException, match="at most 20 in one request"):
-                client.infer("reward", [too_long], headers=headers)

@@ -17,6 +17,7 @@ from fairlead.errors import InvalidInput, Overloaded
 from fairlead.types import Priority
 from services.runtime.admission import Admission, Speed
 from services.runtime.batching import MicroBatcher
+from tests.waiting import until
 
 SECTION = BatchingSection(max_batch_tokens=800, max_queue_tokens=10_000, max_queue_seconds=2.0)
 
@@ -104,12 +105,6 @@ def batcher_of(model, **settings: object) -> MicroBatcher[str, str]:
     section = BatchingSection.model_validate({"max_batch_tokens": 10} | settings)
     counts = metrics.Batcher(CollectorRegistry())
     return MicroBatcher(model, section, batcher_metrics=counts, field_name="items")
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - conditions of a thread
-            await asyncio.sleep(0.001)
 
 
 async def test_online_goes_before_bulk():

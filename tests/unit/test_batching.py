@@ -19,6 +19,7 @@ from fairlead.config.compute import BatchingSection
 from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
 from services.runtime.batching import MicroBatcher
 from services.runtime.packing import SMALL_TOKENS, WINDOW_BATCHES, pack
+from tests.waiting import until
 
 Item = tuple[int, int]
 """(name, length)."""
@@ -55,12 +56,6 @@ def batcher_of(model, registry: CollectorRegistry | None = None, **limits: int) 
 
 async def submit(batcher: MicroBatcher[Item, int], items: Sequence[Item], **options) -> list[int]:
     return await batcher.submit(items, [length for _, length in items], **options)
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - conditions of a thread
-            await asyncio.sleep(0.001)
 
 
 async def occupy(batcher: MicroBatcher[Item, int], model: Model) -> asyncio.Task[list[int]]:

@@ -24,7 +24,7 @@ from services.gateway.exchange_log import ExchangeLog
 from services.gateway.stop_texts import StopCutter, cut
 from tests.gateway_world import Gateway, Policy, gateway, policy_server, reward_server
 from tests.tiny import tiny_reward_model
-from tests.unit.reward_world import until
+from tests.waiting import until
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}w50 {% elif m['role'] == 'user' %}w51 "

@@ -13,8 +13,8 @@ import pytest
 from fairlead.errors import Overloaded, Unavailable
 from fairlead.v1 import reward_service_pb2 as pb
 from tests.gateway_world import Gateway, gateway
-from tests.unit.reward_world import until
 from tests.unit.rpc_world import Replica, dead_address, serving
+from tests.waiting import until
 
 BODY = {"prompt": "w1", "responses": ["w2"]}
 

@@ -14,7 +14,8 @@ from fairlead.errors import ConfigError
 from services.reward import model_folder
 from services.reward.model_watcher import ModelWatcher
 from tests.tiny import tiny_reward_model
-from tests.unit.reward_world import reward_service, until
+from tests.unit.reward_world import reward_service
+from tests.waiting import until
 
 INTERVAL = 0.02
 

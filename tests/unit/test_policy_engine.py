@@ -19,16 +19,8 @@ from fairlead.types import (
     VersionSpan,
 )
 from tests.tiny import VOCABULARY_SIZE, tiny_tokenizer
-from tests.unit.policy_world import (
-    CONTEXT,
-    LONG,
-    SAMPLING,
-    V0,
-    model_without_end,
-    request,
-    running,
-    until,
-)
+from tests.unit.policy_world import CONTEXT, LONG, SAMPLING, V0, model_without_end, request, running
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from fairlead.errors import Overloaded
 from fairlead.types import SamplingParams
-from tests.unit.policy_world import LONG, SAMPLING, model_without_end, request, running, until
+from tests.unit.policy_world import LONG, SAMPLING, model_without_end, request, running
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

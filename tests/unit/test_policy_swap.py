@@ -19,17 +19,8 @@ from fairlead.types import (
     WeightVersion,
 )
 from tests.tiny import tiny_causal_lm
-from tests.unit.policy_world import (
-    LONG,
-    V0,
-    V1,
-    V2,
-    model_without_end,
-    new_weights,
-    request,
-    running,
-    until,
-)
+from tests.unit.policy_world import LONG, V0, V1, V2, model_without_end, new_weights, request, running
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

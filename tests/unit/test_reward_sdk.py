@@ -15,7 +15,8 @@ from fairlead.errors import InvalidInput, RemoteInvalidInput
 from fairlead.types import Message, Priority, TextPair, TokenPair
 from tests.service_process import Starter
 from tests.tiny import tiny_causal_lm, tiny_reward_model
-from tests.unit.reward_world import Threaded, reward_service, until
+from tests.unit.reward_world import Threaded, reward_service
+from tests.waiting import until
 
 PATIENT = RetryPolicy(max_attempts=1_000, initial_backoff_seconds=0.01, max_backoff_seconds=0.1)
 RESPONSES = ["w3", "w4 w5 w6", "w7", "w8 w9"]

@@ -37,7 +37,8 @@ from services.runtime.server import ModelServer
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.inference_requests import tokens_of
 from tests.unit.keys_world import Keys
-from tests.unit.reward_world import reward_service, until
+from tests.unit.reward_world import reward_service
+from tests.waiting import until
 
 ONCE = RetryPolicy(max_attempts=1)
 PAIRS = [TokenPair((), tuple(random.Random(seed).choices(range(4, 60), k=5 + seed))) for seed in range(40)]

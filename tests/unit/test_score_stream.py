@@ -24,8 +24,9 @@ from services.reward.servicer import SERVICE_NAME, RewardServicer
 from services.runtime.bulk import Bounds, answers, patiently
 from services.runtime.server import ModelServer
 from tests.tiny import tiny_reward_model
-from tests.unit.reward_world import Threaded, World, reward_service, until
+from tests.unit.reward_world import Threaded, World, reward_service
 from tests.unit.rpc_world import FAST, serving
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,9 @@ from fairlead.types import Message, Priority, TextPair, TokenPair, WholeText
 from services.reward import triton_scorer
 from tests import architectures
 from tests.tiny import tiny_reward_model
-from tests.unit.reward_world import reward_service, until
+from tests.unit.reward_world import reward_service
 from tests.unit.test_reward_scorer import assert_same, foreign
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from fairlead.v1 import weight_service_pb2 as pb
 from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
 from tests.unit.test_weights_grpc import same
 from tests.unit.weights_wire import Fetcher, Node, listening, origin, publish_random, replica
+from tests.waiting import until
 
 FIRST = WeightVersion(1, 0)
 
@@ -34,12 +35,6 @@ def store(tmp_path: Path) -> FilesystemWeightStore:
 
 def size(store: FilesystemWeightStore) -> int:
     return sum(shard.size_bytes for shard in store.latest().shards)
-
-
-async def until(condition, seconds: float = 20) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def asked(node: Node, method: str, request):

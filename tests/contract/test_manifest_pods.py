@@ -1,0 +1,240 @@
+"""The pods of the manifests: how they are confined, probed, configured and scaled."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fairlead.config import load
+from fairlead.errors import EXIT_CODE, Stalled
+from fairlead.k8s.manifests import checkout
+from fairlead.transports.rollouts.keys import GROUP, Keys
+from tests.rendered import (
+    MODEL_SERVICES,
+    VARIANTS,
+    container,
+    data_of,
+    needs_kubectl,
+    of_kind,
+    probes,
+    rendered,
+    templates,
+)
+
+pytestmark = needs_kubectl
+
+
+@pytest.fixture(params=VARIANTS)
+def objects(request):
+    return rendered(request.param)
+
+
+def test_every_pod_is_restricted(objects):
+    for manifest in of_kind(objects, "ServiceAccount").values():
+        assert manifest["automountServiceAccountToken"] is False
+    for name, template in templates(objects).items():
+        spec, found = template["spec"], container(template)
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] == (999 if name == "redis" else 10001)
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert found["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"cpu", "memory"} <= set(found["resources"]["requests"])
+        assert "memory" in found["resources"]["limits"]
+        assert "/tmp" in {mount["mountPath"] for mount in found["volumeMounts"]}
+        for volume in spec["volumes"]:
+            assert "hostPath" not in volume
+            assert volume.get("emptyDir", {"sizeLimit": ""}).keys() >= {"sizeLimit"}
+        assert "volumeMounts" in found
+    for name in MODEL_SERVICES:
+        mounts = {one["mountPath"]: one for one in container(templates(objects)[name])["volumeMounts"]}
+        assert mounts["/fairlead"]["readOnly"] is True
+
+
+def test_the_settings_of_the_cluster_are_settings(objects, tmp_path, monkeypatch):
+    (tmp_path / "run.toml").write_text(data_of(objects, "run")["run.toml"])
+    for name, value in data_of(objects, "cluster").items():
+        monkeypatch.setenv(name, value)
+    config = load(tmp_path / "run.toml")
+    assert config.folder.root == Path("/fairlead/runs/run")
+    assert config.data_path("prompts.jsonl") == Path("/fairlead/data/prompts.jsonl")
+    assert config.data_path("../runs/quickstart/data/x") == Path("/fairlead/runs/quickstart/data/x")
+    for name in MODEL_SERVICES:
+        section, template = getattr(config, name), templates(objects)[name]
+        assert 30 <= section.max_connection_age_seconds <= 300, "or clients never find new replicas"
+        assert section.drain_seconds >= section.timeout_seconds, "the longest call"
+        sleep = container(template)["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert template["spec"]["terminationGracePeriodSeconds"] >= sleep + section.drain_seconds + 10
+    worker = templates(objects)["rollout-worker"]["spec"]
+    assert worker["terminationGracePeriodSeconds"] >= config.rollout_worker.drain_seconds + 10
+    gateway = templates(objects)["gateway"]
+    sleep = container(gateway)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert config.gateway.drain_seconds >= config.gateway.timeout_seconds
+    assert gateway["spec"]["terminationGracePeriodSeconds"] >= sleep + config.gateway.drain_seconds + 10
+    assert "password" not in "".join(data_of(objects, "cluster")).lower()
+
+
+def test_probes_ask_for_what_they_should(objects):
+    found = {name: dict(probes(template)) for name, template in templates(objects).items()}
+    for name, port in MODEL_SERVICES.items():
+        if "FAIRLEAD_TLS__CERTIFICATE" in data_of(objects, "cluster"):
+            # What speaks TLS is not asked by gRPC probes, which do not.
+            assert set(found[name]) == {"livenessProbe", "readinessProbe"}
+            assert found[name]["readinessProbe"]["httpGet"] == {"port": "metrics", "path": "/readyz"}
+            assert found[name]["livenessProbe"]["httpGet"] == {"port": "metrics", "path": "/healthz"}
+            continue
+        assert found[name]["readinessProbe"]["grpc"] == {"port": port}
+        for probe in ("startupProbe", "livenessProbe"):
+            # Not the health of the server: that of the policy waits for the trainer.
+            assert found[name][probe]["grpc"] == {"port": port, "service": "liveness"}
+        startup = found[name]["startupProbe"]
+        assert startup["periodSeconds"] * startup["failureThreshold"] >= 1800, "a large model loads slowly"
+    for name in ("rollout-worker", "gateway", "trainer"):
+        assert found[name]["livenessProbe"]["httpGet"]["path"] == "/healthz", "/readyz asks others"
+    for name in ("rollout-worker", "gateway"):
+        assert found[name]["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
+    assert set(found["redis"]) == {"startupProbe", "livenessProbe", "readinessProbe"}
+
+
+@pytest.mark.parametrize("variant", ["kind, keys, tls", "everything"])
+def test_keys_and_certificates_are_where_the_settings_say(variant, tmp_path, monkeypatch):
+    objects = rendered(variant)
+    settings = data_of(objects, "cluster")
+    wanted = {"fairlead-tls": ("tls.crt", "tls.key", "ca.crt"), "fairlead-keys": ("keys.json",)}
+    mounted: dict[str, set[str]] = {}
+    for name, template in templates(objects).items():
+        secrets = {
+            volume["name"]: volume["secret"]["secretName"]
+            for volume in template["spec"]["volumes"]
+            if "secret" in volume
+        }
+        # Whole folders: the kubelet never changes a file that is mounted by a subPath.
+        mounts = [mount for mount in container(template)["volumeMounts"] if mount["name"] in secrets]
+        assert all(mount["readOnly"] and "subPath" not in mount for mount in mounts)
+        mounted[name] = {
+            f"{mount['mountPath']}/{file}" for mount in mounts for file in wanted[secrets[mount["name"]]]
+        }
+        shows = {source.get("secretRef", {}).get("name") for source in container(template).get("envFrom", ())}
+        assert ("fairlead-api-key" in shows) is (name in ("rollout-worker", "trainer", "gateway")), name
+    certificate = {settings[f"FAIRLEAD_TLS__{name}"] for name in ("CERTIFICATE", "KEY", "CA")}
+    for name in (*MODEL_SERVICES, "rollout-worker", "trainer", "weights"):
+        assert certificate <= mounted[name], name
+    for name in (*MODEL_SERVICES, "weights"):
+        assert settings["FAIRLEAD_KEYS__FILE"] in mounted[name], name
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "run.toml").write_text(data_of(objects, "run")["run.toml"])
+    config = load(tmp_path / "run.toml")
+    assert (config.tls.on, config.tls.mutual, config.keys.allow_insecure) == (True, True, False)
+    assert "fl_" not in "".join(settings.values())
+
+
+def test_the_trainer_is_a_job_that_tells_mistakes_from_bad_luck(objects):
+    job = of_kind(objects, "Job")["trainer"]["spec"]
+    assert job["completionMode"] == "Indexed"
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    ignored, failed = job["podFailurePolicy"]["rules"]
+    assert ignored["action"] == "Ignore"
+    assert ignored["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert failed["action"] == "FailJob"
+    final = {code for kind, code in EXIT_CODE.items() if kind is not Stalled}
+    assert set(failed["onExitCodes"]["values"]) == final
+    assert failed["onExitCodes"]["containerName"] == container(job["template"])["name"]
+
+
+def test_the_queue_keeps_its_work(objects):
+    settings = dict(
+        line.split(" ", 1)
+        for line in data_of(objects, "redis")["valkey.conf"].splitlines()
+        if not line.startswith("#")
+    )
+    assert settings["appendonly"] == "yes"
+    assert settings["maxmemory-policy"] == "noeviction"
+    redis = of_kind(objects, "StatefulSet")["redis"]["spec"]["template"]
+    limit = container(redis)["resources"]["limits"]["memory"]
+    # The append-only file is rewritten by a fork, whose pages may double.
+    assert int(settings["maxmemory"].removesuffix("mb")) * 2 <= int(limit.removesuffix("Gi")) * 1024
+    repository, _, tag = container(redis)["image"].rpartition(":")
+    assert (repository, int(tag.partition(".")[0]) >= 8) == ("docker.io/valkey/valkey", True)
+
+
+@pytest.mark.parametrize("variant", ["gpu", "kind, gpu", "everything"])
+def test_gpus(variant):
+    objects = rendered(variant)
+    for name, template in templates(objects).items():
+        limits, volumes = container(template)["resources"]["limits"], template["spec"]["volumes"]
+        has_gpu = name in (*MODEL_SERVICES, "trainer")
+        assert ("nvidia.com/gpu" in limits) is has_gpu
+        shared = [volume["emptyDir"] for volume in volumes if volume["name"] == "shm"]
+        assert [one["medium"] for one in shared] == ["Memory"] * has_gpu
+        assert [toleration["key"] for toleration in template["spec"].get("tolerations", ())] == [
+            "nvidia.com/gpu"
+        ] * has_gpu
+    for name in MODEL_SERVICES:
+        rolling = of_kind(objects, "Deployment")[name]["spec"]["strategy"]["rollingUpdate"]
+        assert rolling == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def test_keda_counts_what_waits_and_what_is_in_hand():
+    objects = rendered("kind, keda")
+    (scaled,) = of_kind(objects, "ScaledObject").values()
+    assert scaled["spec"]["scaleTargetRef"]["name"] in of_kind(objects, "Deployment")
+    triggers = [trigger["metadata"] for trigger in scaled["spec"]["triggers"]]
+    assert ["lagCount" in trigger for trigger in triggers] == [True, False]
+    assert ["pendingEntriesCount" in trigger for trigger in triggers] == [False, True]
+    for trigger in triggers:
+        assert trigger["stream"] == Keys("run").prompts
+        assert trigger["consumerGroup"] == GROUP
+        assert trigger["address"] == "redis.fairlead.svc:6379"
+    environment = {one["name"] for one in container(templates(objects)["redis"])["env"]}
+    assert "KEDA_PASSWORD" in environment
+
+
+def test_policies_without_a_shared_volume_fetch_and_relay(tmp_path, monkeypatch):
+    objects = rendered("kind, weights")
+    policy, weights = templates(objects)["policy"], templates(objects)["weights"]
+    assert not [one for one in policy["spec"]["volumes"] if "persistentVolumeClaim" in one]
+    mounts = {mount["name"]: mount for mount in container(weights)["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in weights["spec"]["volumes"]}
+    assert volumes["fairlead"]["persistentVolumeClaim"] == {"claimName": "fairlead"}
+    assert mounts["fairlead"]["readOnly"] is True
+    for name, value in data_of(objects, "cluster").items():
+        monkeypatch.setenv(name, value)
+    told = {one["name"]: one.get("value") for one in container(policy)["env"]}
+    assert told["FAIRLEAD_WEIGHTS__RELAY_ADDRESS"] == "$(POD_IP):5001"
+    assert told["FAIRLEAD_WEIGHTS__CACHE"] in {
+        mount["mountPath"] for mount in container(policy)["volumeMounts"] if not mount.get("readOnly")
+    }
+    section = load().weights
+    assert section.transport == "grpc"
+    assert section.addresses == ("dns:///weights:5004",)
+    assert section.bind == "0.0.0.0:5004"
+    sleep = container(weights)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert weights["spec"]["terminationGracePeriodSeconds"] >= sleep + section.drain_seconds + 10
+    assert dict(probes(weights))["livenessProbe"]["grpc"] == {"port": 5004, "service": "liveness"}
+    (claimed,) = [
+        one for one in templates(rendered("kind"))["policy"]["spec"]["volumes"] if one["name"] == "fairlead"
+    ]
+    assert "persistentVolumeClaim" in claimed
+
+
+def test_images_are_those_of_the_dockerfiles_and_run_as_nobody_in_particular():
+    objects = rendered("kind")
+    folder = checkout().parent / "docker"
+    images = {name: container(template)["image"] for name, template in templates(objects).items()}
+    used = {re.fullmatch(r"registry.test/team/fairlead-(\w+):[\w.]+", one) for one in images.values()}
+    assert {match[1] for match in used if match} == {path.stem for path in folder.glob("*.Dockerfile")}
+    for path in folder.glob("*.Dockerfile"):
+        text = path.read_text()
+        assert "\nUSER 10001:10001\n" in text
+        assert 'ENTRYPOINT ["/usr/bin/tini", "--"]' in text
+        assert not re.search(r"^(ARG|ENV) .*(PASSWORD|TOKEN|SECRET)", text, re.MULTILINE)
+    for name in ("rollout-worker", "gateway"):
+        assert images[name].split("/")[-1].startswith("fairlead-light")

@@ -1,0 +1,48 @@
+"""Small real processes under the supervisor of a run on one machine, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import textwrap
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fairlead.config import RunFolder
+from fairlead.config.local import LocalSection
+from fairlead.local.process import Process, ProcessSpec
+from fairlead.local.supervisor import Supervisor
+from fairlead.local.verdict import Outcome
+
+FOREVER = "import signal; signal.pause()"
+
+
+def child(name: str, program: str, *arguments: object, **fields: object) -> ProcessSpec:
+    command = (sys.executable, "-c", textwrap.dedent(program), *map(str, arguments))
+    return ProcessSpec(name=name, command=command, **fields)  # type: ignore[arg-type]
+
+
+def supervisor(folder: RunFolder, *specs: ProcessSpec, **settings: object) -> Supervisor:
+    finished = settings.pop("finished", lambda: True)
+    local = LocalSection(**({"backoff_seconds": 0.05, "drain_seconds": 5.0} | settings))  # type: ignore[arg-type]
+    return Supervisor(specs, local=local, folder=folder, environment=dict(os.environ), finished=finished)  # type: ignore[arg-type]
+
+
+def process(of: Supervisor, name: str) -> Process:
+    return next(process for process in of.processes if process.name == name)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+async def run_while(of: Supervisor, during: Callable[[], Awaitable[None]]) -> Outcome:
+    """Runs the supervisor, does something meanwhile, stops it by that."""
+    running = asyncio.create_task(of.run())
+    try:
+        await during()
+        return await asyncio.wait_for(running, 20)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

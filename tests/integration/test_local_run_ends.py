@@ -1,0 +1,194 @@
+"""The supervisor over small real processes: the order in which they end, and what nobody leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fairlead.config import RunFolder
+from fairlead.errors import ProcessFailed
+from fairlead.local import table
+from fairlead.local.lock import RunLock
+from fairlead.local.process import State
+from fairlead.local.verdict import Outcome
+from tests.integration.supervised import FOREVER, child, lines, process, run_while, supervisor
+from tests.waiting import until
+
+# Notes when it is told to stop and when it has ended; takes `slow` seconds to drain.
+DRAINS = """
+    import signal, sys, time
+    name, slow, notes = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+    def note(what):
+        with open(notes, "a") as file:
+            file.write(f"{name} {what}\\n")
+    def stop(*_):
+        note("told")
+        time.sleep(slow)
+        note("ended")
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, stop)
+    note("up")
+    while True:
+        signal.pause()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    made = RunFolder(tmp_path / "run")
+    made.root.mkdir()
+    yield made
+    left = list(table.running(made.processes, mark=str(made.root)).values())
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+async def test_everything_is_stopped_in_order(folder: RunFolder, tmp_path: Path):
+    notes = tmp_path / "notes"
+    ranks = {"valkey": 2, "policy-0": 1, "worker": 0, "trainer": 0}
+    specs = [child(name, DRAINS, name, 0.2, notes, drain_rank=rank) for name, rank in ranks.items()]
+    run = supervisor(folder, *specs)
+
+    async def stop() -> None:
+        await until(lambda: len(lines(notes)) == 4)
+        run.stop(Outcome(130, "stopped"))
+
+    assert await run_while(run, stop) == Outcome(130, "stopped")
+    said = lines(notes)[4:]
+    assert {line.split()[0] for line in said[:4]} == {"worker", "trainer"}
+    assert said[4:] == ["policy-0 told", "policy-0 ended", "valkey told", "valkey ended"]
+    assert table.read(folder.processes) == {}
+
+
+async def test_who_does_not_end_is_killed_with_its_children(folder: RunFolder, tmp_path: Path):
+    notes = tmp_path / "notes"
+    stubborn = """
+        import pathlib, signal, subprocess, sys
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        below = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        pathlib.Path(sys.argv[1]).write_text(f"{below.pid}\\n")
+        while True: signal.pause()
+    """
+    run = supervisor(folder, child("stubborn", stubborn, notes), drain_seconds=0.3)
+    pids: list[int] = []
+
+    async def stop() -> None:
+        await until(lambda: lines(notes))
+        pid = process(run, "stubborn").pid
+        assert pid is not None
+        pids.extend([pid, int(lines(notes)[0])])
+        run.stop(Outcome(143, "stopped"))
+
+    await run_while(run, stop)
+    await until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+async def test_a_second_stop_does_not_wait(folder: RunFolder, tmp_path: Path):
+    notes = tmp_path / "notes"
+    run = supervisor(folder, child("slow", DRAINS, "slow", 60, notes), drain_seconds=60.0)
+
+    async def stop_twice() -> None:
+        await until(lambda: "slow up" in lines(notes))
+        run.stop(Outcome(130, "stopped"))
+        await until(lambda: "slow told" in lines(notes))
+        run.stop(Outcome(1, "the first reason stays"))
+
+    begun = time.monotonic()
+    assert await run_while(run, stop_twice) == Outcome(130, "stopped")
+    assert time.monotonic() - begun < 20
+
+
+async def test_the_table_is_name_to_pid_of_what_lives(folder: RunFolder):
+    run = supervisor(
+        folder,
+        child("a", FOREVER),
+        child("b", FOREVER),
+        child("c", "raise SystemExit(1)"),
+        backoff_seconds=30,
+    )
+
+    async def look() -> None:
+        await until(
+            lambda: process(run, "c").state is State.BACKOFF and len(table.read(folder.processes)) == 2
+        )
+        pids = json.loads(folder.processes.read_text())
+        assert pids == {"a": process(run, "a").pid, "b": process(run, "b").pid}
+        assert all(os.getpgid(pid) == pid for pid in pids.values())
+        await until(lambda: FOREVER in psutil.Process(pids["a"]).cmdline())
+        run.stop(Outcome(0, "seen"))
+
+    await run_while(run, look)
+    assert json.loads(folder.processes.read_text()) == {}
+
+
+def test_what_an_earlier_supervisor_left_is_ended_and_strangers_are_not(folder: RunFolder):
+    mark = {table.MARK: str(folder.root.absolute())}
+    left = subprocess.Popen([sys.executable, "-c", FOREVER], env=os.environ | mark, start_new_session=True)
+    stranger = subprocess.Popen([sys.executable, "-c", FOREVER], start_new_session=True)
+    try:
+        table.write(folder.processes, {"trainer": left.pid, "reward-0": stranger.pid, "policy-0": 2**22 + 1})
+        deadline = time.monotonic() + 20
+        while not table.running(folder.processes, mark=mark[table.MARK]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        outcome = asyncio.run(supervisor(folder, child("main", "", is_main=True)).run())
+        assert outcome == Outcome(0, "main has finished")
+        assert not psutil.pid_exists(left.pid)
+        assert stranger.poll() is None
+    finally:
+        for started in (left, stranger):
+            started.kill()
+            started.wait()
+
+
+def test_children_die_with_a_supervisor_that_is_killed(folder: RunFolder, tmp_path: Path):
+    program = f"""
+        import asyncio, os, pathlib, sys
+        from fairlead.config import RunFolder
+        from fairlead.config.local import LocalSection
+        from fairlead.local.process import ProcessSpec
+        from fairlead.local.supervisor import Supervisor
+        specs = [ProcessSpec(name=name, command=(sys.executable, "-c", {FOREVER!r})) for name in "abc"]
+        folder = RunFolder(pathlib.Path(sys.argv[1]))
+        run = Supervisor(specs, local=LocalSection(), folder=folder, environment=dict(os.environ))
+        asyncio.run(run.run())
+    """
+    started = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), str(folder.root)])
+    try:
+        deadline = time.monotonic() + 20
+        alive: list[psutil.Process] = []
+        # Past the launcher, which looks for itself whether the supervisor lives.
+        while len(alive) < 3 or any("launch.py" in " ".join(one.cmdline()) for one in alive):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+            pids = table.running(folder.processes, mark=str(folder.root)).values()
+            alive = [psutil.Process(pid) for pid in pids]
+        started.kill()
+        started.wait()
+        _, left = psutil.wait_procs(alive, timeout=10)
+        assert left == []
+    finally:
+        started.kill()
+        started.wait()
+
+
+def test_a_second_supervisor_on_a_run_is_refused(folder: RunFolder):
+    with RunLock(folder):
+        with pytest.raises(ProcessFailed) as caught, RunLock(folder):
+            pass
+        assert str(caught.value) == (
+            f"{folder.root}: another fairlead (pid {os.getpid()}) is at work on this run"
+        )
+    with RunLock(folder):
+        pass
