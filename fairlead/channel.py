@@ -20,10 +20,10 @@ from typing import Generic, TypeVar
 import grpc
 from grpc import aio
 
-from fairlead.credentials import Credentials
-from fairlead.errors import ConfigError, ReplicaLost
+from fairlead.credentials import Credentials, Metadata
+from fairlead.errors import ReplicaLost
 from fairlead.hedging import Hedging
-from fairlead.replica import Replica
+from fairlead.replica import Replica, checked_addresses
 from fairlead.retry import Attempts, RetryBudget, RetryPolicy
 from fairlead.status import is_lost, pushback_seconds
 
@@ -31,6 +31,7 @@ _Stub = TypeVar("_Stub")
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 _Outcome = TypeVar("_Outcome")
+_Call = TypeVar("_Call", bound=aio.Call)
 
 _CONNECT_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
@@ -65,12 +66,7 @@ class Replicas(Generic[_Stub]):
         Raises:
             ConfigError: if there is no address, or one without a port, or credentials that cannot be used.
         """
-        self._addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
-        if not self._addresses:
-            raise ConfigError("addresses", got="none", allowed="at least one host:port")
-        for address in self._addresses:
-            if not address.rpartition(":")[2].isdigit():
-                raise ConfigError("addresses", got=address, allowed="host:port or dns:///name:port")
+        self._addresses = checked_addresses(addresses)
         self._make_stub = make_stub
         self._credentials = credentials(self._addresses)
         self._generation = 0
@@ -102,6 +98,7 @@ class Replicas(Generic[_Stub]):
         request: _Request,
         *,
         timeout_seconds: float | None = None,
+        metadata: Metadata = (),
         deadly: bool = False,
         hedged: bool = True,
     ) -> _Response:
@@ -111,6 +108,7 @@ class Replicas(Generic[_Stub]):
             method: of the stub.
             request: the message.
             timeout_seconds: deadline of this call in place of the client's.
+            metadata: of this call.
             deadly: the request itself may be what kills a replica: it is not sent to the next.
             hedged: another replica may be asked as well when the first is late.
 
@@ -119,14 +117,13 @@ class Replicas(Generic[_Stub]):
             FairleadError: what the last status says, once another try is useless or not allowed.
         """
         attempts = self._attempts(timeout_seconds)
+        shown = self._credentials.with_(metadata)
 
         async def ask(replica: Replica[_Stub]) -> _Response:
             began = time.monotonic()
             replica.in_flight += 1
             try:
-                response = await method(replica.stub)(
-                    request, timeout=attempts.timeout(), metadata=self._credentials.metadata
-                )
+                response = await method(replica.stub)(request, timeout=attempts.timeout(), metadata=shown)
             finally:
                 replica.in_flight -= 1
             self._hedging.learn(time.monotonic() - began)
@@ -154,42 +151,26 @@ class Replicas(Generic[_Stub]):
         others = [r for r in ready if r is not late and r.hold_until <= time.monotonic()]
         return ask(self._in_turn(others)) if others and self._budget.take() else None
 
-    async def stream(
+    def stream(
         self,
         method: Callable[[_Stub], aio.UnaryStreamMultiCallable[_Request, _Response]],
         request: _Request,
         *,
         timeout_seconds: float | None = None,
+        metadata: Metadata = (),
     ) -> AsyncGenerator[_Response, None]:
         """Calls a streaming method; it is tried again only until its first message.
 
         Raises:
             FairleadError: as for `call`, and if the stream breaks.
         """
-        attempts = self._attempts(timeout_seconds)
-        begun = False
-        while True:
-            replica = await self._next(attempts)
-            call = method(replica.stub)(
-                request, timeout=attempts.timeout(), metadata=self._credentials.metadata
-            )
-            try:
-                replica.in_flight += 1
-                async for response in call:
-                    begun = True
-                    yield response
-            except aio.AioRpcError as error:
-                if begun:
-                    raise attempts.error(replica.address, error) from error
-                await self._failed(replica, error, attempts)
-            else:
-                self._budget.success()
-                return
-            finally:
-                call.cancel()
-                replica.in_flight -= 1
 
-    async def exchange(
+        def begin(stub: _Stub, timeout: float) -> aio.UnaryStreamCall[_Request, _Response]:
+            return method(stub)(request, timeout=timeout, metadata=self._credentials.with_(metadata))
+
+        return self._over_streams(begin, _messages, self._attempts(timeout_seconds), goes_on=False)
+
+    def exchange(
         self,
         method: Callable[[_Stub], aio.StreamStreamMultiCallable[_Request, _Response]],
         talk: Callable[[aio.StreamStreamCall[_Request, _Response]], AsyncGenerator[_Outcome, None]],
@@ -206,17 +187,35 @@ class Replicas(Generic[_Stub]):
         Raises:
             FairleadError: as for `call`.
         """
-        attempts = self._attempts(timeout_seconds)
+
+        def begin(stub: _Stub, timeout: float) -> aio.StreamStreamCall[_Request, _Response]:
+            return method(stub)(timeout=timeout, metadata=self._credentials.metadata)
+
+        return self._over_streams(begin, talk, self._attempts(timeout_seconds), goes_on=True)
+
+    async def _over_streams(
+        self,
+        begin: Callable[[_Stub, float], _Call],
+        talk: Callable[[_Call], AsyncGenerator[_Outcome, None]],
+        attempts: Attempts,
+        *,
+        goes_on: bool,
+    ) -> AsyncGenerator[_Outcome, None]:
+        """What streams bring, one after another; `goes_on` also after one that broke when it had begun."""
+        begun = False
         while True:
             replica = await self._next(attempts)
-            call = method(replica.stub)(timeout=attempts.timeout(), metadata=self._credentials.metadata)
+            call = begin(replica.stub, attempts.timeout())
             try:
                 replica.in_flight += 1
                 async with aclosing(talk(call)) as outcomes:
                     async for outcome in outcomes:
+                        begun = True
                         attempts.progressed()
                         yield outcome
             except aio.AioRpcError as error:
+                if begun and not goes_on:
+                    raise attempts.error(replica.address, error) from error
                 await self._failed(replica, error, attempts)
             else:
                 self._budget.success()
@@ -262,19 +261,15 @@ class Replicas(Generic[_Stub]):
             return
         self._generation = generation
         for replica, watcher in zip(self._replicas, self._watchers, strict=True):
-            closing = asyncio.ensure_future(self._retire(replica, watcher))
-            self._closing.add(closing)
+            watcher.cancel()
+            # Once what runs on it has ended.
+            self._closing.add(closing := asyncio.ensure_future(replica.channel.close(self._timeout_seconds)))
             closing.add_done_callback(self._closing.discard)
         self._replicas = [
             Replica(address, self._credentials, self._make_stub, health=self._health)
             for address in self._addresses
         ]
         self._watchers = [asyncio.ensure_future(replica.watch(self._changed)) for replica in self._replicas]
-
-    async def _retire(self, replica: Replica[_Stub], watcher: asyncio.Task[None]) -> None:
-        """Closes a replica's channel once what runs on it has ended."""
-        watcher.cancel()
-        await replica.channel.close(grace=self._timeout_seconds)
 
     async def _failed(self, replica: Replica[_Stub], error: aio.AioRpcError, attempts: Attempts) -> None:
         """Returns when it is time for another try; raises if there is none."""
@@ -298,3 +293,8 @@ class Replicas(Generic[_Stub]):
         self._turn += 1
         start = self._turn % len(replicas)
         return min(replicas[start:] + replicas[:start], key=lambda replica: replica.in_flight)
+
+
+async def _messages(call: aio.UnaryStreamCall[_Request, _Response]) -> AsyncGenerator[_Response, None]:
+    async for response in call:
+        yield response

@@ -16,6 +16,8 @@ from grpc import aio
 from fairlead.errors import ConfigError
 from fairlead.identity import Identity, Tls, TlsFiles
 
+Metadata = tuple[tuple[str, str], ...]
+"""Names and values of a call."""
 API_KEY_VARIABLE = "FAIRLEAD_API_KEY"
 """Environment variable with the key of a process that is given none otherwise."""
 
@@ -59,9 +61,13 @@ class Credentials:
         self._metadata = (("authorization", f"Bearer {key}"),) if key else None
 
     @property
-    def metadata(self) -> tuple[tuple[str, str], ...] | None:
+    def metadata(self) -> Metadata | None:
         """What every call carries."""
         return self._metadata
+
+    def with_(self, more: Metadata) -> Metadata | None:
+        """The same, and what one call carries beside it."""
+        return (*(self._metadata or ()), *more) if more else self._metadata
 
     @property
     def generation(self) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import grpc
 from grpc import aio
 
 from fairlead.credentials import Credentials
+from fairlead.errors import ConfigError
 
 _Stub = TypeVar("_Stub")
 
@@ -73,3 +74,18 @@ class Replica(Generic[_Stub]):
             async with changed:
                 changed.notify_all()
             await self.channel.wait_for_state_change(self.state)
+
+
+def checked_addresses(addresses: str | Sequence[str]) -> tuple[str, ...]:
+    """Those of a service.
+
+    Raises:
+        ConfigError: if there is none, or one without a port.
+    """
+    found = (addresses,) if isinstance(addresses, str) else tuple(addresses)
+    if not found:
+        raise ConfigError("addresses", got="none", allowed="at least one host:port")
+    for address in found:
+        if not address.rpartition(":")[2].isdigit():
+            raise ConfigError("addresses", got=address, allowed="host:port or dns:///name:port")
+    return found

@@ -27,6 +27,9 @@ from fairlead.errors import (
 REQUEST_ID = "x-request-id"
 """Header and metadata: names a request in the logs of all that it passes. Every answer that a server itself
 gave has it, errors included."""
+MAX_REQUEST_TOKENS = "x-max-request-tokens"
+"""Metadata of a request: a model service refuses it if it holds more tokens. What a gateway says of the key
+that its caller showed, whose tokens it cannot count itself."""
 RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: milliseconds after which to try again (gRFC A6's key)."""
 

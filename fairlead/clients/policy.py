@@ -12,7 +12,7 @@ from grpc import aio
 from fairlead import codec
 from fairlead.clients.blocking import Blocking
 from fairlead.clients.client import AsyncClient
-from fairlead.clients.requests import building
+from fairlead.clients.requests import building, limits
 from fairlead.errors import CorruptData
 from fairlead.types import (
     Completion,
@@ -45,6 +45,8 @@ class GenerateOptions(TypedDict, total=False):
     """Raise ReplicaLost if a replica dies under it, instead of trying the next."""
     request_id: str | None
     """Names the request in logs; a random one if not given."""
+    max_request_tokens: int | None
+    """The service refuses the request if it holds more tokens; as many as the service takes if not given."""
     timeout_seconds: float | None
     """Deadline of this call in place of the client's."""
 
@@ -83,6 +85,7 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
             lambda stub: stub.Generate,
             request,
             timeout_seconds=options.get("timeout_seconds"),
+            metadata=limits(options.get("max_request_tokens")),
             deadly=options.get("deadly", False) or request.alone,
             hedged=not request.alone,
         )
@@ -116,7 +119,10 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
         """
         request = pb.GenerateStreamRequest(request=_request(prompt, sampling, options))
         stream = self._replicas.stream(
-            lambda stub: stub.GenerateStream, request, timeout_seconds=options.get("timeout_seconds")
+            lambda stub: stub.GenerateStream,
+            request,
+            timeout_seconds=options.get("timeout_seconds"),
+            metadata=limits(options.get("max_request_tokens")),
         )
         async with aclosing(stream):
             async for response in stream:

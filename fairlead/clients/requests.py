@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fairlead.credentials import Metadata
 from fairlead.errors import InvalidInput
+from fairlead.status import MAX_REQUEST_TOKENS
 
 
 @contextmanager
@@ -15,3 +17,8 @@ def building(field: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise InvalidInput(field, got=str(error), allowed="values that fit the message") from error
+
+
+def limits(max_request_tokens: int | None) -> Metadata:
+    """The metadata that has a service refuse what holds more tokens."""
+    return () if max_request_tokens is None else ((MAX_REQUEST_TOKENS, str(max_request_tokens)),)

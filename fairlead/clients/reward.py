@@ -15,7 +15,7 @@ from fairlead.clients.client import AsyncClient
 from fairlead.clients.ordered import in_order
 from fairlead.clients.policy import AsyncPolicyClient, PolicyClient
 from fairlead.clients.progress import progress
-from fairlead.clients.requests import building
+from fairlead.clients.requests import building, limits
 from fairlead.clients.reward_options import (
     BestOfNOptions,
     InOrderOptions,
@@ -77,6 +77,7 @@ class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
             lambda stub: stub.Score,
             request,
             timeout_seconds=options.get("timeout_seconds"),
+            metadata=limits(options.get("max_request_tokens")),
             deadly=options.get("deadly", False) or request.alone,
             hedged=not request.alone,
         )

@@ -24,6 +24,8 @@ class ScoreOptions(TypedDict, total=False):
     """`BULK` lets online requests go first; online if not given."""
     request_id: str | None
     """Names the request in logs; a random one if not given."""
+    max_request_tokens: int | None
+    """The service refuses the request if it holds more tokens; as many as the service takes if not given."""
     timeout_seconds: float | None
     """Deadline of this call in place of the client's."""
     alone: bool

@@ -30,7 +30,7 @@ from fairlead.types import (
     Scores,
 )
 from services.gateway.call import Call
-from services.runtime.access import caller
+from services.runtime.access import Caller, caller
 
 logger = logging.getLogger(__name__)
 
@@ -199,6 +199,7 @@ class Backend:
             items,
             priority=who.priority(priority),
             request_id=call.request_id,
+            max_request_tokens=_limit_of(who),
             timeout_seconds=call.remaining(),
         )
         if not all(map(math.isfinite, scores.scores)):
@@ -222,15 +223,17 @@ class Backend:
             PermissionDenied: the caller's key does not allow it.
             FairleadError: InvalidInput, Overloaded, DeadlineExceeded …
         """
+        who = caller()
         found = await self._asked_policy().answer(
             prompt,
             sampling,
             num_samples=num_samples,
             request_id=call.request_id,
+            max_request_tokens=_limit_of(who),
             timeout_seconds=call.remaining(),
         )
         made = sum(len(completion.token_ids) for completion in found.completions)
-        await caller().charge(tokens=found.num_prompt_tokens + made)
+        await who.charge(tokens=found.num_prompt_tokens + made)
         return found
 
     async def generate_stream(
@@ -247,6 +250,7 @@ class Backend:
             sampling,
             num_samples=num_samples,
             request_id=call.request_id,
+            max_request_tokens=_limit_of(who),
             timeout_seconds=call.remaining(),
         )
         asked = made = 0
@@ -266,6 +270,11 @@ class Backend:
         if key is not None:
             key.require("generate")
         return self._policy
+
+
+def _limit_of(who: Caller) -> int | None:
+    """Tokens that one request of its key may hold: the service counts them, before it begins."""
+    return who.key.max_request_tokens if who.key is not None else None
 
 
 def _is_there(section: ModelServiceSection) -> bool:

@@ -17,7 +17,8 @@ from typing import Literal
 from fairlead import metrics
 from fairlead.api_keys import ApiKey, Scope
 from fairlead.config.keys import KeysSection
-from fairlead.errors import Overloaded, PermissionDenied
+from fairlead.errors import InvalidInput, Overloaded, PermissionDenied
+from fairlead.status import MAX_REQUEST_TOKENS
 from fairlead.types import Priority
 from services.runtime.allowance import Allowance
 from services.runtime.bulk import patiently
@@ -40,6 +41,8 @@ class Caller:
     """What it showed; None where no keys are asked for."""
     allowance: Allowance | None = None
     """What its key has left."""
+    max_request_tokens: int | None = None
+    """Tokens of one request that who sent it allows, beside what its key does; None: all."""
     ring: KeyRing | None = None
     """Where its key is from."""
     num_tokens: int = 0
@@ -61,9 +64,12 @@ class Caller:
 
         Raises:
             Overloaded: if it is more than the key may have now; says when it may.
-            InvalidInput: if it is more than the key may ever have at once.
+            InvalidInput: if it is more than the key may ever have at once, or than its sender allows.
             Unauthenticated: if the key of a stream is no longer good.
         """
+        most = self.max_request_tokens
+        if most is not None and tokens > most:
+            raise InvalidInput("request", got=f"{tokens} tokens", allowed=f"at most {most} in one request")
         if self.key is not None and self.allowance is not None:
             key, allowance = self.key, self.allowance
             if waits and self.ring is not None:
@@ -177,3 +183,16 @@ class Access:
 def checked_request_id(given: str | None) -> str:
     """The id that a caller gave, or a new one in the place of none or of what is no id."""
     return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def checked_limit(given: str | None) -> int | None:
+    """The tokens that one request may hold; None where nothing is said.
+
+    Raises:
+        InvalidInput: for what is no number of tokens.
+    """
+    if given is None:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,17}", given):
+        raise InvalidInput(MAX_REQUEST_TOKENS, got=given, allowed="a whole number of tokens, 1 or more")
+    return int(given)

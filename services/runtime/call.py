@@ -16,8 +16,8 @@ from grpc import aio
 
 from fairlead import metrics
 from fairlead.config.observe import AccessLog
-from fairlead.status import REQUEST_ID, RETRY_PUSHBACK
-from services.runtime.access import Access, Caller, checked_request_id
+from fairlead.status import MAX_REQUEST_TOKENS, REQUEST_ID, RETRY_PUSHBACK
+from services.runtime.access import Access, Caller, checked_limit, checked_request_id
 from services.runtime.scopes import scope_of
 from services.runtime.told import told
 
@@ -57,6 +57,7 @@ class Call:
         # The first of each counts: what a proxy in between has added stands behind.
         sent: dict[str, object] = dict(reversed(tuple(context.invocation_metadata() or ())))
         self._bearer = _text(sent.get("authorization"))
+        self._limit = _text(sent.get(MAX_REQUEST_TOKENS))
         self._caller = Caller(request_id=checked_request_id(_text(sent.get(REQUEST_ID))))
         server_metrics.started.labels(*self._labels).inc()
 
@@ -83,7 +84,9 @@ class Call:
         Raises:
             Unauthenticated: for no key or a wrong one.
             PermissionDenied: for a key that does not allow this method.
+            InvalidInput: for a limit that is none.
         """
+        self._caller.max_request_tokens = checked_limit(self._limit)
         access.identify(self._caller, bearer=self._bearer, scope=scope_of(self._method))
         return self._caller
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from fairlead.api_keys import draw
 from services.gateway.scopes import need_of
-from tests.gateway_world import Gateway, gateway, reward_server
+from tests.gateway_world import Gateway, gateway, policy_server, reward_server
 from tests.tiny import tiny_reward_model
 from tests.unit.keys_world import Keys
 from tests.unit.reward_world import reward_service
@@ -23,11 +24,6 @@ NUM_TOKENS = 11
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny_reward_model(tmp_path_factory.mktemp("reward"))
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    return Keys(tmp_path)
 
 
 @pytest.fixture
@@ -98,6 +94,39 @@ async def test_rates_and_quotas_come_with_a_delay(http: Gateway, keys: Keys):
     assert (refusals(http, "requests"), refusals(http, "quota")) == (1, 1)
 
 
+async def test_a_request_beyond_its_keys_limit_is_refused_before_it_is_scored(http: Gateway, keys: Keys):
+    small = keys.add("small", max_request_tokens=NUM_TOKENS)
+    assert (await post(http, small)).status == 200
+    for path, body in {
+        "/v1/rewards": {**BODY, "responses": ["w3", "w4 w5 w6"]},
+        "/v1/rewards:rank": {**BODY, "responses": ["w3", "w4 w5 w6"]},
+    }.items():
+        answer = await post(http, small, path, body)
+        assert (answer.status, answer.error["type"], answer.error["field"]) == (
+            400,
+            "invalid_argument",
+            "request",
+        )
+        assert answer.error["message"] == "request: got '12 tokens', allowed: at most 11 in one request"
+    # Nothing of them was counted.
+    limited = keys.add("limited", max_request_tokens=NUM_TOKENS, tokens_per_day=NUM_TOKENS)
+    assert (await post(http, limited, body={**BODY, "responses": ["w3 " * 20]})).status == 400
+    assert (await post(http, limited)).status == 200
+
+
+async def test_an_answer_beyond_its_keys_limit_is_refused_before_it_is_made(keys: Keys, tmp_path: Path):
+    small = keys.add("small", scopes=("generate",), max_request_tokens=20)
+    asked = {"messages": [{"role": "user", "content": "w1 w2"}]}
+    async with policy_server(tmp_path / "policy", chat_template="{{ messages[0]['content'] }}") as policy:
+        async with gateway(policy=policy.address, sections={"keys.file": str(keys.path)}) as http:
+            for stream in (False, True):
+                for tokens, status in ((18, 200), (19, 400)):
+                    body = {**asked, "max_completion_tokens": tokens, "stream": stream}
+                    answer = await post(http, small, "/v1/chat/completions", body)
+                    assert answer.status == status, answer.body
+                assert "at most 20 in one request" in answer.error["message"]
+
+
 async def test_what_is_open_and_what_needs_more_than_a_score(http: Gateway, keys: Keys):
     for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"):
         assert (await http.get(path)).status == 200, path
@@ -111,6 +140,22 @@ async def test_what_is_open_and_what_needs_more_than_a_score(http: Gateway, keys
     assert (await http.get("/nothing")).status == 401
     for path in ("/v2/repository/models/x/load", "/v2/models/../../metrics", "/nothing"):
         assert need_of(path) in ("admin", "score")
+
+
+async def test_the_page_of_the_api_needs_no_key_and_no_other_host(http: Gateway):
+    page = await http.get("/docs")
+    assert page.status == 200
+    text = page.body.decode()
+    assert "://" not in text
+    files = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert len(files) == 3  # script, style, icon
+    for path in (*files, *re.findall(r"url: '([^']+)'", text)):
+        assert (await http.get(path)).status == 200, path
+    script = (await http.get("/docs/files/swagger-ui-bundle.js")).body
+    assert b"SwaggerUIBundle" in script
+    for path in ("/docs/files/nothing.js", "/docs/files/../core.py", "/docs/files/%2e%2e/core.py"):
+        answer = await http.get(path)
+        assert (answer.status, answer.error["type"]) == (404, "not_found"), path
 
 
 async def test_the_gateway_shows_the_services_a_key_of_its_own(folder, keys: Keys, tmp_path, monkeypatch):
