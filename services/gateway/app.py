@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import ASGIApp
 
@@ -24,6 +24,7 @@ from services.gateway import (
 from services.gateway.backend import Backend
 from services.gateway.edge import Edge
 from services.gateway.exchange_log import ExchangeLog
+from services.gateway.scopes import DOCS_FILES
 from services.runtime.access import Access
 
 _ABOUT = """The reward model as an API, in the dialects that clients already speak.
@@ -55,11 +56,12 @@ def make_app(
         log: where exchanges of chat completions are kept, if they are.
         registry: what /metrics shows.
     """
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Fairlead",
         version=__version__,
         description=_ABOUT,
         redoc_url=None,
+        static_url=DOCS_FILES,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     failures.install(app)

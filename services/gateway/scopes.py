@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from services.runtime.access import Need
 
+DOCS_FILES = "/docs/files"
+"""Where the page of the API has its scripts."""
+
 _EXACT: dict[str, Need] = {
     "/healthz": None,
     "/readyz": None,
@@ -28,6 +31,8 @@ def need_of(path: str) -> Need:
     """What a path needs; /metrics, which its own port serves to everybody, needs `admin` here."""
     if path in _EXACT:
         return _EXACT[path]
+    if path.startswith(f"{DOCS_FILES}/"):
+        return None
     if path.startswith("/v2/") and not path.endswith(_LOADING):
         return "score"
     return "admin"
