@@ -114,7 +114,7 @@ def test_a_prompt_that_kills_its_policy_is_dead_after_three_deaths_alone_and_the
     assert letter["failures"] == 2
     restarts = sum(process.restarts for process in run.processes if process.name.startswith("policy"))
     assert restarts == 4, "once among others, three times alone"
-    found = judge(config, [], seed=0)
+    found = judge(config, seed=0)
     assert (found.problems, found.dead) == ([], 1)
     assert POISON == 59
 
@@ -152,7 +152,7 @@ def test_a_reward_that_is_no_number_costs_its_tasks_and_never_the_weights(tmp_pa
     assert 0 < len(letters) < config.ppo.updates * config.ppo.batch_size
     assert {letter["reason"] for letter in letters} == {"service_error"}
     assert all("gave nan" in str(letter["detail"]) for letter in letters)
-    found = judge(config, [], seed=0)
+    found = judge(config, seed=0)
     assert (found.problems, found.dead) == ([], len(letters))
     trained = load_file(config.folder.policy_model / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in trained.values())
@@ -176,7 +176,7 @@ def test_a_policy_that_hangs_is_not_waited_for(tmp_path: Path):
         os.kill(pid, signal.SIGCONT)
 
     supervised(config, hang)
-    assert judge(config, [], seed=0).problems == []
+    assert judge(config, seed=0).problems == []
 
 
 def test_a_policy_that_is_slow_is_not_waited_for(tmp_path: Path):
@@ -193,7 +193,51 @@ def test_a_policy_that_is_slow_is_not_waited_for(tmp_path: Path):
         await slow.heal()
 
     supervised(config, slow_down)
-    assert judge(config, [], seed=0).problems == []
+    assert judge(config, seed=0).problems == []
+
+
+_FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+_CLOCKS = {
+    "valkey": "+3h",
+    "trainer": "-2d",
+    "policy-0": "+20d",
+    "reward-0": "-400d",
+    "reference-0": "-5m",
+    "weights-0": "+7h",
+    "rollout-worker-0": "-1h",
+    "rollout-worker-1": "+5h",
+}
+
+
+@pytest.mark.skipif(
+    _FAKETIME is None, reason="needs libfaketime (Debian and Ubuntu: apt install libfaketime)"
+)
+def test_clocks_that_are_hours_and_days_apart_change_nothing(tmp_path: Path):
+    """Leases, fences and lineages go by Redis's clock or by no clock; who dies is still found out in time."""
+    more = {"rollout_worker.replicas": 2, "weights.transport": "grpc"}
+    config = configured(tmp_path, updates=60, max_staleness=1, **more)
+
+    def skewed(spec: ProcessSpec) -> ProcessSpec:
+        clock = {
+            "LD_PRELOAD": str(_FAKETIME),
+            "FAKETIME": _CLOCKS[spec.name],
+            # No clock of a kernel jumps that says how much time has passed.
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        return replace(spec, environment={**spec.environment, **clock})
+
+    async def kill(supervisor: Supervisor, proxies: dict[str, Proxy]) -> None:
+        for name in ("rollout-worker-0", "rollout-worker-1", "valkey", "trainer"):
+            before = step(config)
+            await until(lambda before=before: step(config) >= before + 5)
+            os.kill(pid_of(supervisor, name), signal.SIGKILL)
+
+    supervised(config, kill, change=skewed)
+    lines = [json.loads(line) for line in config.folder.ledger.read_text().splitlines()]
+    # They were: the trainer's books are two days old.
+    assert {round((time.time() - line["time"]) / 86_400) for line in lines} == {2}
+    found = judge(config, seed=0)
+    assert (found.problems, found.dead) == ([], 0)
 
 
 @contextmanager
