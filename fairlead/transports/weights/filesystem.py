@@ -37,6 +37,7 @@ class FilesystemWeightStore:
         self.root = root
         self._manifests: dict[WeightVersion, Manifest] = {}
         self._writing: set[Path] = set()
+        self._damaged: set[WeightVersion] = set()
 
     @contextmanager
     def publish(
@@ -114,6 +115,9 @@ class FilesystemWeightStore:
                 return self._manifest(version)
             except CorruptWeights as error:
                 failure = failure or error
+                if version not in self._damaged:
+                    self._damaged.add(version)
+                    logger.warning("weights %s are damaged and are skipped: %s", version, error)
         if failure is None or not self._is_complete(newest):  # pruned between listing and reading
             return None
         raise failure
