@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +87,40 @@ def test_a_redis_that_comes_back_without_its_newest_writes_loses_nothing(run: St
         [file] = (run.folder.redis / "appendonlydir").glob("*.incr.aof")
         content = file.read_bytes()
         file.write_bytes(content[: int(kept * len(content))])
+    assert "valkey died (killed by SIGKILL)" in goes_on_to_its_end(run)
+
+
+@contextmanager
+def replica(run: Started, folder: Path) -> Iterator[redis.Redis]:
+    """A copy of the run's Redis that follows it."""
+    url = valkey.last_url(run.folder.redis)
+    password, _, address = url.partition("://")[2].removeprefix(":").partition("@")
+    server = valkey.prepare(folder)
+    with valkey.start(server), redis.Redis.from_url(server.url) as client:
+        with redis.Redis.from_url(url) as primary:
+            primary.config_set("repl-diskless-sync-delay", 0)
+        client.config_set("masterauth", password)
+        client.replicaof("127.0.0.1", int(address.partition("/")[0].rpartition(":")[2]))
+        run.until(lambda: client.info("replication")["master_link_status"] == "up")
+        run.until(lambda: not any(client.info("persistence")[key] for key in _REWRITING))
+        yield client
+
+
+_REWRITING = ("aof_rewrite_in_progress", "aof_rewrite_scheduled")
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_replica_of_redis_takes_over(run: Started, tmp_path: Path, behind: bool):
+    """At the same address, with what it has got: all but the last moment, or nothing of the last updates."""
+    with replica(run, tmp_path / "replica") as client:
+        if behind:
+            client.replicaof("NO", "ONE")
+        copied = run.step()
+        run.until(lambda: run.step() >= copied + 5)
+        with unsupervised(run):
+            kill(run, "valkey")
+            shutil.rmtree(run.folder.redis / "appendonlydir")
+            shutil.copytree(tmp_path / "replica" / "appendonlydir", run.folder.redis / "appendonlydir")
     assert "valkey died (killed by SIGKILL)" in goes_on_to_its_end(run)
 
 
