@@ -17,19 +17,11 @@ from services.policy.replacement import Replacement
 from services.policy.sample import Sample
 from services.policy.sampler import stream_key
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch sees none")
-
 VOCABULARY = 1_024
 V1, V2 = WeightVersion(1, 0), WeightVersion(1, 1)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.1}
 """Largest difference of a log-prob from the same model's plain forward pass. bfloat16 keeps 8 bits, and
 kernels for one token and for many round differently."""
-
-
-@pytest.fixture(autouse=True)
-def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def make_model(dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
