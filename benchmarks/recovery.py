@@ -20,36 +20,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import tiny_models
+from benchmarks import tiny_models, tiny_run
+from benchmarks.tiny_run import step
 from fairlead.config import RunFolder
-from fairlead.local import progress, record, table
+from fairlead.local import record, table
 
 PROCESSES = ("policy-0", "reward-0", "reference-0", "rollout-worker-0", "trainer", "valkey")
 
-_RUN = """
-name = "recovery"
-[data]
-prompts = "prompts.jsonl"
-[policy]
-path = "policy"
-[reference]
-path = "policy"
-[reward]
-path = "reward"
-[ppo]
-updates = 1000000
-batch_size = 8
-mini_batch_size = 8
-[sampling]
-max_new_tokens = 8
-[checkpoint]
-every_updates = 2
-[local]
-max_restarts = 100000
-backoff_seconds = 0.005
-[observe]
-tensorboard = false
-"""
+_SETTINGS = {
+    "ppo.updates": 1_000_000,
+    "local.max_restarts": 100_000,
+    "local.backoff_seconds": 0.005,
+}
 _PATIENCE_SECONDS = 180.0
 
 
@@ -65,7 +47,7 @@ class Recovery:
 
 def measure(folder: RunFolder, name: str) -> Recovery:
     """Kills a process of a run that works, and waits until the run works again."""
-    before, step = table.read(folder.processes)[name], _step(folder)
+    before, done = table.read(folder.processes)[name], step(folder)
     incarnation = max((line["incarnation"] for line in _trained(folder)), default=0)
     killed = time.time()
     os.kill(before, signal.SIGKILL)
@@ -80,7 +62,7 @@ def measure(folder: RunFolder, name: str) -> Recovery:
                 line["time"]
                 for line in _trained(folder)
                 if line["time"] > killed
-                and (line["incarnation"] > incarnation or (name != "trainer" and line["update"] > step))
+                and (line["incarnation"] > incarnation or (name != "trainer" and line["update"] > done))
             ),
             default=0.0,
         )
@@ -106,11 +88,6 @@ def _processes(folder: RunFolder) -> Sequence[record.ProcessRecord]:
 
 def _is_ready(folder: RunFolder, name: str) -> bool:
     return any(process.name == name and process.state == "ready" for process in _processes(folder))
-
-
-def _step(folder: RunFolder) -> int:
-    now = progress.read(folder.progress)
-    return now.step if now else 0
 
 
 def _trained(folder: RunFolder) -> list[dict[str, float]]:
@@ -158,20 +135,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         shape = tiny_models.config(width=32, layers=2, vocabulary=128, positions=128)
         tiny_models.save(folder / "policy", shape, reward=False)
         tiny_models.save(folder / "reward", shape, reward=True)
-        prompts = [{"prompt": f"w{n % 100 + 3} w{n * 7 % 100 + 3}"} for n in range(64)]
-        (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts))
-        (folder / "run.toml").write_text(_RUN)
-        command = [sys.executable, "-m", "fairlead.cli", "ppo", "run.toml"]
+        prompts = (f"w{n % 100 + 3} w{n * 7 % 100 + 3}" for n in range(64))
+        file = tiny_run.write(folder, name="recovery", prompts=prompts, settings=_SETTINGS)
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        run = subprocess.Popen(command, cwd=folder, **quiet)  # type: ignore[call-overload]
+        run = subprocess.Popen(tiny_run.command(file), cwd=folder, **quiet)  # type: ignore[call-overload]
         try:
             place = RunFolder(folder / "runs" / "recovery")
-            _until(lambda: _step(place) >= 3)
+            _until(lambda: step(place) >= 3)
             for process in options.processes:
                 found = []
                 for _ in range(options.kills):
-                    step = _step(place)
-                    _until(lambda step=step: _step(place) > step)  # type: ignore[misc]
+                    before = step(place)
+                    _until(lambda before=before: step(place) > before)  # type: ignore[misc]
                     found.append(measure(place, process))
                 print(_row(process, found), flush=True)
         finally:

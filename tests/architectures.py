@@ -26,8 +26,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from fairlead.config.compute import ComputeSection
-from fairlead.nn.reward_model import load_reward_model
+from tests.tiny import add_head
 
 CONTEXT = 128
 """Longest sequence of each, in tokens."""
@@ -151,14 +150,7 @@ def causal_lm(name: str, folder: Path, *, seed: int = 0) -> Path:
 def reward_model(name: str, folder: Path, *, seed: int = 0, bias: float = 0.0) -> Path:
     """Saves a reward model of an architecture as Fairlead trains it, with a head that tells answers apart."""
     causal_lm(name, folder, seed=seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed + 1)
-        reward = load_reward_model(str(folder), ComputeSection(device="cpu"), fresh_head=True)
-    with torch.no_grad():
-        reward.head.weight.mul_(3.0)
-        reward.head.bias.fill_(bias)
-    reward.save(folder, tokenizer_of(name))
-    return folder
+    return add_head(folder, tokenizer_of(name), seed=seed, bias=bias)
 
 
 def _drawn(make: Callable[[], PreTrainedModel], seed: int) -> PreTrainedModel:

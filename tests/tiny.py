@@ -64,11 +64,16 @@ def tiny_causal_lm(folder: Path, *, seed: int = 0, pad_is_eos: bool = False, **c
 def tiny_reward_model(folder: Path, *, seed: int = 0, bias: float = 0.25, **config: Any) -> Path:
     """Saves a reward model on a tiny Llama, with a random head and a bias."""
     tiny_causal_lm(folder, seed=seed, **config)
+    return add_head(folder, tiny_tokenizer(), seed=seed, bias=bias)
+
+
+def add_head(folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, bias: float) -> Path:
+    """Makes a reward model of the language model in a folder: with a random head that tells answers apart."""
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1)
         reward = load_reward_model(str(folder), ComputeSection(device="cpu"), fresh_head=True)
     with torch.no_grad():
         reward.head.weight.mul_(3.0)
         reward.head.bias.fill_(bias)
-    reward.save(folder, tiny_tokenizer())
+    reward.save(folder, tokenizer)
     return folder

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from fairlead.clients.inputs import each
+
 _Input = TypeVar("_Input")
 _Outcome = TypeVar("_Outcome")
 
@@ -32,7 +34,7 @@ async def in_order(
 
     async def gated() -> AsyncIterator[_Input]:
         index = 0
-        async for one in _iterate(inputs):
+        async for one in each(inputs):
             while index - next_index >= ahead:
                 moved.clear()
                 await moved.wait()
@@ -48,12 +50,3 @@ async def in_order(
                 yield waiting.pop(next_index)
                 next_index += 1
                 moved.set()
-
-
-async def _iterate(inputs: Iterable[_Input] | AsyncIterable[_Input]) -> AsyncIterator[_Input]:
-    if isinstance(inputs, AsyncIterable):
-        async for one in inputs:
-            yield one
-    else:
-        for one in inputs:
-            yield one

@@ -14,6 +14,7 @@ import grpc
 from grpc import aio
 
 from fairlead import codec
+from fairlead.clients.inputs import each
 from fairlead.errors import CorruptData, FairleadError, InvalidInput
 from fairlead.status import error_from_code
 from fairlead.types import Scores
@@ -40,7 +41,7 @@ class ScoreStream(Generic[_Input]):
             build: makes a request of an input, or raises InvalidInput.
             max_in_flight: requests at most that are read and whose outcome is not taken.
         """
-        self._inputs = _iterate(inputs)
+        self._inputs = each(inputs)
         self._build = build
         self._max_in_flight = max_in_flight
         self._reading: asyncio.Task[list[_Input]] | None = None
@@ -146,15 +147,6 @@ def _outcome(response: pb.ScoreStreamResponse, request: pb.ScoreStreamRequest) -
 
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-
-
-async def _iterate(inputs: Iterable[_Input] | AsyncIterable[_Input]) -> AsyncIterator[_Input]:
-    if isinstance(inputs, AsyncIterable):
-        async for one in inputs:
-            yield one
-    else:
-        for one in inputs:
-            yield one
 
 
 async def _next(inputs: AsyncIterator[_Input]) -> list[_Input]:

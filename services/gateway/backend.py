@@ -11,7 +11,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Generic, Literal, Self, TypeVar
+from typing import Generic, Literal, Self, TypedDict, TypeVar
 
 from fairlead.clients import AsyncPolicyClient, AsyncRewardClient, options_of
 from fairlead.config import RunConfig
@@ -198,9 +198,7 @@ class Backend:
         scores = await self._reward.score(
             items,
             priority=who.priority(priority),
-            request_id=call.request_id,
-            max_request_tokens=_limit_of(who),
-            timeout_seconds=call.remaining(),
+            **_options(call, who),
         )
         if not all(map(math.isfinite, scores.scores)):
             raise InternalError("the reward service gave a score that is no finite number")
@@ -228,9 +226,7 @@ class Backend:
             prompt,
             sampling,
             num_samples=num_samples,
-            request_id=call.request_id,
-            max_request_tokens=_limit_of(who),
-            timeout_seconds=call.remaining(),
+            **_options(call, who),
         )
         made = sum(len(completion.token_ids) for completion in found.completions)
         await who.charge(tokens=found.num_prompt_tokens + made)
@@ -249,9 +245,7 @@ class Backend:
             prompt,
             sampling,
             num_samples=num_samples,
-            request_id=call.request_id,
-            max_request_tokens=_limit_of(who),
-            timeout_seconds=call.remaining(),
+            **_options(call, who),
         )
         asked = made = 0
         try:
@@ -272,9 +266,18 @@ class Backend:
         return self._policy
 
 
-def _limit_of(who: Caller) -> int | None:
-    """Tokens that one request of its key may hold: the service counts them, before it begins."""
-    return who.key.max_request_tokens if who.key is not None else None
+class _Options(TypedDict):
+    """What goes with every call of a service."""
+
+    request_id: str
+    max_request_tokens: int | None
+    timeout_seconds: float
+
+
+def _options(call: Call, who: Caller) -> _Options:
+    # The tokens that a request of the caller's key may hold: the service counts them, before it begins.
+    limit = who.key.max_request_tokens if who.key is not None else None
+    return _Options(request_id=call.request_id, max_request_tokens=limit, timeout_seconds=call.remaining())
 
 
 def _is_there(section: ModelServiceSection) -> bool:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
@@ -20,6 +18,7 @@ from fairlead.config.tls import TlsSection
 from fairlead.credentials import is_loopback
 from fairlead.errors import ConfigError
 from fairlead.identity import Identity
+from services.runtime.signals import on_stop
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +64,7 @@ class HttpServer:
         self._socket = _listen(self._section.bind or self._section.addresses[0])
         host, port = self._socket.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if threading.current_thread() is threading.main_thread():
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self.stop)
+        on_stop(self.stop)
         return self
 
     async def __aexit__(

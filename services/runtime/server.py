@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +31,7 @@ from fairlead.identity import Identity
 from services.runtime.access import Access
 from services.runtime.health import Health
 from services.runtime.interceptors import Edge
+from services.runtime.signals import on_stop
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -109,10 +109,7 @@ class ModelServer:
         self.metrics_port, self._stop_metrics = metrics_page.serve(
             self._observe, tls=self._tls, ready=lambda: self.ready, registry=self._registry
         )
-        if threading.current_thread() is threading.main_thread():
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self.stop)
+        on_stop(self.stop)
         return self
 
     async def __aexit__(

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,50 +14,32 @@ from pathlib import Path
 import psutil
 import redis
 
+from benchmarks import tiny_run
 from fairlead.audit import Report, audit
 from fairlead.audit.snapshot import Terms
 from fairlead.config import RunFolder, load
-from fairlead.local import progress, table, valkey
+from fairlead.local import table, valkey
 from fairlead.transports.rollouts.redis_observer import look
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 BATCH = 8
-_FILE = """
-name = "tiny"
-[data]
-prompts = "prompts.jsonl"
-[policy]
-path = "policy"
-[reference]
-path = "policy"
-[reward]
-path = "reward"
-[ppo]
-updates = {updates}
-batch_size = 8
-mini_batch_size = 8
-max_staleness = {max_staleness}
-[sampling]
-max_new_tokens = 8
-[checkpoint]
-every_updates = 2
-[queue]
-lease_seconds = 1.0
-[local]
-backoff_seconds = 0.2
-[observe]
-tensorboard = false
-"""
 
 
 def make(folder: Path, *, updates: int, max_staleness: int = 0) -> Path:
     """Models, prompts and `run.toml` in a folder; returns the file."""
     tiny_causal_lm(folder / "policy", seed=1)
     tiny_reward_model(folder / "reward", seed=2)
-    prompts = [{"prompt": f"w{n} w{n * 7 % 56} w{n * 3 % 56}"} for n in range(40)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts))
-    (folder / "run.toml").write_text(_FILE.format(updates=updates, max_staleness=max_staleness))
-    return folder / "run.toml"
+    return tiny_run.write(
+        folder,
+        name="tiny",
+        prompts=(f"w{n} w{n * 7 % 56} w{n * 3 % 56}" for n in range(40)),
+        settings={
+            "ppo.updates": updates,
+            "ppo.max_staleness": max_staleness,
+            "queue.lease_seconds": 1.0,
+            "local.backoff_seconds": 0.2,
+        },
+    )
 
 
 class Started:
@@ -74,8 +55,7 @@ class Started:
 
     def step(self) -> int:
         """Updates done."""
-        now = progress.read(self.folder.progress)
-        return now.step if now else 0
+        return tiny_run.step(self.folder)
 
     def until(self, condition: Callable[[], object], *, seconds: float = 90.0) -> None:
         """Waits while the run works; fails if it ends or takes too long."""
@@ -103,7 +83,7 @@ class Started:
 @contextlib.contextmanager
 def started(file: Path, *arguments: str, inside: Sequence[str] = ()) -> Iterator[Started]:
     """Starts the run; whatever happens, nothing of it is left. `inside` is a command that runs commands."""
-    command = [*inside, sys.executable, "-m", "fairlead.cli", "ppo", str(file), *arguments]
+    command = [*inside, *tiny_run.command(file, *arguments)]
     process = subprocess.Popen(
         command,
         cwd=file.parent,

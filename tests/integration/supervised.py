@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import textwrap
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fairlead.config import RunFolder
 from fairlead.config.local import LocalSection
+from fairlead.local import table
 from fairlead.local.process import Process, ProcessSpec
 from fairlead.local.supervisor import Supervisor
 from fairlead.local.verdict import Outcome
@@ -46,3 +49,15 @@ async def run_while(of: Supervisor, during: Callable[[], Awaitable[None]]) -> Ou
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+@contextmanager
+def run_folder(root: Path) -> Iterator[RunFolder]:
+    """A folder for a run, none of whose processes may be left at the end."""
+    made = RunFolder(root)
+    made.root.mkdir()
+    yield made
+    left = list(table.running(made.processes, mark=str(made.root)).values())
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []

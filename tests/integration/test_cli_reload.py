@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from fairlead import RewardClient
 from fairlead.cli.main import app
-from tests.service_process import Starter
 from tests.tiny import tiny_reward_model
-
-
-@pytest.fixture
-def start(tmp_path) -> Iterator[Starter]:
-    starter = Starter(tmp_path)
-    try:
-        yield starter
-    finally:
-        starter.stop()
 
 
 def publish(model: Path, place: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,6 @@ from tests.unit.ppo_world import World
 from trainer.ppo.train import PpoTrainer
 
 PROMPTS = ("w1 w2 w3", "w40", "w5 w6 w7 w8 w9 w10", "w11 w12")
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Starter]:
-    starter = Starter(tmp_path)
-    yield starter
-    starter.stop()
 
 
 def trained(folder: Path) -> RunConfig:

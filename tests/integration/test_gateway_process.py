@@ -17,13 +17,6 @@ from tests.unit.rpc_world import Replica, serving
 from tests.waiting import until
 
 
-@pytest.fixture
-def start(tmp_path):
-    found = Starter(tmp_path)
-    yield found
-    found.stop()
-
-
 async def test_on_sigterm_readiness_goes_first_and_what_runs_finishes(start: Starter):
     release = asyncio.Event()
 

@@ -13,22 +13,16 @@ import psutil
 import pytest
 
 from fairlead.config import RunFolder
-from fairlead.local import table
 from fairlead.local.process import Process, ProcessSpec, State
 from fairlead.local.verdict import Outcome
-from tests.integration.supervised import FOREVER, child, lines, process, run_while, supervisor
+from tests.integration.supervised import FOREVER, child, lines, process, run_folder, run_while, supervisor
 from tests.waiting import until
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[RunFolder]:
-    made = RunFolder(tmp_path / "run")
-    made.root.mkdir()
-    yield made
-    left = list(table.running(made.processes, mark=str(made.root)).values())
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == []
+    with run_folder(tmp_path / "run") as made:
+        yield made
 
 
 async def test_what_dies_is_started_again_with_growing_delays(folder: RunFolder, tmp_path: Path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -22,7 +21,7 @@ from fairlead.local import table
 from fairlead.local.lock import RunLock
 from fairlead.local.process import State
 from fairlead.local.verdict import Outcome
-from tests.integration.supervised import FOREVER, child, lines, process, run_while, supervisor
+from tests.integration.supervised import FOREVER, child, lines, process, run_folder, run_while, supervisor
 from tests.waiting import until
 
 # Notes when it is told to stop and when it has ended; takes `slow` seconds to drain.
@@ -46,13 +45,8 @@ DRAINS = """
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[RunFolder]:
-    made = RunFolder(tmp_path / "run")
-    made.root.mkdir()
-    yield made
-    left = list(table.running(made.processes, mark=str(made.root)).values())
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == []
+    with run_folder(tmp_path / "run") as made:
+        yield made
 
 
 async def test_everything_is_stopped_in_order(folder: RunFolder, tmp_path: Path):

@@ -37,15 +37,6 @@ def models(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-@pytest.fixture
-def start(tmp_path) -> Iterator[Starter]:
-    starter = Starter(tmp_path)
-    try:
-        yield starter
-    finally:
-        starter.stop()
-
-
 @pytest.fixture(scope="module")
 def running(models, tmp_path_factory) -> Iterator[dict[str, Process]]:
     """One reward and one reference service for all tests."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from fairlead.config import load
 from fairlead.config.compute import ComputeSection
 from fairlead.data.records import Preference
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from tests.unit.stage_world import reward_model_run
 from trainer.reward_model import calibration, data, loss
 from trainer.reward_model.evaluate import evaluate
 from trainer.reward_model.train import train
@@ -153,22 +152,7 @@ def test_comparisons_that_say_no_temperature_give_none(margins):
 
 
 def test_the_stage_learns_on_unseen_prompts_and_leaves_a_model(tmp_path):
-    lines = [
-        {"prompt": f"w{n % 30}", "chosen": f"w{40 + n % 7} w50", "rejected": f"w{40 + n % 5} w51"}
-        for n in range(200)
-    ]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = load(
-        overrides={
-            "runs": str(tmp_path / "runs"),
-            "base": str(tmp_path),
-            "data.preferences": "p.jsonl",
-            "data.heldout_fraction": 0.3,
-            "reward_model.learning_rate": 3e-3,
-            "reward_model.epochs": 2,
-            "reward_model.device": "cpu",
-        }
-    )
+    config = reward_model_run(tmp_path, comparisons=200)
     tiny_causal_lm(config.folder.sft_model)
     result = train(config)
     assert result["accuracy"] > 0.95

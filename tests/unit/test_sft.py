@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 
-from fairlead.config import load
 from fairlead.config.compute import ComputeSection
 from fairlead.config.model import ScratchModel
 from fairlead.data.encoding import encode_prompt, encode_response
@@ -16,6 +15,7 @@ from fairlead.data.records import Demonstration
 from fairlead.errors import ConfigError
 from fairlead.nn.loading import load_causal_lm, load_tokenizer
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
+from tests.unit.stage_world import sft_run
 from trainer.demonstrations import encode
 from trainer.sequences import TokenSequence
 from trainer.sft import data, loss, scratch
@@ -121,26 +121,8 @@ def test_scratch_settings_that_cannot_be_met_are_refused():
     assert first.lm_head.weight is first.model.embed_tokens.weight
 
 
-def write_demonstrations(folder) -> None:
-    lines = [{"prompt": f"say w{n % 9}", "completion": f"here is w{n % 9} ."} for n in range(120)]
-    (folder / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
 def test_the_stage_learns_and_leaves_a_model(tmp_path):
-    write_demonstrations(tmp_path)
-    config = load(
-        overrides={
-            "runs": str(tmp_path / "runs"),
-            "base": str(tmp_path),
-            "data.demonstrations": "d.jsonl",
-            "data.heldout_fraction": 0.2,
-            "model.scratch.tokenizer": "words",
-            "sft.learning_rate": 3e-3,
-            "sft.epochs": 6,
-            "sft.batch_size": 8,
-            "sft.device": "cpu",
-        }
-    )
+    config = sft_run(tmp_path, epochs=6)
     result = train(config)
     written = json.loads(config.folder.result("sft").read_text())
     assert {"heldout_loss", "train_loss", "seconds", "demonstrations", "truncated"} <= written.keys()

@@ -14,8 +14,8 @@ from fairlead.errors import ConfigError
 from fairlead.nn import adapters
 from fairlead.nn.loading import load_causal_lm, load_tokenizer
 from tests.tiny import tiny_causal_lm
+from tests.unit.stage_world import write_demonstrations
 from tests.unit.test_ppo_train import Run, configured
-from tests.unit.test_sft import write_demonstrations
 from trainer.sft.train import train
 
 CPU = ComputeSection(device="cpu")

@@ -7,14 +7,13 @@ import json
 import pytest
 import torch
 
-from fairlead.config import load
 from fairlead.config.compute import ComputeSection
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import load_causal_lm
 from tests.tiny import tiny_causal_lm
 from tests.unit.ppo_batches import SECTION, rollouts
+from tests.unit.stage_world import reward_model_run, sft_run
 from tests.unit.test_ppo_train import Run, configured
-from tests.unit.test_sft import write_demonstrations
 from trainer.ppo import actor_critic
 from trainer.ppo.learner import Learner
 from trainer.reward_model.train import train as train_reward_model
@@ -70,18 +69,7 @@ def test_what_learns_is_float32_and_a_frozen_base_is_not(model_path, rank):
 
 
 def test_sft_learns(tmp_path):
-    write_demonstrations(tmp_path)
-    changes = {"dtype": "bfloat16", "learning_rate": 3e-3, "epochs": 4, "batch_size": 8, "device": "cpu"}
-    config = load(
-        overrides={
-            "runs": str(tmp_path / "runs"),
-            "base": str(tmp_path),
-            "data.demonstrations": "d.jsonl",
-            "data.heldout_fraction": 0.2,
-            "model.scratch.tokenizer": "words",
-        }
-        | {f"sft.{name}": value for name, value in changes.items()}
-    )
+    config = sft_run(tmp_path, epochs=4, dtype="bfloat16")
     result = train_sft(config)
     lines = [json.loads(line) for line in config.folder.metrics("sft").read_text().splitlines()]
     assert lines[0]["loss"] > 2
@@ -93,24 +81,8 @@ def test_sft_learns(tmp_path):
 
 
 def test_the_reward_model_learns(tmp_path):
-    lines = [
-        {"prompt": f"w{n % 30}", "chosen": f"w{40 + n % 7} w50", "rejected": f"w{40 + n % 5} w51"}
-        for n in range(120)
-    ]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = load(
-        overrides={
-            "runs": str(tmp_path / "runs"),
-            "base": str(tmp_path),
-            "data.preferences": "p.jsonl",
-            "data.heldout_fraction": 0.3,
-            "reward_model.learning_rate": 3e-3,
-            "reward_model.epochs": 2,
-            "reward_model.device": "cpu",
-            "reward_model.dtype": "bfloat16",
-            "reward_model.gradient_checkpointing": True,
-        }
-    )
+    changes = {"dtype": "bfloat16", "gradient_checkpointing": True}
+    config = reward_model_run(tmp_path, comparisons=120, **changes)
     tiny_causal_lm(config.folder.sft_model)
     result = train_reward_model(config)
     assert result["accuracy"] > 0.95

@@ -1,0 +1,49 @@
+"""Runs of one stage of training, small enough for a unit test: the data, and a configuration around it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fairlead.config import RunConfig, load
+
+
+def write_demonstrations(folder: Path) -> None:
+    """120 that a model from scratch learns by heart."""
+    lines = [{"prompt": f"say w{n % 9}", "completion": f"here is w{n % 9} ."} for n in range(120)]
+    (folder / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def sft_run(folder: Path, **changes: object) -> RunConfig:
+    """Fine-tuning on them; `changes` are settings of `[sft]`."""
+    write_demonstrations(folder)
+    settings = {"learning_rate": 3e-3, "batch_size": 8, "device": "cpu", **changes}
+    return load(
+        overrides={
+            "runs": str(folder / "runs"),
+            "base": str(folder),
+            "data.demonstrations": "d.jsonl",
+            "data.heldout_fraction": 0.2,
+            "model.scratch.tokenizer": "words",
+        }
+        | {f"sft.{name}": value for name, value in settings.items()}
+    )
+
+
+def reward_model_run(folder: Path, *, comparisons: int, **changes: object) -> RunConfig:
+    """A reward model of comparisons whose winners can be told; `changes` are settings of `[reward_model]`."""
+    lines = [
+        {"prompt": f"w{n % 30}", "chosen": f"w{40 + n % 7} w50", "rejected": f"w{40 + n % 5} w51"}
+        for n in range(comparisons)
+    ]
+    (folder / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {"learning_rate": 3e-3, "epochs": 2, "device": "cpu", **changes}
+    return load(
+        overrides={
+            "runs": str(folder / "runs"),
+            "base": str(folder),
+            "data.preferences": "p.jsonl",
+            "data.heldout_fraction": 0.3,
+        }
+        | {f"reward_model.{name}": value for name, value in settings.items()}
+    )
