@@ -100,7 +100,7 @@ class BareRun:
         assert (report.trained, report.dead) == (self.ppo.updates * BATCH - len(dead), len(dead))
         assert report.max_staleness_seen <= self.ppo.max_staleness
         assert report.queue is not None
-        assert report.queue["outcomes"] == 0
+        assert report.queue["outcomes"] == 0, look(self.section, run=RUN)
         return report
 
 

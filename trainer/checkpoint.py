@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _SUFFIX = ".safetensors"
+_LEFTOVER = re.compile(r"\.(\d+)-\d+\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,8 @@ class CheckpointStore:
     ) -> None:
         """Deletes all but the newest `keep` checkpoints that are valid and not known to be damaged.
 
-        Those `protected` stay too.
+        Those `protected` stay too, and what is a newer incarnation's, which may have begun after the look at
+        the fence.
 
         Raises:
             Fenced: if a newer incarnation was claimed: it may be reading what this one would delete.
@@ -140,11 +143,12 @@ class CheckpointStore:
         self._check_fence(incarnation)
         good = [version for version in self._candidates(lineage) if version not in self._damaged]
         for version in set(self.versions()) - set(good[:keep]) - set(protected):
-            path = self.root / str(version)
-            aside = self.root / f".{version}.deleted"
-            path.rename(aside)
+            if version.incarnation <= incarnation:
+                (self.root / str(version)).rename(self.root / f".{version}.deleted")
         for leftover in self.root.glob(".*-*.*"):  # ours, or of a crash
-            shutil.rmtree(leftover, ignore_errors=True)
+            owner = _LEFTOVER.fullmatch(leftover.name)
+            if owner and int(owner[1]) <= incarnation:
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def forget(self) -> None:
         """Deletes every checkpoint; claims of incarnations stay, so that the next start is a newer one."""

@@ -1,19 +1,23 @@
 """Incarnations of the trainer: who started when, from which update. Files beside the checkpoints.
 
 `incarnation-<n>.json` claims a number by exclusive creation; `incarnation-<n>.resumed-from.json` says, before
-anything is published, at which update it took up. A claim without the second file never wrote anything.
+anything is published, at which update it took up. It is written once: by its own incarnation, or by a newer
+one that found it missing, and then says that this one never will. So whoever takes up knows all that did.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from fairlead.errors import CorruptCheckpoint
+from fairlead.errors import CorruptCheckpoint, Fenced
 from fairlead.transports.weights.base import Ancestor
 from trainer import durable
 
@@ -40,8 +44,24 @@ def claim(folder: Path, *, at_least: int) -> int:
 
 
 def record_resume(folder: Path, incarnation: int, *, resumed_from: int) -> None:
-    """Writes down, for good, at which update an incarnation took up."""
-    durable.write_json(_resume_path(folder, incarnation), {"resumed_from": resumed_from})
+    """Writes down, for good, at which update an incarnation took up.
+
+    Raises:
+        Fenced: if a newer incarnation has shut it out.
+    """
+    try:
+        _write_once(_resume_path(folder, incarnation), {"resumed_from": resumed_from})
+    except FileExistsError as error:
+        raise Fenced(f"a newer incarnation of the trainer has taken over from {incarnation}") from error
+
+
+def shut_out(folder: Path, incarnation: int) -> None:
+    """Keeps every older incarnation that has not taken up from ever doing so."""
+    for older in claimed(folder):
+        if older < incarnation:
+            with contextlib.suppress(FileExistsError):
+                record = {"resumed_from": None, "shut_out_by": incarnation}
+                _write_once(_resume_path(folder, older), record)
 
 
 def claimed(folder: Path) -> list[int]:
@@ -62,12 +82,35 @@ def read(folder: Path) -> tuple[Ancestor, ...]:
         if not path.exists():
             continue
         try:
-            resumed_from = int(json.loads(path.read_text(encoding="utf-8"))["resumed_from"])
+            resumed_from = json.loads(path.read_text(encoding="utf-8"))["resumed_from"]
+            if resumed_from is not None:
+                ancestors.append(Ancestor(incarnation, int(resumed_from)))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptCheckpoint(f"{path} cannot be read: {error}") from error
-        ancestors.append(Ancestor(incarnation, resumed_from))
     return tuple(ancestors)
 
 
 def _resume_path(folder: Path, incarnation: int) -> Path:
     return folder / f"incarnation-{incarnation}.resumed-from.json"
+
+
+def _write_once(path: Path, value: Mapping[str, object]) -> None:
+    """Writes a file, whole, unless it is there.
+
+    Raises:
+        FileExistsError: if it is.
+    """
+    if path.exists():
+        raise FileExistsError(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+    durable.write_json(aside, value)
+    try:
+        os.link(aside, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A volume without hard links: between the look above and this, another may have written it.
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    durable.sync(path.parent)

@@ -85,13 +85,13 @@ def read_claims(folder: Path, damage: list[Damage]) -> Claims:
     for incarnation in claimed:
         path = folder / f"incarnation-{incarnation}.resumed-from.json"
         try:
-            resumed_from = int(json.loads(path.read_text(encoding="utf-8"))["resumed_from"])
+            resumed_from = json.loads(path.read_text(encoding="utf-8"))["resumed_from"]
+            if resumed_from is not None:  # else a newer one has shut it out
+                lineage.append(Ancestor(incarnation, int(resumed_from)))
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
             damage.append(Damage(f"{folder.name}/{path.name}", 0, f"cannot be read: {error}"))
-            continue
-        lineage.append(Ancestor(incarnation, resumed_from))
     return Claims(tuple(claimed), tuple(lineage))
 
 

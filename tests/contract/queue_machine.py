@@ -9,6 +9,7 @@ on: then every task must have come through.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -16,7 +17,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fairlead.errors import Fenced
+from fairlead.errors import CorruptOutcome, Fenced
+from fairlead.transports.rollouts import base
 from fairlead.transports.rollouts.base import Claim, OutcomeEntry, Sending, TrainerQueue, WorkerQueue
 from fairlead.types import DeadLetter, PromptTask, SamplingParams, WeightVersion
 from tests.contract.queue_model import Entry, Model, Open
@@ -53,8 +55,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.trainers: list[tuple[int, TrainerQueue]] = []
         self.sent: set[int] = set()
         self.settled: set[int] = set()
+        self.damaged = Counter[int]()
         self.appended: dict[tuple[int, Sending], str] = {}
         self.injected: set[str] = set()
+        self.broken: set[str] = set()
         self.last_outcome = "0"
         # Nothing may be missing until the queue has lost something.
         self.sound = True
@@ -128,12 +132,39 @@ class QueueMachine(RuleBasedStateMachine):
         _, trainer = self.trainers[-1]
         if from_the_head:
             self.last_outcome = "0"
-        for entry in trainer.read(after=self.last_outcome, count=100, block_seconds=0):
-            self.settle(entry)
-            self.last_outcome = entry.entry_id
+        while True:
+            try:
+                entries = trainer.read(after=self.last_outcome, count=100, block_seconds=0)
+            except CorruptOutcome as error:
+                assert error.entry_id in self.broken
+                self.last_outcome = error.entry_id
+                self.send_again(error.entry_id, trainer.survey().outcomes[error.entry_id])
+                continue
+            if not entries:
+                return
+            for entry in entries:
+                assert entry.entry_id not in self.broken
+                self.last_outcome = entry.entry_id
+                self.settle(entry)
 
     def settle(self, entry: OutcomeEntry) -> None:
-        self.settled.add(entry.outcome.task.task_id)
+        """An outcome settles its task, unless it says that the entry was damaged on its way."""
+        task, result = entry.outcome.task.task_id, entry.outcome.result
+        if isinstance(result, DeadLetter) and result.reason == base.UNDECODABLE and self.damaged[task] < 3:
+            self.damaged[task] += 1
+            self.send_again(entry.entry_id, task)
+        else:
+            self.settled.add(task)
+
+    def send_again(self, outcome: str, task: int) -> None:
+        """The newest trainer deletes an outcome that cannot count, and sends its task if nothing is left."""
+        incarnation, trainer = self.trainers[-1]
+        self.model.fence = incarnation
+        trainer.delete([outcome])
+        survey = trainer.survey()
+        if task not in self.settled | survey.prompts | set(survey.outcomes.values()):
+            trainer.dispatch([prompt(task)])
+            self.note_sendings(incarnation, [task])
 
     # The workers.
 
@@ -149,10 +180,10 @@ class QueueMachine(RuleBasedStateMachine):
     def claim(self, worker: str, count: int) -> None:
         claims = self.loop.run_until_complete(self.queues[worker].claim(count=count, block_seconds=0))
         expected = self.model.claim(worker, count)
-        got = [(c.task.task_id, c.sending, c.deliveries, c.failures) for c in claims]
-        assert got == [claim for claim in expected if claim[2] <= MAX_DELIVERIES]
-        for task, _, deliveries, _ in expected:
-            if deliveries > MAX_DELIVERIES:
+        got = [(c.task.task_id, c.sending, c.deliveries, c.failures, False) for c in claims]
+        assert got == [claim for claim in expected if claim[2] <= MAX_DELIVERIES and not claim[4]]
+        for task, _, deliveries, _, damaged in expected:
+            if damaged or deliveries > MAX_DELIVERIES:
                 self.model.acknowledge(self.model.open.pop(task).entry)
         self.claims += [(worker, claim) for claim in claims]
 
@@ -253,15 +284,15 @@ class QueueMachine(RuleBasedStateMachine):
                 self.lease_of(name)
         finished = False
         while True:
-            before = len(self.claims)
+            before, sent = len(self.claims), len(self.model.entries)
             self.claim("a", 100)
-            if len(self.claims) == before:
-                break
-            finished = True
             for number in range(len(self.claims) - before):
+                finished = True
                 self.finish(number, dies=False)
                 self.the_queue_holds_what_the_model_holds()
-        self.read(from_the_head=False)
+            self.read(from_the_head=False)
+            if (len(self.claims), len(self.model.entries)) == (before, sent):
+                break
         assert self.sent <= self.settled
         assert self.world.open().keys() <= self.settled
         assert not finished or len(self.world.prompts()) <= 1

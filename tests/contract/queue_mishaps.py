@@ -25,8 +25,8 @@ class UnluckyQueueMachine(QueueMachine):
     def __init__(self) -> None:
         super().__init__()
         self.lost_prompts: list[tuple[Callable[[], str], int, Sending]] = []
-        self.lost_outcomes: list[Callable[[], str]] = []
-        self.kept: list[tuple[Callable[[], None], Model, dict[tuple[int, Sending], str], set[str]]] = []
+        self.lost_outcomes: list[tuple[Callable[[], str], bool]] = []
+        self.kept: list[tuple[Callable[[], None], Model, dict[tuple[int, Sending], str], list[set[str]]]] = []
 
     @rule(worker=workers)
     def crash(self, worker: str) -> None:
@@ -73,8 +73,28 @@ class UnluckyQueueMachine(QueueMachine):
     def loses_an_outcome(self, number: int) -> None:
         outcomes = self.world.outcomes()
         if outcomes:
-            self.lost_outcomes.append(self.world.drop_outcome(outcomes[number % len(outcomes)][0]))
+            entry, _, _, _ = outcomes[number % len(outcomes)]
+            self.lost_outcomes.append((self.world.drop_outcome(entry), entry in self.broken))
             self.sound = False
+
+    @rule(number=picks, cut=st.booleans())
+    def damages_a_prompt(self, number: int, cut: bool) -> None:
+        """Nothing is lost by it: whoever claims it says so, and its task is sent again."""
+        prompts = self.world.prompts()
+        if prompts:
+            entry, _, _ = prompts[number % len(prompts)]
+            if not self.model.entries[entry].damaged:
+                self.world.damage_prompt(entry, cut=cut)
+                self.model.entries[entry].damaged = True
+
+    @rule(number=picks, cut=st.booleans())
+    def damages_an_outcome(self, number: int, cut: bool) -> None:
+        outcomes = self.world.outcomes()
+        if outcomes:
+            entry, _, _, _ = outcomes[number % len(outcomes)]
+            if entry not in self.broken:
+                self.world.damage_outcome(entry, cut=cut)
+                self.broken.add(entry)
 
     @rule(worker=workers)
     def loses_a_consumer(self, worker: str) -> None:
@@ -105,21 +125,27 @@ class UnluckyQueueMachine(QueueMachine):
     @rule(number=picks)
     @precondition(lambda self: self.lost_outcomes)
     def brings_an_outcome_back(self, number: int) -> None:
-        self.injected.add(self.lost_outcomes[number % len(self.lost_outcomes)]())
+        bring_back, is_broken = self.lost_outcomes[number % len(self.lost_outcomes)]
+        entry = bring_back()
+        self.injected.add(entry)
+        if is_broken:
+            self.broken.add(entry)
 
     @rule()
     def is_copied(self) -> None:
         """A replica falls behind from here on."""
-        kept = (self.world.keep(), copy.deepcopy(self.model), dict(self.appended), set(self.injected))
+        marked = copy.deepcopy([self.injected, self.broken])
+        kept = (self.world.keep(), copy.deepcopy(self.model), dict(self.appended), marked)
         self.kept.append(kept)
 
     @rule(number=picks)
     @precondition(lambda self: self.kept)
     def goes_back(self, number: int) -> None:
         """The replica is promoted, or the AOF was cut short: what came after is gone, leases included."""
-        go_back, model, appended, injected = self.kept[number % len(self.kept)]
+        go_back, model, appended, marked = self.kept[number % len(self.kept)]
         go_back()
-        self.model, self.appended, self.injected = copy.deepcopy(model), dict(appended), set(injected)
+        self.model, self.appended = copy.deepcopy(model), dict(appended)
+        self.injected, self.broken = copy.deepcopy(marked)
         self.after_a_loss()
 
     def after_a_loss(self) -> None:

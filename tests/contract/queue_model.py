@@ -39,6 +39,7 @@ class Entry:
     owner: str | None = None
     expired: bool = False
     deliveries: int = 0
+    damaged: bool = False
 
 
 @dataclass
@@ -111,9 +112,9 @@ class Model:
         fresh = [name for name in ordered if self.entries[name].present and not self.entries[name].delivered]
         return expired + fresh
 
-    def claim(self, worker: str, count: int) -> list[tuple[int, Sending, int, int]]:
-        """(task, sending, deliveries, failures) of what a claim takes, those delivered too often included."""
-        taken: list[tuple[int, Sending, int, int]] = []
+    def claim(self, worker: str, count: int) -> list[tuple[int, Sending, int, int, bool]]:
+        """(task, sending, deliveries, failures, damaged) of what a claim takes, whatever comes of it."""
+        taken: list[tuple[int, Sending, int, int, bool]] = []
         for name in self.claimable():
             if len(taken) == count:
                 break
@@ -127,7 +128,7 @@ class Model:
             if found is None or found.entry != name:
                 self.acknowledge(name)
                 continue
-            taken.append((entry.task, entry.sending, entry.deliveries, found.failures))
+            taken.append((entry.task, entry.sending, entry.deliveries, found.failures, entry.damaged))
         return taken
 
     def runs_out(self, name: str) -> None:

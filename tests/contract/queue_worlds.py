@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import redis
 
-from fairlead.codec import decode_task
 from fairlead.config.queue import QueueSection
 from fairlead.errors import QueueUnavailable
 from fairlead.local import valkey
@@ -23,6 +22,7 @@ from fairlead.transports.rollouts.base import Sending, TrainerQueue, WorkerQueue
 from fairlead.transports.rollouts.keys import GROUP, Keys
 from fairlead.transports.rollouts.memory import MemoryBroker, MemoryTrainerQueue, _Prompt
 from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue
+from tests.contract.queue_damage import damage, damaged
 
 LONG_AGO_MS = 10_000_000
 MAX_FAILURES, MAX_DELIVERIES = 3, 4
@@ -45,6 +45,8 @@ class World(Protocol):
     def consumers(self) -> set[str] | None: ...
     def content(self) -> object: ...
     def age(self, entry: str, owner: str, *, milliseconds: int) -> None: ...
+    def damage_prompt(self, entry: str, *, cut: bool) -> None: ...
+    def damage_outcome(self, entry: str, *, cut: bool) -> None: ...
     def drop_prompt(self, entry: str) -> Callable[[], str]: ...
     def drop_outcome(self, entry: str) -> Callable[[], str]: ...
     def drop_consumer(self, consumer: str) -> None: ...
@@ -109,6 +111,12 @@ class RedisWorld:
 
     def age(self, entry: str, owner: str, *, milliseconds: int) -> None:
         self.raw.xclaim(self.keys.prompts, GROUP, owner, 0, [entry], idle=milliseconds, justid=True)
+
+    def damage_prompt(self, entry: str, *, cut: bool) -> None:
+        damage(self.raw, self.keys.prompts, entry, b"prompt", cut=cut)
+
+    def damage_outcome(self, entry: str, *, cut: bool) -> None:
+        damage(self.raw, self.keys.rollouts, entry, b"outcome", cut=cut)
 
     def drop_prompt(self, entry: str) -> Callable[[], str]:
         return self._drop(self.keys.prompts, entry)
@@ -217,6 +225,14 @@ class MemoryWorld:
         else:
             self.broker.leases.pop(int(entry), None)
 
+    def damage_prompt(self, entry: str, *, cut: bool) -> None:
+        found = self.broker.prompts[int(entry)]
+        self.broker.prompts[int(entry)] = found._replace(payload=damaged(found.payload, cut=cut))
+
+    def damage_outcome(self, entry: str, *, cut: bool) -> None:
+        task, sending, payload = self.broker.outcomes[int(entry)]
+        self.broker.outcomes[int(entry)] = (task, sending, damaged(payload, cut=cut))
+
     def drop_prompt(self, entry: str) -> Callable[[], str]:
         return self._drop(self.broker.prompts, entry)
 
@@ -253,13 +269,10 @@ class MemoryWorld:
     def restart(self, *, with_data: bool) -> None:
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Nothing to close."""
+    def close(self) -> None: ...
 
     def _drop(self, content: dict[int, Any], entry: str) -> Callable[[], str]:
         found = content.pop(int(entry))
-        if isinstance(found, _Prompt):
-            assert decode_task(found.payload).task_id == found.task_id
 
         def bring_back() -> str:
             again = next(self.broker.entries)

@@ -19,11 +19,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from fairlead.errors import Fenced
+from fairlead.errors import Fenced, QueueUnavailable
 from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer
 from fairlead.transports.rollouts.keys import Keys
 from tests.bare_run import BATCH, RUN, BareRun, Workers
+from tests.contract.queue_damage import damage
 from trainer.ppo.tenure import Tenure
 
 
@@ -226,6 +227,29 @@ def test_everything_is_lost_again_and_again(tmp_path: Path, server: Server) -> N
         counts = run.train(lambda done: client.flushall() if done % 3 == 1 else None)
         run.check(counts)
     client.close()
+
+
+def test_everything_that_lies_in_the_queue_is_damaged(tmp_path: Path, server: Server) -> None:
+    """What waits for a worker, what waits for the trainer, and what waits for a checkpoint."""
+    run = BareRun(tmp_path / "run", server.prepared.url)
+    client, keys, struck = server.client(), Keys(RUN), threading.Event()
+
+    def falter(task: int) -> None:
+        if task >= 5 * BATCH and not struck.is_set():
+            raise QueueUnavailable("not before all of it is damaged")
+
+    def strike() -> None:
+        for stream, field in ((keys.prompts, b"prompt"), (keys.rollouts, b"outcome")):
+            for number, (entry, _) in enumerate(client.xrange(stream)):
+                damage(client, stream, entry.decode(), field, cut=bool(number % 2))
+        struck.set()
+
+    with Workers(run, before_finish=falter):
+        counts = run.train(at(5, strike))
+        report = run.check(counts)
+    client.close()
+    assert 1 <= report.discarded["damaged_prompt"] <= BATCH
+    assert report.resent >= report.discarded["damaged_prompt"]
 
 
 def test_the_audit_is_clean_at_every_moment_of_a_run(tmp_path: Path, server: Server) -> None:

@@ -121,7 +121,9 @@ def account(folder: RunFolder) -> Counter[int]:
     taken_up = {}
     for path in folder.checkpoints.glob("incarnation-*.resumed-from.json"):
         incarnation = int(path.name.removeprefix("incarnation-").partition(".")[0])
-        taken_up[incarnation] = json.loads(path.read_text())["resumed_from"]
+        resumed_from = json.loads(path.read_text())["resumed_from"]
+        if resumed_from is not None:  # else it was overtaken before it took up
+            taken_up[incarnation] = resumed_from
     times: Counter[int] = Counter()
     for text in folder.ledger.read_text().splitlines():
         with contextlib.suppress(ValueError):

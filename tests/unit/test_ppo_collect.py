@@ -281,6 +281,45 @@ def test_an_unreadable_entry_is_deleted_and_its_task_sent_again(bench):
     assert entry.sending.number == 2
 
 
+def damage(bench: Bench) -> list[int]:
+    """Every prompt that waits is damaged, and somebody claims them."""
+    for entry, found in bench.broker.prompts.items():
+        bench.broker.prompts[entry] = found._replace(payload=found.payload[:-2])
+    return [claim.task.task_id for claim in bench.claims()]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_task_whose_entry_is_damaged_is_sent_again(bench, times, deterministic):
+    reads = [*[lambda: damage(bench)] * times, bench.work]
+    collector = bench.take_over(Interruptions(bench.queue, read=reads), deterministic=deterministic)
+    collector.send([task(10)], update=5)
+    (entry,) = collector.wait()
+    assert isinstance(entry.outcome.result, Rollout)
+    assert entry.sending.number == times + 1
+    assert bench.events() == [(10, "damaged_prompt")] * times
+    assert list(bench.broker.outcomes) == [int(entry.entry_id)]
+
+
+def test_a_task_whose_entry_is_damaged_for_the_fourth_time_is_dead(bench):
+    collector = bench.take_over(Interruptions(bench.queue, read=[lambda: damage(bench)] * 4))
+    collector.send([task(10), task(11)], update=5)
+    found = collector.wait()
+    assert [entry.outcome.task.task_id for entry in found] == [10, 11]
+    assert {entry.outcome.result.reason for entry in found} == {"undecodable_task"}
+    assert {entry.sending.number for entry in found} == {4}
+    collector.settled(found, checkpoint_update=5)
+    assert len(bench.broker.outcomes) == 2
+
+
+def test_a_deterministic_run_never_loses_a_task_to_damage(bench):
+    reads = [*[lambda: damage(bench)] * 6, bench.work]
+    collector = bench.take_over(Interruptions(bench.queue, read=reads), deterministic=True)
+    collector.send([task(10)], update=5)
+    (entry,) = collector.wait()
+    assert isinstance(entry.outcome.result, Rollout)
+
+
 def test_a_newer_trainer_stops_this_one(bench):
     collector = bench.take_over()
     bench.broker.trainer().take_fence(4)
@@ -308,9 +347,10 @@ def test_giving_up_names_what_was_waited_for(bench):
         collector.wait()
 
 
-def test_a_deterministic_run_lets_a_task_die_of_itself_alone(bench):
+@pytest.mark.parametrize("reason", ["service_error", "policy_died", "reward_died", "reference_died"])
+def test_a_deterministic_run_lets_a_task_die_of_itself_alone(bench, reason):
     def falters() -> None:
-        bench.work(DeadLetter("service_error", "a replica had a bad day"))
+        bench.work(DeadLetter(reason, "a replica had a bad day"))
 
     collector = bench.take_over(Interruptions(bench.queue, read=[falters, bench.work]), deterministic=True)
     collector.send([task(10)], update=5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 
 import pytest
@@ -111,9 +113,53 @@ def test_an_older_trainer_neither_writes_nor_deletes_once_a_newer_one_has_begun(
     assert len(store.versions()) == 3
 
 
+def test_what_a_newer_trainer_has_written_since_the_fence_was_looked_at_stays(store, monkeypatch):
+    """The older one is held up between the look and the deed, for as long as you like."""
+    monkeypatch.setattr(CheckpointStore, "_check_fence", lambda self, incarnation: None)
+    store.save(WeightVersion(2, 20), tensors=tensors(20), state={})
+    half = store.root / ".2-25.new"
+    half.mkdir()
+    store.prune(keep=1, lineage=FRESH)
+    assert store.versions() == [WeightVersion(1, 15), WeightVersion(2, 20)]
+    assert half.exists()
+    # And what the older one adds is nothing to the newer, which took up before it.
+    store.save(WeightVersion(1, 25), tensors=tensors(25), state={})
+    newer = store.load_newest((Ancestor(1, 0), Ancestor(2, 15)))
+    assert newer.version == WeightVersion(2, 20)
+
+
 def test_there_is_no_pickle(store):
     for file in (store.root / "1-15").iterdir():
         assert file.suffix in (".json", ".safetensors")
+
+
+def steps(folder, seen):
+    """A trainer's start, as `Tenure` goes about it, a step at a time; `seen` gets the lineage it goes by."""
+    number = lineage.claim(folder, at_least=1)
+    yield
+    lineage.shut_out(folder, number)
+    yield
+    known = lineage.read(folder)
+    yield
+    with contextlib.suppress(Fenced):
+        lineage.record_resume(folder, number, resumed_from=3)
+        seen[number] = (*known, Ancestor(number, 3))
+    yield
+
+
+@pytest.mark.parametrize("order", sorted(set(itertools.permutations("aaaabbbb"))), ids="".join)
+def test_whoever_takes_up_knows_all_that_ever_took_up_before_it(tmp_path, order):
+    """In every order of the steps of two trainers, though neither looks whether there is a newer one."""
+    seen = {}
+    trainers = {name: steps(tmp_path, seen) for name in "ab"}
+    for name in order:
+        next(trainers[name])
+    written = lineage.read(tmp_path)
+    assert max(lineage.claimed(tmp_path)) in seen
+    assert [one.incarnation for one in written] == sorted(seen)
+    for number, known in seen.items():
+        assert known == tuple(one for one in written if one.incarnation <= number)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_incarnations_are_claimed_once_and_resume_points_are_kept(tmp_path):

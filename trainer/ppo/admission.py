@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fairlead.transports.rollouts.base import UNDECODABLE
 from fairlead.transports.weights.base import Ancestor, is_valid
 from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout
 
@@ -26,6 +27,11 @@ _OF_THE_TASK = frozenset(
 )
 """Reasons of dead letters that lie in prompt, weights and seed; docs/queue-protocol.md."""
 
+DAMAGED = "damaged_prompt"
+"""Why the outcome of an entry that was damaged on its way to a worker cannot count."""
+_RESENDS = 3
+"""Of a task whose entry is damaged each time: who damages so often does it to that task in particular."""
+
 
 def refusal(
     outcome: Outcome,
@@ -35,6 +41,7 @@ def refusal(
     max_staleness: int = 0,
     lineage: Sequence[Ancestor],
     deterministic: bool = False,
+    damaged_before: int = 0,
 ) -> str | None:
     """Why an outcome cannot count, as a stable name; None if it can. A refused task is sent again.
 
@@ -45,8 +52,11 @@ def refusal(
         max_staleness: updates that its weights may be older.
         lineage: incarnations whose weights count.
         deterministic: a task may only die of what it is itself, not of a service that was away.
+        damaged_before: how often the entry of this task has been damaged before.
     """
     task = outcome.task
+    if isinstance(outcome.result, DeadLetter) and outcome.result.reason == UNDECODABLE:
+        return DAMAGED if deterministic or damaged_before < _RESENDS else None
     if (task.prompt_token_ids, task.sampling) != (expected.prompt_token_ids, expected.sampling):
         return "other_task"
     if isinstance(outcome.result, DeadLetter):

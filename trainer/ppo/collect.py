@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from fairlead.errors import CorruptOutcome, Fenced, QueueUnavailable, Stalled
 from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, TrainerQueue
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import PromptTask, Rollout, WeightVersion
-from trainer.ppo.admission import checked, oldest_update, refusal
+from trainer.ppo.admission import DAMAGED, checked, oldest_update, refusal
 from trainer.ppo.events import Books
 from trainer.ppo.patience import Patience
 from trainer.ppo.selection import next_batch
@@ -54,6 +55,7 @@ class Collector:
         # Open task → the oldest weights, in updates, that may have answered it: bounds the time it has.
         self._answered_by: dict[int, int] = {}
         self._admitted: dict[int, OutcomeEntry] = {}
+        self._damaged = Counter[int]()
         self._after = "0"
         # Whatever an earlier trainer or a lost connection left must be looked at before anything is sent.
         self._must_reconcile = True
@@ -115,7 +117,7 @@ class Collector:
                 logger.warning("nothing arrived for %.0f s: reconciling", now - progress)
                 self._must_reconcile = True
         for task_id in batch:
-            del self._open[task_id], self._answered_by[task_id]
+            del self._open[task_id], self._answered_by[task_id], self._damaged[task_id]
         return [self._admitted.pop(task_id) for task_id in batch]
 
     def settled(self, entries: Iterable[OutcomeEntry], *, checkpoint_update: int) -> None:
@@ -180,11 +182,12 @@ class Collector:
         try:
             entries = self._queue.read(after=self._after, count=READ_COUNT, block_seconds=block_seconds)
         except CorruptOutcome as error:
-            logger.error("an outcome cannot be read, its task is sent again: %s", error)
             self._after = error.entry_id
-            self._discarded.add(error.entry_id)
-            self._delete()
-            self._must_reconcile = True
+            if error.entry_id not in self._retained:  # else it counts; who resumes without it sees to it
+                logger.error("an outcome cannot be read, its task is sent again: %s", error)
+                self._discarded.add(error.entry_id)
+                self._delete()
+                self._must_reconcile = True
             return False
         before = len(self._admitted)
         refused: dict[str, list[OutcomeEntry]] = {}
@@ -214,7 +217,9 @@ class Collector:
             max_staleness=self._max_staleness,
             lineage=self._lineage,
             deterministic=self._deterministic,
+            damaged_before=self._damaged[task_id],
         )
+        self._damaged[task_id] += reason == DAMAGED
         if reason is None:
             outcome = checked(entry.outcome)
             self._admitted[task_id] = replace(entry, outcome=outcome)

@@ -43,7 +43,10 @@ class Tenure:
         return WeightVersion(self._claimed, update)
 
     def claim(self, patience: Patience) -> Checkpoint | None:
-        """Claims an incarnation, takes the fence, and only then looks for the newest checkpoint."""
+        """Claims an incarnation, takes the fence, and only then looks for the newest checkpoint.
+
+        From then on no older incarnation takes up any more, so none is missing from the lineage.
+        """
         known = [patience.call(self._queue.known_incarnation)]
         known += [version.incarnation for version in self._checkpoints.versions()]
         known += [version.incarnation for version in self._store.versions()]
@@ -62,13 +65,22 @@ class Tenure:
         Raises:
             Fenced: if a newer incarnation was claimed meanwhile, which knows nothing of this one.
         """
-        newest = max(lineage.claimed(self._folder))
-        if newest > self._claimed:
-            raise Fenced(f"incarnation {newest} of the trainer has taken over from {self._claimed}")
+        self.confirm()
         lineage.record_resume(self._folder, self._claimed, resumed_from=update)
         self.lineage = (*self.lineage, Ancestor(self._claimed, update))
         logger.info("incarnation %d begins at update %d", self._claimed, update)
 
+    def confirm(self) -> None:
+        """Looks whether this is still the newest incarnation.
+
+        Raises:
+            Fenced: if it is not.
+        """
+        newest = max(lineage.claimed(self._folder))
+        if newest > self._claimed:
+            raise Fenced(f"incarnation {newest} of the trainer has taken over from {self._claimed}")
+
     def _take(self, at_least: int, patience: Patience) -> None:
         self._claimed = number = lineage.claim(self._folder, at_least=at_least)
         patience.call(lambda: self._queue.take_fence(number))
+        lineage.shut_out(self._folder, number)

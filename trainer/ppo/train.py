@@ -74,8 +74,7 @@ class PpoTrainer:
             config.folder.checkpoints, queue=queue, checkpoints=self._checkpoints, store=store
         )
         self._parent: WeightVersion | None = None
-        self._checkpoint_update = 0
-        self._sent = False
+        self._checkpoint_update, self._sent = 0, False
         self._watch = Watch(config, self._tokenizer, gauges)
         room.tell(config, queue, longest_prompt_bytes=self._prompts.longest_bytes, gauges=gauges)
 
@@ -272,7 +271,8 @@ class PpoTrainer:
         logger.info("update %d of %d: reward %.3f, KL %.3f", update, self._config.ppo.updates, reward, kl)
 
     def _finish(self, tracker: Tracker) -> dict[str, object]:
-        """Leaves the trained policy and the result."""
+        """Leaves the trained policy and the result, unless a newer trainer is there to do so."""
+        self._tenure.confirm()
         publish.save_model(
             self._config.folder.policy_model,
             self.models.policy,

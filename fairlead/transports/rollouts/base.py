@@ -13,6 +13,9 @@ from typing import Protocol
 
 from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout
 
+UNDECODABLE = "undecodable_task"
+"""Reason of the dead letter that says: the prompt entry is damaged. The task itself may be sent again."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Sending:
@@ -88,9 +91,9 @@ class WorkerQueue(Protocol):
     async def claim(self, *, count: int, block_seconds: float) -> Sequence[Claim]:
         """Up to `count` tasks: first those whose lease ran out elsewhere, then new ones.
 
-        Waits up to `block_seconds` for the first. An entry that cannot be decoded is dead-lettered, not
-        returned. An entry whose sending is closed is acknowledged, not returned. A sending delivered more
-        often than the limit is dead-lettered with the reason `too_many_deliveries`.
+        Waits up to `block_seconds` for the first. An entry that cannot be decoded is dead-lettered with the
+        reason `UNDECODABLE`, not returned. An entry whose sending is closed is acknowledged, not returned. A
+        sending delivered more often than the limit is dead-lettered with the reason `too_many_deliveries`.
         """
         ...
 

@@ -12,17 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from fairlead.codec import decode_outcome, decode_task, encode_outcome, encode_task
-from fairlead.errors import Fenced
-from fairlead.transports.rollouts.base import Claim, OutcomeEntry, QueueStats, Sending, Survey
+from fairlead.codec import encode_outcome, encode_task
+from fairlead.errors import CorruptData, Fenced
+from fairlead.transports.rollouts.base import UNDECODABLE, Claim, OutcomeEntry, QueueStats, Sending, Survey
+from fairlead.transports.rollouts.decoding import Delivery, outcome_entry, up_to_a_bad_one
 from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout
 
 _POLL_SECONDS = 0.005
 
 
-@dataclass(slots=True)
-class _Prompt:
+class _Prompt(NamedTuple):
     """A sending in the prompts stream."""
 
     task_id: int
@@ -92,8 +93,7 @@ class MemoryBroker:
         """Takes an entry out of the pending ones and trims the head of the stream."""
         self.leases.pop(entry, None)
         oldest = min(self.leases, default=self.last_delivered)
-        for other in [other for other in self.prompts if other < oldest]:
-            del self.prompts[other]
+        self.prompts = {entry: found for entry, found in self.prompts.items() if entry >= oldest}
 
     def finish(self, claim: Claim, outcome: Outcome) -> bool:
         """Closes a sending with its outcome, if it is open."""
@@ -112,19 +112,16 @@ class MemoryBroker:
         lease.consumer = None
         lease.since = float("-inf")
 
-    def take(self, consumer: str, count: int) -> list[Claim]:
+    def take(self, consumer: str, count: int) -> list[Delivery]:
         """Claims leases that ran out, then new entries; acknowledges those of closed sendings."""
         with self.changed:
             now = self.clock()
-            expired = [
-                entry
-                for entry, lease in sorted(self.leases.items())
-                if now - lease.since >= self.lease_seconds
-            ]
+            due = now - self.lease_seconds
+            expired = [entry for entry, lease in sorted(self.leases.items()) if lease.since <= due]
             fresh = [entry for entry in self.prompts if entry > self.last_delivered]
-            claims: list[Claim] = []
+            taken: list[Delivery] = []
             for entry in [*expired, *fresh]:
-                if len(claims) == count:
+                if len(taken) == count:
                     break
                 self.last_delivered = max(self.last_delivered, entry)
                 if entry not in self.prompts:
@@ -137,9 +134,8 @@ class MemoryBroker:
                 if failures is None:
                     self.acknowledge(entry)
                     continue
-                task = decode_task(prompt.payload)
-                claims.append(Claim(str(entry), task, prompt.sending, deliveries, failures))
-            return claims
+                taken.append(Delivery(str(entry), deliveries, failures, *prompt))
+            return taken
 
 
 class MemoryWorkerQueue:
@@ -154,7 +150,12 @@ class MemoryWorkerQueue:
         deadline = time.monotonic() + block_seconds
         while True:
             claims = []
-            for claim in self._broker.take(self._consumer, count):
+            for delivery in self._broker.take(self._consumer, count):
+                try:
+                    claim = delivery.claim()
+                except CorruptData as error:
+                    await self.finish(delivery.stub(), DeadLetter(UNDECODABLE, str(error)))
+                    continue
                 if claim.deliveries > self._broker.max_deliveries:
                     detail = f"delivered {claim.deliveries} times, at most {self._broker.max_deliveries}"
                     await self.finish(claim, DeadLetter("too_many_deliveries", detail))
@@ -259,11 +260,9 @@ class MemoryTrainerQueue:
         with self._broker.changed:
             if block_seconds > 0:
                 self._broker.changed.wait_for(lambda: bool(behind()), timeout=block_seconds)
-            entries = []
-            for entry in behind()[:count]:
-                _, sending, payload = self._broker.outcomes[entry]
-                entries.append(OutcomeEntry(str(entry), sending, decode_outcome(payload)))
-            return entries
+            return up_to_a_bad_one(
+                outcome_entry(str(entry), *self._broker.outcomes[entry]) for entry in behind()[:count]
+            )
 
     def delete(self, entry_ids: Iterable[str]) -> None:
         """See `TrainerQueue.delete`."""

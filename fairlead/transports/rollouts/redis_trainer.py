@@ -15,10 +15,11 @@ from typing import Any, TypeVar, cast
 
 import redis
 
-from fairlead.codec import decode_outcome, encode_task
+from fairlead.codec import encode_task
 from fairlead.config.queue import QueueSection
-from fairlead.errors import CorruptData, CorruptOutcome, Fenced, QueueUnavailable, SchemaTooNew
+from fairlead.errors import CorruptOutcome, Fenced, QueueUnavailable
 from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, Sending, Survey
+from fairlead.transports.rollouts.decoding import outcome_entry, up_to_a_bad_one
 from fairlead.transports.rollouts.keys import GROUP, Keys, script
 from fairlead.transports.rollouts.redis_connection import (
     address,
@@ -117,7 +118,9 @@ class RedisTrainerQueue:
                 )
             if answer:
                 self._measure(answer[0][1])
-                return _decode_entries(answer[0][1])
+                return up_to_a_bad_one(
+                    _decode_entry(entry_id.decode(), fields) for entry_id, fields in answer[0][1]
+                )
             if remaining <= 0:
                 return []
 
@@ -222,28 +225,10 @@ def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
         yield items[start : start + _TASKS_PER_CALL]
 
 
-def _decode_entries(raw: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[OutcomeEntry]:
-    """Entries up to the first that cannot be decoded; raises if that is the very first."""
-    entries: list[OutcomeEntry] = []
-    for entry_id, fields in raw:
-        try:
-            entries.append(_decode_entry(entry_id.decode(), fields))
-        except (CorruptData, SchemaTooNew):
-            if entries:
-                break
-            raise
-    return entries
-
-
 def _decode_entry(entry_id: str, fields: Mapping[bytes, bytes]) -> OutcomeEntry:
     try:
         sending = Sending(int(fields[b"incarnation"]), int(fields[b"number"]))
-        outcome = decode_outcome(fields[b"outcome"])
-        task_id = int(fields[b"task"])
-    except (KeyError, ValueError, CorruptData) as error:
+        task_id, payload = int(fields[b"task"]), fields[b"outcome"]
+    except (KeyError, ValueError) as error:
         raise CorruptOutcome(entry_id, str(error)) from error
-    except SchemaTooNew as error:
-        raise SchemaTooNew(f"outcome entry {entry_id}: {error}") from error
-    if outcome.task.task_id != task_id:
-        raise CorruptOutcome(entry_id, f"is of task {task_id} and holds task {outcome.task.task_id}")
-    return OutcomeEntry(entry_id, sending, outcome)
+    return outcome_entry(entry_id, task_id, sending, payload)

@@ -16,10 +16,11 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from fairlead.codec import decode_task, encode_outcome
+from fairlead.codec import encode_outcome
 from fairlead.config.queue import QueueSection
 from fairlead.errors import CorruptData, InvalidInput, SchemaTooNew
-from fairlead.transports.rollouts.base import Claim, Sending
+from fairlead.transports.rollouts.base import UNDECODABLE, Claim, Sending
+from fairlead.transports.rollouts.decoding import Delivery
 from fairlead.transports.rollouts.keys import RETURNED, Keys, script
 from fairlead.transports.rollouts.redis_connection import (
     address,
@@ -28,7 +29,7 @@ from fairlead.transports.rollouts.redis_connection import (
     client_options,
     errors_of,
 )
-from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout, SamplingParams, WeightVersion
+from fairlead.types import DeadLetter, Outcome, Rollout
 
 logger = logging.getLogger(__name__)
 
@@ -170,14 +171,14 @@ class RedisWorkerQueue:
         claims: list[Claim] = []
         too_new: SchemaTooNew | None = None
         for raw in raw_claims:
+            delivery = _delivery(raw)
             try:
-                claim = _decode_claim(raw)
+                claim = delivery.claim()
             except SchemaTooNew as error:
                 too_new = error
                 continue
             except CorruptData as error:
-                stub = _stub_claim(raw)
-                await self._dead_letter(stub, DeadLetter("undecodable_task", str(error)))
+                await self._dead_letter(delivery.stub(), DeadLetter(UNDECODABLE, str(error)))
                 continue
             if claim.deliveries > self._section.max_deliveries:
                 detail = f"delivered {claim.deliveries} times, at most {self._section.max_deliveries}"
@@ -211,16 +212,7 @@ def _sending(claim: Claim) -> list[str | int | bytes]:
     return [claim.task.task_id, claim.sending.incarnation, claim.sending.number, claim.entry_id]
 
 
-def _decode_claim(raw: Sequence[Any]) -> Claim:
+def _delivery(raw: Sequence[Any]) -> Delivery:
     entry, deliveries, failures, task_id, incarnation, number, payload = raw
-    task = decode_task(payload)
-    if task.task_id != int(task_id):
-        raise CorruptData(f"entry {entry.decode()} is of task {int(task_id)} and holds task {task.task_id}")
-    return Claim(entry.decode(), task, Sending(int(incarnation), int(number)), deliveries, failures)
-
-
-def _stub_claim(raw: Sequence[Any]) -> Claim:
-    """A claim without its prompt, only to say of which task the entry could not be read."""
-    entry, deliveries, failures, task_id, incarnation, number, _ = raw
-    task = PromptTask(int(task_id), (), "", SamplingParams(), WeightVersion(0, 0))
-    return Claim(entry.decode(), task, Sending(int(incarnation), int(number)), deliveries, failures)
+    sending = Sending(int(incarnation), int(number))
+    return Delivery(entry.decode(), deliveries, failures, int(task_id), sending, payload)
