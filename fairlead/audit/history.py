@@ -14,6 +14,7 @@ from functools import cached_property
 
 from fairlead.audit.journal import EventLine, OutcomeLine
 from fairlead.audit.snapshot import Snapshot, Terms
+from fairlead.transports.rollouts.keys import RETURNED
 from fairlead.transports.weights.base import Ancestor, is_valid
 from fairlead.types import WeightVersion
 
@@ -178,8 +179,13 @@ class History:
             if prompt.task == task:
                 closed = "" if prompt.is_open else ", closed"
                 name = f"sending {prompt.sending.incarnation}.{prompt.sending.number}{closed}"
-                if prompt.worker:
-                    yield f"now: {name}, delivery {prompt.deliveries}, held by {prompt.worker}"
+                failures = queue.failures.get(task, 0) if queue and prompt.is_open else 0
+                if prompt.worker == RETURNED:
+                    past = _past(prompt.deliveries + 1, failures)
+                    yield f"now: {name}, given back, waits for a worker{past}"
+                elif prompt.worker:
+                    past = _past(prompt.deliveries, failures)
+                    yield f"now: {name}, delivery {prompt.deliveries}, held by {prompt.worker}{past}"
                 elif prompt.is_new:
                     yield f"now: {name}, waits for a worker"
         for outcome in queue.outcomes if queue else ():
@@ -198,9 +204,15 @@ class History:
 def _hands(line: OutcomeLine) -> str:
     """Through whose hands an outcome went."""
     sending = f"{line.worker}: sending {line.sending[0]}.{line.sending[1]}, delivery {line.deliveries}"
-    failures = f", failed {line.failures} times before" if line.failures else ""
     made = f", weights {', '.join(map(str, line.versions))}" if line.versions else ""
-    return sending + failures + made
+    return sending + _past(line.deliveries, line.failures) + made
+
+
+def _past(delivery: int, failures: int) -> str:
+    """How the deliveries before this one ended; who had them is not written down."""
+    failed = f", failed {failures} times before" if failures else ""
+    lapsed = delivery - 1 - failures
+    return failed + (f", left {lapsed} times without a word" if lapsed > 0 else "")
 
 
 def _finished_at(line: OutcomeLine) -> float:

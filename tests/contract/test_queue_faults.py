@@ -99,7 +99,7 @@ def test_the_end_of_the_append_only_file_is_lost(tmp_path: Path, server: Server,
         server.start()
 
     with Workers(run):
-        run.check(run.train(at(7, strike)))
+        run.check(run.train(at(7, strike)), brought_back=True)
 
 
 def test_a_replica_that_had_fallen_behind_takes_over(tmp_path: Path, server: Server) -> None:
@@ -139,7 +139,7 @@ def test_a_replica_that_had_fallen_behind_takes_over(tmp_path: Path, server: Ser
 
     with Workers(run):
         counts = run.train(strike)
-        report = run.check(counts)
+        report = run.check(counts, brought_back=True)
     # What was sent after the copy was forgotten, and sent again.
     assert report.resent > 0
     assert behind > [b"0-0"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,7 @@ def test_an_open_task_that_the_queue_lost_is_worth_knowing_and_no_error(tmp_path
     made.sign(2, 8)
     held = QueuedPrompt("1-1", 33, Sending(2, 1), True, "w", 1, 0.5, False)
     closed = QueuedPrompt("1-2", 34, Sending(1, 1), False, "w", 1, 0.5, False)
+    back = QueuedPrompt("1-4", 33, Sending(2, 1), True, "returned", 4, 0.5, False)
     waits = QueuedOutcome("1-3", 35, Sending(2, 1), 100)
     contents = QueueContents(incarnation=2, prompts=(held, closed), outcomes=(waits,), failures={33: 0})
     report, history = audit(made.write(), look=lambda: contents)
@@ -172,6 +174,19 @@ def test_an_open_task_that_the_queue_lost_is_worth_knowing_and_no_error(tmp_path
         "now: sending 1.1, closed, delivery 1, held by w",
         "now: open",
     ]
+    for prompt, words in (
+        (
+            replace(held, deliveries=4),
+            "delivery 4, held by w, failed 1 times before, left 2 times without a word",
+        ),
+        (back, "given back, waits for a worker, failed 1 times before, left 3 times without a word"),
+    ):
+        contents = QueueContents(incarnation=2, prompts=(prompt,), outcomes=(), failures={33: 1})
+        _, history = audit(made.write(), look=lambda contents=contents: contents)
+        assert [moment.words for moment in history.life(33)][1:] == [
+            f"now: sending 2.1, {words}",
+            "now: open",
+        ]
     stranger = QueueContents(incarnation=7, prompts=(held, closed), outcomes=(waits,), failures={})
     report, _ = audit(made.write(), look=lambda: stranger)
     assert [finding.words for finding in report.findings if finding.is_error] == [
@@ -181,13 +196,14 @@ def test_an_open_task_that_the_queue_lost_is_worth_knowing_and_no_error(tmp_path
 
 def test_a_life_is_told_in_order(tmp_path: Path) -> None:
     made = sound(tmp_path)
-    made.line_of(17).update(deliveries=2, failures=1)
+    made.line_of(17).update(deliveries=4, failures=1)
     _, history = audit(made.write())
     assert [moment.words for moment in history.life(17)] == [
         "finished by a: sending 1.1, delivery 1, weights 1-4",
         "trained in update 4 of incarnation 1; void, this lineage was given up",
         "sent by incarnation 2 after update 4",
-        "finished by a: sending 2.1, delivery 2, failed 1 times before, weights 2-4",
+        "finished by a: sending 2.1, delivery 4, failed 1 times before, left 2 times without a word, "
+        "weights 2-4",
         "trained in update 4 of incarnation 2",
         "kept by checkpoint 2-6",
         f"outcome {made.line_of(17)['entry']} acknowledged: it left the queue",

@@ -166,6 +166,8 @@ def audit(
 ) -> Audit:
     """Counts outcomes in the lineage of the final weights, and holds them against the ledger.
 
+    `fairlead audit` counts for itself and compares; they share nothing, so that a mistake in one is seen.
+
     `open_tasks`: how many of the tasks below the cursor are rightly without an outcome, because the run was
     stopped while they were under way.
     """

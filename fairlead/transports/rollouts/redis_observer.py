@@ -1,4 +1,4 @@
-"""A look at a run's queue from outside, without a write: for the audit. Knows no ledger."""
+"""A look at a run's queue without a write, by its trainer and by the audit. Knows no ledger."""
 
 from __future__ import annotations
 
@@ -69,12 +69,13 @@ class QueueContents:
     failures: Mapping[int, int]
     """Task with an open sending → its explicit failures."""
 
+    def under_way(self) -> set[int]:
+        """Tasks whose open sending waits for a worker or is in its hands."""
+        return {prompt.task for prompt in self.prompts if prompt.is_open and (prompt.worker or prompt.is_new)}
+
     def present(self) -> set[int]:
-        """Tasks that wait for a worker, are in its hands, or have an outcome here."""
-        waiting = {
-            prompt.task for prompt in self.prompts if prompt.is_open and (prompt.worker or prompt.is_new)
-        }
-        return waiting | {outcome.task for outcome in self.outcomes}
+        """Tasks that are under way, or have an outcome here."""
+        return self.under_way() | {outcome.task for outcome in self.outcomes}
 
 
 def look(section: QueueSection, *, run: str) -> QueueContents:
@@ -90,9 +91,14 @@ def look(section: QueueSection, *, run: str) -> QueueContents:
     client = redis.Redis.from_url(url, retry=no_retry(), **client_options(section))
     try:
         with errors_of(address(url)):
-            fence, prompts, outcomes, flat, last = client.register_script(script("look"))(keys=keys.all())
+            return contents(client.register_script(script("look"))(keys=keys.all()))
     finally:
         client.close()
+
+
+def contents(answer: Sequence[Any]) -> QueueContents:
+    """What the script `look` answered."""
+    fence, prompts, outcomes, flat, last = answer
     opened = {
         int(task): stored.decode().split(":") for task, stored in zip(flat[::2], flat[1::2], strict=True)
     }

@@ -18,6 +18,7 @@ import redis
 from fairlead.codec import encode_task
 from fairlead.config.queue import QueueSection
 from fairlead.errors import CorruptOutcome, Fenced, QueueUnavailable
+from fairlead.transports.rollouts import redis_observer
 from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, Sending, Survey
 from fairlead.transports.rollouts.decoding import outcome_entry, up_to_a_bad_one
 from fairlead.transports.rollouts.keys import GROUP, Keys, script
@@ -33,7 +34,7 @@ from fairlead.types import PromptTask
 
 _Item = TypeVar("_Item")
 
-_SCRIPTS = ("take_fence", "dispatch", "delete", "survey")
+_SCRIPTS = ("take_fence", "dispatch", "delete", "look")
 _TASKS_PER_CALL = 256
 _PAGE_TASKS = 256
 _LONGEST_BLOCK_SECONDS = 2.0
@@ -131,12 +132,12 @@ class RedisTrainerQueue:
 
     def survey(self) -> Survey:
         """See `TrainerQueue.survey`. An outcome entry that is not one of ours counts as of task −1."""
-        tasks, flat, outcome_bytes = self._run("survey", [])
-        outcomes = {
-            entry.decode(): int(task) if task.isdigit() else -1
-            for entry, task in zip(flat[::2], flat[1::2], strict=True)
-        }
-        return Survey(frozenset(int(task) for task in tasks), outcomes, outcome_bytes)
+        found = redis_observer.contents(self._run("look", []))
+        return Survey(
+            frozenset(found.under_way()),
+            {outcome.entry: outcome.task for outcome in found.outcomes},
+            sum(outcome.size_bytes for outcome in found.outcomes),
+        )
 
     def stats(self) -> QueueStats:
         """See `TrainerQueue.stats`."""

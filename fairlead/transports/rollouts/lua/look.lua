@@ -1,5 +1,5 @@
 #!lua flags=no-writes,allow-oom
--- What the queue holds, at one moment and without a write, for those who only look on.
+-- What the queue holds, at one moment and without a write: for the trainer's survey and for those who look on.
 -- Returns {owner of the fence or '', prompts, outcomes, open sendings}: a prompt is {entry, task, incarnation,
 -- number, consumer or '', deliveries, idle ms}, not delivered yet if it has no consumer and lies behind the last
 -- delivered id; an outcome is {entry, task, incarnation, number, bytes}; open sendings are task, stored, task ….
