@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-import secrets
 import time
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, field
@@ -13,14 +11,13 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from fairlead.errors import DeadlineExceeded, InvalidInput
+from fairlead.status import REQUEST_ID
+from services.runtime.access import checked_request_id
 
 TIMEOUT_HEADER = "x-request-timeout"
 """Seconds that the caller waits; more than the gateway's own deadline has no effect."""
-REQUEST_ID_HEADER = "x-request-id"
-"""Names the request in logs, here and in the services; sent back."""
 
 _KEY = "fairlead.call"
-_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 @dataclass(slots=True)
@@ -44,8 +41,8 @@ class Call:
             InvalidInput: for a timeout that is no number of seconds.
         """
         found = {name: value for name, value in headers if name in _READ}
-        name = found.get(REQUEST_ID_HEADER.encode(), b"").decode("latin-1")
-        call = cls(name if _REQUEST_ID.fullmatch(name) else secrets.token_hex(8), time.monotonic(), math.inf)
+        name = found.get(REQUEST_ID.encode(), b"").decode("latin-1")
+        call = cls(checked_request_id(name), time.monotonic(), math.inf)
         call.deadline = call.started + timeout_seconds
         shown = found.get(b"authorization")
         call.authorization = None if shown is None else shown.decode("latin-1")
@@ -70,7 +67,7 @@ class Call:
         scope[_KEY] = self
 
 
-_READ = {TIMEOUT_HEADER.encode(), REQUEST_ID_HEADER.encode(), b"authorization"}
+_READ = {TIMEOUT_HEADER.encode(), REQUEST_ID.encode(), b"authorization"}
 
 
 def _seconds(value: bytes) -> float:

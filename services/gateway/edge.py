@@ -17,9 +17,10 @@ from fairlead import metrics
 from fairlead.config.gateway import GatewaySection
 from fairlead.config.observe import AccessLog
 from fairlead.errors import DeadlineExceeded, Overloaded, PermissionDenied, Unauthenticated
+from fairlead.status import REQUEST_ID
 from services.gateway import failures
 from services.gateway.body import inflated
-from services.gateway.call import REQUEST_ID_HEADER, Call
+from services.gateway.call import Call
 from services.gateway.failures import TooLarge
 from services.gateway.scopes import need_of
 from services.runtime.access import Access, Caller
@@ -235,7 +236,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.begun = True
             self.status = message["status"]
-            extra = [(REQUEST_ID_HEADER.encode(), self.request_id.encode())] if self.request_id else []
+            extra = [(REQUEST_ID.encode(), self.request_id.encode())] if self.request_id else []
             if not self.is_read:
                 # What is left of the body is not waited for.
                 extra.append((b"connection", b"close"))

@@ -21,20 +21,15 @@ from fairlead.errors import (
     ConfigError,
     CorruptData,
     DeadlineExceeded,
-    Fenced,
     InternalError,
     InvalidInput,
-    ModelLoadError,
     Overloaded,
-    QueueMisconfigured,
     StaleWeights,
-    Stalled,
     Unauthenticated,
     Unavailable,
 )
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
-from services.runtime import process
 from services.runtime.server import ModelServer, Stopped
 
 NAME = "fairlead.v1.RewardService"
@@ -336,43 +331,6 @@ async def test_load_hands_over_results_and_errors(server):
     assert await server.load(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         await server.load(lambda: 1 // 0)
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (ConfigError("a", got=1, allowed="2"), 2),
-        (ModelLoadError("m"), 2),
-        (QueueMisconfigured("q"), 2),
-        (Fenced("f"), 3),
-        (Stalled("s"), 4),
-        (Unavailable("u"), 1),
-        (RuntimeError("r"), 1),
-    ],
-)
-def test_exit_codes(error, code, capsys, caplog):
-    async def run(config) -> None:
-        raise error
-
-    assert process.main("reward", run, ["--set", "seed=3"]) == code
-    said = capsys.readouterr().err
-    if not isinstance(error, RuntimeError):
-        assert said.splitlines()[-1] == f"reward: {error}"
-
-
-def test_flags_reach_the_configuration(tmp_path):
-    (tmp_path / "run.toml").write_text('name = "tried"\n[reward]\nmax_sequence_tokens = 9\n')
-    seen = []
-
-    async def run(config) -> None:
-        seen.append((config.name, config.reward.max_sequence_tokens, config.reward.dtype))
-
-    arguments = ["--config", str(tmp_path / "run.toml"), "--set", "reward.dtype=bfloat16"]
-    assert process.main("reward", run, arguments) == 0
-    assert seen == [("tried", 9, "bfloat16")]
-    assert process.main("reward", run, ["--set", "reward.dtype"]) == 2
-    assert process.main("reward", run, ["--set", "reward.dtyp=float32"]) == 2
-    assert len(seen) == 1
 
 
 async def test_requests_in_flight_hold_only_so_many_bytes(registry):
