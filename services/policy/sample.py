@@ -31,8 +31,8 @@ class Sample:
     """Sampled so far."""
     logprobs: list[float] = field(default_factory=list)
     """Log-prob of each."""
-    spans: list[VersionSpan] = field(default_factory=list)
-    """Weights of each."""
+    changes: list[tuple[WeightVersion, int]] = field(default_factory=list)
+    """Weights, and the index of their first token; what a span is made of, without making one a token."""
     finish_reason: FinishReason | None = None
     """Set by the token that ends it."""
     start: int = 0
@@ -48,10 +48,9 @@ class Sample:
         index = len(self.token_ids)
         self.token_ids.append(token)
         self.logprobs.append(logprob)
-        if self.spans and self.spans[-1].version == version:
-            self.spans[-1] = VersionSpan(version, self.spans[-1].start, index + 1)
-        else:
-            self.spans.append(VersionSpan(version, index, index + 1))
+        last = self.changes[-1][0] if self.changes else None
+        if last is not version and last != version:
+            self.changes.append((version, index))
         stopped = token in self.stop_ids
         if self.detokenizer is not None:
             stopped |= self.detokenizer.add(token)
@@ -60,14 +59,22 @@ class Sample:
         elif index + 1 >= self.limit:
             self.finish_reason = FinishReason.LENGTH
 
+    @property
+    def spans(self) -> tuple[VersionSpan, ...]:
+        """Which tokens are of which weights."""
+        ends = [start for _, start in self.changes[1:]] + [len(self.token_ids)]
+        return tuple(
+            VersionSpan(version, start, end) for (version, start), end in zip(self.changes, ends, strict=True)
+        )
+
     def completion(self) -> Completion:
         """What came of it, without text."""
         return Completion(
             token_ids=tuple(self.token_ids),
             logprobs=tuple(self.logprobs),
             finish_reason=self.finish_reason,
-            version_spans=tuple(self.spans),
-            mixed_cache=len(self.spans) > 1,
+            version_spans=self.spans,
+            mixed_cache=len(self.changes) > 1,
         )
 
     def delta(self) -> Completion:
@@ -77,7 +84,7 @@ class Sample:
             token_ids=(self.token_ids[-1],),
             logprobs=(self.logprobs[-1],),
             finish_reason=self.finish_reason,
-            version_spans=(VersionSpan(self.spans[-1].version, 0, 1),),
+            version_spans=(VersionSpan(self.changes[-1][0], 0, 1),),
             text=self.detokenizer.take(last=self.finish_reason is not None),
-            mixed_cache=len(self.spans) > 1,
+            mixed_cache=len(self.changes) > 1,
         )

@@ -237,7 +237,7 @@ def test_a_swap_between_steps_has_exact_spans_and_logprobs(tmp_path) -> None:
     for _ in range(5):
         decoder.step(V2)
     for sample in samples:
-        assert sample.spans == [VersionSpan(V1, 0, 4), VersionSpan(V2, 4, 9)]
+        assert sample.spans == (VersionSpan(V1, 0, 4), VersionSpan(V2, 4, 9))
         assert sample.completion().mixed_cache
         # By hand: old weights up to the token before the swap, new ones over their keys and values.
         ids = [*sample.prompt, *sample.token_ids]
