@@ -15,6 +15,7 @@ from fairlead.k8s.manifests import COMPONENT, NAME, PART_OF, Manifest
 SECRET = "redis"
 """Name of the Secret."""
 _KEDA_USER = "keda"
+_KEYS = "FAIRLEAD_KEYS__FILE"
 
 
 def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest]) -> bool:
@@ -26,7 +27,14 @@ def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest]) -> bool:
     Raises:
         ClusterRefused: for Secrets that are missing, or one without the key `password`.
     """
-    named = {name for manifest in manifests for name in _named(manifest)} - {SECRET}
+    keys_are_asked_for = any(_KEYS in (manifest.get("data") or {}) for manifest in manifests)
+    named = {
+        name
+        for manifest in manifests
+        for name, optional in _named(manifest)
+        # Pods start without a key that is optional, and are then refused wherever keys are asked for.
+        if name != SECRET and (keys_are_asked_for or not optional)
+    }
     missing = [name for name in sorted(named) if cluster.get("v1", "Secret", name) is None]
     if missing:
         raise ClusterRefused(
@@ -36,20 +44,20 @@ def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest]) -> bool:
     return _ensure_passwords(cluster)
 
 
-def _named(manifest: Manifest) -> Iterator[str]:
-    """Secrets that the pods of an object cannot start without."""
+def _named(manifest: Manifest) -> Iterator[tuple[str, bool]]:
+    """Secrets of the pods of an object, and whether they start without."""
     spec = (manifest["spec"].get("template") or {}).get("spec") or {} if "spec" in manifest else {}
     for volume in spec.get("volumes", ()):
         if "secret" in volume:
-            yield volume["secret"]["secretName"]
+            yield volume["secret"]["secretName"], bool(volume["secret"].get("optional"))
     for container in spec.get("containers", ()):
         for source in container.get("envFrom", ()):
             if "secretRef" in source:
-                yield source["secretRef"]["name"]
+                yield source["secretRef"]["name"], bool(source["secretRef"].get("optional"))
         for variable in container.get("env", ()):
             reference = (variable.get("valueFrom") or {}).get("secretKeyRef")
             if reference:
-                yield reference["name"]
+                yield reference["name"], bool(reference.get("optional"))
 
 
 def _ensure_passwords(cluster: Cluster) -> bool:

@@ -123,6 +123,14 @@ def test_keys_and_certificates_are_where_the_settings_say(variant, tmp_path, mon
         }
         shows = {source.get("secretRef", {}).get("name") for source in container(template).get("envFrom", ())}
         assert ("fairlead-api-key" in shows) is (name in ("rollout-worker", "trainer", "gateway")), name
+    env = {one["name"]: one for one in container(templates(objects)["policy"]).get("env", ())}
+    if variant == "everything":  # weights over gRPC included
+        key = env["FAIRLEAD_API_KEY"]["valueFrom"]["secretKeyRef"]
+        assert (key["name"], key["key"]) == ("fairlead-weights-key", "FAIRLEAD_API_KEY")
+        assert env["FAIRLEAD_TLS__SERVER_NAME"]["value"] == "policy"
+        assert env["FAIRLEAD_WEIGHTS__RELAY_ADDRESS"]["value"] == "$(POD_IP):5001"
+    else:
+        assert "FAIRLEAD_API_KEY" not in env
     certificate = {settings[f"FAIRLEAD_TLS__{name}"] for name in ("CERTIFICATE", "KEY", "CA")}
     for name in (*MODEL_SERVICES, "rollout-worker", "trainer", "weights"):
         assert certificate <= mounted[name], name

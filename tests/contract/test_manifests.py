@@ -219,7 +219,7 @@ def test_every_reference_resolves(objects):
         for variable in container(template).get("env", ()):
             source = variable.get("valueFrom", {})
             reference = source.get("secretKeyRef", {"name": "redis", "key": "password"})
-            if reference["name"] == "fairlead-api-key":
+            if reference["name"] == "fairlead-weights-key":
                 assert reference["optional"] is True
                 continue
             assert (reference["name"], reference["key"] in secret) == ("redis", True)

@@ -1,4 +1,4 @@
-"""A whole run on one machine over mutual TLS and with API keys: no service is spoken to in plain text."""
+"""A whole run over mutual TLS and with API keys, weights over gRPC included: no service speaks plain text."""
 
 from __future__ import annotations
 
@@ -6,33 +6,57 @@ import asyncio
 import json
 from pathlib import Path
 
+import grpc
 import pytest
 from typer.testing import CliRunner
 
 from fairlead.cli.main import app
 from fairlead.clients import AsyncRewardClient
 from fairlead.config.tls import TlsSection
+from fairlead.credentials import Credentials
 from fairlead.errors import Unauthenticated, Unavailable
 from fairlead.local.record import read
 from fairlead.retry import RetryPolicy
+from fairlead.v1 import weight_service_pb2 as pb
+from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
 from tests.integration.ppo_run import check, make, started
 from tests.unit.tls_world import Authority
 
 ONCE = RetryPolicy(max_attempts=1)
 
 
+async def asked_for_weights(address: str, *, tls: TlsSection | None, api_key: str) -> grpc.StatusCode:
+    """What the weights service, or a policy replica that relays, says to one who wants a shard."""
+    who = Credentials([address], api_key=api_key, tls=tls)
+    async with who.channel(address, ()) as channel:
+        request = pb.FetchShardRequest(shard="none.safetensors")
+        try:
+            async for _ in pb_grpc.WeightServiceStub(channel).FetchShard(
+                request, metadata=who.metadata, timeout=10
+            ):
+                pass
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
+
+
 @pytest.mark.slow
 def test_a_run_over_tls_with_keys(tmp_path: Path, monkeypatch):
     authority = Authority(tmp_path)
     certificate, key = authority.issue("run")
-    file = make(tmp_path, updates=3)
+    file = make(tmp_path, updates=40)
     keys = str(tmp_path / "keys.json")
-    scopes = ["--scope", "score", "--scope", "generate"]
-    made = CliRunner().invoke(app, ["keys", "create", "worker", *scopes, "--file", keys])
-    monkeypatch.setenv("FAIRLEAD_API_KEY", made.stdout.strip())
+
+    def create(name: str, *scopes: str) -> str:
+        flags = [part for scope in scopes for part in ("--scope", scope)]
+        made = CliRunner().invoke(app, ["keys", "create", name, *flags, "--file", keys])
+        return made.stdout.strip()
+
+    api_key, scorer = create("worker", "score", "generate", "weights"), create("scorer", "score")
+    monkeypatch.setenv("FAIRLEAD_API_KEY", api_key)
     with file.open("a") as stream:
         stream.write(
-            f'access_log = "plain"\n[keys]\nfile = "{keys}"\n'
+            f'access_log = "plain"\n[weights]\ntransport = "grpc"\n[keys]\nfile = "{keys}"\n'
             f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\nca = "{authority.ca}"\nmutual = true\n'
         )
     full = TlsSection(certificate=certificate, key=key, ca=str(authority.ca))
@@ -43,11 +67,22 @@ def test_a_run_over_tls_with_keys(tmp_path: Path, monkeypatch):
         ) as client:
             return (await client.info()).model_version
 
-    with started(file) as run:
+    with started(file, "--set", "policy.replicas=2") as run:
         run.until(lambda: run.step() >= 1)
         supervised = read(run.folder.supervisor)
         assert supervised is not None
-        [address] = [one.grpc for one in supervised.processes if one.name == "reward-0"]
+        addresses = {one.name: one.grpc for one in supervised.processes}
+        for name in ("weights-0", "policy-0", "policy-1"):
+            asked = addresses[name]
+            found = [
+                asyncio.run(asked_for_weights(asked, tls=full, api_key=shown))
+                for shown in ("", scorer, api_key)
+            ]
+            expected = ["UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT"]
+            assert [code.name for code in found] == expected, name
+            plain = asyncio.run(asked_for_weights(asked, tls=None, api_key=""))
+            assert plain is grpc.StatusCode.UNAVAILABLE
+        address = addresses["reward-0"]
         assert asyncio.run(version(address, full, None))
         with pytest.raises(Unauthenticated):
             asyncio.run(version(address, full, ""))
@@ -57,12 +92,14 @@ def test_a_run_over_tls_with_keys(tmp_path: Path, monkeypatch):
             asyncio.run(version(address, TlsSection(ca=str(authority.ca)), None))
         status = CliRunner().invoke(app, ["status", str(run.folder.root), "--json"])
         healthy = {one["name"]: one["healthy"] for one in json.loads(status.stdout)["services"]}
-        assert all(healthy[name] for name in ("policy-0", "reward-0", "reference-0"))
+        assert all(healthy[name] for name in ("policy-0", "policy-1", "reward-0", "reference-0"))
         code, said = run.finish()
         assert code == 0, said + run.words()
         check(run.folder)
         # The key is in no log and no file of the run.
-        secret = made.stdout.strip().rpartition("_")[2]
+        secret = api_key.rpartition("_")[2]
         written = said + run.words() + run.folder.config.read_text()
         assert secret not in written
         assert '"key": "worker"' in run.folder.log("reward-0").read_text()
+        assert '"key": "worker"' in run.folder.log("weights-0").read_text()
+        assert all("fetched and verified" in run.folder.log(f"policy-{n}").read_text() for n in (0, 1))

@@ -111,6 +111,21 @@ def test_secrets_that_a_person_makes_are_asked_for_before_anything_is_applied(cl
     assert mounted == {"fairlead-keys", "fairlead-tls"}
 
 
+def test_a_key_that_is_optional_is_asked_for_where_keys_are(cluster, fairlead):
+    fairlead("up", "--overlay", "kind", "run.toml", "--create-namespace")
+    fairlead(*UP, "run.toml", "--component", "weights-over-grpc")
+    changes(cluster)
+    for name in ("fairlead-api-key", "fairlead-keys"):
+        cluster.objects["secrets", "fairlead", name] = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name},
+        }
+    shown = fairlead(*UP, "run.toml", "--component", "weights-over-grpc", "--component", "keys", code=2)
+    assert "has no Secret fairlead-weights-key: docs/security.md" in shown.stderr
+    assert changes(cluster) == []
+
+
 def test_up_again_changes_nothing_and_new_settings_replace_only_the_job(cluster, fairlead):
     fairlead(*UP, "run.toml")
     password = named(cluster, "secrets")["redis"]
