@@ -1,4 +1,4 @@
-"""What several unit tests of who may call have in common."""
+"""What several unit tests have in common."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import tiny_reward_model
 from tests.unit.keys_world import Keys
+
+
+@pytest.fixture(scope="session")
+def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny reward model, which nobody writes to."""
+    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
 
 
 @pytest.fixture

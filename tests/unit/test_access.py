@@ -21,21 +21,15 @@ from fairlead.v1 import (
 from fairlead.v1 import reward_service_pb2 as pb
 from services.runtime.access import Caller
 from services.runtime.scopes import scope_of
-from tests.tiny import tiny_reward_model
 from tests.unit.access_world import TEN_TOKENS, client, refusal, refusals, scored
 from tests.unit.keys_world import Keys
 from tests.unit.reward_world import World, reward_service
 from tests.waiting import until
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
-
-
 @pytest.fixture
-async def world(folder, keys: Keys):
-    async with reward_service(folder, keys=keys.section) as world:
+async def world(reward_folder, keys: Keys):
+    async with reward_service(reward_folder, keys=keys.section) as world:
         yield world
 
 
@@ -130,10 +124,10 @@ async def test_a_bad_request_costs_no_tokens(world: World, keys: Keys):
         assert len((await reward.score([TEN_TOKENS])).scores) == 1
 
 
-async def test_a_key_has_only_so_many_requests_in_flight(folder, keys: Keys):
+async def test_a_key_has_only_so_many_requests_in_flight(reward_folder, keys: Keys):
     one = keys.add("one", max_in_flight=1)
     other = keys.add("other", max_in_flight=1)
-    async with reward_service(folder, keys=keys.section) as world:
+    async with reward_service(reward_folder, keys=keys.section) as world:
         started, leave = asyncio.Event(), asyncio.Event()
         score = world.scoring.score
 
@@ -198,8 +192,8 @@ async def test_a_stream_ends_with_its_key(world: World, keys: Keys):
     assert "bulk is revoked" in str(outcomes[1])
 
 
-async def test_without_a_file_of_keys_everybody_may(folder):
-    async with reward_service(folder) as world:
+async def test_without_a_file_of_keys_everybody_may(reward_folder):
+    async with reward_service(reward_folder) as world:
         for key in ("", "anything"):
             async with client(world, key) as reward:
                 assert len((await reward.score([TEN_TOKENS])).scores) == 1

@@ -16,7 +16,6 @@ from fairlead.clients import AsyncRewardClient, RewardClient
 from fairlead.config.observe import ObserveSection
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.v1 import reward_service_pb2 as pb
-from tests.tiny import tiny_reward_model
 from tests.unit.access_world import TEN_TOKENS, client, refusal, request, stub_of
 from tests.unit.keys_world import Keys
 from tests.unit.reward_world import Threaded, World, reward_service
@@ -25,14 +24,9 @@ from tests.unit.tls_world import Authority
 NAME = "fairlead.v1.RewardService"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
-
-
 @pytest.fixture
-async def world(folder, keys: Keys):
-    async with reward_service(folder, keys=keys.section) as world:
+async def world(reward_folder, keys: Keys):
+    async with reward_service(reward_folder, keys=keys.section) as world:
         yield world
 
 
@@ -47,11 +41,11 @@ async def test_health_and_reflection_are_open(world: World):
             assert NAME in [service.name for service in listed.list_services_response.service]
 
 
-async def test_the_access_log_says_who_and_how_much_and_no_text(folder, keys: Keys, caplog):
+async def test_the_access_log_says_who_and_how_much_and_no_text(reward_folder, keys: Keys, caplog):
     key = keys.add("search")
     caplog.set_level(logging.INFO)
     observe = ObserveSection(access_log="plain")
-    async with reward_service(folder, keys=keys.section, observe=observe) as world:
+    async with reward_service(reward_folder, keys=keys.section, observe=observe) as world:
         async with stub_of(world) as stub:
             asked = pb.ScoreRequest(items=[pb.ScoreItem(text=pb.TextPair(prompt="w1 w2", response="w3"))])
             call = stub.Score(
@@ -72,9 +66,9 @@ async def test_the_access_log_says_who_and_how_much_and_no_text(folder, keys: Ke
     assert key.rpartition("_")[2] not in said
 
 
-async def test_texts_are_logged_only_where_that_is_switched_on(folder, caplog):
+async def test_texts_are_logged_only_where_that_is_switched_on(reward_folder, caplog):
     caplog.set_level(logging.INFO)
-    async with reward_service(folder, observe=ObserveSection(access_log="texts")) as world:
+    async with reward_service(reward_folder, observe=ObserveSection(access_log="texts")) as world:
         async with client(world, "") as reward:
             await reward.score([("w1 w2", "w3")])
     [line] = [vars(record) for record in caplog.records if record.getMessage() == "rpc"]
@@ -95,8 +89,8 @@ async def test_a_request_id_that_is_none_is_replaced(world: World, keys: Keys):
     assert all(len(one) == 16 for one in seen)
 
 
-async def test_a_limit_of_tokens_that_comes_with_a_request_holds(folder):
-    async with reward_service(folder) as world, client(world, "") as reward:
+async def test_a_limit_of_tokens_that_comes_with_a_request_holds(reward_folder):
+    async with reward_service(reward_folder) as world, client(world, "") as reward:
         assert len((await reward.score([TEN_TOKENS], max_request_tokens=10)).scores) == 1
         with pytest.raises(InvalidInput, match="got '10 tokens', allowed: at most 9 in one request"):
             await reward.score([TEN_TOKENS], max_request_tokens=9)
@@ -139,7 +133,7 @@ async def test_the_environment_gives_a_process_its_key(world: World, keys: Keys,
         assert len((await reward.score([TEN_TOKENS])).scores) == 1
 
 
-def test_tritons_client_shows_a_key_over_tls(folder, keys: Keys, tmp_path: Path):
+def test_tritons_client_shows_a_key_over_tls(reward_folder, keys: Keys, tmp_path: Path):
     """As docs/security.md says: the client's own options, nothing of ours."""
     from tritonclient.grpc import InferenceServerClient, InferInput
     from tritonclient.utils import InferenceServerException
@@ -151,7 +145,7 @@ def test_tritons_client_shows_a_key_over_tls(folder, keys: Keys, tmp_path: Path)
     too_long = InferInput("sentences", [1, 1], "BYTES")
     too_long.set_data_from_numpy(np.array([[b"w1 " * 30]], dtype=object))
     with Threaded() as services:
-        world = services.serve(reward_service(folder, keys=keys.section, tls=authority.server()))
+        world = services.serve(reward_service(reward_folder, keys=keys.section, tls=authority.server()))
         asked = InferenceServerClient(world.address, ssl=True, root_certificates=str(authority.ca))
         with asked as client:
             assert client.is_server_ready()

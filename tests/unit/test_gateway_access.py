@@ -12,7 +12,6 @@ import pytest
 from fairlead.api_keys import draw
 from services.gateway.scopes import need_of
 from tests.gateway_world import Gateway, gateway, policy_server, reward_server
-from tests.tiny import tiny_reward_model
 from tests.unit.keys_world import Keys
 from tests.unit.reward_world import reward_service
 from tests.unit.tls_world import Authority
@@ -21,15 +20,10 @@ BODY = {"prompt": "w1 w2", "responses": ["w3", "w4 w5"]}
 NUM_TOKENS = 11
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
-
-
 @pytest.fixture
-async def http(folder, keys: Keys):
+async def http(reward_folder, keys: Keys):
     sections = {"keys.file": str(keys.path), "keys.reload_seconds": 0}
-    async with reward_server(folder) as reward, gateway(reward=reward, sections=sections) as found:
+    async with reward_server(reward_folder) as reward, gateway(reward=reward, sections=sections) as found:
         yield found
 
 
@@ -158,13 +152,15 @@ async def test_the_page_of_the_api_needs_no_key_and_no_other_host(http: Gateway)
         assert (answer.status, answer.error["type"]) == (404, "not_found"), path
 
 
-async def test_the_gateway_shows_the_services_a_key_of_its_own(folder, keys: Keys, tmp_path, monkeypatch):
+async def test_the_gateway_shows_the_services_a_key_of_its_own(
+    reward_folder, keys: Keys, tmp_path, monkeypatch
+):
     (tmp_path / "inner").mkdir()
     inner = Keys(tmp_path / "inner")
     monkeypatch.setenv("FAIRLEAD_API_KEY", inner.add("gateway"))
     outer = keys.add("caller")
     sections = {"keys.file": str(keys.path)}
-    async with reward_service(folder, keys=inner.section) as world:
+    async with reward_service(reward_folder, keys=inner.section) as world:
         async with gateway(reward=world.address, sections=sections) as http:
             assert (await post(http, outer)).status == 200
 
@@ -177,7 +173,7 @@ def context(authority: Authority, *, name: str = "") -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("style", ["full", "server", "off"])
-async def test_the_gateway_speaks_tls_to_both_sides(folder, tmp_path, style: str):
+async def test_the_gateway_speaks_tls_to_both_sides(reward_folder, tmp_path, style: str):
     authority = Authority(tmp_path)
     section = authority.server(mutual=True)
     sections = {f"tls.{name}": value for name, value in section.model_dump().items()}
@@ -186,7 +182,7 @@ async def test_the_gateway_speaks_tls_to_both_sides(folder, tmp_path, style: str
         "server": context(authority),
         "off": None,
     }[style]
-    async with reward_service(folder, tls=section) as world:
+    async with reward_service(reward_folder, tls=section) as world:
         async with gateway(reward=world.address, sections=sections, client=client, tls=style) as http:
             assert (await post(http, None)).status == 200
             if style == "full":
@@ -203,10 +199,10 @@ async def test_the_gateway_speaks_tls_to_both_sides(folder, tmp_path, style: str
                     await post(http, None)
 
 
-async def test_the_gateway_takes_a_renewed_certificate_without_a_restart(folder, tmp_path):
+async def test_the_gateway_takes_a_renewed_certificate_without_a_restart(reward_folder, tmp_path):
     authority = Authority(tmp_path)
     sections = {f"tls.{name}": value for name, value in authority.server().model_dump().items()}
-    async with reward_service(folder, tls=authority.server()) as world:
+    async with reward_service(reward_folder, tls=authority.server()) as world:
         async with gateway(reward=world.address, sections=sections, client=context(authority)) as http:
             assert (await post(http, None)).status == 200
             new = Authority(tmp_path, "new")

@@ -15,19 +15,13 @@ import pytest
 from fairlead.clients import AsyncRewardClient
 from fairlead.types import TokenPair, WholeText
 from tests.gateway_world import Gateway, gateway, reward_server
-from tests.tiny import tiny_reward_model
 
 TEXTS = ["<s> w1 w2 w3 </s>", "w4 w5", "w6 w7 w8 w9"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
-
-
 @pytest.fixture
-async def reward(folder):
-    async with reward_server(folder, calibration_temperature=2.0) as address:
+async def reward(reward_folder):
+    async with reward_server(reward_folder, calibration_temperature=2.0) as address:
         yield address
 
 
@@ -63,11 +57,20 @@ async def test_openrlhf_gets_rewards_as_from_its_own_server(http: Gateway, expec
     assert http.count(dialect="openrlhf", status="200") == 4
 
 
-async def test_verl_reads_the_raw_score_and_others_its_sigmoid(http: Gateway, expected, folder):
-    body = {"model": str(folder), "input": TEXTS[0], "use_activation": False, "truncate_prompt_tokens": -1}
+async def test_verl_reads_the_raw_score_and_others_its_sigmoid(http: Gateway, expected, reward_folder):
+    body = {
+        "model": str(reward_folder),
+        "input": TEXTS[0],
+        "use_activation": False,
+        "truncate_prompt_tokens": -1,
+    }
     found = (await http.post("/classify", body)).json
     assert found["data"][-1]["probs"][-1] == pytest.approx(expected[0], abs=1e-5)
-    assert (found["object"], found["model"], found["usage"]["prompt_tokens"]) == ("list", str(folder), 5)
+    assert (found["object"], found["model"], found["usage"]["prompt_tokens"]) == (
+        "list",
+        str(reward_folder),
+        5,
+    )
     many = (await http.post("/classify", {"input": TEXTS})).json["data"]
     assert [one["index"] for one in many] == [0, 1, 2]
     assert [one["num_classes"] for one in many] == [1, 1, 1]
@@ -96,11 +99,11 @@ async def test_classify_takes_ids(http: Gateway, reward):
         assert (answer.status, place in answer.error["message"]) == (400, True)
 
 
-async def test_models_are_listed_as_openai_lists_them(http: Gateway, folder):
+async def test_models_are_listed_as_openai_lists_them(http: Gateway, reward_folder):
     found = (await http.get("/v1/models")).json
     assert found["object"] == "list"
     (model,) = found["data"]
-    assert (model["id"], model["object"], model["kind"]) == (str(folder), "model", "reward")
+    assert (model["id"], model["object"], model["kind"]) == (str(reward_folder), "model", "reward")
     assert model["max_model_len"] == 128
 
 
@@ -153,7 +156,7 @@ async def test_kserve_binary_tensors_go_both_ways(http: Gateway, expected):
     assert np.frombuffer(answer.body[size:], "<f4") == pytest.approx(expected, abs=1e-5)
 
 
-async def test_kserve_tells_what_there_is(http: Gateway, folder):
+async def test_kserve_tells_what_there_is(http: Gateway, reward_folder):
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/reward/ready"):
         assert (await http.get(path)).status == 200
     assert (await http.get("/v2")).json["name"] == "fairlead"

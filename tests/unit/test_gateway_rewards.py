@@ -10,19 +10,13 @@ from fairlead.clients import AsyncRewardClient
 from fairlead.ranking import best_probabilities
 from fairlead.types import Message, TextPair
 from tests.gateway_world import Gateway, gateway, reward_server
-from tests.tiny import tiny_reward_model
 
 RESPONSES = ["w3", "w5 w6", "w9 w9 w9", ""]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
-
-
 @pytest.fixture
-async def reward(folder):
-    async with reward_server(folder, calibration_temperature=2.0) as address:
+async def reward(reward_folder):
+    async with reward_server(reward_folder, calibration_temperature=2.0) as address:
         yield address
 
 
@@ -37,7 +31,9 @@ async def scores(address: str, *items: TextPair) -> list[float]:
         return list((await client.score(items)).scores)
 
 
-async def test_scores_are_those_of_the_service_and_say_who_made_them(http: Gateway, reward: str, folder):
+async def test_scores_are_those_of_the_service_and_say_who_made_them(
+    http: Gateway, reward: str, reward_folder
+):
     expected = await scores(reward, *(TextPair("w1 w2", response) for response in RESPONSES))
     answer = await http.post("/v1/rewards", {"prompt": "w1 w2", "responses": RESPONSES}, x_request_id="mine")
     assert answer.status == 200
@@ -48,7 +44,7 @@ async def test_scores_are_those_of_the_service_and_say_who_made_them(http: Gatew
     assert [one["num_tokens"] for one in found["rewards"]] == [5, 6, 7, 4]
     assert found["total_tokens"] == 22
     assert (found["model"], found["request_id"], answer.headers["x-request-id"]) == (
-        str(folder),
+        str(reward_folder),
         "mine",
         "mine",
     )
@@ -132,8 +128,8 @@ def test_of_two_the_probability_is_that_of_bradley_and_terry():
     assert best_probabilities([5.0, 5.0, 5.0]) == pytest.approx([1 / 3] * 3)
 
 
-async def test_a_model_that_was_not_calibrated_says_so(folder):
-    async with reward_server(folder) as address, gateway(reward=address) as http:
+async def test_a_model_that_was_not_calibrated_says_so(reward_folder):
+    async with reward_server(reward_folder) as address, gateway(reward=address) as http:
         body = {"prompt": "w1", "responses": ["w2", "w3"]}
         answer = await http.post("/v1/rewards", body | {"calibrated": True})
         assert (answer.status, answer.error["field"]) == (400, "calibrated")

@@ -28,13 +28,8 @@ SECTION = RewardSection(device="cpu", batching=BatchingSection(max_items=8), max
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
-
-
-@pytest.fixture(scope="module")
-def scorer(folder):
-    return RewardScorer(str(folder), SECTION)
+def scorer(reward_folder):
+    return RewardScorer(str(reward_folder), SECTION)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +50,8 @@ def float64_scores(folder, sequences):
 
 
 @pytest.fixture(scope="module")
-def oracle(folder, sequences):
-    return float64_scores(folder, sequences)
+def oracle(reward_folder, sequences):
+    return float64_scores(reward_folder, sequences)
 
 
 def assert_same(found, expected):
@@ -95,11 +90,11 @@ def test_pooling_does_not_look_for_the_pad_token(tmp_path, sequences):
     assert abs(theirs - expected[0]) > 0.01, "the trap is set"
 
 
-def test_text_is_prompt_with_special_tokens_response_and_eos(scorer, folder):
+def test_text_is_prompt_with_special_tokens_response_and_eos(scorer, reward_folder):
     tokenizer = tiny_tokenizer()
     prompt, response = tokenizer.convert_tokens_to_ids(["w1", "w2"]), tokenizer.convert_tokens_to_ids(["w7"])
     assert scorer.encode([TextPair("w1 w2", "w7")]) == [(1, *prompt, *response, 2)]
-    no_eos = RewardScorer(str(folder), RewardSection(device="cpu", append_eos=False))
+    no_eos = RewardScorer(str(reward_folder), RewardSection(device="cpu", append_eos=False))
     assert no_eos.encode([TextPair("w1 w2", "w7")]) == [(1, *prompt, *response)]
     assert scorer.encode([TextPair("w1 w2", "")]) == [(1, *prompt, 2)], "a policy that says nothing is scored"
     with pytest.raises(InvalidInput, match=r"items.text.response\[0\]: got 'an empty text'"):
@@ -107,14 +102,14 @@ def test_text_is_prompt_with_special_tokens_response_and_eos(scorer, folder):
     assert scorer.encode([TokenPair((5,), (6, 7)), TokenPair((), (6,))]) == [(5, 6, 7), (6,)]
 
 
-def test_a_whole_text_is_read_as_it_is(scorer, folder):
+def test_a_whole_text_is_read_as_it_is(scorer, reward_folder):
     """The ids of prompt and response in one; what is written out is not added again."""
     plain, written, line = scorer.encode(
         [WholeText("w1 w2 w3"), WholeText("<s> w1 w2 w3 </s>"), WholeText("w1 w2 w3 </s>\n")]
     )
     pair = scorer.encode([TextPair("w1", "w2 w3")])[0]
     assert plain == written == line == pair == (1, 5, 6, 7, 2)
-    bare = RewardScorer(str(folder), SECTION.model_copy(update={"append_eos": False}))
+    bare = RewardScorer(str(reward_folder), SECTION.model_copy(update={"append_eos": False}))
     assert bare.encode([WholeText("w1"), WholeText("")]) == [(1, 5), (1,)]
     with pytest.raises(InvalidInput, match=r"items.whole_text\[1\]: got '101 bytes', allowed: at most 100"):
         scorer.encode([WholeText("w1"), WholeText("x" * 101)])
@@ -220,10 +215,10 @@ def test_an_encoder_scores_pairs_of_texts_as_transformers_does(tmp_path, name):
         scorer.encode([TokenPair((1,), (2,))])
 
 
-def test_a_template_that_is_asked_for_has_to_be_there(folder):
+def test_a_template_that_is_asked_for_has_to_be_there(reward_folder):
     section = SECTION.model_copy(update={"chat_template": "always"})
     with pytest.raises(ConfigError, match=r"reward.chat_template: got 'always'.*has no chat template"):
-        RewardScorer(str(folder), section)
+        RewardScorer(str(reward_folder), section)
 
 
 @pytest.mark.parametrize(
@@ -276,11 +271,11 @@ def test_bad_items(scorer, items, message):
     assert str(refused.value) == message
 
 
-def test_info(scorer, folder):
+def test_info(scorer, reward_folder):
     model = scorer.info.model
-    assert (model.model_id, model.vocabulary_size, model.max_sequence_tokens) == (str(folder), 60, 128)
+    assert (model.model_id, model.vocabulary_size, model.max_sequence_tokens) == (str(reward_folder), 60, 128)
     assert len(model.tokenizer_fingerprint) == 64
-    again = RewardScorer(str(folder), RewardSection(device="cpu", max_sequence_tokens=50))
+    again = RewardScorer(str(reward_folder), RewardSection(device="cpu", max_sequence_tokens=50))
     assert again.info.model_version == scorer.info.model_version
     assert again.info.model.max_sequence_tokens == 50
 

@@ -28,15 +28,9 @@ from fairlead.errors import (
 from fairlead.types import Message, Priority, TextPair, TokenPair, WholeText
 from services.reward import triton_scorer
 from tests import architectures
-from tests.tiny import tiny_reward_model
 from tests.unit.reward_world import reward_service
 from tests.unit.test_reward_scorer import assert_same, foreign
 from tests.waiting import until
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_reward_model(tmp_path_factory.mktemp("reward"))
 
 
 def section(path, address: str, *, batching: BatchingSection | None = None, **triton) -> RewardSection:
@@ -65,9 +59,12 @@ def drawn(count: int, *, seed: int = 0) -> list[TokenPair]:
     return [TokenPair(ids(), ids()) for _ in range(count)]
 
 
-async def test_scores_versions_and_counts_are_those_of_the_server(folder):
+async def test_scores_versions_and_counts_are_those_of_the_server(reward_folder):
     items = [*drawn(50), TextPair("w1 w2", "w3"), WholeText("w4 w5"), TextPair("", "")]
-    async with reward_service(folder) as world, front(section(folder, world.address)) as scoring:
+    async with (
+        reward_service(reward_folder) as world,
+        front(section(reward_folder, world.address)) as scoring,
+    ):
         many = await asyncio.gather(
             scoring.score(items, deadline=None),
             *(scoring.score([item], deadline=None, priority=Priority.BULK) for item in items),
@@ -93,9 +90,9 @@ async def test_conversations_and_templates_are_read_here_as_the_model_has_learnt
         assert_same(found.scores, [world.scorer.score([sequence])[0] for sequence in sequences])
 
 
-async def test_sentences_are_tokenized_by_the_server(folder):
-    async with reward_service(folder) as world:
-        async with front(section(folder, world.address, sends="sentences")) as scoring:
+async def test_sentences_are_tokenized_by_the_server(reward_folder):
+    async with reward_service(reward_folder) as world:
+        async with front(section(reward_folder, world.address, sends="sentences")) as scoring:
             found = await scoring.score([TextPair("w1 w2 ", "w3"), WholeText("w7")], deadline=None)
             expected = world.scorer.encode([WholeText("w1 w2 w3"), WholeText("w7")])
             assert_same(found.scores, [world.scorer.score([sequence])[0] for sequence in expected])
@@ -111,8 +108,11 @@ async def test_sentences_are_tokenized_by_the_server(folder):
                     await scoring.score([item], deadline=None)
 
 
-async def test_mistakes_are_found_before_anything_is_sent(folder):
-    async with reward_service(folder) as world, front(section(folder, world.address)) as scoring:
+async def test_mistakes_are_found_before_anything_is_sent(reward_folder):
+    async with (
+        reward_service(reward_folder) as world,
+        front(section(reward_folder, world.address)) as scoring,
+    ):
         for items, said in (
             ([], "items: got 0"),
             (
@@ -130,10 +130,10 @@ async def test_mistakes_are_found_before_anything_is_sent(folder):
             await scoring.score([TokenPair((1,), (2,))], deadline=None, model_version="other")
 
 
-async def test_what_is_on_its_way_is_bounded_in_tokens(folder):
+async def test_what_is_on_its_way_is_bounded_in_tokens(reward_folder):
     batching = BatchingSection(max_queue_tokens=100)
-    async with reward_service(folder) as world:
-        async with front(section(folder, world.address, batching=batching)) as scoring:
+    async with reward_service(reward_folder) as world:
+        async with front(section(reward_folder, world.address, batching=batching)) as scoring:
             item = TokenPair((1,) * 30, (2,) * 30)
             outcomes = await asyncio.gather(
                 *(scoring.score([item], deadline=None) for _ in range(3)), return_exceptions=True
@@ -146,11 +146,11 @@ async def test_what_is_on_its_way_is_bounded_in_tokens(folder):
                 await scoring.score([item] * 2, deadline=None)
 
 
-async def test_it_waits_for_the_server_and_is_ready_while_that_is(folder):
+async def test_it_waits_for_the_server_and_is_ready_while_that_is(reward_folder):
     address, heard = free_address(), list[bool]()
-    settings = section(folder, address, max_attempts=2, timeout_seconds=5)
+    settings = section(reward_folder, address, max_attempts=2, timeout_seconds=5)
     connecting = asyncio.ensure_future(triton_scorer.connect(settings.path, settings))
-    async with reward_service(folder, bind=address) as world:
+    async with reward_service(reward_folder, bind=address) as world:
         reader, served = await connecting
         async with triton_scorer.serving(reader, served, settings, heard.append) as scoring:
             await until(lambda: heard[-1:] == [True])
@@ -173,8 +173,8 @@ def test_sentences_ask_for_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-async def test_another_models_tokenizer_and_missing_inputs_are_refused(folder, tmp_path):
+async def test_another_models_tokenizer_and_missing_inputs_are_refused(reward_folder, tmp_path):
     other = architectures.reward_model("gpt2", tmp_path)
-    async with reward_service(folder) as world:
+    async with reward_service(reward_folder) as world:
         with pytest.raises(ConfigError, match=r"reward.path: got .*whose tokenizer is"):
             await triton_scorer.connect(str(other), section(other, world.address))
