@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.result import OUT, QUICKSTART, Result, Settings
 from fairlead.errors import FairleadError
+from fairlead.nn.loading import torch_device
 
 SHORT = {
     "scoring": "benchmarks.scoring",
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("no GPU here: nothing to measure")
         return 0
     transformers_logging.disable_progress_bar()
-    settings = Settings(torch.device("cuda" if options.gpu else "cpu"), options.quick, options.run)
+    settings = Settings(torch_device("cuda" if options.gpu else "cpu"), options.quick, options.run)
     results: dict[str, Result] = {}
     code = 0
     for name in options.names or SHORT:

@@ -8,6 +8,7 @@ slope of the line through everything after it is told beside it.
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -125,7 +126,8 @@ def _look(folder: RunFolder, supervisor: int, tracks: dict[str, Track]) -> None:
     used = _redis_bytes(list(processes.values()))
     if used is not None:
         tracks.setdefault("redis", Track()).add(now.step, used / _MEBIBYTE)
-    files = sum(1 for path in folder.root.rglob("*") if path.is_file())
+    # Folders come and go meanwhile; a walk passes over those that are gone.
+    files = sum(len(names) for _, _, names in os.walk(folder.root))
     tracks.setdefault("files", Track()).add(now.step, files)
 
 

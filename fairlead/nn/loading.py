@@ -52,14 +52,20 @@ AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification
 
 
 def torch_device(device: Device) -> torch.device:
-    """The device that a section asks for.
+    """The device that a section asks for; on a GPU, the process attends without cuDNN from then on.
+
+    cuDNN builds a plan for every new shape, some milliseconds each, and here nearly every shape is new:
+    answers grow by a token a step, and batches are packed to the token (docs/benchmarks.md, "On a GPU").
 
     Raises:
         ModelLoadError: if it asks for a GPU and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError("device = 'cuda', but torch sees no GPU: use device = 'auto' or 'cpu'")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return torch.device("cuda")
 
 
 def torch_dtype(section: ComputeSection) -> torch.dtype:

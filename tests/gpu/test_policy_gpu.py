@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from fairlead.nn.loading import torch_device
 from fairlead.types import SamplingParams, WeightVersion
 from services.policy.architecture import check_cache
 from services.policy.decoder import Decoder
@@ -101,3 +102,8 @@ def test_a_swap_on_the_gpu_uses_the_new_weights(tmp_path) -> None:
     assert worst_difference(old, before) < 1e-5
     assert worst_difference(new, after) < 1e-5
     assert [sample.token_ids for sample in before] != [sample.token_ids for sample in after]
+
+
+def test_attention_waits_for_no_plan_of_cudnn() -> None:
+    torch_device("cuda")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
