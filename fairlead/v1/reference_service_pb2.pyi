@@ -62,7 +62,8 @@ class LogProbsRequest(_message.Message):
     """Logits are divided by it, greater than 0."""
     alone: _builtins.bool
     """Nothing else is computed while this is: should it kill the replica, it was this request. Refused with
-    RESOURCE_EXHAUSTED while others are under way, which then come to an end.
+    RESOURCE_EXHAUSTED while others are under way, which then come to an end. Where keys are asked for, its key
+    must have the scope `generate`, too.
     """
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogProbsSequence]:

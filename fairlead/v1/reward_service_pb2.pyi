@@ -161,7 +161,8 @@ class ScoreRequest(_message.Message):
     alone: _builtins.bool
     """Nothing else is computed while this is: should it kill the replica, it was this request. Refused with
     RESOURCE_EXHAUSTED while others are under way, which then come to an end. A front of a Triton reads it not:
-    what kills that server leaves the front alive.
+    what kills that server leaves the front alive. Where keys are asked for, its key must have the scope
+    `generate`, too.
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]:

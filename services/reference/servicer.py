@@ -36,7 +36,9 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
 
     async def LogProbs(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:
         """Log-probabilities of given responses."""
-        return await self._gate.through(lambda: self._look_up(request, context), alone=request.alone)
+        return await self._gate.through(
+            lambda: self._look_up(request, context), alone=caller().alone(request.alone)
+        )
 
     async def _look_up(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:
         pairs = [

@@ -73,7 +73,7 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
             priority=codec.priority_from_pb(int(request.priority)),
             request_id=request.request_id or ("" if waits else caller().request_id),
             waits=waits,
-            alone=request.alone,
+            alone=caller().alone(request.alone),
         )
         return codec.scores_to_pb(scores)
 
