@@ -125,7 +125,7 @@ class RedisWorld:
         return self._drop(self.keys.rollouts, entry)
 
     def drop_consumer(self, consumer: str) -> None:
-        if self.raw.exists(self.keys.prompts):
+        if self.raw.exists(self.keys.prompts) and self.raw.xinfo_groups(self.keys.prompts):
             self.raw.xgroup_delconsumer(self.keys.prompts, GROUP, consumer)
 
     def drop(self, what: str) -> None:

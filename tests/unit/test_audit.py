@@ -60,6 +60,16 @@ def test_a_trainer_that_was_overtaken_before_it_made_anything_may_be_unknown_to_
     assert kinds(made) == {}
 
 
+def test_one_that_a_newer_one_has_shut_out_never_took_up(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.claim(3, None)
+    record = {"resumed_from": None, "shut_out_by": 4}
+    (made.folder.checkpoints / "incarnation-3.resumed-from.json").write_text(json.dumps(record))
+    report, _ = audit(made.write())
+    assert report.findings == ()
+    assert [(one.number, one.resumed_from) for one in report.incarnations] == [(1, 0), (2, 4), (3, None)]
+
+
 def test_an_earlier_result_does_not_end_a_run_that_goes_on(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.end(4, incarnations=1)

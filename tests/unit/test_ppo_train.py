@@ -224,13 +224,14 @@ def test_dead_tasks_leave_holes_and_are_counted(tmp_path, model_path):
     assert registry.get_sample_value("fairlead_trainer_update") == 6
 
 
-def test_a_trainer_that_was_overtaken_stops_and_changes_nothing(tmp_path, model_path, undisturbed):
-    """The first is paused behind update 3, a second runs to the end, the first goes on."""
+@pytest.mark.parametrize("behind", [3, 6])
+def test_a_trainer_that_was_overtaken_stops_and_changes_nothing(tmp_path, model_path, undisturbed, behind):
+    """The first is paused behind an update, a second runs to the end, the first goes on: to its end, even."""
     with Run(configured(tmp_path, model_path), model_path) as run:
         second = []
 
         def overtake(done: int) -> None:
-            if done == 3:
+            if done == behind:
                 second.append(run.trainer())
                 second[0].run()
 
