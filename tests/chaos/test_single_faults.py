@@ -268,7 +268,9 @@ def test_a_trainer_that_was_paused_finds_itself_fenced_out_and_the_run_goes_on(t
             code, said = run.finish()
         assert code == 3, said + run.words()
         assert "another trainer took over this run" in said
-    with started(file, "--set", f"ppo.updates={resumed + 20}") as run:
+        # The second went on until it was killed, as fast as the machine is.
+        done = run.step()
+    with started(file, "--set", f"ppo.updates={done + 20}") as run:
         code, said = run.finish()
         assert code == 0, said + run.words()
         steps = [json.loads(line)["step"] for line in run.folder.metrics("ppo").read_text().splitlines()]
