@@ -15,6 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 logger = logging.getLogger(__name__)
 
+ROWS = 8
+"""Rows had better come in multiples of it: oneDNN compiles a kernel for every number of rows that it has not
+seen, which takes as long as computing some ten of them, and keeps half a MiB of it for good."""
 _LIKE_BATCH_ROWS = 512
 """Rows that the layout is made for; others run as well."""
 _TOLERANCE = 1e-4

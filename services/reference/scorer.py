@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from fairlead.config.reference import ReferenceSection
 from fairlead.errors import InternalError
 from fairlead.nn import loading
-from fairlead.nn.linear import pack_linears
+from fairlead.nn.linear import ROWS, pack_linears
 from fairlead.nn.logprobs import hidden_logprobs
 from fairlead.nn.unembedding import check_unembedding, output_layer
 from fairlead.types import ModelInfo, ReferenceInfo, TokenPair
@@ -61,8 +61,11 @@ class ReferenceScorer:
         self._body = body
         self._unembedding = output_layer(self._model)
         self._device = loading.torch_device(section.device)
+        self._positions = loading.max_sequence_tokens(self._model, 0)
+        self._multiple = 1
         if section.pack_weights and self._device.type == "cpu":
             count = pack_linears(body)
+            self._multiple = ROWS if count else 1
             logger.info("%d linear layers of %r are laid out for oneDNN", count, path)
         embedding = body.get_input_embeddings()
         assert isinstance(embedding, torch.nn.Embedding)
@@ -116,7 +119,10 @@ class ReferenceScorer:
 
     def _hidden(self, lookups: Sequence[Lookup]) -> torch.Tensor:
         lengths_B = torch.tensor([lookup.num_tokens for lookup in lookups])
-        tokens_BT = torch.zeros(len(lookups), int(lengths_B.max()), dtype=torch.long)
+        longest = int(lengths_B.max())
+        if len(lookups) > 1:  # one that is alone needs no mask
+            longest = min(-(-longest // self._multiple) * self._multiple, self._positions)
+        tokens_BT = torch.zeros(len(lookups), longest, dtype=torch.long)
         for row, lookup in enumerate(lookups):
             ids = (*lookup.pair.prompt_token_ids, *lookup.pair.response_token_ids)
             tokens_BT[row, : len(ids)] = torch.tensor(ids)

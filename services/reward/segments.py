@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from fairlead.nn.linear import ROWS
 from fairlead.nn.reward_model import RewardModel
 from services.reward.prefix_cache import CachedPrefix
 from services.reward.prefix_plan import Keep, Plan, Segment
@@ -26,9 +27,6 @@ NAME = "fairlead_segments"
 """What transformers knows our attention by."""
 _GROUPED = 64
 """Segments up to this length run several at a time, padded: a call costs more than their padding does."""
-_ROUND = 8
-"""Rows come in multiples of it, the last ones unread: oneDNN compiles a kernel for every number of rows that
-it has not seen, which takes as long as computing some ten of them."""
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "sinks", "indexer")
 """Variants of attention that are not ours."""
 
@@ -192,7 +190,7 @@ def scores(model: RewardModel, work: Work) -> Tensor:
     """float32 [sequences of the plan]; what is kept of it is in `work.kept` afterwards."""
     device = model.device
     ids_1N, positions_1N = (
-        F.pad(torch.from_numpy(rows), (0, -len(rows) % _ROUND))[None].to(device)
+        F.pad(torch.from_numpy(rows), (0, -len(rows) % ROWS))[None].to(device)
         for rows in (work.plan.ids, work.plan.positions)
     )
     with _computing(work, model):
