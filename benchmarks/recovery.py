@@ -1,13 +1,16 @@
 """How long a run stands still when a process is killed: `python -m benchmarks.recovery --kills 10`.
 
 One synchronous run of tiny models on this machine, one replica of everything, SIGKILL of one process after
-the other. Recovery ends with the first rollout trained on that was begun after the kill. What of it was the
-start of the new process (imports, model, until it says ready) is told apart. Prints a table in Markdown.
+the other. Recovery ends with the first rollout trained on that was begun after the kill; of the weights
+service, with one made with weights that were published behind it; of the gateway, with the first score. What
+of it was the start of the new process (imports, model, until it says ready) is told apart. Prints a table in
+Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import signal
@@ -19,13 +22,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import tiny_models, tiny_run
 from benchmarks.tiny_run import step
 from fairlead.config import RunFolder
 from fairlead.local import record, table
+from fairlead.local.ports import Ports
 
-PROCESSES = ("policy-0", "reward-0", "reference-0", "rollout-worker-0", "trainer", "valkey")
+_GATEWAY, _WEIGHTS = "gateway-0", "weights-0"
+PROCESSES = (
+    *("policy-0", "reward-0", "reference-0", "rollout-worker-0", "trainer", "valkey"),
+    *(_WEIGHTS, _GATEWAY),
+)
 
 _SETTINGS = {
     "ppo.updates": 1_000_000,
@@ -42,11 +51,11 @@ class Recovery:
     start_seconds: float
     """From the start of the new process until it said that it is ready."""
     total_seconds: float
-    """From the kill to the first rollout trained on that was begun after it."""
+    """From the kill to what proves that the work goes on."""
 
 
-def measure(folder: RunFolder, name: str) -> Recovery:
-    """Kills a process of a run that works, and waits until the run works again."""
+def measure(folder: RunFolder, name: str, *, gateway: str) -> Recovery:
+    """Kills a process of a run that works, and waits until the run works again; `gateway` is `host:port`."""
     before, done = table.read(folder.processes)[name], step(folder)
     incarnation = max((line["incarnation"] for line in _trained(folder)), default=0)
     killed = time.time()
@@ -55,20 +64,41 @@ def measure(folder: RunFolder, name: str) -> Recovery:
     ready = _until(lambda: _is_ready(folder, name))
     started = next(p.started for p in _processes(folder) if p.name == name)
 
+    if name == _GATEWAY:
+        return Recovery(ready - started, _until(lambda: _scores(gateway)) - killed)
+
     def first() -> float:
-        # A batch that was complete when the process died proves nothing.
-        return min(
-            (
-                line["time"]
-                for line in _trained(folder)
-                if line["time"] > killed
-                and (line["incarnation"] > incarnation or (name != "trainer" and line["update"] > done))
-            ),
-            default=0.0,
-        )
+        behind = [line for line in _trained(folder) if line["time"] > killed]
+        if name == _WEIGHTS:
+            proofs = [line for line in behind if max(map(_update, line["versions"])) > done]
+        else:
+            # A batch that was complete when the process died proves nothing.
+            proofs = [
+                line
+                for line in behind
+                if line["incarnation"] > incarnation or (name != "trainer" and line["update"] > done)
+            ]
+        return min((float(line["time"]) for line in proofs), default=0.0)
 
     _until(lambda: first() > 0)
     return Recovery(ready - started, first() - killed)
+
+
+def _update(version: str) -> int:
+    return int(version.partition("-")[2])
+
+
+def _scores(gateway: str) -> bool:
+    """Whether a gateway gives a score."""
+    connection = http.client.HTTPConnection(gateway, timeout=5)
+    try:
+        body = json.dumps({"prompt": "w3", "responses": ["w4"]})
+        connection.request("POST", "/v1/rewards", body, {"content-type": "application/json"})
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _until(condition: Callable[[], object]) -> float:
@@ -90,7 +120,7 @@ def _is_ready(folder: RunFolder, name: str) -> bool:
     return any(process.name == name and process.state == "ready" for process in _processes(folder))
 
 
-def _trained(folder: RunFolder) -> list[dict[str, float]]:
+def _trained(folder: RunFolder) -> list[dict[str, Any]]:
     """The last lines of the journal."""
     try:
         with folder.ledger.open("rb") as file:
@@ -136,7 +166,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         tiny_models.save(folder / "policy", shape, reward=False)
         tiny_models.save(folder / "reward", shape, reward=True)
         prompts = (f"w{n % 100 + 3} w{n * 7 % 100 + 3}" for n in range(64))
-        file = tiny_run.write(folder, name="recovery", prompts=prompts, settings=_SETTINGS)
+        gateway = f"127.0.0.1:{Ports().free(_GATEWAY)}"
+        settings: dict[str, object] = dict(_SETTINGS)
+        if _WEIGHTS in options.processes:
+            settings["weights.transport"] = "grpc"
+        if _GATEWAY in options.processes:
+            settings |= {"gateway.replicas": 1, "gateway.addresses": [gateway]}
+        file = tiny_run.write(folder, name="recovery", prompts=prompts, settings=settings)
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         run = subprocess.Popen(tiny_run.command(file), cwd=folder, **quiet)  # type: ignore[call-overload]
         try:
@@ -147,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for _ in range(options.kills):
                     before = step(place)
                     _until(lambda before=before: step(place) > before)  # type: ignore[misc]
-                    found.append(measure(place, process))
+                    found.append(measure(place, process, gateway=gateway))
                 print(_row(process, found), flush=True)
         finally:
             run.send_signal(signal.SIGINT)
