@@ -66,22 +66,34 @@ class Sender:
         if not 0 <= offset <= shard.size_bytes:
             raise InvalidInput("offset_bytes", got=offset, allowed=f"from 0 to {shard.size_bytes}")
         end = min(shard.size_bytes, offset + limit)
-        while offset < end:
-            there = shard.size_bytes
-            if shard.progress is not None:
-                there = await shard.progress.wait_beyond(offset, timeout_seconds=self._patience_seconds)
-                if there <= offset:
-                    raise Unavailable(f"the fetch of this shard stands at {there} bytes here")
-            length = min(_BLOCK_BYTES, end - offset, there - offset)
-            block = memoryview(await asyncio.to_thread(os.pread, shard.descriptor, length, offset))
-            if len(block) < length:
-                raise Unavailable(f"the shard ends at {offset + len(block)} bytes of {shard.size_bytes} here")
-            for begin in range(0, length, self._chunk_bytes):
-                chunk = bytes(block[begin : begin + self._chunk_bytes])
-                await self._pace.take(len(chunk))
-                self._counts.sent_bytes.inc(len(chunk))
-                yield chunk
-            offset += length
+        block = asyncio.create_task(self._block(shard, offset, end))
+        try:
+            while data := await block:
+                offset += len(data)
+                block = asyncio.create_task(self._block(shard, offset, end))
+                for begin in range(0, len(data), self._chunk_bytes):
+                    chunk = bytes(data[begin : begin + self._chunk_bytes])
+                    await self._pace.take(len(chunk))
+                    self._counts.sent_bytes.inc(len(chunk))
+                    yield chunk
+        finally:
+            block.cancel()
+            await asyncio.gather(block, return_exceptions=True)
+
+    async def _block(self, shard: OpenShard, offset: int, end: int) -> memoryview:
+        """The next bytes, read while those before them are sent; none at the end."""
+        there = shard.size_bytes
+        if shard.progress is not None and offset < end:
+            there = await shard.progress.wait_beyond(offset, timeout_seconds=self._patience_seconds)
+            if there <= offset:
+                raise Unavailable(f"the fetch of this shard stands at {there} bytes here")
+        length = min(_BLOCK_BYTES, end - offset, there - offset)
+        if length <= 0:
+            return memoryview(b"")
+        data = await asyncio.to_thread(os.pread, shard.descriptor, length, offset)
+        if len(data) < length:
+            raise Unavailable(f"the shard ends at {offset + len(data)} bytes of {shard.size_bytes} here")
+        return memoryview(data)
 
 
 class _Pace:
