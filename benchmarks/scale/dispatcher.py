@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 from benchmarks.scale.waiting_services import VOCABULARY
+from fairlead.config.folder import RunFolder
 from fairlead.config.queue import QueueSection
 from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import DeadLetter, PromptTask, SamplingParams, WeightVersion
 from trainer.ppo.collect import Collector
-from trainer.ppo.ledger import Journal, Ledger
+from trainer.ppo.events import Books
+from trainer.ppo.ledger import Ledger
 
 PROMPT_TOKENS = 128
 UPDATES_PER_CHECKPOINT = 10
@@ -22,24 +23,25 @@ UPDATES_PER_CHECKPOINT = 10
 class Dispatcher:
     """Keeps a number of tasks under way, and settles what comes back as the trainer would."""
 
-    def __init__(self, section: QueueSection, *, run: str, folder: Path, in_flight: int, batch: int) -> None:
+    def __init__(
+        self, section: QueueSection, *, run: str, folder: RunFolder, in_flight: int, batch: int
+    ) -> None:
         """
         Args:
             section: where the queue is.
             run: its name.
-            folder: gets the journal.
+            folder: gets the journals.
             in_flight: tasks under way, a multiple of `batch`.
             batch: rollouts of an update.
         """
         self._in_flight, self._batch = in_flight, batch
         queue = RedisTrainerQueue(section, run=run)
         queue.take_fence(1)
-        self._ledger = Ledger()
-        self._journal = Journal(folder / "ledger.jsonl", incarnation=1)
+        folder.root.mkdir(parents=True)
+        self._books = Books.open(folder, Ledger(), incarnation=1)
         self._collector = Collector(
             queue,
-            ledger=self._ledger,
-            journal=self._journal,
+            books=self._books,
             lineage=(Ancestor(1, 0),),
             section=section,
             on_wait=lambda _: None,
@@ -49,8 +51,8 @@ class Dispatcher:
         self._update, self._sent, self._checkpoint = 0, 0, 0
 
     def close(self) -> None:
-        """Closes the journal."""
-        self._journal.close()
+        """Closes the journals."""
+        self._books.close()
 
     def run(self, seconds: float) -> tuple[int, float]:
         """Works for at least so long: rollouts settled, and the seconds that took.
@@ -64,17 +66,17 @@ class Dispatcher:
         return settled, time.monotonic() - begun
 
     def _one_update(self) -> int:
-        self._send(range(self._sent, self._ledger.settled_count + self._in_flight))
+        self._send(range(self._sent, self._books.ledger.settled_count + self._in_flight))
         entries = self._collector.wait(size=self._batch)
-        self._journal.append(entries, update=self._update)
+        self._books.journal.append(entries, update=self._update)
         for entry in entries:
             assert not isinstance(entry.outcome.result, DeadLetter), entry.outcome.result
-            self._ledger.settle(entry.outcome.task.task_id)
+            self._books.ledger.settle(entry.outcome.task.task_id)
         self._update += 1
         self._collector.settled(entries, checkpoint_update=self._checkpoint)
         if self._update % UPDATES_PER_CHECKPOINT == 0:
             self._checkpoint = self._update
-            self._collector.checkpointed()
+            self._collector.checkpointed(self._update)
         return len(entries)
 
     def _send(self, task_ids: Iterable[int]) -> None:

@@ -27,7 +27,7 @@ class WaitingAnswers:
         self._ids = tuple(range(tokens))
         self._logprobs = tuple(-float(number % 7) / 8 for number in range(tokens))
 
-    async def answer(self, task: PromptTask) -> Rollout:
+    async def answer(self, task: PromptTask, *, suspect: bool = False) -> Rollout:
         """The same rollout for every task, from the weights that were asked for."""
         await asyncio.sleep(self._seconds)
         span = VersionSpan(task.min_version, 0, len(self._ids))

@@ -90,6 +90,18 @@ def test_the_weight_path_is_measured(tmp_path: Path):
     assert all(min(entry["value"], entry["baseline"]) > 0 for entry in found.values())
 
 
+@pytest.mark.slow  # processes start again and again
+@pytest.mark.timeout(600)
+def test_the_scale_of_the_queue_is_measured(tmp_path: Path):
+    file = tmp_path / "found.json"
+    assert command.main(["scale", "--quick", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found.keys() == {
+        f"scale_{name}" for name in ("workers", "limit", "most", "queue_limit", "queue_cost")
+    }
+    assert all(min(entry["value"], entry["baseline"]) > 0 for entry in found.values())
+
+
 @pytest.mark.slow
 def test_the_services_are_compared_with_the_same_ppo(source: Path, tmp_path: Path):
     file = tmp_path / "found.json"
