@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.gpu and not torch.cuda.is_available():
         print("no GPU here: nothing to measure")
         return 0
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     settings = Settings(torch_device("cuda" if options.gpu else "cpu"), options.quick, options.run)
     results: dict[str, Result] = {}
     code = 0

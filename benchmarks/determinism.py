@@ -66,5 +66,5 @@ def _train(folder: Path, name: str, shared: Mapping[str, object], *, determinist
     command += itertools.chain.from_iterable(("--set", f"{key}={value}") for key, value in values.items())
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     lines = (folder / "runs" / name / "metrics_ppo.jsonl").read_text().splitlines()
-    times = [json.loads(line)["time"] for line in lines]
+    times: list[float] = [json.loads(line)["time"] for line in lines]
     return statistics.median(later - earlier for earlier, later in itertools.pairwise(times[_WARM_UPDATES:]))

@@ -57,7 +57,8 @@ class Track:
         kept = [(u, v) for u, v in zip(self.updates, self.values, strict=True) if u >= since * total]
         if len({update for update, _ in kept}) < 2:
             return float("nan")
-        return 1000 * float(np.polyfit(*np.array(kept).T, 1)[0])
+        updates, values = np.array(kept, dtype=np.float64).T
+        return 1000 * float(np.polyfit(updates, values, 1)[0])
 
 
 def run(settings: Settings) -> dict[str, Result]:
@@ -141,7 +142,7 @@ def _redis_bytes(pids: Sequence[int]) -> float | None:
         if url:
             try:
                 with redis.Redis.from_url(url, socket_timeout=1.0) as client:
-                    return float(client.info("memory")["used_memory"])  # type: ignore[index]
+                    return float(client.info("memory")["used_memory"])
             except redis.RedisError:
                 return None
     return None

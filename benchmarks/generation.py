@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -91,11 +92,12 @@ def decode(decoder: Decoder, samples: Sequence[Sample], version: WeightVersion) 
 
 def _generate(model: PreTrainedModel, lengths: list[int], slots: int) -> None:
     prompts = _prompts(len(lengths))
+    generates: Any = model  # transformers' stubs take its methods for tensors
     for start in range(0, len(prompts), slots):
         ids = torch.tensor(prompts[start : start + slots], device=model.device)
         longest = max(lengths[start : start + slots])
         with torch.inference_mode():
-            output = model.generate(
+            output = generates.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=longest,
@@ -104,4 +106,4 @@ def _generate(model: PreTrainedModel, lengths: list[int], slots: int) -> None:
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-            model.compute_transition_scores(output.sequences, output.logits, normalize_logits=True)
+            generates.compute_transition_scores(output.sequences, output.logits, normalize_logits=True)

@@ -5,6 +5,8 @@ Chunks bound the memory; this shows what they cost, and which size is best.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from benchmarks.result import Result, Settings, interleaved
@@ -33,7 +35,7 @@ def run(settings: Settings) -> dict[str, Result]:
 
     sizes = (64, 256, 1_024, ROWS)
     spent = interleaved(
-        {"bare": bare, **{str(rows): lambda rows=rows: chunked(rows) for rows in sizes}},
+        {"bare": bare, **{str(rows): partial(chunked, rows) for rows in sizes}},
         rounds=settings.rounds(7),
     )
     return {

@@ -10,9 +10,11 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks import lengths, tiny_models
@@ -39,7 +41,8 @@ def run(settings: Settings) -> dict[str, Result]:
     with tempfile.TemporaryDirectory() as folder:
         path = str(tiny_models.save(Path(folder), shape, reward=False))
         scorer = ReferenceScorer(path, section)
-        model = AutoModelForCausalLM.from_pretrained(path).eval().to(settings.device)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(path)
+        model = model.eval().to(settings.device)
     count = 2 if settings.quick else 8 if on_cpu else 128
     sizes = [
         (prompt, response) for prompt, *rest in lengths.groups(count, longest=LONGEST) for response in rest
@@ -54,8 +57,8 @@ def run(settings: Settings) -> dict[str, Result]:
         batches = [_lookups(batch, vocabulary=shape.vocab_size) for batch in case]
         spent = interleaved(
             {
-                "ours": lambda batches=batches: _ours(scorer, batches),
-                "forward": lambda batches=batches: _forward(model, batches),
+                "ours": partial(_ours, scorer, batches),
+                "forward": partial(_forward, model, batches),
             },
             rounds=settings.rounds(7),
         )

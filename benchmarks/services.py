@@ -64,7 +64,7 @@ def _loop(overrides: dict[str, str], file: Path) -> Measured:
 
 
 def _median(runs: list[Measured], field: str) -> float:
-    return statistics.median(getattr(run, field) for run in runs)
+    return float(statistics.median(getattr(run, field) for run in runs))
 
 
 def _tell(runs: list[Measured]) -> None:

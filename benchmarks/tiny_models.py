@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -26,7 +27,7 @@ def config(*, width: int, layers: int, vocabulary: int, positions: int) -> Llama
         num_hidden_layers=layers,
         num_attention_heads=width // (64 if width >= 256 else 16),
         max_position_embeddings=positions,
-        num_labels=1,
+        num_labels=1,  # type: ignore[call-arg]  # of the base class
         pad_token_id=PAD,
         bos_token_id=BOS,
         eos_token_id=EOS,
@@ -38,7 +39,8 @@ def causal_lm(shape: LlamaConfig, device: torch.device) -> PreTrainedModel:
     torch.manual_seed(0)
     model: PreTrainedModel = LlamaForCausalLM(shape)
     model.generation_config.eos_token_id = None
-    return model.eval().to(device)
+    nn.Module.to(model.eval(), device)  # type: ignore[no-untyped-call]
+    return model
 
 
 def save(folder: Path, shape: LlamaConfig, *, reward: bool) -> Path:
@@ -49,7 +51,7 @@ def save(folder: Path, shape: LlamaConfig, *, reward: bool) -> Path:
     words = {"<pad>": PAD, "<s>": BOS, "</s>": EOS} | {f"w{i}": i for i in range(3, shape.vocab_size)}
     definition = Tokenizer(models.WordLevel(words, unk_token="</s>"))
     definition.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=definition, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="</s>"
     ).save_pretrained(folder)
     return folder

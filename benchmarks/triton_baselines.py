@@ -110,7 +110,8 @@ async def load(address: str, model: str, requests: Sequence[Rows], *, clients: i
     Works for every server of the Open Inference Protocol; requests are built before the clock runs.
     """
     messages = [message(model, rows) for rows in requests]
-    latencies, scores = [0.0] * len(messages), [()] * len(messages)
+    latencies = [0.0] * len(messages)
+    scores: list[tuple[float, ...]] = [()] * len(messages)
     async with aio.insecure_channel(address) as channel:
         infer = pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer
         waiting = iter(range(len(messages)))

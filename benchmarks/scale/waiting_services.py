@@ -10,10 +10,11 @@ import argparse
 import asyncio
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 from grpc import aio
 
 from fairlead.v1 import (
@@ -77,6 +78,13 @@ class WaitingPolicy(policy_service_pb2_grpc.PolicyServiceServicer):
             completions=[completion], prompt_tokens=len(request.tokens.token_ids)
         )
 
+    async def GenerateStream(  # noqa: N802
+        self, request: policy_service_pb2.GenerateStreamRequest, context: _Context
+    ) -> AsyncIterator[policy_service_pb2.GenerateStreamResponse]:
+        """Refused: workers do not stream."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "these services only wait")
+        yield policy_service_pb2.GenerateStreamResponse()
+
     async def GetPolicyInfo(  # noqa: N802
         self, request: policy_service_pb2.GetPolicyInfoRequest, context: _Context
     ) -> policy_service_pb2.GetPolicyInfoResponse:
@@ -101,6 +109,13 @@ class WaitingReward(reward_service_pb2_grpc.RewardServiceServicer):
         return reward_service_pb2.ScoreResponse(
             scores=[0.5] * count, model_version="waits", num_tokens=[self._waits.tokens] * count
         )
+
+    async def ScoreStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[reward_service_pb2.ScoreStreamRequest], context: _Context
+    ) -> AsyncIterator[reward_service_pb2.ScoreStreamResponse]:
+        """Refused: workers do not stream."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "these services only wait")
+        yield reward_service_pb2.ScoreStreamResponse()
 
     async def GetRewardInfo(  # noqa: N802
         self, request: reward_service_pb2.GetRewardInfoRequest, context: _Context

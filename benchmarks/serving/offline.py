@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def main(path: str) -> None:
     answer({"ready": True})
     for line in sys.stdin:
         asked = json.loads(line)
-        make = {"mixed": workload.mixed, "shared": workload.shared}[asked["kind"]]
+        kinds: dict[str, Any] = {"mixed": workload.mixed, "shared": workload.shared}
+        make = kinds[asked["kind"]]
         requests = make(asked["count"], seed=asked["seed"], vocabulary=asked["vocabulary"])
         sequences = [Encoded(*pair) for request in requests for pair in request]
         best = [_packed(scorer, sequences, budget) for budget in BUDGETS]
@@ -45,8 +47,8 @@ def main(path: str) -> None:
             {
                 "seconds": min(seconds for seconds, _ in best),
                 "cpu_seconds": min(cpu for _, cpu in best),
-                "alone": [_timed(lambda s=s: scorer.score([s])) for s in few],  # type: ignore[misc]
-                "alone_transformers": [_timed(lambda s=s: _plain(model, s)) for s in few],  # type: ignore[misc]
+                "alone": [_timed(partial(scorer.score, [one])) for one in few],
+                "alone_transformers": [_timed(partial(_plain, model, one)) for one in few],
             }
         )
 

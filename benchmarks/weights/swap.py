@@ -15,7 +15,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig
 
 from benchmarks import tiny_models
 from benchmarks.result import Result, Settings
@@ -40,7 +40,7 @@ def run(settings: Settings) -> dict[str, Result]:
         return asyncio.run(_run(Path(name), shape, settings))
 
 
-async def _run(root: Path, shape: tiny_models.LlamaConfig, settings: Settings) -> dict[str, Result]:
+async def _run(root: Path, shape: LlamaConfig, settings: Settings) -> dict[str, Result]:
     tiny_models.save(root / "model", shape, reward=False)
     model = tiny_models.causal_lm(shape, settings.device)
     registry = CollectorRegistry()
