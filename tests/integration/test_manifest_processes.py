@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -58,6 +59,8 @@ class Node:
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     secrets: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """What a person makes: the files of each."""
+    encrypted: bool = False
+    """Whether what they serve is behind TLS."""
 
     def start(self, name: str) -> None:
         """The container of a process."""
@@ -211,7 +214,7 @@ def node(tmp_path: Path, request) -> Iterator[Node]:
         ("5001", "5002", "5003", "5004", "6379", "8080", *PROCESSES),
     )
     found = Node(tmp_path, render(load(file), target), {name: free.free(name) for name in wanted})
-    found.secrets = _secrets(tmp_path / "secrets")
+    found.secrets, found.encrypted = _secrets(tmp_path / "secrets"), "tls" in request.param
     (tmp_path / "bin").mkdir()
     client = tmp_path / "bin" / "valkey-cli"
     client.write_text(_CLIENT)
@@ -237,9 +240,7 @@ async def test_the_pods_of_a_run_start_are_healthy_and_do_the_run(node: Node):
     await node.until("reward", "startupProbe", "livenessProbe", "readinessProbe")
     await node.until("reference", "startupProbe", "livenessProbe", "readinessProbe")
     await node.until("gateway", "startupProbe", "livenessProbe", "readinessProbe")
-    body = {"prompt": "a", "responses": ["b", "c"]}
-    answer = await asyncio.to_thread(ask, f"127.0.0.1:{node.ports['8080']}", "POST", "/v1/rewards", body)
-    assert [one["index"] for one in answer.json["rewards"]] == [0, 1]
+    assert await asyncio.to_thread(_scored_indices, node) == [0, 1]
     node.start("trainer")
     await node.until("trainer", "startupProbe", "livenessProbe")
     await node.until("policy", "readinessProbe")
@@ -253,6 +254,16 @@ async def test_the_pods_of_a_run_start_are_healthy_and_do_the_run(node: Node):
     secrets = [one.read_text(errors="replace") for one in node.root.glob("*.log")]
     shown = node.secrets["fairlead-api-key"]["FAIRLEAD_API_KEY"].decode().rpartition("_")[2]
     assert not [text for text in secrets if PASSWORDS["password"] in text or shown in text]
+
+
+def _scored_indices(node: Node) -> list[int]:
+    """Of two responses that the gateway has scored, as a caller who shows what the run asks for."""
+    key = node.secrets["fairlead-api-key"]["FAIRLEAD_API_KEY"].decode()
+    authority = node.secrets["fairlead-tls"]["ca.crt"].decode()
+    address, body = f"127.0.0.1:{node.ports['8080']}", {"prompt": "a", "responses": ["b", "c"]}
+    tls = ssl.create_default_context(cadata=authority) if node.encrypted else None
+    answer = ask(address, "POST", "/v1/rewards", body, {"Authorization": f"Bearer {key}"}, tls=tls)
+    return [one["index"] for one in answer.json["rewards"]]
 
 
 def _keda_sees_the_queue_and_nothing_else(node: Node) -> None:
