@@ -100,7 +100,7 @@ class Replicas(Generic[_Stub]):
         timeout_seconds: float | None = None,
         metadata: Metadata = (),
         deadly: bool = False,
-        hedged: bool = True,
+        alone: bool = False,
     ) -> _Response:
         """Calls a unary method on one replica after another until it answers.
 
@@ -110,10 +110,11 @@ class Replicas(Generic[_Stub]):
             timeout_seconds: deadline of this call in place of the client's.
             metadata: of this call.
             deadly: the request itself may be what kills a replica: it is not sent to the next.
-            hedged: another replica may be asked as well when the first is late.
+            alone: nothing else runs beside it: no other replica is asked as well, however late the first is,
+                and it is `deadly`.
 
         Raises:
-            ReplicaLost: if it is `deadly` and a replica died under it.
+            ReplicaLost: if it is `deadly` or `alone` and a replica died under it.
             FairleadError: what the last status says, once another try is useless or not allowed.
         """
         attempts = self._attempts(timeout_seconds)
@@ -133,10 +134,10 @@ class Replicas(Generic[_Stub]):
             replica = await self._next(attempts)
             reached = replica.state is grpc.ChannelConnectivity.READY
             try:
-                another = partial(self._hedge, replica, ask) if hedged else lambda: None
+                another = (lambda: None) if alone else partial(self._hedge, replica, ask)
                 response = await self._hedging.first_of(ask(replica), another)
             except aio.AioRpcError as error:
-                if deadly and reached and is_lost(error):
+                if (deadly or alone) and reached and is_lost(error):
                     raise ReplicaLost(str(attempts.error(replica.address, error))) from error
                 await self._failed(replica, error, attempts)
             else:

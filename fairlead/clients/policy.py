@@ -86,8 +86,8 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
             request,
             timeout_seconds=options.get("timeout_seconds"),
             metadata=limits(options.get("max_request_tokens")),
-            deadly=options.get("deadly", False) or request.alone,
-            hedged=not request.alone,
+            deadly=options.get("deadly", False),
+            alone=request.alone,
         )
         if len(response.completions) != request.num_samples:
             raise CorruptData(

@@ -62,8 +62,8 @@ class AsyncReferenceClient(AsyncClient["pb_grpc.ReferenceServiceAsyncStub"]):
             lambda stub: stub.LogProbs,
             request,
             timeout_seconds=timeout_seconds,
-            deadly=deadly or alone,
-            hedged=not alone,
+            deadly=deadly,
+            alone=alone,
         )
         found = [tuple(one.logprobs) for one in response.sequences]
         if [len(one) for one in found] != [len(pair.response_token_ids) for pair in sequences]:

@@ -78,8 +78,8 @@ class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
             request,
             timeout_seconds=options.get("timeout_seconds"),
             metadata=limits(options.get("max_request_tokens")),
-            deadly=options.get("deadly", False) or request.alone,
-            hedged=not request.alone,
+            deadly=options.get("deadly", False),
+            alone=request.alone,
         )
         if len(response.scores) != len(items):
             raise CorruptData(f"reward: {len(response.scores)} scores for {len(items)} items")
