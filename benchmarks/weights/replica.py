@@ -16,8 +16,9 @@ from fairlead.config.weights import WeightsSection
 from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.grpc import GrpcWeightStore
 from fairlead.transports.weights.sender import Sender
-from services.policy.relay_servicer import SERVICE_NAME, RelayServicer
+from services.policy.relay_servicer import RelayServicer
 from services.runtime.server import ModelServer
+from services.runtime.shard_servicer import SERVICE_NAME
 
 
 async def run(origin: str, cache: Path, bytes_per_second: int) -> None:

@@ -9,9 +9,7 @@ from typing import NoReturn
 
 from fairlead.errors import NotOffered
 from fairlead.v1 import weight_service_pb2 as pb
-from services.runtime.shard_servicer import SERVICE_NAME, Context, ShardServicer
-
-__all__ = ["SERVICE_NAME", "RelayServicer"]
+from services.runtime.shard_servicer import Context, ShardServicer
 
 
 class RelayServicer(ShardServicer):

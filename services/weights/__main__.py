@@ -10,8 +10,9 @@ from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.transports.weights.sender import Sender
 from services.runtime import process
 from services.runtime.server import ModelServer
+from services.runtime.shard_servicer import SERVICE_NAME
 from services.weights.registry import Registry
-from services.weights.servicer import SERVICE_NAME, WeightServicer
+from services.weights.servicer import WeightServicer
 
 
 async def run(config: RunConfig) -> None:

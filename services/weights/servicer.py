@@ -10,10 +10,8 @@ from fairlead.transports.weights import manifest as manifests
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.transports.weights.sender import Sender
 from fairlead.v1 import weight_service_pb2 as pb
-from services.runtime.shard_servicer import SERVICE_NAME, Context, ShardServicer
+from services.runtime.shard_servicer import Context, ShardServicer
 from services.weights.registry import Registry
-
-__all__ = ["SERVICE_NAME", "WeightServicer"]
 
 
 class WeightServicer(ShardServicer):
