@@ -18,6 +18,7 @@ from typing import BinaryIO
 from safetensors import SafetensorError
 
 from fairlead.errors import OutOfSpace, ReadOnlyDisk
+from fairlead.transports.weights.disk import error_number
 
 _ROOM = "free some room, or lower checkpoint.keep and weights.keep"
 _WHOLE = "What was being written is gone, what was there before is whole; the same command goes on from it"
@@ -85,25 +86,16 @@ def disk_faults_named() -> Iterator[None]:
     """
     try:
         yield
+    except OutOfSpace as error:  # the store of weights has said which, but not what to do
+        raise OutOfSpace(f"the disk is full: {_ROOM}. {_WHOLE}. {error}") from error
     except (OSError, SafetensorError) as error:
         where = f" of {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        if _is_full_disk(error):
+        number = error_number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise OutOfSpace(f"the disk{where} is full: {_ROOM}. {_WHOLE}") from error
-        if _is_read_only_disk(error):
+        if number == errno.EROFS:
             raise ReadOnlyDisk(f"the disk{where} is read-only: {error}. {_WHOLE}") from error
         raise
-
-
-def _is_full_disk(error: OSError | SafetensorError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "No space left" in str(error) or "quota exceeded" in str(error)
-
-
-def _is_read_only_disk(error: OSError | SafetensorError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno == errno.EROFS
-    return "Read-only file system" in str(error)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def faults_named(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = _error_number(error)
+        number = error_number(error)
         if number in _FULL:
             raise OutOfSpace(f"{what} cannot be written: the disk of {folder} is full ({error})") from error
         if number in _READ_ONLY:
@@ -34,7 +34,7 @@ def faults_named(folder: Path, what: str) -> Iterator[None]:
         raise
 
 
-def _error_number(error: Exception) -> int | None:
+def error_number(error: Exception) -> int | None:
     """The system's number of an error; what safetensors raises has it in its text alone."""
     if isinstance(error, OSError):
         return error.errno
