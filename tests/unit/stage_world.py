@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from fairlead.config import RunConfig, load
@@ -18,16 +19,8 @@ def sft_run(folder: Path, **changes: object) -> RunConfig:
     """Fine-tuning on them; `changes` are settings of `[sft]`."""
     write_demonstrations(folder)
     settings = {"learning_rate": 3e-3, "batch_size": 8, "device": "cpu", **changes}
-    return load(
-        overrides={
-            "runs": str(folder / "runs"),
-            "base": str(folder),
-            "data.demonstrations": "d.jsonl",
-            "data.heldout_fraction": 0.2,
-            "model.scratch.tokenizer": "words",
-        }
-        | {f"sft.{name}": value for name, value in settings.items()}
-    )
+    data = {"data.demonstrations": "d.jsonl", "data.heldout_fraction": 0.2}
+    return _run(folder, data | {"model.scratch.tokenizer": "words"}, "sft", settings)
 
 
 def reward_model_run(folder: Path, *, comparisons: int, **changes: object) -> RunConfig:
@@ -38,12 +31,12 @@ def reward_model_run(folder: Path, *, comparisons: int, **changes: object) -> Ru
     ]
     (folder / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = {"learning_rate": 3e-3, "epochs": 2, "device": "cpu", **changes}
+    data = {"data.preferences": "p.jsonl", "data.heldout_fraction": 0.3}
+    return _run(folder, data, "reward_model", settings)
+
+
+def _run(folder: Path, data: Mapping[str, object], section: str, settings: Mapping[str, object]) -> RunConfig:
+    places = {"runs": str(folder / "runs"), "base": str(folder)}
     return load(
-        overrides={
-            "runs": str(folder / "runs"),
-            "base": str(folder),
-            "data.preferences": "p.jsonl",
-            "data.heldout_fraction": 0.3,
-        }
-        | {f"reward_model.{name}": value for name, value in settings.items()}
+        overrides={**places, **data, **{f"{section}.{name}": value for name, value in settings.items()}}
     )
