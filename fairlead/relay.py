@@ -43,3 +43,15 @@ class FailedSource:
     """Whose; `ORIGIN` for the weights service."""
     failure: SourceFailure
     """How."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectOffer:
+    """Where the bytes of one call are to be had beside it."""
+
+    host: str
+    """Empty as the sender makes it: whoever asks knows whom they asked."""
+    port: int
+    """TCP port."""
+    ticket: bytes
+    """Shown first, and good for this call alone."""

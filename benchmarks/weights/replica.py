@@ -13,6 +13,7 @@ from pathlib import Path
 from fairlead import metrics
 from fairlead.config.observe import ObserveSection
 from fairlead.config.weights import WeightsSection
+from fairlead.transports.weights import direct
 from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.grpc import GrpcWeightStore
 from fairlead.transports.weights.sender import Sender
@@ -27,7 +28,10 @@ async def run(origin: str, cache: Path, bytes_per_second: int) -> None:
         addresses=(origin,), bind="127.0.0.1:0", max_send_bytes_per_second=bytes_per_second
     )
     counts = metrics.Weights()
-    async with ModelServer("weights", section, ObserveSection(metrics_port=-1)) as server:
+    async with (
+        ModelServer("weights", section, ObserveSection(metrics_port=-1)) as server,
+        direct.listening(section.bind, section, encrypted=False) as direct_port,
+    ):
         while line := await asyncio.to_thread(sys.stdin.readline):
             if line.strip() == "start":
                 shutil.rmtree(cache, ignore_errors=True)
@@ -35,7 +39,7 @@ async def run(origin: str, cache: Path, bytes_per_second: int) -> None:
                 store = GrpcWeightStore(section, held, counts)
                 # One that starts again and again would be sent to what it was before.
                 if bytes_per_second and not server.address:
-                    servicer = RelayServicer(Sender(held, section, counts))
+                    servicer = RelayServicer(Sender(held, section, counts, direct=direct_port))
                     store.relay_address = await server.start(servicer.add_to, [SERVICE_NAME])
                 await store.latest()
                 answer: dict[str, float] = {}

@@ -36,6 +36,8 @@ from fairlead.codec.tokens import (
     version_to_pb,
 )
 from fairlead.codec.weights import (
+    direct_offer_from_pb,
+    direct_offer_to_pb,
     failed_source_to_pb,
     failed_sources_from_pb,
     weight_replica_from_pb,
@@ -48,6 +50,8 @@ __all__ = [
     "completion_to_pb",
     "decode_outcome",
     "decode_task",
+    "direct_offer_from_pb",
+    "direct_offer_to_pb",
     "encode_outcome",
     "encode_task",
     "failed_source_to_pb",

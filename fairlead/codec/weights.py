@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from fairlead.codec.tokens import version_from_pb, version_to_pb
 from fairlead.errors import InvalidInput
-from fairlead.relay import FailedSource, SourceFailure, WeightReplica
+from fairlead.relay import DirectOffer, FailedSource, SourceFailure, WeightReplica
 from fairlead.v1 import weight_service_pb2
 
 _FAILURE_TO_PB = {
@@ -52,3 +52,19 @@ def failed_sources_from_pb(messages: Iterable[weight_service_pb2.FailedSource]) 
             raise InvalidInput("failed.failure", index=index, got=int(message.failure), allowed=allowed)
         found.append(FailedSource(message.relay_address, _FAILURE_FROM_PB[int(message.failure)]))
     return tuple(found)
+
+
+def direct_offer_to_pb(offer: DirectOffer) -> weight_service_pb2.DirectOffer:
+    """DirectOffer → message."""
+    return weight_service_pb2.DirectOffer(port=offer.port, ticket=offer.ticket)
+
+
+def direct_offer_from_pb(message: weight_service_pb2.DirectOffer, host: str) -> DirectOffer:
+    """Message, as the host sent it → DirectOffer.
+
+    Raises:
+        InvalidInput: for a port that is none.
+    """
+    if not 0 < message.port < 1 << 16:
+        raise InvalidInput("direct.port", got=message.port, allowed="from 1 to 65535")
+    return DirectOffer(host, message.port, message.ticket)

@@ -34,6 +34,11 @@ class WeightsSection(ServerSection):
     relay_fan_out: int = Field(default=1, ge=1, le=64)
     """How many fetch from the origin, and from each replica, at the same time. 1 makes a chain, which takes
     least time where senders have the same bandwidth; more suffer less from one slow replica."""
+    direct: bool = True
+    """`grpc`: bytes come over a plain TCP connection beside gRPC, where sender and receiver want that: several
+    times the rate. Never under `[tls]`; where the connection cannot be made, they come over gRPC."""
+    direct_port: int = Field(default=0, ge=0, le=65_535)
+    """Port of the weights service, and of each replica that relays, for `direct`. 0: any that is free."""
     lease_seconds: float = Field(default=5.0, ge=0.5, le=600)
     """A replica that was not heard of for so long loses its place at a source, and is none itself."""
     stall_seconds: float = Field(default=10.0, ge=0.5, le=600)

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from fairlead.v1 import tokens_pb2 as fairlead_dot_v1_dot_tokens__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fairlead/v1/weight_service.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\"h\n\rWeightReplica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x15\n\rrelay_address\x18\x02 \x01(\t\x12,\n\x08versions\x18\x03 \x03(\x0b\x32\x1a.fairlead.v1.WeightVersion\"r\n\x18GetLatestManifestRequest\x12+\n\x07replica\x18\x01 \x01(\x0b\x32\x1a.fairlead.v1.WeightReplica\x12)\n\x05known\x18\x02 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\"Z\n\x19GetLatestManifestResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\"\x1b\n\x19ListWeightVersionsRequest\"J\n\x1aListWeightVersionsResponse\x12,\n\x08versions\x18\x01 \x03(\x0b\x32\x1a.fairlead.v1.WeightVersion\"R\n\x0c\x46\x61iledSource\x12\x15\n\rrelay_address\x18\x01 \x01(\t\x12+\n\x07\x66\x61ilure\x18\x02 \x01(\x0e\x32\x1a.fairlead.v1.SourceFailure\"\x9e\x01\n\x17\x46indWeightSourceRequest\x12+\n\x07replica\x18\x01 \x01(\x0b\x32\x1a.fairlead.v1.WeightReplica\x12+\n\x07version\x18\x02 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12)\n\x06\x66\x61iled\x18\x03 \x03(\x0b\x32\x19.fairlead.v1.FailedSource\"1\n\x18\x46indWeightSourceResponse\x12\x15\n\rrelay_address\x18\x01 \x01(\t\"z\n\x11\x46\x65tchShardRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12\r\n\x05shard\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\x12\x13\n\x0blimit_bytes\x18\x04 \x01(\x03\"\"\n\x12\x46\x65tchShardResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*f\n\rSourceFailure\x12\x1e\n\x1aSOURCE_FAILURE_UNSPECIFIED\x10\x00\x12\x19\n\x15SOURCE_FAILURE_BROKEN\x10\x01\x12\x1a\n\x16SOURCE_FAILURE_CORRUPT\x10\x02\x32\x8c\x03\n\rWeightService\x12\x62\n\x11GetLatestManifest\x12%.fairlead.v1.GetLatestManifestRequest\x1a&.fairlead.v1.GetLatestManifestResponse\x12\x65\n\x12ListWeightVersions\x12&.fairlead.v1.ListWeightVersionsRequest\x1a\'.fairlead.v1.ListWeightVersionsResponse\x12_\n\x10\x46indWeightSource\x12$.fairlead.v1.FindWeightSourceRequest\x1a%.fairlead.v1.FindWeightSourceResponse\x12O\n\nFetchShard\x12\x1e.fairlead.v1.FetchShardRequest\x1a\x1f.fairlead.v1.FetchShardResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fairlead/v1/weight_service.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\"h\n\rWeightReplica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x15\n\rrelay_address\x18\x02 \x01(\t\x12,\n\x08versions\x18\x03 \x03(\x0b\x32\x1a.fairlead.v1.WeightVersion\"r\n\x18GetLatestManifestRequest\x12+\n\x07replica\x18\x01 \x01(\x0b\x32\x1a.fairlead.v1.WeightReplica\x12)\n\x05known\x18\x02 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\"Z\n\x19GetLatestManifestResponse\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\"\x1b\n\x19ListWeightVersionsRequest\"J\n\x1aListWeightVersionsResponse\x12,\n\x08versions\x18\x01 \x03(\x0b\x32\x1a.fairlead.v1.WeightVersion\"R\n\x0c\x46\x61iledSource\x12\x15\n\rrelay_address\x18\x01 \x01(\t\x12+\n\x07\x66\x61ilure\x18\x02 \x01(\x0e\x32\x1a.fairlead.v1.SourceFailure\"\x9e\x01\n\x17\x46indWeightSourceRequest\x12+\n\x07replica\x18\x01 \x01(\x0b\x32\x1a.fairlead.v1.WeightReplica\x12+\n\x07version\x18\x02 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12)\n\x06\x66\x61iled\x18\x03 \x03(\x0b\x32\x19.fairlead.v1.FailedSource\"1\n\x18\x46indWeightSourceResponse\x12\x15\n\rrelay_address\x18\x01 \x01(\t\"\x8a\x01\n\x11\x46\x65tchShardRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12\r\n\x05shard\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\x12\x13\n\x0blimit_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06\x64irect\x18\x05 \x01(\x08\"L\n\x12\x46\x65tchShardResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12(\n\x06\x64irect\x18\x02 \x01(\x0b\x32\x18.fairlead.v1.DirectOffer\"+\n\x0b\x44irectOffer\x12\x0c\n\x04port\x18\x01 \x01(\x05\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c*f\n\rSourceFailure\x12\x1e\n\x1aSOURCE_FAILURE_UNSPECIFIED\x10\x00\x12\x19\n\x15SOURCE_FAILURE_BROKEN\x10\x01\x12\x1a\n\x16SOURCE_FAILURE_CORRUPT\x10\x02\x32\x8c\x03\n\rWeightService\x12\x62\n\x11GetLatestManifest\x12%.fairlead.v1.GetLatestManifestRequest\x1a&.fairlead.v1.GetLatestManifestResponse\x12\x65\n\x12ListWeightVersions\x12&.fairlead.v1.ListWeightVersionsRequest\x1a\'.fairlead.v1.ListWeightVersionsResponse\x12_\n\x10\x46indWeightSource\x12$.fairlead.v1.FindWeightSourceRequest\x1a%.fairlead.v1.FindWeightSourceResponse\x12O\n\nFetchShard\x12\x1e.fairlead.v1.FetchShardRequest\x1a\x1f.fairlead.v1.FetchShardResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fairlead.v1.weight_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SOURCEFAILURE']._serialized_start=950
-  _globals['_SOURCEFAILURE']._serialized_end=1052
+  _globals['_SOURCEFAILURE']._serialized_start=1054
+  _globals['_SOURCEFAILURE']._serialized_end=1156
   _globals['_WEIGHTREPLICA']._serialized_start=75
   _globals['_WEIGHTREPLICA']._serialized_end=179
   _globals['_GETLATESTMANIFESTREQUEST']._serialized_start=181
@@ -50,10 +50,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINDWEIGHTSOURCEREQUEST']._serialized_end=737
   _globals['_FINDWEIGHTSOURCERESPONSE']._serialized_start=739
   _globals['_FINDWEIGHTSOURCERESPONSE']._serialized_end=788
-  _globals['_FETCHSHARDREQUEST']._serialized_start=790
-  _globals['_FETCHSHARDREQUEST']._serialized_end=912
-  _globals['_FETCHSHARDRESPONSE']._serialized_start=914
-  _globals['_FETCHSHARDRESPONSE']._serialized_end=948
-  _globals['_WEIGHTSERVICE']._serialized_start=1055
-  _globals['_WEIGHTSERVICE']._serialized_end=1451
+  _globals['_FETCHSHARDREQUEST']._serialized_start=791
+  _globals['_FETCHSHARDREQUEST']._serialized_end=929
+  _globals['_FETCHSHARDRESPONSE']._serialized_start=931
+  _globals['_FETCHSHARDRESPONSE']._serialized_end=1007
+  _globals['_DIRECTOFFER']._serialized_start=1009
+  _globals['_DIRECTOFFER']._serialized_end=1052
+  _globals['_WEIGHTSERVICE']._serialized_start=1159
+  _globals['_WEIGHTSERVICE']._serialized_end=1555
 # @@protoc_insertion_point(module_scope)

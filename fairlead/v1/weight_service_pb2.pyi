@@ -271,12 +271,15 @@ class FetchShardRequest(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     OFFSET_BYTES_FIELD_NUMBER: _builtins.int
     LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    DIRECT_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     """File name of the shard, as in the manifest."""
     offset_bytes: _builtins.int
     """First byte wanted."""
     limit_bytes: _builtins.int
     """Bytes wanted at most, at least 1; fewer come where the shard ends."""
+    direct: _builtins.bool
+    """The bytes may come over a plain TCP connection beside this call: see DirectOffer."""
     @_builtins.property
     def version(self) -> _tokens_pb2.WeightVersion:
         """The version."""
@@ -288,10 +291,11 @@ class FetchShardRequest(_message.Message):
         shard: _builtins.str = ...,
         offset_bytes: _builtins.int = ...,
         limit_bytes: _builtins.int = ...,
+        direct: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit_bytes", b"limit_bytes", "offset_bytes", b"offset_bytes", "shard", b"shard", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct", b"direct", "limit_bytes", b"limit_bytes", "offset_bytes", b"offset_bytes", "shard", b"shard", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -299,22 +303,56 @@ Global___FetchShardRequest: _TypeAlias = FetchShardRequest  # noqa: Y015
 
 @_typing.final
 class FetchShardResponse(_message.Message):
-    """The next bytes, in order and without a gap."""
+    """The next bytes, in order and without a gap; or, as the only message, where to fetch all of them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
+    DIRECT_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """At least one byte."""
+    @_builtins.property
+    def direct(self) -> Global___DirectOffer:
+        """The bytes do not come in this call."""
+
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
+        direct: Global___DirectOffer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["direct", b"direct"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "direct", b"direct"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchShardResponse: _TypeAlias = FetchShardResponse  # noqa: Y015
+
+@_typing.final
+class DirectOffer(_message.Message):
+    """A place from which the bytes asked for are sent as they are, to whoever connects and shows the ticket: once,
+    within some seconds, while the call lasts. The call ends after the last byte, with the status of the transfer.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    """TCP port at the host that was called."""
+    ticket: _builtins.bytes
+    """What to send first, as it is; nothing else is sent."""
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        ticket: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DirectOffer: _TypeAlias = DirectOffer  # noqa: Y015

@@ -16,6 +16,7 @@ from grpc import aio
 from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.credentials import Credentials
+from fairlead.transports.weights import direct
 from fairlead.transports.weights.base import Adapter, WeightSource
 from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.filesystem import FilesystemWeightSource, FilesystemWeightStore
@@ -133,14 +134,17 @@ async def _supply(config: RunConfig) -> AsyncIterator[_Supply]:
     if section.transport == "filesystem":
         yield _Supply(FilesystemWeightSource(FilesystemWeightStore(config.weights_path)))
         return
-    port = (config.policy.bind or config.policy.addresses[0]).rpartition(":")[2]
-    root = Path(section.cache) if section.cache else config.folder.weight_caches / f"policy-{port}"
+    bind = config.policy.bind or config.policy.addresses[0]
+    name = f"policy-{bind.rpartition(':')[2]}"
+    root = Path(section.cache) if section.cache else config.folder.weight_caches / name
     counts = metrics.Weights()
     with WeightCache(root, keep=section.cache_versions) as cache:
         credentials = partial(Credentials, tls=config.tls, allow_insecure=config.keys.allow_insecure)
         store = GrpcWeightStore(section, cache, counts, credentials=credentials)
         try:
-            yield _Supply(store, store, RelayServicer(Sender(cache, section, counts)))
+            async with direct.listening(bind, section, encrypted=config.tls.on) as direct_port:
+                sender = Sender(cache, section, counts, direct=direct_port)
+                yield _Supply(store, store, RelayServicer(sender))
         finally:
             await store.close()
 

@@ -6,6 +6,7 @@ import sys
 
 from fairlead import metrics
 from fairlead.config import RunConfig
+from fairlead.transports.weights import direct
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.transports.weights.sender import Sender
 from services.runtime import process
@@ -18,10 +19,15 @@ from services.weights.servicer import WeightServicer
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
     section = config.weights
-    async with ModelServer("weights", section, config.observe, keys=config.keys, tls=config.tls) as server:
+    bind = section.bind or section.addresses[0]
+    async with (
+        ModelServer("weights", section, config.observe, keys=config.keys, tls=config.tls) as server,
+        direct.listening(bind, section, encrypted=config.tls.on) as direct_port,
+    ):
         store = FilesystemWeightStore(config.weights_path)
         registry = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)
-        servicer = WeightServicer(store, registry, Sender(store, section, metrics.Weights()))
+        sender = Sender(store, section, metrics.Weights(), direct=direct_port)
+        servicer = WeightServicer(store, registry, sender)
         await server.start(servicer.add_to, [SERVICE_NAME])
         # There may be no version yet: that is an answer, too.
         server.set_ready(True)

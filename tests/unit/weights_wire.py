@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from fairlead import metrics
 from fairlead.config.keys import KeysSection
 from fairlead.config.weights import WeightsSection
+from fairlead.transports.weights import direct
 from fairlead.transports.weights.base import Ancestor
 from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
@@ -89,11 +90,12 @@ async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: obj
     """The weights service."""
     section = WeightsSection(**(QUICK | settings))
     registry = CollectorRegistry()
-    sender = Sender(store, section, metrics.Weights(registry))
     known = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)
-    async with listening(WeightServicer(store, known, sender), registry, port=port) as node:
-        node.health.set_serving(True)
-        yield node
+    async with direct.listening("127.0.0.1:0", section, encrypted=False) as direct_port:
+        sender = Sender(store, section, metrics.Weights(registry), direct=direct_port)
+        async with listening(WeightServicer(store, known, sender), registry, port=port) as node:
+            node.health.set_serving(True)
+            yield node
 
 
 @dataclass
@@ -121,7 +123,12 @@ async def replica(
     with WeightCache(folder, keep=section.cache_versions) as cache:
         store = GrpcWeightStore(section, cache, counts)
         try:
-            async with listening(RelayServicer(Sender(cache, section, counts)), registry) as node:
+            async with (
+                direct.listening("127.0.0.1:0", section, encrypted=False) as direct_port,
+                listening(
+                    RelayServicer(Sender(cache, section, counts, direct=direct_port)), registry
+                ) as node,
+            ):
                 if relays:
                     store.relay_address = node.address
                 yield Fetcher(store, cache, node)

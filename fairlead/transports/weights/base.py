@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from fairlead.types import WeightVersion
+
+PieceHash = Literal["sha256", "blake3"]
+"""Functions that pieces are hashed with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,9 @@ class Shard:
     piece_bytes: int = 0
     """Length of each of its pieces but the last; 0 in manifests that know none."""
     pieces: tuple[str, ...] = ()
-    """SHA-256 of each, hexadecimal: what comes over the wire is verified, and passed on, piece by piece."""
+    """Digest of each, hexadecimal: what comes over the wire is verified, and passed on, piece by piece."""
+    piece_hash: PieceHash = "sha256"
+    """How they are hashed; manifests of the first schema have SHA-256."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 from typing import Protocol
 
 from fairlead import metrics
@@ -26,7 +27,8 @@ from fairlead.errors import (
     ReadOnlyDisk,
     Unavailable,
 )
-from fairlead.relay import ORIGIN, FailedSource, SourceFailure
+from fairlead.relay import ORIGIN, DirectOffer, FailedSource, SourceFailure
+from fairlead.transports.weights.direct import Routes, connected
 from fairlead.transports.weights.partial import Partial, PartialShard
 from fairlead.types import WeightVersion
 
@@ -48,8 +50,8 @@ class Stream(Protocol):
 
     def __call__(
         self, version: WeightVersion, shard: str, *, offset: int, length: int
-    ) -> AsyncGenerator[bytes]:
-        """Bytes from `offset` on, at most `length`, perhaps fewer."""
+    ) -> AsyncGenerator[bytes | DirectOffer]:
+        """Bytes from `offset` on, at most `length`, perhaps fewer; or an offer of all of them."""
         ...
 
 
@@ -62,6 +64,7 @@ class Download:
         *,
         find: Find,
         source: Callable[[str], AbstractAsyncContextManager[Stream]],
+        routes: Routes,
         section: WeightsSection,
         counts: metrics.Weights,
     ) -> None:
@@ -69,6 +72,7 @@ class Download:
         self._version = partial.manifest.version
         self._find = find
         self._source = source
+        self._routes = routes
         self._section = section
         self._counts = counts
         self._failed: list[FailedSource] = []
@@ -132,9 +136,11 @@ class Download:
                         data = await anext(chunks, None)
                     if data is None:
                         break
-                    self._counts.fetched_bytes.labels(_kind(address)).inc(len(data))
-                    self.sources[address] += len(data)
-                    await shard.write(data)
+                    if not isinstance(data, DirectOffer):
+                        self._count(address, len(data))
+                        await shard.write(data)
+                    elif not await self._receive(data, shard, address):
+                        return
             await shard.settle()
         finally:
             await shard.rewind()
@@ -143,6 +149,20 @@ class Download:
                 self._pauses = 0
         if shard.verified_bytes == begin:
             raise Unavailable(f"{address or 'the origin'} ended without a piece of {shard.shard.name}")
+
+    async def _receive(self, offer: DirectOffer, shard: PartialShard, address: str) -> bool:
+        """What is offered. False if it could not be had: it is then asked for over gRPC."""
+        try:
+            async with connected(offer, stall_seconds=self._section.stall_seconds) as connection:
+                await shard.receive(connection, partial(self._count, address))
+        except Unavailable as error:
+            self._routes.failed(address, error)
+            return False
+        return True
+
+    def _count(self, address: str, length: int) -> None:
+        self._counts.fetched_bytes.labels(_kind(address)).inc(length)
+        self.sources[address] += length
 
     def _note(self, address: str, failure: SourceFailure, error: Exception) -> None:
         self._counts.source_failures.labels(_kind(address), failure.value).inc()

@@ -21,11 +21,12 @@ from fairlead.channel import Replicas
 from fairlead.config.weights import WeightsSection
 from fairlead.credentials import Credentials
 from fairlead.errors import FairleadError, NotFound
-from fairlead.relay import ORIGIN, FailedSource, WeightReplica
+from fairlead.relay import ORIGIN, DirectOffer, FailedSource, WeightReplica
 from fairlead.retry import RetryPolicy
 from fairlead.transports.weights import manifest as manifests
 from fairlead.transports.weights.base import Manifest
 from fairlead.transports.weights.cache import WeightCache
+from fairlead.transports.weights.direct import Routes
 from fairlead.transports.weights.download import Download, Stream
 from fairlead.types import WeightVersion
 from fairlead.v1 import weight_service_pb2 as pb
@@ -69,6 +70,7 @@ class GrpcWeightStore:
         self._replica_id = secrets.token_hex(8)
         self._latest: Manifest | None = None
         self._origin = self._connect(section.addresses)
+        self._routes = Routes(wanted=section.direct)
         self.relay_address = ""
         """`host:port` at which the cache is served; set once it is."""
 
@@ -108,7 +110,12 @@ class GrpcWeightStore:
         partial = await asyncio.to_thread(self._cache.begin, manifest)
         try:
             download = Download(
-                partial, find=self._find, source=self._source, section=self._section, counts=self._counts
+                partial,
+                find=self._find,
+                source=self._source,
+                routes=self._routes,
+                section=self._section,
+                counts=self._counts,
             )
             async with self._heard_of():
                 await download.run()
@@ -140,18 +147,21 @@ class GrpcWeightStore:
     async def _source(self, address: str) -> AsyncIterator[Stream]:
         """A connection to a source: a function that streams (version, shard, offset, length) of it."""
         replicas = self._origin if address == ORIGIN else self._connect([address])
+        host = _host(self._section.addresses if address == ORIGIN else [address])
 
         async def stream(
             version: WeightVersion, shard: str, *, offset: int, length: int
-        ) -> AsyncGenerator[bytes]:
+        ) -> AsyncGenerator[bytes | DirectOffer]:
             request = pb.FetchShardRequest(
                 version=codec.version_to_pb(version),
                 shard=shard,
                 offset_bytes=offset,
                 limit_bytes=min(length, _RANGE_BYTES),
+                direct=bool(host) and self._routes.is_open(address),
             )
             async for response in replicas.stream(lambda stub: stub.FetchShard, request):
-                yield response.data
+                offered = response.HasField("direct")
+                yield codec.direct_offer_from_pb(response.direct, host) if offered else response.data
 
         try:
             yield stream
@@ -192,3 +202,9 @@ class GrpcWeightStore:
             credentials=self._credentials,
             health=_HEALTH,
         )
+
+
+def _host(addresses: Sequence[str]) -> str:
+    """The one host that these name, at which another port can be found; empty if there are several."""
+    hosts = {address.rpartition("/")[2].rpartition(":")[0].strip("[]") for address in addresses}
+    return hosts.pop() if len(hosts) == 1 else ""

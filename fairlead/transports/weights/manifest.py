@@ -13,17 +13,26 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Never, get_args
 
 from fairlead.errors import CorruptWeights, InvalidInput
 from fairlead.transports.weights import pieces
-from fairlead.transports.weights.base import Adapter, Ancestor, Manifest, Shard, TensorEntry, is_valid
+from fairlead.transports.weights.base import (
+    Adapter,
+    Ancestor,
+    Manifest,
+    PieceHash,
+    Shard,
+    TensorEntry,
+    is_valid,
+)
 from fairlead.types import WeightVersion
 
 FILE_NAME = "manifest.json"
 """Name of the manifest in a version's folder."""
 
-_SCHEMA = 1
+_SCHEMA = 2
+"""1: pieces are hashed with SHA-256."""
 _MAX_HEADER_BYTES = 100 << 20  # the safetensors format's own limit
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.safetensors")
 _READ_BYTES = 1 << 20
@@ -182,8 +191,8 @@ def check_tensors(folder: Path, manifest: Manifest) -> None:
 
 
 def _decode(body: dict[str, Any]) -> Manifest:
-    if body["schema"] != _SCHEMA:
-        raise ValueError(f"schema {body['schema']}, this fairlead reads {_SCHEMA}")
+    if body["schema"] not in range(1, _SCHEMA + 1):
+        raise ValueError(f"schema {body['schema']}, this fairlead reads 1 to {_SCHEMA}")
     return Manifest(
         version=WeightVersion.parse(body["version"]),
         parent=WeightVersion.parse(body["parent"]) if body["parent"] else None,
@@ -202,7 +211,10 @@ def _decode_shard(body: dict[str, Any]) -> Shard:
     digests = tuple(map(str, body.get("pieces", ())))
     if digests and (piece_bytes < 1 or len(digests) != -(-size // piece_bytes)):
         raise ValueError(f"{len(digests)} pieces of {piece_bytes} bytes in {size}")
-    return Shard(str(body["name"]), size, str(body["sha256"]), piece_bytes, digests)
+    piece_hash = body.get("piece_hash", "sha256")
+    if piece_hash not in get_args(PieceHash):
+        raise ValueError(f"pieces hashed with {piece_hash!r}")
+    return Shard(str(body["name"]), size, str(body["sha256"]), piece_bytes, digests, piece_hash)
 
 
 def _decode_adapter(body: dict[str, Any]) -> Adapter:

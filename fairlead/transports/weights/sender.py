@@ -6,6 +6,7 @@ Called by the servicers. Bounds how many it serves at the same time and, if aske
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -13,19 +14,31 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from fairlead import codec, metrics
 from fairlead.config.weights import WeightsSection
 from fairlead.errors import InvalidInput, Overloaded, Unavailable
+from fairlead.transports.weights.direct import DirectPort
 from fairlead.transports.weights.shelf import OpenShard, Shelf
 from fairlead.v1 import weight_service_pb2 as pb
 
 _RETRY_SECONDS = 0.2
 _BLOCK_BYTES = 4 << 20
 """Read at a time: a hop to another thread for every message would cost more than the reading."""
+_DIRECT_BLOCK_BYTES = 1 << 20
+"""Handed to the system at a time; a receiver that takes longer for it than the patience is left."""
 
 
 class Sender:
     """Of one shelf. Belongs to one event loop."""
 
-    def __init__(self, shelf: Shelf, section: WeightsSection, counts: metrics.Weights) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        section: WeightsSection,
+        counts: metrics.Weights,
+        *,
+        direct: DirectPort | None = None,
+    ) -> None:
+        """`direct` is offered to those who ask for it; None offers nothing."""
         self._shelf = shelf
+        self._direct = direct
         self._chunk_bytes = section.chunk_bytes
         # A fetcher that comes back after a cut finds a place although its old stream has not ended yet.
         self._max_streams = 2 * section.relay_fan_out
@@ -36,6 +49,8 @@ class Sender:
 
     async def send(self, request: pb.FetchShardRequest) -> AsyncGenerator[pb.FetchShardResponse]:
         """The bytes asked for, in chunks; of a shard that is still being fetched, as they are verified.
+
+        Or an offer, and the end once the bytes have gone over a connection of their own.
 
         Raises:
             InvalidInput: for an offset or a limit that makes no sense.
@@ -54,7 +69,16 @@ class Sender:
         try:
             shard = self._shelf.open(codec.version_from_pb(request.version), request.shard)
             try:
-                async for data in self._chunks(shard, request.offset_bytes, request.limit_bytes):
+                offset = request.offset_bytes
+                if not 0 <= offset <= shard.size_bytes:
+                    raise InvalidInput("offset_bytes", got=offset, allowed=f"from 0 to {shard.size_bytes}")
+                end = min(shard.size_bytes, offset + request.limit_bytes)
+                if request.direct and self._direct is not None and offset < end:
+                    with self._direct.place() as place:
+                        yield pb.FetchShardResponse(direct=codec.direct_offer_to_pb(place.offer))
+                        await self._send_directly(await place.connection(), shard, offset, end)
+                    return
+                async for data in self._chunks(shard, offset, end):
                     yield pb.FetchShardResponse(data=data)
             finally:
                 shard.close()
@@ -62,10 +86,27 @@ class Sender:
             self._streams -= 1
             self._counts.relay_connections.dec()
 
-    async def _chunks(self, shard: OpenShard, offset: int, limit: int) -> AsyncIterator[bytes]:
-        if not 0 <= offset <= shard.size_bytes:
-            raise InvalidInput("offset_bytes", got=offset, allowed=f"from 0 to {shard.size_bytes}")
-        end = min(shard.size_bytes, offset + limit)
+    async def _send_directly(
+        self, connection: asyncio.WriteTransport, shard: OpenShard, offset: int, end: int
+    ) -> None:
+        """Without a copy in this process: the system sends from its cache, where fresh weights are."""
+        loop = asyncio.get_running_loop()
+        block_bytes = self._chunk_bytes if self._pace.limited else _DIRECT_BLOCK_BYTES
+        with io.FileIO(shard.descriptor, closefd=False) as file:
+            while offset < end:
+                length = min(block_bytes, await self._there(shard, offset, end) - offset)
+                await self._pace.take(length)
+                try:
+                    async with asyncio.timeout(self._patience_seconds):
+                        sent = await loop.sendfile(connection, file, offset, length)
+                except (OSError, TimeoutError) as error:
+                    raise Unavailable(f"the direct connection broke: {error or 'too slow'}") from error
+                if sent < length:
+                    raise _ends_early(shard, offset + sent)
+                self._counts.sent_bytes.inc(sent)
+                offset += sent
+
+    async def _chunks(self, shard: OpenShard, offset: int, end: int) -> AsyncIterator[bytes]:
         block = asyncio.create_task(self._block(shard, offset, end))
         try:
             while data := await block:
@@ -82,18 +123,26 @@ class Sender:
 
     async def _block(self, shard: OpenShard, offset: int, end: int) -> memoryview:
         """The next bytes, read while those before them are sent; none at the end."""
-        there = shard.size_bytes
-        if shard.progress is not None and offset < end:
-            there = await shard.progress.wait_beyond(offset, timeout_seconds=self._patience_seconds)
-            if there <= offset:
-                raise Unavailable(f"the fetch of this shard stands at {there} bytes here")
-        length = min(_BLOCK_BYTES, end - offset, there - offset)
-        if length <= 0:
+        if offset == end:
             return memoryview(b"")
+        length = min(_BLOCK_BYTES, await self._there(shard, offset, end) - offset)
         data = await asyncio.to_thread(os.pread, shard.descriptor, length, offset)
         if len(data) < length:
-            raise Unavailable(f"the shard ends at {offset + len(data)} bytes of {shard.size_bytes} here")
+            raise _ends_early(shard, offset + len(data))
         return memoryview(data)
+
+    async def _there(self, shard: OpenShard, offset: int, end: int) -> int:
+        """Up to where, beyond `offset`, there is something to send; waited for while it is being fetched."""
+        if shard.progress is None:
+            return end
+        there = await shard.progress.wait_beyond(offset, timeout_seconds=self._patience_seconds)
+        if there <= offset:
+            raise Unavailable(f"the fetch of this shard stands at {there} bytes here")
+        return min(there, end)
+
+
+def _ends_early(shard: OpenShard, offset: int) -> Unavailable:
+    return Unavailable(f"the shard ends at {offset} bytes of {shard.size_bytes} here")
 
 
 class _Pace:
@@ -102,6 +151,11 @@ class _Pace:
     def __init__(self, bytes_per_second: int) -> None:
         self._rate = bytes_per_second
         self._free_at = 0.0
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a rate."""
+        return self._rate > 0
 
     async def take(self, length: int) -> None:
         """Waits until so many bytes may go."""
