@@ -35,7 +35,7 @@ class WeightsSection(ServerSection):
     """How many fetch from the origin, and from each replica, at the same time. 1 makes a chain, which takes
     least time where senders have the same bandwidth; more suffer less from one slow replica."""
     direct: bool = True
-    """`grpc`: bytes come over a plain TCP connection beside gRPC, where sender and receiver want that: several
+    """`grpc`: bytes come over a plain TCP connection beside it, where sender and receiver want that: several
     times the rate. Never under `[tls]`; where the connection cannot be made, they come over gRPC."""
     direct_port: int = Field(default=0, ge=0, le=65_535)
     """Port of the weights service, and of each replica that relays, for `direct`. 0: any that is free."""

@@ -1,7 +1,7 @@
 """`python -m tests.chaos --seeds 3 --faults 40`: runs under faults, one a seed; writes `summary.json`.
 
-Every second seed trains with staleness 2, the others synchronously; two seeds of three get weights over gRPC,
-the third from a folder. Exit code 1 if a promise was broken.
+Every second seed trains with staleness 2, the others synchronously; of three seeds one gets weights from a
+folder, one over gRPC, one over a connection beside it. Exit code 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _run(folder: Path, *, seed: int, faults: int) -> Findings:
         # As many as the schedule needs, and some for what passes before a fault is seen to.
         updates=30 + 6 * faults,
         max_staleness=2 * (seed % 2),
-        weights="grpc" if seed % 3 else "filesystem",
+        weights=("filesystem", "grpc", "direct")[seed % 3],
     )
 
 

@@ -53,9 +53,11 @@ def run(folder: Path, plan: Plan, *, seed: int, updates: int, max_staleness: int
         seed: of what the gateway is asked; names the run in the findings.
         updates: how many; faults that come too late for them are a problem that is told.
         max_staleness: of the training.
-        weights: `filesystem` or `grpc`: how the policies get them.
+        weights: how the policies get them: `filesystem`, `grpc`, or `direct`: over a connection beside gRPC
+            that goes by the proxies.
     """
-    settings = _SETTINGS | {"weights.transport": weights}
+    transport = "filesystem" if weights == "filesystem" else "grpc"
+    settings = _SETTINGS | {"weights.transport": transport, "weights.direct": weights == "direct"}
     config = configured(folder, updates=updates, max_staleness=max_staleness, **settings)
     scores, began = oracle(folder / "reward"), time.monotonic()
     with RunLock(config.folder):

@@ -18,12 +18,13 @@ _CHUNKS_UNDER_WAY = 256
 
 
 class Proxy:
-    """Listens on a free loopback port and carries every connection to one target."""
+    """Listens on the loopback and carries every connection to one target."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, listens: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        """`listens` has the address and the port; 0 is any that is free."""
         self._target = host, port
+        self._host, self._port = listens
         self._server: asyncio.Server | None = None
-        self._port = 0
         self._open: set[asyncio.StreamWriter] = set()
         self._carried: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
@@ -32,15 +33,17 @@ class Proxy:
         """Added in each direction."""
         self.bytes_per_second = 0
         """Limit of each direction of each connection; 0 is none."""
+        self.carried_bytes = 0
+        """In both directions, so far."""
 
     @property
     def address(self) -> str:
         """`host:port` to connect to instead of the target."""
-        return f"127.0.0.1:{self._port}"
+        return f"{self._host}:{self._port}"
 
     async def start(self) -> None:
         """Listens; after `cut` again, on the same port."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._accept, self._host, self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def cut(self) -> None:
@@ -122,6 +125,7 @@ class Proxy:
                 if not chunk:
                     return
                 writer.write(chunk)
+                self.carried_bytes += len(chunk)
                 await writer.drain()
         except OSError:
             return

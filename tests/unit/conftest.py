@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import tiny_reward_model
+from tests.unit import weights_wire
 from tests.unit.keys_world import Keys
 
 
@@ -20,3 +21,9 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def keys(tmp_path: Path) -> Keys:
     """A file of API keys, without any yet."""
     return Keys(tmp_path)
+
+
+@pytest.fixture(params=["direct", "grpc"])
+def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How weights come to replicas: over a connection beside gRPC, and over gRPC."""
+    monkeypatch.setitem(weights_wire.QUICK, "direct", request.param == "direct")

@@ -78,6 +78,8 @@ def test_a_shard_outside_the_folder_is_refused(store: FilesystemWeightStore, nam
         lambda body: body["tensors"][0].update(shape=[3, 2]),
         lambda body: body["shards"].pop(),
         lambda body: body["shards"][0].update(size_bytes="many"),
+        lambda body: body["shards"][0].update(piece_hash="md5"),
+        lambda body: body["shards"][0].update(piece_hash=["blake3"]),
     ],
 )
 def test_a_manifest_that_lies_is_refused(store: FilesystemWeightStore, change) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +216,31 @@ def test_an_unreadable_newest_manifest_falls_back_within_its_incarnation_and_is_
     (store.root / "2-5" / "manifest.json").write_text("{}")
     with pytest.raises(CorruptWeights, match=r"manifest\.json"):
         FilesystemWeightStore(store.root).latest()
+
+
+def test_many_threads_may_ask_for_the_newest_while_versions_come_and_go(tmp_path: Path) -> None:
+    written, asked = FilesystemWeightStore(tmp_path / "weights"), FilesystemWeightStore(tmp_path / "weights")
+    publish(written, WeightVersion(1, 0))
+    published = threading.Event()
+
+    def ask() -> int:
+        times = 0
+        while not published.is_set():
+            assert asked.latest() is not None
+            times += 1
+        return times
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            asking = [threads.submit(ask) for _ in range(8)]
+            try:
+                for update in range(1, 40):
+                    publish(written, WeightVersion(1, update))
+                    written.prune(keep=2)
+            finally:
+                published.set()
+            assert all(each.result() for each in asking)
+    finally:
+        sys.setswitchinterval(interval)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import filecmp
+import hashlib
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +19,11 @@ from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
 from tests.unit.rpc_world import dead_address
+from tests.unit.test_weights_damage import rewrite
 from tests.unit.weights_wire import origin, publish_random, replica
 from tests.unit.weights_world import publish
 
+pytestmark = pytest.mark.usefixtures("wire")
 FIRST, SECOND = WeightVersion(1, 0), WeightVersion(1, 1)
 
 
@@ -197,3 +202,25 @@ async def test_a_version_that_does_not_fit_is_refused_before_a_byte_comes(
         with pytest.raises(OutOfSpace, match=r"weights 1-0 needs \d+ bytes in .*cache, whose disk has 1000"):
             await fetcher.fetch()
         assert fetcher.node.fetched == (0, 0)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_pieces_of_the_first_release_are_verified_as_it_hashed_them(
+    store: FilesystemWeightStore, tmp_path: Path, damaged: bool
+) -> None:
+    publish_random(store, FIRST, shards=1)
+    path = store.root / "1-0" / "model-0.safetensors"
+    content = path.read_bytes()
+    pieces = [content[begin : begin + (4 << 20)] for begin in range(0, len(content), 4 << 20)]
+
+    def as_it_wrote_them(body: dict[str, Any]) -> None:
+        body["schema"] = 1
+        body["shards"][0]["pieces"] = [hashlib.sha256(piece).hexdigest() for piece in pieces]
+        del body["shards"][0]["piece_hash"]
+
+    rewrite(store, as_it_wrote_them)
+    if damaged:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
+        with pytest.raises(CorruptWeights) if damaged else nullcontext():
+            assert (await fetcher.fetch() / path.name).read_bytes() == content

@@ -23,6 +23,7 @@ from tests.unit.test_weights_grpc import same
 from tests.unit.weights_wire import Fetcher, Node, listening, origin, publish_random, replica
 from tests.waiting import until
 
+pytestmark = pytest.mark.usefixtures("wire")
 FIRST = WeightVersion(1, 0)
 
 

@@ -30,7 +30,13 @@ from services.weights.registry import Registry
 from services.weights.servicer import WeightServicer
 
 LINEAGE = (Ancestor(1, 0),)
-QUICK = {"stall_seconds": 1.0, "give_up_seconds": 5.0, "lease_seconds": 2.0, "chunk_bytes": 64 << 10}
+QUICK: dict[str, object] = {
+    "stall_seconds": 1.0,
+    "give_up_seconds": 5.0,
+    "lease_seconds": 2.0,
+    "chunk_bytes": 64 << 10,
+}
+"""Settings of every origin and replica that says nothing else."""
 
 
 def publish_random(
@@ -53,6 +59,7 @@ class Node:
     registry: CollectorRegistry
     server: aio.Server
     health: Health
+    direct_port: int = 0
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
@@ -95,6 +102,7 @@ async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: obj
         sender = Sender(store, section, metrics.Weights(registry), direct=direct_port)
         async with listening(WeightServicer(store, known, sender), registry, port=port) as node:
             node.health.set_serving(True)
+            node.direct_port = direct_port.port if direct_port else 0
             yield node
 
 

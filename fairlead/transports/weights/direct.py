@@ -9,11 +9,14 @@ encrypted: where there is TLS, it is not offered. Knows neither shards nor messa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Self
@@ -31,20 +34,25 @@ _CONNECT_SECONDS = 2.0
 _MAX_STRANGERS = 64
 """Connections that have shown no ticket yet."""
 _AVOID_SECONDS = 60.0
-"""A host whose direct port failed is asked by gRPC alone for so long."""
+"""A sender whose direct port failed is asked over gRPC alone for so long."""
+_BLOCK_BYTES = 1 << 20
+"""Read and sent at a time: it stays in the processor's cache between the two."""
 
 
 class DirectPort:
     """The sender's side; an async context manager. Belongs to one event loop."""
 
-    def __init__(self, bind: str, port: int) -> None:
+    def __init__(self, bind: str, section: WeightsSection) -> None:
         """
         Args:
             bind: `host:port` of the gRPC server; the host is listened on here, too.
-            port: to listen on; 0 takes any that is free.
+            section: its `direct_port`, and limits.
         """
+        self.port = section.direct_port
+        """Where it listens, once it does."""
         self._host = bind.rpartition(":")[0].strip("[]")
-        self._port = port
+        self._patience_seconds = section.stall_seconds / 2
+        self._threads = ThreadPoolExecutor(2 * section.relay_fan_out, "direct")
         self._server: asyncio.Server | None = None
         self._places: dict[bytes, Place] = {}
         self._strangers = 0
@@ -57,12 +65,12 @@ class DirectPort:
         """
         try:
             self._server = await asyncio.start_server(
-                self._welcome, self._host, self._port, limit=_TICKET_BYTES, reuse_address=True
+                self._welcome, self._host, self.port, limit=_TICKET_BYTES
             )
         except OSError as error:
-            got = f"{self._port} ({error.strerror or error})"
+            got = f"{self.port} ({error.strerror or error})"
             raise ConfigError("weights.direct_port", got=got, allowed="a port that is free, or 0") from error
-        self._port = self._server.sockets[0].getsockname()[1]
+        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(
@@ -71,12 +79,13 @@ class DirectPort:
         """Listens no more. What is being sent ends with its call."""
         if self._server is not None:
             self._server.close()
+        self._threads.shutdown(wait=False)
 
     @contextmanager
     def place(self) -> Iterator[Place]:
         """For one transfer, for as long as the block lasts."""
         ticket = secrets.token_bytes(_TICKET_BYTES)
-        place = Place(DirectOffer("", self._port, ticket))
+        place = Place(DirectOffer("", self.port, ticket), self._threads)
         self._places[ticket] = place
         try:
             yield place
@@ -85,21 +94,79 @@ class DirectPort:
             place.close()
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hands a connection that shows a ticket to its place, and closes every other one."""
-        place = None
-        if self._strangers < _MAX_STRANGERS:
+        """Hands a connection that shows a ticket to its place; every other one is closed."""
+        try:
+            if self._strangers >= _MAX_STRANGERS:
+                return
             self._strangers += 1
             try:
                 async with asyncio.timeout(_SHOW_SECONDS):
                     place = self._places.pop(await reader.readexactly(_TICKET_BYTES), None)
-            except (TimeoutError, asyncio.IncompleteReadError, OSError):
-                pass
             finally:
                 self._strangers -= 1
-        if place is not None:
-            place.take(writer)
-        else:
+            if place is not None:
+                connection = socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
+                connection.settimeout(self._patience_seconds)
+                place.take(connection)
+        except (TimeoutError, asyncio.IncompleteReadError, OSError):
+            return
+        finally:
             writer.transport.abort()
+
+
+class Place:
+    """Of one transfer at a direct port."""
+
+    def __init__(self, offer: DirectOffer, threads: Executor) -> None:
+        self.offer = offer
+        self._threads = threads
+        self._coming: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+
+    def take(self, connection: socket.socket) -> None:
+        """The ticket was shown on this connection."""
+        self._coming.set_result(connection)
+
+    async def taken(self) -> None:
+        """Waits for whoever holds the offer.
+
+        Raises:
+            Unavailable: if nobody comes.
+        """
+        try:
+            async with asyncio.timeout(_SHOW_SECONDS):
+                await asyncio.shield(self._coming)
+        except TimeoutError as error:
+            raise Unavailable(f"nobody came to port {self.offer.port} for the bytes") from error
+
+    async def send(self, descriptor: int, offset: int, length: int) -> int:
+        """A range of a file, to who has come. Returns how much there was of it.
+
+        Raises:
+            Unavailable: if the connection breaks, or takes nothing for too long.
+        """
+        connection = self._coming.result()
+        try:
+            return await in_thread(
+                connection, lambda: _send(connection, descriptor, offset, length), self._threads
+            )
+        except OSError as error:
+            raise Unavailable(f"the direct connection broke: {error}") from error
+
+    def close(self) -> None:
+        """Closes the connection; what the system has been handed still goes out."""
+        if not self._coming.cancel():
+            self._coming.result().close()
+
+
+def _send(connection: socket.socket, descriptor: int, offset: int, length: int) -> int:
+    buffer, sent = memoryview(bytearray(min(length, _BLOCK_BYTES))), 0
+    while sent < length:
+        count = os.preadv(descriptor, [buffer[: length - sent]], offset + sent)
+        if not count:
+            break
+        connection.sendall(buffer[:count])
+        sent += count
+    return sent
 
 
 @asynccontextmanager
@@ -114,42 +181,13 @@ async def listening(
     if encrypted or not section.direct:
         yield None
     else:
-        async with DirectPort(bind, section.direct_port) as port:
+        async with DirectPort(bind, section) as port:
             yield port
-
-
-class Place:
-    """Of one transfer at a direct port."""
-
-    def __init__(self, offer: DirectOffer) -> None:
-        self.offer = offer
-        self._coming: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
-
-    def take(self, writer: asyncio.StreamWriter) -> None:
-        """The ticket was shown on this connection."""
-        self._coming.set_result(writer)
-
-    async def connection(self) -> asyncio.WriteTransport:
-        """The connection, once somebody has come.
-
-        Raises:
-            Unavailable: if nobody comes.
-        """
-        try:
-            async with asyncio.timeout(_SHOW_SECONDS):
-                return (await asyncio.shield(self._coming)).transport
-        except TimeoutError as error:
-            raise Unavailable(f"nobody came to port {self.offer.port} for the bytes") from error
-
-    def close(self) -> None:
-        """Closes the connection; what the system has been handed still goes out."""
-        if not self._coming.cancel():
-            self._coming.result().transport.abort()
 
 
 @asynccontextmanager
 async def connected(offer: DirectOffer, *, stall_seconds: float) -> AsyncIterator[socket.socket]:
-    """A connection that gets the bytes, for a thread that reads it; `stall_seconds` becomes its timeout.
+    """A connection that gets the bytes, for a thread that reads it; `stall_seconds` is its timeout.
 
     Raises:
         Unavailable: if it cannot be made.
@@ -167,7 +205,7 @@ async def connected(offer: DirectOffer, *, stall_seconds: float) -> AsyncIterato
 
 async def _connect(offer: DirectOffer) -> socket.socket:
     loop = asyncio.get_running_loop()
-    failure: OSError = OSError("no address")
+    failure = OSError("no address")
     for family, kind, protocol, _, place in await loop.getaddrinfo(
         offer.host, offer.port, type=socket.SOCK_STREAM
     ):
@@ -176,29 +214,50 @@ async def _connect(offer: DirectOffer) -> socket.socket:
             connection.setblocking(False)
             await loop.sock_connect(connection, place)
             await loop.sock_sendall(connection, offer.ticket)
-        except OSError as error:
+        except BaseException as error:
             connection.close()
+            if not isinstance(error, OSError):
+                raise
             failure = error
-        except BaseException:
-            connection.close()
-            raise
         else:
             return connection
     raise failure
 
 
+async def in_thread(
+    connection: socket.socket, function: Callable[[], int], threads: Executor | None = None
+) -> int:
+    """What a function returns that blocks on a connection.
+
+    Who is cancelled meanwhile breaks the connection and then waits for the thread: descriptors that it uses
+    may be closed only when it has ended.
+    """
+    work = asyncio.get_running_loop().run_in_executor(threads, function)
+    try:
+        return await asyncio.shield(work)
+    finally:
+        if not work.done():
+            work.add_done_callback(lambda work: work.exception())
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+
+
 class Routes:
-    """Which addresses are worth a direct connection, as far as their clients have seen."""
+    """Which senders are worth a direct connection, as far as this client has seen."""
 
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted
         self._avoided_until: dict[str, float] = {}
 
     def is_open(self, address: str) -> bool:
-        """Whether to ask this gRPC address for one."""
+        """Whether to ask the sender at this gRPC address for one."""
         return self._wanted and time.monotonic() >= self._avoided_until.get(address, 0.0)
 
     def failed(self, address: str, error: Exception) -> None:
         """A direct connection to it could not be made, or broke."""
         self._avoided_until[address] = time.monotonic() + _AVOID_SECONDS
-        logger.warning("weights come over gRPC for %g s: %s", _AVOID_SECONDS, error)
+        sender = address or "the origin"
+        logger.warning("weights of %s come over gRPC for %g s: %s", sender, _AVOID_SECONDS, error)

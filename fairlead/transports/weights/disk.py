@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -51,3 +52,18 @@ def check_room(folder: Path, needed_bytes: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
         raise OutOfSpace(f"{what} needs {needed_bytes} bytes in {folder}, whose disk has {free}")
+
+
+def reserve(descriptor: int, offset: int, length: int) -> None:
+    """Room for a range of a file, where the system can do that: half of what writing costs is finding it.
+
+    Raises:
+        OSError: if there is none.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, offset, length)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise

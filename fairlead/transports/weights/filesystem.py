@@ -104,7 +104,7 @@ class FilesystemWeightStore:
         if hint is not None and self._is_complete(hint):
             known.add(hint)
         if not known:
-            self._manifests.clear()
+            self._manifests = {}
             return None
         newest = max(known)
         failure: CorruptWeights | None = None
@@ -174,7 +174,6 @@ class FilesystemWeightStore:
         for version in self.versions()[:-keep]:
             if version == hint:
                 continue
-            self._manifests.pop(version, None)
             # Renamed first: a reader sees a version whole or not at all.
             trash = self.root / f"{_TRASH}{version}-{uuid.uuid4().hex}"
             with suppress(FileNotFoundError):
@@ -228,12 +227,12 @@ class FilesystemWeightStore:
             _sync(self.root.parent)
 
     def _manifest(self, version: WeightVersion) -> Manifest:
-        if version not in self._manifests:
-            self._manifests = {
-                known: manifest for known, manifest in self._manifests.items() if self._is_complete(known)
-            }
-            self._manifests[version] = manifests.read(self._folder(version), version)
-        return self._manifests[version]
+        manifest = self._manifests.get(version)
+        if manifest is None:
+            manifest = manifests.read(self._folder(version), version)
+            kept = {known: each for known, each in self._manifests.items() if self._is_complete(known)}
+            self._manifests = kept | {version: manifest}
+        return manifest
 
     def _is_complete(self, version: WeightVersion) -> bool:
         return (self._folder(version) / manifests.FILE_NAME).is_file()

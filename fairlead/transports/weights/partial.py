@@ -17,6 +17,7 @@ from fairlead.errors import CorruptWeights, Unavailable
 from fairlead.transports.weights import disk
 from fairlead.transports.weights import manifest as manifests
 from fairlead.transports.weights.base import Manifest, Shard
+from fairlead.transports.weights.direct import in_thread
 from fairlead.transports.weights.pieces import layout, verified_bytes
 from fairlead.transports.weights.shelf import Progress
 
@@ -36,7 +37,9 @@ class PartialShard:
         self._piece_bytes, self._digests, self._new_digest = layout(shard)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._position = verified_bytes(path, shard)
-        os.ftruncate(self._file, self._position)
+        # Not without need: ext4 writes a file that was truncated to the disk when it is closed.
+        if os.fstat(self._file).st_size > self._position:
+            os.ftruncate(self._file, self._position)
         self.progress = Progress(self._position)
         self._hash = self._new_digest()
         self._blocks: list[memoryview] = []
@@ -86,18 +89,7 @@ class PartialShard:
             Unavailable: if the connection breaks, falls silent, or brings nothing at all.
         """
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(None, self._receive, connection, count, loop)
-        try:
-            await asyncio.shield(work)
-        finally:
-            if not work.done():
-                # Nobody may close the file while the thread writes.
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-                work.add_done_callback(lambda work: work.exception())
-                while not work.done():
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.wait([work])
+        await in_thread(connection, lambda: self._receive(connection, count, loop))
 
     async def settle(self) -> None:
         """Waits until every whole piece that came has been verified; raises as `write`."""
@@ -138,7 +130,7 @@ class PartialShard:
 
     def _receive(
         self, connection: socket.socket, count: Callable[[int], None], loop: asyncio.AbstractEventLoop
-    ) -> None:
+    ) -> int:
         buffer, first = memoryview(bytearray(_DIRECT_BLOCK_BYTES)), self._position
         while self._position < self.shard.size_bytes:
             begin = self._position
@@ -154,9 +146,13 @@ class PartialShard:
                 loop.call_soon_threadsafe(self.progress.advance, self._position)
         if self._position == first:
             raise Unavailable("the direct connection brought nothing")
+        return self._position - first
 
     def _append(self, blocks: list[memoryview], offset: int, ends_piece: bool) -> int:
         """Writes and hashes, and at the end of a piece verifies. Returns the offset behind the blocks."""
+        if offset % self._piece_bytes == 0:
+            with disk.faults_named(self._path.parent, self._path.name):
+                disk.reserve(self._file, offset, min(self._piece_bytes, self.shard.size_bytes - offset))
         for block in blocks:
             self._hash.update(block)
             with disk.faults_named(self._path.parent, self._path.name):
