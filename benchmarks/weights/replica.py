@@ -22,10 +22,13 @@ from services.runtime.server import ModelServer
 from services.runtime.shard_servicer import SERVICE_NAME
 
 
-async def run(origin: str, cache: Path, bytes_per_second: int) -> None:
+async def run(origin: str, cache: Path, bytes_per_second: int, *, direct_too: bool) -> None:
     """Answers `fetch` with the seconds that it took, and `start` by an empty cache."""
     section = WeightsSection(
-        addresses=(origin,), bind="127.0.0.1:0", max_send_bytes_per_second=bytes_per_second
+        addresses=(origin,),
+        bind="127.0.0.1:0",
+        max_send_bytes_per_second=bytes_per_second,
+        direct=direct_too,
     )
     counts = metrics.Weights()
     async with (
@@ -60,5 +63,6 @@ if __name__ == "__main__":
     parser.add_argument("origin")
     parser.add_argument("cache", type=Path)
     parser.add_argument("bytes_per_second", type=int)
+    parser.add_argument("--grpc", action="store_true", help="no direct connections")
     options = parser.parse_args()
-    asyncio.run(run(options.origin, options.cache, options.bytes_per_second))
+    asyncio.run(run(options.origin, options.cache, options.bytes_per_second, direct_too=not options.grpc))

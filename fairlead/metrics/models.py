@@ -134,7 +134,7 @@ class Weights:
         )
         self.verification_failures = Counter(
             "fairlead_weights_verification_failures_total",
-            "Pieces that did not match their SHA-256, by source: origin, peer.",
+            "Pieces that did not match their digest, by source: origin, peer.",
             ["source"],
             registry=registry,
         )

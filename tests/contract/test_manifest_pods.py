@@ -224,6 +224,9 @@ def test_policies_without_a_shared_volume_fetch_and_relay(tmp_path, monkeypatch)
     assert section.transport == "grpc"
     assert section.addresses == ("dns:///weights:5004",)
     assert section.bind == "0.0.0.0:5004"
+    for template in (policy, weights):
+        opened = {port["name"]: port["containerPort"] for port in container(template)["ports"]}
+        assert opened["direct"] == section.direct_port > 0
     sleep = container(weights)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert weights["spec"]["terminationGracePeriodSeconds"] >= sleep + section.drain_seconds + 10
     assert dict(probes(weights))["livenessProbe"]["grpc"] == {"port": 5004, "service": "liveness"}

@@ -12,7 +12,7 @@ from tests.rendered import container, needs_kubectl, of_kind, rendered, template
 
 pytestmark = needs_kubectl
 RUN = "fairlead"
-PORTS = (443, 5001, 5002, 5003, 5004, 6379, 8080, 9090, 29500)
+PORTS = (443, 5001, 5002, 5003, 5004, 5005, 6379, 8080, 9090, 29500)
 SPACES = {"callers": {"fairlead-gateway-client": "true"}}
 """Labels of namespaces beside their names."""
 EDGES = {
@@ -24,8 +24,8 @@ EDGES = {
     ("gateway", "policy", 5001),
     ("gateway", "reward", 5002),
     ("trainer", "redis", 6379),
-    ("policy", "weights", 5004),
-    ("policy", "policy", 5001),
+    *(("policy", "weights", port) for port in (5004, 5005)),
+    *(("policy", "policy", port) for port in (5001, 5005)),
     *(("trainer", "trainer", port) for port in PORTS),
     ("keda", "redis", 6379),
     *(
