@@ -1,11 +1,11 @@
-"""The synchronous face of the clients: an event loop of their own in a thread, so that it also works where
-a loop runs already, as in a notebook. Knows no service.
+"""The synchronous face of the clients: an event loop in a thread of its own, so that it also works where
+one runs already, as in a notebook. Knows no service.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from types import TracebackType
@@ -17,16 +17,28 @@ _T = TypeVar("_T")
 _Client = TypeVar("_Client", bound="AsyncClient[Any]")
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """False of gRPC's complaint that an event came too late for a loop that is closed.
-
-    That happens to the last event of a client that is closed beside another one; nobody waits for it.
+class _Loop:
+    """One for all blocking clients of the process, as long as it lives: gRPC wakes every loop that uses it
+    for every event, and complains of events that come when theirs is closed.
     """
-    error = record.exc_info[1] if record.exc_info else None
-    return "PollerCompletionQueue" not in record.getMessage() or str(error) != "Event loop is closed"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
+
+    def get(self) -> asyncio.AbstractEventLoop:
+        """The loop, which runs."""
+        with self._lock:
+            # A process that was forked has the loop, but not the thread in which it ran.
+            if self._loop is None or self._process != os.getpid():
+                self._process = os.getpid()
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="fairlead-clients", daemon=True).start()
+            return self._loop
 
 
-logging.getLogger("asyncio").addFilter(_is_news)
+_LOOP = _Loop()
 
 
 class Blocking(Generic[_Client]):
@@ -37,9 +49,8 @@ class Blocking(Generic[_Client]):
     def __init__(self, addresses: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
         """As the asynchronous client."""
         self._client = self._kind(addresses, **options)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fairlead-client", daemon=True)
-        self._thread.start()
+        self._loop = _LOOP.get()
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -50,17 +61,15 @@ class Blocking(Generic[_Client]):
         self.close()
 
     def close(self) -> None:
-        """Closes the connections and ends the thread. A second call does nothing."""
-        if self._loop.is_closed():
+        """Closes the connections. A second call does nothing."""
+        if self._closed:
             return
         self._run(self._client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._closed = True
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """The coroutine's result; an interrupt of the waiting thread cancels it."""
-        if self._loop.is_closed():
+        if self._closed:
             work.close()
             raise RuntimeError("this client is closed")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -87,5 +96,5 @@ class Blocking(Generic[_Client]):
                 yield item  # type: ignore[misc]
         finally:
             close: Any = getattr(items, "aclose", None)
-            if close is not None and not self._loop.is_closed():
+            if close is not None and not self._closed:
                 self._run(close())

@@ -69,15 +69,36 @@ def served():
 
 def test_the_synchronous_face_answers_and_closes(served):
     address = served(Replica("here"))
-    before = threading.active_count()
     with fairlead.RewardClient(address) as client:
         assert client.score([("a", "b")]).model_version == "here"
         assert client.info().model_version == "here"
-        assert threading.active_count() > before
-    assert threading.active_count() == before
     client.close()
     with pytest.raises(RuntimeError, match="closed"):
         client.score([("a", "b")])
+
+
+def test_clients_share_a_thread_and_none_minds_that_another_is_closed(served):
+    address = served(Replica("here"))
+    with fairlead.RewardClient(address) as first:
+        first.info()
+        threads = threading.active_count()
+        with fairlead.RewardClient(address) as second:
+            second.info()
+            assert threading.active_count() == threads
+        assert first.info().model_version == "here"
+    with fairlead.RewardClient(address) as third:
+        assert third.info().model_version == "here"
+
+
+def test_a_program_that_closes_nothing_ends_in_silence(served):
+    code = (
+        "import sys; from fairlead import RewardClient; "
+        "clients = [RewardClient(sys.argv[1]) for _ in range(3)]; "
+        "print(*(client.info().model_version for client in clients))"
+    )
+    command = [sys.executable, "-c", code, served(Replica("here"))]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "here here here\n", "")
 
 
 async def test_the_synchronous_face_works_inside_a_running_loop(served):
