@@ -127,6 +127,8 @@ def test_a_weights_service_that_is_killed_in_the_middle_of_a_fetch_is_gone_on_wi
     size = (model / "model.safetensors").stat().st_size
     publish(store, model, WeightVersion(1, 0))
     slow = {"weights__max_send_bytes_per_second": size // 4, "weights__chunk_bytes": 1024}
+    # A direct connection tells of whole blocks, and the whole model is none.
+    slow |= {"weights__direct": "false"}
     origin = cluster.weights(**slow)
     origin.wait_for("/readyz")
     process = cluster.policy("only")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -32,6 +33,7 @@ from tests.waiting import until
 FIRST, SECOND = WeightVersion(1, 0), WeightVersion(1, 1)
 ASIDE = "127.0.0.2"
 """Also this machine: who calls here for gRPC looks here for the direct port."""
+linked = pytest.mark.skipif(sys.platform != "linux", reason="only Linux is at all of 127.0.0.0/8")
 
 
 @pytest.fixture
@@ -104,6 +106,7 @@ async def test_the_call_carries_the_offer_and_the_connection_all_bytes(
         await until(lambda: here.count("fairlead_weights_relay_connections") == 0)
 
 
+@linked
 async def test_a_fetch_goes_over_it(store: FilesystemWeightStore, tmp_path: Path) -> None:
     async with origin(store) as here, link(here) as (address, beside):
         beside.bytes_per_second = 64 << 20
@@ -124,6 +127,7 @@ async def test_it_takes_two_who_want_it(
         assert port is None
 
 
+@linked
 async def test_where_it_cannot_be_made_bytes_come_over_grpc_and_it_is_said_once(
     store: FilesystemWeightStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -142,6 +146,7 @@ async def test_where_it_cannot_be_made_bytes_come_over_grpc_and_it_is_said_once(
         )
 
 
+@linked
 @pytest.mark.parametrize("fault", ["cut", "stall"])
 async def test_one_that_breaks_is_followed_by_grpc_where_it_stood(
     store: FilesystemWeightStore, tmp_path: Path, fault: str
@@ -157,6 +162,7 @@ async def test_one_that_breaks_is_followed_by_grpc_where_it_stood(
             assert fetcher.node.fetched[0] <= size(store) + (4 << 20)
 
 
+@linked
 async def test_latency_costs_time_alone(store: FilesystemWeightStore, tmp_path: Path) -> None:
     async with origin(store) as here, link(here) as (address, beside):
         beside.latency_seconds = 0.5
