@@ -19,9 +19,10 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/fairlead quickstart
 
-# A file's tests stay in one of the two processes, since they share what they have set up.
+# A file's tests stay in one of the two processes, since they share what they have set up. One that crashes is
+# told and not started again, for which pytest-xdist would wait forever.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -rs --timeout 1800
