@@ -25,7 +25,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow -rs --timeout 1800
+	$(BIN)/python -m pytest -m slow -rs --timeout 1800 --hypothesis-profile default
 
 # Real processes under seeded faults, minutes a seed; leaves runs/chaos/summary.json. docs/reliability.md.
 SEEDS ?= 3

@@ -7,6 +7,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("steady", derandomize=True)
+"""The same examples every time: `make test` says the same twice. `make test-slow` looks for new ones."""
 
 # Before torch and transformers are imported anywhere, child processes included.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -21,10 +21,11 @@ class StopCutter:
         if self._ended:
             return ""
         self._held += piece
-        found = [place for place in map(self._held.find, self._stops) if place >= 0]
+        # The one that is complete first counts, as in the policy; then the longest.
+        found = [(begin + len(stop), begin) for stop in self._stops if (begin := self._held.find(stop)) >= 0]
         if found or last:
             self._ended = True
-            return self._held[: min(found)] if found else self._held
+            return self._held[: min(found)[1]] if found else self._held
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         end = len(self._held) - keep
         out, self._held = self._held[:end], self._held[end:]
@@ -37,5 +38,5 @@ class StopCutter:
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
-    """A whole answer, up to the first stop text in it."""
+    """A whole answer, up to the stop text in it that is complete first."""
     return StopCutter(stops).add(text, last=True)
