@@ -24,7 +24,7 @@ from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import ConfigError, FairleadError, ProcessFailed
 from fairlead.local.run import run_stage
 
-CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart.toml"
 NUM_DEMONSTRATIONS = 6_400
 NUM_ROUNDS = 2
 """Turns of the loop that are played if nobody asks for more."""

@@ -12,7 +12,7 @@ from fairlead.config import load, parse_overrides
 from fairlead.errors import ConfigError, FairleadError
 from trainer import durable
 
-CONFIG = Path(__file__).parents[2] / "configs" / "rotten_tomatoes.toml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "rotten_tomatoes.toml"
 
 
 def main() -> int:
