@@ -66,11 +66,11 @@ def blocks(page: Path) -> list[Block]:
 
 
 def assert_prints(command: str, printed: str, expected: list[str]) -> None:
-    """`…` stands for anything, alone on a line for any lines; numbers and spaces may be others."""
+    """`…` stands for anything, alone on a line for any lines; numbers, spaces, empty lines may be others."""
     if not expected:
         return
     patterns = []
-    for line in expected:
+    for line in filter(str.strip, expected):
         if line.strip() == "…":
             patterns.append(r"(?:.*\n)*?")
             continue
