@@ -83,11 +83,16 @@ class Credentials:
         return aio.secure_channel(target, self._identity.channel_credentials(), options=[*options, *more])
 
 
+def host_of(address: str) -> str:
+    """The name or the number in `host:port`, `[v6]:port` or `dns:///name:port`."""
+    return address.removeprefix("dns:///").rpartition(":")[0].strip("[]")
+
+
 def is_loopback(address: str) -> bool:
     """Whether what is sent to an address, `host:port` or a gRPC target, stays on this machine."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
-    host = address.removeprefix("dns:///").rpartition(":")[0].strip("[]")
+    host = host_of(address)
     if host == "localhost":
         return True
     try:

@@ -33,7 +33,7 @@ async def run(origin: str, cache: Path, bytes_per_second: int, *, direct_too: bo
     counts = metrics.Weights()
     async with (
         ModelServer("weights", section, ObserveSection(metrics_port=-1)) as server,
-        direct.listening(section.bind, section, encrypted=False) as direct_port,
+        direct.listening(section.bind_address, section, encrypted=False) as direct_port,
     ):
         while line := await asyncio.to_thread(sys.stdin.readline):
             if line.strip() == "start":

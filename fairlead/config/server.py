@@ -25,3 +25,8 @@ class ServerSection(Section):
     """After SIGTERM: how long running calls may take to finish."""
     max_connection_age_seconds: float = Field(default=300.0, ge=1, le=86_400)
     """Connections are closed gracefully at this age, so that clients find new replicas."""
+
+    @property
+    def bind_address(self) -> str:
+        """`host:port` that a replica listens on."""
+        return self.bind or self.addresses[0]

@@ -134,7 +134,7 @@ async def _supply(config: RunConfig) -> AsyncIterator[_Supply]:
     if section.transport == "filesystem":
         yield _Supply(FilesystemWeightSource(FilesystemWeightStore(config.weights_path)))
         return
-    bind = config.policy.bind or config.policy.addresses[0]
+    bind = config.policy.bind_address
     name = f"policy-{bind.rpartition(':')[2]}"
     root = Path(section.cache) if section.cache else config.folder.weight_caches / name
     counts = metrics.Weights()

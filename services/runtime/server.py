@@ -105,7 +105,7 @@ class ModelServer:
         Raises:
             ConfigError: if a port is taken or the address cannot be listened on.
         """
-        _check_free(self._bind_address, f"{self._name}.bind")
+        _check_free(self._section.bind_address, f"{self._name}.bind")
         self.metrics_port, self._stop_metrics = metrics_page.serve(
             self._observe, tls=self._tls, ready=lambda: self.ready, registry=self._registry
         )
@@ -121,10 +121,6 @@ class ModelServer:
         if self._stop_metrics is not None:
             await asyncio.to_thread(self._stop_metrics)
         await self._access.close()
-
-    @property
-    def _bind_address(self) -> str:
-        return self._section.bind or self._section.addresses[0]
 
     @property
     def ready(self) -> bool:
@@ -198,7 +194,7 @@ class ModelServer:
         self._health.add_to(self._server)
         names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self._server)
-        address = self._bind_address
+        address = self._section.bind_address
         try:
             port = self._listen(self._server, address)
         except RuntimeError as error:

@@ -19,10 +19,9 @@ from services.weights.servicer import WeightServicer
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
     section = config.weights
-    bind = section.bind or section.addresses[0]
     async with (
         ModelServer("weights", section, config.observe, keys=config.keys, tls=config.tls) as server,
-        direct.listening(bind, section, encrypted=config.tls.on) as direct_port,
+        direct.listening(section.bind_address, section, encrypted=config.tls.on) as direct_port,
     ):
         store = FilesystemWeightStore(config.weights_path)
         registry = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)

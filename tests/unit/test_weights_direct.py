@@ -26,7 +26,7 @@ from fairlead.v1 import weight_service_pb2 as pb
 from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
 from tests.chaos.proxy import Proxy
 from tests.unit.test_weights_grpc import same
-from tests.unit.test_weights_relay import asked, fetch_request
+from tests.unit.test_weights_relay import asked, boasts, fetch_request, size
 from tests.unit.weights_wire import Node, listening, origin, publish_random, replica
 from tests.waiting import until
 
@@ -46,10 +46,6 @@ def store(tmp_path: Path) -> FilesystemWeightStore:
 @pytest.fixture
 def shard(store: FilesystemWeightStore) -> bytes:
     return (store.root / "1-0" / "model-0.safetensors").read_bytes()
-
-
-def size(store: FilesystemWeightStore) -> int:
-    return sum(shard.size_bytes for shard in store.latest().shards)
 
 
 @asynccontextmanager
@@ -281,12 +277,6 @@ async def test_a_peer_that_lies_over_it_is_found_out(
         assert fetcher.node.fetched[0] == size(store)
         lies = fetcher.node.count("fairlead_weights_verification_failures_total", source="peer")
         assert lies == (0 if content == "nothing" else 1)
-
-
-async def boasts(liar: Node, here: Node) -> None:
-    """The origin takes the liar for one that holds the weights."""
-    told = pb.WeightReplica(replica_id="x", relay_address=liar.address, versions=[codec.version_to_pb(FIRST)])
-    await asked(here, "GetLatestManifest", pb.GetLatestManifestRequest(replica=told))
 
 
 async def test_a_fetch_that_is_given_up_leaves_no_thread_at_its_files(

@@ -56,6 +56,12 @@ async def asked(node: Node, method: str, request):
         await replicas.close()
 
 
+async def boasts(liar: Node, here: Node) -> None:
+    """The origin takes the liar for one that holds the weights."""
+    told = pb.WeightReplica(replica_id="x", relay_address=liar.address, versions=[codec.version_to_pb(FIRST)])
+    await asked(here, "GetLatestManifest", pb.GetLatestManifestRequest(replica=told))
+
+
 def fetch_request(**fields) -> pb.FetchShardRequest:
     values = {"version": codec.version_to_pb(FIRST), "shard": "model-0.safetensors", "limit_bytes": 10}
     return pb.FetchShardRequest(**(values | fields))
@@ -158,10 +164,7 @@ async def test_a_peer_that_hangs_is_left(store: FilesystemWeightStore, tmp_path:
         listening(Hangs(), CollectorRegistry()) as hanging,
         replica(here.address, tmp_path / "cache") as fetcher,
     ):
-        told = pb.WeightReplica(
-            replica_id="x", relay_address=hanging.address, versions=[codec.version_to_pb(FIRST)]
-        )
-        await asked(here, "GetLatestManifest", pb.GetLatestManifestRequest(replica=told))
+        await boasts(hanging, here)
         assert same(await fetcher.fetch(), store.root / "1-0")
         assert fetcher.node.fetched == (size(store) - (4 << 20), 5 << 20)
 

@@ -19,13 +19,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from fairlead.config.weights import WeightsSection
+from fairlead.credentials import host_of
 from fairlead.errors import ConfigError, Unavailable
 from fairlead.relay import DirectOffer
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 _TICKET_BYTES = 32
 _SHOW_SECONDS = 5.0
@@ -50,7 +52,7 @@ class DirectPort:
         """
         self.port = section.direct_port
         """Where it listens, once it does."""
-        self._host = bind.rpartition(":")[0].strip("[]")
+        self._host = host_of(bind)
         self._patience_seconds = section.stall_seconds / 2
         self._threads = ThreadPoolExecutor(2 * section.relay_fan_out, "direct")
         self._server: asyncio.Server | None = None
@@ -225,8 +227,8 @@ async def _connect(offer: DirectOffer) -> socket.socket:
 
 
 async def in_thread(
-    connection: socket.socket, function: Callable[[], int], threads: Executor | None = None
-) -> int:
+    connection: socket.socket, function: Callable[[], _T], threads: Executor | None = None
+) -> _T:
     """What a function returns that blocks on a connection.
 
     Who is cancelled meanwhile breaks the connection and then waits for the thread: descriptors that it uses

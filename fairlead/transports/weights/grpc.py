@@ -19,7 +19,7 @@ from grpc import aio
 from fairlead import codec, metrics
 from fairlead.channel import Replicas
 from fairlead.config.weights import WeightsSection
-from fairlead.credentials import Credentials
+from fairlead.credentials import Credentials, host_of
 from fairlead.errors import FairleadError, NotFound
 from fairlead.relay import ORIGIN, DirectOffer, FailedSource, WeightReplica
 from fairlead.retry import RetryPolicy
@@ -206,5 +206,5 @@ class GrpcWeightStore:
 
 def _host(addresses: Sequence[str]) -> str:
     """The one host that these name, at which another port can be found; empty if there are several."""
-    hosts = {address.rpartition("/")[2].rpartition(":")[0].strip("[]") for address in addresses}
+    hosts = set(map(host_of, addresses))
     return hosts.pop() if len(hosts) == 1 else ""

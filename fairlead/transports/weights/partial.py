@@ -130,7 +130,7 @@ class PartialShard:
 
     def _receive(
         self, connection: socket.socket, count: Callable[[int], None], loop: asyncio.AbstractEventLoop
-    ) -> int:
+    ) -> None:
         buffer, first = memoryview(bytearray(_DIRECT_BLOCK_BYTES)), self._position
         while self._position < self.shard.size_bytes:
             begin = self._position
@@ -146,20 +146,18 @@ class PartialShard:
                 loop.call_soon_threadsafe(self.progress.advance, self._position)
         if self._position == first:
             raise Unavailable("the direct connection brought nothing")
-        return self._position - first
 
     def _append(self, blocks: list[memoryview], offset: int, ends_piece: bool) -> int:
         """Writes and hashes, and at the end of a piece verifies. Returns the offset behind the blocks."""
-        if offset % self._piece_bytes == 0:
-            with disk.faults_named(self._path.parent, self._path.name):
+        with disk.faults_named(self._path.parent, self._path.name):
+            if offset % self._piece_bytes == 0:
                 disk.reserve(self._file, offset, min(self._piece_bytes, self.shard.size_bytes - offset))
-        for block in blocks:
-            self._hash.update(block)
-            with disk.faults_named(self._path.parent, self._path.name):
+            for block in blocks:
+                self._hash.update(block)
                 done = 0
                 while done < len(block):
                     done += os.pwrite(self._file, block[done:], offset + done)
-            offset += len(block)
+                offset += len(block)
         if not ends_piece:
             return offset
         found, self._hash = self._hash.hexdigest(), self._new_digest()
