@@ -1,6 +1,6 @@
 """Packing of scoring requests, against one sequence at a time and against batches in order of arrival.
 
-Decides the constants of services/runtime/packing.py: from which length on only sequences of like length
+Decides the constants of services/batching/packing.py: from which length on only sequences of like length
 share a batch, and how far ahead sorting looks.
 """
 
@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from benchmarks.result import Result, Settings, interleaved
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.reward_model import RewardModel
-from services.runtime import packing
+from services.batching import packing
 
 BUDGET = 8_192
 

@@ -19,12 +19,12 @@ from fairlead.config import RunConfig, load
 from fairlead.data.records import load_prompts
 from fairlead.nn.loading import eos_token_ids, load_tokenizer, set_threads
 from fairlead.types import Completion, Outcome, PromptTask, Rollout, TokenPair, WeightVersion
+from services.batching.packing import pack
 from services.policy.decoder import Decoder
 from services.policy.sample import Sample
 from services.policy.sampler import stream_key
 from services.reference.scorer import Lookup, ReferenceScorer
 from services.reward.scorer import RewardScorer
-from services.runtime.packing import pack
 from trainer.ppo import batch, learner
 from trainer.ppo.dispatch import PromptOrder
 

@@ -27,7 +27,7 @@ from benchmarks import lengths, tiny_models
 from benchmarks.result import Result, Settings
 from benchmarks.serving import clients, servers, workload
 from benchmarks.serving.workload import Request
-from fairlead.status import RETRY_PUSHBACK
+from fairlead.rpc.status import RETRY_PUSHBACK
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 

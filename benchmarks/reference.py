@@ -21,8 +21,8 @@ from benchmarks import lengths, tiny_models
 from benchmarks.result import Result, Settings, interleaved, rates
 from fairlead.config.reference import ReferenceSection
 from fairlead.types import TokenPair
+from services.batching.packing import pack
 from services.reference.scorer import Lookup, ReferenceScorer
-from services.runtime.packing import pack
 
 LONGEST = 1_024
 AT_LEAST = 0.85

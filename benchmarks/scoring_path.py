@@ -22,8 +22,8 @@ from benchmarks.result import Result, Settings, interleaved, rates
 from fairlead import metrics
 from fairlead.config.reward import RewardSection
 from fairlead.types import TokenPair
+from services.batching.batcher import MicroBatcher
 from services.reward.scorer import RewardScorer
-from services.runtime.batching import MicroBatcher
 
 BATCH = 16
 LONGEST = 1_024

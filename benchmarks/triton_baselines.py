@@ -27,7 +27,7 @@ from benchmarks import lengths, tiny_models
 from benchmarks.result import Result, Settings, Spent, rates
 from benchmarks.triton_server import NoTriton, TritonServer
 from fairlead.errors import FairleadError
-from services.reward import triton_export
+from services.reward.triton import export as triton_export
 
 Rows = Sequence[Sequence[int]]
 """Ids of the sequences of one request."""

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
         ReferenceClient,
         RewardClient,
     )
+    from fairlead.clients.ranking import Ranked, Ranking
     from fairlead.errors import FairleadError, InvalidInput
-    from fairlead.identity import Tls
-    from fairlead.ranking import Ranked, Ranking
-    from fairlead.retry import RetryPolicy
+    from fairlead.rpc.retry import RetryPolicy
+    from fairlead.rpc.tls import Tls
     from fairlead.types import (
         Completion,
         Message,
@@ -61,9 +61,9 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(["FairleadError", "InvalidInput"], "fairlead.errors"),
-    **dict.fromkeys(["Tls"], "fairlead.identity"),
-    **dict.fromkeys(["Ranked", "Ranking"], "fairlead.ranking"),
-    **dict.fromkeys(["RetryPolicy"], "fairlead.retry"),
+    **dict.fromkeys(["Tls"], "fairlead.rpc.tls"),
+    **dict.fromkeys(["Ranked", "Ranking"], "fairlead.clients.ranking"),
+    **dict.fromkeys(["RetryPolicy"], "fairlead.rpc.retry"),
     **dict.fromkeys(
         [
             "Completion",

@@ -39,9 +39,9 @@ from fairlead.types import (
 from trainer.checkpoint import CheckpointStore
 from trainer.ppo.collect import Collector
 from trainer.ppo.events import Books
+from trainer.ppo.incarnation import Tenure
 from trainer.ppo.patience import Patience
 from trainer.ppo.progress import Progress
-from trainer.ppo.tenure import Tenure
 
 RUN = "bare"
 BATCH = 8

@@ -30,8 +30,8 @@ from services.policy.prompts import encode
 from services.policy.servicer import SERVICE_NAME, PolicyServicer
 from services.runtime.access import Access
 from services.runtime.server import ModelServer
-from tests.unit.policy_world import model_without_end, running
-from tests.unit.reward_world import reward_service
+from tests.unit.services.policy.policy_world import model_without_end, running
+from tests.unit.services.reward.reward_world import reward_service
 
 
 @dataclass

@@ -15,7 +15,7 @@ from grpc import aio
 
 from fairlead import metrics
 from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient, AsyncRewardClient
-from fairlead.retry import RetryPolicy
+from fairlead.rpc.retry import RetryPolicy
 from fairlead.v1 import (
     policy_service_pb2,
     policy_service_pb2_grpc,

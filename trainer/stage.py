@@ -17,9 +17,10 @@ from types import FrameType
 
 from transformers.utils import logging as transformers_logging
 
-from fairlead import log, metrics, metrics_page, watchdog
+from fairlead import log, metrics, watchdog
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import EXIT_CODE, FairleadError, StoppedByGuard, exit_code
+from fairlead.metrics import page as metrics_page
 from trainer import durable, memory
 
 logger = logging.getLogger(__name__)

@@ -56,7 +56,7 @@ def export_triton(
 ) -> None:
     """Becomes the export's process."""
     need("torch")
-    command = [sys.executable, "-m", "services.reward.triton_export", model, str(target), "--name", name]
+    command = [sys.executable, "-m", "services.reward.triton.export", model, str(target), "--name", name]
     command += ["--dtype", dtype.value, "--packing", packing.value, "--max-batch-size", str(max_batch_size)]
     command += ["--link"] * link + ["--force"] * force
     os.execv(command[0], command)

@@ -13,7 +13,7 @@ import typer
 from fairlead.cli.output import Json, fail, say, with_examples
 
 if TYPE_CHECKING:
-    from fairlead.api_keys import ApiKey, KeyFile
+    from fairlead.rpc.api_keys import ApiKey, KeyFile
 
 _CREATE = with_examples(
     "Make a key and print it, once.\n\n"
@@ -92,7 +92,7 @@ def create(  # noqa: PLR0913, PLR0917 - a flag each
     """Draws a key, keeps its hash, prints it."""
     from pydantic import ValidationError
 
-    from fairlead import api_keys
+    from fairlead.rpc import api_keys
 
     name = key_id or api_keys.new_id()
     key = api_keys.draw(name)
@@ -141,7 +141,7 @@ def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")], file: _File = _DEFAULT
 ) -> None:
     """Marks a key as revoked."""
-    from fairlead import api_keys
+    from fairlead.rpc import api_keys
 
     with api_keys.editing(file.parent):
         found = _read(file)
@@ -154,7 +154,7 @@ def revoke(
 
 
 def _read(file: Path) -> KeyFile:
-    from fairlead import api_keys
+    from fairlead.rpc import api_keys
 
     return api_keys.read(file)
 

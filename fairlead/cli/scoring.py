@@ -163,7 +163,7 @@ async def scored(
 async def _told(
     client: AsyncRewardClient, batch: list[Scorable], outcome: Scores | FairleadError, how: How
 ) -> Scored:
-    from fairlead.ranking import calibrated
+    from fairlead.clients.ranking import calibrated
 
     if isinstance(outcome, Scores):
         found = calibrated(outcome) if how.calibrated else outcome

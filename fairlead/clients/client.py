@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypedDict, TypeVar, U
 
 from grpc import aio
 
-from fairlead.channel import Replicas
-from fairlead.credentials import Credentials
-from fairlead.identity import TlsFiles
-from fairlead.retry import RetryPolicy
+from fairlead.rpc.channel import Replicas
+from fairlead.rpc.credentials import Credentials
+from fairlead.rpc.retry import RetryPolicy
+from fairlead.rpc.tls import TlsFiles
 
 if TYPE_CHECKING:
     from fairlead.config import RunConfig

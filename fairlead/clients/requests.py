@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fairlead.credentials import Metadata
 from fairlead.errors import InvalidInput
-from fairlead.status import MAX_REQUEST_TOKENS
+from fairlead.rpc.credentials import Metadata
+from fairlead.rpc.status import MAX_REQUEST_TOKENS
 
 
 @contextmanager

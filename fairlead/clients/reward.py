@@ -9,12 +9,14 @@ from typing import Unpack, cast
 
 from grpc import aio
 
-from fairlead import codec, ranking
+from fairlead import codec
+from fairlead.clients import ranking
 from fairlead.clients.blocking import Blocking
 from fairlead.clients.client import AsyncClient
 from fairlead.clients.ordered import in_order
 from fairlead.clients.policy import AsyncPolicyClient, PolicyClient
 from fairlead.clients.progress import progress
+from fairlead.clients.ranking import Ranked, Ranking
 from fairlead.clients.requests import building, limits
 from fairlead.clients.reward_options import (
     BestOfNOptions,
@@ -29,7 +31,6 @@ from fairlead.clients.reward_options import (
 )
 from fairlead.clients.score_stream import ScoreStream
 from fairlead.errors import CorruptData, FairleadError, InvalidInput
-from fairlead.ranking import Ranked, Ranking
 from fairlead.types import (
     Priority,
     RewardInfo,

@@ -16,7 +16,7 @@ from grpc import aio
 from fairlead import codec
 from fairlead.clients.inputs import each
 from fairlead.errors import CorruptData, FairleadError, InvalidInput
-from fairlead.status import error_from_code
+from fairlead.rpc.status import error_from_code
 from fairlead.types import Scores
 from fairlead.v1 import reward_service_pb2 as pb
 

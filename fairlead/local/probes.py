@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from fairlead.identity import Identity, TlsFiles
+from fairlead.rpc.tls import Identity, TlsFiles
 
 Probe = Callable[[], Awaitable[bool]]
 """Asked again and again until it says yes."""
@@ -31,7 +31,7 @@ class GrpcHealth:
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-        from fairlead.credentials import Credentials
+        from fairlead.rpc.credentials import Credentials
 
         try:
             credentials = Credentials([self.address], api_key="", tls=self.tls)

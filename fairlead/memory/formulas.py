@@ -1,4 +1,4 @@
-"""Bytes of models at work, by formula; tests/unit/test_memory.py holds each of them against real tensors.
+"""Bytes of models at work, by formula; each is tested against real tensors.
 
 Weights, gradients and optimizer are counted. Activations are an estimate, per token and block of 12 widths,
 4 feed-forward widths (gate, up, their activation and product; 2 to 4.5 without a gate) and a row of the

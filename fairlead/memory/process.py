@@ -14,7 +14,7 @@ from fairlead.memory.model import ModelSize
 
 RUNTIME_BYTES = {"light": 64 << 20, "torch": 420 << 20, "cuda": 500 << 20}
 """What a process takes before it holds anything: Python alone; with torch and transformers, in main memory;
-the context of a GPU. All but the last are measured by tests/unit/test_memory.py."""
+the context of a GPU. All but the last are measured by tests/unit/fairlead/memory/test_memory.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,10 @@ import contextlib
 import logging
 import sys
 
-from fairlead import metrics, metrics_page
+from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.errors import ConfigError
+from fairlead.metrics import page as metrics_page
 from services.gateway.app import make_app
 from services.gateway.backend import Backend
 from services.gateway.exchange_log import ExchangeLog

@@ -11,9 +11,9 @@ from starlette.types import ASGIApp
 from fairlead import __version__, metrics
 from fairlead.config.gateway import GatewaySection
 from fairlead.config.observe import AccessLog
-from services.gateway import (
-    failures,
-    health,
+from services.gateway import failures, health
+from services.gateway.backend import Backend
+from services.gateway.dialects import (
     open_inference,
     openai_chat,
     openai_models,
@@ -21,7 +21,6 @@ from services.gateway import (
     rewards,
     vllm,
 )
-from services.gateway.backend import Backend
 from services.gateway.edge import Edge
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.scopes import DOCS_FILES

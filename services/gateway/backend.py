@@ -17,7 +17,7 @@ from fairlead.clients import AsyncPolicyClient, AsyncRewardClient, options_of
 from fairlead.config import RunConfig
 from fairlead.config.compute import ModelServiceSection
 from fairlead.errors import FairleadError, InternalError, InvalidInput, NotOffered, Unavailable
-from fairlead.retry import RetryPolicy
+from fairlead.rpc.retry import RetryPolicy
 from fairlead.types import (
     Generated,
     GeneratedPiece,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from fairlead.errors import DeadlineExceeded, InvalidInput
-from fairlead.status import REQUEST_ID
+from fairlead.rpc.status import REQUEST_ID
 from services.runtime.access import checked_request_id
 
 TIMEOUT_HEADER = "x-request-timeout"

@@ -17,7 +17,7 @@ from fairlead import metrics
 from fairlead.config.gateway import GatewaySection
 from fairlead.config.observe import AccessLog
 from fairlead.errors import DeadlineExceeded, Overloaded, PermissionDenied, Unauthenticated
-from fairlead.status import REQUEST_ID
+from fairlead.rpc.status import REQUEST_ID
 from services.gateway import failures
 from services.gateway.body import inflated
 from services.gateway.call import Call

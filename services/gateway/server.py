@@ -15,9 +15,9 @@ from starlette.types import ASGIApp
 
 from fairlead.config.gateway import GatewaySection
 from fairlead.config.tls import TlsSection
-from fairlead.credentials import is_loopback
 from fairlead.errors import ConfigError
-from fairlead.identity import Identity
+from fairlead.rpc.credentials import is_loopback
+from fairlead.rpc.tls import Identity
 from services.runtime.signals import on_stop
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from grpc import aio
 
 from fairlead import metrics
 from fairlead.config import RunConfig
-from fairlead.credentials import Credentials
+from fairlead.rpc.credentials import Credentials
 from fairlead.transports.weights import direct
 from fairlead.transports.weights.base import Adapter, WeightSource
 from fairlead.transports.weights.cache import WeightCache

@@ -21,7 +21,7 @@ from services.policy.checks import check_request
 from services.policy.engine import Engine
 from services.policy.prompts import checked_chat
 from services.runtime.access import caller
-from services.runtime.interceptors import deadline
+from services.runtime.edge import deadline
 from services.runtime.limits import check_text
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from fairlead import metrics
 from fairlead.config import RunConfig
+from services.batching.batcher import MicroBatcher
 from services.runtime import allocator, process
-from services.runtime.batching import MicroBatcher
 from services.runtime.server import ModelServer
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from fairlead import codec
 from fairlead.types import TokenPair
 from fairlead.v1 import reference_service_pb2 as pb
 from fairlead.v1 import reference_service_pb2_grpc as pb_grpc
+from services.batching.batcher import MicroBatcher
 from services.reference.scorer import Lookup, ReferenceScorer
 from services.runtime.access import caller
-from services.runtime.batching import MicroBatcher
-from services.runtime.gate import Gate
-from services.runtime.interceptors import deadline
+from services.runtime.edge import deadline
+from services.runtime.exclusive import Gate
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ReferenceService"].full_name
 """For health and reflection."""

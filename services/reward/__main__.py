@@ -90,7 +90,7 @@ async def _front(config: RunConfig, server: ModelServer) -> None:
     ):
         if is_set:
             raise ConfigError("reward.engine", got="triton", allowed=f"local, as {why}")
-    from services.reward import triton_scorer
+    from services.reward.triton import scoring as triton_scorer
 
     path = section.path or str(config.folder.reward_model)
     reader, served = await server.unless_stopped(triton_scorer.connect(path, section))

@@ -11,7 +11,7 @@ from fairlead.config.reward import RewardSection
 from services.reward import admin_servicer
 from services.reward.scoring import Scoring
 from services.reward.servicer import SERVICE_NAME, RewardServicer
-from services.runtime.bulk import Bounds
+from services.runtime.streams import Bounds
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from fairlead import metrics
 from fairlead.config.reward import RewardSection
 from fairlead.errors import InternalError, InvalidInput, ModelLoadError
 from fairlead.types import RewardInfo, ScoreItem, Scores, TextPair, TokenPair
+from services.batching.batcher import MicroBatcher
 from services.reward.scoring import LocalScoring, ScoreOptions
 from services.runtime import allocator
-from services.runtime.batching import MicroBatcher
 
 if TYPE_CHECKING:
     from services.reward.scorer import RewardScorer

@@ -19,14 +19,14 @@ from fairlead import __version__
 from fairlead.config.reward import RewardSection
 from fairlead.errors import InvalidInput, NotFound, NotOffered
 from fairlead.types import Priority, RewardInfo
-from services.reward import open_inference_model as model
+from services.open_inference import messages as model
+from services.open_inference.statistics import InferenceStatistics
 from services.reward import tensors
-from services.reward.inference_statistics import InferenceStatistics
 from services.reward.scoring import Scoring
 from services.runtime.access import caller
-from services.runtime.bulk import Bounds, answers
-from services.runtime.interceptors import deadline
-from services.runtime.told import told
+from services.runtime.edge import deadline
+from services.runtime.error_reply import told
+from services.runtime.streams import Bounds, answers
 from services.runtime.version_numbers import number_of
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name

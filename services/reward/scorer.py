@@ -18,11 +18,11 @@ from fairlead.nn.ensemble import load_ensemble, member_paths
 from fairlead.nn.linear import pack_linears
 from fairlead.nn.reward_model import RewardModel
 from fairlead.types import ModelInfo, RewardInfo, ScoreItem, TextPair, WholeText
-from services.reward import forward
+from services.batching.packing import Packing
+from services.reward.compute import forward
 from services.reward.encoded import Encoded
 from services.reward.text_reader import TextReader
 from services.runtime import limits
-from services.runtime.packing import Packing
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Protocol, Required, TypedDict
 
 from fairlead.errors import NotFound
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TokenPair
+from services.batching.batcher import MicroBatcher
+from services.batching.queue import Answer
 from services.runtime.access import caller
-from services.runtime.batching import MicroBatcher
-from services.runtime.bulk import patiently
-from services.runtime.waiting import Answer
+from services.runtime.streams import patiently
 
 if TYPE_CHECKING:
     from services.reward.scorer import RewardScorer

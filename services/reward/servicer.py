@@ -13,9 +13,9 @@ from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.reward.scoring import Scoring
 from services.runtime.access import caller
-from services.runtime.bulk import Bounds, answers
-from services.runtime.interceptors import deadline
-from services.runtime.told import told
+from services.runtime.edge import deadline
+from services.runtime.error_reply import told
+from services.runtime.streams import Bounds, answers
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
 """For health and reflection."""

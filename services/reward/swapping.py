@@ -22,7 +22,7 @@ from fairlead.errors import InvalidInput, NotFound, Unavailable
 from fairlead.types import RewardInfo, ScoreItem, Scores, ServedReward
 from services.reward.loaded import Load, LoadedModel
 from services.reward.scoring import ScoreOptions
-from services.runtime.gate import Gate
+from services.runtime.exclusive import Gate
 from services.runtime.server import Stopped
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 
-from fairlead import metrics, metrics_page
+from fairlead import metrics
 from fairlead.clients import (
     AsyncPolicyClient,
     AsyncReferenceClient,
@@ -22,7 +22,8 @@ from fairlead.clients import (
 from fairlead.config import RunConfig
 from fairlead.config.compute import ModelServiceSection
 from fairlead.errors import FairleadError
-from fairlead.retry import RetryPolicy
+from fairlead.metrics import page as metrics_page
+from fairlead.rpc.retry import RetryPolicy
 from fairlead.transports.rollouts.redis import RedisWorkerQueue
 from fairlead.types import DeadLetter
 from services.rollout_worker.peers import Clients, Peers, both, wait_for

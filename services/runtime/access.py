@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fairlead import metrics
-from fairlead.api_keys import ApiKey, Scope
 from fairlead.config.keys import KeysSection
 from fairlead.errors import InvalidInput, Overloaded, PermissionDenied
-from fairlead.status import MAX_REQUEST_TOKENS
+from fairlead.rpc.api_keys import ApiKey, Scope
+from fairlead.rpc.status import MAX_REQUEST_TOKENS
 from fairlead.types import Priority
 from services.runtime.allowance import Allowance
-from services.runtime.bulk import patiently
 from services.runtime.keys import KeyRing
+from services.runtime.streams import patiently
 
 Need = Scope | Literal["any"] | None
 """What a caller must show: a key with this scope, any key, or nothing."""

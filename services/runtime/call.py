@@ -16,10 +16,10 @@ from grpc import aio
 
 from fairlead import metrics
 from fairlead.config.observe import AccessLog
-from fairlead.status import MAX_REQUEST_TOKENS, REQUEST_ID, RETRY_PUSHBACK
+from fairlead.rpc.status import MAX_REQUEST_TOKENS, REQUEST_ID, RETRY_PUSHBACK
 from services.runtime.access import Access, Caller, checked_limit, checked_request_id
+from services.runtime.error_reply import told
 from services.runtime.scopes import scope_of
-from services.runtime.told import told
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,12 @@ import os
 import time
 from pathlib import Path
 
-from fairlead import api_keys, metrics
-from fairlead.api_keys import ApiKey as Key
-from fairlead.api_keys import KeyFile
+from fairlead import metrics
 from fairlead.config.keys import KeysSection
 from fairlead.errors import ConfigError, InvalidInput, Unauthenticated
+from fairlead.rpc import api_keys
+from fairlead.rpc.api_keys import ApiKey as Key
+from fairlead.rpc.api_keys import KeyFile
 
 logger = logging.getLogger(__name__)
 

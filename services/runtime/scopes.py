@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fairlead.api_keys import Scope
+from fairlead.rpc.api_keys import Scope
 
 _METHODS: dict[str, tuple[Scope | None, tuple[str, ...]]] = {
     "fairlead.v1.RewardService": ("score", ("Score", "ScoreStream", "GetRewardInfo")),

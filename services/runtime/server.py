@@ -20,17 +20,18 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from fairlead import metrics, metrics_page
+from fairlead import metrics
 from fairlead.config.keys import KeysSection
 from fairlead.config.observe import ObserveSection
 from fairlead.config.server import ServerSection
 from fairlead.config.tls import TlsSection
-from fairlead.credentials import is_loopback
 from fairlead.errors import ConfigError
-from fairlead.identity import Identity
+from fairlead.metrics import page as metrics_page
+from fairlead.rpc.credentials import is_loopback
+from fairlead.rpc.tls import Identity
 from services.runtime.access import Access
+from services.runtime.edge import Edge
 from services.runtime.health import Health
-from services.runtime.interceptors import Edge
 from services.runtime.signals import on_stop
 
 logger = logging.getLogger(__name__)

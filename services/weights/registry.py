@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fairlead.errors import InvalidInput, Overloaded
-from fairlead.relay import ORIGIN, FailedSource, SourceFailure, WeightReplica
 from fairlead.types import WeightVersion
+from fairlead.types.relay import ORIGIN, FailedSource, SourceFailure, WeightReplica
 
 logger = logging.getLogger(__name__)
 

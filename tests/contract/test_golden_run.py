@@ -20,7 +20,7 @@ from fairlead.local import valkey
 from fairlead.transports.rollouts.redis import RedisTrainerQueue
 from fairlead.transports.rollouts.redis_observer import look
 from tests.golden.world import BATCH, NAME, UPDATES, RedisBroker, configured, restore
-from tests.unit.ppo_world import World
+from tests.unit.trainer.ppo.ppo_world import World
 from trainer.ppo.train import PpoTrainer
 
 GOLDEN = Path(__file__).parents[1] / "golden"

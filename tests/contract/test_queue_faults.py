@@ -25,7 +25,7 @@ from fairlead.local.valkey import ValkeyServer
 from fairlead.transports.rollouts.keys import Keys
 from tests.bare_run import BATCH, RUN, BareRun, Workers
 from tests.contract.queue_damage import damage
-from trainer.ppo.tenure import Tenure
+from trainer.ppo.incarnation import Tenure
 
 
 class Killed(BaseException):

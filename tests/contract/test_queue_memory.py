@@ -24,7 +24,7 @@ from fairlead.types import (
     VersionSpan,
     WeightVersion,
 )
-from trainer.ppo import room
+from trainer.ppo import queue_capacity as room
 
 BATCH, TOKENS, PROMPT_BYTES = 16, 64, 400
 

@@ -21,7 +21,7 @@ from fairlead.transports.rollouts.redis import RedisTrainerQueue
 from fairlead.types import DeadLetter, Rollout
 from tests.golden.world import BATCH, LazyWorker, RedisBroker, configured, dump
 from tests.tiny import tiny_causal_lm
-from tests.unit.ppo_world import World
+from tests.unit.trainer.ppo.ppo_world import World
 from trainer.ppo.train import PpoTrainer
 
 SMALL = {

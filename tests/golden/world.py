@@ -49,7 +49,7 @@ def configured(runs: Path, model: Path, url: str) -> RunConfig:
 
 
 class RedisBroker:
-    """What `tests.unit.ppo_world.World` asks of a broker, on Redis."""
+    """What `tests.unit.trainer.ppo.ppo_world.World` asks of a broker, on Redis."""
 
     def __init__(self, section: QueueSection) -> None:
         self._section = section

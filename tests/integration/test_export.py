@@ -16,7 +16,7 @@ from fairlead.config import RunConfig, load
 from fairlead.config.saving import save
 from tests.service_process import Starter
 from tests.tiny import tiny_causal_lm
-from tests.unit.ppo_world import World
+from tests.unit.trainer.ppo.ppo_world import World
 from trainer.ppo.train import PpoTrainer
 
 PROMPTS = ("w1 w2 w3", "w40", "w5 w6 w7 w8 w9 w10", "w11 w12")

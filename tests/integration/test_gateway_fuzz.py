@@ -30,7 +30,7 @@ from schemathesis.specs.openapi.checks import (
 from tests.gateway_world import ask, gateway, policy_server
 from tests.service_process import Starter
 from tests.tiny import tiny_causal_lm, tiny_reward_model
-from tests.unit.reward_world import Threaded, reward_service
+from tests.unit.services.reward.reward_world import Threaded, reward_service
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 ALL = list(HealthCheck)

@@ -13,7 +13,7 @@ import pytest
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from tests.gateway_world import ask
 from tests.service_process import Starter
-from tests.unit.rpc_world import Replica, serving
+from tests.unit.fairlead.rpc.rpc_world import Replica, serving
 from tests.waiting import until
 
 

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 from fairlead.cli.main import app
 from fairlead.clients import AsyncRewardClient
 from fairlead.config.tls import TlsSection
-from fairlead.credentials import Credentials
 from fairlead.errors import Unauthenticated, Unavailable
 from fairlead.local.record import read
-from fairlead.retry import RetryPolicy
+from fairlead.rpc.credentials import Credentials
+from fairlead.rpc.retry import RetryPolicy
 from fairlead.v1 import weight_service_pb2 as pb
 from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
 from tests.integration.ppo_run import check, make, started
-from tests.unit.tls_world import Authority
+from tests.unit.fairlead.rpc.tls_world import Authority
 
 ONCE = RetryPolicy(max_attempts=1)
 

@@ -34,8 +34,8 @@ from fairlead.transports.rollouts.keys import GROUP, Keys
 from tests.gateway_world import ask
 from tests.integration.ppo_run import make
 from tests.rendered import container, data_of, needs_kubectl, probes, templates
-from tests.unit.keys_world import Keys as Keyfile
-from tests.unit.tls_world import Authority
+from tests.unit.fairlead.rpc.tls_world import Authority
+from tests.unit.services.runtime.keys_world import Keys as Keyfile
 
 pytestmark = needs_kubectl
 

@@ -17,7 +17,7 @@ from fairlead.config import load
 from tests.contract.test_documents import ROOT
 from tests.gateway_world import gateway
 from tests.tiny import tiny_reward_model
-from tests.unit.reward_world import reward_service
+from tests.unit.services.reward.reward_world import reward_service
 
 PAGE = (ROOT / "docs" / "security.md").read_text()
 

@@ -24,14 +24,14 @@ from fairlead import RewardClient
 from fairlead.config.reward import RewardSection, TritonSection
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.types import Message, Priority, TextPair, TokenPair
-from services.reward import triton_scorer
 from services.reward.scorer import RewardScorer
-from services.reward.triton_export import Request, export
+from services.reward.triton import scoring as triton_scorer
+from services.reward.triton.export import Request, export
 from tests import architectures
 from tests.service_process import Starter
 from tests.tiny import tiny_reward_model
-from tests.unit.test_reward_ensemble import ensemble as ensemble_folder
-from tests.unit.test_reward_scorer import foreign
+from tests.unit.services.reward.test_ensemble import ensemble as ensemble_folder
+from tests.unit.services.reward.test_scorer import foreign
 
 pytestmark = pytest.mark.slow
 

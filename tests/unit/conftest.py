@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import tiny_reward_model
-from tests.unit import weights_wire
-from tests.unit.keys_world import Keys
+from tests.unit.fairlead.transports.weights import weights_wire
+from tests.unit.services.runtime.keys_world import Keys
 
 
 @pytest.fixture(scope="session")

@@ -21,17 +21,19 @@ from fairlead.transports.weights.base import WeightStore
 from fairlead.types import DeadLetter, WeightVersion
 from trainer import durable, stage
 from trainer.checkpoint import Checkpoint, CheckpointStore
-from trainer.ppo import batch, best, figures, learner, publish, result, room
+from trainer.ppo import batch, best, learner, publish, result
+from trainer.ppo import queue_capacity as room
+from trainer.ppo import update_metrics as figures
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.collect import Collector
 from trainer.ppo.dispatch import PromptOrder
 from trainer.ppo.evaluate import Evaluation
 from trainer.ppo.events import Books
+from trainer.ppo.incarnation import Tenure
 from trainer.ppo.ledger import Journal
+from trainer.ppo.monitor import Watch
 from trainer.ppo.patience import Patience
 from trainer.ppo.progress import Progress
-from trainer.ppo.tenure import Tenure
-from trainer.ppo.watch import Watch
 from trainer.tracking import Tracker, write_waiting
 
 logger = logging.getLogger(__name__)

@@ -22,9 +22,9 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from fairlead.config.weights import WeightsSection
-from fairlead.credentials import host_of
 from fairlead.errors import ConfigError, Unavailable
-from fairlead.relay import DirectOffer
+from fairlead.rpc.credentials import host_of
+from fairlead.types.relay import DirectOffer
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")

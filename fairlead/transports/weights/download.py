@@ -27,10 +27,10 @@ from fairlead.errors import (
     ReadOnlyDisk,
     Unavailable,
 )
-from fairlead.relay import ORIGIN, DirectOffer, FailedSource, SourceFailure
 from fairlead.transports.weights.direct import Routes, connected
 from fairlead.transports.weights.partial import Partial, PartialShard
 from fairlead.types import WeightVersion
+from fairlead.types.relay import ORIGIN, DirectOffer, FailedSource, SourceFailure
 
 logger = logging.getLogger(__name__)
 

@@ -17,18 +17,18 @@ from pathlib import Path
 from grpc import aio
 
 from fairlead import codec, metrics
-from fairlead.channel import Replicas
 from fairlead.config.weights import WeightsSection
-from fairlead.credentials import Credentials, host_of
 from fairlead.errors import FairleadError, NotFound
-from fairlead.relay import ORIGIN, DirectOffer, FailedSource, WeightReplica
-from fairlead.retry import RetryPolicy
+from fairlead.rpc.channel import Replicas
+from fairlead.rpc.credentials import Credentials, host_of
+from fairlead.rpc.retry import RetryPolicy
 from fairlead.transports.weights import manifest as manifests
 from fairlead.transports.weights.base import Manifest
 from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.direct import Routes
 from fairlead.transports.weights.download import Download, Stream
 from fairlead.types import WeightVersion
+from fairlead.types.relay import ORIGIN, DirectOffer, FailedSource, WeightReplica
 from fairlead.v1 import weight_service_pb2 as pb
 from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
 

@@ -1,0 +1,122 @@
+"""The page of a process for Prometheus, probes and people: /metrics, /healthz, /readyz, /waiting.
+
+Plain text, or TLS where that is asked for. Knows no metric.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Callable
+from socket import socket
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+
+from fairlead import watchdog
+from fairlead.config.observe import ObserveSection
+from fairlead.errors import ConfigError
+from fairlead.rpc.tls import Identity, TlsFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 10.0
+    """Seconds after which a caller that says nothing is left; a handshake, too."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Says nothing: probes would fill the log."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], context: ssl.SSLContext | None) -> None:
+        self._context = context
+        super().__init__(address, _QuietHandler)
+
+    def get_request(self) -> tuple[socket, tuple[str, int]]:
+        """A connection; its handshake is the handler's, in a thread of its own."""
+        connection, address = super().get_request()
+        if self._context is not None:
+            connection = self._context.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        return connection, address
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A caller that leaves, or whose handshake fails, is nothing to write about."""
+
+
+def serve(
+    observe: ObserveSection,
+    *,
+    ready: Callable[[], bool],
+    tls: TlsFiles | None = None,
+    registry: CollectorRegistry = REGISTRY,
+) -> tuple[int, Callable[[], None]]:
+    """Serves `/metrics`, `/healthz` (200 while the process lives), `/readyz` (200 or 503) and `/waiting`.
+
+    In a thread. `/waiting` says what the process waits for, as JSON.
+
+    Args:
+        observe: where; port 0 takes any free one, -1 serves nothing.
+        ready: asked at every `/readyz`.
+        tls: the process's certificate, used with `observe.metrics_tls`.
+        registry: what `/metrics` shows.
+
+    Returns:
+        The port, -1 if there is none, and a function that stops serving.
+
+    Raises:
+        ConfigError: if the port is taken, or TLS is asked for without a certificate.
+    """
+    if observe.metrics_port < 0:
+        return -1, lambda: None
+    context = None
+    if observe.metrics_tls:
+        if tls is None or not tls.on:
+            raise ConfigError("observe.metrics_tls", got=True, allowed="true with a certificate in [tls]")
+        context = Identity(tls, serves=True).server_context()
+    host, port = observe.metrics_host, observe.metrics_port
+    try:
+        server = _Server((host, port), context)
+    except OSError as error:
+        raise ConfigError(
+            "observe.metrics_port", got=f"{host}:{port} ({error.strerror})", allowed="a free port"
+        ) from error
+    server.set_app(_app(ready, registry))
+    # How often it looks whether it shall stop; the default would add half a second to every drain.
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="metrics", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+
+    return server.server_port, stop
+
+
+def _app(
+    ready: Callable[[], bool], registry: CollectorRegistry
+) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
+    metrics_app = make_wsgi_app(registry)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path in ("/healthz", "/readyz"):
+            fine = path == "/healthz" or ready()
+            status = "200 OK" if fine else "503 Service Unavailable"
+            start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"ok\n" if fine else b"not ready\n"]
+        if path == "/waiting":
+            start_response("200 OK", [("Content-Type", "application/json")])
+            return [watchdog.PROCESS.to_json().encode()]
+        return metrics_app(environ, start_response)  # type: ignore[no-any-return]
+
+    return app

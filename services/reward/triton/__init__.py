@@ -1,0 +1,1 @@
+"""Reward models on Triton or KServe: scoring through such a server, and exporting models to one."""

@@ -1,0 +1,289 @@
+"""The audit against runs made by hand: sound ones are clean, and what is said of them is right."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from fairlead.audit import audit
+from fairlead.audit.snapshot import Terms
+from fairlead.cli.main import app
+from fairlead.transports.rollouts.base import Sending
+from fairlead.transports.rollouts.redis_observer import QueueContents, QueuedOutcome, QueuedPrompt
+from tests.unit.fairlead.audit.audit_world import BATCH, MadeRun, kinds, sound
+
+
+def test_a_sound_run_is_clean_and_its_figures_are_right(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.lines.append(made.line_of(3) | {"event": "repeated", "entry": "1-1"})
+    made.end(8)
+    report, _ = audit(made.write())
+    assert report.findings == ()
+    assert (report.ended, report.updates, report.checkpoint) == (True, 8, "2-8")
+    assert (report.tasks, report.trained, report.dead, report.open) == (32, 30, 2, 0)
+    assert (report.resent, report.void, report.discarded) == (0, 4, {"repeated": 1})
+    assert report.dead_reasons == {"prompt_too_long": 2}
+    assert report.max_staleness_seen == 0
+    first, second = report.incarnations
+    assert (first.trained, first.dead, first.void, first.discarded) == (15, 1, 4, 1)
+    assert (second.resumed_from, second.trained, second.dead) == (4, 15, 1)
+    assert report.queue is None
+
+
+def test_a_run_at_work_and_one_that_has_just_begun_are_clean(tmp_path: Path) -> None:
+    made = sound(tmp_path / "working")
+    made.event("sent", 2, 8, tasks=[[32, 35]])
+    made.outcome(33, 2, 8)  # half of a batch is written
+    report, _ = audit(made.write())
+    assert report.is_clean
+    assert (report.tasks, report.trained, report.open) == (36, 31, 3)
+    begun = MadeRun(tmp_path / "begun")
+    begun.claim(1, None)
+    assert kinds(begun) == {}
+
+
+def test_a_trainer_that_was_overtaken_before_it_made_anything_may_be_unknown_to_its_heir(
+    tmp_path: Path,
+) -> None:
+    made = MadeRun(tmp_path)
+    made.incarnation(1, resumed_from=0, until=4)
+    made.incarnation(3, resumed_from=4, until=6)
+    made.claim(2, 4)
+    made.outcome(16, 2, 4)  # void: the heir took up at 4
+    assert kinds(made) == {}
+
+
+def test_one_that_a_newer_one_has_shut_out_never_took_up(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.claim(3, None)
+    record = {"resumed_from": None, "shut_out_by": 4}
+    (made.folder.checkpoints / "incarnation-3.resumed-from.json").write_text(json.dumps(record))
+    report, _ = audit(made.write())
+    assert report.findings == ()
+    assert [(one.number, one.resumed_from) for one in report.incarnations] == [(1, 0), (2, 4), (3, None)]
+
+
+def test_an_earlier_result_does_not_end_a_run_that_goes_on(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.end(4, incarnations=1)
+    assert kinds(made) == {}
+
+
+def test_a_run_without_events_is_held_against_its_configuration(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.events.clear()
+    report, _ = audit(made.write(), terms=Terms(BATCH, 0))
+    assert report.is_clean
+    report, _ = audit(made.write(), terms=Terms(BATCH + 1, 0))
+    assert {finding.kind for finding in report.findings} == {"wrong_batch"}
+
+
+def test_a_torn_line_is_named_and_what_it_held_is_lost(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    folder = made.write()
+    lines = folder.ledger.read_bytes().splitlines(keepends=True)
+    number = next(n for n, line in enumerate(lines) if json.loads(line)["task"] == 5)
+    lines[number] = lines[number][:20] + b"\n"
+    folder.ledger.write_bytes(b"".join(lines) + b'{"task": 32, "eve')
+    report, _ = audit(folder)
+    assert report.lost == (5,)
+    damaged = [finding.words for finding in report.findings if finding.kind == "damaged"]
+    assert damaged == [
+        f"ledger.jsonl:{number + 1}: is torn (21 bytes)",
+        f"ledger.jsonl:{len(lines) + 1}: is torn, or was being written (17 bytes)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"task": 1}', "[]", '{"task": "x", "event": "trained"}', '{"event": 1, "incarnation": {}}']
+)
+def test_lines_of_another_form_are_named_not_guessed(line: str, tmp_path: Path) -> None:
+    folder = sound(tmp_path).write()
+    for path in (folder.ledger, folder.events):
+        with path.open("a") as file:
+            file.write(line + "\n")
+    report, _ = audit(folder)
+    damaged = [finding.words for finding in report.findings if finding.kind == "damaged"]
+    assert [words.partition(":")[0] for words in damaged] == ["events.jsonl", "ledger.jsonl"]
+    assert report.is_clean
+
+
+def test_a_damaged_checkpoint_of_a_run_at_work_costs_time_alone(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    (made.folder.checkpoints / "2-8" / "state.json").write_bytes(b"{}")
+    report, _ = audit(made.write())
+    assert (report.is_clean, report.checkpoint) == (True, "2-6")
+    assert [finding.words for finding in report.findings] == [
+        "checkpoints/2-8: is damaged: state.json does not have the checksum of its manifest"
+    ]
+
+
+def test_tensors_may_be_taken_for_granted(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    (made.folder.checkpoints / "2-8" / "policy.safetensors").write_bytes(b"something else")
+    folder = made.write()
+    assert audit(folder)[0].checkpoint == "2-6"
+    assert audit(folder, tensors=False)[0].checkpoint == "2-8"
+
+
+def test_a_run_that_a_guard_ended_gives_up_what_was_under_way(tmp_path: Path) -> None:
+    made = sound(tmp_path, max_staleness=1)
+    made.event("sent", 2, 8, tasks=[[32, 35]])
+    made.claim(3, 6)
+    dead = {"tasks_trained": 22 + 1, "dead_letters": 1}
+    made.end(6, **dead, stopped_by_guard="length at update 8")
+    report, _ = audit(made.write())
+    assert report.findings == ()
+    assert (report.given_up, report.updates, report.trained, report.void) == (True, 6, 23, 12)
+
+
+def test_a_trainer_that_takes_over_while_all_is_read_makes_it_be_read_again(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    folder = made.write()
+    looks = []
+
+    def look() -> QueueContents:
+        """After the checkpoints were read, and before the journal."""
+        looks.append(len(looks))
+        if len(looks) == 1:
+            made.incarnation(3, resumed_from=8, until=10)
+            made.write()
+        return QueueContents(incarnation=3, prompts=(), outcomes=(), failures={})
+
+    report, _ = audit(folder, look=look)
+    assert looks == [0, 1]
+    assert report.findings == ()
+    assert (report.checkpoint, report.trained, len(report.incarnations)) == ("3-10", 38, 3)
+
+
+def test_an_open_task_that_the_queue_lost_is_worth_knowing_and_no_error(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.checkpoint(2, 8)
+    state = made.folder.checkpoints / "2-8" / "state.json"
+    made.event("sent", 2, 8, tasks=[[32, 35]])
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"cursor": 36}))
+    made.sign(2, 8)
+    held = QueuedPrompt("1-1", 33, Sending(2, 1), True, "w", 1, 0.5, False)
+    closed = QueuedPrompt("1-2", 34, Sending(1, 1), False, "w", 1, 0.5, False)
+    back = QueuedPrompt("1-4", 33, Sending(2, 1), True, "returned", 4, 0.5, False)
+    waits = QueuedOutcome("1-3", 35, Sending(2, 1), 100)
+    contents = QueueContents(incarnation=2, prompts=(held, closed), outcomes=(waits,), failures={33: 0})
+    report, history = audit(made.write(), look=lambda: contents)
+    assert report.is_clean
+    [finding] = report.findings
+    assert (finding.kind, finding.tasks) == ("to_be_resent", (32, 34))
+    assert [moment.words for moment in history.life(34)] == [
+        "sent by incarnation 2 after update 8",
+        "now: sending 1.1, closed, delivery 1, held by w",
+        "now: open",
+    ]
+    for prompt, words in (
+        (
+            replace(held, deliveries=4),
+            "delivery 4, held by w, failed 1 times before, left 2 times without a word",
+        ),
+        (back, "given back, waits for a worker, failed 1 times before, left 3 times without a word"),
+    ):
+        contents = QueueContents(incarnation=2, prompts=(prompt,), outcomes=(), failures={33: 1})
+        _, history = audit(made.write(), look=lambda contents=contents: contents)
+        assert [moment.words for moment in history.life(33)][1:] == [
+            f"now: sending 2.1, {words}",
+            "now: open",
+        ]
+    stranger = QueueContents(incarnation=7, prompts=(held, closed), outcomes=(waits,), failures={})
+    report, _ = audit(made.write(), look=lambda: stranger)
+    assert [finding.words for finding in report.findings if finding.is_error] == [
+        "incarnation 7 holds the queue's fence and has no claim in this folder"
+    ]
+
+
+def test_a_life_is_told_in_order(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    made.line_of(17).update(deliveries=4, failures=1)
+    _, history = audit(made.write())
+    assert [moment.words for moment in history.life(17)] == [
+        "finished by a: sending 1.1, delivery 1, weights 1-4",
+        "trained in update 4 of incarnation 1; void, this lineage was given up",
+        "sent by incarnation 2 after update 4",
+        "finished by a: sending 2.1, delivery 4, failed 1 times before, left 2 times without a word, "
+        "weights 2-4",
+        "trained in update 4 of incarnation 2",
+        "kept by checkpoint 2-6",
+        f"outcome {made.line_of(17)['entry']} acknowledged: it left the queue",
+        "now: trained in checkpoint 2-8",
+    ]
+    assert [moment.words for moment in history.life(30)][
+        -1
+    ] == "now: dead (prompt_too_long) in checkpoint 2-8"
+    assert [moment.words for moment in history.life(99)] == ["now: not sent yet"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_whatever_a_run_went_through_one_fault_is_found_and_none_is_made_up(data: st.DataObject) -> None:
+    """Incarnations die behind any update; then one outcome that counts is taken away or put in twice."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = MadeRun(Path(folder))
+        kept = 0
+        for number in range(1, data.draw(st.integers(2, 5))):
+            died = kept + data.draw(st.integers(0, 5))
+            made.incarnation(number, resumed_from=kept, until=died, every=2)
+            lost = data.draw(st.integers(0, died - kept))
+            for update in range(died - lost + 1, died + 1):
+                shutil.rmtree(made.folder.checkpoints / f"{number}-{update}", ignore_errors=True)
+            kept = max((update for update in range(died - lost + 1) if is_kept(made, update)), default=0)
+        made.incarnation(9, resumed_from=kept, until=kept + 2, every=1)
+        assert kinds(made) == {}
+        counted = [line for line in made.lines if counts(line, made.lineage)]
+        assert len(counted) == (kept + 2) * BATCH
+        line = data.draw(st.sampled_from(counted))
+        report, _ = audit(made.write())
+        assert (report.trained, report.void) == (len(counted), len(made.lines) - len(counted))
+        if data.draw(st.booleans()):
+            made.lines.remove(line)
+            assert audit(made.write())[0].lost == (line["task"],)
+        else:
+            made.lines.insert(0, dict(line))
+            assert audit(made.write())[0].duplicated == (line["task"],)
+
+
+def is_kept(made: MadeRun, update: int) -> bool:
+    return any(made.folder.checkpoints.glob(f"*-{update}/manifest.json"))
+
+
+def counts(line: dict[str, object], lineage: list[list[int]]) -> bool:
+    """Whether no later incarnation took up at or before the update of the line."""
+    return all(line["update"] < from_ for number, from_ in lineage if number > line["incarnation"])  # type: ignore[operator]
+
+
+def test_the_command_ends_with_1_and_names_the_tasks(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    folder = str(made.write().root)
+    runner = CliRunner()
+    fine = runner.invoke(app, ["audit", folder])
+    assert (fine.exit_code, fine.output.splitlines()[-1]) == (
+        0,
+        "clean: 30 trained and 2 dead, each once; none lost, none doubled",
+    )
+    life = runner.invoke(app, ["audit", folder, "--task", "9", "--json"])
+    assert json.loads(life.output)["life"][-1] == {"time": None, "what": "now: trained in checkpoint 2-8"}
+    made.lines.remove(made.line_of(5))
+    made.write()
+    broken = runner.invoke(app, ["audit", folder])
+    assert broken.exit_code == 1
+    assert "lost: task 5: settled in checkpoint 2-8, without an outcome" in broken.output
+    assert broken.output.splitlines()[-1] == "not clean: 1 lost"
+    told = json.loads(runner.invoke(app, ["audit", folder, "--json"]).output)
+    assert (told["clean"], told["lost"], told["duplicated"]) == (False, [5], [])
+    nothing = runner.invoke(app, ["audit", str(tmp_path / "checkpoints")])
+    assert nothing.exit_code == 2
+    assert "allowed: the folder of a run that has begun PPO" in nothing.output

@@ -1,0 +1,82 @@
+"""Configuration: precedence, misspelt keys with the nearest right one, refused values, the shipped files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fairlead.config import load
+from fairlead.errors import ConfigError
+
+ROOT = Path(__file__).parents[4]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_flags_win_over_environment_over_file_over_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write(tmp_path, "[ppo]\nupdates = 2\nepochs = 2\nbatch_size = 8\nmini_batch_size = 8\n")
+    monkeypatch.setenv("FAIRLEAD_PPO__EPOCHS", "3")
+    monkeypatch.setenv("FAIRLEAD_PPO__BATCH_SIZE", "16")
+    config = load(path, overrides={"ppo.batch_size": "24"})
+    assert (config.ppo.updates, config.ppo.epochs, config.ppo.batch_size) == (2, 3, 24)
+    assert config.ppo.clip_range == 0.2
+
+
+def test_lists_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FAIRLEAD_POLICY__ADDRESSES", '["a:1", "b:2"]')
+    assert load().policy.addresses == ("a:1", "b:2")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[ppo]\nupdats = 3", "ppo.updats: got 'an unknown key', allowed: did you mean `ppo.updates`?"),
+        ("[pppo]\nupdates = 3", "pppo: got 'an unknown key', allowed: did you mean `ppo`?"),
+        ("[ppo]\nupdates = 'many'", "ppo.updates: got 'many', allowed: Input should be a valid integer"),
+        ("[ppo]\nupdates = 0", "ppo.updates: got 0, allowed: Input should be greater than or equal to 1"),
+        (
+            "[ppo]\nkl_coefficient = nan",
+            "ppo.kl_coefficient: got nan, allowed: Input should be a finite number",
+        ),
+        ("name = '../up'", "name: got '../up', allowed: String should match pattern"),
+        ("[ppo", "config: got "),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(tmp_path: Path, text: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, text))
+    assert str(caught.value).startswith(message)
+
+
+def test_a_missing_file_and_a_misspelt_variable_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ConfigError, match="a TOML file that exists"):
+        load(tmp_path / "absent.toml")
+    monkeypatch.setenv("FAIRLEAD_PPO__UPDATS", "3")
+    with pytest.raises(ConfigError, match="did you mean `ppo.updates`"):
+        load()
+
+
+def test_mini_batches_must_divide_the_batch_and_truncated_sampling_is_asked_for_by_name():
+    with pytest.raises(ConfigError, match="mini_batch_size 5 does not divide batch_size 8"):
+        load(overrides={"ppo.batch_size": 8, "ppo.mini_batch_size": 5})
+    with pytest.raises(ConfigError, match="allow_truncated_distribution"):
+        load(overrides={"sampling.top_p": 0.9})
+    assert load(overrides={"sampling.top_p": 0.9, "sampling.allow_truncated_distribution": True})
+
+
+def test_the_password_shows_nowhere():
+    config = load(overrides={"queue.password": "hunter2-secret"})
+    assert "hunter2" not in repr(config) + str(config) + config.model_dump_json()
+    with pytest.raises(ConfigError) as caught:
+        load(overrides={"queue.password": ["hunter2-secret"]})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.toml")), ids=lambda path: path.name)
+def test_every_file_that_ships_loads(path: Path):
+    assert load(path).name

@@ -1,0 +1,304 @@
+"""Replicas, retries, budget and deadline against real gRPC servers in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from fairlead.clients import AsyncPolicyClient, AsyncRewardClient
+from fairlead.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    InternalError,
+    InvalidInput,
+    Overloaded,
+    StaleWeights,
+    Unavailable,
+)
+from fairlead.rpc.retry import RetryBudget, RetryPolicy
+from fairlead.types import SamplingParams
+from fairlead.v1 import policy_service_pb2_grpc
+from tests.unit.fairlead.rpc.rpc_world import FAST, Replica, Streamer, dead_address, serving
+
+PATIENT = RetryPolicy(max_attempts=200, initial_backoff_seconds=0.05, max_backoff_seconds=0.2)
+ITEM = [("a", "b")]
+
+
+@pytest.fixture
+def silent_address():
+    """Accepts connections and never says a word."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def raising(error: Exception, *, times: int = 10**9) -> Callable[[int], Awaitable[None]]:
+    async def behave(call: int) -> None:
+        if call <= times:
+            raise error
+
+    return behave
+
+
+async def names(client: AsyncRewardClient, count: int) -> list[str]:
+    return [(await client.score(ITEM)).model_version for _ in range(count)]
+
+
+async def test_calls_go_round_the_replicas():
+    a, b, c = Replica("a"), Replica("b"), Replica("c")
+    async with serving(a) as at_a, serving(b) as at_b, serving(c) as at_c:
+        async with AsyncRewardClient([at_a, at_b, at_c]) as client:
+            async with asyncio.timeout(10):
+                while not all(one.calls for one in (a, b, c)):
+                    await names(client, 1)
+            before = a.calls, b.calls, c.calls
+            await names(client, 30)
+            assert [now - then for now, then in zip((a.calls, b.calls, c.calls), before, strict=True)] == [
+                10
+            ] * 3
+
+
+@pytest.mark.parametrize("kind", ["dead", "silent"])
+async def test_a_dead_address_stalls_nothing(kind, silent_address):
+    dead = dead_address() if kind == "dead" else silent_address
+    async with serving(Replica("alive")) as alive, AsyncRewardClient([dead, alive], retry=FAST) as client:
+        start = time.monotonic()
+        assert await names(client, 50) == ["alive"] * 50
+        assert time.monotonic() - start < 3
+
+
+async def test_nobody_there_is_said_soon_with_address_and_reason():
+    address = dead_address()
+    async with AsyncRewardClient(address, retry=FAST) as client:
+        start = time.monotonic()
+        with pytest.raises(Unavailable, match=f"reward at {address}: .*Connection refused.*after 6 tries"):
+            await client.score(ITEM)
+        assert time.monotonic() - start < 5
+
+
+async def test_a_replica_that_starts_again_is_found():
+    address = dead_address()
+    async with AsyncRewardClient(address, retry=PATIENT, timeout_seconds=20) as client:
+        port = int(address.rpartition(":")[2])
+        waiting = asyncio.create_task(client.score(ITEM))
+        async with serving(Replica("first"), port=port):
+            assert (await waiting).model_version == "first"
+        with pytest.raises((DeadlineExceeded, Unavailable)):
+            await client.score(ITEM, timeout_seconds=0.5)
+        async with serving(Replica("second"), port=port):
+            start = time.monotonic()
+            assert (await client.score(ITEM)).model_version == "second"
+            assert time.monotonic() - start < 3
+
+
+async def test_a_replica_that_is_not_serving_gets_no_calls():
+    a, b = Replica("a"), Replica("b")
+    async with serving(a) as at_a, serving(b) as at_b, AsyncRewardClient([at_a, at_b]) as client:
+        async with asyncio.timeout(10):
+            while not (a.calls and b.calls):
+                await names(client, 1)
+        a.health.set_serving(False)
+        async with asyncio.timeout(10):
+            while await names(client, 4) != ["b"] * 4:
+                pass
+        a.health.set_serving(True)
+        async with asyncio.timeout(10):
+            while "a" not in await names(client, 4):
+                pass
+
+
+async def test_stale_weights_are_asked_for_elsewhere():
+    stale, fresh = Replica("stale", raising(StaleWeights("has 1-2, 1-3 was asked for"))), Replica("fresh")
+    async with serving(stale) as at_stale, serving(fresh) as at_fresh:
+        async with AsyncRewardClient([at_stale, at_fresh], retry=FAST) as client:
+            assert await names(client, 20) == ["fresh"] * 20
+    assert stale.calls > 0
+    async with serving(stale) as only, AsyncRewardClient(only, retry=FAST) as client:
+        with pytest.raises(
+            StaleWeights, match=r"has 1-2, 1-3 was asked for \(FAILED_PRECONDITION after 6 tries"
+        ):
+            await client.score(ITEM)
+
+
+async def test_a_full_replica_is_left_alone_for_as_long_as_it_says():
+    moments: list[float] = []
+
+    async def behave(call: int) -> None:
+        moments.append(time.monotonic())
+        if call == 1:
+            raise Overloaded("queue is full", retry_after_seconds=0.4)
+
+    full = Replica("full", behave)
+    async with serving(full) as address, AsyncRewardClient(address, retry=FAST) as client:
+        assert await names(client, 1) == ["full"]
+        assert moments[1] - moments[0] >= 0.39
+        full.calls = 0
+        with pytest.raises(Overloaded, match="queue is full; try again in 0.4 s") as refused:
+            await client.score(ITEM, timeout_seconds=0.2)
+        assert refused.value.retry_after_seconds == 0.4
+        free = Replica("free")
+        async with serving(free) as other, AsyncRewardClient([address, other], retry=FAST) as both:
+            full.calls = 0
+            start = time.monotonic()
+            await names(both, 10)
+            assert time.monotonic() - start < 0.4, "the other replica was asked at once"
+
+
+async def test_a_name_for_many_servers_is_not_held_for_what_one_of_them_said():
+    async def behave(call: int) -> None:
+        if call == 1:
+            raise Overloaded("queue is full", retry_after_seconds=0.5)
+
+    replica = Replica("r", behave)
+    async with serving(replica) as address, AsyncRewardClient(f"dns:///{address}", retry=FAST) as client:
+        start = time.monotonic()
+        refused = asyncio.create_task(client.score(ITEM))
+        while not replica.calls:  # noqa: ASYNC110 - conditions of the server
+            await asyncio.sleep(0)
+        await names(client, 5)
+        assert time.monotonic() - start < 0.45
+        await refused
+        assert time.monotonic() - start >= 0.5
+
+
+async def test_an_attempt_that_hangs_is_given_up_while_there_is_time():
+    async def behave(call: int) -> None:
+        if call == 1:
+            await asyncio.sleep(3600)
+
+    hangs = Replica("hangs", behave)
+    policy = RetryPolicy(attempt_timeout_seconds=0.3, initial_backoff_seconds=0.01)
+    async with serving(hangs) as address, AsyncRewardClient(address, retry=policy) as client:
+        start = time.monotonic()
+        assert await names(client, 1) == ["hangs"]
+        assert 0.3 <= time.monotonic() - start < 3
+    assert hangs.calls == 2
+
+
+async def test_the_deadline_of_the_call_holds():
+    async def behave(call: int) -> None:
+        await asyncio.sleep(3600)
+
+    async with serving(Replica("slow", behave)) as address, AsyncRewardClient(address) as client:
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match="reward at"):
+            await client.score(ITEM, timeout_seconds=0.3)
+        assert 0.25 < time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen", "message"),
+    [
+        (InvalidInput("items", got=0, allowed="x", index=3), InvalidInput, "items[3]: got 0, allowed: x"),
+        (RuntimeError("secret path"), InternalError, "internal error"),
+    ],
+)
+async def test_what_another_try_would_not_mend_is_not_tried_again(raised, seen, message):
+    replica = Replica("r", raising(raised))
+    async with serving(replica) as address, AsyncRewardClient(address, retry=FAST) as client:
+        with pytest.raises(seen) as caught:
+            await client.score(ITEM)
+    assert replica.calls == 1
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+    if isinstance(caught.value, InvalidInput):
+        assert (caught.value.field, caught.value.index, caught.value.allowed) == ("items", 3, "x")
+
+
+async def test_a_message_that_is_too_large_is_the_callers_mistake():
+    replica = Replica("r")
+    async with serving(replica, max_receive_message_length=1000) as address:
+        async with AsyncRewardClient(address, retry=FAST) as client:
+            with pytest.raises(InvalidInput, match="larger than max"):
+                await client.score([("a" * 2000, "b")])
+    assert replica.calls == 0
+
+
+async def test_values_that_fit_no_message_never_leave():
+    async with AsyncRewardClient(dead_address()) as client:
+        with pytest.raises(InvalidInput, match="items: got"):
+            await client.score([("\ud800", "b")])
+        with pytest.raises(InvalidInput, match=r"\(prompt, response\)"):
+            await client.score([("a", "b", "c")])  # type: ignore[list-item]
+
+
+async def test_a_call_that_is_cancelled_ends_on_the_server():
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def behave(call: int) -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.set()
+
+    replica = Replica("r", behave)
+    async with serving(replica) as address, AsyncRewardClient(address) as client:
+        call = asyncio.create_task(client.score(ITEM))
+        async with asyncio.timeout(10):
+            await begun.wait()
+            call.cancel()
+            await ended.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
+async def test_the_budget_bounds_retries_of_all_calls():
+    replica = Replica("r", raising(Unavailable("loading")))
+    policy = RetryPolicy(
+        max_attempts=10, initial_backoff_seconds=0.001, budget_tokens=15, budget_per_second=0.001
+    )
+    async with serving(replica) as address, AsyncRewardClient(address, retry=policy) as client:
+        results = await asyncio.gather(*(client.score(ITEM) for _ in range(10)), return_exceptions=True)
+    assert all(isinstance(result, Unavailable) for result in results)
+    assert replica.calls == 10 + 15
+
+
+def test_the_budget_fills_with_time_and_success():
+    now = 0.0
+    budget = RetryBudget(
+        RetryPolicy(budget_tokens=2, budget_per_second=1, budget_per_success=0.5), clock=lambda: now
+    )
+    assert [budget.take() for _ in range(3)] == [True, True, False]
+    budget.success()
+    assert not budget.take()
+    budget.success()
+    assert budget.take()
+    now = 1.5
+    assert [budget.take(), budget.take()] == [True, False]
+    now = 100.0
+    assert [budget.take() for _ in range(3)] == [True, True, False]
+
+
+def test_backoff_is_spread_over_a_bound_that_doubles():
+    policy = RetryPolicy(initial_backoff_seconds=1, max_backoff_seconds=5)
+    for attempt, bound in ((1, 1), (2, 2), (3, 4), (4, 5), (9, 5)):
+        waits = [policy.backoff_seconds(attempt) for _ in range(2000)]
+        assert min(waits) < 0.05 * bound
+        assert 0.95 * bound < max(waits) <= bound
+
+
+@pytest.mark.parametrize("addresses", [[], "localhost", ["127.0.0.1:80", "nowhere"], "", "dns:///name"])
+def test_addresses_that_are_none(addresses):
+    with pytest.raises(ConfigError, match="addresses: got"):
+        AsyncRewardClient(addresses)
+
+
+async def test_a_stream_is_begun_again_until_its_first_message_and_never_after():
+    streamer = Streamer()
+    add = policy_service_pb2_grpc.add_PolicyServiceServicer_to_server
+    async with serving(streamer, add=add) as address, AsyncPolicyClient(address, retry=FAST) as client:
+        ids = [piece.token_ids async for _, piece in client.generate_stream([1], SamplingParams())]
+        assert ids == [(0,), (1,), (2,)]
+        assert streamer.calls == 3
+        seen = []
+        with pytest.raises(Unavailable, match="draining"):  # noqa: PT012
+            async for _, piece in client.generate_stream([1], SamplingParams()):
+                seen.append(piece.token_ids)
+        assert seen == [(0,)]
+        assert streamer.calls == 4

@@ -1,0 +1,232 @@
+"""Replicas relay to one another: bytes from anyone, verified; who dies, hangs or lies is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from grpc import aio
+from prometheus_client import CollectorRegistry
+
+from fairlead import codec
+from fairlead.errors import InvalidInput, NotFound, NotOffered, Overloaded, Unavailable
+from fairlead.rpc.channel import Replicas
+from fairlead.rpc.retry import RetryPolicy
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from fairlead.types import WeightVersion
+from fairlead.v1 import weight_service_pb2 as pb
+from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
+from tests.unit.fairlead.transports.weights.test_grpc import same
+from tests.unit.fairlead.transports.weights.weights_wire import (
+    Fetcher,
+    Node,
+    listening,
+    origin,
+    publish_random,
+    replica,
+)
+from tests.waiting import until
+
+pytestmark = pytest.mark.usefixtures("wire")
+FIRST = WeightVersion(1, 0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FilesystemWeightStore:
+    store = FilesystemWeightStore(tmp_path / "weights")
+    publish_random(store, FIRST, mebibytes=24, shards=2)
+    return store
+
+
+def size(store: FilesystemWeightStore) -> int:
+    return sum(shard.size_bytes for shard in store.latest().shards)
+
+
+async def asked(node: Node, method: str, request):
+    """One call without a retry, as another program would make it."""
+    replicas = Replicas(
+        [node.address],
+        pb_grpc.WeightServiceStub,
+        service="weights",
+        timeout_seconds=10,
+        retry=RetryPolicy(max_attempts=1),
+        health="liveness",
+    )
+    try:
+        if method == "FetchShard":
+            return b"".join([m.data async for m in replicas.stream(lambda s: s.FetchShard, request)])
+        return await replicas.call(lambda stub: getattr(stub, method), request)
+    finally:
+        await replicas.close()
+
+
+async def boasts(liar: Node, here: Node) -> None:
+    """The origin takes the liar for one that holds the weights."""
+    told = pb.WeightReplica(replica_id="x", relay_address=liar.address, versions=[codec.version_to_pb(FIRST)])
+    await asked(here, "GetLatestManifest", pb.GetLatestManifestRequest(replica=told))
+
+
+def fetch_request(**fields) -> pb.FetchShardRequest:
+    values = {"version": codec.version_to_pb(FIRST), "shard": "model-0.safetensors", "limit_bytes": 10}
+    return pb.FetchShardRequest(**(values | fields))
+
+
+async def test_of_many_that_fetch_at_once_only_one_burdens_the_origin(
+    store: FilesystemWeightStore, tmp_path: Path
+) -> None:
+    async with origin(store) as here, AsyncExitStack() as stack:
+        fetchers: list[Fetcher] = [
+            await stack.enter_async_context(replica(here.address, tmp_path / f"cache-{number}"))
+            for number in range(5)
+        ]
+        for folder in await asyncio.gather(*(fetcher.fetch() for fetcher in fetchers)):
+            assert same(folder, store.root / "1-0")
+        assert here.count("fairlead_weights_sent_bytes_total") < 2 * size(store)
+        assert sum(fetcher.node.fetched[1] for fetcher in fetchers) > 3 * size(store)
+        # Who comes later gets all of it from a peer.
+        late = await stack.enter_async_context(replica(here.address, tmp_path / "late"))
+        await asyncio.gather(*(fetcher.store.latest() for fetcher in fetchers))
+        assert same(await late.fetch(), store.root / "1-0")
+        assert late.node.fetched == (0, size(store))
+
+
+async def test_a_peer_passes_on_what_it_has_while_the_rest_is_coming(
+    store: FilesystemWeightStore, tmp_path: Path
+) -> None:
+    async with (
+        origin(store, max_send_bytes_per_second=12 << 20) as here,
+        replica(here.address, tmp_path / "first") as first,
+        replica(here.address, tmp_path / "second") as second,
+    ):
+        one = asyncio.create_task(first.fetch())
+        await until(lambda: first.node.fetched[0] > 0)
+        other = asyncio.create_task(second.fetch())
+        await until(lambda: second.node.fetched[1] > 0)
+        assert not one.done()
+        for task in (one, other):
+            assert same(await task, store.root / "1-0")
+        assert second.node.fetched == (0, size(store))
+
+
+async def test_a_peer_that_dies_is_left_and_the_fetch_goes_on_where_it_stood(
+    store: FilesystemWeightStore, tmp_path: Path
+) -> None:
+    async with (
+        origin(store) as here,
+        replica(here.address, tmp_path / "first", max_send_bytes_per_second=8 << 20) as first,
+        replica(here.address, tmp_path / "second") as second,
+    ):
+        await first.fetch()
+        await first.store.latest()
+        task = asyncio.create_task(second.fetch())
+        await until(lambda: second.node.fetched[1] > 9 << 20)
+        await first.node.die()
+        assert same(await task, store.root / "1-0")
+        origin_bytes, peer_bytes = second.node.fetched
+        assert origin_bytes > 0
+        # What is fetched twice is a piece that had begun, at most.
+        assert size(store) <= origin_bytes + peer_bytes <= size(store) + (5 << 20)
+        assert second.node.count("fairlead_weights_source_failures_total", source="peer", reason="broken")
+
+
+async def test_a_peer_that_lies_is_found_out_reported_and_left(
+    store: FilesystemWeightStore, tmp_path: Path
+) -> None:
+    async with (
+        origin(store) as here,
+        replica(here.address, tmp_path / "liar") as liar,
+        replica(here.address, tmp_path / "second") as second,
+        replica(here.address, tmp_path / "third") as third,
+    ):
+        folder = await liar.fetch()
+        await liar.store.latest()
+        path = folder / "model-0.safetensors"
+        content = bytearray(path.read_bytes())
+        content[6 << 20] ^= 1  # in the second piece
+        path.write_bytes(content)
+        assert same(await second.fetch(), store.root / "1-0")
+        assert second.node.fetched[0] == size(store) - (4 << 20)
+        assert second.node.count("fairlead_weights_verification_failures_total", source="peer") == 1
+        await second.store.latest()
+        # Nobody is sent to the liar again.
+        assert same(await third.fetch(), store.root / "1-0")
+        assert third.node.count("fairlead_weights_verification_failures_total", source="peer") == 0
+
+
+async def test_a_peer_that_hangs_is_left(store: FilesystemWeightStore, tmp_path: Path) -> None:
+    class Hangs(pb_grpc.WeightServiceServicer):
+        def add_to(self, server: aio.Server) -> None:
+            pb_grpc.add_WeightServiceServicer_to_server(self, server)
+
+        async def FetchShard(self, request, context):
+            shard = store.root / "1-0" / request.shard
+            yield pb.FetchShardResponse(data=shard.read_bytes()[request.offset_bytes :][: 5 << 20])
+            await asyncio.Event().wait()
+
+    async with (
+        origin(store) as here,
+        listening(Hangs(), CollectorRegistry()) as hanging,
+        replica(here.address, tmp_path / "cache") as fetcher,
+    ):
+        await boasts(hanging, here)
+        assert same(await fetcher.fetch(), store.root / "1-0")
+        assert fetcher.node.fetched == (size(store) - (4 << 20), 5 << 20)
+
+
+async def test_a_sender_says_what_is_wrong(store: FilesystemWeightStore, tmp_path: Path) -> None:
+    async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
+        await fetcher.fetch()
+        content = (store.root / "1-0" / "model-0.safetensors").read_bytes()
+        for node in (here, fetcher.node):
+            assert await asked(node, "FetchShard", fetch_request(offset_bytes=7)) == content[7:17]
+            assert await asked(node, "FetchShard", fetch_request(offset_bytes=len(content))) == b""
+            assert (
+                await asked(node, "FetchShard", fetch_request(offset_bytes=len(content) - 3)) == content[-3:]
+            )
+            for fields, field in (
+                ({"limit_bytes": 0}, "limit_bytes"),
+                ({"offset_bytes": -1}, "offset_bytes"),
+                ({"offset_bytes": len(content) + 1}, "offset_bytes"),
+            ):
+                with pytest.raises(InvalidInput) as caught:
+                    await asked(node, "FetchShard", fetch_request(**fields))
+                assert caught.value.field == field
+            for shard in ("model-9.safetensors", "manifest.json", "../latest", "", "/etc/passwd"):
+                with pytest.raises(NotFound, match="have no shard"):
+                    await asked(node, "FetchShard", fetch_request(shard=shard))
+            with pytest.raises(NotFound, match="weights 9-9 are not here; those that are: 1-0"):
+                await asked(
+                    node, "FetchShard", fetch_request(version=codec.version_to_pb(WeightVersion(9, 9)))
+                )
+        for method in ("GetLatestManifest", "ListWeightVersions", "FindWeightSource"):
+            with pytest.raises(NotOffered, match="ask the weights service"):
+                await asked(fetcher.node, method, getattr(pb, f"{method}Request")())
+        listed = await asked(here, "ListWeightVersions", pb.ListWeightVersionsRequest())
+        assert [codec.version_from_pb(version) for version in listed.versions] == [FIRST]
+
+
+async def test_a_sender_serves_a_few_at_a_time(store: FilesystemWeightStore) -> None:
+    async with origin(store, max_send_bytes_per_second=1 << 20) as here:
+        request = fetch_request(limit_bytes=4 << 20)
+        running = [asyncio.create_task(asked(here, "FetchShard", request)) for _ in range(2)]
+        await until(lambda: here.count("fairlead_weights_relay_connections") == 2)
+        with pytest.raises(Overloaded, match="2 fetch from here"):
+            await asked(here, "FetchShard", request)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await until(lambda: here.count("fairlead_weights_relay_connections") == 0)
+
+
+async def test_a_shard_that_shrinks_under_a_sender_ends_its_stream(store: FilesystemWeightStore) -> None:
+    path = store.root / "1-0" / "model-0.safetensors"
+    async with origin(store) as here:
+        request = fetch_request(limit_bytes=64 << 20)
+        assert len(await asked(here, "FetchShard", request)) == path.stat().st_size
+        os.truncate(path, 100)
+        assert len(await asked(here, "FetchShard", fetch_request(limit_bytes=100))) == 100
+        with pytest.raises((Unavailable, InvalidInput)):
+            await asked(here, "FetchShard", fetch_request(offset_bytes=200))

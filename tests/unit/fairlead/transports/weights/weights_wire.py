@@ -1,0 +1,144 @@
+"""An origin and replicas that fetch from it, real servers in this process: for tests of the weight wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from grpc import aio
+from prometheus_client import CollectorRegistry
+from safetensors.numpy import save_file
+
+from fairlead import metrics
+from fairlead.config.keys import KeysSection
+from fairlead.config.weights import WeightsSection
+from fairlead.transports.weights import direct
+from fairlead.transports.weights.base import Ancestor
+from fairlead.transports.weights.cache import WeightCache
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from fairlead.transports.weights.grpc import GrpcWeightStore
+from fairlead.transports.weights.sender import Sender
+from fairlead.types import WeightVersion
+from services.policy.relay_servicer import RelayServicer
+from services.runtime.access import Access
+from services.runtime.edge import Edge
+from services.runtime.health import Health
+from services.weights.registry import Registry
+from services.weights.servicer import WeightServicer
+
+LINEAGE = (Ancestor(1, 0),)
+QUICK: dict[str, object] = {
+    "stall_seconds": 1.0,
+    "give_up_seconds": 5.0,
+    "lease_seconds": 2.0,
+    "chunk_bytes": 64 << 10,
+}
+"""Settings of every origin and replica that says nothing else."""
+
+
+def publish_random(
+    store: FilesystemWeightStore, version: WeightVersion, *, mebibytes: float = 9.0, shards: int = 2
+) -> None:
+    """A version of some pieces, different for every version."""
+    draw = np.random.default_rng(version.update)
+    with store.publish(version, parent=None, lineage=LINEAGE) as folder:
+        for number in range(shards):
+            size = int(mebibytes * (1 << 20)) // shards
+            values = draw.integers(0, 256, size, dtype=np.uint8)
+            save_file({f"t{number}": values}, folder / f"model-{number}.safetensors")
+
+
+@dataclass
+class Node:
+    """A server, and what it counted."""
+
+    address: str
+    registry: CollectorRegistry
+    server: aio.Server
+    health: Health
+    direct_port: int = 0
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    @property
+    def fetched(self) -> tuple[float, float]:
+        """Bytes from the origin, bytes from peers."""
+        name = "fairlead_weights_fetched_bytes_total"
+        return self.count(name, source="origin"), self.count(name, source="peer")
+
+    async def die(self) -> None:
+        await self.server.stop(None)
+
+
+@asynccontextmanager
+async def listening(servicer, registry: CollectorRegistry, *, port: int = 0) -> AsyncIterator[Node]:
+    server = aio.server(
+        interceptors=[Edge(metrics.Server(registry), Access(KeysSection(), counts=metrics.Access(registry)))],
+        options=[("grpc.so_reuseport", 0)],
+    )
+    servicer.add_to(server)
+    health = Health([])
+    health.add_to(server)
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    try:
+        yield Node(f"127.0.0.1:{bound}", registry, server, health)
+    finally:
+        health.close()
+        await server.stop(None)
+
+
+@asynccontextmanager
+async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: object) -> AsyncIterator[Node]:
+    """The weights service."""
+    section = WeightsSection(**(QUICK | settings))
+    registry = CollectorRegistry()
+    known = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)
+    async with direct.listening("127.0.0.1:0", section, encrypted=False) as direct_port:
+        sender = Sender(store, section, metrics.Weights(registry), direct=direct_port)
+        async with listening(WeightServicer(store, known, sender), registry, port=port) as node:
+            node.health.set_serving(True)
+            node.direct_port = direct_port.port if direct_port else 0
+            yield node
+
+
+@dataclass
+class Fetcher:
+    """A replica without its engine: what it follows, its cache, and the server that relays from it."""
+
+    store: GrpcWeightStore
+    cache: WeightCache
+    node: Node
+
+    async def fetch(self) -> Path:
+        manifest = await self.store.latest()
+        assert manifest is not None
+        return await self.store.fetch(manifest)
+
+
+@asynccontextmanager
+async def replica(
+    address: str, folder: Path, *, relays: bool = True, **settings: object
+) -> AsyncIterator[Fetcher]:
+    """A policy replica that is not ready yet: its health says NOT_SERVING throughout."""
+    section = WeightsSection(**(QUICK | {"addresses": (address,)} | settings))
+    registry = CollectorRegistry()
+    counts = metrics.Weights(registry)
+    with WeightCache(folder, keep=section.cache_versions) as cache:
+        store = GrpcWeightStore(section, cache, counts)
+        try:
+            async with (
+                direct.listening("127.0.0.1:0", section, encrypted=False) as direct_port,
+                listening(
+                    RelayServicer(Sender(cache, section, counts, direct=direct_port)), registry
+                ) as node,
+            ):
+                if relays:
+                    store.relay_address = node.address
+                yield Fetcher(store, cache, node)
+        finally:
+            await store.close()

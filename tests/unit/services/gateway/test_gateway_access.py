@@ -1,0 +1,213 @@
+"""The gate of the HTTP gateway, in front of a real reward service: keys, TLS, and every way to be refused."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fairlead.rpc.api_keys import draw
+from services.gateway.scopes import need_of
+from tests.gateway_world import Gateway, gateway, policy_server, reward_server
+from tests.unit.fairlead.rpc.tls_world import Authority
+from tests.unit.services.reward.reward_world import reward_service
+from tests.unit.services.runtime.keys_world import Keys
+
+BODY = {"prompt": "w1 w2", "responses": ["w3", "w4 w5"]}
+NUM_TOKENS = 11
+
+
+@pytest.fixture
+async def http(reward_folder, keys: Keys):
+    sections = {"keys.file": str(keys.path), "keys.reload_seconds": 0}
+    async with reward_server(reward_folder) as reward, gateway(reward=reward, sections=sections) as found:
+        yield found
+
+
+async def post(http: Gateway, key: str | None, path: str = "/v1/rewards", body: object = BODY):
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    return await http.post(path, body, **headers)
+
+
+def refusals(http: Gateway, reason: str) -> float:
+    return http.registry.get_sample_value("fairlead_access_refusals_total", {"reason": reason}) or 0.0
+
+
+async def test_who_is_refused_and_how(http: Gateway, keys: Keys):
+    past = datetime.now(UTC) - timedelta(days=1)
+    cases = {
+        "missing": (None, 401, "no API key"),
+        "wrong": (draw("nobody"), 401, "not known here"),
+        "revoked": (keys.add("gone", revoked=True), 401, "gone is revoked"),
+        "expired": (keys.add("late", expires=past), 401, "late has expired"),
+        "scope": (keys.add("writer", scopes=("generate",)), 403, "writer has not the scope score"),
+    }
+    for reason, (key, status, words) in cases.items():
+        answer = await post(http, key)
+        assert (answer.status, refusals(http, reason)) == (status, 1), reason
+        assert words in answer.error["message"]
+        assert answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+        text = answer.body.decode()
+        assert key is None or key.rpartition("_")[2] not in text
+        assert str(keys.path) not in text
+    assert (await post(http, keys.add("good"))).status == 200
+
+
+async def test_every_dialect_asks_for_the_key_in_its_own_words(http: Gateway, keys: Keys):
+    asked = {
+        "/get_reward": ({"query": ["w1 w2"]}, "detail"),
+        "/classify": ({"input": "w1 w2"}, "error"),
+        "/v2/models/reward/infer": ({"inputs": []}, "error"),
+    }
+    good = keys.add("good")
+    for path, (body, field) in asked.items():
+        answer = await post(http, None, path, body)
+        assert answer.status == 401
+        assert "API key" in str(answer.json[field])
+        assert (await post(http, good, path, body)).status in (200, 400, 404)
+
+
+async def test_rates_and_quotas_come_with_a_delay(http: Gateway, keys: Keys):
+    slow = keys.add("slow", requests_per_second=0.01)
+    assert (await post(http, slow)).status == 200
+    answer = await post(http, slow)
+    assert answer.status == 429
+    assert 90 < int(answer.headers["retry-after"]) <= 100
+    assert answer.error["type"] == "resource_exhausted"
+
+    # What a request holds is known when it is scored: the one that reaches the quota is the last.
+    limited = keys.add("limited", tokens_per_day=NUM_TOKENS)
+    first = await post(http, limited)
+    assert (first.status, first.json["total_tokens"]) == (200, NUM_TOKENS)
+    answer = await post(http, limited)
+    assert answer.status == 429
+    assert "has used its 11 tokens of this day" in answer.error["message"]
+    assert (refusals(http, "requests"), refusals(http, "quota")) == (1, 1)
+
+
+async def test_a_request_beyond_its_keys_limit_is_refused_before_it_is_scored(http: Gateway, keys: Keys):
+    small = keys.add("small", max_request_tokens=NUM_TOKENS)
+    assert (await post(http, small)).status == 200
+    for path, body in {
+        "/v1/rewards": {**BODY, "responses": ["w3", "w4 w5 w6"]},
+        "/v1/rewards:rank": {**BODY, "responses": ["w3", "w4 w5 w6"]},
+    }.items():
+        answer = await post(http, small, path, body)
+        assert (answer.status, answer.error["type"], answer.error["field"]) == (
+            400,
+            "invalid_argument",
+            "request",
+        )
+        assert answer.error["message"] == "request: got '12 tokens', allowed: at most 11 in one request"
+    # Nothing of them was counted.
+    limited = keys.add("limited", max_request_tokens=NUM_TOKENS, tokens_per_day=NUM_TOKENS)
+    assert (await post(http, limited, body={**BODY, "responses": ["w3 " * 20]})).status == 400
+    assert (await post(http, limited)).status == 200
+
+
+async def test_an_answer_beyond_its_keys_limit_is_refused_before_it_is_made(keys: Keys, tmp_path: Path):
+    small = keys.add("small", scopes=("generate",), max_request_tokens=20)
+    asked = {"messages": [{"role": "user", "content": "w1 w2"}]}
+    async with policy_server(tmp_path / "policy", chat_template="{{ messages[0]['content'] }}") as policy:
+        async with gateway(policy=policy.address, sections={"keys.file": str(keys.path)}) as http:
+            for stream in (False, True):
+                for tokens, status in ((18, 200), (19, 400)):
+                    body = {**asked, "max_completion_tokens": tokens, "stream": stream}
+                    answer = await post(http, small, "/v1/chat/completions", body)
+                    assert answer.status == status, answer.body
+                assert "at most 20 in one request" in answer.error["message"]
+
+
+async def test_what_is_open_and_what_needs_more_than_a_score(http: Gateway, keys: Keys):
+    for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"):
+        assert (await http.get(path)).status == 200, path
+    any_key = keys.add("any", scopes=("feedback",))
+    assert (await http.get("/v1/models")).status == 401
+    assert (await http.get("/v1/models", authorization=f"Bearer {any_key}")).status == 200
+    good, root = keys.add("good"), keys.add("root", scopes=("admin",))
+    assert (await http.get("/metrics", authorization=f"Bearer {good}")).status == 403
+    assert (await http.get("/metrics", authorization=f"Bearer {root}")).status == 200
+    # Nobody learns without a key which paths there are.
+    assert (await http.get("/nothing")).status == 401
+    for path in ("/v2/repository/models/x/load", "/v2/models/../../metrics", "/nothing"):
+        assert need_of(path) in ("admin", "score")
+
+
+async def test_the_page_of_the_api_needs_no_key_and_no_other_host(http: Gateway):
+    page = await http.get("/docs")
+    assert page.status == 200
+    text = page.body.decode()
+    assert "://" not in text
+    files = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert len(files) == 3  # script, style, icon
+    for path in (*files, *re.findall(r"url: '([^']+)'", text)):
+        assert (await http.get(path)).status == 200, path
+    script = (await http.get("/docs/files/swagger-ui-bundle.js")).body
+    assert b"SwaggerUIBundle" in script
+    for path in ("/docs/files/nothing.js", "/docs/files/../core.py", "/docs/files/%2e%2e/core.py"):
+        answer = await http.get(path)
+        assert (answer.status, answer.error["type"]) == (404, "not_found"), path
+
+
+async def test_the_gateway_shows_the_services_a_key_of_its_own(
+    reward_folder, keys: Keys, tmp_path, monkeypatch
+):
+    (tmp_path / "inner").mkdir()
+    inner = Keys(tmp_path / "inner")
+    monkeypatch.setenv("FAIRLEAD_API_KEY", inner.add("gateway"))
+    outer = keys.add("caller")
+    sections = {"keys.file": str(keys.path)}
+    async with reward_service(reward_folder, keys=inner.section) as world:
+        async with gateway(reward=world.address, sections=sections) as http:
+            assert (await post(http, outer)).status == 200
+
+
+def context(authority: Authority, *, name: str = "") -> ssl.SSLContext:
+    found = ssl.create_default_context(cafile=str(authority.ca))
+    if name:
+        found.load_cert_chain(*authority.issue(name, name))
+    return found
+
+
+@pytest.mark.parametrize("style", ["full", "server", "off"])
+async def test_the_gateway_speaks_tls_to_both_sides(reward_folder, tmp_path, style: str):
+    authority = Authority(tmp_path)
+    section = authority.server(mutual=True)
+    sections = {f"tls.{name}": value for name, value in section.model_dump().items()}
+    client = {
+        "full": context(authority, name="caller.local"),
+        "server": context(authority),
+        "off": None,
+    }[style]
+    async with reward_service(reward_folder, tls=section) as world:
+        async with gateway(reward=world.address, sections=sections, client=client, tls=style) as http:
+            assert (await post(http, None)).status == 200
+            if style == "full":
+                http.tls = context(authority)
+                with pytest.raises((ssl.SSLError, ConnectionError)):
+                    await post(http, None)
+            if style != "off":
+                (tmp_path / "other").mkdir()
+                http.tls = context(Authority(tmp_path / "other", "theirs"))
+                with pytest.raises(ssl.SSLCertVerificationError):
+                    await post(http, None)
+                http.tls = None
+                with pytest.raises((ConnectionError, OSError)):
+                    await post(http, None)
+
+
+async def test_the_gateway_takes_a_renewed_certificate_without_a_restart(reward_folder, tmp_path):
+    authority = Authority(tmp_path)
+    sections = {f"tls.{name}": value for name, value in authority.server().model_dump().items()}
+    async with reward_service(reward_folder, tls=authority.server()) as world:
+        async with gateway(reward=world.address, sections=sections, client=context(authority)) as http:
+            assert (await post(http, None)).status == 200
+            new = Authority(tmp_path, "new")
+            new.issue("server")
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await post(http, None)
+            http.tls = context(new)
+            assert (await http.get("/healthz")).status == 200

@@ -1,0 +1,184 @@
+"""Weights of the engine: swaps between steps, requests that wait for them, weights that do not fit."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from fairlead.errors import CorruptWeights, StaleWeights
+from fairlead.types import (
+    VersionSpan,
+    WeightVersion,
+)
+from tests.tiny import tiny_causal_lm
+from tests.unit.services.policy.policy_world import (
+    LONG,
+    V0,
+    V1,
+    V2,
+    model_without_end,
+    new_weights,
+    request,
+    running,
+)
+from tests.waiting import until
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
+    return model_without_end(tmp_path_factory.mktemp("model"))
+
+
+async def test_a_swap_in_flight_is_in_the_spans(loaded: PreTrainedModel, tmp_path: Path) -> None:
+    weights = new_weights(tmp_path / "1-1", loaded, seed=1)
+    async with running(loaded) as engine:
+        versions: list[WeightVersion] = []
+        mixed = []
+        loading: asyncio.Task[None] | None = None
+        async for _, delta in engine.stream(request(LONG), deadline=None):
+            versions += [span.version for span in delta.version_spans]
+            mixed.append(delta.mixed_cache)
+            loading = loading or asyncio.create_task(engine.load(V1, weights))
+        assert loading is not None
+        await loading
+        assert engine.version == V1
+        first = versions.index(V1) if V1 in versions else len(versions)
+        assert versions == [V0] * first + [V1] * (len(versions) - first)
+        assert mixed == [False] * first + [True] * (len(versions) - first)
+        (fresh,) = await engine.generate(request(), deadline=None)
+        assert fresh.version_spans == (VersionSpan(V1, 0, 12),)
+        assert not fresh.mixed_cache
+
+
+async def test_new_weights_are_the_ones_that_answer(loaded: PreTrainedModel, tmp_path: Path) -> None:
+    weights = new_weights(tmp_path / "1-1", loaded, seed=2)
+    other = copy.deepcopy(loaded)
+    other.load_state_dict(load_file(weights / "model.safetensors"))
+    async with running(loaded) as engine:
+        await engine.load(V1, weights)
+        (completion,) = await engine.generate(request(), deadline=None)
+        ids = torch.tensor([[1, 5, 6, *completion.token_ids]])
+        with torch.inference_mode():
+            logits = other(ids).logits[0, 2:-1].log_softmax(-1)
+        expected = logits.gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        assert torch.allclose(torch.tensor(completion.logprobs), expected, atol=1e-5)
+
+
+async def test_with_finish_before_swap_no_sequence_spans_two_versions(
+    loaded: PreTrainedModel, tmp_path: Path
+) -> None:
+    folders = [new_weights(tmp_path / f"1-{u}", loaded, seed=u) for u in (1, 2)]
+    registry = CollectorRegistry()
+    async with running(loaded, max_slots=4, finish_before_swap=True, registry=registry) as engine:
+        long = [asyncio.create_task(engine.generate(request(LONG), deadline=None)) for _ in range(3)]
+        await until(lambda: (registry.get_sample_value("fairlead_policy_slots_used") or 0) > 0)
+        loading = asyncio.create_task(engine.load(V1, folders[0]))
+        answers = [
+            asyncio.create_task(engine.generate(request(prompt=(1, 7 + i)), deadline=None)) for i in range(20)
+        ]
+        newer = asyncio.create_task(engine.generate(request(min_version=V1), deadline=time.monotonic() + 60))
+        completions = [c for group in await asyncio.gather(*long, *answers, newer) for c in group]
+        await loading
+        await engine.load(V2, folders[1])
+        completions += await engine.generate(request(), deadline=None)
+    assert all(len(c.version_spans) == 1 and not c.mixed_cache for c in completions)
+    assert completions[-2].version_spans[0].version == V1
+    assert completions[-1].version_spans[0].version == V2
+
+
+async def test_a_request_for_newer_weights_waits_for_them(loaded: PreTrainedModel, tmp_path: Path) -> None:
+    weights = new_weights(tmp_path / "1-1", loaded, seed=1)
+    async with running(loaded) as engine:
+        waiting = asyncio.create_task(
+            engine.generate(request(min_version=V1), deadline=time.monotonic() + 60)
+        )
+        (older,) = await engine.generate(request(), deadline=None)
+        assert older.version_spans[0].version == V0
+        assert not waiting.done()
+        await engine.load(V1, weights)
+        (completion,) = await waiting
+        assert completion.version_spans == (VersionSpan(V1, 0, 12),)
+
+
+async def test_weights_that_do_not_come_in_time_are_stale(loaded: PreTrainedModel) -> None:
+    async with running(loaded) as engine:
+        deadline = time.monotonic() + 0.5
+        with pytest.raises(StaleWeights, match="weights 1-2 were asked for; 0-0 are here"):
+            await engine.generate(request(min_version=V2), deadline=deadline)
+        assert time.monotonic() < deadline  # early enough for the refusal to arrive
+
+
+async def test_older_weights_are_ignored(loaded: PreTrainedModel, tmp_path: Path) -> None:
+    weights = new_weights(tmp_path / "any", loaded, seed=1)
+    async with running(loaded, initial=WeightVersion(2, 0)) as engine:
+        for version in (WeightVersion(1, 50), WeightVersion(2, 0)):
+            await engine.load(version, weights)
+            assert engine.version == WeightVersion(2, 0)
+        await engine.load(WeightVersion(2, 1), weights)
+        assert engine.version == WeightVersion(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("lm_head.weight"), "lacks lm_head.weight"),
+        (lambda state: state.update(extra=torch.zeros(2)), "holds extra, which the model does not have"),
+        (
+            lambda state: state.update({"lm_head.weight": torch.zeros(2, 2)}),
+            r"shape \(2, 2\), the model's is",
+        ),
+    ],
+)
+async def test_weights_that_do_not_fit_are_refused(
+    loaded: PreTrainedModel, tmp_path: Path, change, message: str
+) -> None:
+    state = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    change(state)
+    save_file(state, tmp_path / "model.safetensors")
+    async with running(loaded) as engine:
+        with pytest.raises(CorruptWeights, match=message):
+            await engine.load(V1, tmp_path)
+        assert engine.version == V0
+        assert await engine.generate(request(), deadline=None)
+
+
+async def test_tied_weights_may_stand_under_either_name(tmp_path: Path) -> None:
+    tied = AutoModelForCausalLM.from_pretrained(
+        tiny_causal_lm(tmp_path / "tied", tie_word_embeddings=True)
+    ).eval()
+    for update, missing in enumerate(("lm_head.weight", "model.embed_tokens.weight"), start=1):
+        state = {name: tensor + 0.01 for name, tensor in tied.state_dict().items() if name != missing}
+        target = tmp_path / f"1-{update}"
+        target.mkdir()
+        save_file(state, target / "model.safetensors")
+        async with running(tied) as engine:
+            await engine.load(WeightVersion(1, update), target)
+            model = engine._model
+            assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+            expected = tied.get_input_embeddings().weight + 0.01
+            assert torch.equal(model.get_input_embeddings().weight, expected)
+
+
+async def test_weights_of_nan_fail_requests_and_good_ones_mend_it(
+    loaded: PreTrainedModel, tmp_path: Path
+) -> None:
+    for update, factor in ((1, torch.nan), (2, 1.0)):
+        target = tmp_path / f"1-{update}"
+        target.mkdir()
+        save_file({n: t * factor for n, t in loaded.state_dict().items()}, target / "model.safetensors")
+    async with running(loaded, max_slots=3) as engine:
+        before = await engine.generate(request(num_samples=3), deadline=None)
+        await engine.load(V1, tmp_path / "1-1")
+        with pytest.raises(FloatingPointError, match="under weights 1-1"):
+            await engine.generate(request(num_samples=3), deadline=None)
+        await engine.load(V2, tmp_path / "1-2")
+        after = await engine.generate(request(num_samples=3), deadline=None)
+        assert [c.token_ids for c in after] == [c.token_ids for c in before]

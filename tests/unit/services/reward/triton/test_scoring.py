@@ -1,0 +1,180 @@
+"""The reward service in front of a server of the Open Inference Protocol: a real one, in this process.
+
+The server is Fairlead's own reward service; a slow test has a real Triton in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from benchmarks.triton_server import free_address
+from fairlead.config.compute import BatchingSection
+from fairlead.config.reward import RewardSection, TritonSection
+from fairlead.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+from fairlead.types import Message, Priority, TextPair, TokenPair, WholeText
+from services.reward.triton import scoring as triton_scorer
+from tests import architectures
+from tests.unit.services.reward.reward_world import reward_service
+from tests.unit.services.reward.test_scorer import assert_same, foreign
+from tests.waiting import until
+
+
+def section(path, address: str, *, batching: BatchingSection | None = None, **triton) -> RewardSection:
+    return RewardSection(
+        engine="triton",
+        path=str(path),
+        batching=batching or BatchingSection(),
+        triton=TritonSection(addresses=(address,), health_seconds=0.02, **triton),
+    )
+
+
+@asynccontextmanager
+async def front(settings: RewardSection, heard: list[bool] | None = None):
+    reader, served = await triton_scorer.connect(settings.path, settings)
+    said = [] if heard is None else heard
+    async with triton_scorer.serving(reader, served, settings, said.append) as scoring:
+        yield scoring
+
+
+def drawn(count: int, *, seed: int = 0) -> list[TokenPair]:
+    rng = random.Random(seed)
+
+    def ids() -> tuple[int, ...]:
+        return tuple(rng.randrange(60) for _ in range(rng.randint(1, 60)))
+
+    return [TokenPair(ids(), ids()) for _ in range(count)]
+
+
+async def test_scores_versions_and_counts_are_those_of_the_server(reward_folder):
+    items = [*drawn(50), TextPair("w1 w2", "w3"), WholeText("w4 w5"), TextPair("", "")]
+    async with (
+        reward_service(reward_folder) as world,
+        front(section(reward_folder, world.address)) as scoring,
+    ):
+        many = await asyncio.gather(
+            scoring.score(items, deadline=None),
+            *(scoring.score([item], deadline=None, priority=Priority.BULK) for item in items),
+        )
+        sequences = world.scorer.encode(items)
+        expected = [world.scorer.score([sequence])[0] for sequence in sequences]
+        assert_same(many[0].scores, expected)
+        assert_same([one.scores[0] for one in many[1:]], expected)
+        assert many[0].num_tokens == tuple(len(sequence) for sequence in sequences)
+        assert {one.model_version for one in many} == {world.scorer.info.model_version}
+        assert scoring.info.model.tokenizer_fingerprint == world.scorer.info.model.tokenizer_fingerprint
+        assert scoring.info.model.max_sequence_tokens == 128
+
+
+@pytest.mark.parametrize("make", [foreign, lambda folder: architectures.reward_model("qwen3", folder)])
+async def test_conversations_and_templates_are_read_here_as_the_model_has_learnt_it(tmp_path, make):
+    path = make(tmp_path)
+    items = [TextPair("where ?", "here ."), TextPair("unread", "here .", (Message("user", "where ?"),))]
+    async with reward_service(path) as world, front(section(path, world.address)) as scoring:
+        found = await scoring.score(items, deadline=None)
+        sequences = world.scorer.encode(items)
+        assert found.num_tokens == tuple(len(sequence) for sequence in sequences)
+        assert_same(found.scores, [world.scorer.score([sequence])[0] for sequence in sequences])
+
+
+async def test_sentences_are_tokenized_by_the_server(reward_folder):
+    async with reward_service(reward_folder) as world:
+        async with front(section(reward_folder, world.address, sends="sentences")) as scoring:
+            found = await scoring.score([TextPair("w1 w2 ", "w3"), WholeText("w7")], deadline=None)
+            expected = world.scorer.encode([WholeText("w1 w2 w3"), WholeText("w7")])
+            assert_same(found.scores, [world.scorer.score([sequence])[0] for sequence in expected])
+            long = [WholeText("w1"), WholeText("w1 " * 200), WholeText("w2")]
+            with pytest.raises(InvalidInput, match=r"items\[1\]: got '202 tokens', allowed: at most 128"):
+                await scoring.score(long, deadline=None)
+            for item, said in (
+                (TokenPair((1,), (2,)), r"items.tokens\[0\]: got 'ids', allowed: text"),
+                (TextPair("", "w1", (Message("user", "w2"),)), r"items.text.messages\[0\]: got '1 messages'"),
+                (TextPair("", ""), r"items.text.response\[0\]: got 'an empty text'"),
+            ):
+                with pytest.raises(InvalidInput, match=said):
+                    await scoring.score([item], deadline=None)
+
+
+async def test_mistakes_are_found_before_anything_is_sent(reward_folder):
+    async with (
+        reward_service(reward_folder) as world,
+        front(section(reward_folder, world.address)) as scoring,
+    ):
+        for items, said in (
+            ([], "items: got 0"),
+            (
+                [TokenPair((1,), (2,)), TokenPair((60,), (2,))],
+                r"prompt_token_ids\[1\]: got '60 at position 0'",
+            ),
+            ([TokenPair((1,), ())], r"response_token_ids\[0\]: got 'no token ids'"),
+            ([TokenPair((1,), (2,) * 128)], r"items.tokens\[0\]: got '129 tokens'"),
+        ):
+            with pytest.raises(InvalidInput, match=said):
+                await scoring.score(items, deadline=None)
+        with pytest.raises(DeadlineExceeded):
+            await scoring.score([TokenPair((1,), (2,))], deadline=time.monotonic() - 1)
+        with pytest.raises(NotFound, match="no version 'other'"):
+            await scoring.score([TokenPair((1,), (2,))], deadline=None, model_version="other")
+
+
+async def test_what_is_on_its_way_is_bounded_in_tokens(reward_folder):
+    batching = BatchingSection(max_queue_tokens=100)
+    async with reward_service(reward_folder) as world:
+        async with front(section(reward_folder, world.address, batching=batching)) as scoring:
+            item = TokenPair((1,) * 30, (2,) * 30)
+            outcomes = await asyncio.gather(
+                *(scoring.score([item], deadline=None) for _ in range(3)), return_exceptions=True
+            )
+            assert [type(one) for one in outcomes[1:]] == [Overloaded, Overloaded]
+            assert outcomes[1].retry_after_seconds > 0
+            patient = [scoring.score([item], deadline=time.monotonic() + 30, waits=True) for _ in range(4)]
+            assert {one.scores for one in await asyncio.gather(*patient)} == {outcomes[0].scores}
+            with pytest.raises(InvalidInput, match="items: got '120 tokens', allowed: at most 100 tokens"):
+                await scoring.score([item] * 2, deadline=None)
+
+
+async def test_it_waits_for_the_server_and_is_ready_while_that_is(reward_folder):
+    address, heard = free_address(), list[bool]()
+    settings = section(reward_folder, address, max_attempts=2, timeout_seconds=5)
+    connecting = asyncio.ensure_future(triton_scorer.connect(settings.path, settings))
+    async with reward_service(reward_folder, bind=address) as world:
+        reader, served = await connecting
+        async with triton_scorer.serving(reader, served, settings, heard.append) as scoring:
+            await until(lambda: heard[-1:] == [True])
+            world.server.set_ready(False)
+            await until(lambda: heard[-1] is False)
+            world.server.set_ready(True)
+            await until(lambda: heard[-1] is True)
+            await world.server.drain()
+            await until(lambda: heard[-1] is False)
+            with pytest.raises(Unavailable, match="triton at"):
+                await scoring.score([TokenPair((1,), (2,))], deadline=None)
+
+
+def test_sentences_ask_for_no_torch():
+    """The process in front of a server that tokenizes is a light one, with every dialect."""
+    code = (
+        "import sys, services.reward.__main__, services.reward.triton.scoring as _, services.reward.tensors; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+async def test_another_models_tokenizer_and_missing_inputs_are_refused(reward_folder, tmp_path):
+    other = architectures.reward_model("gpt2", tmp_path)
+    async with reward_service(reward_folder) as world:
+        with pytest.raises(ConfigError, match=r"reward.path: got .*whose tokenizer is"):
+            await triton_scorer.connect(str(other), section(other, world.address))

@@ -1,0 +1,211 @@
+"""Rates and quotas: the process's own count and the one in Redis against a replay by hand."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+
+from fairlead import metrics
+from fairlead.config.keys import KeysSection
+from fairlead.errors import ConfigError, InvalidInput, Overloaded
+from fairlead.local import valkey
+from fairlead.local.valkey import ValkeyServer
+from fairlead.rpc.api_keys import ApiKey
+from services.runtime.allowance import Allowance, _Account, _rates, _source
+
+MIDNIGHT = 20_000 * 86_400.0
+
+
+class Clock:
+    def __init__(self, now: float = MIDNIGHT + 3_600) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def key(key_id: str = "one", **limits: object) -> ApiKey:
+    return ApiKey(id=key_id, sha256="0" * 64, scopes=("score",), **limits)
+
+
+def counting(clock: Clock | None = None, **section: object) -> tuple[Allowance, CollectorRegistry]:
+    registry = CollectorRegistry()
+    counts = metrics.Access(registry)
+    return Allowance(KeysSection(**section), counts=counts, clock=clock or Clock()), registry
+
+
+async def refused(allowance: Allowance, who: ApiKey, *, requests: int = 0, tokens: int = 0) -> Overloaded:
+    with pytest.raises(Overloaded) as caught:
+        await allowance.admit(who, requests=requests, tokens=tokens)
+    return caught.value
+
+
+async def test_requests_come_at_their_rate_and_the_delay_is_the_right_one():
+    clock = Clock()
+    allowance, registry = counting(clock)
+    who = key(requests_per_second=4)
+    for _ in range(4):
+        await allowance.admit(who, requests=1, tokens=0)
+    error = await refused(allowance, who, requests=1)
+    assert error.retry_after_seconds == pytest.approx(0.25)
+    assert "one sends more than 4 requests a second" in str(error)
+    clock.now += error.retry_after_seconds - 0.01
+    await refused(allowance, who, requests=1)
+    clock.now += 0.01
+    await allowance.admit(who, requests=1, tokens=0)
+    await refused(allowance, who, requests=1)
+    assert registry.get_sample_value("fairlead_access_refusals_total", {"reason": "requests"}) == 3
+
+
+async def test_a_slow_rate_still_lets_one_through():
+    clock = Clock()
+    allowance, _ = counting(clock)
+    who = key(requests_per_second=0.1)
+    await allowance.admit(who, requests=1, tokens=0)
+    assert (await refused(allowance, who, requests=1)).retry_after_seconds == pytest.approx(10)
+
+
+async def test_a_request_beyond_the_bucket_passes_when_it_is_full_and_is_paid_for():
+    clock = Clock()
+    allowance, _ = counting(clock)
+    who = key(tokens_per_minute=600)
+    await allowance.admit(who, requests=1, tokens=3_000)
+    # 2400 owed, and 1 wanted, at 10 a second.
+    assert (await refused(allowance, who, tokens=1)).retry_after_seconds == pytest.approx(240.1)
+    # Who owes begins nothing new, even if its tokens are not known yet.
+    assert (await refused(allowance, who, requests=1)).retry_after_seconds == pytest.approx(240)
+    clock.now += 241
+    await allowance.admit(who, requests=1, tokens=10)
+
+
+async def test_tokens_that_come_after_the_work_are_owed():
+    clock = Clock()
+    allowance, _ = counting(clock)
+    who = key(tokens_per_minute=60, tokens_per_day=1_000)
+    await allowance.admit(who, requests=1, tokens=0)
+    await allowance.charge(who, tokens=90)
+    assert (await refused(allowance, who, requests=1)).retry_after_seconds == pytest.approx(30)
+
+
+async def test_a_quota_ends_with_the_day():
+    clock = Clock(MIDNIGHT - 100)
+    allowance, registry = counting(clock)
+    who = key(tokens_per_day=100)
+    await allowance.admit(who, requests=1, tokens=60)
+    error = await refused(allowance, who, tokens=41)
+    assert error.retry_after_seconds == pytest.approx(100)
+    assert registry.get_sample_value("fairlead_access_refusals_total", {"reason": "quota"}) == 1
+    # What was refused has taken nothing.
+    await allowance.admit(who, requests=1, tokens=40)
+    await refused(allowance, who, requests=1)
+    clock.now = MIDNIGHT
+    await allowance.admit(who, requests=1, tokens=100)
+
+
+async def test_what_no_waiting_mends_is_the_callers_mistake():
+    allowance, _ = counting()
+    with pytest.raises(InvalidInput, match="101 tokens', allowed: at most 100 a day for the API key one"):
+        await allowance.admit(key(tokens_per_day=100), requests=1, tokens=101)
+    with pytest.raises(InvalidInput, match="at most 50 in one request"):
+        await allowance.admit(key(max_request_tokens=50), requests=1, tokens=51)
+
+
+async def test_keys_do_not_pay_for_each_other_and_no_limits_cost_nothing():
+    allowance, _ = counting()
+    await allowance.admit(key("one", requests_per_second=1), requests=1, tokens=0)
+    await allowance.admit(key("two", requests_per_second=1), requests=1, tokens=0)
+    for _ in range(100):
+        await allowance.admit(key("three"), requests=1, tokens=10**6)
+    assert set(allowance._accounts) == {"one", "two"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[ValkeyServer]:
+    with valkey.running(tmp_path_factory.mktemp("valkey")) as started:
+        yield started
+
+
+async def test_the_script_in_redis_counts_as_the_process_does(server: ValkeyServer):
+    """Random requests at random times: the script, told the time, against `_Account.take`."""
+    draw = random.Random(0)
+    # The server's own clock is replaced in the source, so that both live in the same time.
+    source = _source().replace("redis.call('TIME')", "{ARGV[8], '0'}")
+    assert source != _source()
+    async with Redis.from_url(server.url) as client:
+        script = client.register_script(source)
+        passed = 0
+        for number in range(40):
+            who = key(
+                f"k{number}",
+                requests_per_second=draw.choice([None, 0.5, 3]),
+                tokens_per_minute=draw.choice([None, 60, 6_000]),
+                tokens_per_day=draw.choice([None, 20_000]),
+            )
+            rates = _rates(who)
+            now = MIDNIGHT - draw.choice([5, 50_000])
+            account = _Account(max(1.0, rates[0]), rates[2], now, int(now // 86_400), 0)
+            for _ in range(25):
+                now += draw.choice([0, 1, 7, 300])
+                requests, tokens = draw.choice([0, 1]), draw.choice([0, 5, 500, 7_000])
+                whatever = draw.random() < 0.2
+                expected = account.take(who, requests=requests, tokens=tokens, now=now, whatever=whatever)
+                which, wait = await script(
+                    keys=[f"test:{who.id}"], args=[requests, tokens, *rates, int(whatever), now]
+                )
+                assert which.decode() == expected[0]
+                assert float(wait) == pytest.approx(expected[1], abs=1e-3)
+                passed += which == b""
+        assert 200 < passed < 900
+
+
+async def test_replicas_share_one_allowance_through_redis(server: ValkeyServer):
+    first, _ = counting(redis_url=server.url)
+    second, _ = counting(redis_url=server.url)
+    who = key("shared", requests_per_second=0.01, tokens_per_minute=60)
+    try:
+        await first.admit(who, requests=1, tokens=60)
+        error = await refused(second, who, requests=1)
+        assert error.retry_after_seconds == pytest.approx(100, abs=5)
+        await second.charge(who, tokens=30)
+        assert (await refused(first, who, tokens=60)).retry_after_seconds == pytest.approx(90, abs=5)
+    finally:
+        await first.close()
+        await second.close()
+    async with Redis.from_url(server.url) as client:
+        assert 0 < await client.ttl("fairlead:keys:shared") <= 172_800
+
+
+async def test_without_redis_every_replica_counts_by_itself(tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO)
+    prepared = valkey.prepare(tmp_path)
+    allowance, registry = counting(redis_url=prepared.url)
+    who = key(requests_per_second=0.001)
+    try:
+        await allowance.admit(who, requests=1, tokens=0)
+        await refused(allowance, who, requests=1)
+        # Told once, however many requests come; it holds no password.
+        [told] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert "counts by itself" in told
+        assert prepared.url.partition(":")[2].partition("@")[0] not in told
+        assert registry.get_sample_value("fairlead_access_redis_failures_total") == 1
+        with valkey.start(prepared):
+            allowance._away_until = -math.inf
+            await allowance.admit(who, requests=1, tokens=0)
+            await refused(allowance, who, requests=1)
+        assert "counts again" in caplog.records[-1].getMessage()
+    finally:
+        await allowance.close()
+
+
+def test_a_url_that_is_none_of_redis_is_refused_unquoted():
+    with pytest.raises(ConfigError) as caught:
+        counting(redis_url="http://:secret@host")
+    assert "keys.redis_url" in str(caught.value)
+    assert "secret" not in str(caught.value)

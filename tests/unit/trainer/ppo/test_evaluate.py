@@ -1,0 +1,178 @@
+"""Evaluation during training: by hand on scripted services, through outages, and the best checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from contextlib import contextmanager
+
+import grpc
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fairlead.config import RunConfig
+from fairlead.data.records import load_prompts
+from fairlead.errors import ConfigError, CorruptCheckpoint
+from fairlead.types import WeightVersion
+from tests.scripted_services import Script, completion, serving
+from tests.tiny import tiny_causal_lm, tiny_tokenizer
+from tests.unit.trainer.ppo.test_train import Run, configured
+from trainer import seeds
+from trainer.ppo.evaluate import Best, Evaluation
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return tiny_causal_lm(tmp_path_factory.mktemp("model"))
+
+
+@contextmanager
+def services(script: Script):
+    """The scripted services on a loop of their own, in a thread."""
+    loop, up, down = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with serving(script):
+            up.set()
+            await down.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        assert up.wait(timeout=20)
+        yield
+    finally:
+        loop.call_soon_threadsafe(down.set)
+        thread.join()
+        loop.close()
+
+
+def evaluated(folder, model_path, address: str, **changes) -> RunConfig:
+    names = ("policy", "reward", "reference")
+    addresses = {f"{name}.addresses": [address] for name in names}
+    settings = {"evaluation.every_updates": 1, "evaluation.num_prompts": 4, "data.heldout_fraction": 0.3}
+    return configured(folder, model_path, **(addresses | settings | changes))
+
+
+def after(evaluation: Evaluation, update: int) -> dict[str, float]:
+    try:
+        return evaluation.after(WeightVersion(9, update), on_phase=lambda name: None)
+    finally:
+        evaluation.close()
+
+
+def test_figures_are_the_means_over_the_answers_to_held_out_prompts(tmp_path, model_path):
+    script = Script()
+    script.generate = lambda request, _: answer_of_length(len(script.requests))
+    with services(script):
+        config = evaluated(tmp_path, model_path, script.address, **{"evaluation.temperature": 0.5})
+        evaluation = Evaluation(config, tiny_tokenizer())
+        phases: list[str] = []
+        found = evaluation.after(WeightVersion(9, 3), on_phase=phases.append)  # closed by the next one
+        first = list(script.requests)
+        assert after(evaluation, 4)["eval_reward"] == 6.5  # lengths 5 to 8
+    assert phases == ["evaluate"]
+    # Lengths 1 to 4, rewarded by length; −0.5 a token under the policy, −temperature under the reference.
+    assert found == pytest.approx(
+        {"eval_reward": 2.5, "eval_length": 2.5, "eval_eos_rate": 1.0, "eval_kl": 0.0}
+    )
+    heldout = load_prompts(config).heldout
+    encoded = [tuple(tiny_tokenizer()(prompt)["input_ids"]) for prompt in heldout]
+    asked = {(tuple(request.tokens.token_ids), request.sampling.seed) for request in first}
+    assert asked == {
+        (encoded[number % len(encoded)], seeds.derive(config.seed, "evaluate", number)) for number in range(4)
+    }
+    assert {(request.min_version.incarnation, request.min_version.update) for request in first} == {(9, 3)}
+    again = {(tuple(request.tokens.token_ids), request.sampling.seed) for request in script.requests[4:]}
+    assert again == asked  # the same draws at every update
+
+
+async def answer_of_length(length: int):
+    return completion([5] * length)
+
+
+def test_greedy_answers_are_asked_for_once_a_prompt_and_have_no_divergence(tmp_path, model_path):
+    script = Script()
+    with services(script):
+        changes = {"evaluation.temperature": 0, "evaluation.num_prompts": 100}
+        config = evaluated(tmp_path, model_path, script.address, **changes)
+        found = after(Evaluation(config, tiny_tokenizer()), 1)
+    heldout = load_prompts(config).heldout
+    assert len(script.requests) == len(heldout)
+    assert found["eval_reward"] == 3.0  # `<s>` and two words, answered backwards
+    assert "eval_kl" not in found
+
+
+def test_an_outage_that_passes_is_waited_out(tmp_path, model_path):
+    script, refused = Script(), []
+
+    async def first_unavailable(request, context):
+        if len(refused) < 9:  # more often than a call tries again by itself
+            refused.append(request)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        return completion([5, 5])
+
+    script.generate = first_unavailable
+    with services(script):
+        config = evaluated(tmp_path, model_path, script.address, **{"evaluation.num_prompts": 1})
+        assert after(Evaluation(config, tiny_tokenizer()), 1)["eval_reward"] == 2.0
+    assert len(refused) == 9
+
+
+def test_services_that_stay_away_cost_an_evaluation_and_not_the_run(tmp_path, model_path, caplog):
+    nobody, changes = "127.0.0.1:1", {"evaluation.max_seconds": 0.5, "ppo.updates": 2}
+    with Run(evaluated(tmp_path, model_path, nobody, **changes), model_path) as run:
+        result = run.trainer().run()
+    assert result["updates"] == 2
+    assert "best_update" not in result
+    assert "update 1 is not evaluated" in caplog.text
+    assert not run.config.folder.best_policy_model.exists()
+
+
+def test_without_held_out_prompts_evaluation_is_refused_at_the_start(tmp_path, model_path):
+    config = evaluated(tmp_path, model_path, "127.0.0.1:1", **{"data.heldout_fraction": 1e-9})
+    with pytest.raises(ConfigError, match=r"evaluation\.every_updates"):
+        Evaluation(config, tiny_tokenizer())
+
+
+def test_what_is_best_is_remembered(tmp_path, model_path):
+    evaluation = Evaluation(configured(tmp_path, model_path), tiny_tokenizer())
+    assert not any(evaluation.is_due(update) for update in range(10))
+    assert evaluation.state() == {"best": None}
+    evaluation.best = Best(WeightVersion(2, 7), 0.1)
+    other = Evaluation(configured(tmp_path, model_path), tiny_tokenizer())
+    other.load_state(json.loads(json.dumps(evaluation.state())))
+    assert other.best == evaluation.best
+    with pytest.raises(CorruptCheckpoint):
+        other.load_state({"best": {"version": "x", "reward": 1}})
+
+
+@pytest.mark.parametrize("killed_at", [None, 3])
+def test_the_best_checkpoint_outlives_the_others_and_becomes_policy_best(tmp_path, model_path, killed_at):
+    """The scripted policy answers best with the weights of update 3, where no checkpoint is due."""
+    script, lengths = Script(), {1: 2, 2: 1, 3: 7, 4: 3, 5: 4, 6: 6}
+    script.generate = lambda request, _: answer_of_length(lengths[request.min_version.update])
+    with services(script):
+        changes = {"checkpoint.every_updates": 2, "checkpoint.keep": 1}
+        config = evaluated(tmp_path, model_path, script.address, **changes)
+        with Run(config, model_path, score=lambda answer: float(sum(answer) % 5)) as run:
+            if killed_at:
+                run.killed_after(killed_at)
+            result = run.trainer().run()
+    folder = run.config.folder
+    lines = [json.loads(line) for line in folder.metrics("ppo").read_text().splitlines()]
+    assert [line["eval_reward"] for line in lines] == [2, 1, 7, 3, 4, 6]
+    assert (result["best_update"], result["best_eval_reward"]) == (3, 7.0)
+    # A best one is checkpointed at once, so the killed run goes on behind update 3.
+    kept = sorted(path.name for path in folder.checkpoints.glob("?-?"))
+    assert "1-3" in kept
+    assert not {"1-1", "1-2"} & set(kept)
+    best = load_file(folder.best_policy_model / "model.safetensors")
+    expected = load_file(folder.checkpoints / "1-3" / "policy.safetensors")
+    final = load_file(folder.policy_model / "model.safetensors")
+    assert all(torch.equal(best[name], expected[name]) for name in expected)
+    assert any(not torch.equal(best[name], final[name]) for name in expected)
+    assert (folder.best_policy_model / "tokenizer.json").exists()
+    assert {"evaluate"} <= {json.loads(line)["phase"] for line in folder.phases.read_text().splitlines()}

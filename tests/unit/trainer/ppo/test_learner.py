@@ -1,0 +1,222 @@
+"""An update with every part of the recipe: stale rollouts, PPO-ptx, a critic from the reward model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from fairlead.config.compute import ComputeSection
+from fairlead.errors import ConfigError, ModelLoadError
+from fairlead.nn.reward_model import load_reward_model
+from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
+from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts, rollouts
+from trainer.ppo import actor_critic, advantages, kl, step
+from trainer.ppo.learner import Learner
+from trainer.sequences import TokenSequence, pad
+
+DEMONSTRATIONS = [
+    TokenSequence((1, 8, 9, 10, 2), 2),
+    TokenSequence((1, 4, 2), 1),
+    TokenSequence((1, 5, 6, 7, 8, 9, 2), 3),
+]
+STALE = frozenset({5, 7})
+"""Tasks; rollouts 0 and 2 of the batch."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return actor_critic.load(str(tiny_causal_lm(tmp_path_factory.mktemp("lm"))), SECTION)
+
+
+def gradient(models: actor_critic.ActorCritic) -> torch.Tensor:
+    found = [p.grad.flatten() for p in (*models.policy.parameters(), *models.critic.parameters())]
+    for module in (models.policy, models.critic):
+        module.zero_grad()
+    return torch.cat(found)
+
+
+def with_changes(**changes):
+    return SECTION.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("budget", [1, 7, 12])
+def test_the_gradient_of_the_whole_recipe_does_not_depend_on_the_micro_batches(models, budget):
+    found = double(models)
+    section = with_changes(
+        ptx_coefficient=0.7, clip_range_high=0.3, dual_clip=3.0, whiten_rewards=True, kl_estimator="k2"
+    )
+    prepared, _ = step.prepare(found, exact_rollouts(STALE), section, temperature=0.7)
+    assert len(set(prepared.behaviour_weights_N.tolist())) > 3
+
+    def whole(max_tokens: int) -> torch.Tensor:
+        split = section.model_copy(update={"max_micro_batch_tokens": max_tokens})
+        step.accumulate_gradients(found, prepared, [3, 1, 0, 2], split, temperature=0.7)
+        step.accumulate_ptx_gradients(found, DEMONSTRATIONS, split)
+        return gradient(found)
+
+    one, many = whole(10_000), whole(budget)
+    assert one.abs().max() > 1e-2
+    assert torch.allclose(many, one, rtol=1e-6, atol=1e-9)
+
+
+def test_at_zero_staleness_the_gradient_is_that_of_plain_ppo_bit_for_bit(models):
+    found = copy.deepcopy(models)
+    prepared, figures = step.prepare(found, rollouts(), SECTION, temperature=0.7)
+    batch = prepared.batch
+    assert prepared.old_logprobs_N is batch.behaviour_N
+    assert not {"stale_rollouts", "behaviour_weight"} & figures.keys()
+    members = [0, 1, 2, 3]
+    step.accumulate_gradients(found, prepared, members, SECTION, temperature=0.7)
+    ours = torch.cat([p.grad.flatten() for p in found.policy.parameters()])
+    found.policy.zero_grad()
+    for padded, where in step.micro_batches(batch, members, max_tokens=SECTION.max_micro_batch_tokens):
+        logprobs_N, _ = found.logprobs(padded, temperature=0.7)
+        ratio_N = (logprobs_N - batch.behaviour_N[where]).exp()
+        advantages_N = prepared.advantages_N[where]
+        plain_N = -torch.minimum(ratio_N * advantages_N, ratio_N.clamp(0.8, 1.2) * advantages_N)
+        (plain_N.sum() / len(batch.behaviour_N)).backward()
+    plain = torch.cat([p.grad.flatten() for p in found.policy.parameters()])
+    assert plain.abs().max() > 1e-3
+    assert torch.equal(ours, plain)
+
+
+def test_stale_rollouts_get_proximal_logprobs_of_the_weights_about_to_learn(models):
+    found = rollouts(STALE)
+    assert found.stale_B.tolist() == [True, False, True, False]
+    prepared, figures = step.prepare(models, found, SECTION, temperature=0.7)
+    with torch.no_grad():
+        own_N, _ = models.logprobs(pad(found.sequences, torch.device("cpu")), temperature=0.7)
+    stale_N = found.per_token(found.stale_B)
+    assert stale_N.tolist() == [True] * 5 + [False] + [True] * 3 + [False] * 2
+    assert torch.allclose(prepared.old_logprobs_N[stale_N], own_N[stale_N], atol=1e-6)
+    assert torch.equal(prepared.old_logprobs_N[~stale_N], found.behaviour_N[~stale_N])
+    expected_N = (own_N - found.behaviour_N).exp().clamp(max=2.0)
+    assert torch.allclose(prepared.behaviour_weights_N[stale_N], expected_N[stale_N], rtol=1e-5)
+    assert torch.equal(prepared.behaviour_weights_N[~stale_N], torch.ones(3))
+    assert figures["stale_rollouts"] == 0.5
+    assert figures["behaviour_weight"] == pytest.approx(float(expected_N[stale_N].mean()), rel=1e-5)
+    # The penalty is charged for π_prox, the policy that the update starts from.
+    assert figures["kl"] == pytest.approx(float((prepared.old_logprobs_N - found.reference_N).sum()) / 4)
+    # Only what these weights are said to have sampled may show a mismatch.
+    fresh_N = (own_N - found.behaviour_N).abs()[~stale_N]
+    fresh = step.accumulate_gradients(copy.deepcopy(models), prepared, [0, 1, 2, 3], SECTION, temperature=0.7)
+    assert fresh["mismatch_max"] == pytest.approx(float(fresh_N.max()), rel=1e-4)
+    none = step.accumulate_gradients(copy.deepcopy(models), prepared, [0, 2], SECTION, temperature=0.7)
+    assert "mismatch_max" not in none
+    assert none["ratio"] == pytest.approx(1.0, abs=1e-5)  # π_θ/π_prox before the first step
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_reward_is_charged_with_the_estimator_that_was_asked_for(models, estimator):
+    section = with_changes(kl_estimator=estimator)
+    found = rollouts()
+    _, figures = step.prepare(models, found, section, kl_coefficient=0.4)
+    charged = float(getattr(kl, estimator)(found.behaviour_N, found.reference_N).sum()) / 4
+    assert figures["reward_with_kl"] == pytest.approx((1.0 - 1.0 + 1.0 - 1.5) / 4 - 0.4 * charged, abs=1e-5)
+    of_each = {"k1": figures["kl"], "k2": figures["kl_k2"], "k3": figures["kl_k3"]}
+    assert of_each[estimator] == pytest.approx(charged, rel=1e-5)
+
+
+def test_whitened_rewards_keep_their_mean_and_are_what_is_learnt(models):
+    found = rollouts()
+    plain, _ = step.prepare(models, found, with_changes(gae_lambda=1.0))
+    white, _ = step.prepare(models, found, with_changes(gae_lambda=1.0, whiten_rewards=True))
+    # With γ = λ = 1 and a critic that says 0, rewards are the differences of the returns.
+    plain_BT, white_BT = (found.rectangle(one.returns_N) for one in (plain, white))
+    rewards_N, whitened_N = (
+        (one - torch.cat([one[:, 1:], torch.zeros(4, 1)], 1))[found.mask_BT] for one in (plain_BT, white_BT)
+    )
+    assert float(whitened_N.mean()) == pytest.approx(float(rewards_N.mean()), abs=1e-5)
+    assert float(whitened_N.var(unbiased=False)) == pytest.approx(1.0, abs=1e-4)
+    assert torch.allclose(whitened_N, advantages.whiten(rewards_N, shift_mean=False), atol=1e-5)
+
+
+def test_ptx_adds_gamma_times_the_cross_entropy_of_the_demonstrations(models):
+    found = double(models)
+    loss = step.accumulate_ptx_gradients(found, DEMONSTRATIONS, with_changes(ptx_coefficient=0.25))
+    ours = torch.cat([p.grad.flatten() for p in found.policy.parameters()])
+    found.policy.zero_grad()
+    total = torch.zeros((), dtype=torch.float64)
+    for one in DEMONSTRATIONS:  # by the definition, one after the other, from all logits
+        logits = found.policy(torch.tensor([one.token_ids])).logits[0]
+        table = logits.double().log_softmax(-1)
+        for position in range(one.prompt_length, len(one.token_ids)):
+            total = total - table[position - 1, one.token_ids[position]]
+    mean = total / 9
+    (0.25 * mean).backward()
+    naive = torch.cat([p.grad.flatten() for p in found.policy.parameters()])
+    assert loss == pytest.approx(mean.item(), rel=1e-6)
+    assert naive.abs().max() > 1e-2
+    assert (ours - naive).abs().max() < 1e-6 * naive.abs().max()
+    assert all(p.grad is None for p in found.critic.parameters())
+
+
+def test_ptx_without_demonstrations_is_refused(models):
+    with pytest.raises(ConfigError, match="ptx_coefficient"):
+        Learner(models, with_changes(ptx_coefficient=1.0), temperature=1.0, seed=0)
+
+
+def test_ptx_keeps_the_policy_near_its_demonstrations(models):
+    nll = {}
+    for gamma in (0.0, 5.0):
+        fresh = actor_critic.ActorCritic(copy.deepcopy(models.policy), copy.deepcopy(models.critic), SECTION)
+        learner = Learner(
+            fresh,
+            with_changes(ptx_coefficient=gamma, ptx_batch_size=3),
+            temperature=1.0,
+            seed=0,
+            demonstrations=DEMONSTRATIONS,
+        )
+        for update in range(4):
+            figures = learner.learn(rollouts(), update=update)
+        assert ("ptx_loss" in figures) is bool(gamma)
+        assert learner.state()["ptx_cursor"] == (12 if gamma else 0)
+        with torch.no_grad():
+            nll[gamma] = -float(fresh.logprobs(pad(DEMONSTRATIONS, fresh.device), temperature=1.0)[0].mean())
+    assert nll[5.0] < nll[0.0] - 0.05
+
+
+def test_a_critic_from_the_reward_model_says_its_scores(tmp_path):
+    policy = str(tiny_causal_lm(tmp_path / "policy"))
+    reward_path = str(tiny_reward_model(tmp_path / "reward", seed=4))
+    found = actor_critic.load(policy, SECTION, critic_path=reward_path)
+    judge = load_reward_model(reward_path, ComputeSection(device="cpu"))
+    sequences = rollouts().sequences
+    with torch.no_grad():
+        values_N = found.values(pad(sequences, torch.device("cpu")))
+    ends = torch.tensor([one.response_length for one in sequences]).cumsum(0) - 1
+    for end, one in zip(ends.tolist(), sequences, strict=True):
+        before = one.token_ids[:-1]  # the value is read where the last token is predicted
+        with torch.no_grad():
+            score = judge.scores(torch.tensor([before]), torch.tensor([len(before)]))
+        assert float(values_N[end]) == pytest.approx(float(score), abs=1e-5)
+    fresh = actor_critic.load(policy, SECTION)
+    with torch.no_grad():
+        assert not fresh.values(pad(sequences, torch.device("cpu"))).any()
+
+
+def test_a_critic_with_another_tokenizer_is_refused(tmp_path):
+    policy = str(tiny_causal_lm(tmp_path / "policy"))
+    other = str(tiny_reward_model(tmp_path / "reward"))
+    tiny_tokenizer(pad_is_eos=True).save_pretrained(other)
+    with pytest.raises(
+        ModelLoadError, match=r"critic_init = 'reward_model'.*tokenizer.*critic_init = 'policy'"
+    ):
+        actor_critic.load(policy, SECTION, critic_path=other)
+    with pytest.raises(ModelLoadError, match="reward head"):
+        actor_critic.load(policy, SECTION, critic_path=policy)
+
+
+def test_adaptive_control_moves_beta_by_the_divergence_of_whole_answers(models):
+    fresh = actor_critic.ActorCritic(copy.deepcopy(models.policy), copy.deepcopy(models.critic), SECTION)
+    section = with_changes(kl_control="adaptive", kl_target=0.5, kl_horizon=40.0)
+    learner = Learner(fresh, section, temperature=0.7, seed=0)
+    figures = learner.learn(rollouts(), update=0)
+    # The sum of k1 is 11 · 0.25 over 4 answers = 0.6875, 0.375 above the target: clipped to 0.2.
+    assert figures["kl_coefficient"] == 0.1
+    assert learner.kl_coefficient == pytest.approx(0.1 * (1 + 0.2 * 4 / 40))
+    again = learner.learn(rollouts(), update=1)
+    assert again["kl_coefficient"] == learner.kl_coefficient / (1 + 0.2 * 4 / 40)
+    assert again["reward_with_kl"] < figures["reward_with_kl"]

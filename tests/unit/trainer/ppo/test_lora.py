@@ -1,0 +1,177 @@
+"""PPO with adapters: only they learn, are kept and are published, and a run goes on with them to the bit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fairlead.errors import ConfigError
+from fairlead.nn import adapters
+from fairlead.nn.loading import load_causal_lm, load_tokenizer
+from fairlead.types import WeightVersion
+from tests.tiny import tiny_causal_lm, tiny_reward_model
+from tests.unit.trainer.ppo.ppo_batches import SECTION, rollouts
+from tests.unit.trainer.ppo.test_train import Run, configured, same, weights
+from trainer.checkpoint import CheckpointStore
+from trainer.ppo import actor_critic, best
+from trainer.ppo.evaluate import Best
+from trainer.ppo.learner import Learner
+
+RANK = {"ppo.lora.rank": 4, "ppo.lora.alpha": 8.0, "ppo.learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return tiny_causal_lm(tmp_path_factory.mktemp("model"))
+
+
+def section(**changes):
+    lora = SECTION.lora.model_copy(update={"rank": 4, "alpha": 8.0})
+    return SECTION.model_copy(update={"lora": lora} | changes)
+
+
+def everything(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("critic_init", ["policy", "reward_model"])
+def test_an_update_moves_the_adapters_and_the_head_and_nothing_else(tmp_path, model_path, critic_init):
+    reward = str(tiny_reward_model(tmp_path / "reward", seed=4)) if critic_init == "reward_model" else None
+    models = actor_critic.load(str(model_path), section(), critic_path=reward)
+    before = {"policy": everything(models.policy), "critic": everything(models.critic)}
+    learner = Learner(models, section(), temperature=1.0, seed=0)
+    for update in range(4):  # B moves when the head has, A when B has
+        learner.learn(rollouts(), update=update)
+    for part, model in (("policy", models.policy), ("critic", models.critic)):
+        moved = {
+            name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[part][name])
+        }
+        head = {"head.weight", "head.bias"} if part == "critic" else set()
+        expected = {name for name, _ in model.named_parameters() if ".lora_" in name} | head
+        assert moved == expected
+    state = models.state()
+    assert set(state["policy"]) == set(adapters.tensors(models.policy))
+    assert len(state["critic"]) == len(adapters.tensors(models.critic.body)) + 2
+    assert {name.rpartition(":")[2] for name in state["policy_optimizer"]} == {
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+    }
+    assert len(state["policy_optimizer"]) == 3 * len(state["policy"])
+
+
+def test_a_fresh_critic_shares_its_base_with_the_policy_and_still_says_its_own(model_path):
+    models = actor_critic.load(str(model_path), section())
+    ours = {name: p for name, p in models.policy.base_model.named_parameters() if ".lora_" not in name}
+    theirs = dict(models.critic.body.named_parameters())
+    assert len(ours) > 10
+    assert all(theirs[name] is parameter for name, parameter in ours.items())
+    apart = [(p, theirs[n]) for n, p in models.policy.base_model.named_parameters() if ".lora_A" in n]
+    assert apart
+    assert not any(torch.equal(one, other) for one, other in apart)
+
+
+def test_training_all_weights_keeps_two_models_apart(model_path):
+    models = actor_critic.load(str(model_path), SECTION)
+    theirs = dict(models.critic.body.named_parameters())
+    assert not any(theirs[name] is p for name, p in models.policy.base_model.named_parameters())
+    assert models.adapter is None
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, model_path):
+    config = configured(tmp_path_factory.mktemp("undisturbed"), model_path, **RANK)
+    with Run(config, model_path) as run:
+        result = run.trainer().run()
+        manifests = {version: run.world.store.fetch(version) for version in run.world.store.versions()}
+        return config, result, weights(run.models), manifests
+
+
+def test_a_run_publishes_keeps_and_leaves_adapters(undisturbed, model_path):
+    config, result, _, versions = undisturbed
+    assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
+    assert result["mismatch_max"] < 1e-5  # of a worker that adds the adapter to the weights by hand
+    assert result["kl"] > 1e-3
+    names = {name for folder in versions.values() for name in load_file(folder / "model-00001.safetensors")}
+    assert len(versions) == 3
+    assert all(".lora_" in name for name in names)
+    kept = load_file(config.folder.checkpoints / "1-6" / "policy.safetensors")
+    left = load_file(config.folder.policy_model / adapters.WEIGHTS_FILE)
+    assert set(kept) == set(left) == names
+    assert all(torch.equal(kept[name], left[name]) for name in kept)
+    assert not (config.folder.policy_model / "model.safetensors").exists()
+    assert adapters.base_of(str(config.folder.policy_model)) == str(model_path)
+    trained = load_causal_lm(str(config.folder.policy_model), config.ppo)
+    tokens = torch.tensor([[1, 5, 6]])
+    with torch.no_grad():
+        moved = trained(tokens).logits - load_causal_lm(str(model_path), config.ppo)(tokens).logits
+    assert moved.abs().max() > 1e-3
+
+
+def test_a_killed_run_ends_with_the_same_adapters_bit_for_bit(tmp_path, model_path, undisturbed):
+    with Run(configured(tmp_path, model_path, **RANK), model_path) as run:
+        run.killed_after(3)
+        result = run.trainer().run()
+    assert same(weights(run.models), undisturbed[2])
+    assert result["incarnations"] == 2
+
+
+def test_the_trained_policy_and_the_best_one_may_be_left_whole(tmp_path, model_path):
+    changes = {"ppo.lora.merge": True, "ppo.updates": 3, "checkpoint.every_updates": 1, "checkpoint.keep": 3}
+    with Run(configured(tmp_path, model_path, **RANK | changes), model_path) as run:
+        trainer = run.trainer()
+        trainer.run()
+    config, checkpoints = run.config, CheckpointStore(run.config.folder.checkpoints)
+    best_one = Best(WeightVersion(1, 2), 0.5)
+    policy = trainer.models.policy
+    assert best.leave(config, best_one, checkpoints, like=policy, tokenizer=load_tokenizer(str(model_path)))
+    tokens = torch.tensor([[1, 5, 6, 7]])
+    with torch.no_grad():
+        expected = policy(tokens).logits
+        for path, limits in (
+            (config.folder.policy_model, (0, 1e-5)),
+            (config.folder.best_policy_model, (1e-4, 1)),
+        ):
+            assert (path / "model.safetensors").exists()
+            assert not (path / adapters.CONFIG_FILE).exists()
+            gap = float((load_causal_lm(str(path), config.ppo)(tokens).logits - expected).abs().max())
+            assert limits[0] <= gap < limits[1]
+        assert torch.equal(policy(tokens).logits, expected)
+
+
+OTHER_ADAPTERS = [
+    ({"ppo.lora.rank": 2}, r"ppo\.lora: got 'r is 4 there and 2 here'"),
+    ({"ppo.lora.alpha": 4.0}, "lora_alpha is 8.0 there and 4.0 here"),
+    ({"ppo.lora.target_modules": ["q_proj"]}, "target_modules is"),
+    ({"ppo.lora.rank": 0}, r"ppo\.lora\.rank: got '0, and the checkpoints hold adapters'"),
+]
+
+
+def test_a_run_does_not_go_on_with_other_adapters(tmp_path, model_path, undisturbed):
+    with Run(configured(tmp_path, model_path, **RANK), model_path) as run:
+        run.killed_after(2)
+        for changes, message in OTHER_ADAPTERS:
+            run.config = configured(tmp_path, model_path, **RANK | changes)
+            with pytest.raises(ConfigError, match=message):
+                run.trainer().run()
+        run.config = configured(tmp_path, model_path, **RANK)
+        run.trainer().run()
+    assert same(weights(run.models), undisturbed[2])
+
+
+def test_a_run_does_not_go_on_over_a_base_that_has_changed(tmp_path):
+    path = tiny_causal_lm(tmp_path / "base")
+    with Run(configured(tmp_path, path, **RANK), path) as run:
+        run.killed_after(2)
+        tiny_causal_lm(path, seed=9)
+        with pytest.raises(
+            ConfigError, match=r"policy\.path: got 'weights that the adapters were not made on'"
+        ):
+            run.trainer().run()
+        tiny_causal_lm(path)
+        assert run.trainer().run()["tasks_trained"] == 48
+    state = json.loads((run.config.folder.checkpoints / "3-6" / "state.json").read_text())
+    assert state["adapter"]["config"]["base_model_name_or_path"] == str(path)

@@ -1,0 +1,132 @@
+"""One update of PPO: its figures by hand, its gradient however it is split, its first ratio."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.tiny import tiny_causal_lm
+from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts, rollouts
+from trainer.ppo import actor_critic, batch, step
+from trainer.sequences import pad
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return actor_critic.load(str(tiny_causal_lm(tmp_path_factory.mktemp("lm"))), SECTION)
+
+
+def test_rollouts_stand_in_the_order_of_their_tasks_and_the_dead_one_leaves_a_hole():
+    found = rollouts()
+    assert found.task_ids == (5, 6, 7, 9)
+    assert found.scores_B.tolist() == [9.0, -1.0, 1.0, 0.5]
+    assert found.cut_off_B.tolist() == [True, False, False, True]
+    assert found.token_indices([2, 0]).tolist() == [6, 7, 8, 0, 1, 2, 3, 4]
+    flat = torch.arange(11.0)
+    rectangle = found.rectangle(flat)
+    assert rectangle.shape == (4, 5)
+    assert rectangle[1].tolist() == [5.0, 0, 0, 0, 0]
+    assert torch.equal(rectangle[found.mask_BT], flat)
+    assert batch.from_outcomes([], torch.device("cpu")) is None
+
+
+def test_prepared_figures_by_hand(models):
+    prepared, figures = step.prepare(models, rollouts(), SECTION)
+    assert not prepared.old_values_N.any()  # the fresh critic says 0
+    # k1 is 0.25 at each of 11 tokens; β = 0.1; scores 9 → 3 − 2 (cut off), −1, 1, 0.5 − 2 (cut off)
+    assert figures["kl"] == pytest.approx(11 * 0.25 / 4, abs=1e-5)
+    assert figures["reward"] == pytest.approx(9.5 / 4)
+    assert figures["reward_with_kl"] == pytest.approx(
+        (1.0 - 1.0 + 1.0 - 1.5) / 4 - 0.1 * 11 * 0.25 / 4, abs=1e-5
+    )
+    assert figures["eos_rate"] == 0.5
+    # values are 0, so returns = advantages = Σ (γλ)^k r; the last token of task 5 gets 3 − 2 − 0.025
+    returns = prepared.returns_N[:5].tolist()
+    expected = [0.975]
+    for _ in range(4):
+        expected.insert(0, -0.025 + 0.95 * expected[0])
+    assert returns == pytest.approx(expected, abs=1e-5)
+    assert float(prepared.advantages_N.mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(prepared.advantages_N.var(unbiased=False)) == pytest.approx(1.0, abs=1e-5)
+    width = 0.2 * float(prepared.returns_N.std(unbiased=False))
+    assert prepared.value_clip_width == pytest.approx(width)
+
+
+@pytest.mark.parametrize("budget", [1, 7, 12])
+def test_the_gradient_does_not_depend_on_the_micro_batches(models, budget):
+    found = double(models)
+    prepared, _ = step.prepare(found, exact_rollouts(), SECTION)
+    members = [3, 1, 0, 2]
+
+    def gradients(max_tokens: int) -> torch.Tensor:
+        section = SECTION.model_copy(update={"max_micro_batch_tokens": max_tokens})
+        for module in (found.policy, found.critic):
+            module.zero_grad()
+        step.accumulate_gradients(found, prepared, members, section, temperature=0.7)
+        parameters = [*found.policy.parameters(), *found.critic.parameters()]
+        return torch.cat([p.grad.flatten() for p in parameters])
+
+    whole, split = gradients(10_000), gradients(budget)
+    assert whole.abs().max() > 1e-2
+    assert torch.allclose(split, whole, rtol=1e-6, atol=1e-9)
+
+
+def test_mini_batches_of_halves_add_up_by_their_tokens(models):
+    """The mean over all tokens is not the mean of the halves' means: 1 + 2 tokens against 5 + 3."""
+    found = double(models)
+    prepared, _ = step.prepare(found, exact_rollouts(), SECTION)
+
+    def gradient(members: list[int]) -> torch.Tensor:
+        found.policy.zero_grad()
+        step.accumulate_gradients(found, prepared, members, SECTION, temperature=1.0)
+        return torch.cat([p.grad.flatten() for p in found.policy.parameters()])
+
+    both, short, long = gradient([0, 1, 2, 3]), gradient([1, 3]), gradient([0, 2])
+    # Llama's norms compute in float32 whatever the weights, hence relative to the largest entry.
+    assert (both - (3 * short + 8 * long) / 11).abs().max() < 1e-6 * both.abs().max()
+    assert (both - (short + long) / 2).abs().max() > 1e-2 * both.abs().max()
+
+
+def test_with_its_own_logprobs_the_first_ratio_is_one_and_the_mismatch_none(models):
+    found = rollouts()
+    with torch.no_grad():
+        own, _ = models.logprobs(pad(found.sequences, torch.device("cpu")), temperature=0.7)
+    own_batch = replace(found, behaviour_N=own)
+    fresh = actor_critic.ActorCritic(copy.deepcopy(models.policy), copy.deepcopy(models.critic), SECTION)
+    prepared, _ = step.prepare(fresh, own_batch, SECTION)
+    section = SECTION.model_copy(update={"epochs": 3, "mini_batch_size": 2})
+    figures = step.optimise(fresh, prepared, section, temperature=0.7, seed=0, update=0)
+    assert figures["ratio_first"] == pytest.approx(1.0, abs=1e-6)
+    assert figures["mismatch_max"] < 1e-5
+    assert figures["policy_kl"] > 0  # later steps moved
+    assert figures["lr"] == 1e-3
+    other = step.optimise(fresh, prepared, section, temperature=1.0, seed=0, update=0)
+    assert other["mismatch_max"] > 0.01  # the wrong temperature shows
+
+
+def test_a_step_raises_good_tokens_and_lowers_bad_ones(models):
+    fresh = actor_critic.ActorCritic(copy.deepcopy(models.policy), copy.deepcopy(models.critic), SECTION)
+    found = rollouts()
+    padded = pad(found.sequences, torch.device("cpu"))
+    with torch.no_grad():
+        before, _ = fresh.logprobs(padded, temperature=1.0)
+    own_batch = replace(found, behaviour_N=before)
+    prepared, _ = step.prepare(fresh, own_batch, SECTION)
+    step.optimise(fresh, prepared, SECTION, temperature=1.0, seed=0, update=0)
+    with torch.no_grad():
+        after, _ = fresh.logprobs(padded, temperature=1.0)
+        values = fresh.values(padded)
+    assert float(((after - before) * prepared.advantages_N).sum()) > 0
+    assert float((values - prepared.returns_N).square().mean()) < float(prepared.returns_N.square().mean())
+
+
+def test_tied_tensors_are_kept_once(tmp_path):
+    tied = actor_critic.load(str(tiny_causal_lm(tmp_path, tie_word_embeddings=True)), SECTION)
+    names = actor_critic.unique_tensors(tied.policy)
+    assert "model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+    state = tied.state()
+    tied.load_state(state)

@@ -1,0 +1,327 @@
+"""The trainer as a whole on the memory queue: it learns, resumes to the bit, and counts every task once."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from fairlead import metrics
+from fairlead.audit import audit
+from fairlead.config import RunConfig, load
+from fairlead.errors import Fenced
+from fairlead.nn.loading import load_causal_lm
+from fairlead.transports.rollouts.memory import MemoryBroker
+from tests.tiny import tiny_causal_lm
+from tests.unit.trainer.ppo.ppo_world import World
+from trainer.checkpoint import CheckpointStore
+from trainer.ppo.ledger import read_journal
+from trainer.ppo.train import PpoTrainer
+
+SMALL = {
+    "ppo.updates": 6,
+    "ppo.batch_size": 8,
+    "ppo.mini_batch_size": 4,
+    "ppo.epochs": 2,
+    "ppo.learning_rate": 3e-3,
+    "ppo.critic_learning_rate": 3e-3,
+    "ppo.kl_coefficient": 0.02,
+    "ppo.device": "cpu",
+    "sampling.max_new_tokens": 4,
+    "checkpoint.every_updates": 2,
+    "queue.stall_seconds": 0.2,
+    "queue.give_up_seconds": 20,
+    "observe.tensorboard": False,
+}
+
+
+class Killed(BaseException):
+    """Stands for a process that ends between two updates."""
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return tiny_causal_lm(tmp_path_factory.mktemp("model"))
+
+
+def configured(folder, model_path, **changes) -> RunConfig:
+    folder.mkdir(exist_ok=True)
+    prompts = "".join(json.dumps({"prompt": f"w{n} w{n + 1}"}) + "\n" for n in range(20))
+    (folder / "prompts.jsonl").write_text(prompts)
+    paths = {"runs": str(folder), "base": str(folder), "data.prompts": "prompts.jsonl"}
+    return load(overrides=paths | {"policy.path": str(model_path)} | SMALL | changes)
+
+
+def count_of_sevens(answer: tuple[int, ...]) -> float:
+    return float(sum(token == 7 for token in answer))
+
+
+class Run:
+    """A world, and as many trainers in it as a test starts."""
+
+    def __init__(self, config: RunConfig, model_path, score=count_of_sevens):
+        self.config = config
+        self.world = World(model_path, config.weights_path, score)
+        self.broker: MemoryBroker = self.world.broker
+        self.models = None
+
+    def __enter__(self):
+        self.world.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.world.__exit__(*error)
+
+    def trainer(self, gauges=None) -> PpoTrainer:
+        found = PpoTrainer(self.config, queue=self.broker.trainer(), store=self.world.store, gauges=gauges)
+        self.models = found.models
+        return found
+
+    def killed_after(self, update: int) -> None:
+        def kill(done: int) -> None:
+            if done == update:
+                raise Killed
+
+        with suppress(Killed):
+            self.trainer().run(on_update=kill)
+
+
+def audited(config: RunConfig) -> dict[str, int]:
+    """What an audit of the folder counts; whatever happened, every rule holds."""
+    report, _ = audit(config.folder)
+    assert report.is_clean, report.findings
+    assert (report.ended, report.tasks, report.open) == (True, 48, 0)
+    return {"trained": report.trained, "dead": report.dead, "void": report.void}
+
+
+def weights(models) -> dict[str, torch.Tensor]:
+    state = models.state()
+    return {f"{part}.{name}": value for part, group in state.items() for name, value in group.items()}
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, model_path):
+    """The run that nobody disturbed: its result and its final weights."""
+    config = configured(tmp_path_factory.mktemp("undisturbed"), model_path)
+    with Run(config, model_path) as run:
+        result = run.trainer().run()
+        return config, result, weights(run.models)
+
+
+def test_a_run_leaves_what_it_promises(undisturbed):
+    config, result, _ = undisturbed
+    assert json.loads(config.folder.result("ppo").read_text()) == json.loads(json.dumps(result))
+    assert (result["updates"], result["episodes"], result["incarnations"]) == (6, 48, 1)
+    assert (result["tasks_dispatched"], result["tasks_trained"]) == (48, 48)
+    assert (result["tasks_duplicated"], result["tasks_lost"], result["dead_letters"]) == (0, 0, 0)
+    assert result["mismatch_max"] < 1e-5
+    lines = [json.loads(line) for line in config.folder.metrics("ppo").read_text().splitlines()]
+    assert [line["update"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        assert line["ratio_first"] == pytest.approx(1.0, abs=1e-5)
+        assert line["seconds"] >= line["seconds_train"] > 0
+    assert lines[0]["kl"] == pytest.approx(0.0, abs=1e-4)
+    phases = [json.loads(line) for line in config.folder.phases.read_text().splitlines()]
+    assert {"wait", "prepare", "train", "publish", "checkpoint"} <= {line["phase"] for line in phases}
+    progress = json.loads(config.folder.progress.read_text())
+    assert (progress["phase"], progress["step"], progress["total"]) == ("done", 6, 6)
+    load_causal_lm(str(config.folder.policy_model), config.ppo)
+    assert not list(config.folder.root.rglob("*.pt"))
+
+
+def test_every_prompt_comes_once_an_epoch(undisturbed):
+    config, _, _ = undisturbed
+    tasks = [line["task"] for line in read_journal(config.folder.ledger)]
+    assert sorted(tasks) == list(range(48))
+
+
+@pytest.mark.parametrize("update", [1, 3, 4, 5])
+def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(update, tmp_path, model_path, undisturbed):
+    _, expected, expected_weights = undisturbed
+    with Run(configured(tmp_path, model_path), model_path) as run:
+        run.killed_after(update)
+        result = run.trainer().run()
+    assert same(weights(run.models), expected_weights)
+    # What counts is counted in the lineage of the final weights: updates done twice do not show.
+    differing = {"seconds", "incarnations", "mismatch_max", "tokens"}
+    assert {k: v for k, v in result.items() if k not in differing} == {
+        k: v for k, v in expected.items() if k not in differing
+    }
+    assert result["incarnations"] == 2
+    steps = [json.loads(line)["step"] for line in run.config.folder.metrics("ppo").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert audited(run.config) == {"trained": 48, "dead": 0, "void": 8 * (update % 2)}
+
+
+def test_killed_twice_with_the_queue_wiped_in_between(tmp_path, model_path, undisturbed):
+    with Run(configured(tmp_path, model_path), model_path) as run:
+        run.killed_after(3)
+        run.killed_after(4)
+        with run.broker.changed:
+            run.broker.prompts.clear()
+            run.broker.leases.clear()
+            run.broker.open.clear()
+            run.broker.outcomes.clear()
+            run.broker.incarnation = 0
+        result = run.trainer().run()
+    assert same(weights(run.models), undisturbed[2])
+    assert result["incarnations"] == 3
+    assert audited(run.config) == {"trained": 48, "dead": 0, "void": 8}
+    assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
+
+
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, model_path, undisturbed, caplog):
+    with Run(configured(tmp_path, model_path), model_path) as run:
+        run.killed_after(5)
+        newest = run.config.folder.checkpoints / "1-4" / "policy.safetensors"
+        newest.write_bytes(newest.read_bytes()[:-8])
+        result = run.trainer().run()
+    assert "checkpoint 1-4 is damaged" in caplog.text
+    assert same(weights(run.models), undisturbed[2])
+    assert audited(run.config) == {"trained": 48, "dead": 0, "void": 24}
+    assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
+
+
+def test_a_finished_run_that_is_started_again_says_the_same(tmp_path, model_path, undisturbed):
+    with Run(configured(tmp_path, model_path), model_path) as run:
+        run.trainer().run()
+        result = run.trainer().run()
+    assert same(weights(run.models), undisturbed[2])
+    assert (result["tasks_trained"], result["tasks_lost"], result["incarnations"]) == (48, 0, 2)
+
+
+def test_a_run_that_is_begun_anew_forgets_its_checkpoints_and_comes_to_the_same(
+    tmp_path, model_path, undisturbed
+):
+    with Run(configured(tmp_path, model_path), model_path) as run:
+        run.trainer().run()
+        CheckpointStore(run.config.folder.checkpoints).forget()
+        result = run.trainer().run()
+    assert same(weights(run.models), undisturbed[2])
+    assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
+    assert len(list(read_journal(run.config.folder.ledger))) == 96
+    assert audited(run.config) == {"trained": 48, "dead": 0, "void": 48}
+
+
+def test_dead_tasks_leave_holes_and_are_counted(tmp_path, model_path):
+    registry = CollectorRegistry()
+    with Run(configured(tmp_path, model_path), model_path) as run:
+        run.world.dead = {3, *range(8, 16)}  # one of the first batch, all of the second
+        result = run.trainer(metrics.Trainer(registry)).run()
+    assert (result["tasks_dispatched"], result["tasks_trained"], result["dead_letters"]) == (48, 39, 9)
+    assert (result["tasks_lost"], result["tasks_duplicated"]) == (0, 0)
+    assert audited(run.config) == {"trained": 39, "dead": 9, "void": 0}
+    tasks = {"event": "dead_letter"}
+    assert registry.get_sample_value("fairlead_trainer_tasks_total", tasks) == 9
+    assert registry.get_sample_value("fairlead_trainer_phase", {"phase": "done"}) == 1
+    assert registry.get_sample_value("fairlead_trainer_update") == 6
+
+
+@pytest.mark.parametrize("behind", [3, 6])
+def test_a_trainer_that_was_overtaken_stops_and_changes_nothing(tmp_path, model_path, undisturbed, behind):
+    """The first is paused behind an update, a second runs to the end, the first goes on: to its end, even."""
+    with Run(configured(tmp_path, model_path), model_path) as run:
+        second = []
+
+        def overtake(done: int) -> None:
+            if done == behind:
+                second.append(run.trainer())
+                second[0].run()
+
+        first = run.trainer()
+        with pytest.raises(Fenced):
+            first.run(on_update=overtake)
+    assert same(weights(second[0].models), undisturbed[2])
+    result = json.loads(run.config.folder.result("ppo").read_text())
+    assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
+    assert run.world.store.latest().version.incarnation == 2
+    assert audited(run.config)["trained"] == 48
+
+
+def test_it_learns_a_small_bandit(tmp_path, model_path):
+    """One token to say, reward 1 for one of sixty: the exact optimum has nearly all of the mass on it."""
+    config = configured(
+        tmp_path,
+        model_path,
+        **{
+            "ppo.updates": 25,
+            "ppo.batch_size": 32,
+            "ppo.mini_batch_size": 16,
+            "ppo.epochs": 2,
+            "ppo.learning_rate": 5e-3,
+            "ppo.critic_learning_rate": 5e-3,
+            "ppo.kl_coefficient": 0.01,
+            "sampling.max_new_tokens": 1,
+            "checkpoint.every_updates": 100,
+        },
+    )
+    with Run(config, model_path, score=lambda answer: float(7 <= answer[0] <= 12)) as run:
+        result = run.trainer().run()
+    assert result["proxy_first"] < 0.35
+    assert result["proxy_last"] > 0.85
+    assert result["kl"] > 0.5
+
+
+WHOLE_RECIPE = {
+    "ppo.kl_control": "adaptive",
+    "ppo.kl_target": 0.3,
+    "ppo.kl_horizon": 20,
+    "ppo.normalise_scores": True,
+    "ppo.ptx_coefficient": 0.2,
+    "ppo.ptx_batch_size": 3,
+    "data.demonstrations": "demonstrations.jsonl",
+}
+TIMES = ("time", "incarnation", "seconds", "tokens_per_second", "idle_fraction", "queue_")
+
+
+def with_the_whole_recipe(folder, model_path) -> RunConfig:
+    folder.mkdir(exist_ok=True)
+    rows = [{"prompt": f"w{n}", "completion": f"w{n + 1} w{n + 2}"} for n in range(11)]
+    (folder / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return configured(folder, model_path, **WHOLE_RECIPE)
+
+
+def curves(config: RunConfig) -> list[dict[str, float]]:
+    """Every figure of every update that does not tell the time."""
+    lines = [json.loads(line) for line in config.folder.metrics("ppo").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines]
+
+
+def test_the_curves_go_on_after_a_kill_with_beta_scale_schedule_and_ptx(tmp_path, model_path):
+    """Killed between a checkpoint and the next, resumed: same weights, same β, same curves to the bit."""
+    whole, cut = (with_the_whole_recipe(tmp_path / name, model_path) for name in ("whole", "cut"))
+    with Run(whole, model_path) as undisturbed_run:
+        undisturbed_run.trainer().run()
+    with Run(cut, model_path) as run:
+        run.killed_after(3)
+        run.trainer().run()
+    assert same(weights(run.models), weights(undisturbed_run.models))
+    expected, found = curves(whole), curves(cut)
+    assert found == expected
+    betas = [line["kl_coefficient"] for line in found]
+    assert betas[0] == 0.02
+    assert len(set(betas)) == 6  # it adapted at every update, before the kill and after it
+    assert [line["lr"] for line in found] == pytest.approx([3e-3 * (1 - update / 6) for update in range(6)])
+    states = [
+        json.loads((config.folder.checkpoints / version / "state.json").read_text())
+        for config, version in ((whole, "1-6"), (cut, "2-6"))
+    ]
+    for name in ("kl_coefficient", "score_scale", "ptx_cursor"):
+        assert states[0][name] == states[1][name]
+    assert states[0]["ptx_cursor"] == 6 * 2 * 2 * 3  # updates · epochs · steps · demonstrations
+    assert states[0]["score_scale"]["count"] == 48
+
+
+def test_a_fixed_beta_is_the_configurations_also_after_a_resume(tmp_path, model_path):
+    with Run(configured(tmp_path, model_path), model_path) as run:
+        run.killed_after(3)
+        run.config = configured(tmp_path, model_path, **{"ppo.kl_coefficient": 0.5})
+        run.trainer().run()
+    assert [line["kl_coefficient"] for line in curves(run.config)] == [0.02, 0.02, 0.5, 0.5, 0.5, 0.5]
