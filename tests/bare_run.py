@@ -39,7 +39,7 @@ from fairlead.types import (
 from trainer.checkpoint import CheckpointStore
 from trainer.ppo.collect import Collector
 from trainer.ppo.events import Books
-from trainer.ppo.incarnation import Tenure
+from trainer.ppo.incarnation import Incarnation
 from trainer.ppo.patience import Patience
 from trainer.ppo.progress import Progress
 
@@ -65,7 +65,7 @@ class BareRun:
         with closing(RedisTrainerQueue.connect(self.section, run=RUN)) as queue:
             checkpoints = CheckpointStore(self.folder.checkpoints)
             store = FilesystemWeightStore(self.folder.weights)
-            tenure = Tenure(self.folder.checkpoints, queue=queue, checkpoints=checkpoints, store=store)
+            tenure = Incarnation(self.folder.checkpoints, queue=queue, checkpoints=checkpoints, store=store)
             found = tenure.claim(Patience(self.section, lambda _: None))
             progress = Progress.of(found) if found else Progress()
             counts = (
@@ -117,7 +117,7 @@ class _Incarnation:
         run: BareRun,
         progress: Progress,
         counts: torch.Tensor,
-        tenure: Tenure,
+        tenure: Incarnation,
         checkpoints: CheckpointStore,
         store: FilesystemWeightStore,
         collector: Collector,

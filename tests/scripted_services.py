@@ -25,7 +25,7 @@ from fairlead.v1 import (
     reward_service_pb2_grpc,
     tokens_pb2,
 )
-from services.rollout_worker.peers import Clients, Peers
+from services.rollout_worker.peers import Clients, ModelServices
 
 Context = aio.ServicerContext[Any, Any]
 VOCABULARY_SIZE, MAX_SEQUENCE_TOKENS = 50, 20
@@ -81,7 +81,7 @@ class Script:
         default_factory=lambda: {"policy": "one" * 20, "reward": "one" * 20, "reference": "one" * 20}
     )
     requests: list[policy_service_pb2.GenerateRequest] = field(default_factory=list)
-    alone: dict[str, list[bool]] = field(default_factory=lambda: {"reward": [], "reference": []})
+    exclusive: dict[str, list[bool]] = field(default_factory=lambda: {"reward": [], "reference": []})
     address: str = ""
 
     def info(self, service: str) -> tokens_pb2.ModelInfo:
@@ -109,7 +109,7 @@ class Reward(reward_service_pb2_grpc.RewardServiceServicer):
         self.script = script
 
     async def Score(self, request, context):
-        self.script.alone["reward"].append(request.alone)
+        self.script.exclusive["reward"].append(request.alone)
         scores = [await self.script.score(item, context) for item in request.items]
         return reward_service_pb2.ScoreResponse(
             scores=scores, model_version="judge-1", num_tokens=[1] * len(scores)
@@ -126,7 +126,7 @@ class Reference(reference_service_pb2_grpc.ReferenceServiceServicer):
         self.script = script
 
     async def LogProbs(self, request, context):
-        self.script.alone["reference"].append(request.alone)
+        self.script.exclusive["reference"].append(request.alone)
         found = [
             await self.script.logprobs(sequence, request.temperature, context)
             for sequence in request.sequences
@@ -172,7 +172,7 @@ async def clients_of(address: str, *, timeout_seconds: float = 10.0) -> AsyncIte
 @asynccontextmanager
 async def peers_of(
     script: Script, *, counts: metrics.Worker, timeout_seconds: float = 10.0
-) -> AsyncIterator[Peers]:
+) -> AsyncIterator[ModelServices]:
     """The services, met by a worker of the run `tests`."""
     async with serving(script), clients_of(script.address, timeout_seconds=timeout_seconds) as clients:
-        yield await Peers.meet(clients, run="tests", counts=counts)
+        yield await ModelServices.meet(clients, run="tests", counts=counts)

@@ -38,10 +38,10 @@ class GenerateOptions(TypedDict, total=False):
     """Completions wanted; 1 if not given."""
     min_version: WeightVersion | None
     """Weights at least this new must answer; a replica without them waits for them."""
-    alone: bool
-    """Nothing else is computed while this is, and no other replica is asked as well; `deadly` is implied. For
-    prompts that may be at fault."""
-    deadly: bool
+    exclusive: bool
+    """The replica computes nothing else meanwhile, and the call is not hedged; implies `fatal_to_replica`.
+    For prompts that may be at fault."""
+    fatal_to_replica: bool
     """Raise ReplicaLost if a replica dies under it, instead of trying the next."""
     request_id: str | None
     """Names the request in logs; a random one if not given."""
@@ -86,8 +86,8 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
             request,
             timeout_seconds=options.get("timeout_seconds"),
             metadata=limits(options.get("max_request_tokens")),
-            deadly=options.get("deadly", False),
-            alone=request.alone,
+            fatal_to_replica=options.get("fatal_to_replica", False),
+            exclusive=request.alone,
         )
         if len(response.completions) != request.num_samples:
             raise CorruptData(
@@ -174,7 +174,7 @@ def _request(prompt: Prompt, sampling: SamplingParams, options: GenerateOptions)
             request_id=options.get("request_id") or secrets.token_hex(8),
             sampling=codec.sampling_to_pb(sampling),
             num_samples=options.get("num_samples", 1),
-            alone=options.get("alone", False),
+            alone=options.get("exclusive", False),
         )
         if isinstance(prompt, str):
             request.text = prompt

@@ -30,8 +30,8 @@ class AsyncReferenceClient(AsyncClient["pb_grpc.ReferenceServiceAsyncStub"]):
         *,
         temperature: float,
         timeout_seconds: float | None = None,
-        alone: bool = False,
-        deadly: bool = False,
+        exclusive: bool = False,
+        fatal_to_replica: bool = False,
     ) -> list[tuple[float, ...]]:
         """Log π_ref of every response id, in order, at a temperature.
 
@@ -39,9 +39,9 @@ class AsyncReferenceClient(AsyncClient["pb_grpc.ReferenceServiceAsyncStub"]):
             sequences: prompt and response ids, each at least one.
             temperature: the one that was sampled at, greater than 0.
             timeout_seconds: deadline of this call in place of the client's.
-            alone: nothing else is computed while this is, and no other replica is asked as well; `deadly` is
-                implied. For sequences that may be at fault.
-            deadly: raise ReplicaLost if a replica dies under it, instead of trying the next.
+            exclusive: the replica computes nothing else meanwhile, and the call is not hedged; implies
+                `fatal_to_replica`. For sequences that may be at fault.
+            fatal_to_replica: raise ReplicaLost if a replica dies under it, instead of trying the next.
 
         Raises:
             InvalidInput: for a sequence that cannot be looked up; none is then.
@@ -56,14 +56,14 @@ class AsyncReferenceClient(AsyncClient["pb_grpc.ReferenceServiceAsyncStub"]):
                     for pair in sequences
                 ],
                 temperature=temperature,
-                alone=alone,
+                alone=exclusive,
             )
         response = await self._replicas.call(
             lambda stub: stub.LogProbs,
             request,
             timeout_seconds=timeout_seconds,
-            deadly=deadly,
-            alone=alone,
+            fatal_to_replica=fatal_to_replica,
+            exclusive=exclusive,
         )
         found = [tuple(one.logprobs) for one in response.sequences]
         if [len(one) for one in found] != [len(pair.response_token_ids) for pair in sequences]:

@@ -79,8 +79,8 @@ class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
             request,
             timeout_seconds=options.get("timeout_seconds"),
             metadata=limits(options.get("max_request_tokens")),
-            deadly=options.get("deadly", False),
-            alone=request.alone,
+            fatal_to_replica=options.get("fatal_to_replica", False),
+            exclusive=request.alone,
         )
         if len(response.scores) != len(items):
             raise CorruptData(f"reward: {len(response.scores)} scores for {len(items)} items")
@@ -253,7 +253,7 @@ def _request(items: Sequence[ScoreInput], options: ScoreOptions) -> pb.ScoreRequ
             items=[codec.score_item_to_pb(_item(item)) for item in items],
             request_id=options.get("request_id") or secrets.token_hex(8),
             priority=codec.priority_to_pb(options.get("priority", Priority.ONLINE)),
-            alone=options.get("alone", False),
+            alone=options.get("exclusive", False),
         )
 
 

@@ -28,10 +28,10 @@ class ScoreOptions(TypedDict, total=False):
     """The service refuses the request if it holds more tokens; as many as the service takes if not given."""
     timeout_seconds: float | None
     """Deadline of this call in place of the client's."""
-    alone: bool
-    """Nothing else is computed while this is, and no other replica is asked as well; `deadly` is implied. For
-    items that may be at fault."""
-    deadly: bool
+    exclusive: bool
+    """The replica computes nothing else meanwhile, and the call is not hedged; implies `fatal_to_replica`.
+    For items that may be at fault."""
+    fatal_to_replica: bool
     """Raise ReplicaLost if a replica dies under it, instead of trying the next."""
 
 

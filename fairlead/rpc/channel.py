@@ -99,8 +99,8 @@ class Replicas(Generic[_Stub]):
         *,
         timeout_seconds: float | None = None,
         metadata: Metadata = (),
-        deadly: bool = False,
-        alone: bool = False,
+        fatal_to_replica: bool = False,
+        exclusive: bool = False,
     ) -> _Response:
         """Calls a unary method on one replica after another until it answers.
 
@@ -109,12 +109,12 @@ class Replicas(Generic[_Stub]):
             request: the message.
             timeout_seconds: deadline of this call in place of the client's.
             metadata: of this call.
-            deadly: the request itself may be what kills a replica: it is not sent to the next.
-            alone: nothing else runs beside it: no other replica is asked as well, however late the first is,
-                and it is `deadly`.
+            fatal_to_replica: the request itself may be what kills a replica: it is not sent to the next.
+            exclusive: the replica runs nothing else meanwhile; the call is not hedged, and implies
+                `fatal_to_replica`.
 
         Raises:
-            ReplicaLost: if it is `deadly` or `alone` and a replica died under it.
+            ReplicaLost: if it is `fatal_to_replica` or `exclusive` and a replica died under it.
             FairleadError: what the last status says, once another try is useless or not allowed.
         """
         attempts = self._attempts(timeout_seconds)
@@ -134,10 +134,10 @@ class Replicas(Generic[_Stub]):
             replica = await self._next(attempts)
             reached = replica.state is grpc.ChannelConnectivity.READY
             try:
-                another = (lambda: None) if alone else partial(self._hedge, replica, ask)
+                another = (lambda: None) if exclusive else partial(self._hedge, replica, ask)
                 response = await self._hedging.first_of(ask(replica), another)
             except aio.AioRpcError as error:
-                if (deadly or alone) and reached and is_lost(error):
+                if (fatal_to_replica or exclusive) and reached and is_lost(error):
                     raise ReplicaLost(str(attempts.error(replica.address, error))) from error
                 await self._failed(replica, error, attempts)
             else:

@@ -23,7 +23,7 @@ class GenerationRequest:
     """Completions wanted."""
     min_version: WeightVersion | None = None
     """Weights at least this new must answer."""
-    alone: bool = False
+    exclusive: bool = False
     """Nothing else is computed while this is."""
 
 

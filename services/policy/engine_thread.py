@@ -83,7 +83,7 @@ class EngineThread:
             self._check_running()
             if self.version is None:
                 raise Unavailable("the policy has no weights yet")
-            if ticket.alone:
+            if ticket.exclusive:
                 self._solitude.claim(ticket, busy=bool(self._owner), served=self._serves(ticket))
             self._scheduler.put(ticket, tokens_per_second=self._tokens_per_second)
             self._wake.notify()

@@ -160,7 +160,9 @@ class HfEngine:
             )
             for index in range(request.num_samples)
         ]
-        return Ticket(samples, min_version=request.min_version, deadline=deadline, alone=request.alone)
+        return Ticket(
+            samples, min_version=request.min_version, deadline=deadline, exclusive=request.exclusive
+        )
 
     def _let_go(self, ticket: Ticket) -> None:
         if not ticket.closed:

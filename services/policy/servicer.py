@@ -110,7 +110,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
             min_version=codec.version_from_pb(request.min_version)
             if request.HasField("min_version")
             else None,
-            alone=request.alone,
+            exclusive=request.alone,
         )
         check_request(checked, info.model, max_samples=info.max_samples)
         if checked.min_version is not None and checked.min_version > info.weight_version:

@@ -26,10 +26,10 @@ class Ticket:
         *,
         min_version: WeightVersion | None,
         deadline: float | None,
-        alone: bool = False,
+        exclusive: bool = False,
     ) -> None:
         """`deadline` is on the clock of `time.monotonic`; `alone`: nothing else runs while it does."""
-        self.alone = alone
+        self.exclusive = exclusive
         self.samples = tuple(samples)
         self.min_version = min_version
         self._deadline = deadline

@@ -37,7 +37,7 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
     async def LogProbs(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:
         """Log-probabilities of given responses."""
         return await self._gate.through(
-            lambda: self._look_up(request, context), alone=caller().alone(request.alone)
+            lambda: self._look_up(request, context), exclusive=caller().exclusive(request.alone)
         )
 
     async def _look_up(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:

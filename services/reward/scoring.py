@@ -28,7 +28,7 @@ class ScoreOptions(TypedDict, total=False):
     request_id: str
     model_version: str
     waits: bool
-    alone: bool
+    exclusive: bool
 
 
 class Scoring(Protocol):
@@ -53,7 +53,7 @@ class Scoring(Protocol):
         request_id: str = "",
         model_version: str = "",
         waits: bool = False,
-        alone: bool = False,
+        exclusive: bool = False,
     ) -> Scores:
         """One scalar for each item, in order.
 
@@ -65,7 +65,7 @@ class Scoring(Protocol):
             model_version: the version that must score; empty takes what is served.
             waits: while there is no room, wait until the deadline rather than raise Overloaded; for callers
                 that bound themselves what they have in work.
-            alone: nothing else is computed while this is; refused as Overloaded while others are under way.
+            exclusive: nothing else is computed meanwhile; refused as Overloaded while other requests run.
 
         Raises:
             InvalidInput: for the first item that cannot be scored; none is then.
@@ -101,7 +101,7 @@ class LocalScoring:
         request_id: str = "",
         model_version: str = "",
         waits: bool = False,
-        alone: bool = False,
+        exclusive: bool = False,
     ) -> Scores:
         """As `Scoring.score`; that a request is alone is seen to by who holds all the models."""
         info = self._scorer.info

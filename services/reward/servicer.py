@@ -14,7 +14,7 @@ from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.reward.scoring import Scoring
 from services.runtime.access import caller
 from services.runtime.edge import deadline
-from services.runtime.error_reply import told
+from services.runtime.error_reply import error_reply
 from services.runtime.streams import Bounds, answers
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
@@ -50,7 +50,7 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
             try:
                 response = await self._score(asked.request, until, waits=True)
             except Exception as error:  # noqa: BLE001 - the edge of one request; the stream goes on
-                what = told(error, method=_STREAM, peer=context.peer())
+                what = error_reply(error, method=_STREAM, peer=context.peer())
                 refusal = pb.ScoreStreamError(
                     code=what.code.value[0],
                     message=what.message,
@@ -73,7 +73,7 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
             priority=codec.priority_from_pb(int(request.priority)),
             request_id=request.request_id or ("" if waits else caller().request_id),
             waits=waits,
-            alone=caller().alone(request.alone),
+            exclusive=caller().exclusive(request.alone),
         )
         return codec.scores_to_pb(scores)
 

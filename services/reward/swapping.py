@@ -118,8 +118,8 @@ class SwappingScoring:
 
     async def score(self, items: Sequence[ScoreItem], **options: Unpack[ScoreOptions]) -> Scores:
         """As `Scoring.score`; who scores is decided by the request's id, or by the version it asks for."""
-        alone = options.pop("alone", False)
-        return await self._gate.through(lambda: self._score(items, options), alone=alone)
+        exclusive = options.pop("exclusive", False)
+        return await self._gate.through(lambda: self._score(items, options), exclusive=exclusive)
 
     async def _score(self, items: Sequence[ScoreItem], options: ScoreOptions) -> Scores:
         model = self._chosen(options.get("request_id", ""), options.get("model_version", ""))

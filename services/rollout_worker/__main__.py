@@ -26,7 +26,7 @@ from fairlead.metrics import page as metrics_page
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.transports.rollouts.redis import RedisWorkerQueue
 from fairlead.types import DeadLetter
-from services.rollout_worker.peers import Clients, Peers, both, wait_for
+from services.rollout_worker.peers import Clients, ModelServices, both, wait_for
 from services.rollout_worker.worker import RolloutWorker
 from services.runtime import process
 
@@ -51,7 +51,7 @@ async def run(config: RunConfig) -> None:
         clients = _clients(config)
         stack.push_async_callback(clients.close)
         meeting = asyncio.create_task(
-            both(_queue(config, counts, stack), Peers.meet(clients, run=config.name, counts=counts))
+            both(_queue(config, counts, stack), ModelServices.meet(clients, run=config.name, counts=counts))
         )
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({meeting, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -46,7 +46,7 @@ _Result_co = TypeVar("_Result_co", covariant=True)
 class Call(Protocol[_Item_contra, _Result_co]):
     """Answers several items with as many results, in order, or raises for all of them."""
 
-    def __call__(self, items: Sequence[_Item_contra], *, alone: bool) -> Awaitable[Sequence[_Result_co]]:
+    def __call__(self, items: Sequence[_Item_contra], *, exclusive: bool) -> Awaitable[Sequence[_Result_co]]:
         """`alone`: nothing else is computed while this is. Raises ReplicaLost if a replica dies under it."""
         ...
 
@@ -69,7 +69,7 @@ class JoinedCalls(Generic[_Item, _Result]):
         self._waiting: deque[_Waiting[_Item, _Result]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def ask(self, item: _Item, *, num_tokens: int, alone: bool = False) -> _Result:
+    async def ask(self, item: _Item, *, num_tokens: int, exclusive: bool = False) -> _Result:
         """The result of one item, asked for with those that wait beside it, or alone.
 
         Raises:
@@ -77,8 +77,8 @@ class JoinedCalls(Generic[_Item, _Result]):
             FairleadError: as the call does; after an error that may be one item's fault every item is asked
                 for by itself, so that nobody pays for a neighbour.
         """
-        if alone:
-            [result] = await solo(lambda: self._call([item], alone=True))
+        if exclusive:
+            [result] = await solo(lambda: self._call([item], exclusive=True))
             return result
         loop = asyncio.get_running_loop()
         waiting = _Waiting[_Item, _Result](item, num_tokens, loop.create_future())
@@ -109,13 +109,13 @@ class JoinedCalls(Generic[_Item, _Result]):
         if not batch:
             return
         try:
-            await self._try(batch, alone=False)
+            await self._try(batch, exclusive=False)
         except asyncio.CancelledError:
             for waiting in batch:
                 waiting.answer.cancel()
             raise
 
-    async def _try(self, batch: Sequence[_Waiting[_Item, _Result]], *, alone: bool) -> None:
+    async def _try(self, batch: Sequence[_Waiting[_Item, _Result]], *, exclusive: bool) -> None:
         """Answers everybody in the batch who has not left."""
         batch = [waiting for waiting in batch if not waiting.answer.done()]
         if not batch:
@@ -123,22 +123,24 @@ class JoinedCalls(Generic[_Item, _Result]):
         items = [waiting.item for waiting in batch]
         try:
             results = await (
-                solo(lambda: self._call(items, alone=True)) if alone else self._call(items, alone=False)
+                solo(lambda: self._call(items, exclusive=True))
+                if exclusive
+                else self._call(items, exclusive=False)
             )
         except ReplicaLost as error:
-            if alone and len(batch) == 1:
+            if exclusive and len(batch) == 1:
                 _fail(batch, error)
                 return
             logger.warning("%d items are tried again alone: %s", len(batch), error)
             # Mostly a replica dies of something else: then all of them need but one call.
-            parts = [[waiting] for waiting in batch] if alone else [batch]
+            parts = [[waiting] for waiting in batch] if exclusive else [batch]
             for part in parts:
-                await self._try(part, alone=True)
+                await self._try(part, exclusive=True)
         except Exception as error:  # noqa: BLE001 - handed to those who asked
             if len(batch) == 1 or isinstance(error, _OF_THE_SERVICE):
                 _fail(batch, error)
             else:
-                await asyncio.gather(*(self._try([waiting], alone=alone) for waiting in batch))
+                await asyncio.gather(*(self._try([waiting], exclusive=exclusive) for waiting in batch))
         else:
             for waiting, result in zip(batch, results, strict=True):
                 if not waiting.answer.done():

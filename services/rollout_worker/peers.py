@@ -118,7 +118,7 @@ async def both(first: Awaitable[_T], second: Awaitable[_U]) -> tuple[_T, _U]:
     return left.result(), right.result()
 
 
-class Peers:
+class ModelServices:
     """The three services, known to fit together."""
 
     def __init__(
@@ -134,7 +134,7 @@ class Peers:
         self._logprobs: dict[float, JoinedCalls[TokenPair, tuple[float, ...]]] = {}
 
     @classmethod
-    async def meet(cls, clients: Clients, *, run: str, counts: metrics.Worker) -> Peers:
+    async def meet(cls, clients: Clients, *, run: str, counts: metrics.Worker) -> ModelServices:
         """Waits until all three answer, and compares their tokenizers.
 
         Raises:
@@ -182,8 +182,8 @@ class Peers:
         item: ScoreItem = text if self._scored_as_text else tokens
         size = len(task.prompt_token_ids) + len(completion.token_ids)
         looked_up = self._reference_at(task.sampling.temperature)
-        score = self._scores.ask(item, num_tokens=size, alone=suspect)
-        look_up = looked_up.ask(tokens, num_tokens=size, alone=suspect)
+        score = self._scores.ask(item, num_tokens=size, exclusive=suspect)
+        look_up = looked_up.ask(tokens, num_tokens=size, exclusive=suspect)
         scores, logprobs = await both(
             _blamed("reward", self._timed("score", "reward", score, task=task.task_id)),
             _blamed("reference", self._timed("reference", "reference", look_up, task=task.task_id)),
@@ -204,28 +204,28 @@ class Peers:
             Unusable: if a replica died while it answered nothing but this.
         """
 
-        async def generate(*, alone: bool) -> Completion:
+        async def generate(*, exclusive: bool) -> Completion:
             call = self._clients.policy.generate(
                 task.prompt_token_ids,
                 task.sampling,
                 num_samples=1,
                 min_version=task.min_version,
                 request_id=f"{self._run}-{task.task_id}",
-                alone=alone,
-                deadly=True,
+                exclusive=exclusive,
+                fatal_to_replica=True,
             )
             [completion] = await self._timed("generate", "policy", call, task=task.task_id)
             return completion
 
         if not suspect:
             try:
-                return await generate(alone=False)
+                return await generate(exclusive=False)
             except ReplicaLost as error:
                 logger.warning("task %d is tried again alone: %s", task.task_id, error)
-        return await _blamed("policy", solo(lambda: generate(alone=True)))
+        return await _blamed("policy", solo(lambda: generate(exclusive=True)))
 
-    async def _score(self, items: Sequence[ScoreItem], *, alone: bool) -> list[Scores]:
-        found = await self._clients.reward.score(items, alone=alone, deadly=True)
+    async def _score(self, items: Sequence[ScoreItem], *, exclusive: bool) -> list[Scores]:
+        found = await self._clients.reward.score(items, exclusive=exclusive, fatal_to_replica=True)
         tokens = found.num_tokens or (0,) * len(found.scores)
         return [
             replace(found, scores=(score,), num_tokens=(count,))
@@ -236,7 +236,7 @@ class Peers:
         """Sequences of one temperature share calls; a run has one, and evaluation maybe another."""
         if temperature not in self._logprobs:
             self._logprobs[temperature] = JoinedCalls(
-                partial(self._clients.reference.logprobs, temperature=temperature, deadly=True)
+                partial(self._clients.reference.logprobs, temperature=temperature, fatal_to_replica=True)
             )
         return self._logprobs[temperature]
 

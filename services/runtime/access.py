@@ -92,7 +92,7 @@ class Caller:
         """What a request asks for, as far as its key allows it."""
         return Priority.BULK if self.key is not None and self.key.max_priority == "bulk" else wanted
 
-    def alone(self, wanted: bool) -> bool:
+    def exclusive(self, wanted: bool) -> bool:
         """What a request asks for. It holds all others back, so its key needs `generate`, as a worker's has.
 
         Raises:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ErrorReply:
     """An error as it leaves the process."""
 
     code: grpc.StatusCode
@@ -29,7 +29,7 @@ class Told:
     """After how long to try again, if the server is full."""
 
 
-def told(error: Exception, *, method: str, peer: str) -> Told:
+def error_reply(error: Exception, *, method: str, peer: str) -> ErrorReply:
     """What the caller is told of an error; logs what it was.
 
     Args:
@@ -44,10 +44,10 @@ def told(error: Exception, *, method: str, peer: str) -> Told:
         logger.error("internal error %s in %s", error_id, method, exc_info=error, extra=fields)
         # An InternalError is a sentence meant for callers; anything else may hold internals.
         what = str(error) if isinstance(error, InternalError) else "internal error"
-        return Told(code, f"{what} ({error_id} in the server's log)")
+        return ErrorReply(code, f"{what} ({error_id} in the server's log)")
     # What was got may be a person's text, so only the place of the mistake is logged.
     place = error.where if isinstance(error, InvalidInput) else str(error)
     kind = type(error).__name__ if isinstance(error, FairleadError) else "error"
     fields = {"method": method, "code": code.name, "peer": peer, "request_id": caller().request_id}
     logger.info("refused: %s %s", kind, place, extra=fields)
-    return Told(code, str(error), error.retry_after_seconds if isinstance(error, Overloaded) else None)
+    return ErrorReply(code, str(error), error.retry_after_seconds if isinstance(error, Overloaded) else None)

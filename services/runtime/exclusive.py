@@ -32,14 +32,14 @@ class Gate:
         self._inside: set[_Call] = set()
         self._waiting: set[asyncio.Future[None]] = set()
 
-    async def through(self, work: Callable[[], Awaitable[_T]], *, alone: bool = False) -> _T:
+    async def through(self, work: Callable[[], Awaitable[_T]], *, exclusive: bool = False) -> _T:
         """What the work of a call comes to; it begins once the call may be inside.
 
         Raises:
             Overloaded: if it is to be alone and is not; its place is kept until it comes back.
         """
         call = _Call()
-        if alone:
+        if exclusive:
             self._solitude.claim(call, busy=bool(self._inside), served=True)
         try:
             while not self._solitude.lets_in(itertools.chain(self._inside, (call,))):

@@ -25,7 +25,7 @@ from fairlead.local.valkey import ValkeyServer
 from fairlead.transports.rollouts.keys import Keys
 from tests.bare_run import BATCH, RUN, BareRun, Workers
 from tests.contract.queue_damage import damage
-from trainer.ppo.incarnation import Tenure
+from trainer.ppo.incarnation import Incarnation
 
 
 class Killed(BaseException):
@@ -181,14 +181,14 @@ def test_a_trainer_that_was_overtaken_while_it_read_its_checkpoint_leaves_no_tra
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = BareRun(tmp_path / "run", server.prepared.url)
-    begin, finished = Tenure.begin, []
+    begin, finished = Incarnation.begin, []
 
-    def late(tenure: Tenure, update: int) -> None:
-        monkeypatch.setattr(Tenure, "begin", begin)
+    def late(tenure: Incarnation, update: int) -> None:
+        monkeypatch.setattr(Incarnation, "begin", begin)
         finished.append(run.train())
         begin(tenure, update)
 
-    monkeypatch.setattr(Tenure, "begin", late)
+    monkeypatch.setattr(Incarnation, "begin", late)
     with Workers(run):
         with pytest.raises(Fenced, match="incarnation 2 of the trainer has taken over from 1"):
             run.train()

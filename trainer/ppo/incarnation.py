@@ -20,7 +20,7 @@ from trainer.ppo.patience import Patience
 logger = logging.getLogger(__name__)
 
 
-class Tenure:
+class Incarnation:
     """Who this trainer is."""
 
     def __init__(

@@ -20,7 +20,7 @@ from trainer.ppo.fresh_labels import FreshLabels
 from trainer.ppo.guard import Alert, Guard, read_quantiles
 
 
-class Watch:
+class Monitor:
     """Guard and samples of one trainer."""
 
     def __init__(

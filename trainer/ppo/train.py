@@ -29,9 +29,9 @@ from trainer.ppo.collect import Collector
 from trainer.ppo.dispatch import PromptOrder
 from trainer.ppo.evaluate import Evaluation
 from trainer.ppo.events import Books
-from trainer.ppo.incarnation import Tenure
+from trainer.ppo.incarnation import Incarnation
 from trainer.ppo.ledger import Journal
-from trainer.ppo.monitor import Watch
+from trainer.ppo.monitor import Monitor
 from trainer.ppo.patience import Patience
 from trainer.ppo.progress import Progress
 from trainer.tracking import Tracker, write_waiting
@@ -72,12 +72,12 @@ class PpoTrainer:
         )
         self._checkpoints = CheckpointStore(config.folder.checkpoints)
         self._progress = Progress()
-        self._tenure = Tenure(
+        self._tenure = Incarnation(
             config.folder.checkpoints, queue=queue, checkpoints=self._checkpoints, store=store
         )
         self._parent: WeightVersion | None = None
         self._checkpoint_update, self._sent = 0, False
-        self._watch = Watch(config, self._tokenizer, gauges)
+        self._watch = Monitor(config, self._tokenizer, gauges)
         room.tell(config, queue, longest_prompt_bytes=self._prompts.longest_bytes, gauges=gauges)
 
     @property

@@ -82,7 +82,7 @@ class TritonScoring:
         request_id: str = "",
         model_version: str = "",
         waits: bool = False,
-        alone: bool = False,
+        exclusive: bool = False,
     ) -> Scores:
         """As `Scoring.score`; what the server's queue took is part of `compute_seconds`.
 

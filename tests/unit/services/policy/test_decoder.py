@@ -176,10 +176,10 @@ def test_the_same_seed_gives_the_same_tokens_whatever_the_batch() -> None:
             decoder.leave([sample for sample in decoder.running if sample.finish_reason])
         return [sample.token_ids for sample in mine]
 
-    alone = tokens(slots=1, others=0, order=0)
-    assert len({tuple(ids) for ids in alone}) > 1
-    assert tokens(slots=4, others=9, order=1) == alone
-    assert tokens(slots=16, others=20, order=2) == alone
+    single = tokens(slots=1, others=0, order=0)
+    assert len({tuple(ids) for ids in single}) > 1
+    assert tokens(slots=4, others=9, order=1) == single
+    assert tokens(slots=16, others=20, order=2) == single
 
 
 def test_samples_of_one_prompt_are_independent_and_right() -> None:

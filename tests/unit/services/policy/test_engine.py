@@ -50,13 +50,13 @@ async def test_completions_are_those_of_the_model(loaded: PreTrainedModel) -> No
 
 async def test_samples_differ_and_repeat_whatever_else_runs(loaded: PreTrainedModel) -> None:
     async with running(loaded, max_slots=5) as engine:
-        alone = await engine.generate(request(num_samples=3), deadline=None)
+        single = await engine.generate(request(num_samples=3), deadline=None)
         busy = await asyncio.gather(
             *[engine.generate(request(prompt=(1, 9 + i)), deadline=None) for i in range(9)],
             engine.generate(request(num_samples=3), deadline=None),
         )
-    assert len({completion.token_ids for completion in alone}) == 3
-    assert [c.token_ids for c in busy[-1]] == [c.token_ids for c in alone]
+    assert len({completion.token_ids for completion in single}) == 3
+    assert [c.token_ids for c in busy[-1]] == [c.token_ids for c in single]
 
 
 async def test_a_stream_adds_up_to_the_completion(loaded: PreTrainedModel) -> None:

@@ -22,14 +22,14 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
 
 async def test_it_comes_back_until_the_others_have_ended_and_then_finds_its_place(loaded: PreTrainedModel):
     async with running(loaded, max_slots=4) as engine:
-        alone = replace(request(SAMPLING), alone=True)
+        exclusive = replace(request(SAMPLING), exclusive=True)
         expected = await engine.generate(request(SAMPLING), deadline=None)
         steps = engine._thread._metrics.steps._value
         others = [asyncio.create_task(engine.generate(request(LONG), deadline=None)) for _ in range(3)]
         done = steps.get()
         await until(lambda: steps.get() > done + 3)
         with pytest.raises(Overloaded) as refused:
-            await engine.generate(alone, deadline=None)
+            await engine.generate(exclusive, deadline=None)
         assert refused.value.retry_after_seconds < 1
         late = asyncio.create_task(engine.generate(request(LONG), deadline=None))
         await asyncio.gather(*others)
@@ -38,7 +38,7 @@ async def test_it_comes_back_until_the_others_have_ended_and_then_finds_its_plac
         async with asyncio.timeout(20):
             while found is None:
                 with contextlib.suppress(Overloaded):
-                    found = await engine.generate(alone, deadline=None)
+                    found = await engine.generate(exclusive, deadline=None)
         assert found == expected
         assert not late.done()
         await late
@@ -48,10 +48,10 @@ async def test_nothing_joins_it_and_a_second_is_refused(loaded: PreTrainedModel)
     long = SamplingParams(max_new_tokens=100, seed=1)
     async with running(loaded, max_slots=4) as engine:
         thread = engine._thread
-        first = asyncio.create_task(engine.generate(replace(request(long), alone=True), deadline=None))
+        first = asyncio.create_task(engine.generate(replace(request(long), exclusive=True), deadline=None))
         await until(lambda: len(thread._owner) == 1)
         with pytest.raises(Overloaded):
-            await engine.generate(replace(request(SAMPLING), alone=True), deadline=None)
+            await engine.generate(replace(request(SAMPLING), exclusive=True), deadline=None)
         other = asyncio.create_task(engine.generate(request(SAMPLING, (1, 7)), deadline=None))
         while not first.done():
             assert len(thread._owner) <= 1
@@ -61,7 +61,7 @@ async def test_nothing_joins_it_and_a_second_is_refused(loaded: PreTrainedModel)
 
 async def test_who_leaves_frees_the_place(loaded: PreTrainedModel):
     async with running(loaded, max_slots=4) as engine:
-        gone = asyncio.create_task(engine.generate(replace(request(LONG), alone=True), deadline=None))
+        gone = asyncio.create_task(engine.generate(replace(request(LONG), exclusive=True), deadline=None))
         await until(lambda: len(engine._thread._owner) == 1)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)

@@ -121,9 +121,9 @@ def test_rows_with_other_parameters_do_not_matter() -> None:
     numbers = torch.linspace(0.05, 0.95, 5, dtype=torch.float64)
     together = draw(logits, plan_of(*rows, size=40), numbers)
     for row, sampling in enumerate(rows):
-        alone = draw(logits[row : row + 1], plan_of(sampling, size=40), numbers[row : row + 1])
-        assert alone[0].item() == together[0][row].item()
-        assert alone[1].item() == pytest.approx(together[1][row].item(), abs=1e-6)
+        single = draw(logits[row : row + 1], plan_of(sampling, size=40), numbers[row : row + 1])
+        assert single[0].item() == together[0][row].item()
+        assert single[1].item() == pytest.approx(together[1][row].item(), abs=1e-6)
 
 
 def test_greedy_takes_the_most_likely_with_its_logprob_at_temperature_one() -> None:
@@ -151,8 +151,8 @@ def test_streams_differ_and_do_not_depend_on_the_batch() -> None:
     assert len(set(keys.tolist())) == len(keys)
     positions = np.arange(len(keys), dtype=np.uint64)
     together = uniforms(keys, positions)
-    alone = [uniforms(keys[i : i + 1], positions[i : i + 1])[0] for i in range(len(keys))]
-    assert together.tolist() == alone
+    single = [uniforms(keys[i : i + 1], positions[i : i + 1])[0] for i in range(len(keys))]
+    assert together.tolist() == single
 
 
 def test_a_stream_is_uniform_and_uncorrelated() -> None:

@@ -57,9 +57,9 @@ def test_rules_by_hand():
 @pytest.mark.parametrize("rule", RULES)
 def test_scores_are_the_rule_on_the_members_alone_whatever_the_company(folder, sequences, rule):
     members = [RewardScorer(path, section()) for path in member_paths(str(folder))]
-    alone = torch.tensor([[member.score([one])[0] for one in sequences] for member in members])
-    assert float(alone.std(dim=0).min()) > 1e-3
-    expected = combine(alone.double(), rule=rule, std_weight=0.5).tolist()
+    single = torch.tensor([[member.score([one])[0] for one in sequences] for member in members])
+    assert float(single.std(dim=0).min()) > 1e-3
+    expected = combine(single.double(), rule=rule, std_weight=0.5).tolist()
     scorer, rng = RewardScorer(str(folder), section(rule)), random.Random(rule)
     found: dict[int, float] = {}
     order = rng.sample(range(len(sequences)), k=len(sequences))

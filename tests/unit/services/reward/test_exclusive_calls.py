@@ -98,14 +98,14 @@ async def test_it_is_refused_beside_others_and_then_has_the_model_to_itself(
         first = asyncio.create_task(ask(3))
         await held.until(1)
         with pytest.raises(Overloaded, match="waits for the end of the others"):
-            await ask(4, alone=True)
+            await ask(4, exclusive=True)
         late = asyncio.create_task(ask(5))
         held.go.release()
         await first
-        alone = asyncio.create_task(ask(4, alone=True))
+        exclusive = asyncio.create_task(ask(4, exclusive=True))
         await held.until(2)
         with pytest.raises(Overloaded):
-            await ask(6, alone=True)
+            await ask(6, exclusive=True)
         held.go.release(2)
-        await asyncio.gather(alone, late)
+        await asyncio.gather(exclusive, late)
     assert held.batches == [[3], [4], [5]]

@@ -20,13 +20,13 @@ class Service:
         self.gate = asyncio.Event()
         self.errors: dict[int, Exception] = {}
         self.running = 0
-        self.alone: list[list[int]] = []
+        self.exclusive: list[list[int]] = []
         self.poison: set[int] = set()
         self.refusals: list[Exception] = []
 
-    async def call(self, items: Sequence[int], *, alone: bool) -> list[int]:
-        (self.alone if alone else self.calls).append(list(items))
-        if alone and self.refusals:
+    async def call(self, items: Sequence[int], *, exclusive: bool) -> list[int]:
+        (self.exclusive if exclusive else self.calls).append(list(items))
+        if exclusive and self.refusals:
             raise self.refusals.pop(0)
         if self.poison & set(items):
             raise ReplicaLost("Socket closed")
@@ -147,7 +147,7 @@ async def test_who_kills_replicas_is_told_apart_from_those_beside_it(at_once: No
     assert isinstance(found.pop(3), ReplicaLost)
     assert found == [0, 1, 4, 16, 25]
     assert service.calls == [list(range(6))]
-    assert service.alone == [list(range(6)), [0], [1], [2], [3], [4], [5]]
+    assert service.exclusive == [list(range(6)), [0], [1], [2], [3], [4], [5]]
 
 
 async def test_a_replica_that_dies_of_something_else_costs_one_call_more(at_once: None) -> None:
@@ -161,7 +161,7 @@ async def test_a_replica_that_dies_of_something_else_costs_one_call_more(at_once
             await asyncio.sleep(0)
     service.errors.clear()
     assert await asyncio.gather(*asked) == [0, 1, 4, 9, 16, 25]
-    assert (service.calls, service.alone) == ([list(range(6))], [list(range(6))])
+    assert (service.calls, service.exclusive) == ([list(range(6))], [list(range(6))])
 
 
 async def test_a_suspect_goes_alone_and_comes_back_until_there_is_room(at_once: None) -> None:
@@ -173,8 +173,8 @@ async def test_a_suspect_goes_alone_and_comes_back_until_there_is_room(at_once: 
     ]
     service.gate.set()
     calls = JoinedCalls(service.call)
-    assert await calls.ask(7, num_tokens=1, alone=True) == 49
-    assert (service.calls, service.alone) == ([], [[7]] * 4)
+    assert await calls.ask(7, num_tokens=1, exclusive=True) == 49
+    assert (service.calls, service.exclusive) == ([], [[7]] * 4)
 
 
 async def test_a_replica_that_never_comes_back_is_nobodys_doing(
@@ -184,5 +184,5 @@ async def test_a_replica_that_never_comes_back_is_nobodys_doing(
     service = Service()
     service.refusals = [Unavailable("loading")]
     with pytest.raises(Unavailable) as raised:
-        await JoinedCalls(service.call).ask(7, num_tokens=1, alone=True)
+        await JoinedCalls(service.call).ask(7, num_tokens=1, exclusive=True)
     assert not isinstance(raised.value, ReplicaLost)

@@ -18,7 +18,7 @@ from fairlead.errors import ConfigError, QueueUnavailable, SchemaTooNew
 from fairlead.transports.rollouts.base import OutcomeEntry
 from fairlead.transports.rollouts.memory import MemoryBroker, MemoryTrainerQueue, MemoryWorkerQueue
 from fairlead.types import DeadLetter, PromptTask, Rollout, SamplingParams, WeightVersion
-from services.rollout_worker.peers import Peers
+from services.rollout_worker.peers import ModelServices
 from services.rollout_worker.worker import RolloutWorker
 from tests.scripted_services import (
     MAX_SEQUENCE_TOKENS,
@@ -236,7 +236,7 @@ async def test_a_number_that_is_none_is_a_failure_that_is_counted(part: str, rea
     # Who has failed may be what kills replicas: nothing else runs beside it.
     assert [request.alone for request in script.requests] == [False, True, True]
     asked_alone = [] if part == "generate" else [False, True, True]
-    assert script.alone == {"reward": asked_alone, "reference": asked_alone}
+    assert script.exclusive == {"reward": asked_alone, "reference": asked_alone}
     assert "nan" in result.detail
     assert asked == 3
     assert b.counted("failed") == 2
@@ -449,7 +449,7 @@ async def test_policy_and_reference_with_different_tokenizers_are_refused() -> N
     script.fingerprints["reference"] = "two" * 20
     async with serving(script), clients_of(script.address) as clients:
         with pytest.raises(ConfigError) as raised:
-            await Peers.meet(clients, run="tests", counts=metrics.Worker(CollectorRegistry()))
+            await ModelServices.meet(clients, run="tests", counts=metrics.Worker(CollectorRegistry()))
     message = str(raised.value)
     assert message.startswith("reference.path: got 'models/reference with tokenizer twotwotwotwo'")
     assert "tokenizer oneoneoneone of the policy models/policy" in message
@@ -462,7 +462,7 @@ async def test_waiting_for_services_says_for_which(caplog: pytest.LogCaptureFixt
         address = script.address
     async with clients_of(address) as clients:
         meeting = asyncio.create_task(
-            Peers.meet(clients, run="tests", counts=metrics.Worker(CollectorRegistry()))
+            ModelServices.meet(clients, run="tests", counts=metrics.Worker(CollectorRegistry()))
         )
         async with asyncio.timeout(10):
             while caplog.text.count("waiting for the") < 3:  # noqa: ASYNC110 - a condition with a deadline
@@ -470,4 +470,4 @@ async def test_waiting_for_services_says_for_which(caplog: pytest.LogCaptureFixt
         for service in ("policy", "reward", "reference"):
             assert f"waiting for the {service} service, 0 s so far: {service} at {address}" in caplog.text
         async with serving(script, address=address):
-            assert isinstance(await asyncio.wait_for(meeting, 20), Peers)
+            assert isinstance(await asyncio.wait_for(meeting, 20), ModelServices)

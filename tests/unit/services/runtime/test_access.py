@@ -81,9 +81,9 @@ async def test_the_clients_errors_say_the_same(world: World, keys: Keys):
 async def test_only_who_may_generate_holds_all_others_back(world: World, keys: Keys):
     async with client(world, keys.add("caller")) as reward:
         with pytest.raises(PermissionDenied, match="caller has not the scope generate"):
-            await reward.score([TEN_TOKENS], alone=True)
+            await reward.score([TEN_TOKENS], exclusive=True)
     async with client(world, keys.add("worker", scopes=("score", "generate"))) as reward:
-        assert len((await reward.score([TEN_TOKENS], alone=True)).scores) == 1
+        assert len((await reward.score([TEN_TOKENS], exclusive=True)).scores) == 1
 
 
 async def test_a_key_over_its_rate_is_told_when_to_come_back(world: World, keys: Keys):

@@ -20,7 +20,7 @@ class World:
         self.running: set[str] = set()
         self.together: list[set[str]] = []
 
-    def begin(self, name: str, *, alone: bool = False) -> tuple[asyncio.Task[str], asyncio.Event]:
+    def begin(self, name: str, *, exclusive: bool = False) -> tuple[asyncio.Task[str], asyncio.Event]:
         end = asyncio.Event()
 
         async def work() -> str:
@@ -32,7 +32,7 @@ class World:
                 self.running.discard(name)
             return name
 
-        return asyncio.create_task(self.gate.through(work, alone=alone)), end
+        return asyncio.create_task(self.gate.through(work, exclusive=exclusive)), end
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(10):
@@ -53,20 +53,20 @@ async def test_it_comes_back_until_the_others_have_ended_and_then_finds_its_plac
     world = World()
     first, first_end = world.begin("first")
     await world.until(lambda: world.running)
-    refused, _ = world.begin("alone", alone=True)
+    refused, _ = world.begin("alone", exclusive=True)
     with pytest.raises(Overloaded):
         await refused
     late, late_end = world.begin("late")
     first_end.set()
     await first
-    alone, alone_end = world.begin("alone", alone=True)
+    exclusive, alone_end = world.begin("alone", exclusive=True)
     await world.until(lambda: "alone" in world.running)
     with pytest.raises(Overloaded):
-        await world.begin("second", alone=True)[0]
+        await world.begin("second", exclusive=True)[0]
     assert world.running == {"alone"}
     alone_end.set()
     late_end.set()
-    await asyncio.gather(alone, late)
+    await asyncio.gather(exclusive, late)
     assert world.together == [{"first"}, {"alone"}, {"late"}]
 
 
@@ -76,7 +76,7 @@ async def test_a_place_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> 
     first, end = world.begin("first")
     await world.until(lambda: world.running)
     with pytest.raises(Overloaded):
-        await world.begin("alone", alone=True)[0]
+        await world.begin("alone", exclusive=True)[0]
     late, late_end = world.begin("late")
     await world.until(lambda: world.running == {"first", "late"})
     end.set()
@@ -86,13 +86,15 @@ async def test_a_place_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_who_leaves_before_its_turn_or_in_its_midst_frees_the_place() -> None:
     world = World()
-    alone, _ = world.begin("alone", alone=True)
+    exclusive, _ = world.begin("alone", exclusive=True)
     waits, _ = world.begin("waits")
     await world.until(lambda: world.running == {"alone"})
     next_one, end = world.begin("next")
     waits.cancel()
-    alone.cancel()
+    exclusive.cancel()
     await world.until(lambda: world.running == {"next"})
     end.set()
     assert await next_one == "next"
-    assert (await asyncio.gather(waits, alone, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+    assert (await asyncio.gather(waits, exclusive, return_exceptions=True))[
+        0
+    ].__class__ is asyncio.CancelledError

@@ -43,7 +43,7 @@ def model(tmp_path_factory):
 
 
 @torch.no_grad()
-def alone(model, prompt: str, response: str) -> float:
+def single(model, prompt: str, response: str) -> float:
     tokenizer = tiny_tokenizer()
     ids = [*encode_prompt(tokenizer, prompt), *encode_response(tokenizer, response, eos=True)]
     return float(model.scores(torch.tensor([ids]), torch.tensor([len(ids)])))
@@ -57,13 +57,13 @@ def naive_loss(model) -> float:
         for i, j in itertools.product(range(len(record.texts)), repeat=2):
             gap = record.worths[i] - record.worths[j]
             if gap > 0 and gap >= record.tie_margin:
-                margin = alone(model, record.prompt, record.texts[i]) - alone(
+                margin = single(model, record.prompt, record.texts[i]) - single(
                     model, record.prompt, record.texts[j]
                 )
                 terms.append(math.log1p(math.exp(-margin)))
         means.append(sum(terms) / len(terms))
     pair = RECORDS[4]
-    margin = alone(model, pair.prompt, pair.chosen) - alone(model, pair.prompt, pair.rejected)
+    margin = single(model, pair.prompt, pair.chosen) - single(model, pair.prompt, pair.rejected)
     means.append(math.log1p(math.exp(-margin)))
     return sum(means) / len(means)
 
@@ -171,7 +171,7 @@ def configured(folder, **more):
 
 def demonstration_scores(model, config, demonstrations, *, heldout: bool) -> list[float]:
     side = [row for row in demonstrations if is_heldout(config, row["prompt"]) is heldout]
-    return [alone(model, row["prompt"], row["completion"]) for row in side]
+    return [single(model, row["prompt"], row["completion"]) for row in side]
 
 
 def test_the_stage_reads_several_files_and_puts_demonstrations_at_zero(tmp_path):

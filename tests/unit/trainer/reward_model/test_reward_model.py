@@ -97,12 +97,12 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(model, max_tokens):
 def test_scores_are_those_of_each_sequence_alone(model):
     with torch.no_grad():
         together = torch.cat(loss.forward(model, RANKINGS))
-        alone = [
+        single = [
             float(model.scores(torch.tensor([sequence]), torch.tensor([len(sequence)])))
             for ranking in RANKINGS
             for sequence in ranking.sequences
         ]
-    assert together.tolist() == pytest.approx(alone, abs=1e-9)
+    assert together.tolist() == pytest.approx(single, abs=1e-9)
 
 
 def test_accuracy_interval_and_calibration_by_hand():

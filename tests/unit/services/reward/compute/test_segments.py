@@ -39,7 +39,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return once
 
 
-def alone(path: Path, sequences: list[Ids]) -> list[float]:
+def single(path: Path, sequences: list[Ids]) -> list[float]:
     """One at a time through transformers' own model in float64: no padding, no cache, no code of ours."""
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float64)
     bias = getattr(model.config, "fairlead_reward_bias", 0.0)
@@ -82,7 +82,7 @@ def test_scores_depend_on_nothing_but_their_own_sequence(saved: Saved, name: str
     path = saved(name)
     rng = random.Random(7)
     sequences = families(rng, 200, 6)
-    expected = alone(path, sequences)
+    expected = single(path, sequences)
     assert len({round(score, 3) for score in expected}) > len(expected) // 3
     for settings in (
         {},
@@ -127,7 +127,7 @@ def test_long_answers_to_a_long_prompt_are_cut_and_score_alike(tmp_path: Path):
     prompt = ids(300)
     sequences: list[Ids] = [Encoded(prompt, ids(length)) for length in (MAX_TAIL * 2 + 5, 700, 1)]
     scorer = RewardScorer(str(path), RewardSection(device="cpu", attention="segments"))
-    expected = alone(path, sequences)
+    expected = single(path, sequences)
     for _ in range(2):
         assert_same(scorer.score(sequences), expected)
 
