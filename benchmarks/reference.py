@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import lengths, tiny_models
 from benchmarks.result import Result, Settings, interleaved, rates
-from fairlead.config.reference import ReferenceSection
+from fairlead.config.serving import ReferenceSection
 from fairlead.types import TokenPair
 from services.batching.packing import pack
 from services.reference.scorer import Lookup, ReferenceScorer

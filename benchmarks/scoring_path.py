@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification
 from benchmarks import lengths, tiny_models
 from benchmarks.result import Result, Settings, interleaved, rates
 from fairlead import metrics
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.types import TokenPair
 from services.batching.batcher import MicroBatcher
 from services.reward.scorer import RewardScorer

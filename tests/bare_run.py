@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from fairlead.audit import Report, audit
 from fairlead.config import RunFolder
-from fairlead.config.ppo import PpoSection
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
+from fairlead.config.training import PpoSection
 from fairlead.errors import QueueUnavailable
 from fairlead.transports.rollouts.base import Claim
 from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue

@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
 from fairlead.config import RunConfig, load
-from fairlead.config.observe import ObserveSection
-from fairlead.config.policy import PolicySection
+from fairlead.config.infrastructure import ObserveSection
+from fairlead.config.serving import PolicySection
 from fairlead.nn.loading import load_tokenizer
 from services.gateway.app import make_app
 from services.gateway.backend import Backend

@@ -5,7 +5,7 @@ Reads a run's record; knows nothing of how a signal is measured.
 
 from __future__ import annotations
 
-from fairlead.config.guard import GuardSection
+from fairlead.config.training import GuardSection
 from trainer.page import Section, Table
 from trainer.run_record import RunRecord
 

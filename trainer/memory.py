@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fairlead.config.compute import TrainingSection
+from fairlead.config.training import TrainingSection
 from fairlead.errors import ConfigError, OutOfMemory
 
 _SAYINGS = ("out of memory", "not enough memory", "can't allocate memory")

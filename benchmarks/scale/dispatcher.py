@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from benchmarks.scale.waiting_services import VOCABULARY
 from fairlead.config.folder import RunFolder
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import DeadLetter, PromptTask, SamplingParams, WeightVersion

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks.serving import workload
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from services.reward.encoded import Encoded
 from services.reward.scorer import RewardScorer
 from services.runtime.allocator import keep_freed_memory

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 from fairlead import metrics
-from fairlead.config.observe import ObserveSection
-from fairlead.config.weights import WeightsSection
+from fairlead.config.infrastructure import ObserveSection, WeightsSection
 from fairlead.transports.weights import direct
 from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.grpc import GrpcWeightStore

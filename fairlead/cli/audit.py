@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fairlead.audit import Report
     from fairlead.audit.history import History
     from fairlead.config import RunConfig, RunFolder
-    from fairlead.config.queue import QueueSection
+    from fairlead.config.infrastructure import QueueSection
     from fairlead.transports.rollouts.redis_observer import QueueContents
 
 _AUDIT = with_examples(
@@ -184,6 +184,6 @@ def _look(
 
 
 def _section(settings: RunConfig | None) -> QueueSection:
-    from fairlead.config.queue import QueueSection
+    from fairlead.config.infrastructure import QueueSection
 
     return settings.queue if settings else QueueSection()

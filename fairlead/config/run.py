@@ -21,27 +21,33 @@ from pydantic_settings import (
 )
 
 from fairlead.config import determinism
-from fairlead.config.checkpoint import CheckpointSection
-from fairlead.config.data import DataSection
-from fairlead.config.evaluation import EvaluationSection
+from fairlead.config.base import TlsSection
 from fairlead.config.folder import RunFolder
-from fairlead.config.gateway import GatewaySection
-from fairlead.config.guard import GuardSection
-from fairlead.config.keys import KeysSection
-from fairlead.config.local import LocalSection
-from fairlead.config.model import ModelSection
-from fairlead.config.observe import ObserveSection
-from fairlead.config.policy import PolicySection
-from fairlead.config.ppo import PpoSection
-from fairlead.config.queue import QueueSection
-from fairlead.config.reference import ReferenceSection
-from fairlead.config.reward import RewardSection
-from fairlead.config.reward_model import RewardModelSection
-from fairlead.config.rollout_worker import RolloutWorkerSection
-from fairlead.config.sampling import SamplingSection
-from fairlead.config.sft import SftSection
-from fairlead.config.tls import TlsSection
-from fairlead.config.weights import WeightsSection
+from fairlead.config.infrastructure import (
+    KeysSection,
+    LocalSection,
+    ObserveSection,
+    QueueSection,
+    WeightsSection,
+)
+from fairlead.config.serving import (
+    GatewaySection,
+    PolicySection,
+    ReferenceSection,
+    RewardSection,
+    RolloutWorkerSection,
+)
+from fairlead.config.training import (
+    CheckpointSection,
+    DataSection,
+    EvaluationSection,
+    GuardSection,
+    ModelSection,
+    PpoSection,
+    RewardModelSection,
+    SamplingSection,
+    SftSection,
+)
 from fairlead.errors import ConfigError
 
 

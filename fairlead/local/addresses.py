@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fairlead.config import RunConfig
-from fairlead.config.gateway import GatewaySection
-from fairlead.config.server import ServerSection
+from fairlead.config.base import ServerSection
+from fairlead.config.serving import GatewaySection
 from fairlead.errors import ConfigError
 from fairlead.local.ports import Ports, is_local, joined, reachable_host, split
 

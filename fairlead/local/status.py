@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairlead.config import RunConfig, RunFolder, load
-from fairlead.config.tls import TlsSection
+from fairlead.config.base import TlsSection
 from fairlead.errors import FairleadError
 from fairlead.local import progress, record
 from fairlead.local.probes import GrpcHealth, Readyz, get

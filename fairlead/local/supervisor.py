@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from fairlead.config import RunFolder
-from fairlead.config.local import LocalSection
+from fairlead.config.infrastructure import LocalSection
 from fairlead.local import record, table
 from fairlead.local.probes import Probe
 from fairlead.local.process import Process, ProcessSpec, State, describe_exit

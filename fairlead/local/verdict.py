@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fairlead.config.local import LocalSection
+from fairlead.config.infrastructure import LocalSection
 from fairlead.local.process import Process, describe_exit
 
 EXIT_USELESS = 2

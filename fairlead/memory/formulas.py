@@ -8,8 +8,8 @@ dot-product attention keep. The peak measured is 0.5 to 1.25 of it for every arc
 
 from __future__ import annotations
 
-from fairlead.config.compute import DType, TrainingSection
-from fairlead.config.lora import LoraSection
+from fairlead.config.base import DType
+from fairlead.config.training import LoraSection, TrainingSection
 from fairlead.memory.model import ModelSize
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2}

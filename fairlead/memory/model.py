@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.config.model import ScratchModel
+from fairlead.config.training import ScratchModel
 from fairlead.errors import ModelLoadError
 
 _UNEMBEDDINGS = ("lm_head", "embed_out", "output_layer")

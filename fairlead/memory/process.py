@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fairlead.config import RunConfig
-from fairlead.config.compute import ComputeSection, ModelServiceSection, TrainingSection
-from fairlead.config.lora import LoraSection
+from fairlead.config.base import ComputeSection
+from fairlead.config.serving import ModelServiceSection
+from fairlead.config.training import LoraSection, TrainingSection
 from fairlead.memory import formulas
 from fairlead.memory.model import ModelSize
 

@@ -16,7 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 
 from fairlead import watchdog
-from fairlead.config.observe import ObserveSection
+from fairlead.config.infrastructure import ObserveSection
 from fairlead.errors import ConfigError
 from fairlead.rpc.tls import Identity, TlsFiles
 

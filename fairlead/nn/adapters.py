@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from fairlead.config.lora import DropoutLoraSection, LoraSection
+from fairlead.config.training import DropoutLoraSection, LoraSection
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn.failures import load_failure
 

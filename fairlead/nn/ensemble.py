@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import ModelLoadError
 from fairlead.nn.loading import load_tokenizer, tokenizer_fingerprint, weights_digest
 from fairlead.nn.reward_model import RewardModel, load_reward_model

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from fairlead.config.compute import ComputeSection, Device
+from fairlead.config.base import ComputeSection, Device
 from fairlead.errors import ModelLoadError
 from fairlead.nn import adapters
 from fairlead.nn.failures import load_failure

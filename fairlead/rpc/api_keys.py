@@ -22,7 +22,7 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
-from fairlead.config.section import Section
+from fairlead.config.base import Section
 from fairlead.errors import InvalidInput, PermissionDenied, Unauthenticated
 
 Scope = Literal["score", "generate", "feedback", "weights", "admin"]

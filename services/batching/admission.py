@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from fairlead.config.compute import BatchingSection
+from fairlead.config.serving import BatchingSection
 from fairlead.errors import InvalidInput, Overloaded
 from fairlead.types import Priority
 

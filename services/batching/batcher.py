@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from fairlead import metrics, watchdog
-from fairlead.config.compute import BatchingSection
+from fairlead.config.serving import BatchingSection
 from fairlead.errors import DeadlineExceeded, Overloaded, Unavailable
 from fairlead.types import Priority
 from services.batching.admission import Admission

@@ -9,8 +9,8 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import ASGIApp
 
 from fairlead import __version__, metrics
-from fairlead.config.gateway import GatewaySection
-from fairlead.config.observe import AccessLog
+from fairlead.config.infrastructure import AccessLog
+from fairlead.config.serving import GatewaySection
 from services.gateway import failures, health
 from services.gateway.backend import Backend
 from services.gateway.dialects import (

@@ -15,7 +15,7 @@ from typing import Generic, Literal, Self, TypedDict, TypeVar
 
 from fairlead.clients import AsyncPolicyClient, AsyncRewardClient, options_of
 from fairlead.config import RunConfig
-from fairlead.config.compute import ModelServiceSection
+from fairlead.config.serving import ModelServiceSection
 from fairlead.errors import FairleadError, InternalError, InvalidInput, NotOffered, Unavailable
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.types import (

@@ -14,8 +14,8 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fairlead import metrics
-from fairlead.config.gateway import GatewaySection
-from fairlead.config.observe import AccessLog
+from fairlead.config.infrastructure import AccessLog
+from fairlead.config.serving import GatewaySection
 from fairlead.errors import DeadlineExceeded, Overloaded, PermissionDenied, Unauthenticated
 from fairlead.rpc.status import REQUEST_ID
 from services.gateway import failures

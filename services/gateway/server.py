@@ -13,8 +13,8 @@ from typing import Self
 import uvicorn
 from starlette.types import ASGIApp
 
-from fairlead.config.gateway import GatewaySection
-from fairlead.config.tls import TlsSection
+from fairlead.config.base import TlsSection
+from fairlead.config.serving import GatewaySection
 from fairlead.errors import ConfigError
 from fairlead.rpc.credentials import is_loopback
 from fairlead.rpc.tls import Identity

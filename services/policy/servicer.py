@@ -11,7 +11,7 @@ from typing import Any
 from grpc import aio
 
 from fairlead import codec
-from fairlead.config.policy import PolicySection
+from fairlead.config.serving import PolicySection
 from fairlead.data.chat import Prompt
 from fairlead.errors import InvalidInput
 from fairlead.types import GenerationRequest, WeightVersion

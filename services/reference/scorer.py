@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from fairlead.config.reference import ReferenceSection
+from fairlead.config.serving import ReferenceSection
 from fairlead.errors import InternalError
 from fairlead.nn import loading
 from fairlead.nn.linear import ROWS, pack_linears

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from grpc import aio
 
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from services.reward import admin_servicer
 from services.reward.scoring import Scoring
 from services.reward.servicer import SERVICE_NAME, RewardServicer

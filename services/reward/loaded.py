@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from fairlead import metrics
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import InternalError, InvalidInput, ModelLoadError
 from fairlead.types import RewardInfo, ScoreItem, Scores, TextPair, TokenPair
 from services.batching.batcher import MicroBatcher

@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
 from fairlead import __version__
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import InvalidInput, NotFound, NotOffered
 from fairlead.types import Priority, RewardInfo
 from services.open_inference import messages as model

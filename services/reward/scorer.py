@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fairlead import metrics
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import InternalError, InvalidInput
 from fairlead.nn import loading
 from fairlead.nn.compiling import compile_model

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from fairlead import metrics
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import InvalidInput, NotFound, Unavailable
 from fairlead.types import RewardInfo, ScoreItem, Scores, ServedReward
 from services.reward.loaded import Load, LoadedModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.data.chat import ROLES, Chat
 from fairlead.data.encoding import encode_answer, encode_prompt, encode_response, render
 from fairlead.errors import ConfigError, InvalidInput

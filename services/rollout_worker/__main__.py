@@ -20,7 +20,7 @@ from fairlead.clients import (
     options_of,
 )
 from fairlead.config import RunConfig
-from fairlead.config.compute import ModelServiceSection
+from fairlead.config.serving import ModelServiceSection
 from fairlead.errors import FairleadError
 from fairlead.metrics import page as metrics_page
 from fairlead.rpc.retry import RetryPolicy

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from fairlead import metrics, watchdog
-from fairlead.config.rollout_worker import RolloutWorkerSection
+from fairlead.config.serving import RolloutWorkerSection
 from fairlead.errors import FairleadError, QueueUnavailable
 from fairlead.transports.rollouts.base import Claim, WorkerQueue
 from fairlead.types import DeadLetter, PromptTask, Rollout

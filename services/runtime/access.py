@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fairlead import metrics
-from fairlead.config.keys import KeysSection
+from fairlead.config.infrastructure import KeysSection
 from fairlead.errors import InvalidInput, Overloaded, PermissionDenied
 from fairlead.rpc.api_keys import ApiKey, Scope
 from fairlead.rpc.status import MAX_REQUEST_TOKENS

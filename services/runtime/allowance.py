@@ -22,7 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from fairlead import metrics
-from fairlead.config.keys import KeysSection
+from fairlead.config.infrastructure import KeysSection
 from fairlead.errors import ConfigError, InvalidInput, Overloaded
 from fairlead.rpc.api_keys import ApiKey
 from fairlead.transports.rollouts.redis_connection import tls_options

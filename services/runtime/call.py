@@ -15,7 +15,7 @@ import grpc
 from grpc import aio
 
 from fairlead import metrics
-from fairlead.config.observe import AccessLog
+from fairlead.config.infrastructure import AccessLog
 from fairlead.rpc.status import MAX_REQUEST_TOKENS, REQUEST_ID, RETRY_PUSHBACK
 from services.runtime.access import Access, Caller, checked_limit, checked_request_id
 from services.runtime.error_reply import error_reply

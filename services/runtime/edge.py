@@ -16,7 +16,7 @@ import grpc
 from grpc import aio
 
 from fairlead import metrics
-from fairlead.config.observe import AccessLog
+from fairlead.config.infrastructure import AccessLog
 from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
 from services.runtime.access import Access
 from services.runtime.call import Call

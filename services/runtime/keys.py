@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from fairlead import metrics
-from fairlead.config.keys import KeysSection
+from fairlead.config.infrastructure import KeysSection
 from fairlead.errors import ConfigError, InvalidInput, Unauthenticated
 from fairlead.rpc import api_keys
 from fairlead.rpc.api_keys import ApiKey as Key

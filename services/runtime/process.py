@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fairlead import config, log, watchdog
 from fairlead.config import RunConfig
-from fairlead.config.observe import ObserveSection
+from fairlead.config.infrastructure import ObserveSection
 from fairlead.errors import FairleadError, exit_code
 from services.runtime.server import Stopped
 

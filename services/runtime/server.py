@@ -21,10 +21,8 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from fairlead import metrics
-from fairlead.config.keys import KeysSection
-from fairlead.config.observe import ObserveSection
-from fairlead.config.server import ServerSection
-from fairlead.config.tls import TlsSection
+from fairlead.config.base import ServerSection, TlsSection
+from fairlead.config.infrastructure import KeysSection, ObserveSection
 from fairlead.errors import ConfigError
 from fairlead.metrics import page as metrics_page
 from fairlead.rpc.credentials import is_loopback

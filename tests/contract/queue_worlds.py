@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import redis
 
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import QueueUnavailable
 from fairlead.local import valkey
 from fairlead.transports.rollouts.base import Sending, TrainerQueue, WorkerQueue

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
 from fairlead.config import load
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.local.valkey import ValkeyServer, running
 from fairlead.transports.rollouts.keys import Keys
 from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import QueueUnavailable
 from fairlead.local.valkey import ValkeyServer, running
 from fairlead.transports.rollouts.base import Sending

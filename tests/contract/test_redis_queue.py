@@ -12,7 +12,7 @@ import redis
 from pydantic import SecretStr
 
 from fairlead.codec import SCHEMA_VERSION
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import (
     ConfigError,
     CorruptData,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pytest
 
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import Fenced
 from fairlead.local.valkey import ValkeyServer, running
 from fairlead.transports.rollouts.base import Claim, Sending, TrainerQueue, WorkerQueue

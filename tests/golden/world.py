@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from fairlead.config import RunConfig, load
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.transports.rollouts.base import Claim
 from fairlead.transports.rollouts.keys import GROUP, Keys
 from fairlead.transports.rollouts.redis import RedisWorkerQueue

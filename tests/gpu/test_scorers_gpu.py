@@ -7,9 +7,7 @@ import random
 import pytest
 import torch
 
-from fairlead.config.compute import BatchingSection
-from fairlead.config.reference import ReferenceSection
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import BatchingSection, ReferenceSection, RewardSection
 from fairlead.types import TokenPair
 from services.reference.scorer import Lookup, ReferenceScorer
 from services.reward.scorer import RewardScorer

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fairlead.config import RunFolder
-from fairlead.config.local import LocalSection
+from fairlead.config.infrastructure import LocalSection
 from fairlead.local import table
 from fairlead.local.process import Process, ProcessSpec
 from fairlead.local.supervisor import Supervisor

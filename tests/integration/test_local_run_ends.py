@@ -150,7 +150,7 @@ def test_children_die_with_a_supervisor_that_is_killed(folder: RunFolder, tmp_pa
     program = f"""
         import asyncio, os, pathlib, sys
         from fairlead.config import RunFolder
-        from fairlead.config.local import LocalSection
+        from fairlead.config.infrastructure import LocalSection
         from fairlead.local.process import ProcessSpec
         from fairlead.local.supervisor import Supervisor
         specs = [ProcessSpec(name=name, command=(sys.executable, "-c", {FOREVER!r})) for name in "abc"]

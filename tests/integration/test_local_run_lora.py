@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.nn import adapters
 from fairlead.nn.loading import load_causal_lm
 from fairlead.transports.weights.filesystem import FilesystemWeightStore

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fairlead.config import load
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.data.chat import Chat
 from fairlead.data.encoding import render
 from fairlead.types import Message, TextPair

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fairlead.cli.main import app
 from fairlead.clients import AsyncRewardClient
-from fairlead.config.tls import TlsSection
+from fairlead.config.base import TlsSection
 from fairlead.errors import Unauthenticated, Unavailable
 from fairlead.local.record import read
 from fairlead.rpc.credentials import Credentials

@@ -15,7 +15,7 @@ import torch
 from examples.serving import serving
 from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient
 from fairlead.config import load
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.nn.loading import load_causal_lm
 from fairlead.types import Completion, SamplingParams, TokenPair
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import QueueUnavailable
 from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer

@@ -21,7 +21,7 @@ import tritonclient.http as triton_http
 
 from benchmarks.triton_server import NoTriton, TritonServer, environment
 from fairlead import RewardClient
-from fairlead.config.reward import RewardSection, TritonSection
+from fairlead.config.serving import RewardSection, TritonSection
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.types import Message, Priority, TextPair, TokenPair
 from services.reward.scorer import RewardScorer

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from fairlead import __version__
 from fairlead.config import RunConfig, RunFolder, load
-from fairlead.config.compute import ComputeSection, DType
+from fairlead.config.base import ComputeSection, DType
 from fairlead.errors import ConfigError, FairleadError
 from fairlead.nn.loading import torch_dtype, weights_digest
 from trainer import durable, run_record

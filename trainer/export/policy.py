@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig, RunFolder
-from fairlead.config.compute import ComputeSection
-from fairlead.config.sampling import SamplingSection
+from fairlead.config.base import ComputeSection
+from fairlead.config.training import SamplingSection
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.nn import adapters
 from fairlead.nn.loading import eos_token_ids, load_causal_lm, load_tokenizer

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunFolder
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.nn.ensemble import EnsembleTemperature, member_paths, temperature_of, write_members
 from fairlead.nn.loading import load_tokenizer
 from fairlead.nn.reward_model import RewardModel, load_reward_model

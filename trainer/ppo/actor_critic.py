@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fairlead.config.ppo import PpoSection
+from fairlead.config.training import PpoSection
 from fairlead.errors import CorruptCheckpoint, ModelLoadError
 from fairlead.nn import adapters
 from fairlead.nn.heads import ScalarHead

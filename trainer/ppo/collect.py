@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from fairlead import metrics
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import CorruptOutcome, Fenced, QueueUnavailable, Stalled
 from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, TrainerQueue
 from fairlead.transports.weights.base import Ancestor

@@ -22,7 +22,7 @@ from fairlead.clients import (
     options_of,
 )
 from fairlead.config import RunConfig
-from fairlead.config.compute import ModelServiceSection
+from fairlead.config.serving import ModelServiceSection
 from fairlead.data.chat import Chat
 from fairlead.data.encoding import check_prompts, encode_prompt
 from fairlead.data.records import load_prompts

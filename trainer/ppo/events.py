@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.config import RunFolder
-from fairlead.config.ppo import PpoSection
+from fairlead.config.training import PpoSection
 from trainer import durable
 from trainer.ppo.ledger import Journal, Ledger
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead import metrics
-from fairlead.config.guard import GuardSection
+from fairlead.config.training import GuardSection
 from fairlead.errors import CorruptCheckpoint
 from trainer.ppo import signals
 from trainer.ppo.batch import RolloutBatch

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig
-from fairlead.config.ppo import PpoSection
+from fairlead.config.training import PpoSection
 from fairlead.data.records import load_demonstrations
 from fairlead.errors import ConfigError, CorruptCheckpoint
 from fairlead.nn import adapters

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fairlead import watchdog
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import QueueUnavailable, Stalled
 
 logger = logging.getLogger(__name__)

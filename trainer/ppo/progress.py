@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fairlead.config.ppo import PpoSection
+from fairlead.config.training import PpoSection
 from fairlead.errors import CorruptCheckpoint, SchemaTooNew
 from trainer.checkpoint import Checkpoint
 from trainer.ppo.ledger import Ledger

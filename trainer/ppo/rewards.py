@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fairlead.config.ppo import PpoSection
+from fairlead.config.training import PpoSection
 from fairlead.errors import CorruptCheckpoint
 
 EPSILON = 1e-8

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairlead.config.ppo import PpoSection
+from fairlead.config.training import PpoSection
 from trainer.ppo import advantages, kl, loss
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.batch import RolloutBatch

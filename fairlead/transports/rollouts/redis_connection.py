@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import ConfigError, CorruptData, Fenced, QueueMisconfigured, QueueUnavailable
 
 logger = logging.getLogger(__name__)

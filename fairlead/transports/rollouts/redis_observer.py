@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.transports.rollouts.base import Sending
 from fairlead.transports.rollouts.keys import Keys, script
 from fairlead.transports.rollouts.redis_connection import (

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import redis
 
 from fairlead.codec import encode_task
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import CorruptOutcome, Fenced, QueueUnavailable
 from fairlead.transports.rollouts import redis_observer
 from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, Sending, Survey

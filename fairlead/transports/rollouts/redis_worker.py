@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from fairlead.codec import encode_outcome
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import CorruptData, InvalidInput, SchemaTooNew
 from fairlead.transports.rollouts.base import UNDECODABLE, Claim, Sending
 from fairlead.transports.rollouts.decoding import Delivery

@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
-from fairlead.config.weights import WeightsSection
+from fairlead.config.infrastructure import WeightsSection
 from fairlead.errors import ConfigError, Unavailable
 from fairlead.rpc.credentials import host_of
 from fairlead.types.relay import DirectOffer

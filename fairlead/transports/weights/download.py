@@ -17,7 +17,7 @@ from functools import partial
 from typing import Protocol
 
 from fairlead import metrics
-from fairlead.config.weights import WeightsSection
+from fairlead.config.infrastructure import WeightsSection
 from fairlead.errors import (
     CorruptWeights,
     FairleadError,

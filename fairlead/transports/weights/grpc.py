@@ -17,7 +17,7 @@ from pathlib import Path
 from grpc import aio
 
 from fairlead import codec, metrics
-from fairlead.config.weights import WeightsSection
+from fairlead.config.infrastructure import WeightsSection
 from fairlead.errors import FairleadError, NotFound
 from fairlead.rpc.channel import Replicas
 from fairlead.rpc.credentials import Credentials, host_of

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from fairlead import codec, metrics
-from fairlead.config.weights import WeightsSection
+from fairlead.config.infrastructure import WeightsSection
 from fairlead.errors import InvalidInput, Overloaded, Unavailable
 from fairlead.transports.weights.direct import DirectPort, Place
 from fairlead.transports.weights.shelf import OpenShard, Shelf

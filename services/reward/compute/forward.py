@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fairlead import metrics
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import ConfigError
 from fairlead.nn import trial
 from fairlead.nn.ensemble import RewardEnsemble, combine

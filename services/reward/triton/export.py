@@ -22,8 +22,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from fairlead import log
-from fairlead.config.compute import DType
-from fairlead.config.reward import RewardSection
+from fairlead.config.base import DType
+from fairlead.config.serving import RewardSection
 from fairlead.errors import ConfigError, FairleadError, exit_code
 from fairlead.nn import adapters
 from fairlead.nn.ensemble import RewardEnsemble, load_ensemble, member_paths

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fairlead.clients.open_inference import ServedModel
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.types import ModelInfo, RewardInfo, ScoreItem, TextPair, TokenPair, WholeText
 from services.runtime import limits

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 from fairlead.clients.open_inference import AsyncOpenInferenceClient, Rewards, ServedModel
-from fairlead.config.reward import RewardSection, TritonSection
+from fairlead.config.serving import RewardSection, TritonSection
 from fairlead.errors import (
     DeadlineExceeded,
     FairleadError,

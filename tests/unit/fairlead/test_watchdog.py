@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from fairlead import metrics, watchdog
-from fairlead.config.observe import ObserveSection
+from fairlead.config.infrastructure import ObserveSection
 from fairlead.metrics import page as metrics_page
 from fairlead.watchdog import Watchdog
 
@@ -127,7 +127,7 @@ def test_a_service_whose_forward_pass_hangs_ends_with_4_and_says_so():
         import asyncio, sys, time
         from prometheus_client import CollectorRegistry
         from fairlead import metrics
-        from fairlead.config.compute import BatchingSection
+        from fairlead.config.serving import BatchingSection
         from services.runtime import process
         from services.batching.batcher import MicroBatcher
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import load_causal_lm
 from tests.tiny import tiny_causal_lm

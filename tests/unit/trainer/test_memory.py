@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.errors import ConfigError
 from fairlead.nn.loading import load_causal_lm
 from fairlead.nn.reward_model import load_reward_model

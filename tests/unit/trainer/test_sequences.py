@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.errors import ModelLoadError
 from fairlead.nn.loading import load_causal_lm
 from fairlead.nn.unembedding import check_unembedding

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairlead.config.ppo import PpoSection
+from fairlead.config.training import PpoSection
 from fairlead.errors import OutOfMemory, exit_code
 from tests.tiny import tiny_causal_lm
 from trainer import memory

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from fairlead import RewardClient
 from fairlead.clients import AsyncRewardClient
-from fairlead.config.observe import ObserveSection
-from fairlead.config.reward import RewardSection
+from fairlead.config.infrastructure import ObserveSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import InvalidInput, Overloaded, RemoteInvalidInput
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.types import Scores, TokenPair

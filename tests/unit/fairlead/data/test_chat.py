@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.config import RunConfig, load
-from fairlead.config.sampling import SamplingSection
+from fairlead.config.training import SamplingSection
 from fairlead.data.chat import Chat
 from fairlead.data.comparisons import Preference, RankedResponses
 from fairlead.data.demonstrations import Conversation, Demonstration

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fairlead.config import RunConfig
-from fairlead.config.compute import ComputeSection
-from fairlead.config.lora import LoraSection
-from fairlead.config.model import ScratchModel
-from fairlead.config.ppo import PpoSection
+from fairlead.config.base import ComputeSection
+from fairlead.config.training import LoraSection, PpoSection, ScratchModel
 from fairlead.errors import ModelLoadError
 from fairlead.memory import formulas
 from fairlead.memory.machine import Machine

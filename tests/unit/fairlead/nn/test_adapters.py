@@ -12,8 +12,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from fairlead.config.compute import ComputeSection
-from fairlead.config.lora import LoraSection
+from fairlead.config.base import ComputeSection
+from fairlead.config.training import LoraSection
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn import adapters
 from fairlead.nn.loading import load_causal_lm, load_tokenizer

@@ -15,11 +15,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from fairlead import metrics
 from fairlead.config import RunConfig, load
-from fairlead.config.compute import ComputeSection
-from fairlead.config.lora import LoraSection
-from fairlead.config.reference import ReferenceSection
-from fairlead.config.reward import RewardSection
+from fairlead.config.base import ComputeSection
 from fairlead.config.saving import save
+from fairlead.config.serving import ReferenceSection, RewardSection
+from fairlead.config.training import LoraSection
 from fairlead.data.chat import Chat
 from fairlead.data.demonstrations import Demonstration
 from fairlead.data.encoding import encode_answer, encode_prompt

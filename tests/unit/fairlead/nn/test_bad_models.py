@@ -21,10 +21,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from fairlead.config.compute import ComputeSection
-from fairlead.config.ppo import PpoSection
-from fairlead.config.reference import ReferenceSection
-from fairlead.config.reward import RewardSection
+from fairlead.config.base import ComputeSection
+from fairlead.config.serving import ReferenceSection, RewardSection
+from fairlead.config.training import PpoSection
 from fairlead.errors import ModelLoadError
 from fairlead.nn.loading import load_causal_lm, load_tokenizer
 from fairlead.nn.reward_model import load_reward_model
@@ -39,7 +38,7 @@ CPU = ComputeSection(device="cpu")
 
 _ASK = """
 import json, resource, sys
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.errors import ModelLoadError
 from fairlead.nn import loading
 said = {}

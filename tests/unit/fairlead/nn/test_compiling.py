@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import ModelLoadError
 from services.reward.scorer import RewardScorer
 from tests.tiny import tiny_reward_model

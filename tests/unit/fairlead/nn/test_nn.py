@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.errors import ModelLoadError
 from fairlead.nn import loading
 from fairlead.nn.heads import ScalarHead

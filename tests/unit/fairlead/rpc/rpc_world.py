@@ -10,7 +10,7 @@ from grpc import aio
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
-from fairlead.config.keys import KeysSection
+from fairlead.config.infrastructure import KeysSection
 from fairlead.errors import Unavailable
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.v1 import policy_service_pb2, policy_service_pb2_grpc, tokens_pb2

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from fairlead import metrics
 from fairlead.cli.main import app
-from fairlead.config.keys import KeysSection
+from fairlead.config.infrastructure import KeysSection
 from fairlead.errors import ConfigError, InvalidInput, PermissionDenied, Unauthenticated
 from fairlead.rpc import api_keys
 from fairlead.rpc.api_keys import ApiKey, KeyFile

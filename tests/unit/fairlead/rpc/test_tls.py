@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
 from fairlead.clients import AsyncRewardClient, RewardClient
-from fairlead.config.compute import ModelServiceSection
-from fairlead.config.observe import ObserveSection
-from fairlead.config.tls import TlsSection
+from fairlead.config.base import TlsSection
+from fairlead.config.infrastructure import ObserveSection
+from fairlead.config.serving import ModelServiceSection
 from fairlead.errors import ConfigError, Unauthenticated, Unavailable
 from fairlead.local.probes import GrpcHealth, Healthz, Readyz
 from fairlead.metrics import page as metrics_page

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trustme
 
-from fairlead.config.tls import TlsSection
+from fairlead.config.base import TlsSection
 
 
 class Authority:

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
-from fairlead.config.compute import BatchingSection
+from fairlead.config.serving import BatchingSection
 from fairlead.errors import InvalidInput, Overloaded
 from fairlead.types import Priority
 from services.batching.admission import Admission, Speed

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
-from fairlead.config.compute import BatchingSection
+from fairlead.config.serving import BatchingSection
 from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
 from services.batching.batcher import MicroBatcher
 from services.batching.packing import SMALL_TOKENS, WINDOW_BATCHES, pack

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file, save_file
 
 from fairlead import metrics
-from fairlead.config.compute import ComputeSection
-from fairlead.config.lora import LoraSection
+from fairlead.config.base import ComputeSection
+from fairlead.config.training import LoraSection
 from fairlead.errors import CorruptWeights
 from fairlead.nn import adapters
 from fairlead.nn.loading import load_causal_lm

@@ -14,9 +14,9 @@ from grpc import aio
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
-from fairlead.config.compute import ComputeSection
-from fairlead.config.observe import ObserveSection
-from fairlead.config.policy import PolicySection
+from fairlead.config.base import ComputeSection
+from fairlead.config.infrastructure import ObserveSection
+from fairlead.config.serving import PolicySection
 from fairlead.data.encoding import encode_prompt
 from fairlead.nn.loading import load_causal_lm, load_tokenizer, tokenizer_fingerprint
 from fairlead.types import ModelInfo, WeightVersion

@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from fairlead.config.compute import BatchingSection
-from fairlead.config.reference import ReferenceSection
+from fairlead.config.serving import BatchingSection, ReferenceSection
 from fairlead.errors import InvalidInput, ModelLoadError
 from fairlead.nn import logprobs
 from fairlead.types import TokenPair

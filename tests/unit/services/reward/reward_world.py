@@ -12,10 +12,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
-from fairlead.config.keys import KeysSection
-from fairlead.config.observe import ObserveSection
-from fairlead.config.reward import RewardSection
-from fairlead.config.tls import TlsSection
+from fairlead.config.base import TlsSection
+from fairlead.config.infrastructure import KeysSection, ObserveSection
+from fairlead.config.serving import RewardSection
 from services.reward.dialects import Dialects
 from services.reward.scorer import RewardScorer
 from services.reward.servicer import SERVICE_NAME

@@ -9,8 +9,7 @@ import shutil
 import pytest
 import torch
 
-from fairlead.config.compute import BatchingSection
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import BatchingSection, RewardSection
 from fairlead.errors import ModelLoadError
 from fairlead.nn.ensemble import EnsembleTemperature, combine, member_paths, write_members
 from fairlead.types import TextPair

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
 from fairlead.clients import AsyncReferenceClient, AsyncRewardClient
-from fairlead.config.observe import ObserveSection
-from fairlead.config.reference import ReferenceSection
+from fairlead.config.infrastructure import ObserveSection
+from fairlead.config.serving import ReferenceSection
 from fairlead.errors import Overloaded
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.types import TokenPair

@@ -244,7 +244,7 @@ async def test_tritons_timeout_is_a_deadline(model):
 def test_without_tritonclient_the_service_starts_and_says_so():
     code = (
         "import sys, logging; sys.modules['tritonclient'] = None; logging.basicConfig();"
-        "from services.reward.dialects import Dialects; from fairlead.config.reward import RewardSection;"
+        "from services.reward.dialects import Dialects; from fairlead.config.serving import RewardSection;"
         "print(Dialects(None, RewardSection(), asks_for_keys=False, ready=lambda: True).names)"
     )
     done = subprocess.run(

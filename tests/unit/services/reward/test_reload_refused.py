@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fairlead import metrics
 from fairlead.clients import AsyncRewardAdminClient, AsyncRewardClient
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import (
     InvalidInput,
     ModelLoadError,

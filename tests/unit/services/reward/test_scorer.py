@@ -16,8 +16,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from fairlead.config.compute import BatchingSection
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import BatchingSection, RewardSection
 from fairlead.errors import ConfigError, InternalError, InvalidInput, ModelLoadError
 from fairlead.types import Message, TextPair, TokenPair, WholeText
 from services.reward.scorer import RewardScorer

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
 from fairlead.clients import AsyncRewardAdminClient, AsyncRewardClient
-from fairlead.config.observe import ObserveSection
-from fairlead.config.reward import RewardSection
+from fairlead.config.infrastructure import ObserveSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import (
     Unavailable,
 )

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
-from fairlead.config.rollout_worker import RolloutWorkerSection
+from fairlead.config.serving import RolloutWorkerSection
 from fairlead.errors import ConfigError, QueueUnavailable, SchemaTooNew
 from fairlead.transports.rollouts.base import OutcomeEntry
 from fairlead.transports.rollouts.memory import MemoryBroker, MemoryTrainerQueue, MemoryWorkerQueue

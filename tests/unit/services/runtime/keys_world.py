@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fairlead.config.keys import KeysSection
+from fairlead.config.infrastructure import KeysSection
 from fairlead.rpc import api_keys
 from fairlead.rpc.api_keys import ApiKey, KeyFile
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from fairlead import metrics
-from fairlead.config.keys import KeysSection
+from fairlead.config.infrastructure import KeysSection
 from fairlead.errors import ConfigError, InvalidInput, Overloaded
 from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer

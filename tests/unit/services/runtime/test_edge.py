@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fairlead.clients import AsyncRewardClient, RewardClient
-from fairlead.config.observe import ObserveSection
+from fairlead.config.infrastructure import ObserveSection
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.v1 import reward_service_pb2 as pb
 from tests.unit.fairlead.rpc.tls_world import Authority

@@ -15,8 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from fairlead.config.compute import ModelServiceSection
-from fairlead.config.observe import ObserveSection
+from fairlead.config.infrastructure import ObserveSection
+from fairlead.config.serving import ModelServiceSection
 from fairlead.errors import (
     ConfigError,
     CorruptData,

@@ -17,8 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fairlead.config import RunConfig, load
-from fairlead.config.reward import RewardSection
 from fairlead.config.saving import save
+from fairlead.config.serving import RewardSection
 from fairlead.errors import ConfigError, CorruptCheckpoint, FairleadError, ModelLoadError
 from fairlead.types import TextPair
 from services.reward.scorer import RewardScorer

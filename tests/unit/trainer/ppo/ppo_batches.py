@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from fairlead.config.ppo import PpoSection
+from fairlead.config.training import PpoSection
 from fairlead.types import (
     Completion,
     DeadLetter,

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.errors import FairleadError
 from fairlead.nn.loading import load_causal_lm
 from fairlead.transports.rollouts.base import Claim

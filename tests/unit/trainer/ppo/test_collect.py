@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import CorruptOutcome, Fenced, QueueUnavailable, Stalled
 from fairlead.transports.rollouts.base import Claim
 from fairlead.transports.rollouts.memory import MemoryBroker

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from fairlead import metrics
 from fairlead.config import load
-from fairlead.config.guard import GuardSection
+from fairlead.config.training import GuardSection
 from fairlead.errors import CorruptCheckpoint
 from trainer.ppo import signals
 from trainer.ppo.batch import RolloutBatch

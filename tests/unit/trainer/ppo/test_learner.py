@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from fairlead.config.ppo import PpoSection
+from fairlead.config.training import PpoSection
 from fairlead.types import (
     Completion,
     FinishReason,

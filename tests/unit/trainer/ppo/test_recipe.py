@@ -10,7 +10,7 @@ import statistics
 import pytest
 import torch
 
-from fairlead.config.ppo import PpoSection
+from fairlead.config.training import PpoSection
 from fairlead.errors import CorruptCheckpoint
 from trainer.ppo import kl, loss
 from trainer.ppo.ptx import DemonstrationStream

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.config.ppo import PpoSection
+from fairlead.config.training import PpoSection
 from trainer.ppo.progress import Progress
 from trainer.ppo.selection import next_batch
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.data.records import Preference
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_reward_model, tiny_tokenizer

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fairlead.config import load
-from fairlead.config.compute import ComputeSection
-from fairlead.config.reward import RewardSection
+from fairlead.config.base import ComputeSection
+from fairlead.config.serving import RewardSection
 from fairlead.data.comparisons import Preference, RankedResponses
 from fairlead.data.encoding import encode_prompt, encode_response
 from fairlead.data.records import is_heldout

@@ -9,7 +9,7 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from fairlead.config import load
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.data.demonstrations import Conversation, Demonstration, Message, PlainText
 from fairlead.errors import ConfigError, DataError
 from fairlead.nn.loading import load_causal_lm

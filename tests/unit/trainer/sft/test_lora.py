@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fairlead.config import RunConfig, load
-from fairlead.config.compute import ComputeSection
+from fairlead.config.base import ComputeSection
 from fairlead.errors import ConfigError
 from fairlead.nn import adapters
 from fairlead.nn.loading import load_causal_lm, load_tokenizer

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from fairlead.config.compute import ComputeSection
-from fairlead.config.model import ScratchModel
+from fairlead.config.base import ComputeSection
+from fairlead.config.training import ScratchModel
 from fairlead.data.encoding import encode_prompt, encode_response
 from fairlead.data.records import Demonstration
 from fairlead.errors import ConfigError

@@ -14,8 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
-from fairlead.config.keys import KeysSection
-from fairlead.config.queue import QueueSection
+from fairlead.config.infrastructure import KeysSection, QueueSection
 from fairlead.errors import ConfigError, Overloaded, QueueMisconfigured, QueueUnavailable
 from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer

@@ -16,7 +16,7 @@ from grpc import aio
 from prometheus_client import CollectorRegistry
 
 from fairlead import codec
-from fairlead.config.weights import WeightsSection
+from fairlead.config.infrastructure import WeightsSection
 from fairlead.errors import ConfigError, CorruptWeights, Overloaded, Unavailable
 from fairlead.transports.weights import direct
 from fairlead.transports.weights.filesystem import FilesystemWeightStore

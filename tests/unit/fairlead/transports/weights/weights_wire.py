@@ -13,8 +13,7 @@ from prometheus_client import CollectorRegistry
 from safetensors.numpy import save_file
 
 from fairlead import metrics
-from fairlead.config.keys import KeysSection
-from fairlead.config.weights import WeightsSection
+from fairlead.config.infrastructure import KeysSection, WeightsSection
 from fairlead.transports.weights import direct
 from fairlead.transports.weights.base import Ancestor
 from fairlead.transports.weights.cache import WeightCache

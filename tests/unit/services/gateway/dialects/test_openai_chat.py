@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fairlead.clients import AsyncPolicyClient
-from fairlead.config.gateway import GatewaySection
+from fairlead.config.serving import GatewaySection
 from fairlead.data import prompts
 from fairlead.data.chat import Chat
 from fairlead.data.encoding import encode_prompt

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from transformers import AutoModelForSequenceClassification, LlamaConfig, MistralConfig
 
 from fairlead import metrics
-from fairlead.config.reward import RewardSection
+from fairlead.config.serving import RewardSection
 from fairlead.errors import ConfigError
 from services.reward.compute.prefix_cache import MIN_TOKENS, CachedPrefix, PrefixCache
 from services.reward.compute.prefix_plan import MAX_TAIL, Planner

@@ -12,9 +12,9 @@ from tokenizers import processors
 from transformers import AutoModelForSequenceClassification
 from tritonclient.grpc import model_config_pb2
 
-from fairlead.config.compute import ComputeSection
-from fairlead.config.lora import LoraSection
-from fairlead.config.reward import RewardSection
+from fairlead.config.base import ComputeSection
+from fairlead.config.serving import RewardSection
+from fairlead.config.training import LoraSection
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn import adapters
 from fairlead.nn.reward_model import load_reward_model

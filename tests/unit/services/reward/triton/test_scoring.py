@@ -15,8 +15,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from benchmarks.triton_server import free_address
-from fairlead.config.compute import BatchingSection
-from fairlead.config.reward import RewardSection, TritonSection
+from fairlead.config.serving import BatchingSection, RewardSection, TritonSection
 from fairlead.errors import (
     ConfigError,
     DeadlineExceeded,
