@@ -6,10 +6,8 @@ it gets an id, under which the log has it.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-import secrets
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +17,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from fairlead.errors import (
-    FairleadError,
-    InternalError,
-    InvalidInput,
-    Overloaded,
-    Unavailable,
-    grpc_status,
-    http_status,
-)
+from fairlead.errors import FairleadError, InvalidInput, Unavailable
 from services.gateway.call import call_of
-
-logger = logging.getLogger(__name__)
+from services.runtime.error_reply import error_reply
 
 UNION_TAGS = ("as text", "as messages")
 """Names of alternatives in a body's model; they are no places in the body."""
@@ -86,27 +75,18 @@ def failure_of(error: Exception) -> Failure:
             kind = _HTTP_KINDS.get(error.status_code, "invalid_argument")
             allow = (error.headers or {}).get("Allow")
             return Failure(error.status_code, kind, str(error.detail), allow=allow)
-    status, kind = http_status(error), grpc_status(error).name.lower()
-    if status == 500:
-        error_id = secrets.token_hex(6)
-        logger.error("internal error %s", error_id, exc_info=error)
-        # An InternalError is a sentence meant for callers; anything else may hold internals.
-        what = _sentence(error) if isinstance(error, InternalError) else "internal error"
-        return Failure(500, "internal", f"{what} ({error_id} in the gateway's log)")
+    reply = error_reply(error, log_name="gateway")
+    status, kind, message = reply.http_status, reply.code.name.lower(), _without_address(reply.message)
     if isinstance(error, InvalidInput):
         status = 413 if isinstance(error, TooLarge) else status
-        return Failure(status, kind, _sentence(error), field=error.field or None, index=error.index)
-    delay = None
-    if isinstance(error, Overloaded):
-        delay = error.retry_after_seconds
-    elif isinstance(error, Unavailable):
-        delay = _RETRY_SECONDS
-    return Failure(status, kind, _sentence(error), retry_after_seconds=delay)
+        return Failure(status, kind, message, field=error.field or None, index=error.index)
+    delay = _RETRY_SECONDS if isinstance(error, Unavailable) else reply.retry_after_seconds
+    return Failure(status, kind, message, retry_after_seconds=delay)
 
 
-def _sentence(error: Exception) -> str:
-    """What an error says, without the addresses of the services behind the gateway."""
-    return re.sub(r"^(reward|policy) at \S+: ", r"the \1 service: ", str(error))
+def _without_address(message: str) -> str:
+    """Name the service that an error came from by its role, without its address."""
+    return re.sub(r"^(reward|policy) at \S+: ", r"the \1 service: ", message)
 
 
 def answer(error: Exception, *, path: str, request_id: str) -> JSONResponse:

@@ -25,7 +25,7 @@ from services.reward import tensors
 from services.reward.scoring import Scoring
 from services.runtime.access import caller
 from services.runtime.edge import deadline
-from services.runtime.error_reply import error_reply
+from services.runtime.error_reply import rpc_error_reply
 from services.runtime.streams import Bounds, answers
 from services.runtime.version_numbers import number_of
 
@@ -71,7 +71,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
             try:
                 response = await self._infer(request, until, waits=True)
             except Exception as error:  # noqa: BLE001 - the edge of one request; the stream goes on
-                what = error_reply(error, method=_STREAM, peer=context.peer())
+                what = rpc_error_reply(error, method=_STREAM, peer=context.peer())
                 response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
                 return pb.ModelStreamInferResponse(error_message=what.message, infer_response=response)
             # For clients of models that answer more than once.

@@ -14,7 +14,7 @@ from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.reward.scoring import Scoring
 from services.runtime.access import caller
 from services.runtime.edge import deadline
-from services.runtime.error_reply import error_reply
+from services.runtime.error_reply import rpc_error_reply
 from services.runtime.streams import Bounds, answers
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
@@ -50,7 +50,7 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
             try:
                 response = await self._score(asked.request, until, waits=True)
             except Exception as error:  # noqa: BLE001 - the edge of one request; the stream goes on
-                what = error_reply(error, method=_STREAM, peer=context.peer())
+                what = rpc_error_reply(error, method=_STREAM, peer=context.peer())
                 refusal = pb.ScoreStreamError(
                     code=what.code.value[0],
                     message=what.message,

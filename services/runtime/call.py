@@ -18,7 +18,7 @@ from fairlead import metrics
 from fairlead.config.infrastructure import AccessLog
 from fairlead.rpc.status import MAX_REQUEST_TOKENS, REQUEST_ID, RETRY_PUSHBACK
 from services.runtime.access import Access, Caller, checked_limit, checked_request_id
-from services.runtime.error_reply import error_reply
+from services.runtime.error_reply import rpc_error_reply
 from services.runtime.scopes import scope_of
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Call:
         """Ends the RPC with the error's status. Does not return."""
         if isinstance(error, aio.AbortError):
             raise error
-        what = error_reply(error, method=self._method, peer=self._context.peer())
+        what = rpc_error_reply(error, method=self._method, peer=self._context.peer())
         self._code = what.code
         trailers: tuple[tuple[str, str], ...] = ((REQUEST_ID, self._caller.request_id),)
         if what.retry_after_seconds is not None:

@@ -1,6 +1,7 @@
-"""What a caller is told of an error: its status, a sentence without internals, when to try again.
+"""Turn an error into what its caller may see: a status, a message without internals, a retry delay.
 
-For whole RPCs and for single requests of a stream alike. Knows no message; the log gets what callers do not.
+Used by both edges: gRPC (RPCs and single requests of a stream) and HTTP. An internal error is logged under an
+id, and the caller gets only that id. Knows no message and no dialect.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from fairlead.errors import FairleadError, InternalError, InvalidInput, Overloaded, grpc_status
+from fairlead.errors import HTTP_STATUS, FairleadError, InternalError, InvalidInput, Overloaded, grpc_status
 from services.runtime.access import caller
 
 logger = logging.getLogger(__name__)
@@ -19,35 +20,60 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
-    """An error as it leaves the process."""
+    """An error as the caller sees it."""
 
     code: grpc.StatusCode
-    """Its status."""
+    """gRPC status."""
     message: str
-    """A sentence for the caller."""
+    """One sentence for people."""
     retry_after_seconds: float | None = None
-    """After how long to try again, if the server is full."""
+    """Delay before the next attempt, if the server is overloaded."""
+
+    @property
+    def http_status(self) -> int:
+        """HTTP status of the same meaning."""
+        return HTTP_STATUS[self.code]
 
 
-def error_reply(error: Exception, *, method: str, peer: str) -> ErrorReply:
-    """What the caller is told of an error; logs what it was.
+def error_reply(error: Exception, *, log_name: str, where: str = "") -> ErrorReply:
+    """Return what the caller may see of an error; log an internal error under an id.
 
     Args:
-        error: of our tree, or a bug.
-        method: of the RPC, for the log.
-        peer: who called, for the log.
+        error: one of `fairlead.errors`, or a bug.
+        log_name: whose log has the details, such as `server` or `gateway`; part of the message.
+        where: method or path, for the log.
     """
     code = grpc_status(error)
-    if code is grpc.StatusCode.INTERNAL:
-        error_id = secrets.token_hex(6)
-        fields = {"request_id": caller().request_id}
-        logger.error("internal error %s in %s", error_id, method, exc_info=error, extra=fields)
-        # An InternalError is a sentence meant for callers; anything else may hold internals.
-        what = str(error) if isinstance(error, InternalError) else "internal error"
-        return ErrorReply(code, f"{what} ({error_id} in the server's log)")
-    # What was got may be a person's text, so only the place of the mistake is logged.
-    place = error.where if isinstance(error, InvalidInput) else str(error)
-    kind = type(error).__name__ if isinstance(error, FairleadError) else "error"
-    fields = {"method": method, "code": code.name, "peer": peer, "request_id": caller().request_id}
-    logger.info("refused: %s %s", kind, place, extra=fields)
-    return ErrorReply(code, str(error), error.retry_after_seconds if isinstance(error, Overloaded) else None)
+    if code is not grpc.StatusCode.INTERNAL:
+        return ErrorReply(
+            code, str(error), error.retry_after_seconds if isinstance(error, Overloaded) else None
+        )
+    error_id = secrets.token_hex(6)
+    logger.error(
+        "internal error %s%s",
+        error_id,
+        f" in {where}" if where else "",
+        exc_info=error,
+        extra={"request_id": caller().request_id},
+    )
+    # The message of an InternalError is meant for callers; that of any other error may reveal internals.
+    what = str(error) if isinstance(error, InternalError) else "internal error"
+    return ErrorReply(code, f"{what} ({error_id} in the {log_name}'s log)")
+
+
+def rpc_error_reply(error: Exception, *, method: str, peer: str) -> ErrorReply:
+    """Return what the caller of an RPC may see of an error, and log the error.
+
+    Args:
+        error: one of `fairlead.errors`, or a bug.
+        method: full name of the RPC, for the log.
+        peer: address of the caller, for the log.
+    """
+    reply = error_reply(error, log_name="server", where=method)
+    if reply.code is not grpc.StatusCode.INTERNAL:
+        # `got` of an InvalidInput may be a person's text, so only the field is logged.
+        what = error.where if isinstance(error, InvalidInput) else str(error)
+        kind = type(error).__name__ if isinstance(error, FairleadError) else "error"
+        fields = {"method": method, "code": reply.code.name, "peer": peer, "request_id": caller().request_id}
+        logger.info("refused: %s %s", kind, what, extra=fields)
+    return reply
