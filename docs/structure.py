@@ -1,6 +1,6 @@
 """Print how large and how connected the code is: `python docs/structure.py [ROOT]`.
 
-Only the product is counted: `fairlead`, `services` and `trainer`, without generated code. The main paths are the
+The product is `fairlead`, `services` and `trainer`, without generated code. The main paths are the
 lists of files in docs/architecture.md.
 """
 
