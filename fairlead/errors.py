@@ -3,36 +3,37 @@
 Every part raises these; only the outermost edge of a process turns them into a status or an exit code.
 
     FairleadError
-    ├── InvalidInput            a caller's mistake: field, index, what was got, what is allowed
-    │   ├── ConfigError         in a run's file, the environment or a flag
-    │   ├── DataError           in a data file; names the file and the line
-    │   └── RemoteInvalidInput  as a server told it
-    ├── Overloaded              full; carries the delay after which to try again
-    ├── Unavailable             loading, draining or unreachable
-    │   ├── QueueUnavailable    Redis does not answer
-    │   └── ReplicaLost         a replica died, or its connection broke, while it worked on a call
-    ├── StaleWeights            the weights asked for are not here yet
-    ├── DeadlineExceeded        out of time
-    ├── Unauthenticated         no or wrong credentials
-    ├── PermissionDenied        credentials that do not allow this
-    ├── NotFound                no such model or version here
-    ├── NotOffered              a call of a protocol that this server does not offer
-    ├── ModelLoadError          a model that cannot be loaded, and why
-    ├── QueueMisconfigured      a Redis that would lose work, for example by evicting keys
-    ├── OutOfMemory         training does not fit; names the settings to lower
-    ├── OutOfSpace          the disk is full
-    ├── ReadOnlyDisk        a folder that cannot be written into
-    ├── Fenced                  a newer incarnation of the trainer has taken over
-    ├── SchemaTooNew            an entry was written by a newer version of fairlead
-    ├── CorruptData             a checksum or structure does not hold
+    ├── InvalidInput                a mistake of the caller: field, index, value received, values allowed
+    │   ├── ConfigError             in a configuration file, the environment or a flag
+    │   ├── DataError               in a data file; names the file and the line
+    │   └── RemoteInvalidInput      reported by a server
+    ├── Transient                   may pass without a change of the request: worth a retry
+    │   ├── Overloaded              at capacity; carries the delay before a retry
+    │   ├── Unavailable             loading, draining or unreachable
+    │   │   ├── QueueUnavailable    Redis does not answer
+    │   │   └── ReplicaLost         a replica died, or its connection broke, during a call
+    │   ├── StaleWeights            the replica does not have the requested weights yet
+    │   └── DeadlineExceeded        out of time
+    ├── Unauthenticated             missing or wrong credentials
+    ├── PermissionDenied            valid credentials that do not allow this
+    ├── NotFound                    no such model or version
+    ├── NotOffered                  a method of a protocol that this server does not implement
+    ├── ModelLoadError              a model cannot be loaded; says why
+    ├── QueueMisconfigured          Redis would lose work, for example by evicting keys
+    ├── OutOfMemory                 training does not fit; names the settings to lower
+    ├── OutOfSpace                  the disk is full
+    ├── ReadOnlyDisk                a folder is not writable
+    ├── Fenced                      a newer incarnation of the trainer has taken over
+    ├── SchemaTooNew                an entry was written by a newer version of fairlead
+    ├── CorruptData                 a checksum or a structure is wrong
     │   ├── CorruptWeights
     │   ├── CorruptCheckpoint
-    │   └── CorruptOutcome      an entry of the queue that cannot be decoded; carries its id
-    ├── Stalled                 what was waited for, and how long
-    ├── StoppedByGuard          a signal of reward hacking, and the checkpoint that the run went back to
-    ├── ProcessFailed           a process of a local run ended for good
-    ├── ClusterRefused          the Kubernetes API refuses what it was asked; says which object and what to do
-    └── InternalError           a bug; carries the id under which the log has it
+    │   └── CorruptOutcome          an entry of the queue cannot be decoded; carries its id
+    ├── Stalled                     waited too long; names what for, and how long
+    ├── StoppedByGuard              reward hacking was detected; names the checkpoint that the run went back to
+    ├── ProcessFailed               a process of a local run failed for good
+    ├── ClusterRefused              the Kubernetes API refused a request; names the object and what to do
+    └── InternalError               a bug; carries the id of its log entry
 """
 
 from __future__ import annotations
@@ -85,7 +86,11 @@ class RemoteInvalidInput(InvalidInput):
         self.index = None if index is None else int(index)
 
 
-class Overloaded(FairleadError):
+class Transient(FairleadError):
+    """An error that may pass without a change of the request, so that a retry can succeed."""
+
+
+class Overloaded(Transient):
     """No room now; try again after the delay."""
 
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
@@ -93,7 +98,7 @@ class Overloaded(FairleadError):
         super().__init__(f"{message}; try again in {retry_after_seconds:g} s")
 
 
-class Unavailable(FairleadError):
+class Unavailable(Transient):
     """Loading, draining or unreachable."""
 
 
@@ -105,11 +110,11 @@ class ReplicaLost(Unavailable):
     """A replica died, or its connection broke, while it worked on a call."""
 
 
-class StaleWeights(FairleadError):
+class StaleWeights(Transient):
     """The replica does not hold weights as new as asked for."""
 
 
-class DeadlineExceeded(FairleadError):
+class DeadlineExceeded(Transient):
     """Out of time; the work was not started or was dropped."""
 
 
