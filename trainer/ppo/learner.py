@@ -18,11 +18,11 @@ from fairlead.errors import ConfigError, CorruptCheckpoint
 from fairlead.nn import adapters
 from fairlead.nn.loading import max_sequence_tokens
 from trainer.demonstrations import encode
-from trainer.ppo import actor_critic, kl, step
+from trainer.ppo import actor_critic, objective, step
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.ptx import DemonstrationStream
-from trainer.ppo.rewards import ScoreScale
+from trainer.ppo.score_scale import ScoreScale
 from trainer.sequences import TokenSequence
 
 
@@ -125,7 +125,7 @@ class Learner:
             demonstrations=self._stream,
         )
         if section.kl_control == "adaptive":
-            self.kl_coefficient = kl.adapted_coefficient(
+            self.kl_coefficient = objective.adapted_coefficient(
                 self.kl_coefficient,
                 divergence=figures["kl"],
                 target=section.kl_target,

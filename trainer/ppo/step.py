@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from fairlead.config.training import PpoSection
-from trainer.ppo import advantages, kl, loss
+from trainer.ppo import objective
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.ptx import DemonstrationStream
-from trainer.ppo.rewards import ScoreScale, shaped_scores
+from trainer.ppo.score_scale import ScoreScale
 from trainer.seeds import permutation
 from trainer.sequences import PaddedSequences, TokenSequence, pack, pad
 
@@ -91,16 +91,16 @@ def prepare(
     everyone = range(len(batch.sequences))
     for padded, where in micro_batches(batch, everyone, max_tokens=section.max_micro_batch_tokens):
         old_values_N[where] = models.values(padded)
-    rewards_BT = kl.penalised_rewards(
-        batch.rectangle(kl.ESTIMATORS[section.kl_estimator](proximal_N, batch.reference_N)),
-        shaped_scores(batch.scores_B, batch.cut_off_B, section, scale or ScoreScale()),
+    rewards_BT = objective.penalised_rewards(
+        batch.rectangle(objective.KL_ESTIMATORS[section.kl_estimator](proximal_N, batch.reference_N)),
+        objective.shaped_scores(batch.scores_B, batch.cut_off_B, section, scale or ScoreScale()),
         batch.lengths_B,
         coefficient=section.kl_coefficient if kl_coefficient is None else kl_coefficient,
     )
     learnt_BT = rewards_BT
     if section.whiten_rewards:
-        learnt_BT = batch.rectangle(advantages.whiten(rewards_BT[batch.mask_BT], shift_mean=False))
-    advantages_BT, returns_BT = advantages.gae(
+        learnt_BT = batch.rectangle(objective.whiten(rewards_BT[batch.mask_BT], shift_mean=False))
+    advantages_BT, returns_BT = objective.gae(
         learnt_BT,
         batch.rectangle(old_values_N),
         batch.mask_BT,
@@ -111,11 +111,11 @@ def prepare(
     prepared = PreparedBatch(
         batch=batch,
         old_logprobs_N=proximal_N,
-        behaviour_weights_N=loss.behaviour_weights(
+        behaviour_weights_N=objective.behaviour_weights(
             proximal_N, batch.behaviour_N, limit=section.max_behaviour_weight
         ),
         old_values_N=old_values_N,
-        advantages_N=advantages.whiten(advantages_BT[batch.mask_BT]),
+        advantages_N=objective.whiten(advantages_BT[batch.mask_BT]),
         returns_N=returns_N,
         value_clip_width=section.value_clip_range * float(returns_N.std(unbiased=False)),
     )
@@ -139,7 +139,7 @@ def _figures(prepared: PreparedBatch, rewards_BT: Tensor, section: PpoSection) -
     count = len(batch.sequences)
     divergences = {
         name: float(estimate(prepared.old_logprobs_N, batch.reference_N).sum()) / count
-        for name, estimate in kl.ESTIMATORS.items()
+        for name, estimate in objective.KL_ESTIMATORS.items()
     }
     figures = {
         "reward": float(batch.scores_B.mean()),
@@ -225,12 +225,12 @@ def accumulate_gradients(
     for padded, where in micro_batches(batch, members, max_tokens=section.max_micro_batch_tokens):
         old_N, advantages_N = prepared.old_logprobs_N[where], prepared.advantages_N[where]
         logprobs_N, entropies_N = models.logprobs(padded, temperature=temperature)
-        ratios_N = loss.ratios(logprobs_N, old_N)
-        policy_loss_N = prepared.behaviour_weights_N[where] * loss.policy_loss(
+        ratios_N = objective.ratios(logprobs_N, old_N)
+        policy_loss_N = prepared.behaviour_weights_N[where] * objective.policy_loss(
             ratios_N, advantages_N, clip_range=section.clip_range, **clips
         )
         (policy_loss_N.sum() / total_tokens).backward()  # type: ignore[no-untyped-call]
-        value_loss_N = loss.value_loss(
+        value_loss_N = objective.value_loss(
             models.values(padded),
             prepared.old_values_N[where],
             prepared.returns_N[where],
@@ -238,13 +238,13 @@ def accumulate_gradients(
         )
         (value_loss_N.sum() / total_tokens).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            clipped_N = loss.is_clipped(ratios_N, advantages_N, clip_range=section.clip_range, **clips)
+            clipped_N = objective.is_clipped(ratios_N, advantages_N, clip_range=section.clip_range, **clips)
             sums["policy_loss"] += float(policy_loss_N.sum())
             sums["value_loss"] += float(value_loss_N.sum())
             sums["clip_fraction"] += float(clipped_N.sum())
             sums["entropy"] += float(entropies_N.sum())
             sums["ratio"] += float(ratios_N.sum())
-            sums["policy_kl"] += float(kl.k3(old_N, logprobs_N).sum())
+            sums["policy_kl"] += float(objective.k3(old_N, logprobs_N).sum())
             mismatches.append((logprobs_N - batch.behaviour_N[where]).abs()[~stale_N[where]])
     figures = {name: value / total_tokens for name, value in sums.items()}
     mismatch_N = torch.cat(mismatches)

@@ -12,7 +12,7 @@ from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts, rollouts
-from trainer.ppo import actor_critic, advantages, kl, step
+from trainer.ppo import actor_critic, objective, step
 from trainer.ppo.learner import Learner
 from trainer.sequences import TokenSequence, pad
 
@@ -113,7 +113,7 @@ def test_the_reward_is_charged_with_the_estimator_that_was_asked_for(models, est
     section = with_changes(kl_estimator=estimator)
     found = rollouts()
     _, figures = step.prepare(models, found, section, kl_coefficient=0.4)
-    charged = float(getattr(kl, estimator)(found.behaviour_N, found.reference_N).sum()) / 4
+    charged = float(objective.KL_ESTIMATORS[estimator](found.behaviour_N, found.reference_N).sum()) / 4
     assert figures["reward_with_kl"] == pytest.approx((1.0 - 1.0 + 1.0 - 1.5) / 4 - 0.4 * charged, abs=1e-5)
     of_each = {"k1": figures["kl"], "k2": figures["kl_k2"], "k3": figures["kl_k3"]}
     assert of_each[estimator] == pytest.approx(charged, rel=1e-5)
@@ -130,7 +130,7 @@ def test_whitened_rewards_keep_their_mean_and_are_what_is_learnt(models):
     )
     assert float(whitened_N.mean()) == pytest.approx(float(rewards_N.mean()), abs=1e-5)
     assert float(whitened_N.var(unbiased=False)) == pytest.approx(1.0, abs=1e-4)
-    assert torch.allclose(whitened_N, advantages.whiten(rewards_N, shift_mean=False), atol=1e-5)
+    assert torch.allclose(whitened_N, objective.whiten(rewards_N, shift_mean=False), atol=1e-5)
 
 
 def test_ptx_adds_gamma_times_the_cross_entropy_of_the_demonstrations(models):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer import optim
-from trainer.ppo import advantages, kl, loss
+from trainer.ppo import objective
 from trainer.seeds import derive, permutation
 
 
@@ -31,7 +31,7 @@ def test_gae_is_the_definition_for_every_row_whatever_its_padding_holds(gamma, l
     rewards = [[draw.gauss(0, 1) for _ in range(width)] for _ in lengths]
     values = [[draw.gauss(0, 1) for _ in range(width)] for _ in lengths]  # junk in the padding on purpose
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    found, returns = advantages.gae(
+    found, returns = objective.gae(
         torch.tensor(rewards, dtype=torch.float64),
         torch.tensor(values, dtype=torch.float64),
         mask,
@@ -50,10 +50,10 @@ def test_whitening_uses_the_biased_variance_and_may_keep_the_mean():
     values = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
     # mean 3, biased variance (4 + 1 + 0 + 9) / 4 = 3.5
     expected = [(value - 3) / math.sqrt(3.5 + 1e-8) for value in (1, 2, 3, 6)]
-    assert advantages.whiten(values).tolist() == pytest.approx(expected, abs=1e-12)
+    assert objective.whiten(values).tolist() == pytest.approx(expected, abs=1e-12)
     kept = [value + 3 for value in expected]
-    assert advantages.whiten(values, shift_mean=False).tolist() == pytest.approx(kept, abs=1e-12)
-    assert advantages.whiten(torch.full((4,), 2.0)).tolist() == [0.0] * 4
+    assert objective.whiten(values, shift_mean=False).tolist() == pytest.approx(kept, abs=1e-12)
+    assert objective.whiten(torch.full((4,), 2.0)).tolist() == [0.0] * 4
 
 
 def test_estimators_agree_with_the_exact_divergence():
@@ -61,17 +61,21 @@ def test_estimators_agree_with_the_exact_divergence():
     reference = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     exact = float((policy * (policy / reference).log()).sum())
     logs = policy.log(), reference.log()
-    assert float((policy * kl.k1(*logs)).sum()) == pytest.approx(exact, abs=1e-12)
-    assert float((policy * kl.k3(*logs)).sum()) == pytest.approx(exact, abs=1e-12)
-    assert (kl.k3(*logs) >= 0).all()
-    assert kl.k2(*logs).tolist() == pytest.approx([math.log(2.5) ** 2 / 2, 0.0, math.log(2.5) ** 2 / 2])
+    assert float((policy * objective.k1(*logs)).sum()) == pytest.approx(exact, abs=1e-12)
+    assert float((policy * objective.k3(*logs)).sum()) == pytest.approx(exact, abs=1e-12)
+    assert (objective.k3(*logs) >= 0).all()
+    assert objective.k2(*logs).tolist() == pytest.approx(
+        [math.log(2.5) ** 2 / 2, 0.0, math.log(2.5) ** 2 / 2]
+    )
     far = torch.tensor([-200.0]), torch.tensor([0.0])
-    assert torch.isfinite(kl.k3(*far)).all()
+    assert torch.isfinite(objective.k3(*far)).all()
 
 
 def test_the_score_is_on_the_last_token_and_the_penalty_on_every_one():
     kl_BT = torch.tensor([[0.1, 0.2, 0.0], [0.3, -0.4, 0.5]])
-    rewards = kl.penalised_rewards(kl_BT, torch.tensor([2.0, -1.0]), torch.tensor([2, 3]), coefficient=0.5)
+    rewards = objective.penalised_rewards(
+        kl_BT, torch.tensor([2.0, -1.0]), torch.tensor([2, 3]), coefficient=0.5
+    )
     assert torch.allclose(rewards, torch.tensor([[-0.05, 1.9, 0.0], [-0.15, 0.2, -1.25]]))
 
 
@@ -89,17 +93,17 @@ TABLE = [
 @pytest.mark.parametrize(("ratio", "advantage", "expected", "clipped"), TABLE)
 def test_policy_loss_and_its_gradient_follow_the_table(ratio, advantage, expected, clipped):
     logprob = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
-    ratios = loss.ratios(logprob, torch.zeros(1, dtype=torch.float64))
+    ratios = objective.ratios(logprob, torch.zeros(1, dtype=torch.float64))
     advantages_N = torch.tensor([advantage], dtype=torch.float64)
-    found = loss.policy_loss(ratios, advantages_N, clip_range=0.2)
+    found = objective.policy_loss(ratios, advantages_N, clip_range=0.2)
     assert found.item() == pytest.approx(expected, abs=1e-12)
-    assert bool(loss.is_clipped(ratios, advantages_N, clip_range=0.2)) is clipped
+    assert bool(objective.is_clipped(ratios, advantages_N, clip_range=0.2)) is clipped
     found.sum().backward()
     assert logprob.grad.item() == pytest.approx(0.0 if clipped else -ratio * advantage, abs=1e-12)
 
 
 def test_log_ratios_are_clamped_before_exp():
-    ratios = loss.ratios(torch.tensor([500.0, -500.0]), torch.zeros(2))
+    ratios = objective.ratios(torch.tensor([500.0, -500.0]), torch.zeros(2))
     assert ratios.tolist() == pytest.approx([math.exp(20), math.exp(-20)], rel=1e-5)
 
 
@@ -114,7 +118,7 @@ VALUES = [
 
 @pytest.mark.parametrize(("value", "old", "target", "expected"), VALUES)
 def test_value_loss_is_half_the_greater_square(value, old, target, expected):
-    found = loss.value_loss(
+    found = objective.value_loss(
         torch.tensor([value]), torch.tensor([old]), torch.tensor([target]), clip_width=0.5
     )
     assert found.item() == pytest.approx(expected, abs=1e-6)

@@ -12,9 +12,9 @@ import torch
 
 from fairlead.config.training import PpoSection
 from fairlead.errors import CorruptCheckpoint
-from trainer.ppo import kl, loss
+from trainer.ppo import objective
 from trainer.ppo.ptx import DemonstrationStream
-from trainer.ppo.rewards import ScoreScale, shaped_scores
+from trainer.ppo.score_scale import ScoreScale
 from trainer.sequences import TokenSequence
 
 # ratio, advantage → loss, gradient flows; by hand for ε = 0.2, ε_high = 0.5, c = 3
@@ -33,13 +33,13 @@ CLIPS = [
 def test_clip_higher_and_dual_clip_follow_the_table(ratio, advantage, expected, flows):
     logprob = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
     clips = {"clip_range": 0.2, "clip_range_high": 0.5, "dual_clip": 3.0}
-    ratios_N = loss.ratios(logprob, torch.zeros(1, dtype=torch.float64))
+    ratios_N = objective.ratios(logprob, torch.zeros(1, dtype=torch.float64))
     advantages_N = torch.tensor([advantage], dtype=torch.float64)
-    found = loss.policy_loss(ratios_N, advantages_N, **clips)
+    found = objective.policy_loss(ratios_N, advantages_N, **clips)
     assert found.item() == pytest.approx(expected, abs=1e-12)
     found.sum().backward()
     assert logprob.grad.item() == pytest.approx(-ratio * advantage if flows else 0.0, abs=1e-12)
-    assert bool(loss.is_clipped(ratios_N, advantages_N, **clips)) is not flows
+    assert bool(objective.is_clipped(ratios_N, advantages_N, **clips)) is not flows
 
 
 # log π_behav, log π_prox, log π_θ, advantage → weight, loss; by hand for c = 2, ε = 0.2
@@ -61,14 +61,14 @@ def test_the_decoupled_loss_follows_the_table(behaviour, proximal, current, adva
         torch.tensor([value], dtype=torch.float64, requires_grad=True)
         for value in (behaviour, proximal, current)
     )
-    weights_N = loss.behaviour_weights(proximal_N, behaviour_N.detach(), limit=2.0)
+    weights_N = objective.behaviour_weights(proximal_N, behaviour_N.detach(), limit=2.0)
     assert weights_N.item() == pytest.approx(weight, rel=1e-12)
-    ratios_N = loss.ratios(current_N, proximal_N.detach())
+    ratios_N = objective.ratios(current_N, proximal_N.detach())
     advantages_N = torch.tensor([advantage], dtype=torch.float64)
-    found = weights_N * loss.policy_loss(ratios_N, advantages_N, clip_range=0.2)
+    found = weights_N * objective.policy_loss(ratios_N, advantages_N, clip_range=0.2)
     assert found.item() == pytest.approx(expected, rel=1e-12)
     found.sum().backward()
-    clipped = bool(loss.is_clipped(ratios_N, advantages_N, clip_range=0.2))
+    clipped = bool(objective.is_clipped(ratios_N, advantages_N, clip_range=0.2))
     ratio = math.exp(current - proximal)
     assert current_N.grad.item() == pytest.approx(0.0 if clipped else -weight * ratio * advantage, rel=1e-9)
     assert proximal_N.grad is None  # the weight's gradient is stopped
@@ -76,7 +76,7 @@ def test_the_decoupled_loss_follows_the_table(behaviour, proximal, current, adva
 
 def test_weights_of_equal_logprobs_are_exactly_one():
     logprobs = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(loss.behaviour_weights(logprobs, logprobs, limit=2.0), torch.ones(1000))
+    assert torch.equal(objective.behaviour_weights(logprobs, logprobs, limit=2.0), torch.ones(1000))
 
 
 def test_the_controller_is_the_naive_loop_and_settles_where_it_should():
@@ -84,7 +84,7 @@ def test_the_controller_is_the_naive_loop_and_settles_where_it_should():
     coefficient, expected = 0.1, 0.1
     for _ in range(200):
         divergence, episodes = draw.uniform(-2, 20), draw.choice([64, 256])
-        coefficient = kl.adapted_coefficient(
+        coefficient = objective.adapted_coefficient(
             coefficient, divergence=divergence, target=6.0, horizon=10_000, episodes=episodes
         )
         error = divergence / 6.0 - 1
@@ -92,15 +92,15 @@ def test_the_controller_is_the_naive_loop_and_settles_where_it_should():
         error = max(error, -0.2)
         expected *= 1 + error * episodes / 10_000
         assert coefficient == pytest.approx(expected, rel=1e-12)
-    at_target = kl.adapted_coefficient(0.3, divergence=6.0, target=6.0, horizon=10, episodes=9)
+    at_target = objective.adapted_coefficient(0.3, divergence=6.0, target=6.0, horizon=10, episodes=9)
     assert at_target == 0.3
     # By hand: far above and far below the target β moves by 0.2 · 256/10000 and no further.
     far = {"target": 6.0, "horizon": 10_000.0, "episodes": 256}
-    assert kl.adapted_coefficient(1.0, divergence=600.0, **far) == pytest.approx(1.00512)
-    assert kl.adapted_coefficient(1.0, divergence=-600.0, **far) == pytest.approx(0.99488)
+    assert objective.adapted_coefficient(1.0, divergence=600.0, **far) == pytest.approx(1.00512)
+    assert objective.adapted_coefficient(1.0, divergence=-600.0, **far) == pytest.approx(0.99488)
     # A policy whose divergence falls as 1/β is led to the target.
     for _ in range(3_000):
-        coefficient = kl.adapted_coefficient(
+        coefficient = objective.adapted_coefficient(
             coefficient, divergence=0.9 / coefficient, target=6.0, horizon=10_000, episodes=256
         )
     assert 0.9 / coefficient == pytest.approx(6.0, rel=1e-3)
@@ -117,7 +117,7 @@ def test_the_scale_of_scores_is_that_of_all_of_them_in_whatever_pieces_they_come
     assert scale.deviation == pytest.approx(statistics.pstdev(scores), rel=1e-12)
     assert ScoreScale.from_json(json.loads(json.dumps(scale.to_json()))) == scale  # to the bit
     assert ScoreScale().deviation == 0.0
-    with pytest.raises(CorruptCheckpoint, match="scale of scores"):
+    with pytest.raises(CorruptCheckpoint, match="score_scale"):
         ScoreScale.from_json({"count": 3})
 
 
@@ -126,10 +126,10 @@ def test_scores_are_normalised_then_clipped_then_penalised():
     cut_off_B = torch.tensor([False, False, False, True])
     scale = ScoreScale(count=10, mean=2.0, squares=40.0)  # deviation 2
     section = PpoSection(score_clip=3.0, missing_eos_penalty=0.5)
-    plain = shaped_scores(scores_B, cut_off_B, section, scale)
+    plain = objective.shaped_scores(scores_B, cut_off_B, section, scale)
     assert plain.tolist() == [3.0, 2.0, 3.0, 2.5]
     section = PpoSection(score_clip=3.0, missing_eos_penalty=0.5, normalise_scores=True)
-    found = shaped_scores(scores_B, cut_off_B, section, scale)
+    found = objective.shaped_scores(scores_B, cut_off_B, section, scale)
     assert found.tolist() == pytest.approx([1.0, 0.0, 3.0, 0.5], abs=1e-6)
 
 

@@ -1,0 +1,207 @@
+"""PPO's objective on one page, in the order in which it is computed: rewards, advantages, losses, β.
+
+score → shaped score → reward of every token (minus β·KL) → advantages and returns → clipped losses. Pure
+functions of tensors; `trainer.ppo.step` calls them. Knows no model, no queue and no checkpoint.
+
+Losses are per token: the caller sums them and divides by the tokens of the whole optimizer step. π_prox is
+the policy before the first optimizer step on a batch, π_behav the policy that sampled the tokens.
+
+References: PPO (Schulman et al. 2017), GAE (Schulman et al. 2016), Approximating KL Divergence (Schulman
+2020), Fine-Tuning Language Models from Human Preferences (Ziegler et al. 2019), The N Implementation Details
+of RLHF with PPO (Huang et al. 2024).
+
+Shapes: B rollouts, T response positions (right-padded), N response tokens of all rollouts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fairlead.config.training import PpoSection
+from trainer.ppo.score_scale import ScoreScale
+
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are clamped to ± this before exp; e²⁰ is beyond any clip range and far from overflow."""
+SCALE_EPSILON = 1e-8
+"""Added to the standard deviation of the scores before dividing by it."""
+MAX_CONTROL_ERROR = 0.2
+"""The adaptive controller's relative error is clipped to ± this (Ziegler et al. 2019, section 2.2)."""
+
+
+def shaped_scores(scores_B: Tensor, cut_off_B: Tensor, section: PpoSection, scale: ScoreScale) -> Tensor:
+    """Return the reward of each whole answer [B]: the score normalised, clipped, less the EOS penalty.
+
+    Args:
+        scores_B: scores of the reward model.
+        cut_off_B: True where the answer reached the length limit without an EOS.
+        section: whether to normalise, where to clip, and the penalty for a missing EOS.
+        scale: mean and deviation of all scores so far; read only with `normalise_scores`.
+    """
+    if section.normalise_scores:
+        scores_B = (scores_B - scale.mean) / (scale.deviation + SCALE_EPSILON)
+    return scores_B.clamp(-section.score_clip, section.score_clip) - section.missing_eos_penalty * cut_off_B
+
+
+def k1(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
+    """Estimate KL(π ‖ π_ref) by log π − log π_ref: unbiased, may be negative."""
+    return logprobs_N - reference_N
+
+
+def k2(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
+    """Estimate KL(π ‖ π_ref) by ½ (log π − log π_ref)²: biased, low variance."""
+    return (logprobs_N - reference_N).square() / 2
+
+
+def k3(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
+    """Estimate KL(π ‖ π_ref) by π_ref/π − 1 − log(π_ref/π): unbiased and never negative."""
+    log_ratio_N = (reference_N - logprobs_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_ratio_N.expm1() - log_ratio_N
+
+
+KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+"""The estimators by their name in `ppo.kl_estimator` (Schulman 2020)."""
+
+
+def penalised_rewards(kl_BT: Tensor, scores_B: Tensor, lengths_B: Tensor, *, coefficient: float) -> Tensor:
+    """Return the reward of every token [B, T]: −β·KL, plus the shaped score on the last response token.
+
+    Args:
+        kl_BT: KL estimate of each response token, right-padded with 0.
+        scores_B: shaped score of each rollout.
+        lengths_B: response tokens of each rollout, at least 1.
+        coefficient: β.
+    """
+    rewards_BT = -coefficient * kl_BT
+    rows_B = torch.arange(len(scores_B), device=scores_B.device)
+    rewards_BT[rows_B, lengths_B - 1] += scores_B
+    return rewards_BT
+
+
+def gae(
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Return generalised advantage estimates and returns [B, T] of every response token, 0 where masked.
+
+    The value after the last token is 0, whether the answer ended or was cut off. The returns are the
+    advantages before whitening plus the values.
+
+    Args:
+        rewards_BT: reward of each token.
+        values_BT: value of the critic at the position that predicts each token.
+        mask_BT: 1 at response tokens, which come first in each row.
+        gamma: discount.
+        lam: λ.
+    """
+    mask_BT = mask_BT.to(rewards_BT.dtype)
+    rewards_BT = rewards_BT * mask_BT
+    values_BT = values_BT * mask_BT
+    advantages_BT = torch.zeros_like(rewards_BT)
+    next_value_B = torch.zeros_like(rewards_BT[:, 0])
+    next_advantage_B = torch.zeros_like(rewards_BT[:, 0])
+    for t in reversed(range(rewards_BT.shape[1])):
+        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
+        # Masked positions stay 0, so that nothing flows in from after the end.
+        next_advantage_B = (delta_B + gamma * lam * next_advantage_B) * mask_BT[:, t]
+        advantages_BT[:, t] = next_advantage_B
+        next_value_B = values_BT[:, t]
+    return advantages_BT, (advantages_BT + values_BT) * mask_BT
+
+
+def whiten(values_N: Tensor, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
+    """Scale to variance 1 (biased estimate), and to mean 0 unless `shift_mean` is False."""
+    mean = values_N.mean()
+    variance = values_N.var(unbiased=False)
+    whitened_N = (values_N - mean) * torch.rsqrt(variance + epsilon)
+    return whitened_N if shift_mean else whitened_N + mean
+
+
+def ratios(logprobs_N: Tensor, old_logprobs_N: Tensor) -> Tensor:
+    """Return π/π_old of each token; the log-ratio is clamped before exp."""
+    return (logprobs_N - old_logprobs_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def behaviour_weights(proximal_N: Tensor, behaviour_N: Tensor, *, limit: float) -> Tensor:
+    """Return min(π_prox/π_behav, limit) of each token: the weight of a token sampled by older weights.
+
+    Only this weight is truncated, and no gradient flows through it (decoupled PPO, Hilton et al. 2022;
+    AReaL, Fu et al. 2025). It is exactly 1 where both log-probs are equal.
+    """
+    return ratios(proximal_N.detach(), behaviour_N).clamp(max=limit)
+
+
+def policy_loss(
+    ratios_N: Tensor,
+    advantages_N: Tensor,
+    *,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """Return −min(r·A, clip(r, 1 − ε, 1 + ε_high)·A) of each token (Schulman et al. 2017).
+
+    With a dual clip c the loss is at most −c·A where A < 0.
+
+    Args:
+        ratios_N: π_θ/π_prox.
+        advantages_N: A.
+        clip_range: ε.
+        clip_range_high: ε_high (clip-higher, DAPO, Yu et al. 2025); None: ε.
+        dual_clip: c (Ye et al. 2020); None: no dual clip.
+    """
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped_N = ratios_N.clamp(1 - clip_range, 1 + high)
+    loss_N = -torch.minimum(ratios_N * advantages_N, clipped_N * advantages_N)
+    if dual_clip is None:
+        return loss_N
+    return torch.where(advantages_N < 0, torch.minimum(loss_N, -dual_clip * advantages_N), loss_N)
+
+
+def is_clipped(
+    ratios_N: Tensor,
+    advantages_N: Tensor,
+    *,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """Return True for each token whose gradient `policy_loss` stops.
+
+    The ratio has left the clip range in the direction of the advantage, or it is beyond the dual clip at a
+    negative advantage.
+    """
+    high = clip_range if clip_range_high is None else clip_range_high
+    above_N = (ratios_N > 1 + high) & (advantages_N > 0)
+    below_N = (ratios_N < 1 - clip_range) & (advantages_N < 0)
+    if dual_clip is not None:
+        below_N = below_N | ((ratios_N > dual_clip) & (advantages_N < 0))
+    return above_N | below_N
+
+
+def value_loss(values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, *, clip_width: float) -> Tensor:
+    """Return ½·max((V − R)², (clip(V, V_old ± width) − R)²) of each token (as in OpenAI's baselines).
+
+    Args:
+        values_N: V, values of the critic being trained.
+        old_values_N: V_old, its values before the first step on this batch.
+        returns_N: R, the targets.
+        clip_width: `value_clip_range` times the standard deviation of the returns.
+    """
+    clipped_N = old_values_N + (values_N - old_values_N).clamp(-clip_width, clip_width)
+    return torch.maximum((values_N - returns_N).square(), (clipped_N - returns_N).square()) / 2
+
+
+def adapted_coefficient(
+    coefficient: float, *, divergence: float, target: float, horizon: float, episodes: int
+) -> float:
+    """Return β of the next update: β·(1 + clip(KL/target − 1, ±0.2)·n/horizon).
+
+    Args:
+        coefficient: β of this update.
+        divergence: KL by k1, summed over the tokens of a rollout, mean over the rollouts.
+        target: the KL to aim for.
+        horizon: episodes over which the controller acts.
+        episodes: n, rollouts of this update.
+    """
+    error = max(-MAX_CONTROL_ERROR, min(MAX_CONTROL_ERROR, divergence / target - 1))
+    return coefficient * (1 + error * episodes / horizon)
