@@ -172,7 +172,7 @@ async def gateway(
         app = make_app(
             backend,
             config.gateway,
-            ready=lambda: backend.answers and not server.draining,
+            ready=lambda: backend.available and not server.draining,
             access=access,
             access_log=config.observe.access_log,
             log=log,
@@ -183,7 +183,7 @@ async def gateway(
         try:
             async with asyncio.timeout(20):
                 watched = [each for each in (backend.reward, backend.policy) if each]
-                while not all(each.answers for each in watched):  # noqa: ASYNC110 - it tells nobody
+                while not all(each.available for each in watched):  # noqa: ASYNC110 - it tells nobody
                     await asyncio.sleep(0.01)
             yield found
         finally:

@@ -34,7 +34,7 @@ async def run(config: RunConfig) -> None:
             )
 
         def ready() -> bool:
-            return backend.answers and not server.draining
+            return backend.available and not server.draining
 
         port, stop_metrics = metrics_page.serve(config.observe, tls=config.tls, ready=ready)
         stack.push_async_callback(asyncio.to_thread, stop_metrics)

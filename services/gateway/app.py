@@ -21,7 +21,7 @@ from services.gateway.dialects import (
     rewards,
     vllm,
 )
-from services.gateway.edge import Edge
+from services.gateway.edge import HttpEdge
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.scopes import DOCS_FILES
 from services.runtime.access import Access
@@ -68,4 +68,4 @@ def make_app(
         app.include_router(dialect.router(backend))
     app.include_router(openai_chat.router(backend, log=log, default_tokens=section.chat_max_tokens))
     app.include_router(health.router(ready=ready, registry=registry))
-    return Edge(app, section, metrics.Gateway(registry), access, access_log=access_log)
+    return HttpEdge(app, section, metrics.Gateway(registry), access, access_log=access_log)

@@ -29,13 +29,13 @@ from fairlead.types import (
     ScoreItem,
     Scores,
 )
-from services.gateway.call import Call
+from services.gateway.call import HttpCall
 from services.runtime.access import Caller, caller
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["reward", "policy"]
-Asked = str | tuple[Message, ...]
+ServiceKind = Literal["reward", "policy"]
+PromptInput = str | tuple[Message, ...]
 """A prompt as text, or as turns."""
 _Info_co = TypeVar("_Info_co", bound=RewardInfo | PolicyInfo, covariant=True)
 
@@ -44,16 +44,18 @@ _NO_REWARD = "no reward service is configured (reward.addresses)"
 _NO_POLICY = "no policy service is configured (policy.addresses)"
 
 
-class Watched(Generic[_Info_co]):
+class PolledService(Generic[_Info_co]):
     """What a service says of itself, asked again and again."""
 
-    def __init__(self, kind: Kind, ask: Callable[[], Awaitable[_Info_co]], *, every_seconds: float) -> None:
-        self.kind: Kind = kind
+    def __init__(
+        self, kind: ServiceKind, ask: Callable[[], Awaitable[_Info_co]], *, every_seconds: float
+    ) -> None:
+        self.kind: ServiceKind = kind
         """Which service."""
         self._ask: Callable[[], Awaitable[_Info_co]] = ask
         self._every_seconds = every_seconds
         self._info: _Info_co | None = None
-        self.answers = False
+        self.available = False
         """Whether it did when it was last asked."""
 
     @property
@@ -88,13 +90,13 @@ class Watched(Generic[_Info_co]):
             try:
                 self._info = await self._ask()
             except FairleadError as error:
-                if self.answers or self._info is None:
+                if self.available or self._info is None:
                     logger.warning("%s does not answer: %s", self.kind, error)
-                self.answers = False
+                self.available = False
             else:
-                if not self.answers:
+                if not self.available:
                     logger.info("%s answers: %s", self.kind, self.name)
-                self.answers = True
+                self.available = True
             await asyncio.sleep(self._every_seconds)
 
 
@@ -111,14 +113,14 @@ class Backend:
         options = options_of(config, timeout_seconds=section.timeout_seconds, retry=retry)
         self._reward: AsyncRewardClient | None = None
         self._policy: AsyncPolicyClient | None = None
-        self.reward: Watched[RewardInfo] | None = None
+        self.reward: PolledService[RewardInfo] | None = None
         """What the reward service serves; None if there is none."""
-        self.policy: Watched[PolicyInfo] | None = None
+        self.policy: PolledService[PolicyInfo] | None = None
         """What the policy service serves; None if there is none."""
         if _is_there(config.reward):
             reward = AsyncRewardClient(config.reward.addresses, **options)
             self._reward = reward
-            self.reward = Watched(
+            self.reward = PolledService(
                 "reward",
                 lambda: reward.info(timeout_seconds=_ASK_SECONDS),
                 every_seconds=section.watch_seconds,
@@ -126,7 +128,7 @@ class Backend:
         if _is_there(config.policy):
             policy = AsyncPolicyClient(config.policy.addresses, **options)
             self._policy = policy
-            self.policy = Watched(
+            self.policy = PolledService(
                 "policy",
                 lambda: policy.info(timeout_seconds=_ASK_SECONDS),
                 every_seconds=section.watch_seconds,
@@ -154,9 +156,9 @@ class Backend:
                 await client.close()
 
     @property
-    def answers(self) -> bool:
+    def available(self) -> bool:
         """Whether any of the services does."""
-        return any(each.answers for each in (self.reward, self.policy) if each is not None)
+        return any(each.available for each in (self.reward, self.policy) if each is not None)
 
     @property
     def reward_model(self) -> str:
@@ -164,9 +166,9 @@ class Backend:
         return self.reward.name if self.reward is not None else ""
 
     @property
-    def reward_answers(self) -> bool:
+    def reward_available(self) -> bool:
         """Whether the reward service does."""
-        return self.reward is not None and self.reward.answers
+        return self.reward is not None and self.reward.available
 
     @property
     def reward_info(self) -> RewardInfo:
@@ -181,7 +183,7 @@ class Backend:
         return self.reward.info
 
     async def score(
-        self, items: Sequence[ScoreItem], call: Call, *, priority: Priority = Priority.ONLINE
+        self, items: Sequence[ScoreItem], call: HttpCall, *, priority: Priority = Priority.ONLINE
     ) -> Scores:
         """One scalar for each item, in order.
 
@@ -212,7 +214,7 @@ class Backend:
         return self.policy.name if self.policy is not None else ""
 
     async def generate(
-        self, prompt: Asked, sampling: SamplingParams, call: Call, *, num_samples: int = 1
+        self, prompt: PromptInput, sampling: SamplingParams, call: HttpCall, *, num_samples: int = 1
     ) -> Generated:
         """Answers of the policy.
 
@@ -233,7 +235,7 @@ class Backend:
         return found
 
     async def generate_stream(
-        self, prompt: Asked, sampling: SamplingParams, call: Call, *, num_samples: int = 1
+        self, prompt: PromptInput, sampling: SamplingParams, call: HttpCall, *, num_samples: int = 1
     ) -> AsyncGenerator[GeneratedPiece, None]:
         """The same as it is made.
 
@@ -274,7 +276,7 @@ class _Options(TypedDict):
     timeout_seconds: float
 
 
-def _options(call: Call, who: Caller) -> _Options:
+def _options(call: HttpCall, who: Caller) -> _Options:
     # The tokens that a request of the caller's key may hold: the service counts them, before it begins.
     limit = who.key.max_request_tokens if who.key is not None else None
     return _Options(request_id=call.request_id, max_request_tokens=limit, timeout_seconds=call.remaining())

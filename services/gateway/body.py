@@ -17,7 +17,7 @@ from fairlead.errors import InvalidInput
 from services.gateway.failures import TooLarge
 
 
-def parse(data: bytes) -> Any:  # noqa: ANN401 - JSON may be anything
+def parse_json(data: bytes) -> Any:  # noqa: ANN401 - JSON may be anything
     """The value that a body holds.
 
     Raises:
@@ -29,7 +29,7 @@ def parse(data: bytes) -> Any:  # noqa: ANN401 - JSON may be anything
         raise InvalidInput("body", got=f"{len(data)} bytes: {error}", allowed="JSON") from None
 
 
-def inflated(data: bytes, encoding: str, *, limit: int) -> bytes:
+def decompressed(data: bytes, encoding: str, *, limit: int) -> bytes:
     """A body as it was before it was compressed.
 
     Raises:
@@ -53,7 +53,7 @@ def inflated(data: bytes, encoding: str, *, limit: int) -> bytes:
 
 class _JsonRequest(Request):
     async def json(self) -> Any:  # noqa: ANN401 - as in the class above
-        return parse(await self.body())
+        return parse_json(await self.body())
 
 
 class JsonRoute(APIRoute):

@@ -21,7 +21,7 @@ _KEY = "fairlead.call"
 
 
 @dataclass(slots=True)
-class Call:
+class HttpCall:
     """One request."""
 
     request_id: str
@@ -34,7 +34,7 @@ class Call:
     """What the caller shows, as it stands in the header."""
 
     @classmethod
-    def of(cls, headers: Iterable[tuple[bytes, bytes]], *, timeout_seconds: float) -> Call:
+    def of(cls, headers: Iterable[tuple[bytes, bytes]], *, timeout_seconds: float) -> HttpCall:
         """What the headers say.
 
         Raises:
@@ -62,7 +62,7 @@ class Call:
             raise DeadlineExceeded("the deadline passed before the work was started")
         return left
 
-    def put_in(self, scope: MutableMapping[str, Any]) -> None:
+    def store_in(self, scope: MutableMapping[str, Any]) -> None:
         """Lets the handlers of the request find it."""
         scope[_KEY] = self
 
@@ -81,16 +81,16 @@ def _seconds(value: bytes) -> float:
     return seconds
 
 
-def call_of(scope: MutableMapping[str, Any]) -> Call:
+def call_of(scope: MutableMapping[str, Any]) -> HttpCall:
     """The call that was put into a scope."""
     found = scope[_KEY]
-    assert isinstance(found, Call)
+    assert isinstance(found, HttpCall)
     return found
 
 
-def _of_request(request: Request) -> Call:
+def _of_request(request: Request) -> HttpCall:
     return call_of(request.scope)
 
 
-TheCall = Annotated[Call, Depends(_of_request)]
+CurrentCall = Annotated[HttpCall, Depends(_of_request)]
 """A parameter of a handler."""

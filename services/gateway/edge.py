@@ -19,8 +19,8 @@ from fairlead.config.serving import GatewaySection
 from fairlead.errors import DeadlineExceeded, Overloaded, PermissionDenied, Unauthenticated
 from fairlead.rpc.status import REQUEST_ID
 from services.gateway import failures
-from services.gateway.body import inflated
-from services.gateway.call import Call
+from services.gateway.body import decompressed
+from services.gateway.call import HttpCall
 from services.gateway.failures import TooLarge
 from services.gateway.scopes import need_of
 from services.runtime.access import Access, Caller
@@ -39,7 +39,7 @@ _CLIENT_CLOSED = 499
 """What the log says of a caller that left; nginx's number, never sent."""
 
 
-class Edge:
+class HttpEdge:
     """An ASGI app around another."""
 
     def __init__(
@@ -89,8 +89,8 @@ class Edge:
             self._count(exchange, scope)
 
     async def _serve(self, exchange: _Exchange, scope: Scope) -> None:
-        exchange.call = Call.of(scope["headers"], timeout_seconds=self._section.timeout_seconds)
-        exchange.call.put_in(scope)
+        exchange.call = HttpCall.of(scope["headers"], timeout_seconds=self._section.timeout_seconds)
+        exchange.call.store_in(scope)
         if self._in_flight > self._section.max_in_flight and scope["path"] not in _QUIET:
             raise Overloaded(f"{self._section.max_in_flight} requests are in flight", retry_after_seconds=1.0)
         exchange.caller = Caller(exchange.call.request_id)
@@ -137,7 +137,7 @@ class _Exchange:
         self._send = send
         self._gone = asyncio.Event()
         self.started = time.monotonic()
-        self.call: Call | None = None
+        self.call: HttpCall | None = None
         self.caller = Caller("")
         self.body = b""
         self.status = _CLIENT_CLOSED
@@ -178,7 +178,7 @@ class _Exchange:
             dict(self._scope["headers"]).get(b"content-encoding", b"identity").decode("latin-1").lower()
         )
         if encoding != "identity":
-            self.body = await asyncio.to_thread(inflated, self.body, encoding, limit=limit)
+            self.body = await asyncio.to_thread(decompressed, self.body, encoding, limit=limit)
 
     async def discard(self) -> None:
         """Reads some more for nothing: many callers read no answer before they have sent everything."""

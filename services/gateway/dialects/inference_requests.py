@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from fairlead.errors import InvalidInput
 from fairlead.types import ScoreItem, Scores, TokenPair, WholeText
-from services.gateway.body import parse
+from services.gateway.body import parse_json
 from services.gateway.dialects.tensors import Tensor
 from services.runtime.version_numbers import number_of
 
@@ -84,7 +84,7 @@ def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], bytes
                 "Inference-Header-Content-Length", got=header_length, allowed=f"from 0 to {len(body)}"
             )
         size = int(header_length)
-    request = parse(body[:size])
+    request = parse_json(body[:size])
     if not isinstance(request, dict):
         raise InvalidInput("body", got=type(request).__name__, allowed="an inference request")
     return request, body[size:]

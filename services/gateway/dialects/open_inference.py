@@ -16,8 +16,8 @@ from fairlead import __version__
 from fairlead.errors import NotFound, NotOffered
 from fairlead.types import Priority
 from services.gateway.backend import Backend
-from services.gateway.body import parse
-from services.gateway.call import Call, TheCall
+from services.gateway.body import parse_json
+from services.gateway.call import CurrentCall, HttpCall
 from services.gateway.dialects.inference_requests import (
     HEADER_LENGTH,
     answer,
@@ -28,7 +28,7 @@ from services.gateway.dialects.inference_requests import (
 )
 from services.gateway.dialects.model_statistics import ModelStatistics
 from services.gateway.dialects.tensors import read_inputs
-from services.gateway.documented import errors
+from services.gateway.failures import error_responses
 from services.runtime.version_numbers import number_of
 
 _INPUTS = (("sentences", "BYTES", 1), ("tokens", "INT64", -1), ("sequence_lengths", "INT64", 1))
@@ -130,7 +130,10 @@ def router(backend: Backend) -> APIRouter:
     routes = APIRouter(
         prefix="/v2",
         tags=["open inference protocol"],
-        responses={**errors(OpenInferenceError), 503: {"description": "The reward service does not answer."}},
+        responses={
+            **error_responses(OpenInferenceError),
+            503: {"description": "The reward service does not answer."},
+        },
     )
     model = _Model(backend)
     _add_server(routes, model)
@@ -145,7 +148,7 @@ def router(backend: Backend) -> APIRouter:
             responses={200: _INFERRED},
             openapi_extra=_INFERENCE,
         )
-        async def infer(request: Request, call: TheCall) -> Response:
+        async def infer(request: Request, call: CurrentCall) -> Response:
             """`sentences` [B,1], or `tokens` [B,S] with `sequence_lengths` [B,1] → `rewards` [B,1]."""
             asked, binary = split(await request.body(), request.headers.get(HEADER_LENGTH))
             binary_output = wants_binary(asked)
@@ -176,7 +179,7 @@ def _add_server(routes: APIRouter, model: _Model) -> None:
 
     @routes.get("/health/ready", response_class=Response, summary="Whether the reward service answers")
     async def ready() -> Response:
-        return Response(status_code=200 if model.backend.reward_answers else 503)
+        return Response(status_code=200 if model.backend.reward_available else 503)
 
     @routes.get("", summary="The server")
     async def server() -> JSONResponse:
@@ -185,8 +188,8 @@ def _add_server(routes: APIRouter, model: _Model) -> None:
 
     @routes.post("/repository/index", summary="Every model")
     async def index(request: Request) -> JSONResponse:
-        ready = model.backend.reward_answers
-        asked = parse(await request.body()) if await request.body() else {}
+        ready = model.backend.reward_available
+        asked = parse_json(await request.body()) if await request.body() else {}
         if isinstance(asked, dict) and asked.get("ready") and not ready:
             return JSONResponse([])
         return JSONResponse(
@@ -236,10 +239,10 @@ def _add_model(routes: APIRouter, model: _Model) -> None:
             summary="Whether a model can be asked",
         )
         async def ready() -> Response:
-            return Response(status_code=200 if model.backend.reward_answers else 503)
+            return Response(status_code=200 if model.backend.reward_available else 503)
 
 
-def _shorten(call: Call, timeout_microseconds: int) -> None:
+def _shorten(call: HttpCall, timeout_microseconds: int) -> None:
     if timeout_microseconds:
         call.deadline = min(call.deadline, call.started + timeout_microseconds / 1e6)
 

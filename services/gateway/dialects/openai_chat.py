@@ -18,12 +18,12 @@ from fairlead.types import Completion, GeneratedPiece, Message, SamplingParams
 from services.gateway import failures
 from services.gateway.backend import Backend
 from services.gateway.body import JsonRoute
-from services.gateway.call import Call, TheCall
+from services.gateway.call import CurrentCall, HttpCall
 from services.gateway.dialects.chat_bodies import ChatRequest, ChatResponse
 from services.gateway.dialects.openai_models import OpenAiError, check_model
 from services.gateway.dialects.stop_texts import StopCutter, cut
-from services.gateway.documented import errors
 from services.gateway.exchange_log import ExchangeLog
+from services.gateway.failures import error_responses
 
 _STREAMED = {
     "description": "An answer; with `stream`, chunks of it as server-sent events, and `[DONE]` at the end.",
@@ -40,11 +40,11 @@ def router(backend: Backend, *, log: ExchangeLog | None, default_tokens: int) ->
         default_tokens: of an answer at most, where the caller does not say.
     """
     routes = APIRouter(
-        tags=["OpenAI"], route_class=JsonRoute, responses={200: _STREAMED, **errors(OpenAiError)}
+        tags=["OpenAI"], route_class=JsonRoute, responses={200: _STREAMED, **error_responses(OpenAiError)}
     )
 
     @routes.post("/v1/chat/completions", response_model=ChatResponse, summary="Answer a conversation")
-    async def chat(body: ChatRequest, call: TheCall) -> Response:
+    async def chat(body: ChatRequest, call: CurrentCall) -> Response:
         """The policy's answer to the last turn."""
         check_model(body.model, backend.policy)
         exchange = _Exchange(
@@ -68,7 +68,7 @@ def router(backend: Backend, *, log: ExchangeLog | None, default_tokens: int) ->
 class _Exchange:
     """One request on its way to its answer."""
 
-    call: Call
+    call: HttpCall
     model: str
     turns: tuple[Message, ...]
     sampling: SamplingParams

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from fairlead.errors import NotFound
 from fairlead.types import PolicyInfo, RewardInfo
-from services.gateway.backend import Backend, Watched
-from services.gateway.documented import errors
+from services.gateway.backend import Backend, PolledService
+from services.gateway.failures import error_responses
 
 
 class OpenAiErrorDetail(BaseModel):
@@ -56,7 +56,7 @@ class ModelList(BaseModel):
 
 def router(backend: Backend) -> APIRouter:
     """The route."""
-    routes = APIRouter(tags=["OpenAI"], responses=errors(OpenAiError))
+    routes = APIRouter(tags=["OpenAI"], responses=error_responses(OpenAiError))
 
     @routes.get("/v1/models", response_model=ModelList, summary="What is served")
     async def models() -> JSONResponse:
@@ -69,14 +69,14 @@ def router(backend: Backend) -> APIRouter:
                 max_model_len=each.info.model.max_sequence_tokens,
             )
             for each in (backend.reward, backend.policy)
-            if each is not None and each.answers
+            if each is not None and each.available
         ]
         return JSONResponse(ModelList(data=found).model_dump())
 
     return routes
 
 
-def check_model(name: str | None, served: Watched[RewardInfo | PolicyInfo] | None) -> None:
+def check_model(name: str | None, served: PolledService[RewardInfo | PolicyInfo] | None) -> None:
     """That a request names what a service serves, by its kind, its id or not at all.
 
     Raises:

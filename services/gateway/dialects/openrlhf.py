@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from fairlead.types import WholeText
 from services.gateway.backend import Backend
 from services.gateway.body import JsonRoute
-from services.gateway.call import TheCall
-from services.gateway.documented import errors
+from services.gateway.call import CurrentCall
+from services.gateway.failures import error_responses
 
 
 class GetRewardRequest(BaseModel):
@@ -62,10 +62,10 @@ class OpenRlhfError(BaseModel):
 
 def router(backend: Backend) -> APIRouter:
     """The route."""
-    routes = APIRouter(tags=["OpenRLHF"], route_class=JsonRoute, responses=errors(OpenRlhfError))
+    routes = APIRouter(tags=["OpenRLHF"], route_class=JsonRoute, responses=error_responses(OpenRlhfError))
 
     @routes.post("/get_reward", response_model=GetRewardResponse, summary="As OpenRLHF's remote reward model")
-    async def get_reward(body: GetRewardRequest, call: TheCall) -> JSONResponse:
+    async def get_reward(body: GetRewardRequest, call: CurrentCall) -> JSONResponse:
         """One score for each query."""
         found = await backend.score([WholeText(query) for query in body.query], call)
         scores = list(found.scores)

@@ -13,7 +13,7 @@ from fairlead.clients.ranking import rank as in_order
 from fairlead.types import Priority, ScoreItem, Scores
 from services.gateway.backend import Backend
 from services.gateway.body import JsonRoute
-from services.gateway.call import Call, TheCall
+from services.gateway.call import CurrentCall, HttpCall
 from services.gateway.dialects.ranking_bodies import (
     BestOfNRequest,
     BestOfNResponse,
@@ -24,15 +24,15 @@ from services.gateway.dialects.ranking_bodies import (
 )
 from services.gateway.dialects.reward_bodies import Reward, RewardsRequest, RewardsResponse, Timing, pair
 from services.gateway.dialects.stop_texts import cut
-from services.gateway.documented import ERRORS
+from services.gateway.failures import ERROR_RESPONSES
 
 
 def router(backend: Backend) -> APIRouter:
     """The routes."""
-    routes = APIRouter(tags=["rewards"], route_class=JsonRoute, responses=ERRORS)
+    routes = APIRouter(tags=["rewards"], route_class=JsonRoute, responses=ERROR_RESPONSES)
 
     @routes.post("/v1/rewards", response_model=RewardsResponse, summary="Score responses")
-    async def rewards(body: RewardsRequest, call: TheCall) -> Response:
+    async def rewards(body: RewardsRequest, call: CurrentCall) -> Response:
         """One score for each response, in order. All or nothing: one bad item refuses the request."""
         scores = await backend.score(body.score_items(), call, priority=Priority(body.priority))
         values = (calibrated(scores) if body.calibrated else scores).scores
@@ -43,13 +43,13 @@ def router(backend: Backend) -> APIRouter:
         return _json(RewardsResponse(rewards=found, **_said(backend, call, scores, body.calibrated)))
 
     @routes.post("/v1/rewards:rank", response_model=RankResponse, summary="Rank responses to a prompt")
-    async def rank(body: RankRequest, call: TheCall) -> Response:
+    async def rank(body: RankRequest, call: CurrentCall) -> Response:
         """Responses to one prompt, best first."""
         ranking, said = await _ranked(backend, call, body.score_items(), body.responses, body.calibrated)
         return _json(RankResponse(ranking=ranking, **said))
 
     @routes.post("/v1/rewards:best-of-n", response_model=BestOfNResponse, summary="The best of n responses")
-    async def best_of_n(body: BestOfNRequest, call: TheCall) -> Response:
+    async def best_of_n(body: BestOfNRequest, call: CurrentCall) -> Response:
         """The best of the responses given, or of those that the policy service makes."""
         responses = body.responses
         if responses is None:
@@ -66,7 +66,7 @@ def router(backend: Backend) -> APIRouter:
 
 async def _ranked(
     backend: Backend,
-    call: Call,
+    call: HttpCall,
     items: Sequence[ScoreItem],
     texts: Sequence[str],
     calibrate: bool | None,
@@ -86,7 +86,7 @@ async def _ranked(
     return ranking, _said(backend, call, scores, found.is_calibrated)
 
 
-def _said(backend: Backend, call: Call, scores: Scores, calibrated: bool) -> dict[str, Any]:
+def _said(backend: Backend, call: HttpCall, scores: Scores, calibrated: bool) -> dict[str, Any]:
     return {
         "request_id": call.request_id,
         "model": backend.reward_model,

@@ -14,9 +14,9 @@ from fairlead.errors import InvalidInput
 from fairlead.types import ScoreItem, TokenPair, WholeText
 from services.gateway.backend import Backend
 from services.gateway.body import JsonRoute
-from services.gateway.call import TheCall
+from services.gateway.call import CurrentCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
-from services.gateway.documented import errors
+from services.gateway.failures import error_responses
 
 _Ids = Annotated[list[int], Field(min_length=1)]
 
@@ -82,10 +82,10 @@ class ClassifyResponse(BaseModel):
 
 def router(backend: Backend) -> APIRouter:
     """The route."""
-    routes = APIRouter(tags=["vLLM and verl"], route_class=JsonRoute, responses=errors(OpenAiError))
+    routes = APIRouter(tags=["vLLM and verl"], route_class=JsonRoute, responses=error_responses(OpenAiError))
 
     @routes.post("/classify", response_model=ClassifyResponse, summary="As vLLM scores for verl")
-    async def classify(body: ClassifyRequest, call: TheCall) -> JSONResponse:
+    async def classify(body: ClassifyRequest, call: CurrentCall) -> JSONResponse:
         """One score for each input."""
         check_model(body.model, backend.reward)
         found = await backend.score(_items(body.input), call)
