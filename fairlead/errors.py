@@ -265,3 +265,11 @@ EXIT_CODE: dict[type[BaseException], int] = {
 def exit_code(error: BaseException) -> int:
     """The exit code of an error: that of its nearest ancestor in the map, 1 for anything else."""
     return next((EXIT_CODE[ancestor] for ancestor in type(error).__mro__ if ancestor in EXIT_CODE), 1)
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of this project, for errors about missing packages.
+
+    The name on PyPI is `fairlead-rlhf`: `fairlead` there belongs to another project.
+    """
+    return f"pip install 'fairlead-rlhf[{extra}]'"

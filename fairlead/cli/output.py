@@ -89,10 +89,12 @@ def run_folder(run: Path) -> Path:
 
 def need(extra: str) -> None:
     """Ends with what to install if the modules of an extra are not there; imports none of them."""
+    from fairlead.errors import install_command
+
     missing = [module for module in _MODULES[extra] if find_spec(module) is None]
     if missing:
         names = ", ".join(missing)
-        fail(f"this needs {names}, which a light install leaves out: pip install 'fairlead[{extra}]'")
+        fail(f"this needs {names}, which a light install leaves out: {install_command(extra)}")
 
 
 def say(text: str, *, err: bool = False, **style: Any) -> None:  # noqa: ANN401 - typer's own styles

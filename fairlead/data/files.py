@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fairlead.data.lines import Line, parse
-from fairlead.errors import ConfigError, DataError
+from fairlead.errors import ConfigError, DataError, install_command
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
 MAX_LINE_BYTES = 64 << 20
 """A longer line is not read: it is a file of another kind, or a bomb."""
-INSTALL = "pip install 'fairlead[data]'"
-"""What brings Parquet and the hub."""
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _BATCH_ROWS = 256
 
@@ -82,7 +80,7 @@ def _scan_parquet(raw: BinaryIO, file: str, field: str) -> Iterator[Line | DataE
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise ConfigError(
-            field, got=file, allowed=f"JSON lines, or pyarrow to read Parquet: {INSTALL}"
+            field, got=file, allowed=f"JSON lines, or pyarrow to read Parquet: {install_command('data')}"
         ) from None
     number = 0
     try:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fairlead.data.files import INSTALL
 from fairlead.data.lines import Line
-from fairlead.errors import ConfigError, DataError
+from fairlead.errors import ConfigError, DataError, install_command
 
 OPTIONS = ("config", "split", "revision")
 """What may stand behind the `?`."""
@@ -100,7 +99,9 @@ def _load(name: DatasetName, folder: Path | None, field: str) -> Iterable[dict[s
     except ImportError:
         where = f"a folder {folder}" if folder else f"{name.path}, neither a file nor a folder here"
         raise ConfigError(
-            field, got=where, allowed=f"a file that exists; for datasets of the hub: {INSTALL}"
+            field,
+            got=where,
+            allowed=f"a file that exists; for datasets of the hub: {install_command('data')}",
         ) from None
     rows: Iterable[dict[str, Any]]
     try:

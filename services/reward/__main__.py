@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fairlead import metrics
 from fairlead.config import RunConfig
-from fairlead.errors import ConfigError
+from fairlead.errors import ConfigError, install_command
 from services.reward import model_folder
 from services.reward.dialects import Dialects
 from services.reward.model_watcher import ModelWatcher
@@ -82,7 +82,7 @@ async def _front(config: RunConfig, server: ModelServer) -> None:
     """Serves with the model of a Triton server, and is ready while that is."""
     section = config.reward
     if find_spec("tritonclient") is None:
-        allowed = "local, or with tritonclient: pip install 'fairlead[triton]'"
+        allowed = f"local, or with tritonclient: {install_command('triton')}"
         raise ConfigError("reward.engine", got="triton", allowed=allowed)
     for is_set, why in (
         (config.deterministic, "the run is deterministic"),

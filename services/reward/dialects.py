@@ -8,6 +8,7 @@ from collections.abc import Callable
 from grpc import aio
 
 from fairlead.config.serving import RewardSection
+from fairlead.errors import install_command
 from services.reward import admin_servicer
 from services.reward.scoring import Scoring
 from services.reward.servicer import SERVICE_NAME, RewardServicer
@@ -43,7 +44,7 @@ class Dialects:
             if (error.name or "").partition(".")[0] != "tritonclient":
                 raise
             logger.warning(
-                "no Open Inference Protocol: tritonclient is missing (pip install 'fairlead[triton]')"
+                "no Open Inference Protocol: tritonclient is missing (%s)", install_command("triton")
             )
             return
         servicer = open_inference.OpenInferenceServicer(scoring, section, ready=ready)

@@ -6,12 +6,15 @@ import importlib.util
 import itertools
 import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
+
+from fairlead.errors import install_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +35,9 @@ def test_the_metrics_page_is_the_catalogue():
 def test_every_dependency_has_a_line_that_says_why():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = itertools.chain.from_iterable(project["optional-dependencies"].values())
-    names = {re.split(r"[^a-z0-9-]", need)[0] for need in [*project["dependencies"], *extras]} - {"fairlead"}
+    names = {re.split(r"[^a-z0-9-]", need)[0] for need in [*project["dependencies"], *extras]} - {
+        "fairlead-rlhf"
+    }
     assert len(names) > 20
     page = (ROOT / "docs" / "dependencies.md").read_text()
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
@@ -68,3 +73,50 @@ def test_the_workflow_runs_what_the_project_runs():
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
     assert job["steps"][-1]["run"] == ".ci/run"
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+# `fairlead` on PyPI is another project; ours is `fairlead-rlhf`. A path such as ./fairlead is no name.
+OTHER_PROJECT = "fairlead"
+INSTALLS_OTHER_PROJECT = re.compile(
+    rf"pip3?\W+install\b[^\n;&|]*?(?<![\w./-]){OTHER_PROJECT}(?![\w./-])"
+    rf"|(?<![\w./-]){OTHER_PROJECT}\[[a-z,]+\]"
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"pip install {OTHER_PROJECT}",
+        f"python -m pip install --quiet '{OTHER_PROJECT}[torch]'",
+        f'pip3 install "{OTHER_PROJECT}>=1"',
+        f'["pip", "install", "{OTHER_PROJECT}"]',
+        f"!pip install torch {OTHER_PROJECT}\\n",
+        f"RUN pip install --no-cache-dir \\\n    {OTHER_PROJECT}",
+        f"the extra `{OTHER_PROJECT}[local]`",
+    ],
+)
+def test_the_check_of_install_commands_finds_the_name_of_the_other_project(line: str):
+    assert installs_other_project(line)
+
+
+def test_nothing_says_to_install_the_other_project_named_fairlead():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    paths = [path for path in tracked.stdout.split("\0") if path and (ROOT / path).is_file()]
+    assert len(paths) > 500
+    found = [path for path in paths if installs_other_project((ROOT / path).read_text(errors="replace"))]
+    assert found == []
+
+
+def installs_other_project(text: str) -> bool:
+    return INSTALLS_OTHER_PROJECT.search(text.replace("\\\n", " ")) is not None
+
+
+def test_messages_name_an_extra_of_the_distribution():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert install_command("torch") == f"pip install '{project['name']}[torch]'"
+    code = [*ROOT.glob("fairlead/**/*.py"), *ROOT.glob("services/**/*.py"), *ROOT.glob("trainer/**/*.py")]
+    extras = {
+        extra for path in code for extra in re.findall(r"install_command\(['\"](\w+)", path.read_text())
+    }
+    assert extras
+    assert extras <= set(project["optional-dependencies"])

@@ -57,7 +57,7 @@ fi
 say "wheels"
 "$python" -m pip wheel --quiet --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir "$folder/wheels" \
     '.[train,triton]' hatchling async-timeout
-rm -f "$folder"/wheels/fairlead-*.whl
+rm -f "$folder"/wheels/fairlead_rlhf-*.whl
 
 for image in light model; do
     say "fairlead-$image"

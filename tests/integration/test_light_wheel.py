@@ -84,7 +84,7 @@ def test_everything_of_the_packages_is_in_the_wheel(wheel: Path):
         about = email.message_from_bytes(archive.read(metadata))
         (entries,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
         assert "fairlead = fairlead.cli.main:app" in archive.read(entries).decode()
-    assert (about["Name"], about["Version"]) == ("fairlead", fairlead.__version__)
+    assert (about["Name"], about["Version"]) == ("fairlead-rlhf", fairlead.__version__)
     tracked = subprocess.run(
         ["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
@@ -100,6 +100,12 @@ def test_a_light_install_has_no_torch_and_names_its_version(light: Path, tmp_pat
     assert run(light / "python", "-c", "import torch", cwd=tmp_path).returncode == 1
     assert run(light / "fairlead", "--version", cwd=tmp_path).stdout == f"fairlead {fairlead.__version__}\n"
     assert run(light / "fairlead", "--help", cwd=tmp_path).returncode == 0
+    program = (
+        "from importlib.metadata import distribution, packages_distributions\n"
+        "print(packages_distributions()['fairlead'], distribution('fairlead-rlhf').version)"
+    )
+    shown = run(light / "python", "-c", program, cwd=tmp_path)
+    assert shown.stdout == f"['fairlead-rlhf'] {fairlead.__version__}\n"
     # What a worker and a client import is there; Lua among it.
     program = (
         "import services.rollout_worker.worker, services.runtime.server\n"
@@ -147,7 +153,7 @@ def test_a_light_install_plans_and_says_what_heavier_work_needs(light: Path, tmp
         shown = run(light / "fairlead", verb, cwd=tmp_path)
         assert shown.returncode == 2
         assert shown.stderr.startswith("error: this needs torch, ")
-        assert shown.stderr.endswith("which a light install leaves out: pip install 'fairlead[train]'\n")
+        assert shown.stderr.endswith("which a light install leaves out: pip install 'fairlead-rlhf[train]'\n")
     shown = run(light / "fairlead", "quickstart", cwd=tmp_path)
     assert shown.returncode == 2
     assert shown.stderr.startswith("error: the quickstart is part of the source checkout, and there is none")

@@ -139,7 +139,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         load_demonstrations(config(tmp_path, demonstrations="d.parquet"))
     assert str(caught.value) == (
         f"data.demonstrations: got '{tmp_path / 'd.parquet'}', allowed: JSON lines, or pyarrow to read "
-        "Parquet: pip install 'fairlead[data]'"
+        "Parquet: pip install 'fairlead-rlhf[data]'"
     )
 
 

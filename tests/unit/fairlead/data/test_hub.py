@@ -136,7 +136,7 @@ def test_without_the_library_it_is_told_what_to_install(tmp_path, monkeypatch):
         load_prompts(config(tmp_path, prompts="org/name"))
     assert str(caught.value) == (
         "data.prompts: got 'org/name, neither a file nor a folder here', allowed: a file that exists; "
-        "for datasets of the hub: pip install 'fairlead[data]'"
+        "for datasets of the hub: pip install 'fairlead-rlhf[data]'"
     )
     with pytest.raises(ConfigError, match="fairlead"):
         load_prompts(config(tmp_path, prompts=str(tmp_path)))

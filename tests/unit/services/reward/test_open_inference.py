@@ -251,4 +251,4 @@ def test_without_tritonclient_the_service_starts_and_says_so():
         [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
     )
     assert done.stdout.strip() == "['fairlead.v1.RewardService', 'fairlead.v1.RewardAdminService']"
-    assert "pip install 'fairlead[triton]'" in done.stderr
+    assert "pip install 'fairlead-rlhf[triton]'" in done.stderr
