@@ -30,7 +30,7 @@ Every part raises these; only the outermost edge of a process turns them into a 
     │   ├── CorruptCheckpoint
     │   └── CorruptOutcome          an entry of the queue cannot be decoded; carries its id
     ├── Stalled                     waited too long; names what for, and how long
-    ├── StoppedByGuard              reward hacking was detected; names the checkpoint that the run went back to
+    ├── StoppedByGuard              reward hacking was detected; names the checkpoint that was restored
     ├── ProcessFailed               a process of a local run failed for good
     ├── ClusterRefused              the Kubernetes API refused a request; names the object and what to do
     └── InternalError               a bug; carries the id of its log entry

@@ -14,36 +14,25 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from fairlead.clients import (
-    AsyncPolicyClient,
-    AsyncReferenceClient,
-    AsyncRewardClient,
-    ClientOptions,
-    options_of,
-)
+from fairlead.backoff import Backoff, retry
+from fairlead.clients.rollout import RolloutClients, RolloutPrompt, ScoreInputs, generate_and_score
 from fairlead.config import RunConfig
-from fairlead.config.serving import ModelServiceSection
 from fairlead.data.chat import Chat
 from fairlead.data.encoding import check_prompts, encode_prompt
 from fairlead.data.records import load_prompts
 from fairlead.errors import (
     ConfigError,
     CorruptCheckpoint,
-    DeadlineExceeded,
     FairleadError,
     InvalidInput,
-    Overloaded,
-    StaleWeights,
-    Unavailable,
 )
-from fairlead.types import FinishReason, SamplingParams, TextPair, TokenPair, WeightVersion
+from fairlead.types import Completion, FinishReason, SamplingParams, Scores, WeightVersion
 from trainer import seeds
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_RETRY_SECONDS = 0.25
-_PASSING = (Unavailable, DeadlineExceeded, Overloaded, StaleWeights)
+_RETRY = Backoff(first_seconds=0.25, longest_seconds=0.25, jitter=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +57,6 @@ class Answer:
     """Tokens."""
     ended: bool
     """False if it met the length limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Services:
-    policy: AsyncPolicyClient
-    reward: AsyncRewardClient
-    reference: AsyncReferenceClient
-    scored_as_text: bool
 
 
 class Evaluation:
@@ -160,25 +141,16 @@ class Evaluation:
             raise CorruptCheckpoint(f"the checkpoint's best evaluation: {error}") from error
 
     async def _measure(self, version: WeightVersion) -> dict[str, float]:
-        config = self._config
-
-        def options(section: ModelServiceSection) -> ClientOptions:
-            return options_of(config, timeout_seconds=section.timeout_seconds)
-
-        async with (
-            asyncio.timeout(self._section.max_seconds),
-            AsyncPolicyClient(config.policy.addresses, **options(config.policy)) as policy,
-            AsyncRewardClient(config.reward.addresses, **options(config.reward)) as reward,
-            AsyncReferenceClient(config.reference.addresses, **options(config.reference)) as reference,
-        ):
-            ours, judge = await asyncio.gather(self._patiently(policy.info), self._patiently(reward.info))
-            as_text = ours.model.tokenizer_fingerprint != judge.model.tokenizer_fingerprint
-            services = _Services(policy, reward, reference, as_text)
-            room = asyncio.Semaphore(config.policy.max_slots)
+        async with asyncio.timeout(self._section.max_seconds), RolloutClients.of(self._config) as clients:
+            policy, reward = await asyncio.gather(
+                self._retry(clients.policy.info), self._retry(clients.reward.info)
+            )
+            as_text = policy.model.tokenizer_fingerprint != reward.model.tokenizer_fingerprint
+            room = asyncio.Semaphore(self._config.policy.max_slots)
 
             async def one(number: int) -> Answer | None:
                 async with room:
-                    return await self._answer(services, number, version)
+                    return await self._answer(clients, number, version, scored_as_text=as_text)
 
             found = await asyncio.gather(*(one(number) for number in range(self._count)))
         return figures([answer for answer in found if answer is not None])
@@ -189,8 +161,10 @@ class Evaluation:
         wanted = self._section.num_prompts
         return wanted if self._section.temperature else min(wanted, len(self._prompts))
 
-    async def _answer(self, services: _Services, number: int, version: WeightVersion) -> Answer | None:
-        """One answer and what it came to; None if a service refuses the prompt or what was said to it."""
+    async def _answer(
+        self, clients: RolloutClients, number: int, version: WeightVersion, *, scored_as_text: bool
+    ) -> Answer | None:
+        """Evaluate one completion; None if a service refuses the prompt or the completion."""
         temperature = self._section.temperature
         prompt = self._prompts[number % len(self._prompts)]
         ids = tuple(encode_prompt(self._tokenizer, prompt))
@@ -200,35 +174,47 @@ class Evaluation:
             stop_strings=self._config.sampling.stop_strings,
             seed=seeds.derive(self._config.seed, "evaluate", number),
         )
-        try:
-            [said] = await self._patiently(
-                lambda: services.policy.generate(ids, sampling, min_version=version)
+
+        async def generate() -> Completion:
+            [completion] = await self._retry(
+                lambda: clients.policy.generate(ids, sampling, min_version=version)
             )
-            tokens = TokenPair(ids, said.token_ids)
-            turns = prompt.messages if isinstance(prompt, Chat) else ()
-            text = TextPair(str(prompt), said.text, turns)
-            item = text if services.scored_as_text else tokens
-            scores = await self._patiently(lambda: services.reward.score([item]))
-            divergence = None
-            if temperature:
-                [reference] = await self._patiently(
-                    lambda: services.reference.logprobs([tokens], temperature=temperature)
-                )
-                divergence = sum(said.logprobs) - sum(reference)
+            return completion
+
+        async def score(inputs: ScoreInputs) -> Scores:
+            return await self._retry(lambda: clients.reward.score([inputs.item]))
+
+        async def reference(inputs: ScoreInputs) -> tuple[float, ...]:
+            [logprobs] = await self._retry(
+                lambda: clients.reference.logprobs([inputs.tokens], temperature=temperature)
+            )
+            return logprobs
+
+        try:
+            found = await generate_and_score(
+                RolloutPrompt(ids, str(prompt), prompt.messages if isinstance(prompt, Chat) else ()),
+                generate=generate,
+                score=score,
+                reference=reference if temperature else None,
+                scored_as_text=scored_as_text,
+            )
         except InvalidInput as error:
             logger.warning("a held-out prompt is not evaluated: %s", error)
             return None
-        ended = said.finish_reason == FinishReason.STOP
-        return Answer(scores.scores[0], divergence, len(said.token_ids), ended)
+        completion = found.completion
+        divergence = None
+        if found.reference_logprobs is not None:
+            divergence = sum(completion.logprobs) - sum(found.reference_logprobs)
+        ended = completion.finish_reason == FinishReason.STOP
+        return Answer(found.scores.scores[0], divergence, len(completion.token_ids), ended)
 
-    async def _patiently(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Tries again what may pass, until the time of the whole evaluation is up."""
-        while True:
-            try:
-                return await call()
-            except _PASSING as error:
-                self._waits_for = str(error)
-            await asyncio.sleep(_RETRY_SECONDS)
+    async def _retry(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Return the call's result, retried after transient errors until the evaluation's time is up."""
+
+        def note(error: FairleadError) -> None:
+            self._waits_for = str(error)
+
+        return await retry(call, what="", backoff=_RETRY, on_wait=note)
 
 
 def figures(answers: list[Answer]) -> dict[str, float]:

@@ -1,0 +1,170 @@
+"""One rollout: generate a completion, then score it and look up its reference log-probs at the same time.
+
+Used by the rollout worker and by the trainer's evaluation, which pass calls that retry, time or coalesce as
+they need. It knows no queue, no task and no retry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from fairlead.clients.client import ClientOptions, options_of
+from fairlead.clients.policy import AsyncPolicyClient
+from fairlead.clients.reference import AsyncReferenceClient
+from fairlead.clients.reward import AsyncRewardClient
+from fairlead.types import Completion, Message, ScoreItem, Scores, TextPair, TokenPair
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from fairlead.config import RunConfig
+    from fairlead.config.serving import ModelServiceSection
+    from fairlead.rpc.retry import RetryPolicy
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutClients:
+    """The clients of the three model services of a run. An async context manager."""
+
+    policy: AsyncPolicyClient
+    """Generates completions."""
+    reward: AsyncRewardClient
+    """Scores them."""
+    reference: AsyncReferenceClient
+    """Returns their log-probs under the frozen reference model."""
+
+    @classmethod
+    def of(cls, config: RunConfig, *, retry: RetryPolicy | None = None) -> Self:
+        """Return clients for the addresses and timeouts of a run; nothing connects before the first call.
+
+        Raises:
+            ConfigError: if an address is invalid or certificates cannot be used.
+        """
+
+        def options(section: ModelServiceSection) -> ClientOptions:
+            return options_of(config, timeout_seconds=section.timeout_seconds, retry=retry)
+
+        return cls(
+            AsyncPolicyClient(config.policy.addresses, **options(config.policy)),
+            AsyncRewardClient(config.reward.addresses, **options(config.reward)),
+            AsyncReferenceClient(config.reference.addresses, **options(config.reference)),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await asyncio.gather(self.policy.close(), self.reward.close(), self.reference.close())
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPrompt:
+    """A prompt in every form that the services read."""
+
+    token_ids: tuple[int, ...]
+    """Ids of the policy's tokenizer, read by the policy and the reference model."""
+    text: str
+    """The prompt as text, for a reward model with another tokenizer."""
+    messages: tuple[Message, ...] = ()
+    """The turns of a conversation, which replace `text`; empty for a plain prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreInputs:
+    """A prompt and its completion, as the reward and reference services read them."""
+
+    item: ScoreItem
+    """For the reward model: texts if its tokenizer differs from the policy's, else token ids."""
+    tokens: TokenPair
+    """For the reference model."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of prompt and completion together."""
+        return len(self.tokens.prompt_token_ids) + len(self.tokens.response_token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredCompletion:
+    """The results of the three services for one prompt."""
+
+    completion: Completion
+    """From the policy."""
+    scores: Scores
+    """From the reward model: one score."""
+    reference_logprobs: tuple[float, ...] | None
+    """log π_ref of each completion token; None if they were not requested."""
+    generate_seconds: float
+    """Time for the completion."""
+    score_seconds: float
+    """Time for the score and the log-probs, which run at the same time."""
+
+
+async def generate_and_score(
+    prompt: RolloutPrompt,
+    *,
+    generate: Callable[[], Awaitable[Completion]],
+    score: Callable[[ScoreInputs], Awaitable[Scores]],
+    reference: Callable[[ScoreInputs], Awaitable[tuple[float, ...]]] | None,
+    scored_as_text: bool,
+) -> ScoredCompletion:
+    """Generate a completion, then score it and look up its reference log-probs at the same time.
+
+    Args:
+        prompt: what `generate` completes.
+        generate: returns one completion.
+        score: returns the reward model's score.
+        reference: returns log π_ref of each completion token; None to leave it out.
+        scored_as_text: whether the reward model gets texts instead of token ids.
+
+    Raises:
+        Exception: the first error of a call; the call running at the same time is then cancelled.
+    """
+    began = time.monotonic()
+    completion = await generate()
+    generated = time.monotonic()
+    tokens = TokenPair(prompt.token_ids, completion.token_ids)
+    text = TextPair(prompt.text, completion.text, prompt.messages)
+    inputs = ScoreInputs(text if scored_as_text else tokens, tokens)
+    if reference is None:
+        scores, logprobs = await score(inputs), None
+    else:
+        scores, logprobs = await run_both(score(inputs), reference(inputs))
+    return ScoredCompletion(
+        completion=completion,
+        scores=scores,
+        reference_logprobs=logprobs,
+        generate_seconds=generated - began,
+        score_seconds=time.monotonic() - generated,
+    )
+
+
+async def run_both(first: Awaitable[_T], second: Awaitable[_U]) -> tuple[_T, _U]:
+    """Return the results of two calls that run at the same time. If one fails, cancel the other.
+
+    Raises:
+        Exception: the error of the call that failed first.
+    """
+    left = asyncio.ensure_future(first)
+    right = asyncio.ensure_future(second)
+    try:
+        await asyncio.gather(left, right)
+    except BaseException:
+        left.cancel()
+        right.cancel()
+        await asyncio.gather(left, right, return_exceptions=True)
+        raise
+    return left.result(), right.result()
