@@ -1,1 +1,1 @@
-"""The micro-batcher of the reward and reference services: queue, admission, packing, isolation."""
+"""The micro-batcher of the reward and reference services: batcher, queue with admission, packing."""

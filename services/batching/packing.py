@@ -1,7 +1,8 @@
-"""Which of the sequences that wait share a forward pass.
+"""Choose which waiting sequences share a forward pass.
 
-Between the queue and the batcher. `PaddedPacking` is for models that compute rectangles, `SharedPacking` for
-those that compute real tokens alone and a shared beginning once. Both take the oldest, so nobody starves.
+Used by the batch queue. `PaddedPacking` is for models that pad a batch to its longest sequence;
+`SharedPacking` is for models without padding that compute a shared prefix once. Both always include the
+oldest sequence, so no request starves. Knows no model.
 """
 
 from __future__ import annotations
@@ -14,74 +15,74 @@ _Item = TypeVar("_Item")
 _Item_contra = TypeVar("_Item_contra", contravariant=True)
 
 WINDOW_BATCHES = 16
-"""Sorting looks this many batches ahead; benchmarks/batching.py."""
+"""Size of the window that is sorted by length, in full batches; tuned by benchmarks/batching.py."""
 SMALL_TOKENS = 32
-"""Sequences up to this length share a batch whatever their lengths; benchmarks/batching.py."""
+"""Sequences up to this length share a batch regardless of length; tuned by benchmarks/batching.py."""
 _SHARED_WINDOW_BATCHES = 2
-"""Without padding nothing is gained by lengths that are alike; this far those who share are looked for."""
+"""Window for shared prefixes, in full batches. Without padding, similar lengths have no advantage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A batch."""
+    """The sequences chosen for one batch."""
 
     indices: Sequence[int]
-    """Places in the window, 0 among them."""
+    """Indices into the window; 0 is always included."""
     computed_tokens: int
-    """What the model computes for it, padding included."""
+    """Tokens that the model computes for the batch, padding included."""
 
 
 class Packing(Protocol[_Item_contra]):
-    """Chooses a batch out of a window of what waits."""
+    """Chooses a batch from a window of waiting sequences."""
 
     @property
     def window_batches(self) -> int:
-        """How many batches the window shall hold."""
+        """Size of the window, in full batches."""
         ...
 
     def choose(
         self, items: Sequence[_Item_contra], num_tokens: Sequence[int], *, max_batch_tokens: int
     ) -> Chosen:
-        """The batch that holds the first item.
+        """Choose a batch that includes the first item.
 
         Args:
-            items: what waits, the oldest first; at least one.
-            num_tokens: length of each.
-            max_batch_tokens: bound of the tokens computed; a single item may exceed it.
+            items: waiting items, oldest first; at least one.
+            num_tokens: length of each item.
+            max_batch_tokens: limit on computed tokens; a single item may exceed it.
         """
         ...
 
 
 class PaddedPacking(Generic[_Item]):
-    """Sequences of like length, for models that pad all to the longest."""
+    """Batches sequences of similar length, for models that pad to the longest."""
 
     window_batches = WINDOW_BATCHES
 
     def choose(self, items: Sequence[_Item], num_tokens: Sequence[int], *, max_batch_tokens: int) -> Chosen:
-        """As `Packing.choose`."""
+        """Implement `Packing.choose`."""
         batches = pack(num_tokens, max_batch_tokens=max_batch_tokens)
         chosen = next(batch for batch in batches if 0 in batch)
         return Chosen(chosen, len(chosen) * max(num_tokens[index] for index in chosen))
 
 
 class SharedPacking(Generic[_Item]):
-    """Those with the same beginning together, else in order of arrival; nothing is padded."""
+    """Batches sequences with the same prefix together, otherwise in order of arrival; nothing is padded."""
 
     window_batches = _SHARED_WINDOW_BATCHES
 
     def __init__(self, beginning: Callable[[_Item], tuple[Hashable, int]]) -> None:
-        """`beginning` gives a key of what an item may share, None if nothing, and its length in tokens."""
+        """`beginning` returns a key for an item's prefix (None: no prefix) and its length in tokens."""
         self._beginning = beginning
 
     def choose(self, items: Sequence[_Item], num_tokens: Sequence[int], *, max_batch_tokens: int) -> Chosen:
-        """As `Packing.choose`."""
+        """Implement `Packing.choose`."""
         groups: dict[Hashable, list[int]] = {}
         beginnings = [self._beginning(item) for item in items]
         for index, (key, _) in enumerate(beginnings):
             groups.setdefault(index if key is None else (key,), []).append(index)
         chosen: list[int] = []
         computed = 0
-        # In the order of each group's oldest, so a group's rest does not wait for its next turn.
+        # Groups are ordered by their oldest item, and a group is taken whole before the next one.
         for group in groups.values():
             shared = beginnings[group[0]][1] if len(group) > 1 else 0
             for place, index in enumerate(group):
@@ -94,23 +95,24 @@ class SharedPacking(Generic[_Item]):
 
 
 def pack(num_tokens: Sequence[int], *, max_batch_tokens: int) -> list[list[int]]:
-    """Cuts sequences into batches of like length: the longest first, padding counted.
+    """Split sequences into batches of similar length, longest first, within a budget that counts padding.
 
-    A batch ends where one more sequence would exceed the budget, or would be less than half as long as the
-    longest (so that less than half of a batch is padding), unless all are small.
+    A batch ends when one more sequence would exceed the budget, or would be less than half as long as the
+    longest (so that less than half of a batch is padding). Sequences up to `SMALL_TOKENS` ignore the second
+    rule.
 
     Args:
         num_tokens: length of each sequence, at least 1.
-        max_batch_tokens: bound of count × longest; a longer sequence is a batch of its own.
+        max_batch_tokens: limit on count × longest; a longer sequence gets a batch to itself.
 
     Returns:
-        Indices into `num_tokens`, each once.
+        Batches of indices into `num_tokens`; each index occurs once.
     """
     batches: list[list[int]] = []
     longest = 0
     for index in sorted(range(len(num_tokens)), key=lambda index: -num_tokens[index]):
-        like = longest <= SMALL_TOKENS or 2 * num_tokens[index] >= longest
-        if batches and like and (len(batches[-1]) + 1) * longest <= max_batch_tokens:
+        similar = longest <= SMALL_TOKENS or 2 * num_tokens[index] >= longest
+        if batches and similar and (len(batches[-1]) + 1) * longest <= max_batch_tokens:
             batches[-1].append(index)
         else:
             batches.append([index])

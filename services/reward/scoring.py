@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol, Required, TypedDict
 
 from fairlead.errors import NotFound
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores, TokenPair
+from services.batching.batch_queue import BatchResult
 from services.batching.batcher import MicroBatcher
-from services.batching.queue import Answer
 from services.runtime.access import caller
 from services.runtime.streams import patiently
 
@@ -119,8 +119,8 @@ class LocalScoring:
         priority = who.priority(priority)
         await who.admit(tokens=sum(num_tokens), waits=waits, deadline=deadline)
 
-        def submit() -> Awaitable[Answer[float]]:
-            return self._batcher.answer(sequences, num_tokens, deadline=deadline, priority=priority)
+        def submit() -> Awaitable[BatchResult[float]]:
+            return self._batcher.submit_timed(sequences, num_tokens, deadline=deadline, priority=priority)
 
         answer = await (patiently(submit, deadline=deadline) if waits else submit())
         return Scores(

@@ -15,7 +15,7 @@ from fairlead import metrics
 from fairlead.config.serving import BatchingSection
 from fairlead.errors import InvalidInput, Overloaded
 from fairlead.types import Priority
-from services.batching.admission import Admission, Speed
+from services.batching.batch_queue import Admission, Speed
 from services.batching.batcher import MicroBatcher
 from tests.waiting import until
 
@@ -50,7 +50,7 @@ def test_what_would_wait_too_long_is_refused_until_it_would_not():
     admission = admission_of()
     admission.ended(800, 1.0)
     check(admission, 500, online=1_500)
-    with pytest.raises(Overloaded, match=r"would wait 3 s, at most 2 s are allowed") as refused:
+    with pytest.raises(Overloaded, match=r"would wait 3 s, the limit is 2 s") as refused:
         check(admission, 500, online=2_400)
     assert refused.value.retry_after_seconds == pytest.approx(1.0)
     # An empty queue takes anything.
@@ -73,7 +73,7 @@ def test_bulk_gets_half_of_the_queue_and_no_bound_in_time():
     admission = admission_of()
     admission.ended(800, 1.0)
     check(admission, 500, bulk=4_500, priority=Priority.BULK)
-    with pytest.raises(Overloaded, match="4600 tokens are waiting, at most 5000 may"):
+    with pytest.raises(Overloaded, match="4600 tokens are waiting, the limit is 5000"):
         check(admission, 500, bulk=4_600, priority=Priority.BULK)
     with pytest.raises(InvalidInput, match="items: got '5001 tokens', allowed: at most 5000 tokens"):
         check(admission, 5_001, priority=Priority.BULK)
@@ -178,7 +178,9 @@ async def test_waiting_and_computing_add_up_to_the_whole():
     model.free.set()
     async with batcher_of(model) as batcher:
         started = time.monotonic()
-        first, second = await asyncio.gather(batcher.answer(["a"], [10]), batcher.answer(["b"] * 2, [8] * 2))
+        first, second = await asyncio.gather(
+            batcher.submit_timed(["a"], [10]), batcher.submit_timed(["b"] * 2, [8] * 2)
+        )
         whole = time.monotonic() - started
         assert first.compute_seconds >= 0.03
         assert second.compute_seconds >= 0.06, "two batches"

@@ -166,7 +166,7 @@ async def test_a_full_queue_refuses_with_a_delay_and_takes_again_when_there_is_r
         held = await occupy(batcher, model)
         waiting = asyncio.create_task(submit(batcher, [(1, 60)]))
         await until(lambda: batcher.queue_tokens == 60)
-        with pytest.raises(Overloaded, match="60 tokens are waiting, at most 100 may") as refused:
+        with pytest.raises(Overloaded, match="60 tokens are waiting, the limit is 100") as refused:
             await submit(batcher, [(2, 41)])
         assert 0.05 <= refused.value.retry_after_seconds <= 30
         fits = asyncio.create_task(submit(batcher, [(3, 40)]))
