@@ -86,7 +86,7 @@ def _requests(groups: Sequence[lengths.Group], *, vocabulary: int) -> list[list[
 async def _through_the_batcher(
     scorer: RewardScorer, section: RewardSection, requests: Sequence[Sequence[TokenPair]]
 ) -> list[float]:
-    counts = metrics.Batcher(registry=CollectorRegistry())
+    counts = metrics.BatcherMetrics(registry=CollectorRegistry())
     async with MicroBatcher(
         scorer.score, section.batching, batcher_metrics=counts, field_name="items"
     ) as batcher:

@@ -164,7 +164,7 @@ async def gateway(
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(HttpServer(config.gateway, tls=config.tls))
         backend = await stack.enter_async_context(Backend(config))
-        access = Access(config.keys, counts=metrics.Access(registry))
+        access = Access(config.keys, counts=metrics.AccessMetrics(registry))
         stack.push_async_callback(access.close)
         log = ExchangeLog(config.gateway) if config.gateway.chat_log else None
         if log is not None:

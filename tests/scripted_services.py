@@ -171,7 +171,7 @@ async def clients_of(address: str, *, timeout_seconds: float = 10.0) -> AsyncIte
 
 @asynccontextmanager
 async def peers_of(
-    script: Script, *, counts: metrics.Worker, timeout_seconds: float = 10.0
+    script: Script, *, counts: metrics.WorkerMetrics, timeout_seconds: float = 10.0
 ) -> AsyncIterator[ModelServices]:
     """The services, met by a worker of the run `tests`."""
     async with serving(script), clients_of(script.address, timeout_seconds=timeout_seconds) as clients:

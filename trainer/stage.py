@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def run(
     stage: str,
-    body: Callable[[RunConfig, metrics.Trainer], None],
+    body: Callable[[RunConfig, metrics.TrainerMetrics], None],
     argv: Sequence[str] | None = None,
     *,
     forget: Callable[[RunConfig], None] | None = None,
@@ -66,8 +66,8 @@ def run(
         )
         try:
             with memory.exhaustion_named(stage, getattr(config, stage)), durable.disk_faults_named():
-                metrics.Process()
-                body(config, metrics.Trainer())
+                metrics.ProcessMetrics()
+                body(config, metrics.TrainerMetrics())
         finally:
             stop_watching()
             stop_serving()

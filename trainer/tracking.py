@@ -35,7 +35,7 @@ class Tracker:
         first_step: int = 0,
         incarnation: int = 0,
         tensorboard: bool = True,
-        gauges: metrics.Trainer | None = None,
+        gauges: metrics.TrainerMetrics | None = None,
     ) -> None:
         """Metrics of steps after `first_step` that an earlier, interrupted run wrote are dropped."""
         self._stage, self._folder, self._total, self._step = stage, folder, total, first_step

@@ -46,7 +46,7 @@ async def work(settings: RunConfig, answers: WaitingAnswers) -> None:
         peers=answers,
         section=settings.rollout_worker,
         lease_seconds=settings.queue.lease_seconds,
-        counts=metrics.Worker(),
+        counts=metrics.WorkerMetrics(),
     )
     await worker.run(stop)
     await queue.close()

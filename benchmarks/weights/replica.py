@@ -29,7 +29,7 @@ async def run(origin: str, cache: Path, bytes_per_second: int, *, direct_too: bo
         max_send_bytes_per_second=bytes_per_second,
         direct=direct_too,
     )
-    counts = metrics.Weights()
+    counts = metrics.WeightsMetrics()
     async with (
         ModelServer("weights", section, ObserveSection(metrics_port=-1)) as server,
         direct.listening(section.bind_address, section, encrypted=False) as direct_port,

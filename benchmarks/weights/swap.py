@@ -49,7 +49,7 @@ async def _run(root: Path, shape: LlamaConfig, settings: Settings) -> dict[str, 
         AutoTokenizer.from_pretrained(root / "model"),
         ModelInfo("m", "f", shape.vocab_size, POSITIONS, "float32"),
         limits=EngineLimits(max_slots=SEQUENCES),
-        policy_metrics=metrics.Policy(registry),
+        policy_metrics=metrics.PolicyMetrics(registry),
         initial=WeightVersion(1, 0),
     )
     store = FilesystemWeightStore(root / "weights")

@@ -1,31 +1,43 @@
-"""Every metric name of the project.
+"""Every metric name of the project, a class for each part that reports metrics.
 
-A process makes the areas that it reports (`Server(...)`, `Trainer(...)`), once; what it does not make does
-not appear on its page. Names are `fairlead_<area>_<what>_<unit>`, but for the gRPC ones, which keep the
-names of the ecosystem. docs/metrics.md is compared with this package by a test.
+A process creates the classes that it reports (`ServerMetrics(...)`, `TrainerMetrics(...)`) once; metrics of
+other classes do not appear on its page. Names are `fairlead_<area>_<what>_<unit>`, except the gRPC ones, which
+keep the names of the ecosystem. A test compares docs/metrics.md with this package.
 """
 
 from __future__ import annotations
 
-from fairlead.metrics.edge import Access, Gateway, Process, Server, Tls
-from fairlead.metrics.loop import PHASES, Trainer, Worker
-from fairlead.metrics.models import Batcher, Policy, Reward, Weights
+from fairlead.metrics.edge import AccessMetrics, GatewayMetrics, ProcessMetrics, ServerMetrics, TlsMetrics
+from fairlead.metrics.loop import PHASES, TrainerMetrics, WorkerMetrics
+from fairlead.metrics.models import BatcherMetrics, PolicyMetrics, RewardMetrics, WeightsMetrics
 
 __all__ = [
     "AREAS",
     "PHASES",
-    "Access",
-    "Batcher",
-    "Gateway",
-    "Policy",
-    "Process",
-    "Reward",
-    "Server",
-    "Tls",
-    "Trainer",
-    "Weights",
-    "Worker",
+    "AccessMetrics",
+    "BatcherMetrics",
+    "GatewayMetrics",
+    "PolicyMetrics",
+    "ProcessMetrics",
+    "RewardMetrics",
+    "ServerMetrics",
+    "TlsMetrics",
+    "TrainerMetrics",
+    "WeightsMetrics",
+    "WorkerMetrics",
 ]
 
-AREAS = (Process, Server, Access, Tls, Batcher, Reward, Policy, Weights, Worker, Gateway, Trainer)
-"""Every area, for docs/metrics.md."""
+AREAS = (
+    ProcessMetrics,
+    ServerMetrics,
+    AccessMetrics,
+    TlsMetrics,
+    BatcherMetrics,
+    RewardMetrics,
+    PolicyMetrics,
+    WeightsMetrics,
+    WorkerMetrics,
+    GatewayMetrics,
+    TrainerMetrics,
+)
+"""Every class, in the order of docs/metrics.md."""

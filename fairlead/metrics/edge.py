@@ -10,7 +10,7 @@ from fairlead import watchdog
 from fairlead.metrics.buckets import SECONDS
 
 
-class Process:
+class ProcessMetrics:
     """Every process."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -25,7 +25,7 @@ class Process:
             self.waiting_seconds.labels(what=kind).set_function(partial(watchdog.PROCESS.seconds, kind))
 
 
-class Server:
+class ServerMetrics:
     """Every gRPC server."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -62,7 +62,7 @@ class Server:
         )
 
 
-class Access:
+class AccessMetrics:
     """Who may call: keys, rates and quotas, at the edge of every service."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -85,7 +85,7 @@ class Access:
         )
 
 
-class Tls:
+class TlsMetrics:
     """The certificate of a server."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -96,7 +96,7 @@ class Tls:
         )
 
 
-class Gateway:
+class GatewayMetrics:
     """The HTTP gateway."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:

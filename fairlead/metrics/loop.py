@@ -10,7 +10,7 @@ PHASES = ("start", "wait", "prepare", "train", "publish", "checkpoint", "evaluat
 """What the trainer can be doing; `fairlead_trainer_phase` is 1 for exactly one of them."""
 
 
-class Worker:
+class WorkerMetrics:
     """The rollout worker."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -30,7 +30,7 @@ class Worker:
         )
 
 
-class Trainer:
+class TrainerMetrics:
     """The trainer."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:

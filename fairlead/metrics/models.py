@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from fairlead.metrics.buckets import SECONDS
 
 
-class Batcher:
+class BatcherMetrics:
     """The micro-batcher of reward and reference."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -40,7 +40,7 @@ class Batcher:
         )
 
 
-class Reward:
+class RewardMetrics:
     """The reward service: which model scores, and what need not be computed twice."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -84,7 +84,7 @@ class Reward:
         )
 
 
-class Policy:
+class PolicyMetrics:
     """The policy service."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -116,7 +116,7 @@ class Policy:
         )
 
 
-class Weights:
+class WeightsMetrics:
     """The weight store over gRPC: the weights service, and every policy replica that fetches and relays."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:

@@ -54,7 +54,7 @@ class MicroBatcher(Generic[_Item, _Result]):
         compute: Compute[_Item, _Result],
         section: BatchingSection,
         *,
-        batcher_metrics: metrics.Batcher,
+        batcher_metrics: metrics.BatcherMetrics,
         field_name: str,
         prepare: Prepare[_Item, _Result] | None = None,
         packing: Packing[_Item] | None = None,

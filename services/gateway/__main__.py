@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
     async with contextlib.AsyncExitStack() as stack:
-        access = Access(config.keys, counts=metrics.Access())
+        access = Access(config.keys, counts=metrics.AccessMetrics())
         stack.push_async_callback(access.close)
         server = await stack.enter_async_context(HttpServer(config.gateway, tls=config.tls))
         backend = await stack.enter_async_context(Backend(config))

@@ -68,4 +68,4 @@ def make_app(
         app.include_router(dialect.router(backend))
     app.include_router(openai_chat.router(backend, log=log, default_tokens=section.chat_max_tokens))
     app.include_router(health.router(ready=ready, registry=registry))
-    return HttpEdge(app, section, metrics.Gateway(registry), access, access_log=access_log)
+    return HttpEdge(app, section, metrics.GatewayMetrics(registry), access, access_log=access_log)

@@ -46,7 +46,7 @@ class HttpEdge:
         self,
         app: ASGIApp,
         section: GatewaySection,
-        counts: metrics.Gateway,
+        counts: metrics.GatewayMetrics,
         access: Access,
         *,
         access_log: AccessLog = "auto",

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 _EVERY_INTERFACE = ("0.0.0.0", "[::]", "::")
 
 
-def _load(config: RunConfig, policy_metrics: metrics.Policy) -> tuple[Engine, Callable[[Prompt], list[int]]]:
+def _load(
+    config: RunConfig, policy_metrics: metrics.PolicyMetrics
+) -> tuple[Engine, Callable[[Prompt], list[int]]]:
     # torch takes seconds to import; until then the process already answers probes and signals.
     from fairlead.data.encoding import encode_prompt
     from fairlead.nn import adapters, determinism, loading
@@ -87,7 +89,7 @@ async def run(config: RunConfig) -> None:
         ModelServer("policy", config.policy, config.observe, keys=config.keys, tls=config.tls) as server,
         _supply(config) as supply,
     ):
-        policy_metrics = metrics.Policy()
+        policy_metrics = metrics.PolicyMetrics()
         engine, encode = await server.load(lambda: _load(config, policy_metrics))
         from services.policy.servicer import SERVICE_NAME, PolicyServicer
 
@@ -137,7 +139,7 @@ async def _supply(config: RunConfig) -> AsyncIterator[_Supply]:
     bind = config.policy.bind_address
     name = f"policy-{bind.rpartition(':')[2]}"
     root = Path(section.cache) if section.cache else config.folder.weight_caches / name
-    counts = metrics.Weights()
+    counts = metrics.WeightsMetrics()
     with WeightCache(root, keep=section.cache_versions) as cache:
         credentials = partial(Credentials, tls=config.tls, allow_insecure=config.keys.allow_insecure)
         store = GrpcWeightStore(section, cache, counts, credentials=credentials)

@@ -47,7 +47,7 @@ class EngineThread:
         self,
         decoder: Decoder,
         scheduler: Scheduler,
-        policy_metrics: metrics.Policy,
+        policy_metrics: metrics.PolicyMetrics,
         *,
         finish_before_swap: bool,
         initial: WeightVersion | None,

@@ -54,7 +54,7 @@ class HfEngine:
         info: ModelInfo,
         *,
         limits: EngineLimits,
-        policy_metrics: metrics.Policy,
+        policy_metrics: metrics.PolicyMetrics,
         initial: WeightVersion | None = None,
         adapter: Adapter | None = None,
     ) -> None:

@@ -46,7 +46,7 @@ class WeightWatcher:
         self,
         source: WeightSource,
         engine: Engine,
-        policy_metrics: metrics.Policy,
+        policy_metrics: metrics.PolicyMetrics,
         *,
         interval_seconds: float,
         on_loaded: Callable[[], None],

@@ -37,7 +37,7 @@ async def run(config: RunConfig) -> None:
         batcher = MicroBatcher(
             scorer.logprobs,
             config.reference.batching,
-            batcher_metrics=metrics.Batcher(),
+            batcher_metrics=metrics.BatcherMetrics(),
             field_name="sequences",
         )
         async with batcher:

@@ -55,8 +55,8 @@ async def _models(config: RunConfig, server: ModelServer) -> AsyncIterator[Swapp
     scoring = await SwappingScoring.open(
         model_folder.first(folder) if section.watch else folder,
         section,
-        batcher_metrics=metrics.Batcher(),
-        counts=metrics.Reward(),
+        batcher_metrics=metrics.BatcherMetrics(),
+        counts=metrics.RewardMetrics(),
         load=server.load,
     )
     async with scoring:

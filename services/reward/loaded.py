@@ -54,8 +54,8 @@ class LoadedModel:
         path: str,
         section: RewardSection,
         *,
-        counts: metrics.Batcher,
-        reward_counts: metrics.Reward | None = None,
+        counts: metrics.BatcherMetrics,
+        reward_counts: metrics.RewardMetrics | None = None,
         load: Load = asyncio.to_thread,
     ) -> LoadedModel:
         """Loads a model and lets it score something.
@@ -127,7 +127,7 @@ class LoadedModel:
             return
 
 
-def _scorer(path: str, section: RewardSection, counts: metrics.Reward | None) -> RewardScorer:
+def _scorer(path: str, section: RewardSection, counts: metrics.RewardMetrics | None) -> RewardScorer:
     # torch takes seconds to import; until then the process already answers probes and signals.
     from services.reward.scorer import RewardScorer
 

@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 class RewardScorer:
     """One reward model, or an ensemble that is served as one, on one device."""
 
-    def __init__(self, path: str, section: RewardSection, *, counts: metrics.Reward | None = None) -> None:
+    def __init__(
+        self, path: str, section: RewardSection, *, counts: metrics.RewardMetrics | None = None
+    ) -> None:
         """Loads model and tokenizer.
 
         Args:

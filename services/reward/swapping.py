@@ -37,8 +37,8 @@ class SwappingScoring:
         current: LoadedModel,
         section: RewardSection,
         *,
-        batcher_metrics: metrics.Batcher,
-        counts: metrics.Reward,
+        batcher_metrics: metrics.BatcherMetrics,
+        counts: metrics.RewardMetrics,
         load: Load,
     ) -> None:
         """See `open`."""
@@ -59,8 +59,8 @@ class SwappingScoring:
         path: str,
         section: RewardSection,
         *,
-        batcher_metrics: metrics.Batcher,
-        counts: metrics.Reward,
+        batcher_metrics: metrics.BatcherMetrics,
+        counts: metrics.RewardMetrics,
         load: Load = asyncio.to_thread,
     ) -> Self:
         """With the first model.

@@ -40,8 +40,8 @@ async def run(config: RunConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    metrics.Process()
-    counts = metrics.Worker()
+    metrics.ProcessMetrics()
+    counts = metrics.WorkerMetrics()
     workers: list[RolloutWorker] = []
     async with contextlib.AsyncExitStack() as stack:
         _, stop_metrics = metrics_page.serve(
@@ -89,7 +89,7 @@ def _clients(config: RunConfig) -> Clients:
 
 
 async def _queue(
-    config: RunConfig, counts: metrics.Worker, stack: contextlib.AsyncExitStack
+    config: RunConfig, counts: metrics.WorkerMetrics, stack: contextlib.AsyncExitStack
 ) -> RedisWorkerQueue:
     consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 

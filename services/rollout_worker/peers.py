@@ -122,7 +122,13 @@ class ModelServices:
     """The three services, known to fit together."""
 
     def __init__(
-        self, clients: Clients, *, run: str, policy: ModelInfo, scored_as_text: bool, counts: metrics.Worker
+        self,
+        clients: Clients,
+        *,
+        run: str,
+        policy: ModelInfo,
+        scored_as_text: bool,
+        counts: metrics.WorkerMetrics,
     ) -> None:
         """Made by `Peers.meet`."""
         self._clients = clients
@@ -134,7 +140,7 @@ class ModelServices:
         self._logprobs: dict[float, JoinedCalls[TokenPair, tuple[float, ...]]] = {}
 
     @classmethod
-    async def meet(cls, clients: Clients, *, run: str, counts: metrics.Worker) -> ModelServices:
+    async def meet(cls, clients: Clients, *, run: str, counts: metrics.WorkerMetrics) -> ModelServices:
         """Waits until all three answer, and compares their tokenizers.
 
         Raises:

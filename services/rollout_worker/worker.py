@@ -93,7 +93,7 @@ class RolloutWorker:
     """How many at the same time, how long a drain."""
     lease_seconds: float
     """Leases are renewed three times in that time."""
-    counts: metrics.Worker
+    counts: metrics.WorkerMetrics
     """Where to count."""
     _queue_answers: bool = True
     _in_hand: dict[str, _InHand] = field(default_factory=dict)

@@ -114,7 +114,7 @@ def caller() -> Caller:
 class Access:
     """Lets callers in."""
 
-    def __init__(self, section: KeysSection, *, counts: metrics.Access) -> None:
+    def __init__(self, section: KeysSection, *, counts: metrics.AccessMetrics) -> None:
         """
         Raises:
             ConfigError: for a file of keys that cannot be read.

@@ -95,7 +95,7 @@ class Allowance:
     """What every key has left."""
 
     def __init__(
-        self, section: KeysSection, *, counts: metrics.Access, clock: Callable[[], float] = time.time
+        self, section: KeysSection, *, counts: metrics.AccessMetrics, clock: Callable[[], float] = time.time
     ) -> None:
         """
         Args:

@@ -33,7 +33,7 @@ class Call:
 
     def __init__(
         self,
-        server_metrics: metrics.Server,
+        server_metrics: metrics.ServerMetrics,
         method: str,
         context: _Context,
         access_log: AccessLog,

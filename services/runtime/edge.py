@@ -32,7 +32,7 @@ class Edge(aio.ServerInterceptor):
 
     def __init__(
         self,
-        server_metrics: metrics.Server,
+        server_metrics: metrics.ServerMetrics,
         access: Access,
         *,
         max_in_flight_bytes: int = 256 << 20,

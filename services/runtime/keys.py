@@ -29,7 +29,7 @@ _NOBODY = "0" * 64
 class KeyRing:
     """The keys that are valid now."""
 
-    def __init__(self, section: KeysSection, *, counts: metrics.Access) -> None:
+    def __init__(self, section: KeysSection, *, counts: metrics.AccessMetrics) -> None:
         """Reads the file.
 
         Raises:

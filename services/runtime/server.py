@@ -80,10 +80,10 @@ class ModelServer:
         self._observe = observe
         self._registry = registry
         self._stop = asyncio.Event()
-        metrics.Process(registry)
-        self._access = Access(keys or KeysSection(), counts=metrics.Access(registry))
+        metrics.ProcessMetrics(registry)
+        self._access = Access(keys or KeysSection(), counts=metrics.AccessMetrics(registry))
         self._edge = Edge(
-            metrics.Server(registry),
+            metrics.ServerMetrics(registry),
             self._access,
             max_in_flight_bytes=section.max_in_flight_bytes,
             access_log=observe.access_log,
@@ -269,7 +269,7 @@ class ModelServer:
 def _identity(tls: TlsSection | None, registry: CollectorRegistry) -> Identity | None:
     if tls is None or not tls.on:
         return None
-    return Identity(tls, serves=True, on_failure=metrics.Tls(registry).failures.inc)
+    return Identity(tls, serves=True, on_failure=metrics.TlsMetrics(registry).failures.inc)
 
 
 def _taken(field: str, address: str, reason: str) -> ConfigError:

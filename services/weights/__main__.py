@@ -25,7 +25,7 @@ async def run(config: RunConfig) -> None:
     ):
         store = FilesystemWeightStore(config.weights_path)
         registry = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)
-        sender = Sender(store, section, metrics.Weights(), direct=direct_port)
+        sender = Sender(store, section, metrics.WeightsMetrics(), direct=direct_port)
         servicer = WeightServicer(store, registry, sender)
         await server.start(servicer.add_to, [SERVICE_NAME])
         # There may be no version yet: that is an answer, too.

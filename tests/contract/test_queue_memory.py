@@ -107,7 +107,7 @@ def test_what_it_takes_is_said_and_a_redis_that_is_too_small_is_warned_of(
     server: ValkeyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = load(overrides={"sampling.max_new_tokens": 1000, "ppo.batch_size": 128})
-    gauges = metrics.Trainer(CollectorRegistry())
+    gauges = metrics.TrainerMetrics(CollectorRegistry())
     trainer = RedisTrainerQueue.connect(QueueSection(redis_url=server.url), run="small")
     with redis.Redis.from_url(server.url) as raw, caplog.at_level(logging.INFO, logger=room.__name__):
         room.tell(config, trainer, longest_prompt_bytes=1000, gauges=gauges)

@@ -15,7 +15,7 @@ from trainer.ppo.patience import Patience
 from trainer.ppo.train import PpoTrainer, announce
 
 
-def body(config: RunConfig, gauges: metrics.Trainer) -> None:
+def body(config: RunConfig, gauges: metrics.TrainerMetrics) -> None:
     """Connects queue and weight store, and trains."""
     if config.deterministic:
         determinism.require()

@@ -41,7 +41,7 @@ class Collector:
         lineage: Sequence[Ancestor],
         section: QueueSection,
         on_wait: Callable[[str], None],
-        gauges: metrics.Trainer | None = None,
+        gauges: metrics.TrainerMetrics | None = None,
         deterministic: bool = False,
     ) -> None:
         self._queue, self._lineage = queue, lineage

@@ -56,7 +56,7 @@ class Guard:
         section: GuardSection,
         *,
         quantiles: tuple[float, float] | None = None,
-        gauges: metrics.Trainer | None = None,
+        gauges: metrics.TrainerMetrics | None = None,
     ) -> None:
         """`quantiles` bound the reward model's training scores; without them one signal is left out."""
         self._section, self._quantiles, self._gauges = section, quantiles, gauges

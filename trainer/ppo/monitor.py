@@ -24,7 +24,10 @@ class Monitor:
     """Guard and samples of one trainer."""
 
     def __init__(
-        self, config: RunConfig, tokenizer: PreTrainedTokenizerBase, gauges: metrics.Trainer | None = None
+        self,
+        config: RunConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        gauges: metrics.TrainerMetrics | None = None,
     ) -> None:
         self._path, self._count = config.folder.rollout_samples, config.observe.rollout_samples
         self._tokenizer = tokenizer

@@ -58,7 +58,11 @@ def needed(config: RunConfig, *, longest_prompt_bytes: int) -> Room:
 
 
 def tell(
-    config: RunConfig, queue: TrainerQueue, *, longest_prompt_bytes: int, gauges: metrics.Trainer | None
+    config: RunConfig,
+    queue: TrainerQueue,
+    *,
+    longest_prompt_bytes: int,
+    gauges: metrics.TrainerMetrics | None,
 ) -> None:
     """Says what the queue may take, and warns if Redis does not have that much."""
     room = needed(config, longest_prompt_bytes=longest_prompt_bytes)

@@ -53,7 +53,7 @@ class PpoTrainer:
         *,
         queue: TrainerQueue,
         store: WeightStore,
-        gauges: metrics.Trainer | None = None,
+        gauges: metrics.TrainerMetrics | None = None,
     ) -> None:
         """Loads models and prompts; nothing is claimed yet.
 

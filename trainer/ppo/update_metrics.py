@@ -13,7 +13,7 @@ from fairlead.types import Rollout
 
 
 def staleness(
-    entries: Sequence[OutcomeEntry], *, update: int, gauges: metrics.Trainer | None = None
+    entries: Sequence[OutcomeEntry], *, update: int, gauges: metrics.TrainerMetrics | None = None
 ) -> dict[str, float]:
     """How many updates the rollouts lag behind the weights that train on them, `update` updates old.
 
@@ -51,7 +51,7 @@ def times(spent: Mapping[str, float], *, tokens: float) -> dict[str, float]:
     }
 
 
-def queue(stats: QueueStats | None, gauges: metrics.Trainer | None) -> dict[str, float]:
+def queue(stats: QueueStats | None, gauges: metrics.TrainerMetrics | None) -> dict[str, float]:
     """Sizes of the queue; nothing if it does not answer."""
     if stats is None:
         return {}

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 Result = dict[str, float | str | list[float] | dict[str, dict[str, float]]]
 
 
-def train(config: RunConfig, gauges: metrics.Trainer | None = None) -> Result:
+def train(config: RunConfig, gauges: metrics.TrainerMetrics | None = None) -> Result:
     """Trains and writes the model folder and the result; returns the result.
 
     Raises:
@@ -110,7 +110,7 @@ def _epochs(
     members: Sequence[RewardModel],
     rankings: Sequence[data.Ranking],
     heldout: Sequence[data.Ranking],
-    gauges: metrics.Trainer | None,
+    gauges: metrics.TrainerMetrics | None,
 ) -> float:
     """Trains one member after the other; returns the mean loss of their last epochs."""
     section = config.reward_model

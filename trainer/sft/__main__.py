@@ -10,7 +10,7 @@ from trainer import stage
 from trainer.sft.train import train
 
 
-def body(config: RunConfig, gauges: metrics.Trainer) -> None:
+def body(config: RunConfig, gauges: metrics.TrainerMetrics) -> None:
     """Runs the stage."""
     train(config, gauges)
 

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 Result = dict[str, float | str | dict[str, float]]
 
 
-def train(config: RunConfig, gauges: metrics.Trainer | None = None) -> Result:
+def train(config: RunConfig, gauges: metrics.TrainerMetrics | None = None) -> Result:
     """Fine-tunes and writes the model folder and the result; returns the result.
 
     Raises:
@@ -140,7 +140,7 @@ def _epochs(
     model: PreTrainedModel,
     sequences: list[TokenSequence],
     heldout: dict[str, list[TokenSequence]],
-    gauges: metrics.Trainer | None,
+    gauges: metrics.TrainerMetrics | None,
 ) -> tuple[float, dict[str, float]]:
     section, dtype = config.sft, torch_dtype(config.sft)
     # Evaluation mode throughout: dropout is off, also while learning, but for that of adapters.

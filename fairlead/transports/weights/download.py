@@ -66,7 +66,7 @@ class Download:
         source: Callable[[str], AbstractAsyncContextManager[Stream]],
         routes: Routes,
         section: WeightsSection,
-        counts: metrics.Weights,
+        counts: metrics.WeightsMetrics,
     ) -> None:
         self._partial = partial
         self._version = partial.manifest.version

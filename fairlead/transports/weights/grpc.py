@@ -49,7 +49,7 @@ class GrpcWeightStore:
         self,
         section: WeightsSection,
         cache: WeightCache,
-        counts: metrics.Weights,
+        counts: metrics.WeightsMetrics,
         *,
         credentials: Callable[[Sequence[str]], Credentials] = Credentials,
     ) -> None:

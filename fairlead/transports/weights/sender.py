@@ -31,7 +31,7 @@ class Sender:
         self,
         shelf: Shelf,
         section: WeightsSection,
-        counts: metrics.Weights,
+        counts: metrics.WeightsMetrics,
         *,
         direct: DirectPort | None = None,
     ) -> None:

@@ -79,7 +79,7 @@ class SegmentForward:
         section: RewardSection,
         *,
         longest: int,
-        counts: metrics.Reward | None,
+        counts: metrics.RewardMetrics | None,
     ) -> None:
         """
         Args:
@@ -125,7 +125,7 @@ def choose(
     section: RewardSection,
     *,
     longest: int,
-    counts: metrics.Reward | None = None,
+    counts: metrics.RewardMetrics | None = None,
 ) -> Forward:
     """The way that the section asks for, or the better one that the models allow.
 

@@ -48,7 +48,7 @@ class CachedPrefix:
 class PrefixCache:
     """Least recently used goes first."""
 
-    def __init__(self, max_bytes: int, *, counts: metrics.Reward | None = None) -> None:
+    def __init__(self, max_bytes: int, *, counts: metrics.RewardMetrics | None = None) -> None:
         """
         Args:
             max_bytes: of keys and values together; 0 keeps nothing.

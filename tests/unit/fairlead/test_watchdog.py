@@ -106,7 +106,7 @@ async def test_an_event_loop_that_is_held_up_is_noticed(dog: Watchdog, reasons: 
 
 def test_metric_and_page_tell_the_process_s_waits():
     registry = CollectorRegistry()
-    metrics.Process(registry)
+    metrics.ProcessMetrics(registry)
     port, stop = metrics_page.serve(ObserveSection(), ready=lambda: True, registry=registry)
     try:
         with watchdog.PROCESS.waiting("queue", "the queue's answer to claim") as wait:
@@ -134,7 +134,7 @@ def test_a_service_whose_forward_pass_hangs_ends_with_4_and_says_so():
         async def run(config):
             batcher = MicroBatcher(
                 lambda items: time.sleep(600), BatchingSection(),
-                batcher_metrics=metrics.Batcher(CollectorRegistry()), field_name="items",
+                batcher_metrics=metrics.BatcherMetrics(CollectorRegistry()), field_name="items",
             )
             async with batcher:
                 await batcher.submit(["x"], [1])

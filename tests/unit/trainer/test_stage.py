@@ -50,7 +50,7 @@ def run(flags, monkeypatch):
 
     from fairlead import metrics
 
-    class Fresh(metrics.Trainer):
+    class Fresh(metrics.TrainerMetrics):
         def __init__(self):
             super().__init__(CollectorRegistry())
 

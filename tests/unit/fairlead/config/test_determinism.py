@@ -97,7 +97,7 @@ async def test_scores_and_log_probs_are_the_same_to_the_bit_whoever_else_asks(tm
         batcher = MicroBatcher(
             compute,
             section,
-            batcher_metrics=metrics.Batcher(CollectorRegistry()),
+            batcher_metrics=metrics.BatcherMetrics(CollectorRegistry()),
             field_name="items",
         )
         async with batcher:

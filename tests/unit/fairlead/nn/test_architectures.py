@@ -80,7 +80,7 @@ async def engine_on(path: Path, lora: LoraSection | None = None) -> AsyncIterato
         load_tokenizer(str(path)),
         ModelInfo(str(path), "", rows, CONTEXT, "float32"),
         limits=EngineLimits(max_slots=3),
-        policy_metrics=metrics.Policy(CollectorRegistry()),
+        policy_metrics=metrics.PolicyMetrics(CollectorRegistry()),
         initial=WeightVersion(0, 0),
         adapter=adapter,
     )

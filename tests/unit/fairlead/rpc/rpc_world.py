@@ -44,7 +44,9 @@ class Replica(pb_grpc.RewardServiceServicer):
 @asynccontextmanager
 async def serving(servicer, *, port: int = 0, add=pb_grpc.add_RewardServiceServicer_to_server, **options):
     registry = CollectorRegistry()
-    edge = Edge(metrics.Server(registry), Access(KeysSection(), counts=metrics.Access(registry)))
+    edge = Edge(
+        metrics.ServerMetrics(registry), Access(KeysSection(), counts=metrics.AccessMetrics(registry))
+    )
     server = aio.server(
         interceptors=[edge],
         options=[("grpc.so_reuseport", 0), *((f"grpc.{k}", v) for k, v in options.items())],

@@ -47,7 +47,7 @@ class World:
 
     def ring(self) -> KeyRing:
         section = KeysSection(file=str(self.path), reload_seconds=0)
-        return KeyRing(section, counts=metrics.Access(self.registry))
+        return KeyRing(section, counts=metrics.AccessMetrics(self.registry))
 
     def ring_kept(self) -> KeyRing:
         """One ring for all examples."""
@@ -162,7 +162,7 @@ def test_a_mounted_secret_is_taken_when_its_links_are_swapped(world: World, tmp_
     (mount / "..data").symlink_to("..1")
     (mount / "keys.json").symlink_to("..data/keys.json")
     section = KeysSection(file=str(mount / "keys.json"), reload_seconds=0)
-    ring = KeyRing(section, counts=metrics.Access(CollectorRegistry()))
+    ring = KeyRing(section, counts=metrics.AccessMetrics(CollectorRegistry()))
     assert ring.authenticate(f"Bearer {one}").id == "one"
 
     world.file = KeyFile()
@@ -184,7 +184,7 @@ def test_a_service_does_not_start_with_a_file_that_it_cannot_read(tmp_path: Path
         if content is not None:
             path.write_text(content)
         with pytest.raises(ConfigError, match=r"keys\.file: got .*keys\.json"):
-            KeyRing(KeysSection(file=str(path)), counts=metrics.Access(CollectorRegistry()))
+            KeyRing(KeysSection(file=str(path)), counts=metrics.AccessMetrics(CollectorRegistry()))
 
 
 def test_an_id_stands_in_a_file_once(world: World):
@@ -216,7 +216,7 @@ def test_how_long_a_refusal_takes_does_not_tell_how_much_of_a_key_was_right(worl
     """Medians of interleaved calls: no prefix of the secret is slower than none."""
     key = world.add("one")
     ring = KeyRing(
-        KeysSection(file=str(world.path), reload_seconds=3600), counts=metrics.Access(world.registry)
+        KeysSection(file=str(world.path), reload_seconds=3600), counts=metrics.AccessMetrics(world.registry)
     )
     secret = key.rpartition("_")[2]
     other = "".join("0" if letter != "0" else "1" for letter in secret)
@@ -246,7 +246,7 @@ def test_the_command_line_makes_shows_and_revokes_keys(tmp_path: Path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert key.rpartition("_")[2] not in file.read_text()
     section = KeysSection(file=str(file), reload_seconds=0)
-    ring = KeyRing(section, counts=metrics.Access(CollectorRegistry()))
+    ring = KeyRing(section, counts=metrics.AccessMetrics(CollectorRegistry()))
     assert ring.authenticate(f"Bearer {key}").tokens_per_day == 5000
 
     again = run(app, ["keys", "create", "search", "--file", str(file)])

@@ -243,7 +243,7 @@ async def test_the_page_of_metrics_speaks_tls_where_that_is_asked_for(authority:
     section = authority.server(mutual=True)
     observe = ObserveSection(metrics_tls=True)
     registry = CollectorRegistry()
-    metrics.Tls(registry)
+    metrics.TlsMetrics(registry)
     port, stop = metrics_page.serve(observe, tls=section, ready=lambda: True, registry=registry)
     # A caller that never says a word holds up nobody.
     mute = socket.create_connection(("127.0.0.1", port))

@@ -103,7 +103,7 @@ class Model:
 
 def batcher_of(model, **settings: object) -> MicroBatcher[str, str]:
     section = BatchingSection.model_validate({"max_batch_tokens": 10} | settings)
-    counts = metrics.Batcher(CollectorRegistry())
+    counts = metrics.BatcherMetrics(CollectorRegistry())
     return MicroBatcher(model, section, batcher_metrics=counts, field_name="items")
 
 
@@ -155,7 +155,7 @@ async def test_a_full_batch_is_prepared_while_another_runs():
         return lambda: model(items)
 
     section = BatchingSection(max_batch_tokens=10)
-    counts = metrics.Batcher(CollectorRegistry())
+    counts = metrics.BatcherMetrics(CollectorRegistry())
     async with MicroBatcher[str, str](
         model, section, batcher_metrics=counts, field_name="items", prepare=prepare
     ) as batcher:

@@ -49,7 +49,7 @@ def batcher_of(model, registry: CollectorRegistry | None = None, **limits: int) 
     return MicroBatcher(
         model,
         BatchingSection(**limits),
-        batcher_metrics=metrics.Batcher(registry or CollectorRegistry()),
+        batcher_metrics=metrics.BatcherMetrics(registry or CollectorRegistry()),
         field_name="items",
     )
 
@@ -266,7 +266,7 @@ async def test_random_leavers_under_load():
 async def test_the_queues_of_two_batchers_add_up_in_their_metric():
     """One is replaced by the other in a running service."""
     registry = CollectorRegistry()
-    counts = metrics.Batcher(registry)
+    counts = metrics.BatcherMetrics(registry)
     models = [Model(), Model()]
     batchers = [
         MicroBatcher(model, BatchingSection(max_batch_tokens=64), batcher_metrics=counts, field_name="items")

@@ -57,7 +57,7 @@ async def running(
         tokenizer_without_end(),
         ModelInfo("tiny", "f", VOCABULARY_SIZE, CONTEXT, "float32"),
         limits=EngineLimits(**limits),
-        policy_metrics=metrics.Policy(registry or CollectorRegistry()),
+        policy_metrics=metrics.PolicyMetrics(registry or CollectorRegistry()),
         initial=initial,
     )
     contract: Engine = engine

@@ -57,7 +57,7 @@ class Replica:
             tiny_tokenizer(),
             ModelInfo(base, "f", VOCABULARY_SIZE, 64, dtype),
             limits=EngineLimits(),
-            policy_metrics=metrics.Policy(CollectorRegistry()),
+            policy_metrics=metrics.PolicyMetrics(CollectorRegistry()),
             adapter=self.adapter,
         )
 
@@ -209,7 +209,7 @@ async def test_a_replica_without_adapters_takes_none(base, tmp_path):
         tiny_tokenizer(),
         ModelInfo(base, "f", VOCABULARY_SIZE, 64, "float32"),
         limits=EngineLimits(),
-        policy_metrics=metrics.Policy(CollectorRegistry()),
+        policy_metrics=metrics.PolicyMetrics(CollectorRegistry()),
     )
     try:
         with pytest.raises(CorruptWeights, match=r"holds an adapter.*\[ppo.lora\] rank above 0"):

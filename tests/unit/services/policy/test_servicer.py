@@ -61,7 +61,7 @@ async def service(model_folder: str) -> AsyncIterator[Service]:
         tokenizer,
         info,
         limits=EngineLimits(max_slots=4, max_samples=SECTION.max_samples),
-        policy_metrics=metrics.Policy(registry),
+        policy_metrics=metrics.PolicyMetrics(registry),
         initial=WeightVersion(1, 3),
     )
     async with ModelServer("policy", SECTION, ObserveSection(), registry=registry) as server:

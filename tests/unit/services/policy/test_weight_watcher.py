@@ -67,7 +67,7 @@ async def watching(
     model: PreTrainedModel, store: FilesystemWeightStore, *, interval: float = 0.01
 ) -> AsyncIterator[Watched]:
     registry = CollectorRegistry()
-    policy_metrics = metrics.Policy(registry)
+    policy_metrics = metrics.PolicyMetrics(registry)
     engine = HfEngine(
         model,
         tiny_tokenizer(),

@@ -95,7 +95,10 @@ async def reward_service(
         "reward", section, observe or ObserveSection(), keys=keys, tls=tls, registry=registry
     ) as server:
         scoring = await SwappingScoring.open(
-            section.path, section, batcher_metrics=metrics.Batcher(registry), counts=metrics.Reward(registry)
+            section.path,
+            section,
+            batcher_metrics=metrics.BatcherMetrics(registry),
+            counts=metrics.RewardMetrics(registry),
         )
         async with scoring:
             dialects = Dialects(scoring, section, asks_for_keys=keys is not None, ready=lambda: server.ready)

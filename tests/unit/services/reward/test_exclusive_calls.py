@@ -71,7 +71,7 @@ async def reference(folder, held: Held, monkeypatch: pytest.MonkeyPatch) -> Asyn
     tiny_causal_lm(folder)
     section = ReferenceSection(path=str(folder), bind="127.0.0.1:0", device="cpu")
     scorer, registry = ReferenceScorer(str(folder), section), CollectorRegistry()
-    counts = metrics.Batcher(registry)
+    counts = metrics.BatcherMetrics(registry)
 
     def logprobs(lookups):
         held.begin([lookup.num_tokens for lookup in lookups])

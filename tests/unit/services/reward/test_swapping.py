@@ -240,7 +240,7 @@ async def test_a_stop_does_not_wait_for_a_model_that_loads(models):
     section = RewardSection(path=str(models[0]), bind="127.0.0.1:0", device="cpu", allow_reload="always")
     began, ends = threading.Event(), threading.Event()
 
-    def slow(path: str, section: RewardSection, counts: metrics.Reward | None) -> RewardScorer:
+    def slow(path: str, section: RewardSection, counts: metrics.RewardMetrics | None) -> RewardScorer:
         began.set()
         assert ends.wait(60)
         return RewardScorer(path, section)
@@ -249,8 +249,8 @@ async def test_a_stop_does_not_wait_for_a_model_that_loads(models):
         scoring = await SwappingScoring.open(
             section.path,
             section,
-            batcher_metrics=metrics.Batcher(registry),
-            counts=metrics.Reward(registry),
+            batcher_metrics=metrics.BatcherMetrics(registry),
+            counts=metrics.RewardMetrics(registry),
             load=server.load,
         )
         async with scoring:

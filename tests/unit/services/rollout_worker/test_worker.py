@@ -50,7 +50,7 @@ class Bench:
     worker: RolloutWorker
     stop: asyncio.Event
     running: asyncio.Task[None]
-    counts: metrics.Worker
+    counts: metrics.WorkerMetrics
     registry: CollectorRegistry
     seen: dict[int, OutcomeEntry] = field(default_factory=dict)
 
@@ -89,7 +89,7 @@ async def bench(
     trainer.take_fence(1)
     trainer.dispatch(tasks)
     registry = CollectorRegistry()
-    counts = metrics.Worker(registry)
+    counts = metrics.WorkerMetrics(registry)
     async with peers_of(script, counts=counts, timeout_seconds=timeout) as peers:
         section = RolloutWorkerSection(max_in_flight=in_flight, drain_seconds=drain)
         worker = RolloutWorker(
@@ -449,7 +449,7 @@ async def test_policy_and_reference_with_different_tokenizers_are_refused() -> N
     script.fingerprints["reference"] = "two" * 20
     async with serving(script), clients_of(script.address) as clients:
         with pytest.raises(ConfigError) as raised:
-            await ModelServices.meet(clients, run="tests", counts=metrics.Worker(CollectorRegistry()))
+            await ModelServices.meet(clients, run="tests", counts=metrics.WorkerMetrics(CollectorRegistry()))
     message = str(raised.value)
     assert message.startswith("reference.path: got 'models/reference with tokenizer twotwotwotwo'")
     assert "tokenizer oneoneoneone of the policy models/policy" in message
@@ -462,7 +462,7 @@ async def test_waiting_for_services_says_for_which(caplog: pytest.LogCaptureFixt
         address = script.address
     async with clients_of(address) as clients:
         meeting = asyncio.create_task(
-            ModelServices.meet(clients, run="tests", counts=metrics.Worker(CollectorRegistry()))
+            ModelServices.meet(clients, run="tests", counts=metrics.WorkerMetrics(CollectorRegistry()))
         )
         async with asyncio.timeout(10):
             while caplog.text.count("waiting for the") < 3:  # noqa: ASYNC110 - a condition with a deadline

@@ -37,7 +37,7 @@ def key(key_id: str = "one", **limits: object) -> ApiKey:
 
 def counting(clock: Clock | None = None, **section: object) -> tuple[Allowance, CollectorRegistry]:
     registry = CollectorRegistry()
-    counts = metrics.Access(registry)
+    counts = metrics.AccessMetrics(registry)
     return Allowance(KeysSection(**section), counts=counts, clock=clock or Clock()), registry
 
 

@@ -75,7 +75,7 @@ def test_nothing_is_trained_on_that_is_older_than_max_staleness_updates(stalenes
             sent = max(task_id for _, task_id in run.broker.numbers) + 1
             most_open = max(most_open, sent - 8 * update)
 
-        result = run.trainer(metrics.Trainer(registry)).run(on_update=count_open)
+        result = run.trainer(metrics.TrainerMetrics(registry)).run(on_update=count_open)
         sendings = dict(run.broker.numbers)
     assert (result["tasks_dispatched"], result["tasks_trained"]) == (48, 48)
     assert (result["tasks_lost"], result["tasks_duplicated"], result["dead_letters"]) == (0, 0, 0)

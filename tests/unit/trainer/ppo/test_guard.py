@@ -129,7 +129,9 @@ def test_a_rate_that_was_low_from_the_start_falls_only_beyond_chance():
 def test_what_fires_is_told_once_per_change(caplog: pytest.LogCaptureFixture):
     registry = CollectorRegistry()
     guard = Guard(
-        GuardSection(kl_warn_above=5.0, action="stop"), quantiles=None, gauges=metrics.Trainer(registry)
+        GuardSection(kl_warn_above=5.0, action="stop"),
+        quantiles=None,
+        gauges=metrics.TrainerMetrics(registry),
     )
     rollouts = batch([(5, 6, 7, 8), (5, 6, 7, 9)], [0.0, 1.0])
     caplog.set_level(logging.INFO, logger="trainer.ppo.guard")

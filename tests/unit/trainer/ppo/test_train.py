@@ -214,7 +214,7 @@ def test_dead_tasks_leave_holes_and_are_counted(tmp_path, model_path):
     registry = CollectorRegistry()
     with Run(configured(tmp_path, model_path), model_path) as run:
         run.world.dead = {3, *range(8, 16)}  # one of the first batch, all of the second
-        result = run.trainer(metrics.Trainer(registry)).run()
+        result = run.trainer(metrics.TrainerMetrics(registry)).run()
     assert (result["tasks_dispatched"], result["tasks_trained"], result["dead_letters"]) == (48, 39, 9)
     assert (result["tasks_lost"], result["tasks_duplicated"]) == (0, 0)
     assert audited(run.config) == {"trained": 39, "dead": 9, "void": 0}

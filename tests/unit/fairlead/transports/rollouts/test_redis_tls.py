@@ -141,13 +141,13 @@ def test_files_that_are_not_there_or_of_no_use_are_told(authority: Authority, tm
         RedisTrainerQueue.connect(useless, run="tls")
     keys = KeysSection(redis_url="redis://127.0.0.1:1", redis_tls_ca=str(authority.ca))
     with pytest.raises(ConfigError, match=r"keys\.redis_tls_ca"):
-        Allowance(keys, counts=metrics.Access(CollectorRegistry()))
+        Allowance(keys, counts=metrics.AccessMetrics(CollectorRegistry()))
 
 
 async def test_allowances_are_counted_over_tls(server: ValkeyServer, authority: Authority):
     who = ApiKey(id="tls", sha256="0" * 64, scopes=("score",), requests_per_second=0.01)
     certificate, key = authority.issue("gateway", "gateway.local")
-    counts = metrics.Access(CollectorRegistry())
+    counts = metrics.AccessMetrics(CollectorRegistry())
     async with end_of_tls(server, authority, mutual=True) as url:
         section = KeysSection(
             redis_url=url,

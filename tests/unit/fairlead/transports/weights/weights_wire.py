@@ -76,7 +76,11 @@ class Node:
 @asynccontextmanager
 async def listening(servicer, registry: CollectorRegistry, *, port: int = 0) -> AsyncIterator[Node]:
     server = aio.server(
-        interceptors=[Edge(metrics.Server(registry), Access(KeysSection(), counts=metrics.Access(registry)))],
+        interceptors=[
+            Edge(
+                metrics.ServerMetrics(registry), Access(KeysSection(), counts=metrics.AccessMetrics(registry))
+            )
+        ],
         options=[("grpc.so_reuseport", 0)],
     )
     servicer.add_to(server)
@@ -98,7 +102,7 @@ async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: obj
     registry = CollectorRegistry()
     known = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)
     async with direct.listening("127.0.0.1:0", section, encrypted=False) as direct_port:
-        sender = Sender(store, section, metrics.Weights(registry), direct=direct_port)
+        sender = Sender(store, section, metrics.WeightsMetrics(registry), direct=direct_port)
         async with listening(WeightServicer(store, known, sender), registry, port=port) as node:
             node.health.set_serving(True)
             node.direct_port = direct_port.port if direct_port else 0
@@ -126,7 +130,7 @@ async def replica(
     """A policy replica that is not ready yet: its health says NOT_SERVING throughout."""
     section = WeightsSection(**(QUICK | {"addresses": (address,)} | settings))
     registry = CollectorRegistry()
-    counts = metrics.Weights(registry)
+    counts = metrics.WeightsMetrics(registry)
     with WeightCache(folder, keep=section.cache_versions) as cache:
         store = GrpcWeightStore(section, cache, counts)
         try:

@@ -93,7 +93,7 @@ def test_scores_depend_on_nothing_but_their_own_sequence(saved: Saved, name: str
         {"attention": "padded"},
     ):
         section = RewardSection(device="cpu", **{"attention": "segments"} | settings)
-        counts = metrics.Reward(registry := CollectorRegistry())
+        counts = metrics.RewardMetrics(registry := CollectorRegistry())
         scorer = RewardScorer(str(path), section, counts=counts)
         assert_same(scorer.score(sequences), expected)
         for _ in range(4):
