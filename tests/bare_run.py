@@ -23,8 +23,9 @@ from fairlead.config.infrastructure import QueueSection
 from fairlead.config.training import PpoSection
 from fairlead.errors import QueueUnavailable
 from fairlead.transports.rollouts.base import Claim
-from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue
-from fairlead.transports.rollouts.redis_observer import look
+from fairlead.transports.rollouts.redis_snapshot import take_snapshot
+from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
+from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import (
     Completion,
@@ -88,7 +89,7 @@ class BareRun:
 
     def audited(self) -> Report:
         """The audit of the run as it lies there."""
-        report, _ = audit(self.folder, look=lambda: look(self.section, run=RUN))
+        report, _ = audit(self.folder, look=lambda: take_snapshot(self.section, run=RUN))
         return report
 
     def check(
@@ -105,7 +106,7 @@ class BareRun:
         assert (report.trained, report.dead) == (self.ppo.updates * BATCH - len(dead), len(dead))
         assert report.max_staleness_seen <= self.ppo.max_staleness
         assert report.queue is not None
-        assert brought_back or report.queue["outcomes"] == 0, look(self.section, run=RUN)
+        assert brought_back or report.queue["outcomes"] == 0, take_snapshot(self.section, run=RUN)
         return report
 
 

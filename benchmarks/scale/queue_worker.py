@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fairlead import config, metrics
 from fairlead.config import RunConfig
-from fairlead.transports.rollouts.redis import RedisWorkerQueue
+from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
 from fairlead.types import Completion, FinishReason, PromptTask, Rollout, VersionSpan
 from services.rollout_worker.worker import RolloutWorker
 

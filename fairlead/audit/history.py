@@ -14,7 +14,7 @@ from functools import cached_property
 
 from fairlead.audit.journal import EventLine, OutcomeLine
 from fairlead.audit.snapshot import Snapshot, Terms
-from fairlead.transports.rollouts.keys import RETURNED
+from fairlead.transports.rollouts.redis_connection import RETURNED
 from fairlead.transports.weights.base import Ancestor, is_valid
 from fairlead.types import WeightVersion
 

@@ -223,7 +223,9 @@ def under_way(history: History) -> Iterator[Finding]:
     if queue is None or history.ended:
         return
     missing = [
-        task for task in truth.open_tasks() if task not in history.counted and task not in queue.present()
+        task
+        for task in truth.open_tasks()
+        if task not in history.counted and task not in queue.tasks_present()
     ]
     if missing:
         words = f"open, and not in the queue: {_some(missing)}; the trainer sends them again"

@@ -14,7 +14,7 @@ from fairlead.audit.history import History
 from fairlead.audit.invariants import DOUBLINGS, LOSSES, Finding, check
 from fairlead.audit.snapshot import Terms, take
 from fairlead.config import RunFolder
-from fairlead.transports.rollouts.redis_observer import QueueContents
+from fairlead.transports.rollouts.base import QueueSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ def audit(
     *,
     weights: Path | None = None,
     terms: Terms | None = None,
-    look: Callable[[], QueueContents] | None = None,
+    look: Callable[[], QueueSnapshot] | None = None,
     tensors: bool = True,
 ) -> tuple[Report, History]:
     """Audits a run; the arguments are those of `snapshot.take`. Returns what was found, and every life."""
@@ -156,7 +156,7 @@ def _incarnations(history: History) -> tuple[Incarnation, ...]:
     )
 
 
-def _queue(queue: QueueContents | None) -> dict[str, int] | None:
+def _queue(queue: QueueSnapshot | None) -> dict[str, int] | None:
     if queue is None:
         return None
     return {

@@ -16,7 +16,7 @@ from fairlead.audit.journal import Damage, EventLine, OutcomeLine, read_events, 
 from fairlead.audit.truth import Claims, Truth, newest, read_checkpoints, read_claims
 from fairlead.config import RunFolder
 from fairlead.errors import CorruptWeights, FairleadError, InvalidInput
-from fairlead.transports.rollouts.redis_observer import QueueContents
+from fairlead.transports.rollouts.base import QueueSnapshot
 from fairlead.transports.weights import manifest as manifests
 from fairlead.transports.weights.base import Manifest
 from fairlead.types import WeightVersion
@@ -48,7 +48,7 @@ class Snapshot:
     """The one that a trainer would resume."""
     outcomes: list[OutcomeLine]
     """What the trainers made of every outcome."""
-    queue: QueueContents | None = None
+    queue: QueueSnapshot | None = None
     """What Redis holds; None if it was not looked at."""
     queue_error: str = ""
     """Why it was not."""
@@ -67,7 +67,7 @@ def take(
     *,
     weights: Path | None = None,
     terms: Terms | None = None,
-    look: Callable[[], QueueContents] | None = None,
+    look: Callable[[], QueueSnapshot] | None = None,
     tensors: bool = True,
 ) -> Snapshot:
     """Reads a run.
@@ -93,7 +93,7 @@ def _once(
     folder: RunFolder,
     weights: Path,
     terms: Terms | None,
-    look: Callable[[], QueueContents] | None,
+    look: Callable[[], QueueSnapshot] | None,
     *,
     tensors: bool,
 ) -> Snapshot:
@@ -119,7 +119,7 @@ def _once(
     )
 
 
-def _queue(look: Callable[[], QueueContents] | None) -> tuple[QueueContents | None, str]:
+def _queue(look: Callable[[], QueueSnapshot] | None) -> tuple[QueueSnapshot | None, str]:
     if look is None:
         return None, "not asked for"
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fairlead.audit.history import History
     from fairlead.config import RunConfig, RunFolder
     from fairlead.config.infrastructure import QueueSection
-    from fairlead.transports.rollouts.redis_observer import QueueContents
+    from fairlead.transports.rollouts.base import QueueSnapshot
 
 _AUDIT = with_examples(
     "Check that every prompt of a PPO run counted once: trained on, or dead with a reason, in the lineage of "
@@ -163,11 +163,11 @@ def _show_life(history: History, task: int, *, as_json: bool) -> None:
 
 def _look(
     folder: RunFolder, settings: RunConfig | None, redis_url: str | None
-) -> Callable[[], QueueContents] | None:
+) -> Callable[[], QueueSnapshot] | None:
     """How to look at the run's queue; None if nobody says where it is."""
     from fairlead.errors import QueueUnavailable
     from fairlead.local.valkey import last_url
-    from fairlead.transports.rollouts.redis_observer import look
+    from fairlead.transports.rollouts.redis_snapshot import take_snapshot
 
     if settings is None and redis_url is None:
         return None
@@ -175,10 +175,10 @@ def _look(
     url = redis_url or section.redis_url or last_url(folder.redis)
     name = settings.name if settings else folder.root.resolve().name
 
-    def do_look() -> QueueContents:
+    def do_look() -> QueueSnapshot:
         if not url:
             raise QueueUnavailable(_EMBEDDED)
-        return look(section.model_copy(update={"redis_url": url}), run=name)
+        return take_snapshot(section.model_copy(update={"redis_url": url}), run=name)
 
     return do_look
 

@@ -24,7 +24,7 @@ from fairlead.config.serving import ModelServiceSection
 from fairlead.errors import FairleadError
 from fairlead.metrics import page as metrics_page
 from fairlead.rpc.retry import RetryPolicy
-from fairlead.transports.rollouts.redis import RedisWorkerQueue
+from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
 from fairlead.types import DeadLetter
 from services.rollout_worker.peers import Clients, ModelServices, both, wait_for
 from services.rollout_worker.worker import RolloutWorker

@@ -119,13 +119,13 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def delete_settled(self, pick: int) -> None:
         _, trainer, may = self.writes(pick)
-        outcomes = trainer.survey().outcomes
+        outcomes = trainer.snapshot().outcome_tasks()
         settled = [name for name, task in outcomes.items() if task in self.settled] or [self.world.nowhere]
         if not may:
             self.refused(lambda: trainer.delete(settled))
         else:
             trainer.delete(settled)
-            assert not set(settled) & set(trainer.survey().outcomes)
+            assert not set(settled) & set(trainer.snapshot().outcome_tasks())
 
     @rule(from_the_head=st.booleans())
     def read(self, from_the_head: bool) -> None:
@@ -138,7 +138,7 @@ class QueueMachine(RuleBasedStateMachine):
             except CorruptOutcome as error:
                 assert error.entry_id in self.broken
                 self.last_outcome = error.entry_id
-                self.send_again(error.entry_id, trainer.survey().outcomes[error.entry_id])
+                self.send_again(error.entry_id, trainer.snapshot().outcome_tasks()[error.entry_id])
                 continue
             if not entries:
                 return
@@ -161,8 +161,8 @@ class QueueMachine(RuleBasedStateMachine):
         incarnation, trainer = self.trainers[-1]
         self.model.fence = incarnation
         trainer.delete([outcome])
-        survey = trainer.survey()
-        if task not in self.settled | survey.prompts | set(survey.outcomes.values()):
+        snapshot = trainer.snapshot()
+        if task not in self.settled | snapshot.tasks_present():
             trainer.dispatch([prompt(task)])
             self.note_sendings(incarnation, [task])
 
@@ -238,10 +238,10 @@ class QueueMachine(RuleBasedStateMachine):
             for task, found in self.model.open.items()
         }
         assert self.world.open() == stored
-        survey, outcomes = self.trainers[-1][1].survey(), self.world.outcomes()
-        assert survey.prompts == self.model.present()
-        assert survey.outcomes == {entry: task for entry, task, _, _ in outcomes}
-        assert survey.outcome_bytes == sum(size for _, _, _, size in outcomes)
+        snapshot, outcomes = self.trainers[-1][1].snapshot(), self.world.outcomes()
+        assert snapshot.tasks_under_way() == self.model.present()
+        assert snapshot.outcome_tasks() == {entry: task for entry, task, _, _ in outcomes}
+        assert snapshot.outcome_bytes == sum(size for _, _, _, size in outcomes)
 
     @invariant()
     def a_sending_has_one_outcome_at_most(self) -> None:
@@ -252,8 +252,8 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_missing_unless_something_was_lost(self) -> None:
         if getattr(self, "sound", False):
-            survey = self.trainers[-1][1].survey()
-            assert self.sent <= self.settled | survey.prompts | set(survey.outcomes.values())
+            snapshot = self.trainers[-1][1].snapshot()
+            assert self.sent <= self.settled | snapshot.tasks_present()
 
     @invariant()
     def the_fence_is_that_of_the_newest_trainer_that_wrote(self) -> None:
@@ -274,8 +274,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.new_trainer()
         incarnation, trainer = self.trainers[-1]
         self.read(from_the_head=True)
-        survey = trainer.survey()
-        missing = self.sent - self.settled - survey.prompts - set(survey.outcomes.values())
+        snapshot = trainer.snapshot()
+        missing = self.sent - self.settled - snapshot.tasks_present()
         if missing:
             trainer.dispatch([prompt(task) for task in sorted(missing)])
             self.note_sendings(incarnation, sorted(missing))

@@ -19,10 +19,11 @@ from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import QueueUnavailable
 from fairlead.local import valkey
 from fairlead.transports.rollouts.base import Sending, TrainerQueue, WorkerQueue
-from fairlead.transports.rollouts.keys import GROUP, Keys
-from fairlead.transports.rollouts.memory import MemoryBroker, MemoryTrainerQueue, _Prompt
-from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue
+from fairlead.transports.rollouts.redis_connection import GROUP, Keys
+from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
+from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
 from tests.contract.queue_damage import damage, damaged
+from tests.memory_queue import MemoryBroker, MemoryTrainerQueue, QueuedSending
 
 LONG_AGO_MS = 10_000_000
 MAX_FAILURES, MAX_DELIVERIES = 3, 4
@@ -163,7 +164,7 @@ class RedisWorld:
             told = 0
             while True:
                 try:
-                    trainer.survey()
+                    trainer.snapshot()
                     break
                 except QueueUnavailable:
                     told += 1
@@ -276,7 +277,7 @@ class MemoryWorld:
 
         def bring_back() -> str:
             again = next(self.broker.entries)
-            content = self.broker.prompts if isinstance(found, _Prompt) else self.broker.outcomes
+            content = self.broker.prompts if isinstance(found, QueuedSending) else self.broker.outcomes
             content[again] = found
             return str(again)
 

@@ -10,7 +10,7 @@ import pytest
 from fairlead.config import load
 from fairlead.errors import EXIT_CODE, Stalled
 from fairlead.k8s.manifests import checkout
-from fairlead.transports.rollouts.keys import GROUP, Keys
+from fairlead.transports.rollouts.redis_connection import GROUP, Keys
 from tests.rendered import (
     MODEL_SERVICES,
     VARIANTS,

@@ -22,7 +22,7 @@ import redis
 from fairlead.errors import Fenced, QueueUnavailable
 from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer
-from fairlead.transports.rollouts.keys import Keys
+from fairlead.transports.rollouts.redis_connection import Keys
 from tests.bare_run import BATCH, RUN, BareRun, Workers
 from tests.contract.queue_damage import damage
 from trainer.ppo.incarnation import Incarnation

@@ -24,9 +24,9 @@ from fairlead.errors import (
 )
 from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer
-from fairlead.transports.rollouts.keys import GROUP, Keys
-from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue
-from fairlead.transports.rollouts.redis_connection import check_server
+from fairlead.transports.rollouts.redis_connection import GROUP, Keys, check_server
+from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
+from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
 from fairlead.types import DeadLetter, PromptTask, SamplingParams, WeightVersion
 from fairlead.v1 import rollout_pb2
 
@@ -123,9 +123,10 @@ async def test_an_entry_without_our_fields_is_acknowledged_and_its_task_found_mi
     run.raw.delete(run.keys.prompts)
     run.raw.xadd(run.keys.prompts, {"something": "else"}, id=entry_id)
     assert list(await worker.claim(count=5, block_seconds=0)) == []
-    assert f"prompt entry {entry_id.decode()} has no readable fields" in caplog.text
-    survey = trainer.survey()
-    assert (survey.prompts, survey.outcomes, trainer.stats().in_flight) == (frozenset(), {}, 0)
+    assert f"dropped prompt entry {entry_id.decode()}: its fields cannot be read" in caplog.text
+    snapshot = trainer.snapshot()
+    assert snapshot.tasks_present() == set()
+    assert trainer.stats().in_flight == 0
 
 
 async def test_a_prompt_of_a_newer_version_is_refused_by_name_and_left_to_newer_workers(run: Run) -> None:
@@ -138,7 +139,7 @@ async def test_a_prompt_of_a_newer_version_is_refused_by_name_and_left_to_newer_
             SchemaTooNew, match=r"prompt task has schema version \d+, this fairlead reads up to"
         ):
             await worker.claim(count=5, block_seconds=0)
-    assert trainer.survey().prompts == {7}
+    assert trainer.snapshot().tasks_under_way() == {7}
     [pending] = run.raw.xpending_range(run.keys.prompts, GROUP, "-", "+", 10)
     assert (pending["consumer"], pending["times_delivered"]) == (b"returned", 0)
 
@@ -221,7 +222,7 @@ async def test_scripts_check_everything_before_they_write(run: Run) -> None:
     run.raw.delete(run.keys.rollouts)
     with pytest.raises(redis.ResponseError, match="INVALID task"):
         trainer.dispatch([task(1), task(-1)])
-    assert trainer.survey().prompts == {0}
+    assert trainer.snapshot().tasks_under_way() == {0}
     assert await worker.finish(claim, LETTER)
 
 
@@ -249,8 +250,8 @@ async def test_a_full_redis_says_so_and_can_be_emptied(tmp_path: Path) -> None:
             await worker.finish(claims[1], LETTER)
         with pytest.raises(QueueUnavailable, match="is full"):
             trainer.dispatch([task(2)])
-        trainer.delete(trainer.survey().outcomes)
-        assert trainer.survey().outcomes == {}
+        trainer.delete(trainer.snapshot().outcome_tasks())
+        assert trainer.snapshot().outcome_tasks() == {}
         run.raw.config_set("maxmemory", 0)
         assert await worker.finish(claims[1], LETTER)
         await worker.close()
@@ -268,10 +269,10 @@ async def test_both_sides_go_on_after_a_restart(tmp_path: Path) -> None:
     with pytest.raises(QueueUnavailable, match=f"127.0.0.1:{server.port} does not answer"):
         await worker.finish(claim, LETTER)
     with pytest.raises(QueueUnavailable, match="check that it runs"):
-        trainer.survey()
+        trainer.snapshot()
     with valkey.start(server):
         assert await worker.finish(claim, LETTER)
-        assert trainer.survey().prompts == {1}
+        assert trainer.snapshot().tasks_under_way() == {1}
         [entry] = trainer.read(after="0", count=5, block_seconds=0)
         assert entry.outcome.result == LETTER
         [other] = await worker.claim(count=5, block_seconds=5)
@@ -279,8 +280,8 @@ async def test_both_sides_go_on_after_a_restart(tmp_path: Path) -> None:
     # Back before anybody asked: the trainer is told once all the same, because something may be lost.
     with valkey.start(server):
         with pytest.raises(QueueUnavailable, match="lost"):
-            trainer.survey()
-        assert trainer.survey().prompts == {1}
+            trainer.snapshot()
+        assert trainer.snapshot().tasks_under_way() == {1}
         run.raw.xgroup_destroy(run.keys.prompts, GROUP)
         run.raw.delete(run.keys.prompts)
         trainer.dispatch([task(1)])
@@ -330,7 +331,7 @@ async def test_the_password_may_stand_beside_the_url(server: ValkeyServer) -> No
     queue.close()
     with pytest.raises(QueueMisconfigured, match="FAIRLEAD_QUEUE__PASSWORD"):
         RedisTrainerQueue.connect(QueueSection(redis_url=url, password=SecretStr("wrong")), run="r")
-    with pytest.raises(QueueMisconfigured, match="refuses us"):
+    with pytest.raises(QueueMisconfigured, match="rejects the credentials"):
         await RedisWorkerQueue.connect(QueueSection(redis_url=url), run="r", consumer="w")
 
 
@@ -341,15 +342,15 @@ def test_a_bad_url_is_refused(url: str) -> None:
     assert "secret" not in str(raised.value)
 
 
-def test_old_servers_are_refused_and_durability_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_check_server_rejects_old_versions_and_logs_durability(caplog: pytest.LogCaptureFixture) -> None:
     fine = {"redis_version": "7.2.4", "maxmemory_policy": "noeviction", "aof_enabled": 1}
-    with pytest.raises(QueueMisconfigured, match="version 6.2.1: take Redis 7 or newer"):
-        check_server(fine | {"redis_version": "6.2.1"}, where="h:1", appendfsync="always")
+    with pytest.raises(QueueMisconfigured, match="version 6.2.1: use Redis 7 or newer"):
+        check_server(fine | {"redis_version": "6.2.1"}, {"appendfsync": "always"}, where="h:1")
     with caplog.at_level(logging.INFO):
-        check_server(fine, where="h:1", appendfsync="everysec")
-        check_server(fine | {"aof_enabled": 0}, where="h:2", appendfsync="everysec")
-        check_server(fine, where="h:3", appendfsync=None)
+        check_server(fine, {"appendfsync": "everysec"}, where="h:1")
+        check_server(fine | {"aof_enabled": 0}, {"appendfsync": "everysec"}, where="h:2")
+        check_server(fine, {}, where="h:3")
     messages = [record.getMessage() for record in caplog.records]
     assert "about the last second" in messages[0]
     assert "has no append-only file" in messages[1]
-    assert "does not tell its appendfsync" in messages[2]
+    assert "its appendfsync setting cannot be read" in messages[2]

@@ -11,8 +11,8 @@ from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import Fenced
 from fairlead.local.valkey import ValkeyServer, running
 from fairlead.transports.rollouts.base import Claim, Sending, TrainerQueue, WorkerQueue
-from fairlead.transports.rollouts.memory import MemoryBroker
-from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue
+from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
+from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
 from fairlead.types import (
     Completion,
     DeadLetter,
@@ -23,6 +23,7 @@ from fairlead.types import (
     VersionSpan,
     WeightVersion,
 )
+from tests.memory_queue import MemoryBroker
 
 LETTER = DeadLetter("reward_not_finite", "the reward model said nan")
 SHORT_LEASE, LONG_LEASE = 0.1, 60.0
@@ -214,7 +215,7 @@ async def test_sendings_are_numbered_on_after_their_outcome(queues: Queues) -> N
         claim = await claim_one(worker)
         assert claim.sending == Sending(1, number)
         await worker.finish(claim, rollout())
-        trainer.delete(trainer.survey().outcomes)
+        trainer.delete(trainer.snapshot().outcome_tasks())
         trainer.dispatch([task(0)])
 
 
@@ -232,7 +233,7 @@ async def test_failures_are_counted_and_the_last_one_kills(queues: Queues) -> No
     assert await workers[0].fail(claim, LETTER)
     [entry] = trainer.read(after="0", count=10, block_seconds=0)
     assert entry.outcome.result == LETTER
-    assert trainer.survey().prompts == frozenset()
+    assert trainer.snapshot().tasks_under_way() == frozenset()
 
 
 async def test_a_former_owner_cannot_fail_what_is_in_other_hands(queues: Queues) -> None:
@@ -289,19 +290,19 @@ async def test_reading_has_no_side_effect_and_deleting_is_for_good(queues: Queue
 
 async def test_the_survey_tells_what_is_there(queues: Queues) -> None:
     trainer, worker = started(queues, tasks=4), await queues.worker("w")
-    assert trainer.survey().prompts == {0, 1, 2, 3}
+    assert trainer.snapshot().tasks_under_way() == {0, 1, 2, 3}
     claims = await worker.claim(count=2, block_seconds=5)
-    assert trainer.survey().prompts == {0, 1, 2, 3}
+    assert trainer.snapshot().tasks_under_way() == {0, 1, 2, 3}
     await worker.finish(claims[1], rollout())
-    survey = trainer.survey()
+    snapshot = trainer.snapshot()
     [entry] = trainer.read(after="0", count=10, block_seconds=0)
-    assert survey.prompts == {0, 2, 3}
-    assert survey.outcomes == {entry.entry_id: 1}
-    assert survey.outcome_bytes > 50
+    assert snapshot.tasks_under_way() == {0, 2, 3}
+    assert snapshot.outcome_tasks() == {entry.entry_id: 1}
+    assert snapshot.outcome_bytes > 50
     stats = trainer.stats()
     assert (stats.waiting, stats.in_flight, stats.outcomes) == (2, 1, 1)
     trainer.delete([entry.entry_id])
-    assert trainer.survey().outcomes == {}
+    assert trainer.snapshot().outcome_tasks() == {}
 
 
 async def test_a_newer_trainer_fences_the_older_off(queues: Queues) -> None:
@@ -321,8 +322,8 @@ async def test_a_newer_trainer_fences_the_older_off(queues: Queues) -> None:
         old.delete([entry.entry_id])
     with pytest.raises(Fenced):
         old.take_fence(3)
-    survey = new.survey()
-    assert (survey.prompts, survey.outcomes) == (frozenset(), {entry.entry_id: 0})
+    snapshot = new.snapshot()
+    assert (snapshot.tasks_under_way(), snapshot.outcome_tasks()) == (frozenset(), {entry.entry_id: 0})
     assert new.known_incarnation() == 4
 
 
@@ -343,7 +344,7 @@ async def test_without_the_fence_nothing_is_written(queues: Queues) -> None:
     assert trainer.known_incarnation() == 0
     with pytest.raises(Fenced):
         trainer.dispatch([task(0)])
-    assert trainer.survey().prompts == frozenset()
+    assert trainer.snapshot().tasks_under_way() == frozenset()
 
 
 async def test_prompts_are_trimmed_behind_the_oldest_in_hand(queues: Queues) -> None:
@@ -354,7 +355,7 @@ async def test_prompts_are_trimmed_behind_the_oldest_in_hand(queues: Queues) -> 
         assert await worker.finish(claim, LETTER)
     stats = trainer.stats()
     assert (stats.waiting, stats.in_flight, stats.outcomes) == (0, 595, 5)
-    assert trainer.survey().prompts == set(range(5, 600))
+    assert trainer.snapshot().tasks_under_way() == set(range(5, 600))
 
 
 async def test_an_empty_hand_changes_nothing(queues: Queues) -> None:

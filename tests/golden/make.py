@@ -17,7 +17,7 @@ import redis
 
 from fairlead.local import valkey
 from fairlead.transports.rollouts.base import Claim
-from fairlead.transports.rollouts.redis import RedisTrainerQueue
+from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
 from fairlead.types import DeadLetter, Rollout
 from tests.golden.world import BATCH, LazyWorker, RedisBroker, configured, dump
 from tests.tiny import tiny_causal_lm

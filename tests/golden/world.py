@@ -12,8 +12,8 @@ import redis
 from fairlead.config import RunConfig, load
 from fairlead.config.infrastructure import QueueSection
 from fairlead.transports.rollouts.base import Claim
-from fairlead.transports.rollouts.keys import GROUP, Keys
-from fairlead.transports.rollouts.redis import RedisWorkerQueue
+from fairlead.transports.rollouts.redis_connection import GROUP, Keys
+from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
 from fairlead.types import DeadLetter, Rollout
 
 NAME = "golden"

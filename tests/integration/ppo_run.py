@@ -19,7 +19,7 @@ from fairlead.audit import Report, audit
 from fairlead.audit.snapshot import Terms
 from fairlead.config import RunFolder, load
 from fairlead.local import table, valkey
-from fairlead.transports.rollouts.redis_observer import look
+from fairlead.transports.rollouts.redis_snapshot import take_snapshot
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 BATCH = 8
@@ -143,7 +143,7 @@ def audited(folder: RunFolder, redis_url: str = "") -> Report:
     config = load(folder.config)
     section = config.queue.model_copy(update={"redis_url": redis_url or valkey.last_url(folder.redis)})
     terms = Terms(BATCH, config.ppo.max_staleness)
-    report, _ = audit(folder, terms=terms, look=lambda: look(section, run=config.name))
+    report, _ = audit(folder, terms=terms, look=lambda: take_snapshot(section, run=config.name))
     assert report.is_clean, report.findings
     return report
 

@@ -30,7 +30,7 @@ from fairlead.k8s.manifests import Manifest, Target, render
 from fairlead.local import valkey
 from fairlead.local.ports import Ports
 from fairlead.local.probes import Readyz
-from fairlead.transports.rollouts.keys import GROUP, Keys
+from fairlead.transports.rollouts.redis_connection import GROUP, Keys
 from tests.gateway_world import ask
 from tests.integration.ppo_run import make
 from tests.rendered import container, data_of, needs_kubectl, probes, templates

@@ -21,8 +21,8 @@ from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import QueueUnavailable
 from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer
-from fairlead.transports.rollouts.keys import GROUP, Keys
-from fairlead.transports.rollouts.redis import RedisTrainerQueue
+from fairlead.transports.rollouts.redis_connection import GROUP, Keys
+from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
 from fairlead.types import PromptTask, Rollout, SamplingParams, WeightVersion
 from tests.scripted_services import Script, answer_backwards, serving
 
@@ -121,7 +121,7 @@ async def test_tasks_come_through_and_sigterm_drains(tmp_path: Path) -> None:
         entries = trainer.read(after="0", count=100, block_seconds=0)
         assert sorted(entry.outcome.task.task_id for entry in entries) == list(range(11))
         assert all(isinstance(entry.outcome.result, Rollout) for entry in entries)
-        assert trainer.survey().prompts == {11}
+        assert trainer.snapshot().tasks_under_way() == {11}
         raw = redis.Redis.from_url(server.url, protocol=2)
         assert {found["name"] for found in raw.xinfo_consumers(Keys(RUN).prompts, GROUP)} <= {b"returned"}
         raw.close()
@@ -154,17 +154,17 @@ async def test_a_killed_worker_and_a_restarted_redis_cost_no_task(tmp_path: Path
                 database.kill()
                 database.wait()
                 with pytest.raises(QueueUnavailable):
-                    trainer.survey()
+                    trainer.snapshot()
                 await until(lambda: "the queue does not answer" in log())
                 with valkey.start(server):
                     await until(lambda: trainer.stats().outcomes == 30)
                     heir.send_signal(signal.SIGTERM)
                     assert await asyncio.wait_for(heir.wait(), 20) == 0
                     entries = trainer.read(after="0", count=100, block_seconds=0)
-                    survey = trainer.survey()
+                    snapshot = trainer.snapshot()
                     trainer.close()
     assert sorted(entry.outcome.task.task_id for entry in entries) == list(range(30))
-    assert survey.prompts == frozenset()
+    assert snapshot.tasks_under_way() == frozenset()
     delivered = {entry.outcome.task.task_id: entry.outcome.deliveries for entry in entries}
     assert [delivered[number] for number in range(4)] == [2, 2, 2, 2], "the victim's tasks went on"
 

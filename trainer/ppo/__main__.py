@@ -7,7 +7,7 @@ import sys
 from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.nn import determinism
-from fairlead.transports.rollouts.redis import RedisTrainerQueue
+from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from trainer import stage
 from trainer.checkpoint import CheckpointStore

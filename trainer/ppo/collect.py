@@ -255,18 +255,19 @@ class Collector:
         if known < mine:
             logger.warning("the queue has lost its fence: it knows incarnation %d, not %d", known, mine)
             self._queue.take_fence(mine)
-        survey = self._queue.survey()
+        snapshot = self._queue.snapshot()
+        outcomes = snapshot.outcome_tasks()
         gone = {
             entry_id
-            for entry_id, task_id in survey.outcomes.items()
+            for entry_id, task_id in outcomes.items()
             if (task_id < 0 or self._ledger.is_settled(task_id)) and entry_id not in self._retained
         }
-        self._discarded = (self._discarded | gone) & survey.outcomes.keys()
+        self._discarded = (self._discarded | gone) & outcomes.keys()
         if self._discarded:
             self._queue.delete(sorted(self._discarded))
             self._events.deleted(sorted(self._discarded), update=self._update)
-        present = survey.prompts | {
-            task_id for entry_id, task_id in survey.outcomes.items() if entry_id not in self._discarded
+        present = snapshot.tasks_under_way() | {
+            task_id for entry_id, task_id in outcomes.items() if entry_id not in self._discarded
         }
         self._discarded.clear()
         missing = [

@@ -1,1 +1,1 @@
-"""The queue: prompt tasks out, outcomes back."""
+"""The queue between trainer and rollout workers: prompt tasks in one direction, outcomes in the other."""

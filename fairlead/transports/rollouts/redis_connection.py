@@ -1,6 +1,7 @@
-"""Connecting to a Redis that can carry a run: its address, its checks, its errors in our own words.
+"""The connection to a run's Redis: its keys and scripts, client options, server checks and error mapping.
 
-Shared by the worker's and the trainer's face of the Redis queue. It knows nothing of tasks or streams.
+Shared by the worker's side and the trainer's side of the Redis queue. Knows where things are stored, but not
+what they mean: that is in the scripts (`lua/*.lua`) and in docs/queue-protocol.md.
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,8 +25,13 @@ from fairlead.errors import ConfigError, CorruptData, Fenced, QueueMisconfigured
 
 logger = logging.getLogger(__name__)
 
+GROUP = "workers"
+"""Consumer group of the prompts stream."""
+RETURNED = "returned"
+"""Consumer that owns entries that were given back, until a worker claims them."""
+
 _OLDEST_MAJOR_VERSION = 7
-_ANSWER_SECONDS = 10.0
+_REPLY_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
 
 _APPENDFSYNC = {
@@ -32,11 +41,51 @@ _APPENDFSYNC = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one run. The run's name is a hash tag, so that a cluster stores all of them in one slot."""
+
+    run: str
+    """Name of the run."""
+
+    @property
+    def prompts(self) -> str:
+        """Stream of sendings, with the group `workers`."""
+        return f"fairlead:{{{self.run}}}:prompts"
+
+    @property
+    def rollouts(self) -> str:
+        """Stream of outcomes, without a group."""
+        return f"fairlead:{{{self.run}}}:rollouts"
+
+    @property
+    def outstanding(self) -> str:
+        """Hash: task → `<incarnation>:<number>:<failures>:<entry>` of its open sending."""
+        return f"fairlead:{{{self.run}}}:outstanding"
+
+    @property
+    def fence(self) -> str:
+        """String: `<incarnation>:<token>` of the trainer that may write."""
+        return f"fairlead:{{{self.run}}}:fence"
+
+    def all(self) -> tuple[str, str, str, str]:
+        """Return all keys in the order that every script expects."""
+        return (self.prompts, self.rollouts, self.outstanding, self.fence)
+
+
+@cache
+def script(name: str) -> str:
+    """Return the source of a script: its shebang, the shared prelude, its body."""
+    folder = resources.files(__package__) / "lua"
+    shebang, _, body = (folder / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
+    return f"{shebang}\n{(folder / 'prelude.lua').read_text(encoding='utf-8')}{body}"
+
+
 def check_url(section: QueueSection) -> str:
-    """The URL of the queue.
+    """Return the URL of the queue.
 
     Raises:
-        ConfigError: if there is none, or it is not one of Redis.
+        ConfigError: if the URL is empty or not a Redis URL.
     """
     allowed = "redis://host:port, rediss://host:port or unix://path; `fairlead ppo` starts a server if empty"
     url = section.redis_url
@@ -52,13 +101,13 @@ def check_url(section: QueueSection) -> str:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown: user and password left out."""
+    """Return the URL without user and password, for messages."""
     head, separator, tail = url.rpartition("@")
     return f"{head.partition('://')[0]}://…@{tail}" if separator else url
 
 
 def address(url: str) -> str:
-    """`host:port`, or the path of a socket, for messages."""
+    """Return `host:port`, or the path of a Unix socket, for messages."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return parts.path
@@ -66,10 +115,10 @@ def address(url: str) -> str:
 
 
 def client_options(section: QueueSection) -> dict[str, Any]:
-    """Options of both clients. Nothing is retried in silence: to wait and to reconcile is the caller's."""
+    """Return the options of both clients. The client never retries: the caller waits and reconciles."""
     return {
         "password": section.password.get_secret_value() if section.password else None,
-        "socket_timeout": _ANSWER_SECONDS,
+        "socket_timeout": _REPLY_SECONDS,
         "socket_connect_timeout": _CONNECT_SECONDS,
         "socket_keepalive": True,
         "protocol": 2,
@@ -85,22 +134,22 @@ def client_options(section: QueueSection) -> dict[str, Any]:
 
 
 def tls_options(url: str, *, section: str, ca: str, certificate: str, key: str) -> dict[str, Any]:
-    """Options of a client for `rediss://`: whom it trusts and what it shows.
+    """Return the TLS options of a client for a `rediss://` URL.
 
     Args:
-        url: of the server.
-        section: of the settings, such as `queue.tls`, for messages.
-        ca: file of authorities; empty for those of the system.
-        certificate: file of the client's own; empty for none.
-        key: file of its private key.
+        url: URL of the server.
+        section: prefix of the settings, such as `queue.tls`, for messages.
+        ca: file with the trusted CA certificates; empty for those of the system.
+        certificate: file with the client's certificate; empty for none.
+        key: file with the client's private key; empty for none.
 
     Raises:
-        ConfigError: for a file that is not there, or settings that a URL without TLS would ignore.
+        ConfigError: if a file does not exist, or a setting would be ignored because the URL has no TLS.
     """
     files = {f"{section}_ca": ca, f"{section}_certificate": certificate, f"{section}_key": key}
     for field, path in files.items():
         if path and urlsplit(url).scheme != "rediss":
-            raise ConfigError(field, got=path, allowed="nothing but with a rediss:// URL")
+            raise ConfigError(field, got=path, allowed="empty, or a rediss:// URL")
         if path and not Path(path).is_file():
             raise ConfigError(field, got=path, allowed="a PEM file")
     options = {"ssl_ca_certs": ca, "ssl_certfile": certificate, "ssl_keyfile": key}
@@ -109,19 +158,20 @@ def tls_options(url: str, *, section: str, ca: str, certificate: str, key: str) 
 
 
 def no_retry() -> Retry:
-    """A policy of one try, for the synchronous client."""
+    """Return a policy without retries, for the synchronous client."""
     return Retry(NoBackoff(), 0)
 
 
 @contextmanager
 def errors_of(where: str) -> Iterator[None]:
-    """Turns the client's errors into ours; `where` is the server's address."""
+    """Translate errors of the Redis client to Fairlead's; `where` is the server's address."""
     try:
         yield
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
         raise QueueMisconfigured(
-            f"Redis at {where} refuses us ({error}): set queue.password (FAIRLEAD_QUEUE__PASSWORD), and let "
-            "its user run all stream, hash, string and scripting commands on fairlead:*"
+            f"Redis at {where} rejects the credentials ({error}): "
+            "set queue.password (FAIRLEAD_QUEUE__PASSWORD), and allow its user all stream, hash, string and "
+            "scripting commands on fairlead:*"
         ) from None
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -133,25 +183,27 @@ def errors_of(where: str) -> Iterator[None]:
             "check that it runs and that queue.redis_url is right"
         ) from error
     except redis.ResponseError as error:
-        raise _from_answer(where, error) from error
+        raise _from_reply(where, error) from error
 
 
-def _from_answer(where: str, error: redis.ResponseError) -> Exception:
+def _from_reply(where: str, error: redis.ResponseError) -> Exception:
     text = _first_line(error)
     if "FENCED" in text:
-        return Fenced(f"another trainer holds the fence of this run at {where} ({text}): this one must stop")
+        return Fenced(
+            f"another trainer holds the fence of this run at {where} ({text}): this trainer must stop"
+        )
     if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM" in text:
         return QueueUnavailable(f"Redis at {where} is full ({text}): raise its maxmemory")
     if isinstance(error, redis.exceptions.ReadOnlyError) or text.startswith(
         ("MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY ", "UNBLOCKED", "LOADING")
     ):
-        return QueueUnavailable(f"Redis at {where} takes no writes now ({text})")
+        return QueueUnavailable(f"Redis at {where} does not accept writes now ({text})")
     if "NOPERM" in text or "NOAUTH" in text:
         return QueueMisconfigured(
-            f"Redis at {where} refuses us ({text}): set queue.password or its user's rights"
+            f"Redis at {where} rejects the credentials ({text}): set queue.password, or grant its user access"
         )
     if "WRONGTYPE" in text:
-        return CorruptData(f"Redis at {where} holds something else under a key of this run ({text})")
+        return CorruptData(f"Redis at {where} has a key of this run with another type ({text})")
     return error
 
 
@@ -159,30 +211,31 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def check_server(info: Mapping[str, object], *, where: str, appendfsync: str | None) -> None:
-    """Refuses a server that would lose work, and logs what its durability means.
+def check_server(info: Mapping[str, object], config: Mapping[str, object], *, where: str) -> None:
+    """Reject a server that would lose work, and log what its durability settings mean.
 
     Args:
-        info: the answer to INFO.
-        where: the server's address.
-        appendfsync: the setting of that name; None if the server does not tell.
+        info: reply to INFO.
+        config: reply to CONFIG GET appendfsync; empty if the server does not allow it, as in managed Redis.
+        where: address of the server.
 
     Raises:
-        QueueMisconfigured: if it is too old, or evicts keys when it is full.
+        QueueMisconfigured: if the server is too old, or evicts keys when it is full.
     """
     version = str(info.get("redis_version", "0"))
     if int(version.partition(".")[0]) < _OLDEST_MAJOR_VERSION:
-        raise QueueMisconfigured(f"Redis at {where} is version {version}: take Redis 7 or newer, or Valkey")
+        raise QueueMisconfigured(f"Redis at {where} is version {version}: use Redis 7 or newer, or Valkey")
     policy = info.get("maxmemory_policy")
     if policy != "noeviction":
         raise QueueMisconfigured(
             f"Redis at {where} has maxmemory-policy {policy}, which deletes tasks when it is full: "
             "set it to noeviction (`CONFIG SET maxmemory-policy noeviction`, and in the server's file)"
         )
+    appendfsync = str(config.get("appendfsync") or "")
     if not int(str(info.get("aof_enabled", 0))):
         durability = "has no append-only file: a restart goes back to the last snapshot; set appendonly yes"
-    elif appendfsync is None:
-        durability = "has an append-only file and does not tell its appendfsync"
+    elif not appendfsync:
+        durability = "has an append-only file; its appendfsync setting cannot be read"
     else:
         durability = f"has appendfsync {appendfsync}: {_APPENDFSYNC.get(appendfsync, 'unknown')}"
     logger.info("Redis %s at %s %s", info.get("valkey_version", version), where, durability)

@@ -1,7 +1,7 @@
-"""The trainer's face of the Redis queue: the fence, dispatch, outcomes, the survey. Used by one thread.
+"""The trainer's side of the Redis queue: the fence, dispatch, outcomes, snapshots. Used by one thread.
 
-Every write is one Lua script (`lua/`) that compares the incarnation first. It knows no ledger: what is
-settled, and what must be sent again, is for the trainer to say.
+Every write is one Lua script (`lua/`) that compares the incarnation first. Knows no ledger: the trainer
+decides which tasks are settled and which must be sent again.
 """
 
 from __future__ import annotations
@@ -10,31 +10,32 @@ import secrets
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 import redis
 
-from fairlead.codec import encode_task
+from fairlead.codec import decode_outcome, encode_task
 from fairlead.config.infrastructure import QueueSection
-from fairlead.errors import CorruptOutcome, Fenced, QueueUnavailable
-from fairlead.transports.rollouts import redis_observer
-from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, Sending, Survey
-from fairlead.transports.rollouts.decoding import outcome_entry, up_to_a_bad_one
-from fairlead.transports.rollouts.keys import GROUP, Keys, script
+from fairlead.errors import CorruptData, CorruptOutcome, Fenced, QueueUnavailable, SchemaTooNew
+from fairlead.transports.rollouts.base import OutcomeEntry, QueueSnapshot, QueueStats, Sending
 from fairlead.transports.rollouts.redis_connection import (
+    GROUP,
+    Keys,
     address,
     check_server,
     check_url,
     client_options,
     errors_of,
     no_retry,
+    script,
 )
+from fairlead.transports.rollouts.redis_snapshot import decode_snapshot
 from fairlead.types import PromptTask
 
 _Item = TypeVar("_Item")
 
-_SCRIPTS = ("take_fence", "dispatch", "delete", "look")
+_SCRIPTS = ("take_fence", "dispatch", "delete", "snapshot")
 _TASKS_PER_CALL = 256
 _PAGE_TASKS = 256
 _LONGEST_BLOCK_SECONDS = 2.0
@@ -43,8 +44,8 @@ _LONGEST_BLOCK_SECONDS = 2.0
 class RedisTrainerQueue:
     """TrainerQueue over Redis Streams; see `base.TrainerQueue`.
 
-    A connection that was lost is reported once, as QueueUnavailable, even if the server is back already:
-    Redis may have lost something meanwhile, so the caller reconciles. The next call connects anew.
+    A lost connection is reported once, as QueueUnavailable, even if the server is already available again:
+    Redis may have lost data in the meantime, so the caller must reconcile. The next call reconnects.
     """
 
     def __init__(self, section: QueueSection, *, run: str) -> None:
@@ -54,8 +55,9 @@ class RedisTrainerQueue:
         self._owner = ""
         self._numbers = _Numbers()
         self._connected = False
-        self._loss_told = False
-        self._read_entries = self._read_bytes = 0
+        self._loss_reported = False
+        self._read_entries = 0
+        self._read_bytes = 0
         self._client = redis.Redis.from_url(
             section.redis_url,
             retry=no_retry(),
@@ -66,19 +68,21 @@ class RedisTrainerQueue:
 
     @classmethod
     def connect(cls, section: QueueSection, *, run: str) -> RedisTrainerQueue:
-        """Connects and checks the server.
+        """Connect to Redis and check the server.
 
         Raises:
-            ConfigError: for a bad URL.
-            QueueUnavailable: if it does not answer.
-            QueueMisconfigured: if it refuses us or would lose work.
+            ConfigError: if the URL is invalid.
+            QueueUnavailable: if Redis does not answer.
+            QueueMisconfigured: if Redis rejects the credentials or would lose work.
         """
         queue = cls(section, run=run)
         try:
             with queue._calling():
                 info = cast("Mapping[str, object]", queue._client.info())
-                appendfsync = _appendfsync(queue._client)
-            check_server(info, where=queue._where, appendfsync=appendfsync)
+                settings: Mapping[str, object] = {}
+                with suppress(redis.ResponseError):
+                    settings = cast("Mapping[str, object]", queue._client.config_get("appendfsync"))
+            check_server(info, settings, where=queue._where)
         except BaseException:
             queue.close()
             raise
@@ -91,14 +95,14 @@ class RedisTrainerQueue:
         return int(held.partition(b":")[0]) if held else 0
 
     def take_fence(self, incarnation: int) -> None:
-        """See `TrainerQueue.take_fence`. Safe to repeat by the one who holds it."""
+        """See `TrainerQueue.take_fence`. Safe to repeat by the trainer that holds it."""
         if not self._owner.startswith(f"{incarnation}:"):
             self._owner = f"{incarnation}:{secrets.token_hex(8)}"
             self._numbers = _Numbers()
         self._run("take_fence", [self._owner])
 
     def dispatch(self, tasks: Sequence[PromptTask]) -> None:
-        """See `TrainerQueue.dispatch`. After an error some of the tasks may have been sent."""
+        """See `TrainerQueue.dispatch`. After an error, some of the tasks may have been sent."""
         for batch in _batches(tasks):
             arguments: list[str | int | bytes] = [self._fence_owner()]
             for task in batch:
@@ -114,13 +118,13 @@ class RedisTrainerQueue:
             remaining = deadline - time.monotonic()
             wait_ms = max(1, round(min(remaining, _LONGEST_BLOCK_SECONDS) * 1000)) if remaining > 0 else None
             with self._calling():
-                answer = cast(
+                reply = cast(
                     Any, self._client.xread({self._keys.rollouts: after}, count=count, block=wait_ms)
                 )
-            if answer:
-                self._measure(answer[0][1])
-                return up_to_a_bad_one(
-                    _decode_entry(entry_id.decode(), fields) for entry_id, fields in answer[0][1]
+            if reply:
+                self._measure(reply[0][1])
+                return entries_before_corrupt(
+                    _decode_entry(entry_id.decode(), fields) for entry_id, fields in reply[0][1]
                 )
             if remaining <= 0:
                 return []
@@ -130,14 +134,9 @@ class RedisTrainerQueue:
         for batch in _batches(list(entry_ids)):
             self._run("delete", [self._fence_owner(), *batch])
 
-    def survey(self) -> Survey:
-        """See `TrainerQueue.survey`. An outcome entry that is not one of ours counts as of task −1."""
-        found = redis_observer.contents(self._run("look", []))
-        return Survey(
-            frozenset(found.under_way()),
-            {outcome.entry: outcome.task for outcome in found.outcomes},
-            sum(outcome.size_bytes for outcome in found.outcomes),
-        )
+    def snapshot(self) -> QueueSnapshot:
+        """See `TrainerQueue.snapshot`."""
+        return decode_snapshot(self._run("snapshot", []))
 
     def stats(self) -> QueueStats:
         """See `TrainerQueue.stats`."""
@@ -172,7 +171,7 @@ class RedisTrainerQueue:
             raise Fenced("this trainer has not taken the fence")
         return self._owner
 
-    def _run(self, name: str, arguments: Sequence[str | int | bytes]) -> Any:  # noqa: ANN401 - each script answers in its own shape
+    def _run(self, name: str, arguments: Sequence[str | int | bytes]) -> Any:  # noqa: ANN401 - the type of the reply depends on the script
         with self._calling():
             return self._scripts[name](keys=self._keys.all(), args=arguments)
 
@@ -182,43 +181,35 @@ class RedisTrainerQueue:
             with errors_of(self._where):
                 yield
         except QueueUnavailable:
-            self._loss_told = True
+            self._loss_reported = True
             raise
 
     def _on_connect(self, connection: redis.Connection) -> None:
         connection.on_connect()  # type: ignore[no-untyped-call]
-        if self._connected and not self._loss_told:
-            raise redis.ConnectionError("the connection was lost and is made anew")
-        self._connected, self._loss_told = True, False
+        if self._connected and not self._loss_reported:
+            raise redis.ConnectionError("the connection was lost; reconnecting")
+        self._connected = True
+        self._loss_reported = False
 
 
 class _Numbers:
-    """The last number of every task that this incarnation sent, in four bytes a task.
+    """The number of the last sending of each task by this incarnation, in four bytes per task.
 
-    They are kept here because Redis may forget them, and no sending may have the name of another.
+    Kept here because Redis may lose them, and a number must never be used for two sendings of a task.
     """
 
     def __init__(self) -> None:
         self._pages: dict[int, array[int]] = {}
 
     def last(self, task_id: int) -> int:
-        """Number of the last sending, 0 if there was none."""
+        """Return the number of the last sending, 0 if there was none."""
         page = self._pages.get(task_id // _PAGE_TASKS)
         return page[task_id % _PAGE_TASKS] if page is not None else 0
 
     def note(self, task_id: int, number: int) -> None:
-        """Remembers a sending."""
+        """Record the number of a sending."""
         page = self._pages.setdefault(task_id // _PAGE_TASKS, array("I", bytes(4 * _PAGE_TASKS)))
         page[task_id % _PAGE_TASKS] = number
-
-
-def _appendfsync(client: redis.Redis) -> str | None:
-    """The setting, or None where CONFIG is not allowed, as in managed Redis."""
-    try:
-        answer = cast("Mapping[str, str]", client.config_get("appendfsync"))
-    except redis.ResponseError:
-        return None
-    return answer.get("appendfsync") or None
 
 
 def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
@@ -229,7 +220,42 @@ def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
 def _decode_entry(entry_id: str, fields: Mapping[bytes, bytes]) -> OutcomeEntry:
     try:
         sending = Sending(int(fields[b"incarnation"]), int(fields[b"number"]))
-        task_id, payload = int(fields[b"task"]), fields[b"outcome"]
+        task_id = int(fields[b"task"])
+        payload = fields[b"outcome"]
     except (KeyError, ValueError) as error:
         raise CorruptOutcome(entry_id, str(error)) from error
-    return outcome_entry(entry_id, task_id, sending, payload)
+    return decode_outcome_entry(entry_id, task_id, sending, payload)
+
+
+def decode_outcome_entry(entry_id: str, task_id: int, sending: Sending, payload: bytes) -> OutcomeEntry:
+    """Decode an outcome of the queue.
+
+    Raises:
+        CorruptOutcome: if the payload cannot be decoded, or belongs to another task.
+        SchemaTooNew: if the outcome was written by a newer Fairlead.
+    """
+    try:
+        outcome = decode_outcome(payload)
+    except CorruptData as error:
+        raise CorruptOutcome(entry_id, str(error)) from error
+    except SchemaTooNew as error:
+        raise SchemaTooNew(f"outcome entry {entry_id}: {error}") from error
+    if outcome.task.task_id != task_id:
+        raise CorruptOutcome(entry_id, f"entry of task {task_id} contains task {outcome.task.task_id}")
+    return OutcomeEntry(entry_id, sending, outcome)
+
+
+def entries_before_corrupt(entries: Iterable[OutcomeEntry]) -> list[OutcomeEntry]:
+    """Return the entries before the first one that cannot be decoded; entries are decoded one by one.
+
+    Raises:
+        CorruptOutcome, SchemaTooNew: if the very first entry cannot be decoded.
+    """
+    found: list[OutcomeEntry] = []
+    try:
+        for entry in entries:
+            found.append(entry)
+    except (CorruptOutcome, SchemaTooNew):
+        if not found:
+            raise
+    return found

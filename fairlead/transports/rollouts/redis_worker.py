@@ -1,6 +1,6 @@
-"""The worker's face of the Redis queue: claims, leases, finishing. One instance per worker process.
+"""The worker's side of the Redis queue: claims, leases, finishing. One instance per worker process.
 
-Every write is one Lua script (`lua/`); this file encodes, decodes and waits. It knows no services and no
+Every write is one Lua script (`lua/`); this module encodes, decodes and waits. It knows no services and no
 ledger.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
@@ -16,20 +18,21 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from fairlead.codec import encode_outcome
+from fairlead.codec import decode_task, encode_outcome
 from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import CorruptData, InvalidInput, SchemaTooNew
 from fairlead.transports.rollouts.base import UNDECODABLE, Claim, Sending
-from fairlead.transports.rollouts.decoding import Delivery
-from fairlead.transports.rollouts.keys import RETURNED, Keys, script
 from fairlead.transports.rollouts.redis_connection import (
+    RETURNED,
+    Keys,
     address,
     check_server,
     check_url,
     client_options,
     errors_of,
+    script,
 )
-from fairlead.types import DeadLetter, Outcome, Rollout
+from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout, SamplingParams, WeightVersion
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,41 @@ _SCRIPTS = ("claim", "renew", "finish", "fail", "release", "leave")
 _CONSUMER_GONE_MS = 3_600_000
 _LONGEST_POLL_SECONDS = 0.5
 _CONNECTIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A prompt entry that was delivered to this worker and is not decoded yet."""
+
+    entry_id: str
+    """ID in the prompts stream."""
+    deliveries: int
+    """How often this sending was delivered, including this delivery."""
+    failures: int
+    """Explicit failures of this sending so far."""
+    task_id: int
+    """Task of the entry."""
+    sending: Sending
+    """The sending of the task."""
+    payload: bytes
+    """The encoded task."""
+
+    def claim(self) -> Claim:
+        """Decode the task and return the claim.
+
+        Raises:
+            CorruptData: if the task cannot be decoded, or its ID differs from that of the entry.
+            SchemaTooNew: if the task was written by a newer Fairlead.
+        """
+        task = decode_task(self.payload)
+        if task.task_id != self.task_id:
+            raise CorruptData(f"entry {self.entry_id} of task {self.task_id} contains task {task.task_id}")
+        return Claim(self.entry_id, task, self.sending, self.deliveries, self.failures)
+
+    def claim_without_prompt(self) -> Claim:
+        """Return a claim with an empty prompt, to dead-letter an entry whose task cannot be decoded."""
+        task = PromptTask(self.task_id, (), "", SamplingParams(), WeightVersion(0, 0))
+        return Claim(self.entry_id, task, self.sending, self.deliveries, self.failures)
 
 
 class RedisWorkerQueue:
@@ -70,21 +108,21 @@ class RedisWorkerQueue:
         consumer: str,
         on_dead_letter: Callable[[DeadLetter], None] | None = None,
     ) -> RedisWorkerQueue:
-        """Connects and checks the server.
+        """Connect to Redis and check the server.
 
         Args:
-            section: where Redis is, and the limits.
+            section: address of Redis, and limits.
             run: name of the run.
-            consumer: name of this worker, unlike every other's.
-            on_dead_letter: told of every dead letter that `claim` itself writes.
+            consumer: name of this worker, unique in the run.
+            on_dead_letter: called with every dead letter that `claim` itself writes.
 
         Raises:
-            ConfigError: for a bad URL.
-            QueueUnavailable: if it does not answer.
-            QueueMisconfigured: if it refuses us or would lose work.
+            ConfigError: if the URL is invalid.
+            QueueUnavailable: if Redis does not answer.
+            QueueMisconfigured: if Redis rejects the credentials or would lose work.
         """
         url = check_url(section)
-        # However many tasks end at once: who finds every connection taken waits, and Redis is as fast.
+        # When many tasks end at once, calls wait for a free connection: Redis is no faster with more of them.
         pool = BlockingConnectionPool.from_url(
             url, max_connections=_CONNECTIONS, retry=Retry(NoBackoff(), 0), **client_options(section)
         )
@@ -92,8 +130,10 @@ class RedisWorkerQueue:
         try:
             with errors_of(address(url)):
                 info = await client.info()
-                appendfsync = await _appendfsync(client)
-            check_server(info, where=address(url), appendfsync=appendfsync)
+                settings: Mapping[str, object] = {}
+                with suppress(redis.ResponseError):
+                    settings = cast("Mapping[str, object]", await client.config_get("appendfsync"))
+            check_server(info, settings, where=address(url))
             return cls(client, section, run=run, consumer=consumer, on_dead_letter=on_dead_letter)
         except BaseException:
             await client.aclose()
@@ -103,7 +143,7 @@ class RedisWorkerQueue:
         """See `WorkerQueue.claim`.
 
         Raises:
-            SchemaTooNew: for an entry of a newer fairlead; it and the rest of the batch are given back.
+            SchemaTooNew: for an entry of a newer Fairlead; it and the rest of the batch are given back.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + block_seconds
@@ -112,13 +152,13 @@ class RedisWorkerQueue:
             remaining = deadline - loop.time()
             if claims or remaining <= 0:
                 return claims
-            # Entries given back wake nobody, so waiting is cut into short pieces.
+            # XREAD does not return for entries that are given back, so the wait is split into short ones.
             await self._wait_for_new(
                 last, min(remaining, self._section.lease_seconds / 3, _LONGEST_POLL_SECONDS)
             )
 
     async def renew(self, claims: Iterable[Claim]) -> frozenset[str]:
-        """See `WorkerQueue.renew`. A sending that was closed by someone else counts as lost."""
+        """See `WorkerQueue.renew`. A sending that another worker closed counts as lost."""
         arguments: list[str | int] = [self._consumer]
         for claim in claims:
             arguments += [claim.entry_id, claim.task.task_id, claim.sending.incarnation, claim.sending.number]
@@ -131,7 +171,7 @@ class RedisWorkerQueue:
         return bool(await self._run("finish", [*_sending(claim), self._outcome(claim, result)]))
 
     async def fail(self, claim: Claim, letter: DeadLetter) -> bool:
-        """See `WorkerQueue.fail`. Safe to repeat; counts only while the lease is this worker's."""
+        """See `WorkerQueue.fail`. Safe to repeat; counts only while this worker holds the lease."""
         arguments = [
             *_sending(claim),
             self._consumer,
@@ -141,7 +181,7 @@ class RedisWorkerQueue:
         return cast(int, await self._run("fail", arguments)) == 2
 
     async def release(self, claims: Iterable[Claim]) -> None:
-        """See `WorkerQueue.release`. The delivery is taken off the count."""
+        """See `WorkerQueue.release`. The delivery is subtracted from the count."""
         entries = [claim.entry_id for claim in claims]
         if entries:
             await self._run("release", [self._consumer, *entries])
@@ -153,7 +193,7 @@ class RedisWorkerQueue:
         finally:
             await self._client.aclose()
 
-    async def _run(self, name: str, arguments: Sequence[str | int | bytes]) -> Any:  # noqa: ANN401 - each script answers in its own shape
+    async def _run(self, name: str, arguments: Sequence[str | int | bytes]) -> Any:  # noqa: ANN401 - the type of the reply depends on the script
         with errors_of(self._where):
             return await self._scripts[name](keys=self._keys.all(), args=arguments)
 
@@ -167,7 +207,7 @@ class RedisWorkerQueue:
         lease_ms = max(1, round(self._section.lease_seconds * 1000))
         raw_claims, unreadable, last = await self._run("claim", [self._consumer, lease_ms, count])
         for entry in unreadable:
-            logger.error("prompt entry %s has no readable fields: acknowledged and dropped", entry.decode())
+            logger.error("dropped prompt entry %s: its fields cannot be read", entry.decode())
         claims: list[Claim] = []
         too_new: SchemaTooNew | None = None
         for raw in raw_claims:
@@ -178,10 +218,10 @@ class RedisWorkerQueue:
                 too_new = error
                 continue
             except CorruptData as error:
-                await self._dead_letter(delivery.stub(), DeadLetter(UNDECODABLE, str(error)))
+                await self._dead_letter(delivery.claim_without_prompt(), DeadLetter(UNDECODABLE, str(error)))
                 continue
             if claim.deliveries > self._section.max_deliveries:
-                detail = f"delivered {claim.deliveries} times, at most {self._section.max_deliveries}"
+                detail = f"delivered {claim.deliveries} times, allowed: {self._section.max_deliveries}"
                 await self._dead_letter(claim, DeadLetter("too_many_deliveries", detail))
             else:
                 claims.append(claim)
@@ -191,21 +231,12 @@ class RedisWorkerQueue:
         return claims, last
 
     async def _dead_letter(self, claim: Claim, letter: DeadLetter) -> None:
-        logger.warning("task %d is dead: %s: %s", claim.task.task_id, letter.reason, letter.detail)
+        logger.warning("task %d dead-lettered: %s: %s", claim.task.task_id, letter.reason, letter.detail)
         if await self.finish(claim, letter) and self._on_dead_letter is not None:
             self._on_dead_letter(letter)
 
     def _outcome(self, claim: Claim, result: Rollout | DeadLetter) -> bytes:
         return encode_outcome(Outcome(claim.task, result, self._consumer, claim.deliveries, claim.failures))
-
-
-async def _appendfsync(client: Redis) -> str | None:
-    """The setting, or None where CONFIG is not allowed, as in managed Redis."""
-    try:
-        answer = await client.config_get("appendfsync")
-    except redis.ResponseError:
-        return None
-    return str(answer.get("appendfsync", "")) or None
 
 
 def _sending(claim: Claim) -> list[str | int | bytes]:

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 from fairlead.audit import audit
 from fairlead.audit.snapshot import Terms
 from fairlead.cli.main import app
-from fairlead.transports.rollouts.base import Sending
-from fairlead.transports.rollouts.redis_observer import QueueContents, QueuedOutcome, QueuedPrompt
+from fairlead.transports.rollouts.base import QueuedOutcome, QueuedPrompt, QueueSnapshot, Sending
 from tests.unit.fairlead.audit.audit_world import BATCH, MadeRun, kinds, sound
 
 
@@ -149,13 +148,13 @@ def test_a_trainer_that_takes_over_while_all_is_read_makes_it_be_read_again(tmp_
     folder = made.write()
     looks = []
 
-    def look() -> QueueContents:
+    def look() -> QueueSnapshot:
         """After the checkpoints were read, and before the journal."""
         looks.append(len(looks))
         if len(looks) == 1:
             made.incarnation(3, resumed_from=8, until=10)
             made.write()
-        return QueueContents(incarnation=3, prompts=(), outcomes=(), failures={})
+        return QueueSnapshot(incarnation=3, prompts=(), outcomes=(), failures={})
 
     report, _ = audit(folder, look=look)
     assert looks == [0, 1]
@@ -174,7 +173,7 @@ def test_an_open_task_that_the_queue_lost_is_worth_knowing_and_no_error(tmp_path
     closed = QueuedPrompt("1-2", 34, Sending(1, 1), False, "w", 1, 0.5, False)
     back = QueuedPrompt("1-4", 33, Sending(2, 1), True, "returned", 4, 0.5, False)
     waits = QueuedOutcome("1-3", 35, Sending(2, 1), 100)
-    contents = QueueContents(incarnation=2, prompts=(held, closed), outcomes=(waits,), failures={33: 0})
+    contents = QueueSnapshot(incarnation=2, prompts=(held, closed), outcomes=(waits,), failures={33: 0})
     report, history = audit(made.write(), look=lambda: contents)
     assert report.is_clean
     [finding] = report.findings
@@ -191,13 +190,13 @@ def test_an_open_task_that_the_queue_lost_is_worth_knowing_and_no_error(tmp_path
         ),
         (back, "given back, waits for a worker, failed 1 times before, left 3 times without a word"),
     ):
-        contents = QueueContents(incarnation=2, prompts=(prompt,), outcomes=(), failures={33: 1})
+        contents = QueueSnapshot(incarnation=2, prompts=(prompt,), outcomes=(), failures={33: 1})
         _, history = audit(made.write(), look=lambda contents=contents: contents)
         assert [moment.words for moment in history.life(33)][1:] == [
             f"now: sending 2.1, {words}",
             "now: open",
         ]
-    stranger = QueueContents(incarnation=7, prompts=(held, closed), outcomes=(waits,), failures={})
+    stranger = QueueSnapshot(incarnation=7, prompts=(held, closed), outcomes=(waits,), failures={})
     report, _ = audit(made.write(), look=lambda: stranger)
     assert [finding.words for finding in report.findings if finding.is_error] == [
         "incarnation 7 holds the queue's fence and has no claim in this folder"

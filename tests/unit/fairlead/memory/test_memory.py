@@ -246,7 +246,10 @@ def test_what_is_copied_from_parts_with_torch_is_the_same_there():
 @pytest.mark.parametrize(
     ("kind", "imports"),
     [
-        ("light", "services.rollout_worker.worker, fairlead.clients, fairlead.transports.rollouts.redis"),
+        (
+            "light",
+            "services.rollout_worker.worker, fairlead.clients, fairlead.transports.rollouts.redis_worker",
+        ),
         ("torch", "services.reward.scorer"),
     ],
 )

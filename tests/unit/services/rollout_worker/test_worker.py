@@ -16,10 +16,10 @@ from fairlead import metrics
 from fairlead.config.serving import RolloutWorkerSection
 from fairlead.errors import ConfigError, QueueUnavailable, SchemaTooNew
 from fairlead.transports.rollouts.base import OutcomeEntry
-from fairlead.transports.rollouts.memory import MemoryBroker, MemoryTrainerQueue, MemoryWorkerQueue
 from fairlead.types import DeadLetter, PromptTask, Rollout, SamplingParams, WeightVersion
 from services.rollout_worker.peers import ModelServices
 from services.rollout_worker.worker import RolloutWorker
+from tests.memory_queue import MemoryBroker, MemoryTrainerQueue, MemoryWorkerQueue
 from tests.scripted_services import (
     MAX_SEQUENCE_TOKENS,
     VOCABULARY_SIZE,

@@ -18,10 +18,10 @@ from fairlead.config.base import ComputeSection
 from fairlead.errors import FairleadError
 from fairlead.nn.loading import load_causal_lm
 from fairlead.transports.rollouts.base import Claim
-from fairlead.transports.rollouts.memory import MemoryBroker
 from fairlead.transports.weights.base import Adapter
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import Completion, DeadLetter, FinishReason, Rollout, VersionSpan, WeightVersion
+from tests.memory_queue import MemoryBroker
 
 Score = Callable[[tuple[int, ...]], float]
 

@@ -11,8 +11,8 @@ from fairlead import metrics
 from fairlead.audit import audit
 from fairlead.errors import QueueUnavailable
 from fairlead.transports.rollouts.base import OutcomeEntry, Sending
-from fairlead.transports.rollouts.memory import MemoryBroker
 from fairlead.types import DeadLetter, Outcome, WeightVersion
+from tests.memory_queue import MemoryBroker
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_world import World
 from tests.unit.trainer.ppo.test_collect import Bench, Interruptions, rollout, task

@@ -11,7 +11,6 @@ import pytest
 from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import CorruptOutcome, Fenced, QueueUnavailable, Stalled
 from fairlead.transports.rollouts.base import Claim
-from fairlead.transports.rollouts.memory import MemoryBroker
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import (
     Completion,
@@ -24,6 +23,7 @@ from fairlead.types import (
     VersionSpan,
     WeightVersion,
 )
+from tests.memory_queue import MemoryBroker
 from trainer.ppo.admission import checked
 from trainer.ppo.collect import Collector
 from trainer.ppo.events import Books, EventLog
@@ -150,7 +150,7 @@ def test_outcomes_of_a_lineage_that_was_given_up_are_dropped_and_their_task_is_s
     (entry,) = collector.wait()
     assert entry.sending.incarnation == 3
     assert bench.events() == [(10, "other_lineage")]
-    assert set(bench.queue.survey().outcomes.values()) == {10}
+    assert set(bench.queue.snapshot().outcome_tasks().values()) == {10}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_entries_of_settled_tasks_and_of_tasks_not_asked_for_are_deleted(bench):
     collector = bench.take_over(Interruptions(bench.queue, read=[bench.work]))
     collector.send([task(10)], update=5)
     assert len(collector.wait()) == 1
-    assert set(bench.queue.survey().outcomes.values()) == {10}
+    assert set(bench.queue.snapshot().outcome_tasks().values()) == {10}
     assert (40, "not_open") in bench.events()
 
 
@@ -228,7 +228,7 @@ def test_an_outcome_that_the_queue_forgot_is_made_again(bench):
 def test_an_outage_is_waited_out_and_said(bench):
     first = {
         "dispatch": [unavailable],
-        "survey": [unavailable, unavailable],
+        "snapshot": [unavailable, unavailable],
         "read": [unavailable, bench.work, unavailable, bench.work],
     }
     collector = bench.take_over(Interruptions(bench.queue, **first))
@@ -246,14 +246,14 @@ def test_settled_entries_go_at_once_if_void_and_else_with_the_checkpoint(bench):
     entries = collector.wait()
     bench.ledger.settle(10)
     collector.settled(entries, checkpoint_update=5)  # a resume from update 5 could use it
-    assert set(bench.queue.survey().outcomes.values()) == {10}
+    assert set(bench.queue.snapshot().outcome_tasks().values()) == {10}
     collector.send([task(11, version=WeightVersion(3, 6))], update=6)
     entries = collector.wait()
     bench.ledger.settle(11)
     collector.settled(entries, checkpoint_update=5)  # newer than the checkpoint: void after a resume
-    assert set(bench.queue.survey().outcomes.values()) == {10}
+    assert set(bench.queue.snapshot().outcome_tasks().values()) == {10}
     collector.checkpointed(1)
-    assert not bench.queue.survey().outcomes
+    assert not bench.queue.snapshot().outcome_tasks()
 
 
 def test_a_dead_letter_counts_and_stays_until_the_checkpoint(bench):
@@ -264,9 +264,9 @@ def test_a_dead_letter_counts_and_stays_until_the_checkpoint(bench):
     entries = collector.wait()
     bench.ledger.settle(10, dead_reason="prompt_too_long")
     collector.settled(entries, checkpoint_update=4)
-    assert len(bench.queue.survey().outcomes) == 1
+    assert len(bench.queue.snapshot().outcome_tasks()) == 1
     collector.checkpointed(1)
-    assert not bench.queue.survey().outcomes
+    assert not bench.queue.snapshot().outcome_tasks()
 
 
 def test_an_unreadable_entry_is_deleted_and_its_task_sent_again(bench):

@@ -14,7 +14,7 @@ from fairlead.audit import audit
 from fairlead.config import RunConfig, load
 from fairlead.errors import Fenced
 from fairlead.nn.loading import load_causal_lm
-from fairlead.transports.rollouts.memory import MemoryBroker
+from tests.memory_queue import MemoryBroker
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_world import World
 from trainer.checkpoint import CheckpointStore

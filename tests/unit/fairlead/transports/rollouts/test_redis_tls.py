@@ -19,7 +19,8 @@ from fairlead.errors import ConfigError, Overloaded, QueueMisconfigured, QueueUn
 from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer
 from fairlead.rpc.api_keys import ApiKey
-from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue
+from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
+from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
 from services.runtime.allowance import Allowance
 from tests.unit.fairlead.rpc.tls_world import Authority
 

@@ -1,7 +1,8 @@
-"""The queue in the memory of one process, for unit tests of the worker and the trainer.
+"""A queue in the memory of one process, for unit tests of the worker and the trainer.
 
 It keeps the rules of docs/queue-protocol.md and passes the same conformance suite as Redis. Threads may share
-a broker: the trainer's face blocks one, the worker's face waits in an event loop. The clock can be injected.
+a broker: the trainer's side blocks one thread, the worker's side waits in an event loop. The clock can be
+injected.
 """
 
 from __future__ import annotations
@@ -16,14 +17,25 @@ from typing import NamedTuple
 
 from fairlead.codec import encode_outcome, encode_task
 from fairlead.errors import CorruptData, Fenced
-from fairlead.transports.rollouts.base import UNDECODABLE, Claim, OutcomeEntry, QueueStats, Sending, Survey
-from fairlead.transports.rollouts.decoding import Delivery, outcome_entry, up_to_a_bad_one
+from fairlead.transports.rollouts.base import (
+    UNDECODABLE,
+    Claim,
+    OutcomeEntry,
+    QueuedOutcome,
+    QueuedPrompt,
+    QueueSnapshot,
+    QueueStats,
+    Sending,
+)
+from fairlead.transports.rollouts.redis_connection import RETURNED
+from fairlead.transports.rollouts.redis_trainer import decode_outcome_entry, entries_before_corrupt
+from fairlead.transports.rollouts.redis_worker import Delivery
 from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout
 
 _POLL_SECONDS = 0.005
 
 
-class _Prompt(NamedTuple):
+class QueuedSending(NamedTuple):
     """A sending in the prompts stream."""
 
     task_id: int
@@ -50,7 +62,7 @@ class _Open:
 
 
 class MemoryBroker:
-    """What Redis holds, and the rules that its scripts keep."""
+    """The state that Redis would hold, and the rules of its scripts."""
 
     def __init__(
         self,
@@ -66,7 +78,7 @@ class MemoryBroker:
         self.clock = clock
         self.changed = threading.Condition(threading.RLock())
         self.entries = itertools.count(1)
-        self.prompts: dict[int, _Prompt] = {}
+        self.prompts: dict[int, QueuedSending] = {}
         self.last_delivered = 0
         self.leases: dict[int, _Lease] = {}
         self.open: dict[int, _Open] = {}
@@ -75,28 +87,28 @@ class MemoryBroker:
         self.incarnation = 0
 
     def worker(self, consumer: str) -> MemoryWorkerQueue:
-        """The worker's face."""
+        """Return the queue of a worker."""
         return MemoryWorkerQueue(self, consumer)
 
     def trainer(self) -> MemoryTrainerQueue:
-        """The trainer's face."""
+        """Return the queue of a trainer."""
         return MemoryTrainerQueue(self)
 
     def open_failures(self, task_id: int, sending: Sending, entry: int) -> int | None:
-        """Explicit failures of a sending if it is open, else None."""
+        """Return the explicit failures of a sending if it is open, else None."""
         found = self.open.get(task_id)
         if found is not None and found.sending == sending and found.entry == entry:
             return found.failures
         return None
 
     def acknowledge(self, entry: int) -> None:
-        """Takes an entry out of the pending ones and trims the head of the stream."""
+        """Remove an entry from the pending ones and trim the head of the stream."""
         self.leases.pop(entry, None)
         oldest = min(self.leases, default=self.last_delivered)
         self.prompts = {entry: found for entry, found in self.prompts.items() if entry >= oldest}
 
     def finish(self, claim: Claim, outcome: Outcome) -> bool:
-        """Closes a sending with its outcome, if it is open."""
+        """Close a sending with its outcome, if it is open."""
         entry, task_id = int(claim.entry_id), claim.task.task_id
         with self.changed:
             is_open = self.open_failures(task_id, claim.sending, entry) is not None
@@ -108,12 +120,12 @@ class MemoryBroker:
             return is_open
 
     def give_back(self, lease: _Lease) -> None:
-        """Lets the next claim take its entry, whoever it is."""
+        """Make the entry available to the next claim of any worker."""
         lease.consumer = None
         lease.since = float("-inf")
 
     def take(self, consumer: str, count: int) -> list[Delivery]:
-        """Claims leases that ran out, then new entries; acknowledges those of closed sendings."""
+        """Deliver entries with expired leases, then new ones; acknowledge those of closed sendings."""
         with self.changed:
             now = self.clock()
             due = now - self.lease_seconds
@@ -154,10 +166,10 @@ class MemoryWorkerQueue:
                 try:
                     claim = delivery.claim()
                 except CorruptData as error:
-                    await self.finish(delivery.stub(), DeadLetter(UNDECODABLE, str(error)))
+                    await self.finish(delivery.claim_without_prompt(), DeadLetter(UNDECODABLE, str(error)))
                     continue
                 if claim.deliveries > self._broker.max_deliveries:
-                    detail = f"delivered {claim.deliveries} times, at most {self._broker.max_deliveries}"
+                    detail = f"delivered {claim.deliveries} times, allowed: {self._broker.max_deliveries}"
                     await self.finish(claim, DeadLetter("too_many_deliveries", detail))
                 else:
                     claims.append(claim)
@@ -231,7 +243,7 @@ class MemoryTrainerQueue:
         return self._broker.incarnation
 
     def take_fence(self, incarnation: int) -> None:
-        """See `TrainerQueue.take_fence`. Safe to repeat by the one who holds it."""
+        """See `TrainerQueue.take_fence`. Safe to repeat by the trainer that holds it."""
         with self._broker.changed:
             if self._broker.incarnation > incarnation or (
                 self._broker.incarnation == incarnation != self._incarnation
@@ -247,21 +259,21 @@ class MemoryTrainerQueue:
                 key = (self._incarnation, task.task_id)
                 number = self._broker.numbers[key] = self._broker.numbers.get(key, 0) + 1
                 entry, sending = next(self._broker.entries), Sending(self._incarnation, number)
-                self._broker.prompts[entry] = _Prompt(task.task_id, sending, encode_task(task))
+                self._broker.prompts[entry] = QueuedSending(task.task_id, sending, encode_task(task))
                 self._broker.open[task.task_id] = _Open(sending, 0, entry)
             self._broker.changed.notify_all()
 
     def read(self, *, after: str, count: int, block_seconds: float) -> Sequence[OutcomeEntry]:
         """See `TrainerQueue.read`."""
 
-        def behind() -> list[int]:
+        def later() -> list[int]:
             return [entry for entry in self._broker.outcomes if entry > int(after)]
 
         with self._broker.changed:
             if block_seconds > 0:
-                self._broker.changed.wait_for(lambda: bool(behind()), timeout=block_seconds)
-            return up_to_a_bad_one(
-                outcome_entry(str(entry), *self._broker.outcomes[entry]) for entry in behind()[:count]
+                self._broker.changed.wait_for(lambda: bool(later()), timeout=block_seconds)
+            return entries_before_corrupt(
+                decode_outcome_entry(str(entry), *self._broker.outcomes[entry]) for entry in later()[:count]
             )
 
     def delete(self, entry_ids: Iterable[str]) -> None:
@@ -271,19 +283,21 @@ class MemoryTrainerQueue:
             for entry_id in entry_ids:
                 self._broker.outcomes.pop(int(entry_id), None)
 
-    def survey(self) -> Survey:
-        """See `TrainerQueue.survey`."""
+    def snapshot(self) -> QueueSnapshot:
+        """See `TrainerQueue.snapshot`."""
         with self._broker.changed:
-            live = {entry for entry in self._broker.prompts if entry > self._broker.last_delivered}
-            live |= self._broker.leases.keys() & self._broker.prompts.keys()
-            return Survey(
-                frozenset(task_id for task_id, found in self._broker.open.items() if found.entry in live),
-                {str(entry): task_id for entry, (task_id, _, _) in self._broker.outcomes.items()},
-                sum(len(payload) for _, _, payload in self._broker.outcomes.values()),
+            return QueueSnapshot(
+                incarnation=self._broker.incarnation,
+                prompts=tuple(self._queued_prompt(entry) for entry in self._broker.prompts),
+                outcomes=tuple(
+                    QueuedOutcome(str(entry), task_id, sending, len(payload))
+                    for entry, (task_id, sending, payload) in self._broker.outcomes.items()
+                ),
+                failures={task_id: found.failures for task_id, found in self._broker.open.items()},
             )
 
     def stats(self) -> QueueStats:
-        """See `TrainerQueue.stats`. Memory is that of the outcomes alone."""
+        """See `TrainerQueue.stats`. The memory is that of the outcomes only."""
         with self._broker.changed:
             waiting = sum(entry > self._broker.last_delivered for entry in self._broker.prompts)
             size = sum(len(payload) for _, _, payload in self._broker.outcomes.values())
@@ -291,6 +305,20 @@ class MemoryTrainerQueue:
 
     def close(self) -> None:
         """See `TrainerQueue.close`."""
+
+    def _queued_prompt(self, entry: int) -> QueuedPrompt:
+        task_id, sending, _ = self._broker.prompts[entry]
+        lease = self._broker.leases.get(entry)
+        return QueuedPrompt(
+            entry=str(entry),
+            task=task_id,
+            sending=sending,
+            is_open=self._broker.open_failures(task_id, sending, entry) is not None,
+            worker=(lease.consumer or RETURNED) if lease else "",
+            deliveries=lease.deliveries if lease else 0,
+            idle_seconds=self._broker.clock() - lease.since if lease else 0.0,
+            is_new=entry > self._broker.last_delivered,
+        )
 
     def _check_fence(self) -> None:
         if self._incarnation == 0:

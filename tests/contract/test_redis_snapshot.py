@@ -11,9 +11,10 @@ from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import QueueUnavailable
 from fairlead.local.valkey import ValkeyServer, running
 from fairlead.transports.rollouts.base import Sending
-from fairlead.transports.rollouts.keys import Keys
-from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue
-from fairlead.transports.rollouts.redis_observer import look
+from fairlead.transports.rollouts.redis_connection import Keys
+from fairlead.transports.rollouts.redis_snapshot import take_snapshot
+from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
+from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
 from fairlead.types import DeadLetter, PromptTask, SamplingParams, WeightVersion
 
 
@@ -38,7 +39,7 @@ async def test_everything_is_seen(server: ValkeyServer) -> None:
     await worker.finish(first, DeadLetter("r", "d"))
     await worker.fail(second, DeadLetter("r", "d"))
 
-    found = look(section, run="seen")
+    found = take_snapshot(section, run="seen")
     assert found.incarnation == 4
     seen = {prompt.entry: prompt for prompt in found.prompts}
     failed, held = seen[second.entry_id], seen[third.entry_id]
@@ -54,25 +55,24 @@ async def test_everything_is_seen(server: ValkeyServer) -> None:
     [outcome] = found.outcomes
     assert (outcome.task, outcome.sending, outcome.size_bytes > 10) == (0, Sending(4, 1), True)
     assert found.failures == {1: 1, 2: 0, 3: 0, 4: 0}
-    survey = trainer.survey()
-    assert found.present() == survey.prompts | set(survey.outcomes.values())
+    assert found.tasks_present() == trainer.snapshot().tasks_present() == {0, 1, 2, 3, 4}
     await worker.close()
     trainer.close()
 
 
 def test_nothing_is_changed_not_even_where_there_is_nothing(server: ValkeyServer) -> None:
     section = QueueSection(redis_url=server.url)
-    found = look(section, run="nobody")
-    assert (found.incarnation, found.prompts, found.outcomes, found.present()) == (0, (), (), set())
+    found = take_snapshot(section, run="nobody")
+    assert (found.incarnation, found.prompts, found.outcomes, found.tasks_present()) == (0, (), (), set())
     with redis.Redis.from_url(server.url) as raw:
         assert not raw.exists(*Keys("nobody").all())
         raw.xadd(Keys("foreign").prompts, {"something": "else"})
         before = raw.dump(Keys("foreign").prompts)
-        [prompt] = look(section, run="foreign").prompts
+        [prompt] = take_snapshot(section, run="foreign").prompts
         assert (prompt.task, prompt.is_open, prompt.worker) == (-1, False, "")
         assert raw.dump(Keys("foreign").prompts) == before
 
 
 def test_a_server_that_is_away_is_named() -> None:
     with pytest.raises(QueueUnavailable, match="Redis at 127.0.0.1:1 does not answer"):
-        look(QueueSection(redis_url="redis://127.0.0.1:1"), run="r")
+        take_snapshot(QueueSection(redis_url="redis://127.0.0.1:1"), run="r")
