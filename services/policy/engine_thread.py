@@ -23,7 +23,7 @@ from services.policy.replacement import Replacement
 from services.policy.sample import Sample
 from services.policy.scheduler import Scheduler
 from services.policy.ticket import Ticket
-from services.runtime.solitude import Solitude
+from services.runtime.exclusive import ExclusiveSlot
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class EngineThread:
         self._owner: dict[Sample, Ticket] = {}
         self._tokens_per_second = 0.0
         self._wake = threading.Condition()
-        self._solitude = Solitude[Ticket]()
+        self._exclusive = ExclusiveSlot[Ticket]()
         self._swap: _Swap | None = None
         self._stopping = False
         self.failure: Future[None] = Future()
@@ -84,7 +84,7 @@ class EngineThread:
             if self.version is None:
                 raise Unavailable("the policy has no weights yet")
             if ticket.exclusive:
-                self._solitude.claim(ticket, busy=bool(self._owner), served=self._serves(ticket))
+                self._exclusive.claim(ticket, busy=bool(self._owner), served=self._serves(ticket))
             self._scheduler.put(ticket, tokens_per_second=self._tokens_per_second)
             self._wake.notify()
 
@@ -148,7 +148,9 @@ class EngineThread:
                     return True
                 tickets = self._scheduler.tickets()
                 now = time.monotonic()
-                if (held := self._solitude.held_seconds()) and not any(ticket.closed for ticket in tickets):
+                if (held := self._exclusive.reserved_seconds()) and not any(
+                    ticket.closed for ticket in tickets
+                ):
                     self._wake.wait(held)
                     continue
                 deadlines = [ticket.deadline(self.version) for ticket in tickets]
@@ -185,10 +187,10 @@ class EngineThread:
     def _take(self, version: WeightVersion) -> list[tuple[Ticket, Sample]]:
         """Who joins now, entered as running before anybody may claim to be alone."""
         with self._wake:
-            if not self._solitude.lets_in(self._owner.values()):
+            if not self._exclusive.admits(self._owner.values()):
                 return []
             free = self._decoder.slots - len(self._decoder.running)
-            taken = self._scheduler.take(free=free, version=version, only=self._solitude.ticket)
+            taken = self._scheduler.take(free=free, version=version, only=self._exclusive.holder)
             self._owner.update((sample, ticket) for ticket, sample in taken)
             return taken
 

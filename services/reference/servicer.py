@@ -14,7 +14,7 @@ from services.batching.batcher import MicroBatcher
 from services.reference.scorer import Lookup, ReferenceScorer
 from services.runtime.access import caller
 from services.runtime.edge import deadline
-from services.runtime.exclusive import Gate
+from services.runtime.exclusive import ExclusiveGate
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ReferenceService"].full_name
 """For health and reflection."""
@@ -28,7 +28,7 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
     def __init__(self, scorer: ReferenceScorer, batcher: MicroBatcher[Lookup, tuple[float, ...]]) -> None:
         self._scorer = scorer
         self._batcher = batcher
-        self._gate = Gate()
+        self._gate = ExclusiveGate()
 
     def add_to(self, server: aio.Server) -> None:
         """Registers the servicer."""
@@ -36,7 +36,7 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
 
     async def LogProbs(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:
         """Log-probabilities of given responses."""
-        return await self._gate.through(
+        return await self._gate.run(
             lambda: self._look_up(request, context), exclusive=caller().exclusive(request.alone)
         )
 

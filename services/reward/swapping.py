@@ -22,7 +22,7 @@ from fairlead.errors import InvalidInput, NotFound, Unavailable
 from fairlead.types import RewardInfo, ScoreItem, Scores, ServedReward
 from services.reward.loaded import Load, LoadedModel
 from services.reward.scoring import ScoreOptions
-from services.runtime.exclusive import Gate
+from services.runtime.exclusive import ExclusiveGate
 from services.runtime.server import Stopped
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class SwappingScoring:
         self._canary: LoadedModel | None = None
         self._share = 0.0
         self._section, self._batcher_metrics, self._counts = section, batcher_metrics, counts
-        self._gate = Gate()
+        self._gate = ExclusiveGate()
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[object]] = set()
 
@@ -119,7 +119,7 @@ class SwappingScoring:
     async def score(self, items: Sequence[ScoreItem], **options: Unpack[ScoreOptions]) -> Scores:
         """As `Scoring.score`; who scores is decided by the request's id, or by the version it asks for."""
         exclusive = options.pop("exclusive", False)
-        return await self._gate.through(lambda: self._score(items, options), exclusive=exclusive)
+        return await self._gate.run(lambda: self._score(items, options), exclusive=exclusive)
 
     async def _score(self, items: Sequence[ScoreItem], options: ScoreOptions) -> Scores:
         model = self._chosen(options.get("request_id", ""), options.get("model_version", ""))

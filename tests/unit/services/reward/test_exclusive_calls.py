@@ -97,7 +97,7 @@ async def test_it_is_refused_beside_others_and_then_has_the_model_to_itself(
     async with service(tmp_path / "model", held, monkeypatch) as ask:
         first = asyncio.create_task(ask(3))
         await held.until(1)
-        with pytest.raises(Overloaded, match="waits for the end of the others"):
+        with pytest.raises(Overloaded, match="other requests are still running"):
             await ask(4, exclusive=True)
         late = asyncio.create_task(ask(5))
         held.go.release()
