@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks.serving import workload
 from fairlead.config.serving import RewardSection
-from services.reward.encoded import Encoded
+from services.reward.item_reader import EncodedItem
 from services.reward.scorer import RewardScorer
 from services.runtime.allocator import keep_freed_memory
 
@@ -40,7 +40,7 @@ def main(path: str) -> None:
         kinds: dict[str, Any] = {"mixed": workload.mixed, "shared": workload.shared}
         make = kinds[asked["kind"]]
         requests = make(asked["count"], seed=asked["seed"], vocabulary=asked["vocabulary"])
-        sequences = [Encoded(*pair) for request in requests for pair in request]
+        sequences = [EncodedItem(*pair) for request in requests for pair in request]
         best = [_packed(scorer, sequences, budget) for budget in BUDGETS]
         few = sequences[: asked.get("alone", 0)]
         answer(
@@ -59,8 +59,8 @@ def answer(value: object) -> None:
     sys.stdout.flush()
 
 
-def _packed(scorer: RewardScorer, sequences: Sequence[Encoded], budget: int) -> tuple[float, float]:
-    batches: list[list[Encoded]] = [[]]
+def _packed(scorer: RewardScorer, sequences: Sequence[EncodedItem], budget: int) -> tuple[float, float]:
+    batches: list[list[EncodedItem]] = [[]]
     tokens = 0
     for sequence in sequences:
         if tokens and tokens + len(sequence) > budget:
@@ -73,7 +73,7 @@ def _packed(scorer: RewardScorer, sequences: Sequence[Encoded], budget: int) -> 
     return seconds, time.process_time() - cpu
 
 
-def _plain(model: Any, sequence: Encoded) -> float:  # noqa: ANN401 - transformers' own
+def _plain(model: Any, sequence: EncodedItem) -> float:  # noqa: ANN401 - transformers' own
     with torch.inference_mode():
         return float(model(input_ids=torch.tensor([sequence])).logits[0, 0])
 

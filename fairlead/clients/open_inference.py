@@ -43,7 +43,7 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewards:
+class RemoteScores:
     """Answer to one request."""
 
     scores: tuple[float, ...]
@@ -131,7 +131,7 @@ class AsyncOpenInferenceClient(AsyncClient[Any]):
         *,
         timeout_seconds: float | None = None,
         priority: Priority = Priority.ONLINE,
-    ) -> Rewards:
+    ) -> RemoteScores:
         """Scores of sequences of ids, in one request.
 
         Args:
@@ -158,7 +158,7 @@ class AsyncOpenInferenceClient(AsyncClient[Any]):
         *,
         timeout_seconds: float | None = None,
         priority: Priority = Priority.ONLINE,
-    ) -> Rewards:
+    ) -> RemoteScores:
         """As `score_tokens`, of whole texts that the server tokenizes."""
         request = self._request(timeout_seconds, priority)
         texts = np.array([text.encode() for text in sentences], dtype=np.object_).reshape(-1, 1)
@@ -173,7 +173,7 @@ class AsyncOpenInferenceClient(AsyncClient[Any]):
             request.parameters["timeout"].int64_param = max(1, round(timeout_seconds * 1e6))
         return request
 
-    async def _infer(self, request: Any, rows: int, timeout_seconds: float | None) -> Rewards:  # noqa: ANN401
+    async def _infer(self, request: Any, rows: int, timeout_seconds: float | None) -> RemoteScores:  # noqa: ANN401
         response = await self._ask("ModelInfer", request, timeout_seconds=timeout_seconds)
         tensors = dict(
             zip([output.name for output in response.outputs], response.raw_output_contents, strict=False)
@@ -188,7 +188,7 @@ class AsyncOpenInferenceClient(AsyncClient[Any]):
             raise CorruptData(f"triton: {len(scores)} scores for {rows} rows")
         told = kinds.get("num_tokens") == "INT64"
         counts = np.frombuffer(tensors["num_tokens"] if told else b"", dtype="<i8")
-        return Rewards(tuple(map(float, scores)), tuple(map(int, counts)), response.model_version)
+        return RemoteScores(tuple(map(float, scores)), tuple(map(int, counts)), response.model_version)
 
     async def _ask(self, method: str, request: Any, *, timeout_seconds: float | None = None) -> Any:  # noqa: ANN401
         """Calls; a model that is not there may be loading or being replaced."""

@@ -12,9 +12,8 @@ from pathlib import Path
 from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.errors import ConfigError, install_command
-from services.reward import model_folder
 from services.reward.dialects import Dialects
-from services.reward.model_watcher import ModelWatcher
+from services.reward.model_watcher import ModelWatcher, first
 from services.reward.scoring import Scoring
 from services.reward.swapping import SwappingScoring
 from services.runtime import allocator, process
@@ -53,7 +52,7 @@ async def _models(config: RunConfig, server: ModelServer) -> AsyncIterator[Swapp
         await server.load(_require_determinism)
     folder = section.path or str(config.folder.reward_model)
     scoring = await SwappingScoring.open(
-        model_folder.first(folder) if section.watch else folder,
+        first(folder) if section.watch else folder,
         section,
         batcher_metrics=metrics.BatcherMetrics(),
         counts=metrics.RewardMetrics(),

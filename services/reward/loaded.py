@@ -1,7 +1,7 @@
 """A reward model in this process, from loading to the last request that it scores.
 
-Between the scoring that chooses among models and one model with its batcher. Models come and go while the
-service runs; each finishes what it has begun.
+Between the scoring that chooses among models and the batcher. Models come and go while the service runs;
+each finishes the requests that it has begun.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import asyncio
 import gc
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING
 
 from fairlead import metrics
 from fairlead.config.serving import RewardSection
 from fairlead.errors import InternalError, InvalidInput, ModelLoadError
 from fairlead.types import RewardInfo, ScoreItem, Scores, TextPair, TokenPair
+from services.batching.batch_queue import BatchResult
 from services.batching.batcher import MicroBatcher
-from services.reward.scoring import LocalScoring, ScoreOptions
+from services.reward.scoring import ScoreCall
 from services.runtime import allocator
+from services.runtime.access import caller
+from services.runtime.streams import patiently
 
 if TYPE_CHECKING:
     from services.reward.scorer import RewardScorer
@@ -31,19 +34,18 @@ Load = Callable[[Callable[[], "RewardScorer"]], Awaitable["RewardScorer"]]
 _is_frozen = False
 
 _PROBES: tuple[ScoreItem, ...] = (TokenPair((), (1, 2)), TextPair("Hello", "world"))
-"""Ids that every vocabulary has; encoders take no ids."""
+"""Scored before a model is served: ids that every vocabulary has; text for encoders, which take no ids."""
 
 
 class LoadedModel:
-    """One model, its batcher, and the requests that it has in hand."""
+    """One model, its batcher, and the number of requests in flight."""
 
     def __init__(
         self, path: str, scorer: RewardScorer, batcher: MicroBatcher[tuple[int, ...], float]
     ) -> None:
         self.path = path
-        self._batcher = batcher
         self._scorer = scorer
-        self._scoring = LocalScoring(scorer, batcher)
+        self._batcher = batcher
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -58,22 +60,22 @@ class LoadedModel:
         reward_counts: metrics.RewardMetrics | None = None,
         load: Load = asyncio.to_thread,
     ) -> LoadedModel:
-        """Loads a model and lets it score something.
+        """Load a model and score a probe with it.
 
         Args:
             path: folder or hub id.
-            section: limits and ways of reading.
-            counts: of batchers.
-            reward_counts: of what need not be computed twice.
-            load: runs the slow part.
+            section: limits and settings of the model.
+            counts: metrics of the batcher.
+            reward_counts: metrics of prompt sharing.
+            load: runs the slow part in a thread.
 
         Raises:
-            ModelLoadError: if it cannot be loaded, or its scores are no numbers.
+            ModelLoadError: the model cannot be loaded, or its scores are not finite.
         """
         try:
             scorer = await load(lambda: _scorer(path, section, reward_counts))
         except (RuntimeError, MemoryError) as error:
-            # Such as no room on the device beside the model that is served.
+            # For example, the device has no memory for a second model next to the served one.
             raise ModelLoadError(f"{path!r} cannot be loaded: {error}") from error
         batcher = MicroBatcher(
             scorer.score,
@@ -86,7 +88,7 @@ class LoadedModel:
         await batcher.__aenter__()
         model = cls(path, scorer, batcher)
         try:
-            await model._try()
+            await model._probe()
         except BaseException:
             await model.close()
             raise
@@ -94,46 +96,76 @@ class LoadedModel:
 
     @property
     def info(self) -> RewardInfo:
-        """What it is."""
-        return self._scoring.info
+        """The model as callers see it."""
+        return self._scorer.info
 
-    async def score(self, items: Sequence[ScoreItem], **options: Unpack[ScoreOptions]) -> Scores:
-        """As `Scoring.score`; to be called without waiting since the model was chosen."""
+    async def run(self, items: Sequence[ScoreItem], call: ScoreCall) -> Scores:
+        """Encode, admit and compute the items of one request; raises as `Scoring.score`.
+
+        Call it without awaiting anything after the model was chosen, or the model may be closed meanwhile.
+        """
         self._in_flight += 1
         self._idle.clear()
         try:
-            return await self._scoring.score(items, **options)
+            return await self._run(items, call)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
 
     async def close(self) -> None:
-        """Finishes what is in hand, and gives the memory back."""
+        """Wait for the requests in flight, then free the model's memory."""
         await self._idle.wait()
         await self._batcher.__aexit__(None, None, None)
         self._scorer.close()
-        del self._batcher, self._scoring, self._scorer
+        del self._batcher, self._scorer
         await asyncio.to_thread(_free)
 
-    async def _try(self) -> None:
+    async def _run(self, items: Sequence[ScoreItem], call: ScoreCall) -> Scores:
+        info = self._scorer.info
+        if all(isinstance(item, TokenPair) for item in items):
+            # Checking ids takes less time than switching threads.
+            sequences = self._scorer.encode(items)
+        else:
+            sequences = await asyncio.to_thread(self._scorer.encode, items)
+        num_tokens = [len(sequence) for sequence in sequences]
+        who = caller()
+        priority = who.priority(call.priority)
+        await who.admit(tokens=sum(num_tokens), waits=call.waits, deadline=call.deadline)
+
+        def submit() -> Awaitable[BatchResult[float]]:
+            return self._batcher.submit_timed(
+                sequences, num_tokens, deadline=call.deadline, priority=priority
+            )
+
+        answer = await (patiently(submit, deadline=call.deadline) if call.waits else submit())
+        return Scores(
+            scores=tuple(answer.results),
+            model_version=info.model_version,
+            num_tokens=tuple(num_tokens),
+            queue_seconds=answer.queue_seconds,
+            compute_seconds=answer.compute_seconds,
+            calibration_temperature=info.calibration_temperature,
+        )
+
+    async def _probe(self) -> None:
         for item in _PROBES:
             try:
-                await self.score([item], deadline=None)
+                await self.run([item], ScoreCall(deadline=None))
             except InvalidInput:
                 continue
             except InternalError as error:
-                raise ModelLoadError(f"{self.path!r} was loaded and cannot score: {error}") from error
+                raise ModelLoadError(f"{self.path!r} was loaded but cannot score: {error}") from error
             return
 
 
 def _scorer(path: str, section: RewardSection, counts: metrics.RewardMetrics | None) -> RewardScorer:
-    # torch takes seconds to import; until then the process already answers probes and signals.
+    # Importing torch takes seconds; until then the process already answers probes and signals.
     from services.reward.scorer import RewardScorer
 
-    global _is_frozen  # noqa: PLW0603 - the collector is the process's, too
+    global _is_frozen  # noqa: PLW0603 - the garbage collector is process-wide, too
     if not _is_frozen:
-        # What was imported stays: collecting a model need not look at it, which would hold up requests.
+        # Exempt imported modules from collection: collecting a model would otherwise delay requests.
         gc.collect()
         gc.freeze()
         _is_frozen = True
@@ -143,7 +175,7 @@ def _scorer(path: str, section: RewardSection, counts: metrics.RewardMetrics | N
 def _free() -> None:
     import torch
 
-    # Modules of transformers refer to themselves in circles.
+    # Modules of transformers hold reference cycles.
     gc.collect()
     allocator.give_back()
     if torch.cuda.is_available():

@@ -22,7 +22,7 @@ from fairlead.types import Priority, RewardInfo
 from services.open_inference import messages as model
 from services.open_inference.statistics import InferenceStatistics
 from services.reward import tensors
-from services.reward.scoring import Scoring
+from services.reward.scoring import ScoreCall, Scoring
 from services.runtime.access import caller
 from services.runtime.edge import deadline
 from services.runtime.error_reply import rpc_error_reply
@@ -91,14 +91,14 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
         try:
             tensors.check_outputs(request)
             items = tensors.read_items(request, info, max_items=self._max_items)
-            scores = await self._scoring.score(
-                items,
+            call = ScoreCall(
                 deadline=_earlier(until, _timeout_seconds(request)),
                 priority=_priority(request),
                 request_id=request.id or ("" if waits else caller().request_id),
                 model_version=info.model_version if request.model_version else "",
                 waits=waits,
             )
+            scores = await self._scoring.score(items, call)
         except Exception as error:
             self._statistics.refused(info.model_version, seconds=time.monotonic() - began)
             if isinstance(error, InvalidInput) and error.field in _FIELDS:

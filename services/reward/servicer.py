@@ -11,7 +11,7 @@ from grpc import aio
 from fairlead import codec
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
-from services.reward.scoring import Scoring
+from services.reward.scoring import ScoreCall, Scoring
 from services.runtime.access import caller
 from services.runtime.edge import deadline
 from services.runtime.error_reply import rpc_error_reply
@@ -67,15 +67,14 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
     async def _score(
         self, request: pb.ScoreRequest, until: float | None, *, waits: bool = False
     ) -> pb.ScoreResponse:
-        scores = await self._scoring.score(
-            codec.score_items_from_pb(request.items),
+        call = ScoreCall(
             deadline=until,
             priority=codec.priority_from_pb(int(request.priority)),
             request_id=request.request_id or ("" if waits else caller().request_id),
             waits=waits,
             exclusive=caller().exclusive(request.alone),
         )
-        return codec.scores_to_pb(scores)
+        return codec.scores_to_pb(await self._scoring.score(codec.score_items_from_pb(request.items), call))
 
     async def GetRewardInfo(
         self, request: pb.GetRewardInfoRequest, context: _Context

@@ -14,14 +14,14 @@ import random
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Self, TypeVar
 
 from fairlead import metrics
 from fairlead.config.serving import RewardSection
 from fairlead.errors import InvalidInput, NotFound, Unavailable
 from fairlead.types import RewardInfo, ScoreItem, Scores, ServedReward
 from services.reward.loaded import Load, LoadedModel
-from services.reward.scoring import ScoreOptions
+from services.reward.scoring import ScoreCall
 from services.runtime.exclusive import ExclusiveGate
 from services.runtime.server import Stopped
 
@@ -116,16 +116,9 @@ class SwappingScoring:
             ServedReward(self._canary.info, self._share),
         ]
 
-    async def score(self, items: Sequence[ScoreItem], **options: Unpack[ScoreOptions]) -> Scores:
-        """As `Scoring.score`; who scores is decided by the request's id, or by the version it asks for."""
-        exclusive = options.pop("exclusive", False)
-        return await self._gate.run(lambda: self._score(items, options), exclusive=exclusive)
-
-    async def _score(self, items: Sequence[ScoreItem], options: ScoreOptions) -> Scores:
-        model = self._chosen(options.get("request_id", ""), options.get("model_version", ""))
-        if self._canary is not None:
-            self._counts.requests.labels("canary" if model is self._canary else "current").inc()
-        return await model.score(items, **options)
+    async def score(self, items: Sequence[ScoreItem], call: ScoreCall) -> Scores:
+        """As `Scoring.score`; the requested version or the request id decides which model computes."""
+        return await self._gate.run(lambda: self._choose(call).run(items, call), exclusive=call.exclusive)
 
     async def load(self, path: str, *, canary_share: float = 0.0) -> list[ServedReward]:
         """Loads and tries a model, and lets it score everything, or a share as the canary.
@@ -181,17 +174,22 @@ class SwappingScoring:
                 self._retire(former)
         return self.served
 
-    def _chosen(self, request_id: str, version: str) -> LoadedModel:
-        models = (self._current, self._canary)
-        if version:
-            for model in models:
-                if model is not None and model.info.model_version == version:
-                    return model
-            served = ", ".join(info.model_version for info in self.models)
-            raise NotFound(f"no version {version!r} of the reward model here; served: {served}")
-        if self._canary is not None and _point(request_id) < self._share:
-            return self._canary
-        return self._current
+    def _choose(self, call: ScoreCall) -> LoadedModel:
+        model = self._current
+        if call.model_version:
+            model = self._find(call.model_version)
+        elif self._canary is not None and _point(call.request_id) < self._share:
+            model = self._canary
+        if self._canary is not None:
+            self._counts.requests.labels("canary" if model is self._canary else "current").inc()
+        return model
+
+    def _find(self, version: str) -> LoadedModel:
+        for model in (self._current, self._canary):
+            if model is not None and model.info.model_version == version:
+                return model
+        served = ", ".join(info.model_version for info in self.models)
+        raise NotFound(f"the reward model has no version {version!r} here; served: {served}")
 
     async def _load(self, path: str, share: float) -> list[ServedReward]:
         async with self._changing:

@@ -25,6 +25,7 @@ from fairlead.config.serving import RewardSection, TritonSection
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.types import Message, Priority, TextPair, TokenPair
 from services.reward.scorer import RewardScorer
+from services.reward.scoring import ScoreCall
 from services.reward.triton import scoring as triton_scorer
 from services.reward.triton.export import Request, export
 from tests import architectures
@@ -105,7 +106,7 @@ def score_through(section: RewardSection, *requests, priority: Priority = Priori
         reader, served = await triton_scorer.connect(section.path, section)
         async with triton_scorer.serving(reader, served, section, lambda _ready: None) as scoring:
             return await asyncio.gather(
-                *(scoring.score(items, deadline=None, priority=priority) for items in requests)
+                *(scoring.score(items, ScoreCall(deadline=None, priority=priority)) for items in requests)
             )
 
     return asyncio.run(run())

@@ -21,9 +21,8 @@ from fairlead.nn import trial
 from fairlead.nn.ensemble import RewardEnsemble, combine
 from services.batching.packing import Packing, PaddedPacking, SharedPacking
 from services.reward.compute import segments
-from services.reward.compute.prefix_cache import MIN_TOKENS, PrefixCache
-from services.reward.compute.prefix_plan import Planner
-from services.reward.encoded import Encoded, beginning
+from services.reward.compute.prefix_sharing import MIN_TOKENS, Planner, PrefixCache
+from services.reward.item_reader import EncodedItem, prompt_key
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class SegmentForward:
         self._reward, self._share, self._longest = reward, section.share_prompts, longest
         self._counts = counts
         self._cache = PrefixCache(section.prefix_cache_bytes if self._share else 0, counts=counts)
-        self.packing: Packing[Ids] = SharedPacking[Ids](beginning if self._share else lambda _: (None, 0))
+        self.packing: Packing[Ids] = SharedPacking[Ids](prompt_key if self._share else lambda _: (None, 0))
 
     def prepare(self, sequences: Sequence[Ids]) -> Callable[[], Tensor]:
         """As `Forward.prepare`."""
@@ -172,7 +171,7 @@ def _difference(ours: SegmentForward, padded: PaddedForward, reward: RewardEnsem
     size = embedding.num_embeddings
     stem = tuple((7 * n + 3) % size for n in range(MIN_TOKENS + 1))
     answers = [tuple((m * n + 5) % size for n in range(m)) for m in (1, 4, MIN_TOKENS)]
-    batch: list[Ids] = [Encoded(stem, answer) for answer in answers]
+    batch: list[Ids] = [EncodedItem(stem, answer) for answer in answers]
     batch += [answers[2], (5 % size,)]
     tolerance = trial.tolerance(reward.members[0].body.dtype)
     for _ in range(2):

@@ -20,8 +20,7 @@ from transformers import AttentionInterface
 
 from fairlead.nn.linear import ROWS
 from fairlead.nn.reward_model import RewardModel
-from services.reward.compute.prefix_cache import CachedPrefix
-from services.reward.compute.prefix_plan import Keep, Plan, Segment
+from services.reward.compute.prefix_sharing import CachedPrefix, Keep, Plan, Segment
 
 NAME = "fairlead_segments"
 """What transformers knows our attention by."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import ConfigError
-from services.reward import model_folder
+from services.reward import model_watcher
 from services.reward.model_watcher import ModelWatcher
 from tests.tiny import tiny_reward_model
 from tests.unit.services.reward.reward_world import reward_service
@@ -53,30 +53,30 @@ def test_the_last_by_name_is_the_newest(tmp_path, names, expected):
     folder = versions(*names, folder=tmp_path)
     (tmp_path / "zzz").mkdir()
     (tmp_path / "zzz.txt").write_text("no model")
-    assert model_folder.newest(folder).path == (tmp_path / expected).resolve()
+    assert model_watcher.newest(folder).path == (tmp_path / expected).resolve()
 
 
 def test_latest_decides_as_a_link_or_as_a_file(tmp_path):
     folder = versions("v1", "v2", "v3", folder=tmp_path)
     (folder / "latest").symlink_to("v2")
-    assert model_folder.newest(folder).path == (folder / "v2").resolve()
+    assert model_watcher.newest(folder).path == (folder / "v2").resolve()
     (folder / "latest").unlink()
     (folder / "latest").write_text("v1\n")
-    assert model_folder.newest(folder).path == (folder / "v1").resolve()
+    assert model_watcher.newest(folder).path == (folder / "v1").resolve()
     for nonsense in (b"", b"v9", b"\xff\xfe\x00"):
         (folder / "latest").write_bytes(nonsense)
-        assert model_folder.newest(folder) is None
+        assert model_watcher.newest(folder) is None
 
 
 def test_a_folder_that_is_a_model_is_that_model(tmp_path):
-    assert model_folder.newest(versions("v1", folder=tmp_path) / "v1").path == (tmp_path / "v1").resolve()
+    assert model_watcher.newest(versions("v1", folder=tmp_path) / "v1").path == (tmp_path / "v1").resolve()
     with pytest.raises(ConfigError, match="reward.path: got '.*none', allowed: a local folder with a model"):
-        model_folder.first(str(tmp_path / "none"))
+        model_watcher.first(str(tmp_path / "none"))
 
 
 @asynccontextmanager
 async def watched(folder: Path):
-    async with reward_service(model_folder.first(str(folder))) as world:
+    async with reward_service(model_watcher.first(str(folder))) as world:
         watcher = ModelWatcher(folder, world.scoring, interval_seconds=INTERVAL)
         task = asyncio.create_task(watcher.run())
         try:
@@ -97,7 +97,7 @@ async def test_a_newer_version_takes_over_and_a_bad_one_does_not(models, tmp_pat
         second = world.version
         (tmp_path / "v3").mkdir()
         (tmp_path / "v3" / "config.json").write_text("{}")
-        await until(lambda: "v3 is not taken, what is served stays" in caplog.text)
+        await until(lambda: "cannot load" in caplog.text and "v3, the served model is kept" in caplog.text)
         assert world.version == second
         publish(models[2], tmp_path / "v4")
         await until(lambda: world.version not in (first, second))
@@ -133,7 +133,7 @@ async def test_what_is_still_being_written_is_not_taken(models, tmp_path, caplog
         (tmp_path / "v2").mkdir()
         (tmp_path / "v2" / "config.json").write_text("{")
         looked = 0
-        newest = model_folder.newest
+        newest = model_watcher.newest
 
         def counted(folder):
             nonlocal looked
@@ -143,8 +143,8 @@ async def test_what_is_still_being_written_is_not_taken(models, tmp_path, caplog
             return newest(folder)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(model_folder, "newest", counted)
+            patch.setattr(model_watcher, "newest", counted)
             await until(lambda: looked > 10)
-        assert "is not taken" not in caplog.text
+        assert "cannot load" not in caplog.text
         assert world.version == first
         shutil.rmtree(tmp_path / "v2")

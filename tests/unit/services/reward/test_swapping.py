@@ -210,14 +210,14 @@ async def test_a_model_that_is_replaced_gives_its_memory_back(models):
     first, second, _ = (str(path) for path in models)
     async with reward_service(first) as world, AsyncRewardClient(world.address) as client:
         await client.score([PAIRS[0]])
-        scorer = world.scoring._current._scoring._scorer
+        scorer = world.scoring._current._scorer
         gone = [weakref.ref(scorer), weakref.ref(scorer._reward.members[0].model)]
         del scorer
         await world.scoring.load(second)
         await until(lambda: not any(ref() for ref in gone))
         canary = (await world.scoring.load(first, canary_share=0.5))[1]
         assert canary.share == 0.5
-        gone = [weakref.ref(world.scoring._canary._scoring._scorer._reward.members[0].model)]
+        gone = [weakref.ref(world.scoring._canary._scorer._reward.members[0].model)]
         await world.scoring.abandon()
         await until(lambda: not any(ref() for ref in gone))
 

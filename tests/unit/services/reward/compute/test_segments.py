@@ -15,9 +15,8 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, Mistra
 from fairlead import metrics
 from fairlead.config.serving import RewardSection
 from fairlead.errors import ConfigError
-from services.reward.compute.prefix_cache import MIN_TOKENS, CachedPrefix, PrefixCache
-from services.reward.compute.prefix_plan import MAX_TAIL, Planner
-from services.reward.encoded import Encoded
+from services.reward.compute.prefix_sharing import MAX_TAIL, MIN_TOKENS, CachedPrefix, Planner, PrefixCache
+from services.reward.item_reader import EncodedItem
 from services.reward.scorer import RewardScorer
 from tests import architectures
 from tests.architectures import ARCHITECTURES, CONTEXT
@@ -62,7 +61,7 @@ def families(rng: random.Random, vocabulary: int, count: int) -> list[Ids]:
         prompt = (*(system if rng.random() < 0.6 else ()), *ids(rng.randint(1, 40)))
         opening = ids(rng.choice((0, 0, 18)))
         for _ in range(rng.randint(1, 5)):
-            found.append(Encoded(prompt, (*opening, *ids(rng.randint(1, 30)))))
+            found.append(EncodedItem(prompt, (*opening, *ids(rng.randint(1, 30)))))
         if rng.random() < 0.5:
             found.append(found[-1])
         if rng.random() < 0.5:
@@ -125,7 +124,7 @@ def test_long_answers_to_a_long_prompt_are_cut_and_score_alike(tmp_path: Path):
         return tuple(rng.randrange(VOCABULARY_SIZE) for _ in range(length))
 
     prompt = ids(300)
-    sequences: list[Ids] = [Encoded(prompt, ids(length)) for length in (MAX_TAIL * 2 + 5, 700, 1)]
+    sequences: list[Ids] = [EncodedItem(prompt, ids(length)) for length in (MAX_TAIL * 2 + 5, 700, 1)]
     scorer = RewardScorer(str(path), RewardSection(device="cpu", attention="segments"))
     expected = single(path, sequences)
     for _ in range(2):
@@ -163,7 +162,7 @@ def test_a_plan_leads_every_token_through_its_own_sequence(seed: int):
 
 def test_a_prompt_of_k_answers_is_computed_once():
     prompt = tuple(range(100))
-    sequences = [Encoded(prompt, (200 + k, *range(10))) for k in range(8)]
+    sequences = [EncodedItem(prompt, (200 + k, *range(10))) for k in range(8)]
     plan = Planner(sequences, PrefixCache(1 << 20), share=True).plan()
     assert len(plan.ids) == 100 + 8 * 11
     assert [keep.length for keep in plan.keeps] == [100]

@@ -25,6 +25,7 @@ from fairlead.errors import (
     Unavailable,
 )
 from fairlead.types import Message, Priority, TextPair, TokenPair, WholeText
+from services.reward.scoring import ScoreCall
 from services.reward.triton import scoring as triton_scorer
 from tests import architectures
 from tests.unit.services.reward.reward_world import reward_service
@@ -65,8 +66,8 @@ async def test_scores_versions_and_counts_are_those_of_the_server(reward_folder)
         front(section(reward_folder, world.address)) as scoring,
     ):
         many = await asyncio.gather(
-            scoring.score(items, deadline=None),
-            *(scoring.score([item], deadline=None, priority=Priority.BULK) for item in items),
+            scoring.score(items, ScoreCall(deadline=None)),
+            *(scoring.score([item], ScoreCall(deadline=None, priority=Priority.BULK)) for item in items),
         )
         sequences = world.scorer.encode(items)
         expected = [world.scorer.score([sequence])[0] for sequence in sequences]
@@ -83,7 +84,7 @@ async def test_conversations_and_templates_are_read_here_as_the_model_has_learnt
     path = make(tmp_path)
     items = [TextPair("where ?", "here ."), TextPair("unread", "here .", (Message("user", "where ?"),))]
     async with reward_service(path) as world, front(section(path, world.address)) as scoring:
-        found = await scoring.score(items, deadline=None)
+        found = await scoring.score(items, ScoreCall(deadline=None))
         sequences = world.scorer.encode(items)
         assert found.num_tokens == tuple(len(sequence) for sequence in sequences)
         assert_same(found.scores, [world.scorer.score([sequence])[0] for sequence in sequences])
@@ -92,19 +93,19 @@ async def test_conversations_and_templates_are_read_here_as_the_model_has_learnt
 async def test_sentences_are_tokenized_by_the_server(reward_folder):
     async with reward_service(reward_folder) as world:
         async with front(section(reward_folder, world.address, sends="sentences")) as scoring:
-            found = await scoring.score([TextPair("w1 w2 ", "w3"), WholeText("w7")], deadline=None)
+            found = await scoring.score([TextPair("w1 w2 ", "w3"), WholeText("w7")], ScoreCall(deadline=None))
             expected = world.scorer.encode([WholeText("w1 w2 w3"), WholeText("w7")])
             assert_same(found.scores, [world.scorer.score([sequence])[0] for sequence in expected])
             long = [WholeText("w1"), WholeText("w1 " * 200), WholeText("w2")]
             with pytest.raises(InvalidInput, match=r"items\[1\]: got '202 tokens', allowed: at most 128"):
-                await scoring.score(long, deadline=None)
+                await scoring.score(long, ScoreCall(deadline=None))
             for item, said in (
                 (TokenPair((1,), (2,)), r"items.tokens\[0\]: got 'ids', allowed: text"),
                 (TextPair("", "w1", (Message("user", "w2"),)), r"items.text.messages\[0\]: got '1 messages'"),
                 (TextPair("", ""), r"items.text.response\[0\]: got 'an empty text'"),
             ):
                 with pytest.raises(InvalidInput, match=said):
-                    await scoring.score([item], deadline=None)
+                    await scoring.score([item], ScoreCall(deadline=None))
 
 
 async def test_mistakes_are_found_before_anything_is_sent(reward_folder):
@@ -122,11 +123,11 @@ async def test_mistakes_are_found_before_anything_is_sent(reward_folder):
             ([TokenPair((1,), (2,) * 128)], r"items.tokens\[0\]: got '129 tokens'"),
         ):
             with pytest.raises(InvalidInput, match=said):
-                await scoring.score(items, deadline=None)
+                await scoring.score(items, ScoreCall(deadline=None))
         with pytest.raises(DeadlineExceeded):
-            await scoring.score([TokenPair((1,), (2,))], deadline=time.monotonic() - 1)
+            await scoring.score([TokenPair((1,), (2,))], ScoreCall(deadline=time.monotonic() - 1))
         with pytest.raises(NotFound, match="no version 'other'"):
-            await scoring.score([TokenPair((1,), (2,))], deadline=None, model_version="other")
+            await scoring.score([TokenPair((1,), (2,))], ScoreCall(deadline=None, model_version="other"))
 
 
 async def test_what_is_on_its_way_is_bounded_in_tokens(reward_folder):
@@ -135,14 +136,15 @@ async def test_what_is_on_its_way_is_bounded_in_tokens(reward_folder):
         async with front(section(reward_folder, world.address, batching=batching)) as scoring:
             item = TokenPair((1,) * 30, (2,) * 30)
             outcomes = await asyncio.gather(
-                *(scoring.score([item], deadline=None) for _ in range(3)), return_exceptions=True
+                *(scoring.score([item], ScoreCall(deadline=None)) for _ in range(3)), return_exceptions=True
             )
             assert [type(one) for one in outcomes[1:]] == [Overloaded, Overloaded]
             assert outcomes[1].retry_after_seconds > 0
-            patient = [scoring.score([item], deadline=time.monotonic() + 30, waits=True) for _ in range(4)]
-            assert {one.scores for one in await asyncio.gather(*patient)} == {outcomes[0].scores}
+            call = ScoreCall(deadline=time.monotonic() + 30, waits=True)
+            waiting = [scoring.score([item], call) for _ in range(4)]
+            assert {one.scores for one in await asyncio.gather(*waiting)} == {outcomes[0].scores}
             with pytest.raises(InvalidInput, match="items: got '120 tokens', allowed: at most 100 tokens"):
-                await scoring.score([item] * 2, deadline=None)
+                await scoring.score([item] * 2, ScoreCall(deadline=None))
 
 
 async def test_it_waits_for_the_server_and_is_ready_while_that_is(reward_folder):
@@ -160,7 +162,7 @@ async def test_it_waits_for_the_server_and_is_ready_while_that_is(reward_folder)
             await world.server.drain()
             await until(lambda: heard[-1] is False)
             with pytest.raises(Unavailable, match="triton at"):
-                await scoring.score([TokenPair((1,), (2,))], deadline=None)
+                await scoring.score([TokenPair((1,), (2,))], ScoreCall(deadline=None))
 
 
 def test_sentences_ask_for_no_torch():

@@ -1,0 +1,204 @@
+"""Items of requests → token ids, checked against the model's limits. Knows the tokenizer, but no weights.
+
+Used by the local scorer and by the one that sends token ids to a Triton server.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fairlead.config.serving import RewardSection
+from fairlead.data.chat import ROLES, Chat
+from fairlead.data.encoding import encode_answer, encode_prompt, encode_response, render
+from fairlead.errors import ConfigError, InvalidInput
+from fairlead.types import Message, ModelInfo, ScoreItem, TextPair, TokenPair, WholeText
+from services.runtime import limits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_WHOLE = "items.whole_text"
+_TOKENS = "items.tokens"
+_PROMPT = "items.text.prompt"
+_RESPONSE = "items.text.response"
+_MESSAGES = "items.text.messages"
+
+
+class EncodedItem(tuple[int, ...]):
+    """Token ids of a prompt followed by its response: a tuple that knows where the response begins."""
+
+    prompt_length: int
+    """Number of prompt ids; 0 where it is unknown, as in some chat templates."""
+
+    def __new__(cls, prompt: Iterable[int], response: Iterable[int]) -> EncodedItem:
+        """Join the ids of a prompt and its response."""
+        prompt_ids = tuple(prompt)
+        encoded = super().__new__(cls, (*prompt_ids, *response))
+        encoded.prompt_length = len(prompt_ids)
+        return encoded
+
+
+def prompt_length(sequence: tuple[int, ...]) -> int:
+    """Return the number of ids before the response; 0 where it is unknown."""
+    return sequence.prompt_length if isinstance(sequence, EncodedItem) else 0
+
+
+def prompt_key(sequence: tuple[int, ...]) -> tuple[Hashable, int]:
+    """Return a key shared by sequences of one prompt (None without a prompt) and the prompt's length."""
+    length = prompt_length(sequence)
+    return (sequence[:length] if length else None), length
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingStyle:
+    """The form of text that a reward model was trained on."""
+
+    is_ours: bool
+    """Trained by Fairlead: plain prompts as they are, and responses up to their EOS."""
+    is_encoder: bool
+    """An encoder that reads pairs of texts."""
+
+
+class ItemReader:
+    """Encodes the items of requests. Blocking; safe for several threads."""
+
+    def __init__(
+        self,
+        path: str,
+        tokenizer: PreTrainedTokenizerBase,
+        section: RewardSection,
+        *,
+        style: ReadingStyle,
+        model: ModelInfo,
+    ) -> None:
+        """
+        Args:
+            path: path of the model, for errors.
+            tokenizer: the model's tokenizer.
+            section: limits, EOS, and whether a plain prompt becomes a turn of a conversation.
+            style: the form of text that the model was trained on.
+            model: vocabulary size and maximum sequence length.
+
+        Raises:
+            ConfigError: the section requires a chat template and the tokenizer has none.
+        """
+        if section.chat_template == "always" and not tokenizer.chat_template:
+            raise ConfigError(
+                "reward.chat_template", got="always", allowed=f"auto or never: {path!r} has no chat template"
+            )
+        foreign = bool(tokenizer.chat_template) and not style.is_ours
+        self._wraps = section.chat_template == "always" or (section.chat_template == "auto" and foreign)
+        self._tokenizer = tokenizer
+        # A tokenizer that was saved with padding or truncation changes its own state when it is called.
+        self._tokenizing = threading.Lock()
+        self._section = section
+        self._style = style
+        self._model = model
+
+    def read(self, items: Sequence[ScoreItem]) -> list[tuple[int, ...]]:
+        """Return the ids of prompt and response of each item, joined.
+
+        Raises:
+            InvalidInput: for the first item that cannot be scored.
+        """
+        limits.check_count("items", len(items), limit=self._section.batching.max_items)
+        return [self._read(index, item) for index, item in enumerate(items)]
+
+    def _read(self, index: int, item: ScoreItem) -> tuple[int, ...]:
+        if isinstance(item, TextPair):
+            with self._tokenizing:
+                sequence = self._read_pair(index, item)
+            field = "items.text"
+        elif isinstance(item, WholeText):
+            with self._tokenizing:
+                sequence = self._read_whole(index, item)
+            field = _WHOLE
+        else:
+            sequence = self._read_tokens(index, item)
+            field = _TOKENS
+        limit = self._model.max_sequence_tokens
+        limits.check_sequence_tokens(field, len(sequence), limit=limit, index=index)
+        return sequence
+
+    def _read_tokens(self, index: int, item: TokenPair) -> EncodedItem:
+        if self._style.is_encoder:
+            raise InvalidInput(_TOKENS, index=index, got="ids", allowed="text: the model is an encoder")
+        size = self._model.vocabulary_size
+        limits.check_token_ids(
+            f"{_TOKENS}.prompt_token_ids",
+            item.prompt_token_ids,
+            vocabulary_size=size,
+            index=index,
+            allow_empty=True,
+        )
+        limits.check_token_ids(
+            f"{_TOKENS}.response_token_ids", item.response_token_ids, vocabulary_size=size, index=index
+        )
+        return EncodedItem(item.prompt_token_ids, item.response_token_ids)
+
+    def _read_pair(self, index: int, pair: TextPair) -> tuple[int, ...]:
+        self._check_pair(index, pair)
+        turns = pair.messages
+        if self._wraps and not turns:
+            turns = (Message("user", pair.prompt),)
+        if self._style.is_encoder and not self._tokenizer.chat_template and len(turns) < 2:
+            prompt = turns[0].content if turns else pair.prompt
+            return tuple(self._tokenizer(prompt, pair.response, verbose=False)["input_ids"])
+        if turns:
+            return self._read_conversation(index, Chat(turns), pair.response)
+        prompt_ids = encode_prompt(self._tokenizer, pair.prompt)
+        response_ids = encode_response(self._tokenizer, pair.response, eos=self._section.append_eos)
+        return EncodedItem(prompt_ids, response_ids)
+
+    def _read_conversation(self, index: int, prompt: Chat, response: str) -> tuple[int, ...]:
+        try:
+            if self._style.is_ours:
+                return EncodedItem(*encode_answer(self._tokenizer, prompt, response))
+            # Up to the end of what the template writes: reward models on the hub are trained to score there.
+            whole = Chat((*prompt.messages, Message("assistant", response)))
+            text = render(self._tokenizer, whole, generate=False)
+            return tuple(encode_response(self._tokenizer, text, eos=False))
+        except InvalidInput as error:
+            raise InvalidInput(_MESSAGES, index=index, got=error.got, allowed=error.allowed) from error
+
+    def _read_whole(self, index: int, whole: WholeText) -> tuple[int, ...]:
+        """Return the ids of a text that holds prompt and response, with no chat template.
+
+        The tokenizer adds its special tokens as for any text. A second BOS is dropped. EOS (if configured;
+        encoders have their own end) is appended unless the text ends with it.
+        """
+        limits.check_text(_WHOLE, whole.text, max_bytes=self._section.max_text_bytes, index=index)
+        tokenizer = self._tokenizer
+        ids = [int(token) for token in tokenizer(whole.text, verbose=False)["input_ids"]]
+        if ids[:2] == [tokenizer.bos_token_id] * 2:
+            ids = ids[1:]
+        end = tokenizer.eos_token
+        if self._section.append_eos and not self._style.is_encoder and not _ends_with(whole.text, end):
+            ids += encode_response(tokenizer, "", eos=True)
+        if not ids:
+            raise InvalidInput(_WHOLE, index=index, got="a text without tokens", allowed="at least one token")
+        return tuple(ids)
+
+    def _check_pair(self, index: int, pair: TextPair) -> None:
+        maximum = self._section.max_text_bytes
+        limits.check_text(_PROMPT, pair.prompt, max_bytes=maximum, index=index)
+        limits.check_text(_RESPONSE, pair.response, max_bytes=maximum, index=index)
+        limits.check_text(
+            _MESSAGES, "".join(m.content for m in pair.messages), max_bytes=maximum, index=index
+        )
+        for message in pair.messages:
+            if message.role not in ROLES:
+                raise InvalidInput(
+                    _MESSAGES, index=index, got=f"role {message.role!r}", allowed=f"one of {', '.join(ROLES)}"
+                )
+        if not self._section.append_eos and not self._wraps and not pair.messages:
+            # An empty response is scored at its EOS; without EOS there is no token to score.
+            limits.check_not_empty(_RESPONSE, pair.response, index=index)
+
+
+def _ends_with(text: str, end: str | None) -> bool:
+    # Chat templates write a line break after the last EOS.
+    return bool(end) and text.rstrip().endswith(str(end))
