@@ -15,6 +15,7 @@ from grpc import aio
 
 from fairlead import metrics
 from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient, AsyncRewardClient
+from fairlead.clients.rollout import RolloutClients
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.v1 import (
     policy_service_pb2,
@@ -25,7 +26,7 @@ from fairlead.v1 import (
     reward_service_pb2_grpc,
     tokens_pb2,
 )
-from services.rollout_worker.peers import Clients, ModelServices
+from services.rollout_worker.model_services import ModelServices
 
 Context = aio.ServicerContext[Any, Any]
 VOCABULARY_SIZE, MAX_SEQUENCE_TOKENS = 50, 20
@@ -155,10 +156,10 @@ async def serving(script: Script, *, address: str = "127.0.0.1:0") -> AsyncItera
 
 
 @asynccontextmanager
-async def clients_of(address: str, *, timeout_seconds: float = 10.0) -> AsyncIterator[Clients]:
+async def clients_of(address: str, *, timeout_seconds: float = 10.0) -> AsyncIterator[RolloutClients]:
     """Real clients that try twice."""
     retry = RetryPolicy(max_attempts=2, initial_backoff_seconds=0.01)
-    clients = Clients(
+    clients = RolloutClients(
         AsyncPolicyClient(address, timeout_seconds=timeout_seconds, retry=retry),
         AsyncRewardClient(address, timeout_seconds=timeout_seconds, retry=retry),
         AsyncReferenceClient(address, timeout_seconds=timeout_seconds, retry=retry),
@@ -170,9 +171,9 @@ async def clients_of(address: str, *, timeout_seconds: float = 10.0) -> AsyncIte
 
 
 @asynccontextmanager
-async def peers_of(
-    script: Script, *, counts: metrics.WorkerMetrics, timeout_seconds: float = 10.0
+async def model_services_of(
+    script: Script, *, worker_metrics: metrics.WorkerMetrics, timeout_seconds: float = 10.0
 ) -> AsyncIterator[ModelServices]:
-    """The services, met by a worker of the run `tests`."""
+    """The services, connected by a worker of the run `tests`."""
     async with serving(script), clients_of(script.address, timeout_seconds=timeout_seconds) as clients:
-        yield await ModelServices.meet(clients, run="tests", counts=counts)
+        yield await ModelServices.connect(clients, run="tests", worker_metrics=worker_metrics)

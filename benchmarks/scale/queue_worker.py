@@ -27,7 +27,7 @@ class WaitingAnswers:
         self._ids = tuple(range(tokens))
         self._logprobs = tuple(-float(number % 7) / 8 for number in range(tokens))
 
-    async def answer(self, task: PromptTask, *, suspect: bool = False) -> Rollout:
+    async def answer(self, task: PromptTask, exclusive: bool = False) -> Rollout:
         """The same rollout for every task, from the weights that were asked for."""
         await asyncio.sleep(self._seconds)
         span = VersionSpan(task.min_version, 0, len(self._ids))
@@ -43,10 +43,10 @@ async def work(settings: RunConfig, answers: WaitingAnswers) -> None:
     queue = await RedisWorkerQueue.connect(settings.queue, run=settings.name, consumer=f"w-{os.getpid()}")
     worker = RolloutWorker(
         queue=queue,
-        peers=answers,
+        answer=answers.answer,
         section=settings.rollout_worker,
         lease_seconds=settings.queue.lease_seconds,
-        counts=metrics.WorkerMetrics(),
+        metrics=metrics.WorkerMetrics(),
     )
     await worker.run(stop)
     await queue.close()

@@ -1,83 +1,75 @@
-"""The loop of a rollout worker: claims what it has room for, answers it, hands it back; renews its leases.
+"""The loop of a rollout worker: claim tasks, answer them, return the results; renew the leases meanwhile.
 
-Between the queue and the model services, and knows both only by their interfaces. What becomes of a task
-that failed is for `verdict` to say.
+Between the queue and the model services; it knows both only by their interfaces. `task_failure` decides what
+happens to a task that failed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from fairlead import metrics, watchdog
+from fairlead import watchdog
+from fairlead.backoff import Backoff, retry
 from fairlead.config.serving import RolloutWorkerSection
 from fairlead.errors import FairleadError, QueueUnavailable
+from fairlead.metrics import WorkerMetrics
 from fairlead.transports.rollouts.base import Claim, WorkerQueue
 from fairlead.types import DeadLetter, PromptTask, Rollout
-from services.rollout_worker.verdict import Judgement, Verdict, judge
+from services.rollout_worker.task_failure import FailureAction, TaskFailure, classify
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _CLAIM_BLOCK_SECONDS = 0.5
 _GATHER_SECONDS = 0.005
-"""A worker that is nearly full waits so long for more room: claiming eight costs what claiming one does."""
-_FIRST_HOLD_SECONDS = 0.2
-_LONGEST_HOLD_SECONDS = 5.0
-_FIRST_QUEUE_RETRY_SECONDS = 0.1
-_LONGEST_QUEUE_RETRY_SECONDS = 2.0
-_FAREWELL_SECONDS = 2.0
-
-
-class Answers(Protocol):
-    """What answers a task; `peers.Peers` in a real worker."""
-
-    async def answer(self, task: PromptTask, *, suspect: bool = False) -> Rollout:
-        """The rollout of a task; a suspect may be what kills replicas."""
-        ...
+"""A nearly full worker waits this long before it claims: claiming eight tasks costs as much as claiming
+one."""
+_OUTAGE = Backoff(first_seconds=0.2, longest_seconds=5.0)
+_QUEUE_RETRY = Backoff(first_seconds=0.1, longest_seconds=2.0)
+_RELEASE_SECONDS = 2.0
 
 
 @dataclass(slots=True, eq=False)
-class _InHand:
-    """A claimed task."""
+class _ClaimedTask:
+    """A task that this worker has claimed."""
 
     claim: Claim
     work: asyncio.Task[None] | None = None
-    answered: bool = False
-    """Its result is being handed back: the first to finish counts, so a lost lease does not stop that."""
-    given_back: bool = False
-    """It goes to whoever claims it next, maybe to this worker again."""
+    has_result: bool = False
+    """Its result is being returned. The first result counts, so a lost lease does not stop that."""
+    released: bool = False
+    """It is released to any worker, maybe to this one."""
 
 
 @dataclass(slots=True)
-class _Trouble:
-    """Services that are away. While they are, one task at a time tries its luck, ever less often."""
+class _ServiceOutage:
+    """Delays claims while services are unavailable; the worker then claims one task at a time."""
 
-    in_a_row: int = 0
+    failures: int = 0
     until: float = 0.0
 
-    def happened(self) -> None:
-        """Holds the next claim for a while that doubles, with jitter; many tasks failing at once are one."""
+    def failed(self) -> None:
+        """Delay the next claim. Tasks that fail during the delay count as one failure."""
         now = time.monotonic()
         if now < self.until:
             return
-        self.in_a_row += 1
-        bound = min(_LONGEST_HOLD_SECONDS, _FIRST_HOLD_SECONDS * 2.0 ** min(self.in_a_row - 1, 10))
-        self.until = now + random.uniform(bound / 2, bound)
+        self.failures += 1
+        self.until = now + _OUTAGE.seconds(self.failures)
 
-    def over(self) -> None:
-        """A service answered."""
-        self.in_a_row, self.until = 0, 0.0
+    def ended(self) -> None:
+        """Note that the services have answered."""
+        self.failures = 0
+        self.until = 0.0
 
     @property
-    def hold_seconds(self) -> float:
-        """How long to wait before the next claim."""
+    def delay_seconds(self) -> float:
+        """Time until the next claim."""
         return max(0.0, self.until - time.monotonic())
 
 
@@ -86,44 +78,44 @@ class RolloutWorker:
     """The work of one worker process."""
 
     queue: WorkerQueue
-    """Where tasks come from and rollouts go."""
-    peers: Answers
-    """Who answers."""
+    """Where tasks are claimed and rollouts are returned."""
+    answer: Callable[[PromptTask, bool], Awaitable[Rollout]]
+    """Returns the rollout of a task, such as `ModelServices.answer`; True asks for exclusive calls."""
     section: RolloutWorkerSection
-    """How many at the same time, how long a drain."""
+    """Number of tasks in parallel, and the grace period of a drain."""
     lease_seconds: float
-    """Leases are renewed three times in that time."""
-    counts: metrics.WorkerMetrics
-    """Where to count."""
+    """Length of a lease; leases are renewed three times in that time."""
+    metrics: WorkerMetrics
+    """Metrics of this process."""
     _queue_answers: bool = True
-    _in_hand: dict[str, _InHand] = field(default_factory=dict)
-    _trouble: _Trouble = field(default_factory=_Trouble)
-    _moved: asyncio.Event = field(default_factory=asyncio.Event)
-    """Something was handed back, or the worker is to stop."""
+    _claimed: dict[str, _ClaimedTask] = field(default_factory=dict)
+    _outage: _ServiceOutage = field(default_factory=_ServiceOutage)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a task has been returned, or when the worker is to stop."""
 
     @property
     def ready(self) -> bool:
-        """The queue answers, and so did the services lately."""
-        return self._queue_answers and self._trouble.in_a_row == 0
+        """Whether the queue answers and the last calls to the services succeeded."""
+        return self._queue_answers and self._outage.failures == 0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop` is set, then drains: nothing new, what is in hand is finished or given back.
+        """Work until `stop` is set, then drain: claim nothing, and finish or release the tasks in progress.
 
         Raises:
-            FairleadError: one that waiting does not mend, such as SchemaTooNew or QueueMisconfigured.
+            FairleadError: an error that a retry does not solve, such as SchemaTooNew or QueueMisconfigured.
         """
-        leases = asyncio.create_task(self._renew_always(), name="leases")
+        leases = asyncio.create_task(self._renew_leases(), name="leases")
         claims = asyncio.create_task(self._claim_until(stop), name="claims")
         stopped = asyncio.create_task(stop.wait(), name="stop")
         try:
             await asyncio.wait({leases, claims, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stop.set()
-            self._moved.set()
+            self._changed.set()
             await self._drain(claims)
         finally:
             for task in (claims, stopped, leases):
-                await _end(task)
-            await self._give_back_all()
+                await _cancel(task)
+            await self._release_all()
         for task in (claims, leases):
             if not task.cancelled():
                 task.result()
@@ -131,152 +123,149 @@ class RolloutWorker:
     async def _claim_until(self, stop: asyncio.Event) -> None:
         with watchdog.PROCESS.waiting("tasks", "a task to claim", limited=False) as idle:
             while not stop.is_set():
-                wanted = await self._room(stop)
-                if wanted == 0:
+                count = await self._claimable(stop)
+                if count == 0:
                     idle.again()
                     continue
-                claim = partial(self.queue.claim, count=wanted, block_seconds=_CLAIM_BLOCK_SECONDS)
-                claims = await self._ask("claim", claim)
+                claim = partial(self.queue.claim, count=count, block_seconds=_CLAIM_BLOCK_SECONDS)
+                claims = await self._call_queue("claim", claim)
                 if stop.is_set():
-                    await self._ask("release", partial(self.queue.release, claims))
+                    await self._call_queue("release", partial(self.queue.release, claims))
                     return
-                for taken in claims:
-                    self._take(taken)
+                for claimed in claims:
+                    self._start(claimed)
                     idle.again()
 
-    async def _room(self, stop: asyncio.Event) -> int:
-        """How many tasks may be claimed; 0 after waiting for a change."""
-        limit = 1 if self._trouble.in_a_row else self.section.max_in_flight
-        held = self._trouble.hold_seconds
-        if len(self._in_hand) < limit and held == 0:
-            if limit - len(self._in_hand) < limit // 8:
+    async def _claimable(self, stop: asyncio.Event) -> int:
+        """Return how many tasks may be claimed; 0 after waiting for a change."""
+        limit = 1 if self._outage.failures else self.section.max_in_flight
+        delay = self._outage.delay_seconds
+        if len(self._claimed) < limit and delay == 0:
+            if limit - len(self._claimed) < limit // 8:
                 await asyncio.sleep(_GATHER_SECONDS)
-            return limit - len(self._in_hand)
-        self._moved.clear()
+            return limit - len(self._claimed)
+        self._changed.clear()
         if not stop.is_set():
-            await _wait(self._moved, held or None)
+            await _wait(self._changed, delay or None)
         return 0
 
-    def _take(self, claim: Claim) -> None:
-        held = self._in_hand.get(claim.entry_id)
-        if held is not None and not held.given_back:
-            # Our own lease ran out and we claimed it again: the work goes on under the new claim.
+    def _start(self, claim: Claim) -> None:
+        held = self._claimed.get(claim.entry_id)
+        if held is not None and not held.released:
+            # This worker's own lease expired and it claimed the task again: the work continues.
             held.claim = claim
             return
-        held = self._in_hand[claim.entry_id] = _InHand(claim)
+        held = self._claimed[claim.entry_id] = _ClaimedTask(claim)
         held.work = asyncio.create_task(self._work(held), name=f"task-{claim.task.task_id}")
-        held.work.add_done_callback(partial(self._put_down, held))
-        self.counts.in_flight.set(len(self._in_hand))
+        held.work.add_done_callback(partial(self._ended, held))
+        self.metrics.in_flight.set(len(self._claimed))
 
-    def _put_down(self, held: _InHand, _: asyncio.Task[None]) -> None:
-        if self._in_hand.get(held.claim.entry_id) is held:
-            del self._in_hand[held.claim.entry_id]
-        self.counts.in_flight.set(len(self._in_hand))
-        self._moved.set()
+    def _ended(self, held: _ClaimedTask, _: asyncio.Task[None]) -> None:
+        if self._claimed.get(held.claim.entry_id) is held:
+            del self._claimed[held.claim.entry_id]
+        self.metrics.in_flight.set(len(self._claimed))
+        self._changed.set()
 
-    async def _work(self, held: _InHand) -> None:
+    async def _work(self, held: _ClaimedTask) -> None:
         try:
-            result: Rollout | Judgement = await self.peers.answer(
-                held.claim.task, suspect=held.claim.failures > 0
-            )
+            result: Rollout | TaskFailure = await self.answer(held.claim.task, held.claim.failures > 0)
         except Exception as error:
-            result = judge(error)
+            result = classify(error)
             if result.letter.reason == "worker_error":
-                logger.exception("task %d failed in this worker", held.claim.task.task_id)
-        held.answered = True
+                logger.exception("task %d failed because of an error in this worker", held.claim.task.task_id)
+        held.has_result = True
         if isinstance(result, Rollout):
-            self._trouble.over()
+            self._outage.ended()
             await self._finish(held, result, "finished")
-        elif result.verdict is Verdict.DEAD:
+        elif result.action is FailureAction.DEAD_LETTER:
             await self._finish(held, result.letter, "dead_letter")
-        elif result.verdict is Verdict.FAIL:
+        elif result.action is FailureAction.COUNT:
             await self._fail(held, result.letter)
         else:
             await self._release(held, result.letter)
 
-    async def _finish(self, held: _InHand, result: Rollout | DeadLetter, name: str) -> None:
+    async def _finish(self, held: _ClaimedTask, result: Rollout | DeadLetter, name: str) -> None:
         if isinstance(result, DeadLetter):
-            self._tell("is dead", held, result, level=logging.WARNING)
-        with self.counts.stage_seconds.labels(stage="finish").time():
-            first = await self._ask("finish", partial(self.queue.finish, held.claim, result))
-        self.counts.finished.labels(result=name if first else "duplicate").inc()
+            _log("dead-lettered", held, result, level=logging.WARNING)
+        with self.metrics.stage_seconds.labels(stage="finish").time():
+            first = await self._call_queue("finish", partial(self.queue.finish, held.claim, result))
+        self.metrics.finished.labels(result=name if first else "duplicate").inc()
 
-    async def _fail(self, held: _InHand, letter: DeadLetter) -> None:
-        self._tell("failed", held, letter, level=logging.WARNING)
-        held.given_back = True
-        dead = await self._ask("fail", partial(self.queue.fail, held.claim, letter))
-        self.counts.finished.labels(result="dead_letter" if dead else "failed").inc()
+    async def _fail(self, held: _ClaimedTask, letter: DeadLetter) -> None:
+        _log("failed", held, letter, level=logging.WARNING)
+        held.released = True
+        dead = await self._call_queue("fail", partial(self.queue.fail, held.claim, letter))
+        self.metrics.finished.labels(result="dead_letter" if dead else "failed").inc()
 
-    async def _release(self, held: _InHand, letter: DeadLetter) -> None:
-        first = self._trouble.in_a_row == 0
-        self._trouble.happened()
-        held.given_back = True
-        self._tell("goes back", held, letter, level=logging.WARNING if first else logging.DEBUG)
-        await self._ask("release", partial(self.queue.release, [held.claim]))
-        self.counts.finished.labels(result="released").inc()
+    async def _release(self, held: _ClaimedTask, letter: DeadLetter) -> None:
+        first = self._outage.failures == 0
+        self._outage.failed()
+        held.released = True
+        _log("released", held, letter, level=logging.WARNING if first else logging.DEBUG)
+        await self._call_queue("release", partial(self.queue.release, [held.claim]))
+        self.metrics.finished.labels(result="released").inc()
 
-    def _tell(self, what: str, held: _InHand, letter: DeadLetter, *, level: int) -> None:
-        logger.log(level, "task %d %s: %s: %s", held.claim.task.task_id, what, letter.reason, letter.detail)
-
-    async def _renew_always(self) -> None:
+    async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(self.lease_seconds / 3)
-            held = dict(self._in_hand)
-            if not held:
+            claimed = dict(self._claimed)
+            if not claimed:
                 continue
-            lost = await self._ask("renew", partial(self.queue.renew, [one.claim for one in held.values()]))
-            for entry_id in lost:
-                one = held[entry_id]
-                if not one.answered and one.work is not None:
-                    logger.info("task %d is in other hands: dropped", one.claim.task.task_id)
-                    one.work.cancel()
-                    self.counts.finished.labels(result="lost").inc()
+            renew = partial(self.queue.renew, [held.claim for held in claimed.values()])
+            for entry_id in await self._call_queue("renew", renew):
+                held = claimed[entry_id]
+                if not held.has_result and held.work is not None:
+                    logger.info("task %d cancelled: its lease was lost", held.claim.task.task_id)
+                    held.work.cancel()
+                    self.metrics.finished.labels(result="lost").inc()
 
     async def _drain(self, claims: asyncio.Task[None]) -> None:
-        """Waits for what is in hand, at most the grace period."""
+        """Wait for the tasks in progress, at most the grace period."""
         deadline = time.monotonic() + self.section.drain_seconds
-        logger.info("draining: %d tasks in hand", len(self._in_hand))
-        await asyncio.wait({claims}, timeout=min(self.section.drain_seconds, _FAREWELL_SECONDS))
-        work = [held.work for held in self._in_hand.values() if held.work is not None]
+        logger.info("draining: %d tasks in progress", len(self._claimed))
+        await asyncio.wait({claims}, timeout=min(self.section.drain_seconds, _RELEASE_SECONDS))
+        work = [held.work for held in self._claimed.values() if held.work is not None]
         if work:
             await asyncio.wait(work, timeout=max(0.0, deadline - time.monotonic()))
 
-    async def _give_back_all(self) -> None:
-        """Ends what is still in hand and gives it to the peers; without a queue its leases run out."""
-        unfinished = list(self._in_hand.values())
-        for one in unfinished:
-            if one.work is not None:
-                await _end(one.work)
-        held = [one for one in unfinished if one.work is None or one.work.cancelled()]
-        if not held:
+    async def _release_all(self) -> None:
+        """Cancel the tasks in progress and release them; if the queue is unavailable their leases expire."""
+        unfinished = list(self._claimed.values())
+        for held in unfinished:
+            if held.work is not None:
+                await _cancel(held.work)
+        cancelled = [held for held in unfinished if held.work is None or held.work.cancelled()]
+        if not cancelled:
             return
+        claims = [held.claim for held in cancelled]
         try:
-            await asyncio.wait_for(self.queue.release([one.claim for one in held]), _FAREWELL_SECONDS)
-            self.counts.finished.labels(result="released").inc(len(held))
+            await asyncio.wait_for(self.queue.release(claims), _RELEASE_SECONDS)
+            self.metrics.finished.labels(result="released").inc(len(claims))
         except (FairleadError, TimeoutError) as error:
-            logger.warning("%d tasks could not be given back, their leases run out: %s", len(held), error)
+            logger.warning(
+                "could not release %d tasks; their leases will expire: %s", len(claims), error or "timed out"
+            )
 
-    async def _ask(self, what: str, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Asks the queue until it answers; results wait in memory meanwhile."""
+    async def _call_queue(self, what: str, call: Callable[[], Awaitable[_T]]) -> _T:
+        """Return the queue's answer, retried while the queue is unavailable; results stay in memory."""
+
+        def unavailable(error: FairleadError) -> None:
+            if self._queue_answers:
+                self._queue_answers = False
+                logger.warning("the queue does not answer (%s), retrying: %s", what, error)
+
         with watchdog.PROCESS.waiting("queue", f"the queue's answer to {what}"):
-            return await self._ask_patiently(what, call)
+            answer = await retry(
+                call, what="", on=QueueUnavailable, backoff=_QUEUE_RETRY, on_wait=unavailable
+            )
+        if not self._queue_answers:
+            self._queue_answers = True
+            logger.info("the queue answers again")
+        return answer
 
-    async def _ask_patiently(self, what: str, call: Callable[[], Awaitable[_T]]) -> _T:
-        pause = _FIRST_QUEUE_RETRY_SECONDS
-        while True:
-            try:
-                answer = await call()
-            except QueueUnavailable as error:
-                if self._queue_answers:
-                    self._queue_answers = False
-                    logger.warning("the queue does not answer (%s), trying again: %s", what, error)
-                await asyncio.sleep(random.uniform(pause / 2, pause))
-                pause = min(2 * pause, _LONGEST_QUEUE_RETRY_SECONDS)
-            else:
-                if not self._queue_answers:
-                    self._queue_answers = True
-                    logger.info("the queue answers again")
-                return answer
+
+def _log(what: str, held: _ClaimedTask, letter: DeadLetter, *, level: int) -> None:
+    logger.log(level, "task %d %s: %s: %s", held.claim.task.task_id, what, letter.reason, letter.detail)
 
 
 async def _wait(event: asyncio.Event, timeout_seconds: float | None) -> None:
@@ -286,7 +275,7 @@ async def _wait(event: asyncio.Event, timeout_seconds: float | None) -> None:
         return
 
 
-async def _end(task: asyncio.Task[Any]) -> None:
-    """Cancels a task and waits for it; its error, if any, stays in it."""
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait for it; its error, if any, stays in it."""
     task.cancel()
     await asyncio.wait({task})

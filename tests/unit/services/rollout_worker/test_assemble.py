@@ -1,4 +1,4 @@
-"""The checks of a rollout's parts, and whose fault an error is."""
+"""The checks of the services' results, and the classification of errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fairlead import errors
+from fairlead.clients.rollout import ScoredCompletion
 from fairlead.types import (
     Completion,
     FinishReason,
@@ -16,8 +17,8 @@ from fairlead.types import (
     VersionSpan,
     WeightVersion,
 )
-from services.rollout_worker.assemble import Refused, Unusable, assemble, check_completion
-from services.rollout_worker.verdict import Verdict, judge
+from services.rollout_worker.assemble import InvalidTask, UnusableResult, assemble, check_completion
+from services.rollout_worker.task_failure import FailureAction, classify
 
 OLD, NEW = WeightVersion(1, 3), WeightVersion(2, 1)
 TASK = PromptTask(0, (1, 2), "hello", SamplingParams(), OLD)
@@ -26,20 +27,20 @@ WHOLE = Completion(
 )
 
 
-def put_together(scores: tuple[float, ...] = (1.0,), logprobs=((-1.0, -2.0, -3.0),)):
-    return assemble(
-        WHOLE,
-        Scores(scores, "judge-1", (5,)),
-        logprobs,
-        scored_as_text=False,
+def assembled(scores: tuple[float, ...] = (1.0,), logprobs: tuple[float, ...] | None = (-1.0, -2.0, -3.0)):
+    found = ScoredCompletion(
+        completion=WHOLE,
+        scores=Scores(scores, "judge-1", (5,)),
+        reference_logprobs=logprobs,
         generate_seconds=1.0,
         score_seconds=2.0,
     )
+    return assemble(found, scored_as_text=False)
 
 
-def test_a_whole_completion_passes() -> None:
+def test_a_complete_completion_is_accepted() -> None:
     check_completion(TASK, WHOLE)
-    rollout = put_together()
+    rollout = assembled()
     assert (rollout.completion, rollout.score, rollout.reference_logprobs) == (WHOLE, 1.0, (-1.0, -2.0, -3.0))
 
 
@@ -55,23 +56,23 @@ def test_a_whole_completion_passes() -> None:
     ],
 )
 def test_every_token_needs_one_version(spans: tuple[VersionSpan, ...]) -> None:
-    with pytest.raises(Unusable) as raised:
+    with pytest.raises(UnusableResult) as raised:
         check_completion(TASK, replace(WHOLE, version_spans=spans))
     assert raised.value.reason == "completion_malformed"
 
 
-def test_an_empty_or_endless_completion_is_malformed() -> None:
+def test_a_completion_without_tokens_or_finish_reason_is_malformed() -> None:
     for broken in (
         replace(WHOLE, token_ids=(), logprobs=(), version_spans=()),
         replace(WHOLE, finish_reason=None),
     ):
-        with pytest.raises(Unusable, match="and no end") as raised:
+        with pytest.raises(UnusableResult, match="expected at least one token and a reason") as raised:
             check_completion(TASK, broken)
         assert raised.value.reason == "completion_malformed"
 
 
-def test_weights_older_than_asked_for_are_stale() -> None:
-    with pytest.raises(errors.StaleWeights, match="1-2, not 1-3 or newer"):
+def test_weights_older_than_min_version_are_stale() -> None:
+    with pytest.raises(errors.StaleWeights, match="used weights 1-2; the task needs 1-3 or newer"):
         check_completion(TASK, replace(WHOLE, version_spans=(VersionSpan(WeightVersion(1, 2), 0, 3),)))
 
 
@@ -81,32 +82,32 @@ def test_weights_older_than_asked_for_are_stale() -> None:
         ({"scores": (float("inf"),)}, "reward_not_finite"),
         ({"scores": ()}, "answer_malformed"),
         ({"scores": (1.0, 2.0)}, "answer_malformed"),
-        ({"logprobs": ((-1.0, -2.0),)}, "answer_malformed"),
-        ({"logprobs": ()}, "answer_malformed"),
-        ({"logprobs": ((-1.0, float("-inf"), -1.0),)}, "reference_not_finite"),
+        ({"logprobs": (-1.0, -2.0)}, "answer_malformed"),
+        ({"logprobs": None}, "answer_malformed"),
+        ({"logprobs": (-1.0, float("-inf"), -1.0)}, "reference_not_finite"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(arguments: dict, reason: str) -> None:
-    with pytest.raises(Unusable) as raised:
-        put_together(**arguments)
+def test_missing_or_infinite_results_are_unusable(arguments: dict, reason: str) -> None:
+    with pytest.raises(UnusableResult) as raised:
+        assembled(**arguments)
     assert raised.value.reason == reason
 
 
 @pytest.mark.parametrize(
-    ("error", "verdict", "reason"),
+    ("error", "action", "reason"),
     [
-        (Refused("prompt_too_long", "…"), Verdict.DEAD, "prompt_too_long"),
-        (Unusable("reward_not_finite", "…"), Verdict.FAIL, "reward_not_finite"),
-        (errors.Unavailable("gone"), Verdict.RELEASE, "service_unavailable"),
-        (errors.Overloaded("full", retry_after_seconds=1), Verdict.RELEASE, "service_overloaded"),
-        (errors.StaleWeights("old"), Verdict.RELEASE, "weights_too_old"),
-        (errors.DeadlineExceeded("slow"), Verdict.RELEASE, "service_too_slow"),
-        (errors.Unauthenticated("who"), Verdict.RELEASE, "service_refuses_us"),
-        (errors.InternalError("bug"), Verdict.FAIL, "service_error"),
-        (errors.CorruptData("odd"), Verdict.FAIL, "answer_malformed"),
-        (ZeroDivisionError("ours"), Verdict.FAIL, "worker_error"),
+        (InvalidTask("prompt_too_long", "…"), FailureAction.DEAD_LETTER, "prompt_too_long"),
+        (UnusableResult("reward_not_finite", "…"), FailureAction.COUNT, "reward_not_finite"),
+        (errors.Unavailable("gone"), FailureAction.RELEASE, "service_unavailable"),
+        (errors.Overloaded("full", retry_after_seconds=1), FailureAction.RELEASE, "service_overloaded"),
+        (errors.StaleWeights("old"), FailureAction.RELEASE, "weights_too_old"),
+        (errors.DeadlineExceeded("slow"), FailureAction.RELEASE, "service_too_slow"),
+        (errors.Unauthenticated("who"), FailureAction.RELEASE, "service_refuses_us"),
+        (errors.InternalError("bug"), FailureAction.COUNT, "service_error"),
+        (errors.CorruptData("odd"), FailureAction.COUNT, "answer_malformed"),
+        (ZeroDivisionError("ours"), FailureAction.COUNT, "worker_error"),
     ],
 )
-def test_whose_fault_it_was(error: Exception, verdict: Verdict, reason: str) -> None:
-    judgement = judge(error)
-    assert (judgement.verdict, judgement.letter.reason) == (verdict, reason)
+def test_errors_are_classified(error: Exception, action: FailureAction, reason: str) -> None:
+    failure = classify(error)
+    assert (failure.action, failure.letter.reason) == (action, reason)

@@ -17,7 +17,7 @@ from fairlead.config.serving import RolloutWorkerSection
 from fairlead.errors import ConfigError, QueueUnavailable, SchemaTooNew
 from fairlead.transports.rollouts.base import OutcomeEntry
 from fairlead.types import DeadLetter, PromptTask, Rollout, SamplingParams, WeightVersion
-from services.rollout_worker.peers import ModelServices
+from services.rollout_worker.model_services import ModelServices
 from services.rollout_worker.worker import RolloutWorker
 from tests.memory_queue import MemoryBroker, MemoryTrainerQueue, MemoryWorkerQueue
 from tests.scripted_services import (
@@ -28,7 +28,7 @@ from tests.scripted_services import (
     clients_of,
     completion,
     minus_one,
-    peers_of,
+    model_services_of,
     score_length,
     serving,
 )
@@ -50,7 +50,6 @@ class Bench:
     worker: RolloutWorker
     stop: asyncio.Event
     running: asyncio.Task[None]
-    counts: metrics.WorkerMetrics
     registry: CollectorRegistry
     seen: dict[int, OutcomeEntry] = field(default_factory=dict)
 
@@ -89,16 +88,20 @@ async def bench(
     trainer.take_fence(1)
     trainer.dispatch(tasks)
     registry = CollectorRegistry()
-    counts = metrics.WorkerMetrics(registry)
-    async with peers_of(script, counts=counts, timeout_seconds=timeout) as peers:
+    worker_metrics = metrics.WorkerMetrics(registry)
+    async with model_services_of(script, worker_metrics=worker_metrics, timeout_seconds=timeout) as services:
         section = RolloutWorkerSection(max_in_flight=in_flight, drain_seconds=drain)
         worker = RolloutWorker(
-            queue=queue(broker, "w"), peers=peers, section=section, lease_seconds=lease, counts=counts
+            queue=queue(broker, "w"),
+            answer=services.answer,
+            section=section,
+            lease_seconds=lease,
+            metrics=worker_metrics,
         )
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
         try:
-            yield Bench(broker, trainer, worker, stop, running, counts, registry)
+            yield Bench(broker, trainer, worker, stop, running, registry)
         finally:
             stop.set()
             await asyncio.gather(running, return_exceptions=True)
@@ -441,7 +444,7 @@ async def test_another_tokenizer_of_the_reward_model_makes_it_read_text(
     assert outcomes[1].reason == "prompt_without_text"
     [item] = items
     assert (item.text.prompt, item.text.response) == ("prompt 0", "3 2 1")
-    assert "answers are scored as text" in caplog.text
+    assert "completions are scored as text" in caplog.text
 
 
 async def test_policy_and_reference_with_different_tokenizers_are_refused() -> None:
@@ -449,7 +452,9 @@ async def test_policy_and_reference_with_different_tokenizers_are_refused() -> N
     script.fingerprints["reference"] = "two" * 20
     async with serving(script), clients_of(script.address) as clients:
         with pytest.raises(ConfigError) as raised:
-            await ModelServices.meet(clients, run="tests", counts=metrics.WorkerMetrics(CollectorRegistry()))
+            await ModelServices.connect(
+                clients, run="tests", worker_metrics=metrics.WorkerMetrics(CollectorRegistry())
+            )
     message = str(raised.value)
     assert message.startswith("reference.path: got 'models/reference with tokenizer twotwotwotwo'")
     assert "tokenizer oneoneoneone of the policy models/policy" in message
@@ -462,7 +467,9 @@ async def test_waiting_for_services_says_for_which(caplog: pytest.LogCaptureFixt
         address = script.address
     async with clients_of(address) as clients:
         meeting = asyncio.create_task(
-            ModelServices.meet(clients, run="tests", counts=metrics.WorkerMetrics(CollectorRegistry()))
+            ModelServices.connect(
+                clients, run="tests", worker_metrics=metrics.WorkerMetrics(CollectorRegistry())
+            )
         )
         async with asyncio.timeout(10):
             while caplog.text.count("waiting for the") < 3:  # noqa: ASYNC110 - a condition with a deadline

@@ -1,4 +1,6 @@
-"""Joined calls answer every item as it would have been answered alone, and nobody pays for another."""
+"""Coalesced calls return the result that each item would get in its own call; one item's error fails no
+other.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,12 @@ from collections.abc import Sequence
 import pytest
 
 from fairlead.errors import InternalError, InvalidInput, Overloaded, ReplicaLost, Unavailable
-from services.rollout_worker import joined, solo
-from services.rollout_worker.joined import CALLS_AT_ONCE, MAX_ITEMS, MAX_TOKENS, JoinedCalls
+from services.rollout_worker import coalesced_calls
+from services.rollout_worker.coalesced_calls import MAX_CALLS, MAX_ITEMS, MAX_TOKENS, CoalescedCalls
 
 
 class Service:
-    """Squares numbers once its gate is open; knows how it was called."""
+    """Squares numbers once its gate is open; records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
@@ -46,103 +48,103 @@ class Service:
                 await asyncio.sleep(0)
 
 
-async def test_what_arrives_while_calls_are_under_way_goes_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined, "LONGEST_WAIT_SECONDS", 60.0)
+async def test_items_that_arrive_during_calls_are_coalesced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coalesced_calls, "LONGEST_WAIT_SECONDS", 60.0)
     service = Service()
-    calls = JoinedCalls(service.call)
-    asked = []
-    for number in range(CALLS_AT_ONCE):
-        asked.append(asyncio.create_task(calls.ask(number, num_tokens=1)))
+    calls = CoalescedCalls(service.call)
+    pending = []
+    for number in range(MAX_CALLS):
+        pending.append(asyncio.create_task(calls.call(number, num_tokens=1)))
         await service.until_running(number + 1)
-    asked += [asyncio.create_task(calls.ask(number, num_tokens=1)) for number in range(10, 20)]
+    pending += [asyncio.create_task(calls.call(number, num_tokens=1)) for number in range(10, 20)]
     await asyncio.sleep(0)
-    assert len(service.calls) == CALLS_AT_ONCE
+    assert len(service.calls) == MAX_CALLS
     service.gate.set()
-    assert await asyncio.gather(*asked) == [n * n for n in [*range(CALLS_AT_ONCE), *range(10, 20)]]
-    assert service.calls[CALLS_AT_ONCE:] == [list(range(10, 20))]
+    assert await asyncio.gather(*pending) == [n * n for n in [*range(MAX_CALLS), *range(10, 20)]]
+    assert service.calls[MAX_CALLS:] == [list(range(10, 20))]
 
 
-async def test_a_slow_service_is_asked_in_parallel() -> None:
+async def test_a_slow_service_gets_parallel_calls() -> None:
     service = Service()
-    calls = JoinedCalls(service.call)
-    asked = []
-    for number in range(CALLS_AT_ONCE + 3):
-        asked.append(asyncio.create_task(calls.ask(number, num_tokens=1)))
+    calls = CoalescedCalls(service.call)
+    pending = []
+    for number in range(MAX_CALLS + 3):
+        pending.append(asyncio.create_task(calls.call(number, num_tokens=1)))
         await service.until_running(number + 1)
     service.gate.set()
-    assert await asyncio.gather(*asked) == [n * n for n in range(CALLS_AT_ONCE + 3)]
+    assert await asyncio.gather(*pending) == [n * n for n in range(MAX_CALLS + 3)]
 
 
-async def test_a_call_holds_no_more_than_fits() -> None:
+async def test_a_call_has_at_most_max_items_and_max_tokens() -> None:
     service = Service()
     service.gate.set()
-    calls = JoinedCalls(service.call)
-    await asyncio.gather(*(calls.ask(number, num_tokens=1) for number in range(3 * MAX_ITEMS)))
+    calls = CoalescedCalls(service.call)
+    await asyncio.gather(*(calls.call(number, num_tokens=1) for number in range(3 * MAX_ITEMS)))
     assert max(map(len, service.calls)) == MAX_ITEMS
     service.calls.clear()
     half = MAX_TOKENS // 2
-    await asyncio.gather(*(calls.ask(number, num_tokens=half) for number in range(6)))
+    await asyncio.gather(*(calls.call(number, num_tokens=half) for number in range(6)))
     assert {len(call) for call in service.calls} == {2}
     assert sorted(number for call in service.calls for number in call) == list(range(6))
 
 
 @pytest.mark.parametrize("error", [InvalidInput("items", got=3, allowed="4"), InternalError("nan")])
-async def test_one_items_fault_is_its_own(error: Exception) -> None:
+async def test_an_invalid_item_fails_no_other_item(error: Exception) -> None:
     service = Service()
     service.errors[3] = error
     service.gate.set()
-    calls = JoinedCalls(service.call)
+    calls = CoalescedCalls(service.call)
     found = await asyncio.gather(
-        *(calls.ask(number, num_tokens=1) for number in range(6)), return_exceptions=True
+        *(calls.call(number, num_tokens=1) for number in range(6)), return_exceptions=True
     )
     assert found == [0, 1, 4, error, 16, 25]
 
 
-async def test_a_service_that_is_away_is_not_asked_item_by_item() -> None:
+async def test_an_unavailable_service_gets_one_call_for_all_items() -> None:
     service = Service()
     error = service.errors[0] = Unavailable("gone")
     service.gate.set()
-    calls = JoinedCalls(service.call)
+    calls = CoalescedCalls(service.call)
     found = await asyncio.gather(
-        *(calls.ask(number, num_tokens=1) for number in range(6)), return_exceptions=True
+        *(calls.call(number, num_tokens=1) for number in range(6)), return_exceptions=True
     )
     assert found == [error] * 6
     assert len(service.calls) == 1
 
 
-async def test_items_of_askers_who_left_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined, "LONGEST_WAIT_SECONDS", 60.0)
+async def test_items_of_cancelled_callers_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coalesced_calls, "LONGEST_WAIT_SECONDS", 60.0)
     service = Service()
-    calls = JoinedCalls(service.call)
+    calls = CoalescedCalls(service.call)
     first = []
-    for number in range(CALLS_AT_ONCE):
-        first.append(asyncio.create_task(calls.ask(number, num_tokens=1)))
+    for number in range(MAX_CALLS):
+        first.append(asyncio.create_task(calls.call(number, num_tokens=1)))
         await service.until_running(number + 1)
-    leaves = asyncio.create_task(calls.ask(7, num_tokens=1))
-    stays = asyncio.create_task(calls.ask(8, num_tokens=1))
+    cancelled = asyncio.create_task(calls.call(7, num_tokens=1))
+    kept = asyncio.create_task(calls.call(8, num_tokens=1))
     await asyncio.sleep(0)
-    leaves.cancel()
-    await asyncio.gather(leaves, return_exceptions=True)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
     service.gate.set()
-    assert await stays == 64
+    assert await kept == 64
     await asyncio.gather(*first)
     assert [8] in service.calls
     assert not any(7 in call for call in service.calls)
 
 
 @pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for chance to keep it apart from others."""
-    monkeypatch.setattr(solo, "_APART_SECONDS", 0.0)
+def no_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exclusive calls begin without a random delay."""
+    monkeypatch.setattr(coalesced_calls, "_SPREAD_SECONDS", 0.0)
 
 
-async def test_who_kills_replicas_is_told_apart_from_those_beside_it(at_once: None) -> None:
+async def test_the_item_that_kills_replicas_is_isolated(no_spread: None) -> None:
     service = Service()
     service.poison.add(3)
     service.gate.set()
-    calls = JoinedCalls(service.call)
+    calls = CoalescedCalls(service.call)
     found = await asyncio.gather(
-        *(calls.ask(number, num_tokens=1) for number in range(6)), return_exceptions=True
+        *(calls.call(number, num_tokens=1) for number in range(6)), return_exceptions=True
     )
     assert isinstance(found.pop(3), ReplicaLost)
     assert found == [0, 1, 4, 16, 25]
@@ -150,21 +152,21 @@ async def test_who_kills_replicas_is_told_apart_from_those_beside_it(at_once: No
     assert service.exclusive == [list(range(6)), [0], [1], [2], [3], [4], [5]]
 
 
-async def test_a_replica_that_dies_of_something_else_costs_one_call_more(at_once: None) -> None:
+async def test_items_are_sent_once_more_after_a_replica_died_of_something_else(no_spread: None) -> None:
     service = Service()
     service.errors[3] = ReplicaLost("Socket closed")
     service.gate.set()
-    calls = JoinedCalls(service.call)
-    asked = [asyncio.create_task(calls.ask(number, num_tokens=1)) for number in range(6)]
+    calls = CoalescedCalls(service.call)
+    pending = [asyncio.create_task(calls.call(number, num_tokens=1)) for number in range(6)]
     async with asyncio.timeout(5):
         while not service.calls:  # noqa: ASYNC110 - a condition with a deadline
             await asyncio.sleep(0)
     service.errors.clear()
-    assert await asyncio.gather(*asked) == [0, 1, 4, 9, 16, 25]
+    assert await asyncio.gather(*pending) == [0, 1, 4, 9, 16, 25]
     assert (service.calls, service.exclusive) == ([list(range(6))], [list(range(6))])
 
 
-async def test_a_suspect_goes_alone_and_comes_back_until_there_is_room(at_once: None) -> None:
+async def test_an_exclusive_call_is_retried_until_it_is_accepted(no_spread: None) -> None:
     service = Service()
     service.refusals = [
         Overloaded("others", retry_after_seconds=0.0),
@@ -172,17 +174,17 @@ async def test_a_suspect_goes_alone_and_comes_back_until_there_is_room(at_once: 
         Overloaded("others", retry_after_seconds=0.0),
     ]
     service.gate.set()
-    calls = JoinedCalls(service.call)
-    assert await calls.ask(7, num_tokens=1, exclusive=True) == 49
+    calls = CoalescedCalls(service.call)
+    assert await calls.call(7, num_tokens=1, exclusive=True) == 49
     assert (service.calls, service.exclusive) == ([], [[7]] * 4)
 
 
-async def test_a_replica_that_never_comes_back_is_nobodys_doing(
-    at_once: None, monkeypatch: pytest.MonkeyPatch
+async def test_a_replica_that_does_not_restart_raises_unavailable(
+    no_spread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(solo, "_RETURN_SECONDS", 0.0)
+    monkeypatch.setattr(coalesced_calls, "_RESTART_SECONDS", 0.0)
     service = Service()
     service.refusals = [Unavailable("loading")]
     with pytest.raises(Unavailable) as raised:
-        await JoinedCalls(service.call).ask(7, num_tokens=1, exclusive=True)
+        await CoalescedCalls(service.call).call(7, num_tokens=1, exclusive=True)
     assert not isinstance(raised.value, ReplicaLost)

@@ -1,0 +1,203 @@
+"""Coalesce the calls of several tasks into one RPC, and isolate items that kill a replica.
+
+Between `ModelServices` and a client. It does not know what an item is, only how many tokens it has. When a
+replica dies during a call, the items are sent again in an exclusive call; if a replica dies again, each item
+is sent in an exclusive call, so that the item at fault is found and the others get their results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from fairlead.backoff import Backoff, retry
+from fairlead.errors import FairleadError, Overloaded, ReplicaLost, Transient, Unauthenticated, Unavailable
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+MAX_CALLS = 2
+"""Calls in progress before items wait to be coalesced: one is computed while the next is in transit."""
+LONGEST_WAIT_SECONDS = 0.01
+"""Items wait at most this long, however many calls are in progress: slow services get parallel calls."""
+MAX_ITEMS = 64
+MAX_TOKENS = 65_536
+
+_SPREAD_SECONDS = 0.5
+_RESTART_SECONDS = 300.0
+"""How long a replica may take to load its model again. If the task were released before, the worker that
+claims it next would not know that it needs an exclusive call, and no failure would ever be counted."""
+_RETRY = Backoff(first_seconds=0.5, longest_seconds=0.5, jitter=0.0)
+
+_NO_ITEMS_FAULT = (Transient, Unauthenticated)
+"""Errors that no item causes; any other may be the fault of one item."""
+
+
+_Item_contra = TypeVar("_Item_contra", contravariant=True)
+_Result_co = TypeVar("_Result_co", covariant=True)
+
+
+class BatchCall(Protocol[_Item_contra, _Result_co]):
+    """Returns a result for each of several items, in order, or raises for all of them."""
+
+    def __call__(self, items: Sequence[_Item_contra], *, exclusive: bool) -> Awaitable[Sequence[_Result_co]]:
+        """Call the service; with `exclusive` the replica computes nothing else meanwhile.
+
+        Raises:
+            ReplicaLost: if the replica died during the call.
+        """
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[_Item, _Result]):
+    """An item that has not been sent yet."""
+
+    item: _Item
+    num_tokens: int
+    result: asyncio.Future[_Result]
+
+
+class CoalescedCalls(Generic[_Item, _Result]):
+    """Coalesces the calls of one method. Used within one event loop."""
+
+    def __init__(self, call: BatchCall[_Item, _Result]) -> None:
+        """No call is made before the first item."""
+        self._call = call
+        self._waiting: deque[_Waiting[_Item, _Result]] = deque()
+        self._in_progress: set[asyncio.Task[None]] = set()
+
+    async def call(self, item: _Item, *, num_tokens: int, exclusive: bool = False) -> _Result:
+        """Return the result of one item, sent together with other items unless `exclusive`.
+
+        Raises:
+            ReplicaLost: if a replica died while it computed only this item.
+            FairleadError: as the call does. After an error that may be the fault of one item each item is
+                sent in its own call, so that only that item fails.
+        """
+        if exclusive:
+            [result] = await exclusive_call(lambda: self._call([item], exclusive=True))
+            return result
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting[_Item, _Result](item, num_tokens, loop.create_future())
+        self._waiting.append(waiting)
+        if len(self._in_progress) < MAX_CALLS:
+            self._start()
+        else:
+            loop.call_later(LONGEST_WAIT_SECONDS, self._start_if_waiting, waiting)
+        return await waiting.result
+
+    def _start_if_waiting(self, waiting: _Waiting[_Item, _Result]) -> None:
+        if waiting in self._waiting:
+            self._start()
+
+    def _start(self) -> None:
+        # Items that arrive in the same turn of the loop are taken when the task begins.
+        task = asyncio.create_task(self._send(), name="coalesced-call")
+        self._in_progress.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._in_progress.discard(task)
+        if self._waiting and len(self._in_progress) < MAX_CALLS:
+            self._start()
+
+    async def _send(self) -> None:
+        batch = self._take()
+        if not batch:
+            return
+        try:
+            await self._send_batch(batch, exclusive=False)
+        except asyncio.CancelledError:
+            for waiting in batch:
+                waiting.result.cancel()
+            raise
+
+    async def _send_batch(self, batch: Sequence[_Waiting[_Item, _Result]], *, exclusive: bool) -> None:
+        """Set the result or the error of every item whose caller still waits."""
+        batch = [waiting for waiting in batch if not waiting.result.done()]
+        if not batch:
+            return
+        items = [waiting.item for waiting in batch]
+        try:
+            results = await (
+                exclusive_call(lambda: self._call(items, exclusive=True))
+                if exclusive
+                else self._call(items, exclusive=False)
+            )
+        except ReplicaLost as error:
+            if exclusive and len(batch) == 1:
+                _fail(batch, error)
+                return
+            logger.warning("sending %d items again in exclusive calls: %s", len(batch), error)
+            # Most replicas die of something else: then one exclusive call is enough for all items.
+            parts = [[waiting] for waiting in batch] if exclusive else [batch]
+            for part in parts:
+                await self._send_batch(part, exclusive=True)
+        except Exception as error:  # noqa: BLE001 - raised to the callers
+            if len(batch) == 1 or isinstance(error, _NO_ITEMS_FAULT):
+                _fail(batch, error)
+            else:
+                await asyncio.gather(*(self._send_batch([waiting], exclusive=exclusive) for waiting in batch))
+        else:
+            for waiting, result in zip(batch, results, strict=True):
+                if not waiting.result.done():
+                    waiting.result.set_result(result)
+
+    def _take(self) -> list[_Waiting[_Item, _Result]]:
+        batch: list[_Waiting[_Item, _Result]] = []
+        tokens = 0
+        while self._waiting and len(batch) < MAX_ITEMS:
+            if batch and tokens + self._waiting[0].num_tokens > MAX_TOKENS:
+                break
+            waiting = self._waiting.popleft()
+            if not waiting.result.done():  # else its caller was cancelled
+                batch.append(waiting)
+                tokens += waiting.num_tokens
+        return batch
+
+
+def _fail(batch: Sequence[_Waiting[_Item, _Result]], error: Exception) -> None:
+    for waiting in batch:
+        if not waiting.result.done():
+            waiting.result.set_exception(error)
+
+
+async def exclusive_call(call: Callable[[], Awaitable[_T]]) -> _T:
+    """Return the result of an exclusive call, retried until a replica accepts it.
+
+    Args:
+        call: makes the exclusive call; called again while it is refused.
+
+    Raises:
+        ReplicaLost: if a replica died during the call.
+        FairleadError: as the call does.
+    """
+
+    async def accepted() -> _T:
+        # The replica reserves a place: the call is repeated until the others have finished.
+        return await retry(call, what="", on=Overloaded, backoff=_RETRY)
+
+    def stop_if_lost(error: FairleadError) -> None:
+        if isinstance(error, ReplicaLost):
+            raise error
+
+    # All calls that were in progress when a replica died wait for the next replica together.
+    await asyncio.sleep(random.uniform(0.0, _SPREAD_SECONDS))
+    return await retry(
+        accepted,
+        what="",
+        on=Unavailable,
+        backoff=_RETRY,
+        deadline=time.monotonic() + _RESTART_SECONDS,
+        on_wait=stop_if_lost,
+    )
