@@ -175,7 +175,7 @@ async def gateway(
             ready=lambda: backend.available and not server.draining,
             access=access,
             access_log=config.observe.access_log,
-            log=log,
+            exchange_log=log,
             registry=registry,
         )
         serving = asyncio.create_task(server.serve(app))

@@ -1,1 +1,1 @@
-"""The gateway: HTTP in the dialects that clients already speak, gRPC to the services."""
+"""HTTP gateway: accepts the request formats of common clients and calls the services over gRPC."""

@@ -1,4 +1,4 @@
-"""Wires the gateway: configuration → clients → dialects → HTTP server."""
+"""Start the gateway: configuration → clients → dialects → HTTP server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 async def run(config: RunConfig) -> None:
-    """Serves until a signal, then drains."""
+    """Serve until a signal, then drain."""
     async with contextlib.AsyncExitStack() as stack:
         access = Access(config.keys, counts=metrics.AccessMetrics())
         stack.push_async_callback(access.close)
@@ -30,7 +30,7 @@ async def run(config: RunConfig) -> None:
         backend = await stack.enter_async_context(Backend(config))
         if backend.reward is None and backend.policy is None:
             raise ConfigError(
-                "reward.addresses", got=config.reward.addresses, allowed="where the reward service is"
+                "reward.addresses", got=config.reward.addresses, allowed="the address of the reward service"
             )
 
         def ready() -> bool:
@@ -42,11 +42,13 @@ async def run(config: RunConfig) -> None:
         logger.info("gateway listens on %s", server.address, extra=fields)
         style = config.observe.access_log
         server.warn(asks_for_keys=access.asks_for_keys, logs_texts=style == "texts")
-        log = None
+        exchange_log = None
         if config.gateway.chat_log:
-            log = ExchangeLog(config.gateway)
-            stack.callback(log.close)
-        app = make_app(backend, config.gateway, ready=ready, access=access, access_log=style, log=log)
+            exchange_log = ExchangeLog(config.gateway)
+            stack.callback(exchange_log.close)
+        app = make_app(
+            backend, config.gateway, ready=ready, access=access, access_log=style, exchange_log=exchange_log
+        )
         await server.serve(app)
 
 

@@ -1,4 +1,7 @@
-"""The app: every dialect's routes, and the page that describes them. Knows no server."""
+"""Build the ASGI app: the routes of every dialect, their API page, and the edge around them.
+
+Knows no server; `server.py` runs the app.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,21 @@ from starlette.types import ASGIApp
 from fairlead import __version__, metrics
 from fairlead.config.infrastructure import AccessLog
 from fairlead.config.serving import GatewaySection
-from services.gateway import failures, health
+from services.gateway import dialects, failures, health
 from services.gateway.backend import Backend
-from services.gateway.dialects import (
-    open_inference,
-    openai_chat,
-    openai_models,
-    openrlhf,
-    rewards,
-    vllm,
-)
 from services.gateway.edge import HttpEdge
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.scopes import DOCS_FILES
 from services.runtime.access import Access
 
-_ABOUT = """The reward model as an API, in the dialects that clients already speak.
+_DESCRIPTION = """Scores from the reward model and completions from the policy, over HTTP.
 
-Scores are computed by the reward service, which packs the requests of all callers into common batches.
-`X-Request-Id` names a request in the logs of every process that it passes; `X-Request-Timeout` is how many
-seconds you wait for it: work that nobody waits for any more is not begun, and stops when you hang up.
+The gateway accepts the request formats of several clients. The reward service computes the scores and batches
+the requests of all callers.
+
+Two headers apply to every request. `X-Request-Id` identifies it in the logs of every process it passes
+through. `X-Request-Timeout` is the number of seconds you wait for the response: work that has not started by
+then is not started, and work in progress stops when you close the connection.
 """
 
 
@@ -41,31 +39,32 @@ def make_app(
     ready: Callable[[], bool],
     access: Access,
     access_log: AccessLog = "auto",
-    log: ExchangeLog | None = None,
+    exchange_log: ExchangeLog | None = None,
     registry: CollectorRegistry = REGISTRY,
 ) -> ASGIApp:
-    """Everything behind the port.
+    """Return the app that handles every request to the gateway's port.
 
     Args:
-        backend: what answers.
-        section: limits.
-        ready: what /readyz says.
-        access: who may call.
-        access_log: what of a request is logged.
-        log: where exchanges of chat completions are kept, if they are.
-        registry: what /metrics shows.
+        backend: the services to call.
+        section: the gateway's limits.
+        ready: whether /readyz answers with 200.
+        access: authenticates callers and enforces the limits of their keys.
+        access_log: whether to log each request, and whether with its body.
+        exchange_log: where chat completions are logged, if they are.
+        registry: the metrics that /metrics shows.
     """
     app = FastAPIOffline(
         title="Fairlead",
         version=__version__,
-        description=_ABOUT,
+        description=_DESCRIPTION,
         redoc_url=None,
         static_url=DOCS_FILES,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     failures.install(app)
-    for dialect in (rewards, openrlhf, vllm, open_inference, openai_models):
-        app.include_router(dialect.router(backend))
-    app.include_router(openai_chat.router(backend, log=log, default_tokens=section.chat_max_tokens))
+    for router in dialects.routers(
+        backend, exchange_log=exchange_log, chat_max_tokens=section.chat_max_tokens
+    ):
+        app.include_router(router)
     app.include_router(health.router(ready=ready, registry=registry))
     return HttpEdge(app, section, metrics.GatewayMetrics(registry), access, access_log=access_log)

@@ -1,6 +1,6 @@
-"""The services behind the gateway: what they serve, whether they answer, calls within a deadline.
+"""Clients for the reward and policy services: calls within a deadline, and whether the services are up.
 
-Between the dialects, which know HTTP, and `fairlead.clients`, which know the wire.
+The dialects, which know HTTP, call this module; it calls `fairlead.clients`, which knows the wire format.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Generic, Literal, Self, TypedDict, TypeVar
 
@@ -36,34 +37,40 @@ logger = logging.getLogger(__name__)
 
 ServiceKind = Literal["reward", "policy"]
 PromptInput = str | tuple[Message, ...]
-"""A prompt as text, or as turns."""
+"""A prompt as plain text, or as the turns of a conversation."""
 _Info_co = TypeVar("_Info_co", bound=RewardInfo | PolicyInfo, covariant=True)
 
-_ASK_SECONDS = 5.0
-_NO_REWARD = "no reward service is configured (reward.addresses)"
-_NO_POLICY = "no policy service is configured (policy.addresses)"
+_INFO_TIMEOUT_SECONDS = 5.0
+_NO_REWARD = "no reward service is configured: set reward.addresses"
+_NO_POLICY = "no policy service is configured: set policy.addresses"
 
 
 class PolledService(Generic[_Info_co]):
-    """What a service says of itself, asked again and again."""
+    """The description of one service, fetched at a fixed interval."""
 
     def __init__(
-        self, kind: ServiceKind, ask: Callable[[], Awaitable[_Info_co]], *, every_seconds: float
+        self, kind: ServiceKind, fetch: Callable[[], Awaitable[_Info_co]], *, every_seconds: float
     ) -> None:
+        """
+        Args:
+            kind: which service it is.
+            fetch: requests its description.
+            every_seconds: the interval.
+        """
         self.kind: ServiceKind = kind
-        """Which service."""
-        self._ask: Callable[[], Awaitable[_Info_co]] = ask
+        """Which service it is."""
+        self._fetch: Callable[[], Awaitable[_Info_co]] = fetch
         self._every_seconds = every_seconds
         self._info: _Info_co | None = None
         self.available = False
-        """Whether it did when it was last asked."""
+        """Whether the service answered the last request."""
 
     @property
     def info(self) -> _Info_co:
-        """What it said last.
+        """The latest description.
 
         Raises:
-            Unavailable: it has not answered yet.
+            Unavailable: the service has not answered yet.
         """
         if self._info is None:
             raise Unavailable(f"the {self.kind} service has not answered yet")
@@ -71,42 +78,42 @@ class PolledService(Generic[_Info_co]):
 
     @property
     def name(self) -> str:
-        """Of the model that it serves; empty before it has said it."""
+        """The id of the model it serves; empty until the service has answered."""
         return self._info.model.model_id if self._info is not None else ""
 
     @property
     def version(self) -> str:
-        """Of the weights in use.
+        """The version of the weights in use.
 
         Raises:
-            Unavailable: it has not answered yet.
+            Unavailable: the service has not answered yet.
         """
         info = self.info
         return info.model_version if isinstance(info, RewardInfo) else str(info.weight_version)
 
-    async def watch(self) -> None:
-        """Asks until it is cancelled."""
+    async def poll(self) -> None:
+        """Fetch the description again and again until cancelled."""
         while True:
             try:
-                self._info = await self._ask()
+                self._info = await self._fetch()
             except FairleadError as error:
                 if self.available or self._info is None:
-                    logger.warning("%s does not answer: %s", self.kind, error)
+                    logger.warning("the %s service is not available: %s", self.kind, error)
                 self.available = False
             else:
                 if not self.available:
-                    logger.info("%s answers: %s", self.kind, self.name)
+                    logger.info("the %s service is available and serves %s", self.kind, self.name)
                 self.available = True
             await asyncio.sleep(self._every_seconds)
 
 
 class Backend:
-    """The reward and the policy service, as far as they are configured; an async context manager."""
+    """The reward and policy services, as far as they are configured. An async context manager."""
 
     def __init__(self, config: RunConfig) -> None:
         """
         Raises:
-            ConfigError: for an address that is none.
+            ConfigError: an address is invalid.
         """
         section = config.gateway
         retry = RetryPolicy(max_attempts=section.retry_attempts)
@@ -114,68 +121,66 @@ class Backend:
         self._reward: AsyncRewardClient | None = None
         self._policy: AsyncPolicyClient | None = None
         self.reward: PolledService[RewardInfo] | None = None
-        """What the reward service serves; None if there is none."""
+        """The reward service; None if it is not configured."""
         self.policy: PolledService[PolicyInfo] | None = None
-        """What the policy service serves; None if there is none."""
-        if _is_there(config.reward):
-            reward = AsyncRewardClient(config.reward.addresses, **options)
-            self._reward = reward
+        """The policy service; None if it is not configured."""
+        if _is_configured(config.reward):
+            self._reward = AsyncRewardClient(config.reward.addresses, **options)
             self.reward = PolledService(
                 "reward",
-                lambda: reward.info(timeout_seconds=_ASK_SECONDS),
+                partial(self._reward.info, timeout_seconds=_INFO_TIMEOUT_SECONDS),
                 every_seconds=section.watch_seconds,
             )
-        if _is_there(config.policy):
-            policy = AsyncPolicyClient(config.policy.addresses, **options)
-            self._policy = policy
+        if _is_configured(config.policy):
+            self._policy = AsyncPolicyClient(config.policy.addresses, **options)
             self.policy = PolledService(
                 "policy",
-                lambda: policy.info(timeout_seconds=_ASK_SECONDS),
+                partial(self._policy.info, timeout_seconds=_INFO_TIMEOUT_SECONDS),
                 every_seconds=section.watch_seconds,
             )
         self.max_items = config.reward.batching.max_items
-        """Items of one request at most; the reward service says no to more."""
+        """Maximum number of items in a request; the reward service refuses larger ones."""
         self.model_name = config.reward.model_name
-        """The reward model's in the Open Inference Protocol."""
-        self._watching: list[asyncio.Task[None]] = []
+        """Name of the reward model in the Open Inference Protocol."""
+        self._polling: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._watching = [
-            asyncio.create_task(each.watch()) for each in (self.reward, self.policy) if each is not None
+        self._polling = [
+            asyncio.create_task(each.poll()) for each in (self.reward, self.policy) if each is not None
         ]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._watching:
+        for task in self._polling:
             task.cancel()
-        await asyncio.gather(*self._watching, return_exceptions=True)
+        await asyncio.gather(*self._polling, return_exceptions=True)
         for client in (self._reward, self._policy):
             if client is not None:
                 await client.close()
 
     @property
     def available(self) -> bool:
-        """Whether any of the services does."""
+        """Whether at least one of the services is available."""
         return any(each.available for each in (self.reward, self.policy) if each is not None)
 
     @property
     def reward_model(self) -> str:
-        """Name of the reward model; empty before the service has said it."""
+        """Id of the reward model; empty until the service has answered."""
         return self.reward.name if self.reward is not None else ""
 
     @property
     def reward_available(self) -> bool:
-        """Whether the reward service does."""
+        """Whether the reward service is available."""
         return self.reward is not None and self.reward.available
 
     @property
     def reward_info(self) -> RewardInfo:
-        """What the reward service serves.
+        """The description of the reward service.
 
         Raises:
-            NotOffered: there is none.
+            NotOffered: no reward service is configured.
             Unavailable: it has not answered yet.
         """
         if self.reward is None:
@@ -185,15 +190,20 @@ class Backend:
     async def score(
         self, items: Sequence[ScoreItem], call: HttpCall, *, priority: Priority = Priority.ONLINE
     ) -> Scores:
-        """One scalar for each item, in order.
+        """Return one score for each item, in order.
+
+        Args:
+            items: at least one.
+            call: the request, for its id and deadline.
+            priority: as requested; the caller's API key may lower it.
 
         Raises:
-            InvalidInput: for an item that cannot be scored, or none; none is then.
-            NotOffered: there is no reward service.
-            FairleadError: Overloaded, DeadlineExceeded …
+            InvalidInput: there are no items, or an item cannot be scored; then no item is.
+            NotOffered: no reward service is configured.
+            FairleadError: Overloaded, DeadlineExceeded and other errors of the call.
         """
         if not items:
-            raise InvalidInput("items", got=0, allowed="at least one to score")
+            raise InvalidInput("items", got=0, allowed="at least one item to score")
         if self._reward is None:
             raise NotOffered(_NO_REWARD)
         who = caller()
@@ -203,28 +213,28 @@ class Backend:
             **_options(call, who),
         )
         if not all(map(math.isfinite, scores.scores)):
-            raise InternalError("the reward service gave a score that is no finite number")
-        # How many there are is known only now; what the key has not left it owes.
+            raise InternalError("the reward service returned a score that is not a finite number")
+        # The number of tokens is known only now; if the key has fewer left, it goes into debt.
         await who.charge(tokens=sum(scores.num_tokens))
         return scores
 
     @property
     def policy_model(self) -> str:
-        """Name of the policy; empty before the service has said it."""
+        """Id of the policy model; empty until the service has answered."""
         return self.policy.name if self.policy is not None else ""
 
     async def generate(
         self, prompt: PromptInput, sampling: SamplingParams, call: HttpCall, *, num_samples: int = 1
     ) -> Generated:
-        """Answers of the policy.
+        """Generate answers to a prompt.
 
         Raises:
-            NotOffered: there is no policy service.
-            PermissionDenied: the caller's key does not allow it.
-            FairleadError: InvalidInput, Overloaded, DeadlineExceeded …
+            NotOffered: no policy service is configured.
+            PermissionDenied: the caller's key does not allow generation.
+            FairleadError: InvalidInput, Overloaded, DeadlineExceeded and other errors of the call.
         """
         who = caller()
-        found = await self._asked_policy().answer(
+        found = await self._permitted_policy().answer(
             prompt,
             sampling,
             num_samples=num_samples,
@@ -237,13 +247,13 @@ class Backend:
     async def generate_stream(
         self, prompt: PromptInput, sampling: SamplingParams, call: HttpCall, *, num_samples: int = 1
     ) -> AsyncGenerator[GeneratedPiece, None]:
-        """The same as it is made.
+        """Generate answers to a prompt and yield the pieces as they are made.
 
         Raises:
             FairleadError: as `generate`.
         """
         who = caller()
-        pieces = self._asked_policy().answer_stream(
+        pieces = self._permitted_policy().answer_stream(
             prompt,
             sampling,
             num_samples=num_samples,
@@ -256,10 +266,10 @@ class Backend:
                     asked, made = piece.num_prompt_tokens, made + len(piece.delta.token_ids)
                     yield piece
         finally:
-            # Also of an answer that nobody waited for.
+            # Also when the caller left before the end.
             await who.charge(tokens=asked + made)
 
-    def _asked_policy(self) -> AsyncPolicyClient:
+    def _permitted_policy(self) -> AsyncPolicyClient:
         if self._policy is None:
             raise NotOffered(_NO_POLICY)
         key = caller().key
@@ -269,7 +279,7 @@ class Backend:
 
 
 class _Options(TypedDict):
-    """What goes with every call of a service."""
+    """Arguments of every call to a service."""
 
     request_id: str
     max_request_tokens: int | None
@@ -277,11 +287,11 @@ class _Options(TypedDict):
 
 
 def _options(call: HttpCall, who: Caller) -> _Options:
-    # The tokens that a request of the caller's key may hold: the service counts them, before it begins.
+    # The service counts the tokens of the request and enforces the key's limit before it starts to work.
     limit = who.key.max_request_tokens if who.key is not None else None
     return _Options(request_id=call.request_id, max_request_tokens=limit, timeout_seconds=call.remaining())
 
 
-def _is_there(section: ModelServiceSection) -> bool:
-    """Port 0 stands for any free one, so nobody has said where the service is."""
+def _is_configured(section: ModelServiceSection) -> bool:
+    """Whether addresses are set: the default has port 0, which means any free port."""
     return all(address.rpartition(":")[2] != "0" for address in section.addresses)

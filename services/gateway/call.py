@@ -1,4 +1,4 @@
-"""One HTTP request as the dialects see it: its name, and until when its caller waits."""
+"""One HTTP request as the dialects see it: its id, its deadline, and the credentials that it carries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fairlead.rpc.status import REQUEST_ID
 from services.runtime.access import checked_request_id
 
 TIMEOUT_HEADER = "x-request-timeout"
-"""Seconds that the caller waits; more than the gateway's own deadline has no effect."""
+"""Seconds until the caller stops waiting. The gateway's own timeout applies if it is shorter."""
 
 _KEY = "fairlead.call"
 
@@ -25,20 +25,24 @@ class HttpCall:
     """One request."""
 
     request_id: str
-    """The caller's name for it, or a random one."""
+    """The id that the caller sent, or a random one."""
     started: float
-    """On the clock of `time.monotonic`."""
+    """When the headers were read, on the clock of `time.monotonic`."""
     deadline: float
-    """On the same clock."""
+    """When the caller stops waiting, on the same clock."""
     authorization: str | None = field(default=None, repr=False)
-    """What the caller shows, as it stands in the header."""
+    """The value of the header Authorization, as received."""
 
     @classmethod
     def of(cls, headers: Iterable[tuple[bytes, bytes]], *, timeout_seconds: float) -> HttpCall:
-        """What the headers say.
+        """Read the headers of a request.
+
+        Args:
+            headers: with names in lower case.
+            timeout_seconds: the gateway's own timeout.
 
         Raises:
-            InvalidInput: for a timeout that is no number of seconds.
+            InvalidInput: X-Request-Timeout is not a positive number.
         """
         found = {name: value for name, value in headers if name in _READ}
         name = found.get(REQUEST_ID.encode(), b"").decode("latin-1")
@@ -52,10 +56,10 @@ class HttpCall:
         return call
 
     def remaining(self) -> float:
-        """Seconds left.
+        """Return the seconds until the deadline.
 
         Raises:
-            DeadlineExceeded: there are none.
+            DeadlineExceeded: the deadline has passed.
         """
         left = self.deadline - time.monotonic()
         if left <= 0:
@@ -63,7 +67,7 @@ class HttpCall:
         return left
 
     def store_in(self, scope: MutableMapping[str, Any]) -> None:
-        """Lets the handlers of the request find it."""
+        """Store the call in the ASGI scope, where the handlers of the request find it."""
         scope[_KEY] = self
 
 
@@ -77,12 +81,12 @@ def _seconds(value: bytes) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise InvalidInput("X-Request-Timeout", got=text, allowed="seconds, more than 0")
+        raise InvalidInput("X-Request-Timeout", got=text, allowed="a number of seconds greater than 0")
     return seconds
 
 
 def call_of(scope: MutableMapping[str, Any]) -> HttpCall:
-    """The call that was put into a scope."""
+    """Return the call that `store_in` stored in an ASGI scope."""
     found = scope[_KEY]
     assert isinstance(found, HttpCall)
     return found
@@ -93,4 +97,4 @@ def _of_request(request: Request) -> HttpCall:
 
 
 CurrentCall = Annotated[HttpCall, Depends(_of_request)]
-"""A parameter of a handler."""
+"""Type of a handler's parameter that receives the call."""

@@ -1,7 +1,7 @@
-"""The outermost edge of every HTTP request: who calls, limits, deadline, cancellation, metrics, its log.
+"""The outermost layer of every HTTP request: authentication, limits, deadline, cancellation, metrics, log.
 
-Between uvicorn and the app (ASGI). It reads the whole body, within the limits, before the app begins; knows
-no dialect but for how errors are said.
+An ASGI app between uvicorn and the FastAPI app. It reads the whole body, within the limits, before the app
+starts. It knows no dialect; `failures.py` knows how each one reports an error.
 """
 
 from __future__ import annotations
@@ -26,90 +26,95 @@ from services.gateway.scopes import need_of
 from services.runtime.access import Access, Caller
 
 logger = logging.getLogger(__name__)
-access = logging.getLogger("services.gateway.access")
+access_logger = logging.getLogger("services.gateway.access")
 
-_QUIET = ("/healthz", "/readyz", "/metrics")
-"""Asked all the time by machines: counted, not logged."""
+_UNLOGGED = ("/healthz", "/readyz", "/metrics")
+"""Requested all the time by machines: counted, but not logged and not limited."""
 _LOGGED_BYTES = 4_096
 _DISCARDED_BYTES = 64 << 20
 _DISCARD_SECONDS = 2.0
-_EARLY = (TooLarge, Unauthenticated, PermissionDenied, Overloaded)
-"""May be raised before the body was read."""
+_BEFORE_BODY = (TooLarge, Unauthenticated, PermissionDenied, Overloaded)
+"""Errors that may be raised before the whole body was read."""
 _CLIENT_CLOSED = 499
-"""What the log says of a caller that left; nginx's number, never sent."""
+"""Status in the log if the caller closed the connection; nginx uses the same number. It is never sent."""
 
 
 class HttpEdge:
-    """An ASGI app around another."""
+    """An ASGI app that wraps another one."""
 
     def __init__(
         self,
         app: ASGIApp,
         section: GatewaySection,
-        counts: metrics.GatewayMetrics,
+        gateway_metrics: metrics.GatewayMetrics,
         access: Access,
         *,
         access_log: AccessLog = "auto",
     ) -> None:
         """
         Args:
-            app: what does the work.
-            section: limits.
-            counts: where requests are counted.
-            access: who may call.
-            access_log: whether a request leaves a line, and whether that holds its body; `auto` is `plain`.
+            app: handles the request.
+            section: the limits.
+            gateway_metrics: counts requests.
+            access: authenticates callers and enforces the limits of their keys.
+            access_log: whether to log each request, and whether with its body; `auto` means `plain`.
         """
         self._app = app
         self._access = access
         self._access_log = access_log
         self._section = section
-        self._counts = counts
+        self._metrics = gateway_metrics
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send)
+        exchange = _HttpExchange(scope, receive, send)
         self._in_flight += 1
-        self._counts.in_flight.set(self._in_flight)
+        self._metrics.in_flight.set(self._in_flight)
         try:
             await self._serve(exchange, scope)
         except asyncio.CancelledError:
             exchange.cut_off()
             raise
         except Exception as error:  # noqa: BLE001 - the outermost edge
-            if isinstance(error, _EARLY):
-                await exchange.discard()
+            if isinstance(error, _BEFORE_BODY):
+                await exchange.discard_body()
             await exchange.fail(error)
         finally:
             self._in_flight -= 1
-            self._counts.in_flight.set(self._in_flight)
-            self._count(exchange, scope)
+            self._metrics.in_flight.set(self._in_flight)
+            self._record(exchange, scope)
 
-    async def _serve(self, exchange: _Exchange, scope: Scope) -> None:
+    async def _serve(self, exchange: _HttpExchange, scope: Scope) -> None:
         exchange.call = HttpCall.of(scope["headers"], timeout_seconds=self._section.timeout_seconds)
         exchange.call.store_in(scope)
-        if self._in_flight > self._section.max_in_flight and scope["path"] not in _QUIET:
-            raise Overloaded(f"{self._section.max_in_flight} requests are in flight", retry_after_seconds=1.0)
+        if self._in_flight > self._section.max_in_flight and scope["path"] not in _UNLOGGED:
+            raise Overloaded(
+                f"{self._section.max_in_flight} requests are in flight, the limit of this gateway",
+                retry_after_seconds=1.0,
+            )
         exchange.caller = Caller(exchange.call.request_id)
         bearer = exchange.call.authorization
         self._access.identify(exchange.caller, bearer=bearer, scope=need_of(scope["path"]))
         async with self._access.working(exchange.caller):
             try:
                 async with asyncio.timeout(exchange.call.remaining()):
-                    await exchange.read(limit=self._section.max_body_bytes)
+                    await exchange.read_body(limit=self._section.max_body_bytes)
             except TimeoutError:
-                raise DeadlineExceeded("the deadline passed before the body had come") from None
+                raise DeadlineExceeded("the deadline passed before the whole body was received") from None
             await exchange.run(self._app)
 
-    def _count(self, exchange: _Exchange, scope: Scope) -> None:
+    def _record(self, exchange: _HttpExchange, scope: Scope) -> None:
+        """Count and log a request that has ended."""
         seconds = time.monotonic() - exchange.started
-        dialect = failures.dialect(scope["path"])
-        self._counts.requests.labels(dialect=dialect, status=str(exchange.status)).inc()
-        self._counts.seconds.labels(dialect=dialect).observe(seconds)
-        if self._access_log == "off" or scope["path"] in _QUIET or not access.isEnabledFor(logging.INFO):
+        dialect = failures.dialect_of(scope["path"])
+        self._metrics.requests.labels(dialect=dialect, status=str(exchange.status)).inc()
+        self._metrics.seconds.labels(dialect=dialect).observe(seconds)
+        unlogged = self._access_log == "off" or scope["path"] in _UNLOGGED
+        if unlogged or not access_logger.isEnabledFor(logging.INFO):
             return
         fields: dict[str, object] = {
             "method": scope["method"],
@@ -125,36 +130,37 @@ class HttpEdge:
         }
         if self._access_log == "texts":
             fields["body"] = exchange.body[:_LOGGED_BYTES].decode(errors="replace")
-        access.info("%s %s %d", fields["method"], fields["path"], exchange.status, extra=fields)
+        access_logger.info("%s %s %d", fields["method"], fields["path"], exchange.status, extra=fields)
 
 
-class _Exchange:
-    """One request and what has been sent of its response."""
+class _HttpExchange:
+    """One request, and what has been sent of its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._gone = asyncio.Event()
+        self._disconnected = asyncio.Event()
         self.started = time.monotonic()
         self.call: HttpCall | None = None
         self.caller = Caller("")
         self.body = b""
         self.status = _CLIENT_CLOSED
         self.sent_bytes = 0
-        self.begun = False
-        self.is_read = False
+        self.response_started = False
+        self.body_received = False
 
     @property
     def request_id(self) -> str:
-        """The caller's name for it; empty if the headers could not be read."""
+        """The id of the request; empty if its headers could not be read."""
         return self.call.request_id if self.call is not None else ""
 
-    async def read(self, *, limit: int) -> None:
-        """Takes the body.
+    async def read_body(self, *, limit: int) -> None:
+        """Receive the body, and decompress it if it is compressed.
 
         Raises:
-            TooLarge: it is more than the limit; the rest is not read.
+            TooLarge: it exceeds the limit in bytes; the rest is not read.
+            InvalidInput: it cannot be decompressed.
         """
         for name, value in self._scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > limit:
@@ -164,7 +170,7 @@ class _Exchange:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self._gone.set()
+                self._disconnected.set()
                 return
             size += len(message.get("body", b""))
             if size > limit:
@@ -172,7 +178,7 @@ class _Exchange:
             parts.append(message.get("body", b""))
             if not message.get("more_body", False):
                 break
-        self.is_read = True
+        self.body_received = True
         self.body = b"".join(parts)
         encoding = (
             dict(self._scope["headers"]).get(b"content-encoding", b"identity").decode("latin-1").lower()
@@ -180,9 +186,9 @@ class _Exchange:
         if encoding != "identity":
             self.body = await asyncio.to_thread(decompressed, self.body, encoding, limit=limit)
 
-    async def discard(self) -> None:
-        """Reads some more for nothing: many callers read no answer before they have sent everything."""
-        if self.is_read:
+    async def discard_body(self) -> None:
+        """Read some more of the body and drop it: many clients read no response until they have sent it."""
+        if self.body_received:
             return
         left = _DISCARDED_BYTES
         with contextlib.suppress(TimeoutError):
@@ -194,26 +200,27 @@ class _Exchange:
                         return
 
     async def run(self, app: ASGIApp) -> None:
-        """The app's work; it is cancelled when the caller leaves."""
-        if self._gone.is_set():
+        """Run the app on the request; cancel it if the caller closes the connection."""
+        if self._disconnected.is_set():
             return
         work = asyncio.ensure_future(app(self._scope, self._replay(), self.send))
-        watch = asyncio.ensure_future(self._watch())
+        disconnect = asyncio.ensure_future(self._wait_for_disconnect())
         try:
-            await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((work, disconnect), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            left = not work.done()
-            for task in (work, watch):
+            unfinished = not work.done()
+            for task in (work, disconnect):
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await watch
-            if left:
+                await disconnect
+            if unfinished:
                 await asyncio.wait((work,))
-        if left and work.cancelled():
+        if unfinished and work.cancelled():
             return
         work.result()
 
     def _replay(self) -> Receive:
+        """Return a `receive` that gives the app the body that was read."""
         given = False
 
         async def receive() -> Message:
@@ -221,24 +228,24 @@ class _Exchange:
             if not given:
                 given = True
                 return {"type": "http.request", "body": self.body, "more_body": False}
-            await self._gone.wait()
+            await self._disconnected.wait()
             return {"type": "http.disconnect"}
 
         return receive
 
-    async def _watch(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._gone.set()
+        self._disconnected.set()
 
     async def send(self, message: Message) -> None:
-        """Passes a part of the response on, with the request's id."""
+        """Send a part of the response; add the request id to its headers."""
         if message["type"] == "http.response.start":
-            self.begun = True
+            self.response_started = True
             self.status = message["status"]
             extra = [(REQUEST_ID.encode(), self.request_id.encode())] if self.request_id else []
-            if not self.is_read:
-                # What is left of the body is not waited for.
+            if not self.body_received:
+                # The rest of the body would be read as the next request.
                 extra.append((b"connection", b"close"))
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         elif message["type"] == "http.response.body":
@@ -246,17 +253,17 @@ class _Exchange:
         await self._send(message)
 
     async def fail(self, error: Exception) -> None:
-        """Answers with an error; if the answer has begun, the connection ends without its end."""
-        if self.begun:
-            if not failures.is_told(self._scope):
-                logger.error("request %s broke off", self.request_id, exc_info=error)
+        """Answer with an error. If the response has started, the connection closes before its end."""
+        if self.response_started:
+            if not failures.is_reported(self._scope):
+                logger.error("the response to request %s broke off", self.request_id, exc_info=error)
             return
-        response = failures.answer(error, path=self._scope["path"], request_id=self.request_id)
+        response = failures.response_to(error, path=self._scope["path"], request_id=self.request_id)
         await response(self._scope, self._receive, self.send)
 
     def cut_off(self) -> None:
-        """The grace period of the drain ended."""
-        if not self.begun:
+        """Record that the drain's grace period ended before the response started."""
+        if not self.response_started:
             self.status = 503
 
 

@@ -1,6 +1,6 @@
-"""Prompts and answers, kept for ranking: JSON lines that `fairlead score` and `data.prompts` read.
+"""Log of prompts and answers for later ranking: JSON lines that `fairlead score` and `data.prompts` read.
 
-One write a line, at the end of the file: lines of several writers do not mix, a crash loses the last at most.
+Each line is one append: lines of several writers do not mix, and a crash loses at most the last line.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 class ExchangeLog:
-    """One file and those put aside before it."""
+    """The log file and its rotated predecessors."""
 
     def __init__(self, section: GatewaySection) -> None:
         """
         Raises:
-            ConfigError: the file cannot be written.
+            ConfigError: the file cannot be opened for writing.
         """
         self._path = Path(section.chat_log.replace("{pid}", str(os.getpid())))
         self._max_bytes = section.chat_log_bytes
@@ -35,12 +35,14 @@ class ExchangeLog:
             self._file = self._open()
         except OSError as error:
             raise ConfigError(
-                "gateway.chat_log", got=f"{self._path} ({error.strerror})", allowed="a file to write"
+                "gateway.chat_log",
+                got=f"{self._path} ({error.strerror})",
+                allowed="a file that can be written",
             ) from error
         self._size = os.fstat(self._file).st_size
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         os.close(self._file)
 
     def add(
@@ -50,13 +52,13 @@ class ExchangeLog:
         completions: Sequence[tuple[str, Completion]],
         sampling: SamplingParams,
     ) -> None:
-        """Appends an exchange; a disk that does not take it is logged, and the caller hears nothing of it.
+        """Append an exchange. If the disk refuses it, log that; the request does not fail.
 
         Args:
-            request_id: names the exchange.
-            prompt: the turns.
-            completions: each with its text as the caller got it.
-            sampling: how the answers were drawn.
+            request_id: id of the request.
+            prompt: the turns of the conversation.
+            completions: each with its text as it was sent to the caller.
+            sampling: the sampling parameters.
         """
         entry = {
             "time": time.time(),
@@ -73,14 +75,14 @@ class ExchangeLog:
                 self._rotate()
             self._size += os.write(self._file, line)
         except OSError as error:
-            logger.error("an exchange was not logged: %s", error)
+            logger.error("cannot write to the chat log %s: %s", self._path, error)
 
     def _open(self) -> int:
-        # What people said is for the owner alone.
+        # Only the owner may read what people wrote.
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def _rotate(self) -> None:
-        """`log` becomes `log.1`, `log.1` becomes `log.2`; the oldest goes."""
+        """Rename `log` to `log.1`, `log.1` to `log.2` and so on; the oldest file is deleted."""
         names = [self._path.with_name(f"{self._path.name}.{n}") for n in range(1, self._max_files + 1)]
         for older, newer in zip(reversed(names[1:]), reversed(names[:-1]), strict=True):
             if newer.exists():

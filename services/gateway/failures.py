@@ -1,11 +1,12 @@
-"""What a caller is told when a request fails: one reading of every error, and each dialect's way to say it.
+"""Turn an error into the HTTP response that the dialect of its path defines, and describe it for OpenAPI.
 
-Statuses come from the one map in `fairlead/errors.py`. No text of an unexpected error leaves the process:
-it gets an id, under which the log has it.
+`services/runtime/error_reply.py` reads the error: status, message without internals, retry delay. This module
+adds what only HTTP has: the place of a mistake in the body, headers, and the JSON of each dialect.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import MutableMapping, Sequence
@@ -22,39 +23,41 @@ from fairlead.errors import FairleadError, InvalidInput, Unavailable
 from services.gateway.call import call_of
 from services.runtime.error_reply import error_reply
 
+logger = logging.getLogger(__name__)
+
 UNION_TAGS = ("as text", "as messages")
-"""Names of alternatives in a body's model; they are no places in the body."""
-_TOLD = "fairlead.told"
-_RETRY_SECONDS = 1.0
+"""Names that pydantic gives to the alternatives of a union; they are not part of a field's path."""
+_REPORTED = "fairlead.error_reported"
+_UNAVAILABLE_RETRY_SECONDS = 1.0
 _HTTP_KINDS = {404: "not_found", 405: "method_not_allowed", 413: "invalid_argument", 415: "invalid_argument"}
 
 
 class TooLarge(InvalidInput):
-    """A body beyond the limit; HTTP has a status for it, gRPC has none."""
+    """A body beyond the limit. HTTP has a status for it, gRPC has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request failed, in no dialect yet."""
+    """Why a request failed, independent of the dialect."""
 
     status: int
-    """HTTP."""
+    """HTTP status."""
     kind: str
-    """The gRPC status's name in small letters, such as `invalid_argument`: for programs."""
+    """Name of the gRPC status in lower case, such as `invalid_argument`; for programs."""
     message: str
-    """For people."""
+    """One sentence for people."""
     field: str | None = None
-    """Whose mistake it is, of a body or header."""
+    """The field of the body, or the header, that is invalid."""
     index: int | None = None
-    """In the field, if it is a list."""
+    """Index in the field, if the field is a list."""
     retry_after_seconds: float | None = None
-    """When to try again, where that may help."""
+    """Delay before the next attempt, if one may succeed."""
     allow: str | None = None
-    """Methods that a path has, when another was asked for."""
+    """Methods that the path supports, if the request used another one."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """Retry-After in whole seconds, and in milliseconds, as OpenAI's clients read it."""
+        """Headers of the response: Retry-After in seconds, and in milliseconds for OpenAI's clients."""
         seconds = self.retry_after_seconds
         if seconds is None:
             found = {"allow": self.allow} if self.allow else {}
@@ -65,10 +68,15 @@ class Failure:
         }
 
 
-def failure_of(error: Exception) -> Failure:
-    """What to say of an error; one that is not of our tree is logged and gets an id."""
+def failure_of(error: Exception, *, path: str = "") -> Failure:
+    """Read an error. An internal one is logged under an id, which is part of the message.
+
+    Args:
+        error: from the app, from FastAPI or from the edge.
+        path: of the request, for the log.
+    """
     if isinstance(error, RequestValidationError):
-        error = _invalid(error.errors())
+        error = _invalid_input(error.errors())
     if isinstance(error, HTTPException):
         if isinstance(error.__cause__, FairleadError):
             error = error.__cause__
@@ -76,33 +84,34 @@ def failure_of(error: Exception) -> Failure:
             kind = _HTTP_KINDS.get(error.status_code, "invalid_argument")
             allow = (error.headers or {}).get("Allow")
             return Failure(error.status_code, kind, str(error.detail), allow=allow)
-    reply = error_reply(error, log_name="gateway")
-    status, kind, message = reply.http_status, reply.code.name.lower(), _without_address(reply.message)
+    reply = error_reply(error, log_name="gateway", where=path)
+    kind = reply.code.name.lower()
+    message = _without_addresses(reply.message)
     if isinstance(error, InvalidInput):
-        status = 413 if isinstance(error, TooLarge) else status
+        status = 413 if isinstance(error, TooLarge) else reply.http_status
         return Failure(status, kind, message, field=error.field or None, index=error.index)
-    delay = _RETRY_SECONDS if isinstance(error, Unavailable) else reply.retry_after_seconds
-    return Failure(status, kind, message, retry_after_seconds=delay)
+    delay = _UNAVAILABLE_RETRY_SECONDS if isinstance(error, Unavailable) else reply.retry_after_seconds
+    return Failure(reply.http_status, kind, message, retry_after_seconds=delay)
 
 
-def _without_address(message: str) -> str:
-    """Name the service that an error came from by its role, without its address."""
+def _without_addresses(message: str) -> str:
+    """Remove the address of a service from an error message: callers of the gateway must not see it."""
     return re.sub(r"^(reward|policy) at \S+: ", r"the \1 service: ", message)
 
 
-def answer(error: Exception, *, path: str, request_id: str) -> JSONResponse:
-    """The response to a request that failed, in the dialect of its path."""
-    failure = failure_of(error)
-    return JSONResponse(content(dialect(path), failure, request_id), failure.status, failure.headers)
+def response_to(error: Exception, *, path: str, request_id: str) -> JSONResponse:
+    """Return the response to a request that failed, in the dialect of its path."""
+    failure = failure_of(error, path=path)
+    return JSONResponse(content(dialect_of(path), failure, request_id), failure.status, failure.headers)
 
 
-def content(name: str, failure: Failure, request_id: str) -> dict[str, Any]:
-    """What a dialect says of a failure."""
-    return _CONTENT.get(name, _ours)(failure, request_id)
+def content(dialect: str, failure: Failure, request_id: str) -> dict[str, Any]:
+    """Return the JSON body that a dialect has for a failure."""
+    return _CONTENT.get(dialect, _fairlead)(failure, request_id)
 
 
-def dialect(path: str) -> str:
-    """Whose way of speaking a path belongs to, for errors and metrics."""
+def dialect_of(path: str) -> str:
+    """Return the name of the dialect that a path belongs to, for errors and metrics."""
     if path == "/v2" or path.startswith("/v2/"):
         return "open_inference"
     if path.startswith("/v1/rewards"):
@@ -119,22 +128,22 @@ _DIALECTS = {
 
 
 def install(app: FastAPI) -> None:
-    """Has an app answer every error so."""
+    """Make an app answer every error with `response_to`."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
-        request.scope[_TOLD] = True
-        return answer(error, path=request.scope["path"], request_id=call_of(request.scope).request_id)
+        request.scope[_REPORTED] = True
+        return response_to(error, path=request.scope["path"], request_id=call_of(request.scope).request_id)
 
     for kind in (FairleadError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)
 
 
-def is_told(scope: MutableMapping[str, Any]) -> bool:
-    """Whether the caller and the log have been told of the error of a request."""
-    return _TOLD in scope
+def is_reported(scope: MutableMapping[str, Any]) -> bool:
+    """Return whether the error of a request has been sent to the caller and logged."""
+    return _REPORTED in scope
 
 
-def _ours(failure: Failure, request_id: str) -> dict[str, Any]:
+def _fairlead(failure: Failure, request_id: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "status": failure.status,
         "type": failure.kind,
@@ -148,7 +157,7 @@ def _ours(failure: Failure, request_id: str) -> dict[str, Any]:
 
 
 def _openai(failure: Failure, request_id: str) -> dict[str, Any]:
-    """https://platform.openai.com/docs/guides/error-codes: what its clients read."""
+    """As OpenAI's clients read it: https://platform.openai.com/docs/guides/error-codes."""
     kinds = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"}
     kind = kinds.get(failure.status, "rate_limit_error" if failure.status == 429 else failure.kind)
     return {
@@ -161,7 +170,7 @@ def _openai(failure: Failure, request_id: str) -> dict[str, Any]:
     }
 
 
-def _detail(failure: Failure, request_id: str) -> dict[str, Any]:
+def _openrlhf(failure: Failure, request_id: str) -> dict[str, Any]:
     return {"detail": failure.message}
 
 
@@ -169,12 +178,12 @@ def _open_inference(failure: Failure, request_id: str) -> dict[str, Any]:
     return {"error": failure.message}
 
 
-_CONTENT = {"open_inference": _open_inference, "openrlhf": _detail, "vllm": _openai, "openai": _openai}
+_CONTENT = {"open_inference": _open_inference, "openrlhf": _openrlhf, "vllm": _openai, "openai": _openai}
 
 
-def _invalid(errors: Sequence[Any]) -> InvalidInput:
-    """The first mistake that a model found in a body, its place as a program writes it: `items[3].prompt`."""
-    first = max(errors, key=lambda one: len(one["loc"])) if errors else {"loc": (), "msg": "another body"}
+def _invalid_input(errors: Sequence[Any]) -> InvalidInput:
+    """Return the most specific validation error, with its path as a program writes it: `items[3].prompt`."""
+    first = max(errors, key=lambda one: len(one["loc"])) if errors else {"loc": (), "msg": "a valid body"}
     place = ""
     for part in first["loc"]:
         if isinstance(part, int):
@@ -196,47 +205,47 @@ class ErrorDetail(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     status: int
-    """The HTTP status."""
+    """HTTP status."""
     type: str
-    """For programs: the gRPC status in small letters, such as `invalid_argument` or `resource_exhausted`."""
+    """For programs: the gRPC status in lower case, such as `invalid_argument` or `resource_exhausted`."""
     message: str
-    """For people: what was got, and what is allowed."""
+    """For people: what is wrong, what was received and what is allowed."""
     field: str | None = None
-    """Where the mistake is: `items[3].response`, or a header."""
+    """Path of the invalid field, such as `items[3].response`, or name of the invalid header."""
     index: int | None = None
-    """Of the item that the reward model refused."""
+    """Index of the item that the reward service refused."""
     retry_after_seconds: float | None = None
-    """When to try again, where that may help; also in the header Retry-After."""
+    """Delay before the next attempt, if one may succeed; also in the header Retry-After."""
     request_id: str
-    """As in the header X-Request-Id."""
+    """Id of the request, as in the header X-Request-Id."""
 
 
 class Error(BaseModel):
-    """What is sent in place of an answer."""
+    """Response to a request that failed."""
 
     error: ErrorDetail
 
 
 _MEANINGS = {
-    400: "A mistake of the caller; nothing was done.",
-    401: "No API key, or one that is not valid.",
-    403: "The API key does not allow this.",
-    404: "Nothing of this name is served.",
-    413: "The body is larger than gateway.max_body_bytes.",
-    429: "No room now, or the key's allowance is used up; Retry-After says when to try again.",
-    501: "The service behind this is not configured.",
-    503: "The service behind the gateway does not answer, is loading or drains.",
-    504: "Out of time.",
-    500: "A bug; the message holds the id under which the log has it.",
+    400: "The request is invalid; nothing was done.",
+    401: "No API key was sent, or it is not valid.",
+    403: "The API key does not allow this request.",
+    404: "There is no model with this name or version.",
+    413: "The body is larger than `gateway.max_body_bytes`.",
+    429: "The service is overloaded, or the API key's limit is reached. Retry-After says when to try again.",
+    501: "The service that this request needs is not configured.",
+    503: "The service that this request needs is unreachable, loading or draining.",
+    504: "The deadline passed.",
+    500: "Internal error. The message contains the id under which the log has the details.",
 }
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     **{status: {"model": Error, "description": meaning} for status, meaning in _MEANINGS.items()},
-    "default": {"model": Error, "description": "Anything else that went wrong."},
+    "default": {"model": Error, "description": "Any other error."},
 }
-"""For routes whose errors have our shape."""
+"""OpenAPI description of the errors of routes that use Fairlead's own format."""
 
 
 def error_responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """The same for a dialect whose errors have a shape of their own."""
-    return {status: {**told, "model": model} for status, told in ERROR_RESPONSES.items()}
+    """Return the same for a dialect whose errors have the format of `model`."""
+    return {status: {**described, "model": model} for status, described in ERROR_RESPONSES.items()}

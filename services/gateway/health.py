@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics: what probes and Prometheus ask."""
+"""/healthz, /readyz and /metrics, for probes and Prometheus."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0, generate_late
 
 
 def router(*, ready: Callable[[], bool], registry: CollectorRegistry) -> APIRouter:
-    """The routes."""
+    """Return the routes."""
     routes = APIRouter(tags=["health"])
 
-    @routes.get("/healthz", response_class=PlainTextResponse, summary="Whether the process lives")
+    @routes.get("/healthz", response_class=PlainTextResponse, summary="Liveness")
     async def healthz() -> str:
-        """200 as long as it can answer."""
+        """200 while the process can answer requests."""
         return "ok\n"
 
     @routes.get(
         "/readyz",
         response_class=PlainTextResponse,
-        summary="Whether to send requests here",
-        responses={503: {"description": "No service answers, or the process drains."}},
+        summary="Readiness",
+        responses={503: {"description": "No service is available, or the gateway is draining."}},
     )
     async def readyz() -> Response:
-        """200 while a service behind it answers and it does not drain."""
+        """200 while at least one service is available and the gateway is not draining."""
         return PlainTextResponse("ok\n") if ready() else PlainTextResponse("not ready\n", 503)
 
-    @routes.get("/metrics", response_class=PlainTextResponse, summary="For Prometheus")
+    @routes.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics")
     async def prometheus() -> Response:
-        """Every metric of this process; docs/metrics.md."""
+        """All metrics of this process; docs/metrics.md describes them."""
         return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_PLAIN_1_0_0})
 
     return routes

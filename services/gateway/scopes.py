@@ -1,11 +1,11 @@
-"""What a caller needs for each path. A path that does not stand here needs `admin`."""
+"""What each path requires of a caller. A path that is not listed requires the scope `admin`."""
 
 from __future__ import annotations
 
 from services.runtime.access import Need
 
 DOCS_FILES = "/docs/files"
-"""Where the page of the API has its scripts."""
+"""Path of the scripts and styles that the API page loads."""
 
 _EXACT: dict[str, Need] = {
     "/healthz": None,
@@ -28,7 +28,10 @@ _LOADING = ("/load", "/unload")
 
 
 def need_of(path: str) -> Need:
-    """What a path needs; /metrics, which its own port serves to everybody, needs `admin` here."""
+    """Return what a path requires.
+
+    /metrics requires `admin` here; the metrics port serves it without a key.
+    """
     if path in _EXACT:
         return _EXACT[path]
     if path.startswith(f"{DOCS_FILES}/"):

@@ -1,4 +1,4 @@
-"""The HTTP server: takes the port and the signals, serves, drains. Between `__main__` and uvicorn."""
+"""The HTTP server: binds the port, handles signals, serves and drains. Wraps uvicorn for `__main__`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from services.runtime.signals import on_stop
 logger = logging.getLogger(__name__)
 
 _LAME_DUCK_SECONDS = 0.1
-"""Who asks /readyz leaves before the port closes."""
+"""Time between /readyz turning 503 and the port closing, for load balancers to notice."""
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves signals to us."""
+    """Uvicorn without its own signal handlers."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -35,31 +35,31 @@ class _Uvicorn(uvicorn.Server):
 
 
 class HttpServer:
-    """One port, from start to drain; an async context manager."""
+    """A server on one port, from start to drain. An async context manager."""
 
     def __init__(self, section: GatewaySection, *, tls: TlsSection | None = None) -> None:
         """
         Args:
-            section: where it listens, and its limits.
-            tls: its certificate; None is plain text.
+            section: the address and the limits.
+            tls: the certificate; None serves plain text.
 
         Raises:
-            ConfigError: for a certificate that cannot be used.
+            ConfigError: the certificate cannot be used.
         """
         self._section = section
         self._identity = _identity(section, tls)
         self._stop = asyncio.Event()
         self._socket: socket.socket | None = None
         self.draining = False
-        """Whether a signal has come."""
+        """Whether a stop signal was received."""
         self.address = ""
-        """`host:port` it listens on; set on entering."""
+        """The `host:port` it listens on; set on entering the context."""
 
     async def __aenter__(self) -> Self:
-        """Takes the port and the signals.
+        """Bind the port and install the signal handlers.
 
         Raises:
-            ConfigError: the port is taken, or the address cannot be listened on.
+            ConfigError: the port is in use, or the address cannot be bound.
         """
         self._socket = _listen(self._section.bind or self._section.addresses[0])
         host, port = self._socket.getsockname()[:2]
@@ -74,22 +74,28 @@ class HttpServer:
         self._socket.close()
 
     def stop(self) -> None:
-        """What a signal does: the drain begins."""
+        """Start the drain, as a signal does."""
         self._stop.set()
 
     def warn(self, *, asks_for_keys: bool, logs_texts: bool) -> None:
-        """Says what is open to whom, and what is logged, where that may not be meant."""
+        """Warn of settings that may expose the gateway or log texts unintentionally."""
         if logs_texts:
-            logger.warning("the gateway logs the texts of requests (observe.access_log)")
+            logger.warning("the gateway logs the texts of requests (observe.access_log = texts)")
         if is_loopback(self.address):
             return
         if not asks_for_keys:
-            logger.warning("the gateway takes all who reach %s: see [keys]", self.address)
+            logger.warning(
+                "the gateway at %s requires no API keys: see [keys]",
+                self.address,
+            )
         if self._identity is None:
-            logger.warning("the gateway speaks plain text at %s: see [tls]", self.address)
+            logger.warning(
+                "the gateway at %s serves unencrypted HTTP: see [tls]",
+                self.address,
+            )
 
     async def serve(self, app: ASGIApp) -> None:
-        """Serves until a signal; what runs then has `drain_seconds` to finish."""
+        """Serve until a signal; requests in flight then have `drain_seconds` to finish."""
         assert self._socket is not None
         server = _Uvicorn(
             uvicorn.Config(
@@ -115,7 +121,9 @@ class HttpServer:
             await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
             if not serving.done():
                 self.draining = True
-                logger.info("gateway drains", extra={"connections": len(server.server_state.connections)})
+                logger.info(
+                    "gateway is draining", extra={"connections": len(server.server_state.connections)}
+                )
                 await asyncio.sleep(_LAME_DUCK_SECONDS)
                 server.should_exit = True
             await serving
@@ -137,7 +145,7 @@ def _listen(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdigit() or "/" in address:
-        raise ConfigError("gateway.bind", got=address, allowed="host:port to listen on")
+        raise ConfigError("gateway.bind", got=address, allowed="host:port")
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -152,6 +160,6 @@ def _listen(address: str) -> socket.socket:
         raise ConfigError(
             "gateway.bind",
             got=f"{address} ({getattr(error, 'strerror', None) or error})",
-            allowed="host:port that is free on this machine",
+            allowed="an address of this machine with a free port",
         ) from error
     return listener

@@ -41,7 +41,7 @@ async def test_on_sigterm_readiness_goes_first_and_what_runs_finishes(start: Sta
         assert (await held).json["rewards"] == [1.0]
         assert await asyncio.to_thread(process.popen.wait, 20) == 0
         log = process.log.read_text()
-        assert "gateway drains" in log
+        assert "gateway is draining" in log
         assert "gateway stopped" in log
 
 

@@ -1,59 +1,235 @@
-"""OpenAI's `POST /v1/chat/completions` on the policy: whole answers, or as they are made."""
+"""OpenAI's `POST /v1/chat/completions` for the policy: bodies, whole answers, and streamed ones.
+
+Options that would change the answer and that the policy service does not support are refused, not ignored.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from fairlead.errors import CorruptData
+from fairlead.errors import CorruptData, InvalidInput
 from fairlead.types import Completion, GeneratedPiece, Message, SamplingParams
 from services.gateway import failures
 from services.gateway.backend import Backend
 from services.gateway.body import JsonRoute
 from services.gateway.call import CurrentCall, HttpCall
-from services.gateway.dialects.chat_bodies import ChatRequest, ChatResponse
 from services.gateway.dialects.openai_models import OpenAiError, check_model
-from services.gateway.dialects.stop_texts import StopCutter, cut
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.failures import error_responses
 
+_ROLES = {"developer": "system"}
+"""Newer names of roles, and those that chat templates know."""
 _STREAMED = {
-    "description": "An answer; with `stream`, chunks of it as server-sent events, and `[DONE]` at the end.",
+    "description": "The answers. With `stream`: chunks of them as server-sent events, then `[DONE]`.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
 }
 
 
-def router(backend: Backend, *, log: ExchangeLog | None, default_tokens: int) -> APIRouter:
-    """The route.
+class _ChatBody(BaseModel):
+    """A part of a request. Unknown keys are ignored, as OpenAI keeps adding some."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class TextPart(_ChatBody):
+    """A part of a message."""
+
+    type: Literal["text"]
+    """Only text is supported."""
+    text: str
+    """The text."""
+
+
+class ChatMessage(_ChatBody):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    """Author of the message; `developer` is treated as `system`."""
+    content: str | list[TextPart]
+    """The text, whole or in parts."""
+
+    def message(self) -> Message:
+        """Convert it to the services' type."""
+        text = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
+        return Message(_ROLES.get(self.role, self.role), text)
+
+
+class ChatStreamOptions(_ChatBody):
+    """Options of a stream."""
+
+    include_usage: bool = False
+    """Whether to send the number of tokens in a last chunk."""
+
+
+class ChatRequest(_ChatBody):
+    """A conversation for the policy to continue."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "policy",
+                    "messages": [{"role": "user", "content": "my lamp arrived broken ."}],
+                    "max_completion_tokens": 64,
+                }
+            ]
+        }
+    )
+
+    model: str = ""
+    """An id from /v1/models, or `policy`; empty is the policy, too."""
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4_096)]
+    """The conversation so far. Its last turn must not be the assistant's."""
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """Maximum number of tokens of an answer."""
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """Older name of `max_completion_tokens`."""
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    """The logits are divided by it; 1 by default."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Probability mass kept in nucleus sampling; 1 by default."""
+    n: Annotated[int, Field(ge=1, le=4_096)] | None = None
+    """Number of answers; the policy service may allow fewer."""
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    """Texts that end an answer; they are not part of it."""
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    """The same seed and weights give the same answers; random by default."""
+    stream: bool | None = None
+    """Whether to send the answer as it is generated, as server-sent events."""
+    stream_options: ChatStreamOptions | None = None
+    """Options of the stream."""
+    frequency_penalty: float | None = None
+    """Not supported: must be 0."""
+    presence_penalty: float | None = None
+    """Not supported: must be 0."""
+    logit_bias: dict[str, float] | None = None
+    """Not supported: must be empty."""
+    logprobs: bool | None = None
+    """Not supported: must be false."""
+    tools: list[dict[str, Any]] | None = None
+    """Not supported: must be empty."""
+    response_format: dict[str, Any] | None = None
+    """Only `{"type": "text"}` is supported."""
+
+    @field_validator("frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "tools")
+    @classmethod
+    def _check_unsupported(cls, value: object) -> object:
+        if value:
+            raise ValueError("no value: the policy service does not support this option")
+        return value
+
+    @field_validator("response_format")
+    @classmethod
+    def _check_text_format(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and value.get("type") != "text":
+            raise ValueError('{"type": "text"}')
+        return value
+
+    def turns(self) -> tuple[Message, ...]:
+        """Convert the messages to the services' type.
+
+        Raises:
+            InvalidInput: the last message is the assistant's.
+        """
+        if self.messages[-1].role == "assistant":
+            raise InvalidInput(
+                "messages",
+                index=len(self.messages) - 1,
+                got="a last message of the assistant",
+                allowed="a last message of the user or the system",
+            )
+        return tuple(message.message() for message in self.messages)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer, without empty ones."""
+        given = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(text for text in given if text)
+
+    def sampling(self, *, default_max_tokens: int) -> SamplingParams:
+        """Return the sampling parameters; `default_max_tokens` applies if the request sets no limit."""
+        return SamplingParams(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            max_new_tokens=self.max_completion_tokens or self.max_tokens or default_max_tokens,
+            stop_strings=self.stops,
+            seed=secrets.randbits(62) if self.seed is None else self.seed,
+        )
+
+
+class AnswerMessage(BaseModel):
+    """The policy's message."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class Choice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class ChatUsage(BaseModel):
+    """Numbers of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatResponse(BaseModel):
+    """OpenAI's chat completion."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    """Version of the weights that generated the first token."""
+    choices: list[Choice]
+    usage: ChatUsage
+
+
+def router(backend: Backend, *, exchange_log: ExchangeLog | None, default_max_tokens: int) -> APIRouter:
+    """Return the route.
 
     Args:
-        backend: what answers.
-        log: where exchanges are kept, if they are.
-        default_tokens: of an answer at most, where the caller does not say.
+        backend: the services to call.
+        exchange_log: where prompts and answers are logged, if they are.
+        default_max_tokens: maximum tokens of an answer whose request sets no limit.
     """
     routes = APIRouter(
         tags=["OpenAI"], route_class=JsonRoute, responses={200: _STREAMED, **error_responses(OpenAiError)}
     )
 
-    @routes.post("/v1/chat/completions", response_model=ChatResponse, summary="Answer a conversation")
+    @routes.post("/v1/chat/completions", response_model=ChatResponse, summary="Complete a conversation")
     async def chat(body: ChatRequest, call: CurrentCall) -> Response:
-        """The policy's answer to the last turn."""
+        """Generate the policy's answer to the last message."""
         check_model(body.model, backend.policy)
-        exchange = _Exchange(
+        exchange = _ChatExchange(
             call,
             model=backend.policy_model,
             turns=body.turns(),
-            sampling=body.sampling(default_tokens=default_tokens),
+            sampling=body.sampling(default_max_tokens=default_max_tokens),
             num_samples=body.n or 1,
-            log=log,
+            log=exchange_log,
         )
         if body.stream:
             options = body.stream_options
@@ -65,8 +241,8 @@ def router(backend: Backend, *, log: ExchangeLog | None, default_tokens: int) ->
 
 
 @dataclass(frozen=True, slots=True)
-class _Exchange:
-    """One request on its way to its answer."""
+class _ChatExchange:
+    """One request and how it is answered."""
 
     call: HttpCall
     model: str
@@ -76,34 +252,34 @@ class _Exchange:
     log: ExchangeLog | None
 
     async def whole(self, backend: Backend) -> Response:
-        """The answer when it is complete."""
+        """Return the complete answers."""
         found = await backend.generate(self.turns, self.sampling, self.call, num_samples=self.num_samples)
-        texts = [cut(one.text, self.sampling.stop_strings) for one in found.completions]
+        texts = [cut_at_stop(one.text, self.sampling.stop_strings) for one in found.completions]
         choices = [
             {
                 "index": index,
                 "message": {"role": "assistant", "content": text},
-                "finish_reason": _reason(completion),
+                "finish_reason": _finish_reason(completion),
                 "logprobs": None,
             }
             for index, (text, completion) in enumerate(zip(texts, found.completions, strict=True))
         ]
-        self._keep(list(zip(texts, found.completions, strict=True)))
-        made = sum(len(one.token_ids) for one in found.completions)
+        self._log(list(zip(texts, found.completions, strict=True)))
+        num_completion_tokens = sum(len(one.token_ids) for one in found.completions)
         return JSONResponse(
             {
                 **self._head("chat.completion", found.completions[0]),
                 "choices": choices,
-                "usage": _usage(found.num_prompt_tokens, made),
+                "usage": _usage(found.num_prompt_tokens, num_completion_tokens),
             }
         )
 
     async def stream(self, backend: Backend, *, include_usage: bool) -> Response:
-        """The answer as it is made; what fails before its first token is an error like any other."""
+        """Return the answers as a stream; an error before the first token is an ordinary error response."""
         pieces = backend.generate_stream(self.turns, self.sampling, self.call, num_samples=self.num_samples)
         first = await anext(pieces, None)
         if first is None:
-            raise CorruptData("policy: a stream without an answer")
+            raise CorruptData("policy: the stream ended without an answer")
         return StreamingResponse(
             self._events(first, pieces, include_usage=include_usage),
             media_type="text/event-stream",
@@ -113,7 +289,7 @@ class _Exchange:
     async def _events(
         self, first: GeneratedPiece, pieces: AsyncGenerator[GeneratedPiece, None], *, include_usage: bool
     ) -> AsyncIterator[str]:
-        answers = [_Growing(StopCutter(self.sampling.stop_strings)) for _ in range(self.num_samples)]
+        answers = [_StreamedAnswer(StopCutter(self.sampling.stop_strings)) for _ in range(self.num_samples)]
         head = self._head("chat.completion.chunk", first.delta)
         tail = {"usage": None} if include_usage else {}
         async with aclosing(pieces):
@@ -127,17 +303,18 @@ class _Exchange:
                     if text:
                         yield _event({**head, "choices": [_chunk(piece.index, content=text)], **tail})
                     if piece.delta.finish_reason is not None:
-                        reason = _reason(piece.delta)
+                        reason = _finish_reason(piece.delta)
                         yield _event({**head, "choices": [_chunk(piece.index, reason)], **tail})
                     piece = await anext(pieces, None)
-            except Exception as error:  # noqa: BLE001 - the edge of a stream that has begun
+            except Exception as error:  # noqa: BLE001 - the edge of a stream that has started
                 failure = failures.failure_of(error)
                 yield _event(failures.content("openai", failure, self.call.request_id))
                 return
-        self._keep([(answer.text, answer.completion) for answer in answers])
+        self._log([(answer.text, answer.completion) for answer in answers])
         if include_usage:
-            made = sum(len(answer.completion.token_ids) for answer in answers)
-            yield _event({**head, "choices": [], "usage": _usage(first.num_prompt_tokens, made)})
+            num_completion_tokens = sum(len(answer.completion.token_ids) for answer in answers)
+            usage = _usage(first.num_prompt_tokens, num_completion_tokens)
+            yield _event({**head, "choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
 
     def _head(self, kind: str, completion: Completion) -> dict[str, Any]:
@@ -150,13 +327,13 @@ class _Exchange:
             "system_fingerprint": str(spans[0].version) if spans else "",
         }
 
-    def _keep(self, completions: list[tuple[str, Completion]]) -> None:
+    def _log(self, completions: list[tuple[str, Completion]]) -> None:
         if self.log is not None:
             self.log.add(self.call.request_id, self.turns, completions, self.sampling)
 
 
-class _Growing:
-    """One answer of a stream."""
+class _StreamedAnswer:
+    """One answer of a stream, as far as it has been generated."""
 
     def __init__(self, cutter: StopCutter) -> None:
         self._cutter = cutter
@@ -164,30 +341,82 @@ class _Growing:
         self.completion = Completion((), (), None, ())
 
     def add(self, delta: Completion) -> str:
-        """Takes the next piece; gives what of the text can be handed on."""
-        mine = self.completion
+        """Append the next piece; return the text that can be sent now."""
+        before = self.completion
         self.completion = dataclasses.replace(
-            mine,
-            token_ids=mine.token_ids + delta.token_ids,
+            before,
+            token_ids=before.token_ids + delta.token_ids,
             finish_reason=delta.finish_reason,
-            version_spans=mine.version_spans + delta.version_spans,
+            version_spans=before.version_spans + delta.version_spans,
         )
         new = self._cutter.add(delta.text, last=delta.finish_reason is not None)
         self.text += new
         return new
 
 
+class StopCutter:
+    """Cuts an answer, given in pieces, at the first stop text.
+
+    The policy service includes the stop text in the answer; OpenAI's clients do not expect it. Text that may
+    be the start of a stop text is held back until the next piece.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """
+        Args:
+            stops: the stop texts; without any, pieces pass unchanged.
+        """
+        self._stops = tuple(stops)
+        self._held = ""
+        self._ended = False
+
+    def add(self, piece: str, *, last: bool) -> str:
+        """Append a piece; return the text that can be sent now.
+
+        Args:
+            piece: the next piece of the answer.
+            last: whether the answer ends with it.
+        """
+        if self._ended:
+            return ""
+        self._held += piece
+        # The stop text that is complete first counts, as in the policy; of several, the longest.
+        found = [(begin + len(stop), begin) for stop in self._stops if (begin := self._held.find(stop)) >= 0]
+        if found or last:
+            self._ended = True
+            return self._held[: min(found)[1]] if found else self._held
+        keep = max((self._overlap(stop) for stop in self._stops), default=0)
+        end = len(self._held) - keep
+        out = self._held[:end]
+        self._held = self._held[end:]
+        return out
+
+    def _overlap(self, stop: str) -> int:
+        """Return the length of the longest proper prefix of a stop text that the held text ends with."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((size for size in range(longest, 0, -1) if self._held.endswith(stop[:size])), 0)
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> str:
+    """Return a whole answer up to the stop text that is complete first."""
+    return StopCutter(stops).add(text, last=True)
+
+
 def _chunk(index: int, reason: str | None = None, **delta: str) -> dict[str, Any]:
     return {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
 
 
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
-def _reason(completion: Completion) -> str:
+def _finish_reason(completion: Completion) -> str:
     return completion.finish_reason.value if completion.finish_reason is not None else "stop"
 
 
-def _usage(prompt: int, made: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+def _usage(num_prompt_tokens: int, num_completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_completion_tokens,
+        "total_tokens": num_prompt_tokens + num_completion_tokens,
+    }

@@ -1,4 +1,4 @@
-"""`GET /v1/models`, as OpenAI's clients list what is served, and how requests name a model."""
+"""OpenAI's `GET /v1/models`, OpenAI's error object, and the check of a request's `model`."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ class OpenAiError(BaseModel):
 
 
 class Model(BaseModel):
-    """One model."""
+    """A model that is served."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: str
-    """The model as it is configured, a path or a hub id."""
+    """The configured model: a path or a Hugging Face Hub id."""
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: Literal["fairlead"] = "fairlead"
     kind: Literal["reward", "policy"]
-    """What it is for; also accepted as its name."""
+    """What the model is for; requests may use it as the model's name."""
     version: str
-    """Of the weights in use."""
+    """Version of the weights in use."""
     max_model_len: int
-    """Longest sequence in tokens, prompt and response together."""
+    """Maximum number of tokens, prompt and response together."""
 
 
 class ModelList(BaseModel):
-    """Everything that is served."""
+    """The models that are served."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 def router(backend: Backend) -> APIRouter:
-    """The route."""
+    """Return the route."""
     routes = APIRouter(tags=["OpenAI"], responses=error_responses(OpenAiError))
 
-    @routes.get("/v1/models", response_model=ModelList, summary="What is served")
+    @routes.get("/v1/models", response_model=ModelList, summary="List models")
     async def models() -> JSONResponse:
-        """The models of the services that answer."""
+        """List the models of the services that are available."""
         found = [
             Model(
                 id=each.info.model.model_id,
@@ -77,11 +77,11 @@ def router(backend: Backend) -> APIRouter:
 
 
 def check_model(name: str | None, served: PolledService[RewardInfo | PolicyInfo] | None) -> None:
-    """That a request names what a service serves, by its kind, its id or not at all.
+    """Check that the `model` of a request is what a service serves: its kind, its id, or empty.
 
     Raises:
-        NotFound: it names something else.
+        NotFound: it is something else.
     """
     if not name or served is None or name in (served.kind, served.name) or not served.name:
         return
-    raise NotFound(f"no model {name[:200]!r} here; there is {served.name!r}, also called {served.kind!r}")
+    raise NotFound(f"no model {name[:200]!r}; use {served.kind!r} or {served.name!r}")

@@ -1,4 +1,4 @@
-"""OpenRLHF's remote reward model: `POST /get_reward`, as its trainer asks it and its own server answers."""
+"""OpenRLHF's remote reward model: `POST /get_reward`, compatible with its trainer and its own server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.gateway.failures import error_responses
 
 
 class GetRewardRequest(BaseModel):
-    """What its trainer sends."""
+    """A request of OpenRLHF's trainer."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
@@ -33,40 +33,40 @@ class GetRewardRequest(BaseModel):
     )
 
     query: Annotated[list[str], Field(min_length=1)]
-    """Prompt and response in one text, special tokens written out; read as it is."""
+    """Prompt and response as one text, with special tokens as text; scored without changes."""
     prompts: list[Any] | None = None
-    """Not needed: they are part of `query`."""
+    """Ignored: `query` contains the prompts."""
     labels: list[Any] | None = None
-    """Not needed: the reward model knows none."""
+    """Ignored: the reward model uses no labels."""
 
 
 class GetRewardResponse(BaseModel):
-    """What its trainer reads."""
+    """The response that OpenRLHF's trainer expects."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     rewards: list[float]
-    """What advantages are made of."""
+    """Scores from which advantages are computed."""
     scores: list[float]
-    """What is used for filtering: the same."""
+    """Scores for filtering; the same values."""
     extra_logs: dict[str, list[float]]
-    """One figure for each query, logged by its trainer."""
+    """Values that the trainer logs, one for each query."""
 
 
 class OpenRlhfError(BaseModel):
     """Why a request failed."""
 
     detail: str
-    """For people."""
+    """The error message."""
 
 
 def router(backend: Backend) -> APIRouter:
-    """The route."""
+    """Return the route."""
     routes = APIRouter(tags=["OpenRLHF"], route_class=JsonRoute, responses=error_responses(OpenRlhfError))
 
-    @routes.post("/get_reward", response_model=GetRewardResponse, summary="As OpenRLHF's remote reward model")
+    @routes.post("/get_reward", response_model=GetRewardResponse, summary="Score for OpenRLHF")
     async def get_reward(body: GetRewardRequest, call: CurrentCall) -> JSONResponse:
-        """One score for each query."""
+        """Score each query and return the scores in order."""
         found = await backend.score([WholeText(query) for query in body.query], call)
         scores = list(found.scores)
         logs = {"reward_model_tokens": [float(tokens) for tokens in found.num_tokens]}

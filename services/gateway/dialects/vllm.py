@@ -1,4 +1,4 @@
-"""vLLM's `POST /classify` for a model of one label, as verl calls it for rewards."""
+"""vLLM's `POST /classify` for a model with one label, as verl calls it to compute rewards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Ids = Annotated[list[int], Field(min_length=1)]
 
 
 class ClassifyRequest(BaseModel):
-    """What verl sends; other fields of vLLM's are not looked at."""
+    """A request of verl. Other fields of vLLM's API are ignored."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
@@ -39,11 +39,11 @@ class ClassifyRequest(BaseModel):
     )
 
     model: str | None = None
-    """A name of /v1/models, or none."""
+    """An id from /v1/models, or `reward`; may be omitted."""
     input: str | Annotated[list[str], Field(min_length=1)] | _Ids | Annotated[list[_Ids], Field(min_length=1)]
-    """Prompt and response in one text, as the chat template writes them, or as ids; one or many."""
+    """Prompt and response as one text, as the chat template renders them, or as token ids; one or many."""
     use_activation: bool | None = None
-    """False: the score as it is. Otherwise σ(score), which is what vLLM makes of one label by default."""
+    """False returns the score itself; otherwise σ(score), vLLM's default for a model with one label."""
 
 
 class Classified(BaseModel):
@@ -52,17 +52,17 @@ class Classified(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     index: int
-    """Of the input."""
+    """Position of the input in the request."""
     label: str | None
-    """The name of the only label."""
+    """Name of the only label."""
     probs: list[float]
-    """The score, or its σ."""
+    """The score or σ(score), as `use_activation` says."""
     num_classes: int
-    """1."""
+    """Always 1."""
 
 
 class Usage(BaseModel):
-    """Tokens that were read."""
+    """Numbers of tokens."""
 
     prompt_tokens: int
     total_tokens: int
@@ -70,7 +70,7 @@ class Usage(BaseModel):
 
 
 class ClassifyResponse(BaseModel):
-    """What verl reads: `data[-1].probs[-1]`."""
+    """The response; verl reads `data[-1].probs[-1]`."""
 
     id: str
     object: str
@@ -81,12 +81,12 @@ class ClassifyResponse(BaseModel):
 
 
 def router(backend: Backend) -> APIRouter:
-    """The route."""
+    """Return the route."""
     routes = APIRouter(tags=["vLLM and verl"], route_class=JsonRoute, responses=error_responses(OpenAiError))
 
-    @routes.post("/classify", response_model=ClassifyResponse, summary="As vLLM scores for verl")
+    @routes.post("/classify", response_model=ClassifyResponse, summary="Score for vLLM clients such as verl")
     async def classify(body: ClassifyRequest, call: CurrentCall) -> JSONResponse:
-        """One score for each input."""
+        """Score each input and return the scores in order."""
         check_model(body.model, backend.reward)
         found = await backend.score(_items(body.input), call)
         plain = body.use_activation is False
@@ -126,7 +126,9 @@ def _items(given: str | list[str] | list[int] | list[list[int]]) -> list[ScoreIt
 def _tokens(index: int, given: object) -> TokenPair:
     ids = [int(token) for token in given] if isinstance(given, list) else []
     if not all(0 <= token < 2**31 for token in ids):
-        raise InvalidInput("input", index=index, got="an id below 0 or beyond 2³¹", allowed="token ids")
+        raise InvalidInput(
+            "input", index=index, got="an id out of range", allowed="token ids from 0 to 2³¹ − 1"
+        )
     return TokenPair((), tuple(ids))
 
 

@@ -171,7 +171,7 @@ async def test_deadlines_are_the_callers_within_the_gateways():
     async with world(Reward(), timeout_seconds=0.3) as http:
         slow = await raw(http, b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert slow.startswith(b"HTTP/1.1 504")
-        assert b"before the body had come" in slow
+        assert b"before the whole body was received" in slow
 
 
 async def test_a_caller_that_leaves_ends_the_call_to_the_service():

@@ -20,7 +20,7 @@ from fairlead.data.lines import Line
 from fairlead.data.scorable import scorable
 from fairlead.errors import ConfigError
 from fairlead.types import Completion, FinishReason, Message, SamplingParams
-from services.gateway.dialects.stop_texts import StopCutter, cut
+from services.gateway.dialects.openai_chat import StopCutter, cut_at_stop
 from services.gateway.exchange_log import ExchangeLog
 from tests.gateway_world import Gateway, Policy, gateway, policy_server, reward_server
 from tests.tiny import tiny_reward_model
@@ -260,4 +260,4 @@ def test_pieces_are_cut_where_the_whole_is(pieces: list[str], stops: list[str]):
     whole = "".join(pieces)
     # The stop text that is complete first, which is where a policy ends; the longest of those that end there.
     ends = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]
-    assert "".join(out) == cut(whole, stops) == whole[: min(ends)[1] if ends else len(whole)]
+    assert "".join(out) == cut_at_stop(whole, stops) == whole[: min(ends)[1] if ends else len(whole)]
