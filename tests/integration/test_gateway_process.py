@@ -1,4 +1,4 @@
-"""`python -m services.gateway` as a process: what it says of mistakes, and how it drains on SIGTERM."""
+"""`python -m services.gateway` as a process: its configuration errors, and how it drains on SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.fairlead.rpc.rpc_world import Replica, serving
 from tests.waiting import until
 
 
-async def test_on_sigterm_readiness_goes_first_and_what_runs_finishes(start: Starter):
+async def test_sigterm_turns_readiness_off_first_and_finishes_requests_in_flight(start: Starter):
     release = asyncio.Event()
 
     async def wait(_: int) -> None:
@@ -36,7 +36,7 @@ async def test_on_sigterm_readiness_goes_first_and_what_runs_finishes(start: Sta
             while (await asyncio.to_thread(process.get, "/readyz"))[0] != 503:  # noqa: ASYNC110 - a process
                 await asyncio.sleep(0.01)
         assert (await asyncio.to_thread(process.get, "/healthz"))[0] == 200
-        assert process.popen.poll() is None, "somebody still waits"
+        assert process.popen.poll() is None, "a request is still in flight"
         release.set()
         assert (await held).json["rewards"] == [1.0]
         assert await asyncio.to_thread(process.popen.wait, 20) == 0
@@ -46,13 +46,13 @@ async def test_on_sigterm_readiness_goes_first_and_what_runs_finishes(start: Sta
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
-        ((), "gateway: reward.addresses: got ('127.0.0.1:0',), allowed: where the reward service is"),
-        (("gateway.bind=nowhere",), "gateway: gateway.bind: got 'nowhere', allowed: host:port to listen on"),
+        ((), "gateway: reward.addresses: got ('127.0.0.1:0',), allowed: the address of the reward service"),
+        (("gateway.bind=nowhere",), "gateway: gateway.bind: got 'nowhere', allowed: host:port"),
         (
             ("gateway.bind=TAKEN",),
-            "(Address already in use)', allowed: host:port that is free on this machine",
+            "(Address already in use)', allowed: an address of this machine with a free port",
         ),
         (
             ('reward.addresses=["127.0.0.1:5002"]', "gateway.chat_log=/proc/no/log"),
@@ -60,7 +60,9 @@ async def test_on_sigterm_readiness_goes_first_and_what_runs_finishes(start: Sta
         ),
     ],
 )
-def test_a_mistake_ends_it_with_a_sentence_and_2(flags: tuple[str, ...], said: str):
+def test_a_configuration_error_ends_the_process_with_a_message_and_exit_code_2(
+    flags: tuple[str, ...], message: str
+):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)
@@ -74,11 +76,11 @@ def test_a_mistake_ends_it_with_a_sentence_and_2(flags: tuple[str, ...], said: s
             check=False,
         )
     assert done.returncode == 2
-    assert said in done.stderr.splitlines()[-1]
+    assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
-def test_it_starts_without_torch():
+def test_the_gateway_starts_without_torch():
     code = "import sys, services.gateway.__main__; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
