@@ -28,7 +28,7 @@ from services.gateway.exchange_log import ExchangeLog
 from services.gateway.server import HttpServer
 from services.policy.prompts import encode
 from services.policy.servicer import SERVICE_NAME, PolicyServicer
-from services.runtime.access import Access
+from services.runtime.access import AccessControl
 from services.runtime.server import ModelServer
 from tests.unit.services.policy.policy_world import model_without_end, running
 from tests.unit.services.reward.reward_world import reward_service
@@ -164,7 +164,7 @@ async def gateway(
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(HttpServer(config.gateway, tls=config.tls))
         backend = await stack.enter_async_context(Backend(config))
-        access = Access(config.keys, counts=metrics.AccessMetrics(registry))
+        access = AccessControl(config.keys, counts=metrics.AccessMetrics(registry))
         stack.push_async_callback(access.close)
         log = ExchangeLog(config.gateway) if config.gateway.chat_log else None
         if log is not None:

@@ -16,7 +16,7 @@ from services.gateway.backend import Backend
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.server import HttpServer
 from services.runtime import process
-from services.runtime.access import Access
+from services.runtime.access import AccessControl
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 async def run(config: RunConfig) -> None:
     """Serve until a signal, then drain."""
     async with contextlib.AsyncExitStack() as stack:
-        access = Access(config.keys, counts=metrics.AccessMetrics())
+        access = AccessControl(config.keys, counts=metrics.AccessMetrics())
         stack.push_async_callback(access.close)
         server = await stack.enter_async_context(HttpServer(config.gateway, tls=config.tls))
         backend = await stack.enter_async_context(Backend(config))
@@ -41,7 +41,7 @@ async def run(config: RunConfig) -> None:
         fields = {"address": server.address, "metrics_port": port}
         logger.info("gateway listens on %s", server.address, extra=fields)
         style = config.observe.access_log
-        server.warn(asks_for_keys=access.asks_for_keys, logs_texts=style == "texts")
+        server.warn(asks_for_keys=access.requires_keys, logs_texts=style == "texts")
         exchange_log = None
         if config.gateway.chat_log:
             exchange_log = ExchangeLog(config.gateway)

@@ -19,7 +19,7 @@ from services.gateway.backend import Backend
 from services.gateway.edge import HttpEdge
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.scopes import DOCS_FILES
-from services.runtime.access import Access
+from services.runtime.access import AccessControl
 
 _DESCRIPTION = """Scores from the reward model and completions from the policy, over HTTP.
 
@@ -37,7 +37,7 @@ def make_app(
     section: GatewaySection,
     *,
     ready: Callable[[], bool],
-    access: Access,
+    access: AccessControl,
     access_log: AccessLog = "auto",
     exchange_log: ExchangeLog | None = None,
     registry: CollectorRegistry = REGISTRY,

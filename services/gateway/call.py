@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 
 from fairlead.errors import DeadlineExceeded, InvalidInput
 from fairlead.rpc.status import REQUEST_ID
-from services.runtime.access import checked_request_id
+from services.runtime.access import request_id_or_new
 
 TIMEOUT_HEADER = "x-request-timeout"
 """Seconds until the caller stops waiting. The gateway's own timeout applies if it is shorter."""
@@ -46,7 +46,7 @@ class HttpCall:
         """
         found = {name: value for name, value in headers if name in _READ}
         name = found.get(REQUEST_ID.encode(), b"").decode("latin-1")
-        call = cls(checked_request_id(name), time.monotonic(), math.inf)
+        call = cls(request_id_or_new(name), time.monotonic(), math.inf)
         call.deadline = call.started + timeout_seconds
         shown = found.get(b"authorization")
         call.authorization = None if shown is None else shown.decode("latin-1")

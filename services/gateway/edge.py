@@ -23,7 +23,7 @@ from services.gateway.body import decompressed
 from services.gateway.call import HttpCall
 from services.gateway.failures import TooLarge
 from services.gateway.scopes import need_of
-from services.runtime.access import Access, Caller
+from services.runtime.access import AccessControl, Caller
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("services.gateway.access")
@@ -47,7 +47,7 @@ class HttpEdge:
         app: ASGIApp,
         section: GatewaySection,
         gateway_metrics: metrics.GatewayMetrics,
-        access: Access,
+        access: AccessControl,
         *,
         access_log: AccessLog = "auto",
     ) -> None:
@@ -98,8 +98,8 @@ class HttpEdge:
             )
         exchange.caller = Caller(exchange.call.request_id)
         bearer = exchange.call.authorization
-        self._access.identify(exchange.caller, bearer=bearer, scope=need_of(scope["path"]))
-        async with self._access.working(exchange.caller):
+        self._access.authorize(exchange.caller, bearer=bearer, scope=need_of(scope["path"]))
+        async with self._access.request(exchange.caller):
             try:
                 async with asyncio.timeout(exchange.call.remaining()):
                     await exchange.read_body(limit=self._section.max_body_bytes)

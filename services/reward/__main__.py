@@ -17,7 +17,8 @@ from services.reward.model_watcher import ModelWatcher, first
 from services.reward.scoring import Scoring
 from services.reward.swapping import SwappingScoring
 from services.runtime import allocator, process
-from services.runtime.server import ModelServer, Stopped
+from services.runtime.process import Stopped
+from services.runtime.server import ModelServer
 
 
 async def run(config: RunConfig) -> None:

@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fairlead import metrics
+from fairlead.backoff import Backoff, retry
 from fairlead.config.serving import RewardSection
-from fairlead.errors import InternalError, InvalidInput, ModelLoadError
+from fairlead.errors import InternalError, InvalidInput, ModelLoadError, Overloaded
 from fairlead.types import RewardInfo, ScoreItem, Scores, TextPair, TokenPair
 from services.batching.batch_queue import BatchResult
 from services.batching.batcher import MicroBatcher
 from services.reward.scoring import ScoreCall
 from services.runtime import allocator
 from services.runtime.access import caller
-from services.runtime.streams import patiently
 
 if TYPE_CHECKING:
     from services.reward.scorer import RewardScorer
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 Load = Callable[[Callable[[], "RewardScorer"]], Awaitable["RewardScorer"]]
 """Runs blocking work in a thread."""
 
+_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=1.0)
+"""Pauses of a stream's request while the queue is full, if the error has no retry delay."""
 _is_frozen = False
 
 _PROBES: tuple[ScoreItem, ...] = (TokenPair((), (1, 2)), TextPair("Hello", "world"))
@@ -138,7 +140,10 @@ class LoadedModel:
                 sequences, num_tokens, deadline=call.deadline, priority=priority
             )
 
-        answer = await (patiently(submit, deadline=call.deadline) if call.waits else submit())
+        if call.waits:
+            answer = await retry(submit, what="", backoff=_BACKOFF, on=Overloaded, deadline=call.deadline)
+        else:
+            answer = await submit()
         return Scores(
             scores=tuple(answer.results),
             model_version=info.model_version,

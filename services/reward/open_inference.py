@@ -26,7 +26,7 @@ from services.reward.scoring import ScoreCall, Scoring
 from services.runtime.access import caller
 from services.runtime.edge import deadline
 from services.runtime.error_reply import rpc_error_reply
-from services.runtime.streams import Bounds, answers
+from services.runtime.streams import Bounds, process_bounded
 from services.runtime.version_numbers import number_of
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -79,7 +79,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
             return pb.ModelStreamInferResponse(infer_response=response)
 
         size = pb.ModelInferRequest.ByteSize
-        answered = answers(request_iterator, answer, size=size, bounds=self._bounds, in_order=True)
+        answered = process_bounded(request_iterator, answer, size=size, bounds=self._bounds, in_order=True)
         async with aclosing(answered):
             async for response in answered:
                 yield response

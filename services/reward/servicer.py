@@ -15,7 +15,7 @@ from services.reward.scoring import ScoreCall, Scoring
 from services.runtime.access import caller
 from services.runtime.edge import deadline
 from services.runtime.error_reply import rpc_error_reply
-from services.runtime.streams import Bounds, answers
+from services.runtime.streams import Bounds, process_bounded
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
 """For health and reflection."""
@@ -59,7 +59,9 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
                 return pb.ScoreStreamResponse(sequence=asked.sequence, error=refusal)
             return pb.ScoreStreamResponse(sequence=asked.sequence, response=response)
 
-        answered = answers(request_iterator, answer, size=pb.ScoreStreamRequest.ByteSize, bounds=self._bounds)
+        answered = process_bounded(
+            request_iterator, answer, size=pb.ScoreStreamRequest.ByteSize, bounds=self._bounds
+        )
         async with aclosing(answered):
             async for response in answered:
                 yield response

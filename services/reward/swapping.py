@@ -23,7 +23,7 @@ from fairlead.types import RewardInfo, ScoreItem, Scores, ServedReward
 from services.reward.loaded import Load, LoadedModel
 from services.reward.scoring import ScoreCall
 from services.runtime.exclusive import ExclusiveGate
-from services.runtime.server import Stopped
+from services.runtime.process import Stopped
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")

@@ -20,7 +20,7 @@ from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
 from fairlead.types import DeadLetter
 from services.rollout_worker.model_services import ModelServices, wait_for
 from services.rollout_worker.worker import RolloutWorker
-from services.runtime import process, signals
+from services.runtime import process
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _CLOSE_SECONDS = 2.0
 async def run(config: RunConfig) -> None:
     """Work until a signal, then drain."""
     stop = asyncio.Event()
-    signals.on_stop(stop.set)
+    process.on_stop(stop.set)
     ProcessMetrics()
     worker_metrics = WorkerMetrics()
     workers: list[RolloutWorker] = []

@@ -1,1 +1,1 @@
-"""What every service has: server, interceptors, batching."""
+"""What all services share: the process, the gRPC server, its edge, access control, error replies, streams."""

@@ -1,6 +1,7 @@
-"""The gate of a service: who calls, whether it may, how much of it, and under which id it stands in the log.
+"""Access control of a service: who calls, whether the key allows it, and how much of its limits is used.
 
-Between the edge of a server, gRPC or HTTP, and its work. What works asks `caller()`; it knows no message.
+Between the edge of a server, gRPC or HTTP, and its work. The work gets the current caller from `caller()`.
+Knows no message.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fairlead import metrics
+from fairlead.backoff import Backoff, retry
 from fairlead.config.infrastructure import KeysSection
 from fairlead.errors import InvalidInput, Overloaded, PermissionDenied
 from fairlead.rpc.api_keys import ApiKey, Scope
@@ -22,81 +24,87 @@ from fairlead.rpc.status import MAX_REQUEST_TOKENS
 from fairlead.types import Priority
 from services.runtime.allowance import Allowance
 from services.runtime.keys import KeyRing
-from services.runtime.streams import patiently
 
 Need = Scope | Literal["any"] | None
-"""What a caller must show: a key with this scope, any key, or nothing."""
+"""What a call requires: a key with this scope, any key, or no key."""
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _IN_FLIGHT_RETRY_SECONDS = 0.1
+_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=1.0)
+"""Pauses of a stream's request over its key's rate, if the error has no retry delay."""
 
 
 @dataclass(slots=True, eq=False)
 class Caller:
-    """Who sent the request at hand, and what of it was counted so far."""
+    """The caller of the current request, and what has been counted for the request so far."""
 
     request_id: str
-    """Names the request in logs."""
+    """Identifies the request in logs."""
     key: ApiKey | None = None
-    """What it showed; None where no keys are asked for."""
+    """API key of the caller; None if the service requires no keys."""
     allowance: Allowance | None = None
-    """What its key has left."""
+    """Remaining rates and quotas of all keys."""
     max_request_tokens: int | None = None
-    """Tokens of one request that who sent it allows, beside what its key does; None: all."""
+    """Per-request token limit set by the sender, in addition to the key's own limit; None means no limit."""
     ring: KeyRing | None = None
-    """Where its key is from."""
+    """Key ring that the key is from."""
     num_tokens: int = 0
-    """Tokens that were counted."""
+    """Tokens counted so far."""
 
     @property
     def key_id(self) -> str:
-        """For logs; empty where no keys are asked for."""
+        """Id of the key, for logs; empty without a key."""
         return self.key.id if self.key is not None else ""
 
     async def admit(self, *, tokens: int, waits: bool = False, deadline: float | None = None) -> None:
-        """Counts what a request holds, once that is known and before it is worked on.
+        """Count the tokens of a request before any work is done for it.
 
         Args:
-            tokens: of the request.
-            waits: it is one of a stream: its key is looked at again, and it is counted as a request, too, and
-                late rather than refused.
-            deadline: until when it waits, on the clock of `time.monotonic`; None for ever.
+            tokens: tokens of the request.
+            waits: the request is part of a stream: check its key again, count it as a request, and wait until
+                the rate allows it instead of refusing it.
+            deadline: limit of that wait, on the clock of `time.monotonic`; None for no limit.
 
         Raises:
-            Overloaded: if it is more than the key may have now; says when it may.
-            InvalidInput: if it is more than the key may ever have at once, or than its sender allows.
-            Unauthenticated: if the key of a stream is no longer good.
+            Overloaded: if the key's rate or quota does not allow it now; has the delay until it does.
+            InvalidInput: if it exceeds what the key, or the sender, allows in one request.
+            Unauthenticated: if the key of a stream is no longer valid.
         """
-        most = self.max_request_tokens
-        if most is not None and tokens > most:
-            raise InvalidInput("request", got=f"{tokens} tokens", allowed=f"at most {most} in one request")
+        limit = self.max_request_tokens
+        if limit is not None and tokens > limit:
+            raise InvalidInput("request", got=f"{tokens} tokens", allowed=f"at most {limit} in one request")
         if self.key is not None and self.allowance is not None:
-            key, allowance = self.key, self.allowance
+            key = self.key
+            allowance = self.allowance
             if waits and self.ring is not None:
                 self.ring.check(key)
             if waits:
-                await patiently(lambda: allowance.admit(key, requests=1, tokens=tokens), deadline=deadline)
+                await retry(
+                    lambda: allowance.admit(key, requests=1, tokens=tokens),
+                    what="",
+                    backoff=_BACKOFF,
+                    on=Overloaded,
+                    deadline=deadline,
+                )
             else:
                 await allowance.admit(key, requests=0, tokens=tokens)
         self.num_tokens += tokens
 
     async def charge(self, *, tokens: int) -> None:
-        """Counts tokens that came out of the work; what the key has not left it owes. Fewer than none gives
-        back.
-        """
+        """Count tokens known only after the work, even beyond the limits; a negative number is a refund."""
         if self.key is not None and self.allowance is not None:
             await self.allowance.charge(self.key, tokens=tokens)
         self.num_tokens += tokens
 
     def priority(self, wanted: Priority) -> Priority:
-        """What a request asks for, as far as its key allows it."""
+        """Return the requested priority, lowered to what the key allows."""
         return Priority.BULK if self.key is not None and self.key.max_priority == "bulk" else wanted
 
     def exclusive(self, wanted: bool) -> bool:
-        """What a request asks for. It holds all others back, so its key needs `generate`, as a worker's has.
+        """Return whether the request is exclusive; since it blocks all others, its key needs `generate`.
 
         Raises:
-            PermissionDenied: if the key may not.
+            PermissionDenied: if the key does not have the scope.
         """
         if wanted and self.key is not None:
             self.key.require("generate")
@@ -107,17 +115,17 @@ _CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
 def caller() -> Caller:
-    """Who sent the request that is worked on; somebody without a key outside of one."""
+    """Return the caller of the current request; outside a request, a caller without a key."""
     return _CALLER.get() or Caller(request_id="")
 
 
-class Access:
-    """Lets callers in."""
+class AccessControl:
+    """Authenticates callers, checks scopes, and limits requests in flight."""
 
     def __init__(self, section: KeysSection, *, counts: metrics.AccessMetrics) -> None:
         """
         Raises:
-            ConfigError: for a file of keys that cannot be read.
+            ConfigError: if the file of keys cannot be read.
         """
         self._counts = counts
         self._ring = KeyRing(section, counts=counts) if section.file else None
@@ -125,32 +133,33 @@ class Access:
         self._in_flight: Counter[str] = Counter()
 
     @property
-    def asks_for_keys(self) -> bool:
-        """Whether callers must show a key."""
+    def requires_keys(self) -> bool:
+        """Whether callers need an API key."""
         return self._ring is not None
 
     async def close(self) -> None:
-        """Closes the connections to Redis."""
+        """Close the connections to Redis."""
         if self._allowance is not None:
             await self._allowance.close()
 
-    def identify(self, caller: Caller, *, bearer: str | None, scope: Need) -> None:
-        """Finds out who calls, and whether it may; from now on `caller()` answers with it.
+    def authorize(self, caller: Caller, *, bearer: str | None, scope: Need) -> None:
+        """Authenticate the caller, check its scope, and make it the result of `caller()`.
 
         Args:
-            caller: gets its key and what that has left.
-            bearer: the value of `authorization`; None if there is none.
-            scope: what the call needs.
+            caller: receives its key and allowance.
+            bearer: value of `authorization`; None if it was not sent.
+            scope: what the call requires.
 
         Raises:
-            Unauthenticated: for no key or a wrong one.
-            PermissionDenied: for a key without the scope.
+            Unauthenticated: if the key is missing or invalid.
+            PermissionDenied: if the key does not have the scope.
         """
         _CALLER.set(caller)
         if self._ring is None or scope is None:
             return
         caller.key = self._ring.authenticate(bearer)
-        caller.allowance, caller.ring = self._allowance, self._ring
+        caller.allowance = self._allowance
+        caller.ring = self._ring
         if scope == "any":
             return
         try:
@@ -160,15 +169,15 @@ class Access:
             raise
 
     @asynccontextmanager
-    async def working(self, caller: Caller, *, requests: int = 1) -> AsyncIterator[None]:
-        """For the length of a request: counts it.
+    async def request(self, caller: Caller, *, requests: int = 1) -> AsyncIterator[None]:
+        """Count a request of a caller while it is in flight.
 
         Args:
-            caller: who sent it.
-            requests: 0 if what it brings is counted one by one, as in a stream.
+            caller: the caller.
+            requests: 0 for a stream, whose requests are counted one by one.
 
         Raises:
-            Overloaded: if the key has too many in flight, or sends them too fast.
+            Overloaded: if the key has too many requests in flight or exceeds its rate.
         """
         key = caller.key
         if key is None or self._allowance is None:
@@ -177,7 +186,7 @@ class Access:
         if key.max_in_flight is not None and self._in_flight[key.id] >= key.max_in_flight:
             self._counts.refusals.labels(reason="in_flight").inc()
             raise Overloaded(
-                f"the API key {key.id} has {key.max_in_flight} requests in flight, as many as it may",
+                f"the API key {key.id} has reached its limit of {key.max_in_flight} requests in flight",
                 retry_after_seconds=_IN_FLIGHT_RETRY_SECONDS,
             )
         self._in_flight[key.id] += 1
@@ -190,16 +199,56 @@ class Access:
                 del self._in_flight[key.id]
 
 
-def checked_request_id(given: str | None) -> str:
-    """The id that a caller gave, or a new one in the place of none or of what is no id."""
+_METHODS: dict[str, tuple[Scope, tuple[str, ...]]] = {
+    "fairlead.v1.RewardService": ("score", ("Score", "ScoreStream", "GetRewardInfo")),
+    "fairlead.v1.ReferenceService": ("score", ("LogProbs", "GetReferenceInfo")),
+    "fairlead.v1.PolicyService": ("generate", ("Generate", "GenerateStream", "GetPolicyInfo")),
+    "fairlead.v1.WeightService": (
+        "weights",
+        ("GetLatestManifest", "ListWeightVersions", "FindWeightSource", "FetchShard"),
+    ),
+    "inference.GRPCInferenceService": (
+        "score",
+        (
+            "ServerMetadata",
+            "ModelMetadata",
+            "ModelConfig",
+            "ModelInfer",
+            "ModelStreamInfer",
+            "ModelStatistics",
+            "RepositoryIndex",
+        ),
+    ),
+}
+_OPEN = frozenset(
+    f"/inference.GRPCInferenceService/{method}" for method in ("ServerLive", "ServerReady", "ModelReady")
+)
+"""Health checks. `grpc.health.v1` is open too, but its calls do not pass the edge."""
+
+_SCOPES: dict[str, Scope | None] = {
+    f"/{service}/{method}": scope for service, (scope, methods) in _METHODS.items() for method in methods
+} | dict.fromkeys(_OPEN)
+
+
+def scope_of(method: str) -> Scope | None:
+    """Return the scope that an RPC requires, `admin` if it is not listed here; None if it requires no key.
+
+    Args:
+        method: full name, such as `/fairlead.v1.RewardService/Score`.
+    """
+    return _SCOPES.get(method, "admin")
+
+
+def request_id_or_new(given: str | None) -> str:
+    """Return the request id that the caller sent, or a new one if it sent none or an invalid one."""
     return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
-def checked_limit(given: str | None) -> int | None:
-    """The tokens that one request may hold; None where nothing is said.
+def parse_token_limit(given: str | None) -> int | None:
+    """Return the per-request token limit that the sender set; None if it set none.
 
     Raises:
-        InvalidInput: for what is no number of tokens.
+        InvalidInput: if it is not a positive whole number.
     """
     if given is None:
         return None

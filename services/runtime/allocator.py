@@ -1,8 +1,7 @@
-"""How the C library hands out memory in a process that computes on a CPU. Does nothing but with glibc.
+"""Settings of the C library's memory allocator for processes that compute on a CPU. No effect without glibc.
 
-A forward pass takes and frees tensors of megabytes by the hundred. By default glibc returns each to the
-system and gets it again page by page, which cost a quarter of the time that scoring took
-(benchmarks/scoring.py).
+A forward pass allocates and frees hundreds of tensors of several megabytes. By default glibc returns each one
+to the system and gets it back page by page, which took a quarter of the scoring time (benchmarks/scoring.py).
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ _LARGE = 1 << 30
 
 
 def keep_freed_memory() -> None:
-    """From here on freed memory stays with the process, at its peak, and all threads share it.
+    """Keep freed memory in the process, shared by all its threads, instead of returning it to the system.
 
-    To be called before threads begin.
+    Memory use then stays at its peak. Call this before threads start.
     """
     library = _glibc()
     if library is None:
         return
     wanted = {_ARENA_MAX: 1, _MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: _LARGE, _TOP_PAD: 64 << 20}
     if not all(library.mallopt(which, value) for which, value in wanted.items()):
-        logger.info("the C library does not take all settings of its allocator")
+        logger.info("the C library rejected some of the allocator settings")
 
 
 def give_back() -> None:
-    """Returns what is free to the system, once; for when much of it will not be needed again."""
+    """Return free memory to the system once, for example after a model was unloaded."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)

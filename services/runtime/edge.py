@@ -1,16 +1,19 @@
-"""The outermost edge of every RPC: errors become statuses, calls are known, counted, timed and logged.
+"""The outermost edge of every RPC: access control, drain, error replies, metrics and the access log.
 
-Stands between grpc.aio and the servicers. Knows no message: bodies pass through unread and are never logged.
+Between grpc.aio and the servicers. Knows no message: bodies are only parsed and, unless `observe.access_log`
+is `texts`, never logged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, closing
-from typing import Any, TypeAlias
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeAlias
 
 import grpc
 from grpc import aio
@@ -18,32 +21,39 @@ from grpc import aio
 from fairlead import metrics
 from fairlead.config.infrastructure import AccessLog
 from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
-from services.runtime.access import Access
-from services.runtime.call import Call
-from services.runtime.incoming import Incoming
+from fairlead.rpc.status import MAX_REQUEST_TOKENS, REQUEST_ID, RETRY_PUSHBACK
+from services.runtime.access import AccessControl, Caller, parse_token_limit, request_id_or_new, scope_of
+from services.runtime.error_reply import rpc_error_reply
+from services.runtime.streams import IncomingRequests
 
-_FULL_SECONDS = 0.5
+logger = logging.getLogger(__name__)
+
+_FULL_RETRY_SECONDS = 0.5
+_SLOW_SECONDS = 30.0
+"""A slower RPC is logged even if the access log is off."""
+_LOGGED_CHARACTERS = 10_000
 _Context = aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-class Edge(aio.ServerInterceptor):
-    """Wraps every handler outside the `grpc.` services (health, reflection)."""
+class EdgeInterceptor(aio.ServerInterceptor):
+    """Wraps every handler except those of the `grpc.` services (health, reflection)."""
 
     def __init__(
         self,
         server_metrics: metrics.ServerMetrics,
-        access: Access,
+        access: AccessControl,
         *,
         max_in_flight_bytes: int = 256 << 20,
         access_log: AccessLog = "auto",
     ) -> None:
         """
         Args:
-            server_metrics: where calls are counted.
-            access: who may call.
-            max_in_flight_bytes: of all requests in flight but streams; a larger one is taken alone.
-            access_log: whether a call leaves a line, and whether that holds what was asked; `auto` is `off`.
+            server_metrics: metrics of RPCs.
+            access: authorizes callers.
+            max_in_flight_bytes: limit on the size of all unary requests in flight; a single larger one is
+                accepted when no other is in flight.
+            access_log: whether to log each RPC, and whether with its request; `auto` means `off`.
         """
         self._metrics = server_metrics
         self._access = access
@@ -57,23 +67,23 @@ class Edge(aio.ServerInterceptor):
 
     @property
     def in_flight(self) -> int:
-        """RPCs begun whose answer is not on its way yet."""
+        """RPCs that have started and whose response has not been handed to the transport."""
         return self._in_flight
 
     @property
     def is_open(self) -> bool:
-        """Whether new RPCs are taken."""
+        """Whether new RPCs are accepted."""
         return not self._draining.is_set()
 
     def refuse(self) -> None:
-        """From now on new RPCs are answered with UNAVAILABLE; those in flight go on.
+        """Refuse new RPCs with UNAVAILABLE from now on; RPCs in flight continue.
 
-        Of a stream that a client still sends on, what was read is answered, then it ends with UNAVAILABLE.
+        An open stream finishes the requests that were read, then ends with UNAVAILABLE.
         """
         self._draining.set()
 
     async def wait_idle(self) -> None:
-        """Returns when no RPC is in flight."""
+        """Wait until no RPC is in flight."""
         await self._idle.wait()
 
     async def intercept_service(
@@ -81,7 +91,7 @@ class Edge(aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler | None:
-        """The handler, wrapped."""
+        """Return the handler, wrapped."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method.startswith("/grpc."):
@@ -92,73 +102,75 @@ class Edge(aio.ServerInterceptor):
             )
         if handler.unary_stream is not None and inspect.isasyncgenfunction(handler.unary_stream):
             return grpc.unary_stream_rpc_method_handler(
-                self._stream(method, handler), response_serializer=handler.response_serializer
+                self._server_stream(method, handler), response_serializer=handler.response_serializer
             )
         if handler.stream_stream is not None and inspect.isasyncgenfunction(handler.stream_stream):
             return grpc.stream_stream_rpc_method_handler(
-                self._both(method, handler), response_serializer=handler.response_serializer
+                self._stream(method, handler), response_serializer=handler.response_serializer
             )
-        raise TypeError(f"{method}: only unary methods and async generators that stream answers are served")
+        raise TypeError(f"{method}: a handler must be unary or an async generator of responses")
 
     def _unary(self, method: str, handler: _Handler) -> Callable[[bytes, _Context], Awaitable[Any]]:
         behaviour: Any = handler.unary_unary
 
         async def call(body: bytes, context: _Context) -> object:
-            async with self._begun(method, context, len(body)) as call:
+            async with self._started(method, context, len(body)) as call:
                 self._admit(len(body))
-                async with self._access.working(call.identify(self._access)):
-                    request = call.asked(_parsed(handler, body, context))
+                async with self._access.request(call.authorize(self._access)):
+                    request = call.note_request(_parse(handler, body, context))
                     return await behaviour(request, context)
 
         return call
 
-    def _stream(self, method: str, handler: _Handler) -> Callable[[bytes, _Context], AsyncIterator[Any]]:
+    def _server_stream(
+        self, method: str, handler: _Handler
+    ) -> Callable[[bytes, _Context], AsyncIterator[Any]]:
         behaviour: Any = handler.unary_stream
 
         async def call(body: bytes, context: _Context) -> AsyncIterator[Any]:
-            async with self._begun(method, context, len(body)) as call:
+            async with self._started(method, context, len(body)) as call:
                 self._admit(len(body))
-                async with self._access.working(call.identify(self._access)):
-                    request = call.asked(_parsed(handler, body, context))
+                async with self._access.request(call.authorize(self._access)):
+                    request = call.note_request(_parse(handler, body, context))
                     async with aclosing(behaviour(request, context)) as responses:
                         async for response in responses:
-                            call.sent()
+                            call.count_sent()
                             yield response
 
         return call
 
-    def _both(
+    def _stream(
         self, method: str, handler: _Handler
     ) -> Callable[[AsyncIterator[bytes], _Context], AsyncIterator[Any]]:
         behaviour: Any = handler.stream_stream
 
         async def call(bodies: AsyncIterator[bytes], context: _Context) -> AsyncIterator[Any]:
-            async with self._begun(method, context) as call:
+            async with self._started(method, context) as call:
 
                 def parse(body: bytes) -> object:
-                    call.received()
-                    return call.asked(_parsed(handler, body, context))
+                    call.count_received()
+                    return call.note_request(_parse(handler, body, context))
 
                 self._check_open()
-                with closing(Incoming(bodies, parse=parse, closing=self._draining)) as requests:
-                    # What the stream brings is counted request by request.
+                with closing(IncomingRequests(bodies, parse=parse, draining=self._draining)) as requests:
+                    # The requests of a stream are counted one by one.
                     async with (
-                        self._access.working(call.identify(self._access), requests=0),
+                        self._access.request(call.authorize(self._access), requests=0),
                         aclosing(behaviour(requests, context)) as responses,
                     ):
                         async for response in responses:
-                            call.sent()
+                            call.count_sent()
                             yield response
-                    requests.check_whole()
+                    requests.check_complete()
 
         return call
 
-    def _begun(self, method: str, context: _Context, size: int = 0) -> Call:
-        call = Call(self._metrics, method, context, self._access_log)
+    def _started(self, method: str, context: _Context, size: int = 0) -> RpcCall:
+        call = RpcCall(self._metrics, method, context, self._access_log)
         self._in_flight += 1
         self._bytes += size
         self._idle.clear()
-        # Called when the status has been handed to the transport, not merely when the handler returned.
+        # Called when the status has been handed to the transport, which is later than the handler's return.
         context.add_done_callback(lambda _: self._ended(size))  # type: ignore[arg-type]
         return call
 
@@ -167,7 +179,7 @@ class Edge(aio.ServerInterceptor):
         if self._bytes > self._max_bytes and self._bytes > size:
             raise Overloaded(
                 f"the requests in flight hold more than {self._max_bytes} bytes",
-                retry_after_seconds=_FULL_SECONDS,
+                retry_after_seconds=_FULL_RETRY_SECONDS,
             )
 
     def _check_open(self) -> None:
@@ -181,11 +193,132 @@ class Edge(aio.ServerInterceptor):
             self._idle.set()
 
 
-def _parsed(handler: _Handler, body: bytes, context: _Context) -> object:
-    """The request; bytes that are no message are the caller's mistake, work out of time is not started."""
+class RpcCall:
+    """One RPC: its caller, its status, metrics and log line; an async context manager around its work."""
+
+    def __init__(
+        self,
+        server_metrics: metrics.ServerMetrics,
+        method: str,
+        context: _Context,
+        access_log: AccessLog,
+    ) -> None:
+        """
+        Args:
+            server_metrics: metrics of RPCs.
+            method: full name, such as `/fairlead.v1.RewardService/Score`.
+            context: gRPC's context of the RPC.
+            access_log: whether to log the RPC, and whether with its request; `auto` means `off`.
+        """
+        self._metrics = server_metrics
+        self._method = method
+        self._context = context
+        self._access_log = access_log
+        _, service, name = method.split("/", 2)
+        self._labels = (service, name)
+        self._start = time.monotonic()
+        self._code: grpc.StatusCode | None = None
+        self._text = ""
+        # If a key is repeated, its first value counts: proxies append theirs.
+        sent: dict[str, object] = dict(reversed(tuple(context.invocation_metadata() or ())))
+        self._bearer = _text(sent.get("authorization"))
+        self._limit = _text(sent.get(MAX_REQUEST_TOKENS))
+        self._caller = Caller(request_id=request_id_or_new(_text(sent.get(REQUEST_ID))))
+        server_metrics.started.labels(*self._labels).inc()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Turn an exception of the work into the status of the RPC, then count and log the RPC."""
+        try:
+            if error is None:
+                self._context.set_trailing_metadata(((REQUEST_ID, self._caller.request_id),))
+            elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+                self._set_cancelled()
+            elif isinstance(error, Exception):
+                await self._fail(error)
+        finally:
+            self._finish()
+
+    def authorize(self, access: AccessControl) -> Caller:
+        """Return the caller, after authentication and the check of its scope.
+
+        Raises:
+            Unauthenticated: if the key is missing or invalid.
+            PermissionDenied: if the key does not allow this method.
+            InvalidInput: if the sender's token limit is not a number.
+        """
+        self._caller.max_request_tokens = parse_token_limit(self._limit)
+        access.authorize(self._caller, bearer=self._bearer, scope=scope_of(self._method))
+        return self._caller
+
+    def note_request(self, request: object) -> object:
+        """Keep the request's text for the log, if texts are logged; return the request."""
+        if self._access_log == "texts":
+            self._text = " ".join(str(request).split())[:_LOGGED_CHARACTERS]
+        return request
+
+    def count_received(self) -> None:
+        """Count a message received on a stream."""
+        self._metrics.received.labels(*self._labels).inc()
+
+    def count_sent(self) -> None:
+        """Count a message sent on a stream."""
+        self._metrics.sent.labels(*self._labels).inc()
+
+    async def _fail(self, error: Exception) -> NoReturn:
+        """End the RPC with the status of an error. Does not return."""
+        if isinstance(error, aio.AbortError):
+            raise error
+        reply = rpc_error_reply(error, method=self._method, peer=self._context.peer())
+        self._code = reply.code
+        trailers: tuple[tuple[str, str], ...] = ((REQUEST_ID, self._caller.request_id),)
+        if reply.retry_after_seconds is not None:
+            trailers += ((RETRY_PUSHBACK, str(max(1, round(reply.retry_after_seconds * 1000)))),)
+        await self._context.abort(reply.code, reply.message, trailers)
+
+    def _set_cancelled(self) -> None:
+        """Record that the caller cancelled, or that its deadline passed."""
+        remaining = self._context.time_remaining()
+        late = remaining is not None and remaining <= 0
+        self._code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+
+    def _finish(self) -> None:
+        """Count, time and log the RPC."""
+        code = self._code or _known_code(self._context)
+        seconds = time.monotonic() - self._start
+        self._metrics.handled.labels(*self._labels, code.name).inc()
+        self._metrics.seconds.labels(*self._labels).observe(seconds)
+        logged = self._access_log in ("plain", "texts") or seconds > _SLOW_SECONDS
+        level = logging.INFO if logged else logging.DEBUG
+        if logger.isEnabledFor(level):
+            fields: dict[str, object] = {
+                "method": self._method,
+                "code": code.name,
+                "key": self._caller.key_id,
+                "request_id": self._caller.request_id,
+                "tokens": self._caller.num_tokens,
+                "seconds": round(seconds, 4),
+            }
+            if self._text:
+                fields["request"] = self._text
+            logger.log(level, "rpc", extra=fields)
+
+
+def deadline(context: _Context) -> float | None:
+    """Return the caller's deadline on the clock of `time.monotonic`; None if it has none."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
+def _parse(handler: _Handler, body: bytes, context: _Context) -> object:
+    """Parse a request, unless its deadline has already passed."""
     remaining = context.time_remaining()
     if remaining is not None and remaining <= 0:
-        raise DeadlineExceeded("the deadline had passed before the work was started")
+        raise DeadlineExceeded("the deadline passed before the work started")
     if handler.request_deserializer is None:
         return body
     try:
@@ -196,7 +329,10 @@ def _parsed(handler: _Handler, body: bytes, context: _Context) -> object:
         ) from error
 
 
-def deadline(context: _Context) -> float | None:
-    """When the caller stops waiting, on the clock of `time.monotonic`; None if it never does."""
-    remaining = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining
+def _known_code(context: _Context) -> grpc.StatusCode:
+    code: object = context.code()
+    return code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.OK
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

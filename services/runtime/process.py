@@ -1,7 +1,7 @@
-"""What every `python -m services.<name>` does around its own work: flags, configuration, logs, exit code.
+"""The process of `python -m services.<name>`: flags, configuration, logs, signals, watchdog, exit code.
 
-Exit codes: 0 fine, 2 a mistake that a restart does not mend, 3 fenced by a newer trainer, 4 stalled,
-1 anything else.
+Exit codes: 0 finished, 2 an error that a restart does not fix, 3 fenced by a newer trainer, 4 stalled, 1 any
+other error. Knows no server and no service.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
@@ -18,9 +20,12 @@ from fairlead import config, log, watchdog
 from fairlead.config import RunConfig
 from fairlead.config.infrastructure import ObserveSection
 from fairlead.errors import FairleadError, exit_code
-from services.runtime.server import Stopped
 
 logger = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """SIGTERM or SIGINT arrived before the service was ready; the process exits with 0."""
 
 
 def main(
@@ -28,21 +33,21 @@ def main(
     run: Callable[[RunConfig], Coroutine[None, None, None]],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Reads flags and configuration, runs the process until it ends, and returns its exit code.
+    """Read flags and configuration, run the service until it ends, and return the exit code.
 
     Args:
-        name: of the service, as in `services.<name>`.
-        run: the work; returns when it has drained.
-        arguments: in place of the command line.
+        name: name of the service, as in `services.<name>`.
+        run: runs the service; returns after the drain.
+        arguments: used instead of the command line.
     """
-    # gRPC's own lines on standard error say less than the errors that are raised.
+    # gRPC's own lines on standard error are less useful than the errors raised here.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         settings = _configuration(name, arguments)
         log.setup(style=settings.observe.log_style, level=settings.observe.log_level)
         asyncio.run(_watched(run(settings), settings.observe))
     except Stopped:
-        # A model may still be loading in a thread that nobody waits for.
+        # A thread may still be loading a model; exit without waiting for it.
         sys.stderr.flush()
         os._exit(0)
     except FairleadError as error:
@@ -51,13 +56,24 @@ def main(
     except KeyboardInterrupt:
         return 0
     except Exception:
-        logger.exception("%s ended by an unexpected error", name)
+        logger.exception("%s failed with an unexpected error", name)
         return 1
     return 0
 
 
+def on_stop(stop: Callable[[], None]) -> None:
+    """Call a function in the running event loop on SIGTERM and SIGINT.
+
+    Only the main thread receives signals; in any other thread this does nothing.
+    """
+    if threading.current_thread() is threading.main_thread():
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+
+
 async def _watched(work: Coroutine[None, None, None], observe: ObserveSection) -> None:
-    """Does the work under the process's watchdog."""
+    """Run the work under the watchdog of the process."""
     stop = watchdog.PROCESS.start(limit_seconds=observe.stall_seconds)
     beat = asyncio.create_task(watchdog.PROCESS.beat(), name="beat")
     try:

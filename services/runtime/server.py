@@ -1,7 +1,7 @@
-"""The gRPC server that model and weights services run: health, reflection, metrics, limits, drain.
+"""The gRPC server of the model and weights services: health, reflection, metrics, limits, drain.
 
-Between a service's `__main__` and grpc.aio. Knows nothing of models or messages; it is handed a function that
-adds the servicers.
+Between a service's `__main__`, which passes a function that adds the servicers, and grpc.aio. Knows no model
+and no message.
 """
 
 from __future__ import annotations
@@ -27,29 +27,25 @@ from fairlead.errors import ConfigError
 from fairlead.metrics import page as metrics_page
 from fairlead.rpc.credentials import is_loopback
 from fairlead.rpc.tls import Identity
-from services.runtime.access import Access
-from services.runtime.edge import Edge
+from services.runtime.access import AccessControl
+from services.runtime.edge import EdgeInterceptor
 from services.runtime.health import Health
-from services.runtime.signals import on_stop
+from services.runtime.process import Stopped, on_stop
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _LAME_DUCK_SECONDS = 0.1
-"""Clients that watch health leave before anything is refused."""
+"""Time between NOT_SERVING and the first refusal, so that clients that watch health have moved on."""
 _METADATA_BYTES = 8 << 10
 _SETTLE_SECONDS = 0.05
-"""What had been read from the wire when the last RPC ended gets its answer."""
-
-
-class Stopped(Exception):
-    """SIGTERM or SIGINT came before the server was up; the process ends with 0."""
+"""Time for requests that were already read from the wire when the last RPC ended."""
 
 
 class ModelServer:
-    """One gRPC server and its /metrics, from start to drain; an async context manager.
+    """A gRPC server and its /metrics page, from start to drain; an async context manager.
 
-    Inside it: `await load(...)` the model, `await start(...)` with the servicers, `set_ready(True)`, then
+    In its body: `await load(...)` the model, `await start(...)` with the servicers, `set_ready(True)`, then
     `await run_until_stopped()`.
     """
 
@@ -65,15 +61,15 @@ class ModelServer:
     ) -> None:
         """
         Args:
-            name: of the section, for messages.
-            section: where it listens, and its limits.
-            observe: logs and metrics.
-            keys: who may call; None lets everybody.
-            tls: its certificate; None is plain text.
-            registry: what /metrics shows.
+            name: name of the configuration section, for messages.
+            section: address and limits.
+            observe: settings of logs and metrics.
+            keys: API keys; None requires none.
+            tls: certificate; None means plain text.
+            registry: metrics shown by /metrics.
 
         Raises:
-            ConfigError: for a file of keys or a certificate that cannot be used.
+            ConfigError: if the file of keys or the certificate cannot be used.
         """
         self._name = name
         self._section = section
@@ -81,8 +77,8 @@ class ModelServer:
         self._registry = registry
         self._stop = asyncio.Event()
         metrics.ProcessMetrics(registry)
-        self._access = Access(keys or KeysSection(), counts=metrics.AccessMetrics(registry))
-        self._edge = Edge(
+        self._access = AccessControl(keys or KeysSection(), counts=metrics.AccessMetrics(registry))
+        self._edge = EdgeInterceptor(
             metrics.ServerMetrics(registry),
             self._access,
             max_in_flight_bytes=section.max_in_flight_bytes,
@@ -94,15 +90,15 @@ class ModelServer:
         self._server: aio.Server | None = None
         self._stop_metrics: Callable[[], None] | None = None
         self.address = ""
-        """`host:port` it listens on; set by `start`."""
+        """Address it listens on, `host:port`; set by `start`."""
         self.metrics_port = -1
-        """Port of /metrics and /readyz; -1 if there is none."""
+        """Port of /metrics and /readyz; -1 if disabled."""
 
     async def __aenter__(self) -> Self:
-        """Takes the signals, opens /metrics, checks that the port is free.
+        """Install the signal handlers, open /metrics, and check that the port is free.
 
         Raises:
-            ConfigError: if a port is taken or the address cannot be listened on.
+            ConfigError: if a port is in use or the address cannot be bound.
         """
         _check_free(self._section.bind_address, f"{self._name}.bind")
         self.metrics_port, self._stop_metrics = metrics_page.serve(
@@ -114,7 +110,7 @@ class ModelServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stops at once what is still running."""
+        """Stop immediately, without a drain."""
         if self._server is not None:
             await self._server.stop(None)
         if self._stop_metrics is not None:
@@ -123,45 +119,45 @@ class ModelServer:
 
     @property
     def ready(self) -> bool:
-        """Whether health says SERVING."""
+        """Whether health reports SERVING."""
         return self._health is not None and self._health.serving
 
     @property
     def accepts(self) -> bool:
-        """Whether new RPCs are taken, rather than refused as the server drains."""
+        """Whether new RPCs are accepted; false once the drain refuses them."""
         return self._edge.is_open
 
     def set_ready(self, ready: bool) -> None:
-        """Health of the whole server and every service. Has no effect before `start` and while draining."""
+        """Set the health of the server and all services. Has no effect before `start` and while draining."""
         if self._health is not None:
             self._health.set_serving(ready)
 
     def stop(self) -> None:
-        """What a signal does: the drain begins."""
+        """Start the drain, as a signal does."""
         self._stop.set()
 
     async def load(self, function: Callable[[], _T]) -> _T:
-        """Runs slow, blocking work in a thread that does not hold up a stop.
+        """Run slow, blocking work in a thread that does not delay a stop, and return its result.
 
         Raises:
-            Stopped: if a signal came first.
+            Stopped: if a signal arrived first.
         """
         outcome: futures.Future[_T] = futures.Future()
 
         def work() -> None:
             try:
                 outcome.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - handed to the waiting task
+            except BaseException as error:  # noqa: BLE001 - passed to the waiting task
                 outcome.set_exception(error)
 
         threading.Thread(target=work, name="load", daemon=True).start()
         return await self.unless_stopped(asyncio.wrap_future(outcome))
 
     async def unless_stopped(self, work: Awaitable[_T]) -> _T:
-        """What is awaited.
+        """Return the result of an awaitable.
 
         Raises:
-            Stopped: if a signal came first.
+            Stopped: if a signal arrived first.
         """
         result = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._stop.wait())
@@ -175,17 +171,17 @@ class ModelServer:
         return await result
 
     async def start(self, add: Callable[[aio.Server], None], services: Sequence[str]) -> str:
-        """Listens. Health is NOT_SERVING until `set_ready(True)`.
+        """Start listening. Health is NOT_SERVING until `set_ready(True)`.
 
         Args:
             add: registers the servicers.
-            services: full names of them, for health and reflection.
+            services: full names of the services, for health and reflection.
 
         Returns:
-            The address, with the real port.
+            The address, with the actual port.
 
         Raises:
-            ConfigError: if the port is taken.
+            ConfigError: if the port is in use.
         """
         self._health = Health(services)
         self._server = aio.server(interceptors=[self._edge], options=self._options())
@@ -197,7 +193,7 @@ class ModelServer:
         try:
             port = self._listen(self._server, address)
         except RuntimeError as error:
-            raise _taken(f"{self._name}.bind", address, "in use") from error
+            raise _unavailable(f"{self._name}.bind", address, "in use") from error
         await self._server.start()
         self.address = f"{address.rpartition(':')[0]}:{port}"
         fields = {"address": self.address, "metrics_port": self.metrics_port}
@@ -211,28 +207,31 @@ class ModelServer:
         return server.add_secure_port(address, self._identity.server_credentials())
 
     def _warn(self) -> None:
-        """Says what is open to whom, where that may not be meant."""
-        here = is_loopback(self.address)
-        if not here and not self._access.asks_for_keys and not (self._tls and self._tls.mutual):
-            logger.warning("%s takes all who reach %s: see [keys] and [tls]", self._name, self.address)
-        if not here and self._access.asks_for_keys and self._identity is None:
-            logger.warning("%s gets API keys in plain text at %s: see [tls]", self._name, self.address)
+        """Warn about settings that expose the server or texts, in case that is not intended."""
+        local = is_loopback(self.address)
+        if not local and not self._access.requires_keys and not (self._tls and self._tls.mutual):
+            logger.warning(
+                "%s accepts any caller that can reach %s: see [keys] and [tls]", self._name, self.address
+            )
+        if not local and self._access.requires_keys and self._identity is None:
+            logger.warning("%s receives API keys in plain text on %s: see [tls]", self._name, self.address)
         if self._observe.access_log == "texts":
             logger.warning("%s logs the texts of requests (observe.access_log)", self._name)
 
     async def run_until_stopped(self) -> None:
-        """Waits for SIGTERM or SIGINT (or `stop`), then drains."""
+        """Wait for SIGTERM, SIGINT or `stop`, then drain."""
         await self._stop.wait()
         await self.drain()
 
     async def drain(self) -> None:
-        """NOT_SERVING, then UNAVAILABLE for what is new; what runs finishes within `drain_seconds`.
+        """Report NOT_SERVING, then refuse new RPCs with UNAVAILABLE; running ones have `drain_seconds`.
 
-        The gRPC server itself is stopped last: it would end RPCs as CANCELLED that it had read but not begun.
+        The gRPC server itself is stopped last: it would end RPCs as CANCELLED that it has read but not
+        started.
         """
         if self._server is None or self._health is None:
             return
-        logger.info("%s drains", self._name, extra={"in_flight": self._edge.in_flight})
+        logger.info("%s is draining", self._name, extra={"in_flight": self._edge.in_flight})
         self._health.close()
         await asyncio.sleep(_LAME_DUCK_SECONDS)
         self._edge.refuse()
@@ -243,7 +242,9 @@ class ModelServer:
                 await asyncio.sleep(_SETTLE_SECONDS)
                 await self._edge.wait_idle()
         except TimeoutError:
-            logger.warning("%s: %d RPCs cut off after %g s", self._name, self._edge.in_flight, grace)
+            logger.warning(
+                "%s: %d RPCs cancelled after drain_seconds = %g", self._name, self._edge.in_flight, grace
+            )
         await self._server.stop(None)
         self._server = None
         logger.info("%s stopped", self._name)
@@ -254,13 +255,15 @@ class ModelServer:
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", section.max_message_bytes),
             ("grpc.max_send_message_length", -1),
-            # Beyond the first a call is refused with a probability that grows up to the second (gRPC A79).
+            # Above the first limit a call is refused with a probability that grows up to the second (gRPC
+            # A79).
             ("grpc.max_metadata_size", _METADATA_BYTES),
             ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES),
-            # gRPC adds ±10% of jitter to the age by itself (gRFC A9).
+            # gRPC adds ±10% of jitter to the age (gRFC A9).
             ("grpc.max_connection_age_ms", round(section.max_connection_age_seconds * 1000)),
             ("grpc.max_connection_age_grace_ms", round(section.timeout_seconds * 1000)),
-            # Clients may ping every 10 s through a long, silent call; the default answers that with GOAWAY.
+            # Clients may ping every 10 s during a long, silent call; by default gRPC answers that with
+            # GOAWAY.
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
@@ -272,12 +275,16 @@ def _identity(tls: TlsSection | None, registry: CollectorRegistry) -> Identity |
     return Identity(tls, serves=True, on_failure=metrics.TlsMetrics(registry).failures.inc)
 
 
-def _taken(field: str, address: str, reason: str) -> ConfigError:
+def _unavailable(field: str, address: str, reason: str) -> ConfigError:
     return ConfigError(field, got=f"{address} ({reason})", allowed="host:port that is free on this machine")
 
 
 def _check_free(address: str, field: str) -> None:
-    """Says that the port is taken before minutes are spent on loading a model."""
+    """Check that the port is free, before loading a model for minutes.
+
+    Raises:
+        ConfigError: if it is not, or the address is invalid.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in address:
         raise ConfigError(field, got=address, allowed="host:port to listen on")
@@ -289,4 +296,4 @@ def _check_free(address: str, field: str) -> None:
             probe.bind(place)
             probe.listen(1)
     except OSError as error:
-        raise _taken(field, address, error.strerror or str(error)) from error
+        raise _unavailable(field, address, error.strerror or str(error)) from error

@@ -1,88 +1,86 @@
-"""Streams of requests that are worked on side by side: a bound on what is in work, and patience when full.
+"""Streams of requests: read them until the server drains, and process them concurrently within bounds.
 
-Between a servicer's stream and what answers one request. Back-pressure: while the bound is reached nothing
-more is read, and gRPC's flow control holds the client back. Knows no message.
+Between grpc.aio and a servicer. Back-pressure: a request is read only when it can be processed, so HTTP/2
+flow control holds the client back. Knows no message.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
-from fairlead.errors import Overloaded
+from fairlead.errors import Unavailable
 
 _Request = TypeVar("_Request")
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one stream may have in work: read, and its answer not yet taken by the transport."""
+    """Limits on the requests of one stream in progress: read, and their response not yet sent."""
 
     max_requests: int
-    """Requests at most."""
+    """Limit on the number of requests."""
     max_bytes: int
-    """Bytes of them at most; a single larger one is worked on alone."""
+    """Limit on their total size; a single larger request is processed by itself."""
 
 
-class _Room:
-    """How much of the bounds is taken; one reader waits for it."""
+class _InProgress:
+    """Requests in progress, counted against the bounds; a single reader waits for capacity."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._requests = 0
         self._bytes = 0
-        self._given = asyncio.Event()
+        self._released = asyncio.Event()
 
-    async def take(self, size: int) -> None:
+    async def acquire(self, size: int) -> None:
         while self._requests and (
             self._requests >= self._bounds.max_requests or self._bytes + size > self._bounds.max_bytes
         ):
-            self._given.clear()
-            await self._given.wait()
+            self._released.clear()
+            await self._released.wait()
         self._requests += 1
         self._bytes += size
 
-    def give(self, size: int) -> None:
+    def release(self, size: int) -> None:
         self._requests -= 1
         self._bytes -= size
-        self._given.set()
+        self._released.set()
 
 
-async def answers(
+async def process_bounded(
     requests: AsyncIterator[_Request],
-    answer: Callable[[_Request], Awaitable[_Answer]],
+    process: Callable[[_Request], Awaitable[_Response]],
     *,
     size: Callable[[_Request], int],
     bounds: Bounds,
     in_order: bool = False,
-) -> AsyncGenerator[_Answer, None]:
-    """Answers of all requests, each as soon as there is one.
+) -> AsyncGenerator[_Response, None]:
+    """Process all requests concurrently within bounds, and yield each response when it is ready.
 
     Args:
-        requests: read while there is room.
-        answer: one request's; raises only what shall end the whole stream.
-        size: bytes of a request.
-        bounds: of what is in work.
-        in_order: keep the answers in the order of the requests.
+        requests: read while the bounds allow it.
+        process: processes one request; an exception ends the whole stream.
+        size: returns the bytes of a request.
+        bounds: limits on the requests in progress.
+        in_order: yield responses in the order of the requests.
 
     Raises:
-        Exception: what reading a request raised, once everything before it is answered.
+        Exception: the exception from reading a request, after all earlier requests got their response.
     """
-    room = _Room(bounds)
-    sizes: dict[asyncio.Future[_Answer], int] = {}
-    finished: asyncio.Queue[asyncio.Future[_Answer] | None] = asyncio.Queue()
+    in_progress = _InProgress(bounds)
+    sizes: dict[asyncio.Future[_Response], int] = {}
+    finished: asyncio.Queue[asyncio.Future[_Response] | None] = asyncio.Queue()
 
     async def read() -> None:
         try:
             async for request in requests:
                 taken = size(request)
-                await room.take(taken)
-                task = asyncio.ensure_future(answer(request))
+                await in_progress.acquire(taken)
+                task = asyncio.ensure_future(process(request))
                 sizes[task] = taken
                 if in_order:
                     finished.put_nowait(task)
@@ -100,7 +98,7 @@ async def answers(
                 reading = False
                 continue
             yield await task
-            room.give(sizes.pop(task))
+            in_progress.release(sizes.pop(task))
         await reader
     finally:
         reader.cancel()
@@ -109,22 +107,70 @@ async def answers(
         await asyncio.gather(reader, *sizes, return_exceptions=True)
 
 
-async def patiently(work: Callable[[], Awaitable[_Answer]], *, deadline: float | None) -> _Answer:
-    """Does the work; while the server is full it waits as long as it was told to, and tries again.
+class IncomingRequests:
+    """Async iterator over the requests that a client sends, parsed on demand until the server drains."""
 
-    Args:
-        work: raises Overloaded where there is no room.
-        deadline: on the clock of `time.monotonic`; None waits for ever.
+    def __init__(
+        self, bodies: AsyncIterator[bytes], *, parse: Callable[[bytes], object], draining: asyncio.Event
+    ) -> None:
+        """
+        Args:
+            bodies: serialized requests from the client.
+            parse: parses a request; raises InvalidInput.
+            draining: set when the server drains.
+        """
+        self._bodies = bodies
+        self._parse = parse
+        self._draining = draining
+        self._drain_task: asyncio.Task[None] | None = None
+        self._read_task: asyncio.Task[bytes | None] | None = None
+        self._cut = False
 
-    Raises:
-        Overloaded: if there would be no time left after the wait.
-    """
-    while True:
-        try:
-            return await work()
-        except Overloaded as error:
-            # Jitter, or all that were refused together would come back together.
-            delay = error.retry_after_seconds * random.uniform(1.0, 1.5)
-            if deadline is not None and time.monotonic() + delay >= deadline:
-                raise
-        await asyncio.sleep(delay)
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> object:
+        """Return the next request; stop after the client's last request, or when the server drains.
+
+        Raises:
+            InvalidInput: if the bytes cannot be parsed as a request of this RPC.
+        """
+        if self._drain_task is None:
+            self._drain_task = asyncio.create_task(_wait(self._draining))
+        if self._read_task is None:
+            self._read_task = asyncio.create_task(_next(self._bodies))
+        if not self._draining.is_set():
+            await asyncio.wait([self._read_task, self._drain_task], return_when=asyncio.FIRST_COMPLETED)
+        if not self._read_task.done():
+            self._cut = True
+            raise StopAsyncIteration
+        finished = self._read_task
+        self._read_task = None
+        body = finished.result()
+        if body is None:
+            raise StopAsyncIteration
+        return self._parse(body)
+
+    def check_complete(self) -> None:
+        """Check, once all requests got their response, that the client had no more to send.
+
+        Raises:
+            Unavailable: if the drain ended the stream before the client did.
+        """
+        if self._cut:
+            raise Unavailable("the server is draining; send the unanswered requests to another server")
+
+    def close(self) -> None:
+        """Stop reading."""
+        for task in (self._drain_task, self._read_task):
+            if task is not None:
+                task.cancel()
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _next(bodies: AsyncIterator[bytes]) -> bytes | None:
+    # A task cannot raise StopAsyncIteration.
+    return await anext(bodies, None)

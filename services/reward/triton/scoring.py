@@ -32,12 +32,13 @@ from services.batching.packing import pack
 from services.reward.scoring import ScoreCall
 from services.reward.triton.reader import TritonReader
 from services.runtime.access import caller
-from services.runtime.streams import patiently
 
 logger = logging.getLogger(__name__)
 _Row = TypeVar("_Row")
 _Send = Callable[[list[_Row], float], Coroutine[None, None, RemoteScores]]
 
+_FULL_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=1.0)
+"""Pauses of a stream's request while the server is full, if the error has no retry delay."""
 _MIN_SECONDS = 1e-3
 """A deadline nearer than this passes before a request can be sent."""
 
@@ -132,8 +133,12 @@ class TritonScoring:
     ) -> RemoteScores:
         await caller().admit(tokens=sum(lengths), waits=call.waits, deadline=call.deadline)
         if call.waits:
-            return await patiently(
-                lambda: self._send_all(rows, lengths, send, call.deadline), deadline=call.deadline
+            return await retry(
+                lambda: self._send_all(rows, lengths, send, call.deadline),
+                what="",
+                backoff=_FULL_BACKOFF,
+                on=Overloaded,
+                deadline=call.deadline,
             )
         return await self._send_all(rows, lengths, send, call.deadline)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import asynccontextmanager
 
 import grpc
@@ -22,7 +21,7 @@ from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.reward.servicer import SERVICE_NAME, RewardServicer
 from services.runtime.server import ModelServer
-from services.runtime.streams import Bounds, answers, patiently
+from services.runtime.streams import Bounds, process_bounded
 from tests.tiny import tiny_reward_model
 from tests.unit.fairlead.rpc.rpc_world import FAST, serving
 from tests.unit.services.reward.reward_world import Threaded, World, reward_service
@@ -83,7 +82,7 @@ class Scripted:
     def __init__(self, *, error: Exception | None = None) -> None:
         self.error = error
 
-    async def score(self, items, **_):
+    async def score(self, items, call):
         if self.error is not None:
             raise self.error
         return Scores((0.5,) * 50_000, "scripted", (1,) * 50_000)
@@ -157,24 +156,6 @@ async def test_a_bug_at_one_request_shows_no_internals_and_the_stream_goes_on(ca
     assert first.error.message.split("(")[1][:12] in caplog.text
 
 
-async def test_patience_ends_with_the_deadline():
-    calls = 0
-
-    async def work() -> str:
-        nonlocal calls
-        calls += 1
-        if calls < 3:
-            raise Overloaded("full", retry_after_seconds=0.01)
-        return "done"
-
-    assert await patiently(work, deadline=time.monotonic() + 30) == "done"
-    calls = -1_000
-    start = time.monotonic()
-    with pytest.raises(Overloaded):
-        await patiently(work, deadline=start + 0.1)
-    assert time.monotonic() - start < 1
-
-
 async def test_at_most_the_bounds_are_in_work_and_order_is_kept_if_asked_for():
     working, most = 0, 0
 
@@ -197,7 +178,10 @@ async def test_at_most_the_bounds_are_in_work_and_order_is_kept_if_asked_for():
     ):
         most = 0
         found = [
-            n async for n in answers(requests(), answer, size=lambda _: 10, bounds=bounds, in_order=in_order)
+            n
+            async for n in process_bounded(
+                requests(), answer, size=lambda _: 10, bounds=bounds, in_order=in_order
+            )
         ]
         assert sorted(found) == list(range(60))
         assert not in_order or found == list(range(60))

@@ -16,8 +16,8 @@ from fairlead.rpc.retry import RetryPolicy
 from fairlead.v1 import policy_service_pb2, policy_service_pb2_grpc, tokens_pb2
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
-from services.runtime.access import Access
-from services.runtime.edge import Edge
+from services.runtime.access import AccessControl
+from services.runtime.edge import EdgeInterceptor
 from services.runtime.health import Health
 
 FAST = RetryPolicy(initial_backoff_seconds=0.01, max_backoff_seconds=0.05)
@@ -44,8 +44,8 @@ class Replica(pb_grpc.RewardServiceServicer):
 @asynccontextmanager
 async def serving(servicer, *, port: int = 0, add=pb_grpc.add_RewardServiceServicer_to_server, **options):
     registry = CollectorRegistry()
-    edge = Edge(
-        metrics.ServerMetrics(registry), Access(KeysSection(), counts=metrics.AccessMetrics(registry))
+    edge = EdgeInterceptor(
+        metrics.ServerMetrics(registry), AccessControl(KeysSection(), counts=metrics.AccessMetrics(registry))
     )
     server = aio.server(
         interceptors=[edge],

@@ -30,7 +30,8 @@ from fairlead.errors import (
 )
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
-from services.runtime.server import ModelServer, Stopped
+from services.runtime.process import Stopped
+from services.runtime.server import ModelServer
 
 NAME = "fairlead.v1.RewardService"
 

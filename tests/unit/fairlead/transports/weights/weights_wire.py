@@ -22,8 +22,8 @@ from fairlead.transports.weights.grpc import GrpcWeightStore
 from fairlead.transports.weights.sender import Sender
 from fairlead.types import WeightVersion
 from services.policy.relay_servicer import RelayServicer
-from services.runtime.access import Access
-from services.runtime.edge import Edge
+from services.runtime.access import AccessControl
+from services.runtime.edge import EdgeInterceptor
 from services.runtime.health import Health
 from services.weights.registry import Registry
 from services.weights.servicer import WeightServicer
@@ -77,8 +77,9 @@ class Node:
 async def listening(servicer, registry: CollectorRegistry, *, port: int = 0) -> AsyncIterator[Node]:
     server = aio.server(
         interceptors=[
-            Edge(
-                metrics.ServerMetrics(registry), Access(KeysSection(), counts=metrics.AccessMetrics(registry))
+            EdgeInterceptor(
+                metrics.ServerMetrics(registry),
+                AccessControl(KeysSection(), counts=metrics.AccessMetrics(registry)),
             )
         ],
         options=[("grpc.so_reuseport", 0)],
