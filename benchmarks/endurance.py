@@ -26,7 +26,7 @@ from benchmarks import quickstart
 from benchmarks.result import Result, Settings
 from fairlead.config.folder import RunFolder
 from fairlead.errors import ProcessFailed
-from fairlead.local import progress, table
+from fairlead.local.run_files import read_pids, read_progress
 
 UPDATES = 1_000
 AT_MOST = 1.1
@@ -114,10 +114,10 @@ def _watch(overrides: dict[str, str], folder: RunFolder) -> dict[str, Track]:
 
 
 def _look(folder: RunFolder, supervisor: int, tracks: dict[str, Track]) -> None:
-    now = progress.read(folder.progress)
+    now = read_progress(folder.progress)
     if now is None or now.step == 0:
         return
-    processes = {**table.read(folder.processes), "supervisor": supervisor}
+    processes = {**read_pids(folder.processes), "supervisor": supervisor}
     for name, pid in processes.items():
         try:
             resident = psutil.Process(pid).memory_info().rss / _MEBIBYTE

@@ -27,8 +27,8 @@ from typing import Any
 from benchmarks import tiny_models, tiny_run
 from benchmarks.tiny_run import step
 from fairlead.config import RunFolder
-from fairlead.local import record, table
-from fairlead.local.ports import Ports
+from fairlead.local.addresses import Ports
+from fairlead.local.run_files import ProcessRecord, read_pids, read_record
 
 _GATEWAY, _WEIGHTS = "gateway-0", "weights-0"
 PROCESSES = (
@@ -56,11 +56,11 @@ class Recovery:
 
 def measure(folder: RunFolder, name: str, *, gateway: str) -> Recovery:
     """Kills a process of a run that works, and waits until the run works again; `gateway` is `host:port`."""
-    before, done = table.read(folder.processes)[name], step(folder)
+    before, done = read_pids(folder.processes)[name], step(folder)
     incarnation = max((line["incarnation"] for line in _trained(folder)), default=0)
     killed = time.time()
     os.kill(before, signal.SIGKILL)
-    _until(lambda: table.read(folder.processes).get(name, before) != before)
+    _until(lambda: read_pids(folder.processes).get(name, before) != before)
     ready = _until(lambda: _is_ready(folder, name))
     started = next(p.started for p in _processes(folder) if p.name == name)
 
@@ -111,8 +111,8 @@ def _until(condition: Callable[[], object]) -> float:
     return time.time()
 
 
-def _processes(folder: RunFolder) -> Sequence[record.ProcessRecord]:
-    found = record.read(folder.supervisor)
+def _processes(folder: RunFolder) -> Sequence[ProcessRecord]:
+    found = read_record(folder.supervisor)
     return found.processes if found else ()
 
 

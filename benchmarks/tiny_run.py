@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fairlead.config import RunFolder
-from fairlead.local import progress
+from fairlead.local.run_files import read_progress
 
 _SETTINGS: Mapping[str, object] = {
     "data.prompts": "prompts.jsonl",
@@ -53,5 +53,5 @@ def command(file: Path, *arguments: str) -> Sequence[str]:
 
 def step(folder: RunFolder) -> int:
     """Updates done."""
-    now = progress.read(folder.progress)
+    now = read_progress(folder.progress)
     return now.step if now else 0

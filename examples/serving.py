@@ -18,10 +18,10 @@ from fairlead.clients import AsyncPolicyClient, AsyncRewardClient
 from fairlead.config import RunConfig
 from fairlead.config.saving import save
 from fairlead.errors import ProcessFailed
+from fairlead.local.addresses import LOOPBACK, Ports, join_address
 from fairlead.local.plan import base_environment
-from fairlead.local.ports import LOOPBACK, Ports, joined
 from fairlead.local.probes import GrpcHealth
-from fairlead.local.process import Process, ProcessSpec, describe_exit
+from fairlead.local.process import ChildProcess, ProcessSpec, describe_exit
 from fairlead.types import FinishReason, SamplingParams
 
 _PROBE_SECONDS = 0.1
@@ -56,7 +56,7 @@ async def serving(config: RunConfig, models: Mapping[str, Path]) -> AsyncIterato
         ProcessFailed: one ended, or was not ready in time; says what it said last.
     """
     ports = Ports()
-    addresses = {name: joined(LOOPBACK, ports.free(name)) for name in models}
+    addresses = {name: join_address(LOOPBACK, ports.free(name)) for name in models}
     processes = [_process(config, name, path, addresses[name]) for name, path in models.items()]
     try:
         for process in processes:
@@ -96,7 +96,7 @@ async def score(address: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
     return [value for part in found for value in part.scores]
 
 
-def _process(config: RunConfig, name: str, path: Path, address: str) -> Process:
+def _process(config: RunConfig, name: str, path: Path, address: str) -> ChildProcess:
     section = getattr(config, name)
     settings = {"path": str(path.absolute()), "bind": address, "addresses": (address,), "replicas": 1}
     if name == "policy":
@@ -116,10 +116,10 @@ def _process(config: RunConfig, name: str, path: Path, address: str) -> Process:
         command=(sys.executable, "-m", f"services.{name}", "--config", str(file.absolute())),
         probe=GrpcHealth(address),
     )
-    return Process(spec, log=config.folder.log(spec.name), environment=base_environment(config))
+    return ChildProcess(spec, log=config.folder.log(spec.name), environment=base_environment(config))
 
 
-async def _ready(process: Process, seconds: float) -> None:
+async def _ready(process: ChildProcess, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     probe = process.spec.probe
     assert probe is not None
@@ -127,18 +127,18 @@ async def _ready(process: Process, seconds: float) -> None:
         if process.pid is None:
             raise ProcessFailed(
                 f"{process.name} ended with {describe_exit(await process.wait())}, saying: "
-                f"{process.last_words() or 'nothing'}; its log: {process.log}"
+                f"{process.last_log_line() or 'nothing'}; its log: {process.log}"
             )
         if time.monotonic() > deadline:
             raise ProcessFailed(
                 f"{process.name} was not ready within {seconds:g} s, saying: "
-                f"{process.last_words() or 'nothing'}; its log: {process.log}"
+                f"{process.last_log_line() or 'nothing'}; its log: {process.log}"
             )
         await asyncio.sleep(_PROBE_SECONDS)
     process.mark_ready()
 
 
-async def _stop(process: Process, seconds: float) -> None:
+async def _stop(process: ChildProcess, seconds: float) -> None:
     if process.pid is None:
         return
     process.terminate()

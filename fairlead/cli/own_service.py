@@ -27,7 +27,7 @@ def reward_service(model: str, *, ready_seconds: float) -> Iterator[str]:
         DeadlineExceeded: it took too long.
     """
     from fairlead.errors import DeadlineExceeded, ModelLoadError
-    from fairlead.local.ports import LOOPBACK, Ports
+    from fairlead.local.addresses import LOOPBACK, Ports
 
     need("torch")
     address = f"{LOOPBACK}:{Ports().free('reward')}"

@@ -212,6 +212,6 @@ def _watch(folder: RunFolder, console: Console, *, as_json: bool) -> None:
 
 
 def _look(folder: RunFolder) -> RunStatus:
-    from fairlead.local.status import look
+    from fairlead.local.status import read_status
 
-    return asyncio.run(look(folder))
+    return asyncio.run(read_status(folder))

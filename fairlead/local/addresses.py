@@ -1,54 +1,166 @@
-"""Which address every process of a run on one machine gets: the configured ones, free ones for the rest.
+"""Give every process of a run on one machine an address: the configured one, or a free port.
 
-Knows the sections' fields; a mistake or a taken port is told before anything starts.
+`allocate` reads the sections of the configuration and reports a mistake or a taken port before anything
+starts. The functions above it know sockets and `host:port` only. Nothing here knows the processes themselves.
 """
 
 from __future__ import annotations
 
+import random
+import socket
 from dataclasses import dataclass, field
 
 from fairlead.config import RunConfig
 from fairlead.config.base import ServerSection
 from fairlead.config.serving import GatewaySection
 from fairlead.errors import ConfigError
-from fairlead.local.ports import Ports, is_local, joined, reachable_host, split
+
+# Below the kernel's range for outgoing connections (32768 and up on Linux), so that none of these can take
+# a port while its process is away.
+_FIRST, _LAST = 20_000, 32_000
+
+LOOPBACK = "127.0.0.1"
+
+
+def split_address(address: str, *, field: str) -> tuple[str, int]:
+    """Return host and port of `host:port` or `[v6]:port`.
+
+    Args:
+        address: the address.
+        field: the setting that holds it, for errors.
+
+    Raises:
+        ConfigError: if it has neither form.
+    """
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(field, got=address, allowed="host:port")
+    return host, int(port)
+
+
+def is_local_host(host: str) -> bool:
+    """Return whether this machine can listen on the host; if not, the service runs on another machine."""
+    try:
+        with _socket(host) as listener:
+            listener.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
+def is_free_port(host: str, port: int) -> bool:
+    """Return whether no process listens on the port."""
+    try:
+        with _socket(host) as listener:
+            listener.bind((host, port))
+            listener.listen(1)
+    except OSError:
+        return False
+    return True
+
+
+def reachable_host(host: str) -> str:
+    """Return the host under which this machine reaches a server that listens on `host`."""
+    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
+
+
+def join_address(host: str, port: int) -> str:
+    """Return `host:port`, with brackets around an IPv6 host."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Ports:
+    """Assigns each port of a run to one process."""
+
+    def __init__(self) -> None:
+        self._owners: dict[int, str] = {}
+
+    def fixed(self, process: str, host: str, port: int, *, field: str) -> int:
+        """Assign a port of the configuration and return it.
+
+        Raises:
+            ConfigError: if it is taken; names the process of this run that has it, if one has.
+        """
+        if port in self._owners:
+            raise ConfigError(
+                field,
+                got=f"port {port} for {process}, which is already assigned to {self._owners[port]}",
+                allowed="a different port for each process",
+            )
+        if not is_free_port(host, port):
+            raise ConfigError(
+                field,
+                got=f"port {port} for {process}, which is in use on {host}",
+                allowed="a free port, or 0 to choose one",
+            )
+        self._owners[port] = process
+        return port
+
+    def free(self, process: str, host: str = LOOPBACK) -> int:
+        """Assign any port on which no process listens, and return it.
+
+        Raises:
+            ConfigError: if no port is free.
+        """
+        # Not seeded by the run: two runs started together must not try the same ports in the same order.
+        candidates = random.SystemRandom().sample(range(_FIRST, _LAST), 1_000)
+        for port in candidates:
+            if port not in self._owners and is_free_port(host, port):
+                self._owners[port] = process
+                return port
+        raise ConfigError(
+            "port", got=f"no free port on {host} for {process}", allowed="a machine with free ports"
+        )
+
+    def take(self, process: str, host: str, port: int, *, field: str) -> int:
+        """Assign the configured port, or a free one if it is 0, and return it."""
+        return self.fixed(process, host, port, field=field) if port else self.free(process, host)
+
+
+def _socket(host: str) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    # With this option, connections in TIME_WAIT do not block a port; listeners still do.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return made
+
 
 MODEL_SERVICES = ("policy", "reward", "reference")
-"""Sections of the services that hold a model; each is a process per replica."""
+"""Sections of the services that hold a model; each has one process per replica."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceAddresses:
-    """One model service."""
+    """The addresses of one service."""
 
     clients: tuple[str, ...]
-    """Where clients find it."""
+    """Addresses that clients connect to."""
     binds: tuple[str, ...] = ()
-    """What each replica on this machine listens on; empty when the service runs elsewhere."""
+    """Addresses that the replicas on this machine listen on; empty if the service runs elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Everything that listens."""
+    """The addresses of every process of a run."""
 
     services: dict[str, ServiceAddresses]
     """By section: policy, reward, reference."""
     weights: ServiceAddresses = ServiceAddresses(())
-    """The weights service; nobody listens where replicas read the store's folder."""
+    """The weights service; empty if replicas read the store's folder."""
     gateway: ServiceAddresses = ServiceAddresses(())
     """The HTTP gateway."""
     metrics: dict[str, int] = field(default_factory=dict)
-    """Port of /metrics by process; -1 for none."""
+    """Port of /metrics by process; -1 for no port."""
     redis_port: int = 0
-    """Port of the embedded Valkey; 0 when a Redis is configured."""
+    """Port of the embedded Valkey; 0 if a Redis is configured."""
 
 
 def allocate(config: RunConfig) -> Addresses:
-    """Addresses for every process of a PPO run.
+    """Return the addresses of every process of a PPO run.
 
     Raises:
-        ConfigError: for a port that is taken (names the process), wanted twice, or addresses that do not fit
-            the number of replicas.
+        ConfigError: if a port is in use or configured twice (names the process), or if the addresses do not
+            fit the number of replicas.
     """
     ports = Ports()
     services = {}
@@ -73,26 +185,30 @@ def allocate(config: RunConfig) -> Addresses:
 def _service(
     name: str, section: ServerSection | GatewaySection, ports: Ports, *, replicas: int
 ) -> ServiceAddresses:
-    """Of several addresses the first are for the replicas that are started, the others for later ones."""
+    """Return the addresses of a service.
+
+    Of several addresses the first are for the replicas that are started, the others for replicas that are
+    added later.
+    """
     field_name = f"{name}.addresses"
     if any("://" in address for address in section.addresses):
         return ServiceAddresses(section.addresses)
-    places = [split(address, field=field_name) for address in section.addresses]
+    places = [split_address(address, field=field_name) for address in section.addresses]
     if section.bind:
         if replicas > 1:
-            raise ConfigError(f"{name}.bind", got=section.bind, allowed="nothing when replicas > 1")
-        bind = split(section.bind, field=f"{name}.bind")
+            raise ConfigError(f"{name}.bind", got=section.bind, allowed="no value if replicas > 1")
+        bind = split_address(section.bind, field=f"{name}.bind")
         places = [bind if bind[1] else (bind[0], places[0][1])]
-    elif not any(is_local(host) for host, _ in places):
+    elif not any(is_local_host(host) for host, _ in places):
         return ServiceAddresses(section.addresses)
     if len(places) == 1 and places[0][1] == 0:
         places *= replicas
-    later = [joined(reachable_host(host), port) for host, port in places[replicas:]]
+    later = [join_address(reachable_host(host), port) for host, port in places[replicas:]]
     if len(places) < replicas or any(port == 0 for _, port in places[replicas:]):
         raise ConfigError(
             field_name,
             got=section.addresses,
-            allowed=f"one per replica ({replicas}) and more that have a port, or one with port 0",
+            allowed=f"one address per replica ({replicas}), further ones with a port, or one with port 0",
         )
     key = f"{name}.bind" if section.bind else field_name
     taken = [
@@ -100,19 +216,19 @@ def _service(
         for index, (host, port) in enumerate(places[:replicas])
     ]
     return ServiceAddresses(
-        clients=(*(joined(reachable_host(host), port) for host, port in taken), *later),
-        binds=tuple(joined(host, port) for host, port in taken),
+        clients=(*(join_address(reachable_host(host), port) for host, port in taken), *later),
+        binds=tuple(join_address(host, port) for host, port in taken),
     )
 
 
 def _metrics(config: RunConfig, names: list[str], ports: Ports) -> dict[str, int]:
-    """A configured port is the trainer's; the others follow it, in order."""
+    """Return the metrics port of each process; a configured port is the trainer's, the others follow it."""
     first, host = config.observe.metrics_port, config.observe.metrics_host
     if first < 0:
         return dict.fromkeys(names, -1)
     if first == 0:
-        return {name: ports.free(f"the metrics of {name}", host) for name in names}
+        return {name: ports.free(f"metrics of {name}", host) for name in names}
     return {
-        name: ports.fixed(f"the metrics of {name}", host, first + offset, field="observe.metrics_port")
+        name: ports.fixed(f"metrics of {name}", host, first + offset, field="observe.metrics_port")
         for offset, name in enumerate(names)
     }

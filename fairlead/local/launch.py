@@ -1,8 +1,8 @@
-"""Runs first in every child of a local run: binds its life to the supervisor's, then becomes the program.
+"""The first program of every child of a local run: ties its life to the supervisor's, then runs the command.
 
-Started by path, in an isolated interpreter (`python -I -S launch.py PARENT PROGRAM ...`), so that it costs
-some 20 ms; imports nothing of fairlead. The supervisor cannot do this with `preexec_fn`: that is unsafe once
-it has threads.
+The supervisor starts it by path in an isolated interpreter (`python -I -S launch.py PARENT PROGRAM ...`).
+That takes about 20 ms; nothing of fairlead is imported. `preexec_fn` would be unsafe: the supervisor has
+threads.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def launch(parent: int, command: list[str]) -> None:
-    """Asks the kernel to kill this process when its parent is gone, then replaces it by `command`."""
+    """Ask the kernel to kill this process when its parent ends, then replace it with `command`."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     # The parent may have died before the line above took effect.
     if os.getppid() != parent:
-        raise SystemExit("the supervisor is gone")
+        raise SystemExit("the supervisor has ended")
     try:
         os.execvp(command[0], command)
     except OSError as error:

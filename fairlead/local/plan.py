@@ -1,6 +1,6 @@
-"""Which processes a run on one machine has: their commands, environment, readiness and order of stopping.
+"""The processes of a run on one machine: commands, environment, probes and the order in which they stop.
 
-Pure: nothing is started here, and the same configuration and addresses give the same plan.
+Pure functions: nothing is started here, and the same configuration and addresses give the same plan.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from pathlib import Path
 
 from fairlead.config import RunConfig
 from fairlead.config.run import field_names
-from fairlead.local.addresses import MODEL_SERVICES, Addresses
-from fairlead.local.ports import joined, reachable_host, split
-from fairlead.local.probes import GrpcHealth, Healthz, Probe, Readyz
+from fairlead.local.addresses import MODEL_SERVICES, Addresses, join_address, reachable_host, split_address
+from fairlead.local.probes import ALIVE_PATH, READY_PATH, GrpcHealth, HttpHealth, Probe
 from fairlead.local.process import ProcessSpec
 
 STAGE_PROCESSES = {"sft": "sft", "reward_model": "reward-model"}
-"""Name of a stage's only process, by stage."""
+"""Name of the only process of a stage without services, by stage."""
 
 QUEUE_RANK = 2
-"""The queue is stopped last: after who asks for work (0) and who does it (1)."""
+"""Drain rank of the queue: it stops last, after the clients of the services (0) and the services (1)."""
 
-_ASKING, _ANSWERING = 0, 1
+_CLIENT_RANK, _SERVICE_RANK = 0, 1
 
 
 def ppo_plan(
@@ -36,38 +35,38 @@ def ppo_plan(
     queue: ProcessSpec | None,
     force: bool = False,
 ) -> list[ProcessSpec]:
-    """Every process of a PPO run; all are started at once.
+    """Return every process of a PPO run; all of them are started at once.
 
     Args:
-        config: the run.
-        addresses: where everything listens.
-        config_file: what each process reads.
-        queue: the embedded Valkey, if there is one.
-        force: do a finished run again from its start.
+        config: the configuration of the run.
+        addresses: the address of every process.
+        config_file: the file that every process reads.
+        queue: the embedded Valkey, if the run has one.
+        force: repeat a finished run from its start.
     """
-    wires = _Wires(config, addresses, config_file)
+    build = _Processes(config, addresses, config_file)
     services = [
-        wires.model_service(name, index, bind)
+        build.model_service(name, index, bind)
         for name in MODEL_SERVICES
         for index, bind in enumerate(addresses.services[name].binds)
     ]
-    services += [wires.weights(index, bind) for index, bind in enumerate(addresses.weights.binds)]
+    services += [build.weights(index, bind) for index, bind in enumerate(addresses.weights.binds)]
     queues = [queue] if queue else []
     before_worker = tuple(spec.name for spec in (*queues, *services))
     workers = [
-        wires.rollout_worker(index, ready_after=before_worker)
+        build.rollout_worker(index, ready_after=before_worker)
         for index in range(config.rollout_worker.replicas)
     ]
     gateways = [
-        wires.gateway(index, bind, ready_after=tuple(spec.name for spec in services))
+        build.gateway(index, bind, ready_after=tuple(spec.name for spec in services))
         for index, bind in enumerate(addresses.gateway.binds)
     ]
-    trainer = wires.trainer(ready_after=tuple(spec.name for spec in queues), force=force)
+    trainer = build.trainer(ready_after=tuple(spec.name for spec in queues), force=force)
     return [*queues, trainer, *services, *workers, *gateways]
 
 
 def stage_plan(stage: str, *, config_file: Path, force: bool = False) -> list[ProcessSpec]:
-    """The only process of a stage without services: `sft` or `reward_model`."""
+    """Return the only process of a stage without services, `sft` or `reward_model`, as a list."""
     return [
         ProcessSpec(
             name=STAGE_PROCESSES[stage],
@@ -79,19 +78,19 @@ def stage_plan(stage: str, *, config_file: Path, force: bool = False) -> list[Pr
 
 
 def base_environment(config: RunConfig, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What every child gets: the caller's variables, threads set on purpose, secrets.
+    """Return the variables of every child: the caller's, the number of threads, and secrets.
 
-    Settings in the environment have gone into the file that the children read; left where they are, they
-    would win over flags that are in that file too.
+    Settings in the caller's environment are left out. They are already in the file that the children read; in
+    the environment they would override flags that are in that file too.
     """
     settings = {f"FAIRLEAD_{name.upper().replace('.', '__')}" for name in field_names()}
     kept = {name: value for name, value in environment.items() if name.upper() not in settings}
-    # In synchronous PPO trainer and services take turns, so each gets every core; threads that wait for
-    # work must sleep, or they would take the cores from whose turn it is.
+    # In synchronous PPO the trainer and the services take turns, so each may use every core. Threads that
+    # wait for work must sleep: spinning would take the cores from the process whose turn it is.
     kept.setdefault("OMP_NUM_THREADS", str(_cores()))
     kept.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     kept["TOKENIZERS_PARALLELISM"] = "false"
-    # A log file is no place for progress bars.
+    # Progress bars do not belong in a log file.
     kept.setdefault("TQDM_DISABLE", "1")
     if config.queue.redis_url:
         kept["FAIRLEAD_QUEUE__REDIS_URL"] = config.queue.redis_url
@@ -105,16 +104,16 @@ def base_environment(config: RunConfig, environment: Mapping[str, str] = os.envi
 
 
 @dataclass(frozen=True, slots=True)
-class _Wires:
-    """What every process of the run is told about the others."""
+class _Processes:
+    """Builds the specification of each process, with the addresses of the others in its environment."""
 
     config: RunConfig
     addresses: Addresses
     file: Path
 
     def model_service(self, name: str, index: int, bind: str) -> ProcessSpec:
-        host, port = split(bind, field=f"{name}.bind")
-        # A policy holds no weights, and is not ready, until the trainer has published the first.
+        host, port = split_address(bind, field=f"{name}.bind")
+        # A policy service has no weights, and is not ready, until the trainer has published the first.
         waits_for_weights = name == "policy" and not self.config.policy.serve_initial
         own = {f"FAIRLEAD_{name.upper()}__BIND": bind}
         if name == "policy" and self.config.weights.cache:
@@ -127,12 +126,12 @@ class _Wires:
             alive=self._healthz(f"{name}-{index}"),
             metrics=self._metrics(f"{name}-{index}"),
             ready_after=("trainer",) if waits_for_weights else (),
-            drain_rank=_ANSWERING,
+            drain_rank=_SERVICE_RANK,
         )
 
     def weights(self, index: int, bind: str) -> ProcessSpec:
         name = f"weights-{index}"
-        host, port = split(bind, field="weights.bind")
+        host, port = split_address(bind, field="weights.bind")
         return ProcessSpec(
             name=name,
             command=_module("services.weights", self.file),
@@ -140,7 +139,7 @@ class _Wires:
             probe=self._health(host, port),
             alive=self._healthz(name),
             metrics=self._metrics(name),
-            drain_rank=_ANSWERING,
+            drain_rank=_SERVICE_RANK,
         )
 
     def rollout_worker(self, index: int, *, ready_after: tuple[str, ...]) -> ProcessSpec:
@@ -153,7 +152,7 @@ class _Wires:
             alive=self._healthz(name),
             metrics=self._metrics(name),
             ready_after=ready_after,
-            drain_rank=_ASKING,
+            drain_rank=_CLIENT_RANK,
         )
 
     def gateway(self, index: int, bind: str, *, ready_after: tuple[str, ...]) -> ProcessSpec:
@@ -166,7 +165,7 @@ class _Wires:
             alive=self._healthz(name),
             metrics=self._metrics(name),
             ready_after=ready_after,
-            drain_rank=_ASKING,
+            drain_rank=_CLIENT_RANK,
         )
 
     def trainer(self, *, ready_after: tuple[str, ...], force: bool) -> ProcessSpec:
@@ -178,7 +177,7 @@ class _Wires:
             alive=self._healthz("trainer"),
             metrics=self._metrics("trainer"),
             ready_after=ready_after,
-            drain_rank=_ASKING,
+            drain_rank=_CLIENT_RANK,
             is_main=True,
         )
 
@@ -192,25 +191,26 @@ class _Wires:
         return found | {"FAIRLEAD_OBSERVE__METRICS_PORT": str(self.addresses.metrics[process])}
 
     def _health(self, host: str, port: int) -> Probe:
-        return GrpcHealth(joined(reachable_host(host), port), self.config.tls if self.config.tls.on else None)
+        return GrpcHealth(
+            join_address(reachable_host(host), port), self.config.tls if self.config.tls.on else None
+        )
 
     def _readyz(self, process: str) -> Probe | None:
-        port = self.addresses.metrics[process]
-        if port <= 0:
-            return None
-        host = reachable_host(self.config.observe.metrics_host)
-        return Readyz(host, port, self.config.metrics_tls)
+        return self._http_health(process, READY_PATH)
 
     def _healthz(self, process: str) -> Probe | None:
+        return self._http_health(process, ALIVE_PATH)
+
+    def _http_health(self, process: str, path: str) -> Probe | None:
         port = self.addresses.metrics[process]
         if port <= 0:
             return None
         host = reachable_host(self.config.observe.metrics_host)
-        return Healthz(host, port, self.config.metrics_tls)
+        return HttpHealth(host, port, path, self.config.metrics_tls)
 
     def _metrics(self, process: str) -> str:
         port = self.addresses.metrics[process]
-        return joined(reachable_host(self.config.observe.metrics_host), port) if port > 0 else ""
+        return join_address(reachable_host(self.config.observe.metrics_host), port) if port > 0 else ""
 
 
 def _module(name: str, file: Path, *, force: bool = False) -> tuple[str, ...]:
@@ -218,7 +218,7 @@ def _module(name: str, file: Path, *, force: bool = False) -> tuple[str, ...]:
 
 
 def _cores() -> int:
-    """Cores that this process may use: under taskset fewer than the machine has."""
+    """Return the number of cores that this process may use; under taskset fewer than the machine has."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,6 +1,6 @@
-"""How the supervisor finds out that a process is ready: by gRPC health, or by `/readyz`.
+"""Probes: how the supervisor and `fairlead status` learn that a process is ready or alive.
 
-A probe is an async call that answers yes or no and never raises for a server that is not there yet.
+A probe is an async call that returns True or False. It never raises because a server is not there yet.
 """
 
 from __future__ import annotations
@@ -12,22 +12,27 @@ from dataclasses import dataclass
 from fairlead.rpc.tls import Identity, TlsFiles
 
 Probe = Callable[[], Awaitable[bool]]
-"""Asked again and again until it says yes."""
+"""Called again and again until it returns True."""
+
+READY_PATH = "/readyz"
+"""Answers 200 when the process is ready."""
+ALIVE_PATH = "/healthz"
+"""Answers 200 while the process is alive."""
 
 _TIMEOUT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class GrpcHealth:
-    """`grpc.health.v1` of the whole server (service "")."""
+    """A probe of `grpc.health.v1` for the whole server (service "")."""
 
     address: str
     """`host:port`."""
     tls: TlsFiles | None = None
-    """Of the run; None is plain text."""
+    """TLS files of the run; None for plain text."""
 
     async def __call__(self) -> bool:
-        """Whether it says SERVING."""
+        """Return whether the server answers SERVING."""
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -44,39 +49,25 @@ class GrpcHealth:
 
 
 @dataclass(frozen=True, slots=True)
-class Readyz:
-    """`GET /readyz` on the port of the metrics."""
+class HttpHealth:
+    """A probe of a path on the metrics port of a process."""
 
     host: str
     """Host name or address."""
     port: int
     """TCP port."""
+    path: str
+    """`READY_PATH` or `ALIVE_PATH`."""
     tls: TlsFiles | None = None
-    """Of the run; None is plain text."""
+    """TLS files of the run; None for plain text."""
 
     async def __call__(self) -> bool:
-        """Whether it answers 200."""
-        return await get(self.host, self.port, "/readyz", tls=self.tls) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Healthz:
-    """`GET /healthz` on the port of the metrics: 200 while the process lives."""
-
-    host: str
-    """Host name or address."""
-    port: int
-    """TCP port."""
-    tls: TlsFiles | None = None
-    """Of the run; None is plain text."""
-
-    async def __call__(self) -> bool:
-        """Whether it answers 200."""
-        return await get(self.host, self.port, "/healthz", tls=self.tls) is not None
+        """Return whether the process answers 200."""
+        return await get(self.host, self.port, self.path, tls=self.tls) is not None
 
 
 async def get(host: str, port: int, path: str, *, tls: TlsFiles | None = None) -> bytes | None:
-    """The body of what is at a path of a process's page; None if it does not answer 200 in time."""
+    """Return the body of a page on the metrics port; None if the process does not answer 200 in time."""
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             context = None if tls is None else Identity(tls).client_context()

@@ -1,7 +1,8 @@
-"""One supervised child: its program, its log, its state, its end.
+"""One supervised child process: its command, its log, its state, its end.
 
-The supervisor decides when it starts and what its end means; this file does it. Children lead their own
-process group (Ctrl-C on the terminal reaches the supervisor alone) and die with the supervisor (launch.py).
+The supervisor decides when a child starts and what its end means; the operations are here. Each child leads
+its own process group, so that Ctrl-C on the terminal reaches only the supervisor. It dies with the supervisor
+(launch.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _LAST_BYTES = 16_384
 
 
 class State(enum.StrEnum):
-    """What a process is doing."""
+    """The state of a child process."""
 
     WAITING = "waiting"
     STARTING = "starting"
@@ -38,47 +39,47 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSpec:
-    """What is needed to run one process."""
+    """What to run as one process of a run, and how to supervise it."""
 
     name: str
     """Unique in the run: `policy-0`, `trainer`."""
     command: tuple[str, ...]
     """Program and arguments."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables beside those that every process of the run gets; secrets travel here."""
+    """Variables in addition to those of every process of the run; secrets are passed here."""
     probe: Probe | None = None
-    """Says when it is ready; None: as soon as it runs."""
+    """Readiness probe; None means ready as soon as it runs."""
     alive: Probe | None = None
-    """Says whether it answers at all; None: it is never asked."""
+    """Liveness probe; None means that liveness is not checked."""
     metrics: str = ""
     """`host:port` of `/metrics` and `/waiting`; empty if it has none."""
     ready_after: tuple[str, ...] = ()
-    """Processes without which it cannot become ready: its time to do so starts when they are."""
+    """Processes that must be ready first: its readiness timeout starts when all of them are."""
     drain_rank: int = 0
-    """Lower ranks are stopped first, and have ended before the next rank is told to."""
+    """Processes of a lower rank are stopped first, and must have ended before the next rank is stopped."""
     is_main: bool = False
-    """Its success is the end of the run."""
+    """Whether the run ends when this process succeeds."""
     restarts: bool = True
-    """Started again when it dies."""
+    """Whether it is restarted when it dies."""
 
 
-class Process:
-    """A child and what became of it."""
+class ChildProcess:
+    """A process of the run: its current child, and the history of its starts and failures."""
 
     def __init__(self, spec: ProcessSpec, *, log: Path, environment: Mapping[str, str]) -> None:
         self.spec = spec
         self.log = log
         self.state = State.WAITING
         self.starts = 0
-        """How often it was started."""
+        """Number of starts."""
         self.failures = 0
-        """Ends in a row without a minute of health between."""
+        """Failures in a row, without a minute of health in between."""
         self.stalls = 0
-        """Ends in a row because what it waited for did not come."""
+        """Ends in a row because the process had waited too long for something."""
         self.was_ready = False
-        """Whether any child of it ever was."""
+        """Whether any of its children was ever ready."""
         self.ready_at: float | None = None
-        """Monotonic time at which the present child became ready."""
+        """Monotonic time at which the current child became ready."""
         self.started_at = 0.0
         """Monotonic time of the last start."""
         self._environment = {**environment, **spec.environment}
@@ -87,7 +88,7 @@ class Process:
 
     @property
     def name(self) -> str:
-        """The name in the run."""
+        """The name of the process in the run."""
         return self.spec.name
 
     @property
@@ -97,12 +98,12 @@ class Process:
 
     @property
     def pid(self) -> int | None:
-        """Process id while the child lives."""
+        """The pid while the child is alive; None otherwise."""
         child = self._child
         return child.pid if child is not None and child.returncode is None else None
 
     async def start(self) -> None:
-        """Starts the child, with its output at the end of its log."""
+        """Start the child; its output is appended to its log."""
         self.starts += 1
         self.started_at = time.monotonic()
         self.ready_at = None
@@ -111,7 +112,7 @@ class Process:
         with self.log.open("ab") as output:
             output.write(_header(self.spec, self.starts).encode())
             output.flush()
-            self._log_start = output.tell()
+            self._log_start = output.seek(0, os.SEEK_END)
             self._child = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", launch.__file__, str(os.getpid())),
                 *self.spec.command,
@@ -123,35 +124,35 @@ class Process:
             )
 
     async def wait(self) -> int:
-        """Waits for the end. Returns the exit code, or minus the number of the signal that killed it."""
+        """Wait for the child to end; return its exit code, or minus the number of a signal that killed it."""
         assert self._child is not None
         code = await self._child.wait()
-        # Whatever it may have started itself and left behind.
+        # Processes that it started and left running.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._child.pid, signal.SIGKILL)
         return code
 
     def mark_ready(self) -> None:
-        """Notes that the child is ready."""
+        """Record that the child is ready."""
         self.state = State.READY
         self.ready_at = time.monotonic()
         self.was_ready = True
 
     def terminate(self) -> None:
-        """Asks the child to drain and end."""
+        """Send SIGTERM: the child drains and ends."""
         if self.pid is not None:
             self.state = State.STOPPING
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends the child and everything in its process group at once."""
+        """Kill the child and everything in its process group."""
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def last_words(self) -> str:
-        """The last line that the present or latest child wrote; of a JSON line, its message."""
+    def last_log_line(self) -> str:
+        """Return the last line that the current or latest child logged; of a JSON line, its message."""
         try:
             with self.log.open("rb") as written:
                 end = written.seek(0, os.SEEK_END)
@@ -163,7 +164,7 @@ class Process:
 
 
 def describe_exit(code: int) -> str:
-    """How a process ended, in words."""
+    """Return how a process ended, in words, from its exit code or minus the number of a signal."""
     if code >= 0:
         return f"exit code {code}"
     try:

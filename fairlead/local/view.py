@@ -1,7 +1,7 @@
-"""What a person sees while a run works: a live picture on a terminal, log lines elsewhere.
+"""The view of a running stage: a live display on a terminal, log lines elsewhere.
 
-Reads `progress.json` and the supervisor's processes; changes nothing. Events are lines of the log, which on a
-terminal scroll above the picture.
+Reads `progress.json` and the state of the supervisor's processes; changes nothing. Log lines scroll above the
+live display.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fairlead.local import progress
-from fairlead.local.process import Process, State
-from fairlead.local.progress import Progress
+from fairlead.local.process import ChildProcess, State
+from fairlead.local.run_files import StageProgress, read_progress
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ _STYLES = {
     State.STOPPING: "yellow",
     State.ENDED: "dim",
 }
-# What a person asks first; other figures follow in the stage's own order where there is room.
+# The figures that are shown first; others follow in the stage's order where there is space.
 _FIRST_FIGURES = (
     *("reward", "kl", "tokens_per_second", "response_length", "entropy", "clip_fraction", "eos_rate"),
     *("loss", "accuracy"),
@@ -49,52 +48,52 @@ _HIDDEN = ("seconds", "queue_", "update", "tokens", "steps")
 
 
 class View:
-    """One run's picture: title, progress, figures, a row per process."""
+    """The view of one run: title, progress, figures, and a row per process."""
 
-    def __init__(self, title: str, *, stage: str, path: Path, processes: Sequence[Process]) -> None:
+    def __init__(self, title: str, *, stage: str, path: Path, processes: Sequence[ChildProcess]) -> None:
         self._title = title
         self._stage = stage
         self._path = path
         self._processes = processes
         self._begun = time.monotonic()
-        self._said = ""
-        self._newest: Progress | None = None
+        self._logged = ""
+        self._newest: StageProgress | None = None
 
     async def show(self, console: Console) -> None:
-        """Shows the run until cancelled."""
+        """Show the run until cancelled."""
         await (self._live(console) if console.is_terminal else self._lines())
 
     async def _live(self, console: Console) -> None:
         with (
-            Live(self.picture(console.width), console=console, auto_refresh=False, transient=True) as live,
+            Live(self.render(console.width), console=console, auto_refresh=False, transient=True) as live,
             _log_above(console),
         ):
             while True:
-                live.update(self.picture(console.width), refresh=True)
+                live.update(self.render(console.width), refresh=True)
                 await asyncio.sleep(_REFRESH_SECONDS)
 
     async def _lines(self) -> None:
         while True:
             await asyncio.sleep(_LINE_SECONDS)
-            self.say()
+            self.log_line()
 
-    def say(self) -> None:
-        """Logs the run's line, unless it is the one that was logged last."""
+    def log_line(self) -> None:
+        """Log the progress of the run in one line, unless that line was the last one logged."""
         line = self.line()
-        if line != self._said:
+        if line != self._logged:
             logger.info("%s", line)
-        self._said = line
+        self._logged = line
 
     def line(self) -> str:
-        """The run in one line."""
+        """Return the progress of the run in one line."""
         now = self.read()
         if now is None:
-            waits = [process.name for process in self._processes if process.state is not State.READY]
-            return "starting" + (f", waiting for {', '.join(waits)}" if waits else "")
+            starting = [process.name for process in self._processes if process.state is not State.READY]
+            return "starting" + (f", waiting for {', '.join(starting)}" if starting else "")
         return progress_line(now)
 
-    def picture(self, width: int) -> RenderableType:
-        """The run as a picture of at most `width` columns."""
+    def render(self, width: int) -> RenderableType:
+        """Return the view, at most `width` columns wide."""
         now = self.read()
         parts: list[RenderableType] = [self._headline(now, width)]
         if now is not None:
@@ -105,14 +104,14 @@ class View:
         parts += [self._rows(width)]
         return Group(*parts)
 
-    def read(self) -> Progress | None:
-        """What the stage said last; None if it said nothing yet."""
-        found = progress.read(self._path)
+    def read(self) -> StageProgress | None:
+        """Return the last progress that the stage reported; None before its first report."""
+        found = read_progress(self._path)
         if found is not None and found.stage == self._stage:
             self._newest = found
         return self._newest
 
-    def _headline(self, now: Progress | None, width: int) -> Text:
+    def _headline(self, now: StageProgress | None, width: int) -> Text:
         unit = "update" if self._stage == "ppo" else "step"
         parts = ["starting" if now is None else f"{unit} {now.step} of {now.total}"]
         parts.append(duration(time.monotonic() - self._begun))
@@ -133,8 +132,8 @@ class View:
         return columns_that_fit(columns, width)
 
 
-def progress_line(now: Progress) -> str:
-    """What a stage does, in one line."""
+def progress_line(now: StageProgress) -> str:
+    """Return the progress of a stage in one line."""
     parts = [f"{now.stage} {now.step}/{now.total}", phase(now)]
     parts += [f"{name} {value}" for name, value in list(figures(now).values())[:6]]
     if now.eta_seconds is not None and now.step < now.total:
@@ -142,15 +141,15 @@ def progress_line(now: Progress) -> str:
     return " · ".join(parts)
 
 
-def figures(now: Progress) -> dict[str, tuple[str, str]]:
-    """By name: a figure's name for people and its value, the most telling first."""
+def figures(now: StageProgress) -> dict[str, tuple[str, str]]:
+    """Return, by key, the label and the formatted value of each figure, the most important first."""
     order = [name for name in _FIRST_FIGURES if name in now.figures]
     order += [name for name in now.figures if name not in order and not name.startswith(_HIDDEN)]
     return {name: (_NAMES.get(name, name.replace("_", " ")), number(now.figures[name])) for name in order}
 
 
 def headline(title: str, parts: Sequence[str | Text], width: int) -> Text:
-    """Title and parts in one line; where they do not fit, the folders before the run's own go first."""
+    """Return title and parts in one line; parent folders are left out of the title if it does not fit."""
     line = Text(" · ").join([Text(title, style="bold"), *(Text() + part for part in parts)])
     line.no_wrap, line.overflow = True, "ellipsis"
     if line.cell_len > width and "/" in title:
@@ -160,16 +159,16 @@ def headline(title: str, parts: Sequence[str | Text], width: int) -> Text:
 
 
 def columns_that_fit(columns: Sequence[tuple[str, Sequence[Text]]], width: int) -> Table:
-    """A table of the first columns that fit into the width, none of them wrapped.
+    """Return a table of the first columns that fit into the width without wrapping.
 
     Args:
-        columns: names and cells, the most telling first.
+        columns: names and cells, the most important first.
         width: in characters.
     """
     rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     shown, left = [], width
     for name, cells in columns:
-        # The state changes while it is looked at; its column must not.
+        # The state changes while it is shown; the width of its column must not.
         widest = max(len(name), *(len(cell) for cell in cells), 10 if name == "state" else 0)
         if widest > left:
             break
@@ -183,7 +182,7 @@ def columns_that_fit(columns: Sequence[tuple[str, Sequence[Text]]], width: int) 
 
 
 def result_figures(result: Mapping[str, object]) -> str:
-    """What a person asks first of a stage's result, in one line."""
+    """Return the most important figures of a stage's result in one line."""
     return ", ".join(
         f"{name.replace('_', ' ')} {number(float(value))}"
         for name in _FIRST_RESULTS
@@ -192,7 +191,7 @@ def result_figures(result: Mapping[str, object]) -> str:
 
 
 def number(value: float) -> str:
-    """A figure in a few characters: 1,234 · 12.3 · 0.0123 · 1.2e-06."""
+    """Return a figure in a few characters: 1,234 · 12.3 · 0.0123 · 1.2e-06."""
     size = abs(value)
     if size >= 1_000:
         return f"{value:,.0f}"
@@ -202,21 +201,21 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 0:07, 12:30 or 3:05:00."""
+    """Return seconds as 0:07, 12:30 or 3:05:00."""
     minutes, rest = divmod(int(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def phase(now: Progress) -> str:
-    """What the stage does now, and what it waits for."""
+def phase(now: StageProgress) -> str:
+    """Return the current phase of a stage, and what it waits for."""
     text = now.phase
     if now.waiting_for:
         text += f" for {now.waiting_for}" if now.phase == "wait" else f", waiting for {now.waiting_for}"
     return text
 
 
-def _figures_line(now: Progress, width: int) -> Text:
+def _figures_line(now: StageProgress, width: int) -> Text:
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append(phase(now), style="cyan")
     if now.since and now.phase != "done":
@@ -232,37 +231,37 @@ def _figures_line(now: Progress, width: int) -> Text:
     return Text("\n").join([line, second]) if second.cell_len else line
 
 
-def _state(process: Process) -> str:
-    # Who has no probe never said that it is ready.
+def _state(process: ChildProcess) -> str:
+    # Without a probe it is not known whether the process is ready.
     if process.state is State.READY and process.spec.probe is None:
         return "running"
     return process.state.value
 
 
-def _restarts(process: Process) -> Text:
+def _restarts(process: ChildProcess) -> Text:
     return Text(str(process.restarts), "red" if process.restarts else "dim")
 
 
-def _up(process: Process, now: float) -> str:
+def _up(process: ChildProcess, now: float) -> str:
     return duration(now - process.started_at) if process.pid else "–"
 
 
 def _short(path: Path) -> str:
-    """Relative to where the user is, if that is shorter."""
+    """Return the path relative to the current directory, if it is inside."""
     with contextlib.suppress(ValueError):
         return str(path.absolute().relative_to(Path.cwd()))
     return str(path)
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above the live picture."""
+    """Prints log lines above the live display."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line, coloured by its level."""
+        """Print one line, coloured by its level."""
         style = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}.get(record.levelname, "")
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         self._console.print(Text.assemble((f"{clock} ", "dim"), (record.getMessage(), style)))
@@ -272,7 +271,7 @@ class _ConsoleHandler(logging.Handler):
 def _log_above(console: Console) -> Iterator[None]:
     handler = _ConsoleHandler(console)
     root = logging.getLogger()
-    # The plain lines on standard error would tear the picture.
+    # Plain lines on standard error would damage the display.
     quiet = [other for other in root.handlers if type(other) is logging.StreamHandler]
     for other in quiet:
         root.removeHandler(other)

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from fairlead.config import RunConfig, load
 from fairlead.config.saving import save
-from fairlead.local import progress
-from fairlead.local.lock import RunLock
+from fairlead.local.restart_policy import RunOutcome
 from fairlead.local.run import is_finished, processes
+from fairlead.local.run_files import RunLock, read_progress
 from fairlead.local.supervisor import Supervisor
-from fairlead.local.verdict import Outcome
 from tests.chaos.caller import Caller, Text, oracle
 from tests.chaos.faults import Fault
 from tests.chaos.findings import Findings, judge
@@ -116,7 +115,7 @@ async def _run(config: RunConfig, plan: Plan, scores: Mapping[Text, float], *, s
             done, _ = await asyncio.wait(every, return_when=asyncio.FIRST_COMPLETED)
             every -= done
             if watching in done:
-                supervisor.stop(Outcome(1, "stuck"))
+                supervisor.stop(RunOutcome(1, "stuck"))
                 await running
             for task in done:
                 task.result()
@@ -148,7 +147,7 @@ async def _break(
 
 
 def _step(config: RunConfig) -> int:
-    now = progress.read(config.folder.progress)
+    now = read_progress(config.folder.progress)
     return now.step if now else 0
 
 
@@ -161,7 +160,7 @@ async def _watch(config: RunConfig) -> None:
     """Returns never; raises when nothing moves."""
     step, since = -1, time.monotonic()
     while True:
-        now = progress.read(config.folder.progress)
+        now = read_progress(config.folder.progress)
         if now is not None and now.step != step:
             step, since = now.step, time.monotonic()
         if time.monotonic() - since > _STUCK_SECONDS:

@@ -12,7 +12,8 @@ from typing import Any
 import redis
 
 from fairlead.config import RunConfig, RunFolder
-from fairlead.local import table, valkey
+from fairlead.local import valkey
+from fairlead.local.run_files import read_pids
 from tests.chaos.caller import KINDS, WRONG, Caller
 from tests.chaos.injector import Strike
 from tests.integration.ppo_run import account, left_over
@@ -58,7 +59,7 @@ def judge(
         found.scored = caller.count()
         found.problems += [f"the gateway answered {r.detail}" for r in caller.replies if r.kind == WRONG]
     found.problems += [f"left running: {line}" for line in left_over(folder)]
-    found.problems += [f"in the table: {name}" for name in table.read(folder.processes)]
+    found.problems += [f"in the table: {name}" for name in read_pids(folder.processes)]
     with valkey.running(folder.redis) as server:
         report = _audit(folder, server.url, found)
         found.problems += _left(server.url)

@@ -45,7 +45,7 @@ def test_a_disk_that_is_full_and_one_that_is_read_only_cost_only_time(tmp_path: 
         )
         code, said = run.finish(seconds=240)
         assert code == 0, said + run.words()
-        assert "trainer died (exit code 1), saying: OutOfSpace: " in said
-        assert "trainer died (exit code 1), saying: ReadOnlyDisk: " in said
+        assert "trainer died (exit code 1, last line: OutOfSpace: " in said
+        assert "trainer died (exit code 1, last line: ReadOnlyDisk: " in said
         disks.bring_out()
         check(run.folder)

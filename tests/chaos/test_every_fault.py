@@ -28,4 +28,4 @@ def test_a_run_survives_death_and_hang_of_every_process_and_cut_and_latency_of_e
     said = caplog.text
     for process in PROCESSES:
         name = process if process in ("valkey", "trainer") else f"{process}-0"
-        assert f"{name} has answered nothing for" in said
+        assert f"{name} has not answered for" in said

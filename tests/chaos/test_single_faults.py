@@ -21,12 +21,11 @@ from safetensors.torch import load_file, save_file
 
 from fairlead.config import RunConfig
 from fairlead.config.saving import save
-from fairlead.local import progress
-from fairlead.local.lock import RunLock
 from fairlead.local.process import ProcessSpec
+from fairlead.local.restart_policy import RunOutcome
 from fairlead.local.run import is_finished, processes
+from fairlead.local.run_files import RunLock, read_progress
 from fairlead.local.supervisor import Supervisor
-from fairlead.local.verdict import Outcome
 from tests.chaos.chaos import configured
 from tests.chaos.findings import judge
 from tests.chaos.poisoned_policy import POISON
@@ -45,7 +44,7 @@ async def nothing(supervisor: Supervisor, proxies: dict[str, Proxy]) -> None:
 
 
 def step(config: RunConfig) -> int:
-    now = progress.read(config.folder.progress)
+    now = read_progress(config.folder.progress)
     return now.step if now else 0
 
 
@@ -80,7 +79,7 @@ def supervised(
         running = asyncio.ensure_future(supervisor.run())
         try:
             await fault(supervisor, proxies)
-            assert await asyncio.wait_for(running, 400) == Outcome(0, "trainer has finished")
+            assert await asyncio.wait_for(running, 400) == RunOutcome(0, "trainer has finished")
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

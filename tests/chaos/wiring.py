@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fairlead.local.addresses import MODEL_SERVICES
-from fairlead.local.ports import split
+from fairlead.local.addresses import MODEL_SERVICES, split_address
 from fairlead.local.process import ProcessSpec
 from tests.chaos.proxy import Proxy
 
@@ -61,7 +60,7 @@ class _Wires:
         return found
 
     async def _through(self, link: str, address: str) -> str:
-        host, port = split(address, field=link)
+        host, port = split_address(address, field=link)
         proxy = self.proxies[link] = Proxy(host, port)
         await proxy.start()
         return proxy.address

@@ -18,7 +18,8 @@ from benchmarks import tiny_run
 from fairlead.audit import Report, audit
 from fairlead.audit.snapshot import Terms
 from fairlead.config import RunFolder, load
-from fairlead.local import table, valkey
+from fairlead.local import valkey
+from fairlead.local.run_files import MARK, read_pids
 from fairlead.transports.rollouts.redis_snapshot import take_snapshot
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
@@ -51,7 +52,7 @@ class Started:
 
     def pids(self) -> dict[str, int]:
         """What runs now."""
-        return table.read(self.folder.processes)
+        return read_pids(self.folder.processes)
 
     def step(self) -> int:
         """Updates done."""
@@ -107,7 +108,7 @@ def left_over(folder: RunFolder) -> list[str]:
         with contextlib.suppress(psutil.Error):
             if (
                 any(root in part for part in process.info["cmdline"] or ())
-                or process.environ().get(table.MARK) == root
+                or process.environ().get(MARK) == root
             ):
                 found.append(" ".join(process.info["cmdline"] or ()))
     return found
@@ -168,7 +169,7 @@ def check(folder: RunFolder) -> None:
     steps = [json.loads(line)["step"] for line in folder.metrics("ppo").read_text().splitlines()]
     assert steps == list(range(1, updates + 1))
     assert len(list(folder.policy_model.glob("*model.safetensors"))) == 1  # whole, or an adapter
-    assert table.read(folder.processes) == {}
+    assert read_pids(folder.processes) == {}
     assert left_over(folder) == []
     with valkey.running(folder.redis) as server, redis.Redis.from_url(server.url) as client:
         check_audit(folder, server.url)

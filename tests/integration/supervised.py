@@ -13,10 +13,10 @@ from pathlib import Path
 
 from fairlead.config import RunFolder
 from fairlead.config.infrastructure import LocalSection
-from fairlead.local import table
-from fairlead.local.process import Process, ProcessSpec
+from fairlead.local.process import ChildProcess, ProcessSpec
+from fairlead.local.restart_policy import RunOutcome
+from fairlead.local.run_files import running_pids
 from fairlead.local.supervisor import Supervisor
-from fairlead.local.verdict import Outcome
 
 FOREVER = "import signal; signal.pause()"
 
@@ -32,7 +32,7 @@ def supervisor(folder: RunFolder, *specs: ProcessSpec, **settings: object) -> Su
     return Supervisor(specs, local=local, folder=folder, environment=dict(os.environ), finished=finished)  # type: ignore[arg-type]
 
 
-def process(of: Supervisor, name: str) -> Process:
+def process(of: Supervisor, name: str) -> ChildProcess:
     return next(process for process in of.processes if process.name == name)
 
 
@@ -40,7 +40,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-async def run_while(of: Supervisor, during: Callable[[], Awaitable[None]]) -> Outcome:
+async def run_while(of: Supervisor, during: Callable[[], Awaitable[None]]) -> RunOutcome:
     """Runs the supervisor, does something meanwhile, stops it by that."""
     running = asyncio.create_task(of.run())
     try:
@@ -57,7 +57,7 @@ def run_folder(root: Path) -> Iterator[RunFolder]:
     made = RunFolder(root)
     made.root.mkdir()
     yield made
-    left = list(table.running(made.processes, mark=str(made.root)).values())
+    left = list(running_pids(made.processes, mark=str(made.root)).values())
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert left == []

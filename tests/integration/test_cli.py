@@ -17,8 +17,7 @@ import pytest
 
 from fairlead import __version__
 from fairlead.config import RunFolder, load
-from fairlead.local import progress, table
-from fairlead.local.lock import RunLock
+from fairlead.local.run_files import RunLock, read_pids, read_progress
 
 
 def fairlead(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -111,8 +110,8 @@ def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path, unused_port
     shown = fairlead("ppo", "--set", f'policy.addresses=["127.0.0.1:{unused_port}"]', cwd=tmp_path)
     assert shown.returncode == 2
     assert shown.stderr == (
-        f"error: policy.addresses: got 'port {unused_port} for policy-0, which is taken on 127.0.0.1', "
-        "allowed: a free port, or 0 for any\n"
+        f"error: policy.addresses: got 'port {unused_port} for policy-0, which is in use on 127.0.0.1', "
+        "allowed: a free port, or 0 to choose one\n"
     )
     assert not RunFolder(tmp_path / "runs" / "run").processes.exists()
 
@@ -134,18 +133,18 @@ def test_a_stage_runs_to_its_end_and_leaves_its_traces(run_file: Path):
     folder = RunFolder(run_file.parent / "runs" / "tiny")
     # The flag has won over the environment in the child, too.
     assert load(folder.config).sft.epochs == 2
-    now = progress.read(folder.progress)
+    now = read_progress(folder.progress)
     assert now is not None
     assert (now.stage, now.phase, now.step) == ("sft", "done", now.total)
     assert json.loads(folder.metrics("sft").read_text().splitlines()[-1])["epoch"] == 2
     assert folder.log("sft").read_text().startswith("--- ")
     assert f"sft {now.total}/{now.total} · done · loss " in shown.stderr
-    assert table.read(folder.processes) == {}
+    assert read_pids(folder.processes) == {}
     status = fairlead("status", folder.root, cwd=run_file.parent).stdout
     assert "tiny · finished · sft · step " in status
     assert "sft has ended: " in status
     again = fairlead("sft", run_file, cwd=run_file.parent)
-    assert again.stdout.startswith("sft has finished already; --force does it again: runs/tiny (seconds ")
+    assert again.stdout.startswith("sft has already finished; --force runs it again: runs/tiny (seconds ")
 
 
 def test_a_stage_that_fails_passes_its_last_words_and_exit_code_on(run_file: Path):
@@ -163,16 +162,16 @@ def test_ctrl_c_stops_a_stage_and_leaves_nothing(run_file: Path):
     try:
         folder = RunFolder(run_file.parent / "runs" / "tiny")
         deadline = time.monotonic() + 60
-        while (now := progress.read(folder.progress)) is None or now.step < 1:
+        while (now := read_progress(folder.progress)) is None or now.step < 1:
             assert time.monotonic() < deadline
             assert started.poll() is None
             time.sleep(0.05)
-        (pid,) = table.read(folder.processes).values()
+        (pid,) = read_pids(folder.processes).values()
         child = psutil.Process(pid)
         refused = fairlead("sft", run_file, cwd=run_file.parent)
         assert refused.returncode == 1
         assert refused.stderr == (
-            f"error: runs/tiny: another fairlead (pid {started.pid}) is at work on this run\n"
+            f"error: runs/tiny: another fairlead process (pid {started.pid}) is working on this run\n"
         )
         status = json.loads(fairlead("status", folder.root, "--json", cwd=run_file.parent).stdout)
         assert (status["state"], status["stage"]) == ("running", "sft")
@@ -180,12 +179,12 @@ def test_ctrl_c_stops_a_stage_and_leaves_nothing(run_file: Path):
         started.send_signal(signal.SIGINT)
         _, said = started.communicate(timeout=30)
         assert started.returncode == 130
-        assert said.splitlines()[-1] == "stopped by SIGINT; the same command goes on"
+        assert said.splitlines()[-1] == "stopped by SIGINT; the same command continues the run"
         assert not child.is_running()
-        assert table.read(folder.processes) == {}
+        assert read_pids(folder.processes) == {}
         ended = json.loads(fairlead("status", folder.root, "--json", cwd=run_file.parent).stdout)
         assert ended["state"] == "stopped"
-        assert ended["reason"] == "stopped by SIGINT; the same command goes on"
+        assert ended["reason"] == "stopped by SIGINT; the same command continues the run"
         with RunLock(folder):
             pass
     finally:

@@ -15,7 +15,7 @@ import pytest
 
 from fairlead import RewardClient
 from fairlead.local import status
-from fairlead.local.record import ProcessRecord
+from fairlead.local.run_files import ProcessRecord
 from tests.service_process import Starter, free_address
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
@@ -206,7 +206,7 @@ async def test_status_asks_services_for_their_health_and_version(services: dict[
         process = ProcessRecord(
             name=name, state="ready", pid=os.getpid(), restarts=0, started=time.time() - 5, grpc=address
         )
-        found = await status.ask(process, live=True)
+        found = await status.service_status(process, live=True)
         assert found.up_seconds == pytest.approx(5, abs=20)
         return found.healthy, found.version
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from fairlead.config import RunFolder
-from fairlead.local import progress
+from fairlead.local.run_files import read_progress
 from tests.integration.ppo_run import Started, check, make, started
 
 # Every run starts six processes or more, each with seconds of torch.
@@ -64,14 +64,14 @@ def kill_in(phase: str) -> Callable[[Started], None]:
 
     def during(run: Started) -> None:
         def caught() -> bool:
-            now = progress.read(run.folder.progress)
+            now = read_progress(run.folder.progress)
             pid = run.pids().get("trainer")
             if now is None or pid is None or now.phase != phase or now.step < 3:
                 return False
             with contextlib.suppress(psutil.NoSuchProcess):
                 trainer = psutil.Process(pid)
                 trainer.suspend()
-                now = progress.read(run.folder.progress)
+                now = read_progress(run.folder.progress)
                 if now is not None and now.phase == phase:
                     os.kill(pid, signal.SIGKILL)
                     return True

@@ -39,8 +39,8 @@ def test_a_run_survives_the_death_of_worker_and_trainer_and_goes_on_after_ctrl_c
         run.process.send_signal(signal.SIGINT)
         code, said = run.finish()
         assert code == 130, said + run.words()
-        assert said.splitlines()[-1] == "stopped by SIGINT; the same command goes on"
-        assert "is killed" not in said
+        assert said.splitlines()[-1] == "stopped by SIGINT; the same command continues the run"
+        assert "killing" not in said
         assert left_over(run.folder) == []
         assert not run.folder.result("ppo").exists()
         stopped = audited(run.folder)
@@ -64,7 +64,7 @@ def test_a_run_survives_the_death_of_each_of_its_processes(tmp_path: Path):
         code, said = run.finish()
         assert code == 0, said + run.words()
         for name in names:
-            assert f"{name} died (killed by SIGKILL); starting it again" in said
+            assert f"{name} died (killed by SIGKILL); restarting it" in said
         check(run.folder)
 
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from fairlead.config import RunFolder
-from fairlead.local.process import Process, ProcessSpec, State
-from fairlead.local.verdict import Outcome
+from fairlead.local.process import ChildProcess, ProcessSpec, State
+from fairlead.local.restart_policy import RunOutcome
 from tests.integration.supervised import FOREVER, child, lines, process, run_folder, run_while, supervisor
 from tests.waiting import until
 
@@ -46,9 +46,9 @@ async def test_what_dies_is_started_again_with_growing_delays(folder: RunFolder,
     async def watch() -> None:
         await until(lambda: len(lines(starts)) == 4)
         assert process(run, "worker").restarts == 3
-        run.stop(Outcome(0, "enough"))
+        run.stop(RunOutcome(0, "enough"))
 
-    assert await run_while(run, watch) == Outcome(0, "enough")
+    assert await run_while(run, watch) == RunOutcome(0, "enough")
     times = [float(line) for line in lines(starts)]
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert gaps[0] >= 0.2
@@ -66,7 +66,7 @@ async def test_a_killed_process_comes_back_and_the_run_finishes(folder: RunFolde
     waits = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
     run = supervisor(folder, child("service", FOREVER), child("main", waits, go, is_main=True))
 
-    async def kill(victim: Process) -> None:
+    async def kill(victim: ChildProcess) -> None:
         await until(lambda: victim.state is State.READY)
         first = victim.pid
         assert first is not None
@@ -78,7 +78,7 @@ async def test_a_killed_process_comes_back_and_the_run_finishes(folder: RunFolde
             await kill(process(run, name))
         go.touch()
 
-    assert await run_while(run, kill_both) == Outcome(0, "main has finished")
+    assert await run_while(run, kill_both) == RunOutcome(0, "main has finished")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ async def test_some_exit_codes_stop_the_run_with_the_last_words(folder: RunFolde
         sys.exit({code})
     """
     run = supervisor(folder, child("reward-0", says), child("main", FOREVER, is_main=True))
-    assert await run.run() == Outcome(code, message)
+    assert await run.run() == RunOutcome(code, message)
     assert process(run, "reward-0").starts == 1
 
 
@@ -119,11 +119,11 @@ async def test_who_stalls_is_started_again_and_the_main_process_once_in_a_row(
     async def watch() -> None:
         if not is_main:
             await until(lambda: starts.exists() and len(starts.read_text()) == 4)
-            run.stop(Outcome(0, "enough"))
+            run.stop(RunOutcome(0, "enough"))
 
     outcome = await run_while(run, watch)
-    gave_up = Outcome(4, "one gave up: Stalled: waited 9 s for the queue")
-    assert outcome == (gave_up if is_main else Outcome(0, "enough"))
+    gave_up = RunOutcome(4, "one gave up: Stalled: waited 9 s for the queue")
+    assert outcome == (gave_up if is_main else RunOutcome(0, "enough"))
     assert process(run, "one").starts == (2 if is_main else 4)
 
 
@@ -148,28 +148,28 @@ async def test_who_answers_nothing_any_more_is_killed_and_started_again(folder: 
         assert first is not None
         os.kill(first, signal.SIGSTOP)
         await until(lambda: process(run, "service").pid not in (None, first))
-        run.stop(Outcome(0, "enough"))
+        run.stop(RunOutcome(0, "enough"))
 
-    assert await run_while(run, hang) == Outcome(0, "enough")
+    assert await run_while(run, hang) == RunOutcome(0, "enough")
     assert process(run, "service").restarts == 1
 
 
 async def test_the_message_of_a_json_line_is_the_last_word(folder: RunFolder):
     line = json.dumps({"level": "error", "message": "it broke", "exception": "Traceback\nValueError: no"})
     spec = child("sft", f"import sys; print({line!r}); print(); sys.exit(1)", is_main=True, restarts=False)
-    assert await supervisor(folder, spec).run() == Outcome(1, "sft: it broke: ValueError: no")
+    assert await supervisor(folder, spec).run() == RunOutcome(1, "sft: it broke: ValueError: no")
 
 
 async def test_a_stage_that_a_stranger_stopped_has_not_succeeded(folder: RunFolder):
     spec = child("sft", "", is_main=True, restarts=False)
     outcome = await supervisor(folder, spec, finished=lambda: False).run()
-    assert outcome == Outcome(1, "sft was stopped before it had finished")
+    assert outcome == RunOutcome(1, "sft was stopped before it finished")
 
 
 async def test_a_stage_that_is_killed_ends_as_a_shell_would_say(folder: RunFolder):
     suicide = "import os, signal; print('working', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     outcome = await supervisor(folder, child("sft", suicide, is_main=True, restarts=False)).run()
-    assert outcome == Outcome(137, "sft: killed by SIGKILL")
+    assert outcome == RunOutcome(137, "sft: killed by SIGKILL")
 
 
 async def test_a_process_that_never_was_ready_is_given_up_soon(folder: RunFolder):
@@ -184,7 +184,7 @@ async def test_a_process_that_never_was_ready_is_given_up_soon(folder: RunFolder
     outcome = await run.run()
     assert outcome.code == 1
     assert outcome.message == (
-        "policy-0 died 4 times in a row, at last with exit code 1, saying: no such module; "
+        "policy-0 died 4 times in a row (exit code 1, last line: no such module); "
         f"its log: {folder.log('policy-0')}"
     )
 
@@ -192,7 +192,7 @@ async def test_a_process_that_never_was_ready_is_given_up_soon(folder: RunFolder
 async def test_restarts_are_counted_out(folder: RunFolder):
     run = supervisor(folder, child("a", "raise SystemExit(1)"), child("main", FOREVER), max_restarts=1)
     outcome = await run.run()
-    assert outcome.message.startswith("a died 2 times in a row, at last with exit code 1;")
+    assert outcome.message.startswith("a died 2 times in a row (exit code 1);")
 
 
 async def test_a_process_that_is_not_ready_in_time_is_named(folder: RunFolder):
@@ -213,8 +213,8 @@ async def test_a_process_that_is_not_ready_in_time_is_named(folder: RunFolder):
         ready_seconds=0.3,
     )
     outcome = await run.run()
-    assert outcome == Outcome(
-        1, f"reward-0 was not ready within 0.3 s, saying: loading shard 3; its log: {said}"
+    assert outcome == RunOutcome(
+        1, f"reward-0 was not ready within 0.3 s, last line: loading shard 3; its log: {said}"
     )
 
 
@@ -232,12 +232,12 @@ async def test_success_of_the_main_process_counts_only_when_the_work_is_done(
         ),
         finished=lambda: done.exists() and bool(done.read_text()),
     )
-    assert await run.run() == Outcome(0, "main has finished")
+    assert await run.run() == RunOutcome(0, "main has finished")
     assert process(run, "main").starts == 2
 
 
 async def test_a_program_that_does_not_exist_is_told(folder: RunFolder):
     spec = ProcessSpec(name="valkey", command=("/no/such/server",), restarts=False)
-    assert await supervisor(folder, spec).run() == Outcome(
+    assert await supervisor(folder, spec).run() == RunOutcome(
         1, "valkey: /no/such/server: No such file or directory"
     )

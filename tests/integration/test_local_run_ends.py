@@ -17,10 +17,9 @@ import pytest
 
 from fairlead.config import RunFolder
 from fairlead.errors import ProcessFailed
-from fairlead.local import table
-from fairlead.local.lock import RunLock
 from fairlead.local.process import State
-from fairlead.local.verdict import Outcome
+from fairlead.local.restart_policy import RunOutcome
+from fairlead.local.run_files import MARK, RunLock, read_pids, running_pids, write_pids
 from tests.integration.supervised import FOREVER, child, lines, process, run_folder, run_while, supervisor
 from tests.waiting import until
 
@@ -57,13 +56,13 @@ async def test_everything_is_stopped_in_order(folder: RunFolder, tmp_path: Path)
 
     async def stop() -> None:
         await until(lambda: len(lines(notes)) == 4)
-        run.stop(Outcome(130, "stopped"))
+        run.stop(RunOutcome(130, "stopped"))
 
-    assert await run_while(run, stop) == Outcome(130, "stopped")
+    assert await run_while(run, stop) == RunOutcome(130, "stopped")
     said = lines(notes)[4:]
     assert {line.split()[0] for line in said[:4]} == {"worker", "trainer"}
     assert said[4:] == ["policy-0 told", "policy-0 ended", "valkey told", "valkey ended"]
-    assert table.read(folder.processes) == {}
+    assert read_pids(folder.processes) == {}
 
 
 async def test_who_does_not_end_is_killed_with_its_children(folder: RunFolder, tmp_path: Path):
@@ -83,7 +82,7 @@ async def test_who_does_not_end_is_killed_with_its_children(folder: RunFolder, t
         pid = process(run, "stubborn").pid
         assert pid is not None
         pids.extend([pid, int(lines(notes)[0])])
-        run.stop(Outcome(143, "stopped"))
+        run.stop(RunOutcome(143, "stopped"))
 
     await run_while(run, stop)
     await until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
@@ -95,12 +94,12 @@ async def test_a_second_stop_does_not_wait(folder: RunFolder, tmp_path: Path):
 
     async def stop_twice() -> None:
         await until(lambda: "slow up" in lines(notes))
-        run.stop(Outcome(130, "stopped"))
+        run.stop(RunOutcome(130, "stopped"))
         await until(lambda: "slow told" in lines(notes))
-        run.stop(Outcome(1, "the first reason stays"))
+        run.stop(RunOutcome(1, "the first reason stays"))
 
     begun = time.monotonic()
-    assert await run_while(run, stop_twice) == Outcome(130, "stopped")
+    assert await run_while(run, stop_twice) == RunOutcome(130, "stopped")
     assert time.monotonic() - begun < 20
 
 
@@ -115,29 +114,29 @@ async def test_the_table_is_name_to_pid_of_what_lives(folder: RunFolder):
 
     async def look() -> None:
         await until(
-            lambda: process(run, "c").state is State.BACKOFF and len(table.read(folder.processes)) == 2
+            lambda: process(run, "c").state is State.BACKOFF and len(read_pids(folder.processes)) == 2
         )
         pids = json.loads(folder.processes.read_text())
         assert pids == {"a": process(run, "a").pid, "b": process(run, "b").pid}
         assert all(os.getpgid(pid) == pid for pid in pids.values())
         await until(lambda: FOREVER in psutil.Process(pids["a"]).cmdline())
-        run.stop(Outcome(0, "seen"))
+        run.stop(RunOutcome(0, "seen"))
 
     await run_while(run, look)
     assert json.loads(folder.processes.read_text()) == {}
 
 
 def test_what_an_earlier_supervisor_left_is_ended_and_strangers_are_not(folder: RunFolder):
-    mark = {table.MARK: str(folder.root.absolute())}
+    mark = {MARK: str(folder.root.absolute())}
     left = subprocess.Popen([sys.executable, "-c", FOREVER], env=os.environ | mark, start_new_session=True)
     stranger = subprocess.Popen([sys.executable, "-c", FOREVER], start_new_session=True)
     try:
-        table.write(folder.processes, {"trainer": left.pid, "reward-0": stranger.pid, "policy-0": 2**22 + 1})
+        write_pids(folder.processes, {"trainer": left.pid, "reward-0": stranger.pid, "policy-0": 2**22 + 1})
         deadline = time.monotonic() + 20
-        while not table.running(folder.processes, mark=mark[table.MARK]) and time.monotonic() < deadline:
+        while not running_pids(folder.processes, mark=mark[MARK]) and time.monotonic() < deadline:
             time.sleep(0.01)
         outcome = asyncio.run(supervisor(folder, child("main", "", is_main=True)).run())
-        assert outcome == Outcome(0, "main has finished")
+        assert outcome == RunOutcome(0, "main has finished")
         assert not psutil.pid_exists(left.pid)
         assert stranger.poll() is None
     finally:
@@ -166,7 +165,7 @@ def test_children_die_with_a_supervisor_that_is_killed(folder: RunFolder, tmp_pa
         while len(alive) < 3 or any("launch.py" in " ".join(one.cmdline()) for one in alive):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-            pids = table.running(folder.processes, mark=str(folder.root)).values()
+            pids = running_pids(folder.processes, mark=str(folder.root)).values()
             alive = [psutil.Process(pid) for pid in pids]
         started.kill()
         started.wait()
@@ -182,7 +181,7 @@ def test_a_second_supervisor_on_a_run_is_refused(folder: RunFolder):
         with pytest.raises(ProcessFailed) as caught, RunLock(folder):
             pass
         assert str(caught.value) == (
-            f"{folder.root}: another fairlead (pid {os.getpid()}) is at work on this run"
+            f"{folder.root}: another fairlead process (pid {os.getpid()}) is working on this run"
         )
     with RunLock(folder):
         pass

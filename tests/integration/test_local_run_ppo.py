@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fairlead.config import load
-from fairlead.local import table
+from fairlead.local.run_files import running_pids
 from tests.integration.ppo_run import check, make, started
 
 
@@ -14,7 +14,7 @@ def test_a_run_from_start_to_end_leaves_what_it_should(tmp_path: Path):
     with started(file) as run:
         names = {"valkey", "trainer", "policy-0", "reward-0", "reference-0", "rollout-worker-0"}
         run.until(lambda: set(run.pids()) == names)
-        assert set(table.running(run.folder.processes, mark=str(run.folder.root))) == names
+        assert set(running_pids(run.folder.processes, mark=str(run.folder.root))) == names
         code, said = run.finish()
         assert code == 0, said + run.words()
         check(run.folder)
@@ -34,6 +34,6 @@ def test_a_run_from_start_to_end_leaves_what_it_should(tmp_path: Path):
     with started(file) as run:
         told = run.process.communicate(timeout=30)[0]
         assert told.startswith(
-            "ppo has finished already; --force does it again: runs/tiny (updates 3, episodes 24, "
+            "ppo has already finished; --force runs it again: runs/tiny (updates 3, episodes 24, "
         )
         assert "tasks lost 0, tasks duplicated 0, dead letters 0" in told

@@ -14,7 +14,7 @@ from fairlead.cli.main import app
 from fairlead.clients import AsyncRewardClient
 from fairlead.config.base import TlsSection
 from fairlead.errors import Unauthenticated, Unavailable
-from fairlead.local.record import read
+from fairlead.local.run_files import read_record
 from fairlead.rpc.credentials import Credentials
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.v1 import weight_service_pb2 as pb
@@ -69,7 +69,7 @@ def test_a_run_over_tls_with_keys(tmp_path: Path, monkeypatch):
 
     with started(file, "--set", "policy.replicas=2") as run:
         run.until(lambda: run.step() >= 1)
-        supervised = read(run.folder.supervisor)
+        supervised = read_record(run.folder.supervisor)
         assert supervised is not None
         addresses = {one.name: one.grpc for one in supervised.processes}
         for name in ("weights-0", "policy-0", "policy-1"):

@@ -28,8 +28,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from fairlead.config import RunFolder, load
 from fairlead.k8s.manifests import Manifest, Target, render
 from fairlead.local import valkey
-from fairlead.local.ports import Ports
-from fairlead.local.probes import Readyz
+from fairlead.local.addresses import Ports
+from fairlead.local.probes import READY_PATH, HttpHealth
 from fairlead.transports.rollouts.redis_connection import GROUP, Keys
 from tests.gateway_world import ask
 from tests.integration.ppo_run import make
@@ -164,7 +164,7 @@ class Node:
 
 async def _http(port: int, path: str) -> bool:
     if path == "/readyz":
-        return await Readyz("127.0.0.1", port)()
+        return await HttpHealth("127.0.0.1", port, READY_PATH)()
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:

@@ -10,10 +10,9 @@ import pytest
 
 from fairlead.config import RunConfig, load
 from fairlead.errors import ConfigError
-from fairlead.local.addresses import allocate
+from fairlead.local.addresses import Ports, allocate, is_free_port, split_address
 from fairlead.local.plan import QUEUE_RANK, base_environment, ppo_plan, stage_plan
-from fairlead.local.ports import Ports, is_free, split
-from fairlead.local.probes import GrpcHealth, Readyz
+from fairlead.local.probes import READY_PATH, GrpcHealth, HttpHealth
 from fairlead.local.process import ProcessSpec
 
 FILE = Path("run.toml")
@@ -62,8 +61,8 @@ def test_everybody_is_told_the_same_addresses_and_each_replica_its_own():
         spec.environment["FAIRLEAD_OBSERVE__METRICS_PORT"] for spec in specs.values() if spec is not VALKEY
     ]
     assert len(set(ports)) == len(ports)
-    assert specs["trainer"].probe == Readyz(
-        "127.0.0.1", int(specs["trainer"].environment["FAIRLEAD_OBSERVE__METRICS_PORT"])
+    assert specs["trainer"].probe == HttpHealth(
+        "127.0.0.1", int(specs["trainer"].environment["FAIRLEAD_OBSERVE__METRICS_PORT"]), READY_PATH
     )
 
 
@@ -138,7 +137,9 @@ def test_a_gateway_is_started_when_it_is_asked_for_and_told_its_port():
         gateway.environment["FAIRLEAD_REWARD__ADDRESSES"]
         == specs["trainer"].environment["FAIRLEAD_REWARD__ADDRESSES"]
     )
-    assert gateway.probe == Readyz("127.0.0.1", int(gateway.environment["FAIRLEAD_OBSERVE__METRICS_PORT"]))
+    assert gateway.probe == HttpHealth(
+        "127.0.0.1", int(gateway.environment["FAIRLEAD_OBSERVE__METRICS_PORT"]), READY_PATH
+    )
     assert set(gateway.ready_after) == {"policy-0", "reward-0", "reference-0"}
     assert gateway.drain_rank < specs["reward-0"].drain_rank
     assert list(plan(gateway__replicas=2))[-2:] == ["gateway-0", "gateway-1"]
@@ -146,7 +147,9 @@ def test_a_gateway_is_started_when_it_is_asked_for_and_told_its_port():
 
 def test_configured_metrics_ports_follow_one_another():
     first = next(
-        port for port in range(21_000, 32_000, 10) if all(is_free("127.0.0.1", port + i) for i in range(5))
+        port
+        for port in range(21_000, 32_000, 10)
+        if all(is_free_port("127.0.0.1", port + i) for i in range(5))
     )
     specs = plan(observe__metrics_port=first)
     ports = {
@@ -165,15 +168,15 @@ def test_a_taken_port_is_told_with_process_and_port():
         with pytest.raises(ConfigError) as caught:
             plan(reward__addresses=[f"127.0.0.1:{port}"])
         assert str(caught.value) == (
-            f"reward.addresses: got 'port {port} for reward-0, which is taken on 127.0.0.1', "
-            "allowed: a free port, or 0 for any"
+            f"reward.addresses: got 'port {port} for reward-0, which is in use on 127.0.0.1', "
+            "allowed: a free port, or 0 to choose one"
         )
         with pytest.raises(ConfigError) as caught:
             plan(observe__metrics_port=port)
         assert str(caught.value) == (
-            f"observe.metrics_port: got 'port {port} for the metrics of trainer, "
-            "which is taken on 127.0.0.1', "
-            "allowed: a free port, or 0 for any"
+            f"observe.metrics_port: got 'port {port} for metrics of trainer, "
+            "which is in use on 127.0.0.1', "
+            "allowed: a free port, or 0 to choose one"
         )
 
 
@@ -182,8 +185,8 @@ def test_a_port_wanted_twice_is_told_with_both_processes():
     with pytest.raises(ConfigError) as caught:
         plan(policy__addresses=[f"127.0.0.1:{port}"], reward__addresses=[f"127.0.0.1:{port}"])
     assert str(caught.value) == (
-        f"reward.addresses: got 'port {port} for reward-0, which policy-0 of this run has', "
-        "allowed: a port of its own"
+        f"reward.addresses: got 'port {port} for reward-0, which is already assigned to policy-0', "
+        "allowed: a different port for each process"
     )
 
 
@@ -192,13 +195,13 @@ def test_a_port_wanted_twice_is_told_with_both_processes():
     [
         (
             {"policy__replicas": 2, "policy__addresses": ["127.0.0.1:21001"]},
-            "one per replica (2) and more that have a port, or one with port 0",
+            "one address per replica (2), further ones with a port, or one with port 0",
         ),
         (
             {"policy__addresses": ["127.0.0.1:21001", "127.0.0.1:0"]},
-            "one per replica (1) and more that have a port, or one with port 0",
+            "one address per replica (1), further ones with a port, or one with port 0",
         ),
-        ({"policy__replicas": 2, "policy__bind": "127.0.0.1:21001"}, "nothing when replicas > 1"),
+        ({"policy__replicas": 2, "policy__bind": "127.0.0.1:21001"}, "no value if replicas > 1"),
         ({"policy__addresses": ["localhost"]}, "host:port"),
         ({"policy__addresses": ["localhost:99999"]}, "host:port"),
     ],
@@ -213,8 +216,8 @@ def test_free_ports_are_free_and_none_is_given_twice():
     ports = Ports()
     given = [ports.free("test") for _ in range(50)]
     assert len(set(given)) == 50
-    assert all(is_free("127.0.0.1", port) for port in given)
-    assert split("[::1]:80", field="x") == ("::1", 80)
+    assert all(is_free_port("127.0.0.1", port) for port in given)
+    assert split_address("[::1]:80", field="x") == ("::1", 80)
 
 
 def test_settings_of_the_environment_do_not_reach_children_but_secrets_do():

@@ -16,10 +16,11 @@ from rich.console import Console
 
 from fairlead.cli import status as cli
 from fairlead.config import RunFolder
-from fairlead.local import record, status
-from fairlead.local.process import Process, ProcessSpec
+from fairlead.local import status
+from fairlead.local.process import ChildProcess, ProcessSpec
+from fairlead.local.restart_policy import RunOutcome
+from fairlead.local.run_files import read_record, write_record
 from fairlead.local.status import RunStatus
-from fairlead.local.verdict import Outcome
 
 FIGURES = {
     "reward": 1.4,
@@ -55,15 +56,15 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def supervised(
-    folder: RunFolder, *, outcome: Outcome | None = None, by: psutil.Process | None = None
+    folder: RunFolder, *, outcome: RunOutcome | None = None, by: psutil.Process | None = None
 ) -> None:
     """Leaves the record of a supervisor: this process, or one that has gone."""
     processes = []
     for name in ("valkey", "trainer", "policy-0"):
         spec = ProcessSpec(name=name, command=(sys.executable,))
-        processes.append(Process(spec, log=folder.log(name), environment={}))
+        processes.append(ChildProcess(spec, log=folder.log(name), environment={}))
     processes[0].mark_ready()
-    record.write(folder.supervisor, processes, stage="ppo", started=time.time() - 60, outcome=outcome)
+    write_record(folder.supervisor, processes, stage="ppo", started=time.time() - 60, outcome=outcome)
     if by is None:
         entry = json.loads(folder.supervisor.read_text())
         # The same number, but another process has it now.
@@ -71,7 +72,7 @@ def supervised(
 
 
 def look(folder: RunFolder) -> RunStatus:
-    return asyncio.run(status.look(folder))
+    return asyncio.run(status.read_status(folder))
 
 
 def drawn(found: RunStatus, width: int) -> list[str]:
@@ -97,15 +98,19 @@ def test_a_run_at_work_says_what_it_does(folder: RunFolder):
 @pytest.mark.parametrize(
     ("outcome", "state", "reason"),
     [
-        (Outcome(0, "done"), "finished", ""),
-        (Outcome(130, "stopped by SIGINT"), "stopped", "stopped by SIGINT"),
-        (Outcome(5, "a guard: length"), "stopped", "a guard: length"),
-        (Outcome(2, "trainer: data.prompts: got ''"), "failed", "trainer: data.prompts: got ''"),
-        (None, "crashed", "the supervisor is gone without a word: killed, or the machine went down"),
+        (RunOutcome(0, "done"), "finished", ""),
+        (RunOutcome(130, "stopped by SIGINT"), "stopped", "stopped by SIGINT"),
+        (RunOutcome(5, "a guard: length"), "stopped", "a guard: length"),
+        (RunOutcome(2, "trainer: data.prompts: got ''"), "failed", "trainer: data.prompts: got ''"),
+        (
+            None,
+            "crashed",
+            "the supervisor ended without recording why: it was killed, or the machine crashed",
+        ),
     ],
 )
 def test_the_end_of_a_run_is_told_by_its_supervisor(
-    folder: RunFolder, outcome: Outcome | None, state: str, reason: str
+    folder: RunFolder, outcome: RunOutcome | None, state: str, reason: str
 ):
     supervised(folder, outcome=outcome)
     found = look(folder)
@@ -158,7 +163,7 @@ def test_no_row_of_processes_wraps(folder: RunFolder, width: int):
 
 
 def test_json_holds_everything_that_is_shown(folder: RunFolder):
-    supervised(folder, outcome=Outcome(1, "trainer died 20 times"))
+    supervised(folder, outcome=RunOutcome(1, "trainer died 20 times"))
     entry = json.loads(json.dumps(cli.as_dict(look(folder))))
     assert entry["state"] == "failed"
     assert entry["progress"]["figures"] == FIGURES
@@ -168,6 +173,6 @@ def test_json_holds_everything_that_is_shown(folder: RunFolder):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "ppo"}'])
 def test_a_torn_record_is_no_record(tmp_path: Path, text: str):
     path = tmp_path / "supervisor.json"
-    assert record.read(path) is None
+    assert read_record(path) is None
     path.write_text(text)
-    assert record.read(path) is None
+    assert read_record(path) is None

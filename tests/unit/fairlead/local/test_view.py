@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fairlead.local import progress
-from fairlead.local.process import Process, ProcessSpec, State
+from fairlead.local.process import ChildProcess, ProcessSpec, State
+from fairlead.local.run_files import read_progress
 from fairlead.local.view import View, duration, number
 
 FIGURES = {"reward": 1.2345, "kl": 0.00004, "tokens_per_second": 12345.6, "seconds_wait": 1.0, "entropy": 3.5}
@@ -57,7 +57,7 @@ def view(folder: Path, **changes: object) -> View:
     processes = []
     for name in ("valkey", "trainer", "rollout-worker-0"):
         spec = ProcessSpec(name=name, command=(sys.executable,))
-        processes.append(Process(spec, log=folder / "logs" / f"{name}.log", environment={}))
+        processes.append(ChildProcess(spec, log=folder / "logs" / f"{name}.log", environment={}))
     processes[0].mark_ready()
     processes[2].state = State.BACKOFF
     processes[2].starts = 3
@@ -66,7 +66,7 @@ def view(folder: Path, **changes: object) -> View:
 
 def drawn(of: View, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(of.picture(width))
+    console.print(of.render(width))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -114,6 +114,6 @@ def test_the_line_of_a_finished_run_has_no_time_left(tmp_path: Path):
 )
 def test_a_torn_progress_file_is_no_progress(tmp_path: Path, text: str):
     path = tmp_path / "progress.json"
-    assert progress.read(path) is None
+    assert read_progress(path) is None
     path.write_text(text)
-    assert progress.read(path) is None
+    assert read_progress(path) is None

@@ -20,7 +20,7 @@ from fairlead.config.base import TlsSection
 from fairlead.config.infrastructure import ObserveSection
 from fairlead.config.serving import ModelServiceSection
 from fairlead.errors import ConfigError, Unauthenticated, Unavailable
-from fairlead.local.probes import GrpcHealth, Healthz, Readyz
+from fairlead.local.probes import ALIVE_PATH, READY_PATH, GrpcHealth, HttpHealth
 from fairlead.metrics import page as metrics_page
 from fairlead.rpc.tls import Identity
 from services.runtime.server import ModelServer
@@ -250,10 +250,10 @@ async def test_the_page_of_metrics_speaks_tls_where_that_is_asked_for(authority:
     try:
         client = authority.client(name="prometheus.local")
         assert b"fairlead_tls" in await asyncio.to_thread(page, port, Identity(client).client_context())
-        for ready in (Readyz("127.0.0.1", port, client), Healthz("127.0.0.1", port, client)):
-            assert await ready()
-        for refused in (Readyz("127.0.0.1", port), Readyz("127.0.0.1", port, authority.client())):
-            assert not await refused()
+        for path in (READY_PATH, ALIVE_PATH):
+            assert await HttpHealth("127.0.0.1", port, path, client)()
+        for refused in (None, authority.client()):
+            assert not await HttpHealth("127.0.0.1", port, READY_PATH, refused)()
         bare = Identity(authority.client()).client_context()
         with pytest.raises((urllib.error.URLError, OSError)):
             await asyncio.to_thread(page, port, bare)
