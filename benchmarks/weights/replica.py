@@ -16,9 +16,9 @@ from fairlead.transports.weights import direct
 from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.grpc import GrpcWeightStore
 from fairlead.transports.weights.sender import Sender
+from fairlead.transports.weights.shard_servicer import SERVICE_NAME
 from services.policy.relay_servicer import RelayServicer
 from services.runtime.server import ModelServer
-from services.runtime.shard_servicer import SERVICE_NAME
 
 
 async def run(origin: str, cache: Path, bytes_per_second: int, *, direct_too: bool) -> None:

@@ -22,12 +22,12 @@ from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.filesystem import FilesystemWeightSource, FilesystemWeightStore
 from fairlead.transports.weights.grpc import GrpcWeightStore
 from fairlead.transports.weights.sender import Sender
+from fairlead.transports.weights.shard_servicer import SERVICE_NAME as RELAY_NAME
 from fairlead.types import ModelInfo, WeightVersion
 from services.policy.relay_servicer import RelayServicer
 from services.policy.weight_watcher import WeightWatcher
 from services.runtime import process
 from services.runtime.server import ModelServer
-from services.runtime.shard_servicer import SERVICE_NAME as RELAY_NAME
 
 if TYPE_CHECKING:
     from fairlead.data.chat import Prompt

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import NoReturn
 
 from fairlead.errors import NotOffered
+from fairlead.transports.weights.shard_servicer import Context, ShardServicer
 from fairlead.v1 import weight_service_pb2 as pb
-from services.runtime.shard_servicer import Context, ShardServicer
 
 
 class RelayServicer(ShardServicer):

@@ -9,9 +9,9 @@ from fairlead.config import RunConfig
 from fairlead.transports.weights import direct
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.transports.weights.sender import Sender
+from fairlead.transports.weights.shard_servicer import SERVICE_NAME
 from services.runtime import process
 from services.runtime.server import ModelServer
-from services.runtime.shard_servicer import SERVICE_NAME
 from services.weights.registry import Registry
 from services.weights.servicer import WeightServicer
 

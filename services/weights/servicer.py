@@ -9,8 +9,8 @@ from fairlead.errors import NotFound
 from fairlead.transports.weights import manifest as manifests
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.transports.weights.sender import Sender
+from fairlead.transports.weights.shard_servicer import Context, ShardServicer
 from fairlead.v1 import weight_service_pb2 as pb
-from services.runtime.shard_servicer import Context, ShardServicer
 from services.weights.registry import Registry
 
 
