@@ -1,8 +1,8 @@
 """Find the words that the project does not use: `python docs/vocabulary.py [--names] [PATH ...]`.
 
 The list is the table "Words not used" of docs/glossary.md. The script reads documents without their code,
-Python files for docstrings, string literals, comments and names, and other files for comments. It exits with 1
-when it finds anything.
+Python files for docstrings, string literals, comments and names, and other files for comments. It exits with
+1 when it finds anything.
 """
 
 from __future__ import annotations

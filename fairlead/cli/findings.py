@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fairlead.data.findings import SourceReport, Spread
+from fairlead.data.check import SourceReport, Spread
 
 
 def show(console: Console, reports: Sequence[SourceReport], notes: Sequence[str]) -> None:

@@ -171,7 +171,7 @@ async def _told(
         return [
             {
                 **entry.line.values,
-                **entry.told(list(itertools.islice(scores, len(entry.items)))),
+                **entry.with_scores(list(itertools.islice(scores, len(entry.items)))),
                 "model_version": found.model_version,
                 **({"calibration_temperature": found.calibration_temperature} if how.calibrated else {}),
             }

@@ -1,6 +1,6 @@
-"""Turns of a conversation, and prompts that are made of them: what only a chat template can turn into text.
+"""Conversations: messages with roles, and prompts made of them, which a chat template turns into text.
 
-Under demonstrations, comparisons and prompts alike; `encoding` renders them.
+Used by demonstrations, comparisons and prompts; `encoding` renders them.
 """
 
 from __future__ import annotations
@@ -11,67 +11,68 @@ from fairlead.data.lines import Line
 from fairlead.types import Message
 
 ROLES = ("system", "user", "assistant")
-"""Who may speak in a conversation."""
+"""Roles that a message may have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """What was said before an answer."""
+    """The messages before an answer."""
 
     messages: tuple[Message, ...]
     """At least one; the last is not the assistant's where it is a prompt."""
     file: str = field(default="", compare=False)
-    """Where it stands, for errors that only the tokenizer can find."""
+    """Source file, for errors that only the tokenizer can detect."""
     line: int = field(default=0, compare=False)
-    """From 1."""
+    """Line number, from 1."""
 
     def __str__(self) -> str:
-        """For people."""
+        """Return the turns as lines of `role: content`."""
         return "\n".join(f"{message.role}: {message.content}" for message in self.messages)
 
 
 Prompt = str | Chat
-"""Plain text, or turns that the chat template of whoever reads them turns into text."""
+"""Plain text, or messages that the chat template of the reading model renders."""
 
 
 def question(prompt: Prompt) -> str:
-    """What decides the side of the split: plain text as it is, of a conversation what its user says first."""
+    """Return the text that decides the side of the split: plain text itself, or the first user message."""
     return prompt if isinstance(prompt, str) else first_question(prompt.messages)
 
 
 def first_question(messages: tuple[Message, ...]) -> str:
-    """What the user said first; empty if no user spoke."""
+    """Return the content of the first user message; empty if there is none."""
     return next((message.content for message in messages if message.role == "user"), "")
 
 
 def turns_of(prompt: Prompt) -> tuple[Message, ...]:
-    """A prompt as turns; plain text is what a user says, and empty text is no turn."""
+    """Return a prompt as messages. Plain text becomes a user message; empty text becomes no message."""
     if isinstance(prompt, Chat):
         return prompt.messages
     return (Message("user", prompt),) if prompt else ()
 
 
 def prompt_at(line: Line, key: str = "prompt", *, empty: bool = True) -> Prompt:
-    """The prompt under a key: a string, or an array of messages that ends before an answer.
+    """Return the prompt under a key: a string, or an array of messages that ends before an answer.
 
     Raises:
-        DataError: it is absent, anything else, blank where that is not allowed, or ends with the assistant.
+        DataError: if it is absent, of another type, blank where that is not allowed, or ends with the
+            assistant.
     """
     if not isinstance(line.values.get(key), list):
         return line.text(key, empty=empty)
     messages = messages_at(line, key)
     if not messages:
-        raise line.error(got=f"`{key}` without a message", allowed="at least one turn to answer")
+        raise line.error(got=f"`{key}` without a message", allowed="at least one message to answer")
     if messages[-1].role == "assistant":
-        raise line.error(got=f"`{key}` that ends with the assistant", allowed="a last turn to answer")
+        raise line.error(got=f"`{key}` that ends with an assistant message", allowed="a user message last")
     return Chat(messages, file=line.file, line=line.number)
 
 
 def messages_at(line: Line, key: str) -> tuple[Message, ...]:
-    """The messages under a key.
+    """Return the messages under a key.
 
     Raises:
-        DataError: it is absent, no array of `{"role", "content"}` objects, or a role is not one of ROLES.
+        DataError: if it is absent, not an array of `{"role", "content"}` objects, or a role is not in ROLES.
     """
     messages = tuple(
         Message(role=turn.text("role"), content=turn.text("content")) for turn in line.objects(key)
@@ -82,3 +83,23 @@ def messages_at(line: Line, key: str) -> tuple[Message, ...]:
                 got=f"`{key}[{number}].role` = {message.role!r}", allowed=f"one of {', '.join(ROLES)}"
             )
     return messages
+
+
+def prompt(line: Line) -> Prompt:
+    """Return the prompt of a line: `prompt` as text or messages, else `messages`.
+
+    If `messages` end with an assistant message, as demonstrations do, that message is left out.
+
+    Raises:
+        DataError: if a key is missing or has a value of another type, or there is nothing to answer.
+    """
+    if line.has("prompt") or not line.has("messages"):
+        return prompt_at(line, empty=False)
+    messages = messages_at(line, "messages")
+    if messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    if not messages or messages[-1].role == "assistant":
+        raise line.error(
+            got="`messages` without a message to answer", allowed="a user message before the answer"
+        )
+    return Chat(messages, file=line.file, line=line.number)

@@ -1,13 +1,14 @@
-"""A look at a run's data before anything is trained on it: counts, lengths, cuts, and what is suspect.
+"""Check a run's data before training: counts, lengths, truncation, duplicates and other suspect lines.
 
-Reads with the loaders' own parsers, measures with the encoders of the stages, splits as they split; a bad
-line is noted and the reading goes on. Knows no terminal.
+Uses the parsers of the loaders, the encoders of the stages, and the same split. An invalid line is recorded
+and reading continues. Does not know the terminal.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from fairlead.data import sources
 from fairlead.data.chat import Chat
 from fairlead.data.comparisons import ALIKE, Preference, RankedResponses
 from fairlead.data.demonstrations import Conversation, Demonstration, PlainText
-from fairlead.data.findings import SourceReport, Spread
 from fairlead.data.kinds import KINDS, Found, parser
 from fairlead.data.lengths import Record, Ruler, measure
 from fairlead.data.lines import Line
@@ -24,37 +24,108 @@ from fairlead.data.records import is_heldout
 from fairlead.errors import DataError, InvalidInput
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Quantiles of a length."""
+
+    median: float
+    """Median."""
+    p90: float
+    """90th percentile."""
+    p99: float
+    """99th percentile."""
+    longest: int
+    """Maximum."""
+
+
+@dataclass(slots=True)
+class SourceReport:
+    """Counts and lengths over all sources of one kind."""
+
+    kind: str
+    """One of KINDS."""
+    sources: tuple[str, ...]
+    """Files, folders and datasets, as the configuration names them."""
+    unit: str
+    """Unit of all lengths: `tokens` or `words`."""
+    limit: int | None = None
+    """Longest sequence that the stage accepts, in tokens; None if it is unknown or nothing is truncated."""
+    lines: int = 0
+    """Objects or rows, including invalid ones."""
+    bad: int = 0
+    """Invalid lines."""
+    broken: int = 0
+    """Sources that are missing, damaged or empty."""
+    errors: list[str] = field(default_factory=list)
+    """Messages of the first invalid lines and broken sources."""
+    formats: dict[str, int] = field(default_factory=dict)
+    """Lines of each format."""
+    train: int = 0
+    """Training lines."""
+    heldout: int = 0
+    """Held-out lines."""
+    prompt: Spread | None = None
+    """Lengths of prompts."""
+    answer: Spread | None = None
+    """Lengths of answers, and of plain text."""
+    truncated: int | None = None
+    """Sequences longer than the limit, which are truncated; None if lengths are not in tokens."""
+    dropped: int | None = None
+    """Sequences left out because the prompt fills the limit; None if lengths are not in tokens."""
+    too_short: int = 0
+    """Sentences left out because nothing follows the prompt."""
+    duplicates: int = 0
+    """Lines that repeat an earlier line."""
+    repeated_prompts: int = 0
+    """Lines whose prompt occurred before."""
+    on_both_sides: int = 0
+    """Held-out lines whose prompt is also trained on, ignoring case and white space."""
+    elsewhere: int = 0
+    """Held-out lines whose prompt another kind of source trains on, ignoring case and white space."""
+    ties: int = 0
+    """Tied pairs of rankings."""
+    all_tied: int = 0
+    """Rankings in which every pair is a tie; they are left out."""
+    alike: int = 0
+    """Invalid lines whose two answers are identical."""
+    empty_answers: int = 0
+    """Blank answers, where they are allowed."""
+
+
 def check(
     config: RunConfig, *, rulers: dict[str, Ruler], limits: dict[str, int], max_errors: int
 ) -> list[SourceReport]:
-    """Looks at everything that `[data]` names.
+    """Check every source that `[data]` names.
 
     Args:
-        config: names the sources, the split and what is a tie.
-        rulers: what measures each kind.
-        limits: longest sequence of each kind, in tokens; read only where the ruler counts tokens.
-        max_errors: bad lines of a kind that are told; all are counted.
+        config: names the sources, the split and the tie margin.
+        rulers: measures the lengths of each kind.
+        limits: longest sequence of each kind, in tokens; used only where the ruler counts tokens.
+        max_errors: how many invalid lines of a kind are reported; all are counted.
     """
-    surveys = [
-        _Survey(config, kind, rulers[kind], limits.get(kind), max_errors)
+    checks = [
+        _KindCheck(config, kind, rulers[kind], limits.get(kind), max_errors)
         for kind in KINDS
         if sources.names(config, kind)
     ]
-    for survey in surveys:
-        survey.read()
-    for survey in surveys:
-        others = set[int]().union(*(other.trained for other in surveys if other is not survey))
-        survey.report.elsewhere = sum(key in others for key in survey.held)
-    return [survey.report for survey in surveys]
+    for one in checks:
+        one.read()
+    for one in checks:
+        others = set[int]().union(*(other.trained for other in checks if other is not one))
+        one.report.elsewhere = sum(key in others for key in one.heldout)
+    return [one.report for one in checks]
 
 
-class _Survey:
-    """Goes through the sources of one kind."""
+class _KindCheck:
+    """Reads the sources of one kind and fills a report."""
 
     def __init__(
         self, config: RunConfig, kind: str, ruler: Ruler, limit: int | None, max_errors: int
     ) -> None:
-        self._config, self._kind, self._ruler, self._max_errors = config, kind, ruler, max_errors
+        self._config = config
+        self._kind = kind
+        self._ruler = ruler
+        self._max_errors = max_errors
         self._parse = parser(config, kind)
         self.report = SourceReport(
             kind=kind,
@@ -63,30 +134,32 @@ class _Survey:
             limit=limit if ruler.unit == "tokens" else None,
         )
         self.trained = set[int]()
-        """Prompts of training, but for case and white space, as hashes."""
-        self.held: list[int] = []
-        """The same of the lines held out."""
-        self._asked, self._said = array("q"), array("q")
-        self._lines, self._prompts = set[int](), set[int]()
+        """Hashes of the training prompts, without case and white space."""
+        self.heldout: list[int] = []
+        """The same hashes of the held-out lines."""
+        self._prompt_lengths = array("q")
+        self._answer_lengths = array("q")
+        self._lines = set[int]()
+        self._prompts = set[int]()
 
     def read(self) -> None:
-        """Fills the report."""
+        """Read the sources and fill the report."""
         report = self.report
         for name in report.sources:
             try:
                 for line in sources.scan(self._config, name, field=f"data.{self._kind}"):
                     report.lines += 1
-                    self._take(line)
+                    self._add(line)
             except InvalidInput as error:
                 report.broken += 1
-                self._tell(error)
-        report.prompt = _spread([length for length in self._asked if length])
-        report.answer = _spread(self._said) if self._kind != "prompts" else None
-        report.on_both_sides = sum(key in self.trained for key in self.held)
+                self._record(error)
+        report.prompt = _spread([length for length in self._prompt_lengths if length])
+        report.answer = _spread(self._answer_lengths) if self._kind != "prompts" else None
+        report.on_both_sides = sum(key in self.trained for key in self.heldout)
         if report.limit is not None:
             self._fit(report.limit)
 
-    def _take(self, line: Line | DataError) -> None:
+    def _add(self, line: Line | DataError) -> None:
         found = sources.attempt(line, self._parse)
         try:
             if isinstance(found, DataError):
@@ -95,14 +168,14 @@ class _Survey:
         except InvalidInput as error:
             self.report.bad += 1
             self.report.alike += error.got == ALIKE
-            self._tell(error)
+            self._record(error)
             return
-        for asked, said in lengths:
-            self._asked.append(asked)
-            self._said.append(said)
+        for prompt_length, answer_length in lengths:
+            self._prompt_lengths.append(prompt_length)
+            self._answer_lengths.append(answer_length)
         self._count(found)
 
-    def _tell(self, error: InvalidInput) -> None:
+    def _record(self, error: InvalidInput) -> None:
         if len(self.report.errors) < self._max_errors:
             self.report.errors.append(str(error))
 
@@ -114,7 +187,7 @@ class _Survey:
         report.train += not heldout
         near = hash(" ".join(found.split_key.casefold().split()))
         if heldout:
-            self.held.append(near)
+            self.heldout.append(near)
         else:
             self.trained.add(near)
         report.duplicates += _seen(self._lines, record)
@@ -127,17 +200,18 @@ class _Survey:
         elif isinstance(record, Preference):
             report.empty_answers += sum(not text.strip() for text in (record.chosen, record.rejected))
         elif isinstance(record, Demonstration):
-            # Only of sentences: a demonstration without an answer is a bad line.
+            # Only sentences can have an empty completion: a demonstration without one is an invalid line.
             report.too_short += not record.completion
 
     def _fit(self, limit: int) -> None:
-        """What becomes of too long sequences, by the rules of the stage that reads them."""
-        asked, said = np.array(self._asked), np.array(self._said)
-        room = self._config.sampling.max_new_tokens if self._kind == "prompts" else said
-        # A prompt of a comparison is cut from its left; plain text, without a prompt, goes on elsewhere.
-        whole = asked >= limit if self._kind != "preferences" else np.zeros(len(asked), bool)
-        self.report.dropped = int(whole.sum())
-        self.report.truncated = int((~whole & (asked > 0) & (asked + room > limit)).sum())
+        """Count the sequences that the stage will drop or truncate, by its own rules."""
+        prompts = np.array(self._prompt_lengths)
+        answers = np.array(self._answer_lengths)
+        added = self._config.sampling.max_new_tokens if self._kind == "prompts" else answers
+        # The prompt of a comparison is cut on its left; plain text has no prompt and is split into rows.
+        dropped = prompts >= limit if self._kind != "preferences" else np.zeros(len(prompts), bool)
+        self.report.dropped = int(dropped.sum())
+        self.report.truncated = int((~dropped & (prompts > 0) & (prompts + added > limit)).sum())
 
 
 def _spread(lengths: Sequence[int]) -> Spread | None:
@@ -147,8 +221,8 @@ def _spread(lengths: Sequence[int]) -> Spread | None:
     return Spread(median, p90, p99, max(lengths))
 
 
-def _seen(known: set[int], what: object) -> bool:
-    key = hash(what)
+def _seen(known: set[int], value: object) -> bool:
+    key = hash(value)
     if key in known:
         return True
     known.add(key)

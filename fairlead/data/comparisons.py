@@ -1,6 +1,6 @@
-"""What the reward model learns from: ranked responses to a prompt, or pairs of them; one JSON object a line.
+"""Comparisons for the reward model: ranked responses to a prompt, or pairs; one JSON object per line.
 
-`records` reads the files; `trainer.reward_model.data` makes elements of a batch of them.
+`records` reads the files; `trainer.reward_model.data` turns them into batch elements.
 """
 
 from __future__ import annotations
@@ -11,56 +11,58 @@ from fairlead.data.chat import Chat, Prompt, messages_at, prompt_at, question, t
 from fairlead.data.lines import Line
 from fairlead.types import Message
 
-ALIKE = "`chosen` and `rejected` alike"
-"""What is said of a pair that compares nothing."""
+ALIKE = "identical `chosen` and `rejected`"
+"""What an error says was received when a pair compares nothing."""
 _ASSISTANT = "\n\nAssistant:"
-"""Where the answer begins in transcripts such as Anthropic's HH."""
+"""Precedes the answer in transcripts such as those of Anthropic's HH dataset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two answers to one prompt, and which of them is better."""
+    """Two answers to one prompt, one preferred to the other."""
 
     prompt: Prompt
     """May be empty text."""
     chosen: str
-    """The better answer. May be empty: a policy may say nothing, and silence may be better."""
+    """The preferred answer. May be empty: a policy may say nothing, and that may be better."""
     rejected: str
-    """The worse answer, another text than the better one."""
+    """The other answer; differs from the preferred one."""
 
     @property
     def split_key(self) -> str:
-        """Decides the side of the split: the prompt, or the better answer to none."""
+        """Text that decides the side of the split: the prompt, or the preferred answer if the prompt is
+        empty.
+        """
         return question(self.prompt) or self.chosen
 
 
 @dataclass(frozen=True, slots=True)
 class RankedResponses:
-    """K answers to one prompt, ranked against one another; equals are ties."""
+    """K answers to one prompt, ranked against one another; equal worths are ties."""
 
     prompt: Prompt
     """May be empty text."""
     texts: tuple[str, ...]
     """At least two."""
     worths: tuple[float, ...]
-    """Of each text: higher is better. A rank r is a worth of −r."""
+    """Worth of each text; higher is better. A rank r is a worth of −r."""
     tie_margin: float = 0.0
-    """Worths closer than this are ties; equal ones always are, and so are equal texts."""
+    """Worths closer than this are ties. Equal worths and equal texts always are."""
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """(better, worse) indices of all pairs that are no ties."""
+        """(better, worse) indices of all pairs that are not ties."""
         indices = range(len(self.worths))
         return tuple((i, j) for i in indices for j in indices if self._beats(i, j))
 
     @property
     def num_ties(self) -> int:
-        """Pairs that are ties."""
+        """Number of pairs that are ties."""
         return len(self.texts) * (len(self.texts) - 1) // 2 - len(self.pairs)
 
     @property
     def split_key(self) -> str:
-        """Decides the side of the split: the prompt, or the first answer to none."""
+        """Text that decides the side of the split: the prompt, or the first answer if the prompt is empty."""
         return question(self.prompt) or self.texts[0]
 
     def _beats(self, i: int, j: int) -> bool:
@@ -69,18 +71,19 @@ class RankedResponses:
 
 
 Comparisons = Preference | RankedResponses
-"""What one line may hold."""
+"""A record of one line."""
 
 
 def comparisons(line: Line, *, tie_margin: float) -> Comparisons:
-    """The record of a line: `responses` with ranks (1 is best) or scores (higher is better), or a pair.
+    """Return the record of a line: `responses` with ranks (1 is best) or scores (higher is better), or a
+    pair.
 
     Args:
         line: the object.
-        tie_margin: scores closer than this are ties; ranks are taken as they are.
+        tie_margin: scores closer than this are ties; it does not apply to ranks.
 
     Raises:
-        DataError: a key is missing or holds something else.
+        DataError: if a key is missing or has a value of another type.
     """
     if not line.has("responses"):
         return _preference(line)
@@ -89,7 +92,9 @@ def comparisons(line: Line, *, tie_margin: float) -> Comparisons:
         raise line.error(got=f"{len(responses)} responses", allowed="at least 2 to compare")
     keys = [{key for key in ("rank", "score") if response.has(key)} for response in responses]
     if any(len(found) != 1 for found in keys) or len(set.union(*keys)) != 1:
-        raise line.error(got="responses without one measure", allowed="`rank` in each, or `score` in each")
+        raise line.error(
+            got="responses without a common measure", allowed="`rank` in each, or `score` in each"
+        )
     key = keys[0].pop()
     values = [response.number_at(key) for response in responses]
     return RankedResponses(
@@ -117,9 +122,10 @@ def _preference(line: Line) -> Preference:
 
 
 def _shared(chosen: str, rejected: str) -> int:
-    """Where the answers to a prompt begin that both texts hold: behind `Assistant:`, else before a space.
+    """Return where the prompt that both texts share ends: after `Assistant:`, or before the last common
+    space.
 
-    The space goes to the answers: byte-pair tokens are then the same as in the whole text.
+    The space belongs to the answers, so that byte-pair tokens are the same as in the whole text.
     """
     pairs = enumerate(zip(chosen, rejected, strict=False))
     shared = chosen[: next((place for place, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))]
@@ -130,7 +136,7 @@ def _shared(chosen: str, rejected: str) -> int:
 
 
 def _of_messages(line: Line) -> Preference:
-    """Both answers as messages, with the prompt before them or apart from it."""
+    """Return a pair whose answers are messages; the prompt is part of them or under a key of its own."""
     chosen, rejected = messages_at(line, "chosen"), messages_at(line, "rejected")
     before: tuple[Message, ...] = ()
     if line.has("prompt") and chosen and chosen[0].role == "assistant":
@@ -138,11 +144,13 @@ def _of_messages(line: Line) -> Preference:
     chosen, rejected = (*before, *chosen), (*before, *rejected)
     for key, messages in (("chosen", chosen), ("rejected", rejected)):
         if not messages or messages[-1].role != "assistant":
-            raise line.error(got=f"`{key}` that does not end with the assistant", allowed="its answer last")
+            raise line.error(
+                got=f"`{key}` that does not end with an assistant message", allowed="the answer last"
+            )
     if len(chosen) < 2 or chosen[-2].role == "assistant" or chosen[:-1] != rejected[:-1]:
         raise line.error(
-            got="`chosen` and `rejected` without a prompt that both share",
-            allowed="the same turns before one answer of the assistant",
+            got="`chosen` and `rejected` without a common prompt",
+            allowed="the same messages before one assistant message",
         )
     prompt = Chat(chosen[:-1], file=line.file, line=line.number)
     return Preference(prompt=prompt, chosen=chosen[-1].content, rejected=rejected[-1].content)

@@ -1,4 +1,4 @@
-"""What SFT learns from: a prompt and its answer, a conversation, or plain text; one JSON object a line.
+"""Demonstrations for SFT: a prompt and its answer, a conversation, or plain text; one JSON object per line.
 
 A file may mix the three. `records` reads the files; `encoding` turns them into tokens.
 """
@@ -15,7 +15,7 @@ from fairlead.types import Message
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A prompt and the answer that a person would like."""
+    """A prompt and a good answer to it."""
 
     prompt: str
     """May be empty."""
@@ -24,49 +24,49 @@ class Demonstration:
 
     @property
     def turns(self) -> Iterator[tuple[Prompt, str]]:
-        """What is learnt, as prompt and answer: one of them."""
+        """(prompt, answer) pairs to learn; here one."""
         yield self.prompt, self.completion
 
     @property
     def split_key(self) -> str:
-        """Decides the side of the split: the prompt, or the answer to none."""
+        """Text that decides the side of the split: the prompt, or the answer if the prompt is empty."""
         return self.prompt or self.completion
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns of which the assistant's are learnt."""
+    """A conversation whose assistant messages are learnt."""
 
     messages: tuple[Message, ...]
-    """At least one of those that are learnt is the assistant's; it always says something."""
+    """All messages. At least one after the context is the assistant's; assistant messages are never blank."""
     context: int = 0
-    """Number of messages at the beginning that are only read: the prompt, where a line tells it apart."""
+    """Number of leading messages that are context only: the prompt, where the line gives it separately."""
     file: str = field(default="", compare=False)
-    """Where it stands, for errors that only the tokenizer can find."""
+    """Source file, for errors that only the tokenizer can detect."""
     line: int = field(default=0, compare=False)
-    """From 1."""
+    """Line number, from 1."""
 
     @property
     def prompt(self) -> str:
-        """What the user said first; empty if no user spoke."""
+        """Content of the first user message; empty if there is none."""
         return first_question(self.messages)
 
     @property
     def turns(self) -> Iterator[tuple[Prompt, str]]:
-        """What is learnt, as prompt and answer: every turn of the assistant behind the context."""
+        """(prompt, answer) pairs to learn: one for every assistant message after the context."""
         for end, message in enumerate(self.messages):
             if message.role == "assistant" and end >= self.context:
                 yield Chat(self.messages[:end], file=self.file, line=self.line), message.content
 
     @property
     def split_key(self) -> str:
-        """Decides the side of the split: what the user said first, or else the first turn."""
+        """Text that decides the side of the split: the first user message, or else the first message."""
         return self.prompt or self.messages[0].content
 
 
 @dataclass(frozen=True, slots=True)
 class PlainText:
-    """Text of which every token is learnt, as in pre-training."""
+    """Text whose every token is learnt, as in pretraining."""
 
     text: str
     """Never blank."""
@@ -78,22 +78,23 @@ class PlainText:
 
     @property
     def split_key(self) -> str:
-        """Decides the side of the split: the text itself."""
+        """Text that decides the side of the split: the text itself."""
         return self.text
 
 
 Example = Demonstration | Conversation | PlainText
-"""What one line may hold."""
+"""A record of one line."""
 
 FORMATS: dict[type, str] = {Demonstration: "completion", Conversation: "messages", PlainText: "text"}
-"""Name of each format: the key that tells it."""
+"""Name of each format: the key that identifies it."""
 
 
 def example(line: Line) -> Example:
-    """The record of a line: `messages`, else `text`, else `prompt` and `completion`, plain or as messages.
+    """Return the record of a line: `messages`, else `text`, else `prompt` and `completion`, as text or
+    messages.
 
     Raises:
-        DataError: a key is missing or holds something else.
+        DataError: if a key is missing or has a value of another type.
     """
     if line.has("messages"):
         return _conversation(line, (), "messages")
@@ -110,13 +111,11 @@ def example(line: Line) -> Example:
 
 
 def _conversation(line: Line, before: tuple[Message, ...], key: str) -> Conversation:
-    """A conversation whose turns under `key` are learnt."""
+    """Return a conversation whose messages under `key` are learnt."""
     messages = messages_at(line, key)
     for number, message in enumerate(messages):
         if message.role == "assistant" and not message.content.strip():
-            raise line.error(
-                got=f"`{key}[{number}].content` without a word", allowed="an assistant that says something"
-            )
+            raise line.error(got=f"blank `{key}[{number}].content`", allowed="an assistant message with text")
     if not any(message.role == "assistant" for message in messages):
-        raise line.error(got=f"`{key}` without an assistant", allowed="at least one turn to learn from")
+        raise line.error(got=f"`{key}` without an assistant message", allowed="at least one to learn from")
     return Conversation((*before, *messages), context=len(before), file=line.file, line=line.number)

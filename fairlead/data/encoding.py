@@ -1,7 +1,7 @@
-"""Text and turns to token ids, the one way of it: stages and services must agree on every id.
+"""Encode text and conversations as token ids, in one place, since stages and services must agree on every id.
 
 Plain prompts get the tokenizer's special tokens, conversations those that the chat template writes, responses
-none but the end. Nothing here knows files or models.
+only EOS. Knows neither files nor models.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Ids of a prompt; never empty, as a model has to start from something.
+    """Return the ids of a prompt; never empty, since a model must start from a token.
 
-    Text gets the tokenizer's special tokens. Turns are rendered by its chat template, up to where the
-    assistant begins; the template has written the special tokens, BOS among them, and none are added.
+    Text gets the tokenizer's special tokens. Messages are rendered by its chat template up to the start of
+    the assistant's turn; the template writes the special tokens, including BOS, and no others are added.
 
     Raises:
-        ModelLoadError: the text has no tokens and the tokenizer neither BOS nor EOS to stand for it.
+        ModelLoadError: if the text has no tokens and the tokenizer has neither BOS nor EOS to use instead.
         DataError, InvalidInput: see `render`.
     """
     if isinstance(prompt, Chat):
@@ -41,10 +41,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, *, eos: bool) -> list[int]:
-    """Ids of a response without special tokens, and the EOS id behind them if asked for.
+    """Return the ids of a response without special tokens, followed by EOS if `eos`.
 
     Raises:
-        ModelLoadError: EOS is asked for and the tokenizer has none.
+        ModelLoadError: if `eos` and the tokenizer has no EOS token.
     """
     ids = _ids(tokenizer, text, special=False)
     if eos:
@@ -58,11 +58,11 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, *, eos: bool)
 def encode_answer(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str
 ) -> tuple[list[int], list[int]]:
-    """Ids of a prompt, and of a whole answer to it with EOS at its end.
+    """Return the ids of a prompt, and of a complete answer that ends with EOS.
 
     Raises:
-        ModelLoadError: the tokenizer has no EOS token.
-        DataError, InvalidInput: see `render`; or the template changes what stands before the answer.
+        ModelLoadError: if the tokenizer has no EOS token.
+        DataError, InvalidInput: see `render`; or if the template changes the text before the answer.
     """
     if not isinstance(prompt, Chat):
         return encode_prompt(tokenizer, prompt), encode_response(tokenizer, answer, eos=True)
@@ -70,13 +70,15 @@ def encode_answer(
     said = Chat((*prompt.messages, Message("assistant", answer)), file=prompt.file, line=prompt.line)
     whole = render(tokenizer, said, generate=False)
     if not whole.startswith(before):
-        raise _refused(prompt, "a turn that changes what stands before it", "another chat template")
+        raise _refused(
+            prompt, "an answer that changes the text before it in the chat template", "another chat template"
+        )
     ids = _ids(tokenizer, before, special=False)
     return ids, _ended(encode_response(tokenizer, whole[len(before) :], eos=False), tokenizer)
 
 
 def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> None:
-    """Renders those that are conversations, so that one that cannot be is found before any work is done.
+    """Render the prompts that are conversations, to detect one that cannot be rendered before any other work.
 
     Raises:
         DataError, InvalidInput: see `render`.
@@ -87,16 +89,16 @@ def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt])
 
 
 def render(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, generate: bool) -> str:
-    """Turns as the tokenizer's chat template writes them.
+    """Render messages with the tokenizer's chat template.
 
     Args:
         tokenizer: has the template.
-        chat: the turns.
-        generate: write up to where the assistant begins to speak.
+        chat: the messages.
+        generate: end with the start of the assistant's turn.
 
     Raises:
-        DataError: there is no template, or it refuses the turns; names the line that they came from.
-        InvalidInput: the same of turns that came from no file.
+        DataError: if there is no template, or it rejects the messages; names the line that they come from.
+        InvalidInput: the same for messages that do not come from a file.
     """
     from jinja2 import TemplateError
 
@@ -110,13 +112,17 @@ def render(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, generate: bool) ->
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate)
     except (TemplateError, ValueError, TypeError) as error:
-        raise _refused(chat, f"`messages` that the chat template refuses: {error}", "other turns") from error
+        raise _refused(
+            chat, f"`messages` that the chat template rejects: {error}", "other messages"
+        ) from error
     assert isinstance(text, str)
     return text
 
 
 def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Up to its EOS, as no policy will sample the line break that templates put behind; added if missing."""
+    """Cut after EOS, since no policy samples the line break that templates write after it; add EOS if
+    missing.
+    """
     end = tokenizer.eos_token_id
     if end not in ids:
         return [*ids, *encode_response(tokenizer, "", eos=True)]

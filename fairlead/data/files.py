@@ -1,7 +1,7 @@
-"""Files of lines: JSON, gzipped or not, and Parquet, told apart by their first bytes.
+"""Read files of JSON lines, plain or gzipped, and Parquet files; the first bytes decide which it is.
 
-Between `sources`, which knows what a run names, and `lines`. A bad line is handed on like a good one, so that
-who reads decides whether to stop at it; a damaged file ends the reading.
+Used by `sources`, which knows what a run names. An invalid line is yielded as an error, so that the caller
+decides whether to stop; a damaged file ends the reading.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
 MAX_LINE_BYTES = 64 << 20
-"""A longer line is not read: it is a file of another kind, or a bomb."""
+"""A longer line is not read: it is another kind of file, or a decompression bomb."""
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _BATCH_ROWS = 256
 
 
 def scan_file(path: Path, *, field: str) -> Iterator[Line | DataError]:
-    """Every object of a file in order, and in place of a bad one its error; blank lines are passed over.
+    """Yield every object of a file in order, or the error of an invalid one; blank lines are skipped.
 
     Args:
         path: the file.
         field: the setting that names it, for errors.
 
     Raises:
-        ConfigError: it is absent, cannot be opened, or needs a package that is not installed.
-        DataError: it is damaged, cut off, or has no line at all.
+        ConfigError: if it is absent, cannot be opened, or needs a package that is not installed.
+        DataError: if it is damaged, truncated or empty.
     """
     file, empty = str(path), True
     try:
@@ -53,7 +53,7 @@ def scan_file(path: Path, *, field: str) -> Iterator[Line | DataError]:
     except OSError as error:
         raise ConfigError(field, got=file, allowed=f"a readable file ({error.strerror})") from error
     if empty:
-        raise DataError(file, 1, got="an empty file", allowed="a JSON object a line, or rows of Parquet")
+        raise DataError(file, 1, got="an empty file", allowed="one JSON object per line, or rows of Parquet")
 
 
 def _scan_json(raw: BinaryIO, file: str, *, packed: bool) -> Iterator[Line | DataError]:
@@ -67,7 +67,7 @@ def _scan_json(raw: BinaryIO, file: str, *, packed: bool) -> Iterator[Line | Dat
                         file,
                         number,
                         got=f"a line of more than {MAX_LINE_BYTES >> 20} MiB",
-                        allowed="one JSON object a line",
+                        allowed="one JSON object per line",
                     )
                 if content.strip():
                     yield parse(file, number, content)
@@ -88,7 +88,7 @@ def _scan_parquet(raw: BinaryIO, file: str, field: str) -> Iterator[Line | DataE
             for row in range(batch.num_rows):
                 number += 1
                 yield _row(batch, row, file, number)
-    # pyarrow says some damage as an ArrowException, some as a bare OSError.
+    # pyarrow reports some damage as an ArrowException and some as an OSError.
     except (ArrowException, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
@@ -110,6 +110,6 @@ def _row(batch: RecordBatch, row: int, file: str, number: int) -> Line | DataErr
                 allowed="UTF-8",
             )
         except ValueError:
-            # Such as a time in nanoseconds that Python has no type for; nothing that a record reads.
+            # For instance a time in nanoseconds, for which Python has no type; no record reads such a value.
             continue
     return Line(file, number, values)

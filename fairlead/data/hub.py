@@ -1,7 +1,7 @@
-"""Datasets of the hub, and folders in its layout, through the `datasets` library: rows as lines.
+"""Read datasets of the hub, and folders in its layout, through the `datasets` library: rows as lines.
 
-A dataset is named `org/name`, a folder by its path. Behind a `?` may stand what else the library is to be
-told: `org/name?config=main&split=train[:5000]&revision=v1.1`. The split is `train` unless another is named.
+A dataset is named `org/name`, a folder by its path. Options of the library follow a `?`:
+`org/name?config=main&split=train[:5000]&revision=v1.1`. The default split is `train`.
 """
 
 from __future__ import annotations
@@ -17,41 +17,39 @@ from fairlead.data.lines import Line
 from fairlead.errors import ConfigError, DataError, install_command
 
 OPTIONS = ("config", "split", "revision")
-"""What may stand behind the `?`."""
+"""Options that may follow the `?`."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SAVED = ("state.json", "dataset_dict.json")
-"""What `save_to_disk` leaves in a folder."""
+"""Files that `save_to_disk` writes into a folder."""
 _FILE_SUFFIXES = (".jsonl", ".json", ".gz", ".parquet", ".txt", ".csv")
-
-
 _EMPTY = "a dataset without rows"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetName:
-    """A dataset as a run names it."""
+    """A dataset as the configuration names it."""
 
     path: str
     """`org/name`, or a folder."""
     config: str | None = None
-    """Name of a configuration, where the dataset has several."""
+    """Configuration of the dataset, where it has several."""
     split: str = "train"
-    """Which rows; may be a slice, such as `train[:5000]`."""
+    """Split, or a slice of it such as `train[:5000]`."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
 
     def __str__(self) -> str:
         options = {"config": self.config, "split": self.split, "revision": self.revision}
-        told = "&".join(f"{name}={value}" for name, value in options.items() if value)
-        return f"{self.path}?{told}"
+        query = "&".join(f"{name}={value}" for name, value in options.items() if value)
+        return f"{self.path}?{query}"
 
 
 def parse_name(name: str, *, field: str) -> DatasetName:
-    """The parts of a name.
+    """Parse the name of a dataset.
 
     Raises:
-        ConfigError: an option is unknown, empty or named twice.
+        ConfigError: if an option is unknown, empty or repeated.
     """
     path, _, query = name.partition("?")
     found: dict[str, str] = {}
@@ -59,28 +57,30 @@ def parse_name(name: str, *, field: str) -> DatasetName:
         key, _, value = part.partition("=")
         if key not in OPTIONS or not value or key in found:
             raise ConfigError(
-                field, got=name, allowed=f"once each behind the `?`: {', '.join(f'{o}=…' for o in OPTIONS)}"
+                field,
+                got=name,
+                allowed=f"each option once after the `?`: {', '.join(f'{o}=…' for o in OPTIONS)}",
             )
         found[key] = urllib.parse.unquote(value)
     return DatasetName(path, **found)
 
 
 def may_be_hub_id(path: str) -> bool:
-    """Whether a path that does not exist here may be meant for the hub."""
+    """Return whether a path that does not exist locally may be a hub id."""
     return _HUB_ID.fullmatch(path) is not None and not path.lower().endswith(_FILE_SUFFIXES)
 
 
 def scan_dataset(name: DatasetName, *, folder: Path | None, field: str) -> Iterator[Line]:
-    """The rows of a dataset in order.
+    """Yield the rows of a dataset in order.
 
     Args:
-        name: what to read.
-        folder: where it lies on this machine; None for one of the hub.
+        name: the dataset.
+        folder: its local folder; None for a dataset of the hub.
         field: the setting that names it, for errors.
 
     Raises:
-        ConfigError: there is no such dataset or split, it may not be read, or `datasets` is not installed.
-        DataError: its files are damaged, or there is no row.
+        ConfigError: if there is no such dataset or split, access is denied, or `datasets` is not installed.
+        DataError: if its files are damaged, or it has no rows.
     """
     if folder is not None:
         name = replace(name, path=str(folder))
@@ -113,23 +113,28 @@ def _load(name: DatasetName, folder: Path | None, field: str) -> Iterable[dict[s
             rows = datasets.load_dataset(path, name.config, split=name.split, revision=name.revision)
     except exceptions.DatasetGenerationError as error:
         raise DataError(
-            str(name), 1, got=f"files that make no table: {_reason(error)}", allowed="whole files, all alike"
+            str(name),
+            1,
+            got=f"files that do not form a table: {_reason(error)}",
+            allowed="complete files with the same columns",
         ) from error
     except exceptions.DatasetNotFoundError as error:
         reason = _reason(error)
-        mend = (
+        remedy = (
             "accept its terms on its page and" if "gated" in reason else "check the name; if it is private,"
         )
         raise ConfigError(
             field,
             got=str(name),
-            allowed=f"a file, a folder or a dataset that you may read ({reason}): {mend} {_LOG_IN}",
+            allowed=f"a file, a folder or a dataset that you may read ({reason}): {remedy} {_LOG_IN}",
         ) from error
     except IndexError as error:
-        # What `datasets` makes of a saved table without rows.
+        # `datasets` raises this for a saved table without rows.
         raise DataError(str(name), 1, got=_EMPTY, allowed="at least one row") from error
     except KeyError as error:
-        raise ConfigError(field, got=str(name), allowed=f"a split that it has, not {error}") from error
+        raise ConfigError(
+            field, got=str(name), allowed=f"a split of the dataset; it has no {error}"
+        ) from error
     except (ValueError, OSError, exceptions.DatasetsError) as error:
         raise ConfigError(
             field, got=str(name), allowed=f"a dataset that can be read ({_reason(error)})"
@@ -138,7 +143,7 @@ def _load(name: DatasetName, folder: Path | None, field: str) -> Iterable[dict[s
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause says what is wrong; those around it say that something is."""
+    """Return the first line of the innermost cause, which is the most specific."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = (line.strip(" .") for line in str(error).splitlines())

@@ -1,6 +1,6 @@
-"""The kinds of sources that `[data]` names, what a line of each becomes, and what a file looks like.
+"""The kinds of sources that `[data]` names, the parser of each, and detection of a file's kind.
 
-For `check`, which treats all kinds alike; the stages ask `records`.
+For `check`, which treats all kinds alike; the stages use `records`.
 """
 
 from __future__ import annotations
@@ -12,33 +12,32 @@ from typing import NamedTuple
 
 from fairlead.config import RunConfig
 from fairlead.data import sources
-from fairlead.data.chat import Chat, question
+from fairlead.data.chat import Chat, prompt, question
 from fairlead.data.comparisons import Preference, comparisons
 from fairlead.data.demonstrations import FORMATS, Demonstration, example
 from fairlead.data.lengths import Record
 from fairlead.data.lines import Line
-from fairlead.data.prompts import prompt
 from fairlead.data.sentences import labelled
 from fairlead.errors import DataError
 
 KINDS = ("demonstrations", "preferences", "prompts", "sentences")
-"""What `[data]` may name."""
+"""Kinds of sources in `[data]`."""
 _PEEK_LINES = 100
 
 
 class Found(NamedTuple):
-    """A line that can be read."""
+    """A valid line."""
 
     record: Record
-    """What it holds."""
+    """Its record."""
     split_key: str
-    """Decides its side."""
+    """Text that decides the side of the split."""
     format: str
-    """Which of the kind's formats it has, for people."""
+    """Name of its format, for the report."""
 
 
 def parser(config: RunConfig, kind: str) -> Callable[[Line], Found]:
-    """What makes a record of a line of a kind; raises DataError for a bad one."""
+    """Return the parser of lines of a kind; it raises DataError for an invalid line."""
 
     def demonstration(line: Line) -> Found:
         record = example(line)
@@ -50,7 +49,7 @@ def parser(config: RunConfig, kind: str) -> Callable[[Line], Found]:
         turns = ", as messages" if isinstance(record.prompt, Chat) else ""
         return Found(record, record.split_key, form + turns)
 
-    def asked(line: Line) -> Found:
+    def prompt_line(line: Line) -> Found:
         record = prompt(line)
         return Found(record, question(record), "messages" if isinstance(record, Chat) else "prompt")
 
@@ -64,18 +63,18 @@ def parser(config: RunConfig, kind: str) -> Callable[[Line], Found]:
     parsers = {
         "demonstrations": demonstration,
         "preferences": comparison,
-        "prompts": asked,
+        "prompts": prompt_line,
         "sentences": sentence,
     }
     return parsers[kind]
 
 
 def detect(config: RunConfig, name: str) -> str:
-    """The kind of source that the first lines of a file look like.
+    """Return the kind of source that the first lines of a file look like.
 
     Raises:
-        ConfigError, DataError: there is no such file, or no line of it can be read.
-        InvalidInput: the lines have keys of no format.
+        ConfigError, DataError: if there is no such file, or none of its lines is valid.
+        InvalidInput: if the keys of the lines belong to no format.
     """
     lines = list(islice(sources.scan(config, name, field="file"), _PEEK_LINES))
     good = [line for line in lines if isinstance(line, Line)]
@@ -85,7 +84,7 @@ def detect(config: RunConfig, name: str) -> str:
     if not kinds:
         raise good[0].error(
             got=f"the keys {', '.join(good[0].values) or 'none'}",
-            allowed="the keys of a format of docs/data.md, or --as to say which it shall be",
+            allowed="the keys of a format in docs/data.md, or --as to name the kind",
         )
     return kinds.most_common(1)[0][0]
 

@@ -1,6 +1,6 @@
-"""How long records are, in tokens where a tokenizer is known and else in words.
+"""Measure the length of records, in tokens where a tokenizer is known and otherwise in words.
 
-Under `check`; a conversation that the chat template refuses is found here, as the trainer would find it.
+Used by `check`. A conversation that the chat template rejects is detected here, as in the trainer.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Record = Demonstration | Conversation | PlainText | Preference | RankedResponses | Prompt
-"""What a line of any source may hold."""
+"""A record of any source."""
 Lengths = tuple[int, int]
-"""Of a prompt, and of an answer to it."""
+"""Lengths of a prompt and of an answer to it."""
 
 
 class Ruler(Protocol):
-    """What measures."""
+    """Measures lengths in one unit."""
 
     @property
     def unit(self) -> str:
@@ -32,69 +32,70 @@ class Ruler(Protocol):
         ...
 
     def prompt(self, prompt: Prompt) -> int:
-        """Length of a prompt."""
+        """Return the length of a prompt."""
         ...
 
     def answer(self, prompt: Prompt, answer: str) -> Lengths:
-        """Lengths of a prompt and an answer."""
+        """Return the lengths of a prompt and an answer."""
         ...
 
     def text(self, text: str) -> int:
-        """Length of plain text."""
+        """Return the length of plain text."""
         ...
 
 
 class Words:
-    """Counts what white space separates; roles count for nothing."""
+    """Counts words separated by white space; roles are not counted."""
 
     unit = "words"
 
     def prompt(self, prompt: Prompt) -> int:
-        """Words of a prompt."""
+        """Return the words of a prompt."""
         if isinstance(prompt, str):
             return len(prompt.split())
         return sum(len(message.content.split()) for message in prompt.messages)
 
     def answer(self, prompt: Prompt, answer: str) -> Lengths:
-        """Words of a prompt and an answer."""
+        """Return the words of a prompt and an answer."""
         return self.prompt(prompt), len(answer.split())
 
     def text(self, text: str) -> int:
-        """Words of plain text."""
+        """Return the words of plain text."""
         return len(text.split())
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Counts the ids that the stages make, special tokens and EOS included."""
+    """Counts the token ids that the stages produce, including special tokens and EOS."""
 
     tokenizer: PreTrainedTokenizerBase
-    """Of the model that reads."""
+    """Tokenizer of the model."""
 
     @property
     def unit(self) -> str:
-        """Tokens."""
+        """The unit of lengths."""
         return "tokens"
 
     def prompt(self, prompt: Prompt) -> int:
-        """Tokens of a prompt. Raises what `encoding.encode_prompt` raises."""
+        """Return the tokens of a prompt. Raises as `encoding.encode_prompt`."""
         return len(encode_prompt(self.tokenizer, prompt))
 
     def answer(self, prompt: Prompt, answer: str) -> Lengths:
-        """Tokens of a prompt and an answer. Raises what `encoding.encode_answer` raises."""
-        asked, said = encode_answer(self.tokenizer, prompt, answer)
-        return len(asked), len(said)
+        """Return the tokens of a prompt and an answer. Raises as `encoding.encode_answer`."""
+        prompt_ids, answer_ids = encode_answer(self.tokenizer, prompt, answer)
+        return len(prompt_ids), len(answer_ids)
 
     def text(self, text: str) -> int:
-        """Tokens of plain text."""
+        """Return the tokens of plain text."""
         return len(encode_response(self.tokenizer, text, eos=True))
 
 
 def measure(record: Record, ruler: Ruler) -> Iterator[Lengths]:
-    """Lengths of every sequence that a stage makes of a record; of a bare prompt the answer is 0 long.
+    """Yield the lengths of every sequence that a stage makes of a record; a prompt without answer has length
+    0.
 
     Raises:
-        DataError: a conversation that the tokenizer's chat template refuses.
+        DataError: for a conversation that the tokenizer's chat template rejects.
     """
     if isinstance(record, PlainText):
         yield 0, ruler.text(record.text)

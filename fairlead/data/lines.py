@@ -1,7 +1,6 @@
-"""One JSON object of a file: what stands in it, and errors that say where it stands.
+"""One JSON object of a file, with typed access to its values and errors that name file, line and value.
 
-Under every format; a mistake is an error that names the file, the line, what stands there and what may stand
-there. Nothing here knows what a record means, or what kind of file it came from.
+Used by every data format. Knows neither what a record means nor the kind of file that it came from.
 """
 
 from __future__ import annotations
@@ -21,41 +20,41 @@ class Line:
     file: str
     """Path of the file, or name of the dataset."""
     number: int
-    """From 1."""
+    """Line number, from 1."""
     values: dict[str, Any]
-    """What stands there."""
+    """Parsed JSON object."""
     inside: str = ""
-    """Where in the line the object stands, such as `messages[2].`; empty for the line itself."""
+    """Path of a nested object within the line, such as `messages[2].`; empty for the line itself."""
 
     def has(self, key: str) -> bool:
-        """Whether anything stands under a key. Null is nothing: a table has every column in every row."""
+        """Return whether a key has a value. Null counts as absent: a table has every column in every row."""
         return self.values.get(key) is not None
 
     def text(self, key: str, *, empty: bool = True) -> str:
-        """The text under a key.
+        """Return the text under a key.
 
         Raises:
-            DataError: it is absent, no string, no Unicode, or blank where that is not allowed.
+            DataError: if it is absent, not a string, invalid Unicode, or blank where that is not allowed.
         """
         value, name = self._value(key), self.inside + key
         if not isinstance(value, str):
             raise self.error(got=f"`{name}` of type {_type(value)}", allowed=f"`{name}` of type string")
         if not empty and not value.strip():
-            raise self.error(got=f"`{name}` without a word", allowed=f"`{name}` with text in it")
+            raise self.error(got=f"blank `{name}`", allowed=f"`{name}` with text")
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise self.error(
-                got=f"`{name}` with half of a surrogate pair at character {error.start}",
-                allowed="whole pairs, such as \\ud83d\\ude00",
+                got=f"`{name}` with an unpaired surrogate at character {error.start}",
+                allowed="complete surrogate pairs, such as \\ud83d\\ude00",
             ) from None
         return value
 
     def number_at(self, key: str) -> float:
-        """The finite number under a key.
+        """Return the finite number under a key.
 
         Raises:
-            DataError: it is absent or anything else.
+            DataError: if it is absent or of another type.
         """
         value = self._value(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -65,13 +64,13 @@ class Line:
             except OverflowError:
                 pass
         name = self.inside + key
-        raise self.error(got=f"`{name}` = {value!r}", allowed=f"`{name}` a finite number")
+        raise self.error(got=f"`{name}` = {value!r}", allowed=f"a finite number in `{name}`")
 
     def objects(self, key: str) -> list[Line]:
-        """The objects in the array under a key, as lines that know where they stand.
+        """Return the objects in the array under a key, each as a line that knows its position.
 
         Raises:
-            DataError: it is absent, no array, or something in it is no object.
+            DataError: if it is absent, not an array, or an element is not an object.
         """
         values = self._value(key)
         if not isinstance(values, list):
@@ -85,10 +84,10 @@ class Line:
         ]
 
     def binary(self, key: str) -> int:
-        """The 0 or 1 under a key.
+        """Return the 0 or 1 under a key.
 
         Raises:
-            DataError: it is absent or anything else.
+            DataError: if it is absent or another value.
         """
         value = self._value(key)
         if not isinstance(value, int | float) or isinstance(value, bool) or value not in (0, 1):
@@ -96,7 +95,7 @@ class Line:
         return int(value)
 
     def error(self, *, got: str, allowed: str) -> DataError:
-        """An error about this line."""
+        """Return an error about this line."""
         return DataError(self.file, self.number, got=got, allowed=allowed)
 
     def _value(self, key: str) -> object:
@@ -109,17 +108,21 @@ class Line:
 
 
 def parse(file: str, number: int, content: bytes) -> Line | DataError:
-    """The JSON object that stands in a line, or what is wrong with it."""
+    """Return the JSON object of a line, or the error that describes what is wrong with it."""
     try:
-        # A byte-order mark is what some editors put first; it is not part of the text.
+        # Some editors write a byte-order mark first; it is not part of the text.
         value = json.loads(content.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
         bad = content[error.start]
         return DataError(file, number, got=f"byte 0x{bad:02x} at position {error.start}", allowed="UTF-8")
-    # ValueError beside JSONDecodeError: a whole number of thousands of digits.
+    # ValueError, which JSONDecodeError is not the only kind of: an integer of thousands of digits.
     except (ValueError, RecursionError) as error:
         shown = content.decode("utf-8", "replace").strip()
-        hint = "; of an array, `jq -c '.[]'` makes lines" if number == 1 and shown.startswith("[") else ""
+        hint = (
+            "; convert a JSON array to lines with `jq -c '.[]'`"
+            if number == 1 and shown.startswith("[")
+            else ""
+        )
         return DataError(file, number, got=shown, allowed=f"a JSON object ({error}){hint}")
     if not isinstance(value, dict):
         return DataError(file, number, got=f"JSON of type {_type(value)}", allowed="a JSON object")

@@ -1,8 +1,7 @@
-"""Demonstrations, preferences and prompts of a run: read, checked, split into training and held-out.
+"""Load the demonstrations, preferences and prompts of a run, split into training and held-out records.
 
-The stages ask here first. A prompt is on one side for good: the side is a hash of the run's seed and the
-prompt, the same in every file and whether it is plain text or a user's first turn. Nothing here knows
-tokenizers or torch.
+The entry point of the stages. The side of a prompt is a hash of the run's seed and the prompt, so it is the
+same in every file, for plain text and for a first user message. Does not know tokenizers or torch.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from typing import Generic, TypeVar
 
 from fairlead.config import RunConfig
 from fairlead.data import sentences, sources
-from fairlead.data.chat import Prompt, question
+from fairlead.data.chat import Prompt, prompt, question
 from fairlead.data.comparisons import Comparisons, Preference, comparisons
 from fairlead.data.demonstrations import Demonstration, Example, example
-from fairlead.data.prompts import prompt
 from fairlead.errors import ConfigError
 
 __all__ = [
@@ -36,23 +34,24 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True, slots=True)
 class Split(Generic[Record]):
-    """Records to train on, and records kept out of training, in the order of their file."""
+    """Training and held-out records, in the order of their file."""
 
     train: tuple[Record, ...]
     """Never empty."""
     heldout: tuple[Record, ...]
-    """Empty if no prompt of a small file falls on this side."""
+    """Empty if no prompt of a small file is held out."""
 
 
 def load_demonstrations(config: RunConfig) -> Split[Example]:
-    """`data.demonstrations`, or what `data.sentences` gives: the first words, and how they go on.
+    """Load `data.demonstrations`, or from `data.sentences` the first words as prompts and the rest as
+    answers.
 
-    A conversation is on the side of what its user says first, plain text on the side of itself, an answer to
-    an empty prompt on that of the answer.
+    The split key is the first user message of a conversation, plain text itself, or the answer to an empty
+    prompt.
 
     Raises:
-        ConfigError: no file is named, it cannot be opened, or every prompt is held out.
-        DataError: a bad line.
+        ConfigError: if no file is named, it cannot be opened, or every prompt is held out.
+        DataError: for an invalid line.
     """
     found: list[Example]
     if config.data.demonstrations:
@@ -66,14 +65,15 @@ def load_demonstrations(config: RunConfig) -> Split[Example]:
 
 
 def load_preferences(config: RunConfig) -> Split[Comparisons]:
-    """`data.preferences`, or what `data.sentences` gives: a positive sentence beats a negative one.
+    """Load `data.preferences`, or pairs from `data.sentences` in which a positive sentence beats a negative
+    one.
 
-    Pairs of sentences have an empty prompt, as the two do not begin alike; each sentence of a pair is on the
-    side of its own first words.
+    Pairs of sentences have an empty prompt, since the two begin differently; the split key of each sentence
+    is its own first words.
 
     Raises:
-        ConfigError: no file is named, it cannot be opened, or every prompt is held out.
-        DataError: a bad line.
+        ConfigError: if no file is named, it cannot be opened, or every prompt is held out.
+        DataError: for an invalid line.
     """
     if config.data.preferences:
         parse = partial(comparisons, tie_margin=config.data.tie_margin)
@@ -89,16 +89,18 @@ def load_preferences(config: RunConfig) -> Split[Comparisons]:
         for side in (sides.train, sides.heldout)
     )
     if not train:
-        raise ConfigError("data.sentences", got="one label only", allowed="sentences of both labels, 0 and 1")
+        raise ConfigError(
+            "data.sentences", got="sentences of only one label", allowed="sentences of both labels, 0 and 1"
+        )
     return Split(train=train, heldout=heldout)
 
 
 def load_prompts(config: RunConfig) -> Split[Prompt]:
-    """`data.prompts`, or what `data.sentences` gives: the first words, each prompt once.
+    """Load `data.prompts`, or from `data.sentences` the first words of each, every prompt once.
 
     Raises:
-        ConfigError: no file is named, it cannot be opened, or every prompt is held out.
-        DataError: a bad line.
+        ConfigError: if no file is named, it cannot be opened, or every prompt is held out.
+        DataError: for an invalid line.
     """
     found: Iterable[Prompt]
     if config.data.prompts:
@@ -110,7 +112,7 @@ def load_prompts(config: RunConfig) -> Split[Prompt]:
 
 
 def is_heldout(config: RunConfig, prompt: str) -> bool:
-    """The side of a prompt in this run."""
+    """Return whether a prompt is held out in this run."""
     digest = hashlib.sha256(f"{config.seed}\0heldout\0{prompt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < config.data.heldout_fraction * 2**64
 
@@ -118,7 +120,7 @@ def is_heldout(config: RunConfig, prompt: str) -> bool:
 def _sentences(config: RunConfig, kind: str) -> sentences.Parts:
     if not config.data.sentences:
         raise ConfigError(
-            f"data.{kind}", got="no file", allowed="a file of JSON lines, here or in data.sentences"
+            f"data.{kind}", got="no file", allowed="a file of JSON lines in this key or in data.sentences"
         )
     found = sources.read(config, "sentences", sentences.labelled)
     return sentences.divide(found, prompt_words=config.data.prompt_words, seed=config.seed)
@@ -134,7 +136,7 @@ def _split(
     if not train:
         raise ConfigError(
             f"data.{kind}",
-            got=f"{len(heldout)} records, every one held out",
+            got=f"{len(heldout)} records, all held out",
             allowed="more prompts, or a smaller data.heldout_fraction",
         )
     return Split(train=tuple(train), heldout=tuple(heldout))

@@ -1,7 +1,7 @@
-"""What of a line a reward model can score, in every format of data that Fairlead reads; and its scores, told.
+"""Extract the items of a line that a reward model can score, and add the scores to the line.
 
-`{"prompt", "response" | "completion"}`, `{"prompt", "responses"}`, pairs of `chosen` and `rejected`,
-conversations that end with an answer, whole texts.
+Accepts `{"prompt", "response" | "completion"}`, `{"prompt", "responses"}`, pairs
+of `chosen` and `rejected`, conversations that end with an answer, whole texts.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from fairlead.data.lines import Line
 from fairlead.types import Message, ScoreItem, TextPair, WholeText
 
 _ALLOWED = (
-    "`response`, `responses` or `completion` beside `prompt`; `chosen` and `rejected`; `messages` that end "
-    "with the assistant; or `text`"
+    "`prompt` with `response`, `responses` or `completion`; `chosen` and `rejected`; `messages` that end "
+    "with an assistant message; or `text`"
 )
 
 
 class Shape(enum.Enum):
-    """How many answers a line holds, and which of them it calls better."""
+    """Whether a line has one answer, several, or a pair with a preferred one."""
 
     ONE = "one"
     SEVERAL = "several"
@@ -31,22 +31,22 @@ class Shape(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Scorable:
-    """A line and what of it is scored."""
+    """A line and its items to score."""
 
     line: Line
     """The line."""
     items: tuple[ScoreItem, ...]
-    """In the order of the responses; of a pair the chosen one first."""
+    """In the order of the responses; the chosen one of a pair first."""
     shape: Shape
-    """What the scores are told as."""
+    """Decides the keys of the scores."""
 
     @property
     def num_characters(self) -> int:
-        """About how large a request it makes."""
+        """Approximate size of the request."""
         return sum(_size(item) for item in self.items)
 
-    def told(self, scores: Sequence[float]) -> dict[str, object]:
-        """What is added to the line: keys of one score, of several, or of a pair."""
+    def with_scores(self, scores: Sequence[float]) -> dict[str, object]:
+        """Return the keys to add to the line for one score, several, or a pair."""
         match self.shape:
             case Shape.ONE:
                 return {"score": scores[0]}
@@ -67,10 +67,10 @@ ADDED = frozenset(
 
 
 def scorable(line: Line) -> Scorable:
-    """What a line asks for.
+    """Return the items of a line to score.
 
     Raises:
-        DataError: for a line that asks for nothing that can be scored.
+        DataError: if the line has nothing that can be scored.
     """
     if line.has("chosen") or line.has("rejected"):
         pair = comparisons(line, tie_margin=0.0)
@@ -100,20 +100,20 @@ def _answer(line: Line, key: str) -> tuple[Prompt, str]:
 
 
 def _last(line: Line, key: str, turns: tuple[Message, ...]) -> tuple[Prompt, str]:
-    """A conversation as what was said before the last answer, and that answer."""
+    """Split a conversation into the messages before the last answer, and that answer."""
     if len(turns) < 2 or turns[-1].role != "assistant" or turns[-2].role == "assistant":
         raise line.error(
             got=f"`{key}` that does not end with an answer",
-            allowed="a turn, and the assistant's answer to it",
+            allowed="a message, and the assistant's answer to it",
         )
     return Chat(turns[:-1], file=line.file, line=line.number), turns[-1].content
 
 
 def _responses(line: Line) -> list[str]:
-    """Texts, or objects with a `text`, as `fairlead generate` and the labeling page write them."""
+    """Return texts, or the `text` of objects, as `fairlead generate` and labeling pages write them."""
     found = line.values["responses"]
     if not isinstance(found, list) or not found:
-        raise line.error(got="`responses` without a response", allowed="an array of texts, at least one")
+        raise line.error(got="`responses` without a response", allowed="an array of at least one text")
     if all(isinstance(response, str) for response in found):
         return found
     return [response.text("text") for response in line.objects("responses")]

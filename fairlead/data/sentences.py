@@ -1,7 +1,7 @@
-"""A file of labelled sentences, `{"text", "label"}`, cut into what the stages and a judge need.
+"""Labelled sentences, `{"text", "label"}`, divided among the stages and a judge.
 
-Three parts without a common sentence: one is continued (SFT and PPO prompts), one is compared (reward model),
-and one is seen by neither, so that a judge trained on its labels is independent of both.
+The three parts share no sentence: one is continued (SFT and PPO prompts), one is compared (reward model), and
+one is kept from both, so that a judge trained on its labels is independent of them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from fairlead.data.lines import Line
 from fairlead.errors import DataError
 
 PARTNERS = 2
-"""Pairs that a sentence is in."""
+"""Number of pairs that each sentence appears in."""
 _SHARES = (("demonstrations", 0.45), ("preferences", 0.35), ("judge", 0.20))
 
 
 Labelled = tuple[str, int]
-"""A sentence and its label, 1 for the one preferred."""
+"""A sentence and its label; 1 is preferred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +30,18 @@ class Sentence:
     """A labelled sentence that is long enough to be continued."""
 
     text: str
-    """The whole, its words one space apart."""
+    """The whole sentence, its words separated by one space."""
     label: int
-    """1 is the label preferred, 0 the other."""
+    """1 is the preferred label, 0 the other."""
     prompt: str
-    """Its first words."""
+    """The first words."""
     completion: str
-    """A space and the rest: the space keeps byte-pair tokens the same as in the whole sentence."""
+    """A space and the remaining words. The space keeps byte-pair tokens the same as in the whole sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A file's sentences by use; none is in two parts."""
+    """A file's sentences by use; no sentence is in two parts."""
 
     demonstrations: tuple[Sentence, ...]
     """Continued in SFT; their first words are the prompts."""
@@ -52,26 +52,26 @@ class Parts:
 
 
 def load_parts(path: Path, *, prompt_words: int, seed: int) -> Parts:
-    """Reads a file of sentences.
+    """Read a file of sentences.
 
     Raises:
-        ConfigError: the file cannot be opened.
-        DataError: a bad line.
+        ConfigError: if the file cannot be opened.
+        DataError: for an invalid line.
     """
-    return divide(map(labelled, _good(path)), prompt_words=prompt_words, seed=seed)
+    return divide(map(labelled, _valid(path)), prompt_words=prompt_words, seed=seed)
 
 
 def labelled(line: Line) -> Labelled:
-    """The sentence of a line, its words one space apart.
+    """Return the sentence and label of a line, the words separated by one space.
 
     Raises:
-        DataError: a key is missing or holds something else.
+        DataError: if a key is missing or has a value of another type.
     """
     return " ".join(line.text("text", empty=False).split()), line.binary("label")
 
 
 def divide(found: Iterable[Labelled], *, prompt_words: int, seed: int) -> Parts:
-    """Sentences by use. Those without a word after the prompt, and repeated ones, are left out."""
+    """Divide sentences by use. Repeated ones, and those without a word after the prompt, are left out."""
     parts: dict[str, list[Sentence]] = {name: [] for name, _ in _SHARES}
     seen: set[str] = set()
     for text, label in found:
@@ -90,10 +90,10 @@ def divide(found: Iterable[Labelled], *, prompt_words: int, seed: int) -> Parts:
 
 
 def pairs(pool: Sequence[Sentence], *, seed: int) -> list[tuple[Sentence, Sentence]]:
-    """(label 1, label 0) pairs, drawn at random; every sentence of the smaller class is in PARTNERS of them.
+    """Draw (label 1, label 0) pairs at random; every sentence of the smaller class is in PARTNERS of them.
 
-    Pairs of like length would say nothing about length, and PPO would find out what a reward model makes of
-    that: it wrote ever shorter sentences. Random pairs say that length does not matter.
+    Pairs of equal length would teach nothing about length, and PPO exploited that by writing ever shorter
+    sentences. Random pairs teach that length does not matter.
     """
     rng = random.Random(f"{seed} pairs")
     found: list[tuple[Sentence, Sentence]] = []
@@ -102,12 +102,12 @@ def pairs(pool: Sequence[Sentence], *, seed: int) -> list[tuple[Sentence, Senten
             rng.sample(group, k=len(group))
             for group in ([sentence for sentence in pool if sentence.label == label] for label in (1, 0))
         )
-        # Shuffled anew in every pass; the surplus of the larger class changes with it.
+        # Each pass shuffles again, so the unused surplus of the larger class changes too.
         found += zip(chosen, rejected, strict=False)
     return found
 
 
-def _good(path: Path) -> Iterator[Line]:
+def _valid(path: Path) -> Iterator[Line]:
     for line in scan_file(path, field="data.sentences"):
         if isinstance(line, DataError):
             raise line

@@ -1,4 +1,4 @@
-"""What a run's `[data]` names, whatever it is: files, folders and datasets of the hub, line by line."""
+"""Read the sources that `[data]` names, line by line: files, folders and datasets of the hub."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Record = TypeVar("Record")
 
 
 def names(config: RunConfig, kind: str) -> tuple[str, ...]:
-    """What `data.<kind>` names, one thing or several; empty for nothing."""
+    """Return the sources that `data.<kind>` names; empty if there are none."""
     named: str | tuple[str, ...] = getattr(config.data, kind)
     return (named,) if isinstance(named, str) and named else tuple(named)
 
 
 def scan(config: RunConfig, name: str, *, field: str) -> Iterator[Line | DataError]:
-    """Every object of one source in order, and in place of a bad one its error.
+    """Yield every object of one source in order, or the error of an invalid one.
 
     Args:
-        config: says what relative paths are relative to.
+        config: relative paths are resolved against its folder.
         name: a file of JSON lines (plain or gzipped) or Parquet, a folder or a dataset of the hub as `hub`
             describes them.
         field: the setting that names it, for errors.
 
     Raises:
-        ConfigError: there is nothing of that name, or it cannot be opened.
-        DataError: it is damaged or empty.
+        ConfigError: if nothing has that name, or it cannot be opened.
+        DataError: if it is damaged or empty.
     """
     if not name:
         raise ConfigError(field, got="no file", allowed="a file, a folder or a dataset of the hub")
@@ -51,11 +51,12 @@ def scan(config: RunConfig, name: str, *, field: str) -> Iterator[Line | DataErr
 
 
 def read(config: RunConfig, kind: str, parse: Callable[[Line], Record]) -> Iterator[Record]:
-    """The records of `data.<kind>` in order, all sources one behind the other.
+    """Yield the records of `data.<kind>` in order, one source after the other.
 
     Raises:
-        ConfigError: there is nothing of a name, or it cannot be opened.
-        DataError: a bad line, unless `data.bad_lines` is `skip` and there are good ones; a damaged file.
+        ConfigError: if nothing has a name that is listed, or it cannot be opened.
+        DataError: for an invalid line, unless `data.bad_lines` is `skip` and the source has valid ones; for a
+            damaged file.
     """
     field = f"data.{kind}"
     for name in names(config, kind):
@@ -72,11 +73,11 @@ def read(config: RunConfig, kind: str, parse: Callable[[Line], Record]) -> Itera
         if errors and not good:
             raise errors[0]
         if errors:
-            logger.warning("%s: %d bad lines are left out, the first: %s", name, len(errors), errors[0])
+            logger.warning("%s: skipped %d invalid lines, the first: %s", name, len(errors), errors[0])
 
 
 def attempt(line: Line | DataError, parse: Callable[[Line], Record]) -> Record | DataError:
-    """The record of a line, or what is wrong with it."""
+    """Return the record of a line, or the error that describes what is wrong with it."""
     if isinstance(line, DataError):
         return line
     try:

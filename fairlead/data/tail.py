@@ -1,4 +1,4 @@
-"""A file that somebody else appends lines to, read as they come."""
+"""Read the lines that another process appends to a file."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 
 
 class Tail:
-    """Where a reader stands in a growing file."""
+    """The position of a reader in a growing file."""
 
     def __init__(self, path: Path) -> None:
-        """The file need not exist yet."""
+        """Create a reader; the file need not exist yet."""
         self._path = path
-        self._offset = self._number = 0
+        self._offset = 0
+        self._number = 0
 
     def appended(self) -> Iterator[tuple[int, bytes]]:
-        """(number from 1, content) of each whole line since the last look; one under the pen waits.
+        """Yield (number from 1, content) of each complete line since the last call; an incomplete line waits.
 
-        A file that has become shorter is another one: its lines come from number 1 again.
+        A file that has become shorter is treated as a new one, whose numbers start at 1 again.
 
         Raises:
-            OSError: if it is there and cannot be read.
+            OSError: if the file exists and cannot be read.
         """
         try:
             with self._path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""Low-rank adapters on a frozen model, through peft: made, named, saved, and loaded with their base.
+"""Low-rank adapters on a frozen model, through peft: create, name, save, and load with their base.
 
-The trainer learns and publishes them, the policy service swaps them; both name a tensor as peft's files do. A
-folder with an adapter is what peft writes: `adapter_config.json` and `adapter_model.safetensors`.
+The trainer learns and publishes them, and the policy service swaps them; both name a tensor as peft's files
+do. An adapter's folder has peft's layout: `adapter_config.json` and `adapter_model.safetensors`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from fairlead.nn.failures import load_failure
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-"""What peft calls the files of an adapter's folder."""
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+"""peft's names of the files in an adapter's folder."""
 
 _PREFIX = "base_model.model."
 _NAME = "default"
@@ -48,25 +49,25 @@ def add(
     seed: int,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Freezes a model and puts adapters into its linear layers. They change nothing until they have learnt.
+    """Freeze a model and add adapters to its linear layers. They change nothing until they are trained.
 
     Args:
         model: changed in place.
         section: rank above 0, and which layers.
-        base: path or hub id of the model, which the adapter's own files will name; a path is made absolute.
+        base: path or hub id of the model, written into the adapter's files; a path is made absolute.
         field: the section's name, for errors.
-        seed: of the draw of A; B is 0.
+        seed: seeds the initial A; B is 0.
         dtype: of the adapters' weights.
 
     Raises:
-        ConfigError: if the model has no linear layer of a name asked for.
+        ConfigError: if the model has no linear layer with a name in `target_modules`.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = _linear_layers(model)
     targets = section.target_modules
     if targets == "all-linear":
-        # By the last part of their names, as people write them; a number says nothing.
+        # Use the last part of each name, as people write them, unless it is a number.
         targets = tuple(
             sorted({name if (last := name.rpartition(".")[2]).isdigit() else last for name in linear})
         )
@@ -74,14 +75,14 @@ def add(
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             known = sorted({name.rpartition(".")[2] for name in linear})
             raise ConfigError(
-                f"{field}.target_modules", got=target, allowed=f"all-linear, or among {', '.join(known)}"
+                f"{field}.target_modules", got=target, allowed=f"all-linear, or some of {', '.join(known)}"
             )
     config = LoraConfig(
         r=section.rank,
-        lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft divides it, whole or not
+        lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft divides it, so it need not be an integer
         lora_dropout=section.dropout if isinstance(section, DropoutLoraSection) else 0.0,
         target_modules=list(targets),
-        # GPT-2 keeps its matrices the other way round.
+        # GPT-2 stores its matrices transposed.
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
         bias="none",
         base_model_name_or_path=str(Path(base).resolve()) if Path(base).is_dir() else base,
@@ -97,7 +98,7 @@ def add(
 
 @contextmanager
 def dropout(model: PreTrainedModel, *, seed: int) -> Iterator[None]:
-    """Has the adapters drop a share of their inputs, drawn from the seed, until the block ends."""
+    """Enable the adapters' dropout, seeded, within the block."""
     layers = [module for name, module in model.named_modules() if ".lora_dropout." in name]
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -112,12 +113,12 @@ def dropout(model: PreTrainedModel, *, seed: int) -> Iterator[None]:
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether `add` was here."""
+    """Return whether the model has adapters."""
     return hasattr(model, "peft_config")
 
 
 def tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapters' parameters, all that learns, by the names that peft's files give them."""
+    """Return the adapters' parameters, which are all that is trained, by their names in peft's files."""
     return {
         _PREFIX + name.replace(f".{_NAME}", ""): parameter
         for name, parameter in nn.Module.named_parameters(model)
@@ -126,7 +127,7 @@ def tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def config(model: nn.Module) -> dict[str, object]:
-    """The content of `adapter_config.json` for the adapters of a model."""
+    """Return the content of `adapter_config.json` for the adapters of a model."""
     found: LoraConfig = model.peft_config[_NAME]  # type: ignore[index, assignment]
     return {
         "peft_type": "LORA",
@@ -143,7 +144,9 @@ def config(model: nn.Module) -> dict[str, object]:
 
 
 def save(model: PreTrainedModel, folder: Path, *, merge: bool) -> None:
-    """Writes the adapter as peft does; with `merge`, or without one, the model as `save_pretrained` does."""
+    """Write the adapter as peft does; with `merge`, or without an adapter, the model as `save_pretrained`
+    does.
+    """
     if merge or not is_adapted(model):
         (merged(model) if is_adapted(model) else model).save_pretrained(folder)
         return
@@ -154,7 +157,7 @@ def save(model: PreTrainedModel, folder: Path, *, merge: bool) -> None:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with the adapters added to the weights, in float32: bfloat16 would round small ones away."""
+    """Return a copy with the adapters added to the weights, in float32: bfloat16 would lose small ones."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     found = copy.deepcopy(model)
@@ -167,7 +170,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """Without what peft leaves behind when its layers are gone."""
+    """Remove the attributes that peft leaves after its layers are removed."""
     if is_adapted(model):
         del model.peft_config
     nn.Module.requires_grad_(model, True)
@@ -175,10 +178,10 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def base_of(path: str) -> str | None:
-    """The base that an adapter's folder or hub id names; None if there is no adapter.
+    """Return the base model that an adapter's folder or hub id names; None if it is not an adapter.
 
     Raises:
-        ModelLoadError: if its configuration names none, or the hub refuses.
+        ModelLoadError: if its configuration names no base, or the hub denies access.
     """
     folder = Path(path).expanduser()
     try:
@@ -198,47 +201,47 @@ def base_of(path: str) -> str | None:
 
 @functools.cache
 def _hub_config_file(path: str) -> str | None:
-    """Asked for once: a hub that does not answer is tried for a while each time."""
+    """Cached, because every attempt on a hub that does not answer takes a while."""
     found: str | None = find_adapter_config_file(path)
     return found
 
 
 def load_merged(model: PreTrainedModel, path: str) -> PreTrainedModel:
-    """The model with the adapter of a folder or hub id added to its weights.
+    """Return the model with the adapter of a folder or hub id added to its weights.
 
     Args:
-        model: the adapter's base; used up.
-        path: any adapter that peft knows and can merge.
+        model: the adapter's base; modified.
+        path: any adapter that peft supports and can merge.
 
     Raises:
-        ModelLoadError: if the adapter is damaged or made for another model.
+        ModelLoadError: if the adapter is damaged or was made for another model.
     """
     from peft import PeftConfig, get_peft_model
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # what they say of missing tensors is checked below
+        with warnings.catch_warnings(action="ignore"):  # missing tensors are checked below
             settings = PeftConfig.from_pretrained(path)
-            settings.task_type = None  # a reward model starts from an adapter of a language model, too
+            settings.task_type = None  # a reward model may start from the adapter of a language model
             adapted = get_peft_model(model, settings, adapter_name=_NAME)
             report = adapted.load_adapter(path, _NAME)
             wrong = sorted((*report.missing_keys, *report.unexpected_keys))
             if wrong:
                 raise ModelLoadError(
-                    f"the adapter {path!r} and its settings do not belong together: {', '.join(wrong[:3])}"
+                    f"the tensors of adapter {path!r} do not match its settings: {', '.join(wrong[:3])}"
                 )
             plain = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:300]
         raise ModelLoadError(
-            f"cannot put the adapter {path!r} on its base {base_of(path)!r}: {why}. "
-            "Is it whole, and is that the model it was trained on?"
+            f"cannot apply the adapter {path!r} to its base {base_of(path)!r}: {why}. "
+            "Check that its files are complete and that it was trained on that base"
         ) from error
     assert isinstance(plain, PreTrainedModel)
     return _plain(plain)
 
 
 def fingerprint(path: str) -> str:
-    """SHA-256 over the files that hold a model's weights, those of an adapter's base among them.
+    """Return the SHA-256 over the files of a model's weights, including those of an adapter's base.
 
     Args:
         path: a folder, or a hub id that has been loaded before.
@@ -255,7 +258,7 @@ def fingerprint(path: str) -> str:
 
 
 def differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> list[str]:
-    """What of two adapters' configurations has to be the same, and is not."""
+    """Return the differences between two adapters' configurations that make them incompatible."""
     return [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
         for key in ("r", "lora_alpha", "target_modules", "fan_in_fan_out")
@@ -264,7 +267,7 @@ def differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> lis
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Every linear layer but the output layer, by its full name."""
+    """Return every linear layer except the output layer, by its full name."""
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return {
         name: module

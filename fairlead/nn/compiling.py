@@ -1,4 +1,4 @@
-"""torch.compile for models that only compute: for any lengths, tried when the model is loaded."""
+"""torch.compile for inference: dynamic shapes, tried when the model is loaded."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from fairlead.errors import ModelLoadError
 
 @torch.inference_mode()
 def compile_model(model: PreTrainedModel, *, path: str) -> None:
-    """Compiles a model's forward pass in place and runs it with two shapes.
+    """Compile a model's forward pass in place and run it with two shapes.
 
     Raises:
-        ModelLoadError: if that fails, as it does without a C++ compiler; says why and what to do.
+        ModelLoadError: if that fails, for example without a C++ compiler; names cause and remedy.
     """
     model.compile(dynamic=True)
     try:
         for rows, columns in ((2, 5), (3, 9)):
             tokens_BT = torch.ones(rows, columns, dtype=torch.long, device=model.device)
             model(input_ids=tokens_BT, attention_mask=torch.ones_like(tokens_BT), use_cache=False)
-    # What compilers raise has no common ancestor below this one.
+    # The errors of compilers have no closer common ancestor.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelLoadError(

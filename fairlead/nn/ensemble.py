@@ -1,6 +1,7 @@
-"""Several reward models that are served as one: a folder of members, and what becomes of their scores.
+"""Ensembles of reward models that are served as one: the folder of members, and the rule that combines
+scores.
 
-The trainer writes the folder, the reward service reads it. A single model is an ensemble of one.
+The trainer writes the folder and the reward service reads it. A single model is an ensemble of one.
 
 Shapes: M members, B sequences.
 """
@@ -21,13 +22,13 @@ from fairlead.nn.loading import load_tokenizer, tokenizer_fingerprint, weights_d
 from fairlead.nn.reward_model import RewardModel, load_reward_model
 
 FILE = "ensemble.json"
-"""Makes a folder an ensemble: `{"members": ["member-0", …]}`, folders beside it; it may have a `temperature`,
-and then the rule that it was fitted for."""
+"""File that makes a folder an ensemble: `{"members": ["member-0", …]}`, names of subfolders. It may have a
+`temperature`, with the rule that it was fitted for."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardEnsemble:
-    """Reward models and the rule that makes one score of theirs."""
+    """Reward models and the rule that combines their scores."""
 
     members: tuple[RewardModel, ...]
     """At least one."""
@@ -36,21 +37,21 @@ class RewardEnsemble:
     std_weight: float = 1.0
     """λ of `mean_minus_std`."""
     temperature: float = 0.0
-    """What scores are divided by to be calibrated; 0 if nobody has measured it for this rule."""
+    """Divisor that calibrates scores; 0 if it was not fitted for this rule."""
 
     @property
     def device(self) -> torch.device:
-        """Where its members compute."""
+        """Device of the members."""
         return self.members[0].device
 
     def scores(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Score [B] of each right-padded row; arguments as in `RewardModel.scores`."""
+        """Return the score [B] of each right-padded row; arguments as in `RewardModel.scores`."""
         scores_MB = torch.stack([member.scores(tokens_BT, lengths_B) for member in self.members])
         return combine(scores_MB, rule=self.rule, std_weight=self.std_weight)
 
     @property
     def version(self) -> str:
-        """A digest over the weights of all members, and over the rule where there are several."""
+        """Digest over the weights of all members, and over the rule if there are several."""
         parts = [f"{weights_digest(member.model)} {member.head.bias.item()}" for member in self.members]
         if len(parts) > 1:
             parts.append(f"{self.rule} {self.std_weight}")
@@ -58,7 +59,7 @@ class RewardEnsemble:
 
 
 def combine(scores_MB: Tensor, *, rule: str, std_weight: float) -> Tensor:
-    """One score [B] of those of the members (Coste et al. 2023, section 3; std of the M, not of M − 1)."""
+    """Combine the members' scores into one [B] (Coste et al. 2023, section 3; std with divisor M)."""
     if rule == "min":
         return scores_MB.min(dim=0).values
     mean_B = scores_MB.mean(dim=0)
@@ -66,10 +67,11 @@ def combine(scores_MB: Tensor, *, rule: str, std_weight: float) -> Tensor:
 
 
 def member_paths(path: str) -> list[str]:
-    """Paths of the models in a folder: its members, or itself if it is no ensemble (hub ids never are).
+    """Return the paths of an ensemble's members, or the path itself if it is not an ensemble (hub ids never
+    are).
 
     Raises:
-        ModelLoadError: the folder's list of members is damaged.
+        ModelLoadError: if the folder's list of members is damaged.
     """
     file = Path(path).expanduser() / FILE
     if not file.is_file():
@@ -78,7 +80,7 @@ def member_paths(path: str) -> list[str]:
         members = json.loads(file.read_text(encoding="utf-8"))["members"]
         found = [str(file.parent / str(member)) for member in members]
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"{file} is no list of members: {error!r}") from error
+        raise ModelLoadError(f"{file} is not a valid list of members: {error!r}") from error
     if not found:
         raise ModelLoadError(f"{file} names no members")
     return found
@@ -86,18 +88,18 @@ def member_paths(path: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class EnsembleTemperature:
-    """What an ensemble's scores are divided by to be calibrated: of one rule, and of no other."""
+    """The calibration temperature of an ensemble, valid for one rule only."""
 
     temperature: float
     """The divisor."""
     rule: str
     """The rule that it was fitted for."""
     std_weight: float
-    """λ of `mean_minus_std` then."""
+    """λ of `mean_minus_std` that it was fitted for."""
 
 
 def write_members(folder: Path, count: int, *, temperature: EnsembleTemperature | None = None) -> list[Path]:
-    """Makes a folder an ensemble of `count`; returns the folders to save the members in."""
+    """Make a folder an ensemble of `count` members; return the folders to save them in."""
     names = [f"member-{number}" for number in range(count)]
     content: dict[str, object] = {"members": names}
     if temperature is not None:
@@ -107,10 +109,10 @@ def write_members(folder: Path, count: int, *, temperature: EnsembleTemperature 
 
 
 def temperature_of(path: str) -> EnsembleTemperature | None:
-    """The temperature of an ensemble's folder; None if it has none, or is no ensemble.
+    """Return the temperature of an ensemble's folder; None if it has none, or is not an ensemble.
 
     Raises:
-        ModelLoadError: it is none that can be.
+        ModelLoadError: if it is invalid.
     """
     file = Path(path).expanduser() / FILE
     if not file.is_file():
@@ -130,19 +132,20 @@ def temperature_of(path: str) -> EnsembleTemperature | None:
 
 
 def load_ensemble(path: str, section: RewardSection) -> RewardEnsemble:
-    """The reward model or the ensemble in a folder, with the section's rule.
+    """Load the reward model or the ensemble in a folder, with the section's rule.
 
     Raises:
-        ModelLoadError: a member cannot be loaded, or has another tokenizer than the first.
+        ModelLoadError: if a member cannot be loaded, or the members' tokenizers differ.
     """
     paths = member_paths(path)
     members = tuple(load_reward_model(member, section) for member in paths)
     if len(paths) > 1 and len({tokenizer_fingerprint(load_tokenizer(member)) for member in paths}) > 1:
         raise ModelLoadError(f"the members of {path!r} have different tokenizers")
-    rule, weight = section.ensemble, section.ensemble_std_weight
+    rule = section.ensemble
+    weight = section.ensemble_std_weight
     temperature = members[0].temperature if len(members) == 1 else 0.0
-    told = temperature_of(path)
-    fits = told is not None and told.rule == rule and (rule != "mean_minus_std" or told.std_weight == weight)
-    if told is not None and fits:
-        temperature = told.temperature
+    fitted = temperature_of(path)
+    same_weight = fitted is not None and (rule != "mean_minus_std" or fitted.std_weight == weight)
+    if fitted is not None and fitted.rule == rule and same_weight:
+        temperature = fitted.temperature
     return RewardEnsemble(members, rule=rule, std_weight=weight, temperature=temperature)

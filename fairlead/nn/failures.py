@@ -1,6 +1,6 @@
-"""Why a model or tokenizer could not be loaded, in one line that says what to do.
+"""Explain in one line why a model or tokenizer could not be loaded, and what to do.
 
-transformers wraps what happened in several errors of several lines; what counts is the first that is known.
+transformers wraps the cause in several multi-line errors; the first known one in the chain is reported.
 """
 
 from __future__ import annotations
@@ -23,65 +23,65 @@ _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def load_failure(what: str, path: str, error: BaseException) -> ModelLoadError:
-    """What to raise for an error of transformers.
+    """Return the error to raise for an error of transformers.
 
     Args:
-        what: could not be loaded, for people.
-        path: folder or hub id that was asked for.
-        error: as transformers raised it.
+        what: description of what could not be loaded.
+        path: requested folder or hub id.
+        error: the error of transformers.
     """
     for cause in _causes(error):
         reason = _of_the_hub(path, cause) or _of_the_machine(what, cause)
         if reason:
             return ModelLoadError(reason)
     return ModelLoadError(
-        f"cannot load {what}: {first_line(error)}. Is the folder complete, "
-        "with config.json and *.safetensors?"
+        f"cannot load {what}: {first_line(error)}. Check that the folder is complete, "
+        "with config.json and *.safetensors"
     )
 
 
 def _of_the_hub(path: str, cause: BaseException) -> str:
-    # A gated repository is a kind of one that is not found.
+    # GatedRepoError derives from RepositoryNotFoundError.
     if isinstance(cause, GatedRepoError):
         return (
             f"the hub model {path!r} is gated: accept its terms at https://huggingface.co/{path}, "
             f"then {_LOG_IN}"
         )
     if isinstance(cause, RepositoryNotFoundError | HFValidationError):
-        return (
-            f"{path!r} is no folder here and no model of the hub: check the name; if it is private, {_LOG_IN}"
-        )
+        return f"{path!r} is neither a local folder nor a model on the hub: check the name; if it is private, {_LOG_IN}"
     if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError | TimeoutError):
         return (
-            f"{path!r} is no folder here, is not in the hub's cache, and the hub cannot be reached: "
-            f"fetch it where there is a network with `hf download {path}`, or give a folder"
+            f"{path!r} is neither a local folder nor in the hub's cache, and the hub cannot be reached: "
+            f"download it on a machine with network access by `hf download {path}`, or give a folder"
         )
-    return f"the hub refuses {path!r}: {first_line(cause)}" if isinstance(cause, HfHubHTTPError) else ""
+    return (
+        f"the hub denies access to {path!r}: {first_line(cause)}" if isinstance(cause, HfHubHTTPError) else ""
+    )
 
 
 def _of_the_machine(what: str, cause: BaseException) -> str:
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-        return f"the disk is full, so {what} cannot be fetched: make room, or set HF_HOME"
+        return f"the disk is full, so {what} cannot be downloaded: free space, or set HF_HOME"
     if _is_out_of_memory(cause):
         return (
-            f"there is not enough memory for {what}: `fairlead plan` says how much a run needs; "
+            f"not enough memory for {what}: `fairlead plan` reports how much a run needs; "
             "dtype = 'bfloat16' needs half"
         )
     return ""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message, or the error's kind where it has none; shortened."""
+    """Return the first line of an error's message, shortened; its type if it has no message."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(" .")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch tells of the CPU's memory by a sentence alone; of a GPU's by a class of its own.
-    told = ("can't allocate memory", "Cannot allocate memory", "unable to mmap")
+    # torch reports exhausted GPU memory by a class, but exhausted CPU memory only by its message.
+    messages = ("can't allocate memory", "Cannot allocate memory", "unable to mmap")
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or any(sentence in str(error) for sentence in told)
+        or any(message in str(error) for message in messages)
     )
 
 

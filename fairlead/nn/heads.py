@@ -14,10 +14,12 @@ from fairlead.nn.logprobs import at_least_float32
 
 
 class ScalarHead(nn.Module):
-    """A linear map H → 1 computed in float32 whatever the body's type (bf16 heads move with the batch)."""
+    """A linear map H → 1, always computed in float32 (scores of bf16 heads depend on the batch)."""
 
     def __init__(self, hidden_size: int, *, std: float | None = None) -> None:
-        """`std` None draws weights with 1/√(H+1) (Stiennon et al. 2020), 0 gives zeros (a fresh critic)."""
+        """Draw weights with standard deviation `std`; None is 1/√(H+1) (Stiennon et al. 2020), 0 gives
+        zeros.
+        """
         super().__init__()
         self.weight = nn.Parameter(torch.empty(1, hidden_size))
         self.bias = nn.Parameter(torch.zeros(1))
@@ -25,8 +27,8 @@ class ScalarHead(nn.Module):
         nn.init.normal_(self.weight, std=std) if std > 0 else nn.init.zeros_(self.weight)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., H] of any float type → [...] float32."""
-        # Mixed precision would turn the product, and with it every score, back into bfloat16.
+        """Map [..., H] of any float type to [...] float32."""
+        # Mixed precision would convert the product, and every score with it, back to bfloat16.
         with torch.autocast(hidden.device.type, enabled=False):
             hidden, weight, bias = (at_least_float32(part) for part in (hidden, self.weight, self.bias))
             return hidden @ weight[0] + bias

@@ -1,7 +1,7 @@
-"""Linear layers on CPUs in float32 through oneDNN, with weights laid out for it once.
+"""Linear layers on CPUs in float32 through oneDNN, with weights in its layout.
 
-PyTorch takes them to MKL, which on AMD's processors reaches less than half of what they can; the sums are the
-same but for their order. For models that only compute: the layers keep no weights of the usual kind.
+PyTorch uses MKL, which reaches less than half of the possible rate on AMD processors. The results differ only
+by the order of summation. For inference only: the layers no longer have ordinary weights.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from transformers.pytorch_utils import Conv1D
 logger = logging.getLogger(__name__)
 
 ROWS = 8
-"""Rows had better come in multiples of it: oneDNN compiles a kernel for every number of rows that it has not
-seen, which takes as long as computing some ten of them, and keeps half a MiB of it for good."""
+"""Batches are padded to a multiple of this: oneDNN compiles a kernel for every new number of rows, which
+takes as long as about ten batches, and keeps half a MiB for each."""
 _LIKE_BATCH_ROWS = 512
-"""Rows that the layout is made for; others run as well."""
+"""Number of rows that the layout is optimised for; any other number works too."""
 _TOLERANCE = 1e-4
-"""Between both ways, of numbers of about 1: rounding is far below it."""
+"""Largest difference between both implementations for values near 1; rounding is far below it."""
 
 
 class PackedLinear(nn.Module):
-    """x · Wᵀ + b, with W in oneDNN's own layout."""
+    """x · Wᵀ + b, with W in oneDNN's layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """`weight` is [out, in], as in `nn.Linear`."""
+        """Create a layer; `weight` is [out, in], as in `nn.Linear`."""
         super().__init__()
         ops: Any = torch.ops.mkldnn
         self._linear = ops._linear_pointwise
@@ -36,16 +36,17 @@ class PackedLinear(nn.Module):
         self._bias = None if bias is None else bias.detach()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[..., in] → [..., out]."""
+        """Map [..., in] to [..., out]."""
         found: Tensor = self._linear(inputs, self._weight, self._bias, "none", [], "")
         return found
 
 
 @torch.inference_mode()
 def pack_linears(model: nn.Module) -> int:
-    """Replaces the linear layers of a model on the CPU in float32; gives their number, 0 where it cannot be.
+    """Replace the float32 linear layers of a model on the CPU; return their number, 0 if oneDNN is not
+    available.
 
-    Weights that belong to several layers stay where they are, as do layers that do more than multiply.
+    Layers that share their weight with another, and subclasses that do more than multiply, are kept.
     """
     if not torch.backends.mkldnn.is_available() or not _works():  # type: ignore[no-untyped-call]
         return 0
@@ -60,7 +61,7 @@ def pack_linears(model: nn.Module) -> int:
             if weight.device.type != "cpu" or weight.dtype != torch.float32:
                 continue
             bias = child.bias
-            # transformers' Conv1D, of GPT-2, is a linear layer with its weight the other way round.
+            # Conv1D of transformers, used by GPT-2, is a linear layer with its weight transposed.
             rows = weight.t() if isinstance(child, Conv1D) else weight
             setattr(parent, name, PackedLinear(rows, bias if isinstance(bias, Tensor) else None))
             count += 1
@@ -68,13 +69,13 @@ def pack_linears(model: nn.Module) -> int:
 
 
 def _works() -> bool:
-    """Whether this PyTorch has what is needed, and computes the same with it."""
+    """Return whether this PyTorch has the operations and computes the same with them."""
     generator = torch.Generator().manual_seed(0)
     weight, bias, inputs = (torch.rand(size, generator=generator) for size in ((8, 16), (8,), (3, 16)))
     try:
         found = PackedLinear(weight, bias)(inputs)
     except (AttributeError, NotImplementedError, RuntimeError) as error:
-        logger.info("linear layers stay with MKL: %s", str(error).splitlines()[0])
+        logger.info("linear layers keep using MKL: %s", str(error).splitlines()[0])
         return False
     return bool((found - nn.functional.linear(inputs, weight, bias)).abs().max() <= _TOLERANCE)
 

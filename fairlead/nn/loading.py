@@ -1,6 +1,6 @@
-"""Loading what a run needs from a local folder or the hub: tokenizer and language model.
+"""Load tokenizers and language models from a local folder or the hub.
 
-Every failure is a ModelLoadError that says which model, why, and what to do. Remote code is never run.
+Every failure is a ModelLoadError that names the model, the cause and a remedy. Remote code is never run.
 Reward models are loaded by reward_model.py.
 """
 
@@ -48,20 +48,21 @@ _LOAD_ERRORS = (
 )
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
-"""What a model is loaded as."""
+"""The class that a model is loaded as."""
 
 
 def torch_device(device: Device) -> torch.device:
-    """The device that a section asks for; on a GPU, the process attends without cuDNN from then on.
+    """Return the device of a section; on a GPU, also disable cuDNN attention for the process.
 
-    cuDNN builds a plan for every new shape, some milliseconds each, and here nearly every shape is new:
-    answers grow by a token a step, and batches are packed to the token (docs/benchmarks.md, "On a GPU").
+    cuDNN builds a plan for every new shape, some milliseconds each, and nearly every shape is new here:
+    answers grow by a token per step, and batches are packed to a token budget (docs/benchmarks.md, "On a
+    GPU").
 
     Raises:
-        ModelLoadError: if it asks for a GPU and there is none.
+        ModelLoadError: if the section requires a GPU and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError("device = 'cuda', but torch sees no GPU: use device = 'auto' or 'cpu'")
+        raise ModelLoadError("device = 'cuda', but torch finds no GPU: use device = 'auto' or 'cpu'")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -69,18 +70,27 @@ def torch_device(device: Device) -> torch.device:
 
 
 def torch_dtype(section: ComputeSection) -> torch.dtype:
-    """The torch type of a section's `dtype`."""
+    """Return the torch type of a section's `dtype`."""
     return _DTYPES[section.dtype]
 
 
 def set_threads(section: ComputeSection) -> None:
-    """Applies a section's `threads`; 0 leaves torch as it is."""
+    """Apply a section's `threads`; 0 leaves torch's setting unchanged."""
     if section.threads:
         torch.set_num_threads(section.threads)
 
 
+def require_determinism() -> None:
+    """Make operations without a deterministic implementation raise RuntimeError, for the whole process.
+
+    Call it before any model runs. Threads and batch composition are set by the configuration
+    (`fairlead/config/determinism.py`).
+    """
+    torch.use_deterministic_algorithms(True)
+
+
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub id; of an adapter without one, that of its base.
+    """Load the tokenizer of a model folder or hub id; for an adapter without one, that of its base.
 
     Raises:
         ModelLoadError: if there is none.
@@ -98,9 +108,10 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over all that decides how text becomes ids: vocabulary, rules, special and added tokens.
+    """Return the SHA-256 over everything that decides how text becomes ids: vocabulary, rules, special
+    tokens.
 
-    The token that pads is no part of it: it is never read.
+    The padding token is excluded, since it is never read.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -126,7 +137,7 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def max_sequence_tokens(model: PreTrainedModel | PreTrainedConfig, configured: int) -> int:
-    """The configured limit, or the model's own where none is configured; never above the model's own."""
+    """Return the configured limit, at most the model's own; the model's own if none is configured."""
     config = model.config if isinstance(model, PreTrainedModel) else model
     own = next(
         (
@@ -140,7 +151,7 @@ def max_sequence_tokens(model: PreTrainedModel | PreTrainedConfig, configured: i
 
 
 def load_causal_lm(path: str, section: ComputeSection) -> PreTrainedModel:
-    """A causal language model in evaluation mode on the section's device and dtype.
+    """Load a causal language model in evaluation mode on the section's device and dtype.
 
     Raises:
         ModelLoadError: if it is missing, truncated, or weights are missing from the checkpoint.
@@ -149,10 +160,10 @@ def load_causal_lm(path: str, section: ComputeSection) -> PreTrainedModel:
 
 
 def load_config(path: str) -> PreTrainedConfig:
-    """The configuration of a model folder or hub id; of an adapter, that of its base.
+    """Load the configuration of a model folder or hub id; for an adapter, that of its base.
 
     Raises:
-        ModelLoadError: if there is none, or it is of a kind that transformers does not know.
+        ModelLoadError: if there is none, or transformers does not support its kind.
     """
     _check_path(path)
     base = adapters.base_of(path)
@@ -170,10 +181,10 @@ def load_config(path: str) -> PreTrainedConfig:
 
 
 def check_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Every id that the tokenizer gives has a row in the embedding; more rows than ids are fine.
+    """Check that every id of the tokenizer has a row in the embedding; more rows than ids are fine.
 
     Raises:
-        ModelLoadError: if not; names both numbers.
+        ModelLoadError: if an id has none; names both numbers.
     """
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
@@ -181,13 +192,15 @@ def check_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTok
     if largest >= embedding.num_embeddings:
         raise ModelLoadError(
             f"the model {path!r} has an embedding of {embedding.num_embeddings} rows, and its tokenizer "
-            f"gives ids up to {largest}: the tokenizer is another model's, or tokens were added without "
-            "resizing the embedding"
+            f"gives ids up to {largest}: either it is the tokenizer of another model, or tokens were added "
+            "without resizing the embedding"
         )
 
 
 def weights_digest(model: nn.Module) -> str:
-    """First 12 hexadecimal digits of the SHA-256 over a model's parameters, its version as a reward model."""
+    """Return the first 12 hexadecimal digits of the SHA-256 over a model's parameters: its reward-model
+    version.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -196,7 +209,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def ready(model: PreTrainedModel, section: ComputeSection) -> PreTrainedModel:
-    """The model in evaluation mode on the section's device."""
+    """Move a model to the section's device and set evaluation mode."""
     nn.Module.to(model, torch_device(section.device))
     nn.Module.eval(model)
     return model
@@ -210,14 +223,14 @@ def load_pretrained(
     allowed_missing: Collection[str] = (),
     **settings: object,
 ) -> PreTrainedModel:
-    """A model on the CPU in the section's dtype; an adapter is added to the weights of its base.
+    """Load a model on the CPU in the section's dtype; an adapter is added to the weights of its base.
 
     Args:
-        auto: what it is loaded as.
+        auto: the class that it is loaded as.
         path: folder or hub id.
-        section: dtype.
-        allowed_missing: weights that the checkpoint need not have.
-        settings: changes of its configuration.
+        section: gives the dtype.
+        allowed_missing: weights that may be missing from the checkpoint.
+        settings: changes to its configuration.
 
     Raises:
         ModelLoadError: if it is missing, truncated, or weights are missing from the checkpoint.
@@ -225,7 +238,7 @@ def load_pretrained(
     load_config(path)
     base = adapters.base_of(path)
     if base is not None:
-        # In float32: bfloat16 would round small adapters away.
+        # In float32: bfloat16 would lose small adapters.
         exact = section.model_copy(update={"dtype": "float32"})
         model = load_pretrained(auto, base, exact, allowed_missing=allowed_missing, **settings)
         model = adapters.load_merged(model, path)
@@ -252,7 +265,7 @@ def load_pretrained(
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bars, no load report: what matters of it is raised by `_load`."""
+    """Disable progress bars and the load report; `load_pretrained` raises what matters of it."""
     settings: Any = transformers_logging
     verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
     settings.set_verbosity_error()
@@ -268,4 +281,4 @@ def _quiet_transformers() -> Iterator[None]:
 def _check_path(path: str) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if not path or (looks_local and not Path(path).expanduser().is_dir()):
-        raise ModelLoadError(f"there is no model folder {path!r}: give a folder that exists, or a hub id")
+        raise ModelLoadError(f"no model folder {path!r}: give an existing folder or a hub id")

@@ -1,7 +1,7 @@
-"""The one definition of a log-probability, used by policy engine, reference and trainer alike.
+"""The only definition of a log-probability, used by policy engine, reference and trainer.
 
 log-softmax in float32 of logits ÷ temperature, gathered at the token, computed in chunks of rows so that no
-float32 tensor of the size of all logits ever exists.
+float32 tensor of the size of all logits exists.
 
 Shapes: B batch, T token positions, V vocabulary, H hidden, N = rows of any leading shape.
 """
@@ -18,21 +18,21 @@ from torch.utils.checkpoint import checkpoint
 _Result = TypeVar("_Result")
 
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Logits made and reduced at a time; on a CPU the fastest by benchmarks/logprobs.py, on a GPU 256 MiB."""
+"""Logits computed at a time; fastest on a CPU by benchmarks/logprobs.py, 256 MiB on a GPU."""
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Float32, but float64 where a test computes in it."""
+    """Convert to float32; float64, in which tests compute, is kept."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, *, temperature: float) -> Tensor:
-    """Log p(token) for each row of logits.
+    """Return log p(token) for each row of logits.
 
     Args:
         logits_NV: logits of any float type, shape [..., V].
         tokens_N: ids, shape [...].
-        temperature: logits are divided by it; 0 is read as 1 (log-probs of greedy answers).
+        temperature: divides the logits; 0 counts as 1 (log-probs of greedy answers).
 
     Returns:
         float32, shape [...].
@@ -42,13 +42,13 @@ def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, *, temperature: float) -
 
 
 def entropy(logits_NV: Tensor, *, temperature: float) -> Tensor:
-    """Entropy in nats of softmax(logits ÷ temperature), float32, shape [...]."""
+    """Return the entropy in nats of softmax(logits ÷ temperature), float32, shape [...]."""
     logprobs_NV = _scaled(logits_NV, temperature).log_softmax(-1)
     return -(logprobs_NV.exp() * logprobs_NV).sum(-1)
 
 
 def _scaled(logits_NV: Tensor, temperature: float) -> Tensor:
-    """Logits ÷ temperature. At 1 nothing is copied: that pass over the logits costs a tenth of the whole."""
+    """Divide logits by the temperature. At 1 nothing is copied: that pass would cost a tenth of the total."""
     logits_NV = at_least_float32(logits_NV)
     return logits_NV if temperature in (0.0, 1.0) else logits_NV / temperature
 
@@ -61,16 +61,16 @@ def hidden_logprobs(
     temperature: float,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """Log-probs of tokens from hidden states, chunk by chunk.
+    """Return the log-probs of tokens from hidden states, chunk by chunk.
 
-    With gradients on, a chunk's logits are made again in the backward pass instead of being kept.
+    With gradients enabled, the logits of a chunk are recomputed in the backward pass instead of being kept.
 
     Args:
         hidden_NH: last hidden states at the positions that predict the tokens, shape [N, H].
         unembedding: the output layer, H → V.
         tokens_N: ids, shape [N].
         temperature: as in `token_logprobs`.
-        chunk_rows: rows of logits that exist at a time; by CHUNK_LOGITS if not given.
+        chunk_rows: rows of logits computed at a time; derived from CHUNK_LOGITS if not given.
 
     Returns:
         log-probs [N], float32.
@@ -92,7 +92,9 @@ def hidden_logprobs_and_entropies(
     temperature: float,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `hidden_logprobs`, and the entropies [N] of the same distributions, without gradient."""
+    """Return the result of `hidden_logprobs`, and the entropies [N] of the same distributions without
+    gradient.
+    """
 
     def chunk(hidden_CH: Tensor, tokens_C: Tensor) -> tuple[Tensor, Tensor]:
         logits_CV = unembedding(hidden_CH)
@@ -112,10 +114,10 @@ def _chunk_rows(unembedding: torch.nn.Module, hidden_NH: Tensor) -> int:
 def _each_chunk(
     chunk: Callable[[Tensor, Tensor], _Result], hidden_NH: Tensor, tokens_N: Tensor, chunk_rows: int
 ) -> list[_Result]:
-    """What `chunk` says of each piece; of an empty one where there are no rows."""
-    remake = torch.is_grad_enabled() and hidden_NH.requires_grad and hidden_NH.shape[0] > chunk_rows
+    """Apply `chunk` to each piece; to an empty one if there are no rows."""
+    recompute = torch.is_grad_enabled() and hidden_NH.requires_grad and hidden_NH.shape[0] > chunk_rows
     results = []
     for start in range(0, max(1, hidden_NH.shape[0]), chunk_rows):
         rows = hidden_NH[start : start + chunk_rows], tokens_N[start : start + chunk_rows]
-        results.append(checkpoint(chunk, *rows, use_reentrant=False) if remake else chunk(*rows))
+        results.append(checkpoint(chunk, *rows, use_reentrant=False) if recompute else chunk(*rows))
     return results

@@ -1,8 +1,8 @@
-"""The reward model: a causal model's body and a scalar head that reads the last token, or a whole encoder.
+"""The reward model: a causal model's body with a scalar head at the last token, or a whole encoder.
 
-It is what transformers calls AutoModelForSequenceClassification with one label, from a folder or the hub.
-Ours writes the same, plus `fairlead_reward_bias` in its config, so that other tools can load it too. Knows no
-text.
+Loads an AutoModelForSequenceClassification of transformers with one label, from a folder or the hub. Models
+that Fairlead trains have the same format, plus `fairlead_reward_bias` in the config, so other tools can load
+them. Does not know text.
 
 Shapes: B batch, T positions.
 """
@@ -31,12 +31,12 @@ from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import load_config, load_pretrained, ready
 
 REWARD_BIAS = "fairlead_reward_bias"
-"""Key of the bias in config.json; only models that Fairlead has trained have it."""
+"""Key of the bias in config.json; only models trained by Fairlead have it."""
 REWARD_TEMPERATURE = "fairlead_reward_temperature"
-"""Key of the temperature in config.json: scores divided by it are calibrated. Absent if none was found."""
+"""Key of the temperature in config.json: scores divided by it are calibrated. Absent if none was fitted."""
 
 _TOLERANCE = 1e-2
-"""Tells one reading from another: bfloat16 moves a score by less, another reading by far more."""
+"""Separates two ways of reading a score: bfloat16 moves a score by less, another way by far more."""
 
 _CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _CLASSIFIERS = frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
@@ -47,32 +47,32 @@ class RewardModel:
     """A language model's body and a scalar head."""
 
     body: PreTrainedModel
-    """Transformer without unembedding."""
+    """Transformer without the unembedding."""
     head: ScalarHead
     """H → 1, float32."""
     model: PreTrainedModel
-    """The sequence-classification model that both belong to; what is saved."""
+    """The sequence-classification model that contains both, and that is saved."""
     is_encoder: bool = False
-    """Scores are those of its own forward pass, read elsewhere than at the last token; no head of ours."""
+    """Whether scores come from the model's own forward pass instead of `head` at the last token."""
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the parameters."""
         return self.head.weight.device
 
     @property
     def is_ours(self) -> bool:
-        """Whether Fairlead has trained it."""
+        """Whether Fairlead trained the model."""
         return hasattr(self.model.config, REWARD_BIAS)
 
     @property
     def temperature(self) -> float:
-        """What scores are divided by to be calibrated; 0 if nobody has measured it."""
+        """Divisor that calibrates scores; 0 if it was not fitted."""
         found = getattr(self.model.config, REWARD_TEMPERATURE, None)
         return float(found) if isinstance(found, int | float) and 0 < found < float("inf") else 0.0
 
     def scores(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Scalar of each right-padded row, read at its last real token; of an encoder, where that reads it.
+        """Return the scalar of each right-padded row, read at its last real token or as the encoder reads it.
 
         Args:
             tokens_BT: ids, right-padded with any id.
@@ -92,20 +92,20 @@ class RewardModel:
         return scores_B
 
     def parameters(self) -> list[nn.Parameter]:
-        """Every trainable parameter of body and head."""
+        """Return every trainable parameter of body and head."""
         return [*self.body.parameters(), *self.head.parameters()]
 
     def set_temperature(self, temperature: float | None) -> None:
-        """Has it saved with the weights; None takes away what an earlier training left."""
+        """Set the temperature that is saved with the weights; None removes that of an earlier training."""
         if temperature is not None:
             setattr(self.model.config, REWARD_TEMPERATURE, temperature)
         elif hasattr(self.model.config, REWARD_TEMPERATURE):
             delattr(self.model.config, REWARD_TEMPERATURE)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes a folder that this module and AutoModelForSequenceClassification load."""
+        """Write a folder that this module and AutoModelForSequenceClassification can load."""
         layer = _score_layer(self.model)
-        assert layer is not None, "only what has a head of ours is trained and saved"
+        assert layer is not None, "only models with our head are trained and saved"
         bias = self.head.bias.detach()
         with torch.no_grad():
             layer.weight.copy_(self.head.weight.to(layer.weight.dtype))
@@ -117,17 +117,17 @@ class RewardModel:
 
 
 def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = False) -> RewardModel:
-    """A one-label sequence-classification model.
+    """Load a sequence-classification model with one label.
 
     Args:
         path: folder or hub id.
         section: device and dtype.
-        fresh_head: start from a causal language model with a random head (std 1/√(H+1)); without it a
-            checkpoint that has no head is refused.
+        fresh_head: accept a causal language model and draw a random head (std 1/√(H+1)); otherwise a
+            checkpoint without a head is rejected.
 
     Raises:
-        ModelLoadError: if it cannot be loaded, has another number of labels, has no head, or reads its score
-            neither from the last token nor as an encoder does.
+        ModelLoadError: if it cannot be loaded, has no head or more than one label, or reads its score neither
+            from the last token nor as an encoder does.
     """
     if fresh_head:
         model = load_pretrained(
@@ -160,7 +160,7 @@ def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = 
 
 
 def _check_kind(path: str, config: PreTrainedConfig) -> None:
-    """Finds what would load and score nonsense, before its weights are read."""
+    """Reject models that would load but give meaningless scores, before their weights are read."""
     made_for = next(iter(config.architectures or ()), "")
     if made_for in _CAUSAL:
         raise ModelLoadError(
@@ -169,7 +169,7 @@ def _check_kind(path: str, config: PreTrainedConfig) -> None:
         )
     if made_for and made_for not in _CLASSIFIERS:
         raise ModelLoadError(
-            f"{path!r} was made for {made_for}, which is code of its own and not part of transformers: its "
+            f"{path!r} was made for {made_for}, which is custom code and not part of transformers: its "
             "score comes from more than a linear layer at the last token, and remote code is never run. "
             "Give a sequence-classification model with one label"
         )
@@ -179,27 +179,27 @@ def _check_kind(path: str, config: PreTrainedConfig) -> None:
 
 @torch.inference_mode()
 def _reads_last_token(model: PreTrainedModel, body: PreTrainedModel, layer: nn.Linear) -> bool:
-    """Holds our reading against the model's own forward pass, without our bias."""
+    """Compare our reading with the model's own forward pass, without our bias."""
     pad = model.config.pad_token_id
     tokens_BT = torch.tensor([[token for token in range(8) if token != pad]])
     theirs = float(model(input_ids=tokens_BT).logits[0, 0])
     hidden_H = body(input_ids=tokens_BT)[0][0, -1]
     if hidden_H.shape[-1] != layer.weight.shape[1]:
         return False
-    # Damaged weights give NaN on both sides: that is told with the first score.
+    # Damaged weights give NaN on both sides; the first score reports that.
     return not abs(float(layer(hidden_H)[0]) - theirs) > _TOLERANCE * max(1.0, abs(theirs))
 
 
 @torch.inference_mode()
 def _ignores_padding(model: PreTrainedModel) -> bool:
-    """Whether a row's score is the same with masked tokens behind it, and asks for no segments beside ids."""
+    """Return whether masked tokens after a row leave its score unchanged, and no segment ids are needed."""
     if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
         return False
     tokens_BT = torch.tensor([[*range(1, 6), filler, filler] for filler in (0, 1, 7)])
     mask_BT = torch.tensor([[1] * 5 + [0] * 2] * 3)
-    alone = float(model(input_ids=tokens_BT[:1, :5]).logits[0, 0])
+    unpadded = float(model(input_ids=tokens_BT[:1, :5]).logits[0, 0])
     padded_B = model(input_ids=tokens_BT, attention_mask=mask_BT).logits[:, 0].float()
-    return bool(((padded_B - alone).abs() <= _TOLERANCE * max(1.0, abs(alone))).all())
+    return bool(((padded_B - unpadded).abs() <= _TOLERANCE * max(1.0, abs(unpadded))).all())
 
 
 def _score_layer(model: PreTrainedModel) -> nn.Linear | None:

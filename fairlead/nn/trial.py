@@ -1,7 +1,7 @@
-"""Finds out by trying whether a model can be run in a way that is not its own, before anybody relies on it.
+"""Try whether an architecture supports a way of running it, before relying on that way.
 
-The code of an architecture is not ours: what it raises when it is run otherwise than it was written for is a
-reason to leave it alone, not a failure.
+The code of an architecture is not ours. An error from it means that the way is not supported, not that
+something failed.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _UNFIT = (
     TypeError,
     ValueError,
 )
-"""What the models of transformers raise for arguments, caches and attention that they do not know."""
+"""Errors that models of transformers raise for arguments, caches and attention that they do not support."""
 
 
 @torch.inference_mode()
 def obstacle(trial: Callable[[], str]) -> str:
-    """Why a model cannot be run so; empty if it can.
+    """Return why a model cannot be run in the tried way; empty if it can.
 
     Args:
-        trial: runs it both ways, and says in what they differ; empty if they agree.
+        trial: runs the model both ways and returns how they differ; empty if they agree.
     """
     try:
         return trial()
@@ -36,5 +36,5 @@ def obstacle(trial: Callable[[], str]) -> str:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far two ways of computing the same may lie apart, relative to the larger of the value and 1."""
+    """Return how far two ways of computing a value may differ, relative to the larger of the value and 1."""
     return 1e-3 if dtype == torch.float32 else 0.1

@@ -41,14 +41,14 @@ def _load(
 ) -> tuple[Engine, Callable[[Prompt], list[int]]]:
     # torch takes seconds to import; until then the process already answers probes and signals.
     from fairlead.data.encoding import encode_prompt
-    from fairlead.nn import adapters, determinism, loading
+    from fairlead.nn import adapters, loading
     from services.policy.decoder import vocabulary_size
     from services.policy.hf_engine import EngineLimits, HfEngine
     from services.policy.prompts import encode
 
     section = config.policy
     if config.deterministic:
-        determinism.require()
+        loading.require_determinism()
     loading.set_threads(section)
     path = section.path or str(config.folder.sft_model)
     model = loading.load_causal_lm(path, section)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def _load(config: RunConfig) -> ReferenceScorer:
     # torch takes seconds to import; until then the process already answers probes and signals.
-    from fairlead.nn import determinism
+    from fairlead.nn.loading import require_determinism
     from services.reference.scorer import ReferenceScorer
 
     if config.deterministic:
-        determinism.require()
+        require_determinism()
     return ReferenceScorer(config.reference.path or str(config.folder.sft_model), config.reference)
 
 

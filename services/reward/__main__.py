@@ -73,9 +73,9 @@ async def _models(config: RunConfig, server: ModelServer) -> AsyncIterator[Swapp
 
 
 def _require_determinism() -> None:
-    from fairlead.nn import determinism
+    from fairlead.nn.loading import require_determinism
 
-    determinism.require()
+    require_determinism()
 
 
 async def _front(config: RunConfig, server: ModelServer) -> None:

@@ -175,7 +175,7 @@ def test_what_a_stage_refuses_it_reads_when_it_is_mended(run_file):
     folder = run_file.parent
     turns = [{"role": "system", "content": "w5"}, {"role": "user", "content": "w6"}]
     write(folder / "chats.jsonl", {"messages": [*turns, {"role": "assistant", "content": "w7"}]})
-    where = f"{folder / 'chats.jsonl'}:1: got '`messages` that the chat template refuses: no system role'"
+    where = f"{folder / 'chats.jsonl'}:1: got '`messages` that the chat template rejects: no system role'"
     checked = check("run.toml", cwd=folder)
     assert checked.exit_code == 2
     assert where in checked.stdout
@@ -206,7 +206,7 @@ def test_the_hub_gives_what_it_has_and_says_what_it_refuses(tmp_path):
         assert found.returncode == 2
         report = json.loads(found.stdout)["preferences"]
         assert (report["lines"], report["bad"]) == (9, 1)
-        assert report["errors"][0].startswith("org/pairs?split=train:4: got '`chosen` and `rejected` alike'")
+        assert report["errors"][0].startswith("org/pairs?split=train:4: got 'identical `chosen` and `rejected`'")
         assert look("org/pairs?split=train[:3]").returncode == 0
         for name, words in (
             ("org/gated", "is a gated dataset on the Hub.*accept its terms on its page and log in with"),
@@ -230,7 +230,7 @@ def test_the_hub_gives_what_it_has_and_says_what_it_refuses(tmp_path):
             ("bare.toml", "--as", "prompts"),
             "--as: got a run's file beside it, allowed: a file, a folder or a dataset of the hub",
         ),
-        (("odd.jsonl",), "{folder}/odd.jsonl:1: got 'the keys question', allowed: the keys of a format of"),
+        (("odd.jsonl",), "{folder}/odd.jsonl:1: got 'the keys question', allowed: the keys of a format in"),
         (("bare.toml",), "data: got no source in bare.toml, allowed: at least one to look at"),
         (("p.jsonl", "--tokenizer", "./none"), "there is no model folder './none'"),
     ],

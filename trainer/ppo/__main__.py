@@ -6,7 +6,7 @@ import sys
 
 from fairlead import metrics
 from fairlead.config import RunConfig
-from fairlead.nn import determinism
+from fairlead.nn.loading import require_determinism
 from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from trainer import stage
@@ -18,7 +18,7 @@ from trainer.ppo.train import PpoTrainer, announce
 def body(config: RunConfig, gauges: metrics.TrainerMetrics) -> None:
     """Connects queue and weight store, and trains."""
     if config.deterministic:
-        determinism.require()
+        require_determinism()
     patience = Patience(config.queue, lambda what: announce(config, what))
     queue = patience.call(lambda: RedisTrainerQueue.connect(config.queue, run=config.name))
     try:

@@ -140,36 +140,36 @@ def test_every_form_of_a_preference(tmp_path, row, expected):
     [
         (
             {"chosen": said("assistant: a"), "rejected": said("assistant: b")},
-            "without a prompt that both share",
+            "without a common prompt",
         ),
         (
             {
                 "chosen": said("user: a", "assistant: b", "user: c", "assistant: d"),
                 "rejected": said("user: a", "assistant: x", "user: c", "assistant: d"),
             },
-            "without a prompt that both share",
+            "without a common prompt",
         ),
         (
             {"chosen": said("user: a", "assistant: b"), "rejected": said("user: a", "user: b")},
-            "`rejected` that does not end with the assistant",
+            "`rejected` that does not end with an assistant message",
         ),
         (
             {
                 "chosen": said("user: a", "assistant: b", "assistant: c"),
                 "rejected": said("user: a", "assistant: b", "assistant: d"),
             },
-            "without a prompt that both share",
+            "without a common prompt",
         ),
         ({"chosen": said("user: a", "assistant: b"), "rejected": "b"}, "`chosen` of type array"),
         ({"prompt": [], "chosen": "a", "rejected": "b"}, "`prompt` without a message"),
         (
             {"prompt": said("user: a", "assistant: b"), "chosen": "a", "rejected": "b"},
-            "`prompt` that ends with the assistant",
+            "`prompt` that ends with an assistant message",
         ),
         ({"prompt": said("tool: a"), "chosen": "a", "rejected": "b"}, "`prompt[0].role` = 'tool'"),
         (
             {"chosen": said("user: a", "assistant: b"), "rejected": said("user: a", "assistant: b")},
-            "`chosen` and `rejected` alike",
+            "identical `chosen` and `rejected`",
         ),
         ({"chosen": "a"}, "the keys chosen"),
     ],
@@ -226,7 +226,7 @@ def test_every_form_of_a_prompt(tmp_path, row, expected):
     "turns", [[], said("assistant: w5"), said("user: a", "assistant: b", "assistant: c")]
 )
 def test_messages_without_a_turn_to_answer_are_no_prompt(tmp_path, turns):
-    with pytest.raises(DataError, match="`messages` without a turn to answer"):
+    with pytest.raises(DataError, match="`messages` without a message to answer"):
         load_prompts(run(tmp_path, "prompts", {"messages": turns}))
 
 
@@ -290,10 +290,10 @@ def test_a_task_of_a_conversation_carries_ids_turns_and_text_for_people(tmp_path
 @pytest.mark.parametrize(
     ("template", "turns", "message"),
     [
-        (TEMPLATE, said("user: w5", "system: w6", "user: w7"), "refuses: system speaks first"),
+        (TEMPLATE, said("user: w5", "system: w6", "user: w7"), "rejects: system speaks first"),
         (None, said("user: w5"), "the tokenizer has no chat template"),
-        ("{{ messages | no_such_filter }}", said("user: w5"), "refuses: No filter named 'no_such_filter'"),
-        ("{{ messages[0].content.nothing.more }}", said("user: w5"), "refuses: "),
+        ("{{ messages | no_such_filter }}", said("user: w5"), "rejects: No filter named 'no_such_filter'"),
+        ("{{ messages[0].content.nothing.more }}", said("user: w5"), "rejects: "),
     ],
 )
 def test_turns_that_the_template_refuses_name_file_and_line_before_any_work(

@@ -161,7 +161,7 @@ def test_a_gzip_cut_anywhere_is_refused_by_name_and_read_when_it_is_whole_again(
 def test_a_file_that_is_one_array_gets_a_hint(tmp_path):
     (tmp_path / "p").write_text(json.dumps([{"prompt": "a"}], indent=1))
     with pytest.raises(
-        DataError, match=r"p:1: got '\[', allowed: a JSON object .* `jq -c '\.\[\]'` makes lines"
+        DataError, match=r"p:1: got '\[', allowed: a JSON object .* to lines with `jq -c '\.\[\]'`"
     ):
         load_prompts(config(tmp_path, prompts="p"))
 
@@ -184,7 +184,7 @@ def test_bad_lines_are_skipped_when_asked_for_and_a_damaged_file_is_not(tmp_path
     (tmp_path / "p").write_bytes(b'{"prompt": "a"}\n{"prompt": 1}\n\xff\n{"prompt": "b"}\n{"prompt": " "}\n')
     run = config(tmp_path, prompts="p", bad_lines="skip")
     assert load_prompts(run).train == ("a", "b")
-    assert "p: 3 bad lines are left out, the first: " in caplog.text
+    assert "p: skipped 3 invalid lines, the first: " in caplog.text
     with pytest.raises(DataError, match="p:2: "):
         load_prompts(config(tmp_path, prompts="p"))
     (tmp_path / "p").write_bytes(b"{}\n[]\n")

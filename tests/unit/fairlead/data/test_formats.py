@@ -84,11 +84,11 @@ def test_several_files_are_one_and_formats_mix(tmp_path: Path) -> None:
         ),
         (
             '{"prompt": "a", "responses": [{"text": "x", "rank": 1}, {"text": "y", "score": 1}]}',
-            "got 'responses without one measure', allowed: `rank` in each, or `score` in each",
+            "got 'responses without a common measure', allowed: `rank` in each, or `score` in each",
         ),
         (
             '{"prompt": "a", "responses": [{"text": "x", "rank": 1}, {"text": "y", "rank": "2"}]}',
-            "got \"`responses[1].rank` = '2'\", allowed: `responses[1].rank` a finite number",
+            "got \"`responses[1].rank` = '2'\", allowed: a finite number in `responses[1].rank`",
         ),
         (
             '{"prompt": "a", "responses": [{"text": "x", "score": NaN}, {"text": "y", "score": 1}]}',
@@ -131,13 +131,13 @@ def test_demonstrations_mix_and_a_conversation_is_on_the_side_of_its_first_quest
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "got '`messages` without an assistant', allowed: at least one turn to learn from"),
-        ([{"role": "user", "content": "a"}], "got '`messages` without an assistant'"),
+        ([], "got '`messages` without an assistant message', allowed: at least one to learn from"),
+        ([{"role": "user", "content": "a"}], "got '`messages` without an assistant message'"),
         (
             [{"role": "tool", "content": "a"}],
             "got \"`messages[0].role` = 'tool'\", allowed: one of system, user",
         ),
-        ([{"role": "assistant", "content": " "}], "got '`messages[0].content` without a word'"),
+        ([{"role": "assistant", "content": " "}], "got 'blank `messages[0].content`'"),
         ([{"role": "user"}], "got 'the keys role in `messages[0]`', allowed: a key `content`"),
         (
             [{"role": "user", "content": ["a"]}],

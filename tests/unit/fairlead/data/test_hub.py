@@ -44,7 +44,7 @@ def test_a_name_says_what_the_library_is_told():
             assert parse_name(name, field="f").split == "train"
             continue
         with pytest.raises(
-            ConfigError, match=r"^f: got 'a/b\?.*', allowed: once each behind the `\?`: config="
+            ConfigError, match=r"^f: got 'a/b\?.*', allowed: each option once after the `\?`: config="
         ):
             parse_name(name, field="f")
 
@@ -93,7 +93,7 @@ def test_a_folder_of_parquet_with_conversations_and_a_bad_row(tmp_path):
     with pytest.raises(DataError) as caught:
         load_preferences(config(tmp_path, preferences="set"))
     assert str(caught.value).startswith(
-        f"{tmp_path / 'set'}?split=train:2: got '`chosen` and `rejected` alike'"
+        f"{tmp_path / 'set'}?split=train:2: got 'identical `chosen` and `rejected`'"
     )
 
 
@@ -104,7 +104,7 @@ def test_what_save_to_disk_wrote(tmp_path):
         tmp_path / "two"
     )
     assert load_prompts(config(tmp_path, prompts=["one", "two", "two?split=test"])).train == ("a", "a", "b")
-    with pytest.raises(ConfigError, match="allowed: a split that it has, not 'dev'"):
+    with pytest.raises(ConfigError, match="allowed: a split of the dataset; it has no 'dev'"):
         load_prompts(config(tmp_path, prompts="two?split=dev"))
 
 
@@ -114,7 +114,7 @@ def test_a_folder_that_makes_no_table_is_read_when_it_is_mended(tmp_path):
     with (tmp_path / "set" / "train.jsonl").open("a") as file:
         file.write('{"prompt": ')
     with pytest.raises(
-        DataError, match=r"set\?split=train:1: got 'files that make no table: JSON parse error"
+        DataError, match=r"set\?split=train:1: got 'files that do not form a table: JSON parse error"
     ):
         load_prompts(run)
     lines(tmp_path / "set" / "train.jsonl", "a", "b")

@@ -100,7 +100,7 @@ def test_sides_depend_on_the_seed_and_not_on_the_process(tmp_path: Path) -> None
         ),
         (
             b'{"prompt": "a", "completion": " "}',
-            ":1: got '`completion` without a word', allowed: `completion` with text in it",
+            ":1: got 'blank `completion`', allowed: `completion` with text",
         ),
         (
             b'{"prompt": "a", ',
@@ -108,8 +108,8 @@ def test_sides_depend_on_the_seed_and_not_on_the_process(tmp_path: Path) -> None
             "quotes: line 1 column 17 (char 16))",
         ),
         (b'{"prompt": "\xff", "completion": "b"}', ":1: got 'byte 0xff at position 12', allowed: UTF-8"),
-        (b"", ":1: got 'an empty file', allowed: a JSON object a line, or rows of Parquet"),
-        (b"\n\n", ":1: got 'an empty file', allowed: a JSON object a line, or rows of Parquet"),
+        (b"", ":1: got 'an empty file', allowed: one JSON object per line, or rows of Parquet"),
+        (b"\n\n", ":1: got 'an empty file', allowed: one JSON object per line, or rows of Parquet"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -142,7 +142,7 @@ def test_equal_answers_are_no_comparison(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_preferences(_config(tmp_path, preferences="c"))
     assert (
-        str(caught.value) == f"{path}:2: got '`chosen` and `rejected` alike', allowed: two different answers"
+        str(caught.value) == f"{path}:2: got 'identical `chosen` and `rejected`', allowed: two different answers"
     )
 
 
@@ -150,7 +150,7 @@ def test_an_empty_prompt_is_refused_for_rollouts(tmp_path: Path) -> None:
     path = _lines(tmp_path / "p", {"prompt": "fine"}, {"prompt": "\t"})
     with pytest.raises(DataError) as caught:
         load_prompts(_config(tmp_path, prompts="p"))
-    assert str(caught.value) == f"{path}:2: got '`prompt` without a word', allowed: `prompt` with text in it"
+    assert str(caught.value) == f"{path}:2: got 'blank `prompt`', allowed: `prompt` with text"
 
 
 @pytest.mark.parametrize("loader", [load_demonstrations, load_preferences, load_prompts])
@@ -172,7 +172,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path, loader: Callable[[RunConfig
 
 def test_everything_held_out_is_an_error(tmp_path: Path) -> None:
     _lines(tmp_path / "p", {"prompt": "question 6"})
-    with pytest.raises(ConfigError, match="got '1 records, every one held out', allowed: more prompts"):
+    with pytest.raises(ConfigError, match="got '1 records, all held out', allowed: more prompts"):
         load_prompts(_config(tmp_path, prompts="p"))
 
 
@@ -218,7 +218,7 @@ def test_pairs_of_sentences_prefer_label_one_and_use_no_other_part(tmp_path: Pat
 
 def test_sentences_of_one_label_and_of_bad_labels(tmp_path: Path) -> None:
     _lines(tmp_path / "one", *({"text": f"word word word {i}", "label": 1} for i in range(50)))
-    with pytest.raises(ConfigError, match="^data.sentences: got 'one label only'"):
+    with pytest.raises(ConfigError, match="^data.sentences: got 'sentences of only one label'"):
         load_preferences(_config(tmp_path, sentences="one"))
     path = _lines(tmp_path / "bad", {"text": "a b c d", "label": 2})
     with pytest.raises(InvalidInput) as caught:

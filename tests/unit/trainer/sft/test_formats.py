@@ -66,7 +66,7 @@ def test_an_end_that_the_template_does_not_write_is_added():
     [
         (None, "`messages`, and the tokenizer has no chat template"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages | length }} {{ messages[-1].content }}", "changes what stands before"),
+        ("{{ messages | length }} {{ messages[-1].content }}", "changes the text before it"),
     ],
 )
 def test_conversations_that_cannot_be_read_name_their_line(template, message):
