@@ -227,7 +227,7 @@ def load_merged(model: PreTrainedModel, path: str) -> PreTrainedModel:
             wrong = sorted((*report.missing_keys, *report.unexpected_keys))
             if wrong:
                 raise ModelLoadError(
-                    f"the tensors of adapter {path!r} do not match its settings: {', '.join(wrong[:3])}"
+                    f"the adapter {path!r} has tensors that do not match its settings: {', '.join(wrong[:3])}"
                 )
             plain = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:

@@ -48,7 +48,10 @@ def _of_the_hub(path: str, cause: BaseException) -> str:
             f"then {_LOG_IN}"
         )
     if isinstance(cause, RepositoryNotFoundError | HFValidationError):
-        return f"{path!r} is neither a local folder nor a model on the hub: check the name; if it is private, {_LOG_IN}"
+        return (
+            f"{path!r} is neither a local folder nor a model on the hub: "
+            f"check the name; if it is private, {_LOG_IN}"
+        )
     if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError | TimeoutError):
         return (
             f"{path!r} is neither a local folder nor in the hub's cache, and the hub cannot be reached: "

@@ -59,7 +59,7 @@ def sides(count: int) -> tuple[list[str], list[str]]:
     return [text for text in asked if text not in held][:count], held[:count]
 
 
-def test_a_file_with_every_fault_is_told_line_by_line(tmp_path):
+def test_every_fault_of_a_file_is_reported_by_line(tmp_path):
     train, held = sides(6)
     pair = {"prompt": train[0], "chosen": "a b", "rejected": "a"}
     leaking = next(
@@ -144,7 +144,7 @@ def run_file(tmp_path: Path) -> Path:
     return tmp_path / "run.toml"
 
 
-def test_a_run_is_checked_with_its_tokenizer_and_its_limits(run_file):
+def test_run_is_checked_with_its_tokenizer_and_limits(run_file):
     folder = run_file.parent
     long = " ".join(["w5"] * 12)
     with (folder / "demos.jsonl").open("a") as file:
@@ -171,7 +171,7 @@ def test_a_run_is_checked_with_its_tokenizer_and_its_limits(run_file):
     assert found["preferences"]["answer"]["longest"] == 2
 
 
-def test_what_a_stage_refuses_it_reads_when_it_is_mended(run_file):
+def test_stage_reads_data_after_it_is_repaired(run_file):
     folder = run_file.parent
     turns = [{"role": "system", "content": "w5"}, {"role": "user", "content": "w6"}]
     write(folder / "chats.jsonl", {"messages": [*turns, {"role": "assistant", "content": "w7"}]})
@@ -189,7 +189,7 @@ def test_what_a_stage_refuses_it_reads_when_it_is_mended(run_file):
     assert RunFolder(folder / "runs" / "tiny").result("sft").exists()
 
 
-def test_the_hub_gives_what_it_has_and_says_what_it_refuses(tmp_path):
+def test_hub_datasets_and_their_errors(tmp_path):
     rows = "".join(
         json.dumps({"prompt": f"p {n}", "chosen": "a", "rejected": "a" if n == 3 else "b"}) + "\n"
         for n in range(9)
@@ -206,7 +206,9 @@ def test_the_hub_gives_what_it_has_and_says_what_it_refuses(tmp_path):
         assert found.returncode == 2
         report = json.loads(found.stdout)["preferences"]
         assert (report["lines"], report["bad"]) == (9, 1)
-        assert report["errors"][0].startswith("org/pairs?split=train:4: got 'identical `chosen` and `rejected`'")
+        assert report["errors"][0].startswith(
+            "org/pairs?split=train:4: got 'identical `chosen` and `rejected`'"
+        )
         assert look("org/pairs?split=train[:3]").returncode == 0
         for name, words in (
             ("org/gated", "is a gated dataset on the Hub.*accept its terms on its page and log in with"),
@@ -232,10 +234,10 @@ def test_the_hub_gives_what_it_has_and_says_what_it_refuses(tmp_path):
         ),
         (("odd.jsonl",), "{folder}/odd.jsonl:1: got 'the keys question', allowed: the keys of a format in"),
         (("bare.toml",), "data: got no source in bare.toml, allowed: at least one to look at"),
-        (("p.jsonl", "--tokenizer", "./none"), "there is no model folder './none'"),
+        (("p.jsonl", "--tokenizer", "./none"), "no model folder './none'"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, error):
+def test_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, error):
     write(tmp_path / "odd.jsonl", {"question": "a"})
     write(tmp_path / "p.jsonl", {"prompt": "a"})
     (tmp_path / "bare.toml").write_text('name = "bare"\n')
@@ -245,11 +247,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, error):
     assert len(told.stderr.splitlines()) == 1
 
 
-def test_the_kinds_of_the_flag_are_those_of_the_data():
+def test_kinds_of_the_flag_match_the_data():
     assert tuple(Kind) == KINDS
 
 
-def test_a_file_is_read_as_what_it_looks_like(tmp_path):
+def test_kind_of_a_file_is_detected(tmp_path):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     for kind, row in (
         ("demonstrations", {"prompt": "a", "completion": "b"}),

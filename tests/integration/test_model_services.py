@@ -183,7 +183,7 @@ def test_what_a_restart_does_not_mend_ends_with_2_and_one_line(models, start, tm
             "did you mean `reward.max_text_bytes`?": start(
                 "reward", models["reward"], **{"reward.max_text_byte": 3}
             ),
-            "there is no model folder": start("reward", tmp_path / "nowhere"),
+            "no model folder": start("reward", tmp_path / "nowhere"),
             "without a reward head": start("reward", models["reference"]),
         }
         for message, process in ended.items():

@@ -154,7 +154,7 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_one_line(
     truncated = tiny_causal_lm(tmp_path / "truncated") / "model.safetensors"
     truncated.write_bytes(truncated.read_bytes()[:2_000])
     ended = {
-        "there is no model folder": start(tmp_path / "nowhere"),
+        "no model folder": start(tmp_path / "nowhere"),
         "cannot load the model": start(truncated.parent),
     }
     for message, process in ended.items():

@@ -1,4 +1,4 @@
-"""Conversations in every format: what is read of a line, and the ids that a chat template makes of it."""
+"""Conversations in every format: the record of a line, and the ids that a chat template produces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.ppo.dispatch import PromptOrder
 from trainer.ppo.evaluate import Evaluation
 from trainer.reward_model import data as reward_data
 
-# Writes BOS itself, as the templates of Llama do, and a token behind every end.
+# Writes BOS itself, like the templates of Llama, and a token after every end.
 TEMPLATE = (
     "<s> {% for m in messages %}{% if m.role == 'user' %}w1 {{ m.content }} {% elif m.role == 'system' %}"
     "{% if not loop.first %}{{ raise_exception('system speaks first') }}{% endif %}w3 {{ m.content }} "
@@ -130,7 +130,7 @@ PAIR = Preference(SHARED, "w6", "w7")
         ),
     ],
 )
-def test_every_form_of_a_preference(tmp_path, row, expected):
+def test_reads_every_preference_format(tmp_path, row, expected):
     split = load_preferences(run(tmp_path, "preferences", row, row, heldout_fraction=1e-9))
     assert split.train == (expected, expected)
 
@@ -174,14 +174,14 @@ def test_every_form_of_a_preference(tmp_path, row, expected):
         ({"chosen": "a"}, "the keys chosen"),
     ],
 )
-def test_a_bad_preference_says_what_is_wrong(tmp_path, row, message):
+def test_invalid_preference_names_the_mistake(tmp_path, row, message):
     with pytest.raises(DataError) as caught:
         load_preferences(run(tmp_path, "preferences", row))
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{tmp_path / 'preferences'}:1: got ")
 
 
-def test_a_completion_of_messages_is_learnt_and_its_prompt_only_read(tmp_path):
+def test_completion_messages_are_learnt_and_prompt_messages_are_context(tmp_path):
     turns = said("system: w9", "user: w10", "assistant: w11", "user: w12")
     rows = [
         {"prompt": turns, "completion": said("assistant: w13")},
@@ -218,19 +218,19 @@ def test_a_completion_of_messages_is_learnt_and_its_prompt_only_read(tmp_path):
         ({"prompt": said("user: w5"), "completion": "w6"}, Chat(messages("user: w5"))),
     ],
 )
-def test_every_form_of_a_prompt(tmp_path, row, expected):
+def test_reads_every_prompt_format(tmp_path, row, expected):
     assert load_prompts(run(tmp_path, "prompts", row, heldout_fraction=1e-9)).train == (expected,)
 
 
 @pytest.mark.parametrize(
     "turns", [[], said("assistant: w5"), said("user: a", "assistant: b", "assistant: c")]
 )
-def test_messages_without_a_turn_to_answer_are_no_prompt(tmp_path, turns):
+def test_rejects_messages_without_a_message_to_answer(tmp_path, turns):
     with pytest.raises(DataError, match="`messages` without a message to answer"):
         load_prompts(run(tmp_path, "prompts", {"messages": turns}))
 
 
-def test_text_and_turns_of_one_question_are_on_one_side(tmp_path):
+def test_text_and_messages_of_one_question_share_a_split_side(tmp_path):
     questions = [f"question {number}" for number in range(200)]
     turns = [said("system: be brief", f"user: {text}", "assistant: yes", "user: why?") for text in questions]
     plain = run(tmp_path, "prompts", *({"prompt": text} for text in questions), heldout_fraction=0.3)
@@ -244,13 +244,13 @@ def test_text_and_turns_of_one_question_are_on_one_side(tmp_path):
     assert tuple(pair.prompt for pair in compared.heldout) == spoken.heldout
 
 
-def test_answers_to_an_empty_prompt_are_split_by_themselves(tmp_path):
+def test_answers_to_an_empty_prompt_are_split_by_answer(tmp_path):
     rows = [{"prompt": "", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(200)]
     split = load_preferences(run(tmp_path, "preferences", *rows, heldout_fraction=0.3))
     assert 30 < len(split.heldout) < 90
 
 
-def test_the_template_writes_the_special_tokens_and_none_is_doubled():
+def test_template_special_tokens_are_not_doubled():
     tokenizer = chat_tokenizer()
     prompt = Chat(messages("system: w9", "user: w10"))
     assert encode_prompt(tokenizer, prompt) == ids("<s> w3 w9 w1 w10 w2")
@@ -258,7 +258,7 @@ def test_the_template_writes_the_special_tokens_and_none_is_doubled():
     assert encode_prompt(tokenizer, "w10") == ids("<s> w10")
 
 
-def test_a_comparison_reads_the_same_ids_as_the_policy_writes(tmp_path):
+def test_comparison_ids_equal_policy_ids(tmp_path):
     split = load_preferences(
         run(
             tmp_path,
@@ -276,7 +276,7 @@ def test_a_comparison_reads_the_same_ids_as_the_policy_writes(tmp_path):
     assert ranking.texts == ("w6", "w7 w8")
 
 
-def test_a_task_of_a_conversation_carries_ids_turns_and_text_for_people(tmp_path):
+def test_conversation_task_has_ids_messages_and_text(tmp_path):
     prompts = load_prompts(
         run(tmp_path, "prompts", {"prompt": said("system: w9", "user: w10")}, heldout_fraction=1e-9)
     ).train
@@ -296,9 +296,7 @@ def test_a_task_of_a_conversation_carries_ids_turns_and_text_for_people(tmp_path
         ("{{ messages[0].content.nothing.more }}", said("user: w5"), "rejects: "),
     ],
 )
-def test_turns_that_the_template_refuses_name_file_and_line_before_any_work(
-    tmp_path, template, turns, message
-):
+def test_template_rejection_names_file_and_line(tmp_path, template, turns, message):
     config = run(
         tmp_path, "prompts", {"prompt": "w5"}, {"prompt": turns}, {"prompt": "w6"}, heldout_fraction=1e-9
     )
@@ -308,7 +306,7 @@ def test_turns_that_the_template_refuses_name_file_and_line_before_any_work(
     assert message in str(caught.value)
 
 
-def test_held_out_prompts_that_cannot_be_rendered_stop_the_trainer_and_not_an_evaluation(tmp_path):
+def test_unrenderable_heldout_prompts_stop_the_trainer_early(tmp_path):
     rows = [{"prompt": said(f"user: w{n}")} for n in range(40)]
     prompts = run(tmp_path, "prompts", *rows, heldout_fraction=0.5)
     config = prompts.model_copy(
@@ -319,7 +317,7 @@ def test_held_out_prompts_that_cannot_be_rendered_stop_the_trainer_and_not_an_ev
         Evaluation(config, chat_tokenizer(None))
 
 
-def test_turns_that_came_from_no_file_are_refused_as_input():
+def test_messages_without_a_file_are_rejected_as_invalid_input():
     with pytest.raises(InvalidInput, match="^messages: got .*system speaks first") as caught:
         encode_prompt(chat_tokenizer(), Chat(messages("user: w5", "system: w6")))
     assert not isinstance(caught.value, DataError)

@@ -1,4 +1,4 @@
-"""Text to ids: special tokens on prompts alone, the end on responses, never an empty prompt."""
+"""Encoding of text: special tokens only on prompts, EOS on responses, no empty prompts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_prompt_has_special_tokens_and_response_has_none() -> None:
     assert encode_response(tokenizer, "", eos=False) == []
 
 
-def test_an_empty_prompt_is_one_token() -> None:
+def test_empty_prompt_is_one_token() -> None:
     assert encode_prompt(tiny_tokenizer(), "") == [1]
     assert encode_prompt(_plain(bos_token="<s>", eos_token="</s>"), " ") == [0]
     assert encode_prompt(_plain(eos_token="</s>"), "") == [1]
@@ -36,7 +36,7 @@ def test_an_empty_prompt_is_one_token() -> None:
         encode_prompt(_plain(), "")
 
 
-def test_a_tokenizer_without_eos_cannot_end_a_response() -> None:
+def test_response_needs_a_tokenizer_with_eos() -> None:
     assert encode_response(_plain(), "a", eos=False) == [2]
     with pytest.raises(ModelLoadError, match="no EOS token"):
         encode_response(_plain(), "a", eos=True)

@@ -1,4 +1,4 @@
-"""Files as people have them: packed, in columns, damaged, hostile; every mistake by file and number."""
+"""Files in every condition: compressed, columnar, damaged, hostile; errors name file and line."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ RECORDS = (
 )
 
 
-def test_rows_of_parquet_are_lines_whatever_the_file_is_called(tmp_path):
+def test_parquet_is_detected_by_content(tmp_path):
     table(tmp_path / "d.parquet", ROWS)
     table(tmp_path / "no-suffix", ROWS, compression="zstd")
     for name in ("d.parquet", "no-suffix"):
         assert load_demonstrations(config(tmp_path, demonstrations=name)).train == RECORDS
 
 
-def test_many_rows_and_batches_keep_their_order_and_numbers(tmp_path):
+def test_parquet_rows_keep_order_and_numbers_across_batches(tmp_path):
     rows: list[dict[str, object]] = [{"prompt": f"p {n}", "chosen": "a", "rejected": "b"} for n in range(700)]
     table(tmp_path / "whole.parquet", rows, row_group_size=100)
     found = load_preferences(config(tmp_path, preferences="whole.parquet")).train
@@ -77,14 +77,14 @@ def test_many_rows_and_batches_keep_their_order_and_numbers(tmp_path):
         ({"prompt": [["a"], ["b"]]}, "1: got '`prompt[0]` of type string', allowed: a JSON object"),
     ],
 )
-def test_columns_of_the_wrong_type_are_named(tmp_path, columns, message):
+def test_parquet_column_of_wrong_type_is_named(tmp_path, columns, message):
     parquet.write_table(pa.table(columns), tmp_path / "p.parquet")
     with pytest.raises(DataError) as caught:
         load_prompts(config(tmp_path, prompts="p.parquet"))
     assert str(caught.value) == f"{tmp_path / 'p.parquet'}:{message}"
 
 
-def test_a_string_column_that_is_not_utf_8_names_its_row(tmp_path):
+def test_parquet_invalid_utf8_names_its_row(tmp_path):
     broken = pa.array([b"fine", b"bad \xff"], pa.binary()).view(pa.string())
     parquet.write_table(pa.table({"prompt": broken}), tmp_path / "p.parquet")
     with pytest.raises(DataError) as caught:
@@ -94,13 +94,13 @@ def test_a_string_column_that_is_not_utf_8_names_its_row(tmp_path):
     )
 
 
-def test_a_column_that_python_has_no_type_for_is_passed_over(tmp_path):
+def test_parquet_column_without_python_type_is_skipped(tmp_path):
     times = pa.array([1, 2], pa.duration("ns"))
     parquet.write_table(pa.table({"prompt": ["a", "b"], "took": times}), tmp_path / "p.parquet")
     assert load_prompts(config(tmp_path, prompts="p.parquet")).train == ("a", "b")
 
 
-def test_parquet_cut_anywhere_is_refused_by_name_and_read_when_it_is_whole_again(tmp_path):
+def test_truncated_parquet_is_rejected_and_restored_file_is_read(tmp_path):
     path = tmp_path / "d.parquet"
     whole = table(path, ROWS * 50).read_bytes()
     run = config(tmp_path, demonstrations="d.parquet")
@@ -122,7 +122,7 @@ def test_parquet_cut_anywhere_is_refused_by_name_and_read_when_it_is_whole_again
     assert load_demonstrations(run).train == RECORDS * 50
 
 
-def test_what_is_named_parquet_and_is_not_is_told_so(tmp_path):
+def test_file_named_parquet_with_other_content_is_rejected(tmp_path):
     (tmp_path / "p.parquet").write_text('{"prompt": "a"}\n')
     with pytest.raises(DataError, match="a damaged Parquet file"):
         load_prompts(config(tmp_path, prompts="p.parquet"))
@@ -132,7 +132,7 @@ def test_what_is_named_parquet_and_is_not_is_told_so(tmp_path):
         load_prompts(config(tmp_path, prompts="none.parquet"))
 
 
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     table(tmp_path / "d.parquet", ROWS)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError) as caught:
@@ -143,7 +143,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     )
 
 
-def test_a_gzip_cut_anywhere_is_refused_by_name_and_read_when_it_is_whole_again(tmp_path):
+def test_truncated_gzip_is_rejected_and_restored_file_is_read(tmp_path):
     path = tmp_path / "p.jsonl.gz"
     whole = gzip.compress(
         "".join(json.dumps({"prompt": f"p {n * 7919}"}) + "\n" for n in range(900)).encode()
@@ -158,7 +158,7 @@ def test_a_gzip_cut_anywhere_is_refused_by_name_and_read_when_it_is_whole_again(
     assert len(load_prompts(run).train) == 900
 
 
-def test_a_file_that_is_one_array_gets_a_hint(tmp_path):
+def test_json_array_file_gets_a_hint(tmp_path):
     (tmp_path / "p").write_text(json.dumps([{"prompt": "a"}], indent=1))
     with pytest.raises(
         DataError, match=r"p:1: got '\[', allowed: a JSON object .* to lines with `jq -c '\.\[\]'`"
@@ -166,7 +166,7 @@ def test_a_file_that_is_one_array_gets_a_hint(tmp_path):
         load_prompts(config(tmp_path, prompts="p"))
 
 
-def test_a_line_without_an_end_is_not_read_whole(tmp_path, monkeypatch):
+def test_overlong_line_is_not_read_completely(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
     with gzip.open(tmp_path / "bomb.gz", "wb") as file:
         file.write(b'{"prompt": "a"}\n' + bytes(50 << 20))
@@ -174,13 +174,13 @@ def test_a_line_without_an_end_is_not_read_whole(tmp_path, monkeypatch):
         load_prompts(config(tmp_path, prompts="bomb.gz"))
 
 
-def test_a_long_line_is_read(tmp_path):
+def test_long_line_below_the_limit_is_read(tmp_path):
     text = "word " * 400_000
     (tmp_path / "p").write_text(json.dumps({"prompt": text}) + "\n")
     assert load_prompts(config(tmp_path, prompts="p")).train == (text,)
 
 
-def test_bad_lines_are_skipped_when_asked_for_and_a_damaged_file_is_not(tmp_path, caplog):
+def test_skip_applies_to_invalid_lines_and_not_to_damaged_files(tmp_path, caplog):
     (tmp_path / "p").write_bytes(b'{"prompt": "a"}\n{"prompt": 1}\n\xff\n{"prompt": "b"}\n{"prompt": " "}\n')
     run = config(tmp_path, prompts="p", bad_lines="skip")
     assert load_prompts(run).train == ("a", "b")
@@ -195,7 +195,7 @@ def test_bad_lines_are_skipped_when_asked_for_and_a_damaged_file_is_not(tmp_path
         load_prompts(run)
 
 
-def test_several_sources_of_several_kinds_are_one(tmp_path):
+def test_sources_of_several_kinds_are_concatenated(tmp_path):
     table(tmp_path / "a.parquet", [{"prompt": "a"}])
     (tmp_path / "b.gz").write_bytes(gzip.compress(b'{"prompt": [{"role": "user", "content": "b"}]}'))
     found = load_prompts(config(tmp_path, prompts=["a.parquet", "b.gz"])).train
@@ -242,7 +242,7 @@ HOSTILE = settings(max_examples=200, deadline=None, suppress_health_check=[Healt
 @example(content=b'{"prompt": 1e999}', number=1)
 @example(content=b"\xef\xbb\xbf{}", number=2)
 @example(content=b'{"prompt": "\\ud800"}', number=1)
-def test_any_bytes_are_an_object_or_an_error_that_names_the_line(content, number):
+def test_any_bytes_parse_or_name_their_line(content, number):
     found = parse("file", number, content)
     if isinstance(found, DataError):
         assert str(found).startswith(f"file:{number}: got ")
@@ -258,7 +258,7 @@ def test_any_bytes_are_an_object_or_an_error_that_names_the_line(content, number
     kind="preferences",
 )
 @example(values={"text": "a", "label": float("nan")}, kind="sentences")
-def test_any_object_is_a_record_or_an_error_that_names_the_line(values, kind):
+def test_any_object_is_a_record_or_names_its_line(values, kind):
     found = attempt(Line("file", 7, values), parser(load(), kind))
     if isinstance(found, DataError):
         assert str(found).startswith("file:7: got ")

@@ -1,4 +1,4 @@
-"""The formats of a line: rankings by rank or score, pairs, conversations, plain text; and their mistakes."""
+"""Line formats: rankings by rank or score, pairs, conversations, plain text; and their errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prompt_of_training(run: RunConfig) -> str:
     return next(text for text in map(str, range(99)) if not is_heldout(run, text))
 
 
-def test_ranks_and_scores_point_the_same_way(tmp_path: Path) -> None:
+def test_ranks_and_scores_give_the_same_order(tmp_path: Path) -> None:
     run = config(tmp_path, preferences="p", tie_margin=0.1)
     asked = prompt_of_training(run)
     texts = ("a", "b", "c", "d")
@@ -50,14 +50,14 @@ def test_ranks_and_scores_point_the_same_way(tmp_path: Path) -> None:
         assert set(found.pairs) == {(0, 1), (0, 2), (0, 3)} | lower
 
 
-def test_a_margin_is_not_transitive_and_equal_scores_are_ties_without_one() -> None:
+def test_tie_margin_is_not_transitive_and_equal_scores_always_tie() -> None:
     chain = RankedResponses("", ("a", "b", "c"), (0.00, 0.25, 0.50), tie_margin=0.5)
     assert chain.pairs == ((2, 0),)
     equal = RankedResponses("", ("a", "b", "c"), (1.0, 1.0, 0.5))
     assert equal.pairs == ((0, 2), (1, 2))
 
 
-def test_several_files_are_one_and_formats_mix(tmp_path: Path) -> None:
+def test_files_are_concatenated_and_formats_mix(tmp_path: Path) -> None:
     run = config(tmp_path, preferences=["one", "two"])
     asked = prompt_of_training(run)
     write(tmp_path / "one", {"prompt": asked, "chosen": "a", "rejected": "b"})
@@ -100,14 +100,14 @@ def test_several_files_are_one_and_formats_mix(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bad_ranking_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_invalid_ranking_is_named(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "p").write_text(line)
     with pytest.raises(DataError) as caught:
         load_preferences(config(tmp_path, preferences="p"))
     assert str(caught.value).startswith(f"{tmp_path / 'p'}:1: {message}")
 
 
-def test_demonstrations_mix_and_a_conversation_is_on_the_side_of_its_first_question(tmp_path: Path) -> None:
+def test_conversation_is_split_by_its_first_question(tmp_path: Path) -> None:
     run = config(tmp_path, demonstrations="d", heldout_fraction=0.3)
     prompts = [f"question {number}" for number in range(60)]
     rows: list[object] = []
@@ -145,7 +145,7 @@ def test_demonstrations_mix_and_a_conversation_is_on_the_side_of_its_first_quest
         ),
     ],
 )
-def test_a_bad_conversation_is_named(tmp_path: Path, messages: object, message: str) -> None:
+def test_invalid_conversation_is_named(tmp_path: Path, messages: object, message: str) -> None:
     write(tmp_path / "d", {"messages": messages})
     with pytest.raises(DataError) as caught:
         load_demonstrations(config(tmp_path, demonstrations="d"))

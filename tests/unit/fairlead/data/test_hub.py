@@ -1,4 +1,4 @@
-"""Folders and datasets of the hub: which rows a name means, and what is said of those that cannot be read."""
+"""Folders and datasets of the hub: the rows that a name selects, and errors for those that cannot be read."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def lines(path: Path, *prompts: object) -> None:
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
 
 
-def test_a_name_says_what_the_library_is_told():
+def test_dataset_name_is_parsed():
     assert parse_name("org/name", field="f") == DatasetName("org/name", None, "train", None)
-    told = parse_name("org/name?revision=v1&split=train%5B:5%5D&config=a%26b", field="f")
-    assert told == DatasetName("org/name", "a&b", "train[:5]", "v1")
-    assert str(told) == "org/name?config=a&b&split=train[:5]&revision=v1"
+    parsed = parse_name("org/name?revision=v1&split=train%5B:5%5D&config=a%26b", field="f")
+    assert parsed == DatasetName("org/name", "a&b", "train[:5]", "v1")
+    assert str(parsed) == "org/name?config=a&b&split=train[:5]&revision=v1"
     for name in ("a/b?", "a/b?split=", "a/b?splat=x", "a/b?split=x&split=y", "a/b?split"):
         if name == "a/b?":
             assert parse_name(name, field="f").split == "train"
@@ -62,11 +62,11 @@ def test_a_name_says_what_the_library_is_told():
         ("/org/name", False),
     ],
 )
-def test_what_may_be_meant_for_the_hub(path, expected):
+def test_paths_that_may_be_hub_ids(path, expected):
     assert hub.may_be_hub_id(path) is expected
 
 
-def test_a_folder_is_read_by_its_splits(tmp_path):
+def test_folder_is_read_by_split(tmp_path):
     lines(tmp_path / "set" / "train.jsonl", "a", "b", "c")
     lines(tmp_path / "set" / "test.jsonl", "d")
     assert load_prompts(config(tmp_path, prompts="set")).train == ("a", "b", "c")
@@ -79,7 +79,7 @@ def test_a_folder_is_read_by_its_splits(tmp_path):
         load_prompts(config(tmp_path, prompts="set?split=dev"))
 
 
-def test_a_folder_of_parquet_with_conversations_and_a_bad_row(tmp_path):
+def test_folder_of_parquet_with_conversations_and_an_invalid_row(tmp_path):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes"}]
     rows = [{"chosen": turns, "rejected": [turns[0], {"role": "assistant", "content": "no"}]}] * 3
     (tmp_path / "set").mkdir()
@@ -97,7 +97,7 @@ def test_a_folder_of_parquet_with_conversations_and_a_bad_row(tmp_path):
     )
 
 
-def test_what_save_to_disk_wrote(tmp_path):
+def test_reads_a_saved_dataset(tmp_path):
     one = datasets.Dataset.from_list([{"prompt": "a"}])
     one.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": one, "test": datasets.Dataset.from_list([{"prompt": "b"}])}).save_to_disk(
@@ -108,7 +108,7 @@ def test_what_save_to_disk_wrote(tmp_path):
         load_prompts(config(tmp_path, prompts="two?split=dev"))
 
 
-def test_a_folder_that_makes_no_table_is_read_when_it_is_mended(tmp_path):
+def test_folder_without_a_common_table_is_rejected_until_repaired(tmp_path):
     run = config(tmp_path, prompts="set")
     lines(tmp_path / "set" / "train.jsonl", "a", "b")
     with (tmp_path / "set" / "train.jsonl").open("a") as file:
@@ -124,13 +124,13 @@ def test_a_folder_that_makes_no_table_is_read_when_it_is_mended(tmp_path):
         load_prompts(config(tmp_path, prompts="bare"))
 
 
-def test_a_table_without_rows_is_empty(tmp_path):
+def test_table_without_rows_is_rejected(tmp_path):
     datasets.Dataset.from_dict({"prompt": []}).save_to_disk(tmp_path / "set")
     with pytest.raises(DataError, match=r"set\?split=train:1: got 'a dataset without rows'"):
         load_prompts(config(tmp_path, prompts="set"))
 
 
-def test_without_the_library_it_is_told_what_to_install(tmp_path, monkeypatch):
+def test_missing_datasets_library_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError) as caught:
         load_prompts(config(tmp_path, prompts="org/name"))

@@ -1,4 +1,4 @@
-"""Reading and splitting of demonstrations, preferences and prompts: exact errors, stable sides."""
+"""Loading and splitting of demonstrations, preferences and prompts: exact errors, a stable split."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_reads_demonstrations_plain_and_gzipped(tmp_path: Path) -> None:
     }
 
 
-def test_split_is_by_prompt_and_the_same_for_every_kind(tmp_path: Path) -> None:
+def test_split_is_by_prompt_and_equal_for_every_kind(tmp_path: Path) -> None:
     prompts = [f"question {i}" for i in range(500)]
     _lines(tmp_path / "d", *({"prompt": p, "completion": f"answer {k}"} for k in range(3) for p in prompts))
     _lines(tmp_path / "p", *({"prompt": p} for p in reversed(prompts)))
@@ -69,12 +69,12 @@ def test_split_is_by_prompt_and_the_same_for_every_kind(tmp_path: Path) -> None:
     assert asked.train == tuple(p for p in reversed(prompts) if p not in heldout)
 
 
-def test_sides_depend_on_the_seed_and_not_on_the_process(tmp_path: Path) -> None:
+def test_split_depends_on_the_seed_and_not_on_the_process(tmp_path: Path) -> None:
     prompts = [f"question {i}" for i in range(40)]
     sides = {
         seed: [p for p in prompts if is_heldout(load(None, overrides={"seed": seed}), p)] for seed in (0, 1)
     }
-    # Stands for "the same tomorrow and on another machine": a salted hash would differ.
+    # Checks that the split is equal in every process: a salted hash would differ.
     assert sides[0] == ["question 5", "question 6", "question 30"]
     assert sides[1] != sides[0]
 
@@ -112,7 +112,7 @@ def test_sides_depend_on_the_seed_and_not_on_the_process(tmp_path: Path) -> None
         (b"\n\n", ":1: got 'an empty file', allowed: one JSON object per line, or rows of Parquet"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_invalid_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -120,7 +120,7 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> No
     assert str(caught.value) == f"{path}{message}"
 
 
-def test_a_truncated_gzip_is_named_with_its_line(tmp_path: Path) -> None:
+def test_truncated_gzip_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "cut.jsonl.gz"
     rows = "".join(
         json.dumps({"prompt": f"question {i * 7919 % 1000}", "completion": "x"}) + "\n" for i in range(3000)
@@ -133,7 +133,7 @@ def test_a_truncated_gzip_is_named_with_its_line(tmp_path: Path) -> None:
     assert 1 <= caught.value.line <= 3001
 
 
-def test_equal_answers_are_no_comparison(tmp_path: Path) -> None:
+def test_identical_answers_are_rejected(tmp_path: Path) -> None:
     path = _lines(
         tmp_path / "c",
         {"prompt": "", "chosen": "", "rejected": "rude"},
@@ -142,11 +142,12 @@ def test_equal_answers_are_no_comparison(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_preferences(_config(tmp_path, preferences="c"))
     assert (
-        str(caught.value) == f"{path}:2: got 'identical `chosen` and `rejected`', allowed: two different answers"
+        str(caught.value)
+        == f"{path}:2: got 'identical `chosen` and `rejected`', allowed: two different answers"
     )
 
 
-def test_an_empty_prompt_is_refused_for_rollouts(tmp_path: Path) -> None:
+def test_empty_rollout_prompt_is_rejected(tmp_path: Path) -> None:
     path = _lines(tmp_path / "p", {"prompt": "fine"}, {"prompt": "\t"})
     with pytest.raises(DataError) as caught:
         load_prompts(_config(tmp_path, prompts="p"))
@@ -154,7 +155,7 @@ def test_an_empty_prompt_is_refused_for_rollouts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loader", [load_demonstrations, load_preferences, load_prompts])
-def test_files_that_cannot_be_opened(tmp_path: Path, loader: Callable[[RunConfig], object]) -> None:
+def test_unreadable_files_are_named(tmp_path: Path, loader: Callable[[RunConfig], object]) -> None:
     field = f"data.{loader.__name__.removeprefix('load_')}"
     with pytest.raises(ConfigError, match=f"^{field}: got 'no file', allowed: a file of JSON lines"):
         loader(_config(tmp_path))
@@ -170,7 +171,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path, loader: Callable[[RunConfig
     assert "doesn't contain any data files" in str(caught.value)
 
 
-def test_everything_held_out_is_an_error(tmp_path: Path) -> None:
+def test_split_without_training_records_is_rejected(tmp_path: Path) -> None:
     _lines(tmp_path / "p", {"prompt": "question 6"})
     with pytest.raises(ConfigError, match="got '1 records, all held out', allowed: more prompts"):
         load_prompts(_config(tmp_path, prompts="p"))
@@ -216,7 +217,7 @@ def test_pairs_of_sentences_prefer_label_one_and_use_no_other_part(tmp_path: Pat
         assert all(is_heldout(config, " ".join(t.split()[:2])) for t in (pair.chosen, pair.rejected))
 
 
-def test_sentences_of_one_label_and_of_bad_labels(tmp_path: Path) -> None:
+def test_sentences_need_both_labels_and_valid_ones(tmp_path: Path) -> None:
     _lines(tmp_path / "one", *({"text": f"word word word {i}", "label": 1} for i in range(50)))
     with pytest.raises(ConfigError, match="^data.sentences: got 'sentences of only one label'"):
         load_preferences(_config(tmp_path, sentences="one"))
@@ -226,7 +227,7 @@ def test_sentences_of_one_label_and_of_bad_labels(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}:1: got '`label` = 2', allowed: `label` = 0 or 1"
 
 
-def test_a_file_of_its_own_comes_before_sentences(tmp_path: Path) -> None:
+def test_own_file_takes_precedence_over_sentences(tmp_path: Path) -> None:
     _sentences(tmp_path / "s")
     _lines(tmp_path / "c", *({"prompt": f"q {i}", "chosen": "a", "rejected": "b"} for i in range(30)))
     config = _config(tmp_path, sentences="s", preferences="c")

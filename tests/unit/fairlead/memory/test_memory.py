@@ -346,5 +346,5 @@ def test_a_folder_that_is_no_model_says_what_is_missing(tmp_path: Path, files: d
 def test_a_hub_id_that_was_never_loaded_says_how_to_bring_it():
     with pytest.raises(ModelLoadError, match="`hf download nobody/such-a-model` brings it"):
         model_size("nobody/such-a-model")
-    with pytest.raises(ModelLoadError, match="there is no model folder './absent'"):
+    with pytest.raises(ModelLoadError, match="no model folder './absent'"):
         model_size("./absent")

@@ -1,4 +1,4 @@
-"""Adapters: what they add by hand, what a folder of them loads as, and which ones are refused."""
+"""Adapters against manual computation, loading of their folders, and rejected ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def logits(model) -> torch.Tensor:
     return model(TOKENS).logits
 
 
-def test_fresh_adapters_change_nothing_and_only_they_learn(base):
+def test_new_adapters_change_nothing_and_only_they_are_trained(base):
     plain, model = load_causal_lm(base, CPU), load_causal_lm(base, CPU)
     adapters.add(model, LORA, base=base, field="ppo.lora", seed=3)
     assert adapters.is_adapted(model)
@@ -64,7 +64,7 @@ def test_fresh_adapters_change_nothing_and_only_they_learn(base):
     assert not any("lm_head" in name or "embed" in name for name in learning)
 
 
-def test_the_draw_of_an_adapter_depends_on_its_seed_alone(base):
+def test_adapter_initialisation_depends_only_on_its_seed(base):
     models = []
     for seed in (3, 3, 4):
         torch.rand(len(models) + 1)
@@ -76,7 +76,7 @@ def test_the_draw_of_an_adapter_depends_on_its_seed_alone(base):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own
-def test_a_folder_loads_as_the_weights_by_hand_and_as_peft_reads_it(base, tmp_path):
+def test_saved_adapter_loads_like_manual_weights_and_in_peft(base, tmp_path):
     model = adapted(base)
     adapters.save(model, tmp_path / "a", merge=False)
     by_hand = load_causal_lm(base, CPU)
@@ -106,7 +106,7 @@ def test_a_folder_loads_as_the_weights_by_hand_and_as_peft_reads_it(base, tmp_pa
     assert load_causal_lm(str(tmp_path / "a"), exact).dtype == torch.bfloat16
 
 
-def test_an_adapter_on_an_adapter_and_a_reward_model_from_one(base, tmp_path):
+def test_adapter_on_an_adapter_and_reward_model_from_one(base, tmp_path):
     first = saved(base, tmp_path / "first")
     second = saved(first, tmp_path / "second", LoraSection(rank=2, alpha=2.0))
     assert adapters.base_of(second) == str(tmp_path / "first")
@@ -122,7 +122,7 @@ def test_an_adapter_on_an_adapter_and_a_reward_model_from_one(base, tmp_path):
         assert torch.equal(reward.body(TOKENS)[0], language.base_model(TOKENS)[0])
 
 
-def test_matrices_that_lie_the_other_way_round(tmp_path):
+def test_adapters_on_transposed_matrices(tmp_path):
     settings = {
         "vocab_size": 60,
         "n_embd": 32,
@@ -139,7 +139,7 @@ def test_matrices_that_lie_the_other_way_round(tmp_path):
     assert (logits(loaded) - logits(model)).abs().max() < 1e-5
 
 
-def test_layers_are_chosen_by_name_and_a_wrong_name_is_refused(base):
+def test_target_modules_are_chosen_by_name_and_unknown_names_rejected(base):
     model = adapted(base, LoraSection(rank=4, target_modules=("q_proj", "layers.1.mlp.up_proj")))
     layers = {
         name.removeprefix("base_model.model.").partition(".lora_")[0] for name in adapters.tensors(model)
@@ -154,7 +154,7 @@ def test_layers_are_chosen_by_name_and_a_wrong_name_is_refused(base):
             adapted(base, LoraSection(rank=4, target_modules=("q_proj", wrong)))
 
 
-def test_the_fingerprint_is_that_of_the_weights_wherever_they_lie(base, tmp_path):
+def test_fingerprint_depends_only_on_the_weights(base, tmp_path):
     shutil.copytree(base, tmp_path / "elsewhere")
     assert adapters.fingerprint(base) == adapters.fingerprint(str(tmp_path / "elsewhere"))
     other = tiny_causal_lm(tmp_path / "other", seed=1)
@@ -204,25 +204,23 @@ def no_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [truncate, lose_a_tensor, gain_a_tensor, change_shapes, not_a_number, no_weights]
 )
-def test_a_damaged_adapter_is_refused(base, tmp_path, damage):
+def test_damaged_adapter_is_rejected(base, tmp_path, damage):
     path = saved(base, tmp_path / "a")
     damage(tmp_path / "a")
     with pytest.raises(ModelLoadError, match=f"the adapter '{path}'"):
         load_causal_lm(path, CPU)
 
 
-def test_an_adapter_without_its_base_is_refused(base, tmp_path):
+def test_adapter_without_its_base_is_rejected(base, tmp_path):
     path = saved(base, tmp_path / "a")
     file = tmp_path / "a" / adapters.CONFIG_FILE
     settings = json.loads(file.read_text())
     file.write_text(json.dumps(settings | {"base_model_name_or_path": str(tmp_path / "gone")}))
-    with pytest.raises(
-        ModelLoadError, match=r"the adapter '.*/a' needs its base: there is no model folder '.*gone'"
-    ):
+    with pytest.raises(ModelLoadError, match=r"the adapter '.*/a' needs its base: no model folder '.*gone'"):
         load_causal_lm(path, CPU)
     other = tiny_causal_lm(tmp_path / "wide", hidden_size=48)
     file.write_text(json.dumps(settings | {"base_model_name_or_path": str(other)}))
-    with pytest.raises(ModelLoadError, match=r"on its base '.*wide'.*is that the model it was trained on"):
+    with pytest.raises(ModelLoadError, match=r"to its base '.*wide'.*that it was trained on that base"):
         load_causal_lm(path, CPU)
     for broken in ("{", json.dumps({"peft_type": "LORA"}), json.dumps({"base_model_name_or_path": None})):
         file.write_text(broken)

@@ -1,4 +1,4 @@
-"""Five architectures through all that touches a model: log-probs, generation, packing, PPO, rewards."""
+"""Five architectures in everything that touches a model: log-probs, generation, packing, PPO, rewards."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ async def served(config: RunConfig, prompts: list[tuple[int, ...]]) -> list[Comp
 
 
 def assert_answers_alike(folder: Path, prompts: list[tuple[int, ...]], answers: list[Completion]) -> None:
-    """What transformers says, from the folder alone."""
+    """Scores that transformers computes from the folder."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -208,7 +208,7 @@ def assert_answers_alike(folder: Path, prompts: list[tuple[int, ...]], answers: 
 
 @pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapter"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-async def test_ppo_for_three_updates_and_its_export(saved: Saved, tmp_path: Path, name: str, rank: int):
+async def test_ppo_for_three_updates_and_export(saved: Saved, tmp_path: Path, name: str, rank: int):
     config = configured(tmp_path, saved(name), **{"ppo.lora.rank": rank})
     result = train(config, saved(name))
     assert (result["updates"], result["tasks_trained"], result["tasks_lost"]) == (3, 24, 0)
@@ -233,7 +233,7 @@ async def test_ppo_for_three_updates_and_its_export(saved: Saved, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_reward_model_scores_alike_here_exported_and_in_transformers(tmp_path: Path, name: str):
+def test_reward_model_scores_equal_exported_and_in_transformers(tmp_path: Path, name: str):
     config = configured(tmp_path, tmp_path / "unused")
     path = architectures.reward_model(name, config.folder.reward_model, bias=0.75)
     save(config, config.folder.config)
@@ -257,19 +257,19 @@ def test_a_reward_model_scores_alike_here_exported_and_in_transformers(tmp_path:
     theirs = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.inference_mode():
-        alone = [float(theirs(torch.tensor([ids])).logits[0, 0]) for ids in sequences]
-        assert [one + theirs.config.fairlead_reward_bias for one in alone] == pytest.approx(
+        unpadded = [float(theirs(torch.tensor([ids])).logits[0, 0]) for ids in sequences]
+        assert [one + theirs.config.fairlead_reward_bias for one in unpadded] == pytest.approx(
             scores, abs=TOLERANCE
         )
         if tokenizer.pad_token is None:
             return  # no token to spare: transformers says so itself where several are given
         batch = tokenizer.pad({"input_ids": [list(ids) for ids in sequences]}, return_tensors="pt")
         together = theirs(**batch).logits[:, 0].tolist()
-    assert together == pytest.approx(alone, abs=TOLERANCE), "pooled before the padding, EOS and all"
+    assert together == pytest.approx(unpadded, abs=TOLERANCE), "pooled before the padding, EOS and all"
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_rendered_prompt_begins_with_the_template_s_own_special_tokens(name: str):
+def test_rendered_prompt_starts_with_the_template_special_tokens(name: str):
     tokenizer = architectures.tokenizer_of(name)
     asked = Chat((Message("user", "where is my parcel ?"),))
     rendered = tokenizer.apply_chat_template(
@@ -284,7 +284,7 @@ def test_a_rendered_prompt_begins_with_the_template_s_own_special_tokens(name: s
     assert answer.count(tokenizer.eos_token_id) == 1
 
 
-def test_where_eos_pads_it_is_still_learnt():
+def test_eos_is_learnt_when_it_is_the_padding_token():
     """GPT-2: padding is known by length, so the loss of EOS is not masked with that of padding."""
     tokenizer = architectures.tokenizer_of("gpt2")
     assert tokenizer.pad_token_id == tokenizer.eos_token_id

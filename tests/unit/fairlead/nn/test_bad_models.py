@@ -1,4 +1,4 @@
-"""Models that cannot be used: one clear line, found before anything is served or trained."""
+"""Unusable models are reported in one clear line before anything is served or trained."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def ask(folder: Path, *paths: str, **environment: str) -> dict[str, str]:
     return json.loads(done.stdout)
 
 
-def test_what_the_hub_refuses_and_what_memory_does(hub: str, tmp_path: Path):
+def test_hub_and_memory_errors_have_clear_messages(hub: str, tmp_path: Path):
     large = tmp_path / "large"
     LlamaForCausalLM(
         LlamaConfig(
@@ -114,22 +114,22 @@ def test_what_the_hub_refuses_and_what_memory_does(hub: str, tmp_path: Path):
         "then log in with `hf auth login` or set HF_TOKEN"
     )
     assert said["acme/absent"] == (
-        "'acme/absent' is no folder here and no model of the hub: check the name; if it is private, "
+        "'acme/absent' is neither a local folder nor a model on the hub: check the name; if it is private, "
         "log in with `hf auth login` or set HF_TOKEN"
     )
     assert said[str(large)] == (
-        f"there is not enough memory for the model '{large}': `fairlead plan` says how much a run needs; "
+        f"not enough memory for the model '{large}': `fairlead plan` reports how much a run needs; "
         "dtype = 'bfloat16' needs half"
     )
 
 
 OUT_OF_REACH = (
-    "'acme/some' is no folder here, is not in the hub's cache, and the hub cannot be reached: fetch it where "
-    "there is a network with `hf download acme/some`, or give a folder"
+    "'acme/some' is neither a local folder nor in the hub's cache, and the hub cannot be reached: "
+    "download it on a machine with network access by `hf download acme/some`, or give a folder"
 )
 
 
-def test_without_a_network_it_is_said_how_to_get_the_model():
+def test_missing_network_explains_how_to_download_the_model():
     for load in (lambda: load_causal_lm("acme/some", CPU), lambda: load_tokenizer("acme/some")):
         with pytest.raises(ModelLoadError) as raised:
             load()
@@ -137,7 +137,7 @@ def test_without_a_network_it_is_said_how_to_get_the_model():
 
 
 @pytest.mark.slow  # the hub's client tries several times
-def test_a_network_that_leads_nowhere_is_no_different(tmp_path: Path):
+def test_unreachable_hub_has_the_same_message(tmp_path: Path):
     # Nobody listens on port 9.
     said = ask(tmp_path, "acme/some", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
     assert said == {"acme/some": OUT_OF_REACH}
@@ -151,7 +151,7 @@ def with_more_tokens(folder: Path) -> str:
     return str(folder)
 
 
-def test_a_vocabulary_smaller_than_the_tokenizer_is_refused_everywhere(tmp_path: Path):
+def test_vocabulary_smaller_than_the_tokenizer_is_rejected_everywhere(tmp_path: Path):
     policy = with_more_tokens(tiny_causal_lm(tmp_path / "policy"))
     reward = with_more_tokens(tiny_reward_model(tmp_path / "reward"))
     refusal = r"has an embedding of 60 rows, and its tokenizer gives ids up to 61: "
@@ -171,14 +171,14 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused_everywhere(tmp_path:
         start.stop()
 
 
-def test_more_rows_than_tokens_are_fine(tmp_path: Path):
+def test_embedding_may_have_more_rows_than_tokens(tmp_path: Path):
     """As in Qwen, whose embedding is padded."""
     path = str(architectures.causal_lm("qwen2", tmp_path))
     scorer = ReferenceScorer(path, ReferenceSection(device="cpu"))
     assert scorer.info.model.vocabulary_size == len(architectures.tokenizer_of("qwen2")) + 11
 
 
-def test_reward_models_with_code_of_their_own_are_refused_by_name(tmp_path: Path):
+def test_reward_models_with_custom_code_are_rejected_by_name(tmp_path: Path):
     """As ArmoRM is: its config names a class that reads the score through a gate."""
     tiny_reward_model(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
@@ -193,8 +193,8 @@ def test_reward_models_with_code_of_their_own_are_refused_by_name(tmp_path: Path
         load_reward_model(str(tmp_path), CPU)
 
 
-def test_an_encoder_with_segments_is_refused(tmp_path: Path):
-    """BERT tells prompt and answer apart by ids of segments, which do not travel with the tokens."""
+def test_encoder_with_segments_is_rejected(tmp_path: Path):
+    """BERT separates prompt and answer by segment ids, which do not travel with the tokens."""
     config = BertConfig(
         vocab_size=60,
         hidden_size=16,

@@ -1,4 +1,4 @@
-"""A compiled reward model scores as before; where it cannot be compiled the load says so."""
+"""A compiled reward model gives equal scores; loading reports when it cannot be compiled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tiny import tiny_reward_model
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_a_compiled_model_scores_alike(tmp_path: Path):
+def test_compiled_model_gives_equal_scores(tmp_path: Path):
     path = str(tiny_reward_model(tmp_path))
     sequences = [(5, 6, 7), (8,) * 40, (9, 10)]
     expected = RewardScorer(path, RewardSection(device="cpu", compile=False)).score(sequences)

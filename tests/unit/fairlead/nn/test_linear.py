@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN give what PyTorch's give, and leave alone what is none of theirs."""
+"""Linear layers through oneDNN give the results of PyTorch's, and other layers are not replaced."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_packed_layers_compute_the_same(shape):
     torch.testing.assert_close(model(inputs), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_other_types_stay():
+def test_layers_of_other_dtypes_are_kept():
     model = Model(torch.bfloat16)
     assert pack_linears(model) == 0
     assert isinstance(model.plain, nn.Linear)

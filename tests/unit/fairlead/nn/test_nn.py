@@ -1,4 +1,4 @@
-"""Log-probs, heads and loading: against float64 by hand, and every way in which a checkpoint can be wrong."""
+"""Log-probs, heads and loading, against float64 by hand, and every kind of invalid checkpoint."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_greedy_answers_report_logprobs_at_temperature_one():
     )
 
 
-def test_entropy_of_a_uniform_and_of_a_certain_distribution():
+def test_entropy_of_uniform_and_certain_distributions():
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 200.0, 0.0, 0.0]])
     assert entropy(logits, temperature=1.0).tolist() == pytest.approx(
         [torch.log(torch.tensor(4.0)).item(), 0.0]
@@ -64,8 +64,8 @@ def test_chunks_change_neither_logprobs_nor_gradients(chunk_rows: int):
     )
     got = torch.autograd.grad(chunked.sum(), [hidden, unembedding.weight])
     torch.testing.assert_close(chunked, whole)
-    alone = hidden_logprobs(hidden, unembedding, tokens, temperature=0.7, chunk_rows=chunk_rows)
-    torch.testing.assert_close(alone, whole)
+    chunked = hidden_logprobs(hidden, unembedding, tokens, temperature=0.7, chunk_rows=chunk_rows)
+    torch.testing.assert_close(chunked, whole)
     torch.testing.assert_close(entropies, entropy(unembedding(hidden), temperature=0.7))
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
@@ -79,7 +79,7 @@ def test_no_rows_give_no_logprobs():
     assert logprobs.shape == entropies.shape == (0,)
 
 
-def test_the_head_computes_in_float32_and_starts_as_the_papers_say():
+def test_head_computes_in_float32_and_is_initialised_as_in_the_papers():
     torch.manual_seed(2)
     head = ScalarHead(1_023)
     assert head.weight.std().item() == pytest.approx(1 / 32, rel=0.1)
@@ -87,7 +87,7 @@ def test_the_head_computes_in_float32_and_starts_as_the_papers_say():
     assert head.to(torch.bfloat16)(torch.randn(2, 1_023, dtype=torch.bfloat16)).dtype == torch.float32
 
 
-def test_a_reward_model_reads_its_last_real_token_whatever_the_padding(tmp_path: Path):
+def test_reward_model_reads_last_real_token_for_any_padding(tmp_path: Path):
     reward = load_reward_model(str(tiny_reward_model(tmp_path)), CPU)
     tokens = torch.randint(4, VOCABULARY_SIZE, (2, 9))
     lengths = torch.tensor([5, 9])
@@ -98,7 +98,7 @@ def test_a_reward_model_reads_its_last_real_token_whatever_the_padding(tmp_path:
         assert reward.scores(tokens, lengths)[0].item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_saved_reward_model_loads_in_transformers_and_here(tmp_path: Path):
+def test_saved_reward_model_loads_in_transformers_and_fairlead(tmp_path: Path):
     reward = load_reward_model(str(tiny_reward_model(tmp_path / "a", bias=0.5)), CPU)
     reward.save(tmp_path / "b", tiny_tokenizer())
     tokens = torch.randint(4, VOCABULARY_SIZE, (1, 6))
@@ -110,14 +110,14 @@ def test_a_saved_reward_model_loads_in_transformers_and_here(tmp_path: Path):
     assert loading.weights_digest(again.model) == loading.weights_digest(reward.model)
 
 
-def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path):
+def test_checkpoint_without_a_head_is_rejected(tmp_path: Path):
     tiny_causal_lm(tmp_path)
     with pytest.raises(ModelLoadError, match=r"lacks the weights score.weight.*fairlead reward-model"):
         load_reward_model(str(tmp_path), CPU)
     assert load_reward_model(str(tmp_path), CPU, fresh_head=True).model.config.num_labels == 1
 
 
-def test_a_classifier_of_many_labels_is_refused(tmp_path: Path):
+def test_classifier_with_several_labels_is_rejected(tmp_path: Path):
     config = LlamaConfig(
         vocab_size=16,
         hidden_size=8,
@@ -131,12 +131,10 @@ def test_a_classifier_of_many_labels_is_refused(tmp_path: Path):
         load_reward_model(str(tmp_path), CPU)
 
 
-def test_a_missing_path_and_damaged_files_are_named(tmp_path: Path):
-    with pytest.raises(
-        ModelLoadError, match="there is no model folder './nowhere': give a folder that exists"
-    ):
+def test_missing_path_and_damaged_files_are_named(tmp_path: Path):
+    with pytest.raises(ModelLoadError, match="no model folder './nowhere': give an existing folder"):
         loading.load_causal_lm("./nowhere", CPU)
-    with pytest.raises(ModelLoadError, match="there is no model folder ''"):
+    with pytest.raises(ModelLoadError, match="no model folder ''"):
         loading.load_tokenizer("")
     folder = tiny_causal_lm(tmp_path)
     shard = folder / "model.safetensors"
@@ -154,7 +152,7 @@ def test_a_missing_path_and_damaged_files_are_named(tmp_path: Path):
         loading.load_causal_lm(str(folder), CPU)
 
 
-def test_fingerprints_tell_tokenizers_apart_and_survive_saving(tmp_path: Path):
+def test_tokenizer_fingerprints_differ_and_survive_saving(tmp_path: Path):
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     again = loading.load_tokenizer(str(tmp_path))
@@ -178,6 +176,6 @@ def test_limits_and_end_tokens_come_from_model_and_tokenizer(tmp_path: Path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said():
-    with pytest.raises(ModelLoadError, match="device = 'cuda', but torch sees no GPU"):
+def test_missing_gpu_is_reported():
+    with pytest.raises(ModelLoadError, match="device = 'cuda', but torch finds no GPU"):
         loading.torch_device("cuda")

@@ -107,10 +107,10 @@ def test_text_is_read_by_the_members_tokenizer(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no list of members"),
-        ('{"members": 3}', "is no list of members"),
+        ("{", "is not a valid list of members"),
+        ('{"members": 3}', "is not a valid list of members"),
         ('{"members": []}', "names no members"),
-        ('{"members": ["member-0", "absent"]}', "there is no model folder"),
+        ('{"members": ["member-0", "absent"]}', "no model folder"),
     ],
 )
 def test_a_damaged_ensemble_is_refused(tmp_path, content, message):

@@ -307,7 +307,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_named():
-    with pytest.raises(ModelLoadError, match="there is no model folder './nowhere'"):
+    with pytest.raises(ModelLoadError, match="no model folder './nowhere'"):
         RewardScorer("./nowhere", SECTION)
 
 
