@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypedDict, TypeVar, U
 
 from grpc import aio
 
-from fairlead.rpc.channel import Replicas
 from fairlead.rpc.credentials import Credentials
+from fairlead.rpc.replicas import Replicas
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.rpc.tls import TlsFiles
 

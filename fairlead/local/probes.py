@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from fairlead.rpc.tls import Identity, TlsFiles
+from fairlead.rpc.tls import Certificates, TlsFiles
 
 Probe = Callable[[], Awaitable[bool]]
 """Called again and again until it returns True."""
@@ -70,7 +70,7 @@ async def get(host: str, port: int, path: str, *, tls: TlsFiles | None = None) -
     """Return the body of a page on the metrics port; None if the process does not answer 200 in time."""
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
-            context = None if tls is None else Identity(tls).client_context()
+            context = None if tls is None else Certificates(tls).client_context()
             reader, writer = await asyncio.open_connection(host, port, ssl=context)
             try:
                 writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())

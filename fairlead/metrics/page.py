@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 from fairlead import watchdog
 from fairlead.config.infrastructure import ObserveSection
 from fairlead.errors import ConfigError
-from fairlead.rpc.tls import Identity, TlsFiles
+from fairlead.rpc.tls import Certificates, TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,7 +82,7 @@ def serve(
     if observe.metrics_tls:
         if tls is None or not tls.on:
             raise ConfigError("observe.metrics_tls", got=True, allowed="true with a certificate in [tls]")
-        context = Identity(tls, serves=True).server_context()
+        context = Certificates(tls, serves=True).server_context()
     host, port = observe.metrics_host, observe.metrics_port
     try:
         server = _Server((host, port), context)

@@ -1,7 +1,7 @@
-"""When an answer is so late that another replica is asked as well, and the first of the two counts.
+"""Hedged requests: a late call is sent to another replica as well, and the first result counts.
 
-Dean and Barroso, The Tail at Scale (2013), hedged requests. For calls that may be made twice. Beneath
-`fairlead/rpc/channel.py`; knows no replica and no message.
+After Dean and Barroso, The Tail at Scale (2013). For idempotent calls. Beneath `fairlead/rpc/replicas.py`;
+knows no replica and no message.
 """
 
 from __future__ import annotations
@@ -12,56 +12,56 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
-_KNOWN_CALLS = 5
-"""Answers from which the usual time is known."""
-_LEAST_SECONDS = 1.0
-"""Nothing is late before that."""
+_MIN_CALLS = 5
+"""Calls needed before the mean is used."""
+_MIN_SECONDS = 1.0
+"""No call is late before this time."""
 _WEIGHT = 0.1
-"""Of the newest answer in the mean."""
+"""Weight of the newest call in the mean."""
 
 
 class Hedging:
-    """The usual time of the calls to one service."""
+    """The mean time of the calls to one service, and the hedging of late calls."""
 
     def __init__(self, factor: float) -> None:
-        """`factor`: a call that has taken so many times the usual is late; 0: none ever is."""
+        """A call is late after `factor` times the mean; 0 disables hedging."""
         self._factor = factor
         self._mean = 0.0
         self._count = 0
 
-    def learn(self, seconds: float) -> None:
-        """An answer took so long."""
+    def record(self, seconds: float) -> None:
+        """Add the time of a finished call to the mean."""
         self._count += 1
         self._mean += max(_WEIGHT, 1 / self._count) * (seconds - self._mean)
 
     @property
     def late_seconds(self) -> float | None:
-        """How long a call may take until it is late; None if that is not known."""
-        if not self._factor or self._count < _KNOWN_CALLS:
+        """Time after which a call is late; None if hedging is disabled or too few calls have finished."""
+        if not self._factor or self._count < _MIN_CALLS:
             return None
-        return max(_LEAST_SECONDS, self._factor * self._mean)
+        return max(_MIN_SECONDS, self._factor * self._mean)
 
     async def first_of(self, first: Awaitable[_T], another: Callable[[], Awaitable[_T] | None]) -> _T:
-        """The first answer that is none of an error; `another` is called when `first` is late.
+        """Return the first successful result; `another` starts a second call when `first` is late.
 
         Raises:
-            Exception: the last, if both fail.
+            Exception: the last error, if both calls fail.
         """
         late = self.late_seconds
         if late is None:
             return await first
-        asked = [asyncio.ensure_future(first)]
+        calls = [asyncio.ensure_future(first)]
         try:
-            done, _ = await asyncio.wait(asked, timeout=late)
+            done, _ = await asyncio.wait(calls, timeout=late)
             if not done and (second := another()) is not None:
-                asked.append(asyncio.ensure_future(second))
-            pending = set(asked)
+                calls.append(asyncio.ensure_future(second))
+            pending = set(calls)
             while True:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 good = next((one for one in done if not one.exception()), None)
                 if good is not None or not pending:
                     return (good or done.pop()).result()
         finally:
-            for one in asked:
+            for one in calls:
                 one.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+            await asyncio.gather(*calls, return_exceptions=True)

@@ -1,6 +1,6 @@
-"""What a gRPC status means to a caller: the way back from `fairlead.errors.GRPC_STATUS`.
+"""gRPC statuses → errors of `fairlead.errors`: the inverse of `fairlead.errors.GRPC_STATUS`.
 
-Between the channel and the error tree. Knows no message and no service.
+Between grpc.aio and the error tree. Knows no message and no service.
 """
 
 from __future__ import annotations
@@ -25,34 +25,24 @@ from fairlead.errors import (
 )
 
 REQUEST_ID = "x-request-id"
-"""Header and metadata: names a request in the logs of all that it passes. Every answer that a server itself
-gave has it, errors included."""
+"""Header and metadata: names a request in the logs of every process that it passes. Every response made by a
+server has it, errors included."""
 MAX_REQUEST_TOKENS = "x-max-request-tokens"
-"""Metadata of a request: a model service refuses it if it holds more tokens. What a gateway says of the key
-that its caller showed, whose tokens it cannot count itself."""
+"""Metadata of a request: a model service refuses a request with more tokens. The gateway sets it to the limit
+of the caller's API key, since it cannot count tokens itself."""
 RETRY_PUSHBACK = "grpc-retry-pushback-ms"
-"""Trailing metadata of RESOURCE_EXHAUSTED: milliseconds after which to try again (gRFC A6's key)."""
+"""Trailing metadata of RESOURCE_EXHAUSTED: milliseconds to wait before a retry (key of gRFC A6)."""
 
-# As BoringSSL and gRPC's check of host names put it.
-_DISTRUST = re.compile(r"CERTIFICATE_VERIFY_FAILED: (?P<why>[^:]+)|Hostname Verification Check failed")
-# As gRPC's core puts it, whichever side of the kernel notices first.
+# The words of BoringSSL and of gRPC's check of host names.
+_UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED: (?P<why>[^:]+)|Hostname Verification Check failed")
+# The words of gRPC's core, which depend on who notices first.
 _BROKEN = re.compile(
     r"socket closed|connection reset|broken pipe|recvmsg|keepalive|ping timeout", re.IGNORECASE
-)
-_RETRIED = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        # Sent by a server whose grace period ended; a caller's own cancellation is no AioRpcError.
-        grpc.StatusCode.CANCELLED,
-    }
 )
 
 
 def pushback_seconds(error: aio.AioRpcError) -> float | None:
-    """After how long the server wants to be asked again; None if it did not say."""
+    """Return the delay before a retry that the server asked for; None if it asked for none."""
     trailers = error.trailing_metadata()
     text = trailers.get(RETRY_PUSHBACK) if trailers is not None else None
     try:
@@ -62,7 +52,9 @@ def pushback_seconds(error: aio.AioRpcError) -> float | None:
 
 
 def is_lost(error: aio.AioRpcError) -> bool:
-    """Whether the connection broke under the call, as when the server was killed; nobody answered."""
+    """Return whether the connection broke during the call without a response, as when the server is
+    killed.
+    """
     if error.code() is not grpc.StatusCode.UNAVAILABLE:
         return False
     trailers = error.trailing_metadata()
@@ -71,43 +63,37 @@ def is_lost(error: aio.AioRpcError) -> bool:
 
 
 def is_too_large(error: aio.AioRpcError) -> bool:
-    """Whether gRPC itself refused the message for its size, under the status that also means `full`."""
+    """Return whether gRPC refused the message for its size, under the status that also means overload."""
     return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or "")
 
 
 def is_broken_stream(error: aio.AioRpcError) -> bool:
-    """Whether a stream ended while a message was being sent: grpc.aio then hides the server's status."""
+    """Return whether a stream ended during a write: grpc.aio then hides the status of the server."""
     return error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
 
 
-def distrust(error: aio.AioRpcError) -> str:
-    """Why the client does not trust the server's certificate; empty if it was something else."""
-    found = _DISTRUST.search(error.details() or "") if error.code() is grpc.StatusCode.UNAVAILABLE else None
+def untrusted_reason(error: aio.AioRpcError) -> str:
+    """Return why the client does not trust the server's certificate; empty for any other error."""
+    found = _UNTRUSTED.search(error.details() or "") if error.code() is grpc.StatusCode.UNAVAILABLE else None
     if found is None:
         return ""
-    return found["why"] or "it is of another name than the address (see tls.server_name)"
-
-
-def is_worth_another_try(error: aio.AioRpcError) -> bool:
-    """Whether the same call may succeed later or elsewhere."""
-    mended = error.code() in _RETRIED and not is_too_large(error) and not distrust(error)
-    return mended or is_broken_stream(error)
+    return found["why"] or "its name is not that of the address (see tls.server_name)"
 
 
 def error_from_status(error: aio.AioRpcError, *, where: str, so_far: str) -> FairleadError:
-    """The error of our tree that says the same.
+    """Return the error that a failed call stands for; a `Transient` one is worth a retry.
 
     Args:
-        error: as raised by the call.
+        error: raised by the call.
         where: service and address, for the message.
-        so_far: what was tried, for the message.
+        so_far: number and time of the attempts, for the message.
     """
     details = error.details() or ""
     if is_too_large(error):
         return RemoteInvalidInput(details)
     if is_broken_stream(error):
         return Unavailable(f"{where}: the stream broke ({so_far})")
-    if why := distrust(error):
+    if why := untrusted_reason(error):
         return Unauthenticated(f"{where}: its certificate is not trusted (see tls.ca): {why}")
     delay = pushback_seconds(error) or 1.0
     return error_from_code(error.code(), details, retry_after_seconds=delay, where=where, so_far=so_far)
@@ -116,18 +102,19 @@ def error_from_status(error: aio.AioRpcError, *, where: str, so_far: str) -> Fai
 def error_from_code(
     code: grpc.StatusCode, details: str, *, retry_after_seconds: float, where: str, so_far: str = ""
 ) -> FairleadError:
-    """The error of our tree that a status stands for; arguments as of `error_from_status`."""
+    """Return the error that a status stands for; the arguments are those of `error_from_status`."""
     message = f"{where}: {details} ({f'{code.name} {so_far}'.rstrip()})"
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return RemoteInvalidInput(details)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        told = re.sub(r"; try again in [0-9.e+-]+ s$", "", details)
-        return Overloaded(f"{where}: {told}", retry_after_seconds=retry_after_seconds)
+        message = re.sub(r"; try again in [0-9.e+-]+ s$", "", details)
+        return Overloaded(f"{where}: {message}", retry_after_seconds=retry_after_seconds)
     return _KINDS.get(code, InternalError)(message)
 
 
 _KINDS: dict[grpc.StatusCode, type[FairleadError]] = {
     grpc.StatusCode.UNAVAILABLE: Unavailable,
+    # Sent by a server whose grace period ended; a caller's own cancellation is not an AioRpcError.
     grpc.StatusCode.CANCELLED: Unavailable,
     grpc.StatusCode.FAILED_PRECONDITION: StaleWeights,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

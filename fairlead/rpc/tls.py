@@ -1,8 +1,8 @@
-"""The TLS identity of a process: its certificate and whom it trusts, read again when the files change.
+"""The certificates of a process: its own and those of trusted authorities, read again when the files change.
 
-Beneath everything that listens or connects; makes credentials of gRPC and of Python's ssl. Knows no address.
-A change is taken at the next handshake. Files that do not fit together, as while they are being replaced,
-leave what was there; the log says so.
+Beneath everything that listens or connects; creates credentials for gRPC and for Python's ssl. Knows no
+address. A change takes effect at the next handshake. While files do not match, for example during their
+replacement, the previous certificates stay in use and an error is logged.
 """
 
 from __future__ import annotations
@@ -21,76 +21,78 @@ from fairlead.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 3
+_READ_ATTEMPTS = 3
 _States = tuple[tuple[int, ...], ...]
 
 
 class TlsFiles(Protocol):
-    """Where the files are: `[tls]` of a run, or `Tls`."""
+    """Paths of the PEM files: the `[tls]` section of a run, or `Tls`."""
 
     @property
     def certificate(self) -> str:
-        """The process's certificate and those between it and its authority."""
+        """The process's certificate and any intermediate ones."""
 
     @property
     def key(self) -> str:
-        """Its private key."""
+        """Private key of the certificate."""
 
     @property
     def ca(self) -> str:
-        """Trusted authorities."""
+        """Certificates of trusted authorities."""
 
     @property
     def mutual(self) -> bool:
-        """Whether a server asks callers for a certificate."""
+        """Whether a server requires a certificate from callers."""
 
     @property
     def server_name(self) -> str:
-        """The name that clients expect of servers."""
+        """The name that clients expect in a server's certificate."""
 
     @property
     def on(self) -> bool:
-        """Whether TLS is spoken."""
+        """Whether TLS is used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS of a client that reads no configuration; the files are PEM and read again when they change."""
+    """TLS settings of a client without a configuration file. Files are PEM and are read again when they
+    change.
+    """
 
     ca: str = ""
-    """Authorities that are trusted. Empty: those that gRPC brings."""
+    """Certificates of trusted authorities; empty for those that come with gRPC."""
     certificate: str = ""
-    """The client's own certificate and those between it and its authority, where servers ask for one."""
+    """The client's certificate and any intermediate ones, for servers that require one (mTLS)."""
     key: str = ""
-    """Its private key, without a passphrase."""
+    """Private key of the certificate, without a passphrase."""
     server_name: str = ""
-    """The name to expect in a server's certificate. Empty: that of its address."""
+    """Name to expect in a server's certificate; empty for the name in its address."""
 
     @property
     def mutual(self) -> bool:
-        """Clients ask nobody for more than TLS does."""
+        """Return False: only servers require certificates from their callers."""
         return False
 
     @property
     def on(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
 
 @dataclass(frozen=True, slots=True)
-class Pems:
-    """What the files hold, of one moment."""
+class PemContents:
+    """Contents of the files, read at one moment."""
 
     certificate: bytes
-    """The chain, the process's own first; empty for a client that shows none."""
+    """The certificate chain, the process's own first; empty for a client without one."""
     key: bytes = field(repr=False)
-    """Its private key."""
+    """Private key of the certificate."""
     ca: bytes | None
-    """Trusted authorities; None for those that gRPC brings."""
+    """Certificates of trusted authorities; None for those that come with gRPC."""
 
 
-class Identity:
-    """The certificate of a process and whom it trusts. May be used by any thread."""
+class Certificates:
+    """The certificate of a process and its trusted authorities. Thread-safe."""
 
     def __init__(
         self,
@@ -101,17 +103,17 @@ class Identity:
     ) -> None:
         """
         Args:
-            section: where the files are; `section.on` is true.
-            serves: whether it is to be a server's.
-            on_failure: told of every change that could not be taken.
+            section: paths of the files; `section.on` is true.
+            serves: whether a server uses them, which requires a certificate.
+            on_failure: called after every change of the files that could not be loaded.
 
         Raises:
-            ConfigError: for files that cannot be read or do not fit together.
+            ConfigError: for files that cannot be read or do not match.
         """
         if bool(section.certificate) != bool(section.key):
-            raise ConfigError("tls", got="`certificate` or `key` alone", allowed="both or neither")
+            raise ConfigError("tls", got="only one of `certificate` and `key`", allowed="both or neither")
         if serves and not section.certificate:
-            raise ConfigError("tls.certificate", got="nothing", allowed="a certificate for what is served")
+            raise ConfigError("tls.certificate", got="none", allowed="a certificate for the server")
         self._section = section
         self._on_failure = on_failure
         self._lock = threading.Lock()
@@ -121,39 +123,39 @@ class Identity:
 
     @property
     def generation(self) -> int:
-        """Grows with every change of the files that was taken; looks at them."""
+        """Number of the loaded version of the files; checks them for changes."""
         return self._current()[0]
 
     @property
     def server_name(self) -> str:
-        """The name that servers must have; empty for that of their address."""
+        """Name expected in a server's certificate; empty for the name in its address."""
         return self._section.server_name
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """Of a gRPC server; every handshake takes the files as they are then."""
+        """Return credentials for a gRPC server; every handshake uses the current files."""
         generation, pems = self._current()
-        taken = [generation]
+        served = [generation]
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
             now, pems = self._current()
-            if now == taken[0]:
+            if now == served[0]:
                 return None
-            taken[0] = now
+            served[0] = now
             return _configuration(pems)
 
         return grpc.dynamic_ssl_server_credentials(
             _configuration(pems),
-            fetch,  # type: ignore[arg-type]  # None says that nothing has changed
+            fetch,  # type: ignore[arg-type]  # None means no change
             require_client_authentication=self._section.mutual,
         )
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """Of a gRPC channel, with the files as they are now."""
+        """Return credentials for a gRPC channel, with the current files."""
         _, pems = self._current()
         return grpc.ssl_channel_credentials(pems.ca, pems.key or None, pems.certificate or None)
 
     def server_context(self) -> ssl.SSLContext:
-        """Of an HTTP server; every handshake takes the files as they are then."""
+        """Return a context for an HTTP server; every handshake uses the current files."""
         self._current()
         context = self._context
 
@@ -165,42 +167,42 @@ class Identity:
         return context
 
     def client_context(self) -> ssl.SSLContext:
-        """Of an HTTP client, with the files as they are now."""
+        """Return a context for an HTTP client, with the current files."""
         _, pems = self._current()
         context = ssl.create_default_context(cadata=pems.ca.decode("ascii") if pems.ca else None)
         if self._section.certificate:
             context.load_cert_chain(self._section.certificate, self._section.key, password="")
         return context
 
-    def _current(self) -> tuple[int, Pems]:
+    def _current(self) -> tuple[int, PemContents]:
         with self._lock:
             states = _states(self._section)
             if states != self._states:
-                # Before they are read: what is written meanwhile is another change.
+                # Set before reading: a write during the read counts as another change.
                 self._states = states
                 try:
                     self._pems, self._context = _read(self._section)
                 except ConfigError as error:
-                    logger.error("the TLS identity stays as it was: %s", error)
+                    logger.error(
+                        "the TLS files changed but cannot be used; keeping the previous ones: %s", error
+                    )
                     if self._on_failure is not None:
                         self._on_failure()
                 else:
                     self._generation += 1
-                    logger.info(
-                        "the TLS identity was read again: %s", self._section.certificate or "authorities"
-                    )
+                    logger.info("loaded changed TLS files: %s", self._section.certificate or self._section.ca)
             return self._generation, self._pems
 
 
-def _read(section: TlsFiles) -> tuple[Pems, ssl.SSLContext]:
-    """The files, all of one moment, checked, and a server's context made of them.
+def _read(section: TlsFiles) -> tuple[PemContents, ssl.SSLContext]:
+    """Read and check the files at one moment, and create a server's context from them.
 
     Raises:
-        ConfigError: naming the file, and never its content.
+        ConfigError: names the file, never its content.
     """
-    for _ in range(_TRIES):
+    for _ in range(_READ_ATTEMPTS):
         before = _states(section)
-        found = Pems(
+        found = PemContents(
             certificate=_content("tls.certificate", section.certificate),
             key=_content("tls.key", section.key),
             ca=_content("tls.ca", section.ca) or None,
@@ -208,14 +210,18 @@ def _read(section: TlsFiles) -> tuple[Pems, ssl.SSLContext]:
         context = _ssl_context(section, found)
         if _states(section) == before:
             return found, context
-    raise ConfigError("tls.certificate", got="files that change all the time", allowed="files that stay")
+    raise ConfigError(
+        "tls.certificate",
+        got="files that changed while they were read",
+        allowed="files that are replaced in one step",
+    )
 
 
-def _ssl_context(section: TlsFiles, pems: Pems) -> ssl.SSLContext:
-    """A server's context, which also proves that the files are what they should be.
+def _ssl_context(section: TlsFiles, pems: PemContents) -> ssl.SSLContext:
+    """Return a server's context; creating it checks the files.
 
     Raises:
-        ConfigError: if they are not.
+        ConfigError: if a file is invalid or the key does not match.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -223,16 +229,16 @@ def _ssl_context(section: TlsFiles, pems: Pems) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cadata=pems.ca.decode("ascii"))
         except (ssl.SSLError, ValueError):
-            raise _unfit("tls.ca", section.ca, "certificates of authorities as PEM") from None
+            raise _invalid("tls.ca", section.ca, "PEM certificates of authorities") from None
     if section.certificate:
         try:
             context.load_cert_chain(section.certificate, section.key, password="")
         except (ssl.SSLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or "unreadable"
-            raise _unfit(
+            raise _invalid(
                 "tls.certificate",
                 f"{reason} in {section.certificate} with {section.key}",
-                "a certificate as PEM and its private key, without a passphrase",
+                "a PEM certificate and its private key, without a passphrase",
             ) from None
     if section.mutual:
         context.verify_mode = ssl.CERT_REQUIRED
@@ -240,7 +246,7 @@ def _ssl_context(section: TlsFiles, pems: Pems) -> ssl.SSLContext:
     return context
 
 
-def _configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
+def _configuration(pems: PemContents) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(pems.key, pems.certificate)], pems.ca)
 
 
@@ -251,15 +257,15 @@ def _content(field_name: str, path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise _unfit(field_name, f"{path} ({error.strerror})", "a readable PEM file") from None
+        raise _invalid(field_name, f"{path} ({error.strerror})", "a readable PEM file") from None
 
 
-def _unfit(field_name: str, got: str, allowed: str) -> ConfigError:
+def _invalid(field_name: str, got: str, allowed: str) -> ConfigError:
     return ConfigError(field_name, got=got, allowed=allowed)
 
 
 def _states(section: TlsFiles) -> _States:
-    """What differs after a change, also of links, as a mounted Secret swaps them."""
+    """Return a value that changes with the files, also when a link is swapped as in a mounted Secret."""
     return tuple(_state(path) for path in (section.certificate, section.key, section.ca) if path)
 
 

@@ -17,7 +17,7 @@ from fairlead.config.base import TlsSection
 from fairlead.config.serving import GatewaySection
 from fairlead.errors import ConfigError
 from fairlead.rpc.credentials import is_loopback
-from fairlead.rpc.tls import Identity
+from fairlead.rpc.tls import Certificates
 from services.runtime.process import on_stop
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class HttpServer:
             ConfigError: the certificate cannot be used.
         """
         self._section = section
-        self._identity = _identity(section, tls)
+        self._certificates = _certificates(section, tls)
         self._stop = asyncio.Event()
         self._socket: socket.socket | None = None
         self.draining = False
@@ -88,7 +88,7 @@ class HttpServer:
                 "the gateway at %s requires no API keys: see [keys]",
                 self.address,
             )
-        if self._identity is None:
+        if self._certificates is None:
             logger.warning(
                 "the gateway at %s serves unencrypted HTTP: see [tls]",
                 self.address,
@@ -111,9 +111,9 @@ class HttpServer:
                 timeout_graceful_shutdown=max(1, round(self._section.drain_seconds)),
             )
         )
-        if self._identity is not None:
+        if self._certificates is not None:
             server.config.load()
-            server.config.ssl = self._identity.server_context()
+            server.config.ssl = self._certificates.server_context()
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         serving = asyncio.create_task(server.serve([self._socket]))
         stopped = asyncio.create_task(self._stop.wait())
@@ -133,12 +133,12 @@ class HttpServer:
         logger.info("gateway stopped")
 
 
-def _identity(section: GatewaySection, tls: TlsSection | None) -> Identity | None:
+def _certificates(section: GatewaySection, tls: TlsSection | None) -> Certificates | None:
     if tls is None or not tls.on or section.tls == "off":
         return None
     if section.tls == "server":
         tls = tls.model_copy(update={"mutual": False})
-    return Identity(tls, serves=True)
+    return Certificates(tls, serves=True)
 
 
 def _listen(address: str) -> socket.socket:

@@ -26,7 +26,7 @@ from fairlead.config.infrastructure import KeysSection, ObserveSection
 from fairlead.errors import ConfigError
 from fairlead.metrics import page as metrics_page
 from fairlead.rpc.credentials import is_loopback
-from fairlead.rpc.tls import Identity
+from fairlead.rpc.tls import Certificates
 from services.runtime.access import AccessControl
 from services.runtime.edge import EdgeInterceptor
 from services.runtime.health import Health
@@ -84,7 +84,7 @@ class ModelServer:
             max_in_flight_bytes=section.max_in_flight_bytes,
             access_log=observe.access_log,
         )
-        self._identity = _identity(tls, registry)
+        self._certificates = _certificates(tls, registry)
         self._tls = tls
         self._health: Health | None = None
         self._server: aio.Server | None = None
@@ -202,9 +202,9 @@ class ModelServer:
         return self.address
 
     def _listen(self, server: aio.Server, address: str) -> int:
-        if self._identity is None:
+        if self._certificates is None:
             return server.add_insecure_port(address)
-        return server.add_secure_port(address, self._identity.server_credentials())
+        return server.add_secure_port(address, self._certificates.server_credentials())
 
     def _warn(self) -> None:
         """Warn about settings that expose the server or texts, in case that is not intended."""
@@ -213,7 +213,7 @@ class ModelServer:
             logger.warning(
                 "%s accepts any caller that can reach %s: see [keys] and [tls]", self._name, self.address
             )
-        if not local and self._access.requires_keys and self._identity is None:
+        if not local and self._access.requires_keys and self._certificates is None:
             logger.warning("%s receives API keys in plain text on %s: see [tls]", self._name, self.address)
         if self._observe.access_log == "texts":
             logger.warning("%s logs the texts of requests (observe.access_log)", self._name)
@@ -269,10 +269,10 @@ class ModelServer:
         ]
 
 
-def _identity(tls: TlsSection | None, registry: CollectorRegistry) -> Identity | None:
+def _certificates(tls: TlsSection | None, registry: CollectorRegistry) -> Certificates | None:
     if tls is None or not tls.on:
         return None
-    return Identity(tls, serves=True, on_failure=metrics.TlsMetrics(registry).failures.inc)
+    return Certificates(tls, serves=True, on_failure=metrics.TlsMetrics(registry).failures.inc)
 
 
 def _unavailable(field: str, address: str, reason: str) -> ConfigError:

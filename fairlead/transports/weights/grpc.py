@@ -19,8 +19,8 @@ from grpc import aio
 from fairlead import codec, metrics
 from fairlead.config.infrastructure import WeightsSection
 from fairlead.errors import FairleadError, NotFound
-from fairlead.rpc.channel import Replicas
 from fairlead.rpc.credentials import Credentials, host_of
+from fairlead.rpc.replicas import Replicas
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.transports.weights import manifest as manifests
 from fairlead.transports.weights.base import Manifest

@@ -22,7 +22,7 @@ from fairlead.config.serving import ModelServiceSection
 from fairlead.errors import ConfigError, Unauthenticated, Unavailable
 from fairlead.local.probes import ALIVE_PATH, READY_PATH, GrpcHealth, HttpHealth
 from fairlead.metrics import page as metrics_page
-from fairlead.rpc.tls import Identity
+from fairlead.rpc.tls import Certificates
 from services.runtime.server import ModelServer
 from tests.unit.fairlead.rpc.rpc_world import FAST, Replica
 from tests.unit.fairlead.rpc.tls_world import Authority
@@ -90,7 +90,7 @@ async def test_an_expired_certificate_of_a_server_is_refused(authority: Authorit
 
 async def test_a_server_must_have_the_name_that_was_called(authority: Authority):
     async with serving(authority.server("reward.example")) as server:
-        with pytest.raises(Unauthenticated, match=r"another name .*tls\.server_name"):
+        with pytest.raises(Unauthenticated, match=r"its name is not that of the address .*tls\.server_name"):
             await version(server.address, authority.client())
         assert await version(server.address, authority.client(server_name="reward.example")) == "one"
 
@@ -154,7 +154,7 @@ async def test_a_client_takes_a_renewed_certificate_without_a_restart(authority:
             authority.ca.write_bytes(new.ca.read_bytes())
             new.issue("server")
             new.issue("worker.local", "worker.local")
-            client._replicas._looked_at = 0.0
+            client._replicas._checked_at = 0.0
             before = client._replicas._replicas
             assert (await client.info()).model_version == "one"
             assert client._replicas._replicas != before
@@ -206,13 +206,13 @@ def test_a_section_says_what_is_missing(authority: Authority, tmp_path: Path):
         TlsSection(certificate=section.certificate)
     with pytest.raises(ValueError, match="`mutual` needs"):
         TlsSection(ca=section.ca, mutual=True)
-    with pytest.raises(ConfigError, match=r"tls\.certificate: got 'nothing'"):
-        Identity(TlsSection(ca=section.ca), serves=True)
+    with pytest.raises(ConfigError, match=r"tls\.certificate: got 'none'"):
+        Certificates(TlsSection(ca=section.ca), serves=True)
     with pytest.raises(ConfigError, match=r"tls\.ca: got .*absent\.pem .*No such file"):
-        Identity(TlsSection(ca=str(tmp_path / "absent.pem")))
+        Certificates(TlsSection(ca=str(tmp_path / "absent.pem")))
     _, other_key = authority.issue("other")
     with pytest.raises(ConfigError, match=r"tls\.certificate: got .*KEY_VALUES_MISMATCH"):
-        Identity(TlsSection(certificate=section.certificate, key=other_key))
+        Certificates(TlsSection(certificate=section.certificate, key=other_key))
 
 
 def test_a_key_with_a_passphrase_is_refused_and_asks_nobody(authority: Authority, tmp_path: Path):
@@ -229,7 +229,7 @@ def test_a_key_with_a_passphrase_is_refused_and_asks_nobody(authority: Authority
         )
     )
     with pytest.raises(ConfigError, match=r"tls\.certificate"):
-        Identity(TlsSection(certificate=section.certificate, key=str(locked)))
+        Certificates(TlsSection(certificate=section.certificate, key=str(locked)))
 
 
 def page(port: int, context: ssl.SSLContext | None) -> bytes:
@@ -249,12 +249,12 @@ async def test_the_page_of_metrics_speaks_tls_where_that_is_asked_for(authority:
     mute = socket.create_connection(("127.0.0.1", port))
     try:
         client = authority.client(name="prometheus.local")
-        assert b"fairlead_tls" in await asyncio.to_thread(page, port, Identity(client).client_context())
+        assert b"fairlead_tls" in await asyncio.to_thread(page, port, Certificates(client).client_context())
         for path in (READY_PATH, ALIVE_PATH):
             assert await HttpHealth("127.0.0.1", port, path, client)()
         for refused in (None, authority.client()):
             assert not await HttpHealth("127.0.0.1", port, READY_PATH, refused)()
-        bare = Identity(authority.client()).client_context()
+        bare = Certificates(authority.client()).client_context()
         with pytest.raises((urllib.error.URLError, OSError)):
             await asyncio.to_thread(page, port, bare)
         with pytest.raises((urllib.error.URLError, OSError)):
@@ -263,7 +263,7 @@ async def test_the_page_of_metrics_speaks_tls_where_that_is_asked_for(authority:
         new.issue("server")
         authority.ca.write_bytes(new.ca.read_bytes())
         assert b"fairlead_tls" in await asyncio.to_thread(
-            page, port, Identity(new.client(name="prometheus.local")).client_context()
+            page, port, Certificates(new.client(name="prometheus.local")).client_context()
         )
     finally:
         mute.close()

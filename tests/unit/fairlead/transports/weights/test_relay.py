@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from fairlead import codec
 from fairlead.errors import InvalidInput, NotFound, NotOffered, Overloaded, Unavailable
-from fairlead.rpc.channel import Replicas
+from fairlead.rpc.replicas import Replicas
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion

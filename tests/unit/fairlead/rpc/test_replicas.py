@@ -76,7 +76,7 @@ async def test_nobody_there_is_said_soon_with_address_and_reason():
     address = dead_address()
     async with AsyncRewardClient(address, retry=FAST) as client:
         start = time.monotonic()
-        with pytest.raises(Unavailable, match=f"reward at {address}: .*Connection refused.*after 6 tries"):
+        with pytest.raises(Unavailable, match=f"reward at {address}: .*Connection refused.*after 6 attempts"):
             await client.score(ITEM)
         assert time.monotonic() - start < 5
 
@@ -120,7 +120,7 @@ async def test_stale_weights_are_asked_for_elsewhere():
     assert stale.calls > 0
     async with serving(stale) as only, AsyncRewardClient(only, retry=FAST) as client:
         with pytest.raises(
-            StaleWeights, match=r"has 1-2, 1-3 was asked for \(FAILED_PRECONDITION after 6 tries"
+            StaleWeights, match=r"has 1-2, 1-3 was asked for \(FAILED_PRECONDITION after 6 attempts"
         ):
             await client.score(ITEM)
 

@@ -1,0 +1,382 @@
+"""Calls to the replicas of one service: which replica is next, and when a call is retried or hedged.
+
+Between the clients and grpc.aio. Knows no message, only the stubs that a client makes. Every call has a
+deadline and is idempotent, so every transient error is retried.
+
+A replica is used while its channel is READY: connected, and the server's health reports SERVING (gRFC A17).
+An address may be `host:port`, or `dns:///name:port`, whose replicas gRPC finds and balances.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Generic, TypeVar
+
+import grpc
+from grpc import aio
+
+from fairlead.errors import ConfigError, ReplicaLost
+from fairlead.rpc.credentials import Credentials, Metadata
+from fairlead.rpc.hedging import Hedging
+from fairlead.rpc.retry import Attempts, RetryBudget, RetryPolicy
+from fairlead.rpc.status import is_lost, pushback_seconds
+
+_Stub = TypeVar("_Stub")
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Outcome = TypeVar("_Outcome")
+_Call = TypeVar("_Call", bound=aio.Call)
+
+_MAX_RESPONSE_BYTES = 256 << 20
+"""Largest message that a client accepts."""
+_CONNECT_SECONDS = 5.0
+_CERTIFICATE_SECONDS = 1.0
+"""How often certificates are checked for changes."""
+_CONNECTING = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
+
+_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", _MAX_RESPONSE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # A replica that restarts at its address is found within about a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    # A server that vanishes without closing its connection is noticed during a call.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Services are inside the cluster; a web proxy in the environment is not meant for them.
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+def _options(health: str) -> list[tuple[str, int | str]]:
+    config = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": health}}
+    return [("grpc.service_config", json.dumps(config)), *_OPTIONS]
+
+
+class Replica(Generic[_Stub]):
+    """One address, its channel and its stub."""
+
+    def __init__(
+        self,
+        address: str,
+        credentials: Credentials,
+        make_stub: Callable[[aio.Channel], _Stub],
+        *,
+        health: str = "",
+    ) -> None:
+        """Create the channel.
+
+        Args:
+            address: `host:port`, or a gRPC target.
+            credentials: TLS and API key.
+            make_stub: creates the generated stub.
+            health: the service that must be SERVING for the channel to be READY; "" for the whole server.
+        """
+        target = address if "://" in address else f"dns:///{address}"
+        self.address = address
+        self.balanced = "://" in address
+        """Whether several servers may share the address; the retry delay of one is then not that of all."""
+        self.channel = credentials.channel(target, _options(health))
+        self.stub = make_stub(self.channel)
+        self.state = grpc.ChannelConnectivity.IDLE
+        self.in_flight = 0
+        self.hold_until = 0.0
+        """It asked for no calls before this time (monotonic clock)."""
+
+    async def watch(self, changed: asyncio.Condition) -> None:
+        """Keep the channel connected and `state` current, until cancelled."""
+        while True:
+            self.state = self.channel.get_state(try_to_connect=True)
+            async with changed:
+                changed.notify_all()
+            await self.channel.wait_for_state_change(self.state)
+
+
+class Replicas(Generic[_Stub]):
+    """The replicas of one service, called with retries. Used within the event loop of its first call."""
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        make_stub: Callable[[aio.Channel], _Stub],
+        *,
+        service: str,
+        timeout_seconds: float,
+        retry: RetryPolicy,
+        credentials: Callable[[Sequence[str]], Credentials] = Credentials,
+        health: str = "",
+    ) -> None:
+        """
+        Args:
+            addresses: the address of every replica, or one name for all of them.
+            make_stub: creates the generated stub on a channel.
+            service: name of the service, for messages.
+            timeout_seconds: default deadline of a call, all its attempts together.
+            retry: limits of retries.
+            credentials: creates the TLS settings and API key for these addresses.
+            health: service that must be SERVING for a replica to be used; the whole server if empty.
+
+        Raises:
+            ConfigError: for no address, an address without a port, or unusable credentials.
+        """
+        self._addresses = _checked(addresses)
+        self._make_stub = make_stub
+        self._credentials = credentials(self._addresses)
+        self._generation = 0
+        self._checked_at = 0.0
+        self._closing: set[asyncio.Task[None]] = set()
+        self._service = service
+        self._timeout_seconds = timeout_seconds
+        self._retry = retry
+        self._health = health
+        self._budget = RetryBudget(retry)
+        self._replicas: list[Replica[_Stub]] = []
+        self._watchers: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Condition()
+        self._turn = 0
+        self._hedging = Hedging(retry.hedge_factor)
+
+    async def close(self) -> None:
+        """Cancel the calls in progress and close the connections."""
+        replicas, self._replicas = self._replicas, []
+        watchers, self._watchers = self._watchers, []
+        for task in (*watchers, *self._closing):
+            task.cancel()
+        await asyncio.gather(*watchers, *self._closing, return_exceptions=True)
+        await asyncio.gather(*(replica.channel.close() for replica in replicas))
+
+    async def call(
+        self,
+        method: Callable[[_Stub], aio.UnaryUnaryMultiCallable[_Request, _Response]],
+        request: _Request,
+        *,
+        timeout_seconds: float | None = None,
+        metadata: Metadata = (),
+        fatal_to_replica: bool = False,
+        exclusive: bool = False,
+    ) -> _Response:
+        """Call a unary method, retried on another replica until it succeeds, and return its response.
+
+        Args:
+            method: selects the method of the stub.
+            request: the message.
+            timeout_seconds: deadline of this call; None for the default.
+            metadata: additional metadata of this call.
+            fatal_to_replica: the request may kill a replica, so it is not retried after a replica died.
+            exclusive: the replica computes nothing else meanwhile; the call is not hedged. Implies
+                `fatal_to_replica`.
+
+        Raises:
+            ReplicaLost: if a replica died during a call that is `fatal_to_replica` or `exclusive`.
+            FairleadError: the last error, when it is not transient or no retry is left.
+        """
+        attempts = self._attempts(timeout_seconds)
+        call_metadata = self._credentials.call_metadata(metadata)
+
+        async def send(replica: Replica[_Stub]) -> _Response:
+            began = time.monotonic()
+            replica.in_flight += 1
+            try:
+                response = await method(replica.stub)(
+                    request, timeout=attempts.timeout(), metadata=call_metadata
+                )
+            finally:
+                replica.in_flight -= 1
+            self._hedging.record(time.monotonic() - began)
+            return response
+
+        while True:
+            replica = await self._next(attempts)
+            reached = replica.state is grpc.ChannelConnectivity.READY
+            try:
+                another = (lambda: None) if exclusive else partial(self._hedge, replica, send)
+                response = await self._hedging.first_of(send(replica), another)
+            except aio.AioRpcError as error:
+                if (fatal_to_replica or exclusive) and reached and is_lost(error):
+                    raise ReplicaLost(str(attempts.error(replica.address, error))) from error
+                await self._failed(replica, error, attempts)
+            else:
+                self._budget.success()
+                return response
+
+    def _hedge(
+        self, late: Replica[_Stub], send: Callable[[Replica[_Stub]], Awaitable[_Response]]
+    ) -> Awaitable[_Response] | None:
+        """Send the call to the least busy other replica as well, if there is one and the budget allows it."""
+        ready = [r for r in self._replicas if r.state is grpc.ChannelConnectivity.READY]
+        others = [r for r in ready if r is not late and r.hold_until <= time.monotonic()]
+        return send(self._least_busy(others)) if others and self._budget.take() else None
+
+    def stream(
+        self,
+        method: Callable[[_Stub], aio.UnaryStreamMultiCallable[_Request, _Response]],
+        request: _Request,
+        *,
+        timeout_seconds: float | None = None,
+        metadata: Metadata = (),
+    ) -> AsyncGenerator[_Response, None]:
+        """Call a method that streams responses; it is retried only before its first response.
+
+        Raises:
+            FairleadError: as `call`, and if the stream breaks after its first response.
+        """
+
+        def begin(stub: _Stub, timeout: float) -> aio.UnaryStreamCall[_Request, _Response]:
+            return method(stub)(request, timeout=timeout, metadata=self._credentials.call_metadata(metadata))
+
+        return self._over_streams(begin, _messages, self._attempts(timeout_seconds), resumes=False)
+
+    def exchange(
+        self,
+        method: Callable[[_Stub], aio.StreamStreamMultiCallable[_Request, _Response]],
+        communicate: Callable[[aio.StreamStreamCall[_Request, _Response]], AsyncGenerator[_Outcome, None]],
+        *,
+        timeout_seconds: float | None = None,
+    ) -> AsyncGenerator[_Outcome, None]:
+        """Call a method that streams both ways; a broken stream is opened again while outcomes still arrive.
+
+        Args:
+            method: selects the method of the stub.
+            communicate: writes and reads; on the next stream it continues where the last one broke.
+            timeout_seconds: deadline of all streams together.
+
+        Raises:
+            FairleadError: as `call`.
+        """
+
+        def begin(stub: _Stub, timeout: float) -> aio.StreamStreamCall[_Request, _Response]:
+            return method(stub)(timeout=timeout, metadata=self._credentials.metadata)
+
+        return self._over_streams(begin, communicate, self._attempts(timeout_seconds), resumes=True)
+
+    async def _over_streams(
+        self,
+        begin: Callable[[_Stub, float], _Call],
+        communicate: Callable[[_Call], AsyncGenerator[_Outcome, None]],
+        attempts: Attempts,
+        *,
+        resumes: bool,
+    ) -> AsyncGenerator[_Outcome, None]:
+        """Yield the outcomes of one stream after another; `resumes` retries even a stream that had begun."""
+        begun = False
+        while True:
+            replica = await self._next(attempts)
+            call = begin(replica.stub, attempts.timeout())
+            try:
+                replica.in_flight += 1
+                async with aclosing(communicate(call)) as outcomes:
+                    async for outcome in outcomes:
+                        begun = True
+                        attempts.progressed()
+                        yield outcome
+            except aio.AioRpcError as error:
+                if begun and not resumes:
+                    raise attempts.error(replica.address, error) from error
+                await self._failed(replica, error, attempts)
+            else:
+                self._budget.success()
+                return
+            finally:
+                call.cancel()
+                replica.in_flight -= 1
+
+    async def _next(self, attempts: Attempts) -> Replica[_Stub]:
+        """Return the replica for the next attempt: connected, accepting calls, with the fewest calls in
+        progress.
+        """
+        self._connect_if_needed()
+        connects_until = time.monotonic() + min(_CONNECT_SECONDS, attempts.remaining())
+        while True:
+            now = time.monotonic()
+            ready = [r for r in self._replicas if r.state is grpc.ChannelConnectivity.READY]
+            candidates = [r for r in ready if r.address not in attempts.avoid] or ready
+            free = [r for r in candidates if r.hold_until <= now]
+            if free:
+                return self._least_busy(free)
+            connecting = any(r.state in _CONNECTING for r in self._replicas) and now < connects_until
+            if ready:
+                # Jitter: otherwise all calls that were refused together would return together.
+                wait = min(r.hold_until for r in candidates) - now + self._retry.backoff_seconds(1)
+                if not connecting:
+                    attempts.check_wait(wait)
+            elif connecting:
+                wait = connects_until - now
+            else:
+                # The attempt fails at once, or when connecting times out, with the reason.
+                return self._least_busy(self._replicas)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(wait, attempts.remaining())), self._changed:
+                    await self._changed.wait()
+
+    def _connect_if_needed(self) -> None:
+        """Connect at the first call, and again when certificates have changed: a channel keeps its own."""
+        now = time.monotonic()
+        if self._replicas and now - self._checked_at < _CERTIFICATE_SECONDS:
+            return
+        self._checked_at = now
+        generation = self._credentials.generation
+        if self._replicas and generation == self._generation:
+            return
+        self._generation = generation
+        for replica, watcher in zip(self._replicas, self._watchers, strict=True):
+            watcher.cancel()
+            # Closes after the calls on it have ended.
+            self._closing.add(closing := asyncio.ensure_future(replica.channel.close(self._timeout_seconds)))
+            closing.add_done_callback(self._closing.discard)
+        self._replicas = [
+            Replica(address, self._credentials, self._make_stub, health=self._health)
+            for address in self._addresses
+        ]
+        self._watchers = [asyncio.ensure_future(replica.watch(self._changed)) for replica in self._replicas]
+
+    async def _failed(self, replica: Replica[_Stub], error: aio.AioRpcError, attempts: Attempts) -> None:
+        """Return when the next attempt may begin; raise if no attempt is left."""
+        attempts.failed(replica.address, error)
+        pushback = pushback_seconds(error)
+        if pushback is None:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                attempts.avoid.add(replica.address)
+            await attempts.pause()
+        elif replica.balanced:
+            await attempts.pause(at_least_seconds=pushback)
+        else:
+            # Another replica is called at once, this one not before the delay that it asked for.
+            replica.hold_until = max(replica.hold_until, time.monotonic() + pushback)
+
+    def _attempts(self, timeout_seconds: float | None) -> Attempts:
+        timeout = timeout_seconds or self._timeout_seconds
+        return Attempts(self._service, self._retry, self._budget, timeout)
+
+    def _least_busy(self, replicas: list[Replica[_Stub]]) -> Replica[_Stub]:
+        self._turn += 1
+        start = self._turn % len(replicas)
+        return min(replicas[start:] + replicas[:start], key=lambda replica: replica.in_flight)
+
+
+async def _messages(call: aio.UnaryStreamCall[_Request, _Response]) -> AsyncGenerator[_Response, None]:
+    async for response in call:
+        yield response
+
+
+def _checked(addresses: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the addresses of a service.
+
+    Raises:
+        ConfigError: for no address, or an address without a port.
+    """
+    found = (addresses,) if isinstance(addresses, str) else tuple(addresses)
+    if not found:
+        raise ConfigError("addresses", got="none", allowed="at least one host:port")
+    for address in found:
+        if not address.rpartition(":")[2].isdigit():
+            raise ConfigError("addresses", got=address, allowed="host:port or dns:///name:port")
+    return found
