@@ -1,8 +1,8 @@
 """Every metric name of the project, a class for each part that reports metrics.
 
 A process creates the classes that it reports (`ServerMetrics(...)`, `TrainerMetrics(...)`) once; metrics of
-other classes do not appear on its page. Names are `fairlead_<area>_<what>_<unit>`, except the gRPC ones, which
-keep the names of the ecosystem. A test compares docs/metrics.md with this package.
+other classes do not appear on its page. Names are `fairlead_<area>_<what>_<unit>`, except the gRPC ones,
+which keep the names of the ecosystem. A test compares docs/metrics.md with this package.
 """
 
 from __future__ import annotations
