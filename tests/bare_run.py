@@ -12,6 +12,7 @@ import json
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -39,10 +40,10 @@ from fairlead.types import (
 )
 from trainer.checkpoint import CheckpointStore
 from trainer.ppo.collect import Collector
-from trainer.ppo.events import Books
 from trainer.ppo.incarnation import Incarnation
-from trainer.ppo.patience import Patience
-from trainer.ppo.progress import Progress
+from trainer.ppo.progress import TrainingProgress
+from trainer.ppo.retry_queue import QueueRetry
+from trainer.ppo.task_records import TaskRecords
 
 RUN = "bare"
 BATCH = 8
@@ -59,31 +60,48 @@ class BareRun:
         self.ppo = PpoSection(
             updates=updates, batch_size=BATCH, mini_batch_size=BATCH, max_staleness=max_staleness
         )
-        self.every, self.keep = 3, 2
+        self.every = 3
+        self.keep = 2
 
     def train(self, on_update: Callable[[int], None] | None = None) -> torch.Tensor:
-        """One incarnation, to the last update; returns the weights: how often each task counted."""
+        """Run one incarnation to the last update; return the weights: how often each task counted."""
         with closing(RedisTrainerQueue.connect(self.section, run=RUN)) as queue:
             checkpoints = CheckpointStore(self.folder.checkpoints)
             store = FilesystemWeightStore(self.folder.weights)
-            tenure = Incarnation(self.folder.checkpoints, queue=queue, checkpoints=checkpoints, store=store)
-            found = tenure.claim(Patience(self.section, lambda _: None))
-            progress = Progress.of(found) if found else Progress()
+            incarnation = Incarnation(
+                self.folder.checkpoints, queue=queue, checkpoints=checkpoints, store=store
+            )
+            found = incarnation.claim(QueueRetry(self.section, lambda _: None))
+            progress = TrainingProgress.from_checkpoint(found) if found else TrainingProgress()
             counts = (
                 found.tensors["policy"]["counts"]
                 if found
                 else torch.zeros(self.ppo.updates * BATCH, dtype=torch.int64)
             )
-            tenure.begin(progress.update)
-            books = Books.open(self.folder, progress.ledger, incarnation=tenure.incarnation)
-            with closing(books):
-                books.events.begun(progress.update, self.ppo)
+            incarnation.begin(progress.update)
+            records = TaskRecords.open(self.folder, progress.ledger, incarnation=incarnation.number)
+            with closing(records):
+                records.events.begun(progress.update, self.ppo)
                 collector = Collector(
-                    queue, books=books, lineage=tenure.lineage, section=self.section, on_wait=lambda _: None
+                    queue,
+                    records=records,
+                    lineage=incarnation.lineage,
+                    section=self.section,
+                    on_wait=lambda _: None,
                 )
-                one = _Incarnation(self, progress, counts, tenure, checkpoints, store, collector, books)
-                one.run(on_update or (lambda _: None))
-            result = {"updates": progress.update, "incarnations": len(tenure.lineage)}
+                trainer = _BareTrainer(
+                    run=self,
+                    progress=progress,
+                    counts=counts,
+                    incarnation=incarnation,
+                    checkpoints=checkpoints,
+                    store=store,
+                    collector=collector,
+                    records=records,
+                    checkpoint_update=progress.update,
+                )
+                trainer.train(on_update or (lambda _: None))
+            result = {"updates": progress.update, "incarnations": len(incarnation.lineage)}
             self.folder.result("ppo").write_text(json.dumps(result))
             return counts
 
@@ -110,71 +128,67 @@ class BareRun:
         return report
 
 
-class _Incarnation:
-    """One trainer's loop; the order of its steps is that of `trainer.ppo.train`."""
+@dataclass
+class _BareTrainer:
+    """One trainer's loop; its steps have the order of `trainer.ppo.train`."""
 
-    def __init__(
-        self,
-        run: BareRun,
-        progress: Progress,
-        counts: torch.Tensor,
-        tenure: Incarnation,
-        checkpoints: CheckpointStore,
-        store: FilesystemWeightStore,
-        collector: Collector,
-        books: Books,
-    ) -> None:
-        self.settings, self.progress, self.counts, self.tenure = run, progress, counts, tenure
-        self.checkpoints, self.store, self.collector, self.books = checkpoints, store, collector, books
-        self.parent: WeightVersion | None = None
-        self.checkpoint_update = progress.update
+    run: BareRun
+    progress: TrainingProgress
+    counts: torch.Tensor
+    incarnation: Incarnation
+    checkpoints: CheckpointStore
+    store: FilesystemWeightStore
+    collector: Collector
+    records: TaskRecords
+    checkpoint_update: int
+    parent: WeightVersion | None = None
 
-    def run(self, on_update: Callable[[int], None]) -> None:
+    def train(self, on_update: Callable[[int], None]) -> None:
+        ppo = self.run.ppo
         self.publish()
-        self.progress.admit(self.settings.ppo)
+        self.progress.open_new_tasks(ppo)
         self.send(self.progress.open_tasks())
-        while self.progress.update < self.settings.ppo.updates:
+        while self.progress.update < ppo.updates:
             entries = self.collector.wait(size=BATCH)
-            self.books.journal.append(entries, update=self.progress.update)
+            self.records.journal.append(entries, update=self.progress.update)
             for entry in entries:
-                task, result = entry.outcome.task.task_id, entry.outcome.result
-                dead = result.reason if isinstance(result, DeadLetter) else None
-                self.progress.ledger.settle(task, dead_reason=dead)
-                self.counts[task] += dead is None
+                task_id = entry.outcome.task.task_id
+                result = entry.outcome.result
+                dead_reason = result.reason if isinstance(result, DeadLetter) else None
+                self.progress.ledger.settle(task_id, dead_reason=dead_reason)
+                self.counts[task_id] += dead_reason is None
             self.progress.update += 1
             self.publish()
-            self.send(self.progress.admit(self.settings.ppo))
+            self.send(self.progress.open_new_tasks(ppo))
             self.collector.settled(entries, checkpoint_update=self.checkpoint_update)
-            if self.progress.update % self.settings.every == 0 or (
-                self.progress.update == self.settings.ppo.updates
-            ):
+            if self.progress.update % self.run.every == 0 or self.progress.update == ppo.updates:
                 self.checkpoint()
             on_update(self.progress.update)
 
     def send(self, task_ids: range | list[int]) -> None:
-        version = self.tenure.version(self.progress.update)
+        version = self.incarnation.version(self.progress.update)
         tasks = [
-            PromptTask(task, (1, task + 2), f"p{task}", SamplingParams(seed=task), version)
-            for task in task_ids
+            PromptTask(task_id, (1, task_id + 2), f"p{task_id}", SamplingParams(seed=task_id), version)
+            for task_id in task_ids
         ]
-        staleness = self.settings.ppo.max_staleness
+        staleness = self.run.ppo.max_staleness
         self.collector.send(tasks, update=self.progress.update, max_staleness=staleness)
 
     def publish(self) -> None:
-        version = self.tenure.version(self.progress.update)
-        with self.store.publish(version, parent=self.parent, lineage=self.tenure.lineage) as folder:
+        version = self.incarnation.version(self.progress.update)
+        with self.store.publish(version, parent=self.parent, lineage=self.incarnation.lineage) as folder:
             save_file({"counts": self.counts}, folder / "model-00001.safetensors")
         self.store.prune(keep=3)
         self.parent = version
 
     def checkpoint(self) -> None:
-        lineage = [[one.incarnation, one.resumed_from] for one in self.tenure.lineage]
+        lineage = [[one.incarnation, one.resumed_from] for one in self.incarnation.lineage]
         self.checkpoints.save(
-            self.tenure.version(self.progress.update),
+            self.incarnation.version(self.progress.update),
             tensors={"policy": {"counts": self.counts}},
             state={**self.progress.state(seconds=0.0), "lineage": lineage},
         )
-        self.checkpoints.prune(keep=self.settings.keep, lineage=self.tenure.lineage)
+        self.checkpoints.prune(keep=self.run.keep, lineage=self.incarnation.lineage)
         self.checkpoint_update = self.progress.update
         self.collector.checkpointed(self.progress.update)
 

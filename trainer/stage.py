@@ -17,9 +17,10 @@ from types import FrameType
 
 from transformers.utils import logging as transformers_logging
 
-from fairlead import log, metrics, watchdog
+from fairlead import log, watchdog
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import EXIT_CODE, FairleadError, StoppedByGuard, exit_code
+from fairlead.metrics import ProcessMetrics, TrainerMetrics
 from fairlead.metrics import page as metrics_page
 from trainer import durable, memory
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def run(
     stage: str,
-    body: Callable[[RunConfig, metrics.TrainerMetrics], None],
+    body: Callable[[RunConfig, TrainerMetrics], None],
     argv: Sequence[str] | None = None,
     *,
     forget: Callable[[RunConfig], None] | None = None,
@@ -66,8 +67,8 @@ def run(
         )
         try:
             with memory.exhaustion_named(stage, getattr(config, stage)), durable.disk_faults_named():
-                metrics.ProcessMetrics()
-                body(config, metrics.TrainerMetrics())
+                ProcessMetrics()
+                body(config, TrainerMetrics())
         finally:
             stop_watching()
             stop_serving()

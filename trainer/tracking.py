@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fairlead import metrics, watchdog
+from fairlead import watchdog
 from fairlead.config import RunFolder
+from fairlead.metrics import TrainerMetrics
 from trainer import durable
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ class Tracker:
         first_step: int = 0,
         incarnation: int = 0,
         tensorboard: bool = True,
-        gauges: metrics.TrainerMetrics | None = None,
+        metrics: TrainerMetrics | None = None,
     ) -> None:
         """Metrics of steps after `first_step` that an earlier, interrupted run wrote are dropped."""
         self._stage, self._folder, self._total, self._step = stage, folder, total, first_step
-        self._incarnation, self._gauges = incarnation, gauges
+        self._incarnation, self._metrics = incarnation, metrics
         self._phase, self._since = "start", time.time()
         self._waiting_for: str | None = None
         self._figures: dict[str, float] = {}
@@ -68,8 +69,8 @@ class Tracker:
         # Waiting for rollouts has a limit of its own, and what ends does not wait.
         waiting = watchdog.PROCESS.waiting("phase", name, limited=name not in ("wait", "done"))
         self._wait = self._waits.enter_context(waiting)
-        if self._gauges is not None:
-            self._gauges.set_phase(name)
+        if self._metrics is not None:
+            self._metrics.set_phase(name)
         self._write_progress(force=True)
 
     def waiting_for(self, what: str) -> None:
@@ -101,9 +102,9 @@ class Tracker:
         if self._writer is not None and scalars:
             for name, value in figures.items():
                 self._writer.add_scalar(f"{self._stage}/{name}", value, step)
-        if self._gauges is not None:
+        if self._metrics is not None:
             for name, value in figures.items():
-                self._gauges.statistic.labels(name=name).set(value)
+                self._metrics.statistic.labels(name=name).set(value)
         self._write_progress(force=False)
 
     def close(self) -> None:

@@ -13,8 +13,8 @@ from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import DeadLetter, PromptTask, SamplingParams, WeightVersion
 from trainer.ppo.collect import Collector
-from trainer.ppo.events import Books
-from trainer.ppo.ledger import Ledger
+from trainer.ppo.progress import Ledger
+from trainer.ppo.task_records import TaskRecords
 
 PROMPT_TOKENS = 128
 UPDATES_PER_CHECKPOINT = 10
@@ -38,10 +38,10 @@ class Dispatcher:
         queue = RedisTrainerQueue(section, run=run)
         queue.take_fence(1)
         folder.root.mkdir(parents=True)
-        self._books = Books.open(folder, Ledger(), incarnation=1)
+        self._records = TaskRecords.open(folder, Ledger(), incarnation=1)
         self._collector = Collector(
             queue,
-            books=self._books,
+            records=self._records,
             lineage=(Ancestor(1, 0),),
             section=section,
             on_wait=lambda _: None,
@@ -52,7 +52,7 @@ class Dispatcher:
 
     def close(self) -> None:
         """Closes the journals."""
-        self._books.close()
+        self._records.close()
 
     def run(self, seconds: float) -> tuple[int, float]:
         """Works for at least so long: rollouts settled, and the seconds that took.
@@ -66,12 +66,12 @@ class Dispatcher:
         return settled, time.monotonic() - begun
 
     def _one_update(self) -> int:
-        self._send(range(self._sent, self._books.ledger.settled_count + self._in_flight))
+        self._send(range(self._sent, self._records.ledger.settled_count + self._in_flight))
         entries = self._collector.wait(size=self._batch)
-        self._books.journal.append(entries, update=self._update)
+        self._records.journal.append(entries, update=self._update)
         for entry in entries:
             assert not isinstance(entry.outcome.result, DeadLetter), entry.outcome.result
-            self._books.ledger.settle(entry.outcome.task.task_id)
+            self._records.ledger.settle(entry.outcome.task.task_id)
         self._update += 1
         self._collector.settled(entries, checkpoint_update=self._checkpoint)
         if self._update % UPDATES_PER_CHECKPOINT == 0:

@@ -9,13 +9,12 @@ import pytest
 import redis
 from prometheus_client import CollectorRegistry
 
-from fairlead import metrics
 from fairlead.config import load
 from fairlead.config.infrastructure import QueueSection
 from fairlead.local.valkey import ValkeyServer, running
-from fairlead.transports.rollouts.redis_connection import Keys
-from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
-from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
+from fairlead.metrics import TrainerMetrics
+from fairlead.transports.rollouts.keys import Keys
+from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue
 from fairlead.types import (
     Completion,
     FinishReason,
@@ -25,7 +24,7 @@ from fairlead.types import (
     VersionSpan,
     WeightVersion,
 )
-from trainer.ppo import queue_capacity as room
+from trainer.ppo import queue_capacity
 
 BATCH, TOKENS, PROMPT_BYTES = 16, 64, 400
 
@@ -63,7 +62,7 @@ async def test_the_queue_never_takes_more_than_was_said(server: ValkeyServer, ma
             "sampling.max_new_tokens": TOKENS,
         }
     )
-    bound = room.needed(config, longest_prompt_bytes=PROMPT_BYTES)
+    bound = queue_capacity.required_capacity(config, longest_prompt_bytes=PROMPT_BYTES)
     run = f"room-{max_staleness}"
     section = QueueSection(redis_url=server.url)
     trainer = RedisTrainerQueue.connect(section, run=run)
@@ -108,15 +107,20 @@ def test_what_it_takes_is_said_and_a_redis_that_is_too_small_is_warned_of(
     server: ValkeyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = load(overrides={"sampling.max_new_tokens": 1000, "ppo.batch_size": 128})
-    gauges = metrics.TrainerMetrics(CollectorRegistry())
+    metrics = TrainerMetrics(CollectorRegistry())
     trainer = RedisTrainerQueue.connect(QueueSection(redis_url=server.url), run="small")
-    with redis.Redis.from_url(server.url) as raw, caplog.at_level(logging.INFO, logger=room.__name__):
-        room.tell(config, trainer, longest_prompt_bytes=1000, gauges=gauges)
-        assert [record.levelname for record in caplog.records if record.name == room.__name__] == ["INFO"]
+    with (
+        redis.Redis.from_url(server.url) as raw,
+        caplog.at_level(logging.INFO, logger=queue_capacity.__name__),
+    ):
+        queue_capacity.log_capacity(config, trainer, longest_prompt_bytes=1000, metrics=metrics)
+        assert [record.levelname for record in caplog.records if record.name == queue_capacity.__name__] == [
+            "INFO"
+        ]
         raw.config_set("maxmemory", 5 << 20)
-        room.tell(config, trainer, longest_prompt_bytes=1000, gauges=gauges)
+        queue_capacity.log_capacity(config, trainer, longest_prompt_bytes=1000, metrics=metrics)
         raw.config_set("maxmemory", 0)
-    said = "the queue takes 9.3 MiB at most: 128 tasks under way, 256 outcomes of up to 23.9 KiB"
+    said = "the queue needs at most 9.3 MiB: 128 tasks under way, 256 outcomes of up to 23.9 KiB"
     assert said in [record.getMessage() for record in caplog.records]
-    assert "Redis has maxmemory 5242880: raise it" in caplog.records[-1].getMessage()
+    assert "Redis has maxmemory 5242880: raise maxmemory" in caplog.records[-1].getMessage()
     trainer.close()

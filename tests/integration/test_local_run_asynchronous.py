@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.types import WeightVersion
 from tests.integration.ppo_run import check, make, started
-from trainer.ppo.ledger import read_journal
+from trainer.ppo.task_records import read_journal
 
 
 @pytest.mark.slow  # all six processes start

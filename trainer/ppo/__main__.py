@@ -1,35 +1,35 @@
-"""`python -m trainer.ppo --config run.toml`."""
+"""`python -m trainer.ppo --config run.toml`: connects the queue and the weight store, and trains."""
 
 from __future__ import annotations
 
 import sys
 
-from fairlead import metrics
 from fairlead.config import RunConfig
-from fairlead.nn.loading import require_determinism
+from fairlead.metrics import TrainerMetrics
+from fairlead.nn import determinism
 from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from trainer import stage
 from trainer.checkpoint import CheckpointStore
-from trainer.ppo.patience import Patience
-from trainer.ppo.train import PpoTrainer, announce
+from trainer.ppo.retry_queue import QueueRetry
+from trainer.ppo.train import PpoTrainer, report_waiting
 
 
-def body(config: RunConfig, gauges: metrics.TrainerMetrics) -> None:
-    """Connects queue and weight store, and trains."""
+def body(config: RunConfig, metrics: TrainerMetrics) -> None:
+    """Connect the queue and the weight store, and train."""
     if config.deterministic:
-        require_determinism()
-    patience = Patience(config.queue, lambda what: announce(config, what))
-    queue = patience.call(lambda: RedisTrainerQueue.connect(config.queue, run=config.name))
+        determinism.require()
+    retry = QueueRetry(config.queue, lambda what: report_waiting(config, what))
+    queue = retry.call(lambda: RedisTrainerQueue.connect(config.queue, run=config.name))
     try:
         store = FilesystemWeightStore(config.weights_path)
-        PpoTrainer(config, queue=queue, store=store, gauges=gauges).run()
+        PpoTrainer(config, queue=queue, store=store, metrics=metrics).run()
     finally:
         queue.close()
 
 
 def forget(config: RunConfig) -> None:
-    """Removes the checkpoints of a finished run."""
+    """Delete the checkpoints of a finished run."""
     CheckpointStore(config.folder.checkpoints).forget()
 
 

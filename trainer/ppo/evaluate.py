@@ -36,7 +36,7 @@ _RETRY = Backoff(first_seconds=0.25, longest_seconds=0.25, jitter=0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Best:
+class BestUpdate:
     """The update with the highest reward on held-out prompts so far."""
 
     version: WeightVersion
@@ -79,7 +79,7 @@ class Evaluation:
                 allowed="0, more prompts, or a larger data.heldout_fraction",
             )
         check_prompts(tokenizer, self._prompts)
-        self.best: Best | None = None
+        self.best: BestUpdate | None = None
         """None before the first evaluation."""
         self._waits_for = "an answer"
         # One loop for all evaluations: gRPC's late events find it open.
@@ -106,7 +106,7 @@ class Evaluation:
             logger.warning("update %d is not evaluated: %s", version.update, reason)
             return {}
         if self.best is None or figures["eval_reward"] > self.best.reward:
-            self.best = Best(version, figures["eval_reward"])
+            self.best = BestUpdate(version, figures["eval_reward"])
         return figures
 
     def close(self) -> None:
@@ -136,7 +136,9 @@ class Evaluation:
         """
         content: Any = state.get("best")
         try:
-            self.best = content and Best(WeightVersion.parse(content["version"]), float(content["reward"]))
+            self.best = content and BestUpdate(
+                WeightVersion.parse(content["version"]), float(content["reward"])
+            )
         except (KeyError, TypeError, ValueError, InvalidInput) as error:
             raise CorruptCheckpoint(f"the checkpoint's best evaluation: {error}") from error
 

@@ -1,7 +1,7 @@
-"""Watches every update for reward hacking: which signal crossed which of its limits, told once per change.
+"""Judges every update for signs of reward hacking: which signal crossed which of its limits.
 
-Judges the rollouts of an update against those of the first; its baseline is in the checkpoint. It decides
-nothing but that a run should stop; ending it is the trainer's business.
+The rollouts of an update are compared with those of the first one; this baseline is part of the checkpoint.
+The guard only decides that a run should stop; the trainer ends it.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead import metrics
 from fairlead.config.training import GuardSection
 from fairlead.errors import CorruptCheckpoint
+from fairlead.metrics import TrainerMetrics
 from trainer.ppo import signals
 from trainer.ppo.batch import RolloutBatch
 
 logger = logging.getLogger(__name__)
 
 LEVELS = ("quiet", "warn", "stop")
-"""In order; their places are the values of the gauge."""
+"""In rising order; the index of a level is its value in the metric."""
 
 QUANTILES = "score_quantiles"
-"""Key of the reward model's result: [0.5%, 99.5%] quantiles of its scores of the answers it learned from."""
+"""Key in the reward model's result: [0.5%, 99.5%] quantiles of its scores of the responses it learned from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """A signal crossed a limit."""
+    """A signal that crossed a limit."""
 
     signal: str
     """One of `signals.SIGNALS`, or `signals.OVERCONFIDENCE`."""
     update: int
-    """Number of the update, as in metrics_ppo.jsonl, whose rollouts showed it."""
+    """Number of the update whose rollouts showed it, as in metrics_ppo.jsonl."""
     value: float
-    """The signal there."""
+    """Value of the signal in that update."""
     threshold: float
-    """The limit."""
+    """The limit that it crossed."""
     level: str
     """`warn` or `stop`."""
 
@@ -49,17 +49,24 @@ class Alert:
 
 
 class Guard:
-    """The signals of one run."""
+    """The signals of one run and their limits."""
 
     def __init__(
         self,
         section: GuardSection,
         *,
         quantiles: tuple[float, float] | None = None,
-        gauges: metrics.TrainerMetrics | None = None,
+        metrics: TrainerMetrics | None = None,
     ) -> None:
-        """`quantiles` bound the reward model's training scores; without them one signal is left out."""
-        self._section, self._quantiles, self._gauges = section, quantiles, gauges
+        """
+        Args:
+            section: the limits and what happens at them.
+            quantiles: of the reward model's scores in its training; None: `scores_outside` is not measured.
+            metrics: exports the level of every signal.
+        """
+        self._section = section
+        self._quantiles = quantiles
+        self._metrics = metrics
         self._first: dict[str, float] | None = None
         self._levels: dict[str, str] = {}
         self._alerts: list[Alert] = []
@@ -67,15 +74,15 @@ class Guard:
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
-        """Everything that fired, in order."""
+        """Every alert so far, in order."""
         return tuple(self._alerts)
 
     @property
     def stopped_by(self) -> Alert | None:
-        """The alert that ends the run; None while it may go on."""
+        """The alert that ends the run; None while it may continue."""
         return self._stop
 
-    def look(
+    def judge(
         self,
         batch: RolloutBatch,
         figures: Mapping[str, float],
@@ -83,9 +90,16 @@ class Guard:
         update: int,
         overconfidence: float | None = None,
     ) -> dict[str, float]:
-        """Judges an update; returns its signals as figures, `guard_<signal>`.
+        """Measure the signals of an update, log those that change their level, and return them as figures.
 
-        `overconfidence` is that of the reward model on fresh labels, where there are any.
+        Args:
+            batch: the rollouts of the update.
+            figures: the figures of its learning, see `signals.measure`.
+            update: number of the update, from 1.
+            overconfidence: the reward model's, measured on fresh labels; None without them.
+
+        Returns:
+            Values by `guard_<signal>`.
         """
         now = signals.measure(batch, figures, quantiles=self._quantiles)
         if self._first is None:
@@ -95,11 +109,11 @@ class Guard:
             found[signals.OVERCONFIDENCE] = overconfidence
         if self._section.action != "off":
             for signal, value in found.items():
-                self._judge(signal, value, update)
+                self._judge_signal(signal, value, update)
         return {f"guard_{signal}": value for signal, value in found.items()}
 
     def state(self) -> dict[str, object]:
-        """What a checkpoint keeps."""
+        """Return the state for the checkpoint."""
         return {
             "first": self._first,
             "levels": self._levels,
@@ -107,10 +121,10 @@ class Guard:
         }
 
     def load_state(self, value: object) -> None:
-        """Takes over what `state` gave; a checkpoint from before there were guards has none.
+        """Restore what `state` returned; None, from a checkpoint without a guard, changes nothing.
 
         Raises:
-            CorruptCheckpoint: if it has another form.
+            CorruptCheckpoint: if the value has another form.
         """
         if value is None:
             return
@@ -121,12 +135,12 @@ class Guard:
             self._levels = {str(signal): str(level) for signal, level in state["levels"].items()}
             self._alerts = [Alert(**alert) for alert in state["alerts"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptCheckpoint(f"the checkpoint's guard has an unknown form: {error}") from error
+            raise CorruptCheckpoint(f"the checkpoint has an invalid guard: {error!r}") from error
 
-    def _judge(self, signal: str, value: float, update: int) -> None:
+    def _judge_signal(self, signal: str, value: float, update: int) -> None:
         level, limit = self._level(signal, value)
-        if self._gauges is not None:
-            self._gauges.guard.labels(signal=signal).set(LEVELS.index(level))
+        if self._metrics is not None:
+            self._metrics.guard.labels(signal=signal).set(LEVELS.index(level))
         if level == self._levels.get(signal, "quiet"):
             return
         self._levels[signal] = level
@@ -140,6 +154,7 @@ class Guard:
             self._stop = alert
 
     def _level(self, signal: str, value: float) -> tuple[str, float | None]:
+        """Return the level of a value and the limit that it crossed, None if it crossed none."""
         for level in ("stop", "warn"):
             low = getattr(self._section, f"{signal}_{level}_below", None)
             high = getattr(self._section, f"{signal}_{level}_above", None)
@@ -151,10 +166,10 @@ class Guard:
 
 
 def read_quantiles(result: Path) -> tuple[float, float] | None:
-    """The reward model's training quantiles from its result file; None, and a line in the log, without."""
+    """Return the score quantiles in the reward model's result file; None, with a log line, without them."""
     try:
         low, high = json.loads(result.read_text(encoding="utf-8"))[QUANTILES]
         return float(low), float(high)
     except (OSError, ValueError, KeyError, TypeError):
-        logger.info("guard: %s has no %s; scores_outside is left out", result, QUANTILES)
+        logger.info("guard: %s has no %s: the signal scores_outside is not measured", result, QUANTILES)
         return None

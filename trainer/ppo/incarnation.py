@@ -1,7 +1,7 @@
-"""An incarnation's right to write: a number of its own, the queue's fence, and its place in the lineage.
+"""An incarnation's right to write: its number, the fence in the queue, and its place in the lineage.
 
-Claimed at the start, and again when a guard sends the run back. Files first, fence second, checkpoint third:
-so an older trainer can change nothing that was looked at. Knows no models.
+Claimed at the start, and again when a guard sends the run back. The order is files, then fence, then
+checkpoint, so that an older trainer can change nothing that was already read. Knows no models.
 """
 
 from __future__ import annotations
@@ -15,55 +15,57 @@ from fairlead.transports.weights.base import Ancestor, WeightStore
 from fairlead.types import WeightVersion
 from trainer import lineage
 from trainer.checkpoint import Checkpoint, CheckpointStore
-from trainer.ppo.patience import Patience
+from trainer.ppo.retry_queue import QueueRetry
 
 logger = logging.getLogger(__name__)
 
 
 class Incarnation:
-    """Who this trainer is."""
+    """The identity of this trainer among all trainers of its run."""
 
     def __init__(
         self, folder: Path, *, queue: TrainerQueue, checkpoints: CheckpointStore, store: WeightStore
     ) -> None:
         """`folder` holds the claims; nothing is claimed yet."""
-        self._folder, self._queue = folder, queue
-        self._checkpoints, self._store = checkpoints, store
+        self._folder = folder
+        self._queue = queue
+        self._checkpoints = checkpoints
+        self._store = store
         self._claimed = 0
         self.lineage: tuple[Ancestor, ...] = ()
-        """Incarnations whose weights count, this one the last."""
+        """Incarnations whose weights count, this one last."""
 
     @property
-    def incarnation(self) -> int:
-        """The number claimed."""
+    def number(self) -> int:
+        """The claimed number; 0 before the first claim."""
         return self._claimed
 
     def version(self, update: int) -> WeightVersion:
-        """The name of this incarnation's weights behind so many updates."""
+        """Return the version of this incarnation's weights after `update` updates."""
         return WeightVersion(self._claimed, update)
 
-    def claim(self, patience: Patience) -> Checkpoint | None:
-        """Claims an incarnation, takes the fence, and only then looks for the newest checkpoint.
+    def claim(self, retry: QueueRetry) -> Checkpoint | None:
+        """Claim an incarnation, take the fence, and only then read the newest checkpoint.
 
-        From then on no older incarnation takes up any more, so none is missing from the lineage.
+        From then on no older incarnation can begin, so the lineage is complete.
         """
-        known = [patience.call(self._queue.known_incarnation)]
+        known = [retry.call(self._queue.known_incarnation)]
         known += [version.incarnation for version in self._checkpoints.versions()]
         known += [version.incarnation for version in self._store.versions()]
-        self._take(1 + max(known), patience)
+        self._take(1 + max(known), retry)
         self.lineage = lineage.read(self._folder)
         return self._checkpoints.load_newest(self.lineage)
 
-    def claim_again(self, patience: Patience, *, newest: int) -> Checkpoint | None:
-        """Claims another incarnation, to go back to a checkpoint of at most `newest` updates."""
-        self._take(1 + self._claimed, patience)
+    def claim_again(self, retry: QueueRetry, *, newest: int) -> Checkpoint | None:
+        """Claim another incarnation and read the newest checkpoint of at most `newest` updates."""
+        self._take(1 + self._claimed, retry)
         return self._checkpoints.load_newest((*self.lineage, Ancestor(self._claimed, newest)))
 
     def begin(self, update: int) -> None:
-        """Writes down where this incarnation takes up: what came behind it leaves the lineage.
+        """Record the update after which this incarnation begins; later updates of others leave the lineage.
 
         Raises:
-            Fenced: if a newer incarnation was claimed meanwhile, which knows nothing of this one.
+            Fenced: if a newer incarnation was claimed meanwhile: it does not know about this one.
         """
         self.confirm()
         lineage.record_resume(self._folder, self._claimed, resumed_from=update)
@@ -71,7 +73,7 @@ class Incarnation:
         logger.info("incarnation %d begins at update %d", self._claimed, update)
 
     def confirm(self) -> None:
-        """Looks whether this is still the newest incarnation.
+        """Check that this is still the newest incarnation.
 
         Raises:
             Fenced: if it is not.
@@ -80,7 +82,8 @@ class Incarnation:
         if newest > self._claimed:
             raise Fenced(f"incarnation {newest} of the trainer has taken over from {self._claimed}")
 
-    def _take(self, at_least: int, patience: Patience) -> None:
-        self._claimed = number = lineage.claim(self._folder, at_least=at_least)
-        patience.call(lambda: self._queue.take_fence(number))
+    def _take(self, at_least: int, retry: QueueRetry) -> None:
+        number = lineage.claim(self._folder, at_least=at_least)
+        self._claimed = number
+        retry.call(lambda: self._queue.take_fence(number))
         lineage.shut_out(self._folder, number)

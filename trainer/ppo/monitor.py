@@ -1,6 +1,7 @@
-"""What is kept and judged of the rollouts of every update: the guard's signals, and some of the answers.
+"""What is recorded and judged of the rollouts of every update: sample answers, fresh labels, the guard.
 
-Stands beside the training loop; the samples are read by reports, and by examples that know a gold reward.
+Called by the training loop after each update. Reports read the samples; people rank them to label how far
+the reward model can be trusted (`fresh_labels`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from fairlead import metrics
 from fairlead.config import RunConfig
+from fairlead.metrics import TrainerMetrics
 from trainer import durable
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.fresh_labels import FreshLabels
@@ -21,18 +22,16 @@ from trainer.ppo.guard import Alert, Guard, read_quantiles
 
 
 class Monitor:
-    """Guard and samples of one trainer."""
+    """Guard, fresh labels and samples of one trainer."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        gauges: metrics.TrainerMetrics | None = None,
+        self, config: RunConfig, tokenizer: PreTrainedTokenizerBase, metrics: TrainerMetrics | None = None
     ) -> None:
-        self._path, self._count = config.folder.rollout_samples, config.observe.rollout_samples
+        self._path = config.folder.rollout_samples
+        self._samples_per_update = config.observe.rollout_samples
         self._tokenizer = tokenizer
         self._guard = Guard(
-            config.guard, quantiles=read_quantiles(config.folder.result("reward_model")), gauges=gauges
+            config.guard, quantiles=read_quantiles(config.folder.result("reward_model")), metrics=metrics
         )
         self._labels: FreshLabels | None = None
         if config.data.fresh_rankings:
@@ -43,57 +42,61 @@ class Monitor:
             )
 
     @property
-    def alerts(self) -> tuple[Alert, ...]:
-        """Everything that fired, in order."""
-        return self._guard.alerts
-
-    @property
     def stopped_by(self) -> Alert | None:
-        """The alert that ends the run; None while it may go on."""
+        """The alert that ends the run; None while it may continue."""
         return self._guard.stopped_by
 
-    def look(self, batch: RolloutBatch, figures: Mapping[str, float], *, update: int) -> dict[str, float]:
-        """Keeps samples of an update and judges it; returns the signals as figures."""
-        self._keep(batch, update)
-        labelled = self._labels.overconfidence() if self._labels is not None else None
-        return self._guard.look(batch, figures, update=update, overconfidence=labelled)
-
-    def outcome(self, *, updates: int) -> dict[str, object]:
-        """What the result of PPO holds: `guards`, and after a stop `stopped_by_guard`, a sentence.
+    def observe(self, batch: RolloutBatch, figures: Mapping[str, float], *, update: int) -> dict[str, float]:
+        """Record samples of an update and judge it; return the signals as figures, `guard_<signal>`.
 
         Args:
-            updates: updates behind the weights that the run ends with.
+            batch: the rollouts of the update.
+            figures: the figures of its learning, see `signals.measure`.
+            update: number of the update, from 1.
         """
-        found: dict[str, object] = {"guards": [asdict(alert) for alert in self.alerts]}
+        self._write_samples(batch, update)
+        overconfidence = self._labels.overconfidence() if self._labels is not None else None
+        return self._guard.judge(batch, figures, update=update, overconfidence=overconfidence)
+
+    def result(self, *, updates: int) -> dict[str, object]:
+        """Return the part of the result about the guard: `guards`, and after a stop `stopped_by_guard`.
+
+        Args:
+            updates: updates of the weights that the run ends with.
+        """
+        found: dict[str, object] = {"guards": [asdict(alert) for alert in self._guard.alerts]}
         if self.stopped_by is not None:
             where = f"the checkpoint of update {updates}" if updates else "the model that it began with"
-            found["stopped_by_guard"] = f"PPO was stopped by its guard: {self.stopped_by}; back to {where}"
+            found["stopped_by_guard"] = (
+                f"PPO was stopped by its guard: {self.stopped_by}; the run went back to {where}"
+            )
         return found
 
     def state(self) -> dict[str, object]:
-        """What a checkpoint keeps."""
+        """Return the state for the checkpoint."""
         return self._guard.state()
 
     def resume(self, state: object, *, update: int) -> None:
-        """Goes on behind `update`: samples of later ones, of a run that was interrupted, are dropped.
+        """Continue after `update`: restore the guard and drop later samples of an interrupted run.
 
         Raises:
-            CorruptCheckpoint: if the state has another form.
+            CorruptCheckpoint: if the state is invalid.
         """
         self._guard.load_state(state)
+        if not self._path.exists():
+            return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
+        for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
                 if row["update"] <= update:
                     kept.append(line)
                     self._remember([row])
             except (ValueError, KeyError):
-                continue  # a line torn by a crash
-        if self._path.exists():
-            aside = self._path.with_name(f".{self._path.name}")
-            aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            aside.replace(self._path)
+                continue  # a line cut short by a crash
+        replacement = self._path.with_name(f".{self._path.name}")
+        replacement.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        replacement.replace(self._path)
 
     def _remember(self, rows: Iterable[Mapping[str, Any]]) -> None:
         if self._labels is not None:
@@ -104,9 +107,9 @@ class Monitor:
         assert isinstance(text, str)
         return text
 
-    def _keep(self, batch: RolloutBatch, update: int) -> None:
+    def _write_samples(self, batch: RolloutBatch, update: int) -> None:
         rows = []
-        for index, sequence in enumerate(batch.sequences[: self._count]):
+        for index, sequence in enumerate(batch.sequences[: self._samples_per_update]):
             row = {
                 "update": update,
                 "task": batch.task_ids[index],

@@ -1,41 +1,99 @@
-"""Everything but tensors that a resumed run needs: what `state.json` of a checkpoint holds, in memory.
+"""Everything except tensors that a resumed run needs: the contents of a checkpoint's `state.json`.
 
-Which tasks are under way follows from it: those below the cursor that the ledger has not settled. Knows no
-queue and no model.
+The ledger says what became of every task. The tasks under way follow from it: those below the cursor that
+are not settled. Knows no queue and no model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from fairlead.config.training import PpoSection
 from fairlead.errors import CorruptCheckpoint, SchemaTooNew
 from trainer.checkpoint import Checkpoint
-from trainer.ppo.ledger import Ledger
 
 SCHEMA = 1
-"""Version of a checkpoint's `state.json` that this code writes, and the newest that it reads."""
+"""Version of `state.json` that this code writes, and the newest that it reads."""
 
 
 @dataclass
-class Progress:
-    """Where the run stands."""
+class Ledger:
+    """What became of every task: a low watermark plus exceptions."""
+
+    watermark: int = 0
+    """Every task below it is settled."""
+    above: set[int] = field(default_factory=set)
+    """Settled tasks above the watermark."""
+    dead: dict[int, str] = field(default_factory=dict)
+    """Dead tasks and their reasons; every other settled task was trained on."""
+
+    @property
+    def settled_count(self) -> int:
+        """Number of tasks that were trained on or are dead."""
+        return self.watermark + len(self.above)
+
+    def is_settled(self, task_id: int) -> bool:
+        """Return whether the task was trained on or is dead."""
+        return task_id < self.watermark or task_id in self.above
+
+    def settle(self, task_id: int, *, dead_reason: str | None = None) -> None:
+        """Record that a task was trained on, or that it is dead.
+
+        Raises:
+            ValueError: if the task is already settled: it would count twice.
+        """
+        if self.is_settled(task_id):
+            raise ValueError(f"task {task_id} is already settled")
+        if dead_reason is not None:
+            self.dead[task_id] = dead_reason
+        self.above.add(task_id)
+        while self.watermark in self.above:
+            self.above.discard(self.watermark)
+            self.watermark += 1
+
+    def to_json(self) -> dict[str, object]:
+        """Return the JSON form for the checkpoint."""
+        dead = {str(task_id): reason for task_id, reason in sorted(self.dead.items())}
+        return {"watermark": self.watermark, "above": sorted(self.above), "dead": dead}
+
+    @classmethod
+    def from_json(cls, value: object) -> Ledger:
+        """Read what `to_json` returned.
+
+        Raises:
+            CorruptCheckpoint: if the value has another form.
+        """
+        try:
+            content: Any = value
+            return cls(
+                watermark=int(content["watermark"]),
+                above={int(task_id) for task_id in content["above"]},
+                dead={int(task_id): str(reason) for task_id, reason in content["dead"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptCheckpoint(f"the checkpoint has an invalid ledger: {error!r}") from error
+
+
+@dataclass
+class TrainingProgress:
+    """How far the run has got."""
 
     update: int = 0
     """Updates done."""
     cursor: int = 0
-    """The next task to be dispatched; also where the order of prompts stands."""
+    """The next task to be dispatched, which is also the position in the order of prompts."""
     seconds: float = 0.0
-    """Time spent by earlier incarnations up to their checkpoint."""
+    """Time that earlier incarnations spent up to their checkpoint."""
     ledger: Ledger = field(default_factory=Ledger)
     """What became of every task."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Progress:
-        """What a checkpoint says.
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> TrainingProgress:
+        """Read the progress that a checkpoint holds.
 
         Raises:
-            CorruptCheckpoint: if it lacks a field.
+            CorruptCheckpoint: if a field is missing or invalid.
             SchemaTooNew: if a newer version of fairlead wrote it.
         """
         state = checkpoint.state
@@ -43,8 +101,8 @@ class Progress:
             schema = int(str(state.get("schema", 1)))
             if schema > SCHEMA:
                 raise SchemaTooNew(
-                    f"checkpoint {checkpoint.version} has schema {schema}, this fairlead reads up to "
-                    f"{SCHEMA}: upgrade it"
+                    f"checkpoint {checkpoint.version} has schema {schema}, this version of fairlead reads "
+                    f"schemas up to {SCHEMA}: upgrade fairlead"
                 )
             return cls(
                 update=int(str(state["update"])),
@@ -53,10 +111,10 @@ class Progress:
                 ledger=Ledger.from_json(state.get("ledger")),
             )
         except (KeyError, ValueError) as error:
-            raise CorruptCheckpoint(f"state.json of {checkpoint.version}: {error}") from error
+            raise CorruptCheckpoint(f"state.json of checkpoint {checkpoint.version}: {error!r}") from error
 
     def state(self, *, seconds: float) -> dict[str, object]:
-        """The inverse of `of`; `seconds` are those of this incarnation."""
+        """Return what `from_checkpoint` reads; `seconds` is the time spent by this incarnation."""
         return {
             "schema": SCHEMA,
             "update": self.update,
@@ -66,18 +124,18 @@ class Progress:
         }
 
     def open_tasks(self) -> list[int]:
-        """Tasks that were dispatched and are not settled, in order."""
+        """Return the tasks that were dispatched and are not settled, in order."""
         return [
             task_id
             for task_id in range(self.ledger.watermark, self.cursor)
             if not self.ledger.is_settled(task_id)
         ]
 
-    def admit(self, section: PpoSection) -> range:
-        """Moves the cursor as far as staleness allows and returns the tasks to be dispatched now.
+    def open_new_tasks(self, section: PpoSection) -> range:
+        """Advance the cursor as far as staleness allows and return the tasks to dispatch now.
 
-        At most (max_staleness + 1) · batch_size tasks are open at any time, and none that no update would
-        train: B tasks at a time in synchronous training, each exactly one batch.
+        At most (max_staleness + 1) · batch_size tasks are open at any time, and no task that no update would
+        train: in synchronous training batch_size tasks at a time, exactly one batch.
         """
         batches = min(section.max_staleness + 1, section.updates - self.update)
         start = self.cursor

@@ -1,10 +1,12 @@
 """Step 7 of a rollout's life: the policy's weights become an immutable version in the weight store.
 
-At the end of a run they become a folder that others load.
+At the end of a run the last and the best policy become model folders that other programs load.
 """
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,14 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fairlead.config import RunConfig
+from fairlead.errors import CorruptCheckpoint
 from fairlead.nn import adapters
 from fairlead.transports.weights.base import Adapter, Ancestor, WeightStore
 from fairlead.types import WeightVersion
 from trainer import durable
-from trainer.ppo.actor_critic import unique_tensors
+from trainer.checkpoint import CheckpointStore
+from trainer.ppo.actor_critic import unique_tensors, with_tensors
+from trainer.ppo.evaluate import BestUpdate
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 2 << 30
-"""A shard holds at most so much, one tensor at least: a fetch that fails repeats no more than that."""
+"""Largest size of a shard with more than one tensor: a failed fetch repeats one shard."""
 
 
 def publish(
@@ -32,9 +40,9 @@ def publish(
     keep: int,
     adapter: Adapter | None = None,
 ) -> None:
-    """Writes the policy's state dict, tied tensors once, and prunes the store to `keep` versions.
+    """Write the state dict of the policy, tied tensors once, and prune the store to `keep` versions.
 
-    With `adapter` only the adapter is written, and the manifest says what it belongs to.
+    With `adapter` only the adapter is written, and the manifest names the base that it belongs to.
     """
     tensors: Mapping[str, Tensor] = adapters.tensors(policy) if adapter else unique_tensors(policy)
     with store.publish(version, parent=parent, lineage=lineage, adapter=adapter) as folder:
@@ -50,24 +58,58 @@ def save_model(
     *,
     merge: bool = False,
 ) -> None:
-    """Leaves model and tokenizer as `save_pretrained` writes them, whole or not at all.
+    """Write model and tokenizer as `save_pretrained` does; the folder appears complete or not at all.
 
-    Of a policy with adapters, those alone; with `merge`, all of it.
+    For a policy with adapters only the adapters are written; with `merge` the whole model.
     """
     with durable.new_folder(path) as folder:
         adapters.save(policy, folder, merge=merge)
         tokenizer.save_pretrained(folder)
 
 
+def save_best(
+    config: RunConfig,
+    best: BestUpdate | None,
+    checkpoints: CheckpointStore,
+    *,
+    like: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, object]:
+    """Write `policy_best/` from the checkpoint that evaluated best, at the end of a run.
+
+    Args:
+        config: the run.
+        best: the update with the best evaluation; None: nothing is written.
+        checkpoints: where its tensors are.
+        like: a policy of the same shape.
+        tokenizer: saved next to the weights.
+
+    Returns:
+        `best_update` and `best_eval_reward` for the result; empty if nothing was written.
+    """
+    path = config.folder.best_policy_model
+    shutil.rmtree(path, ignore_errors=True)  # of an earlier run, before --force
+    if best is None:
+        return {}
+    try:
+        tensors = checkpoints.load(best.version).tensors["policy"]
+    except CorruptCheckpoint as error:
+        logger.error("%s is not written: its checkpoint cannot be read: %s", path, error)
+        return {}
+    save_model(path, with_tensors(like, tensors), tokenizer, merge=config.ppo.lora.merge)
+    return {"best_update": best.version.update, "best_eval_reward": best.reward}
+
+
 def shards(tensors: Mapping[str, Tensor], *, limit_bytes: int = SHARD_BYTES) -> Iterator[dict[str, Tensor]]:
-    """Cuts a state dict into groups of at most `limit_bytes`, in its own order."""
+    """Split a state dict, in its own order, into groups of at most `limit_bytes` or of one tensor."""
     group: dict[str, Tensor] = {}
-    size = 0
+    size_bytes = 0
     for name, tensor in tensors.items():
-        if group and size + tensor.nbytes > limit_bytes:
+        if group and size_bytes + tensor.nbytes > limit_bytes:
             yield group
-            group, size = {}, 0
+            group = {}
+            size_bytes = 0
         group[name] = tensor.detach().cpu().contiguous()
-        size += tensor.nbytes
+        size_bytes += tensor.nbytes
     if group:
         yield group

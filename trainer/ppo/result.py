@@ -1,56 +1,61 @@
-"""The final figures of PPO, counted from what is on the disk and not from counters in memory."""
+"""The result of PPO, `result_ppo.json`, counted from the files on disk and not from counters in memory."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from fairlead.config import RunConfig
-from fairlead.transports.weights.base import Ancestor
+from fairlead.transports.weights.base import Ancestor, is_valid
+from fairlead.types import WeightVersion
 from trainer import stage
-from trainer.ppo import ledger as ledgers
-from trainer.ppo.progress import Progress
+from trainer.ppo.progress import Ledger, TrainingProgress
+from trainer.ppo.task_records import read_journal
 
 
 def summarise(
     config: RunConfig,
     *,
-    progress: Progress,
+    progress: TrainingProgress,
     lineage: Sequence[Ancestor],
     seconds: float,
 ) -> dict[str, object]:
-    """What `result_ppo.json` holds.
+    """Return the contents of `result_ppo.json`.
 
     Args:
         config: the run.
-        progress: that of the last checkpoint. Fewer updates than asked for if a guard stopped the run; tasks
-            that were under way then were given up with it, and count nowhere.
-        lineage: incarnations that made the final weights.
-        seconds: time spent, in the lineage of the final weights.
+        progress: the progress in the last checkpoint. It has fewer updates than configured if a guard stopped
+            the run; the tasks that were then under way are abandoned and not counted.
+        lineage: incarnations that produced the final weights.
+        seconds: time spent in the lineage of the final weights.
     """
     updates = progress.update
-    given_up = len(progress.open_tasks()) if updates < config.ppo.updates else 0
-    found = ledgers.audit(
+    abandoned = len(progress.open_tasks()) if updates < config.ppo.updates else 0
+    found = count_outcomes(
         config.folder.ledger,
         ledger=progress.ledger,
         cursor=progress.cursor,
         lineage=lineage,
-        open_tasks=given_up,
+        open_tasks=abandoned,
     )
-    # After a stop the next row is that of the final weights' own answers; what follows was given up.
+    # After a stop, the next row measures the answers of the final weights; later rows were abandoned.
     curves = [line for line in _metrics(config) if line["step"] <= updates + 1]
-    first, last = (found.scores.get(update, ()) for update in (0, updates - 1))
+    first_scores = found.scores.get(0, ())
+    last_scores = found.scores.get(updates - 1, ())
     return {
         "updates": updates,
         "episodes": found.trained,
-        "tasks_dispatched": progress.cursor - given_up,
+        "tasks_dispatched": progress.cursor - abandoned,
         "tasks_trained": found.trained,
         "tasks_duplicated": found.duplicated,
         "tasks_lost": found.lost,
         "dead_letters": found.dead_letters,
-        "proxy_first": _mean(first),
-        "proxy_last": _mean(last),
+        "proxy_first": _mean(first_scores),
+        "proxy_last": _mean(last_scores),
         "kl": curves[-1].get("kl") if curves else None,
         "mismatch_max": max((line.get("mismatch_max") or 0.0 for line in curves), default=None),
         "tokens": sum(line.get("tokens") or 0.0 for line in curves),
@@ -58,6 +63,64 @@ def summarise(
         "incarnations": len(lineage),
         "config_hash": stage.config_hash("ppo", config),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeCounts:
+    """What the journal says about the lineage of the final weights."""
+
+    trained: int
+    """Tasks trained on."""
+    dead_letters: int
+    """Tasks that ended as a dead letter."""
+    duplicated: int
+    """Outcomes that counted although their task had already counted."""
+    lost: int
+    """Tasks that are not open and have no outcome, or an outcome that contradicts the ledger."""
+    scores: Mapping[int, tuple[float, ...]]
+    """Scores of the trained tasks, by update."""
+
+
+def count_outcomes(
+    path: Path, *, ledger: Ledger, cursor: int, lineage: Sequence[Ancestor], open_tasks: int = 0
+) -> OutcomeCounts:
+    """Count the outcomes in the lineage of the final weights and compare them with the ledger.
+
+    `fairlead audit` counts independently and compares; the two share no code, so that a mistake in one of
+    them is found.
+
+    Args:
+        path: the journal.
+        ledger: the ledger of the last checkpoint.
+        cursor: the first task that was not dispatched.
+        lineage: incarnations that produced the final weights.
+        open_tasks: how many tasks below the cursor may lack an outcome, because the run was stopped while
+            they were under way.
+    """
+    outcomes: dict[int, str] = {}
+    times: Counter[int] = Counter()
+    scores: dict[int, list[float]] = {}
+    for line in read_journal(path):
+        made = WeightVersion(int(line["incarnation"]), int(line["update"]) + 1)
+        if line["event"] not in ("trained", "dead_letter") or not is_valid(made, lineage):
+            continue
+        task_id = int(line["task"])
+        outcomes[task_id] = line["event"]
+        times[task_id] += 1
+        if line["event"] == "trained":
+            scores.setdefault(int(line["update"]), []).append(float(line["score"]))
+    right = sum(
+        outcomes.get(task_id) == ("dead_letter" if task_id in ledger.dead else "trained")
+        and ledger.is_settled(task_id)
+        for task_id in range(cursor)
+    )
+    return OutcomeCounts(
+        trained=sum(event == "trained" for event in outcomes.values()),
+        dead_letters=sum(event == "dead_letter" for event in outcomes.values()),
+        duplicated=sum(times.values()) - len(times),
+        lost=cursor - open_tasks - right,
+        scores={update: tuple(values) for update, values in scores.items()},
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

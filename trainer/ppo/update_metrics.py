@@ -1,26 +1,32 @@
-"""What an update says about rollouts, queue and time: figures for the metrics file, and their gauges.
+"""Metrics of an update about rollouts, queue and time, for the metrics file and for Prometheus.
 
-Only reads; the learning's own figures come from `step`.
+Only reads; the metrics of learning come from `step`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fairlead import metrics
+from fairlead.metrics import TrainerMetrics
 from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats
 from fairlead.types import Rollout
 
 
 def staleness(
-    entries: Sequence[OutcomeEntry], *, update: int, gauges: metrics.TrainerMetrics | None = None
+    entries: Sequence[OutcomeEntry], *, update: int, metrics: TrainerMetrics | None = None
 ) -> dict[str, float]:
-    """How many updates the rollouts lag behind the weights that train on them, `update` updates old.
+    """Return by how many updates the rollouts lag behind the weights that train on them.
 
-    Counted from the weights of a rollout's oldest token, and split where its last token was made: behind that
-    token it waited in the queue, up to there it was in flight while newer weights came in.
+    Counted from the weights of a rollout's oldest token, in two parts. In flight: from its oldest to its
+    newest token, while newer weights arrived. In the queue: from its newest token to now.
+
+    Args:
+        entries: outcomes of the batch; dead letters are ignored.
+        update: updates done before this one.
+        metrics: observes both parts of every rollout.
     """
-    in_flight, in_queue = [], []
+    in_flight: list[int] = []
+    in_queue: list[int] = []
     for entry in entries:
         if isinstance(entry.outcome.result, Rollout):
             made_by = [span.version.update for span in entry.outcome.result.completion.version_spans]
@@ -28,10 +34,10 @@ def staleness(
             in_queue.append(update - max(made_by))
     if not in_queue:
         return {}
-    if gauges is not None:
+    if metrics is not None:
         for part, values in (("in_flight", in_flight), ("in_queue", in_queue)):
             for value in values:
-                gauges.staleness.labels(part=part).observe(value)
+                metrics.staleness.labels(part=part).observe(value)
     total = [flight + queue for flight, queue in zip(in_flight, in_queue, strict=True)]
     return {
         "staleness_mean": sum(total) / len(total),
@@ -41,25 +47,25 @@ def staleness(
     }
 
 
-def times(spent: Mapping[str, float], *, tokens: float) -> dict[str, float]:
-    """Seconds of an update by phase and as a whole, its share of waiting, and its speed."""
-    seconds = sum(spent.values())
-    return {f"seconds_{phase}": value for phase, value in spent.items()} | {
+def times(seconds_per_phase: Mapping[str, float], *, tokens: float) -> dict[str, float]:
+    """Return the seconds of an update by phase and in total, its share of waiting, and tokens per second."""
+    seconds = sum(seconds_per_phase.values())
+    return {f"seconds_{phase}": value for phase, value in seconds_per_phase.items()} | {
         "seconds": seconds,
-        "idle_fraction": spent.get("wait", 0.0) / seconds,
+        "idle_fraction": seconds_per_phase.get("wait", 0.0) / seconds,
         "tokens_per_second": tokens / seconds,
     }
 
 
-def queue(stats: QueueStats | None, gauges: metrics.TrainerMetrics | None) -> dict[str, float]:
-    """Sizes of the queue; nothing if it does not answer."""
+def queue_sizes(stats: QueueStats | None, metrics: TrainerMetrics | None) -> dict[str, float]:
+    """Return the sizes of the queue; empty if Redis did not answer."""
     if stats is None:
         return {}
-    if gauges is not None:
+    if metrics is not None:
         for what in ("waiting", "in_flight", "outcomes"):
-            gauges.queue.labels(what=what).set(getattr(stats, what))
-        gauges.queue_memory_bytes.set(stats.memory_bytes)
-        gauges.queue_outcome_bytes.set(stats.outcome_bytes)
+            metrics.queue.labels(what=what).set(getattr(stats, what))
+        metrics.queue_memory_bytes.set(stats.memory_bytes)
+        metrics.queue_outcome_bytes.set(stats.outcome_bytes)
     return {
         "queue_waiting": float(stats.waiting),
         "queue_in_flight": float(stats.in_flight),

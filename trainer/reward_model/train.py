@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.data.records import load_preferences
 from fairlead.errors import ConfigError, FairleadError
+from fairlead.metrics import TrainerMetrics
 from fairlead.nn.ensemble import EnsembleTemperature, RewardEnsemble, write_members
 from fairlead.nn.loading import (
     check_vocabulary,
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 Result = dict[str, float | str | list[float] | dict[str, dict[str, float]]]
 
 
-def train(config: RunConfig, gauges: metrics.TrainerMetrics | None = None) -> Result:
+def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     """Trains and writes the model folder and the result; returns the result.
 
     Raises:
@@ -73,7 +73,7 @@ def train(config: RunConfig, gauges: metrics.TrainerMetrics | None = None) -> Re
         )
     if known.skipped:
         logger.warning("%d rankings were left out: everything in them is tied", known.skipped)
-    train_loss = _epochs(config, members, known.rankings, heldout.rankings, gauges)
+    train_loss = _epochs(config, members, known.rankings, heldout.rankings, metrics)
     centred = _centre(config, members, tokenizer, limit)
     figures, temperature = _figures(config, members, known.rankings, heldout.rankings)
     with durable.new_folder(config.folder.reward_model) as folder:
@@ -110,14 +110,14 @@ def _epochs(
     members: Sequence[RewardModel],
     rankings: Sequence[data.Ranking],
     heldout: Sequence[data.Ranking],
-    gauges: metrics.TrainerMetrics | None,
+    metrics: TrainerMetrics | None,
 ) -> float:
     """Trains one member after the other; returns the mean loss of their last epochs."""
     section = config.reward_model
     steps = section.epochs * math.ceil(len(rankings) / section.batch_size)
     total, last = steps * len(members), 0.0
     with Tracker(
-        "reward_model", config.folder, total=total, tensorboard=config.observe.tensorboard, gauges=gauges
+        "reward_model", config.folder, total=total, tensorboard=config.observe.tensorboard, metrics=metrics
     ) as tracker:
         for number, model in enumerate(members):
             optimizer = optim.adamw(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from fairlead import metrics
 from fairlead.config import RunConfig
+from fairlead.metrics import TrainerMetrics
 from trainer import stage
 from trainer.sft.train import train
 
 
-def body(config: RunConfig, gauges: metrics.TrainerMetrics) -> None:
+def body(config: RunConfig, metrics: TrainerMetrics) -> None:
     """Runs the stage."""
-    train(config, gauges)
+    train(config, metrics)
 
 
 if __name__ == "__main__":

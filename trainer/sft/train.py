@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.data.demonstrations import Conversation, Demonstration, Example
 from fairlead.data.records import Split, load_demonstrations
 from fairlead.errors import ConfigError, FairleadError
+from fairlead.metrics import TrainerMetrics
 from fairlead.nn import adapters
 from fairlead.nn.loading import (
     check_vocabulary,
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 Result = dict[str, float | str | dict[str, float]]
 
 
-def train(config: RunConfig, gauges: metrics.TrainerMetrics | None = None) -> Result:
+def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     """Fine-tunes and writes the model folder and the result; returns the result.
 
     Raises:
@@ -70,7 +70,7 @@ def train(config: RunConfig, gauges: metrics.TrainerMetrics | None = None) -> Re
         logger.warning("%d demonstrations are longer than %d tokens and were cut", truncated, limit)
     if section.batching == "packing":
         packing.check(model, sequences)
-    train_loss, heldout_losses = _epochs(config, model, sequences, heldout, gauges)
+    train_loss, heldout_losses = _epochs(config, model, sequences, heldout, metrics)
     with durable.new_folder(config.folder.sft_model) as folder:
         adapters.save(model, folder, merge=section.lora.merge)
         tokenizer.save_pretrained(folder)
@@ -140,7 +140,7 @@ def _epochs(
     model: PreTrainedModel,
     sequences: list[TokenSequence],
     heldout: dict[str, list[TokenSequence]],
-    gauges: metrics.TrainerMetrics | None,
+    metrics: TrainerMetrics | None,
 ) -> tuple[float, dict[str, float]]:
     section, dtype = config.sft, torch_dtype(config.sft)
     # Evaluation mode throughout: dropout is off, also while learning, but for that of adapters.
@@ -154,7 +154,7 @@ def _epochs(
     )
     step, train_loss, losses = 0, float("nan"), dict[str, float]()
     with Tracker(
-        "sft", config.folder, total=total, tensorboard=config.observe.tensorboard, gauges=gauges
+        "sft", config.folder, total=total, tensorboard=config.observe.tensorboard, metrics=metrics
     ) as tracker:
         for epoch in range(section.epochs):
             tracker.phase("train")

@@ -32,7 +32,7 @@ class Body:
     def __init__(self, error: BaseException | None = None):
         self.error, self.runs, self.forgotten = error, 0, 0
 
-    def __call__(self, config, gauges):
+    def __call__(self, config, metrics):
         self.runs += 1
         if self.error is not None:
             raise self.error
@@ -48,9 +48,9 @@ class Body:
 def run(flags, monkeypatch):
     from prometheus_client import CollectorRegistry
 
-    from fairlead import metrics
+    from fairlead.metrics import TrainerMetrics
 
-    class Fresh(metrics.TrainerMetrics):
+    class Fresh(TrainerMetrics):
         def __init__(self):
             super().__init__(CollectorRegistry())
 
@@ -74,7 +74,7 @@ def test_a_misspelt_flag_is_refused_with_the_nearest_right_one(run, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_stage_at_once_and_not_as_a_success(run, number, code):
-    def body(config, gauges):
+    def body(config, metrics):
         signal.raise_signal(number)
         pytest.fail("went on")
 

@@ -7,9 +7,9 @@ import json
 import pytest
 from prometheus_client import CollectorRegistry
 
-from fairlead import metrics
 from fairlead.audit import audit
 from fairlead.errors import QueueUnavailable
+from fairlead.metrics import TrainerMetrics
 from fairlead.transports.rollouts.base import OutcomeEntry, Sending
 from fairlead.types import DeadLetter, Outcome, WeightVersion
 from tests.memory_queue import MemoryBroker
@@ -17,8 +17,8 @@ from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_world import World
 from tests.unit.trainer.ppo.test_collect import Bench, Interruptions, rollout, task
 from tests.unit.trainer.ppo.test_train import Run, configured, count_of_sevens
-from trainer.ppo import update_metrics as figures
-from trainer.ppo.ledger import read_journal
+from trainer.ppo import update_metrics
+from trainer.ppo.task_records import read_journal
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_nothing_is_trained_on_that_is_older_than_max_staleness_updates(stalenes
             sent = max(task_id for _, task_id in run.broker.numbers) + 1
             most_open = max(most_open, sent - 8 * update)
 
-        result = run.trainer(metrics.TrainerMetrics(registry)).run(on_update=count_open)
+        result = run.trainer(TrainerMetrics(registry)).run(on_update=count_open)
         sendings = dict(run.broker.numbers)
     assert (result["tasks_dispatched"], result["tasks_trained"]) == (48, 48)
     assert (result["tasks_lost"], result["tasks_duplicated"], result["dead_letters"]) == (0, 0, 0)
@@ -217,7 +217,7 @@ def test_staleness_is_split_where_the_last_token_was_made():
     def entry(task_id: int, result) -> OutcomeEntry:
         return OutcomeEntry("1", Sending(1, 1), Outcome(task(task_id), result, "w", 1, 0))
 
-    found = figures.staleness(
+    found = update_metrics.staleness(
         [
             entry(1, rollout(version(2), version(4))),
             entry(2, rollout(version(5))),

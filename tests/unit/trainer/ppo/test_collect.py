@@ -26,8 +26,8 @@ from fairlead.types import (
 from tests.memory_queue import MemoryBroker
 from trainer.ppo.admission import checked
 from trainer.ppo.collect import Collector
-from trainer.ppo.events import Books, EventLog
-from trainer.ppo.ledger import Journal, Ledger
+from trainer.ppo.progress import Ledger
+from trainer.ppo.task_records import EventLog, Journal, TaskRecords
 
 # Incarnation 1 reached update 9 or so; incarnation 3 resumed its checkpoint of update 5.
 LINEAGE = (Ancestor(1, 0), Ancestor(3, 5))
@@ -66,7 +66,7 @@ class Bench:
         self.queue.take_fence(3)
         return Collector(
             queue or self.queue,
-            books=Books(self.ledger, self.journal, self.event_log),
+            records=TaskRecords(self.ledger, self.journal, self.event_log),
             lineage=LINEAGE,
             section=self.section,
             on_wait=self.said.append,

@@ -20,7 +20,7 @@ from tests.scripted_services import Script, completion, serving
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 from tests.unit.trainer.ppo.test_train import Run, configured
 from trainer import seeds
-from trainer.ppo.evaluate import Best, Evaluation
+from trainer.ppo.evaluate import BestUpdate, Evaluation
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_what_is_best_is_remembered(tmp_path, model_path):
     evaluation = Evaluation(configured(tmp_path, model_path), tiny_tokenizer())
     assert not any(evaluation.is_due(update) for update in range(10))
     assert evaluation.state() == {"best": None}
-    evaluation.best = Best(WeightVersion(2, 7), 0.1)
+    evaluation.best = BestUpdate(WeightVersion(2, 7), 0.1)
     other = Evaluation(configured(tmp_path, model_path), tiny_tokenizer())
     other.load_state(json.loads(json.dumps(evaluation.state())))
     assert other.best == evaluation.best

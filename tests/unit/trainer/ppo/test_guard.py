@@ -12,10 +12,10 @@ import torch
 from prometheus_client import CollectorRegistry
 from scipy.stats import spearmanr
 
-from fairlead import metrics
 from fairlead.config import load
 from fairlead.config.training import GuardSection
 from fairlead.errors import CorruptCheckpoint
+from fairlead.metrics import TrainerMetrics
 from trainer.ppo import signals
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.guard import Alert, Guard, read_quantiles
@@ -129,15 +129,13 @@ def test_a_rate_that_was_low_from_the_start_falls_only_beyond_chance():
 def test_what_fires_is_told_once_per_change(caplog: pytest.LogCaptureFixture):
     registry = CollectorRegistry()
     guard = Guard(
-        GuardSection(kl_warn_above=5.0, action="stop"),
-        quantiles=None,
-        gauges=metrics.TrainerMetrics(registry),
+        GuardSection(kl_warn_above=5.0, action="stop"), quantiles=None, metrics=TrainerMetrics(registry)
     )
     rollouts = batch([(5, 6, 7, 8), (5, 6, 7, 9)], [0.0, 1.0])
     caplog.set_level(logging.INFO, logger="trainer.ppo.guard")
     levels = []
     for update, kl in enumerate((0.0, 6.0, 7.0, 4.0, 6.0, 11.0, 12.0), start=1):
-        assert guard.look(rollouts, figures(kl=kl), update=update)["guard_kl"] == kl
+        assert guard.judge(rollouts, figures(kl=kl), update=update)["guard_kl"] == kl
         levels.append(registry.get_sample_value("fairlead_trainer_guard", {"signal": "kl"}))
         assert (guard.stopped_by is not None) == (update >= 6)
     assert levels == [0, 1, 1, 0, 1, 2, 2]
@@ -152,8 +150,8 @@ def test_what_fires_is_told_once_per_change(caplog: pytest.LogCaptureFixture):
 def test_only_the_action_stop_stops(action: str, alerts: int):
     guard = Guard(GuardSection(action=action))  # type: ignore[arg-type]
     rollouts = batch([(5, 6), (5, 7)], [0.0, 1.0])
-    guard.look(rollouts, figures(), update=1)
-    assert guard.look(rollouts, figures(kl=50.0), update=2)["guard_kl"] == 50.0
+    guard.judge(rollouts, figures(), update=1)
+    assert guard.judge(rollouts, figures(kl=50.0), update=2)["guard_kl"] == 50.0
     assert len(guard.alerts) == alerts
     assert guard.stopped_by is None
 
@@ -168,18 +166,18 @@ def test_a_resumed_guard_keeps_its_baseline_and_what_it_told():
     assert second.look(rollouts, figures(entropy=0.9), update=3)["guard_entropy_ratio"] == 0.45
     assert second.alerts == first.alerts
     second.load_state(None)
-    with pytest.raises(CorruptCheckpoint, match="the checkpoint's guard"):
+    with pytest.raises(CorruptCheckpoint, match="invalid guard"):
         second.load_state({"first": 3})
 
 
 def test_quantiles_come_from_the_reward_models_result(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="trainer.ppo.guard")
     assert read_quantiles(tmp_path / "absent.json") is None
-    assert "scores_outside is left out" in caplog.text
+    assert "scores_outside is not measured" in caplog.text
     (tmp_path / "r.json").write_text('{"score_quantiles": [-2.0, 3.5]}')
     assert read_quantiles(tmp_path / "r.json") == (-2.0, 3.5)
     guard = Guard(GuardSection(), quantiles=None)
-    assert "guard_scores_outside" not in guard.look(batch([(5,), (6,)], [0.0, 1.0]), figures(), update=1)
+    assert "guard_scores_outside" not in guard.judge(batch([(5,), (6,)], [0.0, 1.0]), figures(), update=1)
 
 
 # A healthy run of the quickstart: length, KL, KL by k3, entropy at every third update; all answers ended.
@@ -202,7 +200,7 @@ def play(rows: list[tuple[float, ...]], responses: list[list[tuple[int, ...]]]) 
         rng = random.Random(update)
         scores = [rng.gauss(0, 1) for _ in said]
         changed = figures(response_length=length, kl=kl, kl_k3=k3, entropy=entropy)
-        guard.look(batch(said, scores), changed, update=update)
+        guard.judge(batch(said, scores), changed, update=update)
     return guard.alerts
 
 

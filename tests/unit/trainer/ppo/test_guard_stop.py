@@ -65,7 +65,7 @@ def test_a_stop_goes_back_to_the_last_good_checkpoint(tmp_path, model_path, kls,
     good = at - 2 if every_updates == 1 else (at - 2) // 2 * 2
     with Run(config, model_path, sevens) as run:
         with pytest.raises(
-            StoppedByGuard, match=f"kl is .* at update {at}, above .*; back to the checkpoint"
+            StoppedByGuard, match=f"kl is .* at update {at}, above .*; the run went back to the checkpoint"
         ):
             run.trainer().run()
         result = json.loads(config.folder.result("ppo").read_text())

@@ -24,9 +24,9 @@ from fairlead.types import (
     WeightVersion,
 )
 from trainer.checkpoint import Checkpoint
-from trainer.ppo.events import as_ranges
-from trainer.ppo.ledger import Journal, Ledger, audit, read_journal
-from trainer.ppo.progress import Progress
+from trainer.ppo.progress import Ledger, TrainingProgress
+from trainer.ppo.result import count_outcomes
+from trainer.ppo.task_records import Journal, as_ranges, read_journal
 
 
 def entry(task_id: int, *, dead: bool = False, entry_id: str = "1") -> OutcomeEntry:
@@ -48,7 +48,7 @@ def test_the_ledger_is_a_set_with_a_watermark(order, dead, count):
         assert ledger.dead.keys() == settled & dead
         assert ledger.watermark == next(n for n in range(15) if n not in settled)
     for task_id in settled:
-        with pytest.raises(ValueError, match="settled already"):
+        with pytest.raises(ValueError, match="already settled"):
             ledger.settle(task_id)
 
 
@@ -102,7 +102,7 @@ def test_only_the_lineage_of_the_final_weights_counts(tmp_path):
         ],
     )
     lineage = (Ancestor(1, 0), Ancestor(2, 1))
-    found = audit(path, ledger=settled(2, below=4), cursor=4, lineage=lineage)
+    found = count_outcomes(path, ledger=settled(2, below=4), cursor=4, lineage=lineage)
     assert (found.trained, found.dead_letters, found.duplicated, found.lost) == (3, 1, 0, 0)
     assert found.scores == {0: (0.5, 0.5), 1: (0.5,)}
 
@@ -110,10 +110,10 @@ def test_only_the_lineage_of_the_final_weights_counts(tmp_path):
 def test_a_task_that_counted_twice_or_never_is_found(tmp_path):
     path = tmp_path / "ledger.jsonl"
     journal_of(path, [(1, 0, [entry(0), entry(1)]), (1, 1, [entry(1), entry(3)])])
-    found = audit(path, ledger=settled(below=4), cursor=4, lineage=(Ancestor(1, 0),))
+    found = count_outcomes(path, ledger=settled(below=4), cursor=4, lineage=(Ancestor(1, 0),))
     assert (found.duplicated, found.lost) == (1, 1)
     # a ledger that says dead where the journal says trained is a loss too
-    found = audit(path, ledger=settled(0, below=4), cursor=4, lineage=(Ancestor(1, 0),))
+    found = count_outcomes(path, ledger=settled(0, below=4), cursor=4, lineage=(Ancestor(1, 0),))
     assert found.lost == 2
 
 
@@ -125,11 +125,9 @@ def test_ranges_hold_exactly_their_numbers(numbers):
 
 
 def test_a_checkpoint_of_a_newer_release_is_refused_by_name():
-    state = Progress(update=3, cursor=24).state(seconds=1.0)
-    assert Progress.of(Checkpoint(WeightVersion(1, 3), {}, state)).update == 3
+    state = TrainingProgress(update=3, cursor=24).state(seconds=1.0)
+    assert TrainingProgress.from_checkpoint(Checkpoint(WeightVersion(1, 3), {}, state)).update == 3
     del state["schema"]  # as the first release wrote it
-    assert Progress.of(Checkpoint(WeightVersion(1, 3), {}, state)).cursor == 24
-    with pytest.raises(
-        SchemaTooNew, match="checkpoint 1-3 has schema 2, this fairlead reads up to 1: upgrade"
-    ):
-        Progress.of(Checkpoint(WeightVersion(1, 3), {}, state | {"schema": 2}))
+    assert TrainingProgress.from_checkpoint(Checkpoint(WeightVersion(1, 3), {}, state)).cursor == 24
+    with pytest.raises(SchemaTooNew, match="checkpoint 1-3 has schema 2, .* reads schemas up to 1: upgrade"):
+        TrainingProgress.from_checkpoint(Checkpoint(WeightVersion(1, 3), {}, state | {"schema": 2}))

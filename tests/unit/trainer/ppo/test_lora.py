@@ -16,7 +16,7 @@ from tests.tiny import tiny_causal_lm, tiny_reward_model
 from tests.unit.trainer.ppo.ppo_batches import SECTION, rollouts
 from tests.unit.trainer.ppo.test_train import Run, configured, same, weights
 from trainer.checkpoint import CheckpointStore
-from trainer.ppo import actor_critic, best
+from trainer.ppo import actor_critic, publish
 from trainer.ppo.evaluate import Best
 from trainer.ppo.learner import Learner
 
@@ -127,7 +127,9 @@ def test_the_trained_policy_and_the_best_one_may_be_left_whole(tmp_path, model_p
     config, checkpoints = run.config, CheckpointStore(run.config.folder.checkpoints)
     best_one = Best(WeightVersion(1, 2), 0.5)
     policy = trainer.models.policy
-    assert best.leave(config, best_one, checkpoints, like=policy, tokenizer=load_tokenizer(str(model_path)))
+    assert publish.save_best(
+        config, best_one, checkpoints, like=policy, tokenizer=load_tokenizer(str(model_path))
+    )
     tokens = torch.tensor([[1, 5, 6, 7]])
     with torch.no_grad():
         expected = policy(tokens).logits

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.config.training import PpoSection
-from trainer.ppo.progress import Progress
+from trainer.ppo.progress import TrainingProgress
 from trainer.ppo.selection import next_batch
 
 
@@ -82,7 +82,7 @@ class Simulation:
 
     def run(self) -> None:
         size, staleness = self.section.batch_size, self.section.max_staleness
-        progress = Progress()
+        progress = TrainingProgress()
         self._waiting: list[int] = []
         self._running: dict[int, int] = {}
         self._begun_at: dict[int, int] = {}
@@ -107,8 +107,8 @@ class Simulation:
             progress.update += 1
             self._admit(progress)
 
-    def _admit(self, progress: Progress) -> None:
-        new = progress.admit(self.section)
+    def _admit(self, progress: TrainingProgress) -> None:
+        new = progress.open_new_tasks(self.section)
         self._waiting += new
         self.dispatched_at |= dict.fromkeys(new, progress.update)
         self.widest = max(self.widest, len(progress.open_tasks()))
@@ -186,14 +186,14 @@ def test_the_trainer_works_while_answers_are_made():
 
 
 def test_a_resumed_run_goes_on_with_what_is_open():
-    progress = Progress(update=2, cursor=12)
+    progress = TrainingProgress(update=2, cursor=12)
     for task_id in (0, 1, 2, 4, 5, 7, 8, 9):
         progress.ledger.settle(task_id)
     assert progress.open_tasks() == [3, 6, 10, 11]
-    assert list(progress.admit(section(updates=9, size=4, staleness=2))) == [*range(12, 20)]
-    assert list(progress.admit(section(updates=9, size=4, staleness=2))) == []
+    assert list(progress.open_new_tasks(section(updates=9, size=4, staleness=2))) == [*range(12, 20)]
+    assert list(progress.open_new_tasks(section(updates=9, size=4, staleness=2))) == []
     # Less staleness than before: nothing is sent until what is open has become less.
-    assert list(progress.admit(section(updates=9, size=4, staleness=1))) == []
+    assert list(progress.open_new_tasks(section(updates=9, size=4, staleness=1))) == []
     # No task is sent that no update would train.
-    ending = Progress(update=8, cursor=12)
+    ending = TrainingProgress(update=8, cursor=12)
     assert list(ending.admit(section(updates=9, size=4, staleness=2))) == []

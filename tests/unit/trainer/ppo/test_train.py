@@ -9,16 +9,16 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from fairlead import metrics
 from fairlead.audit import audit
 from fairlead.config import RunConfig, load
 from fairlead.errors import Fenced
+from fairlead.metrics import TrainerMetrics
 from fairlead.nn.loading import load_causal_lm
 from tests.memory_queue import MemoryBroker
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_world import World
 from trainer.checkpoint import CheckpointStore
-from trainer.ppo.ledger import read_journal
+from trainer.ppo.task_records import read_journal
 from trainer.ppo.train import PpoTrainer
 
 SMALL = {
@@ -75,8 +75,8 @@ class Run:
     def __exit__(self, *error):
         self.world.__exit__(*error)
 
-    def trainer(self, gauges=None) -> PpoTrainer:
-        found = PpoTrainer(self.config, queue=self.broker.trainer(), store=self.world.store, gauges=gauges)
+    def trainer(self, metrics=None) -> PpoTrainer:
+        found = PpoTrainer(self.config, queue=self.broker.trainer(), store=self.world.store, metrics=metrics)
         self.models = found.models
         return found
 
@@ -214,7 +214,7 @@ def test_dead_tasks_leave_holes_and_are_counted(tmp_path, model_path):
     registry = CollectorRegistry()
     with Run(configured(tmp_path, model_path), model_path) as run:
         run.world.dead = {3, *range(8, 16)}  # one of the first batch, all of the second
-        result = run.trainer(metrics.TrainerMetrics(registry)).run()
+        result = run.trainer(TrainerMetrics(registry)).run()
     assert (result["tasks_dispatched"], result["tasks_trained"], result["dead_letters"]) == (48, 39, 9)
     assert (result["tasks_lost"], result["tasks_duplicated"]) == (0, 0)
     assert audited(run.config) == {"trained": 39, "dead": 9, "void": 0}
