@@ -25,7 +25,7 @@ LEVELS = ("quiet", "warn", "stop")
 """In rising order; the index of a level is its value in the metric."""
 
 QUANTILES = "score_quantiles"
-"""Key in the reward model's result: [0.5%, 99.5%] quantiles of its scores of the responses it learned from."""
+"""Key in the reward model's result: 0.5% and 99.5% quantiles of its training scores."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,11 +159,11 @@ def test_only_the_action_stop_stops(action: str, alerts: int):
 def test_a_resumed_guard_keeps_its_baseline_and_what_it_told():
     rollouts = batch([(5, 6), (5, 7)], [0.0, 1.0])
     first = Guard(GuardSection())
-    first.look(rollouts, figures(entropy=2.0), update=1)
-    first.look(rollouts, figures(entropy=0.9), update=2)
+    first.judge(rollouts, figures(entropy=2.0), update=1)
+    first.judge(rollouts, figures(entropy=0.9), update=2)
     second = Guard(GuardSection())
     second.load_state(json.loads(json.dumps(first.state())))
-    assert second.look(rollouts, figures(entropy=0.9), update=3)["guard_entropy_ratio"] == 0.45
+    assert second.judge(rollouts, figures(entropy=0.9), update=3)["guard_entropy_ratio"] == 0.45
     assert second.alerts == first.alerts
     second.load_state(None)
     with pytest.raises(CorruptCheckpoint, match="invalid guard"):

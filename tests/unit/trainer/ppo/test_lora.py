@@ -17,7 +17,7 @@ from tests.unit.trainer.ppo.ppo_batches import SECTION, rollouts
 from tests.unit.trainer.ppo.test_train import Run, configured, same, weights
 from trainer.checkpoint import CheckpointStore
 from trainer.ppo import actor_critic, publish
-from trainer.ppo.evaluate import Best
+from trainer.ppo.evaluate import BestUpdate
 from trainer.ppo.learner import Learner
 
 RANK = {"ppo.lora.rank": 4, "ppo.lora.alpha": 8.0, "ppo.learning_rate": 1e-2}
@@ -125,7 +125,7 @@ def test_the_trained_policy_and_the_best_one_may_be_left_whole(tmp_path, model_p
         trainer = run.trainer()
         trainer.run()
     config, checkpoints = run.config, CheckpointStore(run.config.folder.checkpoints)
-    best_one = Best(WeightVersion(1, 2), 0.5)
+    best_one = BestUpdate(WeightVersion(1, 2), 0.5)
     policy = trainer.models.policy
     assert publish.save_best(
         config, best_one, checkpoints, like=policy, tokenizer=load_tokenizer(str(model_path))

@@ -196,4 +196,4 @@ def test_a_resumed_run_goes_on_with_what_is_open():
     assert list(progress.open_new_tasks(section(updates=9, size=4, staleness=1))) == []
     # No task is sent that no update would train.
     ending = TrainingProgress(update=8, cursor=12)
-    assert list(ending.admit(section(updates=9, size=4, staleness=2))) == []
+    assert list(ending.open_new_tasks(section(updates=9, size=4, staleness=2))) == []
