@@ -6,7 +6,7 @@ import sys
 
 from fairlead.config import RunConfig
 from fairlead.metrics import TrainerMetrics
-from fairlead.nn import determinism
+from fairlead.nn.loading import require_determinism
 from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from trainer import stage
@@ -18,7 +18,7 @@ from trainer.ppo.train import PpoTrainer, report_waiting
 def body(config: RunConfig, metrics: TrainerMetrics) -> None:
     """Connect the queue and the weight store, and train."""
     if config.deterministic:
-        determinism.require()
+        require_determinism()
     retry = QueueRetry(config.queue, lambda what: report_waiting(config, what))
     queue = retry.call(lambda: RedisTrainerQueue.connect(config.queue, run=config.name))
     try:
