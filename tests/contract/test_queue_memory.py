@@ -13,8 +13,9 @@ from fairlead.config import load
 from fairlead.config.infrastructure import QueueSection
 from fairlead.local.valkey import ValkeyServer, running
 from fairlead.metrics import TrainerMetrics
-from fairlead.transports.rollouts.keys import Keys
-from fairlead.transports.rollouts.redis import RedisTrainerQueue, RedisWorkerQueue
+from fairlead.transports.rollouts.redis_connection import Keys
+from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
+from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
 from fairlead.types import (
     Completion,
     FinishReason,
