@@ -1,6 +1,7 @@
-"""Writes docs/configuration.md from the docstrings in fairlead/config: `python docs/configuration_table.py`.
+"""Write the two pages of configuration keys from the docstrings in fairlead/config.
 
-A test compares the two.
+`python docs/configuration_table.py` writes docs/configuration.md, the keys of `COMMON`, and
+docs/configuration-reference.md, every other key. A test compares both pages with the docstrings.
 """
 
 from __future__ import annotations
@@ -17,17 +18,65 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from fairlead.config import RunConfig
+from fairlead.config.run import field_names
 
-PAGE = Path(__file__).with_name("configuration.md")
-HEAD = """# Configuration
+COMMON = {
+    "": "name runs seed deterministic",
+    "model": "path",
+    "model.scratch": "hidden_size num_layers num_heads max_position_embeddings tokenizer vocabulary_size",
+    "data": "demonstrations preferences tie_margin prompts fresh_rankings sentences bad_lines prompt_words "
+    "heldout_fraction",
+    "sft": "device dtype threads max_micro_batch_tokens gradient_checkpointing epochs batch_size batching "
+    "learning_rate weight_decay max_sequence_tokens",
+    "sft.lora": "rank alpha",
+    "reward_model": "device dtype threads max_micro_batch_tokens path ensemble_size epochs batch_size "
+    "learning_rate weight_decay max_sequence_tokens",
+    "ppo": "device dtype threads max_micro_batch_tokens gradient_checkpointing updates batch_size "
+    "mini_batch_size epochs max_staleness learning_rate critic_learning_rate critic_init kl_coefficient "
+    "kl_control kl_target missing_eos_penalty normalise_scores score_clip",
+    "ppo.lora": "rank alpha",
+    "guard": "action length_ratio_stop_above",
+    "sampling": "temperature max_new_tokens stop_strings",
+    "evaluation": "every_updates num_prompts",
+    "policy": "path replicas addresses device dtype threads max_sequence_tokens max_slots serve_initial",
+    "reward": "path replicas addresses device dtype threads max_sequence_tokens watch allow_reload engine "
+    "chat_template",
+    "reward.batching": "max_batch_tokens",
+    "reference": "path replicas addresses device dtype threads max_sequence_tokens",
+    "reference.batching": "max_batch_tokens",
+    "rollout_worker": "replicas max_in_flight",
+    "gateway": "replicas addresses tls chat_log",
+    "queue": "redis_url redis_password",
+    "weights": "transport",
+    "checkpoint": "every_updates keep",
+    "observe": "log_level log_style access_log metrics_host metrics_port tensorboard rollout_samples",
+    "keys": "file redis_url",
+    "tls": "certificate key ca mutual",
+}
+"""The keys of docs/configuration.md, by section: those of the shipped files and of the tutorials."""
 
-One TOML file describes a whole run; each process reads the sections it needs. A value is taken from, in this
-order: a flag (`--set ppo.updates=50`), the environment (`FAIRLEAD_PPO__UPDATES=50`), the file, the default
-below. A misspelt key is refused, with the nearest right one. The configuration that a run used is kept,
-without secrets, in `runs/<name>/config.toml`.
+FOLDER = Path(__file__).parent
+_COMMON_HEAD = """# Configuration
 
-The page is made from the docstrings in `fairlead/config/` by `python docs/configuration_table.py`; a test
-compares the two.
+One TOML file describes a whole run, and each process reads the sections that it needs. A value is taken from
+the first of these that sets it:
+
+1. a flag: `--set ppo.updates=50`
+2. an environment variable: `FAIRLEAD_PPO__UPDATES=50`
+3. the file
+4. the default in the tables below
+
+An unknown key is refused with the name of the nearest known key. A key that was renamed or removed since the
+last release is accepted with a warning. The configuration that a run used is kept, without secrets, in
+`runs/<name>/config.toml`.
+
+This page lists the keys that most runs set; [the reference](configuration-reference.md) has all others. Both
+pages are generated from the docstrings in `fairlead/config/` by `python docs/configuration_table.py`.
+"""
+_REFERENCE_HEAD = """# Configuration reference
+
+Every key that is not on [the page of common keys](configuration.md), which also explains where values come
+from. The defaults suit most runs.
 """
 _NAMES = {
     str: "text",
@@ -39,13 +88,34 @@ _NAMES = {
 }
 
 
-def page() -> str:
-    """The page as it should be."""
-    top = {name: field for name, field in RunConfig.model_fields.items() if not _section(field)}
-    parts = [HEAD, "\n## Top of the file\n", *_rows(top)]
-    for name, model in _sections(RunConfig):
-        plain = {key: field for key, field in model.model_fields.items() if not _section(field)}
-        parts += [f"\n## `[{name}]`\n", f"{' '.join((inspect.getdoc(model) or '').split())}\n", *_rows(plain)]
+def pages() -> dict[str, str]:
+    """Return the text of each page by the name of its file."""
+    common = {f"{section}.{key}".lstrip(".") for section, keys in COMMON.items() for key in keys.split()}
+    known = set(field_names())
+    if not common <= known:
+        raise ValueError(f"COMMON lists keys that do not exist: {sorted(common - known)}")
+    return {
+        "configuration.md": _page(_COMMON_HEAD, common),
+        "configuration-reference.md": _page(_REFERENCE_HEAD, known - common),
+    }
+
+
+def _page(head: str, keys: set[str]) -> str:
+    parts = [head]
+    for section, model in (("", RunConfig), *_sections(RunConfig)):
+        prefix = f"{section}." if section else ""
+        fields = {
+            name: field
+            for name, field in model.model_fields.items()
+            if prefix + name in keys and not _section(field)
+        }
+        if not fields:
+            continue
+        if section:
+            what = " ".join((inspect.getdoc(model) or "").split())
+            parts += [f"\n## `[{section}]`\n", f"{what}\n", *_rows(fields)]
+        else:
+            parts += ["\n## Top of the file\n", *_rows(fields)]
     return "\n".join(parts) + "\n"
 
 
@@ -111,4 +181,5 @@ def _default(value: object) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for file, text in pages().items():
+        (FOLDER / file).write_text(text, encoding="utf-8")

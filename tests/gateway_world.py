@@ -159,11 +159,11 @@ async def gateway(
     for name, address in (("reward", reward), ("policy", policy)):
         if address:
             overrides[f"{name}.addresses"] = [address]
-    config: RunConfig = load(overrides={"gateway.watch_seconds": 0.05, **(sections or {})} | overrides)
+    config: RunConfig = load(overrides={**(sections or {})} | overrides)
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(HttpServer(config.gateway, tls=config.tls))
-        backend = await stack.enter_async_context(Backend(config))
+        backend = await stack.enter_async_context(Backend(config, poll_seconds=0.05))
         access = AccessControl(config.keys, counts=metrics.AccessMetrics(registry))
         stack.push_async_callback(access.close)
         log = ExchangeLog(config.gateway) if config.gateway.chat_log else None

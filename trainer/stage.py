@@ -48,6 +48,8 @@ def run(
     """
     options = _flags(stage).parse_args(argv)
     try:
+        # Warnings about the configuration come before it says how to log.
+        log.setup()
         config = load(options.config, overrides=parse_overrides(options.set))
         log.setup(style=config.observe.log_style, level=config.observe.log_level)
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

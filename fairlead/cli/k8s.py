@@ -246,8 +246,8 @@ def _rendered(
     from fairlead import __version__
     from fairlead.k8s.manifests import Target, render
 
-    if config.queue.redis_url or config.queue.password is not None:
-        _say("queue.redis_url and queue.password of the run are not used: the cluster has a queue of its own")
+    if config.queue.redis_url or config.queue.redis_password is not None:
+        _say("ignored: queue.redis_url and queue.redis_password, because the cluster has its own queue")
     target = Target(
         overlay=overlay,
         namespace=namespace,

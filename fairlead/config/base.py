@@ -39,27 +39,44 @@ class ComputeSection(Section):
 
 
 class ServerSection(Section):
-    """A service over gRPC."""
+    """Limits of every server that the run starts: the policy, reward, reference and weights services and, for
+    `drain_seconds`, the gateway. To give one process other limits, set the environment of that process,
+    such as `FAIRLEAD_SERVER__DRAIN_SECONDS`.
+    """
+
+    max_message_bytes: int = Field(default=16 << 20, ge=1 << 10, le=1 << 30)
+    """Largest gRPC message that a service accepts, in bytes."""
+    max_in_flight_bytes: int = Field(default=256 << 20, ge=1 << 10)
+    """Largest total size of the unary requests in progress, in bytes. Further requests are refused with a
+    retry delay; a single request above the limit is accepted when no other is in progress."""
+    max_connection_age_seconds: float = Field(default=300.0, ge=1, le=86_400)
+    """Age at which a gRPC connection is closed gracefully, so that clients discover new replicas."""
+    drain_seconds: float = Field(default=30.0, ge=0, le=3_600)
+    """Time that requests in progress have to finish after SIGTERM."""
+
+
+class ServiceSection(Section):
+    """A gRPC service: where it listens and how long a call may take."""
 
     addresses: tuple[str, ...] = ("127.0.0.1:0",)
-    """Where clients find it, `host:port` or `dns:///name:port`. On one machine port 0 means any free one."""
+    """Addresses that clients connect to, `host:port` or `dns:///name:port`. On one machine, port 0 means any
+    free port."""
     bind: str = ""
-    """Address a replica listens on. Empty: the first of `addresses`."""
-    max_message_bytes: int = Field(default=16 << 20, ge=1 << 10, le=1 << 30)
-    """Largest gRPC message accepted."""
-    max_in_flight_bytes: int = Field(default=256 << 20, ge=1 << 10)
-    """Bytes of all requests in flight, those of streams aside; beyond it requests are refused with a retry
-    delay. A single larger one is taken alone."""
+    """Address that a replica listens on. Empty: the first of `addresses`."""
     timeout_seconds: float = Field(default=120.0, gt=0, le=86_400)
-    """Deadline of one call to it."""
-    drain_seconds: float = Field(default=30.0, ge=0, le=3_600)
-    """After SIGTERM: how long running calls may take to finish."""
-    max_connection_age_seconds: float = Field(default=300.0, ge=1, le=86_400)
-    """Connections are closed gracefully at this age, so that clients find new replicas."""
+    """Deadline of one call to the service."""
+    max_message_bytes: int | None = Field(default=None, ge=1 << 10, le=1 << 30)
+    """Deprecated: overrides `server.max_message_bytes` for this service."""
+    max_in_flight_bytes: int | None = Field(default=None, ge=1 << 10)
+    """Deprecated: overrides `server.max_in_flight_bytes` for this service."""
+    max_connection_age_seconds: float | None = Field(default=None, ge=1, le=86_400)
+    """Deprecated: overrides `server.max_connection_age_seconds` for this service."""
+    drain_seconds: float | None = Field(default=None, ge=0, le=3_600)
+    """Deprecated: overrides `server.drain_seconds` for this service."""
 
     @property
     def bind_address(self) -> str:
-        """`host:port` that a replica listens on."""
+        """The `host:port` that a replica listens on."""
         return self.bind or self.addresses[0]
 
 

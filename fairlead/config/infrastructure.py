@@ -6,22 +6,29 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
-from fairlead.config.base import Section, ServerSection
+from fairlead.config.base import Section, ServiceSection
 
 
-class QueueSection(Section):
-    """Where the queue is and how patient it is."""
+class RedisSection(Section):
+    """A connection to Redis."""
 
     redis_url: str = ""
-    """`redis://` or `rediss://` URL. Empty: a run on one machine starts a Valkey of its own."""
-    password: SecretStr | None = None
-    """Password, kept out of the URL and of logs; best set by FAIRLEAD_QUEUE__PASSWORD."""
-    tls_ca: str = ""
-    """Authorities that are trusted for `rediss://`, as PEM. Empty: those of the system."""
-    tls_certificate: str = ""
-    """Certificate to show a server that asks for one, with its key in `tls_key`."""
-    tls_key: str = ""
-    """The certificate's private key."""
+    """URL of the server, `redis://`, `rediss://` or `unix://`."""
+    redis_password: SecretStr | None = None
+    """Password, kept out of the URL and of logs. Set it by the environment."""
+    redis_tls_ca: str = ""
+    """Certificate authorities trusted for `rediss://`, a PEM file. Empty: those of the system."""
+    redis_tls_certificate: str = ""
+    """Client certificate for a server that asks for one, a PEM file; its key is `redis_tls_key`."""
+    redis_tls_key: str = ""
+    """Private key of `redis_tls_certificate`, a PEM file."""
+
+
+class QueueSection(RedisSection):
+    """The queue of prompts and rollouts in Redis, and how long the trainer waits for it."""
+
+    redis_url: str = ""
+    """URL of the server, `redis://` or `rediss://`. Empty: a run on one machine starts its own Valkey."""
     lease_seconds: float = Field(default=3.0, ge=0.1, le=600)
     """A task whose worker did not renew its claim for so long goes to a peer."""
     max_failures: int = Field(default=3, ge=1, le=100)
@@ -34,7 +41,7 @@ class QueueSection(Section):
     """The trainer stops, naming what it waits for, when nothing arrived for so long."""
 
 
-class WeightsSection(ServerSection):
+class WeightsSection(ServiceSection):
     """Immutable, checksummed versions in a folder that the trainer writes; replicas see the folder too, or
     fetch from the weights service and from one another.
     """
@@ -49,10 +56,6 @@ class WeightsSection(ServerSection):
     cache: str = ""
     """`grpc`: folder in which a replica keeps what it fetched, its own alone. Empty: one below
     `weight_caches/` in the run's folder, named after its port."""
-    cache_versions: int = Field(default=2, ge=1, le=1_000)
-    """Versions that a replica's cache holds at most, the one that is coming in included."""
-    chunk_bytes: int = Field(default=256 << 10, ge=1 << 10, le=3 << 20)
-    """Length of one message of a shard's bytes."""
     relay_address: str = ""
     """`host:port` where peers fetch from this replica. Empty: where it listens, unless that is every
     interface, as in a pod: then it does not relay."""
@@ -74,24 +77,17 @@ class WeightsSection(ServerSection):
     """What the weights service, and each replica that relays, sends at most; 0 is no limit."""
 
 
-class KeysSection(Section):
+class KeysSection(RedisSection):
     """Who may call the services. Without a file anybody may, as is right on a machine of one's own."""
 
     file: str = ""
     """File of keys as `fairlead keys` writes it, or a mounted Secret; read again when it changes. Empty: no
     keys are asked for."""
     redis_url: str = ""
-    """Redis that counts rates and quotas for all replicas together. Empty: every process counts alone."""
-    redis_password: SecretStr | None = None
-    """Its password, kept out of the URL and of logs; best set by FAIRLEAD_KEYS__REDIS_PASSWORD."""
-    redis_tls_ca: str = ""
-    """Authorities that are trusted for `rediss://`, as PEM. Empty: those of the system."""
-    redis_tls_certificate: str = ""
-    """Certificate to show a server that asks for one, with its key in `redis_tls_key`."""
-    redis_tls_key: str = ""
-    """The certificate's private key."""
+    """URL of the Redis in which all replicas count rates and quotas together. Empty: every process counts for
+    itself."""
     reload_seconds: float = Field(default=1.0, ge=0, le=3_600)
-    """The file is looked at for changes at most this often."""
+    """Shortest time between two checks of the file for changes."""
     allow_insecure: bool = False
     """Processes of this run show their key, FAIRLEAD_API_KEY, to other machines in plain text, too. Only on a
     network that you trust; with `[tls]` it is not needed."""

@@ -6,11 +6,12 @@ Precedence: flags > environment (`FAIRLEAD_SECTION__FIELD`) > TOML file > defaul
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -20,8 +21,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from fairlead.config import determinism
-from fairlead.config.base import TlsSection
+from fairlead.config import determinism, retired
+from fairlead.config.base import ServerSection, TlsSection
 from fairlead.config.folder import RunFolder
 from fairlead.config.infrastructure import (
     KeysSection,
@@ -49,6 +50,8 @@ from fairlead.config.training import (
     SftSection,
 )
 from fairlead.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class RunConfig(BaseSettings):
@@ -91,6 +94,8 @@ class RunConfig(BaseSettings):
     """Sampling of rollouts."""
     evaluation: EvaluationSection = EvaluationSection()
     """Evaluation."""
+    server: ServerSection = ServerSection()
+    """Limits of all servers."""
     policy: PolicySection = PolicySection()
     """Policy service."""
     reward: RewardSection = RewardSection()
@@ -149,6 +154,16 @@ class RunConfig(BaseSettings):
         """Folder of the weight store."""
         return Path(self.weights.path) if self.weights.path else self.folder.weights
 
+    def server_limits(
+        self, service: Literal["policy", "reward", "reference", "weights", "gateway"]
+    ) -> ServerSection:
+        """Return the limits of one service: `[server]`, with the deprecated keys of its own section."""
+        section = getattr(self, service)
+        own = {name: getattr(section, name, None) for name in ServerSection.model_fields}
+        return self.server.model_copy(
+            update={name: value for name, value in own.items() if value is not None}
+        )
+
     def data_path(self, path: str) -> Path:
         """A path of `[data]`, resolved against the folder of the run's file."""
         return (self.base / path).resolve()
@@ -166,13 +181,22 @@ def load(path: Path | None = None, *, overrides: Mapping[str, object] | None = N
         ConfigError: for an unreadable file, a misspelt key (names the nearest right one) or a bad value.
     """
     values: dict[str, Any] = {}
+    warnings: list[str] = []
     if path is not None:
         values = _read_toml(path)
+        warnings += retired.apply(values)
         values.setdefault("base", str(path.resolve().parent))
-    _merge(values, dict(EnvSettingsSource(RunConfig)()))
+    environment = dict(EnvSettingsSource(RunConfig)())
+    warnings += retired.apply(environment, named=_variable)
+    _merge(values, environment)
+    flags: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
-        _merge(values, _nested(key, _toml_value(value)))
+        _merge(flags, _nested(key, _toml_value(value)))
+    warnings += retired.apply(flags)
+    _merge(values, flags)
     _check_environment()
+    for warning in warnings:
+        logger.warning(warning)
     if str(values.get("deterministic")).lower() in ("true", "1"):
         determinism.fill(values)
     try:
@@ -230,8 +254,10 @@ def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
 
 
 def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted key that a run's file may hold."""
+    """Yield every dotted key that a run's file may hold, without the deprecated ones."""
     for name, field in model.model_fields.items():
+        if prefix + name in retired.OVERRIDES:
+            continue
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from field_names(field.annotation, f"{prefix}{name}.")
@@ -243,12 +269,20 @@ def _nearest(key: str) -> str:
     if close:
         return f"did you mean `{close[0]}`?"
     same_section = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
-    return f"one of {', '.join(same_section)}" if same_section else "a key of docs/configuration.md"
+    return (
+        f"one of {', '.join(same_section)}"
+        if same_section
+        else "a key of docs/configuration.md or docs/configuration-reference.md"
+    )
+
+
+def _variable(key: str) -> str:
+    return f"FAIRLEAD_{key.upper().replace('.', '__')}"
 
 
 def _check_environment() -> None:
     """A misspelt FAIRLEAD_SECTION__FIELD would be ignored in silence; it is refused instead."""
-    known = set(field_names())
+    known = {*field_names(), *retired.known()}
     for variable in os.environ:
         if variable.startswith("FAIRLEAD_") and "__" in variable:
             key = variable.removeprefix("FAIRLEAD_").lower().replace("__", ".")

@@ -10,22 +10,25 @@ import os
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from fairlead.config.infrastructure import RedisSection
 
 if TYPE_CHECKING:
     from fairlead.config.run import RunConfig
 
+_Redis = TypeVar("_Redis", bound=RedisSection)
+
 
 def without_secrets(config: RunConfig) -> RunConfig:
     """The same, with absolute paths and without the passwords, in their own fields or in URLs."""
-    queue = config.queue.model_copy(
-        update={"password": None, "redis_url": _without_password(config.queue.redis_url)}
-    )
-    keys = config.keys.model_copy(
-        update={"redis_password": None, "redis_url": _without_password(config.keys.redis_url)}
-    )
     return config.model_copy(
-        update={"queue": queue, "keys": keys, "runs": config.runs.absolute(), "base": config.base.absolute()}
+        update={
+            "queue": _without_password(config.queue),
+            "keys": _without_password(config.keys),
+            "runs": config.runs.absolute(),
+            "base": config.base.absolute(),
+        }
     )
 
 
@@ -50,7 +53,13 @@ def as_toml(config: RunConfig, *, without_defaults: bool = False) -> str:
     return "\n".join(_lines(values)) + "\n"
 
 
-def _without_password(url: str) -> str:
+def _without_password(section: _Redis) -> _Redis:
+    return section.model_copy(
+        update={"redis_password": None, "redis_url": _url_without_password(section.redis_url)}
+    )
+
+
+def _url_without_password(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     if parts.password is None:
         return url

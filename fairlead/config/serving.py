@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from fairlead.config.base import ComputeSection, Section, ServerSection, TlsSection
+from fairlead.config.base import ComputeSection, Section, ServiceSection, TlsSection
 
 
-class ModelServiceSection(ServerSection, ComputeSection):
+class ModelServiceSection(ServiceSection, ComputeSection):
     """A model served over gRPC."""
 
     path: str = ""
@@ -33,8 +33,6 @@ class BatchingSection(Section):
     max_queue_seconds: float = Field(default=30.0, gt=0, le=86_400)
     """How long an online request may have to wait for the model, by the speed measured; it is refused with a
     retry delay if it would wait longer. Where answers are awaited by people, set it to what they bear."""
-    bulk_patience_seconds: float = Field(default=1.0, ge=0, le=86_400)
-    """Bulk requests, which give way to online ones, get a batch at least this often."""
     max_items: int = Field(default=1_024, ge=1)
     """Sequences of one request at most."""
 
@@ -48,8 +46,6 @@ class PolicySection(ModelServiceSection):
     """Completions of one request at most."""
     max_queue_tokens: int = Field(default=1_048_576, ge=1)
     """Prompt and answer tokens waiting for a slot at most."""
-    watch_seconds: float = Field(default=0.2, gt=0, le=60)
-    """How often the weight store is asked for a newer version."""
     serve_initial: bool = False
     """Serve the model at `path` as version 0-0 without waiting for the weight store (no training run)."""
 
@@ -122,9 +118,6 @@ class RewardSection(ModelServiceSection):
     """What becomes of the scores of an ensemble's members; a single model is served as it is."""
     ensemble_std_weight: float = Field(default=1.0, ge=0)
     """λ of `mean_minus_std`: mean − λ · standard deviation among the members."""
-    stream_max_requests: int = Field(default=256, ge=1, le=65_536)
-    """Requests of one stream that are in work at a time, at most `max_message_bytes` together; until answers
-    are taken no more are read."""
 
 
 class ReferenceSection(ModelServiceSection):
@@ -177,10 +170,8 @@ class GatewaySection(Section):
     """Requests at the same time; beyond it they are refused with a retry delay."""
     keep_alive_seconds: float = Field(default=65.0, gt=0, le=3_600)
     """An idle connection is closed after so long: later than load balancers do, which is 60 s for most."""
-    drain_seconds: float = Field(default=30.0, ge=0, le=3_600)
-    """After SIGTERM: how long running requests may take to finish."""
-    watch_seconds: float = Field(default=2.0, gt=0, le=60)
-    """How often the services are asked what they serve; /readyz depends on the answer."""
+    drain_seconds: float | None = Field(default=None, ge=0, le=3_600)
+    """Deprecated: overrides `server.drain_seconds` for the gateway."""
     chat_max_tokens: int = Field(default=1_024, ge=1, le=131_072)
     """Tokens of an answer of /v1/chat/completions at most, where the caller does not say."""
     chat_log: str = ""

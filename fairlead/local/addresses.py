@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass, field
 
 from fairlead.config import RunConfig
-from fairlead.config.base import ServerSection
+from fairlead.config.base import ServiceSection
 from fairlead.config.serving import GatewaySection
 from fairlead.errors import ConfigError
 
@@ -183,7 +183,7 @@ def allocate(config: RunConfig) -> Addresses:
 
 
 def _service(
-    name: str, section: ServerSection | GatewaySection, ports: Ports, *, replicas: int
+    name: str, section: ServiceSection | GatewaySection, ports: Ports, *, replicas: int
 ) -> ServiceAddresses:
     """Return the addresses of a service.
 

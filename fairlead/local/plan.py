@@ -94,8 +94,8 @@ def base_environment(config: RunConfig, environment: Mapping[str, str] = os.envi
     kept.setdefault("TQDM_DISABLE", "1")
     if config.queue.redis_url:
         kept["FAIRLEAD_QUEUE__REDIS_URL"] = config.queue.redis_url
-    if config.queue.password is not None:
-        kept["FAIRLEAD_QUEUE__PASSWORD"] = config.queue.password.get_secret_value()
+    if config.queue.redis_password is not None:
+        kept["FAIRLEAD_QUEUE__REDIS_PASSWORD"] = config.queue.redis_password.get_secret_value()
     if config.keys.redis_url:
         kept["FAIRLEAD_KEYS__REDIS_URL"] = config.keys.redis_url
     if config.keys.redis_password is not None:

@@ -105,6 +105,10 @@ class Batch(Generic[_Item, _Result]):
         return sum(member.num_tokens for member in self.members)
 
 
+BULK_PATIENCE_SECONDS = 1.0
+"""Bulk requests get a batch at least this often, however many online requests arrive."""
+
+
 class BatchQueue(Generic[_Item, _Result]):
     """Two lanes, first come first served except for sequences that share a batch with the oldest.
 

@@ -23,6 +23,7 @@ from fairlead.config.serving import BatchingSection
 from fairlead.errors import DeadlineExceeded, Overloaded, Unavailable
 from fairlead.types import Priority
 from services.batching.batch_queue import (
+    BULK_PATIENCE_SECONDS,
     Admission,
     Batch,
     BatchQueue,
@@ -58,6 +59,7 @@ class MicroBatcher(Generic[_Item, _Result]):
         field_name: str,
         prepare: Prepare[_Item, _Result] | None = None,
         packing: Packing[_Item] | None = None,
+        bulk_patience_seconds: float = BULK_PATIENCE_SECONDS,
     ) -> None:
         """
         Args:
@@ -67,6 +69,7 @@ class MicroBatcher(Generic[_Item, _Result]):
             field_name: the request's name for its items, used in errors.
             prepare: builds the call to the model while another batch runs; None if there is nothing to build.
             packing: chooses batches; None packs sequences of similar length.
+            bulk_patience_seconds: longest wait of bulk requests for a batch while online requests come.
         """
         self._prepare = isolate_failures(prepare or (lambda items: lambda: compute(items)))
         self._section = section
@@ -75,7 +78,7 @@ class MicroBatcher(Generic[_Item, _Result]):
         self._queue = BatchQueue[_Item, _Result](
             packing or PaddedPacking[_Item](),
             max_batch_tokens=section.max_batch_tokens,
-            bulk_patience_seconds=section.bulk_patience_seconds,
+            bulk_patience_seconds=bulk_patience_seconds,
         )
         # Guards the queue, admission and the two flags. Each condition has a single waiter and is notified
         # only when that waiter can proceed: waking a thread in vain costs as much as accepting a request.

@@ -26,7 +26,13 @@ async def run(config: RunConfig) -> None:
     async with contextlib.AsyncExitStack() as stack:
         access = AccessControl(config.keys, counts=metrics.AccessMetrics())
         stack.push_async_callback(access.close)
-        server = await stack.enter_async_context(HttpServer(config.gateway, tls=config.tls))
+        server = await stack.enter_async_context(
+            HttpServer(
+                config.gateway,
+                drain_seconds=config.server_limits("gateway").drain_seconds,
+                tls=config.tls,
+            )
+        )
         backend = await stack.enter_async_context(Backend(config))
         if backend.reward is None and backend.policy is None:
             raise ConfigError(

@@ -40,6 +40,8 @@ PromptInput = str | tuple[Message, ...]
 """A prompt as plain text, or as the turns of a conversation."""
 _Info_co = TypeVar("_Info_co", bound=RewardInfo | PolicyInfo, covariant=True)
 
+POLL_SECONDS = 2.0
+"""Time between two requests for what a service serves; /readyz depends on the replies."""
 _INFO_TIMEOUT_SECONDS = 5.0
 _NO_REWARD = "no reward service is configured: set reward.addresses"
 _NO_POLICY = "no policy service is configured: set policy.addresses"
@@ -110,8 +112,12 @@ class PolledService(Generic[_Info_co]):
 class Backend:
     """The reward and policy services, as far as they are configured. An async context manager."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, poll_seconds: float = POLL_SECONDS) -> None:
         """
+        Args:
+            config: the addresses of the services, and the gateway's own settings.
+            poll_seconds: time between two requests for what a service serves.
+
         Raises:
             ConfigError: an address is invalid.
         """
@@ -129,14 +135,14 @@ class Backend:
             self.reward = PolledService(
                 "reward",
                 partial(self._reward.info, timeout_seconds=_INFO_TIMEOUT_SECONDS),
-                every_seconds=section.watch_seconds,
+                every_seconds=poll_seconds,
             )
         if _is_configured(config.policy):
             self._policy = AsyncPolicyClient(config.policy.addresses, **options)
             self.policy = PolledService(
                 "policy",
                 partial(self._policy.info, timeout_seconds=_INFO_TIMEOUT_SECONDS),
-                every_seconds=section.watch_seconds,
+                every_seconds=poll_seconds,
             )
         self.max_items = config.reward.batching.max_items
         """Maximum number of items in a request; the reward service refuses larger ones."""

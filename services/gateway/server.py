@@ -37,16 +37,20 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """A server on one port, from start to drain. An async context manager."""
 
-    def __init__(self, section: GatewaySection, *, tls: TlsSection | None = None) -> None:
+    def __init__(
+        self, section: GatewaySection, *, drain_seconds: float = 30.0, tls: TlsSection | None = None
+    ) -> None:
         """
         Args:
             section: the address and the limits.
+            drain_seconds: time that requests in progress have after a signal.
             tls: the certificate; None serves plain text.
 
         Raises:
             ConfigError: the certificate cannot be used.
         """
         self._section = section
+        self._drain_seconds = drain_seconds
         self._certificates = _certificates(section, tls)
         self._stop = asyncio.Event()
         self._socket: socket.socket | None = None
@@ -108,7 +112,7 @@ class HttpServer:
                 proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=max(1, round(self._section.keep_alive_seconds)),
-                timeout_graceful_shutdown=max(1, round(self._section.drain_seconds)),
+                timeout_graceful_shutdown=max(1, round(self._drain_seconds)),
             )
         )
         if self._certificates is not None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from fairlead.data.chat import Prompt
     from services.policy.engine import Engine
 
+_WATCH_SECONDS = 0.2
+"""Time between two questions to the weight store: short against an update, and cheap."""
 _EVERY_INTERFACE = ("0.0.0.0", "[::]", "::")
 
 
@@ -86,7 +88,14 @@ def _load(
 async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
     async with (
-        ModelServer("policy", config.policy, config.observe, keys=config.keys, tls=config.tls) as server,
+        ModelServer(
+            "policy",
+            config.policy,
+            config.observe,
+            limits=config.server_limits("policy"),
+            keys=config.keys,
+            tls=config.tls,
+        ) as server,
         _supply(config) as supply,
     ):
         policy_metrics = metrics.PolicyMetrics()
@@ -97,7 +106,7 @@ async def run(config: RunConfig) -> None:
             supply.source,
             engine,
             policy_metrics,
-            interval_seconds=config.policy.watch_seconds,
+            interval_seconds=_WATCH_SECONDS,
             on_loaded=lambda: server.set_ready(True),
         )
         servicer = PolicyServicer(engine, config.policy, encode=encode, wanted=watcher.kick)
@@ -140,7 +149,7 @@ async def _supply(config: RunConfig) -> AsyncIterator[_Supply]:
     name = f"policy-{bind.rpartition(':')[2]}"
     root = Path(section.cache) if section.cache else config.folder.weight_caches / name
     counts = metrics.WeightsMetrics()
-    with WeightCache(root, keep=section.cache_versions) as cache:
+    with WeightCache(root) as cache:
         credentials = partial(Credentials, tls=config.tls, allow_insecure=config.keys.allow_insecure)
         store = GrpcWeightStore(section, cache, counts, credentials=credentials)
         try:

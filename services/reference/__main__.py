@@ -29,7 +29,12 @@ async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
     allocator.keep_freed_memory()
     async with ModelServer(
-        "reference", config.reference, config.observe, keys=config.keys, tls=config.tls
+        "reference",
+        config.reference,
+        config.observe,
+        limits=config.server_limits("reference"),
+        keys=config.keys,
+        tls=config.tls,
     ) as server:
         scorer = await server.load(lambda: _load(config))
         from services.reference.servicer import SERVICE_NAME, ReferenceServicer

@@ -25,7 +25,12 @@ async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
     allocator.keep_freed_memory()
     async with ModelServer(
-        "reward", config.reward, config.observe, keys=config.keys, tls=config.tls
+        "reward",
+        config.reward,
+        config.observe,
+        limits=config.server_limits("reward"),
+        keys=config.keys,
+        tls=config.tls,
     ) as server:
         if config.reward.engine == "triton":
             await _front(config, server)
@@ -40,7 +45,11 @@ async def run(config: RunConfig) -> None:
 
 async def _start(config: RunConfig, server: ModelServer, scoring: Scoring) -> None:
     dialects = Dialects(
-        scoring, config.reward, asks_for_keys=bool(config.keys.file), ready=lambda: server.ready
+        scoring,
+        config.reward,
+        asks_for_keys=bool(config.keys.file),
+        ready=lambda: server.ready,
+        limits=config.server_limits("reward"),
     )
     await server.start(dialects.add_to, dialects.names)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from grpc import aio
 
+from fairlead.config.base import ServerSection
 from fairlead.config.serving import RewardSection
 from fairlead.errors import install_command
 from services.reward import admin_servicer
@@ -17,11 +18,21 @@ from services.runtime.streams import Bounds
 logger = logging.getLogger(__name__)
 
 
+STREAM_MAX_REQUESTS = 256
+"""Requests of one stream in progress, enough to fill batches; no more are read until results are sent."""
+
+
 class Dialects:
     """Every servicer of the reward service."""
 
     def __init__(
-        self, scoring: Scoring, section: RewardSection, *, asks_for_keys: bool, ready: Callable[[], bool]
+        self,
+        scoring: Scoring,
+        section: RewardSection,
+        *,
+        asks_for_keys: bool,
+        ready: Callable[[], bool],
+        limits: ServerSection | None = None,
     ) -> None:
         """
         Args:
@@ -29,8 +40,10 @@ class Dialects:
             section: names and limits.
             asks_for_keys: whether callers show API keys.
             ready: whether the server is.
+            limits: of the server; None for the defaults.
         """
-        bounds = Bounds(section.stream_max_requests, section.max_message_bytes)
+        limits = limits or ServerSection()
+        bounds = Bounds(STREAM_MAX_REQUESTS, limits.max_message_bytes)
         may = {"auto": asks_for_keys, "always": True, "never": False}[section.allow_reload]
         self._adders: list[Callable[[aio.Server], None]] = [
             RewardServicer(scoring, bounds).add_to,
@@ -47,7 +60,7 @@ class Dialects:
                 "no Open Inference Protocol: tritonclient is missing (%s)", install_command("triton")
             )
             return
-        servicer = open_inference.OpenInferenceServicer(scoring, section, ready=ready)
+        servicer = open_inference.OpenInferenceServicer(scoring, section, bounds, ready=ready)
         self._adders.append(servicer.add_to)
         self.names.append(open_inference.SERVICE_NAME)
 

@@ -40,17 +40,20 @@ _Context = aio.ServicerContext[Any, Any]
 class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """The RPCs of inference.GRPCInferenceService."""
 
-    def __init__(self, scoring: Scoring, section: RewardSection, *, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, scoring: Scoring, section: RewardSection, bounds: Bounds, *, ready: Callable[[], bool]
+    ) -> None:
         """
         Args:
             scoring: what scores.
             section: names and limits.
+            bounds: of one stream.
             ready: whether the server is.
         """
         self._scoring, self._ready = scoring, ready
         self._name = section.model_name
         self._max_items = section.batching.max_items
-        self._bounds = Bounds(section.stream_max_requests, section.max_message_bytes)
+        self._bounds = bounds
         self._statistics = InferenceStatistics()
 
     def add_to(self, server: aio.Server) -> None:

@@ -207,13 +207,7 @@ def _client(section: KeysSection) -> Redis:
             socket_connect_timeout=_REDIS_SECONDS,
             socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
-            **tls_options(
-                section.redis_url,
-                section="keys.redis_tls",
-                ca=section.redis_tls_ca,
-                certificate=section.redis_tls_certificate,
-                key=section.redis_tls_key,
-            ),
+            **tls_options(section, name="keys"),
         )
     except ValueError:
         # Not quoted: it may hold a password.

@@ -43,6 +43,8 @@ def main(
     # gRPC's own lines on standard error are less useful than the errors raised here.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
+        # Warnings about the configuration come before it says how to log.
+        log.setup()
         settings = _configuration(name, arguments)
         log.setup(style=settings.observe.log_style, level=settings.observe.log_level)
         asyncio.run(_watched(run(settings), settings.observe))

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from fairlead import metrics
-from fairlead.config.base import ServerSection, TlsSection
+from fairlead.config.base import ServerSection, ServiceSection, TlsSection
 from fairlead.config.infrastructure import KeysSection, ObserveSection
 from fairlead.errors import ConfigError
 from fairlead.metrics import page as metrics_page
@@ -52,9 +52,10 @@ class ModelServer:
     def __init__(
         self,
         name: str,
-        section: ServerSection,
+        section: ServiceSection,
         observe: ObserveSection,
         *,
+        limits: ServerSection | None = None,
         keys: KeysSection | None = None,
         tls: TlsSection | None = None,
         registry: CollectorRegistry = REGISTRY,
@@ -62,8 +63,9 @@ class ModelServer:
         """
         Args:
             name: name of the configuration section, for messages.
-            section: address and limits.
+            section: address, and the deadline of a call.
             observe: settings of logs and metrics.
+            limits: limits of every server; None for the defaults.
             keys: API keys; None requires none.
             tls: certificate; None means plain text.
             registry: metrics shown by /metrics.
@@ -73,6 +75,7 @@ class ModelServer:
         """
         self._name = name
         self._section = section
+        self._limits = limits or ServerSection()
         self._observe = observe
         self._registry = registry
         self._stop = asyncio.Event()
@@ -81,7 +84,7 @@ class ModelServer:
         self._edge = EdgeInterceptor(
             metrics.ServerMetrics(registry),
             self._access,
-            max_in_flight_bytes=section.max_in_flight_bytes,
+            max_in_flight_bytes=self._limits.max_in_flight_bytes,
             access_log=observe.access_log,
         )
         self._certificates = _certificates(tls, registry)
@@ -235,7 +238,7 @@ class ModelServer:
         self._health.close()
         await asyncio.sleep(_LAME_DUCK_SECONDS)
         self._edge.refuse()
-        grace = self._section.drain_seconds
+        grace = self._limits.drain_seconds
         try:
             async with asyncio.timeout(grace):
                 await self._edge.wait_idle()
@@ -250,18 +253,17 @@ class ModelServer:
         logger.info("%s stopped", self._name)
 
     def _options(self) -> list[tuple[str, int]]:
-        section = self._section
         return [
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", section.max_message_bytes),
+            ("grpc.max_receive_message_length", self._limits.max_message_bytes),
             ("grpc.max_send_message_length", -1),
             # Above the first limit a call is refused with a probability that grows up to the second (gRPC
             # A79).
             ("grpc.max_metadata_size", _METADATA_BYTES),
             ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES),
             # gRPC adds ±10% of jitter to the age (gRFC A9).
-            ("grpc.max_connection_age_ms", round(section.max_connection_age_seconds * 1000)),
-            ("grpc.max_connection_age_grace_ms", round(section.timeout_seconds * 1000)),
+            ("grpc.max_connection_age_ms", round(self._limits.max_connection_age_seconds * 1000)),
+            ("grpc.max_connection_age_grace_ms", round(self._section.timeout_seconds * 1000)),
             # Clients may ping every 10 s during a long, silent call; by default gRPC answers that with
             # GOAWAY.
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

@@ -20,7 +20,14 @@ async def run(config: RunConfig) -> None:
     """Serves until a signal, then drains."""
     section = config.weights
     async with (
-        ModelServer("weights", section, config.observe, keys=config.keys, tls=config.tls) as server,
+        ModelServer(
+            "weights",
+            section,
+            config.observe,
+            limits=config.server_limits("weights"),
+            keys=config.keys,
+            tls=config.tls,
+        ) as server,
         direct.listening(section.bind_address, section, encrypted=config.tls.on) as direct_port,
     ):
         store = FilesystemWeightStore(config.weights_path)

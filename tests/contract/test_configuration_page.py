@@ -1,9 +1,12 @@
-"""docs/configuration.md says what the docstrings say; a saved configuration gives back the run."""
+"""The pages of configuration keys match the docstrings; a saved configuration loads as the same run."""
 
 from __future__ import annotations
 
 import importlib.util
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 from fairlead.config import load
 from fairlead.config.run import field_names
@@ -12,17 +15,51 @@ from fairlead.config.saving import save
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_configuration_page_is_the_docstrings():
+def generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("table", ROOT / "docs" / "configuration_table.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page = (ROOT / "docs" / "configuration.md").read_text()
-    assert page == module.page(), "run `python docs/configuration_table.py`"
-    for key in field_names():
-        assert f"`{key.rpartition('.')[2]}`" in page or f"`[{key}]`" in page
-    assert "|  |" not in page, "a key has no docstring"
+    return module
+
+
+def keys_of(table: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from keys_of(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def keys_on(page: str) -> Iterator[str]:
+    section = ""
+    for line in page.splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## `[").removesuffix("]`") + "." if "`[" in line else ""
+        elif line.startswith("| `"):
+            yield section + line.split("`")[1]
+
+
+def test_configuration_pages_match_the_docstrings():
+    for name, text in generator().pages().items():
+        assert (ROOT / "docs" / name).read_text() == text, "run `python docs/configuration_table.py`"
+        assert "|  |" not in text, "a key has no docstring"
+
+
+def test_every_key_is_on_exactly_one_page():
+    names = set(field_names())
+    tables = {name.rpartition(".")[0] for name in names}
+    listed = [key for text in generator().pages().values() for key in keys_on(text)]
+    assert sorted(listed) == sorted(names - tables)
+
+
+def test_keys_of_shipped_files_are_on_the_page_of_common_keys():
+    common = set(keys_on(generator().pages()["configuration.md"]))
+    for folder in ("configs", "examples", "k8s"):
+        for file in (ROOT / folder).rglob("*.toml"):
+            used = set(keys_of(tomllib.loads(file.read_text())))
+            assert used <= common, file
 
 
 def test_a_saved_configuration_loads_as_the_same_but_for_its_secrets(tmp_path: Path):
@@ -36,7 +73,7 @@ def test_a_saved_configuration_loads_as_the_same_but_for_its_secrets(tmp_path: P
             "policy.addresses": ["127.0.0.1:0", "[::1]:5001"],
             "sampling.stop_strings": ["\n\n", "</s>"],
             "queue.redis_url": "rediss://user:hunter2@queue.example:6380/1",
-            "queue.password": "hunter2",
+            "queue.redis_password": "hunter2",
             "observe.tensorboard": False,
         }
     )
@@ -45,7 +82,7 @@ def test_a_saved_configuration_loads_as_the_same_but_for_its_secrets(tmp_path: P
     assert "hunter2" not in path.read_text()
     again = load(path)
     expected = config.model_dump()
-    expected["queue"] |= {"password": None, "redis_url": "rediss://user@queue.example:6380/1"}
+    expected["queue"] |= {"redis_password": None, "redis_url": "rediss://user@queue.example:6380/1"}
     assert again.model_dump() == expected
     save(again, path)
     assert load(path) == again

@@ -68,16 +68,18 @@ def test_the_settings_of_the_cluster_are_settings(objects, tmp_path, monkeypatch
     assert config.data_path("../runs/quickstart/data/x") == Path("/fairlead/runs/quickstart/data/x")
     for name in MODEL_SERVICES:
         section, template = getattr(config, name), templates(objects)[name]
-        assert 30 <= section.max_connection_age_seconds <= 300, "or clients never find new replicas"
-        assert section.drain_seconds >= section.timeout_seconds, "the longest call"
+        limits = config.server_limits(name)
+        assert 30 <= limits.max_connection_age_seconds <= 300, "or clients never find new replicas"
+        assert limits.drain_seconds >= section.timeout_seconds, "the longest call"
         sleep = container(template)["lifecycle"]["preStop"]["sleep"]["seconds"]
-        assert template["spec"]["terminationGracePeriodSeconds"] >= sleep + section.drain_seconds + 10
+        assert template["spec"]["terminationGracePeriodSeconds"] >= sleep + limits.drain_seconds + 10
     worker = templates(objects)["rollout-worker"]["spec"]
     assert worker["terminationGracePeriodSeconds"] >= config.rollout_worker.drain_seconds + 10
     gateway = templates(objects)["gateway"]
     sleep = container(gateway)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert config.gateway.drain_seconds >= config.gateway.timeout_seconds
-    assert gateway["spec"]["terminationGracePeriodSeconds"] >= sleep + config.gateway.drain_seconds + 10
+    limits = config.server_limits("gateway")
+    assert limits.drain_seconds >= config.gateway.timeout_seconds
+    assert gateway["spec"]["terminationGracePeriodSeconds"] >= sleep + limits.drain_seconds + 10
     assert "password" not in "".join(data_of(objects, "cluster")).lower()
 
 
@@ -228,7 +230,11 @@ def test_policies_without_a_shared_volume_fetch_and_relay(tmp_path, monkeypatch)
         opened = {port["name"]: port["containerPort"] for port in container(template)["ports"]}
         assert opened["direct"] == section.direct_port > 0
     sleep = container(weights)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert weights["spec"]["terminationGracePeriodSeconds"] >= sleep + section.drain_seconds + 10
+    for variable in container(weights)["env"]:
+        if "value" in variable:
+            monkeypatch.setenv(variable["name"], variable["value"])
+    drain_seconds = load().server_limits("weights").drain_seconds
+    assert weights["spec"]["terminationGracePeriodSeconds"] >= sleep + drain_seconds + 10
     assert dict(probes(weights))["livenessProbe"]["grpc"] == {"port": 5004, "service": "liveness"}
     (claimed,) = [
         one for one in templates(rendered("kind"))["policy"]["spec"]["volumes"] if one["name"] == "fairlead"

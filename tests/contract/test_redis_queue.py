@@ -310,7 +310,7 @@ async def test_an_eviction_policy_is_refused(tmp_path: Path) -> None:
 async def test_a_server_out_of_reach_is_named_without_its_password() -> None:
     for section in (
         QueueSection(redis_url="redis://user:secret@127.0.0.1:1/0"),
-        QueueSection(redis_url="redis://127.0.0.1:1", password=SecretStr("secret")),
+        QueueSection(redis_url="redis://127.0.0.1:1", redis_password=SecretStr("secret")),
     ):
         with pytest.raises(QueueUnavailable) as trainers:
             RedisTrainerQueue.connect(section, run="r")
@@ -326,11 +326,13 @@ async def test_a_server_out_of_reach_is_named_without_its_password() -> None:
 async def test_the_password_may_stand_beside_the_url(server: ValkeyServer) -> None:
     password = server.url.split(":")[2].partition("@")[0]
     url = f"redis://127.0.0.1:{server.port}"
-    queue = RedisTrainerQueue.connect(QueueSection(redis_url=url, password=SecretStr(password)), run="r")
+    queue = RedisTrainerQueue.connect(
+        QueueSection(redis_url=url, redis_password=SecretStr(password)), run="r"
+    )
     assert queue.known_incarnation() == 0
     queue.close()
-    with pytest.raises(QueueMisconfigured, match="FAIRLEAD_QUEUE__PASSWORD"):
-        RedisTrainerQueue.connect(QueueSection(redis_url=url, password=SecretStr("wrong")), run="r")
+    with pytest.raises(QueueMisconfigured, match="FAIRLEAD_QUEUE__REDIS_PASSWORD"):
+        RedisTrainerQueue.connect(QueueSection(redis_url=url, redis_password=SecretStr("wrong")), run="r")
     with pytest.raises(QueueMisconfigured, match="rejects the credentials"):
         await RedisWorkerQueue.connect(QueueSection(redis_url=url), run="r", consumer="w")
 

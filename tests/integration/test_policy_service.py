@@ -39,7 +39,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
     def start_one(path: Path | str, **settings: object) -> Process:
         named = {key.replace("__", "."): value for key, value in settings.items()}
-        return starter("policy", path, **({"policy.watch_seconds": 0.02, "runs": tmp_path} | named))
+        return starter("policy", path, **({"runs": tmp_path} | named))
 
     try:
         yield start_one

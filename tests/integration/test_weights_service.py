@@ -46,7 +46,6 @@ class Cluster:
     def policy(self, name: str, **settings: object) -> Process:
         named = {key.replace("__", "."): value for key, value in settings.items()}
         values: dict[str, object] = {
-            "policy.watch_seconds": 0.02,
             "runs": self.folder / name,
             "weights.transport": "grpc",
             "weights.addresses": f'["{self.address}"]',

@@ -20,7 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from fairlead.config.infrastructure import QueueSection
+from fairlead.config.infrastructure import QueueSection, RedisSection
 from fairlead.errors import ConfigError, CorruptData, Fenced, QueueMisconfigured, QueueUnavailable
 
 logger = logging.getLogger(__name__)
@@ -117,44 +117,44 @@ def address(url: str) -> str:
 def client_options(section: QueueSection) -> dict[str, Any]:
     """Return the options of both clients. The client never retries: the caller waits and reconciles."""
     return {
-        "password": section.password.get_secret_value() if section.password else None,
+        "password": section.redis_password.get_secret_value() if section.redis_password else None,
         "socket_timeout": _REPLY_SECONDS,
         "socket_connect_timeout": _CONNECT_SECONDS,
         "socket_keepalive": True,
         "protocol": 2,
         "decode_responses": False,
-        **tls_options(
-            section.redis_url,
-            section="queue.tls",
-            ca=section.tls_ca,
-            certificate=section.tls_certificate,
-            key=section.tls_key,
-        ),
+        **tls_options(section, name="queue"),
     }
 
 
-def tls_options(url: str, *, section: str, ca: str, certificate: str, key: str) -> dict[str, Any]:
+def tls_options(section: RedisSection, *, name: str) -> dict[str, Any]:
     """Return the TLS options of a client for a `rediss://` URL.
 
     Args:
-        url: URL of the server.
-        section: prefix of the settings, such as `queue.tls`, for messages.
-        ca: file with the trusted CA certificates; empty for those of the system.
-        certificate: file with the client's certificate; empty for none.
-        key: file with the client's private key; empty for none.
+        section: settings of the connection.
+        name: name of the section, `queue` or `keys`, for messages.
 
     Raises:
         ConfigError: if a file does not exist, or a setting would be ignored because the URL has no TLS.
     """
-    files = {f"{section}_ca": ca, f"{section}_certificate": certificate, f"{section}_key": key}
+    encrypted = urlsplit(section.redis_url).scheme == "rediss"
+    files = {
+        "redis_tls_ca": section.redis_tls_ca,
+        "redis_tls_certificate": section.redis_tls_certificate,
+        "redis_tls_key": section.redis_tls_key,
+    }
     for field, path in files.items():
-        if path and urlsplit(url).scheme != "rediss":
-            raise ConfigError(field, got=path, allowed="empty, or a rediss:// URL")
+        if path and not encrypted:
+            raise ConfigError(f"{name}.{field}", got=path, allowed="empty, or a rediss:// URL")
         if path and not Path(path).is_file():
-            raise ConfigError(field, got=path, allowed="a PEM file")
-    options = {"ssl_ca_certs": ca, "ssl_certfile": certificate, "ssl_keyfile": key}
-    found: dict[str, Any] = {name: path for name, path in options.items() if path}
-    return found | {"ssl_check_hostname": True} if urlsplit(url).scheme == "rediss" else found
+            raise ConfigError(f"{name}.{field}", got=path, allowed="a PEM file")
+    options = {
+        "ssl_ca_certs": section.redis_tls_ca,
+        "ssl_certfile": section.redis_tls_certificate,
+        "ssl_keyfile": section.redis_tls_key,
+    }
+    found: dict[str, Any] = {option: path for option, path in options.items() if path}
+    return found | {"ssl_check_hostname": True} if encrypted else found
 
 
 def no_retry() -> Retry:
@@ -170,13 +170,14 @@ def errors_of(where: str) -> Iterator[None]:
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
         raise QueueMisconfigured(
             f"Redis at {where} rejects the credentials ({error}): "
-            "set queue.password (FAIRLEAD_QUEUE__PASSWORD), and allow its user all stream, hash, string and "
-            "scripting commands on fairlead:*"
+            "set queue.redis_password (FAIRLEAD_QUEUE__REDIS_PASSWORD), and allow its user all stream, "
+            "hash, string and scripting commands on fairlead:*"
         ) from None
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise QueueMisconfigured(
-                f"the certificate of Redis at {where} is not trusted ({_first_line(error)}): set queue.tls_ca"
+                f"the certificate of Redis at {where} is not trusted ({_first_line(error)}): "
+                "set queue.redis_tls_ca"
             ) from None
         raise QueueUnavailable(
             f"Redis at {where} does not answer ({_first_line(error)}): "
@@ -200,7 +201,8 @@ def _from_reply(where: str, error: redis.ResponseError) -> Exception:
         return QueueUnavailable(f"Redis at {where} does not accept writes now ({text})")
     if "NOPERM" in text or "NOAUTH" in text:
         return QueueMisconfigured(
-            f"Redis at {where} rejects the credentials ({text}): set queue.password, or grant its user access"
+            f"Redis at {where} rejects the credentials ({text}): "
+            "set queue.redis_password, or grant its user access"
         )
     if "WRONGTYPE" in text:
         return CorruptData(f"Redis at {where} has a key of this run with another type ({text})")

@@ -25,10 +25,14 @@ _PARTIAL = ".partial-"
 _LOCK = ".lock"
 
 
+KEEP_VERSIONS = 2
+"""The version in use and the one that is being fetched; the cache's volume has room for two."""
+
+
 class WeightCache:
     """A folder with at most `keep` whole versions and one that is coming in."""
 
-    def __init__(self, root: Path, *, keep: int) -> None:
+    def __init__(self, root: Path, *, keep: int = KEEP_VERSIONS) -> None:
         self.root = root
         self._keep = keep
         self._verified: dict[WeightVersion, Manifest] = {}

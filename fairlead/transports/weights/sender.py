@@ -24,6 +24,10 @@ _DIRECT_BYTES = 8 << 20
 """Sent in one go of a thread, where no rate is asked for."""
 
 
+CHUNK_BYTES = 256 << 10
+"""Bytes of a shard in one message; gRPC accepts 4 MiB by default."""
+
+
 class Sender:
     """Of one shelf. Belongs to one event loop."""
 
@@ -34,11 +38,12 @@ class Sender:
         counts: metrics.WeightsMetrics,
         *,
         direct: DirectPort | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         """`direct` is offered to those who ask for it; None offers nothing."""
         self._shelf = shelf
         self._direct = direct
-        self._chunk_bytes = section.chunk_bytes
+        self._chunk_bytes = chunk_bytes
         # A fetcher that comes back after a cut finds a place although its old stream has not ended yet.
         self._max_streams = 2 * section.relay_fan_out
         self._patience_seconds = section.stall_seconds / 2

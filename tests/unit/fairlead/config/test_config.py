@@ -70,13 +70,36 @@ def test_mini_batches_must_divide_the_batch_and_truncated_sampling_is_asked_for_
 
 
 def test_the_password_shows_nowhere():
-    config = load(overrides={"queue.password": "hunter2-secret"})
+    config = load(overrides={"queue.redis_password": "hunter2-secret"})
     assert "hunter2" not in repr(config) + str(config) + config.model_dump_json()
     with pytest.raises(ConfigError) as caught:
-        load(overrides={"queue.password": ["hunter2-secret"]})
+        load(overrides={"queue.redis_password": ["hunter2-secret"]})
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.toml")), ids=lambda path: path.name)
 def test_every_file_that_ships_loads(path: Path):
     assert load(path).name
+
+
+def test_new_key_wins_over_old_key_of_the_same_source(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    config = load(write(tmp_path, "[queue]\ntls_ca = 'old.pem'\nredis_tls_ca = 'new.pem'\n"))
+    assert config.queue.redis_tls_ca == "new.pem"
+    assert caplog.messages == ["queue.tls_ca is ignored, because queue.redis_tls_ca is set too"]
+
+
+def test_old_key_of_a_flag_wins_over_new_key_of_the_file(tmp_path: Path):
+    path = write(tmp_path, "[queue]\nredis_tls_ca = 'file.pem'\n")
+    assert load(path, overrides={"queue.tls_ca": "flag.pem"}).queue.redis_tls_ca == "flag.pem"
+
+
+def test_bad_value_of_an_old_key_is_refused_by_the_key_that_holds_it():
+    with pytest.raises(ConfigError, match=r"reward\.max_message_bytes: got 5, allowed: .* 1024"):
+        load(overrides={"reward.max_message_bytes": 5})
+    with pytest.raises(ConfigError, match=r"queue\.redis_tls_ca: got 3, allowed: .* string"):
+        load(overrides={"queue.tls_ca": 3})
+
+
+def test_section_that_is_not_a_table_is_refused():
+    with pytest.raises(ConfigError, match="queue: got 3"):
+        load(overrides={"queue": 3})

@@ -163,8 +163,8 @@ def test_without_kubectl_or_without_a_checkout(cluster, monkeypatch, tmp_path):
 
 
 def test_a_password_of_the_run_is_in_no_manifest(cluster):
-    flags = ["--set", "queue.password=geheim", "--set", "queue.redis_url=redis://u:geheim@host:6379"]
+    flags = ["--set", "queue.redis_password=geheim", "--set", "queue.redis_url=redis://u:geheim@host:6379"]
     result = CliRunner().invoke(app, ["k8s", "render", "--overlay", "kind", *flags])
     assert result.exit_code == 0, result.output
     assert "geheim" not in result.output
-    assert "not used: the cluster has a queue of its own" in result.stderr
+    assert "ignored: queue.redis_url and queue.redis_password" in result.stderr

@@ -221,7 +221,7 @@ def test_free_ports_are_free_and_none_is_given_twice():
 
 
 def test_settings_of_the_environment_do_not_reach_children_but_secrets_do():
-    config = load(overrides={"queue.redis_url": "redis://:open@queue:1", "queue.password": "sesame"})
+    config = load(overrides={"queue.redis_url": "redis://:open@queue:1", "queue.redis_password": "sesame"})
     caller = {"PATH": "/bin", "FAIRLEAD_PPO__UPDATES": "7", "FAIRLEAD_SEED": "3", "FAIRLEAD_OTHER": "kept"}
     assert base_environment(config, caller | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "ACTIVE"}) == {
         "PATH": "/bin",
@@ -231,7 +231,7 @@ def test_settings_of_the_environment_do_not_reach_children_but_secrets_do():
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",
         "FAIRLEAD_QUEUE__REDIS_URL": "redis://:open@queue:1",
-        "FAIRLEAD_QUEUE__PASSWORD": "sesame",
+        "FAIRLEAD_QUEUE__REDIS_PASSWORD": "sesame",
     }
     chosen = base_environment(load(), {})
     assert int(chosen["OMP_NUM_THREADS"]) >= 1

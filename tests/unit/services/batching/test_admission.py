@@ -101,10 +101,16 @@ class Model:
         return list(items)
 
 
-def batcher_of(model, **settings: object) -> MicroBatcher[str, str]:
+def batcher_of(model, *, bulk_patience_seconds: float = 1.0, **settings: object) -> MicroBatcher[str, str]:
     section = BatchingSection.model_validate({"max_batch_tokens": 10} | settings)
     counts = metrics.BatcherMetrics(CollectorRegistry())
-    return MicroBatcher(model, section, batcher_metrics=counts, field_name="items")
+    return MicroBatcher(
+        model,
+        section,
+        batcher_metrics=counts,
+        field_name="items",
+        bulk_patience_seconds=bulk_patience_seconds,
+    )
 
 
 async def test_online_goes_before_bulk():

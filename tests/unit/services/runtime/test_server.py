@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from fairlead.config.base import ServerSection
 from fairlead.config.infrastructure import ObserveSection
 from fairlead.config.serving import ModelServiceSection
 from fairlead.errors import (
@@ -277,8 +278,8 @@ async def _score(stub) -> str:
 async def test_a_drain_ends_when_its_time_is_up(registry):
     servicer = Servicer()
     servicer.leave.clear()
-    settings = section(drain_seconds=0.2)
-    async with ModelServer("reward", settings, ObserveSection(), registry=registry) as server:
+    limits = ServerSection(drain_seconds=0.2)
+    async with ModelServer("reward", section(), ObserveSection(), limits=limits, registry=registry) as server:
         await server.start(servicer.add_to, [NAME])
         async with aio.insecure_channel(server.address) as channel:
             call = asyncio.ensure_future(_score(pb_grpc.RewardServiceStub(channel)))
@@ -337,8 +338,8 @@ async def test_load_hands_over_results_and_errors(server):
 
 
 async def test_requests_in_flight_hold_only_so_many_bytes(registry):
-    limits = section(max_in_flight_bytes=50_000)
-    async with ModelServer("reward", limits, ObserveSection(), registry=registry) as server:
+    limits = ServerSection(max_in_flight_bytes=50_000)
+    async with ModelServer("reward", section(), ObserveSection(), limits=limits, registry=registry) as server:
         servicer = Servicer()
         servicer.leave.clear()
         await server.start(servicer.add_to, [NAME])

@@ -99,13 +99,13 @@ async def trainer_of(section: QueueSection) -> None:
 @pytest.mark.parametrize("mutual", [False, True])
 async def test_the_queue_is_reached_over_tls(server: ValkeyServer, authority: Authority, mutual: bool):
     certificate, key = authority.issue("worker", "worker.local")
-    shown = {"tls_certificate": certificate, "tls_key": key} if mutual else {}
+    shown = {"redis_tls_certificate": certificate, "redis_tls_key": key} if mutual else {}
     async with end_of_tls(server, authority, mutual=mutual) as url:
-        section = QueueSection(redis_url=url, tls_ca=str(authority.ca), **shown)
+        section = QueueSection(redis_url=url, redis_tls_ca=str(authority.ca), **shown)
         await trainer_of(section)
         await worker_of(section)
         if mutual:
-            bare = QueueSection(redis_url=url, tls_ca=str(authority.ca))
+            bare = QueueSection(redis_url=url, redis_tls_ca=str(authority.ca))
             for attempt in (worker_of, trainer_of):
                 with pytest.raises(QueueUnavailable):
                     await attempt(bare)
@@ -118,26 +118,26 @@ async def test_a_server_that_is_not_trusted_is_refused_with_what_to_set(
     async with end_of_tls(server, authority, mutual=False) as url:
         for attempt in (worker_of, trainer_of):
             for section in (
-                QueueSection(redis_url=url, tls_ca=str(other.ca)),
+                QueueSection(redis_url=url, redis_tls_ca=str(other.ca)),
                 QueueSection(redis_url=url),
             ):
-                with pytest.raises(QueueMisconfigured, match=r"not trusted.*queue\.tls_ca"):
+                with pytest.raises(QueueMisconfigured, match=r"not trusted.*queue\.redis_tls_ca"):
                     await attempt(section)
 
 
 async def test_a_server_must_have_the_name_that_was_called(server: ValkeyServer, authority: Authority):
     async with end_of_tls(server, authority, mutual=False, hosts=("redis.example",)) as url:
-        section = QueueSection(redis_url=url, tls_ca=str(authority.ca))
+        section = QueueSection(redis_url=url, redis_tls_ca=str(authority.ca))
         for attempt in (worker_of, trainer_of):
             with pytest.raises(QueueMisconfigured, match="not trusted"):
                 await attempt(section)
 
 
 def test_files_that_are_not_there_or_of_no_use_are_told(authority: Authority, tmp_path: Path):
-    absent = QueueSection(redis_url="rediss://127.0.0.1:1", tls_ca=str(tmp_path / "absent.pem"))
-    with pytest.raises(ConfigError, match=r"queue\.tls_ca: got .*absent\.pem"):
+    absent = QueueSection(redis_url="rediss://127.0.0.1:1", redis_tls_ca=str(tmp_path / "absent.pem"))
+    with pytest.raises(ConfigError, match=r"queue\.redis_tls_ca: got .*absent\.pem"):
         RedisTrainerQueue.connect(absent, run="tls")
-    useless = QueueSection(redis_url="redis://127.0.0.1:1", tls_ca=str(authority.ca))
+    useless = QueueSection(redis_url="redis://127.0.0.1:1", redis_tls_ca=str(authority.ca))
     with pytest.raises(ConfigError, match="rediss://"):
         RedisTrainerQueue.connect(useless, run="tls")
     keys = KeysSection(redis_url="redis://127.0.0.1:1", redis_tls_ca=str(authority.ca))

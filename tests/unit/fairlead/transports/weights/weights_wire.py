@@ -29,11 +29,12 @@ from services.weights.registry import Registry
 from services.weights.servicer import WeightServicer
 
 LINEAGE = (Ancestor(1, 0),)
+CHUNK_BYTES = 64 << 10
+"""Bytes of one message; small, so that every shard takes several."""
 QUICK: dict[str, object] = {
     "stall_seconds": 1.0,
     "give_up_seconds": 5.0,
     "lease_seconds": 2.0,
-    "chunk_bytes": 64 << 10,
 }
 """Settings of every origin and replica that says nothing else."""
 
@@ -103,7 +104,13 @@ async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: obj
     registry = CollectorRegistry()
     known = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)
     async with direct.listening("127.0.0.1:0", section, encrypted=False) as direct_port:
-        sender = Sender(store, section, metrics.WeightsMetrics(registry), direct=direct_port)
+        sender = Sender(
+            store,
+            section,
+            metrics.WeightsMetrics(registry),
+            direct=direct_port,
+            chunk_bytes=CHUNK_BYTES,
+        )
         async with listening(WeightServicer(store, known, sender), registry, port=port) as node:
             node.health.set_serving(True)
             node.direct_port = direct_port.port if direct_port else 0
@@ -132,13 +139,16 @@ async def replica(
     section = WeightsSection(**(QUICK | {"addresses": (address,)} | settings))
     registry = CollectorRegistry()
     counts = metrics.WeightsMetrics(registry)
-    with WeightCache(folder, keep=section.cache_versions) as cache:
+    with WeightCache(folder) as cache:
         store = GrpcWeightStore(section, cache, counts)
         try:
             async with (
                 direct.listening("127.0.0.1:0", section, encrypted=False) as direct_port,
                 listening(
-                    RelayServicer(Sender(cache, section, counts, direct=direct_port)), registry
+                    RelayServicer(
+                        Sender(cache, section, counts, direct=direct_port, chunk_bytes=CHUNK_BYTES)
+                    ),
+                    registry,
                 ) as node,
             ):
                 if relays:
