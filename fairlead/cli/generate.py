@@ -134,7 +134,7 @@ async def _answer_all(
 ) -> None:
     from fairlead.cli import lines
     from fairlead.clients import AsyncPolicyClient
-    from fairlead.clients.progress import progress
+    from fairlead.clients.bulk import progress_bar
 
     async with AsyncPolicyClient(addresses, **connection(timeout_seconds)) as client:
 
@@ -142,7 +142,7 @@ async def _answer_all(
             return request, await _answer(client, request)
 
         shown = not pretty and (out is not None or not sys.stdout.isatty())
-        with lines.writing(out) as write, progress("generating", total=total, shown=shown) as advance:
+        with lines.writing(out) as write, progress_bar("generating", total=total, shown=shown) as advance:
             async for request, completions in lines.in_order(requests, work, at_once=_AT_ONCE):
                 if pretty:
                     _show(request, completions)

@@ -174,7 +174,7 @@ async def _score_all(
     from fairlead.cli import lines, scoring
     from fairlead.cli.partial import resumable
     from fairlead.clients import AsyncRewardClient
-    from fairlead.clients.progress import progress
+    from fairlead.clients.bulk import progress_bar
     from fairlead.data.scorable import ADDED
 
     entries = scoring.good(source.read(), skip_bad=how.skip_bad, checked=source.is_file)
@@ -183,7 +183,7 @@ async def _score_all(
             import sys
 
             shown = out is not None or not sys.stdout.isatty()
-            with lines.writing(out) as write, progress("scoring", total=total, shown=shown) as advance:
+            with lines.writing(out) as write, progress_bar("scoring", total=total, shown=shown) as advance:
                 async with aclosing(scoring.scored(client, entries, how)) as found:
                     async for batch in found:
                         for values in batch:
@@ -194,7 +194,7 @@ async def _score_all(
             done, last = scoring.pass_over(entries, partial, skip_bad=how.skip_bad)
             if done:
                 scoring.check_model(partial, done, last, await client.info(), how)
-            with progress("scoring", total=total, shown=True, done=done) as advance:
+            with progress_bar("scoring", total=total, shown=True, done=done) as advance:
                 async with aclosing(scoring.scored(client, entries, how)) as found:
                     async for batch in found:
                         partial.write(batch)

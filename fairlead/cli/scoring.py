@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from fairlead.cli import lines
 from fairlead.cli.output import say
 from fairlead.cli.partial import Partial
-from fairlead.clients.fanned import fanned
-from fairlead.clients.ordered import in_order
+from fairlead.clients.bulk import fan_out, in_order
 from fairlead.data.lines import Line
 from fairlead.data.scorable import Scorable, scorable
 from fairlead.errors import DataError, FairleadError, InvalidInput, RemoteInvalidInput
@@ -152,7 +151,7 @@ async def scored(
         ) -> AsyncIterator[tuple[int, Scores | FairleadError]]:
             return client.score_stream(share, max_in_flight=_IN_FLIGHT)
 
-        return fanned(given, stream, streams=how.streams)
+        return fan_out(given, stream, streams=how.streams)
 
     found = in_order(requests(), work, ahead=4 * _IN_FLIGHT * how.streams)
     async with aclosing(found):

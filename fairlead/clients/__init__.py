@@ -1,4 +1,4 @@
-"""One typed client a service, asynchronous with a synchronous face."""
+"""A typed client for each service, asynchronous and blocking."""
 
 from fairlead.clients.client import ClientOptions, options_of
 from fairlead.clients.policy import AsyncPolicyClient, PolicyClient

@@ -1,5 +1,6 @@
-"""The synchronous face of the clients: an event loop in a thread of its own, so that it also works where
-one runs already, as in a notebook. Knows no service.
+"""The blocking clients: the asynchronous clients, run by an event loop in a background thread.
+
+This also works where an event loop runs already, such as in a notebook. Knows no service.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ _Client = TypeVar("_Client", bound="AsyncClient[Any]")
 
 
 class _Loop:
-    """One for all blocking clients of the process, as long as it lives: gRPC wakes every loop that uses it
-    for every event, and complains of events that come when theirs is closed.
+    """The event loop of all blocking clients, for the life of the process.
+
+    gRPC wakes every loop that uses it for every event, and logs errors for events of a closed loop.
     """
 
     def __init__(self) -> None:
@@ -28,9 +30,9 @@ class _Loop:
         self._process = 0
 
     def get(self) -> asyncio.AbstractEventLoop:
-        """The loop, which runs."""
+        """Return the running loop."""
         with self._lock:
-            # A process that was forked has the loop, but not the thread in which it ran.
+            # A forked process has the loop, but not the thread that runs it.
             if self._loop is None or self._process != os.getpid():
                 self._process = os.getpid()
                 self._loop = asyncio.new_event_loop()
@@ -42,12 +44,12 @@ _LOOP = _Loop()
 
 
 class Blocking(Generic[_Client]):
-    """Runs the coroutines of one asynchronous client to their end. A context manager."""
+    """Runs the coroutines of one asynchronous client and returns their results. A context manager."""
 
     _kind: type[_Client]
 
     def __init__(self, addresses: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
-        """As the asynchronous client."""
+        """Create the asynchronous client with these arguments."""
         self._client = self._kind(addresses, **options)
         self._loop = _LOOP.get()
         self._closed = False
@@ -61,14 +63,14 @@ class Blocking(Generic[_Client]):
         self.close()
 
     def close(self) -> None:
-        """Closes the connections. A second call does nothing."""
+        """Close the connections. A second call does nothing."""
         if self._closed:
             return
         self._run(self._client.close())
         self._closed = True
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The coroutine's result; an interrupt of the waiting thread cancels it."""
+        """Return the result of the coroutine; an interrupt of the waiting thread cancels it."""
         if self._closed:
             work.close()
             raise RuntimeError("this client is closed")
@@ -80,7 +82,7 @@ class Blocking(Generic[_Client]):
             raise
 
     def _iterate(self, items: AsyncIterator[_T]) -> Iterator[_T]:
-        """The items one by one; leaving the loop early ends the stream."""
+        """Yield the items; closing the iterator early ends the stream."""
 
         async def step() -> tuple[bool, _T | None]:
             try:

@@ -1,21 +1,24 @@
-"""What every client is: addresses, a deadline and retries around one service's stub.
+"""The base of every client: addresses, a deadline and retries around the stub of one service.
 
-A service's own file adds its calls. Knows no message.
+The file of each service adds its calls. Knows no message.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypedDict, TypeVar, Unpack
 
 from grpc import aio
 
-from fairlead.rpc.credentials import Credentials
+from fairlead.errors import InvalidInput
+from fairlead.rpc.credentials import Credentials, Metadata
 from fairlead.rpc.replicas import Replicas
 from fairlead.rpc.retry import RetryPolicy
+from fairlead.rpc.status import MAX_REQUEST_TOKENS
 from fairlead.rpc.tls import TlsFiles
 
 if TYPE_CHECKING:
@@ -28,22 +31,22 @@ class ClientOptions(TypedDict, total=False):
     """Options of every client."""
 
     timeout_seconds: float | None
-    """Deadline of a call, all its tries together; a minute if not given, two of a policy's."""
+    """Deadline of a call, all its attempts together. Default: 60, for a policy client 120."""
     retry: RetryPolicy | None
-    """Limits of retrying."""
+    """Limits of retries."""
     api_key: str | None
-    """Shown with every call; FAIRLEAD_API_KEY of the environment if not given, none if empty."""
+    """API key sent with every call. Default: FAIRLEAD_API_KEY of the environment; "" sends none."""
     tls: TlsFiles | bool | None
-    """Certificates: `fairlead.Tls`, or `[tls]` of a run. True trusts the authorities that gRPC brings; plain
-    text if not given."""
+    """Certificates: `fairlead.Tls`, or `[tls]` of a run; True for the authorities that come with gRPC.
+    Default: plain text."""
     allow_insecure: bool
-    """Show the key in plain text to other machines, too."""
+    """Allow sending the API key to other machines in plain text."""
 
 
 def options_of(
     config: RunConfig, *, timeout_seconds: float | None = None, retry: RetryPolicy | None = None
 ) -> ClientOptions:
-    """How the processes of a run connect to each other."""
+    """Return the options with which the processes of a run connect to each other."""
     return ClientOptions(
         timeout_seconds=timeout_seconds,
         retry=retry,
@@ -53,7 +56,7 @@ def options_of(
 
 
 class AsyncClient(ABC, Generic[_Stub]):
-    """The replicas of one service; an async context manager, used within one event loop."""
+    """A client of one service and its replicas. An async context manager, used within one event loop."""
 
     _service: ClassVar[str]
     _timeout_seconds: ClassVar[float] = 60.0
@@ -65,7 +68,8 @@ class AsyncClient(ABC, Generic[_Stub]):
             **options: see `ClientOptions`.
 
         Raises:
-            ConfigError: if an address is none, certificates cannot be used, or a key would travel openly.
+            ConfigError: for an invalid address, unusable certificates, or a key that would be sent in plain
+                text.
         """
         timeout_seconds = options.get("timeout_seconds")
         self._replicas = Replicas(
@@ -91,9 +95,23 @@ class AsyncClient(ABC, Generic[_Stub]):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._replicas.close()
 
     @abstractmethod
     def _make_stub(self, channel: aio.Channel) -> _Stub:
-        """The generated stub on a channel."""
+        """Return the generated stub on a channel."""
+
+
+@contextmanager
+def building(field: str) -> Iterator[None]:
+    """Turn errors of protobuf (a number out of range, text that is not Unicode) into InvalidInput."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(field, got=str(error), allowed="values that fit the message") from error
+
+
+def token_limit(max_request_tokens: int | None) -> Metadata:
+    """Return the metadata that makes a service refuse a request with more tokens."""
+    return () if max_request_tokens is None else ((MAX_REQUEST_TOKENS, str(max_request_tokens)),)

@@ -1,4 +1,6 @@
-"""The client of the policy service: completions of a prompt. Between users or workers and the channel."""
+"""The client of the policy service, which returns completions of a prompt. Between its users and
+`fairlead.rpc`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,7 @@ from grpc import aio
 
 from fairlead import codec
 from fairlead.clients.blocking import Blocking
-from fairlead.clients.client import AsyncClient
-from fairlead.clients.requests import building, limits
+from fairlead.clients.client import AsyncClient, building, token_limit
 from fairlead.errors import CorruptData
 from fairlead.types import (
     Completion,
@@ -28,31 +29,31 @@ from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
 from fairlead.v1 import tokens_pb2
 
 Prompt = str | Sequence[int] | Sequence[Message]
-"""Text, tokenized by the service, token ids, or turns of a conversation, rendered by its chat template."""
+"""Text, which the service tokenizes; token ids; or messages, rendered with the model's chat template."""
 
 
 class GenerateOptions(TypedDict, total=False):
     """Options of `generate` and `generate_stream`."""
 
     num_samples: int
-    """Completions wanted; 1 if not given."""
+    """Number of completions. Default: 1."""
     min_version: WeightVersion | None
-    """Weights at least this new must answer; a replica without them waits for them."""
+    """Oldest weights allowed; a replica with older ones waits for newer ones."""
     exclusive: bool
-    """The replica computes nothing else meanwhile, and the call is not hedged; implies `fatal_to_replica`.
-    For prompts that may be at fault."""
+    """The replica computes nothing else meanwhile, and the call is not hedged; for a prompt that may kill a
+    replica. Implies `fatal_to_replica`."""
     fatal_to_replica: bool
-    """Raise ReplicaLost if a replica dies under it, instead of trying the next."""
+    """Raise ReplicaLost if a replica dies during the call, instead of retrying on another."""
     request_id: str | None
-    """Names the request in logs; a random one if not given."""
+    """Id of the request in logs. Default: random."""
     max_request_tokens: int | None
-    """The service refuses the request if it holds more tokens; as many as the service takes if not given."""
+    """Largest number of tokens of the request. Default: the limit of the service."""
     timeout_seconds: float | None
-    """Deadline of this call in place of the client's."""
+    """Deadline of this call. Default: that of the client."""
 
 
 class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
-    """Generates completions; used within one event loop."""
+    """Generates completions. Used within one event loop."""
 
     _service = "policy"
     _timeout_seconds = 120.0
@@ -63,19 +64,19 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
     async def generate(
         self, prompt: Prompt, sampling: SamplingParams, **options: Unpack[GenerateOptions]
     ) -> list[Completion]:
-        """Completions of a prompt, one for each sample, in order.
+        """Return the completions of a prompt, one for each sample, in order.
 
         Raises:
-            InvalidInput: for a prompt or parameters that the service refuses.
-            StaleWeights: if no replica got weights as new as `min_version` in time.
-            FairleadError: Unavailable, Overloaded, DeadlineExceeded … once trying again has not helped.
+            InvalidInput: if the service refuses the prompt or a parameter.
+            StaleWeights: if no replica gets weights as new as `min_version` in time.
+            FairleadError: Unavailable, Overloaded, DeadlineExceeded …, after retries.
         """
         return list((await self.answer(prompt, sampling, **options)).completions)
 
     async def answer(
         self, prompt: Prompt, sampling: SamplingParams, **options: Unpack[GenerateOptions]
     ) -> Generated:
-        """As `generate`, with what else the service says.
+        """Return the completions, as `generate`, and the number of prompt tokens.
 
         Raises:
             FairleadError: as `generate`.
@@ -85,25 +86,25 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
             lambda stub: stub.Generate,
             request,
             timeout_seconds=options.get("timeout_seconds"),
-            metadata=limits(options.get("max_request_tokens")),
+            metadata=token_limit(options.get("max_request_tokens")),
             fatal_to_replica=options.get("fatal_to_replica", False),
             exclusive=request.alone,
         )
         if len(response.completions) != request.num_samples:
             raise CorruptData(
-                f"policy: {len(response.completions)} completions for {request.num_samples} samples"
+                f"policy: received {len(response.completions)} completions for {request.num_samples} samples"
             )
         return Generated(tuple(map(codec.completion_from_pb, response.completions)), response.prompt_tokens)
 
     async def generate_stream(
         self, prompt: Prompt, sampling: SamplingParams, **options: Unpack[GenerateOptions]
     ) -> AsyncIterator[tuple[int, Completion]]:
-        """What is new, as it is sampled: (index of the sample, its next piece).
+        """Yield new tokens as they are sampled: the index of the sample, and its next piece.
 
         The last piece of a sample has a finish reason.
 
         Raises:
-            FairleadError: as `generate`; a stream that broke after its first piece is not begun again.
+            FairleadError: as `generate`; a stream that breaks after its first piece is not retried.
         """
         async with aclosing(self.answer_stream(prompt, sampling, **options)) as pieces:
             async for piece in pieces:
@@ -112,7 +113,8 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
     async def answer_stream(
         self, prompt: Prompt, sampling: SamplingParams, **options: Unpack[GenerateOptions]
     ) -> AsyncGenerator[GeneratedPiece, None]:
-        """As `generate_stream`, with what else the service says. Closing it ends the work.
+        """Yield pieces, as `generate_stream`, with the number of prompt tokens. Closing it cancels the
+        request.
 
         Raises:
             FairleadError: as `generate_stream`.
@@ -122,7 +124,7 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
             lambda stub: stub.GenerateStream,
             request,
             timeout_seconds=options.get("timeout_seconds"),
-            metadata=limits(options.get("max_request_tokens")),
+            metadata=token_limit(options.get("max_request_tokens")),
         )
         async with aclosing(stream):
             async for response in stream:
@@ -130,7 +132,7 @@ class AsyncPolicyClient(AsyncClient["pb_grpc.PolicyServiceAsyncStub"]):
                 yield GeneratedPiece(response.sample_index, delta, response.prompt_tokens)
 
     async def info(self, *, timeout_seconds: float | None = None) -> PolicyInfo:
-        """What is served, and with which weights.
+        """Return the model that is served, and its weight version.
 
         Raises:
             FairleadError: as `generate`.

@@ -1,4 +1,7 @@
-"""Responses to one prompt in the order of their scores, and how sure that order is. Knows no wire."""
+"""Rank the responses to one prompt by their scores, with the probability of each to be the best.
+
+Knows no message.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,19 @@ from fairlead.types import Scores
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """One response and what the reward model thinks of it."""
+    """One response and its score."""
 
     index: int
-    """Its place among the responses asked about."""
+    """Index among the responses given."""
     response: str
-    """The response."""
+    """Text of the response."""
     score: float
-    """Its score; calibrated if the ranking is."""
+    """Score; calibrated if the ranking is."""
     probability: float | None
-    """That a labeler finds it the best of all (Plackett–Luce); None if scores are not calibrated."""
+    """Probability that a labeler prefers it to all others (Plackett–Luce); None if scores are not
+    calibrated."""
     num_tokens: int
-    """Tokens read, prompt and response together."""
+    """Number of tokens of prompt and response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +35,25 @@ class Ranking:
     """Responses to one prompt, best first."""
 
     ranked: tuple[Ranked, ...]
-    """Every response once; of equal scores the earlier first."""
+    """Every response once; equal scores in the order given."""
     model_version: str
     """Version of the model that scored them."""
     is_calibrated: bool
-    """Whether scores were divided by the model's temperature."""
+    """Whether scores were divided by the model's calibration temperature."""
 
     @property
     def best(self) -> Ranked:
-        """The first."""
+        """The response with the highest score."""
         return self.ranked[0]
 
 
 def calibrated(scores: Scores) -> Scores:
-    """Scores divided by the model's temperature: σ(difference) is then the chance that a labeler prefers one.
+    """Return scores divided by the model's calibration temperature.
+
+    σ(difference of two scores) is then the probability that a labeler prefers the first.
 
     Raises:
-        InvalidInput: the model has no temperature.
+        InvalidInput: if the model has no calibration temperature.
     """
     if scores.calibration_temperature <= 0:
         raise InvalidInput(
@@ -59,15 +65,15 @@ def calibrated(scores: Scores) -> Scores:
 
 
 def rank(responses: Sequence[str], scores: Scores, *, calibrate: bool | None = None) -> Ranking:
-    """Responses in the order of their scores.
+    """Return the responses in the order of their scores, highest first.
 
     Args:
         responses: at least one.
-        scores: of each, raw.
-        calibrate: divide by the temperature; None does where there is one.
+        scores: the raw score of each.
+        calibrate: divide by the model's calibration temperature; None to do so if there is one.
 
     Raises:
-        InvalidInput: asked to calibrate, and the model has no temperature.
+        InvalidInput: if `calibrate` is true and the model has no calibration temperature.
     """
     divides = scores.calibration_temperature > 0 if calibrate is None else calibrate
     values = (calibrated(scores) if divides else scores).scores
@@ -81,9 +87,9 @@ def rank(responses: Sequence[str], scores: Scores, *, calibrate: bool | None = N
 
 
 def best_probabilities(values: Sequence[float]) -> list[float]:
-    """Probability that each is the best of all: softmax of calibrated scores, as Plackett–Luce has it.
+    """Return the probability of each to be the best of all: the softmax of calibrated scores (Plackett–Luce).
 
-    For two responses it is the σ(difference) that calibration was fitted for (Bradley–Terry).
+    For two responses this is the σ(difference) for which calibration was fitted (Bradley–Terry).
     """
     top = max(values)
     weights = [math.exp(value - top) for value in values]

@@ -1,4 +1,7 @@
-"""The client of the reference service: log-probs under the frozen model. Between workers and the channel."""
+"""The client of the reference service, which returns log-probs under the frozen reference model.
+
+Between its users and `fairlead.rpc`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from grpc import aio
 
 from fairlead import codec
 from fairlead.clients.blocking import Blocking
-from fairlead.clients.client import AsyncClient
-from fairlead.clients.requests import building
+from fairlead.clients.client import AsyncClient, building
 from fairlead.errors import CorruptData
 from fairlead.types import ReferenceInfo, TokenPair
 from fairlead.v1 import reference_service_pb2 as pb
@@ -17,7 +19,7 @@ from fairlead.v1 import reference_service_pb2_grpc as pb_grpc
 
 
 class AsyncReferenceClient(AsyncClient["pb_grpc.ReferenceServiceAsyncStub"]):
-    """Looks up log-probs; used within one event loop."""
+    """Returns log-probs. Used within one event loop."""
 
     _service = "reference"
 
@@ -33,19 +35,19 @@ class AsyncReferenceClient(AsyncClient["pb_grpc.ReferenceServiceAsyncStub"]):
         exclusive: bool = False,
         fatal_to_replica: bool = False,
     ) -> list[tuple[float, ...]]:
-        """Log π_ref of every response id, in order, at a temperature.
+        """Return log π_ref of every response token at a temperature, for each sequence in order.
 
         Args:
-            sequences: prompt and response ids, each at least one.
-            temperature: the one that was sampled at, greater than 0.
-            timeout_seconds: deadline of this call in place of the client's.
-            exclusive: the replica computes nothing else meanwhile, and the call is not hedged; implies
-                `fatal_to_replica`. For sequences that may be at fault.
-            fatal_to_replica: raise ReplicaLost if a replica dies under it, instead of trying the next.
+            sequences: prompt and response ids, at least one of each.
+            temperature: sampling temperature, greater than 0.
+            timeout_seconds: deadline of this call; None for that of the client.
+            exclusive: the replica computes nothing else meanwhile, and the call is not hedged; for a sequence
+                that may kill a replica. Implies `fatal_to_replica`.
+            fatal_to_replica: raise ReplicaLost if a replica dies during the call, instead of retrying.
 
         Raises:
-            InvalidInput: for a sequence that cannot be looked up; none is then.
-            FairleadError: Unavailable, Overloaded, DeadlineExceeded … once trying again has not helped.
+            InvalidInput: if a sequence is invalid; nothing is then computed.
+            FairleadError: Unavailable, Overloaded, DeadlineExceeded …, after retries.
         """
         with building("sequences"):
             request = pb.LogProbsRequest(
@@ -67,11 +69,11 @@ class AsyncReferenceClient(AsyncClient["pb_grpc.ReferenceServiceAsyncStub"]):
         )
         found = [tuple(one.logprobs) for one in response.sequences]
         if [len(one) for one in found] != [len(pair.response_token_ids) for pair in sequences]:
-            raise CorruptData("reference: the answer has another number of log-probs than was asked for")
+            raise CorruptData("reference: the number of log-probs differs from the number of response tokens")
         return found
 
     async def info(self, *, timeout_seconds: float | None = None) -> ReferenceInfo:
-        """What is served.
+        """Return the model that is served.
 
         Raises:
             FairleadError: as `logprobs`.

@@ -1,4 +1,4 @@
-"""The client of the reward service's administration: replaces the model of one replica while it serves."""
+"""The client that administers a reward replica: it replaces the model while the replica serves requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairlead.v1 import reward_admin_service_pb2_grpc as pb_grpc
 
 
 class AsyncRewardAdminClient(AsyncClient["pb_grpc.RewardAdminServiceAsyncStub"]):
-    """Changes what one replica serves; every call returns that. Its key needs the scope `admin`."""
+    """Changes the models of one replica; every call returns them. The API key needs the scope `admin`."""
 
     _service = "reward"
     _timeout_seconds = 600.0
@@ -22,23 +22,23 @@ class AsyncRewardAdminClient(AsyncClient["pb_grpc.RewardAdminServiceAsyncStub"])
         return pb_grpc.RewardAdminServiceStub(channel)
 
     async def models(self) -> list[ServedReward]:
-        """The current model, and the canary behind it if there is one.
+        """Return the current model, and after it the canary if there is one.
 
         Raises:
-            FairleadError: PermissionDenied, Unavailable … once trying again has not helped.
+            FairleadError: PermissionDenied, Unavailable …, after retries.
         """
         response = await self._replicas.call(lambda stub: stub.ListRewardModels, pb.ListRewardModelsRequest())
         return codec.served_from_pb(response.models)
 
     async def load(self, path: str, *, canary_share: float = 0.0) -> list[ServedReward]:
-        """Loads a model in the replica, and lets it score everything or a share; returns when it does.
+        """Load a model that scores all requests, or a share of them; return when it is in use.
 
         Args:
             path: folder or hub id, as the replica sees it.
-            canary_share: share of the traffic, between 0 and 1; 0 replaces the current model.
+            canary_share: share of the requests, between 0 and 1; 0 replaces the current model.
 
         Raises:
-            InvalidInput: it cannot be loaded or cannot score; what is served stays as it was.
+            InvalidInput: if the model cannot be loaded or cannot score; the served models do not change.
             FairleadError: as `models`.
         """
         request = pb.LoadRewardModelRequest(path=path, canary_share=canary_share)
@@ -46,10 +46,10 @@ class AsyncRewardAdminClient(AsyncClient["pb_grpc.RewardAdminServiceAsyncStub"])
         return codec.served_from_pb(response.models)
 
     async def set_share(self, canary_share: float) -> list[ServedReward]:
-        """Changes the canary's share.
+        """Change the canary's share of the requests.
 
         Raises:
-            NotFound: there is no canary.
+            NotFound: if there is no canary.
             FairleadError: as `models`.
         """
         request = pb.SetCanaryShareRequest(canary_share=canary_share)
@@ -57,13 +57,13 @@ class AsyncRewardAdminClient(AsyncClient["pb_grpc.RewardAdminServiceAsyncStub"])
         return codec.served_from_pb(response.models)
 
     async def promote(self, model_version: str = "") -> list[ServedReward]:
-        """Makes the canary the current model.
+        """Make the canary the current model.
 
         Args:
-            model_version: of the canary that is meant; it may be the current model already. Empty: any.
+            model_version: version of the canary, which may be the current model already; empty for any.
 
         Raises:
-            NotFound: there is no canary, or another one.
+            NotFound: if there is no canary, or it has another version.
             FairleadError: as `models`.
         """
         request = pb.PromoteCanaryRequest(model_version=model_version)
@@ -71,7 +71,7 @@ class AsyncRewardAdminClient(AsyncClient["pb_grpc.RewardAdminServiceAsyncStub"])
         return codec.served_from_pb(response.models)
 
     async def abandon(self) -> list[ServedReward]:
-        """Gives the canary up, if there is one; raises as `models`."""
+        """Stop using the canary, if there is one. Raises the errors of `models`."""
         response = await self._replicas.call(lambda stub: stub.AbandonCanary, pb.AbandonCanaryRequest())
         return codec.served_from_pb(response.models)
 

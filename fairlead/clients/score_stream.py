@@ -1,7 +1,7 @@
-"""One bulk scoring over a bidirectional stream: what is sent, what is still to be answered, what comes back.
+"""Score many requests over a bidirectional stream: requests to send, requests in flight, and outcomes.
 
-Between `AsyncRewardClient.score_stream` and the channel. It survives its stream: on another one everything
-that is not answered is sent again, which scoring, being pure, allows.
+Between `AsyncRewardClient.score_stream` and `fairlead.rpc`. It continues on another stream when one breaks:
+every request without an outcome is sent again, which is safe because scoring has no side effects.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import grpc
 from grpc import aio
 
 from fairlead import codec
-from fairlead.clients.inputs import each
+from fairlead.clients.bulk import each
 from fairlead.errors import CorruptData, FairleadError, InvalidInput
 from fairlead.rpc.status import error_from_code
 from fairlead.types import Scores
 from fairlead.v1 import reward_service_pb2 as pb
 
 _Input = TypeVar("_Input")
-Call = aio.StreamStreamCall[pb.ScoreStreamRequest, pb.ScoreStreamResponse]
-Outcome = tuple[int, Scores | FairleadError]
+StreamCall = aio.StreamStreamCall[pb.ScoreStreamRequest, pb.ScoreStreamResponse]
+ScoreOutcome = tuple[int, Scores | FairleadError]
+"""Index of a request, and its scores or its error."""
 
 
 class ScoreStream(Generic[_Input]):
-    """The state of one bulk scoring. Bounded: the inputs are read no faster than outcomes are taken."""
+    """The state of one bulk scoring. Inputs are read no faster than outcomes are taken."""
 
     def __init__(
         self,
@@ -38,8 +39,8 @@ class ScoreStream(Generic[_Input]):
         """
         Args:
             inputs: read in the event loop.
-            build: makes a request of an input, or raises InvalidInput.
-            max_in_flight: requests at most that are read and whose outcome is not taken.
+            build: converts an input to a request, or raises InvalidInput.
+            max_in_flight: largest number of requests that are read and whose outcome is not taken.
         """
         self._inputs = each(inputs)
         self._build = build
@@ -51,14 +52,14 @@ class ScoreStream(Generic[_Input]):
         self._in_flight = 0
         self._taken = asyncio.Event()
         self._unanswered: dict[int, pb.ScoreStreamRequest] = {}
-        self._outcomes: asyncio.Queue[Outcome | Exception | None] = asyncio.Queue()
+        self._outcomes: asyncio.Queue[ScoreOutcome | Exception | None] = asyncio.Queue()
 
-    async def talk(self, call: Call) -> AsyncGenerator[Outcome, None]:
-        """Sends and receives on a stream until every input has its outcome.
+    async def communicate(self, call: StreamCall) -> AsyncGenerator[ScoreOutcome, None]:
+        """Send and receive on a stream until every input has its outcome.
 
         Raises:
-            AioRpcError: if the stream breaks; on another one `talk` goes on where it was.
-            Exception: what reading the inputs raised, once everything before has its outcome.
+            AioRpcError: if the stream breaks; called with another stream, it continues where it was.
+            Exception: raised by the inputs, after every request before it has its outcome.
         """
         tasks = [asyncio.create_task(work) for work in (self._send(call), self._receive(call))]
         try:
@@ -76,12 +77,12 @@ class ScoreStream(Generic[_Input]):
             raise self._failure
 
     async def close(self) -> None:
-        """Reads no more inputs."""
+        """Stop reading inputs."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
 
-    async def _send(self, call: Call) -> None:
+    async def _send(self, call: StreamCall) -> None:
         try:
             for request in list(self._unanswered.values()):
                 await call.write(request)
@@ -91,21 +92,21 @@ class ScoreStream(Generic[_Input]):
                     await call.write(found)
             await call.done_writing()
         except (aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the receiver says why the stream is over
+            return  # the receiver reports why the stream ended
 
     async def _next(self) -> pb.ScoreStreamRequest | None:
-        """The next request; None if there is none to be sent now."""
+        """Return the next request to send; None if the input was invalid or the inputs have ended."""
         while self._in_flight >= self._max_in_flight:
             self._taken.clear()
             await self._taken.wait()
         if self._reading is None:
             self._reading = asyncio.create_task(_next(self._inputs))
-        # A stream that breaks cancels this wait, and must not cancel the caller's own iterator with it.
+        # A stream that breaks cancels this wait; it must not cancel the caller's iterator.
         await asyncio.wait([self._reading])
         reading, self._reading = self._reading, None
         try:
             found = reading.result()
-        except Exception as error:  # noqa: BLE001 - the caller's; raised where outcomes are taken
+        except Exception as error:  # noqa: BLE001 - raised to the caller after the outcomes before it
             self._failure, found = error, []
         if not found:
             self._has_ended = True
@@ -120,15 +121,15 @@ class ScoreStream(Generic[_Input]):
         self._unanswered[number] = request
         return request
 
-    async def _receive(self, call: Call) -> None:
+    async def _receive(self, call: StreamCall) -> None:
         try:
             async for response in call:
                 request = self._unanswered.pop(response.sequence, None)
                 if request is None:
-                    raise CorruptData(f"reward: an answer to request {response.sequence}, which is not open")
+                    raise CorruptData(f"reward: received a response to unknown request {response.sequence}")
                 self._outcomes.put_nowait((response.sequence, _outcome(response, request)))
             if self._unanswered:
-                raise CorruptData(f"reward: the stream ended with {len(self._unanswered)} requests open")
+                raise CorruptData(f"reward: the stream ended before {len(self._unanswered)} responses")
             self._outcomes.put_nowait(None)
         except (aio.AioRpcError, FairleadError) as error:
             self._outcomes.put_nowait(error)
@@ -142,7 +143,7 @@ def _outcome(response: pb.ScoreStreamResponse, request: pb.ScoreStreamRequest) -
         return error_from_code(code, error.message, retry_after_seconds=delay, where="reward")
     if len(response.response.scores) != len(request.request.items):
         count = len(response.response.scores)
-        return CorruptData(f"reward: {count} scores for {len(request.request.items)} items")
+        return CorruptData(f"reward: received {count} scores for {len(request.request.items)} items")
     return codec.scores_from_pb(response.response)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from fairlead.codec.tokens import version_from_pb, version_to_pb
 from fairlead.errors import InvalidInput
-from fairlead.types.relay import DirectOffer, FailedSource, SourceFailure, WeightReplica
+from fairlead.types.weights import DirectOffer, FailedSource, SourceFailure, WeightReplica
 from fairlead.v1 import weight_service_pb2
 
 _FAILURE_TO_PB = {

@@ -1,16 +1,23 @@
-"""What flows between the rooms of the house: frozen dataclasses without behaviour, a file for each area.
+"""The data that the parts of the project exchange: frozen dataclasses without behaviour, a file for each
+area.
 
-Token ids and log-probs are tuples: immutable, hashable, cheap to hand across threads. The wire form of
-each stands in `fairlead/codec/`; nothing here knows protobuf, gRPC, Redis or torch.
+Token ids and log-probs are tuples: immutable, hashable, cheap to pass between threads. `fairlead/codec/`
+converts them to messages; nothing here knows protobuf, gRPC, Redis or torch.
 """
 
 from __future__ import annotations
 
-from fairlead.types.conversation import Message
-from fairlead.types.generation import Completion, FinishReason, Generated, GeneratedPiece, GenerationRequest
+from fairlead.types.generation import (
+    Completion,
+    FinishReason,
+    Generated,
+    GeneratedPiece,
+    GenerationRequest,
+    Message,
+    SamplingParams,
+)
 from fairlead.types.infos import ModelInfo, PolicyInfo, ReferenceInfo, RewardInfo, ServedReward
 from fairlead.types.rollouts import DeadLetter, Outcome, PromptTask, Rollout
-from fairlead.types.sampling import SamplingParams
 from fairlead.types.scoring import Priority, ScoreItem, Scores, TextPair, TokenPair, WholeText
 from fairlead.types.weights import VersionSpan, WeightVersion
 

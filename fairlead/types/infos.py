@@ -1,4 +1,4 @@
-"""What the model services say they serve."""
+"""Descriptions of served models, as the model services return them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from fairlead.types.weights import WeightVersion
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a model service serves."""
+    """A served model."""
 
     model_id: str
-    """Hub id or path as configured."""
+    """Hub id or path, as configured."""
     tokenizer_fingerprint: str
     """SHA-256 of the tokenizer's definition."""
     vocabulary_size: int
-    """Rows of the embedding; ids are below it."""
+    """Rows of the embedding; every token id is smaller."""
     max_sequence_tokens: int
     """Longest sequence, prompt and response together."""
     dtype: str
-    """Computation type, such as `float32`."""
+    """Type of the computation, such as `float32`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyInfo:
-    """What a policy replica serves."""
+    """What a policy replica serves, and its limits."""
 
     model: ModelInfo
     """The model."""
     weight_version: WeightVersion
-    """The weights in use."""
+    """Version of the weights in use."""
     max_slots: int
-    """Sequences decoded at the same time at most."""
+    """Largest number of sequences decoded at the same time."""
     max_samples: int
     """Largest number of samples of one request."""
 
@@ -46,21 +46,21 @@ class RewardInfo:
     model_version: str
     """SHA-256 of its weights, shortened."""
     calibration_temperature: float = 0.0
-    """Scores divided by it are calibrated; 0 if nobody has measured it."""
+    """Scores divided by it are calibrated; 0 if it was not measured."""
     canary_model_version: str = ""
-    """Version of the model that scores a share of the traffic on trial; empty if there is none."""
+    """Version of the canary, which scores a share of the requests; empty if there is none."""
     canary_share: float = 0.0
-    """That share, from 0 to 1."""
+    """The canary's share of the requests, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedReward:
-    """One of the models that a reward replica scores with."""
+    """One of the models of a reward replica."""
 
     info: RewardInfo
-    """What it is."""
+    """The model."""
     share: float
-    """Share of the traffic that it scores, from 0 to 1."""
+    """Share of the requests that it scores, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)

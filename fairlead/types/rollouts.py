@@ -1,74 +1,72 @@
-"""A prompt on its way through the queue, and what comes back."""
+"""Prompt tasks and their outcomes, as they pass through the queue."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairlead.types.conversation import Message
-from fairlead.types.generation import Completion
-from fairlead.types.sampling import SamplingParams
+from fairlead.types.generation import Completion, Message, SamplingParams
 from fairlead.types.weights import WeightVersion
 
 
 @dataclass(frozen=True, slots=True)
 class PromptTask:
-    """One prompt to be answered, scored and sent back."""
+    """One prompt to be completed and scored."""
 
     task_id: int
-    """Position in the run's order of prompts, from 0; names the task for good."""
+    """Position in the run's order of prompts, from 0; identifies the task for the whole run."""
     prompt_token_ids: tuple[int, ...]
-    """The prompt under the policy's tokenizer."""
+    """Token ids of the policy's tokenizer."""
     prompt_text: str
     """The prompt as text."""
     sampling: SamplingParams
-    """How to answer it; the seed belongs to the task, not to a sending."""
+    """How to sample the completion; the seed is the same for every sending of the task."""
     min_version: WeightVersion
-    """Weights at least this new must answer."""
+    """Oldest weights allowed."""
     messages: tuple[Message, ...] = ()
-    """The prompt as turns, if it is a conversation; `prompt_text` is then for people alone."""
+    """The messages, if the prompt is a conversation; `prompt_text` is then only for display."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A completion with everything the trainer needs about it."""
+    """A completion with everything that the trainer needs."""
 
     completion: Completion
-    """The policy's answer."""
+    """The policy's completion."""
     score: float
-    """The reward model's scalar."""
+    """Score of the reward model."""
     reward_version: str
     """Version of the reward model."""
     reference_logprobs: tuple[float, ...]
-    """log π_ref of each completion id at the sampling temperature."""
+    """log π_ref of each completion token at the sampling temperature."""
     scored_as_text: bool = False
-    """True if the reward model read text because its tokenizer differs."""
+    """Whether the reward model read text because its tokenizer differs."""
     generate_seconds: float = 0.0
-    """Time in Generate."""
+    """Time for the completion."""
     score_seconds: float = 0.0
-    """Time in Score and LogProbs, which run at the same time."""
+    """Time for the score and the reference log-probs, which run at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Why a task was given up."""
+    """Why a task failed for good."""
 
     reason: str
     """Stable name of the cause, such as `prompt_too_long`."""
     detail: str
-    """A sentence for people."""
+    """Description of the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a task ended, and through whose hands it went."""
+    """The result of a task and its history in the queue."""
 
     task: PromptTask
     """The task as it was sent."""
     result: Rollout | DeadLetter
-    """What came of it."""
+    """The rollout, or the reason why there is none."""
     worker: str
-    """Consumer that finished it."""
+    """Consumer (worker) that finished it."""
     deliveries: int
-    """Times it was delivered to a worker, the last included."""
+    """Number of deliveries to workers, the last included."""
     failures: int
-    """Times a worker failed at it explicitly before."""
+    """Number of failures reported by workers before."""

@@ -1,11 +1,11 @@
-"""What the reward model is asked, and what it answers."""
+"""Requests to the reward model and its scores."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
 
-from fairlead.types.conversation import Message
+from fairlead.types.generation import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class TextPair:
     response: str
     """The response."""
     messages: tuple[Message, ...] = ()
-    """The turns that the response answers; if there are any, they are the prompt, and `prompt` is unread."""
+    """Messages of a conversation, used instead of `prompt` if not empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class TokenPair:
 
 @dataclass(frozen=True, slots=True)
 class WholeText:
-    """Prompt and response in one text, as it was shown to a model: special tokens written out, or none."""
+    """Prompt and response in one text, with special tokens written out if there are any."""
 
     text: str
     """The text."""
@@ -42,28 +42,28 @@ ScoreItem = TextPair | TokenPair | WholeText
 
 
 class Priority(enum.Enum):
-    """Who is served first when a model is busy."""
+    """Order of requests while a model is busy."""
 
     ONLINE = "online"
-    """Somebody waits for the answer."""
+    """A caller waits for the response; served first."""
     BULK = "bulk"
-    """Nobody does: data to be filtered, files to be scored."""
+    """Nobody waits, such as when a file is scored; served after online requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores of one request."""
+    """The scores of one request."""
 
     scores: tuple[float, ...]
     """One for each item, in order."""
     model_version: str
-    """Version of the model that made them."""
+    """Version of the reward model."""
     num_tokens: tuple[int, ...]
-    """Tokens read for each item."""
+    """Number of tokens of each item."""
     queue_seconds: float = 0.0
-    """Time that the request waited for the model."""
+    """Time in the queue of the model."""
     compute_seconds: float = 0.0
-    """Time that the model took, with what else was in its batches."""
+    """Time in the model, including the other items of the same batches."""
     calibration_temperature: float = 0.0
     """Scores divided by it are calibrated: σ(difference) is the probability that a labeler prefers one
-    response of a prompt to another (temperature scaling, Guo et al. 2017). 0 if nobody has measured it."""
+    response of a prompt to another (temperature scaling, Guo et al. 2017). 0 if it was not measured."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from fairlead.errors import InvalidInput, Overloaded
 from fairlead.types import WeightVersion
-from fairlead.types.relay import ORIGIN, FailedSource, SourceFailure, WeightReplica
+from fairlead.types.weights import ORIGIN, FailedSource, SourceFailure, WeightReplica
 
 logger = logging.getLogger(__name__)
 

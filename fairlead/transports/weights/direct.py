@@ -24,7 +24,7 @@ from typing import Self, TypeVar
 from fairlead.config.infrastructure import WeightsSection
 from fairlead.errors import ConfigError, Unavailable
 from fairlead.rpc.credentials import host_of
-from fairlead.types.relay import DirectOffer
+from fairlead.types.weights import DirectOffer
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")

@@ -30,7 +30,7 @@ from fairlead.errors import (
 from fairlead.transports.weights.direct import Routes, connected
 from fairlead.transports.weights.partial import Partial, PartialShard
 from fairlead.types import WeightVersion
-from fairlead.types.relay import ORIGIN, DirectOffer, FailedSource, SourceFailure
+from fairlead.types.weights import ORIGIN, DirectOffer, FailedSource, SourceFailure
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.direct import Routes
 from fairlead.transports.weights.download import Download, Stream
 from fairlead.types import WeightVersion
-from fairlead.types.relay import ORIGIN, DirectOffer, FailedSource, WeightReplica
+from fairlead.types.weights import ORIGIN, DirectOffer, FailedSource, WeightReplica
 from fairlead.v1 import weight_service_pb2 as pb
 from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fairlead.errors import InvalidInput, Overloaded
 from fairlead.types import WeightVersion
-from fairlead.types.relay import ORIGIN, FailedSource, SourceFailure, WeightReplica
+from fairlead.types.weights import ORIGIN, FailedSource, SourceFailure, WeightReplica
 from services.weights.registry import Registry
 
 V1, V2 = WeightVersion(1, 1), WeightVersion(1, 2)

@@ -21,7 +21,7 @@ from fairlead.errors import ConfigError, CorruptWeights, Overloaded, Unavailable
 from fairlead.transports.weights import direct
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
-from fairlead.types.relay import DirectOffer
+from fairlead.types.weights import DirectOffer
 from fairlead.v1 import weight_service_pb2 as pb
 from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
 from tests.chaos.proxy import Proxy
