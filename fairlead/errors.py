@@ -1,6 +1,6 @@
-"""The tree of errors, and its one map to gRPC and HTTP statuses.
+"""Every error of the project, with its gRPC status, HTTP status and exit code.
 
-Every part raises these; only the outermost edge of a process turns them into a status or an exit code.
+All parts raise these; only the outermost layer of a process converts them to a status or an exit code.
 
     FairleadError
     ├── InvalidInput                a mistake of the caller: field, index, value received, values allowed
@@ -44,11 +44,11 @@ import grpc
 
 
 class FairleadError(Exception):
-    """Root of the tree."""
+    """The base of every error."""
 
 
 class InvalidInput(FairleadError):
-    """A caller's mistake. Nothing of the request was done."""
+    """A mistake of the caller. No part of the request was processed."""
 
     def __init__(self, field: str, *, got: object, allowed: str, index: int | None = None) -> None:
         self.field = field
@@ -59,16 +59,16 @@ class InvalidInput(FairleadError):
 
     @property
     def where(self) -> str:
-        """Field and index, without what was got: fit for a log."""
+        """Field and index without the value, which may not be fit for a log."""
         return self.field if self.index is None else f"{self.field}[{self.index}]"
 
 
 class ConfigError(InvalidInput):
-    """A mistake in a run's configuration."""
+    """A mistake in the configuration of a run."""
 
 
 class DataError(InvalidInput):
-    """A bad line of a data file."""
+    """An invalid line of a data file."""
 
     def __init__(self, file: str, line: int, *, got: object, allowed: str) -> None:
         self.file = file
@@ -77,12 +77,12 @@ class DataError(InvalidInput):
 
 
 class RemoteInvalidInput(InvalidInput):
-    """A caller's mistake as a server told it; the sentence is the server's own."""
+    """A mistake of the caller reported by a server, in the server's words."""
 
     def __init__(self, message: str) -> None:
         FairleadError.__init__(self, message)
-        told = re.fullmatch(r"(.*?)(?:\[(\d+)\])?: got (.*), allowed: (.*)", message, re.DOTALL)
-        self.field, index, self.got, self.allowed = told.groups() if told else ("", None, "", message)
+        parts = re.fullmatch(r"(.*?)(?:\[(\d+)\])?: got (.*), allowed: (.*)", message, re.DOTALL)
+        self.field, index, self.got, self.allowed = parts.groups() if parts else ("", None, "", message)
         self.index = None if index is None else int(index)
 
 
@@ -91,7 +91,7 @@ class Transient(FairleadError):
 
 
 class Overloaded(Transient):
-    """No room now; try again after the delay."""
+    """At capacity; retry after the delay."""
 
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         self.retry_after_seconds = retry_after_seconds
@@ -99,7 +99,7 @@ class Overloaded(Transient):
 
 
 class Unavailable(Transient):
-    """Loading, draining or unreachable."""
+    """A service is loading, draining or unreachable."""
 
 
 class QueueUnavailable(Unavailable):
@@ -107,51 +107,51 @@ class QueueUnavailable(Unavailable):
 
 
 class ReplicaLost(Unavailable):
-    """A replica died, or its connection broke, while it worked on a call."""
+    """A replica died, or its connection broke, during a call."""
 
 
 class StaleWeights(Transient):
-    """The replica does not hold weights as new as asked for."""
+    """The replica does not have weights as new as requested."""
 
 
 class DeadlineExceeded(Transient):
-    """Out of time; the work was not started or was dropped."""
+    """The deadline passed; the work was not started or was dropped."""
 
 
 class Unauthenticated(FairleadError):
-    """No or wrong credentials."""
+    """Missing or wrong credentials."""
 
 
 class PermissionDenied(FairleadError):
-    """The credentials are known and do not allow this."""
+    """The credentials are valid but do not allow this."""
 
 
 class NotFound(FairleadError):
-    """No such model or version here; says what there is."""
+    """No such model or version; names those that exist."""
 
 
 class NotOffered(FairleadError):
-    """A part of a protocol that this server does not offer; says what to do instead."""
+    """A method of a protocol that this server does not implement; says what to do instead."""
 
 
 class ModelLoadError(FairleadError):
-    """A model cannot be loaded; says which, why and what to do."""
+    """A model cannot be loaded; says which, why, and what to do."""
 
 
 class QueueMisconfigured(FairleadError):
-    """The Redis is set up so that it would lose work."""
+    """Redis is configured such that it would lose work."""
 
 
 class OutOfMemory(FairleadError):
-    """Training needs more memory than there is; names the settings to lower."""
+    """Training needs more memory than available; names the settings to lower."""
 
 
 class OutOfSpace(FairleadError):
-    """The disk is full; nothing that was there is lost."""
+    """The disk is full; existing files are unchanged."""
 
 
 class ReadOnlyDisk(FairleadError):
-    """A folder cannot be written into; nothing that was there is lost."""
+    """A folder is not writable; existing files are unchanged."""
 
 
 class Fenced(FairleadError):
@@ -163,19 +163,19 @@ class SchemaTooNew(FairleadError):
 
 
 class CorruptData(FairleadError):
-    """A checksum or structure does not hold."""
+    """A checksum or a structure is wrong."""
 
 
 class CorruptWeights(CorruptData):
-    """A weight version that is damaged or incomplete."""
+    """A weight version is damaged or incomplete."""
 
 
 class CorruptCheckpoint(CorruptData):
-    """A checkpoint that is damaged or incomplete."""
+    """A checkpoint is damaged or incomplete."""
 
 
 class CorruptOutcome(CorruptData):
-    """An outcome that cannot be decoded. Deleting its entry lets reconciliation send the task again."""
+    """An outcome cannot be decoded. If its entry is deleted, reconciliation sends the task again."""
 
     def __init__(self, entry_id: str, reason: str) -> None:
         self.entry_id = entry_id
@@ -183,23 +183,23 @@ class CorruptOutcome(CorruptData):
 
 
 class Stalled(FairleadError):
-    """Nothing moved for too long; names what was waited for."""
+    """A wait lasted too long; names what it was for."""
 
 
 class StoppedByGuard(FairleadError):
-    """A signal of reward hacking ended PPO, which went back to its last good checkpoint."""
+    """PPO stopped because of reward hacking, after restoring its last good checkpoint."""
 
 
 class ProcessFailed(FairleadError):
-    """A process of a local run ended and is not started again."""
+    """A process of a local run ended and is not restarted."""
 
 
 class ClusterRefused(FairleadError):
-    """The Kubernetes API refuses what it was asked; asking again changes nothing."""
+    """The Kubernetes API refused a request; a retry would be refused as well."""
 
 
 class InternalError(FairleadError):
-    """A bug on the other side; the id stands in its log."""
+    """A bug in the server that was called; carries the id of its log entry."""
 
 
 def _shortened(value: object, limit: int = 120) -> str:
@@ -207,7 +207,7 @@ def _shortened(value: object, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
-# Looked up along the class's own order of resolution, so the nearest ancestor decides.
+# Looked up in the method resolution order, so that the nearest ancestor decides.
 GRPC_STATUS: dict[type[BaseException], grpc.StatusCode] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -235,7 +235,7 @@ HTTP_STATUS: dict[grpc.StatusCode, int] = {
 
 
 def grpc_status(error: BaseException) -> grpc.StatusCode:
-    """The status of an error: that of its nearest ancestor in the map, INTERNAL for anything else."""
+    """Return the status of an error: that of its nearest ancestor in the map, or INTERNAL."""
     for ancestor in type(error).__mro__:
         if ancestor in GRPC_STATUS:
             return GRPC_STATUS[ancestor]
@@ -243,7 +243,7 @@ def grpc_status(error: BaseException) -> grpc.StatusCode:
 
 
 def http_status(error: BaseException) -> int:
-    """The HTTP status that says the same as `grpc_status`."""
+    """Return the HTTP status that corresponds to `grpc_status`."""
     return HTTP_STATUS.get(grpc_status(error), 500)
 
 
@@ -258,12 +258,12 @@ EXIT_CODE: dict[type[BaseException], int] = {
     Stalled: 4,
     StoppedByGuard: 5,
 }
-"""What the end of a process tells its supervisor: 2 do not restart, 3 a newer trainer runs, 4 stalled,
-5 stopped by a guard, not to be started again."""
+"""Exit codes for the supervisor of a process: 2 do not restart; 3 a newer trainer runs; 4 stalled; 5 stopped
+by a guard, do not restart."""
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of an error: that of its nearest ancestor in the map, 1 for anything else."""
+    """Return the exit code of an error: that of its nearest ancestor in the map, or 1."""
     return next((EXIT_CODE[ancestor] for ancestor in type(error).__mro__ if ancestor in EXIT_CODE), 1)
 
 

@@ -1,6 +1,6 @@
-"""One logging set-up for every process: JSON lines in services, readable lines on a terminal.
+"""The logging setup of every process: JSON lines in services, human-readable lines on a terminal.
 
-Texts of prompts and answers are never logged by the parts; what a formatter gets is what stands there.
+Formatters write records as they are: code that logs must not pass the texts of prompts or responses.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Literal
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC, ISO 8601), level, logger, message, and any `extra` fields."""
+    """Formats a record as one line of JSON: time (UTC, ISO 8601), level, logger, message, and `extra`
+    fields.
+    """
 
     _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line."""
+        """Return the record as one line."""
         entry: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
@@ -33,9 +35,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def setup(*, style: Literal["json", "human", "auto"] = "auto", level: str = "INFO") -> None:
-    """Sends the root logger to standard error.
+    """Send all log records to standard error.
 
-    `auto` is readable lines when standard error is a terminal and JSON otherwise.
+    Args:
+        style: `auto` for human-readable lines if standard error is a terminal, else JSON.
+        level: lowest level logged.
     """
     if style == "auto":
         style = "human" if sys.stderr.isatty() else "json"

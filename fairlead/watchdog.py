@@ -1,8 +1,8 @@
-"""The stall watchdog of a process: what it waits for, since when, for which task; and the end of
-one that hangs.
+"""The stall watchdog of a process: records what the process waits for, and ends a process that hangs.
 
-One a process, as there is one log: whoever waits says so with `waiting(...)`, in threads and in coroutines
-alike. A thread of its own looks on, so that a stuck event loop or forward pass is noticed. No torch here.
+There is one watchdog for each process. Code that waits calls `waiting(...)`, in threads and in coroutines
+alike. The watchdog checks in a separate thread, so that a stuck event loop or forward pass is noticed. Does
+not import torch.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ from fairlead.errors import Stalled, exit_code
 logger = logging.getLogger(__name__)
 
 KINDS = ("policy", "reward", "reference", "queue", "tasks", "weights", "model", "loop", "phase")
-"""What a process can wait for: a service; the queue's answer; work from it; the first weights; a forward
-pass; the next turn of its event loop; the end of what the trainer does."""
+"""Kinds of waits: for a service; for the queue's answer; for a task; for the first weights; for a forward
+pass (model); for the next turn of the event loop; for the end of a phase of the trainer."""
 
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 _BEAT_SECONDS = 0.5
 _SUSPENDED_SECONDS = 5.0
-"""A look that comes so much too late means that the whole process stood still, not what it waits for."""
+"""A check that is this late means that the whole process was suspended, which does not count as waiting."""
 
 
 @dataclass(slots=True, eq=False)
 class Wait:
-    """Something that the process waits for now."""
+    """A wait in progress."""
 
     what: str
     """One of KINDS."""
     detail: str
-    """What exactly, for people; may be empty."""
+    """Description; may be empty."""
     task: int | None
-    """The prompt task that it is for, if it is for one."""
+    """Prompt task of the wait; None if there is none."""
     limited: bool
-    """Whether it may last `limit_seconds` at most."""
+    """Whether the process ends if the wait lasts longer than `limit_seconds`."""
     since: float
-    """Unix time at which it began."""
+    """Unix time of its begin."""
     begun: float
-    """The same on the monotonic clock, later by what the process itself stood still."""
+    """Begin on the monotonic clock, plus the time for which the process was suspended."""
 
-    def again(self) -> None:
-        """It came to something, and the wait begins anew."""
+    def restart(self) -> None:
+        """Begin again, after progress."""
         self.since, self.begun = time.time(), time.monotonic()
 
     def __str__(self) -> str:
-        told = self.detail or f"the {self.what}"
-        return told if self.task is None else f"{told} for task {self.task}"
+        what = self.detail or f"the {self.what}"
+        return what if self.task is None else f"{what} for task {self.task}"
 
 
 def _end(reason: str) -> None:
-    """Ends the process at once: what hangs would hold up every orderly way out."""
+    """End the process at once: an orderly shutdown would wait for what hangs."""
     logger.critical("%s", reason)
     sys.stderr.write(f"Stalled: {reason}\n")
     sys.stderr.flush()
@@ -68,10 +68,10 @@ def _end(reason: str) -> None:
 
 
 class Watchdog:
-    """Knows every wait of a process."""
+    """Records the waits of a process."""
 
     def __init__(self, *, on_stall: Callable[[str], None] = _end) -> None:
-        """`on_stall` gets the reason, in the watchdog's thread."""
+        """Call `on_stall` with the reason, in the watchdog's thread, when a wait lasts too long."""
         self._on_stall = on_stall
         self._waits: dict[int, Wait] = {}
         self._numbers = itertools.count()
@@ -80,7 +80,14 @@ class Watchdog:
     def waiting(
         self, what: str, detail: str = "", *, task: int | None = None, limited: bool = True
     ) -> Iterator[Wait]:
-        """Names what is waited for, for the length of the block."""
+        """Record a wait for the duration of the block.
+
+        Args:
+            what: one of KINDS.
+            detail: description for the log.
+            task: prompt task of the wait.
+            limited: whether the wait may end the process.
+        """
         wait = Wait(what, detail, task, limited, time.time(), time.monotonic())
         number = next(self._numbers)
         self._waits[number] = wait
@@ -90,23 +97,23 @@ class Watchdog:
             del self._waits[number]
 
     def waits(self) -> list[Wait]:
-        """Every wait, the longest first."""
+        """Return the waits in progress, the longest first."""
         return sorted(self._waits.values(), key=lambda wait: wait.begun)
 
     def longest(self) -> dict[str, Wait]:
-        """The longest wait of each kind, the longest first."""
+        """Return the longest wait of each kind, the longest first."""
         found: dict[str, Wait] = {}
         for wait in self.waits():
             found.setdefault(wait.what, wait)
         return found
 
     def seconds(self, what: str) -> float:
-        """Age of the longest wait of a kind; 0 if there is none."""
+        """Return the age of the longest wait of a kind in seconds; 0 if there is none."""
         found = self.longest().get(what)
         return max(0.0, time.time() - found.since) if found else 0.0
 
     def to_json(self) -> str:
-        """What `/waiting` serves: the longest wait of each kind, the longest first."""
+        """Return the response of `/waiting`: the longest wait of each kind, the longest first."""
         now = time.time()
         found = [
             {
@@ -121,18 +128,19 @@ class Watchdog:
         return json.dumps(found)
 
     def start(self, *, limit_seconds: float) -> Callable[[], None]:
-        """Looks on in a thread; returns a function that stops that.
+        """Start checking in a thread; return a function that stops it.
 
         Args:
-            limit_seconds: what lasts longer ends the process with `Stalled`'s exit code; 0: nothing does.
+            limit_seconds: a longer wait ends the process with the exit code of `Stalled`; 0 for no limit.
         """
         stop = threading.Event()
 
-        def look_on() -> None:
-            looked = time.monotonic()
-            while not stop.wait(_LOOK_SECONDS):
+        def check() -> None:
+            checked = time.monotonic()
+            while not stop.wait(_CHECK_SECONDS):
                 now = time.monotonic()
-                late, looked = now - looked - _LOOK_SECONDS, now
+                late = now - checked - _CHECK_SECONDS
+                checked = now
                 if late > _SUSPENDED_SECONDS:
                     for wait in self.waits():
                         wait.begun += late
@@ -140,22 +148,22 @@ class Watchdog:
                 if reason:
                     self._on_stall(reason)
 
-        threading.Thread(target=look_on, name="watchdog", daemon=True).start()
+        threading.Thread(target=check, name="watchdog", daemon=True).start()
         return stop.set
 
     async def beat(self) -> None:
-        """Shows until it is cancelled that the event loop turns."""
+        """Record the turns of the event loop, until cancelled."""
         with self.waiting("loop", "the next turn of the event loop") as turn:
             while True:
                 await asyncio.sleep(_BEAT_SECONDS)
-                turn.again()
+                turn.restart()
 
     def _stalled(self, now: float, limit_seconds: float) -> str:
         for wait in self.waits():
             if wait.limited and limit_seconds and now - wait.begun > limit_seconds:
-                return f"waited {now - wait.begun:.0f} s for {wait}, at most {limit_seconds:g} s are allowed"
+                return f"waited {now - wait.begun:.0f} s for {wait}; the limit is {limit_seconds:g} s"
         return ""
 
 
 PROCESS = Watchdog()
-"""That of this process."""
+"""The watchdog of this process."""

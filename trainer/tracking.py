@@ -94,7 +94,7 @@ class Tracker:
         """A finished step: a line of metrics, TensorBoard scalars, gauges, progress."""
         self._step = step
         if self._wait is not None:
-            self._wait.again()
+            self._wait.restart()
         self._figures.update(figures)
         line = {"step": step, "time": time.time(), "incarnation": self._incarnation, **figures}
         with self._folder.metrics(self._stage).open("a", encoding="utf-8") as file:

@@ -125,7 +125,7 @@ class RolloutWorker:
             while not stop.is_set():
                 count = await self._claimable(stop)
                 if count == 0:
-                    idle.again()
+                    idle.restart()
                     continue
                 claim = partial(self.queue.claim, count=count, block_seconds=_CLAIM_BLOCK_SECONDS)
                 claims = await self._call_queue("claim", claim)
@@ -134,7 +134,7 @@ class RolloutWorker:
                     return
                 for claimed in claims:
                     self._start(claimed)
-                    idle.again()
+                    idle.restart()
 
     async def _claimable(self, stop: asyncio.Event) -> int:
         """Return how many tasks may be claimed; 0 after waiting for a change."""

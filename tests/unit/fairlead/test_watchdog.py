@@ -63,7 +63,7 @@ def test_what_lasts_too_long_is_named_with_its_task(dog: Watchdog, reasons: list
     with dog.waiting("tasks", "a task", limited=False), dog.waiting("reward", "a score", task=5):
         until(lambda: reasons)
     stop()
-    assert "s for a score for task 5, at most 0.2 s are allowed" in reasons[0]
+    assert "s for a score for task 5; the limit is 0.2 s" in reasons[0]
 
 
 def test_who_gets_on_or_has_no_limit_is_left_alone(dog: Watchdog, reasons: list[str]):
@@ -71,7 +71,7 @@ def test_who_gets_on_or_has_no_limit_is_left_alone(dog: Watchdog, reasons: list[
     with dog.waiting("tasks", limited=False), dog.waiting("phase", "train") as phase:
         end = time.monotonic() + 4
         while time.monotonic() < end:
-            phase.again()
+            phase.restart()
             time.sleep(0.05)
     stop()
     assert reasons == []
@@ -149,4 +149,4 @@ def test_a_service_whose_forward_pass_hangs_ends_with_4_and_says_so():
         timeout=60,
     )
     assert ended.returncode == 4, ended.stderr
-    assert "for a forward pass of 1 sequences, at most 1 s are allowed" in ended.stderr.splitlines()[-1]
+    assert "for a forward pass of 1 sequences; the limit is 1 s" in ended.stderr.splitlines()[-1]

@@ -79,7 +79,7 @@ async def test_mistakes_of_a_ranking_are_named(model):
         for responses, got in (([], "none"), ("w1 w2", "w1 w2")):
             with pytest.raises(InvalidInput, match=f"responses: got '{got}', allowed: a list of texts"):
                 await client.rank("w1", responses)
-        with pytest.raises(InvalidInput, match="responses: got 'neither', allowed: either responses or a policy"):
+        with pytest.raises(InvalidInput, match="got 'neither', allowed: either responses or a policy"):
             await client.best_of_n("w1")
         with pytest.raises(RemoteInvalidInput, match="no chat template"):
             await client.rank([Message("user", "w1")], RESPONSES)
