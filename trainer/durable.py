@@ -18,19 +18,10 @@ from typing import BinaryIO
 from safetensors import SafetensorError
 
 from fairlead.errors import OutOfSpace, ReadOnlyDisk
-from fairlead.transports.weights.disk import error_number
+from fairlead.transports.weights.disk import error_number, sync
 
 _ROOM = "free some room, or lower checkpoint.keep and weights.keep"
 _WHOLE = "What was being written is gone, what was there before is whole; the same command goes on from it"
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or the entries of a folder are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def dumps(value: object, *, indent: int | None = None) -> str:

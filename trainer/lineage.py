@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fairlead.errors import CorruptCheckpoint, Fenced
+from fairlead.transports.weights import disk
 from fairlead.transports.weights.base import Ancestor
 from trainer import durable
 
@@ -39,7 +40,7 @@ def claim(folder: Path, *, at_least: int) -> int:
             json.dump({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}, file)
             file.flush()
             os.fsync(file.fileno())
-        durable.sync(folder)
+        disk.sync(folder)
         return number
 
 
@@ -113,4 +114,4 @@ def _write_once(path: Path, value: Mapping[str, object]) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-    durable.sync(path.parent)
+    disk.sync(path.parent)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fairlead import metrics
 from fairlead.config.infrastructure import ObserveSection, WeightsSection
-from fairlead.transports.weights import direct
 from fairlead.transports.weights.cache import WeightCache
-from fairlead.transports.weights.grpc import GrpcWeightStore
+from fairlead.transports.weights.direct_port import open_direct_port
+from fairlead.transports.weights.grpc import GrpcWeightSource
 from fairlead.transports.weights.sender import Sender
 from fairlead.transports.weights.shard_servicer import SERVICE_NAME
 from services.policy.relay_servicer import RelayServicer
@@ -32,27 +32,27 @@ async def run(origin: str, cache: Path, bytes_per_second: int, *, direct_too: bo
     counts = metrics.WeightsMetrics()
     async with (
         ModelServer("weights", section, ObserveSection(metrics_port=-1)) as server,
-        direct.listening(section.bind_address, section, encrypted=False) as direct_port,
+        open_direct_port(section.bind_address, section, encrypted=False) as direct_port,
     ):
         while line := await asyncio.to_thread(sys.stdin.readline):
             if line.strip() == "start":
                 shutil.rmtree(cache, ignore_errors=True)
                 held = WeightCache(cache, keep=2).__enter__()
-                store = GrpcWeightStore(section, held, counts)
+                source = GrpcWeightSource(section, held, counts)
                 # One that starts again and again would be sent to what it was before.
                 if bytes_per_second and not server.address:
                     servicer = RelayServicer(Sender(held, section, counts, direct=direct_port))
-                    store.relay_address = await server.start(servicer.add_to, [SERVICE_NAME])
-                await store.latest()
+                    source.relay_at(await server.start(servicer.add_to, [SERVICE_NAME]))
+                await source.latest()
                 answer: dict[str, float] = {}
             else:
-                manifest = await store.latest()
+                manifest = await source.latest()
                 assert manifest is not None
                 start = time.perf_counter()
-                await store.fetch(manifest)
+                await source.fetch(manifest)
                 answer = {"seconds": time.perf_counter() - start}
                 # The origin hears that it has all; a place that is not given back would be waited for.
-                await store.latest()
+                await source.latest()
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
 

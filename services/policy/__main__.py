@@ -16,11 +16,11 @@ from grpc import aio
 from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.rpc.credentials import Credentials
-from fairlead.transports.weights import direct
 from fairlead.transports.weights.base import Adapter, WeightSource
 from fairlead.transports.weights.cache import WeightCache
+from fairlead.transports.weights.direct_port import open_direct_port
 from fairlead.transports.weights.filesystem import FilesystemWeightSource, FilesystemWeightStore
-from fairlead.transports.weights.grpc import GrpcWeightStore
+from fairlead.transports.weights.grpc import GrpcWeightSource
 from fairlead.transports.weights.sender import Sender
 from fairlead.transports.weights.shard_servicer import SERVICE_NAME as RELAY_NAME
 from fairlead.types import ModelInfo, WeightVersion
@@ -130,13 +130,13 @@ class _Supply:
     """Where weights come from."""
 
     source: WeightSource
-    store: GrpcWeightStore | None = None
+    grpc: GrpcWeightSource | None = None
     relay: RelayServicer | None = None
 
     def announce(self, address: str) -> None:
         """Says where peers fetch from this replica; every interface is no place where they would find it."""
-        if self.store is not None and address.rpartition(":")[0] not in _EVERY_INTERFACE:
-            self.store.relay_address = address
+        if self.grpc is not None and address.rpartition(":")[0] not in _EVERY_INTERFACE:
+            self.grpc.relay_at(address)
 
 
 @asynccontextmanager
@@ -151,13 +151,13 @@ async def _supply(config: RunConfig) -> AsyncIterator[_Supply]:
     counts = metrics.WeightsMetrics()
     with WeightCache(root) as cache:
         credentials = partial(Credentials, tls=config.tls, allow_insecure=config.keys.allow_insecure)
-        store = GrpcWeightStore(section, cache, counts, credentials=credentials)
+        source = GrpcWeightSource(section, cache, counts, credentials=credentials)
         try:
-            async with direct.listening(bind, section, encrypted=config.tls.on) as direct_port:
+            async with open_direct_port(bind, section, encrypted=config.tls.on) as direct_port:
                 sender = Sender(cache, section, counts, direct=direct_port)
-                yield _Supply(store, store, RelayServicer(sender))
+                yield _Supply(source, source, RelayServicer(sender))
         finally:
-            await store.close()
+            await source.close()
 
 
 async def _until_stopped(server: ModelServer, engine: Engine, watcher: WeightWatcher) -> None:

@@ -6,7 +6,7 @@ import sys
 
 from fairlead import metrics
 from fairlead.config import RunConfig
-from fairlead.transports.weights import direct
+from fairlead.transports.weights.direct_port import open_direct_port
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.transports.weights.sender import Sender
 from fairlead.transports.weights.shard_servicer import SERVICE_NAME
@@ -28,7 +28,7 @@ async def run(config: RunConfig) -> None:
             keys=config.keys,
             tls=config.tls,
         ) as server,
-        direct.listening(section.bind_address, section, encrypted=config.tls.on) as direct_port,
+        open_direct_port(section.bind_address, section, encrypted=config.tls.on) as direct_port,
     ):
         store = FilesystemWeightStore(config.weights_path)
         registry = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from fairlead.errors import Fenced
 from fairlead.transports.rollouts.base import TrainerQueue
-from fairlead.transports.weights.base import Ancestor, WeightStore
+from fairlead.transports.weights.base import Ancestor
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
 from trainer import lineage
 from trainer.checkpoint import Checkpoint, CheckpointStore
@@ -24,7 +25,7 @@ class Incarnation:
     """The identity of this trainer among all trainers of its run."""
 
     def __init__(
-        self, folder: Path, *, queue: TrainerQueue, checkpoints: CheckpointStore, store: WeightStore
+        self, folder: Path, *, queue: TrainerQueue, checkpoints: CheckpointStore, store: FilesystemWeightStore
     ) -> None:
         """`folder` holds the claims; nothing is claimed yet."""
         self._folder = folder

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.errors import CorruptCheckpoint
 from fairlead.nn import adapters
-from fairlead.transports.weights.base import Adapter, Ancestor, WeightStore
+from fairlead.transports.weights.base import Adapter, Ancestor
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
 from trainer import durable
 from trainer.checkpoint import CheckpointStore
@@ -31,7 +32,7 @@ SHARD_BYTES = 2 << 30
 
 
 def publish(
-    store: WeightStore,
+    store: FilesystemWeightStore,
     policy: PreTrainedModel,
     version: WeightVersion,
     *,

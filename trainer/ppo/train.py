@@ -17,7 +17,7 @@ from fairlead.errors import StoppedByGuard
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn.loading import load_tokenizer, set_threads
 from fairlead.transports.rollouts.base import OutcomeEntry, TrainerQueue
-from fairlead.transports.weights.base import WeightStore
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import DeadLetter, WeightVersion
 from trainer import durable, stage
 from trainer.checkpoint import Checkpoint, CheckpointStore
@@ -50,7 +50,7 @@ class PpoTrainer:
         config: RunConfig,
         *,
         queue: TrainerQueue,
-        store: WeightStore,
+        store: FilesystemWeightStore,
         metrics: TrainerMetrics | None = None,
     ) -> None:
         """Load models and prompts; nothing is claimed yet.

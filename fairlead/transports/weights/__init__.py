@@ -1,1 +1,1 @@
-"""The weight store: published by the trainer, fetched by the policy replicas."""
+"""Policy weights from the trainer to the replicas: the store, its manifests, and how replicas fetch."""

@@ -1,14 +1,15 @@
-"""The store of policy weights between the trainer, which publishes, and the replicas, which fetch.
+"""What a weight version consists of, and the interfaces of those who fetch versions and send their bytes.
 
-A version is immutable: safetensors shards and a manifest with the SHA-256 of each. The store moves files and
-knows no torch. Validity follows the lineage in the newest manifest: (j, u) is valid if and only if u is not
-above the update from which any later incarnation resumed.
+The trainer publishes versions, the replicas fetch them. A version is immutable: safetensors shards and a
+manifest with the SHA-256 of each. Nothing here knows torch, a wire or a storage location.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,17 +17,17 @@ from typing import Literal, Protocol
 from fairlead.types import WeightVersion
 
 PieceHash = Literal["sha256", "blake3"]
-"""Functions that pieces are hashed with."""
+"""Hash functions of pieces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ancestor:
-    """One incarnation of the trainer and where it began."""
+    """One incarnation of the trainer and the update at which it began."""
 
     incarnation: int
     """The incarnation."""
     resumed_from: int
-    """Update of the checkpoint that it resumed; 0 for a fresh start."""
+    """Update of the checkpoint that it resumed from; 0 for a fresh start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,13 @@ class TensorEntry:
     """A tensor of a version."""
 
     name: str
-    """Its name in the state dict."""
+    """Name in the state dict."""
     dtype: str
-    """safetensors' name of the type, such as `F32`."""
+    """Type as safetensors names it, such as `F32`."""
     shape: tuple[int, ...]
-    """Its shape."""
+    """Shape."""
     shard: str
-    """File that holds it."""
+    """Name of the file that contains it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +51,30 @@ class Shard:
     name: str
     """File name."""
     size_bytes: int
-    """Its size."""
+    """File size."""
     sha256: str
-    """Its checksum, hexadecimal."""
+    """Checksum of the file, hexadecimal."""
     piece_bytes: int = 0
-    """Length of each of its pieces but the last; 0 in manifests that know none."""
+    """Length of each piece except the last; 0 in manifests without pieces."""
     pieces: tuple[str, ...] = ()
-    """Digest of each, hexadecimal: what comes over the wire is verified, and passed on, piece by piece."""
+    """Digest of each piece, hexadecimal. A receiver verifies and relays bytes piece by piece."""
     piece_hash: PieceHash = "sha256"
-    """How they are hashed; manifests of the first schema have SHA-256."""
+    """Hash function of the pieces; manifests of schema 1 use SHA-256."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What a version needs that is only what was added to a base model."""
+    """The base model of a version that contains only an adapter's tensors."""
 
     base_fingerprint: str
-    """SHA-256 over the base's weights, as `fairlead.nn.adapters.fingerprint` makes it."""
+    """SHA-256 over the weights of the base model, as computed by `fairlead.nn.adapters.fingerprint`."""
     config: Mapping[str, object]
-    """The content of peft's `adapter_config.json`; it names the base model."""
+    """Content of peft's `adapter_config.json`; it names the base model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a version consists of."""
+    """The content of a version."""
 
     version: WeightVersion
     """The version."""
@@ -86,11 +87,14 @@ class Manifest:
     shards: tuple[Shard, ...]
     """Every file."""
     adapter: Adapter | None = None
-    """The version holds an adapter only; None if it holds the whole model."""
+    """Base model, if the version contains only an adapter; None if it contains the whole model."""
 
 
 def is_valid(version: WeightVersion, lineage: Sequence[Ancestor]) -> bool:
-    """Whether a version belongs to the lineage: no later incarnation resumed from before it."""
+    """Return whether a version belongs to the lineage.
+
+    (j, u) belongs to it if incarnation j is in it and no later incarnation resumed from an update before u.
+    """
     known = any(ancestor.incarnation == version.incarnation for ancestor in lineage)
     return known and all(
         version.update <= ancestor.resumed_from
@@ -100,60 +104,78 @@ def is_valid(version: WeightVersion, lineage: Sequence[Ancestor]) -> bool:
 
 
 class WeightSource(Protocol):
-    """What a replica follows: the newest version, fetched and verified, without holding up its event loop."""
+    """The versions as a replica follows them: it polls for the newest version and fetches it."""
 
     async def latest(self) -> Manifest | None:
-        """Manifest of the newest valid version, None if there is none. Cheap: meant to be polled."""
+        """Return the manifest of the newest valid version, None if there is none. Cheap enough to poll."""
         ...
 
     async def fetch(self, manifest: Manifest) -> Path:
-        """Folder with the verified files of a version.
+        """Return a folder with the verified files of a version.
 
         Raises:
-            NotFound: if the version has gone meanwhile: another is the newest.
-            CorruptWeights: if its files do not match the manifest; the message names one.
-            OutOfSpace, ReadOnlyDisk: if there is no place to put it.
-            Unavailable: if no source of its bytes answers.
+            NotFound: if the version was deleted because a newer one exists.
+            CorruptWeights: if a file does not match the manifest; the message names the file.
+            OutOfSpace, ReadOnlyDisk: if the files cannot be written.
+            Unavailable: if no source of the bytes answers.
         """
         ...
 
 
-class WeightStore(Protocol):
-    """A store of versions."""
+class VerifiedLength:
+    """How many bytes of a shard that is being fetched are verified. Belongs to one event loop."""
 
-    def publish(
-        self,
-        version: WeightVersion,
-        *,
-        parent: WeightVersion | None,
-        lineage: Sequence[Ancestor],
-        adapter: Adapter | None = None,
-    ) -> AbstractContextManager[Path]:
-        """A folder to write `*.safetensors` into; when the block ends without error the version is published.
+    def __init__(self, verified_bytes: int = 0) -> None:
+        self.verified_bytes = verified_bytes
+        self.closed = False
+        self._changed = asyncio.Event()
 
-        With `adapter`, what is written are an adapter's tensors, by the names of peft's files.
+    def advance(self, verified_bytes: int) -> None:
+        """Set the number of verified bytes, which only grows."""
+        self.verified_bytes = verified_bytes
+        self._notify()
 
-        Publishing is atomic and durable: manifest and shards are synced, then renamed, then the hint `latest`
-        moves. A version that exists already is left as it is.
-        """
-        ...
+    def close(self) -> None:
+        """Report that no more bytes will be verified."""
+        self.closed = True
+        self._notify()
 
-    def latest(self) -> Manifest | None:
-        """Manifest of the newest valid version, None if there is none. Cheap: meant to be polled."""
-        ...
+    async def wait_beyond(self, offset_bytes: int, *, timeout_seconds: float) -> int:
+        """Return the verified bytes once they exceed `offset_bytes`, on timeout, or when closed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while self.verified_bytes <= offset_bytes and not self.closed:
+                    await self._changed.wait()
+        return self.verified_bytes
 
-    def versions(self) -> Sequence[WeightVersion]:
-        """Every complete version in the store, oldest first, valid or not."""
-        ...
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
-    def fetch(self, version: WeightVersion) -> Path:
-        """Folder with the verified files of a version.
+
+@dataclass(frozen=True, slots=True)
+class OpenShard:
+    """A shard that is open for reading; it stays readable when its version is deleted meanwhile."""
+
+    descriptor: int
+    """Descriptor of the open file."""
+    size_bytes: int
+    """Size of the whole shard."""
+    verified: VerifiedLength | None = None
+    """How much of the shard can be sent; None if all of it."""
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.descriptor)
+
+
+class ShardStore(Protocol):
+    """Versions whose bytes can be sent: the trainer's store at the origin, the cache at a replica."""
+
+    def open(self, version: WeightVersion, shard: str) -> OpenShard:
+        """Open a shard by its name in the manifest.
 
         Raises:
-            CorruptWeights: if a file is missing, short, or its SHA-256 differs; the message names it.
+            NotFound: if the store does not have the version, or the version has no such shard.
         """
-        ...
-
-    def prune(self, *, keep: int) -> None:
-        """Deletes all but the newest `keep` versions."""
         ...

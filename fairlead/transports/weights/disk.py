@@ -1,4 +1,7 @@
-"""What a disk refuses, in words: full, or not to be written on. Beneath everything that writes weights."""
+"""Writing to a disk that may be full or read-only: named errors, free space, and syncs.
+
+Used by everything that writes weights, models and checkpoints. Knows nothing about their content.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
-def faults_named(folder: Path, what: str) -> Iterator[None]:
-    """Turns the system's errors of a full or a read-only disk into ours, with the folder and the thing.
+def named_disk_errors(folder: Path, what: str) -> Iterator[None]:
+    """Translate errors of a full or read-only disk; the message names the folder and what was written.
 
     Raises:
-        OutOfSpace: for a full disk, a quota or a limit on the size of files.
-        ReadOnlyDisk: for a folder that this process may not write into.
+        OutOfSpace: if the disk is full, or a quota or file size limit is reached.
+        ReadOnlyDisk: if this process may not write to the folder.
     """
     try:
         yield
@@ -36,29 +39,31 @@ def faults_named(folder: Path, what: str) -> Iterator[None]:
 
 
 def error_number(error: Exception) -> int | None:
-    """The system's number of an error; what safetensors raises has it in its text alone."""
+    """Return the errno of an error, None if it has none. A SafetensorError has it only in its text."""
     if isinstance(error, OSError):
         return error.errno
-    told = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
-    return int(told[1]) if told else None
+    if type(error).__name__ != "SafetensorError":
+        return None
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
-def check_room(folder: Path, needed_bytes: int, what: str) -> None:
-    """Says beforehand that something will not fit.
+def check_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Check that the disk of a folder has enough free space.
 
     Raises:
-        OutOfSpace: if the disk of the folder has less room.
+        OutOfSpace: if it has less than `needed_bytes`.
     """
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
-        raise OutOfSpace(f"{what} needs {needed_bytes} bytes in {folder}, whose disk has {free}")
+        raise OutOfSpace(f"{what} needs {needed_bytes} bytes in {folder}, but its disk has only {free} free")
 
 
 def reserve(descriptor: int, offset: int, length: int) -> None:
-    """Room for a range of a file, where the system can do that: half of what writing costs is finding it.
+    """Allocate a range of a file, if the file system supports it: this halves the cost of writing it.
 
     Raises:
-        OSError: if there is none.
+        OSError: if the disk is full.
     """
     if not hasattr(os, "posix_fallocate"):
         return
@@ -67,3 +72,12 @@ def reserve(descriptor: int, offset: int, length: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,8 +1,8 @@
-"""The weight store in a folder that trainer and replicas both see; the contract stands in base.py.
+"""The weight store: versions in a folder that the trainer writes, and replicas on the same volume read.
 
-`<incarnation>-<update>/` per version, written aside and renamed into place, and a file `latest` that names
-the newest. The file is a hint: what counts is the folders, so it may be missing, stale or garbage. Nothing
-here knows what a tensor is for.
+Each version is a folder `<incarnation>-<update>/`, written under another name and renamed when complete. The
+file `latest` names the newest version; it is a hint that may be missing, stale or corrupt: what counts is the
+folders. Knows nothing about the meaning of tensors.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from pathlib import Path
 from fairlead.errors import CorruptWeights, Fenced, InvalidInput, NotFound
 from fairlead.transports.weights import disk
 from fairlead.transports.weights import manifest as manifests
-from fairlead.transports.weights.base import Adapter, Ancestor, Manifest
-from fairlead.transports.weights.shelf import OpenShard
+from fairlead.transports.weights.base import Adapter, Ancestor, Manifest, OpenShard
 from fairlead.types import WeightVersion
 
 logger = logging.getLogger(__name__)
@@ -30,8 +29,29 @@ _STAGING = ".staging-"
 _TRASH = ".trash-"
 
 
+class FilesystemWeightSource:
+    """The WeightSource of a replica on the same volume: it reads versions where the trainer wrote them."""
+
+    def __init__(self, store: FilesystemWeightStore) -> None:
+        self._store = store
+
+    async def latest(self) -> Manifest | None:
+        """See `WeightSource.latest`."""
+        return await asyncio.to_thread(self._store.latest)
+
+    async def fetch(self, manifest: Manifest) -> Path:
+        """See `WeightSource.fetch`. The folder is the version's own folder in the store."""
+        version = manifest.version
+        try:
+            return await asyncio.to_thread(self._store.fetch, version)
+        except CorruptWeights as error:
+            if version in await asyncio.to_thread(self._store.versions):
+                raise
+            raise NotFound(f"weights {version} were deleted while they were read") from error
+
+
 class FilesystemWeightStore:
-    """Versions in a folder. Any number of readers; writers are fenced by their incarnation."""
+    """The versions in a folder. Any number of readers; writers are fenced by their incarnation."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -48,15 +68,19 @@ class FilesystemWeightStore:
         lineage: Sequence[Ancestor],
         adapter: Adapter | None = None,
     ) -> Iterator[Path]:
-        """A folder to write `*.safetensors` into; published when the block ends without error.
+        """Yield a folder for `*.safetensors` files; publish the version when the block ends without error.
+
+        Publishing is atomic and durable: shards and manifest are synced, the folder is renamed, then the hint
+        `latest` is updated. If the version exists already, it is left unchanged. With `adapter`, the files
+        contain only an adapter's tensors, under the names that peft uses.
 
         Raises:
-            Fenced: if the store holds a version of a higher incarnation.
-            InvalidInput: if what was written is no set of shards, or the version is not in the lineage.
-            OutOfSpace, ReadOnlyDisk: if it cannot be written; the versions before it stay.
+            Fenced: if the store has a version of a higher incarnation.
+            InvalidInput: if the files are not a set of shards, or the version is not in the lineage.
+            OutOfSpace, ReadOnlyDisk: if the folder cannot be written; earlier versions are unaffected.
         """
         with (
-            disk.faults_named(self.root, f"weights {version}"),
+            disk.named_disk_errors(self.root, f"weights {version}"),
             self._publish(version, parent=parent, lineage=lineage, adapter=adapter) as staging,
         ):
             yield staging
@@ -81,8 +105,8 @@ class FilesystemWeightStore:
             manifest = manifests.build(staging, version, parent=parent, lineage=lineage, adapter=adapter)
             (staging / manifests.FILE_NAME).write_bytes(manifests.encode(manifest))
             for path in staging.iterdir():
-                _sync(path)
-            _sync(staging)
+                disk.sync(path)
+            disk.sync(staging)
             self._check_fence(version)
             self._place(staging, version)
         finally:
@@ -90,16 +114,16 @@ class FilesystemWeightStore:
             shutil.rmtree(staging, ignore_errors=True)
 
     def latest(self) -> Manifest | None:
-        """Manifest of the newest valid version, None if there is none.
+        """Return the manifest of the newest valid version, None if there is none. Cheap enough to poll.
 
-        Only the highest incarnation counts: a lower one that still writes is no longer the run's. Costs one
-        listing of a small folder; manifests are read once, since versions never change.
+        Only the highest incarnation counts: a lower one that still writes was replaced. Costs one listing of
+        a small folder; each manifest is read once, because versions never change.
 
         Raises:
             CorruptWeights: if no manifest of the highest incarnation can be read.
         """
         known = set(self.versions())
-        # A network file system may show a new folder late in listings although its name can be opened.
+        # A network file system may list a new folder late although it can be opened by its name.
         hint = self._hint()
         if hint is not None and self._is_complete(hint):
             known.add(hint)
@@ -117,13 +141,13 @@ class FilesystemWeightStore:
                 failure = failure or error
                 if version not in self._damaged:
                     self._damaged.add(version)
-                    logger.warning("weights %s are damaged and are skipped: %s", version, error)
-        if failure is None or not self._is_complete(newest):  # pruned between listing and reading
+                    logger.warning("skipping damaged weights %s: %s", version, error)
+        if failure is None or not self._is_complete(newest):  # deleted between listing and reading
             return None
         raise failure
 
     def versions(self) -> Sequence[WeightVersion]:
-        """Every complete version in the store, oldest first, valid or not."""
+        """Return every complete version in the store, oldest first, valid or not."""
         found = []
         try:
             names = os.listdir(self.root)
@@ -137,10 +161,10 @@ class FilesystemWeightStore:
         return tuple(sorted(found))
 
     def fetch(self, version: WeightVersion) -> Path:
-        """Folder with the verified files of a version.
+        """Verify a version and return its folder.
 
         Raises:
-            CorruptWeights: if a file is missing, short, or its SHA-256 differs; the message names it.
+            CorruptWeights: if a file is missing, short, or has another SHA-256; the message names the file.
         """
         folder = self._folder(version)
         try:
@@ -150,10 +174,10 @@ class FilesystemWeightStore:
         return folder
 
     def open(self, version: WeightVersion, shard: str) -> OpenShard:
-        """A shard, for a sender.
+        """Open a shard; see `ShardStore.open`.
 
         Raises:
-            NotFound: if the version is not here, or has no such shard.
+            NotFound: if the store does not have the version, or the version has no such shard.
         """
         path = self._folder(version) / shard
         try:
@@ -163,18 +187,18 @@ class FilesystemWeightStore:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except (CorruptWeights, FileNotFoundError) as error:
             held = ", ".join(map(str, self.versions())) or "none"
-            raise NotFound(f"weights {version} are not here; those that are: {held}") from error
+            raise NotFound(f"weights {version} are not in the store; versions in it: {held}") from error
         return OpenShard(descriptor, os.fstat(descriptor).st_size)
 
     def prune(self, *, keep: int) -> None:
-        """Deletes all but the newest `keep` versions, never the one that `latest` names."""
+        """Delete all but the newest `keep` versions, and never the one that `latest` names."""
         if keep < 1:
             raise InvalidInput("keep", got=keep, allowed="1 or more")
         hint = self._hint()
         for version in self.versions()[:-keep]:
             if version == hint:
                 continue
-            # Renamed first: a reader sees a version whole or not at all.
+            # Renamed first, so that a reader never sees part of a version.
             trash = self.root / f"{_TRASH}{version}-{uuid.uuid4().hex}"
             with suppress(FileNotFoundError):
                 self._folder(version).rename(trash)
@@ -184,18 +208,18 @@ class FilesystemWeightStore:
         target = self._folder(version)
         try:
             staging.rename(target)
-            _sync(self.root)
+            disk.sync(self.root)
         except OSError:
             if not self._is_complete(version):
                 raise
-            logger.info("weight version %s exists already and is left as it is", version)
+            logger.info("weights %s exist already and are left unchanged", version)
         hint = self._hint()
         if hint is None or hint < version:
-            aside = self.root / f".{_HINT}-{uuid.uuid4().hex}"
-            aside.write_text(f"{version}\n", encoding="ascii")
-            _sync(aside)
-            aside.replace(self.root / _HINT)
-            _sync(self.root)
+            new_hint = self.root / f".{_HINT}-{uuid.uuid4().hex}"
+            new_hint.write_text(f"{version}\n", encoding="ascii")
+            disk.sync(new_hint)
+            new_hint.replace(self.root / _HINT)
+            disk.sync(self.root)
 
     def _hint(self) -> WeightVersion | None:
         try:
@@ -207,10 +231,10 @@ class FilesystemWeightStore:
     def _check_fence(self, version: WeightVersion) -> None:
         known = self.versions()
         if known and known[-1].incarnation > version.incarnation:
-            raise Fenced(f"cannot publish {version}: {self.root} holds {known[-1]} of a newer trainer")
+            raise Fenced(f"cannot publish {version}: {self.root} has {known[-1]} of a newer trainer")
 
     def _clean(self, incarnation: int) -> None:
-        """Removes what crashes left behind, but nothing of a newer trainer that may be writing now."""
+        """Delete the remains of crashed writers, but nothing that a newer trainer may be writing now."""
         for path in self.root.iterdir():
             if path in self._writing:
                 continue
@@ -224,7 +248,7 @@ class FilesystemWeightStore:
     def _make_root(self) -> None:
         if not self.root.is_dir():
             self.root.mkdir(parents=True, exist_ok=True)
-            _sync(self.root.parent)
+            disk.sync(self.root.parent)
 
     def _manifest(self, version: WeightVersion) -> Manifest:
         manifest = self._manifests.get(version)
@@ -239,35 +263,6 @@ class FilesystemWeightStore:
 
     def _folder(self, version: WeightVersion) -> Path:
         return self.root / str(version)
-
-
-class FilesystemWeightSource:
-    """The store as a replica on the same volume follows it: its folder is read where it lies."""
-
-    def __init__(self, store: FilesystemWeightStore) -> None:
-        self._store = store
-
-    async def latest(self) -> Manifest | None:
-        """Manifest of the newest valid version; see WeightSource.latest."""
-        return await asyncio.to_thread(self._store.latest)
-
-    async def fetch(self, manifest: Manifest) -> Path:
-        """The version's own folder, verified; see WeightSource.fetch."""
-        version = manifest.version
-        try:
-            return await asyncio.to_thread(self._store.fetch, version)
-        except CorruptWeights as error:
-            if version in await asyncio.to_thread(self._store.versions):
-                raise
-            raise NotFound(f"weights {version} were pruned while they were read") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

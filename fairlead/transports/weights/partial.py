@@ -1,7 +1,7 @@
-"""A version that is being fetched: bytes are written as they come and verified piece by piece.
+"""A version that is being fetched: its bytes are written as they arrive and verified piece by piece.
 
-What has been verified survives a cut, another source and a restart; what has not is fetched again. Beneath
-the cache; knows no wire.
+Verified pieces survive a broken connection, a change of the source and a restart; the rest is fetched again.
+Used by the cache and by downloads; knows no wire.
 """
 
 from __future__ import annotations
@@ -16,31 +16,30 @@ from pathlib import Path
 from fairlead.errors import CorruptWeights, Unavailable
 from fairlead.transports.weights import disk
 from fairlead.transports.weights import manifest as manifests
-from fairlead.transports.weights.base import Manifest, Shard
-from fairlead.transports.weights.direct import in_thread
-from fairlead.transports.weights.pieces import layout, verified_bytes
-from fairlead.transports.weights.shelf import Progress
+from fairlead.transports.weights.base import Manifest, Shard, VerifiedLength
+from fairlead.transports.weights.direct import DirectConnection
+from fairlead.transports.weights.manifest import piece_layout, verified_prefix_bytes
 
 _BLOCK_BYTES = 4 << 20
-"""Written and hashed at a time, while the next block is received."""
+"""Bytes written and hashed at a time, while the next block is received."""
 _DIRECT_BLOCK_BYTES = 1 << 20
-"""The same, where one thread does all three: it stays in the processor's cache."""
+"""The same, where one thread receives, hashes and writes: a block stays in the processor's cache."""
 
 
 class PartialShard:
-    """One shard on its way in."""
+    """One shard that is being fetched."""
 
     def __init__(self, path: Path, shard: Shard) -> None:
-        """Goes on behind what an earlier attempt left and still matches."""
+        """Keep the pieces of an earlier attempt that match the shard."""
         self.shard = shard
         self._path = path
-        self._piece_bytes, self._digests, self._new_digest = layout(shard)
+        self._piece_bytes, self._digests, self._new_digest = piece_layout(shard)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._position = verified_bytes(path, shard)
-        # Not without need: ext4 writes a file that was truncated to the disk when it is closed.
+        self._position = verified_prefix_bytes(path, shard)
+        # Only if needed: ext4 flushes a truncated file to the disk when it is closed.
         if os.fstat(self._file).st_size > self._position:
             os.ftruncate(self._file, self._position)
-        self.progress = Progress(self._position)
+        self.verified = VerifiedLength(self._position)
         self._hash = self._new_digest()
         self._blocks: list[memoryview] = []
         self._waiting_bytes = 0
@@ -48,25 +47,26 @@ class PartialShard:
 
     @property
     def verified_bytes(self) -> int:
-        """How much is there and verified, from the start."""
-        return self.progress.verified_bytes
+        """Bytes from the start of the shard that are written and verified."""
+        return self.verified.verified_bytes
 
     @property
     def complete(self) -> bool:
-        """Whether all of it is."""
+        """Whether the whole shard is written and verified."""
         return self.verified_bytes == self.shard.size_bytes
 
     async def write(self, data: bytes) -> None:
-        """The next bytes, in order. A full block is written while the caller receives more.
+        """Append the next bytes. A full block is written while the caller receives more.
 
         Raises:
-            CorruptWeights: if a piece does not match; all behind the last that did is dropped.
-            OutOfSpace, ReadOnlyDisk: if it cannot be written.
+            CorruptWeights: if a piece does not match its digest; everything after the last good piece is
+                dropped.
+            OutOfSpace, ReadOnlyDisk: if the file cannot be written.
         """
         view = memoryview(data)
         while view:
             if self._position == self.shard.size_bytes:
-                raise CorruptWeights(f"{self._path} gets more than its {self.shard.size_bytes} bytes")
+                raise CorruptWeights(f"{self._path}: received more than its {self.shard.size_bytes} bytes")
             part = view[: self._piece_end() - self._position]
             view = view[len(part) :]
             self._blocks.append(part)
@@ -76,37 +76,43 @@ class PartialShard:
             if ends_piece or self._waiting_bytes >= _BLOCK_BYTES:
                 await self._flush(ends_piece=ends_piece)
 
-    async def receive(self, connection: socket.socket, count: Callable[[int], None]) -> None:
-        """The next bytes, as many as come from a connection, in one thread that also hashes and writes them.
+    async def receive(self, connection: DirectConnection, count: Callable[[int], None]) -> None:
+        """Append all bytes that arrive on a connection; one thread receives, hashes and writes them.
 
         Args:
-            connection: whose timeout is how long a silence may last.
-            count: told in that thread how many bytes have come.
+            connection: its timeout limits how long the sender may be silent.
+            count: called in that thread with the number of bytes of each block.
 
         Raises:
-            CorruptWeights: if a piece does not match.
-            OutOfSpace, ReadOnlyDisk: if it cannot be written.
-            Unavailable: if the connection breaks, falls silent, or brings nothing at all.
+            CorruptWeights: if a piece does not match its digest.
+            OutOfSpace, ReadOnlyDisk: if the file cannot be written.
+            Unavailable: if the connection breaks, times out, or ends without a byte.
         """
         loop = asyncio.get_running_loop()
-        await in_thread(connection, lambda: self._receive(connection, count, loop))
+        await connection.run(lambda: self._receive(connection.socket, count, loop))
 
     async def settle(self) -> None:
-        """Waits until every whole piece that came has been verified; raises as `write`."""
+        """Wait until every complete piece is verified.
+
+        Raises:
+            CorruptWeights, OutOfSpace, ReadOnlyDisk: as `write`.
+        """
         writing, self._writing = self._writing, None
         if writing is not None:
             await writing
 
     async def rewind(self) -> None:
-        """Drops what came behind the last verified piece; the next bytes are those behind it."""
+        """Drop everything after the last verified piece; the next bytes must follow that piece."""
         with contextlib.suppress(Exception):
             await self.settle()
         self._position = self.verified_bytes
-        self._blocks, self._waiting_bytes, self._hash = [], 0, self._new_digest()
+        self._blocks = []
+        self._waiting_bytes = 0
+        self._hash = self._new_digest()
 
     def close(self) -> None:
-        """Closes the file; whoever waits for more is told that nothing comes."""
-        self.progress.close()
+        """Close the file; readers that wait for more bytes stop waiting."""
+        self.verified.close()
         os.close(self._file)
 
     def _ends_piece(self) -> bool:
@@ -121,17 +127,18 @@ class PartialShard:
         blocks, self._blocks = self._blocks, []
         begin = self._position - self._waiting_bytes
         self._waiting_bytes = 0
-        self._writing = asyncio.create_task(self._settle_block(blocks, begin, ends_piece=ends_piece))
+        self._writing = asyncio.create_task(self._write_blocks(blocks, begin, ends_piece=ends_piece))
 
-    async def _settle_block(self, blocks: list[memoryview], begin: int, *, ends_piece: bool) -> None:
+    async def _write_blocks(self, blocks: list[memoryview], begin: int, *, ends_piece: bool) -> None:
         end = await asyncio.to_thread(self._append, blocks, begin, ends_piece)
         if ends_piece:
-            self.progress.advance(end)
+            self.verified.advance(end)
 
     def _receive(
         self, connection: socket.socket, count: Callable[[int], None], loop: asyncio.AbstractEventLoop
     ) -> None:
-        buffer, first = memoryview(bytearray(_DIRECT_BLOCK_BYTES)), self._position
+        buffer = memoryview(bytearray(_DIRECT_BLOCK_BYTES))
+        first = self._position
         while self._position < self.shard.size_bytes:
             begin = self._position
             block = buffer[: self._piece_end() - begin]
@@ -143,13 +150,13 @@ class PartialShard:
             ends_piece = self._ends_piece()
             self._append([block], begin, ends_piece)
             if ends_piece:
-                loop.call_soon_threadsafe(self.progress.advance, self._position)
+                loop.call_soon_threadsafe(self.verified.advance, self._position)
         if self._position == first:
-            raise Unavailable("the direct connection brought nothing")
+            raise Unavailable("the direct connection ended without a byte")
 
     def _append(self, blocks: list[memoryview], offset: int, ends_piece: bool) -> int:
-        """Writes and hashes, and at the end of a piece verifies. Returns the offset behind the blocks."""
-        with disk.faults_named(self._path.parent, self._path.name):
+        """Write and hash blocks; verify a piece at its end. Return the offset after the blocks."""
+        with disk.named_disk_errors(self._path.parent, self._path.name):
             if offset % self._piece_bytes == 0:
                 disk.reserve(self._file, offset, min(self._piece_bytes, self.shard.size_bytes - offset))
             for block in blocks:
@@ -163,12 +170,12 @@ class PartialShard:
         found, self._hash = self._hash.hexdigest(), self._new_digest()
         number = (offset - 1) // self._piece_bytes
         if found != self._digests[number]:
-            raise CorruptWeights(f"{self._path}: bytes up to {offset} do not match their digest")
+            raise CorruptWeights(f"{self._path}: the piece that ends at byte {offset} has the wrong digest")
         return offset
 
 
 def _fill(block: memoryview, connection: socket.socket) -> int:
-    """Reads until the block is full or the sender ends. Returns how much came."""
+    """Read until the block is full or the sender closes. Return the number of bytes read."""
     filled = 0
     try:
         while filled < len(block) and (count := connection.recv_into(block[filled:])):
@@ -178,14 +185,14 @@ def _fill(block: memoryview, connection: socket.socket) -> int:
     return filled
 
 
-class Partial:
-    """All shards of one version on their way in."""
+class PartialVersion:
+    """All shards of one version that is being fetched."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Reads what an earlier attempt left: takes as long as hashing it."""
+        """Verify what an earlier attempt has fetched, which takes as long as hashing it."""
         self.folder = folder
         self.manifest = manifest
-        with disk.faults_named(folder.parent, f"weights {manifest.version}"):
+        with disk.named_disk_errors(folder.parent, f"weights {manifest.version}"):
             folder.mkdir(parents=True, exist_ok=True)
             names = {shard.name for shard in manifest.shards}
             for path in folder.iterdir():
@@ -195,20 +202,20 @@ class Partial:
 
     @property
     def missing_bytes(self) -> int:
-        """What is still to come."""
+        """Bytes that are not fetched and verified yet."""
         return sum(each.shard.size_bytes - each.verified_bytes for each in self.shards.values())
 
     def finish(self) -> None:
-        """Writes the manifest beside the shards, which are all complete.
+        """Write the manifest next to the shards, which must be complete.
 
         Raises:
-            CorruptWeights: if they hold other tensors than the manifest says.
+            CorruptWeights: if the shards contain other tensors than the manifest lists.
         """
         manifests.check_tensors(self.folder, self.manifest)
-        with disk.faults_named(self.folder, manifests.FILE_NAME):
+        with disk.named_disk_errors(self.folder, manifests.FILE_NAME):
             (self.folder / manifests.FILE_NAME).write_bytes(manifests.encode(self.manifest))
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         for shard in self.shards.values():
             shard.close()

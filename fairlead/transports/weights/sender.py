@@ -1,6 +1,7 @@
-"""Sends the bytes of shards: the wire side of a shelf, the same for the origin and for replicas that relay.
+"""Sends the bytes of shards over the wire, for the weights service and for replicas that relay.
 
-Called by the servicers. Bounds how many it serves at the same time and, if asked, how fast.
+Called by the servicers; reads from a ShardStore. Limits how many transfers run at once and, if configured,
+their rate.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from fairlead import codec, metrics
 from fairlead.config.infrastructure import WeightsSection
 from fairlead.errors import InvalidInput, Overloaded, Unavailable
-from fairlead.transports.weights.direct import DirectPort, Place
-from fairlead.transports.weights.shelf import OpenShard, Shelf
+from fairlead.transports.weights.base import OpenShard, ShardStore
+from fairlead.transports.weights.direct_port import DirectPort, DirectTransfer
 from fairlead.v1 import weight_service_pb2 as pb
 
 _RETRY_SECONDS = 0.2
 _BLOCK_BYTES = 4 << 20
-"""Read at a time: a hop to another thread for every message would cost more than the reading."""
+"""Bytes read at a time: a switch of threads per message would cost more than reading it."""
 _DIRECT_BYTES = 8 << 20
-"""Sent in one go of a thread, where no rate is asked for."""
+"""Bytes that a thread sends at a time over a direct connection without a rate limit."""
 
 
 CHUNK_BYTES = 256 << 10
@@ -29,79 +30,79 @@ CHUNK_BYTES = 256 << 10
 
 
 class Sender:
-    """Of one shelf. Belongs to one event loop."""
+    """Sends the shards of one store. Belongs to one event loop."""
 
     def __init__(
         self,
-        shelf: Shelf,
+        store: ShardStore,
         section: WeightsSection,
         counts: metrics.WeightsMetrics,
         *,
         direct: DirectPort | None = None,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        """`direct` is offered to those who ask for it; None offers nothing."""
-        self._shelf = shelf
+        """`direct`: port that is offered to receivers that ask for it; None to send only over gRPC."""
+        self._store = store
         self._direct = direct
         self._chunk_bytes = chunk_bytes
-        # A fetcher that comes back after a cut finds a place although its old stream has not ended yet.
-        self._max_streams = 2 * section.relay_fan_out
-        self._patience_seconds = section.stall_seconds / 2
-        self._pace = _Pace(section.max_send_bytes_per_second)
+        # Twice the fan-out: a receiver that reconnects must not be refused while its old stream is ending.
+        self._max_transfers = 2 * section.relay_fan_out
+        self._wait_seconds = section.stall_seconds / 2
+        self._rate_limit = _RateLimit(section.max_send_bytes_per_second)
         self._counts = counts
-        self._streams = 0
+        self._transfers = 0
 
     async def send(self, request: pb.FetchShardRequest) -> AsyncGenerator[pb.FetchShardResponse]:
-        """The bytes asked for, in chunks; of a shard that is still being fetched, as they are verified.
+        """Yield the requested bytes in chunks. Bytes of a shard that is being fetched follow once verified.
 
-        Or an offer, and the end once the bytes have gone over a connection of their own.
+        If a direct connection is offered, yield only the offer, and return when the transfer has ended.
 
         Raises:
-            InvalidInput: for an offset or a limit that makes no sense.
-            NotFound: if the version is not here.
-            Overloaded: if as many are served as may be.
-            Unavailable: if a shard that is still being fetched does not go on.
+            InvalidInput: if offset or limit is out of range.
+            NotFound: if the store does not have the version or the shard.
+            Overloaded: if the maximum number of transfers is running.
+            Unavailable: if the fetch of a shard that is still incomplete makes no progress.
         """
         if request.limit_bytes < 1:
             raise InvalidInput("limit_bytes", got=request.limit_bytes, allowed="1 or more")
-        if self._streams >= self._max_streams:
+        if self._transfers >= self._max_transfers:
             raise Overloaded(
-                f"{self._streams} fetch from here, as many as may", retry_after_seconds=_RETRY_SECONDS
+                f"{self._transfers} transfers are running, the maximum", retry_after_seconds=_RETRY_SECONDS
             )
-        self._streams += 1
+        self._transfers += 1
         self._counts.relay_connections.inc()
         try:
-            shard = self._shelf.open(codec.version_from_pb(request.version), request.shard)
+            shard = self._store.open(codec.version_from_pb(request.version), request.shard)
             try:
                 offset = request.offset_bytes
                 if not 0 <= offset <= shard.size_bytes:
                     raise InvalidInput("offset_bytes", got=offset, allowed=f"from 0 to {shard.size_bytes}")
                 end = min(shard.size_bytes, offset + request.limit_bytes)
                 if request.direct and self._direct is not None and offset < end:
-                    with self._direct.place() as place:
-                        yield pb.FetchShardResponse(direct=codec.direct_offer_to_pb(place.offer))
-                        await self._send_directly(place, shard, offset, end)
+                    with self._direct.transfer() as transfer:
+                        yield pb.FetchShardResponse(direct=codec.direct_offer_to_pb(transfer.offer))
+                        await self._send_directly(transfer, shard, offset, end)
                     return
                 async for data in self._chunks(shard, offset, end):
                     yield pb.FetchShardResponse(data=data)
             finally:
                 shard.close()
         finally:
-            self._streams -= 1
+            self._transfers -= 1
             self._counts.relay_connections.dec()
 
-    async def _send_directly(self, place: Place, shard: OpenShard, offset: int, end: int) -> None:
-        """To whoever comes for it, without a hop to the loop for every message."""
-        block_bytes = self._chunk_bytes if self._pace.limited else _DIRECT_BYTES
-        await place.taken()
+    async def _send_directly(self, transfer: DirectTransfer, shard: OpenShard, offset: int, end: int) -> None:
+        """Send from a thread, without a hop to the event loop for every message."""
+        block_bytes = self._chunk_bytes if self._rate_limit.enabled else _DIRECT_BYTES
+        await transfer.wait_connected()
         while offset < end:
-            length = min(block_bytes, await self._there(shard, offset, end) - offset)
-            await self._pace.take(length)
-            sent = await place.send(shard.descriptor, offset, length)
+            length = min(block_bytes, await self._available_end(shard, offset, end) - offset)
+            await self._rate_limit.wait(length)
+            sent = await transfer.send(shard.descriptor, offset, length)
             self._counts.sent_bytes.inc(sent)
             offset += sent
             if sent < length:
-                raise _ends_early(shard, offset)
+                raise _truncated(shard, offset)
 
     async def _chunks(self, shard: OpenShard, offset: int, end: int) -> AsyncIterator[bytes]:
         block = asyncio.create_task(self._block(shard, offset, end))
@@ -111,7 +112,7 @@ class Sender:
                 block = asyncio.create_task(self._block(shard, offset, end))
                 for begin in range(0, len(data), self._chunk_bytes):
                     chunk = bytes(data[begin : begin + self._chunk_bytes])
-                    await self._pace.take(len(chunk))
+                    await self._rate_limit.wait(len(chunk))
                     self._counts.sent_bytes.inc(len(chunk))
                     yield chunk
         finally:
@@ -119,43 +120,43 @@ class Sender:
             await asyncio.gather(block, return_exceptions=True)
 
     async def _block(self, shard: OpenShard, offset: int, end: int) -> memoryview:
-        """The next bytes, read while those before them are sent; none at the end."""
+        """Read the next bytes, while those before them are sent. Empty at the end."""
         if offset == end:
             return memoryview(b"")
-        length = min(_BLOCK_BYTES, await self._there(shard, offset, end) - offset)
+        length = min(_BLOCK_BYTES, await self._available_end(shard, offset, end) - offset)
         data = await asyncio.to_thread(os.pread, shard.descriptor, length, offset)
         if len(data) < length:
-            raise _ends_early(shard, offset + len(data))
+            raise _truncated(shard, offset + len(data))
         return memoryview(data)
 
-    async def _there(self, shard: OpenShard, offset: int, end: int) -> int:
-        """Up to where, beyond `offset`, there is something to send; waited for while it is being fetched."""
-        if shard.progress is None:
+    async def _available_end(self, shard: OpenShard, offset: int, end: int) -> int:
+        """Return up to where the shard can be sent, at most `end`; wait until that is beyond `offset`."""
+        if shard.verified is None:
             return end
-        there = await shard.progress.wait_beyond(offset, timeout_seconds=self._patience_seconds)
-        if there <= offset:
-            raise Unavailable(f"the fetch of this shard stands at {there} bytes here")
-        return min(there, end)
+        verified = await shard.verified.wait_beyond(offset, timeout_seconds=self._wait_seconds)
+        if verified <= offset:
+            raise Unavailable(f"the fetch of this shard makes no progress after {verified} bytes")
+        return min(verified, end)
 
 
-def _ends_early(shard: OpenShard, offset: int) -> Unavailable:
-    return Unavailable(f"the shard ends at {offset} bytes of {shard.size_bytes} here")
+def _truncated(shard: OpenShard, offset: int) -> Unavailable:
+    return Unavailable(f"the file of this shard ends at byte {offset} of {shard.size_bytes}")
 
 
-class _Pace:
-    """A token bucket of a tenth of a second, over all streams."""
+class _RateLimit:
+    """A token bucket of 0.1 s over all transfers."""
 
     def __init__(self, bytes_per_second: int) -> None:
         self._rate = bytes_per_second
         self._free_at = 0.0
 
     @property
-    def limited(self) -> bool:
-        """Whether there is a rate."""
+    def enabled(self) -> bool:
+        """Whether a rate is configured."""
         return self._rate > 0
 
-    async def take(self, length: int) -> None:
-        """Waits until so many bytes may go."""
+    async def wait(self, length: int) -> None:
+        """Wait until `length` bytes may be sent."""
         if not self._rate:
             return
         now = time.monotonic()

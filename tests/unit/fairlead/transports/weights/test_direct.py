@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry
 from fairlead import codec
 from fairlead.config.infrastructure import WeightsSection
 from fairlead.errors import ConfigError, CorruptWeights, Overloaded, Unavailable
-from fairlead.transports.weights import direct
+from fairlead.transports.weights import direct_port
+from fairlead.transports.weights.direct_port import DirectPort, open_direct_port
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
 from fairlead.types.weights import DirectOffer
@@ -125,7 +126,7 @@ async def test_it_takes_two_who_want_it(
     async with origin(store, direct=sender) as here:
         async with replica(here.address, tmp_path / "cache", direct=receiver) as fetcher:
             assert same(await fetcher.fetch(), store.root / "1-0")
-    async with direct.listening("127.0.0.1:0", WeightsSection(), encrypted=True) as port:
+    async with open_direct_port("127.0.0.1:0", WeightsSection(), encrypted=True) as port:
         assert port is None
 
 
@@ -141,7 +142,7 @@ async def test_where_it_cannot_be_made_bytes_come_over_grpc_and_it_is_said_once(
                 publish_random(store, SECOND)
                 assert same(await fetcher.fetch(), store.root / "1-1")
         (told,) = [record.getMessage() for record in caplog.records if "over gRPC" in record.getMessage()]
-        assert f"port {here.direct_port} of {ASIDE} is not reached" in told
+        assert f"cannot connect to port {here.direct_port} of {ASIDE}: " in told
         assert (
             fetcher.node.count("fairlead_weights_source_failures_total", source="origin", reason="broken")
             == 0
@@ -204,9 +205,9 @@ async def test_who_comes_without_a_ticket_is_in_nobodys_way(
 async def test_an_offer_that_nobody_takes_ends_its_call(
     store: FilesystemWeightStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct, "_SHOW_SECONDS", 0.2)
+    monkeypatch.setattr(direct_port, "_TICKET_SECONDS", 0.2)
     async with origin(store) as here:
-        with pytest.raises(Unavailable, match=f"nobody came to port {here.direct_port}"):
+        with pytest.raises(Unavailable, match=f"no receiver connected to port {here.direct_port}"):
             await asked(here, "FetchShard", fetch_request(direct=True))
         assert here.count("fairlead_weights_relay_connections") == 0
 
@@ -216,7 +217,7 @@ async def test_as_many_are_served_as_over_grpc(store: FilesystemWeightStore) -> 
         async with taken(here, limit_bytes=4 << 20) as one, taken(here, limit_bytes=4 << 20):
             reading = asyncio.create_task(read(one))
             await until(lambda: here.count("fairlead_weights_sent_bytes_total") > 0)
-            with pytest.raises(Overloaded, match="2 fetch from here"):
+            with pytest.raises(Overloaded, match="2 transfers are running"):
                 await asked(here, "FetchShard", fetch_request(direct=True))
         await until(lambda: here.count("fairlead_weights_relay_connections") == 0)
         # The call is over, and so is what it let in.
@@ -309,12 +310,12 @@ async def test_damage_of_the_origin_is_told_over_it_too(
 ) -> None:
     (store.root / "1-0" / "model-0.safetensors").write_bytes(shard[:-1] + bytes([shard[-1] ^ 1]))
     async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
-        with pytest.raises(CorruptWeights, match=r"model-0\.safetensors: bytes up to \d+ do not match"):
+        with pytest.raises(CorruptWeights, match=r"model-0\.safetensors: the piece .* has the wrong digest"):
             await fetcher.fetch()
 
 
 async def test_a_port_that_is_taken_is_named() -> None:
-    async with direct.DirectPort("127.0.0.1:0", WeightsSection()) as port:
+    async with DirectPort("127.0.0.1:0", WeightsSection()) as port:
         with pytest.raises(ConfigError, match=r"weights\.direct_port"):
-            async with direct.DirectPort("127.0.0.1:0", WeightsSection(direct_port=port.port)):
+            async with DirectPort("127.0.0.1:0", WeightsSection(direct_port=port.port)):
                 raise AssertionError

@@ -42,7 +42,7 @@ async def test_versions_arrive_byte_for_byte_and_the_cache_stays_small(
     store: FilesystemWeightStore, tmp_path: Path
 ) -> None:
     async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
-        assert await fetcher.store.latest() is None
+        assert await fetcher.source.latest() is None
         for update in range(4):
             version = WeightVersion(1, update)
             publish_random(store, version)
@@ -51,7 +51,7 @@ async def test_versions_arrive_byte_for_byte_and_the_cache_stays_small(
             assert same(folder, store.root / str(version))
             assert fetcher.cache.versions[-1] == version
         assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".lock", "1-2", "1-3"]
-        total = 4 * sum(shard.size_bytes for shard in (await fetcher.store.latest()).shards)
+        total = 4 * sum(shard.size_bytes for shard in (await fetcher.source.latest()).shards)
         assert fetcher.node.fetched == (total, 0)
         assert here.count("fairlead_weights_sent_bytes_total") == total
         assert here.count("fairlead_weights_relay_connections") == 0
@@ -60,11 +60,11 @@ async def test_versions_arrive_byte_for_byte_and_the_cache_stays_small(
 async def test_a_manifest_travels_once(store: FilesystemWeightStore, tmp_path: Path) -> None:
     publish(store, FIRST)
     async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
-        first = await fetcher.store.latest()
+        first = await fetcher.source.latest()
         assert first == store.latest()
-        assert await fetcher.store.latest() is first
+        assert await fetcher.source.latest() is first
         publish(store, SECOND)
-        assert (await fetcher.store.latest()).version == SECOND
+        assert (await fetcher.source.latest()).version == SECOND
 
 
 async def test_what_a_killed_process_left_is_verified_and_only_the_rest_is_fetched(
@@ -114,7 +114,7 @@ async def test_a_damaged_shard_of_the_origin_is_named_and_nothing_of_it_is_kept(
     content[-3] ^= 0x10
     path.write_bytes(content)
     async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
-        with pytest.raises(CorruptWeights, match=r"model-1\.safetensors: bytes up to \d+ do not match"):
+        with pytest.raises(CorruptWeights, match=r"model-1\.safetensors: the piece .* has the wrong digest"):
             await fetcher.fetch()
         assert fetcher.cache.versions == ()
         assert not (tmp_path / "cache" / "1-0").exists()
@@ -144,7 +144,7 @@ async def test_a_damaged_manifest_is_told(store: FilesystemWeightStore, tmp_path
         path = store.root / "1-1" / manifests.FILE_NAME
         path.write_bytes(path.read_bytes()[:-20])
         # The newest that can be read is served, as on a shared volume.
-        assert (await fetcher.store.latest()).version == FIRST
+        assert (await fetcher.source.latest()).version == FIRST
 
 
 async def test_a_version_that_vanished_is_told_and_the_current_one_is_fetched(
@@ -152,11 +152,11 @@ async def test_a_version_that_vanished_is_told_and_the_current_one_is_fetched(
 ) -> None:
     publish_random(store, FIRST)
     async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
-        old = await fetcher.store.latest()
+        old = await fetcher.source.latest()
         publish_random(store, SECOND)
         store.prune(keep=1)
-        with pytest.raises(NotFound, match="weights 1-0 have gone from the origin"):
-            await fetcher.store.fetch(old)
+        with pytest.raises(NotFound, match="the origin no longer has weights 1-0"):
+            await fetcher.source.fetch(old)
         assert same(await fetcher.fetch(), store.root / "1-1")
         assert not list((tmp_path / "cache").glob(".partial*"))
 
@@ -167,7 +167,7 @@ async def test_an_origin_that_is_away_is_told_and_one_that_comes_back_is_used(
     publish_random(store, FIRST, mebibytes=24, shards=1)
     async with replica(dead_address(), tmp_path / "cache") as fetcher:
         with pytest.raises(Unavailable):
-            await fetcher.store.latest()
+            await fetcher.source.latest()
     # 6 MiB/s, so that it is in the middle when the origin goes; the next one listens at the same address.
     async with origin(store, max_send_bytes_per_second=6 << 20) as here:
         port = int(here.address.rpartition(":")[2])
@@ -199,7 +199,8 @@ async def test_a_version_that_does_not_fit_is_refused_before_a_byte_comes(
     free = disk.shutil.disk_usage(tmp_path)._replace(free=1_000)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: free)
     async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
-        with pytest.raises(OutOfSpace, match=r"weights 1-0 needs \d+ bytes in .*cache, whose disk has 1000"):
+        expected = r"weights 1-0 needs \d+ bytes in .*cache, but its disk has only 1000 free"
+        with pytest.raises(OutOfSpace, match=expected):
             await fetcher.fetch()
         assert fetcher.node.fetched == (0, 0)
 

@@ -88,7 +88,7 @@ async def test_of_many_that_fetch_at_once_only_one_burdens_the_origin(
         assert sum(fetcher.node.fetched[1] for fetcher in fetchers) > 3 * size(store)
         # Who comes later gets all of it from a peer.
         late = await stack.enter_async_context(replica(here.address, tmp_path / "late"))
-        await asyncio.gather(*(fetcher.store.latest() for fetcher in fetchers))
+        await asyncio.gather(*(fetcher.source.latest() for fetcher in fetchers))
         assert same(await late.fetch(), store.root / "1-0")
         assert late.node.fetched == (0, size(store))
 
@@ -120,7 +120,7 @@ async def test_a_peer_that_dies_is_left_and_the_fetch_goes_on_where_it_stood(
         replica(here.address, tmp_path / "second") as second,
     ):
         await first.fetch()
-        await first.store.latest()
+        await first.source.latest()
         task = asyncio.create_task(second.fetch())
         await until(lambda: second.node.fetched[1] > 9 << 20)
         await first.node.die()
@@ -142,7 +142,7 @@ async def test_a_peer_that_lies_is_found_out_reported_and_left(
         replica(here.address, tmp_path / "third") as third,
     ):
         folder = await liar.fetch()
-        await liar.store.latest()
+        await liar.source.latest()
         path = folder / "model-0.safetensors"
         content = bytearray(path.read_bytes())
         content[6 << 20] ^= 1  # in the second piece
@@ -150,7 +150,7 @@ async def test_a_peer_that_lies_is_found_out_reported_and_left(
         assert same(await second.fetch(), store.root / "1-0")
         assert second.node.fetched[0] == size(store) - (4 << 20)
         assert second.node.count("fairlead_weights_verification_failures_total", source="peer") == 1
-        await second.store.latest()
+        await second.source.latest()
         # Nobody is sent to the liar again.
         assert same(await third.fetch(), store.root / "1-0")
         assert third.node.count("fairlead_weights_verification_failures_total", source="peer") == 0
@@ -197,7 +197,7 @@ async def test_a_sender_says_what_is_wrong(store: FilesystemWeightStore, tmp_pat
             for shard in ("model-9.safetensors", "manifest.json", "../latest", "", "/etc/passwd"):
                 with pytest.raises(NotFound, match="have no shard"):
                     await asked(node, "FetchShard", fetch_request(shard=shard))
-            with pytest.raises(NotFound, match="weights 9-9 are not here; those that are: 1-0"):
+            with pytest.raises(NotFound, match="weights 9-9 are not in .*; versions in it: 1-0"):
                 await asked(
                     node, "FetchShard", fetch_request(version=codec.version_to_pb(WeightVersion(9, 9)))
                 )
@@ -213,7 +213,7 @@ async def test_a_sender_serves_a_few_at_a_time(store: FilesystemWeightStore) -> 
         request = fetch_request(limit_bytes=4 << 20)
         running = [asyncio.create_task(asked(here, "FetchShard", request)) for _ in range(2)]
         await until(lambda: here.count("fairlead_weights_relay_connections") == 2)
-        with pytest.raises(Overloaded, match="2 fetch from here"):
+        with pytest.raises(Overloaded, match="2 transfers are running"):
             await asked(here, "FetchShard", request)
         for task in running:
             task.cancel()

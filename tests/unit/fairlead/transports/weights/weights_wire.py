@@ -14,11 +14,11 @@ from safetensors.numpy import save_file
 
 from fairlead import metrics
 from fairlead.config.infrastructure import KeysSection, WeightsSection
-from fairlead.transports.weights import direct
 from fairlead.transports.weights.base import Ancestor
 from fairlead.transports.weights.cache import WeightCache
+from fairlead.transports.weights.direct_port import open_direct_port
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
-from fairlead.transports.weights.grpc import GrpcWeightStore
+from fairlead.transports.weights.grpc import GrpcWeightSource
 from fairlead.transports.weights.sender import Sender
 from fairlead.types import WeightVersion
 from services.policy.relay_servicer import RelayServicer
@@ -103,7 +103,7 @@ async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: obj
     section = WeightsSection(**(QUICK | settings))
     registry = CollectorRegistry()
     known = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)
-    async with direct.listening("127.0.0.1:0", section, encrypted=False) as direct_port:
+    async with open_direct_port("127.0.0.1:0", section, encrypted=False) as direct_port:
         sender = Sender(
             store,
             section,
@@ -121,14 +121,14 @@ async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: obj
 class Fetcher:
     """A replica without its engine: what it follows, its cache, and the server that relays from it."""
 
-    store: GrpcWeightStore
+    source: GrpcWeightSource
     cache: WeightCache
     node: Node
 
     async def fetch(self) -> Path:
-        manifest = await self.store.latest()
+        manifest = await self.source.latest()
         assert manifest is not None
-        return await self.store.fetch(manifest)
+        return await self.source.fetch(manifest)
 
 
 @asynccontextmanager
@@ -140,10 +140,10 @@ async def replica(
     registry = CollectorRegistry()
     counts = metrics.WeightsMetrics(registry)
     with WeightCache(folder) as cache:
-        store = GrpcWeightStore(section, cache, counts)
+        source = GrpcWeightSource(section, cache, counts)
         try:
             async with (
-                direct.listening("127.0.0.1:0", section, encrypted=False) as direct_port,
+                open_direct_port("127.0.0.1:0", section, encrypted=False) as direct_port,
                 listening(
                     RelayServicer(
                         Sender(cache, section, counts, direct=direct_port, chunk_bytes=CHUNK_BYTES)
@@ -152,7 +152,7 @@ async def replica(
                 ) as node,
             ):
                 if relays:
-                    store.relay_address = node.address
-                yield Fetcher(store, cache, node)
+                    source.relay_at(node.address)
+                yield Fetcher(source, cache, node)
         finally:
-            await store.close()
+            await source.close()
