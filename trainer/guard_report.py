@@ -6,7 +6,7 @@ Reads a run's record; knows nothing of how a signal is measured.
 from __future__ import annotations
 
 from fairlead.config.training import GuardSection
-from trainer.page import Section, Table
+from trainer.page import PageSection, Table
 from trainer.run_record import RunRecord
 
 MEANINGS = {
@@ -24,7 +24,7 @@ MEANINGS = {
 """By signal, in the order of the table."""
 
 
-def guards(record: RunRecord) -> list[Section]:
+def guards(record: RunRecord) -> list[PageSection]:
     """What every signal did; empty for a run that was not watched."""
     rows = [row for signal in MEANINGS if (row := _row(record, signal)) is not None]
     if not rows:
@@ -46,7 +46,7 @@ def guards(record: RunRecord) -> list[Section]:
         "overconfidence sees mild over-optimisation; it needs labels of people on the policy's own answers."
     )
     table = Table(columns=("signal", "first", "last", "range", "limit", "fired"), rows=tuple(rows))
-    return [Section(title="Watching for reward hacking", text=text, tables=(table,))]
+    return [PageSection(title="Watching for reward hacking", text=text, tables=(table,))]
 
 
 def _row(record: RunRecord, signal: str) -> tuple[str, ...] | None:

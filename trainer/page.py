@@ -48,7 +48,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PageSection:
     """A heading and what belongs under it."""
 
     title: str
@@ -62,7 +62,7 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PageAnswer:
     """What a policy said."""
 
     text: str
@@ -72,14 +72,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class PageSample:
     """One prompt, answered before and after training."""
 
     prompt: str
     """What was asked."""
-    before: Answer
+    before: PageAnswer
     """By the policy that training started from."""
-    after: Answer
+    after: PageAnswer
     """By the trained policy."""
 
 
@@ -93,9 +93,9 @@ class Page:
     """A paragraph: what was done, and what came of it."""
     headlines: tuple[Headline, ...]
     """Three to six."""
-    sections: tuple[Section, ...]
+    sections: tuple[PageSection, ...]
     """In order."""
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[PageSample, ...] = ()
     """Side by side, behind the first section."""
     samples_text: str = ""
     """How the samples were chosen."""

@@ -16,7 +16,7 @@ from fairlead.errors import ConfigError, FairleadError
 from trainer import charts, durable, run_record
 from trainer.charts import Mark
 from trainer.guard_report import guards
-from trainer.page import Answer, Headline, Page, Picture, Sample, Section, Table, render
+from trainer.page import Headline, Page, PageAnswer, PageSample, PageSection, Picture, Table, render
 from trainer.run_record import RunRecord
 
 _CURVES = (
@@ -103,7 +103,7 @@ def page_of(record: RunRecord) -> Page:
 
 def learning(
     record: RunRecord, *, extra: Sequence[Picture] = (), marks: Sequence[Mark] = ()
-) -> list[Section]:
+) -> list[PageSection]:
     """The curves over updates, with vertical lines at `marks`; none before the first update."""
     pictures = list(extra)
     for name, title, caption, floor in _CURVES:
@@ -116,10 +116,10 @@ def learning(
     text = (
         "What changed from update to update. The reward alone can deceive: read it beside the other curves."
     )
-    return [Section(title="Learning", text=text, pictures=tuple(pictures))]
+    return [PageSection(title="Learning", text=text, pictures=tuple(pictures))]
 
 
-def work(record: RunRecord) -> list[Section]:
+def work(record: RunRecord) -> list[PageSection]:
     """Where the time went, and the balance of the queue; empty where nothing is known."""
     sections = []
     spent = record.seconds_per_phase
@@ -144,24 +144,24 @@ def work(record: RunRecord) -> list[Section]:
         )
         waiting = spent.get("wait", 0.0) / total
         text = f"PPO took {total:.0f} seconds; {waiting:.0%} of it was waiting for rollouts."
-        sections.append(Section(title="Time", text=text, pictures=(picture,), tables=(table,)))
+        sections.append(PageSection(title="Time", text=text, pictures=(picture,), tables=(table,)))
     if record.queue:
         sections.append(_queue(record.queue))
     return sections
 
 
-def samples_of(record: RunRecord) -> list[Sample]:
+def samples_of(record: RunRecord) -> list[PageSample]:
     """The evaluation's samples, if there are any."""
     found = []
     for row in record.evaluation.get("samples", []):
         answers = (
-            Answer(
+            PageAnswer(
                 text=str(row.get(side, "")),
                 scores=(("score", float(row[f"score_{side}"])),) if f"score_{side}" in row else (),
             )
             for side in ("before", "after")
         )
-        found.append(Sample(str(row.get("prompt", "")), *answers))
+        found.append(PageSample(str(row.get("prompt", "")), *answers))
     return found
 
 
@@ -192,7 +192,7 @@ def _headlines(record: RunRecord) -> list[Headline]:
     return found
 
 
-def _queue(queue: Mapping[str, int]) -> Section:
+def _queue(queue: Mapping[str, int]) -> PageSection:
     meanings = {
         "tasks_dispatched": "prompt tasks sent to the workers",
         "tasks_trained": "trained on, once",
@@ -205,7 +205,7 @@ def _queue(queue: Mapping[str, int]) -> Section:
         "Every prompt is a task in the queue, and has to end in exactly one way, whatever dies on the way. "
         "The balance comes from the trainer's ledger."
     )
-    return Section(title="Queue", text=text, tables=(Table(columns=("tasks", "number"), rows=rows),))
+    return PageSection(title="Queue", text=text, tables=(Table(columns=("tasks", "number"), rows=rows),))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from fairlead.config import RunConfig
 from trainer import charts, durable, run_record
 from trainer.charts import Mark
 from trainer.guard_report import MEANINGS, guards
-from trainer.page import Answer, Headline, Page, Picture, Sample, Section, render
+from trainer.page import Headline, Page, PageAnswer, PageSample, PageSection, Picture, render
 from trainer.report import learning
 from trainer.run_record import RunRecord
 
@@ -128,7 +128,7 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
         "a signal of reward hacking crossed its limit for the first time; red ones would have ended the run.",
         wide=True,
     )
-    first = Section(
+    first = PageSection(
         title="The reward is gamed",
         text=f"{_verdict(numbers)} The training knew nothing of gold: it saw the rising curve alone.",
         pictures=(picture,),
@@ -196,15 +196,15 @@ def _firsts(alerts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list(found.values())
 
 
-def _samples(record: RunRecord, count: int, *, seed: int) -> list[Sample]:
+def _samples(record: RunRecord, count: int, *, seed: int) -> list[PageSample]:
     rows = record.rollout_samples
     last = max(row["update"] for row in rows)
     start = {row["prompt"]: row for row in rows if row["update"] == 1}
     end = {row["prompt"]: row for row in rows if row["update"] == last and row["prompt"] in start}
     chosen = random.Random(f"{seed} broken samples").sample(sorted(end), k=min(count, len(end)))
-    return [Sample(prompt, _answer(start[prompt]), _answer(end[prompt])) for prompt in chosen]
+    return [PageSample(prompt, _answer(start[prompt]), _answer(end[prompt])) for prompt in chosen]
 
 
-def _answer(row: Mapping[str, Any]) -> Answer:
+def _answer(row: Mapping[str, Any]) -> PageAnswer:
     worth = gold.reward(row["prompt"], row["text"], ended=row["ended"])
-    return Answer(row["text"], (("gold", worth), ("proxy", float(row["score"]))))
+    return PageAnswer(row["text"], (("gold", worth), ("proxy", float(row["score"]))))

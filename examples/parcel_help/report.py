@@ -18,7 +18,7 @@ from fairlead.config import RunConfig
 from trainer import charts, durable, run_record
 from trainer.charts import Mark
 from trainer.guard_report import guards
-from trainer.page import Answer, Headline, Page, Picture, Sample, Section, Table, render
+from trainer.page import Headline, Page, PageAnswer, PageSample, PageSection, Picture, Table, render
 from trainer.report import learning, work
 from trainer.run_record import RunRecord
 
@@ -163,7 +163,7 @@ def _headlines(found: Round, numbers: Mapping[str, Any]) -> list[Headline]:
     ]
 
 
-def _outcome(config: RunConfig, rounds: Sequence[Round], numbers: Mapping[str, Any]) -> Section:
+def _outcome(config: RunConfig, rounds: Sequence[Round], numbers: Mapping[str, Any]) -> PageSection:
     last, found = numbers["rounds"][-1]["ppo"], rounds[-1]
     sides = {"SFT": found.sft} | {f"round {number}": one.after for number, one in enumerate(rounds, start=1)}
     spread = {
@@ -197,10 +197,10 @@ def _outcome(config: RunConfig, rounds: Sequence[Round], numbers: Mapping[str, A
         if last["kl"] is not None
         else ""
     )
-    return Section(title="What came of it", text=text, pictures=pictures)
+    return PageSection(title="What came of it", text=text, pictures=pictures)
 
 
-def _stages(seconds: Mapping[str, float]) -> Section:
+def _stages(seconds: Mapping[str, float]) -> PageSection:
     spent = {name: value for name, value in seconds.items() if name != "total"}
     total = sum(spent.values())
     rows = []
@@ -208,15 +208,15 @@ def _stages(seconds: Mapping[str, float]) -> Section:
         stage, _, number = name.partition("-")
         title = _STAGES[stage] + (f", round {int(number) + 1}" if number else "")
         rows.append((title, f"{value:.1f}", f"{value / total:.0%}"))
-    return Section(
+    return PageSection(
         title="Stages",
         text="The whole loop, stage by stage. Each is also a command of its own.",
         tables=(Table(columns=("stage", "seconds", "share"), rows=tuple(rows)),),
     )
 
 
-def _samples(rows: list[dict[str, Any]]) -> list[Sample]:
-    def answer(row: Mapping[str, Any], side: str) -> Answer:
-        return Answer(row[side], (("gold", row[f"gold_{side}"]), ("proxy", row[f"proxy_{side}"])))
+def _samples(rows: list[dict[str, Any]]) -> list[PageSample]:
+    def answer(row: Mapping[str, Any], side: str) -> PageAnswer:
+        return PageAnswer(row[side], (("gold", row[f"gold_{side}"]), ("proxy", row[f"proxy_{side}"])))
 
-    return [Sample(row["prompt"], answer(row, "before"), answer(row, "after")) for row in rows]
+    return [PageSample(row["prompt"], answer(row, "before"), answer(row, "after")) for row in rows]

@@ -11,10 +11,10 @@ from typing import Any
 from examples.parcel_help import figures
 from examples.parcel_help.figures import Round
 from trainer import charts
-from trainer.page import Picture, Section, Table
+from trainer.page import PageSection, Picture, Table
 
 
-def round_by_round(numbers: Mapping[str, Any]) -> Section:
+def round_by_round(numbers: Mapping[str, Any]) -> PageSection:
     """Why the reward model is refreshed: how right it is about the answers of a policy that it has tuned."""
     columns = ("round", "gold", "reward model's score", "win rate", "KL", "right on labels", "right by gold")
     rows = tuple(
@@ -46,7 +46,7 @@ def round_by_round(numbers: Mapping[str, Any]) -> Section:
         "loop is a loop.",
         wide=True,
     )
-    return Section(
+    return PageSection(
         title="Round by round",
         text="Every round ranks the policy's own answers, retrains the reward model on all rankings so far, "
         "and lets PPO go on from where it stood, with the KL penalty to SFT.",
@@ -55,7 +55,7 @@ def round_by_round(numbers: Mapping[str, Any]) -> Section:
     )
 
 
-def reward_model(found: Round, model: Mapping[str, Any]) -> Section:
+def reward_model(found: Round, model: Mapping[str, Any]) -> PageSection:
     """How right it is about held-out comparisons, beside judges that know less."""
     names = {"longer_wins": "the longer answer wins", "bag_of_words": "bag of words"}
     rows = [("reward model", model)] + [(names[key], value) for key, value in model["baselines"].items()]
@@ -89,7 +89,7 @@ def reward_model(found: Round, model: Mapping[str, Any]) -> Section:
         "it has never seen. Labels are noisy, so no model can foresee them all; gold is what the labelers "
         "meant. A bag of words knows which words please, but not which remedy belongs to which problem."
     )
-    return Section(title="The reward model", text=text, pictures=pictures, tables=(table,))
+    return PageSection(title="The reward model", text=text, pictures=pictures, tables=(table,))
 
 
 def _calibrated(model: Mapping[str, Any]) -> str:

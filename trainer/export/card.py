@@ -21,7 +21,7 @@ from fairlead.data.hub import may_be_hub_id
 from trainer import lineage
 from trainer.run_record import RunRecord
 
-Kind = Literal["policy", "reward model"]
+ModelKind = Literal["policy", "reward model"]
 
 _SETTINGS: Mapping[str, tuple[str, ...]] = {
     "sft": ("epochs", "batch_size", "learning_rate", "max_sequence_tokens", "dtype", "lora.rank"),
@@ -66,7 +66,7 @@ class DataRow:
 class Card:
     """What the template shows."""
 
-    kind: Kind
+    kind: ModelKind
     """What lies in the folder."""
     library: str
     """What loads it: `transformers`, or `peft`."""
@@ -126,7 +126,7 @@ def data_rows(config: RunConfig, folder: RunFolder, kinds: Sequence[str]) -> tup
     return tuple(rows)
 
 
-def counts(record: RunRecord, kind: Kind) -> tuple[str, ...]:
+def counts(record: RunRecord, kind: ModelKind) -> tuple[str, ...]:
     """How much each stage learnt from, as it wrote it down."""
     lines = []
     if "demonstrations" in record.sft:
@@ -143,7 +143,7 @@ def counts(record: RunRecord, kind: Kind) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def metrics(record: RunRecord, kind: Kind) -> tuple[tuple[str, str], ...]:
+def metrics(record: RunRecord, kind: ModelKind) -> tuple[tuple[str, str], ...]:
     """Figures of the stages, those of PPO only for a policy."""
     found: list[tuple[str, object]] = [("held-out loss of fine-tuning", record.sft.get("heldout_loss"))]
     rewards = record.reward_model
@@ -166,7 +166,7 @@ def metrics(record: RunRecord, kind: Kind) -> tuple[tuple[str, str], ...]:
     return tuple((name, _number(value)) for name, value in found if value is not None)
 
 
-def settings(config: RunConfig, record: RunRecord, kind: Kind) -> tuple[tuple[str, str], ...]:
+def settings(config: RunConfig, record: RunRecord, kind: ModelKind) -> tuple[tuple[str, str], ...]:
     """The settings that decide the outcome, of the stages that were run."""
     stages = ["sft"] if record.sft else []
     stages += ["reward_model"] if record.reward_model else []
@@ -183,7 +183,7 @@ def settings(config: RunConfig, record: RunRecord, kind: Kind) -> tuple[tuple[st
     return tuple(rows)
 
 
-def origin(folder: RunFolder, record: RunRecord, kind: Kind) -> Iterator[str]:
+def origin(folder: RunFolder, record: RunRecord, kind: ModelKind) -> Iterator[str]:
     """Run, incarnations of its trainer, signals of its guard, version of Fairlead."""
     yield f"Run `{record.name}`, exported by Fairlead {__version__}"
     if kind == "policy":

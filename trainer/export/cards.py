@@ -14,12 +14,12 @@ from fairlead.nn import adapters
 from fairlead.nn.ensemble import FILE as ENSEMBLE
 from trainer.export import card, code
 from trainer.export.card import Card
-from trainer.export.policy import Policy
-from trainer.export.reward import Rewards
+from trainer.export.policy import ExportedPolicy
+from trainer.export.reward import ExportedRewardModel
 from trainer.run_record import RunRecord
 
 
-def policy_card(config: RunConfig, folder: RunFolder, record: RunRecord, found: Policy) -> Card:
+def policy_card(config: RunConfig, folder: RunFolder, record: RunRecord, found: ExportedPolicy) -> Card:
     """That of the policy."""
     base, base_id = card.base_of(config)
     made = "fine-tuned on demonstrations"
@@ -49,7 +49,11 @@ def policy_card(config: RunConfig, folder: RunFolder, record: RunRecord, found: 
 
 
 def reward_card(
-    config: RunConfig, folder: RunFolder, record: RunRecord, found: Rewards, digests: Sequence[str]
+    config: RunConfig,
+    folder: RunFolder,
+    record: RunRecord,
+    found: ExportedRewardModel,
+    digests: Sequence[str],
 ) -> Card:
     """That of the reward model, or of the ensemble; `digests` are of the members' weights."""
     base, base_id = card.base_of(config)
@@ -73,7 +77,7 @@ def reward_card(
     )
 
 
-def _notes(config: RunConfig, found: Rewards) -> list[str]:
+def _notes(config: RunConfig, found: ExportedRewardModel) -> list[str]:
     notes = [
         "The constant `fairlead_reward_bias` says where 0 is. `transformers` has no place for it, and to "
         "compare responses it is not needed."

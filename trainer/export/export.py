@@ -31,7 +31,7 @@ PARTS: tuple[Part, ...] = ("policy", "reward_model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class ExportRequest:
     """What is exported where."""
 
     run: Path
@@ -50,7 +50,7 @@ class Request:
     """Replace an earlier export."""
 
 
-def export(request: Request) -> dict[str, str]:
+def export(request: ExportRequest) -> dict[str, str]:
     """Writes the folder; returns what became of each part, in words.
 
     Raises:
@@ -78,11 +78,11 @@ def export(request: Request) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    policy: policy.Policy | None
-    rewards: reward.Rewards | None
+    policy: policy.ExportedPolicy | None
+    rewards: reward.ExportedRewardModel | None
 
 
-def _read(config: RunConfig, folder: RunFolder, request: Request) -> _Found:
+def _read(config: RunConfig, folder: RunFolder, request: ExportRequest) -> _Found:
     """Models into memory, before anything is written."""
     rewards = reward.read(folder) if "reward_model" in request.parts else None
     found = _Found(
@@ -100,7 +100,7 @@ def _write(
     config: RunConfig,
     folder: RunFolder,
     record: RunRecord,
-    request: Request,
+    request: ExportRequest,
     found: _Found,
     aside: Path,
 ) -> dict[str, str]:

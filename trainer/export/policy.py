@@ -31,7 +31,7 @@ _EXACT = ComputeSection(device="cpu")
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class ExportedPolicy:
     """Weights of a run, in float32."""
 
     model: PreTrainedModel
@@ -51,7 +51,7 @@ class Policy:
         return f"{name}, version {self.version}" if self.version else name
 
 
-def read(config: RunConfig, folder: RunFolder, which: str, *, adapter: bool = False) -> Policy:
+def read(config: RunConfig, folder: RunFolder, which: str, *, adapter: bool = False) -> ExportedPolicy:
     """The weights asked for.
 
     Args:
@@ -81,14 +81,14 @@ def read(config: RunConfig, folder: RunFolder, which: str, *, adapter: bool = Fa
     return found
 
 
-def _find(config: RunConfig, folder: RunFolder, which: str) -> Policy:
+def _find(config: RunConfig, folder: RunFolder, which: str) -> ExportedPolicy:
     if which == "sft":
         if not folder.sft_model.is_dir():
             raise ConfigError(
                 "which", got=which, allowed=f"{_known(folder)}: the run has no fine-tuned model"
             )
         path = str(folder.sft_model)
-        return Policy(load_causal_lm(path, _EXACT), load_tokenizer(path), which, None)
+        return ExportedPolicy(load_causal_lm(path, _EXACT), load_tokenizer(path), which, None)
     result = _result(folder)
     if which == "best":
         if not result or not folder.best_policy_model.is_dir():
@@ -109,7 +109,7 @@ def _find(config: RunConfig, folder: RunFolder, which: str) -> Policy:
     return _of_version(config, folder, version)
 
 
-def save(policy: Policy, folder: Path, sampling: SamplingSection, *, dtype: torch.dtype) -> None:
+def save(policy: ExportedPolicy, folder: Path, sampling: SamplingSection, *, dtype: torch.dtype) -> None:
     """Writes model, tokenizer and generation settings: `generate` samples as the run's workers did.
 
     Of an adapter that is apart from its base, the adapter and the tokenizer alone.
@@ -135,7 +135,7 @@ def save(policy: Policy, folder: Path, sampling: SamplingSection, *, dtype: torc
     tokenizer.save_pretrained(folder)
 
 
-def _last(config: RunConfig, folder: RunFolder, result: dict[str, object]) -> Policy:
+def _last(config: RunConfig, folder: RunFolder, result: dict[str, object]) -> ExportedPolicy:
     if result and folder.policy_model.is_dir():
         return _from_folder(
             config, folder, folder.policy_model, "last", _version(folder, result.get("updates"))
@@ -146,7 +146,7 @@ def _last(config: RunConfig, folder: RunFolder, result: dict[str, object]) -> Po
     return _with_tensors(config, folder, checkpoint.tensors["policy"], "last", checkpoint.version)
 
 
-def _of_version(config: RunConfig, folder: RunFolder, version: WeightVersion) -> Policy:
+def _of_version(config: RunConfig, folder: RunFolder, version: WeightVersion) -> ExportedPolicy:
     checkpoints = CheckpointStore(folder.checkpoints)
     if version in checkpoints.versions():
         checkpoint = checkpoints.load(version)
@@ -161,12 +161,12 @@ def _of_version(config: RunConfig, folder: RunFolder, version: WeightVersion) ->
 
 def _from_folder(
     config: RunConfig, folder: RunFolder, path: Path, which: str, version: WeightVersion | None
-) -> Policy:
+) -> ExportedPolicy:
     """What PPO left at its end: a whole model, or an adapter that is kept apart for now."""
     file = path / adapters.WEIGHTS_FILE
     if file.is_file():
         return _with_tensors(config, folder, load_file(file), which, version)
-    return Policy(load_causal_lm(str(path), _EXACT), load_tokenizer(str(path)), which, version)
+    return ExportedPolicy(load_causal_lm(str(path), _EXACT), load_tokenizer(str(path)), which, version)
 
 
 def _with_tensors(
@@ -175,13 +175,13 @@ def _with_tensors(
     tensors: Mapping[str, Tensor],
     which: str,
     version: WeightVersion | None,
-) -> Policy:
+) -> ExportedPolicy:
     """What PPO trained, in the model that it started from."""
     path = config.policy.path or str(folder.sft_model)
     model = load_causal_lm(path, _EXACT)
     if config.ppo.lora.rank:
         adapters.add(model, config.ppo.lora, base=path, field="ppo.lora", seed=0)
-    return Policy(actor_critic.with_tensors(model, tensors), load_tokenizer(path), which, version)
+    return ExportedPolicy(actor_critic.with_tensors(model, tensors), load_tokenizer(path), which, version)
 
 
 def _store(config: RunConfig, folder: RunFolder) -> FilesystemWeightStore:

@@ -23,7 +23,7 @@ _EXACT = ComputeSection(device="cpu")
 
 
 @dataclass(frozen=True, slots=True)
-class Rewards:
+class ExportedRewardModel:
     """The reward models that a run has trained, in float32."""
 
     members: tuple[RewardModel, ...]
@@ -34,7 +34,7 @@ class Rewards:
     """Of an ensemble; a single model has its own in its configuration."""
 
 
-def read(folder: RunFolder) -> Rewards | None:
+def read(folder: RunFolder) -> ExportedRewardModel | None:
     """What the run has trained; None if it has trained none.
 
     Raises:
@@ -46,10 +46,10 @@ def read(folder: RunFolder) -> Rewards | None:
     tokenizer = load_tokenizer(paths[0])
     tokenizer.pad_token = padding_token(tokenizer)
     members = tuple(load_reward_model(path, _EXACT) for path in paths)
-    return Rewards(members, tokenizer, temperature_of(str(folder.reward_model)))
+    return ExportedRewardModel(members, tokenizer, temperature_of(str(folder.reward_model)))
 
 
-def save(rewards: Rewards, folder: Path, *, dtype: torch.dtype) -> list[Path]:
+def save(rewards: ExportedRewardModel, folder: Path, *, dtype: torch.dtype) -> list[Path]:
     """Writes one folder, or an ensemble's; returns the folders of the members."""
     count = len(rewards.members)
     folder.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ class BestUpdate:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class EvaluatedAnswer:
     """What one answer came to."""
 
     score: float
@@ -150,7 +150,7 @@ class Evaluation:
             as_text = policy.model.tokenizer_fingerprint != reward.model.tokenizer_fingerprint
             room = asyncio.Semaphore(self._config.policy.max_slots)
 
-            async def one(number: int) -> Answer | None:
+            async def one(number: int) -> EvaluatedAnswer | None:
                 async with room:
                     return await self._answer(clients, number, version, scored_as_text=as_text)
 
@@ -165,7 +165,7 @@ class Evaluation:
 
     async def _answer(
         self, clients: RolloutClients, number: int, version: WeightVersion, *, scored_as_text: bool
-    ) -> Answer | None:
+    ) -> EvaluatedAnswer | None:
         """Evaluate one completion; None if a service refuses the prompt or the completion."""
         temperature = self._section.temperature
         prompt = self._prompts[number % len(self._prompts)]
@@ -208,7 +208,7 @@ class Evaluation:
         if found.reference_logprobs is not None:
             divergence = sum(completion.logprobs) - sum(found.reference_logprobs)
         ended = completion.finish_reason == FinishReason.STOP
-        return Answer(found.scores.scores[0], divergence, len(completion.token_ids), ended)
+        return EvaluatedAnswer(found.scores.scores[0], divergence, len(completion.token_ids), ended)
 
     async def _retry(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Return the call's result, retried after transient errors until the evaluation's time is up."""
@@ -219,7 +219,7 @@ class Evaluation:
         return await retry(call, what="", backoff=_RETRY, on_wait=note)
 
 
-def figures(answers: list[Answer]) -> dict[str, float]:
+def figures(answers: list[EvaluatedAnswer]) -> dict[str, float]:
     """Means over the answers, named as in metrics_ppo.jsonl.
 
     Raises:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _MOST_ANSWERS = 100_000
 """Scores that are remembered; labels of older answers are passed over."""
 
-Answer = tuple[str, str]
+_PromptAndText = tuple[str, str]
 """Prompt and text."""
 
 
@@ -40,7 +40,7 @@ class FreshLabels:
             tie_margin: scores of labelers closer than this are ties.
         """
         self._path, self._tie_margin = path, tie_margin
-        self._scores = OrderedDict[Answer, float]()
+        self._scores = OrderedDict[_PromptAndText, float]()
         self._claims = deque[float](maxlen=num_pairs)
         self._tail = Tail(path)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from fairlead.config import RunConfig
 from fairlead.transports.weights.base import Ancestor, is_valid
 from fairlead.types import WeightVersion
-from trainer import stage
 from trainer.ppo.progress import Ledger, TrainingProgress
 from trainer.ppo.task_records import read_journal
+from trainer.results import config_hash
 
 
 def summarise(
@@ -61,7 +61,7 @@ def summarise(
         "tokens": sum(line.get("tokens") or 0.0 for line in curves),
         "seconds": seconds,
         "incarnations": len(lineage),
-        "config_hash": stage.config_hash("ppo", config),
+        "config_hash": config_hash("ppo", config),
     }
 
 

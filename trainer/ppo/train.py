@@ -19,7 +19,7 @@ from fairlead.nn.loading import load_tokenizer, set_threads
 from fairlead.transports.rollouts.base import OutcomeEntry, TrainerQueue
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import DeadLetter, WeightVersion
-from trainer import durable, stage
+from trainer import durable
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.ppo import batch, learner, publish, result, update_metrics
 from trainer.ppo.actor_critic import ActorCritic
@@ -32,6 +32,7 @@ from trainer.ppo.progress import TrainingProgress
 from trainer.ppo.queue_capacity import log_capacity
 from trainer.ppo.retry_queue import QueueRetry
 from trainer.ppo.task_records import Journal, TaskRecords
+from trainer.results import config_hash
 from trainer.tracking import Tracker, write_waiting
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ class PpoTrainer:
         self._evaluation.load_state(checkpoint.state)
         self._parent = checkpoint.version
         self._checkpoint_update = self._progress.update
-        if checkpoint.state.get("config_hash") != stage.config_hash("ppo", self._config):
+        if checkpoint.state.get("config_hash") != config_hash("ppo", self._config):
             logger.warning("checkpoint %s was written with different settings", checkpoint.version)
 
     def _roll_back(self, stopped_at: int, tracker: Tracker) -> None:
@@ -259,7 +260,7 @@ class PpoTrainer:
             **self._learner.state(),
             **self._evaluation.state(),
             "lineage": [[ancestor.incarnation, ancestor.resumed_from] for ancestor in lineage],
-            "config_hash": stage.config_hash("ppo", self._config),
+            "config_hash": config_hash("ppo", self._config),
             "guard": self._monitor.state(),
         }
         self._checkpoints.save(self._version, tensors=self.models.state(), state=state)

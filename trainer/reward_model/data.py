@@ -22,7 +22,7 @@ from trainer.seeds import permutation
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking:
+class EncodedRanking:
     """The compared responses of one prompt."""
 
     sequences: tuple[tuple[int, ...], ...]
@@ -46,10 +46,10 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedComparisons:
     """The elements of a file, and what became of the rest of it."""
 
-    rankings: tuple[Ranking, ...]
+    rankings: tuple[EncodedRanking, ...]
     """Those that compare anything."""
     truncated: int
     """Sequences that lost the left of their prompt to fit."""
@@ -86,13 +86,15 @@ def compared(element: RankedResponses | list[Preference]) -> tuple[Prompt, list[
     return element.prompt, [(texts[i], texts[j]) for i, j in element.pairs], element.num_ties
 
 
-def encode(records: Iterable[Comparisons], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> Encoded:
+def encode(
+    records: Iterable[Comparisons], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+) -> EncodedComparisons:
     """Rankings of token sequences. A response that is in no pair is not read.
 
     Raises:
         DataError: a prompt of messages, and the tokenizer has no chat template or the template refuses it.
     """
-    rankings: list[Ranking] = []
+    rankings: list[EncodedRanking] = []
     truncated = ties = skipped = 0
     for element in elements(records):
         asked, pairs, tied = compared(element)
@@ -105,14 +107,14 @@ def encode(records: Iterable[Comparisons], tokenizer: PreTrainedTokenizerBase, *
         truncated += sum(len(ids) > max_tokens for ids in sequences)
         index = {text: position for position, text in enumerate(texts)}
         rankings.append(
-            Ranking(
+            EncodedRanking(
                 sequences=tuple(tuple(ids[-max_tokens:]) for ids in sequences),
                 pairs=tuple((index[winner], index[loser]) for winner, loser in pairs),
                 prompt=str(asked),
                 texts=texts,
             )
         )
-    return Encoded(tuple(rankings), truncated=truncated, ties=ties, skipped=skipped)
+    return EncodedComparisons(tuple(rankings), truncated=truncated, ties=ties, skipped=skipped)
 
 
 def batches(count: int, *, size: int, seed: int, epoch: int, member: int = 0) -> Iterator[list[int]]:
@@ -122,9 +124,9 @@ def batches(count: int, *, size: int, seed: int, epoch: int, member: int = 0) ->
         yield order[start : start + size]
 
 
-def pack(rankings: Sequence[Ranking], *, max_tokens: int) -> Iterator[list[Ranking]]:
+def pack(rankings: Sequence[EncodedRanking], *, max_tokens: int) -> Iterator[list[EncodedRanking]]:
     """Cuts rankings into micro-batches of at most `max_tokens` padded tokens; a ranking is never cut."""
-    members: list[Ranking] = []
+    members: list[EncodedRanking] = []
     rows = 0
     for ranking in sorted(rankings, key=lambda ranking: -ranking.longest):
         if members and (rows + len(ranking.sequences)) * members[0].longest > max_tokens:

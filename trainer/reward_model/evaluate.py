@@ -30,7 +30,11 @@ MAX_RANKINGS = 2_048
 
 @torch.no_grad()
 def margins_by_prompt(
-    model: Model, rankings: Sequence[data.Ranking], *, max_tokens: int, dtype: torch.dtype = torch.float32
+    model: Model,
+    rankings: Sequence[data.EncodedRanking],
+    *,
+    max_tokens: int,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Margins of the pairs of each prompt, and the loss of each ranking."""
     margins: dict[str, list[float]] = {}
@@ -44,7 +48,7 @@ def margins_by_prompt(
 
 def evaluate(
     model: Model,
-    rankings: Sequence[data.Ranking],
+    rankings: Sequence[data.EncodedRanking],
     *,
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
@@ -56,7 +60,11 @@ def evaluate(
 
 @torch.no_grad()
 def score_quantiles(
-    model: Model, rankings: Sequence[data.Ranking], *, max_tokens: int, dtype: torch.dtype = torch.float32
+    model: Model,
+    rankings: Sequence[data.EncodedRanking],
+    *,
+    max_tokens: int,
+    dtype: torch.dtype = torch.float32,
 ) -> list[float]:
     """0.5% and 99.5% quantiles of the scores of responses: PPO's guard looks for scores beyond them."""
     scores = [
@@ -88,7 +96,7 @@ def intervals(margins: Mapping[str, Sequence[float]], *, seed: int) -> dict[str,
 
 
 def baseline_accuracies(
-    train: Sequence[data.Ranking], heldout: Sequence[data.Ranking]
+    train: Sequence[data.EncodedRanking], heldout: Sequence[data.EncodedRanking]
 ) -> dict[str, dict[str, float]]:
     """Accuracy on the held-out pairs of what a reward model has to beat; NaN for none."""
     known, asked = ([pair for ranking in side for pair in ranking.text_pairs] for side in (train, heldout))

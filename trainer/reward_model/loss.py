@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from fairlead.nn.ensemble import RewardEnsemble
 from fairlead.nn.reward_model import RewardModel
-from trainer.reward_model.data import Ranking, pack
+from trainer.reward_model.data import EncodedRanking, pack
 from trainer.sequences import autocast
 
 
@@ -30,7 +30,7 @@ def margins(scores_K: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
 
 def forward(
     model: RewardModel | RewardEnsemble,
-    rankings: Sequence[Ranking],
+    rankings: Sequence[EncodedRanking],
     *,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
@@ -58,7 +58,11 @@ def score(
 
 
 def micro_batch_losses(
-    model: RewardModel, rankings: Sequence[Ranking], *, max_tokens: int, dtype: torch.dtype = torch.float32
+    model: RewardModel,
+    rankings: Sequence[EncodedRanking],
+    *,
+    max_tokens: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:
     """Loss of each micro-batch, as its share of the mean over **all** rankings given."""
     for members in pack(rankings, max_tokens=max_tokens):

@@ -28,7 +28,8 @@ from fairlead.nn.loading import (
     torch_dtype,
 )
 from fairlead.nn.reward_model import RewardModel, load_reward_model
-from trainer import durable, memory, optim, seeds, stage
+from trainer import durable, memory, optim, seeds
+from trainer.results import config_hash
 from trainer.reward_model import calibration, data, loss
 from trainer.reward_model.evaluate import (
     baseline_accuracies,
@@ -86,7 +87,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         "seconds": time.monotonic() - begun,
         "epochs": section.epochs,
         "ensemble_size": section.ensemble_size,
-        "config_hash": stage.config_hash("reward_model", config),
+        "config_hash": config_hash("reward_model", config),
     }
     durable.write_json(config.folder.result("reward_model"), result)
     pairs = result["heldout_comparisons"]
@@ -108,8 +109,8 @@ def _fresh(config: RunConfig, path: str, member: int) -> RewardModel:
 def _epochs(
     config: RunConfig,
     members: Sequence[RewardModel],
-    rankings: Sequence[data.Ranking],
-    heldout: Sequence[data.Ranking],
+    rankings: Sequence[data.EncodedRanking],
+    heldout: Sequence[data.EncodedRanking],
     metrics: TrainerMetrics | None,
 ) -> float:
     """Trains one member after the other; returns the mean loss of their last epochs."""
@@ -146,7 +147,7 @@ def _epochs(
 def _epoch(
     config: RunConfig,
     model: RewardModel,
-    rankings: Sequence[data.Ranking],
+    rankings: Sequence[data.EncodedRanking],
     optimizer: torch.optim.Optimizer,
     tracker: Tracker,
     place: tuple[int, int, int],
@@ -221,8 +222,8 @@ def _save(
 def _figures(
     config: RunConfig,
     members: Sequence[RewardModel],
-    rankings: Sequence[data.Ranking],
-    heldout: Sequence[data.Ranking],
+    rankings: Sequence[data.EncodedRanking],
+    heldout: Sequence[data.EncodedRanking],
 ) -> tuple[Result, float | None]:
     """How good the model, or the ensemble as it is served, is on unseen prompts, and its baselines; and the
     temperature that calibrates its scores.
@@ -249,7 +250,7 @@ def _figures(
     return found, temperature
 
 
-def _counts(known: data.Encoded, heldout: data.Encoded) -> dict[str, float]:
+def _counts(known: data.EncodedComparisons, heldout: data.EncodedComparisons) -> dict[str, float]:
     both = (*known.rankings, *heldout.rankings)
     return {
         "comparisons": sum(len(ranking.pairs) for ranking in known.rankings),

@@ -33,7 +33,8 @@ from fairlead.nn.loading import (
 )
 from fairlead.nn.unembedding import check_unembedding
 from trainer import demonstrations as encoding
-from trainer import durable, memory, optim, seeds, stage
+from trainer import durable, memory, optim, seeds
+from trainer.results import config_hash
 from trainer.sequences import TokenSequence
 from trainer.sft import data, loss, packing, scratch
 from trainer.tracking import Tracker
@@ -85,7 +86,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         "epochs": section.epochs,
         "parameters": sum(parameter.numel() for parameter in nn.Module.parameters(model)),
         "trained_parameters": sum(parameter.numel() for parameter in optim.learning(model)),
-        "config_hash": stage.config_hash("sft", config),
+        "config_hash": config_hash("sft", config),
     }
     durable.write_json(config.folder.result("sft"), result)
     logger.info("sft: held-out loss %.4f after %.1f s", result["heldout_loss"], result["seconds"])

@@ -12,7 +12,7 @@ import pytest
 
 from fairlead.config import RunFolder
 from trainer import charts, report, run_record
-from trainer.page import Answer, Headline, Page, Sample, Section, Table, render
+from trainer.page import Headline, Page, PageAnswer, PageSample, PageSection, Table, render
 
 
 class _Page(HTMLParser):
@@ -177,10 +177,10 @@ def test_every_part_of_a_page_is_shown_and_escaped() -> None:
         lead="lead &",
         headlines=(Headline("1", "label", "meaning"),),
         sections=(
-            Section("first", "text", tables=(Table(("c",), (("<cell>",),)),)),
-            Section("second", "more"),
+            PageSection("first", "text", tables=(Table(("c",), (("<cell>",),)),)),
+            PageSection("second", "more"),
         ),
-        samples=(Sample("p", Answer("x", (("gold", 1.0), ("proxy", -2.5))), Answer("")),),
+        samples=(PageSample("p", PageAnswer("x", (("gold", 1.0), ("proxy", -2.5))), PageAnswer("")),),
         samples_text="chosen so",
         footer="foot",
     )

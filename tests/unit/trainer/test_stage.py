@@ -6,10 +6,12 @@ import json
 import signal
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from fairlead.config import load
 from fairlead.errors import Fenced, ModelLoadError, Stalled
 from trainer import stage
+from trainer.results import config_hash
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,7 @@ class Body:
         if self.error is not None:
             raise self.error
         config.folder.root.mkdir(exist_ok=True)
-        result = {"updates": config.ppo.updates, "config_hash": stage.config_hash("ppo", config)}
+        result = {"updates": config.ppo.updates, "config_hash": config_hash("ppo", config)}
         config.folder.result("ppo").write_text(json.dumps(result))
 
     def forget(self, config):
@@ -45,18 +47,13 @@ class Body:
 
 
 @pytest.fixture
-def run(flags, monkeypatch):
-    from prometheus_client import CollectorRegistry
+def run(flags):
+    """Run the stage `ppo`; each run has its own registry of metrics, as each process does."""
 
-    from fairlead.metrics import TrainerMetrics
+    def found(body, *more):
+        return stage.run("ppo", body, [*flags, *more], forget=body.forget, registry=CollectorRegistry())
 
-    class Fresh(TrainerMetrics):
-        def __init__(self):
-            super().__init__(CollectorRegistry())
-
-    monkeypatch.setattr(stage.metrics, "Trainer", Fresh)
-    monkeypatch.setattr(stage.metrics, "Process", lambda: None)
-    return lambda body, *more: stage.run("ppo", body, [*flags, *more], forget=body.forget)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -89,9 +86,9 @@ def test_a_finished_stage_is_not_repeated_unless_asked_for_or_longer(run, capsys
     assert run(body) == 0
     assert run(body) == 0
     assert body.runs == 1
-    assert "ppo is done already" in capsys.readouterr().err
+    assert "ppo is already done" in capsys.readouterr().err
     assert run(body, "--set", "ppo.kl_coefficient=0.5") == 0
-    assert "with other settings than now" in capsys.readouterr().err
+    assert "but with different settings" in capsys.readouterr().err
     assert (body.runs, body.forgotten) == (1, 0)
     assert run(body, "--force") == 0
     assert (body.runs, body.forgotten) == (2, 1)
@@ -109,7 +106,7 @@ def test_a_forced_stage_that_died_goes_on_instead_of_beginning_anew(run):
 
 
 def test_the_hash_follows_what_decides_the_outcome():
-    plain = stage.config_hash("sft", load())
-    assert plain == stage.config_hash("sft", load(overrides={"observe.log_level": "DEBUG"}))
-    assert plain != stage.config_hash("sft", load(overrides={"sft.epochs": 9}))
-    assert plain != stage.config_hash("sft", load(overrides={"seed": 1}))
+    plain = config_hash("sft", load())
+    assert plain == config_hash("sft", load(overrides={"observe.log_level": "DEBUG"}))
+    assert plain != config_hash("sft", load(overrides={"sft.epochs": 9}))
+    assert plain != config_hash("sft", load(overrides={"seed": 1}))

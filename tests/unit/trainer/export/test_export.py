@@ -25,7 +25,7 @@ from services.reward.scorer import RewardScorer
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_world import World
 from trainer import durable
-from trainer.export.export import Request, export
+from trainer.export.export import ExportRequest, export
 from trainer.ppo.train import PpoTrainer
 from trainer.reward_model.train import train as train_reward_model
 
@@ -89,7 +89,7 @@ def differ(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
 
 
 def test_the_last_weights_are_those_of_the_run(run: RunConfig, tmp_path: Path):
-    said = export(Request(run=run.folder.root, target=tmp_path / "out"))
+    said = export(ExportRequest(run=run.folder.root, target=tmp_path / "out"))
     assert said == {"policy": "the last weights, version 1-4", "reward_model": "one model"}
     assert not differ(weights(tmp_path / "out" / "policy"), weights(run.folder.policy_model))
     settings = json.loads((tmp_path / "out" / "policy" / "generation_config.json").read_text())
@@ -105,7 +105,7 @@ def test_other_weights_are_there_by_name(run: RunConfig, tmp_path: Path):
     """From checkpoints, from the weight store where the checkpoint is gone, and those before PPO."""
     found = {}
     for which in ("1-2", "1-3", "1-4", "sft"):
-        export(Request(run=run.folder.root, target=tmp_path / which, which=which, parts=("policy",)))
+        export(ExportRequest(run=run.folder.root, target=tmp_path / which, which=which, parts=("policy",)))
         found[which] = weights(tmp_path / which / "policy")
         assert not (tmp_path / which / "reward_model").exists()
     assert not (run.folder.checkpoints / "1-3").exists(), "else the weight store was not asked"
@@ -125,7 +125,7 @@ def test_other_weights_are_there_by_name(run: RunConfig, tmp_path: Path):
 )
 def test_weights_that_are_not_there_are_told_with_those_that_are(run, tmp_path, which, message):
     with pytest.raises(ConfigError, match=message):
-        export(Request(run=run.folder.root, target=tmp_path / "out", which=which))
+        export(ExportRequest(run=run.folder.root, target=tmp_path / "out", which=which))
     assert not (tmp_path / "out").exists()
 
 
@@ -134,7 +134,7 @@ def test_a_run_that_still_works_gives_its_newest_checkpoint(run: RunConfig, tmp_
     kept = result.read_bytes()
     result.unlink()
     try:
-        said = export(Request(run=run.folder.root, target=tmp_path / "out", parts=("policy",)))
+        said = export(ExportRequest(run=run.folder.root, target=tmp_path / "out", parts=("policy",)))
     finally:
         result.write_bytes(kept)
     assert said == {"policy": "the last weights, version 1-4"}
@@ -142,7 +142,7 @@ def test_a_run_that_still_works_gives_its_newest_checkpoint(run: RunConfig, tmp_
 
 
 def test_half_the_size(run: RunConfig, tmp_path: Path):
-    export(Request(run=run.folder.root, target=tmp_path / "out", dtype="bfloat16"))
+    export(ExportRequest(run=run.folder.root, target=tmp_path / "out", dtype="bfloat16"))
     for part in ("policy", "reward_model"):
         assert json.loads((tmp_path / "out" / part / "config.json").read_text())["dtype"] == "bfloat16"
     halved = weights(tmp_path / "out" / "policy")
@@ -152,15 +152,15 @@ def test_half_the_size(run: RunConfig, tmp_path: Path):
 
 def test_what_may_be_replaced(run: RunConfig, tmp_path: Path):
     target = tmp_path / "models" / "new"
-    export(Request(run=run.folder.root, target=target, parts=("policy",)))
+    export(ExportRequest(run=run.folder.root, target=target, parts=("policy",)))
     with pytest.raises(ConfigError, match=r"an earlier export', allowed: another folder, or --force"):
-        export(Request(run=run.folder.root, target=target))
-    export(Request(run=run.folder.root, target=target, parts=("reward_model",), force=True))
+        export(ExportRequest(run=run.folder.root, target=target))
+    export(ExportRequest(run=run.folder.root, target=target, parts=("reward_model",), force=True))
     assert sorted(path.name for path in target.iterdir()) == ["export.json", "reward_model"]
     assert [path.name for path in target.parent.iterdir()] == ["new"], "nothing lies beside it"
 
     (tmp_path / "mine").mkdir()
-    export(Request(run=run.folder.root, target=tmp_path / "mine", parts=("policy",)))
+    export(ExportRequest(run=run.folder.root, target=tmp_path / "mine", parts=("policy",)))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("meow")
     for target, message in (
@@ -168,10 +168,10 @@ def test_what_may_be_replaced(run: RunConfig, tmp_path: Path):
         ("photos/cat.jpg", "a folder, or a name that is"),
     ):
         with pytest.raises(ConfigError, match=message):
-            export(Request(run=run.folder.root, target=tmp_path / target, force=True))
+            export(ExportRequest(run=run.folder.root, target=tmp_path / target, force=True))
     assert (tmp_path / "photos" / "cat.jpg").read_text() == "meow", "--force replaces exports alone"
     with pytest.raises(ConfigError, match=r"allowed: the folder of a run, with its config.toml"):
-        export(Request(run=tmp_path, target=tmp_path / "x"))
+        export(ExportRequest(run=tmp_path, target=tmp_path / "x"))
 
 
 @contextlib.contextmanager
@@ -192,9 +192,9 @@ def test_what_cannot_be_written_leaves_nothing_or_what_was_there(run: RunConfig,
             small_files(40_000),
             pytest.raises(FairleadError, match=r"cannot write .*out: .*is left as it was"),
         ):
-            export(Request(run=run.folder.root, target=target, force=force))
+            export(ExportRequest(run=run.folder.root, target=target, force=force))
         assert [path.name for path in tmp_path.iterdir()] == (["out"] if force else [])
-        export(Request(run=run.folder.root, target=target, force=force))
+        export(ExportRequest(run=run.folder.root, target=target, force=force))
 
 
 def test_damage_is_found_before_anything_is_written(run: RunConfig, tmp_path: Path):
@@ -206,7 +206,7 @@ def test_damage_is_found_before_anything_is_written(run: RunConfig, tmp_path: Pa
         path.write_bytes(whole[:-8])
         try:
             with pytest.raises(error):
-                export(Request(run=run.folder.root, target=tmp_path / "out", **request))
+                export(ExportRequest(run=run.folder.root, target=tmp_path / "out", **request))
         finally:
             path.write_bytes(whole)
     assert list(tmp_path.iterdir()) == []
@@ -228,7 +228,7 @@ def test_the_cards_say_what_happened_and_their_code_runs(run, tmp_path, monkeypa
     durable.write_json(run.folder.result("sft"), {"heldout_loss": 0.123456, "demonstrations": 1200})
     later = run.folder.result("sft").stat().st_mtime + 10
     os.utime(run.base / "prompts.jsonl", (later, later))
-    export(Request(run=run.folder.root, target=tmp_path / "out"))
+    export(ExportRequest(run=run.folder.root, target=tmp_path / "out"))
     policy, reward = (tmp_path / "out" / part / "README.md" for part in ("policy", "reward_model"))
     text = policy.read_text()
     result = json.loads(run.folder.result("ppo").read_text())
@@ -258,7 +258,7 @@ def test_the_cards_say_what_happened_and_their_code_runs(run, tmp_path, monkeypa
 
 def test_an_ensemble_is_exported_with_its_members(tmp_path, monkeypatch):
     config = trained(tmp_path, **{"reward_model.ensemble_size": 2, "ppo.updates": 1})
-    said = export(Request(run=config.folder.root, target=tmp_path / "out", parts=("reward_model",)))
+    said = export(ExportRequest(run=config.folder.root, target=tmp_path / "out", parts=("reward_model",)))
     assert said == {"reward_model": "an ensemble of 2"}
     folder = tmp_path / "out" / "reward_model"
     sequences = [(5, 6, 7, 2), (9, 9, 2)]
@@ -278,4 +278,4 @@ def test_a_run_without_ppo_exports_its_reward_model_when_asked(run: RunConfig, t
         (("reward_model",), "a run that has trained a reward model"),
     ):
         with pytest.raises(ConfigError, match=message):
-            export(Request(run=alone.folder.root, target=tmp_path / "out", parts=parts))
+            export(ExportRequest(run=alone.folder.root, target=tmp_path / "out", parts=parts))
