@@ -1,6 +1,6 @@
-"""Generates `fairlead/v1/` from the protos: messages, services and typed stubs for both.
+"""Generate `fairlead/v1/` from the protos: messages, services and typed stubs.
 
-`--check` generates beside the tree and fails on any difference; the lint step runs it.
+`--check` generates into a temporary folder and fails on any difference; the lint step runs it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PROTOS = ROOT / "protos"
 
 
 def generate(target: pathlib.Path) -> None:
-    """Writes the generated package `fairlead/v1` below `target`."""
+    """Write the generated package `fairlead/v1` into `target`."""
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.glob("fairlead/v1/*.proto"))
     services = [source for source in sources if source.endswith("_service.proto")]
     protoc = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PROTOS}"]
@@ -31,7 +31,7 @@ def generate(target: pathlib.Path) -> None:
 
 
 def main() -> int:
-    """Generates, or compares with what is committed."""
+    """Generate the package, or compare it with the committed one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail on a difference, write nothing")
     if not parser.parse_args().check:

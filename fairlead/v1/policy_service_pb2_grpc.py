@@ -57,21 +57,21 @@ class PolicyServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Answers a prompt with one or more completions.
+        """Generates one or more completions of a prompt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """The same, token by token as they are sampled.
+        """Generates the same completions and streams tokens as they are sampled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPolicyInfo(self, request, context):
-        """What is served, and with which weights.
+        """Returns the model that is served, and its weight version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,14 +52,14 @@ class ReferenceServiceServicer:
     """
 
     def LogProbs(self, request, context):
-        """Log-probabilities of given responses. Whole logits never leave the service.
+        """Returns log-probabilities of given responses. The logits themselves are never returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetReferenceInfo(self, request, context):
-        """What is served.
+        """Returns the model that is served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

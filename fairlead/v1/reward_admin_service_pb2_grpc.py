@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class RewardAdminServiceStub:
-    """Replaces the reward model of one replica without a failed request, at once or for a share of the traffic
-    first. Callers need the scope `admin`, or the service refuses.
+    """Replaces the reward model of one replica without a failed request, at once or for a share of the requests
+    first. The API key of the caller needs the scope `admin`.
     """
 
     def __init__(self, channel):
@@ -64,40 +64,40 @@ class RewardAdminServiceStub:
 
 
 class RewardAdminServiceServicer:
-    """Replaces the reward model of one replica without a failed request, at once or for a share of the traffic
-    first. Callers need the scope `admin`, or the service refuses.
+    """Replaces the reward model of one replica without a failed request, at once or for a share of the requests
+    first. The API key of the caller needs the scope `admin`.
     """
 
     def ListRewardModels(self, request, context):
-        """What is served.
+        """Returns the models that are served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadRewardModel(self, request, context):
-        """Loads a model in the background, tries it, and lets it score: everything, or a share as the canary.
+        """Loads a model in the background, tests it, and uses it for all requests, or for a share as the canary.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetCanaryShare(self, request, context):
-        """Changes the canary's share of the traffic.
+        """Changes the canary's share of the requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PromoteCanary(self, request, context):
-        """The canary takes the place of the current model.
+        """Makes the canary the current model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AbandonCanary(self, request, context):
-        """The canary is given up.
+        """Stops using the canary.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,8 +140,8 @@ def add_RewardAdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RewardAdminService:
-    """Replaces the reward model of one replica without a failed request, at once or for a share of the traffic
-    first. Callers need the scope `admin`, or the service refuses.
+    """Replaces the reward model of one replica without a failed request, at once or for a share of the requests
+    first. The API key of the caller needs the scope `admin`.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RewardServiceStub:
-    """Scores of responses.
+    """Scores responses.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class RewardServiceStub:
 
 
 class RewardServiceServicer:
-    """Scores of responses.
+    """Scores responses.
     """
 
     def Score(self, request, context):
@@ -64,17 +64,17 @@ class RewardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ScoreStream(self, request_iterator, context):
-        """Scores many requests. Answers come as they are ready, in any order; a request that cannot be scored is
-        answered with its error and the stream goes on. What the server has in work is bounded: then it reads no
-        more until the client has taken answers. Where `Score` would be refused as the server is full, a stream
-        waits, as long as its deadline allows.
+        """Scores many requests. Responses are sent when they are ready, in any order; an invalid request gets an
+        error response and the stream continues. The number of requests in progress is limited: at the limit the
+        server reads no more until the client has read responses. Where `Score` would be refused because the
+        server is at capacity, a stream waits, as long as its deadline allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRewardInfo(self, request, context):
-        """What is served.
+        """Returns the model that is served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +107,7 @@ def add_RewardServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RewardService:
-    """Scores of responses.
+    """Scores responses.
     """
 
     @staticmethod

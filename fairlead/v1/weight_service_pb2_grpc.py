@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class WeightServiceStub:
-    """Versions of the policy's weights. The origin, beside the trainer, serves all of it; a policy replica that
-    relays what it holds serves FetchShard alone.
+    """Versions of the policy's weights. The weights service (the origin), next to the trainer, serves all
+    methods; a policy replica that relays its weights serves only FetchShard.
     """
 
     def __init__(self, channel):
@@ -59,33 +59,34 @@ class WeightServiceStub:
 
 
 class WeightServiceServicer:
-    """Versions of the policy's weights. The origin, beside the trainer, serves all of it; a policy replica that
-    relays what it holds serves FetchShard alone.
+    """Versions of the policy's weights. The weights service (the origin), next to the trainer, serves all
+    methods; a policy replica that relays its weights serves only FetchShard.
     """
 
     def GetLatestManifest(self, request, context):
-        """The manifest of the newest valid version. Asked again and again; it also says that a replica lives.
+        """Returns the manifest of the newest valid version. Called periodically; it also shows that a replica is
+        alive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListWeightVersions(self, request, context):
-        """Every complete version of the store, valid or not.
+        """Returns every complete version of the store, valid or not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FindWeightSource(self, request, context):
-        """From whom to take the bytes of a version: the origin, or a replica with a free place.
+        """Returns the source of the bytes of a version: the origin, or a replica with a free slot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FetchShard(self, request, context):
-        """A range of a shard's bytes, from an offset on. NOT_FOUND if the version is not here.
+        """Streams a range of a shard's bytes. NOT_FOUND if this process does not have the version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,8 +124,8 @@ def add_WeightServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WeightService:
-    """Versions of the policy's weights. The origin, beside the trainer, serves all of it; a policy replica that
-    relays what it holds serves FetchShard alone.
+    """Versions of the policy's weights. The weights service (the origin), next to the trainer, serves all
+    methods; a policy replica that relays its weights serves only FetchShard.
     """
 
     @staticmethod
