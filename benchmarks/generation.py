@@ -19,10 +19,10 @@ from benchmarks import tiny_models
 from benchmarks.result import Result, Settings, interleaved, rates
 from fairlead.types import SamplingParams, WeightVersion
 from services.policy.decoder import Decoder
-from services.policy.sample import Sample
+from services.policy.pending_request import PendingRequest
+from services.policy.sample_state import SampleState
 from services.policy.sampler import stream_key
 from services.policy.scheduler import Scheduler
-from services.policy.ticket import Ticket
 
 VOCABULARY, PROMPT_TOKENS, NEW_TOKENS = 96, 8, 24
 SLOTS = (32, 64)
@@ -69,25 +69,25 @@ def _prompts(count: int) -> list[tuple[int, ...]]:
 def _ours(model: PreTrainedModel, lengths: list[int], slots: int) -> None:
     prompts = _prompts(len(lengths))
     samples = [
-        Sample(prompt, SamplingParams(), stream_key(0, index), frozenset(), limit=length)
+        SampleState(prompt, SamplingParams(), stream_key(0, index), frozenset(), limit=length)
         for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
     ]
     decode(Decoder(model, slots=slots), samples, VERSION)
 
 
-def decode(decoder: Decoder, samples: Sequence[Sample], version: WeightVersion) -> None:
+def decode(decoder: Decoder, samples: Sequence[SampleState], version: WeightVersion) -> None:
     """Generates every sample to its end, as the engine's thread does, without requests and swaps."""
     scheduler = Scheduler(slots=decoder.slots, max_queue_tokens=10**9)
     for sample in samples:
-        scheduler.put(Ticket([sample], min_version=None, deadline=None), tokens_per_second=1)
+        scheduler.put(PendingRequest([sample], min_version=None, deadline=None), tokens_per_second=1)
     while decoder.running or len(scheduler):
         taken = scheduler.take(free=decoder.slots - len(decoder.running), version=version)
         if taken:
-            decoder.join([sample for _, sample in taken], version)
-        decoder.leave([sample for sample in decoder.running if sample.finish_reason])
+            decoder.add([sample for _, sample in taken], version)
+        decoder.remove([sample for sample in decoder.running if sample.finish_reason])
         if decoder.running:
             decoder.step(version)
-            decoder.leave([sample for sample in decoder.running if sample.finish_reason])
+            decoder.remove([sample for sample in decoder.running if sample.finish_reason])
 
 
 def _generate(model: PreTrainedModel, lengths: list[int], slots: int) -> None:

@@ -21,7 +21,7 @@ from fairlead.nn.loading import eos_token_ids, load_tokenizer, set_threads
 from fairlead.types import Completion, Outcome, PromptTask, Rollout, TokenPair, WeightVersion
 from services.batching.packing import pack
 from services.policy.decoder import Decoder
-from services.policy.sample import Sample
+from services.policy.sample_state import SampleState
 from services.policy.sampler import stream_key
 from services.reference.scorer import Lookup, ReferenceScorer
 from services.reward.scorer import RewardScorer
@@ -68,7 +68,7 @@ class Loop:
 
     def _generate(self, tasks: Sequence[PromptTask], version: WeightVersion) -> list[Completion]:
         samples = [
-            Sample(
+            SampleState(
                 prompt=task.prompt_token_ids,
                 sampling=task.sampling,
                 key=stream_key(task.sampling.seed, 0),

@@ -26,7 +26,7 @@ from services.gateway.app import make_app
 from services.gateway.backend import Backend
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.server import HttpServer
-from services.policy.prompts import encode
+from services.policy.requests import encode
 from services.policy.servicer import SERVICE_NAME, PolicyServicer
 from services.runtime.access import AccessControl
 from services.runtime.server import ModelServer

@@ -23,8 +23,8 @@ from fairlead import metrics
 from fairlead.transports.weights.base import Ancestor
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import GenerationRequest, ModelInfo, SamplingParams, WeightVersion
-from services.policy.hf_engine import EngineLimits, HfEngine
 from services.policy.replacement import Replacement
+from services.policy.transformers_engine import EngineLimits, TransformersEngine
 from trainer.ppo.actor_critic import unique_tensors
 
 SEQUENCES, SWAPS, STEPS_BETWEEN = 8, 12, 12
@@ -44,7 +44,7 @@ async def _run(root: Path, shape: LlamaConfig, settings: Settings) -> dict[str, 
     tiny_models.save(root / "model", shape, reward=False)
     model = tiny_models.causal_lm(shape, settings.device)
     registry = CollectorRegistry()
-    engine = HfEngine(
+    engine = TransformersEngine(
         model,
         AutoTokenizer.from_pretrained(root / "model"),
         ModelInfo("m", "f", shape.vocab_size, POSITIONS, "float32"),
@@ -96,7 +96,7 @@ class _Watched:
         self._answers = 0
         self._arrived = asyncio.Event()
 
-    async def follow(self, engine: HfEngine, number: int) -> None:
+    async def follow(self, engine: TransformersEngine, number: int) -> None:
         """Generates answer after answer; those of the first are timed."""
         while True:
             sampling = SamplingParams(max_new_tokens=POSITIONS - 8, seed=number)

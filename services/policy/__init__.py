@@ -1,1 +1,1 @@
-"""The policy service: generation with weights that are swapped as training goes on."""
+"""The policy service: generation with weights that are replaced while training continues."""

@@ -1,4 +1,4 @@
-"""Wires the policy service: configuration → model → engine, weight store → watcher, servicer → server."""
+"""Wire the policy service: configuration → model → engine, weight store → watcher, servicer → server."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     from services.policy.engine import Engine
 
 _WATCH_SECONDS = 0.2
-"""Time between two questions to the weight store: short against an update, and cheap."""
-_EVERY_INTERFACE = ("0.0.0.0", "[::]", "::")
+"""Time between two polls of the weight store: short compared to an update, and cheap."""
+_WILDCARDS = ("0.0.0.0", "[::]", "::")
 
 
 def _load(
     config: RunConfig, policy_metrics: metrics.PolicyMetrics
 ) -> tuple[Engine, Callable[[Prompt], list[int]]]:
-    # torch takes seconds to import; until then the process already answers probes and signals.
+    # Imported here because torch takes seconds, during which the process already answers probes and signals.
     from fairlead.data.encoding import encode_prompt
     from fairlead.nn import adapters, loading
     from services.policy.decoder import vocabulary_size
-    from services.policy.hf_engine import EngineLimits, HfEngine
-    from services.policy.prompts import encode
+    from services.policy.requests import encode
+    from services.policy.transformers_engine import EngineLimits, TransformersEngine
 
     section = config.policy
     if config.deterministic:
@@ -67,8 +67,8 @@ def _load(
     if config.ppo.lora.rank:
         adapters.add(model, config.ppo.lora, base=path, field="ppo.lora", seed=config.seed, dtype=model.dtype)
         adapter = Adapter(adapters.fingerprint(path), adapters.config(model))
-    encode_prompt(tokenizer, "a")  # settles the tokenizer's padding and truncation before threads share it
-    engine = HfEngine(
+    encode_prompt(tokenizer, "a")  # sets the tokenizer's padding and truncation before threads share it
+    engine = TransformersEngine(
         model,
         tokenizer,
         info,
@@ -86,7 +86,7 @@ def _load(
 
 
 async def run(config: RunConfig) -> None:
-    """Serves until a signal, then drains."""
+    """Serve until a signal, then drain."""
     async with (
         ModelServer(
             "policy",
@@ -96,14 +96,14 @@ async def run(config: RunConfig) -> None:
             keys=config.keys,
             tls=config.tls,
         ) as server,
-        _supply(config) as supply,
+        _weights(config) as weights,
     ):
         policy_metrics = metrics.PolicyMetrics()
         engine, encode = await server.load(lambda: _load(config, policy_metrics))
         from services.policy.servicer import SERVICE_NAME, PolicyServicer
 
         watcher = WeightWatcher(
-            supply.source,
+            weights.source,
             engine,
             policy_metrics,
             interval_seconds=_WATCH_SECONDS,
@@ -113,12 +113,12 @@ async def run(config: RunConfig) -> None:
 
         def add(to: aio.Server) -> None:
             servicer.add_to(to)
-            if supply.relay is not None:
-                supply.relay.add_to(to)
+            if weights.relay is not None:
+                weights.relay.add_to(to)
 
         try:
-            address = await server.start(add, [SERVICE_NAME, *([RELAY_NAME] if supply.relay else [])])
-            supply.announce(config.weights.relay_address or address)
+            address = await server.start(add, [SERVICE_NAME, *([RELAY_NAME] if weights.relay else [])])
+            weights.announce(config.weights.relay_address or address)
             server.set_ready(engine.version is not None)
             await _until_stopped(server, engine, watcher)
         finally:
@@ -126,24 +126,24 @@ async def run(config: RunConfig) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Supply:
-    """Where weights come from."""
+class _Weights:
+    """Where weights come from, and the relay that serves them to other replicas."""
 
     source: WeightSource
     grpc: GrpcWeightSource | None = None
     relay: RelayServicer | None = None
 
     def announce(self, address: str) -> None:
-        """Says where peers fetch from this replica; every interface is no place where they would find it."""
-        if self.grpc is not None and address.rpartition(":")[0] not in _EVERY_INTERFACE:
+        """Report the address of the relay to the weights service, unless it is a wildcard address."""
+        if self.grpc is not None and address.rpartition(":")[0] not in _WILDCARDS:
             self.grpc.relay_at(address)
 
 
 @asynccontextmanager
-async def _supply(config: RunConfig) -> AsyncIterator[_Supply]:
+async def _weights(config: RunConfig) -> AsyncIterator[_Weights]:
     section = config.weights
     if section.transport == "filesystem":
-        yield _Supply(FilesystemWeightSource(FilesystemWeightStore(config.weights_path)))
+        yield _Weights(FilesystemWeightSource(FilesystemWeightStore(config.weights_path)))
         return
     bind = config.policy.bind_address
     name = f"policy-{bind.rpartition(':')[2]}"
@@ -155,13 +155,13 @@ async def _supply(config: RunConfig) -> AsyncIterator[_Supply]:
         try:
             async with open_direct_port(bind, section, encrypted=config.tls.on) as direct_port:
                 sender = Sender(cache, section, counts, direct=direct_port)
-                yield _Supply(source, source, RelayServicer(sender))
+                yield _Weights(source, source, RelayServicer(sender))
         finally:
             await source.close()
 
 
 async def _until_stopped(server: ModelServer, engine: Engine, watcher: WeightWatcher) -> None:
-    """Serves; the watcher works on through the drain, as requests may still wait for weights."""
+    """Serve until stopped; the watcher runs during the drain too, as requests may still wait for weights."""
     serving = asyncio.create_task(server.run_until_stopped())
     background = [asyncio.create_task(watcher.run()), asyncio.create_task(engine.wait_failed())]
     try:

@@ -1,7 +1,8 @@
-"""The running batch: samples join it by a prefill, all of them get a token a step, and leave when they end.
+"""The running batch: a prefill adds samples, each step gives every sample a token, and finished samples are
+removed.
 
-Stands between the engine, which decides who runs, and the model's own forward pass; synchronous, one thread.
-It knows no requests, no deadlines, and nothing of the model but that it is a causal language model.
+Between the engine, which decides which samples run, and the model's own forward pass; synchronous, used by
+one thread. Knows no requests and no deadlines, and of the model only that it is a causal language model.
 
 Shapes: B running samples, P tokens of the longest prompt, U distinct prompts, V vocabulary.
 """
@@ -19,17 +20,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fairlead.types import WeightVersion
-from services.policy.sample import Sample
+from services.policy.sample_state import SampleState
 from services.policy.sampler import SamplingPlan, draw, uniforms
 from services.policy.slot_cache import SlotCache
 
 _PREFILL_TOKENS = 8_192
-"""Prompt tokens, padding included, of one forward pass: bounds its memory."""
+"""Limit on the prompt tokens of one forward pass, padding included; bounds its memory."""
 
 
 @dataclass(slots=True)
 class _Batch:
-    """What a step needs of its rows, kept until rows join or leave."""
+    """Tensors of the rows that a step needs; rebuilt when rows are added or removed."""
 
     starts_B1: Tensor
     left: int
@@ -40,7 +41,7 @@ class _Batch:
 
 
 class Decoder:
-    """The model, its cache, and who runs."""
+    """The model, its cache, and the running samples."""
 
     def __init__(self, model: PreTrainedModel, *, slots: int) -> None:
         self._model = model
@@ -49,36 +50,36 @@ class Decoder:
         self._batch: _Batch | None = None
         self._columns = torch.arange(0, device=self._device)
         self._vocabulary_size = vocabulary_size(model)
-        # Most models can leave out the logits of all positions but the last.
+        # Most models can skip the logits of all positions but the last.
         keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if keeps else {}
         self.slots = slots
-        self.running: list[Sample] = []
-        """Samples in the order of their rows."""
+        self.running: list[SampleState] = []
+        """Running samples in the order of their rows."""
 
     @torch.inference_mode()
-    def join(self, samples: Sequence[Sample], version: WeightVersion) -> None:
-        """Reads the prompts of new samples and gives each its first token.
+    def add(self, samples: Sequence[SampleState], version: WeightVersion) -> None:
+        """Prefill the prompts of new samples and sample the first token of each.
 
         Raises:
-            ValueError: if there are more than free slots.
+            ValueError: if there are more samples than free slots.
         """
         if len(self.running) + len(samples) > self.slots:
             raise ValueError(f"{len(samples)} samples for {self.slots - len(self.running)} slots")
         if self.slots == 1:
-            # Who is decoded alone starts at the same column of the same block, whoever was here before: then
-            # its numbers are the same to the last bit.
+            # A sample that is decoded by itself always starts at the same column of a new block, regardless
+            # of earlier samples, so that its numbers are equal bit for bit.
             self._cache = SlotCache(1)
         for group in _prefill_groups(samples):
             self._prefill(group, version)
 
     @torch.inference_mode()
     def step(self, version: WeightVersion) -> None:
-        """Gives every running sample its next token."""
+        """Sample the next token of every running sample."""
         if self._batch is None:
             self._batch = self._make_batch()
         batch = self._batch
-        moved = self._cache.make_room(left=batch.left, before=0, after=1)
+        moved = self._cache.reserve(left=batch.left, before=0, after=1)
         if moved:
             self._shift(moved)
             self._batch = batch = self._make_batch()
@@ -95,12 +96,12 @@ class Decoder:
             logits_BV, batch.plan, batch.keys_B, batch.positions_B, self.running, version
         )
 
-    def leave(self, samples: Sequence[Sample]) -> None:
-        """Frees the slots of some samples; the last rows move into the gaps."""
+    def remove(self, samples: Sequence[SampleState]) -> None:
+        """Free the slots of some samples; the last rows move into the gaps."""
         if not samples:
             return
-        gone = set(map(id, samples))
-        kept = [row for row, sample in enumerate(self.running) if id(sample) not in gone]
+        removed = set(map(id, samples))
+        kept = [row for row, sample in enumerate(self.running) if id(sample) not in removed]
         sources = [row for row in kept if row >= len(kept)]
         targets = sorted(set(range(len(kept))).difference(kept))
         if sources:
@@ -113,24 +114,24 @@ class Decoder:
         self._batch = None
 
     def reset(self) -> None:
-        """Forgets everything; after a forward pass that failed."""
+        """Drop all samples and the cache, after a forward pass that failed."""
         self.running.clear()
         self._batch = None
         self._cache = SlotCache(self.slots)
 
-    def scrub(self) -> None:
-        """Cleans the cache after weights that made numbers which are none."""
+    def zero_nonfinite(self) -> None:
+        """Zero NaN and infinity left in the cache by weights that produced non-finite values."""
         with torch.inference_mode():
-            self._cache.scrub()
+            self._cache.zero_nonfinite()
 
-    def _prefill(self, group: Sequence[Sample], version: WeightVersion) -> None:
+    def _prefill(self, group: Sequence[SampleState], version: WeightVersion) -> None:
         prompts = list(dict.fromkeys(sample.prompt for sample in group))
         row_of = {prompt: row for row, prompt in enumerate(prompts)}
-        # A prompt is read once; rows of its other samples are copies.
+        # Each distinct prompt is computed once; the rows of its other samples are copies.
         group = sorted(group, key=lambda sample: row_of[sample.prompt])
         longest = max(map(len, prompts))
         left = min((sample.start for sample in self.running), default=self._cache.head)
-        self._shift(self._cache.make_room(left=left, before=longest, after=1))
+        self._shift(self._cache.reserve(left=left, before=longest, after=1))
         first = len(self.running)
         self._cache.open_prefill(first_row=first, end_row=first + len(prompts), length=longest)
         padding = [longest - len(prompt) for prompt in prompts]
@@ -142,7 +143,7 @@ class Decoder:
         logits_UV = self._forward(
             tokens_UP, (positions_UP >= 0).long() if any(padding) else None, positions_UP.clamp(min=0)
         )
-        self._take_rows(first, group, [row_of[sample.prompt] for sample in group])
+        self._spread_rows(first, group, [row_of[sample.prompt] for sample in group])
         for sample in group:
             sample.start = self._cache.head - len(sample.prompt)
         self.running.extend(group)
@@ -150,8 +151,8 @@ class Decoder:
         rows = torch.tensor([row_of[sample.prompt] for sample in group], device=self._device)
         self._draw(logits_UV[rows], self._plan(group), _keys(group), _positions(group), group, version)
 
-    def _take_rows(self, first: int, group: Sequence[Sample], prompt_rows: Sequence[int]) -> None:
-        """Spreads the rows of U distinct prompts over the rows of all samples, the last first."""
+    def _spread_rows(self, first: int, group: Sequence[SampleState], prompt_rows: Sequence[int]) -> None:
+        """Copy the rows of U distinct prompts to the rows of all samples, the last first."""
         left = self._cache.head - max(len(sample.prompt) for sample in group)
         for index in reversed(range(len(group))):
             if prompt_rows[index] != index:
@@ -175,12 +176,12 @@ class Decoder:
         plan: SamplingPlan,
         keys_B: npt.NDArray[np.uint64],
         positions_B: npt.NDArray[np.uint64],
-        samples: Sequence[Sample],
+        samples: Sequence[SampleState],
         version: WeightVersion,
     ) -> Tensor:
         uniforms_B = torch.from_numpy(uniforms(keys_B, positions_B)).to(self._device)
         tokens_B, logprobs_B = draw(logits_BV, plan, uniforms_B)
-        # One transfer for both; float64 holds every id exactly.
+        # One transfer for both; float64 represents every id exactly.
         tokens, logprobs = torch.stack([tokens_B.double(), logprobs_B.double()]).tolist()
         for sample, token, logprob in zip(samples, tokens, logprobs, strict=True):
             sample.accept(int(token), logprob, version)
@@ -197,7 +198,7 @@ class Decoder:
             tokens_B=torch.tensor([sample.token_ids[-1] for sample in self.running], device=self._device),
         )
 
-    def _plan(self, samples: Sequence[Sample]) -> SamplingPlan:
+    def _plan(self, samples: Sequence[SampleState]) -> SamplingPlan:
         return SamplingPlan.of(
             [sample.sampling for sample in samples],
             vocabulary_size=self._vocabulary_size,
@@ -215,24 +216,24 @@ class Decoder:
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """Rows of the embedding."""
+    """Return the number of rows of the embedding."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return weight.shape[0]
 
 
-def _keys(samples: Sequence[Sample]) -> npt.NDArray[np.uint64]:
+def _keys(samples: Sequence[SampleState]) -> npt.NDArray[np.uint64]:
     return np.array([sample.key for sample in samples], dtype=np.uint64)
 
 
-def _positions(samples: Sequence[Sample]) -> npt.NDArray[np.uint64]:
-    """Index of the token that each is about to get."""
+def _positions(samples: Sequence[SampleState]) -> npt.NDArray[np.uint64]:
+    """Return the index of the next token of each sample."""
     return np.array([len(sample.token_ids) for sample in samples], dtype=np.uint64)
 
 
-def _prefill_groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
-    """Prompts of like length together, within the budget of tokens."""
-    group: list[Sample] = []
+def _prefill_groups(samples: Sequence[SampleState]) -> Iterator[list[SampleState]]:
+    """Group prompts of similar length, within the token budget."""
+    group: list[SampleState] = []
     for sample in sorted(samples, key=lambda sample: -len(sample.prompt)):
         if group and len(group[0].prompt) * (len(group) + 1) > _PREFILL_TOKENS:
             yield group

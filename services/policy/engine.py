@@ -1,7 +1,8 @@
-"""The contract between the policy servicer and what generates: requests in, completions out, weights swapped.
+"""The contract between the policy servicer and a generation engine.
 
-The servicer checks requests and knows the wire; an engine knows neither. `hf_engine.py` implements it around
-a transformers model.
+The servicer checks requests and knows the wire; an engine knows neither. `transformers_engine.py` implements
+the contract with a transformers model in this process; an engine that drives a vLLM server is planned behind
+the same contract.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fairlead.types import Completion, GenerationRequest, PolicyInfo, WeightVers
 
 
 class Engine(Protocol):
-    """Generates under weights that change between two decoding steps."""
+    """Generates completions with weights that may change between two decoding steps."""
 
     @property
     def version(self) -> WeightVersion | None:
@@ -24,7 +25,7 @@ class Engine(Protocol):
 
     @property
     def info(self) -> PolicyInfo:
-        """What is served.
+        """Description of the served model.
 
         Raises:
             Unavailable: before the first weights.
@@ -32,16 +33,17 @@ class Engine(Protocol):
         ...
 
     async def generate(self, request: GenerationRequest, *, deadline: float | None) -> tuple[Completion, ...]:
-        """One completion for each sample, in order. Cancelling the call frees its slots at the next step.
+        """Return one completion for each sample, in order. Cancelling the call frees its slots at the next
+        step.
 
         Args:
-            request: checked; its prompt leaves room for at least one token.
-            deadline: on the clock of `time.monotonic`.
+            request: a checked request whose prompt leaves room for at least one token.
+            deadline: on the clock of `time.monotonic`; None for no deadline.
 
         Raises:
-            Overloaded: the queue has no room.
-            StaleWeights: the weights asked for did not come in time.
-            DeadlineExceeded: out of time.
+            Overloaded: if the queue is full.
+            StaleWeights: if the required weights did not arrive in time.
+            DeadlineExceeded: if the deadline passed.
             Unavailable: before the first weights, and while stopping.
         """
         ...
@@ -49,27 +51,28 @@ class Engine(Protocol):
     def stream(
         self, request: GenerationRequest, *, deadline: float | None
     ) -> AsyncGenerator[tuple[int, Completion], None]:
-        """(sample, what is new of it) as tokens are sampled; a delta's spans count its own tokens from 0.
+        """Yield (sample index, new part of it) as tokens are sampled; spans of a part count from its own
+        token 0.
 
-        Raises as `generate` does. Closing the generator frees the slots.
+        Raises the errors of `generate`. Closing the generator frees the slots.
         """
         ...
 
     async def load(self, version: WeightVersion, folder: Path, *, adapter: Adapter | None = None) -> None:
-        """Reads verified safetensors beside the weights in use, then swaps between two decoding steps.
+        """Read verified safetensors files next to the weights in use, then swap between two decoding steps.
 
-        Returns when they are in use. A version that is not newer than the one in use is ignored. With
-        `adapter`, files hold only that.
+        Returns when the new weights are in use. Ignores a version that is not newer than the one in use. With
+        `adapter`, the files hold an adapter instead of a whole model.
 
         Raises:
-            CorruptWeights: if they do not fit the model; the old ones stay in use.
+            CorruptWeights: if the files do not fit the model; the weights in use stay.
         """
         ...
 
     async def wait_failed(self) -> None:
-        """Waits until the engine cannot go on, and raises why."""
+        """Wait until the engine cannot continue, and raise its error."""
         ...
 
     def close(self) -> None:
-        """Stops; whoever still waits gets Unavailable."""
+        """Stop; pending requests fail with Unavailable."""
         ...

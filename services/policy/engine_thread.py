@@ -1,7 +1,8 @@
-"""The thread that decodes: who runs, who waits, and the swap of weights between two steps.
+"""The decoding thread of the engine: admits samples, runs decoding steps, and swaps weights between two
+steps.
 
-Belongs to the engine, which hands it tickets and new weights from the asyncio side. What it does again and
-again stands in `_round`. Knows no requests beyond their tickets, and no asyncio.
+The engine passes it requests and new weights from the asyncio side; `_round` is one iteration of its loop.
+Knows no asyncio and no tokenizer.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from fairlead import metrics, watchdog
 from fairlead.errors import Unavailable
 from fairlead.types import WeightVersion
 from services.policy.decoder import Decoder
+from services.policy.pending_request import PendingRequest
 from services.policy.replacement import Replacement
-from services.policy.sample import Sample
+from services.policy.sample_state import SampleState
 from services.policy.scheduler import Scheduler
-from services.policy.ticket import Ticket
 from services.runtime.exclusive import ExclusiveSlot
 
 logger = logging.getLogger(__name__)
 
 _FAILURES_IN_A_ROW = 3
-"""Rounds that fail one after the other until the engine gives up and the process is started again."""
+"""Failed rounds in a row after which the engine gives up, so that the process is restarted."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Swap:
-    """Weights that wait to come in."""
+    """Weights that wait to be swapped in."""
 
     version: WeightVersion
     replacement: Replacement
@@ -52,19 +53,21 @@ class EngineThread:
         finish_before_swap: bool,
         initial: WeightVersion | None,
     ) -> None:
-        """`finish_before_swap`: running sequences end before a swap, new ones wait; none spans it."""
+        """With `finish_before_swap`, running samples finish before a swap and new ones wait, so that no
+        sample spans two versions.
+        """
         self._decoder = decoder
         self._scheduler = scheduler
         self._metrics = policy_metrics
         self._finish_before_swap = finish_before_swap
-        self._owner: dict[Sample, Ticket] = {}
+        self._request_of: dict[SampleState, PendingRequest] = {}
         self._tokens_per_second = 0.0
         self._wake = threading.Condition()
-        self._exclusive = ExclusiveSlot[Ticket]()
+        self._exclusive = ExclusiveSlot[PendingRequest]()
         self._swap: _Swap | None = None
         self._stopping = False
         self.failure: Future[None] = Future()
-        """Gets the error with which the thread gives up."""
+        """Fails with the error that made the thread give up."""
         self.version: WeightVersion | None = None
         """The weights in use."""
         if initial is not None:
@@ -72,40 +75,40 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def put(self, ticket: Ticket) -> None:
-        """Queues a request.
+    def put(self, request: PendingRequest) -> None:
+        """Queue a request.
 
         Raises:
-            Overloaded: the queue has no room.
+            Overloaded: if the queue is full, or the request is exclusive and others are running.
             Unavailable: before the first weights, and while stopping.
         """
         with self._wake:
             self._check_running()
             if self.version is None:
                 raise Unavailable("the policy has no weights yet")
-            if ticket.exclusive:
-                self._exclusive.claim(ticket, busy=bool(self._owner), served=self._serves(ticket))
-            self._scheduler.put(ticket, tokens_per_second=self._tokens_per_second)
+            if request.exclusive:
+                self._exclusive.claim(request, busy=bool(self._request_of), served=self._is_served(request))
+            self._scheduler.put(request, tokens_per_second=self._tokens_per_second)
             self._wake.notify()
 
     def swap(self, version: WeightVersion, replacement: Replacement) -> Future[None]:
-        """Brings in weights between two steps; the future is done when they, or newer ones, are in use."""
+        """Swap in weights between two steps; the future resolves when they, or newer ones, are in use."""
         swap = _Swap(version, replacement, Future())
         with self._wake:
             self._check_running()
             superseded, self._swap = self._swap, swap
             self._wake.notify()
         if superseded is not None:
-            _answer(superseded)
+            _resolve(superseded)
         return swap.done
 
     def wake(self) -> None:
-        """Has the thread look who left."""
+        """Wake the thread so that it notices cancelled requests."""
         with self._wake:
             self._wake.notify()
 
     def close(self) -> None:
-        """Stops; whoever still waits gets Unavailable."""
+        """Stop; pending requests fail with Unavailable."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -124,7 +127,7 @@ class EngineThread:
                 failures = 0
             except Exception as error:
                 failures += 1
-                logger.exception("decoding failed; its requests fail, the engine goes on")
+                logger.exception("a decoding round failed; its requests fail and the engine continues")
                 self._fail_running(error)
                 if failures == _FAILURES_IN_A_ROW:
                     self.failure.set_exception(error)
@@ -132,30 +135,30 @@ class EngineThread:
         with self._wake:
             self._stopping = True
             swap, self._swap = self._swap, None
-        gone = Unavailable("the policy is stopping")
+        stopping = Unavailable("the policy is stopping")
         if swap is not None:
             with suppress(InvalidStateError):
-                swap.done.set_exception(gone)
-        self._fail_running(gone)
-        for ticket in self._scheduler.tickets():
-            ticket.fail(gone)
+                swap.done.set_exception(stopping)
+        self._fail_running(stopping)
+        for request in self._scheduler.requests():
+            request.fail(stopping)
 
     def _wait_for_work(self) -> bool:
-        """Sleeps until there is something to do. Returns False when stopping."""
+        """Sleep until there is work. Return False when stopping."""
         with self._wake:
             while not self._stopping:
                 if self._swap is not None or self._decoder.running:
                     return True
-                tickets = self._scheduler.tickets()
+                requests = self._scheduler.requests()
                 now = time.monotonic()
                 if (held := self._exclusive.reserved_seconds()) and not any(
-                    ticket.closed for ticket in tickets
+                    request.closed for request in requests
                 ):
                     self._wake.wait(held)
                     continue
-                deadlines = [ticket.deadline(self.version) for ticket in tickets]
+                deadlines = [request.deadline(self.version) for request in requests]
                 due = min((deadline for deadline in deadlines if deadline is not None), default=None)
-                if any(ticket.closed or self._serves(ticket) for ticket in tickets):
+                if any(request.closed or self._is_served(request) for request in requests):
                     return True
                 if due is not None and due <= now:
                     return True
@@ -163,7 +166,7 @@ class EngineThread:
             return False
 
     def _round(self) -> None:
-        self._drop_departed()
+        self._drop_closed()
         swapping = self._swap_if_due()
         if self.version is None:
             return
@@ -171,39 +174,39 @@ class EngineThread:
             taken = self._take(self.version)
             if taken:
                 samples = [sample for _, sample in taken]
-                self._decoder.join(samples, self.version)
-                self._hand_out(samples)
+                self._decoder.add(samples, self.version)
+                self._deliver(samples)
         if self._decoder.running:
             start = time.monotonic()
             samples = list(self._decoder.running)
             self._decoder.step(self.version)
             self._metrics.steps.inc()
-            self._hand_out(samples)
+            self._deliver(samples)
             rate = len(samples) / (time.monotonic() - start)
             self._tokens_per_second += 0.1 * (rate - self._tokens_per_second)
         self._metrics.slots_used.set(len(self._decoder.running))
         self._metrics.waiting.set(len(self._scheduler))
 
-    def _take(self, version: WeightVersion) -> list[tuple[Ticket, Sample]]:
-        """Who joins now, entered as running before anybody may claim to be alone."""
+    def _take(self, version: WeightVersion) -> list[tuple[PendingRequest, SampleState]]:
+        """Return the samples that start now, marked as running before a request can claim to be exclusive."""
         with self._wake:
-            if not self._exclusive.admits(self._owner.values()):
+            if not self._exclusive.admits(self._request_of.values()):
                 return []
             free = self._decoder.slots - len(self._decoder.running)
             taken = self._scheduler.take(free=free, version=version, only=self._exclusive.holder)
-            self._owner.update((sample, ticket) for ticket, sample in taken)
+            self._request_of.update((sample, request) for request, sample in taken)
             return taken
 
-    def _drop_departed(self) -> None:
+    def _drop_closed(self) -> None:
         now = time.monotonic()
-        running = dict.fromkeys(self._owner.values())
-        for ticket in (*running, *self._scheduler.tickets()):
-            ticket.expire_if_due(now, self.version)
+        running = dict.fromkeys(self._request_of.values())
+        for request in (*running, *self._scheduler.requests()):
+            request.expire_if_due(now, self.version)
         self._scheduler.drop_closed()
-        self._leave([sample for sample, ticket in self._owner.items() if ticket.closed])
+        self._remove([sample for sample, request in self._request_of.items() if request.closed])
 
     def _swap_if_due(self) -> bool:
-        """Swaps if new weights wait and may come in. Returns whether they still wait."""
+        """Swap in waiting weights if allowed now. Return whether weights are still waiting."""
         with self._wake:
             if self._swap is None:
                 return False
@@ -219,7 +222,7 @@ class EngineThread:
             logger.info(
                 "weights %s in use", swap.version, extra={"running_sequences": len(self._decoder.running)}
             )
-        _answer(swap)
+        _resolve(swap)
         return False
 
     def _use(self, version: WeightVersion) -> None:
@@ -227,37 +230,37 @@ class EngineThread:
         self._metrics.weight_incarnation.set(version.incarnation)
         self._metrics.weight_update.set(version.update)
 
-    def _hand_out(self, samples: Sequence[Sample]) -> None:
-        """Tells the owners of samples about their newest token; those that ended leave."""
+    def _deliver(self, samples: Sequence[SampleState]) -> None:
+        """Pass each sample's newest token to its request, and remove the samples that ended."""
         self._metrics.tokens.inc(len(samples))
-        left = []
+        ended = []
         for sample in samples:
-            ticket = self._owner[sample]
+            request = self._request_of[sample]
             if not math.isfinite(sample.logprobs[-1]):
-                ticket.fail(FloatingPointError(f"logits are not finite under weights {self.version}"))
-                self._decoder.scrub()
-                left.append(sample)
+                request.fail(FloatingPointError(f"logits are not finite under weights {self.version}"))
+                self._decoder.zero_nonfinite()
+                ended.append(sample)
                 continue
-            ticket.advance(sample)
+            request.advance(sample)
             if sample.finish_reason is not None:
-                left.append(sample)
-        self._leave(left)
+                ended.append(sample)
+        self._remove(ended)
 
-    def _leave(self, samples: Sequence[Sample]) -> None:
-        self._decoder.leave(samples)
+    def _remove(self, samples: Sequence[SampleState]) -> None:
+        self._decoder.remove(samples)
         for sample in samples:
-            del self._owner[sample]
+            del self._request_of[sample]
 
     def _fail_running(self, error: Exception) -> None:
-        for ticket in self._owner.values():
-            ticket.fail(error)
-        self._owner.clear()
+        for request in self._request_of.values():
+            request.fail(error)
+        self._request_of.clear()
         self._decoder.reset()
 
-    def _serves(self, ticket: Ticket) -> bool:
-        return self.version is not None and ticket.is_served_by(self.version)
+    def _is_served(self, request: PendingRequest) -> bool:
+        return self.version is not None and request.is_served_by(self.version)
 
 
-def _answer(swap: _Swap) -> None:
-    with suppress(InvalidStateError):  # whoever asked has left
+def _resolve(swap: _Swap) -> None:
+    with suppress(InvalidStateError):  # the caller was cancelled
         swap.done.set_result(None)

@@ -1,6 +1,6 @@
-"""Wire in, wire out for what a policy replica passes on to its peers: bytes of weights, nothing else.
+"""Serve the bytes of weight shards from a policy replica to other replicas.
 
-Manifests come from the origin alone; a replica that is asked for one says so.
+Manifests come only from the weights service; a relaying replica refuses to serve them.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from fairlead.v1 import weight_service_pb2 as pb
 
 
 class RelayServicer(ShardServicer):
-    """FetchShard of fairlead.v1.WeightService over a replica's cache, verified here before."""
+    """FetchShard of fairlead.v1.WeightService from the replica's cache of verified shards."""
 
     async def GetLatestManifest(self, request: pb.GetLatestManifestRequest, context: Context) -> NoReturn:
-        """Refused."""
-        _ask_the_origin()
+        """Refuse the call."""
+        _refuse()
 
     async def ListWeightVersions(self, request: pb.ListWeightVersionsRequest, context: Context) -> NoReturn:
-        """Refused."""
-        _ask_the_origin()
+        """Refuse the call."""
+        _refuse()
 
     async def FindWeightSource(self, request: pb.FindWeightSourceRequest, context: Context) -> NoReturn:
-        """Refused."""
-        _ask_the_origin()
+        """Refuse the call."""
+        _refuse()
 
 
-def _ask_the_origin() -> NoReturn:
-    raise NotOffered("this replica relays bytes alone: ask the weights service (weights.addresses)")
+def _refuse() -> NoReturn:
+    raise NotOffered(
+        "this replica serves only shards: send the call to the weights service (weights.addresses)"
+    )

@@ -1,7 +1,7 @@
-"""Draws tokens from logits by inverting the cumulative distribution, one random stream per sample.
+"""Draw tokens from logits by inverting the cumulative distribution, with one random stream per sample.
 
-A draw depends on the sample's key and the token's position alone, never on who else is in the batch: the
-uniform number is a hash of the two (SplitMix64, Steele et al. 2014). Knows no model and no sequence.
+A draw depends only on the sample's key and the token's position, never on the rest of the batch: the uniform
+number is a hash of the two (SplitMix64, Steele et al. 2014). Knows no model and no sequence.
 
 Shapes: B batch, V vocabulary.
 """
@@ -26,13 +26,13 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def stream_key(seed: int, sample: int) -> int:
-    """Key of the random stream of one sample of a request, 64 bits."""
+    """Return the 64-bit key of the random stream of one sample of a request."""
     text = f"{seed}:{sample}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def uniforms(keys_B: npt.NDArray[np.uint64], positions_B: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) with 53 random bits for each (key, position)."""
+    """Return a number in [0, 1) with 53 random bits for each (key, position)."""
     mixed_B = keys_B + (positions_B + np.uint64(1)) * _GOLDEN
     mixed_B = (mixed_B ^ (mixed_B >> np.uint64(30))) * _MIX_1
     mixed_B = (mixed_B ^ (mixed_B >> np.uint64(27))) * _MIX_2
@@ -43,27 +43,27 @@ def uniforms(keys_B: npt.NDArray[np.uint64], positions_B: npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class SamplingPlan:
-    """How each row of a batch is sampled, as tensors; made when rows join or leave."""
+    """Sampling parameters of the rows of a batch, as tensors; rebuilt when rows are added or removed."""
 
     temperature: float
-    """Of all rows; 1 where `temperatures_B1` is set."""
+    """Temperature of all rows; 1 if `temperatures_B1` is set."""
     temperatures_B1: Tensor | None
-    """Of each row, where they differ; greedy rows have 1."""
+    """Temperature of each row, if they differ; greedy rows have 1."""
     greedy_B: Tensor | None
-    """Rows that take the most likely token; None if there are none."""
+    """Whether a row takes the most likely token; None if no row does."""
     top_k_B1: Tensor | None
-    """Tokens kept of each row; None if no row cuts its distribution."""
+    """Number of tokens kept in each row; None if no row truncates its distribution."""
     top_p_B1: Tensor | None
-    """Mass kept of each row; None if no row cuts its distribution."""
+    """Probability mass kept in each row; None if no row truncates its distribution."""
 
     @classmethod
     def of(
         cls, rows: Sequence[SamplingParams], *, vocabulary_size: int, device: torch.device
     ) -> SamplingPlan:
-        """The plan of some rows."""
+        """Build the plan of some rows."""
         temperatures = [row.temperature or 1.0 for row in rows]
         greedy = [row.temperature == 0 for row in rows]
-        # A greedy row's log-prob is that of the whole distribution at temperature 1.
+        # The log-prob of a greedy row is that of the whole distribution at temperature 1.
         top_k = [0 if row.temperature == 0 else row.top_k for row in rows]
         top_p = [1.0 if row.temperature == 0 else row.top_p for row in rows]
         same = len(set(temperatures)) == 1
@@ -82,15 +82,15 @@ class SamplingPlan:
 
 
 def draw(logits_BV: Tensor, plan: SamplingPlan, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens, and their log-probs under the distribution that they were drawn from.
+    """Draw a token for each row, with its log-prob under the distribution it was drawn from.
 
     Args:
-        logits_BV: of any float type.
-        plan: how each row is sampled.
-        uniforms_B: float64 in [0, 1).
+        logits_BV: logits of any float type.
+        plan: sampling parameters of each row.
+        uniforms_B: random numbers, float64 in [0, 1).
 
     Returns:
-        int64 [B] and float32 [B].
+        Tokens, int64 [B], and log-probs, float32 [B].
     """
     if plan.temperatures_B1 is not None:
         scaled_BV = logits_BV.float() / plan.temperatures_B1
@@ -102,20 +102,21 @@ def draw(logits_BV: Tensor, plan: SamplingPlan, uniforms_B: Tensor) -> tuple[Ten
         scaled_BV = truncate(scaled_BV, plan.top_k_B1, plan.top_p_B1)
     cumulative_BV = scaled_BV.softmax(-1).cumsum(-1, dtype=torch.float64)
     total_B = cumulative_BV[:, -1]
-    # Strictly below the total, or rounding could point behind the last token with any mass.
+    # Strictly below the total; otherwise rounding could select an index past the last token with any mass.
     point_B = torch.minimum(uniforms_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
     tokens_B = torch.searchsorted(cumulative_BV, point_B.unsqueeze(1), right=True).squeeze(1)
     if plan.greedy_B is not None:
         tokens_B = torch.where(plan.greedy_B, logits_BV.argmax(-1), tokens_B)
-    # Rows of NaN point nowhere; the caller sees their log-prob, which is NaN too.
+    # A row of NaN selects no valid index; the caller notices by its log-prob, which is NaN too.
     tokens_B = tokens_B.clamp_(max=logits_BV.shape[-1] - 1)
     return tokens_B, token_logprobs(scaled_BV, tokens_B, temperature=1.0)
 
 
 def truncate(scaled_BV: Tensor, top_k_B1: Tensor, top_p_B1: Tensor) -> Tensor:
-    """Logits with −∞ for all but the top_k most likely and, of their mass, the smallest set reaching top_p.
+    """Return logits with −∞ for all but the top_k most likely tokens and, of those, the smallest set reaching
+    top_p.
 
-    Of equally likely tokens the lower ids are kept.
+    Among equally likely tokens, lower ids are kept.
     """
     sorted_BV, order_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)
     ranks_V = torch.arange(scaled_BV.shape[-1], device=scaled_BV.device)

@@ -1,6 +1,6 @@
-"""Who waits for a slot and who gets one: first come first served, bounded in tokens.
+"""The queue of samples that wait for a slot: first come first served, with a limit in tokens.
 
-Belongs to the engine. Callers put tickets in from any thread; the engine's thread takes samples out.
+Part of the engine. Any thread may add requests; the engine's thread takes samples.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from threading import Lock
 
 from fairlead.errors import Overloaded
 from fairlead.types import WeightVersion
-from services.policy.sample import Sample
-from services.policy.ticket import Ticket
+from services.policy.pending_request import PendingRequest
+from services.policy.sample_state import SampleState
 
-_PATIENCE_STEPS = 4
-"""Decoding steps for which free slots may wait for more of them; see benchmarks/generation.py."""
+_MAX_DEFERRED_STEPS = 4
+"""Decoding steps for which free slots may wait for more of them; tuned by benchmarks/generation.py."""
 _FREE_FRACTION = 8
-"""A prefill waits for this fraction of the slots to be free: it costs as much as a step of all of them."""
+"""A prefill waits until this fraction of the slots is free, because it costs as much as a step of all slots.
+"""
 
 
 class Scheduler:
@@ -26,67 +27,74 @@ class Scheduler:
         self._slots = slots
         self._max_queue_tokens = max_queue_tokens
         self._lock = Lock()
-        self._waiting: deque[tuple[Ticket, Sample]] = deque()
+        self._waiting: deque[tuple[PendingRequest, SampleState]] = deque()
         self._tokens = 0
-        self._passed_steps = 0
+        self._deferred_steps = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, ticket: Ticket, *, tokens_per_second: float) -> None:
-        """Appends the samples of a ticket.
+    def put(self, request: PendingRequest, *, tokens_per_second: float) -> None:
+        """Append the samples of a request.
 
         Raises:
-            Overloaded: if others wait and these would exceed the bound.
+            Overloaded: if the queue is not empty and the samples would exceed its limit.
         """
-        tokens = sum(sample.num_tokens for sample in ticket.samples)
+        tokens = sum(sample.num_tokens for sample in request.samples)
         with self._lock:
             if self._waiting and self._tokens + tokens > self._max_queue_tokens:
                 delay = min(30.0, max(0.1, self._tokens / max(tokens_per_second, 1.0)))
                 raise Overloaded(
-                    f"{self._tokens} tokens wait for a slot, {tokens} more exceed {self._max_queue_tokens}",
+                    f"the queue is full: {self._tokens} tokens are waiting, "
+                    f"{tokens} more exceed the limit of {self._max_queue_tokens}",
                     retry_after_seconds=round(delay, 1),
                 )
             self._tokens += tokens
-            self._waiting.extend((ticket, sample) for sample in ticket.samples)
+            self._waiting.extend((request, sample) for sample in request.samples)
 
     def take(
-        self, *, free: int, version: WeightVersion, only: Ticket | None = None
-    ) -> list[tuple[Ticket, Sample]]:
-        """Samples that get a slot now, of `only` that ticket; fewer than would fit if it pays to wait."""
+        self, *, free: int, version: WeightVersion, only: PendingRequest | None = None
+    ) -> list[tuple[PendingRequest, SampleState]]:
+        """Return samples that get a slot now, or none if it is worth waiting for more free slots.
+
+        Args:
+            free: number of free slots.
+            version: the weights in use; requests for newer ones keep waiting.
+            only: take samples of this request only.
+        """
         if not free or not self._waiting:
             return []
         with self._lock:
             ready = sum(
-                ticket.is_served_by(version) and only in (None, ticket) for ticket, _ in self._waiting
+                request.is_served_by(version) and only in (None, request) for request, _ in self._waiting
             )
             wanted = min(ready, max(1, self._slots // _FREE_FRACTION))
             if not ready:
                 return []
-            if free < wanted and self._passed_steps < _PATIENCE_STEPS:
-                self._passed_steps += 1
+            if free < wanted and self._deferred_steps < _MAX_DEFERRED_STEPS:
+                self._deferred_steps += 1
                 return []
-            self._passed_steps = 0
-            taken: list[tuple[Ticket, Sample]] = []
-            kept: deque[tuple[Ticket, Sample]] = deque()
+            self._deferred_steps = 0
+            taken: list[tuple[PendingRequest, SampleState]] = []
+            kept: deque[tuple[PendingRequest, SampleState]] = deque()
             for entry in self._waiting:
-                wanted_one = only in (None, entry[0]) and entry[0].is_served_by(version)
-                fits = len(taken) < free and wanted_one
+                may_run = only in (None, entry[0]) and entry[0].is_served_by(version)
+                fits = len(taken) < free and may_run
                 (taken if fits else kept).append(entry)
             self._keep(kept)
             return taken
 
     def drop_closed(self) -> None:
-        """Forgets samples that nobody waits for any more."""
+        """Remove the samples of requests that have ended."""
         with self._lock:
-            if any(ticket.closed for ticket, _ in self._waiting):
+            if any(request.closed for request, _ in self._waiting):
                 self._keep(deque(entry for entry in self._waiting if not entry[0].closed))
 
-    def tickets(self) -> list[Ticket]:
-        """Every ticket with a waiting sample, once."""
+    def requests(self) -> list[PendingRequest]:
+        """Return every request with a waiting sample, once."""
         with self._lock:
-            return list(dict.fromkeys(ticket for ticket, _ in self._waiting))
+            return list(dict.fromkeys(request for request, _ in self._waiting))
 
-    def _keep(self, entries: deque[tuple[Ticket, Sample]]) -> None:
+    def _keep(self, entries: deque[tuple[PendingRequest, SampleState]]) -> None:
         self._waiting = entries
         self._tokens = sum(sample.num_tokens for _, sample in entries)

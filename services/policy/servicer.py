@@ -1,4 +1,4 @@
-"""Wire in, wire out for the policy service: messages → checked requests → engine → messages."""
+"""The RPCs of the policy service: messages → checked requests → engine → messages."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from fairlead.errors import InvalidInput
 from fairlead.types import GenerationRequest, WeightVersion
 from fairlead.v1 import policy_service_pb2 as pb
 from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
-from services.policy.checks import check_request
 from services.policy.engine import Engine
-from services.policy.prompts import checked_chat
+from services.policy.requests import check_request, checked_chat
 from services.runtime.access import caller
 from services.runtime.edge import deadline
 from services.runtime.limits import check_text
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
-"""For health and reflection."""
+"""Full name of the service, for health and reflection."""
 
 _LONG_TEXT = 10_000
-"""Characters from which tokenizing would hold up the loop; it then happens in a thread."""
+"""Number of characters from which a text is tokenized in a thread, because it would block the event loop."""
 
 _Context = aio.ServicerContext[Any, Any]
 
 
 class PolicyServicer(pb_grpc.PolicyServiceServicer):
-    """The RPCs of fairlead.v1.PolicyService."""
+    """Implements fairlead.v1.PolicyService."""
 
     def __init__(
         self,
@@ -46,10 +45,10 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
     ) -> None:
         """
         Args:
-            engine: what generates.
+            engine: generates completions.
             section: limits.
-            encode: a prompt → ids.
-            wanted: told of weights that a request asks for and the engine does not have yet.
+            encode: returns the token ids of a prompt.
+            wanted: called with the weights that a request needs if the engine does not have them yet.
         """
         self._engine = engine
         self._section = section
@@ -57,15 +56,15 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         self._wanted = wanted
 
     def add_to(self, server: aio.Server) -> None:
-        """Registers the servicer."""
+        """Register the servicer."""
         pb_grpc.add_PolicyServiceServicer_to_server(self, server)
 
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
-        """Completions of a prompt."""
+        """Generate completions of a prompt."""
         checked = await self._checked(request)
         reserved = await _reserve(checked)
         completions = await self._engine.generate(checked, deadline=self._deadline(context))
-        await _give_back(reserved - sum(len(completion.token_ids) for completion in completions))
+        await _refund(reserved - sum(len(completion.token_ids) for completion in completions))
         return pb.GenerateResponse(
             completions=map(codec.completion_to_pb, completions), prompt_tokens=len(checked.prompt_token_ids)
         )
@@ -73,23 +72,23 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
     async def GenerateStream(
         self, request: pb.GenerateStreamRequest, context: _Context
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
-        """The same, token by token."""
+        """Generate completions of a prompt, and send each token when it is sampled."""
         checked = await self._checked(request.request)
-        left = await _reserve(checked)
+        unused = await _reserve(checked)
         async with aclosing(self._engine.stream(checked, deadline=self._deadline(context))) as deltas:
             async for index, delta in deltas:
-                left -= len(delta.token_ids)
+                unused -= len(delta.token_ids)
                 yield pb.GenerateStreamResponse(
                     sample_index=index,
                     delta=codec.completion_to_pb(delta),
                     prompt_tokens=len(checked.prompt_token_ids),
                 )
-        await _give_back(left)
+        await _refund(unused)
 
     async def GetPolicyInfo(
         self, request: pb.GetPolicyInfoRequest, context: _Context
     ) -> pb.GetPolicyInfoResponse:
-        """What is served."""
+        """Describe the served model."""
         info = self._engine.info
         return pb.GetPolicyInfoResponse(
             model=codec.model_info_to_pb(info.model),
@@ -100,7 +99,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
 
     async def _checked(self, request: pb.GenerateRequest) -> GenerationRequest:
         if not request.HasField("sampling"):
-            raise InvalidInput("sampling", got="nothing", allowed="how to sample")
+            raise InvalidInput("sampling", got="nothing", allowed="sampling parameters")
         info = self._engine.info
         checked = GenerationRequest(
             request_id=request.request_id,
@@ -123,7 +122,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
                 return tuple(request.tokens.token_ids)
             case "text":
                 if not request.text:
-                    raise InvalidInput("text", got="", allowed="a text that is not empty")
+                    raise InvalidInput("text", got="", allowed="a non-empty text")
                 check_text("text", request.text, max_bytes=self._section.max_text_bytes)
                 return await self._ids(request.text, len(request.text))
             case "conversation":
@@ -139,22 +138,22 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         return tuple(await asyncio.to_thread(self._encode, prompt))
 
     def _deadline(self, context: _Context) -> float:
-        """The caller's, or the configured one where the caller would wait for ever."""
+        """Return the caller's deadline, or one from `policy.timeout_seconds` if it has none."""
         given = deadline(context)
         return time.monotonic() + self._section.timeout_seconds if given is None else given
 
 
 async def _reserve(request: GenerationRequest) -> int:
-    """Counts the prompt and the longest answers; returns the latter's tokens.
+    """Count the tokens of the prompt and of the longest possible completions; return the latter.
 
-    They are counted beforehand, so that who hangs up just before the end has paid for what was made.
+    They are counted beforehand, so that a caller that cancels just before the end still pays for its tokens.
     """
     longest = request.num_samples * request.sampling.max_new_tokens
     await caller().admit(tokens=len(request.prompt_token_ids) + longest)
     return longest
 
 
-async def _give_back(num_tokens: int) -> None:
-    """Uncounts the tokens that were not made."""
+async def _refund(num_tokens: int) -> None:
+    """Refund reserved tokens that were not generated."""
     if num_tokens:
         await caller().charge(tokens=-num_tokens)

@@ -1,9 +1,10 @@
-"""Keys and values of the samples being decoded, one block of memory per layer, behind transformers' Cache.
+"""Keys and values of the running samples: one block of memory per layer, with the interface of transformers'
+Cache.
 
-Rows are slots, columns are time: the newest token of every row stands in the same column, so a row is
-left-padded by where it starts, and masks, sliding windows and positions are what every architecture knows
-from padded batches. A decoding step writes one column in place; a prefill writes the columns before the head.
-Knows no tokens.
+Rows are slots and columns are positions in time: the newest token of every row is in the same column, so a
+row is left-padded up to its start, and masks, sliding windows and positions are those of any left-padded
+batch. A decoding step writes one column in place; a prefill writes the columns before the head. Knows no
+tokens.
 
 Shapes: S slots, H heads, C columns, D head size.
 """
@@ -23,20 +24,20 @@ _FIRST_COLUMNS = 64
 
 @dataclass(slots=True)
 class Window:
-    """The part of the block that the next forward pass sees."""
+    """The part of the block that the next forward pass reads and writes."""
 
     first_row: int = 0
     """First row."""
     end_row: int = 0
-    """Row behind the last."""
+    """One past the last row."""
     left: int = 0
-    """First column that is attended to."""
+    """First column attended to."""
     write: int = 0
-    """First column that is written."""
+    """First column written."""
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """One layer's block: keys and values [S, H, C, D]."""
+    """The block of one layer: keys and values [S, H, C, D]."""
 
     is_sliding = False
 
@@ -45,7 +46,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self._cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Makes the block: zeros, as masked columns are still multiplied by 0."""
+        """Allocate the block with zeros, because masked columns are still multiplied by 0."""
 
         def block(states: Tensor) -> Tensor:
             _, heads, _, size = states.shape
@@ -56,7 +57,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     @property
     def blocks(self) -> tuple[Tensor, Tensor]:
-        """Keys and values."""
+        """The keys and the values of the layer."""
         assert self.keys is not None
         assert self.values is not None
         return self.keys, self.values
@@ -64,7 +65,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Writes into the window and returns all of it."""
+        """Write into the window and return the whole window."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         window = self._cache.window
@@ -75,23 +76,23 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return keys[:, :, window.left : end], values[:, :, window.left : end]
 
     def get_seq_length(self) -> int:
-        """Columns before those that are written."""
+        """Return the number of columns before those written."""
         return self._cache.window.write - self._cache.window.left
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns attended to, and their offset."""
+        """Return the number of columns attended to and their offset."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """No limit: the block grows."""
+        """Return -1 for no limit, because the block grows."""
         return -1
 
 
 class SlotCache(Cache):
-    """Every layer's block, and the head: the column that the next decoding step writes."""
+    """The blocks of all layers, and the head: the column that the next decoding step writes."""
 
     def __init__(self, slots: int) -> None:
-        # A layer joins when the model first writes to it, so no model's number of layers need be known.
+        # A layer is added when the model first writes to it, so the number of layers need not be known.
         factory: Any = lambda: SlotLayer(self)  # noqa: E731
         super().__init__(layer_class_to_replicate=factory)
         self.slots = slots
@@ -100,39 +101,39 @@ class SlotCache(Cache):
         self.head = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns before those that are written, the same for every layer."""
+        """Return the number of columns before those written, the same for every layer."""
         return self.window.write - self.window.left
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Columns attended to, and their offset, the same for every layer."""
+        """Return the number of columns attended to and their offset, the same for every layer."""
         return self.get_seq_length() + query_length, 0
 
     def open_prefill(self, *, first_row: int, end_row: int, length: int) -> None:
-        """The next pass writes `length` columns before the head, seeing nothing else."""
+        """Let the next pass write `length` columns before the head and attend to nothing else."""
         self.window = Window(first_row, end_row, self.head - length, self.head - length)
 
     def open_step(self, *, rows: int, left: int) -> None:
-        """The next pass writes the column at the head of the first rows, which then moves on by one."""
+        """Let the next pass write the column at the head for the first rows, and advance the head by one."""
         self.window = Window(0, rows, left, self.head)
         self.head += 1
 
-    def make_room(self, *, left: int, before: int, after: int) -> int:
-        """Moves or grows the block until there are enough columns on both sides of the head.
+    def reserve(self, *, left: int, before: int, after: int) -> int:
+        """Move or grow the block until there are enough columns on both sides of the head.
 
         Args:
-            left: first column in use; equal to the head if none is.
-            before: columns needed before the head, those in use included.
+            left: first column in use; equal to the head if none is in use.
+            before: columns needed before the head, including those in use.
             after: columns needed from the head on.
 
         Returns:
-            By how many columns everything in use moved to the right (negative: to the left).
+            By how many columns the contents moved to the right (negative: to the left).
         """
         used = self.head - left
         before = max(before, used)
         if self.head >= before and self.head + after <= self.columns:
             return 0
         needed = before + after
-        # Twice what is needed: a move is then paid for by at least as many steps.
+        # Twice the columns needed, so that a move is amortised over at least as many steps.
         columns = self.columns if self.columns >= 2 * needed else 2 * needed
         target = before - used
         for layer in self._written():
@@ -144,7 +145,7 @@ class SlotCache(Cache):
         return target - left
 
     def copy_rows(self, sources: Sequence[int], targets: Sequence[int], *, left: int) -> None:
-        """Copies the columns in use of some rows over those of others."""
+        """Copy the columns in use of some rows over those of others."""
         if not sources:
             return
         for layer in self._written():
@@ -155,14 +156,14 @@ class SlotCache(Cache):
                 else:
                     used[list(targets)] = used[list(sources)]
 
-    def scrub(self) -> None:
-        """Zeros whatever is not finite, which would otherwise outlive its row: 0 · NaN is NaN."""
+    def zero_nonfinite(self) -> None:
+        """Zero all non-finite values, which would affect other rows even if masked: 0 · NaN is NaN."""
         for layer in self._written():
             for block in layer.blocks:
                 block.nan_to_num_(0.0, 0.0, 0.0)
 
     def _written(self) -> list[SlotLayer]:
-        """Layers that have a block; those that share another's keys never do."""
+        """Return the layers that have a block; layers that share the keys of another layer never have one."""
         return [layer for layer in self.layers if isinstance(layer, SlotLayer) and layer.is_initialized]
 
 

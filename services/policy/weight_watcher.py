@@ -1,7 +1,7 @@
-"""Watches the weight store and brings every newer version into the engine, fetched and verified beforehand.
+"""Watch the weight store and load every newer version into the engine, after it was fetched and verified.
 
-Stands between store and engine, in the background of a serving replica: whatever goes wrong with a version,
-the replica keeps serving the one it has. Knows neither torch nor the wire.
+Runs in the background of a serving replica: if a version cannot be loaded, the replica keeps serving the
+weights it has. Knows neither torch nor the wire.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from fairlead import metrics, watchdog
+from fairlead.backoff import Backoff
 from fairlead.errors import (
     CorruptWeights,
     DeadlineExceeded,
@@ -31,16 +32,17 @@ from services.policy.engine import Engine
 
 logger = logging.getLogger(__name__)
 
-_MAX_BACKOFF_SECONDS = 30.0
-_MAX_AWAY_SECONDS = 2.0
-"""A weights service that comes back is found again within so long."""
+_LONGEST_PAUSE_SECONDS = 30.0
+_LONGEST_AWAY_SECONDS = 2.0
+"""Longest pause while the weights service does not answer, so that its return is noticed soon."""
 _AWAY = (Unavailable, DeadlineExceeded, Overloaded)
-_NOT_TAKEN = (CorruptWeights, OutOfSpace, ReadOnlyDisk, Unauthenticated, PermissionDenied, OSError, *_AWAY)
-"""Whatever goes wrong with a version, but for bugs."""
+"""Errors of a weights service that does not answer. `StaleWeights` does not occur here."""
+_NOT_LOADED = (CorruptWeights, OutOfSpace, ReadOnlyDisk, Unauthenticated, PermissionDenied, OSError, *_AWAY)
+"""Errors after which a version is retried; any other error is a bug."""
 
 
 class WeightWatcher:
-    """Polls one source for one engine."""
+    """Polls one weight source for one engine."""
 
     def __init__(
         self,
@@ -51,7 +53,14 @@ class WeightWatcher:
         interval_seconds: float,
         on_loaded: Callable[[], None],
     ) -> None:
-        """`on_loaded` is called on the loop whenever a version that was current has come into use."""
+        """
+        Args:
+            source: the weight store.
+            engine: loads the weights.
+            policy_metrics: metrics of the policy service.
+            interval_seconds: time between two polls.
+            on_loaded: called in the event loop whenever a version has been loaded.
+        """
         self._source = source
         self._engine = engine
         self._metrics = policy_metrics
@@ -63,33 +72,33 @@ class WeightWatcher:
         self._retry_at = 0.0
 
     def kick(self, _: WeightVersion | None = None) -> None:
-        """Looks at the store at once: a request waits for newer weights."""
+        """Poll the store at once, because a request waits for newer weights."""
         self._kicked.set()
 
     async def run(self) -> NoReturn:
-        """Watches until cancelled."""
-        first = contextlib.ExitStack()
-        with first:
+        """Watch until cancelled."""
+        first_weights = contextlib.ExitStack()
+        with first_weights:
             if self._engine.version is None:
                 waiting = watchdog.PROCESS.waiting("weights", "the first weights in the store", limited=False)
-                first.enter_context(waiting)
-            await self._watch(first)
+                first_weights.enter_context(waiting)
+            await self._watch(first_weights)
 
-    async def _watch(self, first: contextlib.ExitStack) -> NoReturn:
-        """`first` is closed when there are weights."""
+    async def _watch(self, first_weights: contextlib.ExitStack) -> NoReturn:
+        """Poll the store in a loop; close `first_weights` as soon as the engine has weights."""
         while True:
-            # Cleared first: a kick while looking is answered by looking again.
+            # Cleared before the poll, so that a kick during it causes another poll.
             self._kicked.clear()
-            await self._look()
+            await self._poll()
             if self._engine.version is not None:
-                first.close()
+                first_weights.close()
             try:
                 async with asyncio.timeout(self._interval_seconds):
                     await self._kicked.wait()
             except TimeoutError:
                 continue
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         version = None
         if self._failures and self._failed is None and time.monotonic() < self._retry_at:
             return
@@ -101,29 +110,32 @@ class WeightWatcher:
             folder = await self._source.fetch(manifest)
             await self._engine.load(version, folder, adapter=manifest.adapter)
         except NotFound:
-            self.kick()  # pruned while it was fetched: the current one is another by now
+            self.kick()  # pruned while it was fetched, so there is a newer version by now
             return
-        except _NOT_TAKEN as error:
-            self._failure(version, error)
+        except _NOT_LOADED as error:
+            self._record_failure(version, error)
             return
-        self._failed, self._failures = None, 0
+        self._failed = None
+        self._failures = 0
         self._on_loaded()
 
     def _is_wanted(self, version: WeightVersion) -> bool:
-        held = self._engine.version
-        if held is not None and version <= held:
+        in_use = self._engine.version
+        if in_use is not None and version <= in_use:
             return False
         return version != self._failed or time.monotonic() >= self._retry_at
 
-    def _failure(self, version: WeightVersion | None, error: Exception) -> None:
+    def _record_failure(self, version: WeightVersion | None, error: Exception) -> None:
         self._metrics.fetch_failures.inc()
         self._failures = self._failures + 1 if version == self._failed else 1
         self._failed = version
-        longest = _MAX_AWAY_SECONDS if isinstance(error, _AWAY) else _MAX_BACKOFF_SECONDS
-        delay = min(longest, self._interval_seconds * 2.0 ** min(self._failures, 20))
+        longest = _LONGEST_AWAY_SECONDS if isinstance(error, _AWAY) else _LONGEST_PAUSE_SECONDS
+        backoff = Backoff(first_seconds=2 * self._interval_seconds, longest_seconds=longest)
+        # Without jitter: replicas do not poll in step anyway.
+        delay = backoff.longest_pause_seconds(self._failures)
         self._retry_at = time.monotonic() + delay
         logger.warning(
-            "weights %s not taken, %s stay in use: %s",
+            "weights %s not loaded, %s remain in use: %s",
             version or "unknown",
             self._engine.version or "none",
             error,

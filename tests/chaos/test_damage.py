@@ -138,7 +138,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_is_used(run: 
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        ("model-00001.safetensors", "weights {} not taken, none stay in use"),
+        ("model-00001.safetensors", "weights {} not loaded, none remain in use"),
         ("manifest.json", "skipping damaged weights {}"),
     ],
 )

@@ -12,10 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fairlead.nn.loading import torch_device
 from fairlead.types import SamplingParams, WeightVersion
-from services.policy.architecture import check_cache
+from services.policy.cache_check import check_cache
 from services.policy.decoder import Decoder
 from services.policy.replacement import Replacement
-from services.policy.sample import Sample
+from services.policy.sample_state import SampleState
 from services.policy.sampler import stream_key
 
 VOCABULARY = 1_024
@@ -39,10 +39,10 @@ def make_model(dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
     return LlamaForCausalLM(config).eval().to("cuda", dtype)
 
 
-def make_samples(count: int) -> list[Sample]:
+def make_samples(count: int) -> list[SampleState]:
     rng = random.Random(0)
     return [
-        Sample(
+        SampleState(
             prompt=tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 60))),
             sampling=SamplingParams(temperature=0.7),
             key=stream_key(0, index),
@@ -53,21 +53,21 @@ def make_samples(count: int) -> list[Sample]:
     ]
 
 
-def drive(decoder: Decoder, samples: list[Sample]) -> None:
+def drive(decoder: Decoder, samples: list[SampleState]) -> None:
     waiting = list(samples)
     while waiting or decoder.running:
         free = decoder.slots - len(decoder.running)
         if waiting and free >= min(4, len(waiting)):
-            decoder.join(waiting[:free], V1)
+            decoder.add(waiting[:free], V1)
             waiting = waiting[free:]
-        decoder.leave([sample for sample in decoder.running if sample.finish_reason])
+        decoder.remove([sample for sample in decoder.running if sample.finish_reason])
         if decoder.running:
             decoder.step(V1)
-            decoder.leave([sample for sample in decoder.running if sample.finish_reason])
+            decoder.remove([sample for sample in decoder.running if sample.finish_reason])
 
 
 @torch.inference_mode()
-def worst_difference(model: PreTrainedModel, samples: list[Sample]) -> float:
+def worst_difference(model: PreTrainedModel, samples: list[SampleState]) -> float:
     worst = 0.0
     for sample in samples:
         ids = torch.tensor([[*sample.prompt, *sample.token_ids]], device="cuda")

@@ -87,7 +87,7 @@ def test_a_late_replica_is_ready_with_the_current_version_alone_and_serves_on_wh
     cluster: Cluster, store: FilesystemWeightStore, model: Path
 ) -> None:
     first = cluster.policy("first")
-    first.until(lambda: "not taken" in first.log.read_text())  # there is no weights service yet
+    first.until(lambda: "not loaded" in first.log.read_text())  # there is no weights service yet
     assert first.get("/readyz")[0] == 503
     origin = cluster.weights()
     origin.wait_for("/readyz")
@@ -108,7 +108,7 @@ def test_a_late_replica_is_ready_with_the_current_version_alone_and_serves_on_wh
         assert client.generate("w1 w2", SAMPLING)[0] == newer
 
     origin.popen.send_signal(signal.SIGKILL)
-    first.until(lambda: "weights unknown not taken, 1-1 stay in use" in first.log.read_text())
+    first.until(lambda: "weights unknown not loaded, 1-1 remain in use" in first.log.read_text())
     for process in (first, late):
         assert process.get("/readyz")[0] == 200
         assert version_of(process) == WeightVersion(1, 1)
@@ -160,7 +160,7 @@ def test_a_full_and_a_read_only_disk_are_told_and_the_old_weights_serve_on(
     limit = (model / "model.safetensors").stat().st_size - 1_000
     resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     publish(store, model, WeightVersion(1, 1))
-    told("weights 1-1 not taken, 1-0 stay in use: model.safetensors cannot be written: the disk of")
+    told("weights 1-1 not loaded, 1-0 remain in use: model.safetensors cannot be written: the disk of")
     assert version_of(process) == WeightVersion(1, 0)
     resource.prlimit(
         process.popen.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -170,7 +170,7 @@ def test_a_full_and_a_read_only_disk_are_told_and_the_old_weights_serve_on(
     link.unlink()
     link.symlink_to("/sys/kernel")
     publish(store, model, WeightVersion(1, 2))
-    told("weights 1-2 not taken, 1-1 stay in use: weights 1-2 cannot be written: ")
+    told("weights 1-2 not loaded, 1-1 remain in use: weights 1-2 cannot be written: ")
     assert "is read-only" in process.log.read_text()
     assert version_of(process) == WeightVersion(1, 1)
     link.unlink()

@@ -30,7 +30,7 @@ from fairlead.nn.loading import load_causal_lm
 from fairlead.nn.reward_model import load_reward_model
 from fairlead.types import SamplingParams, WeightVersion
 from services.policy import decoder
-from services.policy.sample import Sample
+from services.policy.sample_state import SampleState
 from tests import architectures
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 from trainer.checkpoint import CheckpointStore
@@ -210,7 +210,7 @@ def test_the_cache_grows_to_what_was_planned_and_no_further(tmp_path: Path):
     prompt, answer = 40, 60
     for start in range(0, 8, 4):
         samples = [
-            Sample(
+            SampleState(
                 prompt=(5,) * prompt,
                 sampling=SamplingParams(max_new_tokens=answer, seed=start + index),
                 key=start + index,
@@ -220,10 +220,10 @@ def test_the_cache_grows_to_what_was_planned_and_no_further(tmp_path: Path):
             )
             for index in range(4)
         ]
-        running.join(samples, version)
+        running.add(samples, version)
         for _ in range(answer - 1):
             running.step(version)
-        running.leave(samples)
+        running.remove(samples)
     blocks = [block for layer in running._cache._written() for block in layer.blocks]
     longest = formulas.cache_bytes(size, "float32", slots=4, longest=prompt + answer)
     assert longest / 2 <= nbytes(blocks) <= longest

@@ -36,7 +36,7 @@ from fairlead.types import (
     TokenPair,
     WeightVersion,
 )
-from services.policy.hf_engine import EngineLimits, HfEngine
+from services.policy.transformers_engine import EngineLimits, TransformersEngine
 from services.reference.scorer import ReferenceScorer
 from services.reward.scorer import RewardScorer
 from tests import architectures
@@ -68,14 +68,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 @asynccontextmanager
-async def engine_on(path: Path, lora: LoraSection | None = None) -> AsyncIterator[HfEngine]:
+async def engine_on(path: Path, lora: LoraSection | None = None) -> AsyncIterator[TransformersEngine]:
     model = load_causal_lm(str(path), CPU)
     adapter = None
     if lora is not None and lora.rank:
         adapters.add(model, lora, base=str(path), field="ppo.lora", seed=1)
         adapter = Adapter(adapters.fingerprint(str(path)), adapters.config(model))
     rows = model.get_input_embeddings().weight.shape[0]
-    engine = HfEngine(
+    engine = TransformersEngine(
         model,
         load_tokenizer(str(path)),
         ModelInfo(str(path), "", rows, CONTEXT, "float32"),

@@ -21,7 +21,7 @@ from fairlead.types import (
     WeightVersion,
 )
 from services.policy.engine import Engine
-from services.policy.hf_engine import EngineLimits, HfEngine
+from services.policy.transformers_engine import EngineLimits, TransformersEngine
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_tokenizer
 
 V0, V1, V2 = WeightVersion(0, 0), WeightVersion(1, 1), WeightVersion(1, 2)
@@ -51,8 +51,8 @@ async def running(
     initial: WeightVersion | None = V0,
     registry: CollectorRegistry | None = None,
     **limits,
-) -> AsyncIterator[HfEngine]:
-    engine = HfEngine(
+) -> AsyncIterator[TransformersEngine]:
+    engine = TransformersEngine(
         copy.deepcopy(model),
         tokenizer_without_end(),
         ModelInfo("tiny", "f", VOCABULARY_SIZE, CONTEXT, "float32"),

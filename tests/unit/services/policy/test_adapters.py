@@ -18,7 +18,7 @@ from fairlead.nn.loading import load_causal_lm
 from fairlead.transports.weights.base import Adapter, Ancestor
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import GenerationRequest, ModelInfo, SamplingParams, WeightVersion
-from services.policy.hf_engine import EngineLimits, HfEngine
+from services.policy.transformers_engine import EngineLimits, TransformersEngine
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_tokenizer
 from trainer.ppo import publish
 from trainer.sequences import TokenSequence, pad, response_logprobs
@@ -52,7 +52,7 @@ class Replica:
         self.model, self.adapter = adapted(
             base, dtype=dtype, lora_dtype=getattr(torch, dtype), section=section
         )
-        self.engine = HfEngine(
+        self.engine = TransformersEngine(
             self.model,
             tiny_tokenizer(),
             ModelInfo(base, "f", VOCABULARY_SIZE, 64, dtype),
@@ -133,10 +133,10 @@ def test_a_version_is_a_small_part_of_its_base_and_a_folder_of_peft(tmp_path):
 @pytest.mark.parametrize(
     ("theirs", "message"),
     [
-        (LoraSection(rank=2, alpha=8.0), r"\[ppo.lora\] is not the trainer's: r is 2 there and 4 here"),
+        (LoraSection(rank=2, alpha=8.0), r"\[ppo.lora\] differs from the trainer's: r is 2 there and 4 here"),
         (LoraSection(rank=4, alpha=16.0), r"lora_alpha is 16.0 there and 8.0 here"),
         (LoraSection(rank=4, alpha=8.0, target_modules=("q_proj",)), r"target_modules is \['q_proj'\] there"),
-        (None, r"it holds a whole model: start this replica with \[ppo.lora\] rank 0"),
+        (None, r"the version holds a whole model: start this replica with \[ppo.lora\] rank 0"),
     ],
 )
 async def test_another_adapter_is_refused_and_the_old_one_stays(base, tmp_path, theirs, message):
@@ -187,7 +187,7 @@ async def test_a_version_with_other_tensors_than_it_says_is_refused(base, tmp_pa
             good | {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 32)},
             "which the model does not have",
         ),
-        (good | {name: torch.ones(2, 32)}, r"shape \(2, 32\), the model's is \(4, 32\)"),
+        (good | {name: torch.ones(2, 32)}, r"shape \(2, 32\), the model needs \(4, 32\)"),
     ]
     try:
         for update, (tensors, message) in enumerate(bad):
@@ -204,7 +204,7 @@ async def test_a_replica_without_adapters_takes_none(base, tmp_path):
     store = FilesystemWeightStore(tmp_path / "weights")
     policy, adapter = adapted(base)
     published(store, policy, 0, adapter)
-    plain = HfEngine(
+    plain = TransformersEngine(
         load_causal_lm(base, ComputeSection(device="cpu")),
         tiny_tokenizer(),
         ModelInfo(base, "f", VOCABULARY_SIZE, 64, "float32"),

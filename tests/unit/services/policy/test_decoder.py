@@ -17,10 +17,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from fairlead.errors import ModelLoadError
 from fairlead.types import FinishReason, SamplingParams, VersionSpan, WeightVersion
-from services.policy.architecture import check_cache
+from services.policy.cache_check import check_cache
 from services.policy.decoder import Decoder
 from services.policy.replacement import Replacement
-from services.policy.sample import Sample
+from services.policy.sample_state import SampleState
 from services.policy.sampler import stream_key
 
 VOCABULARY = 61
@@ -68,10 +68,10 @@ LLAMA = make_model("llama")
 
 def make_samples(
     count: int, *, seed: int, longest: int = 14, limit: int = 20, **sampling: Any
-) -> list[Sample]:
+) -> list[SampleState]:
     rng = random.Random(seed)
     return [
-        Sample(
+        SampleState(
             prompt=tuple(rng.randrange(3, VOCABULARY) for _ in range(rng.randint(1, longest))),
             sampling=SamplingParams(**sampling),
             key=stream_key(seed, index),
@@ -82,7 +82,7 @@ def make_samples(
     ]
 
 
-def drive(decoder: Decoder, samples: list[Sample], *, seed: int) -> None:
+def drive(decoder: Decoder, samples: list[SampleState], *, seed: int) -> None:
     """Runs all samples, joining and leaving at random moments, some before their end."""
     rng = random.Random(seed)
     waiting = list(samples)
@@ -90,16 +90,16 @@ def drive(decoder: Decoder, samples: list[Sample], *, seed: int) -> None:
         free = decoder.slots - len(decoder.running)
         if waiting and free and (not decoder.running or rng.random() < 0.4):
             joining = [waiting.pop(0) for _ in range(min(len(waiting), rng.randint(1, free)))]
-            decoder.join(joining, V1)
+            decoder.add(joining, V1)
         if rng.random() < 0.05 and decoder.running:
-            decoder.leave([rng.choice(decoder.running)])
-        decoder.leave([sample for sample in decoder.running if sample.finish_reason])
+            decoder.remove([rng.choice(decoder.running)])
+        decoder.remove([sample for sample in decoder.running if sample.finish_reason])
         if decoder.running:
             decoder.step(V1)
-            decoder.leave([sample for sample in decoder.running if sample.finish_reason])
+            decoder.remove([sample for sample in decoder.running if sample.finish_reason])
 
 
-def worst_difference(model: PreTrainedModel, samples: list[Sample]) -> float:
+def worst_difference(model: PreTrainedModel, samples: list[SampleState]) -> float:
     """Largest difference from the log-probs of plain, unpadded forward passes."""
     worst = 0.0
     with torch.inference_mode():
@@ -169,11 +169,11 @@ def test_the_same_seed_gives_the_same_tokens_whatever_the_batch() -> None:
         while waiting or decoder.running:
             free = slots - len(decoder.running)
             if waiting and free:
-                decoder.join(waiting[:free], V1)
+                decoder.add(waiting[:free], V1)
                 waiting = waiting[free:]
             else:
                 decoder.step(V1)
-            decoder.leave([sample for sample in decoder.running if sample.finish_reason])
+            decoder.remove([sample for sample in decoder.running if sample.finish_reason])
         return [sample.token_ids for sample in mine]
 
     single = tokens(slots=1, others=0, order=0)
@@ -185,11 +185,11 @@ def test_the_same_seed_gives_the_same_tokens_whatever_the_batch() -> None:
 def test_samples_of_one_prompt_are_independent_and_right() -> None:
     prompt = (5, 6, 7, 8)
     samples = [
-        Sample(prompt if i % 3 else (9, 4), SamplingParams(), stream_key(0, i), frozenset(), limit=9)
+        SampleState(prompt if i % 3 else (9, 4), SamplingParams(), stream_key(0, i), frozenset(), limit=9)
         for i in range(11)
     ]
     decoder = Decoder(LLAMA, slots=11)
-    decoder.join(samples, V1)
+    decoder.add(samples, V1)
     while any(sample.finish_reason is None for sample in samples):
         decoder.step(V1)
     assert len({tuple(sample.token_ids) for sample in samples}) == 11
@@ -197,28 +197,28 @@ def test_samples_of_one_prompt_are_independent_and_right() -> None:
 
 
 def test_when_a_sample_ends() -> None:
-    greedy = Sample((5, 6), SamplingParams(temperature=0), 0, frozenset(), limit=6)
+    greedy = SampleState((5, 6), SamplingParams(temperature=0), 0, frozenset(), limit=6)
     decoder = Decoder(LLAMA, slots=1)
 
-    def run(sample: Sample) -> Sample:
-        decoder.join([sample], V1)
+    def run(sample: SampleState) -> SampleState:
+        decoder.add([sample], V1)
         while sample.finish_reason is None:
             decoder.step(V1)
-        decoder.leave([sample])
+        decoder.remove([sample])
         return sample
 
     assert run(greedy).finish_reason is FinishReason.LENGTH
     assert len(greedy.token_ids) == 6
     third = greedy.token_ids[2]
     first = greedy.token_ids.index(third)
-    stopped = run(Sample((5, 6), SamplingParams(temperature=0), 0, frozenset([third]), limit=6))
+    stopped = run(SampleState((5, 6), SamplingParams(temperature=0), 0, frozenset([third]), limit=6))
     assert stopped.finish_reason is FinishReason.STOP
     assert stopped.token_ids == greedy.token_ids[: first + 1]
 
 
 def test_more_samples_than_slots_is_an_error() -> None:
     with pytest.raises(ValueError, match="3 samples for 2 slots"):
-        Decoder(LLAMA, slots=2).join(make_samples(3, seed=0), V1)
+        Decoder(LLAMA, slots=2).add(make_samples(3, seed=0), V1)
 
 
 def test_a_swap_between_steps_has_exact_spans_and_logprobs(tmp_path) -> None:
@@ -226,11 +226,11 @@ def test_a_swap_between_steps_has_exact_spans_and_logprobs(tmp_path) -> None:
     save_file(new.state_dict(), tmp_path / "model.safetensors")
     model = copy.deepcopy(old)
     samples = [
-        Sample(prompt, SamplingParams(), stream_key(4, i), frozenset(), limit=9)
+        SampleState(prompt, SamplingParams(), stream_key(4, i), frozenset(), limit=9)
         for i, prompt in enumerate([(5, 6, 7), (8,)])
     ]
     decoder = Decoder(model, slots=2)
-    decoder.join(samples, V1)
+    decoder.add(samples, V1)
     for _ in range(3):
         decoder.step(V1)
     Replacement.read(tmp_path, model).apply()
@@ -262,10 +262,10 @@ def test_weights_that_are_no_numbers_leave_nothing_behind() -> None:
     weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     good = weight.detach().clone()
     weight.data = torch.full_like(good, torch.nan)
-    decoder.join(spoiled, V1)
+    decoder.add(spoiled, V1)
     assert all(sample.logprobs[-1] != sample.logprobs[-1] for sample in spoiled)
-    decoder.scrub()
-    decoder.leave(spoiled)
+    decoder.zero_nonfinite()
+    decoder.remove(spoiled)
     weight.data = good
     samples = make_samples(9, seed=8)
     drive(decoder, samples, seed=8)
@@ -291,5 +291,5 @@ def _bidirectional() -> PreTrainedModel:
 
 @pytest.mark.parametrize("build", [_mamba, _bidirectional])
 def test_an_architecture_with_other_state_is_refused(build: Callable[[], PreTrainedModel]) -> None:
-    with pytest.raises(ModelLoadError, match="cannot be decoded with a cache of keys and values"):
+    with pytest.raises(ModelLoadError, match="cannot be decoded with a cache of only keys and values"):
         check_cache(build())

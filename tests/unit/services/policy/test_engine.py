@@ -129,7 +129,9 @@ async def test_a_full_queue_refuses_with_a_delay(loaded: PreTrainedModel) -> Non
         await until(lambda: registry.get_sample_value("fairlead_policy_slots_used") == 1)
         tasks += [asyncio.create_task(engine.generate(request(LONG), deadline=None))]
         await until(lambda: registry.get_sample_value("fairlead_policy_waiting_sequences") == 1)
-        with pytest.raises(Overloaded, match="128 tokens wait for a slot, 128 more exceed 200") as refused:
+        with pytest.raises(
+            Overloaded, match="128 tokens are waiting, 128 more exceed the limit of 200"
+        ) as refused:
             await engine.generate(request(LONG), deadline=None)
         assert 0.1 <= refused.value.retry_after_seconds <= 30
         for task in tasks:
@@ -145,7 +147,7 @@ async def test_without_weights_and_after_closing_it_is_unavailable(loaded: PreTr
             _ = engine.info
     async with running(loaded) as engine:
         task = asyncio.create_task(engine.generate(request(LONG, num_samples=60), deadline=None))
-        await until(lambda: bool(engine._thread._owner))
+        await until(lambda: bool(engine._thread._request_of))
         await asyncio.to_thread(engine.close)
         with pytest.raises(Unavailable, match="stopping"):
             await task

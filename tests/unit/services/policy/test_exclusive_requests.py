@@ -49,12 +49,12 @@ async def test_nothing_joins_it_and_a_second_is_refused(loaded: PreTrainedModel)
     async with running(loaded, max_slots=4) as engine:
         thread = engine._thread
         first = asyncio.create_task(engine.generate(replace(request(long), exclusive=True), deadline=None))
-        await until(lambda: len(thread._owner) == 1)
+        await until(lambda: len(thread._request_of) == 1)
         with pytest.raises(Overloaded):
             await engine.generate(replace(request(SAMPLING), exclusive=True), deadline=None)
         other = asyncio.create_task(engine.generate(request(SAMPLING, (1, 7)), deadline=None))
         while not first.done():
-            assert len(thread._owner) <= 1
+            assert len(thread._request_of) <= 1
             await asyncio.sleep(0)
         await asyncio.gather(first, other)
 
@@ -62,7 +62,7 @@ async def test_nothing_joins_it_and_a_second_is_refused(loaded: PreTrainedModel)
 async def test_who_leaves_frees_the_place(loaded: PreTrainedModel):
     async with running(loaded, max_slots=4) as engine:
         gone = asyncio.create_task(engine.generate(replace(request(LONG), exclusive=True), deadline=None))
-        await until(lambda: len(engine._thread._owner) == 1)
+        await until(lambda: len(engine._thread._request_of) == 1)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         async with asyncio.timeout(20):

@@ -6,19 +6,21 @@ import pytest
 
 from fairlead.errors import Overloaded
 from fairlead.types import SamplingParams, WeightVersion
-from services.policy.sample import Sample
+from services.policy.pending_request import PendingRequest
+from services.policy.sample_state import SampleState
 from services.policy.scheduler import Scheduler
-from services.policy.ticket import Ticket
 
 OLD, NEW = WeightVersion(1, 0), WeightVersion(1, 1)
 
 
-def ticket(count: int = 1, *, min_version: WeightVersion | None = None, tokens: int = 10) -> Ticket:
-    samples = [Sample((4,), SamplingParams(), index, frozenset(), limit=tokens - 1) for index in range(count)]
-    return Ticket(samples, min_version=min_version, deadline=None)
+def ticket(count: int = 1, *, min_version: WeightVersion | None = None, tokens: int = 10) -> PendingRequest:
+    samples = [
+        SampleState((4,), SamplingParams(), index, frozenset(), limit=tokens - 1) for index in range(count)
+    ]
+    return PendingRequest(samples, min_version=min_version, deadline=None)
 
 
-def put(scheduler: Scheduler, *tickets: Ticket) -> None:
+def put(scheduler: Scheduler, *tickets: PendingRequest) -> None:
     for each in tickets:
         scheduler.put(each, tokens_per_second=100)
 
@@ -59,14 +61,14 @@ def test_the_queue_is_bounded_in_tokens_and_forgets_who_left() -> None:
     scheduler = Scheduler(slots=1, max_queue_tokens=35)
     huge = ticket(9)
     put(scheduler, huge)  # alone it may be larger than the bound, or it could never run
-    with pytest.raises(Overloaded, match="90 tokens wait for a slot, 10 more exceed 35") as refused:
+    with pytest.raises(Overloaded, match="90 tokens are waiting, 10 more exceed the limit of 35") as refused:
         put(scheduler, ticket())
     assert refused.value.retry_after_seconds == 0.9
     huge.future.cancel()
     scheduler.drop_closed()
     assert len(scheduler) == 0
     put(scheduler, ticket(), ticket(2))
-    with pytest.raises(Overloaded, match="30 tokens wait for a slot, 10 more exceed 35"):
+    with pytest.raises(Overloaded, match="30 tokens are waiting, 10 more exceed the limit of 35"):
         put(scheduler, ticket())
     scheduler.take(free=1, version=OLD)
     put(scheduler, ticket())

@@ -23,9 +23,9 @@ from fairlead.types import ModelInfo, WeightVersion
 from fairlead.v1 import policy_service_pb2 as pb
 from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
 from fairlead.v1 import tokens_pb2
-from services.policy.hf_engine import EngineLimits, HfEngine
-from services.policy.prompts import encode
+from services.policy.requests import encode
 from services.policy.servicer import SERVICE_NAME, PolicyServicer
+from services.policy.transformers_engine import EngineLimits, TransformersEngine
 from services.runtime.server import ModelServer
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm
 
@@ -37,7 +37,7 @@ class Service:
     """A served engine and a bare stub to it."""
 
     def __init__(
-        self, stub: pb_grpc.PolicyServiceStub, engine: HfEngine, registry: CollectorRegistry
+        self, stub: pb_grpc.PolicyServiceStub, engine: TransformersEngine, registry: CollectorRegistry
     ) -> None:
         self.stub: Any = stub
         self.engine = engine
@@ -56,7 +56,7 @@ async def service(model_folder: str) -> AsyncIterator[Service]:
     registry = CollectorRegistry()
     tokenizer = load_tokenizer(model_folder)
     info = ModelInfo(model_folder, tokenizer_fingerprint(tokenizer), VOCABULARY_SIZE, CONTEXT, "float32")
-    engine = HfEngine(
+    engine = TransformersEngine(
         load_causal_lm(model_folder, ComputeSection(device="cpu")),
         tokenizer,
         info,
@@ -104,17 +104,17 @@ BAD: dict[str, tuple[pb.GenerateRequest, str]] = {
     ),
     "no sampling": (
         pb.GenerateRequest(tokens=tokens(1), num_samples=1),
-        "sampling: got 'nothing', allowed: how to sample",
+        "sampling: got 'nothing', allowed: sampling parameters",
     ),
     "empty ids": (request(tokens=tokens()), "tokens.token_ids: got 'no token ids', allowed: at least one"),
-    "empty text": (request(text=""), "text: got '', allowed: a text that is not empty"),
+    "empty text": (request(text=""), "text: got '', allowed: a non-empty text"),
     "beyond the context": (
         request(tokens=tokens(*[4] * CONTEXT)),
-        "prompt: got '64 tokens', allowed: at most 63 tokens, which leaves one for the answer",
+        "prompt: got '64 tokens', allowed: at most 63 tokens, to leave one for the completion",
     ),
     "text beyond the context": (
         request(text="w1 " * CONTEXT),
-        "prompt: got '65 tokens', allowed: at most 63 tokens, which leaves one for the answer",
+        "prompt: got '65 tokens', allowed: at most 63 tokens, to leave one for the completion",
     ),
     "id beyond the vocabulary": (
         request(tokens=tokens(1, VOCABULARY_SIZE)),
@@ -138,7 +138,7 @@ BAD: dict[str, tuple[pb.GenerateRequest, str]] = {
     ),
     "the assistant last": (
         request(conversation=talk(("user", "w1"), ("assistant", "w2"))),
-        'conversation.messages[1]: got "the assistant\'s turn", allowed: a last turn to answer',
+        "conversation.messages[1]: got 'a turn of the assistant', allowed: a last turn of another role",
     ),
     "5 MB of turns": (
         request(conversation=talk(("user", "x" * 2_500_000), ("user", "x" * 2_500_000))),
@@ -146,7 +146,7 @@ BAD: dict[str, tuple[pb.GenerateRequest, str]] = {
     ),
     "turns without a template": (
         request(conversation=talk(("system", "w1"), ("user", "w2"))),
-        "conversation.messages: got 'turns of system, user', allowed: one turn of the user, with a text: "
+        "conversation.messages: got 'turns of system, user', allowed: one non-empty turn of the user: "
         "this policy has no chat template",
     ),
     "n = 0": (request(num_samples=0), "num_samples: got 0, allowed: from 1 to 8"),
@@ -198,7 +198,7 @@ BAD: dict[str, tuple[pb.GenerateRequest, str]] = {
     ),
     "empty stop string": (
         request(sampling=sampling(stop_strings=["x", ""])),
-        "sampling.stop_strings[1]: got '', allowed: a text that is not empty",
+        "sampling.stop_strings[1]: got '', allowed: a non-empty text",
     ),
     "long stop string": (
         request(sampling=sampling(stop_strings=["x" * 2_000])),
@@ -206,7 +206,7 @@ BAD: dict[str, tuple[pb.GenerateRequest, str]] = {
     ),
     "negative version": (
         request(min_version=tokens_pb2.WeightVersion(incarnation=-1)),
-        "min_version: got '-1-0', allowed: numbers from 0",
+        "min_version: got '-1-0', allowed: an incarnation and an update of 0 or more",
     ),
     "long request id": (
         request(request_id="x" * 300),
@@ -286,7 +286,7 @@ async def test_a_request_for_newer_weights_asks_for_them_and_is_refused_in_time(
     with pytest.raises(aio.AioRpcError) as refused:
         await service.stub.Generate(request(min_version=newer), timeout=2)
     assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert refused.value.details() == "weights 1-4 were asked for; 1-3 are here"
+    assert refused.value.details() == "the request needs weights 1-4 or newer; 1-3 are in use"
     assert service.wanted == [WeightVersion(1, 4)]
     held = tokens_pb2.WeightVersion(incarnation=1, update=3)
     assert (await service.stub.Generate(request(min_version=held))).completions
@@ -301,7 +301,7 @@ async def test_who_hangs_up_frees_the_slots(service: Service) -> None:
     for call in (*calls, stream):
         call.cancel()
     deadline = time.monotonic() + 20
-    while service.engine._thread._owner or len(service.engine._thread._scheduler):
+    while service.engine._thread._request_of or len(service.engine._thread._scheduler):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.001)
     assert (await service.stub.Generate(request())).completions

@@ -17,7 +17,7 @@ from fairlead import metrics
 from fairlead.transports.weights.base import Ancestor
 from fairlead.transports.weights.filesystem import FilesystemWeightSource, FilesystemWeightStore
 from fairlead.types import GenerationRequest, ModelInfo, SamplingParams, WeightVersion
-from services.policy.hf_engine import EngineLimits, HfEngine
+from services.policy.transformers_engine import EngineLimits, TransformersEngine
 from services.policy.weight_watcher import WeightWatcher
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_tokenizer
 
@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> FilesystemWeightStore:
 class Watched:
     """An engine, its watcher, and what both reported."""
 
-    def __init__(self, engine: HfEngine, registry: CollectorRegistry) -> None:
+    def __init__(self, engine: TransformersEngine, registry: CollectorRegistry) -> None:
         self.engine = engine
         self.registry = registry
         self.loads: list[WeightVersion | None] = []
@@ -68,7 +68,7 @@ async def watching(
 ) -> AsyncIterator[Watched]:
     registry = CollectorRegistry()
     policy_metrics = metrics.PolicyMetrics(registry)
-    engine = HfEngine(
+    engine = TransformersEngine(
         model,
         tiny_tokenizer(),
         ModelInfo("m", "f", VOCABULARY_SIZE, 64, "float32"),
@@ -133,7 +133,7 @@ async def test_a_damaged_version_is_counted_and_the_old_one_serves_on(
         shard.write_bytes(content)
         (staged.root / "1-1").rename(store.root / "1-1")
         await watched.until(WeightVersion(1, 0), failures=2)
-        assert "weights 1-1 not taken, 1-0 stay in use" in caplog.text
+        assert "weights 1-1 not loaded, 1-0 remain in use" in caplog.text
         assert "model.safetensors does not match its SHA-256" in caplog.text
         request = GenerationRequest("r", (1, 5), SamplingParams(max_new_tokens=4))
         (completion,) = await watched.engine.generate(request, deadline=None)

@@ -1,6 +1,6 @@
-"""The embedded engine: a transformers model decoded by a thread of its own; the asyncio side of it.
+"""The embedded engine: a transformers model decoded by a thread in this process; this is its asyncio side.
 
-Implements engine.py. Turns requests into tickets for the thread (engine_thread.py), and what comes back into
+Implements engine.py. Turns requests into work for the thread (engine_thread.py), and its results into
 completions with text. Knows no wire.
 """
 
@@ -19,33 +19,33 @@ from fairlead.errors import Unavailable
 from fairlead.nn.loading import eos_token_ids
 from fairlead.transports.weights.base import Adapter
 from fairlead.types import Completion, GenerationRequest, ModelInfo, PolicyInfo, WeightVersion
-from services.policy.architecture import check_cache
+from services.policy.cache_check import check_cache
 from services.policy.decoder import Decoder
 from services.policy.detokenizer import Detokenizer
 from services.policy.engine_thread import EngineThread
+from services.policy.pending_request import PendingRequest
 from services.policy.replacement import Replacement, check_kind
-from services.policy.sample import Sample
+from services.policy.sample_state import SampleState
 from services.policy.sampler import stream_key
 from services.policy.scheduler import Scheduler
-from services.policy.ticket import Ticket
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Bounds and choices of the engine."""
+    """Limits and options of the engine."""
 
     max_slots: int = 32
-    """Sequences decoded at the same time."""
+    """Limit on the samples that are decoded at the same time."""
     max_samples: int = 64
-    """Largest number of samples of one request, for `info`."""
+    """Limit on the samples of one request, reported by `info`."""
     max_queue_tokens: int = 1_048_576
-    """Tokens that may wait for a slot."""
+    """Limit on the tokens that wait for a slot."""
     finish_before_swap: bool = False
-    """Let running sequences end before a swap, so that none spans one (max_staleness = 0)."""
+    """Finish running samples before a swap, so that no sample spans two versions (max_staleness = 0)."""
 
 
-class HfEngine:
-    """An Engine; see there."""
+class TransformersEngine:
+    """Implements `Engine` with a transformers model."""
 
     def __init__(
         self,
@@ -58,12 +58,18 @@ class HfEngine:
         initial: WeightVersion | None = None,
         adapter: Adapter | None = None,
     ) -> None:
-        """`initial` names the weights that the model has already; without it `load` brings the first.
-
-        `adapter` says what adapters the model has; versions are then adapters, too.
+        """
+        Args:
+            model: the model, on its device.
+            tokenizer: its tokenizer.
+            info: description of the model.
+            limits: limits and options.
+            policy_metrics: metrics of the policy service.
+            initial: version of the weights that the model has already; None if `load` brings the first.
+            adapter: the adapters that were added to the model; versions then hold adapters, too.
 
         Raises:
-            ModelLoadError: if the architecture cannot be decoded with a cache of keys and values.
+            ModelLoadError: if the model cannot be decoded with a cache of keys and values.
         """
         check_cache(model)
         self._model = model
@@ -87,7 +93,7 @@ class HfEngine:
 
     @property
     def info(self) -> PolicyInfo:
-        """What is served.
+        """Description of the served model.
 
         Raises:
             Unavailable: before the first weights.
@@ -98,75 +104,77 @@ class HfEngine:
         return PolicyInfo(self._info, version, self._limits.max_slots, self._limits.max_samples)
 
     async def generate(self, request: GenerationRequest, *, deadline: float | None) -> tuple[Completion, ...]:
-        """One completion for each sample; see Engine.generate."""
-        ticket = self._ticket(request, deadline, streams=False)
-        self._thread.put(ticket)
+        """Return one completion for each sample; see `Engine.generate`."""
+        pending = self._pending(request, deadline, streams=False)
+        self._thread.put(pending)
         try:
-            completions = await asyncio.wrap_future(ticket.future)
+            completions = await asyncio.wrap_future(pending.future)
         finally:
-            self._let_go(ticket)
+            self._cancel_if_open(pending)
         return tuple(replace(each, text=self._decode(each.token_ids)) for each in completions)
 
     async def stream(
         self, request: GenerationRequest, *, deadline: float | None
     ) -> AsyncGenerator[tuple[int, Completion], None]:
-        """Deltas as tokens are sampled; see Engine.stream."""
+        """Yield new parts as tokens are sampled; see `Engine.stream`."""
         loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[tuple[int, Completion] | None] = asyncio.Queue()
 
-        def hand_over(delta: tuple[int, Completion] | None) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+        def enqueue(delta: tuple[int, Completion] | None) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and the caller with it
                 loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
-        ticket = self._ticket(request, deadline, streams=True)
-        ticket.on_delta = lambda index, delta: hand_over((index, delta))
-        ticket.future.add_done_callback(lambda _: hand_over(None))
-        self._thread.put(ticket)
+        pending = self._pending(request, deadline, streams=True)
+        pending.on_delta = lambda index, delta: enqueue((index, delta))
+        pending.future.add_done_callback(lambda _: enqueue(None))
+        self._thread.put(pending)
         try:
             while (delta := await deltas.get()) is not None:
                 yield delta
-            ticket.future.result()
+            pending.future.result()
         finally:
-            self._let_go(ticket)
+            self._cancel_if_open(pending)
 
     async def load(self, version: WeightVersion, folder: Path, *, adapter: Adapter | None = None) -> None:
-        """Reads weights beside those in use, then swaps; see Engine.load."""
+        """Read weights next to those in use, then swap; see `Engine.load`."""
         if self.version is None or version > self.version:
             check_kind(adapter, self._adapter)
             replacement = await asyncio.to_thread(Replacement.read, folder, self._model)
             await asyncio.wrap_future(self._thread.swap(version, replacement))
 
     async def wait_failed(self) -> None:
-        """Waits until the engine cannot go on, and raises why."""
+        """Wait until the engine cannot continue, and raise its error."""
         await asyncio.shield(asyncio.wrap_future(self._thread.failure))
 
     def close(self) -> None:
-        """Stops; whoever still waits gets Unavailable."""
+        """Stop; pending requests fail with Unavailable."""
         self._thread.close()
 
-    def _ticket(self, request: GenerationRequest, deadline: float | None, *, streams: bool) -> Ticket:
+    def _pending(
+        self, request: GenerationRequest, deadline: float | None, *, streams: bool
+    ) -> PendingRequest:
         sampling = request.sampling
-        room = self._info.max_sequence_tokens - len(request.prompt_token_ids)
+        max_new_tokens = self._info.max_sequence_tokens - len(request.prompt_token_ids)
         samples = [
-            Sample(
+            SampleState(
                 prompt=request.prompt_token_ids,
                 sampling=sampling,
                 key=stream_key(sampling.seed, index),
                 stop_ids=self._eos.union(sampling.stop_token_ids),
-                limit=min(sampling.max_new_tokens, room),
+                limit=min(sampling.max_new_tokens, max_new_tokens),
                 detokenizer=Detokenizer(self._decode, stop_strings=sampling.stop_strings)
                 if streams or sampling.stop_strings
                 else None,
             )
             for index in range(request.num_samples)
         ]
-        return Ticket(
+        return PendingRequest(
             samples, min_version=request.min_version, deadline=deadline, exclusive=request.exclusive
         )
 
-    def _let_go(self, ticket: Ticket) -> None:
-        if not ticket.closed:
-            ticket.future.cancel()
+    def _cancel_if_open(self, pending: PendingRequest) -> None:
+        if not pending.closed:
+            pending.future.cancel()
             self._thread.wake()
 
     def _decode(self, token_ids: Sequence[int]) -> str:

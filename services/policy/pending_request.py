@@ -1,6 +1,6 @@
-"""A request on its way through the engine: its samples, who waits for them, and until when.
+"""A request on its way through the engine: its samples, its deadline, and the future of its caller.
 
-Made by the asyncio side, worked on by the engine's thread; what both touch is a future and a flag.
+Created on the asyncio side and processed by the engine's thread; they share only a future and a flag.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ from contextlib import suppress
 
 from fairlead.errors import DeadlineExceeded, StaleWeights
 from fairlead.types import Completion, WeightVersion
-from services.policy.sample import Sample
+from services.policy.sample_state import SampleState
 
 _MAX_MARGIN_SECONDS = 0.5
 
 
-class Ticket:
+class PendingRequest:
     """One request."""
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[SampleState],
         *,
         min_version: WeightVersion | None,
         deadline: float | None,
         exclusive: bool = False,
     ) -> None:
-        """`deadline` is on the clock of `time.monotonic`; `alone`: nothing else runs while it does."""
+        """
+        Args:
+            samples: the samples to generate.
+            min_version: oldest weights that may generate them; None for any.
+            deadline: on the clock of `time.monotonic`; None for no deadline.
+            exclusive: whether no other request may run at the same time.
+        """
         self.exclusive = exclusive
         self.samples = tuple(samples)
         self.min_version = min_version
@@ -36,47 +42,50 @@ class Ticket:
         self._stale_deadline = None if deadline is None else deadline - _margin(deadline)
         self.future: Future[tuple[Completion, ...]] = Future()
         self.on_delta: Callable[[int, Completion], None] | None = None
-        """Called in the engine's thread with (sample, what is new of it); set before it is put in."""
-        self._left = len(self.samples)
+        """Called in the engine's thread with (sample index, new part of it); set before the request is
+        queued."""
+        self._unfinished = len(self.samples)
         self._index = {id(sample): index for index, sample in enumerate(self.samples)}
         self.closed = False
-        """Answered, failed, or no longer wanted."""
+        """Finished, failed or cancelled."""
         self.future.add_done_callback(self._close)
 
     def is_served_by(self, version: WeightVersion) -> bool:
-        """Whether these weights are new enough."""
+        """Return whether these weights are new enough."""
         return self.min_version is None or self.min_version <= version
 
-    def _serves(self, version: WeightVersion | None) -> bool:
+    def _is_served(self, version: WeightVersion | None) -> bool:
         return version is not None and self.is_served_by(version)
 
     def deadline(self, version: WeightVersion | None) -> float | None:
-        """When it expires, given the weights in use: a little early where it waits for newer ones."""
-        return self._deadline if self._serves(version) else self._stale_deadline
+        """Return when the request expires; slightly before its deadline if it waits for newer weights."""
+        return self._deadline if self._is_served(version) else self._stale_deadline
 
     def expire_if_due(self, now: float, version: WeightVersion | None) -> None:
-        """Fails past its deadline, with what it was waiting for."""
+        """Fail the request if its deadline has passed; the error says what it was waiting for."""
         deadline = self.deadline(version)
         if deadline is None or now < deadline or self.closed:
             return
-        if self._serves(version):
+        if self._is_served(version):
             self.fail(DeadlineExceeded("the deadline passed before all samples were complete"))
         else:
-            self.fail(StaleWeights(f"weights {self.min_version} were asked for; {version} are here"))
+            self.fail(
+                StaleWeights(f"the request needs weights {self.min_version} or newer; {version} are in use")
+            )
 
-    def advance(self, sample: Sample) -> None:
-        """A sample got a token; the last token of the last sample answers the request."""
+    def advance(self, sample: SampleState) -> None:
+        """Handle a new token of a sample; the last token of the last sample finishes the request."""
         if self.on_delta is not None and not self.closed:
             self.on_delta(self._index[id(sample)], sample.delta())
         if sample.finish_reason is None:
             return
-        self._left -= 1
-        if self._left == 0:
-            with suppress(InvalidStateError):  # the caller left at this moment
+        self._unfinished -= 1
+        if self._unfinished == 0:
+            with suppress(InvalidStateError):  # the caller cancelled at this moment
                 self.future.set_result(tuple(each.completion() for each in self.samples))
 
     def fail(self, error: Exception) -> None:
-        """Ends it with an error, unless it has ended."""
+        """Fail the request unless it has already ended."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 
@@ -85,5 +94,7 @@ class Ticket:
 
 
 def _margin(deadline: float) -> float:
-    """How long before its deadline a request for newer weights is refused, so that the refusal arrives."""
+    """Return how long before its deadline a request for newer weights fails, so that the error arrives in
+    time.
+    """
     return min(_MAX_MARGIN_SECONDS, max(0.0, deadline - time.monotonic()) * 0.1)

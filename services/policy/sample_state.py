@@ -1,6 +1,6 @@
-"""One sample being generated: its prompt, what came so far, and when it ends.
+"""One sample that is being generated: its prompt, its tokens so far, and when it ends.
 
-Belongs to the engine's thread. Knows neither batch nor cache beyond the column where it starts.
+Used by the engine's thread. Knows no batch, and of the cache only the column where the sample starts.
 """
 
 from __future__ import annotations
@@ -12,39 +12,40 @@ from services.policy.detokenizer import Detokenizer
 
 
 @dataclass(slots=True, eq=False)
-class Sample:
+class SampleState:
     """One sample of a request."""
 
     prompt: tuple[int, ...]
-    """Prompt ids."""
+    """Token ids of the prompt."""
     sampling: SamplingParams
-    """How to sample."""
+    """Sampling parameters."""
     key: int
     """Key of its random stream."""
     stop_ids: frozenset[int]
-    """Ids that end it: EOS and the request's own."""
+    """Token ids that end it: EOS and those of the request."""
     limit: int
-    """Tokens at most: max_new_tokens, or what the context leaves."""
+    """Largest number of new tokens: `max_new_tokens`, or fewer if the context is shorter."""
     detokenizer: Detokenizer | None = None
-    """Text as it grows; only where a stop string or a stream needs it."""
+    """Text so far; only if a stop string or a stream needs it."""
     token_ids: list[int] = field(default_factory=list)
-    """Sampled so far."""
+    """Tokens sampled so far."""
     logprobs: list[float] = field(default_factory=list)
-    """Log-prob of each."""
+    """Log-prob of each token."""
     changes: list[tuple[WeightVersion, int]] = field(default_factory=list)
-    """Weights, and the index of their first token; what a span is made of, without making one a token."""
+    """Weight versions, each with the index of its first token; the spans are built from it once at the end.
+    """
     finish_reason: FinishReason | None = None
-    """Set by the token that ends it."""
+    """Set with the last token."""
     start: int = 0
     """Column of the cache where it starts."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that it may come to, prompt included."""
+        """Largest number of tokens it may reach, prompt included."""
         return len(self.prompt) + self.limit
 
     def accept(self, token: int, logprob: float, version: WeightVersion) -> None:
-        """Appends a token and decides whether it is the last."""
+        """Append a token and decide whether it is the last one."""
         index = len(self.token_ids)
         self.token_ids.append(token)
         self.logprobs.append(logprob)
@@ -61,14 +62,14 @@ class Sample:
 
     @property
     def spans(self) -> tuple[VersionSpan, ...]:
-        """Which tokens are of which weights."""
+        """Ranges of tokens by the weights that sampled them."""
         ends = [start for _, start in self.changes[1:]] + [len(self.token_ids)]
         return tuple(
             VersionSpan(version, start, end) for (version, start), end in zip(self.changes, ends, strict=True)
         )
 
     def completion(self) -> Completion:
-        """What came of it, without text."""
+        """Return the sample as a completion, without text."""
         return Completion(
             token_ids=tuple(self.token_ids),
             logprobs=tuple(self.logprobs),
@@ -78,7 +79,7 @@ class Sample:
         )
 
     def delta(self) -> Completion:
-        """The newest token alone, with the text that it completed."""
+        """Return the newest token as a completion, with the text that it completed."""
         assert self.detokenizer is not None
         return Completion(
             token_ids=(self.token_ids[-1],),

@@ -1,6 +1,7 @@
-"""Whether a model can be decoded with the slot cache at all, found out by trying when it is loaded.
+"""Check, when a model is loaded, that it can be decoded with the slot cache.
 
-Any causal language model whose state is keys and values can; others keep more (convolutions, recurrences).
+Any causal language model can whose only state is keys and values; others keep more state (convolutions,
+recurrences).
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from services.policy.slot_cache import SlotCache
 
 
 def check_cache(model: PreTrainedModel) -> None:
-    """Holds a decoding step of two uneven rows against a plain forward pass.
+    """Compare a decoding step of two rows of different length with a plain forward pass.
 
     Raises:
-        ModelLoadError: if they differ: the architecture keeps state that the slot cache does not know.
+        ModelLoadError: if they differ, because the architecture keeps state that the slot cache does not
+            store.
     """
     reason = trial.obstacle(lambda: _difference(model))
     if reason:
         raise ModelLoadError(
-            f"{type(model).__name__} cannot be decoded with a cache of keys and values alone ({reason})"
+            f"{type(model).__name__} cannot be decoded with a cache of only keys and values ({reason})"
         )
 
 
@@ -43,7 +45,7 @@ def _difference(model: PreTrainedModel) -> str:
 
 
 def _two_rows(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Logits of the last token of each prompt, fed as a decoding step after a padded prefill of the rest."""
+    """Return the logits of each prompt's last token, computed as a decoding step after a padded prefill."""
     cache = SlotCache(len(prompts))
     longest = max(map(len, prompts)) - 1
     starts = torch.tensor([[longest - len(prompt) + 1] for prompt in prompts], device=model.device)
@@ -51,7 +53,7 @@ def _two_rows(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tenso
     rows = torch.tensor([[0] * (longest + 1 - len(p)) + list(p) for p in prompts], device=model.device)
     mask = (columns >= starts).long()
     positions = (columns - starts).clamp(min=0)
-    cache.make_room(left=0, before=longest, after=1)
+    cache.reserve(left=0, before=longest, after=1)
     cache.open_prefill(first_row=0, end_row=len(prompts), length=longest)
     model(
         input_ids=rows[:, :-1],
