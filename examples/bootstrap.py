@@ -1,4 +1,4 @@
-"""Intervals of means without assumptions about their distribution (Efron 1979), for what examples report."""
+"""Bootstrap intervals of means (Efron 1979), for the figures that examples report."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 RESAMPLES = 1_000
-"""Draws behind an interval."""
+"""Number of bootstrap samples for an interval."""
 
 
 def bootstrap_interval(values: Sequence[float], *, seed: int) -> tuple[float, float]:
-    """95% interval of the mean of independent values, by drawing them again with replacement."""
+    """Return the 95% interval of the mean of independent values, by resampling with replacement."""
     drawn = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(np.asarray(values)[drawn].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)

@@ -1,6 +1,6 @@
-"""Ranks answers to a prompt by a running reward service: `python -m examples.score ADDRESS PROMPT ANSWER...`.
+"""Rank answers with a running reward service: `python -m examples.score ADDRESS PROMPT ANSWER...`.
 
-The synchronous client from start to end; it needs no torch, and nothing else of a run.
+Shows the synchronous client. It needs neither torch nor a training run.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from fairlead import FairleadError, RewardClient
 
 
 def rank(address: str, prompt: str, answers: Sequence[str]) -> list[tuple[float, str]]:
-    """(score, answer), the best first.
+    """Return (score, answer) pairs, best first.
 
     Raises:
-        InvalidInput: the service cannot score an answer; says which and why.
-        FairleadError: it cannot be reached, or is overloaded, and trying again has not helped.
+        InvalidInput: the service cannot score an answer; the message says which and why.
+        FairleadError: the service is unreachable or overloaded, and retrying did not help.
     """
     with RewardClient(address) as reward:
         scores = reward.score([(prompt, answer) for answer in answers]).scores
@@ -25,9 +25,9 @@ def rank(address: str, prompt: str, answers: Sequence[str]) -> list[tuple[float,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the ranking; returns the exit code."""
+    """Print the ranking and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m examples.score", description=__doc__)
-    parser.add_argument("address", help="of the reward service, such as 127.0.0.1:50051")
+    parser.add_argument("address", help="address of the reward service, such as 127.0.0.1:50051")
     parser.add_argument("prompt")
     parser.add_argument("answers", nargs="+", metavar="answer")
     options = parser.parse_args(argv)

@@ -1,6 +1,6 @@
-"""Model services for an example's own questions: started on a model, asked, stopped.
+"""Start policy and reward services on given models, call them, and stop them again.
 
-Between the stages of a run, when no training goes on. The services are the ones that a cluster runs.
+For evaluation between the stages of a run, while nothing is trained. The services are those of a cluster.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ _SCORE_ITEMS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a policy said to a prompt."""
+class GeneratedAnswer:
+    """A policy's answer to a prompt."""
 
     prompt: str
-    """What was asked."""
+    """The prompt."""
     text: str
-    """The answer."""
+    """Text of the answer."""
     ended: bool
-    """False if it was cut off."""
+    """False if the answer was cut off at the maximum length."""
 
 
 @asynccontextmanager
 async def serving(config: RunConfig, models: Mapping[str, Path]) -> AsyncIterator[dict[str, str]]:
-    """Runs services on models, and stops them at the end of the block.
+    """Run services on models, and stop them at the end of the block.
 
     Args:
-        config: the run; logs go to its folder.
-        models: model folder by service, `policy` or `reward`.
+        config: the run; its folder receives the logs.
+        models: the model folder of each service, `policy` or `reward`.
 
     Yields:
-        The address of each.
+        The address of each service.
 
     Raises:
-        ProcessFailed: one ended, or was not ready in time; says what it said last.
+        ProcessFailed: a service ended, or was not ready in time; the message quotes its last log line.
     """
     ports = Ports()
     addresses = {name: join_address(LOOPBACK, ports.free(name)) for name in models}
@@ -69,27 +69,29 @@ async def serving(config: RunConfig, models: Mapping[str, Path]) -> AsyncIterato
 
 async def ask(
     address: str, prompts: Sequence[str], *, samples: int, sampling: SamplingParams
-) -> list[list[Answer]]:
-    """Answers of the policy service, `samples` to each prompt; `sampling.seed` seeds all calls."""
+) -> list[list[GeneratedAnswer]]:
+    """Return `samples` answers of the policy service to each prompt; `sampling.seed` seeds all calls."""
     rng = random.Random(sampling.seed)
     seeds = [rng.getrandbits(62) for _ in prompts]
-    free = asyncio.Semaphore(max(1, _IN_FLIGHT // samples))
+    in_flight = asyncio.Semaphore(max(1, _IN_FLIGHT // samples))
 
     async with AsyncPolicyClient(address) as client:
 
-        async def one(prompt: str, seed: int) -> list[Answer]:
+        async def one(prompt: str, seed: int) -> list[GeneratedAnswer]:
             params = SamplingParams(
                 temperature=sampling.temperature, max_new_tokens=sampling.max_new_tokens, seed=seed
             )
-            async with free:
+            async with in_flight:
                 found = await client.generate(prompt, params, num_samples=samples)
-            return [Answer(prompt, one.text, one.finish_reason is FinishReason.STOP) for one in found]
+            return [
+                GeneratedAnswer(prompt, one.text, one.finish_reason is FinishReason.STOP) for one in found
+            ]
 
         return await asyncio.gather(*map(one, prompts, seeds))
 
 
 async def score(address: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """Scores of (prompt, answer) pairs by the reward service."""
+    """Return the reward service's scores of (prompt, answer) pairs."""
     async with AsyncRewardClient(address) as client:
         parts = [pairs[start : start + _SCORE_ITEMS] for start in range(0, len(pairs), _SCORE_ITEMS)]
         found = [await client.score(part) for part in parts]
@@ -105,7 +107,7 @@ def _process(config: RunConfig, name: str, path: Path, address: str) -> ChildPro
         update={
             name: section.model_copy(update=settings),
             "observe": config.observe.model_copy(update={"metrics_port": -1}),
-            # A store without versions: the model at the path is what is asked.
+            # Without weight versions in the store the service keeps the model at the path.
             "weights": config.weights.model_copy(update={"path": str(config.folder.root / "no_weights")}),
         }
     )
@@ -126,13 +128,13 @@ async def _ready(process: ChildProcess, seconds: float) -> None:
     while not await probe():
         if process.pid is None:
             raise ProcessFailed(
-                f"{process.name} ended with {describe_exit(await process.wait())}, saying: "
-                f"{process.last_log_line() or 'nothing'}; its log: {process.log}"
+                f"{process.name} ended with {describe_exit(await process.wait())}; last log line: "
+                f"{process.last_log_line() or 'none'} (log: {process.log})"
             )
         if time.monotonic() > deadline:
             raise ProcessFailed(
-                f"{process.name} was not ready within {seconds:g} s, saying: "
-                f"{process.last_log_line() or 'nothing'}; its log: {process.log}"
+                f"{process.name} was not ready within {seconds:g} s; last log line: "
+                f"{process.last_log_line() or 'none'} (log: {process.log})"
             )
         await asyncio.sleep(_PROBE_SECONDS)
     process.mark_ready()

@@ -1,1 +1,1 @@
-"""A run on files of one's own: small ones, made by `make.py`, and the run.toml that learns from them."""
+"""A run on your own data: small files, written by `make.py`, and the run.toml that trains on them."""

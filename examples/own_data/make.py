@@ -1,7 +1,8 @@
-"""Writes the three files of this example: `python -m examples.own_data.make [FOLDER]`.
+"""Write the three data files of this example: `python -m examples.own_data.make [FOLDER]`.
 
-A library's desk: people ask for things to borrow, and answers are warm, curt or of no help. Demonstrations
-show all three alike; rankings say which are liked. Files of one's own need no more than this form.
+At the desk of a library people ask to borrow things, and the answers are warm, curt or of no help. The
+demonstrations contain all three equally often; the rankings show which ones are preferred. Your own files
+need only have the same format.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ ANSWERS = {
     "curt": ("yes .", "take it ."),
     "no help": ("ask someone else .", "i do not know .", "i do not know , ask someone else ."),
 }
-"""From the best to the worst."""
+"""Answers by kind, from the best to the worst."""
 
 NUM_DEMONSTRATIONS = 800
 NUM_RANKINGS = 300
 NUM_PAIRS = 100
 MISTAKES = 0.15
-"""How often a labeler puts two neighbours the wrong way round."""
+"""Probability that a labeler swaps two adjacent answers."""
 
 
 def prompts() -> list[str]:
-    """Every question about every thing, once."""
+    """Return every question about every thing, once."""
     found = [
         question.format(thing=thing, day=day) for thing in THINGS for question in QUESTIONS for day in DAYS
     ]
@@ -47,13 +48,13 @@ def prompts() -> list[str]:
 
 
 def demonstrations(rng: random.Random) -> Iterable[Mapping[str, Any]]:
-    """`{"prompt", "completion"}`: what was answered, well or not."""
+    """Yield `{"prompt", "completion"}`: answers of every kind."""
     for prompt in rng.choices(prompts(), k=NUM_DEMONSTRATIONS):
         yield {"prompt": prompt, "completion": _answer(prompt, rng.choice(list(ANSWERS)), rng)}
 
 
 def preferences(rng: random.Random) -> Iterable[Mapping[str, Any]]:
-    """Rankings of three answers (1 is best), and pairs of two: both forms may stand in one file."""
+    """Yield rankings of three answers (1 is best), then pairs: one file may contain both."""
     for prompt in rng.choices(prompts(), k=NUM_RANKINGS):
         responses = [
             {"text": _answer(prompt, kind, rng), "rank": rank}
@@ -73,7 +74,7 @@ def preferences(rng: random.Random) -> Iterable[Mapping[str, Any]]:
 
 
 def write(folder: Path, *, seed: int = 0) -> None:
-    """Writes demonstrations.jsonl, preferences.jsonl and prompts.jsonl."""
+    """Write demonstrations.jsonl, preferences.jsonl and prompts.jsonl."""
     rng = random.Random(seed)
     _write(folder / "demonstrations.jsonl", demonstrations(rng))
     _write(folder / "preferences.jsonl", preferences(rng))
@@ -81,7 +82,7 @@ def write(folder: Path, *, seed: int = 0) -> None:
 
 
 def _order(kinds: list[str], rng: random.Random) -> list[str]:
-    """From the best to the worst, as a labeler sees it."""
+    """Return the kinds from the best to the worst, as a labeler orders them."""
     if rng.random() < MISTAKES:
         place = rng.randrange(len(kinds) - 1)
         kinds[place], kinds[place + 1] = kinds[place + 1], kinds[place]

@@ -1,1 +1,1 @@
-"""Parcel help, the quickstart: a small shop's customer help whose answers have an exact gold reward."""
+"""Parcel help, the quickstart: customer support of a small shop, with an exactly known gold reward."""

@@ -1,4 +1,4 @@
-"""`python -m examples.parcel_help`: the quickstart."""
+"""Run the quickstart: `python -m examples.parcel_help`."""
 
 from examples.parcel_help.quickstart import main
 

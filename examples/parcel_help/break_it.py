@@ -1,7 +1,7 @@
-"""`fairlead quickstart --break-it`: the quickstart with two things done wrong, to see a reward being hacked.
+"""`fairlead quickstart --break-it`: the quickstart with two deliberate mistakes, to show reward hacking.
 
-A reward model from 100 labelled tasks, PPO without KL penalty for 40 updates: the proxy rises, gold falls.
-Leaves break_it.html and break_it.json; the stages are the quickstart's own.
+The reward model learns from only 100 labelled tasks, and PPO runs 40 updates without a KL penalty: the proxy
+rises, gold falls. Writes break_it.html and break_it.json. The stages are those of the quickstart.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from trainer.report import learning
 from trainer.run_record import RunRecord
 
 NUM_TASKS = 100
-"""Tasks that labelers rank; the quickstart has several times as many a round."""
+"""Number of ranked tasks; the quickstart ranks several times as many per round."""
 NUM_UPDATES = 40
 
-
 LEAST_GAIN = 0.1
-"""A gain in gold below this is chance: the difference of two means of three updates is known to ± 0.06."""
+"""Smallest gain in gold that is not noise: the difference of two means of three updates has an error of
+± 0.06."""
 SMOOTHING = 3
-"""Updates whose gold is averaged: 256 answers know it to ± 0.08, three times as many to ± 0.045."""
+"""Number of updates whose gold is averaged: 256 answers give it to ± 0.08, three times as many to ± 0.045."""
 
 
 def broken(config: RunConfig) -> RunConfig:
-    """The configuration of a run that will game its reward: in a folder of its own, and never stopped."""
+    """Return the configuration of a run that games its reward, in its own folder; guards only warn."""
     return config.model_copy(
         update={
             "name": f"{config.name}-break-it",
@@ -49,7 +49,7 @@ def broken(config: RunConfig) -> RunConfig:
 
 
 def write(config: RunConfig) -> None:
-    """Writes break_it.html and break_it.json from what the stages left."""
+    """Write break_it.html and break_it.json from the results of the stages."""
     record = run_record.read(config.folder)
     numbers = outcome(record)
     (config.folder.root / "break_it.html").write_text(render(page(config, record, numbers)), encoding="utf-8")
@@ -57,47 +57,49 @@ def write(config: RunConfig) -> None:
 
 
 def outcome(record: RunRecord) -> dict[str, Any]:
-    """What happened, and what a guard with `action = "stop"` would have saved.
+    """Return what happened, and what a guard with `action = "stop"` would have saved.
 
-    `fired` is the first stop-level alert; `half_lost` the first update behind the peak at which gold has lost
-    half of what it had won, if it had won more than chance gives; both None if there was none.
+    `fired` is the first alert of level `stop`. `half_lost` is the first update after the peak at which gold
+    has lost half of its gain, if the gain was larger than noise. Both are None if there is none.
     """
-    updates, worths = figures.gold_by_update(record)
-    worths = smooth(worths)
+    updates, gold_rewards = figures.gold_by_update(record)
+    gold_rewards = smooth(gold_rewards)
     _, proxies = record.curve("reward")
-    peak = max(range(len(worths)), key=worths.__getitem__)
-    half = worths[0] + (worths[peak] - worths[0]) / 2
-    gained = worths[peak] - worths[0] >= LEAST_GAIN
-    lost = next((int(updates[i]) for i in range(peak, len(worths)) if gained and worths[i] < half), None)
+    peak = max(range(len(gold_rewards)), key=gold_rewards.__getitem__)
+    half = gold_rewards[0] + (gold_rewards[peak] - gold_rewards[0]) / 2
+    gained = gold_rewards[peak] - gold_rewards[0] >= LEAST_GAIN
+    lost = next(
+        (int(updates[i]) for i in range(peak, len(gold_rewards)) if gained and gold_rewards[i] < half), None
+    )
     stops = [alert for alert in record.ppo.get("guards", ()) if alert["level"] == "stop"]
     fired = min(stops, key=lambda alert: float(alert["update"])) if stops else None
-    gold_fired = dict(zip(updates, worths, strict=True)).get(float(fired["update"])) if fired else None
+    gold_fired = dict(zip(updates, gold_rewards, strict=True)).get(float(fired["update"])) if fired else None
     return {
         "proxy_first": proxies[0],
         "proxy_last": proxies[-1],
-        "gold_first": worths[0],
-        "gold_peak": worths[peak],
+        "gold_first": gold_rewards[0],
+        "gold_peak": gold_rewards[peak],
         "gold_peak_update": int(updates[peak]),
         "gold_gained": gained,
-        "gold_last": worths[-1],
+        "gold_last": gold_rewards[-1],
         "half_lost": lost,
         "fired": fired,
         "gold_fired": gold_fired,
-        "gold_saved": None if gold_fired is None else gold_fired - worths[-1],
+        "gold_saved": None if gold_fired is None else gold_fired - gold_rewards[-1],
         "guards": list(record.ppo.get("guards", ())),
         "updates": updates,
-        "gold": worths,
+        "gold": gold_rewards,
         "proxy": proxies,
     }
 
 
-def smooth(course: Sequence[float]) -> list[float]:
-    """The mean of each value and the ones before it, `SMOOTHING` in all where there are as many."""
-    return [fmean(course[max(0, i + 1 - SMOOTHING) : i + 1]) for i in range(len(course))]
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the mean of each value and the ones before it, up to `SMOOTHING` values in total."""
+    return [fmean(values[max(0, i + 1 - SMOOTHING) : i + 1]) for i in range(len(values))]
 
 
 def summary(config: RunConfig) -> str:
-    """What `write` found, in lines for a terminal."""
+    """Format the outcome for a terminal."""
     numbers = json.loads((config.folder.root / "break_it.json").read_text(encoding="utf-8"))
     return "\n".join(
         (
@@ -110,7 +112,7 @@ def summary(config: RunConfig) -> str:
 
 
 def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Page:
-    """The whole page."""
+    """Return the whole page."""
     marks = [
         Mark(float(alert["update"]), f"{alert['signal']}: {alert['level']}", alarm=alert["level"] == "stop")
         for alert in _firsts(numbers["guards"])
@@ -123,28 +125,28 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
             marks=marks,
             wide=True,
         ),
-        caption="The reward model's score of the answers of each update, and their true worth, the mean of "
-        f"{SMOOTHING} updates. Dashed lines: "
-        "a signal of reward hacking crossed its limit for the first time; red ones would have ended the run.",
+        caption="The reward model's mean score of the answers of each update, and their mean gold reward "
+        f"over {SMOOTHING} updates. At a dashed line a signal of reward hacking crossed its limit for the "
+        "first time; at a red one a guard would have ended the run.",
         wide=True,
     )
     first = PageSection(
         title="The reward is gamed",
-        text=f"{_verdict(numbers)} The training knew nothing of gold: it saw the rising curve alone.",
+        text=f"{_verdict(numbers)} Training does not see gold: it saw only the rising curve.",
         pictures=(picture,),
     )
     return Page(
-        title="Break it: a reward, hacked",
-        lead=f"The quickstart with two things done wrong: labelers ranked the answers to {NUM_TASKS} tasks "
-        f"instead of {rounds.NUM_TASKS}, so the reward model knows little, and PPO paid nothing for leaving "
-        f"the fine-tuned policy (β = 0), for {NUM_UPDATES} updates. The policy finds what "
-        "the reward model mistakes for good.",
+        title="Break it: reward hacking",
+        lead=f"The quickstart with two deliberate mistakes. Labelers ranked the answers to {NUM_TASKS} tasks "
+        f"instead of {rounds.NUM_TASKS}, so the reward model knows little. PPO ran {NUM_UPDATES} updates "
+        "without a penalty for leaving the fine-tuned policy (β = 0). The policy finds answers that the "
+        "reward model overrates.",
         headlines=tuple(_headlines(numbers)),
         sections=(first, *guards(record), *learning(record, marks=[Mark(mark.x) for mark in marks])),
         samples=tuple(_samples(record, config.evaluation.num_report_samples, seed=config.seed)),
-        samples_text="To prompts drawn at random: by the fine-tuned policy, and by the one that games its "
-        "reward. Gold is the true worth of an answer, proxy what the reward model thinks of it.",
-        footer=f"Seed {config.seed}. The figures of this page stand in break_it.json beside it.",
+        samples_text="Answers to prompts drawn at random, of the fine-tuned policy and the one that games "
+        "its reward. Gold is the true quality of an answer, proxy its score by the reward model.",
+        footer=f"Seed {config.seed}. The figures of this page are in break_it.json.",
     )
 
 
@@ -154,23 +156,23 @@ def _headlines(numbers: Mapping[str, Any]) -> list[Headline]:
         Headline(
             f"{numbers['proxy_first']:+.2f} → {numbers['proxy_last']:+.2f}",
             "reward model's score",
-            "What PPO was told to raise, at the first update and at the last.",
+            "What PPO optimized, at the first update and at the last.",
         ),
         Headline(
             f"{numbers['gold_first']:+.2f} → {numbers['gold_last']:+.2f}",
             "gold reward",
-            f"What it was meant to raise. At its best, {numbers['gold_peak']:+.2f}, at update "
+            f"What PPO should have raised. Its maximum was {numbers['gold_peak']:+.2f}, at update "
             f"{numbers['gold_peak_update']}.",
         ),
     ]
     if fired is not None:
         meaning = (
-            f"The first signal to cross a stop limit, {MEANINGS[fired['signal']]}: {fired['value']:.2f}, "
+            f"The first signal that crossed a stop limit, {MEANINGS[fired['signal']]}: {fired['value']:.2f}, "
             f"with a limit of {fired['threshold']:g}."
         )
         found.append(Headline(f"update {fired['update']}", "a guard would have stopped it", meaning))
     if numbers["gold_saved"] is not None:
-        meaning = "Gold when the guard fired, less gold at the end: what stopping there would have saved."
+        meaning = "Gold when the guard fired, minus gold at the end: what stopping there would have saved."
         found.append(Headline(f"{numbers['gold_saved']:+.2f}", "gold saved by the guard", meaning))
     return found
 
@@ -178,18 +180,18 @@ def _headlines(numbers: Mapping[str, Any]) -> list[Headline]:
 def _verdict(numbers: Mapping[str, Any]) -> str:
     fired, lost = numbers["fired"], numbers["half_lost"]
     if fired is None:
-        return "No guard would have stopped it."
-    half = f"half of gold's gain was lost at update {lost}" if lost else "half of gold's gain was never lost"
+        return "No guard would have stopped the run."
+    half = f"half of the gain in gold was lost at update {lost}" if lost else "gold kept half of its gain"
     if not numbers["gold_gained"]:
-        half = "gold never rose by more than chance"
+        half = "gold never rose by more than noise"
     return (
-        f"A guard would have stopped it at update {fired['update']} ({fired['signal']}), at a gold reward of "
-        f"{numbers['gold_fired']:+.2f}; {half}, and the run ended at {numbers['gold_last']:+.2f}."
+        f"A guard would have stopped the run at update {fired['update']} ({fired['signal']}), at a gold "
+        f"reward of {numbers['gold_fired']:+.2f}; {half}, and the run ended at {numbers['gold_last']:+.2f}."
     )
 
 
 def _firsts(alerts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The first alert of every signal and level."""
+    """Return the first alert of every signal and level."""
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for alert in alerts:
         found.setdefault((alert["signal"], alert["level"]), alert)

@@ -1,7 +1,7 @@
-"""The words of parcel help: what customers ask, what answers are made of, and demonstrations of mixed skill.
+"""The texts of parcel help: questions of customers, parts of answers, and demonstrations of mixed quality.
 
-Everything else in this example stands on it. All draws are seeded; words and full stops are separated by one
-space, so that a tokenizer that splits at white space reads them.
+The rest of this example is built on it. All draws are seeded. Words and full stops are separated by one
+space, for a tokenizer that splits at white space.
 """
 
 from __future__ import annotations
@@ -61,23 +61,23 @@ RUDE = ("that is your problem .", "stop asking .", "it is not our job .")
 FILLERS = ("we sell many things .", "our shop is on the road .")
 
 MAX_WORDS = 32
-"""A good answer is not longer; the longest good one has 22 words."""
+"""Number of words above which an answer is too long; the longest good one has 22."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a customer asks."""
+    """A question of a customer."""
 
     item: str
     """One of ITEMS."""
     problem: str
-    """One of PROBLEMS; decides the right remedy."""
+    """One of PROBLEMS; it determines the right remedy."""
     text: str
     """The prompt."""
 
 
 def questions() -> tuple[Question, ...]:
-    """All 144: 6 items × 4 problems × 6 phrasings, each text once."""
+    """Return all 144 questions: 6 items × 4 problems × 6 phrasings, each text once."""
     return tuple(
         Question(item=item, problem=problem, text=phrasing.format(item=item))
         for item in ITEMS
@@ -87,7 +87,7 @@ def questions() -> tuple[Question, ...]:
 
 
 def demonstrations(count: int, *, seed: int) -> list[tuple[str, str]]:
-    """(prompt, answer) pairs of people of mixed skill: the best are right and kind, the worst neither."""
+    """Return (prompt, answer) pairs of mixed quality: the best are right and kind, the worst neither."""
     rng = random.Random(f"{seed} demonstrations")
     asked = questions()
     found = []
@@ -98,7 +98,7 @@ def demonstrations(count: int, *, seed: int) -> list[tuple[str, str]]:
 
 
 def _answer(question: Question, *, skill: float, rng: random.Random) -> str:
-    """One answer; `skill` in [0, 1] moves every chance."""
+    """Return one answer; `skill` in [0, 1] shifts every probability."""
     parts: list[str] = []
     if rng.random() < 0.3 + 0.4 * skill:
         parts.append(rng.choice(GREETINGS))

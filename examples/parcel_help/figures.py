@@ -1,7 +1,7 @@
-"""The quickstart's numbers, computed from the files that its stages left; what report.json holds.
+"""The numbers of report.json, computed from the files that the stages of the quickstart wrote.
 
-Knows gold and the labels, but no page. Headline figures are of held-out prompts: neither fine-tuning nor the
-reward model nor PPO has seen them.
+Knows gold and labels, but no page. Headline figures are for held-out prompts, which neither fine-tuning nor
+the reward model nor PPO has seen.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from examples.parcel_help import gold, labelers, measures
 from examples.parcel_help.files import Files, read_answers, read_rows
 from examples.parcel_help.measures import Comparison
 from examples.parcel_help.rounds import pairs, round_config
-from examples.serving import Answer
+from examples.serving import GeneratedAnswer
 from fairlead.config import RunConfig
 from fairlead.data.records import is_heldout
 from trainer import run_record
@@ -27,39 +27,39 @@ from trainer.reward_model.calibration import BINS, expected_calibration_error, w
 from trainer.run_record import QUEUE_FIGURES, RunRecord
 
 Scores = Mapping[tuple[str, str], float]
-"""The reward model's score by (prompt, answer)."""
+"""Score of the reward model by (prompt, answer)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round left."""
+    """The results of one round."""
 
     record: RunRecord
-    """The run's own files of this round."""
+    """The files that every run has, of this round."""
     train: tuple[Comparison, ...]
-    """Comparisons that the reward model learned from: of this round and all before."""
+    """Comparisons that the reward model was trained on, of this round and all before."""
     heldout: tuple[Comparison, ...]
     """Comparisons of held-out prompts, of this round and all before."""
     fresh: tuple[Comparison, ...]
-    """Those of this round alone: answers of the policy that its PPO started from."""
-    sft: dict[str, list[Answer]]
+    """Held-out comparisons of this round only: answers of the policy that its PPO started from."""
+    sft: dict[str, list[GeneratedAnswer]]
     """Answers by prompt of the SFT policy."""
-    before: dict[str, list[Answer]]
+    before: dict[str, list[GeneratedAnswer]]
     """Answers by prompt of the policy that this round's PPO started from."""
-    after: dict[str, list[Answer]]
+    after: dict[str, list[GeneratedAnswer]]
     """Answers by prompt of the tuned policy."""
     scores: Scores
-    """This round's reward model's scores of all of these answers, and of the next round's comparisons."""
+    """Scores of this round's reward model, for all these answers and the next round's comparisons."""
     agreement: float
-    """How often two labelers order a pair alike."""
+    """Share of pairs that two labelers order alike."""
 
     def margins(self, comparisons: Sequence[Comparison]) -> list[float]:
-        """Margins of this round's reward model: score of the chosen answer less that of the other."""
+        """Return the reward model's margins: score of the chosen answer minus that of the rejected one."""
         return [self.scores[c.prompt, c.chosen] - self.scores[c.prompt, c.rejected] for c in comparisons]
 
 
 def read_round(config: RunConfig, files: Files, number: int) -> Round:
-    """Reads what the stages of a round left; `config` is the quickstart's own."""
+    """Read the results of a round; `config` is the configuration of the quickstart."""
     by_round = [
         [_comparison(row["prompt"], *pair) for row in read_rows(path) for pair in pairs(row)]
         for path in (files.of_round(known, "rankings") for known in range(number + 1))
@@ -83,7 +83,7 @@ def read_round(config: RunConfig, files: Files, number: int) -> Round:
 
 
 def report_json(config: RunConfig, rounds: Sequence[Round], seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Everything in report.json but its own time."""
+    """Return the content of report.json, except for the time it takes to write it."""
     queues = [found.record.queue for found in rounds]
     return {
         "seconds": {"total": sum(seconds.values()), **seconds},
@@ -106,11 +106,12 @@ def report_json(config: RunConfig, rounds: Sequence[Round], seconds: Mapping[str
 
 
 def reward_model_figures(config: RunConfig, found: Round, previous: Round | None) -> dict[str, Any]:
-    """How well the reward model orders held-out comparisons, beside baselines that any model should beat.
+    """Return how well the reward model orders held-out comparisons, and baselines that any model should beat.
 
-    `stale_accuracy_gold` is the previous round's model on this round's new comparisons, answers of a policy
-    that was tuned to please it; `fresh_accuracy_gold` this round's on the same; `tuned_accuracy_gold` this
-    round's on answers of the policy that was then tuned to please this one. The first has none before it.
+    `stale_accuracy_gold` is the accuracy of the previous round's model on this round's new comparisons, which
+    are answers of a policy tuned for it; None in the first round. `fresh_accuracy_gold` is that of this
+    round's model on the same comparisons. `tuned_accuracy_gold` is that of this round's model on answers of
+    the policy that was then tuned for it.
     """
     margins = found.margins(found.heldout)
     accuracies = measures.accuracies(margins, found.heldout)
@@ -136,14 +137,14 @@ def reward_model_figures(config: RunConfig, found: Round, previous: Round | None
 
 
 def ppo_figures(config: RunConfig, found: Round) -> dict[str, Any]:
-    """What PPO changed: by gold, by the reward model, and how far the policy moved for it."""
+    """Return what PPO changed: in gold, in the reward model's score, and how far the policy moved."""
     sides = {
         heldout: [prompt for prompt in found.after if is_heldout(config, prompt) is heldout]
         for heldout in (True, False)
     }
-    # With so few prompts that none is held out, the ones of the training have to do.
+    # If there are too few prompts to hold any out, use the training prompts.
     first = sides[True] or sides[False]
-    sft, after = worths(found.sft, first), worths(found.after, first)
+    sft, after = gold_rewards(found.sft, first), gold_rewards(found.after, first)
     return {
         **_gold_figures(found, first),
         "win_rate_interval": measures.win_rate_interval(sft, after, seed=config.seed),
@@ -157,20 +158,24 @@ def ppo_figures(config: RunConfig, found: Round) -> dict[str, Any]:
     }
 
 
-def worths(answers: Mapping[str, Sequence[Answer]], prompts: Iterable[str]) -> dict[str, list[float]]:
-    """Gold rewards of the answers to some prompts."""
+def gold_rewards(
+    answers: Mapping[str, Sequence[GeneratedAnswer]], prompts: Iterable[str]
+) -> dict[str, list[float]]:
+    """Return the gold rewards of the answers to some prompts."""
     return {
         prompt: [gold.reward(prompt, a.text, ended=a.ended) for a in answers[prompt]] for prompt in prompts
     }
 
 
-def proxies(found: Round, answers: Mapping[str, Sequence[Answer]], prompts: Iterable[str]) -> list[float]:
-    """The reward model's scores of the answers to some prompts."""
+def proxies(
+    found: Round, answers: Mapping[str, Sequence[GeneratedAnswer]], prompts: Iterable[str]
+) -> list[float]:
+    """Return the reward model's scores of the answers to some prompts."""
     return [found.scores[prompt, a.text] for prompt in prompts for a in answers[prompt]]
 
 
 def calibration_bins(margins: Sequence[float]) -> list[Bin]:
-    """Comparisons by the reward model's confidence σ(|margin|), in equal bins, empty ones left out."""
+    """Return comparisons in equal bins of the reward model's confidence σ(|margin|), without empty bins."""
     sure = [(1 / (1 + math.exp(-abs(margin))), margin) for margin in margins]
     found: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
     for confidence, margin in sure:
@@ -187,7 +192,7 @@ def calibration_bins(margins: Sequence[float]) -> list[Bin]:
 
 
 def samples(config: RunConfig, found: Round) -> list[dict[str, Any]]:
-    """The first answers of both policies to prompts drawn at random, held-out ones first."""
+    """Return the first answers of both policies to prompts drawn at random, held-out prompts first."""
     rng = random.Random(f"{config.seed} samples")
     prompts = rng.sample(list(found.after), k=len(found.after))
     prompts.sort(key=lambda prompt: not is_heldout(config, prompt))
@@ -213,7 +218,7 @@ def samples(config: RunConfig, found: Round) -> list[dict[str, Any]]:
 
 
 def gold_by_update(record: RunRecord) -> tuple[list[float], list[float]]:
-    """Updates, and the mean gold reward of the answers that were kept of each."""
+    """Return the updates and, for each, the mean gold reward of the answers that were kept."""
     found: dict[int, list[float]] = {}
     for row in record.rollout_samples:
         worth = gold.reward(row["prompt"], row["text"], ended=row["ended"])
@@ -222,7 +227,7 @@ def gold_by_update(record: RunRecord) -> tuple[list[float], list[float]]:
 
 
 def _gold_figures(found: Round, prompts: Sequence[str]) -> dict[str, float]:
-    sft, before, after = (worths(side, prompts) for side in (found.sft, found.before, found.after))
+    sft, before, after = (gold_rewards(side, prompts) for side in (found.sft, found.before, found.after))
     return {
         "gold_before": fmean(itertools.chain(*before.values())),
         "gold_after": fmean(itertools.chain(*after.values())),
@@ -234,7 +239,7 @@ def _accuracy_gold(found: Round, comparisons: Sequence[Comparison]) -> float:
     return measures.accuracies(found.margins(comparisons), comparisons)["accuracy_gold"]
 
 
-def _gold_pairs(config: RunConfig, answers: Mapping[str, Sequence[Answer]]) -> list[Comparison]:
+def _gold_pairs(config: RunConfig, answers: Mapping[str, Sequence[GeneratedAnswer]]) -> list[Comparison]:
     """Every two different answers to a held-out prompt, which all ended, as comparisons without a label."""
     found = []
     for prompt, group in answers.items():
@@ -249,11 +254,11 @@ def _comparison(prompt: str, chosen: str, rejected: str) -> Comparison:
     return Comparison(prompt, chosen, rejected, gold_margin=margin)
 
 
-def _by_prompt(groups: Iterable[Sequence[Answer]]) -> dict[str, list[Answer]]:
+def _by_prompt(groups: Iterable[Sequence[GeneratedAnswer]]) -> dict[str, list[GeneratedAnswer]]:
     return {group[0].prompt: list(group) for group in groups}
 
 
-def _agreement(tasks: Sequence[Sequence[Answer]], *, seed: int) -> float:
+def _agreement(tasks: Sequence[Sequence[GeneratedAnswer]], *, seed: int) -> float:
     rng = random.Random(f"{seed} agreement")
     found = []
     for task in tasks:

@@ -1,4 +1,4 @@
-"""What the quickstart keeps in its folder beside the run's own files, and the form of each as JSON lines."""
+"""The data files of the quickstart, as JSON lines, in addition to the files that every run has."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.serving import Answer
+from examples.serving import GeneratedAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Paths below the run's folder."""
+    """Paths of the files."""
 
     root: Path
-    """`data/` in the run's folder."""
+    """The folder `data/` in the run's folder."""
 
     @property
     def demonstrations(self) -> Path:
-        """For SFT."""
+        """Demonstrations for SFT."""
         return self.root / "demonstrations.jsonl"
 
     @property
     def prompts(self) -> Path:
-        """All questions, for PPO."""
+        """All questions, the prompts of PPO."""
         return self.root / "prompts.jsonl"
 
     @property
     def answers_sft(self) -> Path:
-        """Answers of the SFT policy to the prompts of the evaluation."""
+        """Answers of the SFT policy to the evaluation prompts."""
         return self.root / "answers_sft.jsonl"
 
     def of_round(self, number: int, name: str) -> Path:
-        """A file of one round: tasks, rankings, answers, scores."""
+        """Return the path of a file of one round: tasks, rankings, answers or scores."""
         return self.root / f"round-{number}" / f"{name}.jsonl"
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replaces a file of JSON lines in one step."""
+    """Write a file of JSON lines atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
     aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -47,12 +47,12 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines."""
+    """Return the objects of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write_answers(path: Path, groups: Iterable[Sequence[Answer]]) -> None:
-    """A line for the answers to each prompt."""
+def write_answers(path: Path, groups: Iterable[Sequence[GeneratedAnswer]]) -> None:
+    """Write one line with the answers to each prompt."""
     write_rows(
         path,
         (
@@ -62,9 +62,9 @@ def write_answers(path: Path, groups: Iterable[Sequence[Answer]]) -> None:
     )
 
 
-def read_answers(path: Path) -> list[list[Answer]]:
-    """What `write_answers` wrote."""
+def read_answers(path: Path) -> list[list[GeneratedAnswer]]:
+    """Read a file that `write_answers` wrote."""
     return [
-        [Answer(row["prompt"], answer["text"], answer["ended"]) for answer in row["answers"]]
+        [GeneratedAnswer(row["prompt"], answer["text"], answer["ended"]) for answer in row["answers"]]
         for row in read_rows(path)
     ]

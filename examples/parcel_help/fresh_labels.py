@@ -1,7 +1,7 @@
-"""Labelers who look on while PPO runs: they label the answers of every update.
+"""Simulated labelers that label the answers of every update while PPO runs.
 
-A thread beside a stage; reads samples_ppo.jsonl as the trainer writes it. The trainer's guard reads the
-rankings.
+They run in a thread and read samples_ppo.jsonl as the trainer writes it. The trainer's guard reads their
+labels.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _POLL_SECONDS = 0.2
 
 @contextmanager
 def labelling(samples: Path, rankings: Path, *, seed: int) -> Iterator[None]:
-    """For the length of the block, and once more at its end, labelers judge what is new in `samples`."""
+    """Label new answers in `samples` during the block, and once more at its end."""
     labeler = Labeler(samples, rankings, seed=seed)
     done = threading.Event()
 
     def work() -> None:
         while not done.wait(_POLL_SECONDS):
-            labeler.look()
-        labeler.look()
+            labeler.label_new()
+        labeler.label_new()
 
     thread = threading.Thread(target=work, name="labelers", daemon=True)
     thread.start()
@@ -43,24 +43,26 @@ def labelling(samples: Path, rankings: Path, *, seed: int) -> Iterator[None]:
 
 
 class Labeler:
-    """Compares each answer with one that the run's first update held to the same prompt.
+    """Compares each answer with one of the first update to the same prompt.
 
-    Such a pair shows what training has changed: a reward that is earned is seen by labelers too. Answers of
-    one update say less, as they grow alike.
+    Such a pair shows what training changed: if the reward was earned, labelers prefer the later answer. Pairs
+    of answers of one update say less, since these become similar.
     """
 
     def __init__(self, samples: Path, rankings: Path, *, seed: int) -> None:
-        """Goes on behind the last update that the file of rankings knows."""
-        self._tail, self._rankings, self._seed = Tail(samples), rankings, seed
+        """Continue after the last update in the file of rankings."""
+        self._tail = Tail(samples)
+        self._rankings = rankings
+        self._seed = seed
         self._first = defaultdict[str, list[Mapping[str, Any]]](list)
         known = rankings.read_text(encoding="utf-8").splitlines() if rankings.exists() else []
         self._update = max((int(json.loads(line)["update"]) for line in known), default=FIRST_UPDATE)
 
-    def look(self) -> None:
-        """Labels the answers that have been written since the last look."""
+    def label_new(self) -> None:
+        """Label the answers written since the last call."""
         rows = []
         for number, line in self._tail.appended():
-            if number == 1:  # from the start; an interrupted run, too, goes on with a file of its own
+            if number == 1:  # The file was started again, as after an interruption.
                 self._first.clear()
             rows.append(json.loads(line))
         for row in rows:
@@ -74,15 +76,15 @@ class Labeler:
         self._update = max([self._update, *(int(row["update"]) for row in rows)])
 
     def _label(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The pair of an answer; none if it stood there from the start, or its prompt did not."""
+        """Yield the labelled pair of an answer, if the first update has another answer to its prompt."""
         prompt, text = row["prompt"], row["text"]
         others = [other for other in self._first[prompt] if other["text"] != text]
         if not others:
             return
         rng = random.Random(f"{self._seed} fresh labels {row['update']} {row['task']}")
         pair = (row, rng.choice(others))
-        worths = [gold.reward(prompt, answer["text"], ended=answer["ended"]) for answer in pair]
-        better, worse = labelers.rank(worths, rng=rng)
+        gold_rewards = [gold.reward(prompt, answer["text"], ended=answer["ended"]) for answer in pair]
+        better, worse = labelers.rank(gold_rewards, rng=rng)
         yield {
             "update": row["update"],
             "prompt": prompt,

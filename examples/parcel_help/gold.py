@@ -1,6 +1,7 @@
-"""The gold reward of parcel help: exact, by parsing the answer into the parts that the corpus is made of.
+"""The gold reward of parcel help, computed exactly by parsing an answer into the sentences of the corpus.
 
-The labelers rank by it with human-like noise, the report measures by it; reward model and PPO never see it.
+The simulated labelers rank by it, with noise, and the report measures by it. Reward model and PPO never see
+it.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ TOO_LONG_PER_WORD = -0.1
 NO_END = -1.0
 
 BEST = RIGHT_REMEDY + RIGHT_APOLOGY + CLOSING + GREETING
-"""Of an answer that has every good part once and no bad one."""
+"""Reward of an answer with every good part once and no bad one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A sentence of an answer, understood."""
+    """A parsed sentence of an answer."""
 
     kind: str
-    """greeting, apology, remedy, closing, rude, filler; ungrammatical if it is none of them."""
+    """greeting, apology, remedy, closing, rude or filler; ungrammatical for any other text."""
     about: str = ""
     """The item of an apology, the problem of a remedy."""
 
@@ -60,7 +61,7 @@ _ASKED = {question.text: question for question in questions()}
 
 
 def parse(answer: str) -> list[Part]:
-    """The parts of an answer, split behind full stops; a rest without one is ungrammatical."""
+    """Return the parts of an answer, split after full stops; a rest without a full stop is ungrammatical."""
     parts: list[Part] = []
     words: list[str] = []
     for word in answer.split():
@@ -74,10 +75,10 @@ def parse(answer: str) -> list[Part]:
 
 
 def reward(prompt: str, answer: str, *, ended: bool) -> float:
-    """How good an answer is.
+    """Return how good an answer is.
 
-    Of each kind of part the first counts, and each further one is a repetition, whatever it says: a second
-    remedy does not mend a wrong first one. Rude and ungrammatical parts cost each time.
+    Only the first part of each kind counts. Each further part of the kind is a repetition, even with other
+    words: a second remedy does not correct a wrong first one. Every rude and every ungrammatical part costs.
 
     Args:
         prompt: the text of one of the corpus's questions.
@@ -85,7 +86,7 @@ def reward(prompt: str, answer: str, *, ended: bool) -> float:
         ended: False if the answer was cut off before its end.
 
     Raises:
-        KeyError: the prompt is none of the corpus's.
+        KeyError: the prompt is not a question of the corpus.
     """
     question = _ASKED[prompt]
     parts = parse(answer)
@@ -96,7 +97,7 @@ def reward(prompt: str, answer: str, *, ended: bool) -> float:
     total += RUDENESS * rude + UNGRAMMATICAL * ungrammatical
     total += REPETITION * sum(count - 1 for count in kinds.values())
     total += TOO_LONG_PER_WORD * max(0, len(answer.split()) - MAX_WORDS)
-    # Rounded, so that answers of the same parts in another order are worth exactly the same.
+    # Rounded, so that answers with the same parts in another order have exactly the same reward.
     return round(total + (0.0 if ended else NO_END), 9)
 
 

@@ -1,6 +1,6 @@
-"""What the report measures: win rates, a reward model's accuracy, and the baselines that it has to beat.
+"""Measures of the report: win rates, the accuracy of a reward model, and baselines that it must beat.
 
-Plain numbers in, plain numbers out; nothing here knows models, files or services.
+Computes numbers from numbers; knows no models, files or services.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from trainer.reward_model import baselines
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two answers to a prompt, as a labeler ordered them."""
+    """Two answers to a prompt, ordered by a labeler."""
 
     prompt: str
-    """What was asked."""
+    """The prompt."""
     chosen: str
-    """The answer that the labeler put first."""
+    """The answer that the labeler preferred."""
     rejected: str
-    """The other."""
+    """The other answer."""
     gold_margin: float
-    """Gold reward of `chosen` less that of `rejected`."""
+    """Gold reward of `chosen` minus that of `rejected`."""
 
 
 def accuracy(margins: Sequence[float]) -> float:
-    """Share of positive margins; 0 counts half. NaN for none."""
+    """Return the share of positive margins; 0 counts half. NaN if there are no margins."""
     if not margins:
         return float("nan")
     return sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins) / len(margins)
 
 
 def accuracies(margins: Sequence[float], comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """How often margins (score of chosen less that of rejected) agree with the labels, and with gold.
+    """Return how often margins (score of chosen minus that of rejected) agree with the labels and with gold.
 
-    Answers of equal gold reward have no right order and are left out of the second.
+    Pairs with equal gold reward have no correct order and are left out of the second figure.
     """
     by_gold = [
         margin if comparison.gold_margin > 0 else -margin
@@ -49,32 +49,33 @@ def accuracies(margins: Sequence[float], comparisons: Sequence[Comparison]) -> d
 
 
 def longer_margins(comparisons: Sequence[Comparison]) -> list[float]:
-    """The baseline that prefers the longer answer: differences of length in words."""
+    """Return the margins of a baseline that prefers the longer answer: differences of length in words."""
     return baselines.longer_wins(_texts(comparisons))
 
 
 def bag_of_words_margins(train: Sequence[Comparison], heldout: Sequence[Comparison]) -> list[float]:
-    """The baseline that knows words but not their order: a logistic regression on differences of counts."""
+    """Return the margins of a bag-of-words baseline: a logistic regression on differences of word counts."""
     return baselines.bag_of_words(_texts(train), _texts(heldout))
 
 
 def win_rate(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]]) -> float:
-    """How probably an answer from `after` is worth more than one from `before` to the same prompt.
+    """Return the probability that an answer from `after` is better than one from `before` to the same prompt.
 
-    Every answer is compared with every other to its prompt; ties count half; prompts weigh the same.
+    Every answer is compared with every answer of the other side to the same prompt. Ties count half; all
+    prompts have the same weight.
 
     Args:
-        before: worths of the answers to each prompt.
-        after: the same prompts.
+        before: gold rewards of the answers to each prompt.
+        after: the same for the other side; the same prompts.
     """
-    return float(np.mean([_wins(worths, after[prompt]) for prompt, worths in before.items()]))
+    return float(np.mean([_wins(rewards, after[prompt]) for prompt, rewards in before.items()]))
 
 
 def win_rate_interval(
     before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]], *, seed: int
 ) -> tuple[float, float]:
-    """95% interval of `win_rate`: prompts drawn again with replacement."""
-    rates = [_wins(worths, after[prompt]) for prompt, worths in before.items()]
+    """Return the 95% interval of `win_rate`, by resampling prompts with replacement."""
+    rates = [_wins(rewards, after[prompt]) for prompt, rewards in before.items()]
     return bootstrap_interval(rates, seed=seed)
 
 

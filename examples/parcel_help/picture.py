@@ -1,7 +1,7 @@
-"""The picture of the README: `python -m examples.parcel_help.picture RUN OUT`, from a finished quickstart.
+"""Draw the README's picture of a finished quickstart: `python -m examples.parcel_help.picture RUN OUT`.
 
-Three panels over both rounds: what PPO was told to raise and what it was meant to raise, how far the policy
-moved for it, how often its answers win. Reads what the run left; prints the figures as a line for a caption.
+Three panels over all rounds: the reward that PPO optimizes and the gold reward, how far the policy moved, and
+how often its answers win. Prints the figures as a caption.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _SIZE_INCHES = (10.0, 2.9)
 
 
 def draw(run: Path, out: Path) -> str:
-    """Draws the rounds of a quickstart as SVG, or as what the ending of `out` says; returns a caption.
+    """Draw the rounds of a quickstart in the format of the suffix of `out`; return a caption.
 
     Raises:
-        ConfigError: the folder holds no finished quickstart.
+        ConfigError: the folder is not that of a finished quickstart.
     """
     try:
         rounds: list[dict[str, Any]] = json.loads((run / "report.json").read_text(encoding="utf-8"))["rounds"]
@@ -51,7 +51,7 @@ def draw(run: Path, out: Path) -> str:
 
 
 def caption(rounds: Sequence[dict[str, Any]]) -> str:
-    """The headline figures of the rounds in a report.json."""
+    """Return the headline figures of the rounds in a report.json."""
     course = [rounds[0]["ppo"]["gold_before"], *(found["ppo"]["gold_after"] for found in rounds)]
     rates = [found["ppo"]["win_rate_vs_sft"] for found in rounds]
     return (
@@ -125,10 +125,10 @@ def _wins(axes: Any, found: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws, and prints the caption; returns the exit code."""
+    """Draw the picture, print the caption and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m examples.parcel_help.picture", description=__doc__)
     parser.add_argument("run", type=Path, help="the folder of a finished quickstart")
-    parser.add_argument("out", type=Path, help="the picture, .svg or .png")
+    parser.add_argument("out", type=Path, help="file for the picture, .svg or .png")
     options = parser.parse_args(argv)
     try:
         print(draw(options.run, options.out))

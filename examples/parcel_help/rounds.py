@@ -1,6 +1,6 @@
-"""One round of the loop, but for its training: the policy answers, labelers rank, the outcome is measured.
+"""The stages of a round other than training: the policy answers, labelers rank, the outcome is measured.
 
-Answers and scores come from the policy and reward services. Leaves files; the report reads them.
+Answers and scores come from the policy and reward services. The results are files, which the report reads.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 from examples.parcel_help import gold, labelers
 from examples.parcel_help.corpus import questions
 from examples.parcel_help.files import Files, read_answers, write_answers, write_rows
-from examples.serving import Answer, ask, score, serving
+from examples.serving import GeneratedAnswer, ask, score, serving
 from fairlead.config import RunConfig
 from fairlead.data.records import is_heldout
 from fairlead.types import SamplingParams
 
 NUM_TASKS = 800
-"""Prompts ranked in a round."""
+"""Number of prompts whose answers are ranked in a round."""
 NUM_ANSWERS = 4
-"""Answers ranked against one another: K of the InstructGPT paper."""
+"""Number of answers ranked together: K of the InstructGPT paper."""
 
 
 def round_config(config: RunConfig, number: int) -> RunConfig:
-    """The run of one round: the first in the run's own folder, later ones in `round-<number>/` of it.
+    """Return the configuration of a round: the first in the run's folder, later ones in `round-<number>/`.
 
-    Every reward model starts from SFT and every policy is held against SFT; the policy goes on from the round
-    before. Paths are absolute, as every process reads them.
+    Every reward model starts from the SFT model, which is also the reference of every PPO. The policy
+    continues from the round before. Paths are absolute, since several processes read them.
     """
     files = Files(config.folder.root / "data")
     known = tuple(str(files.of_round(r, "rankings").absolute()) for r in range(number + 1))
@@ -54,21 +54,21 @@ def round_config(config: RunConfig, number: int) -> RunConfig:
 
 
 def sample(config: RunConfig, files: Files, *, tasks: int) -> None:
-    """The SFT policy answers the first tasks that will be ranked, and the prompts of the evaluation."""
+    """Let the SFT policy answer the tasks of the first round, and the prompts of the evaluation."""
 
     async def work() -> None:
         async with serving(config, {"policy": config.folder.sft_model}) as addresses:
             await _answer_tasks(config, files, addresses["policy"], number=0, count=tasks)
-            write_answers(files.answers_sft, await _examine(config, addresses["policy"], 0))
+            write_answers(files.answers_sft, await _evaluation_answers(config, addresses["policy"], 0))
 
     asyncio.run(work())
 
 
 def rank(config: RunConfig, files: Files, number: int) -> None:
-    """Labelers rank the answers of every task; a line for each ranking, K answers with their places.
+    """Let labelers rank the answers to every task; write a line with each ranking.
 
-    Left out are answers that were cut off (the reward model reads whole ones); of an answer that was given
-    twice the places are averaged, so two labelers' minds about it may make a tie.
+    Answers that were cut off are left out, since the reward model reads whole ones. If an answer occurs more
+    than once its ranks are averaged, which may result in a tie.
     """
     rng = random.Random(f"{config.seed} labelers {number}")
     ranked = [_ranked([a for a in answers if a.ended], rng) for answers in _tasks(files, number)]
@@ -76,19 +76,19 @@ def rank(config: RunConfig, files: Files, number: int) -> None:
 
 
 def evaluate(config: RunConfig, files: Files, number: int, *, next_tasks: int = 0) -> None:
-    """The tuned policy answers; the reward model scores these answers, earlier ones, and comparisons.
+    """Let the tuned policy answer, and the reward model score these answers, earlier ones and comparisons.
 
     Args:
-        config: the round's own.
-        files: the quickstart's.
-        number: the round.
-        next_tasks: tasks of the next round that the tuned policy answers as well; its services run now.
+        config: the configuration of the round.
+        files: the files of the quickstart.
+        number: number of the round, from 0.
+        next_tasks: number of tasks of the next round that the tuned policy also answers.
     """
 
     async def work() -> None:
         models = {"policy": config.folder.policy_model, "reward": config.folder.reward_model}
         async with serving(config, models) as addresses:
-            after = await _examine(config, addresses["policy"], number)
+            after = await _evaluation_answers(config, addresses["policy"], number)
             write_answers(files.of_round(number, "answers"), after)
             if next_tasks:
                 await _answer_tasks(config, files, addresses["policy"], number=number + 1, count=next_tasks)
@@ -103,7 +103,7 @@ def evaluate(config: RunConfig, files: Files, number: int, *, next_tasks: int = 
 
 
 def pairs(ranking: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(better, worse) of every pair of a ranking that is no tie."""
+    """Yield (better, worse) for every pair of a ranking that is not a tie."""
     responses = sorted(ranking["responses"], key=lambda response: response["rank"])
     for better, worse in itertools.combinations(responses, 2):
         if better["rank"] < worse["rank"]:
@@ -111,7 +111,11 @@ def pairs(ranking: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _to_score(config: RunConfig, files: Files, number: int) -> list[tuple[str, str]]:
-    """Answers of the evaluation, of both policies before; held-out answers that were or will be ranked."""
+    """Return the (prompt, answer) pairs to score.
+
+    These are evaluation answers of the SFT policy and of the policies before and after this round, and
+    held-out answers that were or will be ranked.
+    """
     answers = list(itertools.chain(*read_answers(files.answers_sft)))
     for known in range(max(0, number - 1), number + 1):
         answers += itertools.chain(*read_answers(files.of_round(known, "answers")))
@@ -130,21 +134,21 @@ async def _answer_tasks(config: RunConfig, files: Files, address: str, *, number
     write_answers(files.of_round(number, "tasks"), answers)
 
 
-def _ranked(answers: Sequence[Answer], rng: random.Random) -> dict[str, Any]:
-    worths = [gold.reward(answer.prompt, answer.text, ended=True) for answer in answers]
+def _ranked(answers: Sequence[GeneratedAnswer], rng: random.Random) -> dict[str, Any]:
+    gold_rewards = [gold.reward(answer.prompt, answer.text, ended=True) for answer in answers]
     places: dict[str, list[int]] = {}
-    for place, index in enumerate(labelers.rank(worths, rng=rng), start=1):
+    for place, index in enumerate(labelers.rank(gold_rewards, rng=rng), start=1):
         places.setdefault(answers[index].text, []).append(place)
     responses = [{"text": text, "rank": fmean(found)} for text, found in places.items()]
     return {"prompt": answers[0].prompt if answers else "", "responses": responses}
 
 
-def _tasks(files: Files, number: int) -> list[list[Answer]]:
+def _tasks(files: Files, number: int) -> list[list[GeneratedAnswer]]:
     return read_answers(files.of_round(number, "tasks"))
 
 
-async def _examine(config: RunConfig, address: str, number: int) -> list[list[Answer]]:
-    """Answers to held-out prompts, `evaluation.num_prompts` in all, and as many to prompts of training."""
+async def _evaluation_answers(config: RunConfig, address: str, number: int) -> list[list[GeneratedAnswer]]:
+    """Return `evaluation.num_prompts` answers to held-out prompts, and as many to training prompts."""
     prompts = [question.text for question in questions()]
     sampling = _sampling(config, "evaluation", number)
     found = []

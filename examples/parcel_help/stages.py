@@ -1,6 +1,6 @@
-"""The stages of the quickstart, each done once: finished ones are remembered with their time.
+"""Run the stages of the quickstart, each once: `stages.json` records finished stages and their time.
 
-Knows a folder and names; what a stage does is the caller's business.
+Knows the folder and the names of the stages, not what they do.
 """
 
 from __future__ import annotations
@@ -17,61 +17,67 @@ from trainer import durable
 
 
 class Stages:
-    """Runs stages in order and keeps `stages.json`."""
+    """Runs stages in order and writes `stages.json`."""
 
     def __init__(self, folder: Path, *, key: str, fresh: bool, total: int) -> None:
         """
         Args:
             folder: the run's folder.
-            key: stands for every setting; a folder made with others is refused.
-            fresh: start over; the folder of an earlier quickstart is removed.
-            total: number of stages, for the display.
+            key: hash of the settings; a folder with another key is refused.
+            fresh: remove the folder of an earlier quickstart and start over.
+            total: number of stages, for the output.
 
         Raises:
-            ConfigError: the folder belongs to other settings, or to something else.
+            ConfigError: the folder belongs to a quickstart with other settings, or to something else.
         """
-        self._file, self._key, self._total, self._number = folder / "stages.json", key, total, 0
+        self._file = folder / "stages.json"
+        self._key = key
+        self._total = total
+        self._number = 0
         self._seconds: dict[str, float] = {}
         self._cpu_seconds: dict[str, float] = {}
         occupied = folder.is_dir() and any(folder.iterdir())
         if occupied and not self._file.is_file():
             raise ConfigError(
-                "name", got=f"{folder}, which no quickstart made", allowed="a folder of its own"
+                "name",
+                got=f"{folder}, which is not empty and not of a quickstart",
+                allowed="a new or empty folder",
             )
         if fresh and occupied:
             shutil.rmtree(folder)
         elif occupied:
-            self._take_up()
+            self._resume()
         folder.mkdir(parents=True, exist_ok=True)
         self._save()
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time of every finished stage."""
+        """Duration of every finished stage."""
         return dict(self._seconds)
 
     def run(self, name: str, title: str, body: Callable[[], None]) -> None:
-        """Runs a stage unless it has finished before."""
+        """Run a stage unless it has already finished."""
         self._number += 1
         place = f"[{self._number}/{self._total}] {title}"
         if name in self._seconds:
-            print(f"{place}: done before, in {self._seconds[name]:.1f} s", flush=True)
+            print(f"{place}: already done, in {self._seconds[name]:.1f} s", flush=True)
             return
         print(f"{place} …", flush=True)
-        begun, cpu_begun = time.monotonic(), _cpu_seconds()
+        started = time.monotonic()
+        cpu_started = _cpu_seconds()
         body()
-        self._seconds[name] = time.monotonic() - begun
-        self._cpu_seconds[name] = _cpu_seconds() - cpu_begun
+        self._seconds[name] = time.monotonic() - started
+        self._cpu_seconds[name] = _cpu_seconds() - cpu_started
         self._save()
         print(f"    {self._seconds[name]:.1f} s", flush=True)
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         kept = json.loads(self._file.read_text(encoding="utf-8"))
         if kept["key"] != self._key:
             raise ConfigError(
                 "quickstart",
                 got=f"{self._file.parent}, made with other settings",
-                allowed="the same seed and settings again, --fresh to start over, or --set name=another",
+                allowed="the same seed and settings, --fresh to start over, or --set name=another",
             )
         self._seconds = {name: float(seconds) for name, seconds in kept["seconds"].items()}
         self._cpu_seconds = {name: float(value) for name, value in kept.get("cpu_seconds", {}).items()}
@@ -82,6 +88,6 @@ class Stages:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of every one that it started and that has ended."""
+    """Return the CPU time of this process and of its child processes that have ended."""
     found = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in found)

@@ -1,1 +1,1 @@
-"""Rotten tomatoes: real sentences of film reviews, steered towards praise, judged by a third party."""
+"""Rotten tomatoes: make continuations of real film reviews positive, evaluated by an independent judge."""

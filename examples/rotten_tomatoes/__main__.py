@@ -1,4 +1,4 @@
-"""`python -m examples.rotten_tomatoes [RUN.TOML]`: judges a finished run, prints a table, writes figures."""
+"""Evaluate a finished run and print a table: `python -m examples.rotten_tomatoes [RUN.TOML]`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "rotten_tomatoes.toml
 
 
 def main() -> int:
-    """Reads the flags and judges; returns the exit code."""
+    """Read the flags and evaluate; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m examples.rotten_tomatoes", description=__doc__)
     parser.add_argument("config", nargs="?", type=Path, default=CONFIG, help="the run's TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
-    parser.add_argument("--picture", type=Path, default=None, help="draw the outcome, as .svg or .png")
+    parser.add_argument(
+        "--picture", type=Path, default=None, help="file for a picture of the outcome, .svg or .png"
+    )
     options = parser.parse_args()
     try:
         config = load(options.config, overrides=parse_overrides(options.set))
         log.setup(style="human", level=config.observe.log_level)
         if not config.folder.policy_model.is_dir():
-            raise ConfigError("run", got=str(config.folder.root), allowed="a run whose PPO has ended")
+            raise ConfigError("run", got=str(config.folder.root), allowed="a run whose PPO has finished")
         figures = outcome.measure(config)
         durable.write_json(config.folder.result("evaluation"), figures)
         print(outcome.table(figures))

@@ -1,7 +1,7 @@
 """A judge of sentiment that is independent of the reward model: another kind of model, other labels.
 
-A logistic regression on words and pairs of words, weighed by tf-idf. It learns from the part of the sentences
-that neither fine-tuning nor the reward model has seen.
+It is a logistic regression on words and pairs of words, weighted by tf-idf. It is trained on the part of the
+sentences that neither fine-tuning nor the reward model sees.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from fairlead.data.sentences import Sentence
 
 PENALTY = 0.3
-"""Weight of ½·|w|² against the sum of the losses."""
+"""Weight of ½·|w|² relative to the sum of the losses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +36,19 @@ class Judge:
     """Weight of each term, the intercept last."""
 
     def probabilities(self, texts: Sequence[str]) -> list[float]:
-        """How probably each text has label 1."""
+        """Return the probability of label 1 for each text."""
         margins = _features(texts, self.index, self.rarity) @ self.weights
         return [1 / (1 + math.exp(-min(max(margin, -500.0), 500.0))) for margin in margins]
 
     def accuracy(self, sentences: Sequence[Sentence]) -> float:
-        """Share of labelled sentences that it judges as people did."""
+        """Return the share of labelled sentences whose label it predicts."""
         found = self.probabilities([sentence.text for sentence in sentences])
         right = [(p > 0.5) == (s.label == 1) for p, s in zip(found, sentences, strict=True)]
         return sum(right) / len(right)
 
 
 def train(sentences: Sequence[Sentence]) -> Judge:
-    """Fits the judge; the same sentences give the same judge."""
+    """Fit the judge. The same sentences give the same judge."""
     documents = Counter(term for sentence in sentences for term in set(_terms(sentence.text)))
     terms = sorted(documents)
     index = {term: column for column, term in enumerate(terms)}
@@ -72,7 +72,7 @@ def _terms(text: str) -> list[str]:
 
 
 def _features(texts: Sequence[str], index: dict[str, int], rarity: NDArray[np.float64]) -> Any:  # noqa: ANN401
-    """Rows of unit length and a 1 for the intercept, as a sparse matrix (scipy has no types)."""
+    """Return rows of unit length, plus a 1 for the intercept, as a sparse matrix (scipy has no types)."""
     values: list[float] = []
     columns: list[int] = []
     starts = [0]

@@ -1,6 +1,6 @@
-"""What PPO did to the continuations of held-out prompts, by the judge: a table, samples, a file of figures.
+"""Measure with the judge what PPO changed about continuations of held-out prompts.
 
-Asks the SFT policy and the tuned one through the policy service; both get the same prompts and seeds.
+Generates with the SFT policy and the tuned one, through the policy service, with the same prompts and seeds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from examples.bootstrap import bootstrap_interval
 from examples.rotten_tomatoes import judge
-from examples.serving import Answer, ask, serving
+from examples.serving import GeneratedAnswer, ask, serving
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
 from fairlead.data.sentences import load_parts
@@ -24,35 +24,35 @@ from fairlead.types import SamplingParams
 from trainer import run_record
 
 NUM_CONTINUATIONS = 1_000
-"""By each policy, spread over the held-out prompts."""
+"""Continuations of each policy, spread over the held-out prompts."""
 NUM_SAMPLES = 10
-"""Continuations shown side by side."""
+"""Number of continuations shown side by side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The continuations of one prompt and what the judge thinks of them."""
+    """The continuations of one prompt, evaluated by the judge."""
 
     prompt: str
-    """The first words."""
+    """The first words of the sentence."""
     texts: tuple[str, ...]
-    """The whole sentences, prompt included."""
+    """The whole sentences, including the prompt."""
     probabilities: tuple[float, ...]
-    """How probably each is positive, by the judge."""
+    """Probability of each being positive, by the judge."""
     ended: tuple[bool, ...]
-    """False for those that were cut off."""
+    """Whether each ended, as opposed to being cut off."""
 
     @property
     def share_positive(self) -> float:
-        """Share judged positive."""
+        """Share of the continuations that the judge finds positive."""
         return fmean(probability > 0.5 for probability in self.probabilities)
 
 
 def measure(config: RunConfig) -> dict[str, Any]:
-    """Asks, judges and sums up.
+    """Generate continuations, evaluate them and return the figures.
 
     Raises:
-        FairleadError: PPO has not left its policy, the data is missing, or a service fails.
+        FairleadError: the policy of PPO or the data is missing, or a service fails.
     """
     parts = load_parts(
         config.data_path(config.data.sentences), prompt_words=config.data.prompt_words, seed=config.seed
@@ -76,7 +76,7 @@ def measure(config: RunConfig) -> dict[str, Any]:
 
 
 def summary(before: Sequence[Judged], after: Sequence[Judged], *, seed: int) -> dict[str, Any]:
-    """Shares judged positive and the interval of their difference, from prompts drawn again in pairs."""
+    """Return the figures of both sides and the interval of the gain, by resampling prompts in pairs."""
     gains = [late.share_positive - early.share_positive for early, late in zip(before, after, strict=True)]
     shown = random.Random(f"{seed} samples").sample(range(len(before)), k=min(NUM_SAMPLES, len(before)))
     return {
@@ -110,14 +110,14 @@ def summary(before: Sequence[Judged], after: Sequence[Judged], *, seed: int) -> 
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """The figures as Markdown, for a terminal and for docs/results.md."""
+    """Format the figures as Markdown, for a terminal and for docs/results.md."""
     low, high = figures["gain_interval"]
     rows = [
         ("judged positive", "positive", "{:.1%}"),
         ("probability of positive, mean", "probability", "{:.3f}"),
         ("words in a sentence, mean", "words", "{:.1f}"),
-        ("distinct-2: different pairs of words ÷ pairs", "distinct_2", "{:.3f}"),
-        ("continuations that end by themselves", "ended", "{:.1%}"),
+        ("distinct-2: distinct pairs of words ÷ all pairs", "distinct_2", "{:.3f}"),
+        ("continuations that ended", "ended", "{:.1%}"),
     ]
     lines = ["| held-out continuations | SFT | after PPO |", "|---|---:|---:|"]
     for title, name, form in rows:
@@ -127,9 +127,9 @@ def table(figures: Mapping[str, Any]) -> str:
         "",
         f"Gain in the share judged positive: {figures['gain']:+.1%}, 95% interval {low:+.1%} to {high:+.1%} "
         f"({figures['continuations']} continuations each of {figures['prompts']} held-out prompts; the judge "
-        f"is right on {figures['judge']['accuracy']:.1%} of sentences it has not seen). Distinct-2 is "
-        f"{figures['distinct_2_after'] / figures['distinct_2_before']:.2f} of what it was; KL to the "
-        f"reference {figures['ppo']['kl']:.1f} nats an answer.",
+        f"is right on {figures['judge']['accuracy']:.1%} of unseen sentences). Distinct-2 is "
+        f"{figures['distinct_2_after'] / figures['distinct_2_before']:.2f} of its value before; KL to the "
+        f"reference {figures['ppo']['kl']:.1f} nats per answer.",
         "",
         "| before | after |",
         "|---|---|",
@@ -150,7 +150,7 @@ def _cell(prompt: str, text: str) -> str:
 
 async def _answers(
     config: RunConfig, prompts: Sequence[str]
-) -> tuple[list[list[Answer]], list[list[Answer]]]:
+) -> tuple[list[list[GeneratedAnswer]], list[list[GeneratedAnswer]]]:
     samples = max(1, min(round(NUM_CONTINUATIONS / len(prompts)), config.policy.max_samples))
     sampling = SamplingParams(
         temperature=config.evaluation.temperature,
@@ -158,14 +158,14 @@ async def _answers(
         seed=random.Random(f"{config.seed} outcome").getrandbits(62),
     )
 
-    async def of(model: Path) -> list[list[Answer]]:
+    async def of(model: Path) -> list[list[GeneratedAnswer]]:
         async with serving(config, {"policy": model}) as addresses:
             return await ask(addresses["policy"], prompts, samples=samples, sampling=sampling)
 
     return await of(config.folder.sft_model), await of(config.folder.policy_model)
 
 
-def _judged(critic: judge.Judge, groups: Sequence[Sequence[Answer]]) -> list[Judged]:
+def _judged(critic: judge.Judge, groups: Sequence[Sequence[GeneratedAnswer]]) -> list[Judged]:
     found = []
     for group in groups:
         prompt = group[0].prompt
@@ -180,7 +180,7 @@ def _words(groups: Sequence[Judged]) -> float:
 
 
 def _distinct_2(groups: Sequence[Judged]) -> float:
-    """Different pairs of neighbouring words ÷ pairs; falls when a policy says the same to everything."""
+    """Return distinct pairs of adjacent words ÷ all pairs; low if a policy repeats the same phrases."""
     texts = [text.split() for found in groups for text in found.texts]
     pairs = [pair for words in texts for pair in itertools.pairwise(words)]
     return len(set(pairs)) / max(len(pairs), 1)

@@ -1,4 +1,4 @@
-"""The picture of the outcome: what PPO raised and at what distance, and the judge's view before and after."""
+"""Draw the outcome: the reward and the KL over PPO, and the judge's probabilities before and after."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SIZE_INCHES = (10.0, 2.9)
 
 
 def draw(config: RunConfig, figures: Mapping[str, Any], out: Path) -> None:
-    """Draws as SVG, or as what the ending of `out` says.
+    """Draw the picture in the format of the suffix of `out`, such as .svg.
 
     Args:
-        config: a run whose PPO has ended.
-        figures: what `outcome.measure` gave.
-        out: the file.
+        config: a run whose PPO has finished.
+        figures: the result of `outcome.measure`.
+        out: the file to write.
     """
     record = run_record.read(config.folder)
     with mpl.rc_context({**charts.STYLE, "savefig.facecolor": "white"}):

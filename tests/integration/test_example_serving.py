@@ -1,4 +1,4 @@
-"""What the examples ask the real services: answers, scores, and a clear word when one cannot start."""
+"""The examples' calls to real services: answers, scores, and the error if a service cannot start."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ async def test_answers_and_scores_of_real_services(tmp_path: Path) -> None:
         first = await ask(addresses["policy"], prompts, samples=3, sampling=sampling)
         again = await ask(addresses["policy"], prompts, samples=3, sampling=sampling)
         scores = await score(addresses["reward"], [(a.prompt, a.text) for group in first for a in group])
-        silent = await score(addresses["reward"], [("w1", ""), ("w1", " ")])
+        empty = await score(addresses["reward"], [("w1", ""), ("w1", " ")])
         children = {child.pid for child in psutil.Process().children(recursive=True)}
 
-    assert first == again, "the seed decides"
+    assert first == again, "the same seed must give the same answers"
     assert [[a.prompt for a in group] for group in first] == [[prompt] * 3 for prompt in prompts]
     texts = {a.text for group in first for a in group}
     assert len(texts) > 30
@@ -41,13 +41,13 @@ async def test_answers_and_scores_of_real_services(tmp_path: Path) -> None:
     assert {a.ended for group in first for a in group} == {True, False}
     assert len(scores) == 60
     assert len(set(scores)) > 30
-    assert silent[0] == silent[1]
+    assert empty[0] == empty[1]
     assert len(children) >= 2
     assert not any(psutil.pid_exists(pid) for pid in children)
 
 
-async def test_a_service_that_cannot_start_is_quoted(tmp_path: Path) -> None:
+async def test_error_of_a_service_that_cannot_start_quotes_its_log(tmp_path: Path) -> None:
     config = load(None, overrides={"runs": str(tmp_path), "name": "asked"})
-    with pytest.raises(ProcessFailed, match=r"^policy-asked ended with exit code 2, saying: .*absent"):
+    with pytest.raises(ProcessFailed, match=r"^policy-asked ended with exit code 2; last log line: .*absent"):
         async with asyncio.timeout(60), serving(config, {"policy": tmp_path / "absent"}):
             pass

@@ -1,4 +1,4 @@
-"""The tutorial from its own page, and the examples on the run that it leaves."""
+"""Run the tutorial from its page, then the examples on the run that it makes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """Has read the tutorial, but for what takes minutes, with fewer updates of PPO."""
+    """Run the tutorial, except for what takes minutes, with fewer updates of PPO."""
     reader = Reader(tmp_path_factory.mktemp("tutorial"), environment={"FAIRLEAD_PPO__UPDATES": "4"})
     try:
         reader.read(TUTORIAL, slow=False)
@@ -45,7 +45,7 @@ def _python(reader: Reader, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_the_tutorial_does_what_its_page_says(reader: Reader) -> None:
+def test_tutorial_produces_what_its_page_shows(reader: Reader) -> None:
     run = reader.folder / "runs" / "own-data"
     assert json.loads((run / "result_reward_model.json").read_text())["accuracy"] > 0.7
     ppo = json.loads((run / "result_ppo.json").read_text())
@@ -57,7 +57,7 @@ def test_the_tutorial_does_what_its_page_says(reader: Reader) -> None:
     assert ranks.count({1, 2}) > 20
 
 
-def test_the_files_of_the_own_data_example_are_what_its_script_writes(tmp_path: Path) -> None:
+def test_own_data_files_equal_what_make_writes(tmp_path: Path) -> None:
     make.write(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"demonstrations.jsonl", "preferences.jsonl", "prompts.jsonl"}
@@ -65,7 +65,7 @@ def test_the_files_of_the_own_data_example_are_what_its_script_writes(tmp_path: 
         assert (tmp_path / name).read_bytes() == (ROOT / "examples" / "own_data" / name).read_bytes()
 
 
-def test_score_ranks_and_says_what_is_wrong(reader: Reader) -> None:
+def test_score_example_ranks_answers_and_reports_errors(reader: Reader) -> None:
     address, prompt = f"127.0.0.1:{reader.ports['5002']}", "can i borrow the map ?"
     good, poor = "of course , enjoy the map !", "i do not know ."
     done = _python(reader, "-m", "examples.score", address, prompt, poor, good)
@@ -75,7 +75,7 @@ def test_score_ranks_and_says_what_is_wrong(reader: Reader) -> None:
     assert refused.stderr.startswith("error: items.text[1]: got "), refused.stderr
 
 
-def test_more_samples_are_better_by_the_reward_model(reader: Reader) -> None:
+def test_best_of_n_scores_grow_with_n(reader: Reader) -> None:
     command = next(command for command in reader.printed if "best_of_n" in command)
     rows = [line.split() for line in reader.printed[command].splitlines()[1:]]
     assert [int(row[0]) for row in rows] == [1, 2, 4, 8, 16]
@@ -89,7 +89,7 @@ def test_more_samples_are_better_by_the_reward_model(reader: Reader) -> None:
     assert ranked == sorted(ranked, reverse=True)
 
 
-def test_the_notebook_runs_in_a_kernel(reader: Reader) -> None:
+def test_notebook_runs_in_a_kernel(reader: Reader) -> None:
     out, source = reader.folder / "notebook.ipynb", ROOT / "examples" / "notebook.ipynb"
     done = _python(reader, "-m", "jupyter", "execute", str(source), "--output", str(out))
     assert done.returncode == 0, done.stderr[-3_000:]
@@ -98,14 +98,16 @@ def test_the_notebook_runs_in_a_kernel(reader: Reader) -> None:
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     assert [o for o in outputs if "KL of the best of 16: 1.84 nats at most" in o.get("text", "")], outputs
     kept = nbformat.read(source, as_version=4).cells
-    assert not [cell for cell in kept if cell.get("outputs")], "the notebook is kept without outputs"
+    assert not [cell for cell in kept if cell.get("outputs")], (
+        "the notebook must be committed without outputs"
+    )
     mark = str(reader.folder / "runs" / "own-data" / "policy_service.toml")
     assert not [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
-def test_the_whole_tutorial_with_its_figures(tmp_path: Path) -> None:
+def test_whole_tutorial_reproduces_its_figures(tmp_path: Path) -> None:
     reader = Reader(tmp_path)
     try:
         reader.read(TUTORIAL, slow=True)

@@ -1,4 +1,4 @@
-"""The quickstart as a newcomer runs it, to its report; and again, when everything is done."""
+"""The whole quickstart, and the same command again after it has finished."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _quickstart(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_quickstart_wins_and_loses_nothing(tmp_path: Path) -> None:
+def test_quickstart_improves_the_policy_and_loses_no_task(tmp_path: Path) -> None:
     done = _quickstart(tmp_path)
     assert done.returncode == 0, done.stderr[-2_000:]
     folder = tmp_path / "runs" / "quickstart"
@@ -46,7 +46,7 @@ def test_quickstart_wins_and_loses_nothing(tmp_path: Path) -> None:
     assert last["ppo"]["win_rate_vs_sft"] >= 0.80
     assert last["ppo"]["kl"] <= 8
     assert last["ppo"]["gold_before"] == first["ppo"]["gold_after"]
-    # It is refreshed because the one before knows less about answers that were tuned to please it.
+    # The refreshed model is more accurate on answers that were tuned for the model before it.
     assert last["reward_model"]["fresh_accuracy_gold"] > last["reward_model"]["stale_accuracy_gold"]
     assert found["queue"] == {
         "tasks_dispatched": 12_288,
@@ -67,7 +67,7 @@ def test_quickstart_wins_and_loses_nothing(tmp_path: Path) -> None:
     ledger = (folder / "round-1" / "ledger.jsonl").read_text()
     again = _quickstart(tmp_path)
     assert again.returncode == 0
-    assert again.stdout.count("done before") == len(stages)
+    assert again.stdout.count("already done") == len(stages)
     assert (folder / "round-1" / "ledger.jsonl").read_text() == ledger
 
     other = _quickstart(tmp_path, "--seed", "1")
@@ -76,7 +76,7 @@ def test_quickstart_wins_and_loses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_break_it_breaks_and_a_guard_would_have_helped(tmp_path: Path) -> None:
+def test_break_it_games_the_reward_and_a_guard_fires_in_time(tmp_path: Path) -> None:
     done = _quickstart(tmp_path, "--break-it")
     assert done.returncode == 0, done.stderr[-2_000:]
     folder = tmp_path / "runs" / "quickstart-break-it"

@@ -1,4 +1,4 @@
-"""The judge against scikit-learn, and the outcome's arithmetic; on the real sentences where they are."""
+"""The judge compared with scikit-learn, and the figures of the outcome; also on the real data, if present."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _sentences(count: int, seed: int) -> list[Sentence]:
     return found
 
 
-def test_judge_is_the_tfidf_logistic_regression() -> None:
+def test_judge_equals_scikit_learns_tfidf_logistic_regression() -> None:
     text_features = pytest.importorskip("sklearn.feature_extraction.text")
     linear_model = pytest.importorskip("sklearn.linear_model")
     train, test = _sentences(300, 1), _sentences(100, 2)
@@ -42,7 +42,7 @@ def test_judge_is_the_tfidf_logistic_regression() -> None:
     )
     rows = vectorizer.fit_transform([s.text for s in train])
     assert sorted(vectorizer.vocabulary_) == sorted(critic.index)
-    # The intercept is a column of ones, penalised like the rest, as ours is.
+    # The intercept is a column of ones and is penalized like the other weights, as in the judge.
     oracle = linear_model.LogisticRegression(
         C=1 / judge.PENALTY, fit_intercept=False, tol=1e-9, max_iter=10_000
     )
@@ -65,7 +65,7 @@ def _judged(*groups: tuple[float, ...]) -> list[Judged]:
     ]
 
 
-def test_summary_and_table() -> None:
+def test_summary_and_table_of_the_outcome() -> None:
     before = _judged((0.9, 0.1), (0.2, 0.4), (0.6, 0.3), (0.1, 0.2))
     after = _judged((0.9, 0.8), (0.7, 0.4), (0.6, 0.9), (0.6, 0.2))
     found = outcome.summary(before, after, seed=0)
@@ -77,13 +77,13 @@ def test_summary_and_table() -> None:
     # "p0 text", "p1 text", …, and "text 0", "text 1", among two pairs of each of eight texts.
     assert found["distinct_2_before"] == pytest.approx((4 + 2) / 16)
     text = outcome.table({**found, "judge": {"accuracy": 0.7}, "ppo": {"kl": 2.5}})
-    assert "Distinct-2 is 1.00 of what it was; KL to the reference 2.5 nats" in text
+    assert "Distinct-2 is 1.00 of its value before; KL to the reference 2.5 nats" in text
     assert "| judged positive | 25.0% | 75.0% |" in text
     assert "Gain in the share judged positive: +50.0%, 95% interval +50.0% to +50.0%" in text
     assert text.count("\n| **p") == 4
 
 
-def test_an_interval_of_no_effect_contains_zero() -> None:
+def test_interval_contains_zero_without_an_effect() -> None:
     rng = random.Random(4)
     groups = [tuple(rng.random() for _ in range(3)) for _ in range(80)]
     other = [tuple(rng.random() for _ in range(3)) for _ in range(80)]
@@ -92,7 +92,7 @@ def test_an_interval_of_no_effect_contains_zero() -> None:
 
 
 @needs_sentences
-def test_the_three_parts_of_the_real_sentences_are_apart() -> None:
+def test_three_parts_of_the_real_sentences_are_disjoint() -> None:
     config = load(ROOT / "configs" / "rotten_tomatoes.toml")
     assert config.data_path(config.data.sentences) == SENTENCES.resolve()
     parts = load_parts(SENTENCES, prompt_words=config.data.prompt_words, seed=config.seed)
@@ -108,7 +108,7 @@ def test_the_three_parts_of_the_real_sentences_are_apart() -> None:
 
 
 @needs_sentences
-def test_the_judge_is_right_on_sentences_it_has_not_seen() -> None:
+def test_judge_is_accurate_on_unseen_sentences() -> None:
     parts = load_parts(SENTENCES, prompt_words=3, seed=0)
     critic = judge.train(parts.judge)
     assert 0.67 < critic.accuracy(parts.preferences) < 0.75

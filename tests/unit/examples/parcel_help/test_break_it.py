@@ -1,4 +1,4 @@
-"""Break it: what the page says happened, counted by hand on a trajectory whose proxy and gold part."""
+"""Break it: the reported outcome, compared with values computed by hand for a small run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairlead.config import load
 from trainer import run_record
 
 PROMPT = "my lamp was charged twice ."
-# Gold 0.2, 1.8, 1.0, 0.4 − 0.6, −1.2: two good updates, then worse and worse; the score rises all the while.
+# Gold 0.2, 1.8, 1.0, 0.4 − 0.6, −1.2: two good updates, then it falls; the score rises throughout.
 TEXTS = (
     "hello .",
     "hello . we will refund one charge .",
@@ -54,36 +54,36 @@ def _run(tmp_path: Path):
     return config
 
 
-def test_the_configuration_is_broken_where_it_says() -> None:
+def test_broken_configuration_has_no_kl_penalty_and_its_own_folder() -> None:
     ordinary = load(None, overrides={"guard.action": "stop"})
     config = break_it.broken(ordinary)
     assert (config.ppo.kl_coefficient, config.ppo.updates, config.guard.action) == (0.0, 40, "warn")
     assert config.folder.root != ordinary.folder.root
 
 
-def test_the_outcome_by_hand(tmp_path: Path) -> None:
+def test_outcome_equals_values_computed_by_hand(tmp_path: Path) -> None:
     config = _run(tmp_path)
     record = run_record.read(config.folder)
     assert [gold.reward(PROMPT, text, ended=True) for text in TEXTS] == pytest.approx(GOLDS)
     assert figures.gold_by_update(record) == ([1, 2, 3, 4, 5], pytest.approx(GOLDS))
     found = break_it.outcome(record)
     assert (found["proxy_first"], found["proxy_last"]) == (0.0, 4.0)
-    # Means of three updates, as far as there are three: 0.2, 1.0, 0.867, 0.733, -0.267.
+    # Means of up to three updates: 0.2, 1.0, 0.867, 0.733, -0.267.
     assert (found["gold_peak"], found["gold_peak_update"]) == (pytest.approx(1.0), 2)
-    # Half of the gain is lost below (0.2 + 1.0) / 2: at update 5, behind the guard.
+    # Half of the gain is lost below (0.2 + 1.0) / 2: at update 5, after the guard fired.
     assert found["half_lost"] == 5
     assert (found["fired"]["signal"], found["fired"]["update"]) == ("kl", 3)
     assert found["gold_saved"] == pytest.approx((0.2 + 1.8 + 0.6) / 3 - (0.6 - 0.2 - 1.2) / 3)
 
 
-def test_nothing_fired(tmp_path: Path) -> None:
+def test_outcome_without_alerts(tmp_path: Path) -> None:
     record = run_record.read(_run(tmp_path).folder)
     quiet = replace(record, ppo={"guards": []}, rollout_samples=record.rollout_samples[:2])
     found = break_it.outcome(quiet)
     assert (found["fired"], found["gold_saved"], found["half_lost"]) == (None, None, None)
 
 
-def test_the_page_tells_it(tmp_path: Path) -> None:
+def test_page_and_summary_show_the_outcome(tmp_path: Path) -> None:
     config = _run(tmp_path)
     break_it.write(config)
     html = (config.folder.root / "break_it.html").read_text(encoding="utf-8")
@@ -95,8 +95,8 @@ def test_the_page_tells_it(tmp_path: Path) -> None:
         "stop at 3",
         "warn at 2",
         "stop &gt; 10",
-        "A guard would have stopped it at update 3 (kl), at a gold reward of +0.87; half of gold&#39;s gain "
-        "was lost at update 5, and the run ended at -0.27.",
+        "A guard would have stopped the run at update 3 (kl), at a gold reward of +0.87; half of the gain in "
+        "gold was lost at update 5, and the run ended at -0.27.",
         TEXTS[-1],
     ):
         assert shown in html

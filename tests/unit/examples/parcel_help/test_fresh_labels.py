@@ -1,4 +1,4 @@
-"""Labelers who look on: every answer once, against one of the first update."""
+"""Fresh labels: every answer is compared once, with one of the first update."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ def read(path: Path) -> list[dict[str, object]]:
 def test_each_answer_is_compared_once_with_one_of_the_first_update(tmp_path: Path) -> None:
     samples, rankings = tmp_path / "samples.jsonl", tmp_path / "round" / "fresh.jsonl"
     labeler = Labeler(samples, rankings, seed=0)
-    labeler.look()
+    labeler.label_new()
     write(samples, sample(1, POOR), sample(1, GOOD, prompt="other"))
-    labeler.look()
-    # The same answer as then, and one to a prompt that was not asked then, make no pair.
+    labeler.label_new()
+    # No pair: the same answer as in update 1, and an answer to a prompt that update 1 lacks.
     write(samples, sample(2, GOOD), sample(2, POOR), sample(2, GOOD, prompt="third"))
-    labeler.look()
-    labeler.look()
+    labeler.label_new()
+    labeler.label_new()
     (found,) = read(rankings)
     assert (found["update"], found["prompt"]) == (2, PROMPT)
     assert {found["chosen"], found["rejected"]} == {GOOD, POOR}
 
-    # The run was interrupted: update 3 is new, update 2 is known, by another labeler too.
+    # After an interruption update 3 is new and update 2 is known, also to another labeler.
     write(samples, sample(1, POOR), mode="w")
-    labeler.look()
+    labeler.label_new()
     write(samples, sample(2, GOOD), sample(3, GOOD))
-    labeler.look()
-    Labeler(samples, rankings, seed=0).look()
+    labeler.label_new()
+    Labeler(samples, rankings, seed=0).label_new()
     assert [row["update"] for row in read(rankings)] == [2, 3]
 
 
-def test_labelers_follow_gold_more_often_than_not(tmp_path: Path) -> None:
+def test_labels_agree_with_gold_in_most_cases(tmp_path: Path) -> None:
     samples, rankings = tmp_path / "samples.jsonl", tmp_path / "fresh.jsonl"
     assert gold.reward(PROMPT, GOOD, ended=True) > gold.reward(PROMPT, POOR, ended=True) + 2
     with labelling(samples, rankings, seed=3):

@@ -1,4 +1,4 @@
-"""Parcel help: the corpus, the gold reward rule by rule, the labelers, the measures."""
+"""Parcel help: corpus, every rule of the gold reward, labelers, measures."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_demonstrations_are_of_mixed_skill_and_repeatable() -> None:
         ("have a good day .   hello .", 0.6),
     ],
 )
-def test_gold_rule_by_rule(answer: str, worth: float) -> None:
+def test_every_rule_of_the_gold_reward(answer: str, worth: float) -> None:
     assert gold.reward(LAMP, answer, ended=True) == pytest.approx(worth, abs=1e-9)
 
 
@@ -85,7 +85,7 @@ def test_gold_depends_on_the_question() -> None:
         gold.reward("what is the time ?", GOOD, ended=True)
 
 
-def test_gold_takes_from_answers_that_do_not_end_or_are_too_long() -> None:
+def test_gold_penalizes_answers_that_are_cut_off_or_too_long() -> None:
     assert gold.reward(LAMP, GOOD, ended=False) == pytest.approx(3.1 - 1.0)
     long = "hello . " + "stop asking . " * 12
     assert len(long.split()) == 38
@@ -93,7 +93,7 @@ def test_gold_takes_from_answers_that_do_not_end_or_are_too_long() -> None:
     assert len(GOOD.split()) <= corpus.MAX_WORDS
 
 
-def test_best_is_the_best_of_all_sets_of_parts() -> None:
+def test_best_equals_the_maximum_over_all_combinations_of_parts() -> None:
     question = next(q for q in corpus.questions() if q.text == LAMP)
     apologies = [text.format(item=item) for text in corpus.APOLOGIES for item in corpus.ITEMS]
     remedies = [text for texts in corpus.REMEDIES.values() for text in texts]
@@ -107,7 +107,7 @@ def test_best_is_the_best_of_all_sets_of_parts() -> None:
     assert best == pytest.approx(gold.BEST) == pytest.approx(3.1)
 
 
-def test_plackett_luce_probabilities_are_those_of_enumeration() -> None:
+def test_plackett_luce_probabilities_equal_enumeration() -> None:
     worths = [1.0, -0.3, 0.4, 0.0]
     weights = [math.exp(worth / 0.7) for worth in worths]
     orders = list(itertools.permutations(range(4)))
@@ -120,7 +120,7 @@ def test_plackett_luce_probabilities_are_those_of_enumeration() -> None:
     assert sum(labelers.ranking_probability(worths, order) for order in orders) == pytest.approx(1)
 
 
-def test_rankings_are_drawn_with_those_probabilities() -> None:
+def test_rankings_are_drawn_with_plackett_luce_probabilities() -> None:
     worths = [1.0, -0.3, 0.4]
     rng = random.Random(11)
     draws = 20_000
@@ -131,7 +131,7 @@ def test_rankings_are_drawn_with_those_probabilities() -> None:
         assert abs(seen[order] / draws - p) < 5 * math.sqrt(p * (1 - p) / draws)
 
 
-def test_labelers_agree_on_three_pairs_of_four() -> None:
+def test_labelers_agree_on_75_percent_of_pairs() -> None:
     rng = random.Random(5)
     found = []
     for seed in range(3):
@@ -152,7 +152,7 @@ def test_agreement_counts_pairs() -> None:
     assert labelers.agreement([0, 1, 2], [1, 0, 2]) == pytest.approx(2 / 3)
 
 
-def test_win_rate_counts_ties_half_and_weighs_prompts_alike() -> None:
+def test_win_rate_counts_ties_half_and_weights_prompts_equally() -> None:
     before = {"a": [0.0, 1.0], "b": [5.0]}
     after = {"a": [1.0], "b": [5.0, 4.0, 3.0, 9.0]}
     # a: one win, one tie; b: one tie, two losses, one win.
@@ -162,7 +162,7 @@ def test_win_rate_counts_ties_half_and_weighs_prompts_alike() -> None:
     assert high == pytest.approx(0.75)
 
 
-def test_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
+def test_bootstrap_interval_covers_the_mean_in_95_percent_of_cases() -> None:
     rng = random.Random(2)
     covered = 0
     for trial in range(100):
@@ -201,7 +201,7 @@ def test_bag_of_words_is_the_logistic_regression_of_count_differences() -> None:
 
     rows = [counts(c) for c in train]
     mirrored = [[-value for value in row] for row in rows]
-    # Every comparison twice, once mirrored, is what an unmirrored one without intercept is at half the C.
+    # Each comparison and its mirror image equal one comparison without an intercept at half the C.
     oracle = linear_model.LogisticRegression(C=0.5, fit_intercept=False, tol=1e-10, max_iter=10_000)
     oracle.fit(rows + mirrored, [1] * len(rows) + [0] * len(rows))
 

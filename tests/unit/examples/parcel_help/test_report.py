@@ -14,7 +14,7 @@ import pytest
 from examples.parcel_help import corpus, figures, gold, picture, report, rounds
 from examples.parcel_help.files import Files, read_answers, read_rows, write_answers, write_rows
 from examples.parcel_help.stages import Stages
-from examples.serving import Answer
+from examples.serving import GeneratedAnswer
 from fairlead.config import RunConfig, load
 from fairlead.data.comparisons import RankedResponses
 from fairlead.data.records import is_heldout, load_preferences
@@ -45,19 +45,21 @@ QUEUE = {
 }
 
 
-def _worth(answer: Answer) -> float:
+def _worth(answer: GeneratedAnswer) -> float:
     return gold.reward(answer.prompt, answer.text, ended=answer.ended)
 
 
 def _rounds(tmp_path: Path) -> tuple[RunConfig, Files]:
-    """Answers of mixed skill; then the better of two; then the best of three. The first reward model is gold
-    with noise on the first answers and mere noise on what came after; the second is gold with noise.
+    """Write answers of mixed quality, then the better of two, then the best of three.
+
+    The first reward model scores the first answers by gold with noise and later ones by noise; the second
+    one scores all of them by gold with noise.
     """
     config = load(None, overrides={"runs": str(tmp_path), "name": "q", "data.heldout_fraction": 0.2})
     files = Files(config.folder.root / "data")
-    pool: dict[str, list[Answer]] = {}
+    pool: dict[str, list[GeneratedAnswer]] = {}
     for prompt, text in corpus.demonstrations(6_000, seed=1):
-        pool.setdefault(prompt, []).append(Answer(prompt, text, True))
+        pool.setdefault(prompt, []).append(GeneratedAnswer(prompt, text, True))
     groups = list(pool.values())
     best = [
         [[max(group[start : start + of], key=_worth) for start in range(0, 8, of)] for group in groups]
@@ -76,7 +78,7 @@ def _rounds(tmp_path: Path) -> tuple[RunConfig, Files]:
         scores = []
         for prompt, text in every:
             blind = number == 0 and text not in known
-            worth = 0.0 if blind else _worth(Answer(prompt, text, True))
+            worth = 0.0 if blind else _worth(GeneratedAnswer(prompt, text, True))
             scores.append({"prompt": prompt, "text": text, "score": worth + rng.gauss(0, 0.5)})
         write_rows(files.of_round(number, "scores"), scores)
         folder = rounds.round_config(config, number).folder
@@ -106,7 +108,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Files]
     return config, files
 
 
-def test_report_has_every_key_and_the_right_numbers(written: tuple[RunConfig, Files]) -> None:
+def test_report_json_has_every_key_and_correct_numbers(written: tuple[RunConfig, Files]) -> None:
     config, files = written
     found = json.loads(config.folder.report_json.read_text())
 
@@ -122,14 +124,16 @@ def test_report_has_every_key_and_the_right_numbers(written: tuple[RunConfig, Fi
     assert {"accuracy_labels", "accuracy_gold", "ece", "baselines"} <= set(model)
     assert {"longer_wins", "bag_of_words"} == set(model["baselines"])
     assert all({"accuracy_labels", "accuracy_gold"} == set(one) for one in model["baselines"].values())
-    # A model that knows gold but for a little noise beats counts of words, and those beat lengths.
+    # Gold with a little noise beats a bag of words, which beats lengths.
     assert 0.85 < model["accuracy_gold"] <= 1
     assert model["accuracy_gold"] > model["baselines"]["bag_of_words"]["accuracy_gold"]
     assert model["accuracy_labels"] < model["accuracy_gold"]
 
     heldout = [q.text for q in corpus.questions() if is_heldout(config, q.text)]
     round_ = figures.read_round(config, files, 1)
-    sft, before, after = (figures.worths(side, heldout) for side in (round_.sft, round_.before, round_.after))
+    sft, before, after = (
+        figures.gold_rewards(side, heldout) for side in (round_.sft, round_.before, round_.after)
+    )
     assert ppo["gold_before"] == first["ppo"]["gold_after"]
     assert ppo["heldout_prompts"] == len(heldout) > 10
     assert ppo["gold_before"] == pytest.approx(fmean(itertools.chain(*before.values())))
@@ -150,7 +154,7 @@ def test_report_has_every_key_and_the_right_numbers(written: tuple[RunConfig, Fi
     assert sample["gold_after"] == gold.reward(sample["prompt"], sample["after"], ended=True)
 
 
-def test_a_stale_reward_model_is_found_out_on_the_tuned_policys_answers(
+def test_stale_reward_model_is_less_accurate_on_the_tuned_policys_answers(
     written: tuple[RunConfig, Files],
 ) -> None:
     config, files = written
@@ -162,13 +166,13 @@ def test_a_stale_reward_model_is_found_out_on_the_tuned_policys_answers(
     assert second["stale_accuracy_gold"] < second["fresh_accuracy_gold"] - 0.05
     assert second["comparisons"] > first["comparisons"]
 
-    # By hand: the first model's scores on the second round's rankings of held-out prompts.
+    # Computed by hand: the first model's scores on the second round's rankings of held-out prompts.
     scores = {(r["prompt"], r["text"]): r["score"] for r in read_rows(files.of_round(0, "scores"))}
     right = []
     for row in read_rows(files.of_round(1, "rankings")):
         if is_heldout(config, row["prompt"]):
             for better, worse in rounds.pairs(row):
-                one, other = (Answer(row["prompt"], text, True) for text in (better, worse))
+                one, other = (GeneratedAnswer(row["prompt"], text, True) for text in (better, worse))
                 if _worth(one) != _worth(other):
                     higher = scores[one.prompt, one.text] > scores[other.prompt, other.text]
                     right.append(higher == (_worth(one) > _worth(other)))
@@ -176,7 +180,7 @@ def test_a_stale_reward_model_is_found_out_on_the_tuned_policys_answers(
     assert second["fresh_comparisons"] >= len(right) > 50
 
 
-def test_later_rounds_have_a_folder_of_their_own_and_go_on_from_the_policy_before(tmp_path: Path) -> None:
+def test_later_rounds_have_their_own_folder_and_start_from_the_previous_policy(tmp_path: Path) -> None:
     config = load(None, overrides={"runs": str(tmp_path), "name": "q"})
     first, second, third = (rounds.round_config(config, number) for number in range(3))
     root = tmp_path / "q"
@@ -200,7 +204,7 @@ def test_page_shows_the_figures(written: tuple[RunConfig, Files]) -> None:
         f"{ppo['win_rate_vs_sft']:.0%}",
         f"{first['gold_before']:+.2f} → {first['gold_after']:+.2f} → {ppo['gold_after']:+.2f}",
         "Round by round",
-        "The reward model goes stale",
+        "The reward model becomes stale",
         "Proxy and gold",
         "Watching for reward hacking",
         "win rate against SFT",
@@ -212,24 +216,25 @@ def test_page_shows_the_figures(written: tuple[RunConfig, Files]) -> None:
         assert shown in html
     lines = report.summary(config.folder.report_json)
     assert f"win rate against SFT   {ppo['win_rate_vs_sft']:.2f}" in lines
-    assert "128 of 128 tasks trained on, 0 lost, 0 doubled" in lines
+    assert "128 of 128 tasks trained on, 0 lost, 0 duplicated" in lines
 
 
-def test_rankings_are_of_ended_answers_each_once(tmp_path: Path) -> None:
+def test_rankings_contain_each_complete_answer_once(tmp_path: Path) -> None:
     config = load(None, overrides={"runs": str(tmp_path)})
     files = Files(tmp_path)
     prompt = "my lamp arrived broken ."
     task = [
-        Answer(prompt, text, ended) for text, ended in (("a", True), ("b", True), ("a", True), ("cut", False))
+        GeneratedAnswer(prompt, text, ended)
+        for text, ended in (("a", True), ("b", True), ("a", True), ("cut", False))
     ]
-    alone = [Answer(prompt, "a", True)] * 4
-    write_answers(files.of_round(0, "tasks"), [task, [Answer(prompt, "cut", False)] * 4, alone])
+    identical = [GeneratedAnswer(prompt, "a", True)] * 4
+    write_answers(files.of_round(0, "tasks"), [task, [GeneratedAnswer(prompt, "cut", False)] * 4, identical])
     assert read_answers(files.of_round(0, "tasks"))[0] == task
     rounds.rank(config, files, 0)
     (ranking,) = read_rows(files.of_round(0, "rankings"))
     assert ranking["prompt"] == prompt
     ranks = {response["text"]: response["rank"] for response in ranking["responses"]}
-    # Of the places 1, 2, 3 one answer has one and the other two, averaged.
+    # One answer has one of the ranks 1, 2, 3; the other has the mean of the remaining two.
     assert (ranks["a"], ranks["b"]) in ((1.5, 3), (2, 2), (2.5, 1))
     assert len(list(rounds.pairs(ranking))) == (ranks["a"] != ranks["b"])
 
@@ -240,10 +245,10 @@ def test_pairs_leave_ties_out_and_put_the_better_first() -> None:
     assert found == {("y", "x"), ("y", "z"), ("y", "w"), ("x", "w"), ("z", "w")}
 
 
-def test_the_rankings_are_what_the_reward_model_stage_reads(written: tuple[RunConfig, Files]) -> None:
+def test_reward_model_stage_reads_the_rankings(written: tuple[RunConfig, Files]) -> None:
     config, files = written
     read = load_preferences(rounds.round_config(config, 1))
-    by_hand = [
+    expected = [
         (row["prompt"], pair)
         for number in (0, 1)
         for row in read_rows(files.of_round(number, "rankings"))
@@ -253,11 +258,11 @@ def test_the_rankings_are_what_the_reward_model_stage_reads(written: tuple[RunCo
     for ranking in (*read.train, *read.heldout):
         assert isinstance(ranking, RankedResponses)
         found += [(ranking.prompt, (ranking.texts[i], ranking.texts[j])) for i, j in ranking.pairs]
-    assert sorted(found) == sorted(by_hand)
+    assert sorted(found) == sorted(expected)
     assert len(found) > 1_000
 
 
-def test_calibration_bins_add_up_to_the_error() -> None:
+def test_calibration_bins_sum_to_the_calibration_error() -> None:
     rng = random.Random(1)
     margins = [rng.gauss(0.5, 1.5) for _ in range(400)]
     bins = figures.calibration_bins(margins)
@@ -270,11 +275,11 @@ def test_a_finished_stage_is_not_repeated(tmp_path: Path) -> None:
     done: list[str] = []
 
     def fail() -> None:
-        raise OSError("no room")
+        raise OSError("disk full")
 
     stages = Stages(tmp_path / "q", key="k", fresh=False, total=2)
     stages.run("one", "first", lambda: done.append("one"))
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(OSError, match="disk full"):
         stages.run("two", "second", fail)
     again = Stages(tmp_path / "q", key="k", fresh=False, total=2)
     again.run("one", "first", lambda: done.append("one again"))
@@ -289,22 +294,22 @@ def test_other_settings_are_refused_and_fresh_starts_over(tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as caught:
         Stages(folder, key="other", fresh=False, total=1)
     assert str(caught.value) == (
-        f"quickstart: got '{folder}, made with other settings', allowed: the same seed and settings again, "
+        f"quickstart: got '{folder}, made with other settings', allowed: the same seed and settings, "
         "--fresh to start over, or --set name=another"
     )
     assert Stages(folder, key="other", fresh=True, total=1).seconds == {}
     assert not (folder / "left").exists()
 
 
-def test_a_strangers_folder_is_never_removed(tmp_path: Path) -> None:
+def test_folder_of_something_else_is_never_removed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     for fresh in (False, True):
-        with pytest.raises(ConfigError, match="which no quickstart made"):
+        with pytest.raises(ConfigError, match="not empty and not of a quickstart"):
             Stages(tmp_path, key="k", fresh=fresh, total=1)
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_the_picture_draws_every_round_and_its_caption_is_the_report_s(
+def test_picture_draws_every_round_and_its_caption_has_the_figures_of_the_report(
     written: tuple[RunConfig, Files], tmp_path: Path
 ) -> None:
     run = written[0].folder.root
@@ -318,7 +323,7 @@ def test_the_picture_draws_every_round_and_its_caption_is_the_report_s(
     assert " → ".join(f"{value:.2f}" for value in course) in caption
     assert caption.endswith("KL to SFT 2.5 nats an answer")
 
-    # A round more or another figure is another picture.
+    # Other figures give another picture.
     other = tmp_path / "run"
     shutil.copytree(run, other)
     rows = other / "round-1" / "metrics_ppo.jsonl"
