@@ -1,76 +1,89 @@
-"""Counts of one model version, as the Open Inference Protocol's statistics tell them."""
+"""Counts and times of each model version, as the protocol's statistics extension reports them."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from fairlead.types import Scores
+
 _MAX_VERSIONS = 16
-"""Of versions that are served no more the counts of the last few are kept."""
+"""Versions whose counts are kept, most recently used."""
 
 
 @dataclass(slots=True)
-class Spans:
-    """Spans of time of one kind."""
+class Durations:
+    """Durations of one kind."""
 
     count: int = 0
-    """How many."""
+    """Number of durations."""
     nanoseconds: int = 0
-    """All together."""
+    """Their sum."""
 
     def add(self, seconds: float) -> None:
-        """One more."""
+        """Count one duration."""
         self.count += 1
         self.nanoseconds += round(seconds * 1e9)
 
 
 @dataclass(slots=True)
 class VersionStatistics:
-    """What one version has done since the process began."""
+    """Counts of one version since the process started."""
 
     last_milliseconds: int = 0
-    """When it last answered, since 1970."""
+    """Unix time of the last success."""
     sequences: int = 0
     """Sequences scored."""
-    success: Spans = field(default_factory=Spans)
-    """Requests answered, from reading to answer."""
-    fail: Spans = field(default_factory=Spans)
-    """Requests refused."""
-    queue: Spans = field(default_factory=Spans)
-    """Waiting for the model."""
-    compute: Spans = field(default_factory=Spans)
-    """The model's work."""
-    rest: Spans = field(default_factory=Spans)
-    """What is neither: reading tensors, texts to ids."""
+    success: Durations = field(default_factory=Durations)
+    """Requests that were scored, from reading the request to its scores."""
+    fail: Durations = field(default_factory=Durations)
+    """Requests that failed."""
+    queue: Durations = field(default_factory=Durations)
+    """Time in the queue."""
+    compute: Durations = field(default_factory=Durations)
+    """Time of the model's forward passes."""
+    rest: Durations = field(default_factory=Durations)
+    """The remaining time: reading tensors, tokenizing."""
+
+    def add_success(self, scores: Scores, *, seconds: float) -> None:
+        """Count a request that was scored."""
+        self.last_milliseconds = time.time_ns() // 1_000_000
+        self.sequences += len(scores.scores)
+        self.success.add(seconds)
+        self.queue.add(scores.queue_seconds)
+        self.compute.add(scores.compute_seconds)
+        self.rest.add(max(0.0, seconds - scores.queue_seconds - scores.compute_seconds))
 
 
 class InferenceStatistics:
-    """Counts by version; bounded."""
+    """Counts by version. Used within one event loop."""
 
     def __init__(self) -> None:
         self._versions: OrderedDict[str, VersionStatistics] = OrderedDict()
 
     def of(self, version: str) -> VersionStatistics:
-        """The counts of a version."""
+        """Return the counts of a version."""
         found = self._versions.setdefault(version, VersionStatistics())
         self._versions.move_to_end(version)
         if len(self._versions) > _MAX_VERSIONS:
             self._versions.popitem(last=False)
         return found
 
-    def answered(
-        self, version: str, *, sequences: int, seconds: float, queue_seconds: float, compute_seconds: float
-    ) -> None:
-        """A request was."""
-        counts = self.of(version)
-        counts.last_milliseconds = time.time_ns() // 1_000_000
-        counts.sequences += sequences
-        counts.success.add(seconds)
-        counts.queue.add(queue_seconds)
-        counts.compute.add(compute_seconds)
-        counts.rest.add(max(0.0, seconds - queue_seconds - compute_seconds))
+    @contextmanager
+    def counting(self, version: str) -> Iterator[Callable[[Scores], None]]:
+        """Time one request; the caller passes its scores to the function that this yields.
 
-    def refused(self, version: str, *, seconds: float) -> None:
-        """A request was not answered."""
-        self.of(version).fail.add(seconds)
+        Args:
+            version: the version that a failure counts for; a success counts for the version that scored.
+        """
+        began = time.monotonic()
+        try:
+            yield lambda scores: self.of(scores.model_version).add_success(
+                scores, seconds=time.monotonic() - began
+            )
+        except Exception:
+            self.of(version).fail.add(time.monotonic() - began)
+            raise

@@ -1,7 +1,7 @@
-"""The KServe Open Inference Protocol v2 (inference.GRPCInferenceService), as Triton's clients speak it.
+"""Wire in, wire out for inference.GRPCInferenceService: the Open Inference Protocol v2 over gRPC.
 
-Wire in, wire out on the reward service's own port, with tritonclient's generated messages: a copy of the
-proto of our own would clash with them in one process. One model, whose versions are those of the weights.
+On the reward service's own port. It uses tritonclient's generated messages: a second copy of the proto would
+clash with them in one process. What the messages mean is decided in services/open_inference.
 """
 
 from __future__ import annotations
@@ -11,29 +11,42 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
+from google.protobuf import json_format
+from google.protobuf.message import Message
 from grpc import aio
+from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
-from fairlead import __version__
 from fairlead.config.serving import RewardSection
 from fairlead.errors import InvalidInput, NotFound, NotOffered
-from fairlead.types import Priority, RewardInfo
-from services.open_inference import messages as model
-from services.open_inference.statistics import InferenceStatistics
-from services.reward import tensors
+from fairlead.types import Priority, ScoreItem, Scores
+from services.open_inference import messages, tensors
+from services.open_inference.model import NOT_OFFERED, InferenceModel, InferenceRequest
+from services.open_inference.tensors import InputTensor
+from services.open_inference.versions import number_of
 from services.reward.scoring import ScoreCall, Scoring
 from services.runtime.access import caller
 from services.runtime.edge import deadline
 from services.runtime.error_reply import rpc_error_reply
 from services.runtime.streams import Bounds, process_bounded
-from services.runtime.version_numbers import number_of
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-"""For health and reflection."""
+"""Full name of the service, for health and reflection."""
 
 _STREAM = f"/{SERVICE_NAME}/ModelStreamInfer"
-_FIELDS = {"items.whole_text": "inputs.sentences", "items": "inputs"}
+_CONTENTS = {
+    "BYTES": "bytes_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+}
+"""Field of InferTensorContents that holds the elements of a datatype."""
 _Context = aio.ServicerContext[Any, Any]
 
 
@@ -45,35 +58,38 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
     ) -> None:
         """
         Args:
-            scoring: what scores.
-            section: names and limits.
-            bounds: of one stream.
-            ready: whether the server is.
+            scoring: computes the scores.
+            section: name of the model and limits.
+            bounds: limits of each stream.
+            ready: returns whether the server accepts requests.
         """
-        self._scoring, self._ready = scoring, ready
-        self._name = section.model_name
-        self._max_items = section.batching.max_items
+        self._scoring = scoring
         self._bounds = bounds
-        self._statistics = InferenceStatistics()
+        self._model = InferenceModel(
+            section.model_name,
+            max_batch_size=section.batching.max_items,
+            models=lambda: scoring.models,
+            ready=ready,
+        )
 
     def add_to(self, server: aio.Server) -> None:
-        """Registers the servicer."""
+        """Register the servicer."""
         pb_grpc.add_GRPCInferenceServiceServicer_to_server(self, server)
 
     async def ModelInfer(self, request: Any, context: _Context) -> Any:
-        """Scores a batch."""
+        """Score a batch."""
         return await self._infer(request, deadline(context))
 
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[Any], context: _Context
     ) -> AsyncIterator[Any]:
-        """Scores many requests, answered in their order; one that cannot be scored is told, and no more."""
+        """Score many requests; answer them in order, a request that fails with its error."""
         until = deadline(context)
 
         async def answer(request: Any) -> Any:
             try:
                 response = await self._infer(request, until, waits=True)
-            except Exception as error:  # noqa: BLE001 - the edge of one request; the stream goes on
+            except Exception as error:  # noqa: BLE001 - the edge of one request; the stream continues
                 what = rpc_error_reply(error, method=_STREAM, peer=context.peer())
                 response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
                 return pb.ModelStreamInferResponse(error_message=what.message, infer_response=response)
@@ -88,151 +104,173 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
                 yield response
 
     async def _infer(self, request: Any, until: float | None, *, waits: bool = False) -> Any:
-        self._check_name(request.model_name)
-        began = time.monotonic()
-        info = self._info(request.model_version)
-        try:
-            tensors.check_outputs(request)
-            items = tensors.read_items(request, info, max_items=self._max_items)
+        self._model.check_name(request.model_name)
+        version = request.model_version
+
+        async def run(items: list[ScoreItem], priority: Priority, timeout_seconds: float | None) -> Scores:
             call = ScoreCall(
-                deadline=_earlier(until, _timeout_seconds(request)),
-                priority=_priority(request),
+                deadline=_earlier(until, timeout_seconds),
+                priority=priority,
                 request_id=request.id or ("" if waits else caller().request_id),
-                model_version=info.model_version if request.model_version else "",
+                model_version=self._model.find(version).model_version if version else "",
                 waits=waits,
             )
-            scores = await self._scoring.score(items, call)
-        except Exception as error:
-            self._statistics.refused(info.model_version, seconds=time.monotonic() - began)
-            if isinstance(error, InvalidInput) and error.field in _FIELDS:
-                field = _FIELDS[error.field]
-                raise InvalidInput(field, index=error.index, got=error.got, allowed=error.allowed) from error
-            raise
-        self._statistics.answered(
-            scores.model_version,
-            sequences=len(items),
-            seconds=time.monotonic() - began,
-            queue_seconds=scores.queue_seconds,
-            compute_seconds=scores.compute_seconds,
-        )
-        return model.response(request, scores, name=self._name)
+            return await self._scoring.score(items, call)
+
+        scores = await self._model.score(version, lambda: _read(request), run)
+        return _response(request, scores)
 
     async def ServerLive(self, request: Any, context: _Context) -> Any:
-        """Whether the event loop answers."""
+        """Return true: the event loop answers."""
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: _Context) -> Any:
-        """Whether requests are taken."""
-        return pb.ServerReadyResponse(ready=self._ready())
+        """Return whether the server accepts requests."""
+        return pb.ServerReadyResponse(ready=self._model.ready)
 
     async def ModelReady(self, request: Any, context: _Context) -> Any:
-        """Whether requests for this model and version are taken."""
-        known = request.name == self._name and self._is_served(request.version)
-        return pb.ModelReadyResponse(ready=known and self._ready())
+        """Return whether requests for this model and version are accepted."""
+        try:
+            self._model.check_name(request.name)
+            self._model.find(request.version)
+        except NotFound:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=self._model.ready)
 
     async def ServerMetadata(self, request: Any, context: _Context) -> Any:
-        """Who answers."""
-        return pb.ServerMetadataResponse(name="fairlead", version=__version__, extensions=model.EXTENSIONS)
+        """Return name, version and extensions of the server."""
+        return _message(messages.server_metadata(), pb.ServerMetadataResponse())
 
     async def ModelMetadata(self, request: Any, context: _Context) -> Any:
-        """Tensors and versions."""
-        self._check_name(request.name)
-        self._info(request.version)
-        return model.metadata(self._name, versions=self._versions())
+        """Return names, types and shapes of the tensors, and the served versions."""
+        self._model.check_name(request.name)
+        self._model.find(request.version)
+        return _message(self._model.metadata(), pb.ModelMetadataResponse())
 
     async def ModelConfig(self, request: Any, context: _Context) -> Any:
-        """The model as Triton would describe it."""
-        self._check_name(request.name)
-        info = self._info(request.version)
-        return pb.ModelConfigResponse(
-            config=model.config(self._name, max_batch_size=self._max_items, info=info)
-        )
+        """Return the model's configuration as Triton describes it."""
+        self._model.check_name(request.name)
+        config = _message(self._model.config(request.version), model_config_pb2.ModelConfig())
+        return pb.ModelConfigResponse(config=config)
 
     async def ModelStatistics(self, request: Any, context: _Context) -> Any:
-        """Counts and times since the process began."""
+        """Return counts and times since the process started."""
         if request.name:
-            self._check_name(request.name)
-        versions = [self._info(request.version).model_version] if request.version else self._versions()
-        found = [model.statistics(self._name, version, self._statistics.of(version)) for version in versions]
-        return pb.ModelStatisticsResponse(model_stats=found)
+            self._model.check_name(request.name)
+        return _message(self._model.statistics(request.version), pb.ModelStatisticsResponse())
 
     async def RepositoryIndex(self, request: Any, context: _Context) -> Any:
-        """Every version that is served."""
-        ready = self._ready()
-        if request.ready and not ready:
-            return pb.RepositoryIndexResponse()
-        state = "READY" if ready else "UNAVAILABLE"
-        index = pb.RepositoryIndexResponse.ModelIndex
-        return pb.RepositoryIndexResponse(
-            models=[
-                index(name=self._name, version=number_of(version), state=state)
-                for version in self._versions()
-            ]
-        )
+        """Return every version that is served."""
+        index = self._model.index(only_ready=request.ready)
+        return _message({"models": index}, pb.RepositoryIndexResponse())
 
     async def RepositoryModelLoad(self, request: Any, context: _Context) -> Any:
-        """Not by this protocol."""
-        raise NotOffered("models are not loaded by this protocol: use `fairlead reload`")
+        """Not offered."""
+        raise NotOffered(NOT_OFFERED["repository"])
 
     async def RepositoryModelUnload(self, request: Any, context: _Context) -> Any:
-        """Not by this protocol."""
-        raise NotOffered("models are not unloaded by this protocol: use `fairlead reload`")
+        """Not offered."""
+        raise NotOffered(NOT_OFFERED["repository"])
 
     async def SystemSharedMemoryStatus(self, request: Any, context: _Context) -> Any:
-        """None is registered."""
+        """Return no regions: none can be registered."""
         return pb.SystemSharedMemoryStatusResponse()
 
     async def SystemSharedMemoryUnregister(self, request: Any, context: _Context) -> Any:
-        """None was registered."""
+        """Do nothing: no region can be registered."""
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def CudaSharedMemoryStatus(self, request: Any, context: _Context) -> Any:
-        """None is registered."""
+        """Return no regions: none can be registered."""
         return pb.CudaSharedMemoryStatusResponse()
 
     async def CudaSharedMemoryUnregister(self, request: Any, context: _Context) -> Any:
-        """None was registered."""
+        """Do nothing: no region can be registered."""
         return pb.CudaSharedMemoryUnregisterResponse()
 
     async def SystemSharedMemoryRegister(self, request: Any, context: _Context) -> Any:
         """Not offered."""
-        raise NotOffered("shared memory is not offered: send tensors in the request")
+        raise NotOffered(NOT_OFFERED["shared memory"])
 
     async def CudaSharedMemoryRegister(self, request: Any, context: _Context) -> Any:
         """Not offered."""
-        raise NotOffered("shared memory is not offered: send tensors in the request")
+        raise NotOffered(NOT_OFFERED["shared memory"])
 
     async def TraceSetting(self, request: Any, context: _Context) -> Any:
         """Not offered."""
-        raise NotOffered("traces are not set by this protocol")
+        raise NotOffered(NOT_OFFERED["trace"])
 
     async def LogSettings(self, request: Any, context: _Context) -> Any:
         """Not offered."""
-        raise NotOffered("logs are set by [observe] of the service's configuration")
+        raise NotOffered(NOT_OFFERED["logging"])
 
-    def _versions(self) -> list[str]:
-        return [info.model_version for info in self._scoring.models]
 
-    def _info(self, version: str) -> RewardInfo:
-        """Of a version, named by its number or as it is; of the current one if it has no name."""
-        if not version:
-            return self._scoring.info
-        for info in self._scoring.models:
-            if version in (info.model_version, number_of(info.model_version)):
-                return info
-        served = ", ".join(f"{number_of(one)} ({one})" for one in self._versions())
-        raise NotFound(f"no version {version!r} of {self._name!r} here; served: {served}")
+def _read(request: Any) -> InferenceRequest:
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidInput(
+            "raw_input_contents",
+            got=f"{len(raw)} for {len(request.inputs)} inputs",
+            allowed="one for each input",
+        )
+    return InferenceRequest(
+        inputs=[
+            _input_tensor(tensor, raw[index] if raw else None) for index, tensor in enumerate(request.inputs)
+        ],
+        outputs=[(output.name, tuple(output.parameters)) for output in request.outputs],
+        parameters={name: _parameter(value) for name, value in request.parameters.items()},
+    )
 
-    def _is_served(self, version: str) -> bool:
-        try:
-            self._info(version)
-        except NotFound:
-            return False
-        return True
 
-    def _check_name(self, name: str) -> None:
-        if name != self._name:
-            raise NotFound(f"no model {name!r} here; there is {self._name!r}")
+def _input_tensor(tensor: Any, raw: bytes | None) -> InputTensor:
+    field = f"inputs.{tensor.name[:80]}"
+    if raw is not None and tensor.HasField("contents"):
+        raise InvalidInput(field, got="contents and raw_input_contents", allowed="one of them")
+    kind = _CONTENTS.get(tensor.datatype)
+    if raw is None and kind is not None and "shared_memory_region" not in tensor.parameters:
+        found = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
+        if found != [kind]:
+            got = ", ".join(found) or "no contents"
+            raise InvalidInput(field, got=got, allowed=f"raw_input_contents or {kind}")
+    return InputTensor(
+        name=tensor.name,
+        datatype=tensor.datatype,
+        shape=tuple(tensor.shape),
+        parameters=tuple(tensor.parameters),
+        raw=raw,
+        values=getattr(tensor.contents, kind) if raw is None and kind is not None else (),
+    )
+
+
+def _parameter(value: Any) -> object:
+    kind = value.WhichOneof("parameter_choice")
+    return None if kind is None else getattr(value, kind)
+
+
+def _response(request: Any, scores: Scores) -> Any:
+    """Return a ModelInferResponse, with raw contents if the request has them, else with typed contents."""
+    response = pb.ModelInferResponse(
+        model_name=request.model_name, model_version=number_of(scores.model_version), id=request.id
+    )
+    output = response.outputs.add(
+        name=tensors.REWARDS, datatype=tensors.DATATYPES[tensors.REWARDS], shape=[len(scores.scores), 1]
+    )
+    if request.raw_input_contents:
+        response.raw_output_contents.append(tensors.raw_rewards(scores.scores))
+    else:
+        output.contents.fp32_contents.extend(scores.scores)
+    for name, value in messages.response_parameters(scores).items():
+        if isinstance(value, str):
+            response.parameters[name].string_param = value
+        elif isinstance(value, int):
+            response.parameters[name].int64_param = value
+        else:
+            response.parameters[name].double_param = value
+    return response
+
+
+def _message(fields: messages.Message, message: Message) -> Any:
+    return json_format.ParseDict(fields, message)
 
 
 def _earlier(until: float | None, timeout_seconds: float | None) -> float | None:
@@ -240,25 +278,3 @@ def _earlier(until: float | None, timeout_seconds: float | None) -> float | None
         return until
     own = time.monotonic() + timeout_seconds
     return own if until is None else min(own, until)
-
-
-def _number(request: Any, name: str) -> int:
-    """An integer parameter; 0 if it is not there."""
-    if name not in request.parameters:
-        return 0
-    value = request.parameters[name]
-    kind = value.WhichOneof("parameter_choice")
-    number = getattr(value, kind) if kind in ("int64_param", "uint64_param") else -1
-    if number < 0:
-        raise InvalidInput(f"parameters.{name}", got=kind or "nothing", allowed="an integer from 0 up")
-    return int(number)
-
-
-def _timeout_seconds(request: Any) -> float | None:
-    """Triton's `timeout`, in microseconds; 0 is none."""
-    return _number(request, "timeout") / 1e6 or None
-
-
-def _priority(request: Any) -> Priority:
-    """Triton's `priority`: 1 is the highest, 0 the model's own, which is the same here."""
-    return Priority.BULK if _number(request, "priority") > 1 else Priority.ONLINE

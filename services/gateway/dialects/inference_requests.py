@@ -1,82 +1,36 @@
-"""Inference requests and answers of the Open Inference Protocol over HTTP: tensors → items → tensors."""
+"""The framing of inference requests and responses over HTTP: JSON, or JSON followed by binary tensors.
+
+https://github.com/kserve/open-inference-protocol, and Triton's extension for binary data. What the tensors
+mean is decided in services/open_inference.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from fastapi import Response
 from fastapi.responses import JSONResponse
 
 from fairlead.errors import InvalidInput
-from fairlead.types import ScoreItem, Scores, TokenPair, WholeText
+from fairlead.types import Scores
 from services.gateway.body import parse_json
-from services.gateway.dialects.tensors import Tensor
-from services.runtime.version_numbers import number_of
+from services.open_inference import messages, tensors
+from services.open_inference.model import InferenceRequest
+from services.open_inference.tensors import InputTensor
+from services.open_inference.versions import number_of
 
 HEADER_LENGTH = "inference-header-content-length"
-"""How many bytes of a body are its JSON; tensors follow."""
-
-
-def items_of(tensors: dict[str, Tensor]) -> list[ScoreItem]:
-    """What a request's inputs ask to score.
-
-    Raises:
-        InvalidInput: for inputs that the model does not have, or that do not fit one another.
-    """
-    names = set(tensors)
-    if names == {"sentences"}:
-        return [WholeText(text) for text in _column(tensors["sentences"], "BYTES").texts]
-    if names == {"tokens", "sequence_lengths"}:
-        return _token_items(tensors["tokens"], tensors["sequence_lengths"])
-    raise InvalidInput(
-        "inputs",
-        got=", ".join(sorted(names))[:80],
-        allowed="`sentences`, or `tokens` and `sequence_lengths`",
-    )
-
-
-def _token_items(tokens: Tensor, lengths: Tensor) -> list[ScoreItem]:
-    if tokens.numbers is None or len(tokens.shape) != 2:
-        raise InvalidInput(
-            "inputs.tokens", got=f"{tokens.datatype} {list(tokens.shape)}", allowed="integers [B, S]"
-        )
-    lengths = _column(lengths, "integers")
-    assert lengths.numbers is not None
-    rows, width = tokens.shape
-    if len(lengths.numbers) != rows:
-        raise InvalidInput(
-            "inputs.sequence_lengths", got=f"{len(lengths.numbers)} lengths", allowed=f"{rows}, one per row"
-        )
-    bad = np.flatnonzero((lengths.numbers < 1) | (lengths.numbers > width))
-    if len(bad):
-        place = int(bad[0])
-        raise InvalidInput(
-            "inputs.sequence_lengths",
-            index=place,
-            got=int(lengths.numbers[place]),
-            allowed=f"from 1 to {width}, the width of `tokens`",
-        )
-    table = tokens.numbers.reshape(rows, width)
-    return [
-        TokenPair((), tuple(row[:length].tolist()))
-        for row, length in zip(table, lengths.numbers.tolist(), strict=True)
-    ]
-
-
-def _column(tensor: Tensor, kind: str) -> Tensor:
-    """A tensor of one element a row: [B, 1], or [B]."""
-    is_bytes = tensor.datatype == "BYTES"
-    if is_bytes != (kind == "BYTES") or tensor.shape[1:] not in ((), (1,)) or not tensor.shape:
-        raise InvalidInput(
-            f"inputs.{tensor.name}", got=f"{tensor.datatype} {list(tensor.shape)}", allowed=f"{kind} [B, 1]"
-        )
-    return tensor
+"""Header with the number of bytes of a body that are JSON; binary tensors follow."""
 
 
 def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], bytes]:
-    """The JSON of a request, and the bytes behind it."""
+    """Return the JSON of a request, and the bytes after it.
+
+    Raises:
+        InvalidInput: the header is not valid, or the JSON is not an object.
+    """
     size = len(body)
     if header_length is not None:
         if not (header_length.isascii() and header_length.isdigit()) or int(header_length) > len(body):
@@ -86,61 +40,167 @@ def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], bytes
         size = int(header_length)
     request = parse_json(body[:size])
     if not isinstance(request, dict):
-        raise InvalidInput("body", got=type(request).__name__, allowed="an inference request")
+        raise InvalidInput("body", got=_kind(request), allowed="an inference request")
     return request, body[size:]
 
 
-def answer(asked: dict[str, Any], scores: Scores, *, name: str, binary: bool) -> Response:
-    """The response to an inference request."""
-    output: dict[str, Any] = {"name": "rewards", "datatype": "FP32", "shape": [len(scores.scores), 1]}
+def read(request: Mapping[str, Any], binary: bytes) -> InferenceRequest:
+    """Take an inference request out of its JSON and the bytes after it.
+
+    Raises:
+        InvalidInput: for the first part of a wrong JSON type, or bytes that belong to no tensor.
+    """
+    return InferenceRequest(
+        inputs=_inputs(request, binary),
+        outputs=[(name, tuple(parameters)) for name, parameters in _outputs(request)],
+        parameters=_object(request, "parameters"),
+    )
+
+
+def wants_binary(request: Mapping[str, Any]) -> bool:
+    """Return whether a binary tensor is asked for, by the output or else by the whole request."""
+    binary = _object(request, "parameters").get("binary_data_output", False)
+    for _, parameters in _outputs(request):
+        binary = parameters.get("binary_data", binary)
+    return bool(binary)
+
+
+def response(request: Mapping[str, Any], scores: Scores, *, name: str, binary: bool) -> Response:
+    """Return the response to an inference request."""
+    output: dict[str, Any] = {
+        "name": tensors.REWARDS,
+        "datatype": tensors.DATATYPES[tensors.REWARDS],
+        "shape": [len(scores.scores), 1],
+    }
     content: dict[str, Any] = {
         "model_name": name,
         "model_version": number_of(scores.model_version),
-        "parameters": {
-            "model_version": scores.model_version,
-            "queue_seconds": scores.queue_seconds,
-            "compute_seconds": scores.compute_seconds,
-            "num_tokens": sum(scores.num_tokens),
-            "calibration_temperature": scores.calibration_temperature,
-        },
+        "parameters": messages.response_parameters(scores),
         "outputs": [output],
     }
-    if isinstance(asked.get("id"), str):
-        content["id"] = asked["id"]
+    if isinstance(request.get("id"), str):
+        content["id"] = request["id"]
     if not binary:
         output["data"] = list(scores.scores)
         return JSONResponse(content)
-    raw = np.array(scores.scores, dtype="<f4").tobytes()
+    raw = tensors.raw_rewards(scores.scores)
     output["parameters"] = {"binary_data_size": len(raw)}
     head = json.dumps(content).encode()
     headers = {HEADER_LENGTH: str(len(head))}
     return Response(head + raw, media_type="application/octet-stream", headers=headers)
 
 
-def wants_binary(asked: dict[str, Any]) -> bool:
-    """What the only output asks for, else what the request does.
+def _inputs(request: Mapping[str, Any], binary: bytes) -> list[InputTensor]:
+    entries = request.get("inputs")
+    if not isinstance(entries, list):
+        raise InvalidInput("inputs", got=_kind(entries), allowed="a list of tensors")
+    found: list[InputTensor] = []
+    offset = 0
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise InvalidInput("inputs", index=index, got=_kind(entry), allowed="a tensor")
+        size = _binary_size(entry, index)
+        raw: bytes | None = None
+        if size is not None:
+            raw = binary[offset : offset + size]
+            if len(raw) < size:
+                got = f"{len(raw)} bytes of data"
+                raise InvalidInput(
+                    "inputs", index=index, got=got, allowed=f"{size}, as its binary_data_size says"
+                )
+            offset += size
+        found.append(_input_tensor(entry, raw, index))
+    if offset != len(binary):
+        got = f"{len(binary) - offset} bytes after the last tensor"
+        raise InvalidInput("body", got=got, allowed="none")
+    return found
 
-    Raises:
-        InvalidInput: it asks for other outputs, or in shared memory or classes.
-    """
-    parameters = asked.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise InvalidInput("parameters", got=type(parameters).__name__, allowed="an object")
-    binary = parameters.get("binary_data_output", False)
-    outputs = asked.get("outputs") or [{"name": "rewards"}]
-    if not isinstance(outputs, list) or len(outputs) != 1 or not isinstance(outputs[0], dict):
-        raise InvalidInput("outputs", got="others", allowed="`rewards`")
-    if outputs[0].get("name") != "rewards":
-        raise InvalidInput("outputs", index=0, got=str(outputs[0].get("name"))[:80], allowed="`rewards`")
-    own = outputs[0].get("parameters", {})
-    if not isinstance(own, dict) or {"shared_memory_region", "classification"} & set(own):
-        raise InvalidInput("outputs", index=0, got="parameters", allowed="`binary_data` alone")
-    return bool(own.get("binary_data", binary))
+
+def _input_tensor(entry: Mapping[str, Any], raw: bytes | None, index: int) -> InputTensor:
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        raise InvalidInput("inputs", index=index, got=_kind(name), allowed="a `name`")
+    field = f"inputs.{name[:80]}"
+    datatype = entry.get("datatype")
+    if not isinstance(datatype, str):
+        raise InvalidInput(f"{field}.datatype", got=_kind(datatype), allowed="the name of a type")
+    shape = entry.get("shape")
+    if not isinstance(shape, list):
+        raise InvalidInput(f"{field}.shape", got=_kind(shape), allowed="a list of dimensions")
+    for dimension in shape:
+        if not isinstance(dimension, int) or isinstance(dimension, bool):
+            raise InvalidInput(f"{field}.shape", got=_kind(dimension), allowed="whole numbers")
+    parameters = tuple(_object(entry, "parameters"))
+    reads_values = raw is None and "shared_memory_region" not in parameters
+    values = _values(entry.get("data"), datatype, field) if reads_values else []
+    return InputTensor(name, datatype, tuple(shape), parameters, raw, values)
 
 
-def number(asked: dict[str, Any], name: str) -> int:
-    """A parameter of the request; 0 if it is not there."""
-    value = asked.get("parameters", {}).get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise InvalidInput(f"parameters.{name}", got=type(value).__name__, allowed="an integer from 0 up")
-    return value
+def _binary_size(entry: Mapping[str, Any], index: int) -> int | None:
+    size = _object(entry, "parameters").get("binary_data_size")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
+        raise InvalidInput("inputs", index=index, got=f"binary_data_size {size!r}"[:80], allowed="0 or more")
+    return size
+
+
+def _values(data: object, datatype: str, field: str) -> list[Any]:
+    values = _flat(data, field)
+    if datatype == "BYTES":
+        wanted: type = str
+        allowed = "a text"
+    elif datatype in tensors.INTEGERS:
+        wanted = int
+        allowed = "a whole number"
+    else:
+        return []
+    for position, value in enumerate(values):
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise InvalidInput(field, index=position, got=_kind(value), allowed=allowed)
+    return values
+
+
+def _flat(data: object, field: str) -> list[Any]:
+    """Return the elements row by row, of nested lists or of one flat list."""
+    if not isinstance(data, list):
+        raise InvalidInput(field, got=_kind(data), allowed="`data` as a list, or binary data")
+    flat: list[Any] = []
+    # The JSON parser limits the depth of nesting.
+    for one in data:
+        if isinstance(one, list):
+            flat.extend(_flat(one, field))
+        else:
+            flat.append(one)
+    return flat
+
+
+def _outputs(request: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    entries = request.get("outputs") or []
+    if not isinstance(entries, list):
+        raise InvalidInput("outputs", got=_kind(entries), allowed="a list of outputs")
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            got = _kind(entry.get("name") if isinstance(entry, dict) else entry)
+            raise InvalidInput("outputs", index=index, got=got, allowed="an object with a `name`")
+        found.append((entry["name"], _object(entry, "parameters")))
+    return found
+
+
+def _object(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = entry.get(key, {})
+    if not isinstance(found, dict):
+        raise InvalidInput(key, got=_kind(found), allowed="an object")
+    return found
+
+
+def _kind(value: object) -> str:
+    """Return the JSON type of a value; never its text."""
+    kinds = {
+        bool: "a boolean",
+        int: "a whole number",
+        float: "a decimal number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
+    return "nothing" if value is None else kinds[type(value)]

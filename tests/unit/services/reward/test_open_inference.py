@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from fairlead import RewardClient, TokenPair
 from fairlead.types import WholeText
 from tests.tiny import tiny_reward_model
-from tests.unit.services.open_inference.inference_requests import W1, request, tokens_of
+from tests.unit.services.open_inference.grpc_requests import W1, request, tokens_of
 from tests.unit.services.reward.reward_world import Threaded, reward_service
 
 TEXTS = ["w1 w2 w3", "w4", "", "w5 w6 w7 w8 w9 w10", "<s> w1 w2 w3 </s>"]
@@ -118,7 +118,7 @@ def test_tokens_are_scored_up_to_their_lengths(served, client):
 def test_a_version_is_asked_for_by_its_name(served, client):
     version = served.version
     client.infer("reward", [sentences(["w1"])], model_version=version)
-    with pytest.raises(InferenceServerException, match="no version '2' of 'reward' here") as error:
+    with pytest.raises(InferenceServerException, match="'reward' has no version '2' here; served: ") as error:
         client.infer("reward", [sentences(["w1"])], model_version="2")
     assert error.value.status() == "StatusCode.NOT_FOUND"
     with pytest.raises(InferenceServerException, match="no model 'other' here; there is 'reward'"):

@@ -1,4 +1,4 @@
-"""Lies in requests of the Open Inference Protocol: each is refused as the caller's mistake, and named."""
+"""Invalid gRPC requests of the Open Inference Protocol are refused as mistakes of the caller."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
 from tests.tiny import tiny_reward_model
-from tests.unit.services.open_inference.inference_requests import W1, integers, request
+from tests.unit.services.open_inference.grpc_requests import W1, integers, request
 from tests.unit.services.reward.reward_world import Threaded, reward_service
 
 IDS, TWO = integers(5, 6), integers(2)
 PAIR = (("tokens", "INT64", [1, 2]), ("sequence_lengths", "INT64", [1, 1]))
 
 
-LIES = {
+INVALID = {
     "no inputs": (request(), "inputs: got 'none'"),
     "unknown": (
         request(("texts", "BYTES", [1, 1]), raw=[W1]),
@@ -36,13 +36,28 @@ LIES = {
         request(("sentences", "INT64", [1, 1]), raw=[W1]),
         "inputs.sentences.datatype: got 'INT64', al",
     ),
-    "narrow type": (
-        request(("tokens", "INT32", [1, 2]), PAIR[1], raw=[IDS, TWO]),
-        "inputs.tokens.datatype: got 'INT32', allowed: INT64",
+    "not an integer type": (
+        request(("tokens", "FP32", [1, 2]), PAIR[1], raw=[IDS, TWO]),
+        "inputs.tokens.datatype: got 'FP32', allowed: INT64, or another integer type",
     ),
-    "flat": (
-        request(("sentences", "BYTES", [1]), raw=[W1]),
-        r"inputs.sentences.shape: got \[1\], allowed: \[B, 1\]",
+    "bytes of another integer type": (
+        request(("tokens", "INT32", [1, 2]), PAIR[1], raw=[IDS, TWO]),
+        "inputs.tokens: got '16 bytes', allowed: 8, as its shape says",
+    ),
+    "value beyond its type": (
+        request(
+            ("tokens", "INT8", [1, 2], {"int_contents": [5, 300]}),
+            ("sequence_lengths", "INT64", [1, 1], {"int64_contents": [2]}),
+        ),
+        r"inputs.tokens\[1\]: got 300, allowed: from -128 to 127",
+    ),
+    "three dimensions": (
+        request(("sentences", "BYTES", [1, 1, 1]), raw=[W1]),
+        r"inputs.sentences.shape: got \[1, 1, 1\], allowed: \[B, 1\]",
+    ),
+    "tokens without S": (
+        request(("tokens", "INT64", [2]), PAIR[1], raw=[IDS, TWO]),
+        r"inputs.tokens.shape: got \[2\], allowed: \[B, S\]",
     ),
     "negative": (
         request(("sentences", "BYTES", [-1, 1]), raw=[W1]),
@@ -60,7 +75,7 @@ LIES = {
     ),
     "2^62 ids": (
         request(("tokens", "INT64", [2, 2**61]), ("sequence_lengths", "INT64", [2, 1]), raw=[IDS, TWO * 2]),
-        "inputs.tokens: got '16 bytes', allowed: 36893488147419103232, by its shape",
+        "inputs.tokens: got '16 bytes', allowed: 36893488147419103232, as its shape says",
     ),
     "too many": (
         request(("sentences", "BYTES", [65, 1]), raw=[W1 * 65]),
@@ -68,16 +83,16 @@ LIES = {
     ),
     "fewer": (
         request(("sentences", "BYTES", [2, 1]), raw=[W1]),
-        "got '1 elements', allowed: 2, by its shape",
+        "got '1 elements', allowed: 2, as its shape says",
     ),
-    "more": (request(("sentences", "BYTES", [1, 1]), raw=[W1 + b"x"]), "1 bytes behind the last element"),
+    "more": (request(("sentences", "BYTES", [1, 1]), raw=[W1 + b"x"]), "1 bytes after the last element"),
     "length lies": (
         request(("sentences", "BYTES", [1, 1]), raw=[b"\xff\xff\xff\xffw1"]),
-        r"inputs.sentences\[0\]: got 'a length of 4294967295 bytes where 2 follow'",
+        r"inputs.sentences\[0\]: got 'a length of 4294967295 bytes, but 2 bytes follow'",
     ),
     "no UTF-8": (
         request(("sentences", "BYTES", [2, 1]), raw=[W1 + b"\x02\0\0\0w\xff"]),
-        r"inputs.sentences\[1\]: got 'a byte that is none at position 1', allowed: UTF-8",
+        r"inputs.sentences\[1\]: got 'invalid UTF-8 byte at position 1', allowed: UTF-8",
     ),
     "too long a text": (
         request(("sentences", "BYTES", [1, 1], {"bytes_contents": [b"x" * 1001]})),
@@ -90,7 +105,7 @@ LIES = {
     "raw for one of two": (request(*PAIR, raw=[IDS]), "raw_input_contents: got '1 for 2 inputs'"),
     "raw and typed": (
         request(("sentences", "BYTES", [1, 1], {"bytes_contents": [b"w1"]}), raw=[W1]),
-        "inputs.sentences: got 'contents beside raw_input_contents'",
+        "inputs.sentences: got 'contents and raw_input_contents'",
     ),
     "neither": (request(("sentences", "BYTES", [1, 1])), "inputs.sentences: got 'no contents'"),
     "other contents": (
@@ -106,7 +121,7 @@ LIES = {
             ("tokens", "INT64", [1, 2], {"int64_contents": [5]}),
             ("sequence_lengths", "INT64", [1, 1], {"int64_contents": [2]}),
         ),
-        "inputs.tokens: got '1 numbers', allowed: 2, by its shape",
+        "inputs.tokens: got '1 elements', allowed: 2, as its shape says",
     ),
     "rows differ": (
         request(PAIR[0], ("sequence_lengths", "INT64", [2, 1]), raw=[IDS, TWO * 2]),
@@ -143,7 +158,7 @@ LIES = {
             raw=[W1],
             parameters={"priority": pb.InferParameter(int64_param=-1)},
         ),
-        "parameters.priority: got 'int64_param', allowed: an integer from 0 up",
+        "parameters.priority: got -1, allowed: an integer from 0 to",
     ),
     "timeout": (
         request(
@@ -151,7 +166,7 @@ LIES = {
             raw=[W1],
             parameters={"timeout": pb.InferParameter(string_param="1")},
         ),
-        "parameters.timeout: got 'string_param'",
+        "parameters.timeout: got 'a str', allowed: an integer from 0 to",
     ),
 }
 
@@ -165,16 +180,16 @@ def channel(tmp_path_factory):
             yield channel
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_lies_are_the_callers_mistake(channel, lie):
-    message, expected = LIES[lie]
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_request_is_the_callers_mistake(channel, name):
+    message, expected = INVALID[name]
     with pytest.raises(grpc.RpcError) as error:
         pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=20)
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert re.search(expected, error.value.details()), error.value.details()
 
 
-def test_shared_memory_and_classes_are_refused(channel):
+def test_shared_memory_and_classification_are_refused(channel):
     stub = pb_grpc.GRPCInferenceServiceStub(channel)
     memory = request(("sentences", "BYTES", [1, 1]))
     memory.inputs[0].parameters["shared_memory_region"].string_param = "a"

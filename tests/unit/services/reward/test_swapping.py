@@ -27,7 +27,7 @@ from services.reward.scorer import RewardScorer
 from services.reward.swapping import SwappingScoring
 from services.runtime.server import ModelServer
 from tests.tiny import tiny_reward_model
-from tests.unit.services.open_inference.inference_requests import tokens_of
+from tests.unit.services.open_inference.grpc_requests import tokens_of
 from tests.unit.services.reward.reward_world import reward_service
 from tests.waiting import until
 

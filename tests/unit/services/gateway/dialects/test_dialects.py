@@ -156,7 +156,7 @@ async def test_kserve_binary_tensors_go_both_ways(http: Gateway, expected):
     assert np.frombuffer(answer.body[size:], "<f4") == pytest.approx(expected, abs=1e-5)
 
 
-async def test_kserve_tells_what_there_is(http: Gateway, reward_folder):
+async def test_kserve_health_metadata_and_statistics(http: Gateway, reward_folder):
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/reward/ready"):
         assert (await http.get(path)).status == 200
     assert (await http.get("/v2")).json["name"] == "fairlead"
@@ -194,39 +194,54 @@ LENGTHS = tensor("sequence_lengths", "INT64", [1, 1], [2])
 @pytest.mark.parametrize(
     ("inputs", "error"),
     [
-        ([], "inputs: got 'a list', allowed: a list of tensors, at least one"),
+        ([], "inputs: got 'none', allowed: `sentences`, or `tokens` and `sequence_lengths`"),
         (None, "inputs: got 'nothing'"),
-        ([3], "inputs[0]: got 'a int', allowed: a tensor"),
-        ([SENTENCES, SENTENCES], "inputs[1]: got 'sentences twice'"),
+        ([3], "inputs[0]: got 'a whole number', allowed: a tensor"),
+        ([SENTENCES, SENTENCES], "inputs[1]: got '`sentences` twice'"),
         ([TOKENS], "allowed: `sentences`, or `tokens` and `sequence_lengths`"),
-        ([SENTENCES | {"name": "words"}], "inputs: got 'words'"),
-        ([SENTENCES | {"datatype": "FP64"}], "inputs.sentences: got \"datatype 'FP64'\""),
-        ([SENTENCES | {"shape": [2, 1]}], "got '1 elements', allowed: 2, as the shape says"),
-        ([SENTENCES | {"shape": [2**31, 1]}], f"got '1 elements', allowed: {2**31}, as the shape says"),
-        ([SENTENCES | {"shape": [-1, -1]}], "allowed: a list of dimensions, each at least 1"),
-        ([SENTENCES | {"shape": "x"}], "allowed: a list of dimensions, each at least 1"),
+        ([SENTENCES | {"name": "words"}], "inputs[0]: got 'words'"),
+        ([SENTENCES | {"datatype": "FP64"}], "inputs.sentences.datatype: got 'FP64', allowed: BYTES"),
+        ([SENTENCES | {"shape": [2, 1]}], "got '1 elements', allowed: 2, as its shape says"),
+        ([SENTENCES | {"shape": [2**31, 1]}], f"got '{2**31} rows', allowed: at most 1024"),
+        ([SENTENCES | {"shape": [-1, -1]}], "inputs.sentences.shape: got [-1, -1], allowed: [B, 1]"),
+        ([SENTENCES | {"shape": "x"}], "inputs.sentences.shape: got 'a text', allowed: a list of dimensions"),
         (
             [SENTENCES | {"shape": [1, 1, 1]}],
-            "got 'BYTES [1, 1, 1]', allowed: BYTES [B, 1]",
+            "inputs.sentences.shape: got [1, 1, 1], allowed: [B, 1], B at least 1",
         ),
-        ([SENTENCES | {"data": [5]}], "inputs.sentences[0]: got 'a int', allowed: a text"),
+        ([SENTENCES | {"data": [5]}], "inputs.sentences[0]: got 'a whole number', allowed: a text"),
         ([SENTENCES | {"data": [""], "shape": [1]}, LENGTHS], "allowed: `sentences`, or `tokens`"),
         (
             [SENTENCES | {"parameters": {"binary_data_size": 9}}],
-            "inputs[0]: got '0 bytes of data', allowed: the 9",
+            "inputs[0]: got '0 bytes of data', allowed: 9, as its binary_data_size says",
         ),
         ([SENTENCES | {"parameters": {"binary_data_size": -9}}], "binary_data_size -9"),
-        ([SENTENCES | {"parameters": {"shared_memory_region": "x"}}], "inputs[0]: got 'shared memory'"),
+        (
+            [SENTENCES | {"parameters": {"shared_memory_region": "x"}}],
+            "inputs.sentences.parameters: got 'shared_memory_region', allowed: the data in the request",
+        ),
         ([TOKENS | {"datatype": "INT8", "data": [1, 300]}, LENGTHS], "inputs.tokens[1]: got 300"),
-        ([TOKENS | {"data": [1.5, 2]}, LENGTHS], "inputs.tokens[0]: got 'a float'"),
-        ([TOKENS | {"data": [1, 2**40]}, LENGTHS], "items"),
+        (
+            [TOKENS | {"data": [1.5, 2]}, LENGTHS],
+            "inputs.tokens[0]: got 'a decimal number', allowed: a whole number",
+        ),
+        (
+            [TOKENS | {"data": [1, 2**40]}, LENGTHS],
+            f"inputs.tokens[0]: got '{2**40} at position 1', allowed: ids",
+        ),
         ([TOKENS, LENGTHS | {"data": [3]}], "inputs.sequence_lengths[0]: got 3, allowed: from 1 to 2"),
         ([TOKENS, LENGTHS | {"data": [0]}], "inputs.sequence_lengths[0]: got 0"),
-        ([TOKENS, LENGTHS | {"data": [1, 1], "shape": [2, 1]}], "got '2 lengths', allowed: 1, one per row"),
-        ([TOKENS | {"shape": [2]}, LENGTHS], "inputs.tokens: got 'INT64 [2]', allowed: integers [B, S]"),
+        (
+            [TOKENS, LENGTHS | {"data": [1, 1], "shape": [2, 1]}],
+            "got '2 rows for 1 of `tokens`', allowed: one for each",
+        ),
+        (
+            [TOKENS | {"shape": [2]}, LENGTHS],
+            "inputs.tokens.shape: got [2], allowed: [B, S], each at least 1",
+        ),
     ],
 )
-async def test_tensors_that_lie_are_refused(http: Gateway, inputs, error):
+async def test_invalid_tensors_are_refused(http: Gateway, inputs, error):
     answer = await http.post("/v2/models/reward/infer", {"inputs": inputs})
     assert (answer.status, list(answer.json)) == (400, ["error"])
     assert error in answer.error
@@ -235,13 +250,16 @@ async def test_tensors_that_lie_are_refused(http: Gateway, inputs, error):
 @pytest.mark.parametrize(
     ("raw", "error"),
     [
-        (b"\x02\x00", "inputs.sentences[0]: got 'a broken length'"),
-        (b"\x09\x00\x00\x00w1", "inputs.sentences[0]: got '2 bytes', allowed: the 9"),
-        (b"\x02\x00\x00\x00\xff\xfe", "inputs.sentences[0]: got 'invalid start byte', allowed: UTF-8"),
-        (b"\x02\x00\x00\x00w1\x00\x00\x00\x00", "got '2 elements', allowed: 1"),
+        (b"\x02\x00", "inputs.sentences: got '0 elements', allowed: 1, as its shape says"),
+        (b"\x09\x00\x00\x00w1", "inputs.sentences[0]: got 'a length of 9 bytes, but 2 bytes follow'"),
+        (
+            b"\x02\x00\x00\x00\xff\xfe",
+            "inputs.sentences[0]: got 'invalid UTF-8 byte at position 0', allowed: UTF-8",
+        ),
+        (b"\x02\x00\x00\x00w1\x00\x00\x00\x00", "got '4 bytes after the last element', allowed: none"),
     ],
 )
-async def test_bytes_that_lie_are_refused(http: Gateway, raw, error):
+async def test_invalid_bytes_are_refused(http: Gateway, raw, error):
     entry = {
         "name": "sentences",
         "datatype": "BYTES",
@@ -260,4 +278,4 @@ async def test_bytes_that_lie_are_refused(http: Gateway, raw, error):
         assert answer.status == 400
         assert answer.error.startswith("Inference-Header-Content-Length")
     extra = await http.ask("POST", "/v2/models/reward/infer", head + raw + b"x", headers)
-    assert "1 bytes behind the last tensor" in extra.error or error in extra.error
+    assert "1 bytes after the last tensor" in extra.error or error in extra.error

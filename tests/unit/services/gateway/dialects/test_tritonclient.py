@@ -11,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from fairlead.clients import AsyncRewardClient
 from fairlead.types import TokenPair, WholeText
-from services.runtime.version_numbers import number_of
+from services.open_inference.versions import number_of
 from tests.gateway_world import gateway, reward_server
 from tests.tiny import tiny_reward_model
 
@@ -30,6 +30,8 @@ def calls(address: str, version: str) -> dict[str, object]:
         found["server"] = client.get_server_metadata()["name"]
         found["metadata"] = client.get_model_metadata("reward")["versions"]
         found["config"] = client.get_model_config("reward", version)["name"]
+        found["regions"] = client.get_system_shared_memory_status(), client.get_cuda_shared_memory_status()
+        client.unregister_system_shared_memory()
         found["index"] = client.get_model_repository_index()[0]["state"]
         for binary in (True, False):
             sentences = tritonclient.http.InferInput("sentences", [3, 1], "BYTES")
@@ -72,6 +74,7 @@ async def test_every_call_of_tritonclient_works_unchanged(tmp_path):
     assert [found[name] for name in ("live", "ready", "model", "version", "other")] == [*[True] * 4, False]
     assert (found["server"], found["config"], found["index"]) == ("fairlead", "reward", "READY")
     assert (found["metadata"], found["all"]) == ([number_of(version)], "reward")
+    assert found["regions"] == ([], [])
     assert found["statistics"] == (16, 6)
     assert set(found["parameters"]) >= {"queue_seconds", "compute_seconds", "num_tokens"}
     status, message = found["refused"]
