@@ -107,7 +107,7 @@ class BareRun:
 
     def audited(self) -> Report:
         """The audit of the run as it lies there."""
-        report, _ = audit(self.folder, look=lambda: take_snapshot(self.section, run=RUN))
+        report, _ = audit(self.folder, read_queue=lambda: take_snapshot(self.section, run=RUN))
         return report
 
     def check(

@@ -1,8 +1,8 @@
-"""Rebuilds every task's life from what a run left on disk and in Redis, and holds it against the protocol.
+"""The audit of a run: rebuilds the history of every task from disk and Redis, and checks the invariants.
 
-It trusts no counter and changes nothing: the journals say what happened, the checkpoints what is true, Redis
-what is under way. Reads the files itself instead of through the trainer, so that a mistake there is not made
-here again. The invariants stand in docs/queue-protocol.md.
+Trusts no counter and changes nothing: the journals say what happened, the checkpoints what was trained, Redis
+what is in progress. Reads the files with its own code instead of the trainer's, so that a bug there is not
+repeated here. The invariants are in docs/queue-protocol.md.
 """
 
 from fairlead.audit.report import Report, audit

@@ -1,7 +1,7 @@
-"""What must hold of every run, each a function of its history that names what does not.
+"""The invariants of a run: each is a function that reports the violations in the run's history.
 
-The numbers are those of the invariants in docs/queue-protocol.md. A finding that is an error means that a
-task was lost or counted twice, or that a rule was broken which keeps that from happening.
+The numbers are those of the invariants in docs/queue-protocol.md. An error means that a task was lost or
+counted twice, or that a rule that prevents this was broken.
 """
 
 from __future__ import annotations
@@ -9,41 +9,41 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from fairlead.audit.checkpoints import CheckpointState
 from fairlead.audit.history import History
 from fairlead.audit.journal import OutcomeLine
-from fairlead.audit.truth import Truth
 from fairlead.transports.weights.base import is_valid
 
 _SHOWN = 4
 
 LOSSES = ("lost", "missing_checkpoint")
-"""Kinds of findings that mean a loss."""
+"""Kinds of findings that mean a lost task."""
 DOUBLINGS = ("doubled", "trained_and_dead", "would_count_again")
-"""Kinds of findings that mean a doubling."""
+"""Kinds of findings that mean a task that counts twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that does not hold, or is worth knowing."""
+    """A violation of an invariant, or a warning."""
 
     kind: str
     """Stable name."""
     words: str
-    """What was found, with the first few cases."""
+    """Description, with the first few cases."""
     tasks: tuple[int, ...] = ()
-    """Tasks concerned, in order."""
+    """Affected tasks, in order."""
     is_error: bool = True
-    """False for what costs time and loses nothing."""
+    """False for a warning: it costs time, but no task is lost."""
 
 
 def check(history: History) -> list[Finding]:
-    """Everything that was found, errors first."""
+    """Return all findings, errors first."""
     found = [finding for one in _CHECKS for finding in one(history)]
     return sorted(found, key=lambda finding: not finding.is_error)
 
 
-def counted_once(history: History) -> Iterator[Finding]:
-    """I1: no task counts twice, and none is both trained on and dead."""
+def no_task_counts_twice(history: History) -> Iterator[Finding]:
+    """I1: no task counts twice, and none is both trained on and dead-lettered."""
     twice = {task: lines for task, lines in history.counted.items() if len(lines) > 1}
     both = {task: lines for task, lines in twice.items() if len({line.event for line in lines}) > 1}
     doubled = {task: lines for task, lines in twice.items() if task not in both}
@@ -51,78 +51,82 @@ def counted_once(history: History) -> Iterator[Finding]:
     yield from _of_tasks("trained_and_dead", {task: _places(lines) for task, lines in both.items()})
 
 
-def ledgers_agree(history: History) -> Iterator[Finding]:
-    """I2: a checkpoint of the lineage says what the journal says up to it: none lost, none forgotten."""
-    told: set[int] = set()
-    for truth in reversed(history.snapshot.checkpoints):
-        if truth.version is not None and is_valid(truth.version, history.lineage):
-            for finding in _ledger_agrees(history, truth, told):
-                told.update(finding.tasks)
+def ledgers_match(history: History) -> Iterator[Finding]:
+    """I2: every checkpoint of the lineage has exactly the outcomes that the journal has up to it."""
+    reported: set[int] = set()
+    for state in reversed(history.snapshot.checkpoints):
+        if state.version is not None and is_valid(state.version, history.lineage):
+            for finding in _ledger_matches(history, state, reported):
+                reported.update(finding.tasks)
                 yield finding
 
 
-def _ledger_agrees(history: History, truth: Truth, told: set[int]) -> list[Finding]:
-    """One checkpoint; `told` are tasks of which a newer one has spoken."""
+def _ledger_matches(history: History, state: CheckpointState, reported: set[int]) -> list[Finding]:
+    """Check one checkpoint; tasks in `reported` were reported for a newer one."""
     events = {
         task: line.event
         for task, lines in history.counted.items()
         for line in lines
-        if line.update < truth.update and task not in told
+        if line.update < state.update and task not in reported
     }
-    settled, at = truth.settled() - told, f"in checkpoint {truth.version}"
+    settled = state.settled() - reported
+    at = f"in checkpoint {state.version}"
     other = {
-        task: f"{events[task]} in the journal, {_state(truth, task)} {at}"
+        task: f"{events[task]} in the journal, {_decision(state, task)} {at}"
         for task in settled & events.keys()
-        if (events[task] == "dead_letter") != (task in truth.dead)
+        if (events[task] == "dead_letter") != (task in state.dead)
     }
-    beyond = {task for task in settled if task >= truth.cursor}
+    beyond = {task for task in settled if task >= state.cursor}
     return [
-        *_of_tasks("lost", dict.fromkeys(settled - events.keys(), f"settled {at}, without an outcome")),
+        *_of_tasks(
+            "lost", dict.fromkeys(settled - events.keys(), f"settled {at}, but has no outcome that counts")
+        ),
         *_of_tasks(
             "would_count_again",
             {task: f"{events[task]} in the journal, open {at}" for task in events.keys() - settled},
         ),
         *_of_tasks("ledger_differs", other),
-        *_of_tasks("beyond_cursor", dict.fromkeys(beyond, f"settled {at}, whose cursor is {truth.cursor}")),
+        *_of_tasks("beyond_cursor", dict.fromkeys(beyond, f"settled {at}, whose cursor is {state.cursor}")),
     ]
 
 
-def all_done(history: History) -> Iterator[Finding]:
+def all_tasks_settled(history: History) -> Iterator[Finding]:
     """I3: when a run has ended, every task below the cursor is settled in its last checkpoint."""
     if not history.ended:
         return
-    truth, result = history.snapshot.truth, history.snapshot.result or {}
-    if truth.update != result.get("updates"):
+    newest = history.snapshot.newest
+    result = history.snapshot.result or {}
+    if newest.update != result.get("updates"):
         unproven = tuple(
             sorted(
                 line.task
                 for update, lines in history.by_update.items()
                 for line in lines
-                if update >= truth.update
+                if update >= newest.update
             )
         )
-        words = f"the run ended after update {result.get('updates')}, its newest whole checkpoint is "
-        yield Finding("missing_checkpoint", words + str(truth.version or "none"), unproven)
+        words = f"the run ended after update {result.get('updates')}; its newest complete checkpoint: "
+        yield Finding("missing_checkpoint", words + str(newest.version or "none"), unproven)
     elif not history.given_up:
-        open_tasks = truth.open_tasks()
         yield from _of_tasks(
-            "lost", dict.fromkeys(open_tasks, f"open in the last checkpoint {truth.version}")
+            "lost", dict.fromkeys(newest.open_tasks(), f"open in the last checkpoint {newest.version}")
         )
     trained = sum(line.event == "trained" for lines in history.counted.values() for line in lines)
     dead = sum(line.event == "dead_letter" for lines in history.counted.values() for line in lines)
     for name, number in (("tasks_trained", trained), ("dead_letters", dead)):
         if name in result and result[name] != number:
             yield Finding(
-                "result_differs", f"result_ppo.json says {name} {result[name]}, the journal {number}"
+                "result_differs", f"{name} is {result[name]} in result_ppo.json, but {number} in the journal"
             )
 
 
-def fresh(history: History) -> Iterator[Finding]:
-    """I4: every token that was trained on is of valid weights, and none is older than max_staleness."""
-    stale, invalid = {}, {}
+def staleness_within_limit(history: History) -> Iterator[Finding]:
+    """I4: every token that was trained on comes from valid weights, at most max_staleness updates old."""
+    stale: dict[int, str] = {}
+    invalid: dict[int, str] = {}
     for task, lines in history.counted.items():
         for line in lines:
-            known = history.terms.get(line.incarnation)
+            known = history.settings.get(line.incarnation)
             for version in line.versions:
                 if not history.is_valid(version) or version.incarnation > line.incarnation:
                     invalid[task] = f"{_place(line)} on tokens of {version}"
@@ -130,67 +134,68 @@ def fresh(history: History) -> Iterator[Finding]:
                     stale[task] = f"{_place(line)} on tokens of the later {version}"
                 elif known and line.update - version.update > known.max_staleness:
                     stale[task] = (
-                        f"{_place(line)} on tokens of {version}, at most {known.max_staleness} older"
+                        f"{_place(line)} on tokens of {version}, allowed staleness: {known.max_staleness}"
                     )
     yield from _of_tasks("stale", stale)
     yield from _of_tasks("invalid_version", invalid)
 
 
-def batches_are_right(history: History) -> Iterator[Finding]:
-    """I5: an update takes a whole batch, by one incarnation; a synchronous one exactly its own tasks."""
+def batches_match(history: History) -> Iterator[Finding]:
+    """I5: an update uses one whole batch, by one incarnation; a synchronous one exactly its own tasks."""
     newest = max(history.by_update, default=-1)
     for update, lines in sorted(history.by_update.items()):
         if len(writers := {line.incarnation for line in lines}) > 1:
             yield Finding(
-                "wrong_batch", f"update {update} was made by incarnations {sorted(writers)}", _tasks(lines)
+                "wrong_batch", f"update {update} was done by incarnations {sorted(writers)}", _tasks(lines)
             )
-        known = history.terms.get(min(writers))
-        # The last one may be under way: its lines are written one behind the other.
-        if known is None or (update == newest and update >= history.snapshot.truth.update):
+        known = history.settings.get(min(writers))
+        # The last update may be in progress: its lines are written one after the other.
+        if known is None or (update == newest and update >= history.snapshot.newest.update):
             continue
         got = {line.task for line in lines}
         expected = set(range(update * known.batch_size, (update + 1) * known.batch_size))
         if known.max_staleness == 0 and got != expected:
-            words = f"update {update} took {_some(got - expected)} and not {_some(expected - got)}"
+            words = f"update {update} used tasks {_some(got - expected)} instead of {_some(expected - got)}"
             yield Finding("wrong_batch", words, tuple(sorted(got ^ expected)))
         elif len(lines) != known.batch_size:
-            words = f"update {update} took {len(lines)} outcomes, a batch has {known.batch_size}"
+            words = f"update {update} used {len(lines)} outcomes, but a batch has {known.batch_size}"
             yield Finding("wrong_batch", words, _tasks(lines))
-    if missing := set(range(history.snapshot.truth.update)) - history.by_update.keys():
-        yield Finding("wrong_batch", f"updates {_some(missing)} left no outcome in the journal")
+    if missing := set(range(history.snapshot.newest.update)) - history.by_update.keys():
+        yield Finding("wrong_batch", f"updates {_some(missing)} have no outcome in the journal")
 
 
-def lineage_holds(history: History) -> Iterator[Finding]:
-    """I6: who wrote had taken up, and where it says; checkpoints and weights know the same lineage."""
-    taken_up = {one.incarnation: one.resumed_from for one in history.lineage}
-    strangers, early = {}, {}
+def lineage_matches(history: History) -> Iterator[Finding]:
+    """I6: every writer had begun, where it recorded it; checkpoints and weights have the same lineage."""
+    resumed_from = {one.incarnation: one.resumed_from for one in history.lineage}
+    unknown: dict[int, str] = {}
+    early: dict[int, str] = {}
     for line in history.snapshot.outcomes:
-        if line.incarnation not in taken_up:
-            strangers[line.task] = f"{_place(line)}, which never took up"
-        elif line.settles and line.update < taken_up[line.incarnation]:
-            early[line.task] = f"{_place(line)}, which took up at update {taken_up[line.incarnation]}"
-    yield from _of_tasks("unknown_incarnation", strangers)
+        if line.incarnation not in resumed_from:
+            unknown[line.task] = f"{_place(line)}, which never began"
+        elif line.settles and line.update < resumed_from[line.incarnation]:
+            early[line.task] = f"{_place(line)}, which began at update {resumed_from[line.incarnation]}"
+    yield from _of_tasks("unknown_incarnation", unknown)
     yield from _of_tasks("before_it_began", early)
-    named = [(f"checkpoint {truth.version}", truth.lineage) for truth in history.snapshot.checkpoints]
+    named = [(f"checkpoint {state.version}", state.lineage) for state in history.snapshot.checkpoints]
     named += [(f"weights {one.version}", one.lineage) for one in history.snapshot.weights]
-    # One that was overtaken before it made anything that counts may be unknown to the one that overtook it.
+    # A successor may not know an incarnation that was replaced before it produced anything that counts.
     makers = {line.incarnation for lines in history.counted.values() for line in lines}
     for name, lineage in named:
         known = set(lineage)
         expected = [one for one in history.lineage if lineage and one.incarnation <= lineage[-1].incarnation]
         if [one for one in expected if one in known or one.incarnation in makers] != list(lineage):
-            yield Finding("lineage_differs", f"{name} has another lineage than the claims of incarnations")
+            yield Finding("lineage_differs", f"{name} has another lineage than the claimed incarnations")
     queue = history.snapshot.queue
     if queue and queue.incarnation > max(history.snapshot.claims.claimed, default=0):
-        words = f"incarnation {queue.incarnation} holds the queue's fence and has no claim in this folder"
+        words = f"incarnation {queue.incarnation} holds the queue's fence, but has no claim in this folder"
         yield Finding("unknown_incarnation", words)
 
 
-def kept_until_safe(history: History) -> Iterator[Finding]:
-    """I7: an outcome leaves the queue when a checkpoint holds it, or when no resume could use it."""
+def deleted_only_when_safe(history: History) -> Iterator[Finding]:
+    """I7: an outcome is deleted from the queue only when a checkpoint has it, or no resume could use it."""
     lines = {(line.incarnation, line.entry): line for line in history.snapshot.outcomes if line.settles}
     safe = {one.incarnation: one.resumed_from for one in history.lineage}
-    early = {}
+    early: dict[int, str] = {}
     for event in history.snapshot.events:
         if event.event == "checkpoint":
             safe[event.incarnation] = event.update
@@ -198,12 +203,12 @@ def kept_until_safe(history: History) -> Iterator[Finding]:
             line = lines.get((event.incarnation, entry))
             kept = safe.get(event.incarnation, 0)
             if line and line.update >= kept and all(version.update <= kept for version in line.versions):
-                early[line.task] = f"outcome {entry} was deleted, the checkpoint was of update {kept}"
+                early[line.task] = f"outcome {entry} was deleted when the checkpoint was of update {kept}"
     yield from _of_tasks("deleted_early", early)
 
 
-def sent_before(history: History) -> Iterator[Finding]:
-    """I8: what counts was sent."""
+def sent_before_counted(history: History) -> Iterator[Finding]:
+    """I8: every task that counts was sent."""
     if not history.has_events:
         return
     sent: set[int] = set()
@@ -211,42 +216,42 @@ def sent_before(history: History) -> Iterator[Finding]:
         for first, last in event.tasks:
             sent.update(range(first, last + 1))
     yield from _of_tasks(
-        "never_sent", dict.fromkeys(history.counted.keys() - sent, "counted, and no trainer sent it")
+        "never_sent", dict.fromkeys(history.counted.keys() - sent, "counted, but no trainer sent it")
     )
 
 
-def under_way(history: History) -> Iterator[Finding]:
-    """What is worth knowing and loses nothing: damage, and open tasks that Redis does not hold."""
+def warnings(history: History) -> Iterator[Finding]:
+    """Report what loses no task: damaged files, and open tasks that are not in Redis."""
     for damage in history.snapshot.damage:
         yield Finding("damaged", str(damage), is_error=False)
-    queue, truth = history.snapshot.queue, history.snapshot.truth
+    queue = history.snapshot.queue
     if queue is None or history.ended:
         return
     missing = [
         task
-        for task in truth.open_tasks()
+        for task in history.snapshot.newest.open_tasks()
         if task not in history.counted and task not in queue.tasks_present()
     ]
     if missing:
-        words = f"open, and not in the queue: {_some(missing)}; the trainer sends them again"
+        words = f"open, but not in the queue: {_some(missing)}; the trainer will send them again"
         yield Finding("to_be_resent", words, tuple(missing), is_error=False)
 
 
 _CHECKS: tuple[Callable[[History], Iterable[Finding]], ...] = (
-    counted_once,
-    ledgers_agree,
-    all_done,
-    fresh,
-    batches_are_right,
-    lineage_holds,
-    kept_until_safe,
-    sent_before,
-    under_way,
+    no_task_counts_twice,
+    ledgers_match,
+    all_tasks_settled,
+    staleness_within_limit,
+    batches_match,
+    lineage_matches,
+    deleted_only_when_safe,
+    sent_before_counted,
+    warnings,
 )
 
 
 def _of_tasks(kind: str, cases: dict[int, str]) -> Iterator[Finding]:
-    """One finding for all tasks of a kind; none if there are none."""
+    """Yield one finding for all tasks of a kind, none if there are no tasks."""
     if cases:
         tasks = tuple(sorted(cases))
         shown = "; ".join(f"task {task}: {cases[task]}" for task in tasks[:_SHOWN])
@@ -262,8 +267,8 @@ def _places(lines: Iterable[OutcomeLine]) -> str:
     return " and ".join(f"{_place(line)} (line {line.line})" for line in lines)
 
 
-def _state(truth: Truth, task: int) -> str:
-    return "dead" if task in truth.dead else "trained"
+def _decision(state: CheckpointState, task: int) -> str:
+    return "dead" if task in state.dead else "trained"
 
 
 def _tasks(lines: Iterable[OutcomeLine]) -> tuple[int, ...]:
@@ -273,7 +278,7 @@ def _tasks(lines: Iterable[OutcomeLine]) -> tuple[int, ...]:
 def _some(numbers: Iterable[int]) -> str:
     ordered = sorted(numbers)
     if not ordered:
-        return "nothing else"
+        return "none"
     return ", ".join(map(str, ordered[:_SHOWN])) + (
         f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
     )

@@ -1,7 +1,7 @@
-"""The two files in which a trainer writes down what it does: outcomes (`ledger.jsonl`) and `events.jsonl`.
+"""The two journals of a trainer: `ledger.jsonl` with its decisions on outcomes, and `events.jsonl`.
 
-The first step of an audit: lines become records, and what is damaged is named. Knows nothing of what a line
-means for its task.
+The first step of an audit: parses lines to records and reports damaged ones. Does not know what a line means
+for its task.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fairlead.errors import InvalidInput
 from fairlead.types import WeightVersion
 
 COUNTING = ("trained", "dead_letter")
-"""Events of outcomes that settle their task; every other event discards the outcome."""
+"""Events that settle the task of an outcome; every other event discards the outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,11 @@ class Damage:
     """Something that cannot be read."""
 
     file: str
-    """Its path below the run's folder."""
+    """Path below the run's folder."""
     line: int
-    """Its line, from 1; 0 for a whole file."""
+    """Line number, from 1; 0 for the whole file."""
     what: str
-    """What is wrong, in words."""
+    """Description of the damage."""
 
     def __str__(self) -> str:
         return f"{self.file}{f':{self.line}' if self.line else ''}: {self.what}"
@@ -37,10 +37,10 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeLine:
-    """A line of `ledger.jsonl`: what a trainer made of an outcome."""
+    """A line of `ledger.jsonl`: a trainer's decision on an outcome."""
 
     line: int
-    """Where it stands, from 1."""
+    """Line number, from 1."""
     task: int
     """The task."""
     event: str
@@ -48,32 +48,32 @@ class OutcomeLine:
     incarnation: int
     """The trainer that wrote it."""
     update: int
-    """Updates behind the weights before this outcome counted: it made weights of one more."""
+    """Updates done before this outcome was used; training on it produced the weights of `update + 1`."""
     entry: str
-    """Its entry in the queue."""
+    """Entry ID in the rollouts stream."""
     sending: tuple[int, int]
-    """The sending that it closed: incarnation and number."""
+    """The sending that the outcome closed: incarnation and number."""
     worker: str
-    """Who finished it."""
+    """The worker that finished it."""
     deliveries: int
-    """Times that the sending was delivered, the last included."""
+    """How often the sending was delivered, including the last delivery."""
     failures: int
-    """Explicit failures before."""
+    """Explicit failures before the outcome."""
     time: float
     """Unix time of the line."""
     versions: tuple[WeightVersion, ...]
-    """Weights that made its tokens; none for a dead letter."""
+    """Weights that generated its tokens; empty for a dead letter."""
     reason: str
-    """Of a dead letter; else empty."""
+    """Reason of a dead letter; else empty."""
 
     @property
     def settles(self) -> bool:
-        """Whether the task counts as done by this line, in its lineage."""
+        """Whether this line settles its task, within its lineage."""
         return self.event in COUNTING
 
     @property
-    def made(self) -> WeightVersion:
-        """The weights that this outcome helped to make."""
+    def produced(self) -> WeightVersion:
+        """The weights that were produced by the update that used this outcome."""
         return WeightVersion(self.incarnation, self.update + 1)
 
 
@@ -82,7 +82,7 @@ class EventLine:
     """A line of `events.jsonl`: what a trainer did to the queue."""
 
     line: int
-    """Where it stands, from 1."""
+    """Line number, from 1."""
     event: str
     """`begun`, `sent`, `checkpoint` or `deleted`."""
     incarnation: int
@@ -92,27 +92,27 @@ class EventLine:
     time: float
     """Unix time."""
     tasks: tuple[tuple[int, int], ...] = ()
-    """Of `sent`: ranges of tasks, first and last."""
+    """Event `sent`: ranges of tasks, first and last."""
     entries: tuple[str, ...] = ()
-    """Of `deleted`: entries of the queue."""
-    terms: Mapping[str, int] | None = None
-    """Of `begun`: batch_size, max_staleness and updates of this incarnation."""
+    """Event `deleted`: entries of the rollouts stream."""
+    settings: Mapping[str, int] | None = None
+    """Event `begun`: batch_size, max_staleness and updates of this incarnation."""
 
 
 def read_outcomes(path: Path, damage: list[Damage]) -> list[OutcomeLine]:
-    """Every whole line of `ledger.jsonl`; the others are added to `damage`."""
+    """Read every valid line of `ledger.jsonl`; the others are added to `damage`."""
     versions: dict[str, WeightVersion] = {}
     found = []
     for number, content in _lines(path, damage):
         try:
             found.append(_outcome(number, content, versions))
         except (KeyError, TypeError, ValueError, InvalidInput) as error:
-            damage.append(Damage(path.name, number, f"is no outcome: {_told(error)}"))
+            damage.append(Damage(path.name, number, f"is not an outcome: {_reason(error)}"))
     return found
 
 
 def read_events(path: Path, damage: list[Damage]) -> list[EventLine]:
-    """Every whole line of `events.jsonl`; the others are added to `damage`."""
+    """Read every valid line of `events.jsonl`; the others are added to `damage`."""
     found = []
     for number, content in _lines(path, damage):
         try:
@@ -125,11 +125,11 @@ def read_events(path: Path, damage: list[Damage]) -> list[EventLine]:
                     time=float(content["time"]),
                     tasks=tuple((int(first), int(last)) for first, last in content.get("tasks", ())),
                     entries=tuple(map(str, content.get("entries", ()))),
-                    terms=content.get("terms"),
+                    settings=content.get("terms"),
                 )
             )
         except (KeyError, TypeError, ValueError) as error:
-            damage.append(Damage(path.name, number, f"is no event: {_told(error)}"))
+            damage.append(Damage(path.name, number, f"is not an event: {_reason(error)}"))
     return found
 
 
@@ -160,7 +160,10 @@ def _outcome(number: int, content: Mapping[str, Any], versions: dict[str, Weight
 
 
 def _lines(path: Path, damage: list[Damage]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Numbered JSON objects of a file that may grow meanwhile; nothing if it is not there."""
+    """Yield the JSON objects of a file with their line numbers; nothing if the file does not exist.
+
+    The file may grow meanwhile.
+    """
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -170,14 +173,14 @@ def _lines(path: Path, damage: list[Damage]) -> Iterator[tuple[int, Mapping[str,
             try:
                 content = json.loads(raw)
             except ValueError:
-                what = "is torn" if raw.endswith(b"\n") else "is torn, or was being written"
+                what = "is torn" if raw.endswith(b"\n") else "is torn, or is still being written"
                 damage.append(Damage(path.name, number, f"{what} ({len(raw)} bytes)"))
                 continue
             if isinstance(content, dict):
                 yield number, content
             else:
-                damage.append(Damage(path.name, number, "is no JSON object"))
+                damage.append(Damage(path.name, number, "is not a JSON object"))
 
 
-def _told(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+def _reason(error: Exception) -> str:
+    return f"key {error} is missing" if isinstance(error, KeyError) else str(error)

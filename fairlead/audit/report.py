@@ -1,6 +1,6 @@
-"""An audit from beginning to end, and what it says: figures, incarnations, findings.
+"""The whole audit of a run, and its report: figures, incarnations, findings.
 
-Knows no terminal; `fairlead audit` shows it.
+Knows no terminal; `fairlead audit` prints the report.
 """
 
 from __future__ import annotations
@@ -12,69 +12,69 @@ from pathlib import Path
 
 from fairlead.audit.history import History
 from fairlead.audit.invariants import DOUBLINGS, LOSSES, Finding, check
-from fairlead.audit.snapshot import Terms, take
+from fairlead.audit.snapshot import TrainingSettings, read_run
 from fairlead.config import RunFolder
 from fairlead.transports.rollouts.base import QueueSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Incarnation:
-    """One trainer, and what became of what it did."""
+class IncarnationSummary:
+    """The figures of one incarnation of the trainer."""
 
     number: int
     """The incarnation."""
     resumed_from: int | None
-    """Where it took up; None if it never did."""
+    """Update that it resumed from; None if it never began to train."""
     trained: int
-    """Tasks trained on that count."""
+    """Tasks that it trained on and that count."""
     dead: int
-    """Dead letters that count."""
+    """Its dead letters that count."""
     void: int
-    """Outcomes that a later incarnation gave up."""
+    """Its outcomes that do not count because a later incarnation resumed from before them."""
     discarded: int
-    """Outcomes that it did not let count."""
+    """Outcomes that it discarded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What an audit found."""
+    """The result of an audit."""
 
     run: str
-    """The run's folder."""
+    """Folder of the run."""
     ended: bool
     """Whether PPO has ended."""
     updates: int
-    """Updates in the newest whole checkpoint."""
+    """Updates in the newest complete checkpoint."""
     checkpoint: str
-    """That checkpoint; empty if there is none."""
+    """The newest complete checkpoint; empty if there is none."""
     tasks: int
     """Tasks that were sent in the lineage."""
     trained: int
-    """Of these, trained on."""
+    """Tasks that were trained on."""
     dead: int
-    """Of these, dead."""
+    """Tasks that were dead-lettered."""
     open: int
-    """Of these, neither yet."""
+    """Tasks that are neither yet."""
     given_up: bool
-    """Whether a guard ended the run, and the open ones with it."""
+    """Whether a guard ended the run, so that the open tasks stay open."""
     resent: int
-    """Sendings after the first."""
+    """Sendings of tasks after their first one."""
     void: int
-    """Outcomes of lineages that were given up."""
+    """Outcomes of abandoned lineages."""
     discarded: dict[str, int]
-    """Outcomes that did not count, by reason."""
+    """Outcomes that the trainers discarded, by reason."""
     deliveries: int
-    """Deliveries of what counted: as many as counted tasks if no lease ever ran out."""
+    """Deliveries of the outcomes that count: one per task if no lease ever expired."""
     dead_reasons: dict[str, int]
     """Dead letters that count, by reason."""
     max_staleness_seen: int
-    """Largest number of updates that a trained token lagged behind."""
-    incarnations: tuple[Incarnation, ...]
-    """Every trainer that claimed a number."""
+    """Largest staleness of a token that was trained on, in updates."""
+    incarnations: tuple[IncarnationSummary, ...]
+    """Every incarnation that claimed a number."""
     queue: dict[str, int] | None
-    """What Redis holds: waiting, in_flight, outcomes, bytes; None if it was not looked at."""
+    """Content of Redis: waiting, in_flight, outcomes, outcome_bytes; None if it was not read."""
     queue_error: str
-    """Why it was not."""
+    """Why Redis was not read."""
     lost: tuple[int, ...]
     """Tasks that are lost."""
     duplicated: tuple[int, ...]
@@ -84,11 +84,11 @@ class Report:
 
     @property
     def is_clean(self) -> bool:
-        """Whether every rule holds."""
+        """Whether every invariant holds."""
         return not any(finding.is_error for finding in self.findings)
 
     def as_dict(self) -> dict[str, object]:
-        """The report for programs."""
+        """Return the report as a JSON-serialisable dictionary."""
         return {"clean": self.is_clean, **asdict(self)}
 
 
@@ -96,26 +96,28 @@ def audit(
     folder: RunFolder,
     *,
     weights: Path | None = None,
-    terms: Terms | None = None,
-    look: Callable[[], QueueSnapshot] | None = None,
+    settings: TrainingSettings | None = None,
+    read_queue: Callable[[], QueueSnapshot] | None = None,
     tensors: bool = True,
 ) -> tuple[Report, History]:
-    """Audits a run; the arguments are those of `snapshot.take`. Returns what was found, and every life."""
-    history = History(take(folder, weights=weights, terms=terms, look=look, tensors=tensors))
+    """Audit a run; the arguments are those of `snapshot.read_run`. Return the report and the history."""
+    history = History(
+        read_run(folder, weights=weights, settings=settings, read_queue=read_queue, tensors=tensors)
+    )
     return summarise(folder, history, check(history)), history
 
 
 def summarise(folder: RunFolder, history: History, findings: list[Finding]) -> Report:
-    """The figures of a history."""
+    """Return the report of a history and its findings."""
     counted = [line for lines in history.counted.values() for line in lines]
-    truth, queue = history.snapshot.truth, history.snapshot.queue
+    newest = history.snapshot.newest
     first = {task: lines[0].event for task, lines in history.counted.items()}
     trained = sum(event == "trained" for event in first.values())
     return Report(
         run=str(folder.root),
         ended=history.ended,
-        updates=truth.update,
-        checkpoint=str(truth.version or ""),
+        updates=newest.update,
+        checkpoint=str(newest.version or ""),
         tasks=history.cursor,
         trained=trained,
         dead=len(first) - trained,
@@ -130,7 +132,7 @@ def summarise(folder: RunFolder, history: History, findings: list[Finding]) -> R
             (line.update - version.update for line in counted for version in line.versions), default=0
         ),
         incarnations=_incarnations(history),
-        queue=_queue(queue),
+        queue=_queue(history.snapshot.queue),
         queue_error=history.snapshot.queue_error,
         lost=_tasks(findings, LOSSES),
         duplicated=_tasks(findings, DOUBLINGS),
@@ -138,15 +140,15 @@ def summarise(folder: RunFolder, history: History, findings: list[Finding]) -> R
     )
 
 
-def _incarnations(history: History) -> tuple[Incarnation, ...]:
+def _incarnations(history: History) -> tuple[IncarnationSummary, ...]:
     events = Counter((line.incarnation, line.event) for lines in history.counted.values() for line in lines)
     void = Counter(line.incarnation for line in history.void)
     discarded = Counter(line.incarnation for line in history.discarded)
-    taken_up = {one.incarnation: one.resumed_from for one in history.lineage}
+    resumed_from = {one.incarnation: one.resumed_from for one in history.lineage}
     return tuple(
-        Incarnation(
+        IncarnationSummary(
             number=number,
-            resumed_from=taken_up.get(number),
+            resumed_from=resumed_from.get(number),
             trained=events[number, "trained"],
             dead=events[number, "dead_letter"],
             void=void[number],

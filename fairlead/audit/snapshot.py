@@ -1,8 +1,8 @@
-"""Everything that an audit looks at, read in an order in which a run at work contradicts nothing.
+"""A consistent snapshot of a run's files and queue, which may be taken while the run is active.
 
-A trainer writes an outcome into its journal, then into a checkpoint, then takes it out of the queue. Read the
-other way round (events, checkpoints, queue, journal), whatever is seen of a step is behind what is seen of
-the step before it. An incarnation that began meanwhile makes all of it be read again.
+A trainer writes an outcome to its journal, then to a checkpoint, then deletes it from the queue. The snapshot
+reads in the opposite order (events, checkpoints, queue, journal), so it never shows a later step of an outcome
+without its earlier ones. If an incarnation begins meanwhile, everything is read again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fairlead.audit.checkpoints import CheckpointState, Claims, newest, read_checkpoints, read_claims
 from fairlead.audit.journal import Damage, EventLine, OutcomeLine, read_events, read_outcomes
-from fairlead.audit.truth import Claims, Truth, newest, read_checkpoints, read_claims
 from fairlead.config import RunFolder
 from fairlead.errors import CorruptWeights, FairleadError, InvalidInput
 from fairlead.transports.rollouts.base import QueueSnapshot
@@ -21,109 +21,109 @@ from fairlead.transports.weights import manifest as manifests
 from fairlead.transports.weights.base import Manifest
 from fairlead.types import WeightVersion
 
-_TRIES = 5
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What an incarnation had agreed to."""
+class TrainingSettings:
+    """The settings of an incarnation that the audit checks."""
 
     batch_size: int
-    """Outcomes of an update."""
+    """Outcomes per update."""
     max_staleness: int
-    """Updates that weights may lag behind those that train on their tokens."""
+    """Updates by which the weights that generated a token may be older than those that train on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """A run as it was found."""
+class RunSnapshot:
+    """The state of a run on disk and in Redis."""
 
     claims: Claims
     """Incarnations."""
     events: list[EventLine]
-    """What the trainers did to the queue; empty for runs of a fairlead that did not write it down."""
-    checkpoints: list[Truth]
-    """Whole checkpoints, oldest first."""
-    truth: Truth
-    """The one that a trainer would resume."""
+    """The trainers' actions on the queue; empty for runs of a Fairlead version that did not record them."""
+    checkpoints: list[CheckpointState]
+    """Complete checkpoints, oldest first."""
+    newest: CheckpointState
+    """The checkpoint that a trainer would resume from."""
     outcomes: list[OutcomeLine]
-    """What the trainers made of every outcome."""
+    """The trainers' decisions on every outcome."""
     queue: QueueSnapshot | None = None
-    """What Redis holds; None if it was not looked at."""
+    """Content of Redis; None if it was not read."""
     queue_error: str = ""
-    """Why it was not."""
+    """Why Redis was not read."""
     weights: list[Manifest] = field(default_factory=list)
-    """Weight versions that are still there."""
+    """Weight versions that still exist."""
     result: Mapping[str, object] | None = None
     """Final figures, if PPO has ended."""
-    terms: Terms | None = None
-    """Those of the run's configuration, for incarnations that did not write theirs down."""
+    settings: TrainingSettings | None = None
+    """Settings of the run's configuration, for incarnations that did not record theirs."""
     damage: list[Damage] = field(default_factory=list)
     """What cannot be read."""
 
 
-def take(
+def read_run(
     folder: RunFolder,
     *,
     weights: Path | None = None,
-    terms: Terms | None = None,
-    look: Callable[[], QueueSnapshot] | None = None,
+    settings: TrainingSettings | None = None,
+    read_queue: Callable[[], QueueSnapshot] | None = None,
     tensors: bool = True,
-) -> Snapshot:
-    """Reads a run.
+) -> RunSnapshot:
+    """Read a run.
 
     Args:
-        folder: the run.
-        weights: its weight store, if that lies elsewhere.
-        terms: what its configuration says.
-        look: looks at its queue; None leaves it out.
-        tensors: also hold the tensors of checkpoints against their checksums.
+        folder: folder of the run.
+        weights: folder of its weight store; None for the one in the run's folder.
+        settings: settings of its configuration.
+        read_queue: returns the content of its queue; None to leave the queue out.
+        tensors: also verify the checksums of the tensors in checkpoints.
     """
-    for _ in range(_TRIES):
-        found = _once(folder, weights or folder.weights, terms, look, tensors=tensors)
+    for _ in range(_ATTEMPTS):
+        found = _read_once(folder, weights or folder.weights, settings, read_queue, tensors=tensors)
         if read_claims(folder.checkpoints, []) == found.claims:
             return found
     found.damage.append(
-        Damage(folder.checkpoints.name, 0, "incarnations began while all was read; look again")
+        Damage(folder.checkpoints.name, 0, "incarnations began while the run was read; audit again")
     )
     return found
 
 
-def _once(
+def _read_once(
     folder: RunFolder,
     weights: Path,
-    terms: Terms | None,
-    look: Callable[[], QueueSnapshot] | None,
+    settings: TrainingSettings | None,
+    read_queue: Callable[[], QueueSnapshot] | None,
     *,
     tensors: bool,
-) -> Snapshot:
+) -> RunSnapshot:
     damage: list[Damage] = []
     claims = read_claims(folder.checkpoints, damage)
     result = _result(folder.result("ppo"), damage)
     events = read_events(folder.events, damage)
     checkpoints = read_checkpoints(folder.checkpoints, damage, tensors=tensors)
-    queue, queue_error = _queue(look)
+    queue, queue_error = _queue(read_queue)
     outcomes = read_outcomes(folder.ledger, damage)
-    return Snapshot(
+    return RunSnapshot(
         claims=claims,
         events=events,
         checkpoints=checkpoints,
-        truth=newest(checkpoints, claims.lineage),
+        newest=newest(checkpoints, claims.lineage),
         outcomes=outcomes,
         queue=queue,
         queue_error=queue_error,
         weights=_weights(weights, damage),
         result=result,
-        terms=terms,
+        settings=settings,
         damage=damage,
     )
 
 
-def _queue(look: Callable[[], QueueSnapshot] | None) -> tuple[QueueSnapshot | None, str]:
-    if look is None:
-        return None, "not asked for"
+def _queue(read_queue: Callable[[], QueueSnapshot] | None) -> tuple[QueueSnapshot | None, str]:
+    if read_queue is None:
+        return None, "not requested"
     try:
-        return look(), ""
+        return read_queue(), ""
     except FairleadError as error:
         return None, str(error)
 
@@ -147,6 +147,6 @@ def _weights(root: Path, damage: list[Damage]) -> list[Manifest]:
         except InvalidInput:
             continue
         except CorruptWeights as error:
-            if path.is_dir():  # else pruned while it was read
+            if path.is_dir():  # else deleted while it was read
                 damage.append(Damage(f"{root.name}/{path.name}", 0, str(error)))
     return found

@@ -55,7 +55,7 @@ def audit(
     from rich.console import Console
 
     from fairlead.audit import audit as examine
-    from fairlead.audit.snapshot import Terms
+    from fairlead.audit.snapshot import TrainingSettings
     from fairlead.config import RunFolder, load
 
     folder = RunFolder(run_folder(run))
@@ -66,12 +66,12 @@ def audit(
     report, history = examine(
         folder,
         weights=settings.weights_path if settings and settings.weights.path else None,
-        terms=Terms(settings.ppo.batch_size, settings.ppo.max_staleness) if settings else None,
-        look=_look(folder, settings, redis_url),
+        settings=TrainingSettings(settings.ppo.batch_size, settings.ppo.max_staleness) if settings else None,
+        read_queue=_read_queue(folder, settings, redis_url),
         tensors=not skip_tensors,
     )
     if task is not None:
-        _show_life(history, task, as_json=as_json)
+        _show_task(history, task, as_json=as_json)
     elif as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2))
     else:
@@ -149,22 +149,22 @@ def _incarnations(report: Report) -> Table:
     return table
 
 
-def _show_life(history: History, task: int, *, as_json: bool) -> None:
-    moments = history.life(task)
+def _show_task(history: History, task: int, *, as_json: bool) -> None:
+    events = history.of_task(task)
     if as_json:
-        life = [{"time": moment.time or None, "what": moment.words} for moment in moments]
+        life = [{"time": event.time or None, "what": event.text} for event in events]
         typer.echo(json.dumps({"task": task, "life": life}, indent=2))
         return
     say(f"task {task}", bold=True)
-    for moment in moments:
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment.time)) if moment.time else " " * 19
-        typer.echo(f"{at}  {moment.words}")
+    for event in events:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time)) if event.time else " " * 19
+        typer.echo(f"{at}  {event.text}")
 
 
-def _look(
+def _read_queue(
     folder: RunFolder, settings: RunConfig | None, redis_url: str | None
 ) -> Callable[[], QueueSnapshot] | None:
-    """How to look at the run's queue; None if nobody says where it is."""
+    """Return a function that reads the run's queue; None if its address is not known."""
     from fairlead.errors import QueueUnavailable
     from fairlead.local.valkey import last_url
     from fairlead.transports.rollouts.redis_snapshot import take_snapshot
@@ -175,12 +175,12 @@ def _look(
     url = redis_url or section.redis_url or last_url(folder.redis)
     name = settings.name if settings else folder.root.resolve().name
 
-    def do_look() -> QueueSnapshot:
+    def read() -> QueueSnapshot:
         if not url:
             raise QueueUnavailable(_EMBEDDED)
         return take_snapshot(section.model_copy(update={"redis_url": url}), run=name)
 
-    return do_look
+    return read
 
 
 def _section(settings: RunConfig | None) -> QueueSection:

@@ -35,7 +35,7 @@ def test_a_run_of_an_earlier_release_goes_on(release: str, tmp_path: Path) -> No
         restore(client, json.loads((kept / "queue.json").read_text()))
         config = configured(tmp_path / "runs", kept / "model", server.url)
 
-        report, _ = audit(config.folder, look=lambda: take_snapshot(config.queue, run=NAME))
+        report, _ = audit(config.folder, read_queue=lambda: take_snapshot(config.queue, run=NAME))
         assert report.findings == ()
         assert (report.ended, report.checkpoint, report.queue_error) == (False, "1-4", "")
         assert (report.tasks, report.trained, report.dead, report.open) == (48, 39, 1, 8)
@@ -60,7 +60,7 @@ def test_a_run_of_an_earlier_release_goes_on(release: str, tmp_path: Path) -> No
             result = PpoTrainer(config, queue=queue, store=world.store).run()
         assert (result["updates"], result["incarnations"]) == (UPDATES, 2)
 
-        report, history = audit(config.folder, look=lambda: take_snapshot(config.queue, run=NAME))
+        report, history = audit(config.folder, read_queue=lambda: take_snapshot(config.queue, run=NAME))
         assert report.is_clean, report.findings
         assert (report.ended, report.trained, report.dead) == (True, UPDATES * BATCH - 1, 1)
         assert report.void == BATCH

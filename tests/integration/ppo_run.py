@@ -16,7 +16,7 @@ import redis
 
 from benchmarks import tiny_run
 from fairlead.audit import Report, audit
-from fairlead.audit.snapshot import Terms
+from fairlead.audit.snapshot import TrainingSettings
 from fairlead.config import RunFolder, load
 from fairlead.local import valkey
 from fairlead.local.run_files import MARK, read_pids
@@ -143,8 +143,8 @@ def audited(folder: RunFolder, redis_url: str = "") -> Report:
     """The audit of a run as it is now, whatever it does: no rule is broken."""
     config = load(folder.config)
     section = config.queue.model_copy(update={"redis_url": redis_url or valkey.last_url(folder.redis)})
-    terms = Terms(BATCH, config.ppo.max_staleness)
-    report, _ = audit(folder, terms=terms, look=lambda: take_snapshot(section, run=config.name))
+    settings = TrainingSettings(BATCH, config.ppo.max_staleness)
+    report, _ = audit(folder, settings=settings, read_queue=lambda: take_snapshot(section, run=config.name))
     assert report.is_clean, report.findings
     return report
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fairlead.audit import audit
-from fairlead.audit.snapshot import Terms
+from fairlead.audit.snapshot import TrainingSettings
 from fairlead.cli.main import app
 from fairlead.transports.rollouts.base import QueuedOutcome, QueuedPrompt, QueueSnapshot, Sending
 from tests.unit.fairlead.audit.audit_world import BATCH, MadeRun, kinds, sound
@@ -78,9 +78,9 @@ def test_an_earlier_result_does_not_end_a_run_that_goes_on(tmp_path: Path) -> No
 def test_a_run_without_events_is_held_against_its_configuration(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.events.clear()
-    report, _ = audit(made.write(), terms=Terms(BATCH, 0))
+    report, _ = audit(made.write(), settings=TrainingSettings(BATCH, 0))
     assert report.is_clean
-    report, _ = audit(made.write(), terms=Terms(BATCH + 1, 0))
+    report, _ = audit(made.write(), settings=TrainingSettings(BATCH + 1, 0))
     assert {finding.kind for finding in report.findings} == {"wrong_batch"}
 
 
@@ -96,7 +96,7 @@ def test_a_torn_line_is_named_and_what_it_held_is_lost(tmp_path: Path) -> None:
     damaged = [finding.words for finding in report.findings if finding.kind == "damaged"]
     assert damaged == [
         f"ledger.jsonl:{number + 1}: is torn (21 bytes)",
-        f"ledger.jsonl:{len(lines) + 1}: is torn, or was being written (17 bytes)",
+        f"ledger.jsonl:{len(lines) + 1}: is torn, or is still being written (17 bytes)",
     ]
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_of_a_run_at_work_costs_time_alone(tmp_path: Path) 
     report, _ = audit(made.write())
     assert (report.is_clean, report.checkpoint) == (True, "2-6")
     assert [finding.words for finding in report.findings] == [
-        "checkpoints/2-8: is damaged: state.json does not have the checksum of its manifest"
+        "checkpoints/2-8: is damaged: state.json does not match its checksum in the manifest"
     ]
 
 
@@ -156,7 +156,7 @@ def test_a_trainer_that_takes_over_while_all_is_read_makes_it_be_read_again(tmp_
             made.write()
         return QueueSnapshot(incarnation=3, prompts=(), outcomes=(), failures={})
 
-    report, _ = audit(folder, look=look)
+    report, _ = audit(folder, read_queue=look)
     assert looks == [0, 1]
     assert report.findings == ()
     assert (report.checkpoint, report.trained, len(report.incarnations)) == ("3-10", 38, 3)
@@ -174,11 +174,11 @@ def test_an_open_task_that_the_queue_lost_is_worth_knowing_and_no_error(tmp_path
     back = QueuedPrompt("1-4", 33, Sending(2, 1), True, "returned", 4, 0.5, False)
     waits = QueuedOutcome("1-3", 35, Sending(2, 1), 100)
     contents = QueueSnapshot(incarnation=2, prompts=(held, closed), outcomes=(waits,), failures={33: 0})
-    report, history = audit(made.write(), look=lambda: contents)
+    report, history = audit(made.write(), read_queue=lambda: contents)
     assert report.is_clean
     [finding] = report.findings
     assert (finding.kind, finding.tasks) == ("to_be_resent", (32, 34))
-    assert [moment.words for moment in history.life(34)] == [
+    assert [event.text for event in history.of_task(34)] == [
         "sent by incarnation 2 after update 8",
         "now: sending 1.1, closed, delivery 1, held by w",
         "now: open",
@@ -186,20 +186,20 @@ def test_an_open_task_that_the_queue_lost_is_worth_knowing_and_no_error(tmp_path
     for prompt, words in (
         (
             replace(held, deliveries=4),
-            "delivery 4, held by w, failed 1 times before, left 2 times without a word",
+            "delivery 4, held by w, 1 failed before, 2 expired before",
         ),
-        (back, "given back, waits for a worker, failed 1 times before, left 3 times without a word"),
+        (back, "given back, waiting for a worker, 1 failed before, 3 expired before"),
     ):
         contents = QueueSnapshot(incarnation=2, prompts=(prompt,), outcomes=(), failures={33: 1})
-        _, history = audit(made.write(), look=lambda contents=contents: contents)
-        assert [moment.words for moment in history.life(33)][1:] == [
+        _, history = audit(made.write(), read_queue=lambda contents=contents: contents)
+        assert [event.text for event in history.of_task(33)][1:] == [
             f"now: sending 2.1, {words}",
             "now: open",
         ]
     stranger = QueueSnapshot(incarnation=7, prompts=(held, closed), outcomes=(waits,), failures={})
-    report, _ = audit(made.write(), look=lambda: stranger)
+    report, _ = audit(made.write(), read_queue=lambda: stranger)
     assert [finding.words for finding in report.findings if finding.is_error] == [
-        "incarnation 7 holds the queue's fence and has no claim in this folder"
+        "incarnation 7 holds the queue's fence, but has no claim in this folder"
     ]
 
 
@@ -207,21 +207,20 @@ def test_a_life_is_told_in_order(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.line_of(17).update(deliveries=4, failures=1)
     _, history = audit(made.write())
-    assert [moment.words for moment in history.life(17)] == [
+    assert [event.text for event in history.of_task(17)] == [
         "finished by a: sending 1.1, delivery 1, weights 1-4",
-        "trained in update 4 of incarnation 1; void, this lineage was given up",
+        "trained in update 4 of incarnation 1; void: this lineage was abandoned",
         "sent by incarnation 2 after update 4",
-        "finished by a: sending 2.1, delivery 4, failed 1 times before, left 2 times without a word, "
-        "weights 2-4",
+        "finished by a: sending 2.1, delivery 4, 1 failed before, 2 expired before, weights 2-4",
         "trained in update 4 of incarnation 2",
-        "kept by checkpoint 2-6",
-        f"outcome {made.line_of(17)['entry']} acknowledged: it left the queue",
+        "saved in checkpoint 2-6",
+        f"outcome {made.line_of(17)['entry']} deleted from the queue",
         "now: trained in checkpoint 2-8",
     ]
-    assert [moment.words for moment in history.life(30)][
+    assert [event.text for event in history.of_task(30)][
         -1
     ] == "now: dead (prompt_too_long) in checkpoint 2-8"
-    assert [moment.words for moment in history.life(99)] == ["now: not sent yet"]
+    assert [event.text for event in history.of_task(99)] == ["now: not sent yet"]
 
 
 @settings(max_examples=30, deadline=None)
@@ -279,7 +278,7 @@ def test_the_command_ends_with_1_and_names_the_tasks(tmp_path: Path) -> None:
     made.write()
     broken = runner.invoke(app, ["audit", folder])
     assert broken.exit_code == 1
-    assert "lost: task 5: settled in checkpoint 2-8, without an outcome" in broken.output
+    assert "lost: task 5: settled in checkpoint 2-8, but has no outcome that counts" in broken.output
     assert broken.output.splitlines()[-1] == "not clean: 1 lost"
     told = json.loads(runner.invoke(app, ["audit", folder, "--json"]).output)
     assert (told["clean"], told["lost"], told["duplicated"]) == (False, [5], [])

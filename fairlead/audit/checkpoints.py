@@ -1,7 +1,7 @@
-"""What a run's checkpoints and claims of incarnations say, read without torch.
+"""The state of every task in a run's checkpoints, and the incarnations of its trainer, read without torch.
 
-A checkpoint is the only truth about what was trained; the claims say which incarnations took up where. Files
-that do not hold are named, never guessed. Knows no journal.
+Only a checkpoint decides what was trained; the claims record which incarnations began, and at which update.
+Corrupt files are reported, their content is never guessed. Knows no journal.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _MANIFEST, _STATE = "manifest.json", "state.json"
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """Incarnations of the trainer."""
+    """The incarnations of the trainer."""
 
     claimed: tuple[int, ...]
-    """Every number that was ever claimed."""
+    """Every number that was claimed."""
     lineage: tuple[Ancestor, ...]
-    """Those that got as far as to take up, and from which update."""
+    """The incarnations that began to train, each with the update that it resumed from."""
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
-    """What a checkpoint says became of every task."""
+class CheckpointState:
+    """The state of every task in a checkpoint."""
 
     version: WeightVersion | None
-    """The checkpoint; None for the beginning, before there was one."""
+    """The checkpoint; None for the state before the first one."""
     cursor: int
     """Tasks below it were sent."""
     watermark: int
@@ -46,39 +46,39 @@ class Truth:
     above: frozenset[int]
     """Settled tasks above the watermark."""
     dead: Mapping[int, str]
-    """Dead tasks and their reasons; the other settled ones were trained on."""
+    """Dead-lettered tasks and their reasons; the other settled tasks were trained on."""
     lineage: tuple[Ancestor, ...] = ()
-    """The incarnations behind it, as it says itself."""
+    """The incarnations that led to it, as recorded in the checkpoint."""
 
     @property
     def update(self) -> int:
-        """Updates done."""
+        """Number of updates done."""
         return self.version.update if self.version else 0
 
     @property
     def settled_count(self) -> int:
-        """Tasks that were trained on or are dead."""
+        """Number of tasks that were trained on or dead-lettered."""
         return self.watermark + len(self.above)
 
     def is_settled(self, task: int) -> bool:
-        """Whether the task was trained on or is dead."""
+        """Return whether a task was trained on or dead-lettered."""
         return task < self.watermark or task in self.above
 
     def settled(self) -> set[int]:
-        """Every settled task."""
+        """Return every settled task."""
         return {*range(self.watermark), *self.above}
 
     def open_tasks(self) -> list[int]:
-        """Tasks that were sent and are not settled, in order."""
+        """Return the tasks that were sent and are not settled, in order."""
         return [task for task in range(self.watermark, self.cursor) if task not in self.above]
 
 
-BEGINNING = Truth(None, 0, 0, frozenset(), {})
-"""Before the first checkpoint."""
+NO_CHECKPOINT = CheckpointState(None, 0, 0, frozenset(), {})
+"""The state before the first checkpoint."""
 
 
 def read_claims(folder: Path, damage: list[Damage]) -> Claims:
-    """The claims of a run, in order; a record of a resume that cannot be read is added to `damage`."""
+    """Read the incarnations of a run, in order. A corrupt record of a resume is added to `damage`."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     claimed = sorted(int(match[1]) for name in names if (match := _CLAIM.fullmatch(name)))
     lineage = []
@@ -86,7 +86,7 @@ def read_claims(folder: Path, damage: list[Damage]) -> Claims:
         path = folder / f"incarnation-{incarnation}.resumed-from.json"
         try:
             resumed_from = json.loads(path.read_text(encoding="utf-8"))["resumed_from"]
-            if resumed_from is not None:  # else a newer one has shut it out
+            if resumed_from is not None:  # else a newer incarnation replaced it before it began
                 lineage.append(Ancestor(incarnation, int(resumed_from)))
         except FileNotFoundError:
             continue
@@ -95,11 +95,11 @@ def read_claims(folder: Path, damage: list[Damage]) -> Claims:
     return Claims(tuple(claimed), tuple(lineage))
 
 
-def read_checkpoints(folder: Path, damage: list[Damage], *, tensors: bool = True) -> list[Truth]:
-    """Every whole checkpoint, oldest first, valid or not; the others are added to `damage`.
+def read_checkpoints(folder: Path, damage: list[Damage], *, tensors: bool = True) -> list[CheckpointState]:
+    """Read every complete checkpoint, oldest first, valid or not; corrupt ones are added to `damage`.
 
-    One that is deleted while it is read is left out without a word. `tensors` False reads no tensors and
-    takes their checksums for granted.
+    A checkpoint that is deleted while it is read is skipped. With `tensors=False`, the checksums of the
+    tensors are not verified.
     """
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -111,22 +111,22 @@ def read_checkpoints(folder: Path, damage: list[Damage], *, tensors: bool = True
             found.append(_read_checkpoint(path, version, tensors=tensors))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if path.is_dir():
-                told = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
-                damage.append(Damage(f"{folder.name}/{path.name}", 0, f"is damaged: {told}"))
-    return sorted(found, key=lambda truth: truth.version or WeightVersion(0, 0))
+                reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+                damage.append(Damage(f"{folder.name}/{path.name}", 0, f"is damaged: {reason}"))
+    return sorted(found, key=lambda state: state.version or WeightVersion(0, 0))
 
 
-def newest(checkpoints: Sequence[Truth], lineage: Sequence[Ancestor]) -> Truth:
-    """The valid checkpoint with the most updates: what a trainer would resume."""
-    valid = [truth for truth in checkpoints if truth.version and is_valid(truth.version, lineage)]
+def newest(checkpoints: Sequence[CheckpointState], lineage: Sequence[Ancestor]) -> CheckpointState:
+    """Return the valid checkpoint with the most updates, which a trainer would resume from."""
+    valid = [state for state in checkpoints if state.version and is_valid(state.version, lineage)]
     return max(
         valid,
-        key=lambda truth: (truth.update, truth.version and truth.version.incarnation),
-        default=BEGINNING,
+        key=lambda state: (state.update, state.version and state.version.incarnation),
+        default=NO_CHECKPOINT,
     )
 
 
-def _read_checkpoint(folder: Path, version: WeightVersion, *, tensors: bool) -> Truth:
+def _read_checkpoint(folder: Path, version: WeightVersion, *, tensors: bool) -> CheckpointState:
     digests = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
     if _STATE not in digests:
         raise ValueError(f"its manifest does not name {_STATE}")
@@ -134,12 +134,12 @@ def _read_checkpoint(folder: Path, version: WeightVersion, *, tensors: bool) -> 
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
         if (tensors or name == _STATE) and _sha256(folder / name) != digest:
-            raise ValueError(f"{name} does not have the checksum of its manifest")
+            raise ValueError(f"{name} does not match its checksum in the manifest")
     state: Any = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     if int(state["update"]) != version.update:
-        raise ValueError(f"{_STATE} is of update {state['update']}")
+        raise ValueError(f"{_STATE} belongs to update {state['update']}")
     ledger = state["ledger"]
-    return Truth(
+    return CheckpointState(
         version=version,
         cursor=int(state["cursor"]),
         watermark=int(ledger["watermark"]),
