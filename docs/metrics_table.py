@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md from the catalogue in fairlead/metrics/: `python docs/metrics_table.py`."""
+"""Write docs/metrics.md from the classes in fairlead/metrics/: `python docs/metrics_table.py`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from fairlead import metrics
 PAGE = Path(__file__).with_name("metrics.md")
 HEAD = """# Metrics
 
-Every process serves `/metrics` (Prometheus), `/healthz`, `/readyz` and `/waiting` (what it waits for, since
-when and for which task, as JSON) on `observe.metrics_port`. The table is made from `fairlead/metrics/` by
-`python docs/metrics_table.py`; a test compares the two.
+Every process serves `/metrics` (Prometheus), `/healthz`, `/readyz` and `/waiting` on `observe.metrics_port`.
+`/waiting` returns JSON: what the process waits for, since when, and for which task. `python
+docs/metrics_table.py` writes this page from `fairlead/metrics/`; a test compares the two.
 
-Two lines of PromQL that are worth a panel:
+Two useful PromQL expressions:
 
 - idle fraction of the trainer: `avg_over_time(fairlead_trainer_phase{phase="wait"}[10m])`
-- updates that each replica lags behind: `scalar(fairlead_trainer_update) - fairlead_policy_weight_update`
+- number of updates that each replica is missing: `scalar(fairlead_trainer_update) -
+fairlead_policy_weight_update`
 """
 
 
 def page() -> str:
-    """The page as it should be."""
+    """Return the text of the page."""
     lines = [HEAD]
     for area in metrics.AREAS:
         registry = CollectorRegistry()
         area(registry)
         lines += [
             f"\n## {(area.__doc__ or '').removesuffix('.')}\n",
-            "| metric | type | labels | what |",
+            "| metric | type | labels | description |",
             "|---|---|---|---|",
         ]
         for collector in dict.fromkeys(registry._names_to_collectors.values()):

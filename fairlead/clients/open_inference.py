@@ -1,7 +1,7 @@
-"""The client of a reward model behind Triton or another server of the Open Inference Protocol v2.
+"""The client of a reward model served by Triton or another server of the Open Inference Protocol v2.
 
-Between the reward service's Triton engine (or a user) and the channel: addresses, deadlines and retries are
-those of every client. Needs tritonclient, whose generated stubs these are. Knows tensors, no tokenizer.
+Between the reward service's Triton engine (or a user) and `fairlead.rpc`: addresses, deadlines and retries
+are those of every client. Needs tritonclient for the generated stubs. Knows tensors, no tokenizer.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ _MODEL = "reward.triton.model"
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What a server says of a model."""
+    """A model as its server describes it."""
 
     name: str
-    """Its name there."""
+    """Name of the model on the server."""
     version: str
-    """The newest that it serves, or the one asked for."""
+    """The requested version, or the newest one served."""
     max_batch_size: int
-    """Rows of a request at most; 0 if rows are not merged."""
+    """Largest number of rows of a request; 0 if the server does not batch."""
     inputs: tuple[str, ...]
-    """Names of the tensors that it takes."""
+    """Names of the input tensors."""
     parameters: Mapping[str, str]
-    """Of its configuration; what `fairlead export-triton` writes there."""
+    """Parameters of its configuration, such as those that `fairlead export-triton` writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteScores:
-    """Answer to one request."""
+    """The response to one request."""
 
     scores: tuple[float, ...]
     """One for each row."""
     num_tokens: tuple[int, ...]
-    """Tokens read of each row; empty if the server does not say."""
+    """Number of tokens of each row; empty if the server does not return them."""
     version: str = ""
-    """The server's number of the model's version that made them."""
+    """Version of the model, as numbered by the server."""
 
 
 class AsyncOpenInferenceClient(AsyncClient[Any]):
-    """One reward model on a server, or on several that hold the same; used within one event loop."""
+    """One reward model on a server, or on several servers with the same model. Used within one event loop."""
 
     _service = "triton"
 
@@ -70,21 +70,22 @@ class AsyncOpenInferenceClient(AsyncClient[Any]):
         """
         Args:
             addresses: `host:port` of the gRPC endpoint of every server.
-            model: its name there.
-            version: of the model; empty leaves the choice to the server.
+            model: name of the model on the server.
+            version: version of the model; empty to let the server choose.
             **options: see `ClientOptions`.
 
         Raises:
-            ConfigError: if an address is none, or certificates cannot be used.
+            ConfigError: for an invalid address or unusable certificates.
         """
         super().__init__(addresses, **options)
-        self._model, self._version = model, version
+        self._model = model
+        self._version = version
 
     def _make_stub(self, channel: aio.Channel) -> Any:  # noqa: ANN401 - generated without types
         return pb_grpc.GRPCInferenceServiceStub(channel)
 
     async def is_ready(self, *, timeout_seconds: float = 2.0) -> bool:
-        """Whether the model can be asked now."""
+        """Return whether the model is ready."""
         request = pb.ModelReadyRequest(name=self._model, version=self._version)
         try:
             answer = await self._replicas.call(
@@ -95,29 +96,31 @@ class AsyncOpenInferenceClient(AsyncClient[Any]):
         return bool(answer.ready)
 
     async def served(self, version: str | None = None) -> ServedModel:
-        """What the server says of the model, or of another version of it.
+        """Return the server's description of the model, or of another version of it.
 
         Raises:
-            ConfigError: it gives no `rewards`.
-            FairleadError: Unavailable (no such model, too) … once trying again has not helped.
+            ConfigError: if the model has no output `rewards`.
+            FairleadError: Unavailable (also for a missing model) …, after retries.
         """
-        asked = self._version if version is None else version
-        metadata = await self._ask("ModelMetadata", pb.ModelMetadataRequest(name=self._model, version=asked))
+        wanted = self._version if version is None else version
+        metadata = await self._call(
+            "ModelMetadata", pb.ModelMetadataRequest(name=self._model, version=wanted)
+        )
         if "rewards" not in {output.name for output in metadata.outputs}:
             raise ConfigError(
                 _MODEL, got=f"{self._model}, without an output `rewards`", allowed="a reward model"
             )
         try:
-            answer = await self._ask("ModelConfig", pb.ModelConfigRequest(name=self._model, version=asked))
+            answer = await self._call("ModelConfig", pb.ModelConfigRequest(name=self._model, version=wanted))
             config = answer.config
         except InternalError as error:
             if _code(error) is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
-            config = None  # an extension of Triton's; other servers need not have it
+            config = None  # an extension of Triton that other servers may lack
         versions = sorted(metadata.versions, key=lambda text: (len(text), text))
         return ServedModel(
             name=metadata.name,
-            version=asked or (versions[-1] if versions else ""),
+            version=wanted or (versions[-1] if versions else ""),
             max_batch_size=config.max_batch_size if config is not None else 1,
             inputs=tuple(each.name for each in metadata.inputs),
             parameters={key: value.string_value for key, value in config.parameters.items()}
@@ -132,21 +135,21 @@ class AsyncOpenInferenceClient(AsyncClient[Any]):
         timeout_seconds: float | None = None,
         priority: Priority = Priority.ONLINE,
     ) -> RemoteScores:
-        """Scores of sequences of ids, in one request.
+        """Return the scores of sequences of token ids, in one request.
 
         Args:
             rows: ids of prompt and response together, at least one each.
             timeout_seconds: deadline of this call.
-            priority: told to the server's queue.
+            priority: priority in the server's queue.
 
         Raises:
-            RemoteInvalidInput: the server refuses them; the index is the row's.
+            RemoteInvalidInput: if the server refuses a row; the index is that of the row.
             FairleadError: Unavailable, Overloaded, DeadlineExceeded …
         """
         lengths = np.array([len(row) for row in rows], dtype=np.int64).reshape(-1, 1)
         tokens = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
-        for place, row in enumerate(rows):
-            tokens[place, : len(row)] = row
+        for index, row in enumerate(rows):
+            tokens[index, : len(row)] = row
         request = self._request(timeout_seconds, priority)
         _add(request, "tokens", tokens)
         _add(request, "sequence_lengths", lengths)
@@ -159,7 +162,7 @@ class AsyncOpenInferenceClient(AsyncClient[Any]):
         timeout_seconds: float | None = None,
         priority: Priority = Priority.ONLINE,
     ) -> RemoteScores:
-        """As `score_tokens`, of whole texts that the server tokenizes."""
+        """Return the scores of whole texts, which the server tokenizes; otherwise as `score_tokens`."""
         request = self._request(timeout_seconds, priority)
         texts = np.array([text.encode() for text in sentences], dtype=np.object_).reshape(-1, 1)
         _add(request, "sentences", texts)
@@ -169,29 +172,29 @@ class AsyncOpenInferenceClient(AsyncClient[Any]):
         request = pb.ModelInferRequest(model_name=self._model, model_version=self._version)
         request.parameters["priority"].uint64_param = _PRIORITY[priority]
         if timeout_seconds is not None:
-            # What is still in the server's queue by then is not begun.
+            # The server drops a request that is still in its queue by then.
             request.parameters["timeout"].int64_param = max(1, round(timeout_seconds * 1e6))
         return request
 
     async def _infer(self, request: Any, rows: int, timeout_seconds: float | None) -> RemoteScores:  # noqa: ANN401
-        response = await self._ask("ModelInfer", request, timeout_seconds=timeout_seconds)
+        response = await self._call("ModelInfer", request, timeout_seconds=timeout_seconds)
         tensors = dict(
             zip([output.name for output in response.outputs], response.raw_output_contents, strict=False)
         )
         if "rewards" not in tensors:
-            raise CorruptData(f"triton: the model {self._model!r} gave no `rewards`")
+            raise CorruptData(f"triton: the response of model {self._model!r} has no output `rewards`")
         kinds = {output.name: output.datatype for output in response.outputs}
         if kinds["rewards"] != "FP32":
-            raise CorruptData(f"triton: `rewards` are {kinds['rewards']}, not FP32")
+            raise CorruptData(f"triton: output `rewards` has type {kinds['rewards']}, expected FP32")
         scores = np.frombuffer(tensors["rewards"], dtype="<f4")
         if len(scores) != rows:
-            raise CorruptData(f"triton: {len(scores)} scores for {rows} rows")
-        told = kinds.get("num_tokens") == "INT64"
-        counts = np.frombuffer(tensors["num_tokens"] if told else b"", dtype="<i8")
+            raise CorruptData(f"triton: received {len(scores)} scores for {rows} rows")
+        counted = kinds.get("num_tokens") == "INT64"
+        counts = np.frombuffer(tensors["num_tokens"] if counted else b"", dtype="<i8")
         return RemoteScores(tuple(map(float, scores)), tuple(map(int, counts)), response.model_version)
 
-    async def _ask(self, method: str, request: Any, *, timeout_seconds: float | None = None) -> Any:  # noqa: ANN401
-        """Calls; a model that is not there may be loading or being replaced."""
+    async def _call(self, method: str, request: Any, *, timeout_seconds: float | None = None) -> Any:  # noqa: ANN401
+        """Call a method. A missing model is Unavailable, since it may be loading or being replaced."""
         try:
             return await self._replicas.call(
                 lambda stub: getattr(stub, method), request, timeout_seconds=timeout_seconds

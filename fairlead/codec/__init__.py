@@ -1,7 +1,7 @@
-"""protobuf ↔ types: the only place where messages are built or taken apart field by field.
+"""protobuf ↔ types: the only place where messages are created and read field by field.
 
-Decoding checks structure (which oneof is set, known enum values, schema version); whether a value is
-allowed is for the service that knows its model's limits.
+Decoding checks the structure (which oneof is set, known enum values, schema version); the services check
+values against the limits of their models.
 """
 
 from fairlead.codec.rollouts import (

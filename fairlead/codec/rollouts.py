@@ -1,10 +1,10 @@
-"""What lies in the queue, prompt tasks and outcomes ↔ bytes of rollout.proto, with a schema version."""
+"""Prompt tasks and outcomes ↔ bytes of rollout.proto in the queue, with a schema version and a checksum."""
 
 from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
-from fairlead.codec.checksum import opened, sealed
+from fairlead.codec.checksum import with_checksum, without_checksum
 from fairlead.codec.tokens import (
     completion_from_pb,
     completion_to_pb,
@@ -20,7 +20,7 @@ from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout
 from fairlead.v1 import rollout_pb2
 
 SCHEMA_VERSION = 1
-"""Version of `PromptTask` and `Outcome` that this code writes, and the newest that it reads."""
+"""Version of `PromptTask` and `Outcome` that this code writes, and the newest version that it reads."""
 
 
 def _task_to_pb(task: PromptTask) -> rollout_pb2.PromptTask:
@@ -48,27 +48,27 @@ def _task_from_pb(message: rollout_pb2.PromptTask) -> PromptTask:
 
 
 def encode_task(task: PromptTask) -> bytes:
-    """PromptTask → bytes, with a checksum."""
-    return sealed(_task_to_pb(task).SerializeToString())
+    """Return the task as bytes with a checksum."""
+    return with_checksum(_task_to_pb(task).SerializeToString())
 
 
 def decode_task(payload: bytes) -> PromptTask:
-    """Bytes → PromptTask.
+    """Return the task in bytes of the queue.
 
     Raises:
-        CorruptData: if the bytes are damaged, or not a prompt task.
+        CorruptData: if the bytes are damaged or not a prompt task.
         SchemaTooNew: if a newer version of fairlead wrote them.
     """
     message = rollout_pb2.PromptTask()
     try:
-        message.ParseFromString(opened(payload, what="a prompt task"))
+        message.ParseFromString(without_checksum(payload, what="a prompt task"))
     except DecodeError as error:
         raise CorruptData(f"not a prompt task ({len(payload)} bytes): {error}") from error
     return _task_from_pb(message)
 
 
 def encode_outcome(outcome: Outcome) -> bytes:
-    """Outcome → bytes, with a checksum."""
+    """Return the outcome as bytes with a checksum."""
     message = rollout_pb2.Outcome(
         schema_version=SCHEMA_VERSION,
         task=_task_to_pb(outcome.task),
@@ -91,19 +91,19 @@ def encode_outcome(outcome: Outcome) -> bytes:
             )
         case DeadLetter() as letter:
             message.dead_letter.CopyFrom(rollout_pb2.DeadLetter(reason=letter.reason, detail=letter.detail))
-    return sealed(message.SerializeToString())
+    return with_checksum(message.SerializeToString())
 
 
 def decode_outcome(payload: bytes) -> Outcome:
-    """Bytes → Outcome.
+    """Return the outcome in bytes of the queue.
 
     Raises:
-        CorruptData: if the bytes are damaged, not an outcome, or its parts differ in length.
+        CorruptData: if the bytes are damaged or not an outcome, or its parts differ in length.
         SchemaTooNew: if a newer version of fairlead wrote them.
     """
     message = rollout_pb2.Outcome()
     try:
-        message.ParseFromString(opened(payload, what="an outcome"))
+        message.ParseFromString(without_checksum(payload, what="an outcome"))
     except DecodeError as error:
         raise CorruptData(f"not an outcome ({len(payload)} bytes): {error}") from error
     _check_schema("outcome", message.schema_version)
@@ -145,7 +145,7 @@ def _rollout_from_pb(message: rollout_pb2.Rollout) -> Rollout:
 def _check_schema(what: str, version: int) -> None:
     if version > SCHEMA_VERSION:
         raise SchemaTooNew(
-            f"{what} has schema version {version}, this fairlead reads up to {SCHEMA_VERSION}: upgrade it"
+            f"{what} has schema version {version}; this fairlead reads up to {SCHEMA_VERSION}: upgrade it"
         )
     if version < 1:
         raise CorruptData(f"{what} has schema version {version}")

@@ -1,4 +1,4 @@
-"""What is scored, how urgently, and the scores ↔ messages of reward_service.proto."""
+"""Score items, priorities, scores and served models ↔ messages of reward_service.proto."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fairlead.v1 import reward_admin_service_pb2, reward_service_pb2
 
 
 def score_item_to_pb(item: ScoreItem) -> reward_service_pb2.ScoreItem:
-    """Item → message."""
+    """Return an item as a message."""
     if isinstance(item, WholeText):
         return reward_service_pb2.ScoreItem(whole_text=item.text)
     if isinstance(item, TextPair):
@@ -37,10 +37,10 @@ def score_item_to_pb(item: ScoreItem) -> reward_service_pb2.ScoreItem:
 
 
 def score_items_from_pb(messages: Sequence[reward_service_pb2.ScoreItem]) -> list[ScoreItem]:
-    """Messages → items.
+    """Return items from messages.
 
     Raises:
-        InvalidInput: if an item holds nothing.
+        InvalidInput: if an item is empty.
     """
     items: list[ScoreItem] = []
     for index, message in enumerate(messages):
@@ -66,15 +66,15 @@ _PRIORITY_TO_PB = {
 
 
 def priority_to_pb(priority: Priority) -> reward_service_pb2.ScorePriority.ValueType:
-    """Priority → message."""
+    """Return a priority as a message."""
     return _PRIORITY_TO_PB[priority]
 
 
 def priority_from_pb(value: int) -> Priority:
-    """Message → Priority; not set means online.
+    """Return a priority from a message; unspecified is `ONLINE`.
 
     Raises:
-        InvalidInput: if the number is none that this version knows.
+        InvalidInput: for an unknown number.
     """
     found = {int(number): priority for priority, number in _PRIORITY_TO_PB.items()} | {0: Priority.ONLINE}
     if value not in found:
@@ -83,7 +83,7 @@ def priority_from_pb(value: int) -> Priority:
 
 
 def scores_to_pb(scores: Scores) -> reward_service_pb2.ScoreResponse:
-    """Scores → message."""
+    """Return scores as a message."""
     return reward_service_pb2.ScoreResponse(
         scores=scores.scores,
         model_version=scores.model_version,
@@ -95,7 +95,7 @@ def scores_to_pb(scores: Scores) -> reward_service_pb2.ScoreResponse:
 
 
 def scores_from_pb(message: reward_service_pb2.ScoreResponse) -> Scores:
-    """Message → Scores."""
+    """Return scores from a message."""
     return Scores(
         scores=tuple(message.scores),
         model_version=message.model_version,
@@ -107,7 +107,7 @@ def scores_from_pb(message: reward_service_pb2.ScoreResponse) -> Scores:
 
 
 def reward_info_to_pb(info: RewardInfo) -> reward_service_pb2.GetRewardInfoResponse:
-    """RewardInfo → message."""
+    """Return a description of a reward replica as a message."""
     return reward_service_pb2.GetRewardInfoResponse(
         model=model_info_to_pb(info.model),
         model_version=info.model_version,
@@ -118,7 +118,7 @@ def reward_info_to_pb(info: RewardInfo) -> reward_service_pb2.GetRewardInfoRespo
 
 
 def reward_info_from_pb(message: reward_service_pb2.GetRewardInfoResponse) -> RewardInfo:
-    """Message → RewardInfo."""
+    """Return a description of a reward replica from a message."""
     return RewardInfo(
         model=model_info_from_pb(message.model),
         model_version=message.model_version,
@@ -129,7 +129,7 @@ def reward_info_from_pb(message: reward_service_pb2.GetRewardInfoResponse) -> Re
 
 
 def served_to_pb(served: Sequence[ServedReward]) -> list[reward_admin_service_pb2.ServedRewardModel]:
-    """Models with their shares → messages."""
+    """Return served models as messages."""
     return [
         reward_admin_service_pb2.ServedRewardModel(
             model=model_info_to_pb(one.info.model),
@@ -142,7 +142,7 @@ def served_to_pb(served: Sequence[ServedReward]) -> list[reward_admin_service_pb
 
 
 def served_from_pb(messages: Iterable[reward_admin_service_pb2.ServedRewardModel]) -> list[ServedReward]:
-    """Messages → models with their shares."""
+    """Return served models from messages."""
     return [
         ServedReward(
             RewardInfo(model_info_from_pb(one.model), one.model_version, one.calibration_temperature),

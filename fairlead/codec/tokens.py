@@ -1,4 +1,4 @@
-"""Tokens, how they are sampled, and what a service says of its model ↔ messages of tokens.proto."""
+"""Completions, sampling parameters, messages and model descriptions ↔ messages of tokens.proto."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _FINISH_FROM_PB = {int(value): reason for reason, value in _FINISH_TO_PB.items()
 
 
 def version_to_pb(version: WeightVersion) -> tokens_pb2.WeightVersion:
-    """WeightVersion → message."""
+    """Return a weight version as a message."""
     return tokens_pb2.WeightVersion(incarnation=version.incarnation, update=version.update)
 
 
 def version_from_pb(message: tokens_pb2.WeightVersion) -> WeightVersion:
-    """Message → WeightVersion."""
+    """Return a weight version from a message."""
     return WeightVersion(message.incarnation, message.update)
 
 
 def sampling_to_pb(sampling: SamplingParams) -> tokens_pb2.SamplingParams:
-    """SamplingParams → message."""
+    """Return sampling parameters as a message."""
     return tokens_pb2.SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -48,7 +48,7 @@ def sampling_to_pb(sampling: SamplingParams) -> tokens_pb2.SamplingParams:
 
 
 def sampling_from_pb(message: tokens_pb2.SamplingParams) -> SamplingParams:
-    """Message → SamplingParams."""
+    """Return sampling parameters from a message."""
     return SamplingParams(
         temperature=message.temperature,
         top_p=message.top_p,
@@ -61,7 +61,7 @@ def sampling_from_pb(message: tokens_pb2.SamplingParams) -> SamplingParams:
 
 
 def completion_to_pb(completion: Completion) -> tokens_pb2.Completion:
-    """Completion → message."""
+    """Return a completion as a message."""
     return tokens_pb2.Completion(
         token_ids=completion.token_ids,
         logprobs=completion.logprobs,
@@ -76,7 +76,7 @@ def completion_to_pb(completion: Completion) -> tokens_pb2.Completion:
 
 
 def completion_from_pb(message: tokens_pb2.Completion) -> Completion:
-    """Message → Completion.
+    """Return a completion from a message.
 
     Raises:
         CorruptData: if the finish reason is unknown or ids and log-probs differ in number.
@@ -100,7 +100,7 @@ def completion_from_pb(message: tokens_pb2.Completion) -> Completion:
 
 
 def model_info_to_pb(info: ModelInfo) -> tokens_pb2.ModelInfo:
-    """ModelInfo → message."""
+    """Return a description of a model as a message."""
     return tokens_pb2.ModelInfo(
         model_id=info.model_id,
         tokenizer_fingerprint=info.tokenizer_fingerprint,
@@ -111,7 +111,7 @@ def model_info_to_pb(info: ModelInfo) -> tokens_pb2.ModelInfo:
 
 
 def model_info_from_pb(message: tokens_pb2.ModelInfo) -> ModelInfo:
-    """Message → ModelInfo."""
+    """Return a description of a model from a message."""
     return ModelInfo(
         model_id=message.model_id,
         tokenizer_fingerprint=message.tokenizer_fingerprint,
@@ -122,10 +122,10 @@ def model_info_from_pb(message: tokens_pb2.ModelInfo) -> ModelInfo:
 
 
 def messages_to_pb(messages: Sequence[Message]) -> list[tokens_pb2.Message]:
-    """Turns → messages."""
+    """Return the messages of a conversation as protobuf messages."""
     return [tokens_pb2.Message(role=message.role, content=message.content) for message in messages]
 
 
 def messages_from_pb(messages: Iterable[tokens_pb2.Message]) -> tuple[Message, ...]:
-    """Messages → turns."""
+    """Return the messages of a conversation from protobuf messages."""
     return tuple(Message(message.role, message.content) for message in messages)

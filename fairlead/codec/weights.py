@@ -1,4 +1,4 @@
-"""Who fetches weights and which sources failed ↔ messages of weight_service.proto."""
+"""Replicas that fetch weights, failed sources and direct offers ↔ messages of weight_service.proto."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FAILURE_FROM_PB = {int(value): failure for failure, value in _FAILURE_TO_PB.ite
 
 
 def weight_replica_to_pb(replica: WeightReplica) -> weight_service_pb2.WeightReplica:
-    """WeightReplica → message."""
+    """Return a replica as a message."""
     return weight_service_pb2.WeightReplica(
         replica_id=replica.replica_id,
         relay_address=replica.relay_address,
@@ -26,24 +26,24 @@ def weight_replica_to_pb(replica: WeightReplica) -> weight_service_pb2.WeightRep
 
 
 def weight_replica_from_pb(message: weight_service_pb2.WeightReplica) -> WeightReplica:
-    """Message → WeightReplica."""
+    """Return a replica from a message."""
     return WeightReplica(
         message.replica_id, message.relay_address, tuple(map(version_from_pb, message.versions))
     )
 
 
 def failed_source_to_pb(source: FailedSource) -> weight_service_pb2.FailedSource:
-    """FailedSource → message."""
+    """Return a failed source as a message."""
     return weight_service_pb2.FailedSource(
         relay_address=source.relay_address, failure=_FAILURE_TO_PB[source.failure]
     )
 
 
 def failed_sources_from_pb(messages: Iterable[weight_service_pb2.FailedSource]) -> tuple[FailedSource, ...]:
-    """Messages → FailedSources.
+    """Return failed sources from messages.
 
     Raises:
-        InvalidInput: for a failure that is not one of those known.
+        InvalidInput: for an unknown failure.
     """
     found = []
     for index, message in enumerate(messages):
@@ -55,15 +55,15 @@ def failed_sources_from_pb(messages: Iterable[weight_service_pb2.FailedSource]) 
 
 
 def direct_offer_to_pb(offer: DirectOffer) -> weight_service_pb2.DirectOffer:
-    """DirectOffer → message."""
+    """Return a direct offer as a message."""
     return weight_service_pb2.DirectOffer(port=offer.port, ticket=offer.ticket)
 
 
 def direct_offer_from_pb(message: weight_service_pb2.DirectOffer, host: str) -> DirectOffer:
-    """Message, as the host sent it → DirectOffer.
+    """Return a direct offer from a message sent by a host.
 
     Raises:
-        InvalidInput: for a port that is none.
+        InvalidInput: for an invalid port.
     """
     if not 0 < message.port < 1 << 16:
         raise InvalidInput("direct.port", got=message.port, allowed="from 1 to 65535")

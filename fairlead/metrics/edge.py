@@ -1,4 +1,4 @@
-"""Metrics of every process, of servers and their callers, and of the gateway."""
+"""Metrics of every process, of servers and their access control, and of the gateway."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class ProcessMetrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.waiting_seconds = Gauge(
             "fairlead_process_waiting_seconds",
-            "Age of the longest wait of each kind: " + ", ".join(watchdog.KINDS) + "; 0 where there is none.",
+            "Age of the longest wait of each kind: " + ", ".join(watchdog.KINDS) + "; 0 if there is none.",
             ["what"],
             registry=registry,
         )
         for kind in watchdog.KINDS:
-            # Read from the watchdog whenever the page is asked for.
+            # Read from the watchdog at every scrape.
             self.waiting_seconds.labels(what=kind).set_function(partial(watchdog.PROCESS.seconds, kind))
 
 
@@ -63,24 +63,24 @@ class ServerMetrics:
 
 
 class AccessMetrics:
-    """Who may call: keys, rates and quotas, at the edge of every service."""
+    """Access control at the edge of every service: API keys, rates and quotas."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.refusals = Counter(
             "fairlead_access_refusals_total",
-            "Requests refused: missing, wrong, revoked, expired, scope, requests, tokens, quota, "
+            "Requests refused, by reason: missing, wrong, revoked, expired, scope, requests, tokens, quota, "
             "request_tokens, in_flight.",
             ["reason"],
             registry=registry,
         )
         self.key_file_failures = Counter(
             "fairlead_access_key_file_failures_total",
-            "Changes of the file of keys that could not be read; the keys stayed as they were.",
+            "Changes of the key file that could not be read; the previous keys stayed in use.",
             registry=registry,
         )
         self.redis_failures = Counter(
             "fairlead_access_redis_failures_total",
-            "Requests that Redis did not count; the replica counted them by itself.",
+            "Requests that could not be counted in Redis; the replica counted them itself.",
             registry=registry,
         )
 
@@ -91,7 +91,7 @@ class TlsMetrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.failures = Counter(
             "fairlead_tls_reload_failures_total",
-            "Changes of certificate, key or authorities that could not be taken; what was there stayed.",
+            "Changes of TLS files that could not be loaded; the previous ones stayed in use.",
             registry=registry,
         )
 
@@ -103,7 +103,7 @@ class GatewayMetrics:
         self.requests = Counter(
             "fairlead_gateway_requests_total",
             "Requests by dialect (fairlead, openrlhf, vllm, open_inference, openai, other) and HTTP status; "
-            "499: the caller left.",
+            "499: the caller disconnected.",
             ["dialect", "status"],
             registry=registry,
         )

@@ -1,4 +1,4 @@
-"""Metrics of what ties the loop together: rollout workers and the trainer."""
+"""Metrics of the training loop: rollout workers and the trainer."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from fairlead.metrics.buckets import SECONDS
 
 PHASES = ("start", "wait", "prepare", "train", "publish", "checkpoint", "evaluate", "done")
-"""What the trainer can be doing; `fairlead_trainer_phase` is 1 for exactly one of them."""
+"""Phases of the trainer; `fairlead_trainer_phase` is 1 for exactly one of them."""
 
 
 class WorkerMetrics:
     """The rollout worker."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.in_flight = Gauge("fairlead_worker_in_flight_tasks", "Tasks in hand.", registry=registry)
+        self.in_flight = Gauge("fairlead_worker_in_flight_tasks", "Tasks in progress.", registry=registry)
         self.finished = Counter(
             "fairlead_worker_tasks_total",
-            "Tasks by what became of them: finished, dead_letter, failed, released, lost, duplicate.",
+            "Tasks by result: finished, dead_letter, failed, released, lost, duplicate.",
             ["result"],
             registry=registry,
         )
@@ -35,10 +35,10 @@ class TrainerMetrics:
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.phase = Gauge(
-            "fairlead_trainer_phase", "1 for what the trainer does now.", ["phase"], registry=registry
+            "fairlead_trainer_phase", "1 for the current phase of the trainer.", ["phase"], registry=registry
         )
         self.update = Gauge(
-            "fairlead_trainer_update", "Updates behind the newest weights.", registry=registry
+            "fairlead_trainer_update", "Number of updates of the newest weights.", registry=registry
         )
         self.incarnation = Gauge(
             "fairlead_trainer_incarnation", "Incarnation of the trainer.", registry=registry
@@ -54,19 +54,19 @@ class TrainerMetrics:
         )
         self.statistic = Gauge(
             "fairlead_trainer_statistic",
-            "Figures of the last update, named as in metrics_ppo.jsonl.",
+            "Statistics of the last update, named as in metrics_ppo.jsonl.",
             ["name"],
             registry=registry,
         )
         self.guard = Gauge(
             "fairlead_trainer_guard",
-            "Level of a signal of reward hacking: 0 quiet, 1 warn, 2 stop; its value is a statistic.",
+            "Level of a guard against reward hacking: 0 quiet, 1 warn, 2 stop; its value is a statistic.",
             ["signal"],
             registry=registry,
         )
         self.staleness = Histogram(
             "fairlead_trainer_staleness_updates",
-            "Updates that rollouts lagged behind: in_flight while they were made, in_queue after that.",
+            "Staleness of rollouts in updates: in_flight during generation, in_queue after it.",
             ["part"],
             buckets=(0, 1, 2, 3, 4, 6, 8, 12, 16),
             registry=registry,
@@ -82,16 +82,16 @@ class TrainerMetrics:
         )
         self.queue_outcome_bytes = Gauge(
             "fairlead_trainer_queue_outcome_bytes",
-            "Payload of the outcomes in the queue, by the mean of those read.",
+            "Estimated payload of the outcomes in the queue, from the mean of those read.",
             registry=registry,
         )
         self.queue_bound_bytes = Gauge(
             "fairlead_trainer_queue_bound_bytes",
-            "What the queue can take at most: the size of a rollout times what staleness allows.",
+            "Upper bound of the queue's memory: size of a rollout times the number that staleness allows.",
             registry=registry,
         )
 
     def set_phase(self, phase: str) -> None:
-        """Makes one phase 1 and every other 0."""
+        """Set one phase to 1 and every other to 0."""
         for name in PHASES:
             self.phase.labels(phase=name).set(name == phase)

@@ -1,4 +1,4 @@
-"""Metrics of what computes: the batcher, the model services, and the service of weights."""
+"""Metrics of the batcher, the model services and the weights service."""
 
 from __future__ import annotations
 
@@ -16,70 +16,70 @@ class BatcherMetrics:
         )
         self.wait_seconds = Histogram(
             "fairlead_batcher_wait_seconds",
-            "Time a sequence waited for the model.",
+            "Time of a sequence in the queue of the model.",
             buckets=SECONDS,
             registry=registry,
         )
         self.batch_tokens = Histogram(
             "fairlead_batcher_batch_tokens",
-            "Real tokens of a forward pass.",
+            "Tokens of a forward pass, without padding.",
             buckets=[2.0**power for power in range(4, 18)],
             registry=registry,
         )
         self.batch_fill_ratio = Histogram(
             "fairlead_batcher_batch_fill_ratio",
-            "Real tokens ÷ computed tokens of a forward pass.",
+            "Tokens without padding ÷ computed tokens of a forward pass.",
             buckets=[step / 10 for step in range(1, 11)],
             registry=registry,
         )
         self.sequences = Counter(
             "fairlead_batcher_sequences_total",
-            "Sequences by what became of them: scored, cancelled, expired, refused.",
+            "Sequences by result: scored, cancelled, expired, refused.",
             ["result"],
             registry=registry,
         )
 
 
 class RewardMetrics:
-    """The reward service: which model scores, and what need not be computed twice."""
+    """The reward service: model swaps, the canary, and computation saved by sharing prefixes."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.swaps = Counter(
-            "fairlead_reward_swaps_total", "Times that another model took over.", registry=registry
+            "fairlead_reward_swaps_total", "Times that the served model was replaced.", registry=registry
         )
         self.load_failures = Counter(
             "fairlead_reward_load_failures_total",
-            "Models that could not be loaded or could not score; what was served stayed.",
+            "Models that could not be loaded or could not score; the served model did not change.",
             registry=registry,
         )
         self.canary_share = Gauge(
             "fairlead_reward_canary_share_ratio",
-            "Share of the traffic that the canary scores.",
+            "Share of the requests that the canary scores.",
             registry=registry,
         )
         self.requests = Counter(
             "fairlead_reward_requests_total",
-            "Requests while there is a canary, by who scored them: current, canary.",
+            "Requests while there is a canary, by the model that scored them: current, canary.",
             ["model"],
             registry=registry,
         )
         self.prefix_lookups = Counter(
             "fairlead_reward_prefix_lookups_total",
-            "Sequences whose beginning was looked for among those kept: hit, miss.",
+            "Sequences whose prefix was looked up in the cache, by result: hit, miss.",
             ["result"],
             registry=registry,
         )
         self.prefix_tokens = Counter(
             "fairlead_reward_prefix_tokens_total",
-            "Tokens that were not computed again as their keys and values were kept.",
+            "Tokens that were not computed because their keys and values were cached.",
             registry=registry,
         )
         self.prefix_bytes = Gauge(
-            "fairlead_reward_prefix_bytes", "Memory of the keys and values kept.", registry=registry
+            "fairlead_reward_prefix_bytes", "Memory of the cached keys and values.", registry=registry
         )
         self.shared_tokens = Counter(
             "fairlead_reward_shared_tokens_total",
-            "Tokens that were computed once for several sequences of a batch, each time but the first.",
+            "Tokens that were not computed because another sequence of the batch has the same prefix.",
             registry=registry,
         )
 
@@ -105,7 +105,7 @@ class PolicyMetrics:
         self.swaps = Counter("fairlead_policy_swaps_total", "Weight swaps.", registry=registry)
         self.swap_seconds = Histogram(
             "fairlead_policy_swap_seconds",
-            "Pause of decoding for a weight swap.",
+            "Pause in decoding for a weight swap.",
             buckets=SECONDS,
             registry=registry,
         )
@@ -117,7 +117,7 @@ class PolicyMetrics:
 
 
 class WeightsMetrics:
-    """The weight store over gRPC: the weights service, and every policy replica that fetches and relays."""
+    """The weight store over gRPC: the weights service, and policy replicas that fetch and relay weights."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.fetched_bytes = Counter(
@@ -128,7 +128,7 @@ class WeightsMetrics:
         )
         self.fetch_seconds = Histogram(
             "fairlead_weights_fetch_seconds",
-            "Time from the first question for a source of a version until all of it was verified.",
+            "Time from the first request for a source of a version until all of the version was verified.",
             buckets=(*SECONDS, 300.0, 600.0, 1800.0),
             registry=registry,
         )
@@ -140,7 +140,7 @@ class WeightsMetrics:
         )
         self.source_failures = Counter(
             "fairlead_weights_source_failures_total",
-            "Sources that were left for another, by source (origin, peer) and reason: broken, corrupt.",
+            "Sources that failed and were replaced, by source (origin, peer) and reason: broken, corrupt.",
             ["source", "reason"],
             registry=registry,
         )
@@ -148,5 +148,7 @@ class WeightsMetrics:
             "fairlead_weights_sent_bytes_total", "Bytes of shards sent to replicas.", registry=registry
         )
         self.relay_connections = Gauge(
-            "fairlead_weights_relay_connections", "Replicas that fetch from here now.", registry=registry
+            "fairlead_weights_relay_connections",
+            "Replicas that fetch from this process now.",
+            registry=registry,
         )

@@ -1,6 +1,6 @@
-"""The page of a process for Prometheus, probes and people: /metrics, /healthz, /readyz, /waiting.
+"""The HTTP endpoint of a process for Prometheus, probes and people: /metrics, /healthz, /readyz, /waiting.
 
-Plain text, or TLS where that is asked for. Knows no metric.
+Plain text, or TLS if configured. Knows no metric.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 class _QuietHandler(WSGIRequestHandler):
     timeout = 10.0
-    """Seconds after which a caller that says nothing is left; a handshake, too."""
+    """Seconds after which an idle connection is closed, also during a TLS handshake."""
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Says nothing: probes would fill the log."""
+        """Log nothing: probes would fill the log."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -41,7 +41,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().__init__(address, _QuietHandler)
 
     def get_request(self) -> tuple[socket, tuple[str, int]]:
-        """A connection; its handshake is the handler's, in a thread of its own."""
+        """Return a connection; the handler does the TLS handshake, in its thread."""
         connection, address = super().get_request()
         if self._context is not None:
             connection = self._context.wrap_socket(
@@ -50,7 +50,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         return connection, address
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A caller that leaves, or whose handshake fails, is nothing to write about."""
+        """Ignore callers that disconnect or whose handshake fails."""
 
 
 def serve(
@@ -60,21 +60,21 @@ def serve(
     tls: TlsFiles | None = None,
     registry: CollectorRegistry = REGISTRY,
 ) -> tuple[int, Callable[[], None]]:
-    """Serves `/metrics`, `/healthz` (200 while the process lives), `/readyz` (200 or 503) and `/waiting`.
+    """Serve `/metrics`, `/healthz` (200 while the process is alive), `/readyz` (200 or 503) and `/waiting`.
 
-    In a thread. `/waiting` says what the process waits for, as JSON.
+    Runs in a thread. `/waiting` returns what the process waits for, as JSON.
 
     Args:
-        observe: where; port 0 takes any free one, -1 serves nothing.
-        ready: asked at every `/readyz`.
-        tls: the process's certificate, used with `observe.metrics_tls`.
-        registry: what `/metrics` shows.
+        observe: host and port; port 0 for any free one, -1 to serve nothing.
+        ready: called at every `/readyz`.
+        tls: certificates of the process, used with `observe.metrics_tls`.
+        registry: the metrics.
 
     Returns:
-        The port, -1 if there is none, and a function that stops serving.
+        The port, or -1 if nothing is served, and a function that stops the endpoint.
 
     Raises:
-        ConfigError: if the port is taken, or TLS is asked for without a certificate.
+        ConfigError: if the port is in use, or TLS is configured without a certificate.
     """
     if observe.metrics_port < 0:
         return -1, lambda: None
@@ -91,7 +91,7 @@ def serve(
             "observe.metrics_port", got=f"{host}:{port} ({error.strerror})", allowed="a free port"
         ) from error
     server.set_app(_app(ready, registry))
-    # How often it looks whether it shall stop; the default would add half a second to every drain.
+    # Interval of the check for shutdown; the default would add half a second to every drain.
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="metrics", daemon=True)
     thread.start()
 
@@ -110,10 +110,10 @@ def _app(
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path in ("/healthz", "/readyz"):
-            fine = path == "/healthz" or ready()
-            status = "200 OK" if fine else "503 Service Unavailable"
+            healthy = path == "/healthz" or ready()
+            status = "200 OK" if healthy else "503 Service Unavailable"
             start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-            return [b"ok\n" if fine else b"not ready\n"]
+            return [b"ok\n" if healthy else b"not ready\n"]
         if path == "/waiting":
             start_response("200 OK", [("Content-Type", "application/json")])
             return [watchdog.PROCESS.to_json().encode()]

@@ -1,10 +1,10 @@
-"""API keys: what one is, what it may do, and the file that holds the hashes of all.
+"""API keys: their format, scopes and limits, and the file with the hashes of all keys.
 
-Written by `fairlead keys`, read by the edge of every service. A key is `fl_<id>_<secret>`; the file holds its
-SHA-256 and never the key. It knows no request and no clock but for what has expired.
+Written by `fairlead keys`, read by the edge of every service. A key is `fl_<id>_<secret>`; the file contains
+its SHA-256, never the key. Knows no request; uses the clock only for expiry.
 
-A plain hash is enough: the secret has 256 random bits, so there is no dictionary to try (NIST SP 800-63B,
-section 5.1.4, asks for a slow one only for what a person chose).
+A fast hash is enough: the secret has 256 random bits, so that no dictionary attack is possible (NIST SP
+800-63B, section 5.1.4, requires a slow hash only for secrets chosen by people).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from fairlead.errors import InvalidInput, PermissionDenied, Unauthenticated
 
 Scope = Literal["score", "generate", "feedback", "weights", "admin"]
 SCOPES: tuple[Scope, ...] = ("score", "generate", "feedback", "weights", "admin")
-"""score: rewards and reference log-probs; generate: the policy; feedback: rankings; weights: to fetch them;
+"""score: rewards and reference log-probs; generate: completions; feedback: rankings; weights: fetching
+weights;
 admin: everything."""
 
 _PREFIX = "fl"
@@ -36,46 +37,46 @@ _MAX_FILE_BYTES = 16 << 20
 
 
 class ApiKey(Section):
-    """One key: who it is, what it may do and how much."""
+    """One key: its id, scopes and limits."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
-    """Names the key in logs and in the key itself."""
+    """Identifies the key in logs; part of the key itself."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """SHA-256 of the whole key, in hexadecimal."""
+    """SHA-256 of the whole key, hexadecimal."""
     scopes: tuple[Scope, ...] = Field(min_length=1)
-    """What it may do; `admin` may do everything."""
+    """What the key allows; `admin` allows everything."""
     requests_per_second: float | None = Field(default=None, gt=0)
-    """Requests, on average; as many at once as a second allows, one at least. None: no limit."""
+    """Mean rate of requests; bursts of one second's requests, at least one, are allowed. None: no limit."""
     tokens_per_minute: int | None = Field(default=None, gt=0)
-    """Tokens, on average; as many at once as a minute allows. None: no limit."""
+    """Mean rate of tokens; bursts of one minute's tokens are allowed. None: no limit."""
     tokens_per_day: int | None = Field(default=None, gt=0)
-    """Tokens from one midnight (UTC) to the next. None: no limit."""
+    """Tokens in a day (UTC). None: no limit."""
     max_request_tokens: int | None = Field(default=None, gt=0)
-    """Tokens of one request. None: as many as the service takes."""
+    """Largest number of tokens of one request. None: the limit of the service."""
     max_in_flight: int | None = Field(default=None, gt=0)
-    """Requests at the same time on one replica. None: no limit."""
+    """Largest number of requests in progress on one replica. None: no limit."""
     max_priority: Literal["online", "bulk"] = "online"
-    """`bulk`: its requests are served after the online ones, whatever they ask for."""
+    """`bulk`: requests are served after online ones, even if they ask for `online`."""
     expires: AwareDatetime | None = None
-    """From then on it is refused. None: never."""
+    """Time from which the key is refused. None: never."""
     revoked: bool = False
-    """Whether it is refused."""
+    """Whether the key is refused."""
 
     def allows(self, scope: Scope) -> bool:
-        """Whether it may do this."""
+        """Return whether the key has a scope."""
         return scope in self.scopes or "admin" in self.scopes
 
     def require(self, scope: Scope) -> None:
-        """Checks that it may do this.
+        """Check that the key has a scope.
 
         Raises:
-            PermissionDenied: if it may not.
+            PermissionDenied: if it does not.
         """
         if not self.allows(scope):
-            raise PermissionDenied(f"the API key {self.id} has not the scope {scope}")
+            raise PermissionDenied(f"the API key {self.id} does not have the scope {scope}")
 
     def check_valid(self, *, now: datetime | None = None) -> None:
-        """Checks that it is neither revoked nor out of date.
+        """Check that the key is neither revoked nor expired.
 
         Raises:
             Unauthenticated: if it is.
@@ -87,55 +88,55 @@ class ApiKey(Section):
 
 
 class KeyFile(Section):
-    """Every key, as the file holds them."""
+    """The contents of the key file."""
 
     keys: tuple[ApiKey, ...] = ()
-    """In the order in which they were made."""
+    """Keys in the order of their creation."""
 
     @model_validator(mode="after")
     def _ids_differ(self) -> Self:
         ids = [key.id for key in self.keys]
         twice = {one for one in ids if ids.count(one) > 1}
         if twice:
-            raise ValueError(f"the id {min(twice)} stands there twice")
+            raise ValueError(f"the id {min(twice)} occurs twice")
         return self
 
     def get(self, key_id: str) -> ApiKey | None:
-        """The key of an id."""
+        """Return the key with an id; None if there is none."""
         return next((key for key in self.keys if key.id == key_id), None)
 
     def replaced(self, key: ApiKey) -> KeyFile:
-        """The same with a key in the place of the one that had its id, or behind all others."""
+        """Return the file with a key in place of the one with the same id, or appended."""
         others = tuple(key if one.id == key.id else one for one in self.keys)
         return KeyFile(keys=others if self.get(key.id) else (*others, key))
 
 
 def draw(key_id: str) -> str:
-    """A new key of an id: its secret has 256 random bits."""
+    """Return a new key with an id and a secret of 256 random bits."""
     return f"{_PREFIX}_{key_id}_{secrets.token_hex(_SECRET_BYTES)}"
 
 
 def new_id() -> str:
-    """An id for who does not choose one."""
+    """Return a random id."""
     return secrets.token_hex(4)
 
 
 def id_of(key: str) -> str:
-    """The id in a key; empty if the text is none."""
+    """Return the id in a key; empty if the text is not a key."""
     parts = key.split("_")
     return parts[1] if len(parts) == 3 and parts[0] == _PREFIX else ""
 
 
 def sha256_of(key: str) -> str:
-    """What the file holds of a key."""
+    """Return the hash of a key, as in the file."""
     return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
 
 def read(path: Path) -> KeyFile:
-    """The file.
+    """Return the contents of the key file.
 
     Raises:
-        InvalidInput: if it cannot be read or holds something else; says where, and quotes no hash.
+        InvalidInput: if it cannot be read or is invalid; says where, and quotes no hash.
     """
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
@@ -148,11 +149,11 @@ def read(path: Path) -> KeyFile:
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise _bad(path, f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
     except ValueError as error:
-        raise _bad(path, f"no JSON ({error})") from None
+        raise _bad(path, f"invalid JSON ({error})") from None
 
 
 def write(path: Path, file: KeyFile) -> None:
-    """Puts the file in the place of what is there, in one step, readable by its owner alone.
+    """Replace the key file atomically; only its owner can read it.
 
     Raises:
         OSError: if it cannot be written.
@@ -160,22 +161,22 @@ def write(path: Path, file: KeyFile) -> None:
     values = file.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     text = json.dumps({"keys": values.get("keys", [])}, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
     try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
 
 
 @contextlib.contextmanager
 def editing(folder: Path) -> Iterator[None]:
-    """Keeps other writers of the files in a folder out, so that none undoes what another wrote."""
+    """Lock the files in a folder against other writers, so that no change is lost."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
@@ -186,10 +187,10 @@ def editing(folder: Path) -> Iterator[None]:
 
 
 def scopes_of(names: Sequence[str]) -> tuple[Scope, ...]:
-    """Scopes by name, in their own order.
+    """Return scopes by name, in the order of SCOPES.
 
     Raises:
-        InvalidInput: for a name that is none.
+        InvalidInput: for an unknown name.
     """
     for name in names:
         if name not in SCOPES:
@@ -198,4 +199,4 @@ def scopes_of(names: Sequence[str]) -> tuple[Scope, ...]:
 
 
 def _bad(path: Path, got: str) -> InvalidInput:
-    return InvalidInput(str(path), got=got, allowed="a file of keys as `fairlead keys create` writes it")
+    return InvalidInput(str(path), got=got, allowed="a key file as `fairlead keys create` writes it")

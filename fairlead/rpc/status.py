@@ -81,7 +81,7 @@ def untrusted_reason(error: aio.AioRpcError) -> str:
 
 
 def error_from_status(error: aio.AioRpcError, *, where: str, so_far: str) -> FairleadError:
-    """Return the error that a failed call stands for; a `Transient` one is worth a retry.
+    """Return the error of a failed call; a `Transient` one is worth a retry.
 
     Args:
         error: raised by the call.
@@ -102,7 +102,7 @@ def error_from_status(error: aio.AioRpcError, *, where: str, so_far: str) -> Fai
 def error_from_code(
     code: grpc.StatusCode, details: str, *, retry_after_seconds: float, where: str, so_far: str = ""
 ) -> FairleadError:
-    """Return the error that a status stands for; the arguments are those of `error_from_status`."""
+    """Return the error of a status; the arguments are those of `error_from_status`."""
     message = f"{where}: {details} ({f'{code.name} {so_far}'.rstrip()})"
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return RemoteInvalidInput(details)

@@ -136,7 +136,7 @@ async def test_a_prompt_of_a_newer_version_is_refused_by_name_and_left_to_newer_
     replace_prompt(run, prompt=newer)
     for _ in range(2):
         with pytest.raises(
-            SchemaTooNew, match=r"prompt task has schema version \d+, this fairlead reads up to"
+            SchemaTooNew, match=r"prompt task has schema version \d+; this fairlead reads up to"
         ):
             await worker.claim(count=5, block_seconds=0)
     assert trainer.snapshot().tasks_under_way() == {7}

@@ -134,7 +134,7 @@ def test_every_flipped_bit_and_every_cut_is_found():
 def test_a_newer_schema_is_refused_by_name_with_its_checksum_and_without():
     newer = rollout_pb2.Outcome(schema_version=codec.SCHEMA_VERSION + 1).SerializeToString()
     for payload in (newer, bytes.fromhex(with_checksum(newer.hex()))):
-        with pytest.raises(SchemaTooNew, match="outcome has schema version 2, this fairlead reads up to 1"):
+        with pytest.raises(SchemaTooNew, match="outcome has schema version 2; this fairlead reads up to 1"):
             codec.decode_outcome(payload)
 
 

@@ -99,7 +99,7 @@ def test_any_bytes_are_an_outcome_or_a_named_error(payload: bytes):
 
 def test_a_newer_schema_is_refused_by_its_number():
     newer = rollout_pb2.PromptTask(schema_version=codec.SCHEMA_VERSION + 1, task_id=3)
-    with pytest.raises(SchemaTooNew, match="prompt task has schema version 2, this fairlead reads up to 1"):
+    with pytest.raises(SchemaTooNew, match="prompt task has schema version 2; this fairlead reads up to 1"):
         codec.decode_task(newer.SerializeToString())
 
 

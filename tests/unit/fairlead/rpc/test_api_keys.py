@@ -109,7 +109,7 @@ def test_scopes_and_the_one_that_has_all(world: World):
     world.add("root", scopes=("admin",))
     one, root = world.file.keys
     one.require("score")
-    with pytest.raises(PermissionDenied, match="one has not the scope generate"):
+    with pytest.raises(PermissionDenied, match="one does not have the scope generate"):
         one.require("generate")
     for scope in api_keys.SCOPES:
         root.require(scope)
@@ -191,7 +191,7 @@ def test_an_id_stands_in_a_file_once(world: World):
     world.add("one")
     values = world.file.model_dump(mode="json", exclude_none=True)
     world.path.write_text(json.dumps({"keys": values["keys"] * 2}))
-    with pytest.raises(InvalidInput, match="the id one stands there twice"):
+    with pytest.raises(InvalidInput, match="the id one occurs twice"):
         api_keys.read(world.path)
 
 

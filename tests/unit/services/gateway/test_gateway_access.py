@@ -43,7 +43,7 @@ async def test_who_is_refused_and_how(http: Gateway, keys: Keys):
         "wrong": (draw("nobody"), 401, "not known here"),
         "revoked": (keys.add("gone", revoked=True), 401, "gone is revoked"),
         "expired": (keys.add("late", expires=past), 401, "late has expired"),
-        "scope": (keys.add("writer", scopes=("generate",)), 403, "writer has not the scope score"),
+        "scope": (keys.add("writer", scopes=("generate",)), 403, "writer does not have the scope score"),
     }
     for reason, (key, status, words) in cases.items():
         answer = await post(http, key)

@@ -43,7 +43,7 @@ async def test_who_is_refused_and_how(world: World, keys: Keys):
         "scope": (
             keys.add("writer", scopes=("generate", "feedback")),
             "PERMISSION_DENIED",
-            "the API key writer has not the scope score",
+            "the API key writer does not have the scope score",
         ),
         "request_tokens": (
             keys.add("small", max_request_tokens=9),
@@ -79,7 +79,7 @@ async def test_the_clients_errors_say_the_same(world: World, keys: Keys):
 
 async def test_only_who_may_generate_holds_all_others_back(world: World, keys: Keys):
     async with client(world, keys.add("caller")) as reward:
-        with pytest.raises(PermissionDenied, match="caller has not the scope generate"):
+        with pytest.raises(PermissionDenied, match="caller does not have the scope generate"):
             await reward.score([TEN_TOKENS], exclusive=True)
     async with client(world, keys.add("worker", scopes=("score", "generate"))) as reward:
         assert len((await reward.score([TEN_TOKENS], exclusive=True)).scores) == 1
