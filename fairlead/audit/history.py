@@ -140,7 +140,7 @@ class History:
 
     def _sendings(self) -> Iterator[EventLine]:
         for event in self.snapshot.events:
-            # What was sent after the update that the next incarnation resumed from was sent again or not needed.
+            # Sendings after the update that the next incarnation resumed from were repeated or not needed.
             if event.event == "sent" and self.is_valid(WeightVersion(event.incarnation, event.update)):
                 yield event
 

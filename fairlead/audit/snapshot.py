@@ -1,8 +1,8 @@
 """A consistent snapshot of a run's files and queue, which may be taken while the run is active.
 
 A trainer writes an outcome to its journal, then to a checkpoint, then deletes it from the queue. The snapshot
-reads in the opposite order (events, checkpoints, queue, journal), so it never shows a later step of an outcome
-without its earlier ones. If an incarnation begins meanwhile, everything is read again.
+reads in the opposite order (events, checkpoints, queue, journal), so it never shows a later step without the
+earlier ones. If an incarnation begins meanwhile, everything is read again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Wires the weights service: the trainer's store → servicer → server. Lives on when the trainer does not."""
+"""Wires the weights service: the trainer's store → servicer → server. Keeps running if the trainer ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.weights.servicer import WeightServicer
 
 
 async def run(config: RunConfig) -> None:
-    """Serves until a signal, then drains."""
+    """Serve until a signal, then drain."""
     section = config.weights
     async with (
         ModelServer(
@@ -35,7 +35,7 @@ async def run(config: RunConfig) -> None:
         sender = Sender(store, section, metrics.WeightsMetrics(), direct=direct_port)
         servicer = WeightServicer(store, registry, sender)
         await server.start(servicer.add_to, [SERVICE_NAME])
-        # There may be no version yet: that is an answer, too.
+        # Ready even without a version: that there is none yet is a valid reply.
         server.set_ready(True)
         await server.run_until_stopped()
 

@@ -1,4 +1,4 @@
-"""Wire in, wire out for the weights service: manifests from the store, sources from the registry, bytes."""
+"""Servicer of the weights service: manifests from the store, sources from the registry, bytes of shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.weights.registry import Registry
 
 
 class WeightServicer(ShardServicer):
-    """The RPCs of fairlead.v1.WeightService, as the origin serves them."""
+    """Implements fairlead.v1.WeightService as the origin."""
 
     def __init__(self, store: FilesystemWeightStore, registry: Registry, sender: Sender) -> None:
         super().__init__(sender)
@@ -25,9 +25,9 @@ class WeightServicer(ShardServicer):
     async def GetLatestManifest(
         self, request: pb.GetLatestManifestRequest, context: Context
     ) -> pb.GetLatestManifestResponse:
-        """The newest valid version."""
+        """Return the newest valid version; its manifest only if the caller does not have it."""
         if request.HasField("replica"):
-            self._registry.hear(codec.weight_replica_from_pb(request.replica))
+            self._registry.report(codec.weight_replica_from_pb(request.replica))
         manifest = await asyncio.to_thread(self._store.latest)
         if manifest is None:
             return pb.GetLatestManifestResponse()
@@ -39,19 +39,19 @@ class WeightServicer(ShardServicer):
     async def ListWeightVersions(
         self, request: pb.ListWeightVersionsRequest, context: Context
     ) -> pb.ListWeightVersionsResponse:
-        """What is in the store."""
+        """Return the versions in the store."""
         versions = await asyncio.to_thread(self._store.versions)
         return pb.ListWeightVersionsResponse(versions=map(codec.version_to_pb, versions))
 
     async def FindWeightSource(
         self, request: pb.FindWeightSourceRequest, context: Context
     ) -> pb.FindWeightSourceResponse:
-        """Who sends the bytes of a version."""
+        """Return a source of the bytes of a version."""
         version = codec.version_from_pb(request.version)
         failed = codec.failed_sources_from_pb(request.failed)
         held = await asyncio.to_thread(self._store.versions)
         if version not in held:
             names = ", ".join(map(str, held)) or "none"
-            raise NotFound(f"weights {version} are not in the store; those that are: {names}")
+            raise NotFound(f"weights {version} are not in the store; versions in it: {names}")
         source = self._registry.find(codec.weight_replica_from_pb(request.replica), version, failed)
         return pb.FindWeightSourceResponse(relay_address=source)

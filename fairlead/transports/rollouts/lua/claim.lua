@@ -1,9 +1,9 @@
 #!lua
--- Takes tasks: first entries whose lease ran out or that were given back, then new ones.
+-- Claim tasks: first entries whose lease expired or that were given back, then new ones.
 -- ARGV: consumer, lease in ms, count.
--- Returns {claims, unreadable entries, last delivered id}; a claim is {entry, deliveries, failures, task,
--- incarnation, number, prompt}. Entries of closed sendings, and entries without readable fields, are
--- acknowledged on the way.
+-- Returns {claims, unreadable entries, last delivered ID}; a claim is {entry, deliveries, failures, task,
+-- incarnation, number, prompt}. Also acknowledges entries of closed sendings, and entries without readable
+-- fields.
 local consumer = payload(1, 'consumer')
 local lease_ms, count = digits(2, 'lease'), tonumber(digits(3, 'count'))
 check_types()
@@ -37,7 +37,7 @@ while #claims < count do
     break
   end
   for _, pending in ipairs(expired) do
-    -- Nothing comes back for an entry that is gone from the stream; XCLAIM then drops it from the pending.
+    -- If the entry was deleted from the stream, XCLAIM returns nothing and removes it from the pending ones.
     local entry = redis.call('XCLAIM', PROMPTS, GROUP, consumer, lease_ms, pending[1])[1]
     if entry then
       take(entry, pending[4] + 1)

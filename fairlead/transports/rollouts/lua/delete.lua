@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Deletes outcomes. ARGV: owner, then entries. Returns how many there were.
+-- Delete outcomes. ARGV: owner, then entries. Returns the number of entries that existed.
 for i = 2, #ARGV do
   entry_id(i)
 end

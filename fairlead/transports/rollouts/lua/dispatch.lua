@@ -1,5 +1,5 @@
 #!lua
--- Opens a new sending of each task, which closes an older one. ARGV: owner, then (task, least number, prompt).
+-- Open a new sending of each task, which closes an older one. ARGV: owner, then (task, minimum number, prompt).
 -- Returns the numbers of the sendings.
 for i = 2, #ARGV, 3 do
   digits(i, 'task')

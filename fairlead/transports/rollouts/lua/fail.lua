@@ -1,6 +1,7 @@
 #!lua
--- Counts an explicit failure. ARGV: task, incarnation, number, entry, consumer, max_failures, dead letter.
--- 0: closed, or no longer in this worker's hands, nothing counted; 1: counted and given back; 2: dead-lettered.
+-- Count an explicit failure. ARGV: task, incarnation, number, entry, consumer, max_failures, dead letter.
+-- Returns 0 if the sending is closed or this worker no longer holds the entry (nothing is counted), 1 if the
+-- failure was counted and the entry given back, 2 if the task was dead-lettered.
 local task, incarnation, number = digits(1, 'task'), digits(2, 'incarnation'), digits(3, 'number')
 local entry, consumer = entry_id(4), payload(5, 'consumer')
 local max_failures, letter = tonumber(digits(6, 'max_failures')), payload(7, 'dead letter')

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Deletes a consumer that has nothing pending, and those of workers that are long gone.
--- ARGV: consumer, idle ms after which another's consumer counts as gone.
+-- Delete a consumer that has nothing pending, and consumers of workers that ended long ago.
+-- ARGV: consumer, idle ms after which the consumer of another worker is deleted.
 local consumer, gone_ms = payload(1, 'consumer'), tonumber(digits(2, 'gone'))
 check_types()
 ensure_group()

@@ -1,9 +1,9 @@
--- Shared by every script; put between a script's shebang and its body. Keys are the same for all:
+-- Shared by all scripts; inserted between the shebang and the body of a script. All scripts use the same keys:
 -- prompts, rollouts, outstanding, fence. A script checks its arguments and the types of its keys before its
--- first write, because Redis does not roll back what a script did before it failed.
+-- first write, because Redis does not roll back the writes of a script that fails.
 local PROMPTS, ROLLOUTS, OUTSTANDING, FENCE = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local GROUP = 'workers'
--- Owner of entries that were given back: idle for so long that any claim takes them.
+-- Owner of entries that were given back; their idle time is long enough for any worker to claim them.
 local RETURNED, RETURNED_IDLE_MS = 'returned', 8640000000
 
 local function digits(index, name)
@@ -40,7 +40,7 @@ local function check_types()
   end
 end
 
--- At 0, so that the group's lag is always known and nothing is passed over if the group was lost.
+-- The group starts at 0, so that its lag is always known and no entry is skipped if the group was lost.
 local function ensure_group()
   local made = redis.pcall('XGROUP', 'CREATE', PROMPTS, GROUP, '0', 'MKSTREAM')
   if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then
@@ -48,8 +48,8 @@ local function ensure_group()
   end
 end
 
--- Raises FENCED if another trainer of this or a higher incarnation holds the fence. A lower or a lost one is
--- taken (again): Redis may forget, the files that claim incarnations do not.
+-- Raise FENCED if another trainer of this or a higher incarnation holds the fence. A lower or lost fence is
+-- taken again: Redis may lose it, but the files that claim incarnations persist.
 local function check_fence()
   local mine = ARGV[1]
   local my_incarnation = tonumber(string.match(mine or '', '^(%d+):%x+$'))
@@ -81,8 +81,8 @@ local function store_sending(task, incarnation, number, failures, entry)
   redis.call('HSET', OUTSTANDING, task, value)
 end
 
--- The explicit failures of a sending if it is open, nil otherwise. The entry that carried it is part of its
--- name: an entry that Redis brought back, or that outlived the hash, is never taken for the open one.
+-- Return the explicit failures of a sending if it is open, nil otherwise. The entry ID is compared, too: an old
+-- entry that Redis restored, or that outlived the hash, is never mistaken for the open sending.
 local function open_failures(task, incarnation, number, entry)
   local open = stored_sending(task)
   if open and open.incarnation == incarnation and open.number == number and open.entry == entry then
@@ -104,7 +104,7 @@ local function last_delivered()
   return '0-0'
 end
 
--- Everything below the oldest pending entry was delivered and acknowledged. Trimming from the head keeps the
+-- Every entry before the oldest pending one was delivered and acknowledged. Trimming from the head keeps the
 -- group's lag known; XDEL would not.
 local function trim()
   local oldest = redis.call('XPENDING', PROMPTS, GROUP)[2] or last_delivered()
@@ -122,7 +122,7 @@ local function close(task, incarnation, number, entry, outcome)
   trim()
 end
 
--- Owner and delivery count of a pending entry, or nil.
+-- Return owner and delivery count of a pending entry, or nil.
 local function pending_of(entry)
   local found = redis.call('XPENDING', PROMPTS, GROUP, entry, entry, 1)[1]
   if not found then

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Gives entries back as if they had not been delivered. ARGV: consumer, then entries.
--- Entries that are not this worker's any more are left alone.
+-- Give entries back as if they had not been delivered. ARGV: consumer, then entries.
+-- Entries that this worker no longer holds are not changed.
 local consumer = payload(1, 'consumer')
 for i = 2, #ARGV do
   entry_id(i)

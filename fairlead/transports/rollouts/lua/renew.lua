@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Prolongs leases. ARGV: consumer, then (entry, task, incarnation, number) of each claim.
--- Returns the entries that are lost: another's, closed, or gone from the stream.
+-- Renew leases. ARGV: consumer, then (entry, task, incarnation, number) of each claim.
+-- Returns the lost entries: held by another worker, closed, or deleted from the stream.
 local consumer = payload(1, 'consumer')
 for i = 2, #ARGV, 4 do
   entry_id(i)

@@ -1,8 +1,9 @@
 #!lua flags=no-writes,allow-oom
--- What the queue holds, at one moment and without a write: for the trainer's survey and for those who look on.
--- Returns {owner of the fence or '', prompts, outcomes, open sendings}: a prompt is {entry, task, incarnation,
--- number, consumer or '', deliveries, idle ms}, not delivered yet if it has no consumer and lies behind the last
--- delivered id; an outcome is {entry, task, incarnation, number, bytes}; open sendings are task, stored, task ….
+-- Return the content of the queue at one moment, without a write: for the trainer and for the audit.
+-- Returns {owner of the fence or '', prompts, outcomes, open sendings, last delivered ID}. A prompt is {entry,
+-- task, incarnation, number, consumer or '', deliveries, idle ms}; it was not delivered yet if it has no
+-- consumer and comes after the last delivered ID. An outcome is {entry, task, incarnation, number, bytes}. Open sendings
+-- are a flat list: task, stored value, task, stored value, and so on.
 check_types()
 local PAGE = 500
 

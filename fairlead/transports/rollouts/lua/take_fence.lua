@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Fences off every lower incarnation. ARGV: owner, `<incarnation>:<token>`. Trying again is harmless.
+-- Take the fence, which blocks every lower incarnation. ARGV: owner, `<incarnation>:<token>`. Safe to repeat.
 check_types()
 check_fence()
 ensure_group()

@@ -48,7 +48,7 @@ def test_with_two_places_each_they_stand_in_a_tree() -> None:
 
 
 def test_who_holds_all_of_it_comes_first(registry: Registry) -> None:
-    registry.hear(named("a", V1))
+    registry.report(named("a", V1))
     assert registry.find(named("b"), V1) == "a:1"
     assert registry.find(named("c"), V1) == ORIGIN
     assert registry.find(named("d"), V1) == "b:1"
@@ -56,20 +56,20 @@ def test_who_holds_all_of_it_comes_first(registry: Registry) -> None:
 
 def test_a_place_is_free_again_when_the_version_is_held(registry: Registry) -> None:
     registry.find(named("a"), V1)
-    registry.hear(named("a", V1))
+    registry.report(named("a", V1))
     assert registry.find(named("b"), V2) == ORIGIN
 
 
 def test_who_does_not_relay_is_no_source_and_the_rest_waits(registry: Registry) -> None:
     assert registry.find(WeightReplica("quiet"), V1) == ORIGIN
-    with pytest.raises(Overloaded, match="all sources of weights 1-1 are taken"):
+    with pytest.raises(Overloaded, match="all sources of weights 1-1 are in use"):
         registry.find(named("b"), V1)
 
 
 def test_a_replica_that_is_not_heard_of_loses_its_place(registry: Registry, clock: Clock) -> None:
     registry.find(WeightReplica("quiet"), V1)
     clock.now += 4
-    registry.hear(WeightReplica("quiet"))
+    registry.report(WeightReplica("quiet"))
     clock.now += 4
     with pytest.raises(Overloaded):
         registry.find(named("b"), V1)
@@ -78,13 +78,13 @@ def test_a_replica_that_is_not_heard_of_loses_its_place(registry: Registry, cloc
 
 
 def test_a_restart_at_the_same_address_replaces_what_was_there(registry: Registry) -> None:
-    registry.hear(WeightReplica("old", "a:1", (V1,)))
-    registry.hear(WeightReplica("new", "a:1"))
+    registry.report(WeightReplica("old", "a:1", (V1,)))
+    registry.report(WeightReplica("new", "a:1"))
     assert registry.find(named("b"), V1) == ORIGIN
 
 
 def test_nobody_is_sent_to_who_depends_on_him(registry: Registry) -> None:
-    registry.hear(named("d", V1))
+    registry.report(named("d", V1))
     assert registry.find(named("a"), V1) == "d:1"
     assert registry.find(named("b"), V1) == ORIGIN
     assert registry.find(named("e"), V1) == "a:1"
@@ -92,29 +92,29 @@ def test_nobody_is_sent_to_who_depends_on_him(registry: Registry) -> None:
     # The only free places are at e, which has its bytes from a.
     with pytest.raises(Overloaded):
         registry.find(named("a"), V1, [FailedSource("d:1", SourceFailure.BROKEN)])
-    registry.hear(WeightReplica("quiet", versions=(V1,)))
+    registry.report(WeightReplica("quiet", versions=(V1,)))
     assert registry.find(named("a"), V1) == "b:1"
 
 
 def test_a_broken_source_is_not_given_again_for_a_while(registry: Registry, clock: Clock) -> None:
-    registry.hear(named("a", V1))
+    registry.report(named("a", V1))
     assert registry.find(named("b"), V1) == "a:1"
     broken = FailedSource("a:1", SourceFailure.BROKEN)
     assert registry.find(named("b"), V1, [broken]) == ORIGIN
     assert registry.find(named("c"), V1) == "a:1"
-    registry.hear(named("c", V1))
+    registry.report(named("c", V1))
     clock.now += 3
     for name in "abc":
-        registry.hear(named(name, *([V1] if name != "b" else [])))
+        registry.report(named(name, *([V1] if name != "b" else [])))
     clock.now += 3
-    registry.hear(named("a", V1))
+    registry.report(named("a", V1))
     clock.now += 4.5
-    registry.hear(named("a", V1))
+    registry.report(named("a", V1))
     assert registry.find(named("b"), V1) == "a:1"
 
 
 def test_who_lied_about_a_version_is_believed_by_nobody(registry: Registry) -> None:
-    registry.hear(named("a", V1, V2))
+    registry.report(named("a", V1, V2))
     lied = FailedSource("a:1", SourceFailure.CORRUPT)
     assert registry.find(named("b"), V1, [lied]) == ORIGIN
     assert registry.find(named("c"), V1) == "b:1"
@@ -127,7 +127,7 @@ def test_the_origin_is_always_asked_again(registry: Registry) -> None:
 
 def test_a_replica_without_a_name_is_refused(registry: Registry) -> None:
     with pytest.raises(InvalidInput, match=r"replica\.replica_id"):
-        registry.hear(WeightReplica(""))
+        registry.report(WeightReplica(""))
 
 
 @settings(max_examples=200, deadline=None)
@@ -152,12 +152,12 @@ def test_whatever_happens_the_fan_out_is_kept_and_every_chain_ends_at_bytes(
                 with contextlib.suppress(Overloaded):
                     told[name] = registry.find(named(name), V1, source)
             case "hear":
-                registry.hear(named(name, *([V1] if name in holds else [])))
+                registry.report(named(name, *([V1] if name in holds else [])))
                 heard[name] = clock.now
             case "hold" if name in told:
                 holds.add(name)
                 del told[name]
-                registry.hear(named(name, V1))
+                registry.report(named(name, V1))
                 heard[name] = clock.now
             case "wait":
                 clock.now += data.draw(st.floats(0, 4))
