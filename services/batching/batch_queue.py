@@ -22,6 +22,8 @@ from services.batching.packing import Chosen, Packing
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+MAX_BULK_WAIT_SECONDS = 1.0
+"""Bulk requests get a batch at least this often, however many online requests arrive."""
 _SPEED_DECAY = 0.8
 """Weight of the previous estimate when a batch updates the speed."""
 _MIN_MEASURED_SHARE = 0.125
@@ -105,23 +107,19 @@ class Batch(Generic[_Item, _Result]):
         return sum(member.num_tokens for member in self.members)
 
 
-BULK_PATIENCE_SECONDS = 1.0
-"""Bulk requests get a batch at least this often, however many online requests arrive."""
-
-
 class BatchQueue(Generic[_Item, _Result]):
     """Two lanes, first come first served except for sequences that share a batch with the oldest.
 
-    Online requests go before bulk requests. If no bulk batch was taken for `bulk_patience_seconds`, waiting
+    Online requests go before bulk requests. If no bulk batch was taken for `max_bulk_wait_seconds`, waiting
     bulk requests get the next batch: a steady stream of online requests slows bulk down but never stops it.
     """
 
     def __init__(
-        self, packing: Packing[_Item], *, max_batch_tokens: int, bulk_patience_seconds: float
+        self, packing: Packing[_Item], *, max_batch_tokens: int, max_bulk_wait_seconds: float
     ) -> None:
         self._packing = packing
         self._max_batch_tokens = max_batch_tokens
-        self._bulk_patience_seconds = bulk_patience_seconds
+        self._max_bulk_wait_seconds = max_bulk_wait_seconds
         self._lanes: dict[Priority, collections.deque[QueuedSequence[_Item, _Result]]] = {
             priority: collections.deque() for priority in Priority
         }
@@ -179,7 +177,7 @@ class BatchQueue(Generic[_Item, _Result]):
                 yield sequence
 
     def _order(self, now: float) -> tuple[Priority, Priority]:
-        overdue = now - self._last_bulk_batch >= self._bulk_patience_seconds
+        overdue = now - self._last_bulk_batch >= self._max_bulk_wait_seconds
         if overdue and self._lanes[Priority.BULK]:
             return Priority.BULK, Priority.ONLINE
         return Priority.ONLINE, Priority.BULK
@@ -239,7 +237,7 @@ class Speed:
         self._tokens_per_second = _SPEED_DECAY * known + (1 - _SPEED_DECAY) * measured if known else measured
 
     def seconds(self, tokens: int) -> float:
-        """Return the expected time to compute so many tokens; 0 before the first measurement."""
+        """Return the expected time to compute a number of tokens; 0 before the first measurement."""
         return tokens / self._tokens_per_second if self._tokens_per_second else 0.0
 
 
@@ -280,8 +278,8 @@ class Admission:
         """Check whether a request of `total` tokens may join the queue.
 
         Raises:
-            InvalidInput: if the request alone exceeds the limit of the queue.
-            Overloaded: if the queue is full or the wait too long; has the delay until there is room.
+            InvalidInput: if the request by itself exceeds the limit of the queue.
+            Overloaded: if the queue is full or the wait too long; has the delay before the next attempt.
         """
         section = self._section
         bulk = priority is Priority.BULK

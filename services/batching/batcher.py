@@ -1,7 +1,7 @@
 """The micro-batcher of the reward and reference services: sequences of all callers share forward passes.
 
 Sits between a servicer and the function that runs the model. Knows only the number of tokens of an item.
-Work-conserving: a free model takes whatever is waiting, so an idle server adds no delay.
+Work-conserving: a free model takes all waiting sequences that fit, so an idle server adds no delay.
 
 Two threads alternate. While one runs the model, the other chooses the next batch and builds its tensors as
 soon as a full batch is waiting; with less it waits for the model, because more may arrive. Neither waits for
@@ -23,7 +23,7 @@ from fairlead.config.serving import BatchingSection
 from fairlead.errors import DeadlineExceeded, Overloaded, Unavailable
 from fairlead.types import Priority
 from services.batching.batch_queue import (
-    BULK_PATIENCE_SECONDS,
+    MAX_BULK_WAIT_SECONDS,
     Admission,
     Batch,
     BatchQueue,
@@ -39,7 +39,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 Compute = Callable[[Sequence[_Item]], Sequence[_Result | Exception]]
-"""Runs a batch: returns for each item its result, or the error of that item alone."""
+"""Runs a batch: returns for each item its result, or its own error."""
 Prepare = Callable[[Sequence[_Item]], Callable[[], Sequence[_Result | Exception]]]
 """Builds the tensors of a batch; the function it returns runs the model."""
 
@@ -59,7 +59,7 @@ class MicroBatcher(Generic[_Item, _Result]):
         field_name: str,
         prepare: Prepare[_Item, _Result] | None = None,
         packing: Packing[_Item] | None = None,
-        bulk_patience_seconds: float = BULK_PATIENCE_SECONDS,
+        max_bulk_wait_seconds: float = MAX_BULK_WAIT_SECONDS,
     ) -> None:
         """
         Args:
@@ -69,7 +69,7 @@ class MicroBatcher(Generic[_Item, _Result]):
             field_name: the request's name for its items, used in errors.
             prepare: builds the call to the model while another batch runs; None if there is nothing to build.
             packing: chooses batches; None packs sequences of similar length.
-            bulk_patience_seconds: longest wait of bulk requests for a batch while online requests come.
+            max_bulk_wait_seconds: longest wait of bulk requests for a batch while online requests arrive.
         """
         self._prepare = isolate_failures(prepare or (lambda items: lambda: compute(items)))
         self._section = section
@@ -78,7 +78,7 @@ class MicroBatcher(Generic[_Item, _Result]):
         self._queue = BatchQueue[_Item, _Result](
             packing or PaddedPacking[_Item](),
             max_batch_tokens=section.max_batch_tokens,
-            bulk_patience_seconds=bulk_patience_seconds,
+            max_bulk_wait_seconds=max_bulk_wait_seconds,
         )
         # Guards the queue, admission and the two flags. Each condition has a single waiter and is notified
         # only when that waiter can proceed: waking a thread in vain costs as much as accepting a request.
@@ -150,8 +150,8 @@ class MicroBatcher(Generic[_Item, _Result]):
             priority: online requests go before bulk requests.
 
         Raises:
-            InvalidInput: if the items alone exceed the limit of the queue.
-            Overloaded: if the queue is full or the wait too long; has the delay until there is room.
+            InvalidInput: if the items by themselves exceed the limit of the queue.
+            Overloaded: if the queue is full or the wait too long; has the delay before the next attempt.
             DeadlineExceeded: if the deadline passed before the model was free.
             Unavailable: if the batcher is closed.
         """

@@ -1,8 +1,7 @@
 """The contract between the policy servicer and a generation engine.
 
 The servicer checks requests and knows the wire; an engine knows neither. `transformers_engine.py` implements
-the contract with a transformers model in this process; an engine that drives a vLLM server is planned behind
-the same contract.
+the contract with a transformers model in this process; an engine that drives a vLLM server is planned.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Engine(Protocol):
         step.
 
         Args:
-            request: a checked request whose prompt leaves room for at least one token.
+            request: a checked request; its prompt is at least one token shorter than the context.
             deadline: on the clock of `time.monotonic`; None for no deadline.
 
         Raises:

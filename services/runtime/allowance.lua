@@ -1,13 +1,13 @@
--- Takes requests and tokens out of a key's allowance, all or nothing, by the server's clock.
--- The same arithmetic as `_Account.take` in allowance.py, which says what it means.
+-- Counts requests and tokens against the limits of a key, all or nothing, by the server's clock.
+-- Same arithmetic as `_Account.take` in allowance.py, which documents it.
 --
 -- KEYS[1]: hash of the key's account. ARGV: requests, tokens, requests per second, tokens per second, capacity
--- of the token bucket, tokens per day (0: no limit), 1 to take whatever the levels are.
--- Returns {'' or which limit, seconds to wait}.
+-- of the token bucket, tokens per day (0: no limit), 1 to take them even beyond the limits.
+-- Returns {'' or the limit that refuses, seconds to wait}.
 local requests, tokens = tonumber(ARGV[1]), tonumber(ARGV[2])
 local request_rate, token_rate = tonumber(ARGV[3]), tonumber(ARGV[4])
 local token_capacity, quota = tonumber(ARGV[5]), tonumber(ARGV[6])
-local whatever = ARGV[7] == '1'
+local force = ARGV[7] == '1'
 local request_capacity = math.max(1, request_rate)
 
 local clock = redis.call('TIME')
@@ -23,7 +23,7 @@ local used = tonumber(kept[4] or today) == today and tonumber(kept[5] or 0) or 0
 request_level = math.min(request_capacity, request_level + elapsed * request_rate)
 token_level = math.min(token_capacity, token_level + elapsed * token_rate)
 
-if not whatever then
+if not force then
   local short = math.min(requests, request_capacity) - request_level
   if request_rate > 0 and short > 1e-6 then
     return {'requests', tostring(short / request_rate)}

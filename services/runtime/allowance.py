@@ -1,10 +1,10 @@
-"""How much a key may still take: token buckets of requests and tokens, and a quota for each day.
+"""Rate limits and quotas of API keys: token buckets for requests and tokens, and a daily quota of tokens.
 
-Between the edge of a service and its work. Counted in this process, or by a script in Redis for all replicas
-together. It knows keys by their limits and their id, and no secrets.
+Used between the edge of a service and its work. Counts in this process, or by a script in Redis for all
+replicas together. Knows the id and the limits of a key, but no secrets.
 
-A bucket fills at its rate up to its capacity. A request that is larger than the capacity is let through by a
-full bucket and leaves a debt, so that the average holds and nothing waits for ever.
+A bucket fills at its rate up to its capacity. A full bucket accepts a request larger than its capacity and
+goes into debt, so that the average rate holds and no request waits forever.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from fairlead.transports.rollouts.redis_connection import tls_options
 logger = logging.getLogger(__name__)
 
 _DAY_SECONDS = 86_400
-_REDIS_SECONDS = 0.5
-"""Redis answers in this time or counts as away."""
-_AWAY_SECONDS = 1.0
-"""How long Redis is left alone once it was away; until then this process counts by itself."""
-_ENOUGH = 1e-6
-"""A bucket that lacks less than this is not short: rounding alone must not refuse."""
+_REDIS_TIMEOUT_SECONDS = 0.5
+"""Timeout of a call to Redis, after which Redis counts as unavailable."""
+_UNAVAILABLE_SECONDS = 1.0
+"""Pause after Redis was unavailable; during it, only this process counts."""
+_TOLERANCE = 1e-6
+"""Tolerance of a bucket level, so that rounding does not refuse a request."""
 
-_WHICH = {
-    "requests": "sends more than {key.requests_per_second:g} requests a second",
-    "tokens": "sends more than {key.tokens_per_minute} tokens a minute",
-    "quota": "has used its {key.tokens_per_day} tokens of this day (UTC)",
+_REASONS = {
+    "requests": "exceeds its rate of {key.requests_per_second:g} requests per second",
+    "tokens": "exceeds its rate of {key.tokens_per_minute} tokens per minute",
+    "quota": "has used its quota of {key.tokens_per_day} tokens for today (UTC)",
 }
 
 
 @dataclass(slots=True)
 class _Account:
-    """What one key has left."""
+    """Bucket levels and used quota of one key."""
 
     requests: float
     tokens: float
@@ -54,20 +54,18 @@ class _Account:
     day: int
     used: int
 
-    def take(
-        self, key: ApiKey, *, requests: int, tokens: int, now: float, whatever: bool
-    ) -> tuple[str, float]:
-        """Takes all or nothing; the script in `allowance.lua` does the same.
+    def take(self, key: ApiKey, *, requests: int, tokens: int, now: float, force: bool) -> tuple[str, float]:
+        """Take requests and tokens, all or nothing; the script in `allowance.lua` does the same.
 
         Args:
             key: the limits.
-            requests: how many.
-            tokens: how many.
+            requests: number of requests.
+            tokens: number of tokens.
             now: seconds since 1970.
-            whatever: take also what is not there.
+            force: take them even beyond the limits.
 
         Returns:
-            Which limit forbids it, empty if none does, and after how many seconds it would not.
+            The limit that refuses it, empty if none does, and the seconds until it would be accepted.
         """
         request_rate, token_rate, capacity, quota = _rates(key)
         request_capacity = max(1.0, request_rate)
@@ -76,12 +74,12 @@ class _Account:
         used = self.used if self.day == today else 0
         request_level = min(request_capacity, self.requests + elapsed * request_rate)
         token_level = min(capacity, self.tokens + elapsed * token_rate)
-        if not whatever:
+        if not force:
             short = min(requests, request_capacity) - request_level
-            if request_rate and short > _ENOUGH:
+            if request_rate and short > _TOLERANCE:
                 return "requests", short / request_rate
             short = min(tokens, capacity) - token_level
-            if token_rate and short > _ENOUGH:
+            if token_rate and short > _TOLERANCE:
                 return "tokens", short / token_rate
             if quota and (used >= quota or used + tokens > quota):
                 return "quota", (today + 1) * _DAY_SECONDS - now
@@ -92,73 +90,73 @@ class _Account:
 
 
 class Allowance:
-    """What every key has left."""
+    """Remaining rates and quotas of all keys."""
 
     def __init__(
         self, section: KeysSection, *, counts: metrics.AccessMetrics, clock: Callable[[], float] = time.time
     ) -> None:
         """
         Args:
-            section: where Redis is, if it counts.
-            counts: where refusals are counted.
-            clock: seconds since 1970, for what this process counts by itself.
+            section: settings of Redis, if it counts.
+            counts: metrics of refusals.
+            clock: returns seconds since 1970; used for counts in this process.
 
         Raises:
-            ConfigError: for a URL that is none of Redis.
+            ConfigError: if the URL of Redis is invalid.
         """
         self._counts = counts
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
         self._redis = _client(section) if section.redis_url else None
         self._script = self._redis.register_script(_source()) if self._redis else None
-        self._away_until = 0.0
-        self._was_away = False
+        self._unavailable_until = 0.0
+        self._was_unavailable = False
 
     async def close(self) -> None:
-        """Closes the connections to Redis."""
+        """Close the connections to Redis."""
         if self._redis is not None:
             await self._redis.aclose()
 
     async def admit(self, key: ApiKey, *, requests: int, tokens: int) -> None:
-        """Takes requests and tokens out of what a key may have; all or nothing.
+        """Count requests and tokens against the limits of a key, all or nothing.
 
         Args:
-            key: whose they are.
-            requests: how many begin.
-            tokens: how many they hold.
+            key: key of the caller.
+            requests: number of requests.
+            tokens: tokens of the requests.
 
         Raises:
-            Overloaded: if it is more than the key may have now; says when it may.
-            InvalidInput: if it is more than the key may ever have at once.
+            Overloaded: if they exceed a rate or the quota now; has the delay until they do not.
+            InvalidInput: if they exceed what the key allows in one request.
         """
         if key.max_request_tokens is not None and tokens > key.max_request_tokens:
             raise self._too_large(key, tokens, f"at most {key.max_request_tokens} in one request")
         if key.tokens_per_day is not None and tokens > key.tokens_per_day:
             raise self._too_large(key, tokens, f"at most {key.tokens_per_day} a day")
-        which, wait = await self._take(key, requests=requests, tokens=tokens, whatever=False)
+        which, wait = await self._take(key, requests=requests, tokens=tokens, force=False)
         if which:
             self._counts.refusals.labels(reason=which).inc()
-            what = _WHICH[which].format(key=key)
+            what = _REASONS[which].format(key=key)
             raise Overloaded(f"the API key {key.id} {what}", retry_after_seconds=max(0.001, round(wait, 3)))
 
     async def charge(self, key: ApiKey, *, tokens: int) -> None:
-        """Takes tokens that were only known when the work was done; what is not there is owed.
+        """Count tokens known only after the work, even beyond the limits; the debt delays later requests.
 
-        Fewer than none gives back what was taken beforehand.
+        A negative number refunds tokens that were counted beforehand.
         """
-        await self._take(key, requests=0, tokens=tokens, whatever=True)
+        await self._take(key, requests=0, tokens=tokens, force=True)
 
     def _too_large(self, key: ApiKey, tokens: int, allowed: str) -> InvalidInput:
         self._counts.refusals.labels(reason="request_tokens").inc()
         return InvalidInput("request", got=f"{tokens} tokens", allowed=f"{allowed} for the API key {key.id}")
 
-    async def _take(self, key: ApiKey, *, requests: int, tokens: int, whatever: bool) -> tuple[str, float]:
+    async def _take(self, key: ApiKey, *, requests: int, tokens: int, force: bool) -> tuple[str, float]:
         rates = _rates(key)
-        # The limits that this would touch; most calls of most keys touch none.
+        # Return early if no limit applies, as for most calls of most keys.
         if not ((requests and rates[0]) or rates[1] or rates[3]):
             return "", 0.0
-        if self._script is not None and time.monotonic() >= self._away_until:
-            arguments = [requests, tokens, *rates, int(whatever)]
+        if self._script is not None and time.monotonic() >= self._unavailable_until:
+            arguments = [requests, tokens, *rates, int(force)]
             try:
                 which, wait = cast(
                     tuple[bytes, bytes],
@@ -174,25 +172,27 @@ class Allowance:
         if account is None:
             account = _Account(max(1.0, rates[0]), rates[2], now, int(now // _DAY_SECONDS), 0)
             self._accounts[key.id] = account
-        return account.take(key, requests=requests, tokens=tokens, now=now, whatever=whatever)
+        return account.take(key, requests=requests, tokens=tokens, now=now, force=force)
 
     def _redis_failed(self, error: Exception) -> None:
-        """Scoring goes on without Redis, every replica by its own count: a limit is less than a service."""
+        """Continue with counts of this process: serving is more important than exact limits."""
         self._counts.redis_failures.inc()
-        self._away_until = time.monotonic() + _AWAY_SECONDS
-        if not self._was_away:
+        self._unavailable_until = time.monotonic() + _UNAVAILABLE_SECONDS
+        if not self._was_unavailable:
             what = (str(error) or type(error).__name__).splitlines()[0]
-            logger.error("Redis of [keys] does not count (%s): this replica counts by itself", what)
-        self._was_away = True
+            logger.error("Redis of [keys] is unavailable (%s): this replica counts on its own", what)
+        self._was_unavailable = True
 
     def _redis_answered(self) -> None:
-        if self._was_away:
-            logger.info("Redis of [keys] counts again")
-        self._was_away = False
+        if self._was_unavailable:
+            logger.info("Redis of [keys] is available again")
+        self._was_unavailable = False
 
 
 def _rates(key: ApiKey) -> tuple[float, float, float, int]:
-    """Requests a second, tokens a second, capacity of the token bucket, tokens a day; 0 is no limit."""
+    """Return requests a second, tokens a second, capacity of the token bucket, tokens a day; 0 means no
+    limit.
+    """
     per_minute = key.tokens_per_minute or 0
     return key.requests_per_second or 0.0, per_minute / 60, float(per_minute), key.tokens_per_day or 0
 
@@ -203,8 +203,8 @@ def _client(section: KeysSection) -> Redis:
         return Redis.from_url(
             section.redis_url,
             password=password.get_secret_value() if password else None,
-            socket_timeout=_REDIS_SECONDS,
-            socket_connect_timeout=_REDIS_SECONDS,
+            socket_timeout=_REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=_REDIS_TIMEOUT_SECONDS,
             socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
             **tls_options(section, name="keys"),

@@ -1,7 +1,7 @@
-"""grpc.health.v1 for one server: SERVING or not, told to every watcher.
+"""grpc.health.v1 for one server: SERVING or NOT_SERVING, reported to every watcher.
 
-Knows nothing of what is served. The servicer of grpcio-health-checking forgets all watchers of a service
-when one of them leaves, and its watches outlive a drain; this one does neither.
+Knows nothing of the services. The servicer of grpcio-health-checking drops all watchers of a service when one
+of them disconnects, and its watches outlive a drain; this one does neither.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 _Status = health_pb2.HealthCheckResponse
 
 LIVENESS = "liveness"
-"""A name that is SERVING whenever the event loop answers: for liveness probes, which must ask no more."""
+"""Name that is SERVING whenever the event loop answers; for liveness probes, which must check nothing else.
+"""
 
 
 class Health:
-    """The status of a server (service "") and of each of its services: one for all but `LIVENESS`."""
+    """One status for the server (service "") and all its services, except `LIVENESS`."""
 
     def __init__(self, services: Sequence[str]) -> None:
         self._services = frozenset(["", LIVENESS, *services])
@@ -30,37 +31,37 @@ class Health:
 
     @property
     def serving(self) -> bool:
-        """What watchers are told."""
+        """Whether the status is SERVING."""
         return self._serving
 
     def set_serving(self, serving: bool) -> None:
-        """Tells every watcher. Has no effect once closed."""
+        """Set the status and report it to every watcher. Has no effect once closed."""
         if not self._closed and serving != self._serving:
             self._serving = serving
             self._notify()
 
     def close(self) -> None:
-        """NOT_SERVING for good; watches end."""
+        """Set NOT_SERVING permanently and end all watches."""
         self._serving = False
         self._closed = True
         self._notify()
 
     def add_to(self, server: aio.Server) -> None:
-        """Registers the servicer."""
+        """Register the servicer."""
         health_pb2_grpc.add_HealthServicer_to_server(self, server)
 
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[object, object]
     ) -> health_pb2.HealthCheckResponse:
-        """The status now; NOT_FOUND for a service that is not here."""
+        """Return the current status; fail with NOT_FOUND for an unknown service."""
         if request.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"this server has no service {request.service!r}")
         return self._response(request.service)
 
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[object, object]
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """The status now and at every change, until the server drains."""
+        """Send the current status and every change until the server drains."""
         last = None
         while True:
             changed = self._changed
@@ -75,8 +76,8 @@ class Health:
     def _response(self, service: str) -> health_pb2.HealthCheckResponse:
         if service not in self._services:
             return _Status(status=_Status.SERVICE_UNKNOWN)
-        fine = self._serving or service == LIVENESS
-        return _Status(status=_Status.SERVING if fine else _Status.NOT_SERVING)
+        serving = self._serving or service == LIVENESS
+        return _Status(status=_Status.SERVING if serving else _Status.NOT_SERVING)
 
     def _notify(self) -> None:
         self._changed.set()

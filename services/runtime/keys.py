@@ -1,6 +1,6 @@
-"""The ring of API keys: who is it that calls? Reads its file again when that changes.
+"""Authenticate callers by the API keys of a file, which is read again when it changes.
 
-At the edge of every service, gRPC or HTTP. Knows no request, only the value of its `authorization`.
+Used at the edge of every service, gRPC or HTTP. Knows no request, only the value of its `authorization`.
 """
 
 from __future__ import annotations
@@ -22,38 +22,39 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["Key", "KeyRing"]
 
-_NOBODY = "0" * 64
-"""Compared with when there is no such id, so that an unknown id takes as long as a wrong secret."""
+_UNKNOWN = "0" * 64
+"""Compared with the hash of a key whose id is unknown, so that the reply takes as long as for a wrong secret.
+"""
 
 
 class KeyRing:
-    """The keys that are valid now."""
+    """The keys of the file."""
 
     def __init__(self, section: KeysSection, *, counts: metrics.AccessMetrics) -> None:
-        """Reads the file.
+        """Read the file.
 
         Raises:
-            ConfigError: if it cannot be read.
+            ConfigError: if the file cannot be read.
         """
         self._path = Path(section.file)
         self._reload_seconds = section.reload_seconds
         self._counts = counts
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         self._state = _state(self._path)
         try:
             self._keys = _by_id(api_keys.read(self._path))
         except InvalidInput as error:
             raise ConfigError("keys.file", got=f"{error.where}: {error.got}", allowed=error.allowed) from None
-        logger.info("%d API keys from %s", len(self._keys), self._path)
+        logger.info("read %d API keys from %s", len(self._keys), self._path)
 
     def authenticate(self, bearer: str | None) -> Key:
-        """The key that a caller holds.
+        """Return the key that a caller presents.
 
         Args:
-            bearer: the value of the header or metadata `authorization`, `Bearer fl_…`; None if there is none.
+            bearer: value of the header or metadata `authorization`, `Bearer fl_…`; None if it was not sent.
 
         Raises:
-            Unauthenticated: if it is missing, unknown, wrong, revoked or out of date.
+            Unauthenticated: if the key is missing, unknown, wrong, revoked or expired.
         """
         self._reload_if_changed()
         scheme, _, presented = (bearer or "").strip().partition(" ")
@@ -61,15 +62,15 @@ class KeyRing:
         if scheme.lower() != "bearer" or not presented:
             raise self._refusal("missing", "no API key: send `authorization: Bearer fl_…`")
         key = self._keys.get(api_keys.id_of(presented))
-        expected = key.sha256 if key is not None else _NOBODY
-        fits = hmac.compare_digest(api_keys.sha256_of(presented), expected)
-        if key is None or not fits:
-            raise self._refusal("wrong", "this API key is not known here")
+        expected = key.sha256 if key is not None else _UNKNOWN
+        matches = hmac.compare_digest(api_keys.sha256_of(presented), expected)
+        if key is None or not matches:
+            raise self._refusal("wrong", "unknown API key")
         self._check_valid(key)
         return key
 
     def check(self, key: Key) -> None:
-        """Checks that a key that was shown a while ago is still good: a stream may last for hours.
+        """Check that a key presented earlier is still valid; a stream may last for hours.
 
         Raises:
             Unauthenticated: if it is not.
@@ -77,7 +78,7 @@ class KeyRing:
         self._reload_if_changed()
         current = self._keys.get(key.id)
         if current is None or current.sha256 != key.sha256:
-            raise self._refusal("wrong", "this API key is no longer known here")
+            raise self._refusal("wrong", "the API key no longer exists")
         self._check_valid(current)
 
     def _check_valid(self, key: Key) -> None:
@@ -92,23 +93,23 @@ class KeyRing:
         return Unauthenticated(message)
 
     def _reload_if_changed(self) -> None:
-        """Takes a file that has changed; one that is damaged or gone leaves the keys as they are."""
+        """Read the file if it has changed; keep the current keys if it is damaged or missing."""
         now = time.monotonic()
-        if now - self._looked_at < self._reload_seconds:
+        if now - self._checked_at < self._reload_seconds:
             return
-        self._looked_at = now
+        self._checked_at = now
         state = _state(self._path)
         if state == self._state:
             return
-        # Before the file is read: what is written meanwhile is another change.
+        # Set before the file is read, so that a write during the read counts as another change.
         self._state = state
         try:
             self._keys = _by_id(api_keys.read(self._path))
         except InvalidInput as error:
             self._counts.key_file_failures.inc()
-            logger.error("the API keys stay as they were: %s", error)
+            logger.error("cannot read the API keys, keeping the previous ones: %s", error)
         else:
-            logger.info("%d API keys from %s", len(self._keys), self._path)
+            logger.info("read %d API keys from %s", len(self._keys), self._path)
 
 
 def _by_id(file: KeyFile) -> dict[str, Key]:
@@ -116,7 +117,9 @@ def _by_id(file: KeyFile) -> dict[str, Key]:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What differs after a change, also of links, as a mounted Secret swaps them; empty if it is gone."""
+    """Return what a change alters, including swapped links as in a mounted Secret; empty if the file is
+    missing.
+    """
     try:
         found = os.stat(path)
     except OSError:

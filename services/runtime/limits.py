@@ -1,6 +1,7 @@
-"""Checks of what callers send that every model service makes alike: ids, lengths, texts, numbers of items.
+"""Checks of requests that all model services share: token ids, lengths, texts, numbers of items.
 
-Each raises InvalidInput with the field, the index, what was got and what is allowed; texts are never quoted.
+Each raises InvalidInput with the field, the index, what was received and what is allowed; texts are never
+quoted.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ def check_token_ids(
     index: int | None = None,
     allow_empty: bool = False,
 ) -> None:
-    """Every id is in [0, vocabulary_size), and there is at least one.
+    """Check that there is at least one id and that every id is in [0, vocabulary_size).
 
     Args:
         field: name of the ids in the request, such as `prompt.tokens.token_ids`.
         token_ids: the ids.
-        vocabulary_size: rows of the model's embedding.
-        index: of the item in the batch, if there is one; for a bad id, the position is in the message.
-        allow_empty: whether none is fine.
+        vocabulary_size: number of rows of the model's embedding.
+        index: index of the item in the batch, if there is one.
+        allow_empty: whether an empty sequence is allowed.
 
     Raises:
-        InvalidInput: naming the first id that is not allowed, and its position.
+        InvalidInput: names the first id that is not allowed, and its position.
     """
     if not token_ids:
         if allow_empty:
@@ -47,10 +48,10 @@ def check_token_ids(
 
 
 def check_sequence_tokens(field: str, num_tokens: int, *, limit: int, index: int | None = None) -> None:
-    """A sequence, prompt and response together, fits into the model.
+    """Check that a sequence, prompt and response together, is not longer than the limit.
 
     Raises:
-        InvalidInput: if it does not.
+        InvalidInput: if it is longer.
     """
     if num_tokens > limit:
         raise InvalidInput(
@@ -62,10 +63,10 @@ def check_sequence_tokens(field: str, num_tokens: int, *, limit: int, index: int
 
 
 def check_text(field: str, text: str, *, max_bytes: int, index: int | None = None) -> None:
-    """A text is not larger than the limit; says its size, not the text.
+    """Check that a text is not larger than the limit.
 
     Raises:
-        InvalidInput: if it is larger.
+        InvalidInput: if it is larger; has its size, not the text.
     """
     size = len(text) if text.isascii() else len(text.encode())
     if size > max_bytes:
@@ -75,32 +76,37 @@ def check_text(field: str, text: str, *, max_bytes: int, index: int | None = Non
 
 
 def check_not_empty(field: str, text: str, *, index: int | None = None) -> None:
-    """A text has at least one character.
+    """Check that a text has at least one character.
 
     Raises:
-        InvalidInput: if it has none.
+        InvalidInput: if it is empty.
     """
     if not text:
         raise InvalidInput(field, index=index, got="an empty text", allowed="at least one character")
 
 
 def check_count(field: str, count: int, *, limit: int) -> None:
-    """A request has from 1 to `limit` items.
+    """Check that a request has from 1 to `limit` items.
 
     Raises:
-        InvalidInput: if not.
+        InvalidInput: if it does not.
     """
     if not 1 <= count <= limit:
         raise InvalidInput(field, got=count, allowed=f"from 1 to {limit}")
 
 
 def check_temperature(field: str, temperature: float, *, allow_zero: bool) -> None:
-    """A finite temperature up to 100; 0, which is greedy decoding, only where that means something.
+    """Check that a temperature is finite, greater than 0 and at most 100.
+
+    Args:
+        field: name of the field.
+        temperature: the temperature.
+        allow_zero: whether 0, greedy decoding, is allowed.
 
     Raises:
-        InvalidInput: if not.
+        InvalidInput: if it is not allowed.
     """
-    fine = math.isfinite(temperature) and 0 <= temperature <= 100 and (allow_zero or temperature > 0)
-    if not fine:
+    valid = math.isfinite(temperature) and 0 <= temperature <= 100 and (allow_zero or temperature > 0)
+    if not valid:
         allowed = "from 0 to 100" if allow_zero else "greater than 0, at most 100"
         raise InvalidInput(field, got=temperature, allowed=f"a finite number {allowed}")

@@ -1,4 +1,4 @@
-"""Admission bounds what waits in tokens and by time; bulk gives way and is not starved; batches overlap."""
+"""Admission limits waiting tokens and waiting time; bulk yields without starving; batches overlap."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def check(admission: Admission, total: int, *, online: int = 0, bulk: int = 0, p
     admission.check(total, priority, online_tokens=online, bulk_tokens=bulk)
 
 
-def test_small_batches_say_nothing_of_speed():
-    """A first batch of two tokens takes as long as any call: nobody is refused for it."""
+def test_small_batches_do_not_update_speed():
+    """A first batch of two tokens takes the fixed time of a call; it must cause no refusals."""
     speed = Speed(max_batch_tokens=800)
     speed.learn(2, 0.05)
     assert speed.seconds(10_000) == 0.0
@@ -42,22 +42,22 @@ def test_small_batches_say_nothing_of_speed():
     assert speed.seconds(1_000) == pytest.approx(0.5, rel=1e-3)
 
 
-def test_nobody_is_refused_for_time_while_nothing_is_known():
+def test_no_refusal_for_time_before_first_measurement():
     check(admission_of(), 500, online=9_000)
 
 
-def test_what_would_wait_too_long_is_refused_until_it_would_not():
+def test_request_that_would_wait_too_long_is_refused():
     admission = admission_of()
     admission.ended(800, 1.0)
     check(admission, 500, online=1_500)
     with pytest.raises(Overloaded, match=r"would wait 3 s, the limit is 2 s") as refused:
         check(admission, 500, online=2_400)
     assert refused.value.retry_after_seconds == pytest.approx(1.0)
-    # An empty queue takes anything.
+    # An empty queue accepts any request.
     check(admission, 5_000, online=0)
 
 
-def test_the_batch_that_runs_and_the_one_behind_it_count():
+def test_running_and_chosen_batches_add_to_the_wait():
     admission = admission_of()
     admission.ended(800, 1.0)
     admission.begun(800)
@@ -69,7 +69,7 @@ def test_the_batch_that_runs_and_the_one_behind_it_count():
     assert admission.wait_seconds(400) == pytest.approx(0.5)
 
 
-def test_bulk_gets_half_of_the_queue_and_no_bound_in_time():
+def test_bulk_may_fill_half_the_queue_without_time_limit():
     admission = admission_of()
     admission.ended(800, 1.0)
     check(admission, 500, bulk=4_500, priority=Priority.BULK)
@@ -82,7 +82,7 @@ def test_bulk_gets_half_of_the_queue_and_no_bound_in_time():
 
 
 class Model:
-    """Remembers the order of what it computed; can be held."""
+    """Records the order of the items it computed; can be blocked."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -101,7 +101,7 @@ class Model:
         return list(items)
 
 
-def batcher_of(model, *, bulk_patience_seconds: float = 1.0, **settings: object) -> MicroBatcher[str, str]:
+def batcher_of(model, *, max_bulk_wait_seconds: float = 1.0, **settings: object) -> MicroBatcher[str, str]:
     section = BatchingSection.model_validate({"max_batch_tokens": 10} | settings)
     counts = metrics.BatcherMetrics(CollectorRegistry())
     return MicroBatcher(
@@ -109,16 +109,16 @@ def batcher_of(model, *, bulk_patience_seconds: float = 1.0, **settings: object)
         section,
         batcher_metrics=counts,
         field_name="items",
-        bulk_patience_seconds=bulk_patience_seconds,
+        max_bulk_wait_seconds=max_bulk_wait_seconds,
     )
 
 
 async def test_online_goes_before_bulk():
     model = Model()
-    async with batcher_of(model, bulk_patience_seconds=60) as batcher:
+    async with batcher_of(model, max_bulk_wait_seconds=60) as batcher:
         tasks = [asyncio.create_task(batcher.submit(["first"], [1]))]
         await until(model.entered.is_set)
-        # A full batch is taken at once; so are no more than one of bulk.
+        # A full batch is chosen at once, so one bulk batch is taken before the online requests arrive.
         tasks += [
             asyncio.create_task(batcher.submit([f"bulk{n}"], [10], priority=Priority.BULK)) for n in range(4)
         ]
@@ -131,11 +131,11 @@ async def test_online_goes_before_bulk():
     assert order == [f"online{n}" for n in range(4)] + [f"bulk{n}" for n in range(1, 4)]
 
 
-async def test_bulk_is_not_starved_by_a_steady_stream():
+async def test_steady_online_stream_does_not_starve_bulk():
     model = Model()
     model.seconds = 0.005
     model.free.set()
-    async with batcher_of(model, bulk_patience_seconds=0.03) as batcher:
+    async with batcher_of(model, max_bulk_wait_seconds=0.03) as batcher:
         stop = asyncio.Event()
 
         async def stream() -> None:
@@ -150,10 +150,10 @@ async def test_bulk_is_not_starved_by_a_steady_stream():
         await asyncio.gather(*streams)
     places = [index for index, name in enumerate(model.names) if name.startswith("bulk")]
     gaps = [b - a for a, b in itertools.pairwise(places)]
-    assert min(gaps) >= 2, "between two batches of bulk others are served"
+    assert min(gaps) >= 2, "online batches are served between two bulk batches"
 
 
-async def test_a_full_batch_is_prepared_while_another_runs():
+async def test_full_batch_is_prepared_while_another_runs():
     model, prepared = Model(), list[list[str]]()
 
     def prepare(items: Sequence[str]):
@@ -169,7 +169,7 @@ async def test_a_full_batch_is_prepared_while_another_runs():
         await until(model.entered.is_set)
         tasks.append(asyncio.create_task(batcher.submit(["b"], [5])))
         await until(lambda: batcher.queue_tokens == 5)
-        assert prepared == [["a"]], "what is not full waits for company"
+        assert prepared == [["a"]], "a batch that is not full waits for more items"
         tasks.append(asyncio.create_task(batcher.submit(["c"], [5])))
         await until(lambda: len(prepared) == 2)
         assert sorted(prepared[1]) == ["b", "c"]
@@ -178,7 +178,7 @@ async def test_a_full_batch_is_prepared_while_another_runs():
         await asyncio.gather(*tasks)
 
 
-async def test_waiting_and_computing_add_up_to_the_whole():
+async def test_queue_and_compute_time_add_up():
     model = Model()
     model.seconds = 0.03
     model.free.set()

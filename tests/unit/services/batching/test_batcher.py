@@ -1,4 +1,4 @@
-"""The micro-batcher against a plain model: budget, order, bounds, and who is dropped."""
+"""The micro-batcher with a plain model: token budget, order, limits and dropped requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Item = tuple[int, int]
 
 
 class Model:
-    """Computes name · 10 and remembers its batches; can be held busy."""
+    """Computes name · 10 and records its batches; can be blocked."""
 
     def __init__(self) -> None:
         self.batches: list[list[Item]] = []
@@ -59,7 +59,7 @@ async def submit(batcher: MicroBatcher[Item, int], items: Sequence[Item], **opti
 
 
 async def occupy(batcher: MicroBatcher[Item, int], model: Model) -> asyncio.Task[list[int]]:
-    """Holds the model with one sequence; the queue is empty afterwards."""
+    """Block the model with one sequence; the queue is empty afterwards."""
     model.free.clear()
     model.entered.clear()
     task = asyncio.create_task(submit(batcher, [(0, 1)]))
@@ -75,19 +75,19 @@ def test_pack_keeps_the_budget_and_every_sequence(lengths, budget):
         longest = max(lengths[index] for index in batch)
         assert len(batch) == 1 or len(batch) * longest <= budget
         assert longest <= SMALL_TOKENS or min(lengths[index] for index in batch) * 2 >= longest
-    # Lengths never rise from batch to batch, so no other cut into runs of the sorted order pads less.
+    # Lengths never increase from batch to batch, so no other split of the sorted order pads less.
     flat = [lengths[index] for batch in batches for index in batch]
     assert flat == sorted(lengths, reverse=True)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 64))
-def test_pack_opens_a_batch_only_when_it_must(lengths, budget):
+def test_pack_starts_a_new_batch_only_when_necessary(lengths, budget):
     batches = pack(lengths, max_batch_tokens=budget)
     for before, after in itertools.pairwise(batches):
         longest, follower = lengths[before[0]], lengths[after[0]]
         full = (len(before) + 1) * longest > budget
-        unlike = longest > SMALL_TOKENS and follower * 2 < longest
-        assert full or unlike
+        dissimilar = longest > SMALL_TOKENS and follower * 2 < longest
+        assert full or dissimilar
 
 
 @settings(max_examples=40, deadline=None)
@@ -112,7 +112,7 @@ def test_every_caller_gets_its_results_in_order(requests, budget):
         assert len(batch) == 1 or len(batch) * max(length for _, length in batch) <= budget
 
 
-async def test_what_waits_shares_a_batch_and_an_idle_model_starts_at_once():
+async def test_waiting_requests_share_a_batch_and_idle_model_starts_at_once():
     model = Model()
     async with batcher_of(model, max_batch_tokens=100) as batcher:
         held = await occupy(batcher, model)
@@ -124,7 +124,7 @@ async def test_what_waits_shares_a_batch_and_an_idle_model_starts_at_once():
     assert sorted(model.batches[1]) == [(name, 10) for name in range(1, 6)]
 
 
-async def test_a_caller_that_left_is_not_computed():
+async def test_cancelled_request_is_not_computed():
     model, registry = Model(), CollectorRegistry()
     async with batcher_of(model, registry, max_batch_tokens=100) as batcher:
         held = await occupy(batcher, model)
@@ -142,7 +142,7 @@ async def test_a_caller_that_left_is_not_computed():
     assert registry.get_sample_value("fairlead_batcher_sequences_total", {"result": "cancelled"}) == 2
 
 
-async def test_what_is_past_its_deadline_is_not_computed():
+async def test_request_past_its_deadline_is_not_computed():
     model, registry = Model(), CollectorRegistry()
     async with batcher_of(model, registry) as batcher:
         held = await occupy(batcher, model)
@@ -159,7 +159,7 @@ async def test_what_is_past_its_deadline_is_not_computed():
     assert registry.get_sample_value("fairlead_batcher_sequences_total", {"result": "expired"}) == 1
 
 
-async def test_a_full_queue_refuses_with_a_delay_and_takes_again_when_there_is_room():
+async def test_full_queue_refuses_with_delay_and_accepts_again_later():
     model = Model()
     async with batcher_of(model, max_queue_tokens=100) as batcher:
         await submit(batcher, [(9, 50)])
@@ -179,15 +179,15 @@ async def test_a_full_queue_refuses_with_a_delay_and_takes_again_when_there_is_r
     assert 2 not in model.names
 
 
-async def test_a_request_larger_than_the_queue_is_the_callers_mistake():
+async def test_request_larger_than_queue_is_invalid_input():
     async with batcher_of(Model(), max_queue_tokens=100) as batcher:
         with pytest.raises(InvalidInput, match="items: got '101 tokens', allowed: at most 100 tokens"):
             await submit(batcher, [(1, 50), (2, 51)])
 
 
 @pytest.mark.parametrize(("odd", "common"), [(90, 10), (10, 90)])
-async def test_nobody_starves(odd, common):
-    """One long sequence among short ones, one short among long ones: the oldest is in every batch."""
+async def test_oldest_sequence_is_in_every_batch(odd, common):
+    """With one long sequence among short ones, and one short among long ones."""
     model = Model()
     async with batcher_of(model, max_batch_tokens=100, max_queue_tokens=10**6) as batcher:
         held = await occupy(batcher, model)
@@ -200,13 +200,13 @@ async def test_nobody_starves(odd, common):
     for batch in model.batches[1:]:
         names = {name for name, _ in batch}
         assert min(waiting) in names
-        # Nobody is overtaken from farther behind than the window.
+        # No sequence is overtaken by one that is outside the window.
         assert max(names) <= min(waiting) + WINDOW_BATCHES * 100 // min(odd, common) + 1
         waiting -= names
     assert not waiting
 
 
-async def test_an_error_belongs_to_its_own_sequence():
+async def test_error_reaches_only_its_own_request():
     def compute(items: Sequence[Item]) -> list[int | Exception]:
         if len(items) > 1 and any(name == 13 for name, _ in items):
             raise RuntimeError("out of memory")
@@ -222,10 +222,10 @@ async def test_an_error_belongs_to_its_own_sequence():
         assert answers[0] == [1, 2]
         assert isinstance(answers[1], ValueError)
         assert answers[2] == [4]
-        assert await submit(batcher, [(5, 5)]) == [5], "the batcher lives on"
+        assert await submit(batcher, [(5, 5)]) == [5], "the batcher continues"
 
 
-async def test_closing_fails_what_waits_and_what_comes():
+async def test_closing_fails_waiting_and_new_requests():
     model = Model()
     batcher = batcher_of(model)
     async with batcher:
@@ -233,7 +233,7 @@ async def test_closing_fails_what_waits_and_what_comes():
         waiting = asyncio.create_task(submit(batcher, [(1, 5)]))
         await until(lambda: batcher.queue_tokens == 5)
         threading.Timer(0.05, model.free.set).start()
-    assert await held == [0], "the batch that ran is answered"
+    assert await held == [0], "the running batch is finished"
     with pytest.raises(Unavailable):
         await waiting
     with pytest.raises(Unavailable):
@@ -241,8 +241,8 @@ async def test_closing_fails_what_waits_and_what_comes():
     assert model.names == [0]
 
 
-async def test_random_leavers_under_load():
-    """Whoever stays gets its answer; tokens are accounted for to the last."""
+async def test_random_cancellations_under_load():
+    """Every request that is not cancelled gets its results; no token stays counted."""
     rng = random.Random(5)
     model = Model()
     async with batcher_of(model, max_batch_tokens=64) as batcher:
@@ -263,8 +263,8 @@ async def test_random_leavers_under_load():
     assert len(set(model.names)) == len(model.names)
 
 
-async def test_the_queues_of_two_batchers_add_up_in_their_metric():
-    """One is replaced by the other in a running service."""
+async def test_queue_metric_sums_two_batchers():
+    """As while a model is replaced in a running service."""
     registry = CollectorRegistry()
     counts = metrics.BatcherMetrics(registry)
     models = [Model(), Model()]

@@ -1,4 +1,4 @@
-"""Packing for models that share beginnings: the budget counts what is computed, and company is found."""
+"""Packing for models that share prefixes: the budget counts computed tokens; equal prefixes are grouped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from services.batching.packing import SharedPacking
 
 Item = tuple[str | None, int]
-"""Key of its beginning, and the length of that."""
+"""Key of the prefix, and the length of the prefix."""
 
 
 def choose(items: list[Item], lengths: list[int], budget: int):
@@ -16,7 +16,7 @@ def choose(items: list[Item], lengths: list[int], budget: int):
 
 
 def cost(items: list[Item], lengths: list[int], chosen) -> int:
-    """The definition: every sequence whole, but a key's beginning once."""
+    """Return computed tokens by definition: every sequence in full, but each shared prefix once."""
     seen: set[str] = set()
     total = 0
     for index in chosen:
@@ -31,7 +31,7 @@ def cost(items: list[Item], lengths: list[int], chosen) -> int:
     st.lists(st.tuples(st.sampled_from([None, "a", "b", "c"]), st.integers(1, 60)), min_size=1, max_size=40),
     st.integers(1, 300),
 )
-def test_the_first_is_in_it_and_the_budget_counts_what_is_computed(drawn, budget):
+def test_batch_includes_first_item_and_budget_counts_computed_tokens(drawn, budget):
     beginnings = {"a": 10, "b": 40, "c": 200, None: 0}
     items = [(key, beginnings[key]) for key, _ in drawn]
     lengths = [beginnings[key] + extra for key, extra in drawn]
@@ -42,7 +42,7 @@ def test_the_first_is_in_it_and_the_budget_counts_what_is_computed(drawn, budget
     assert len(found.indices) == 1 or found.computed_tokens <= budget
 
 
-def test_answers_to_one_prompt_come_together_before_others_that_came_earlier():
+def test_equal_prefixes_are_grouped_before_earlier_items():
     items: list[Item] = [("a", 100), ("b", 100), (None, 0), ("a", 100), ("a", 100)]
     lengths = [120, 120, 30, 110, 110]
     assert choose(items, lengths, 150).indices == [0, 3, 4]

@@ -40,7 +40,7 @@ async def test_who_is_refused_and_how(http: Gateway, keys: Keys):
     past = datetime.now(UTC) - timedelta(days=1)
     cases = {
         "missing": (None, 401, "no API key"),
-        "wrong": (draw("nobody"), 401, "not known here"),
+        "wrong": (draw("nobody"), 401, "unknown API key"),
         "revoked": (keys.add("gone", revoked=True), 401, "gone is revoked"),
         "expired": (keys.add("late", expires=past), 401, "late has expired"),
         "scope": (keys.add("writer", scopes=("generate",)), 403, "writer does not have the scope score"),
@@ -84,7 +84,7 @@ async def test_rates_and_quotas_come_with_a_delay(http: Gateway, keys: Keys):
     assert (first.status, first.json["total_tokens"]) == (200, NUM_TOKENS)
     answer = await post(http, limited)
     assert answer.status == 429
-    assert "has used its 11 tokens of this day" in answer.error["message"]
+    assert "has used its quota of 11 tokens for today" in answer.error["message"]
     assert (refusals(http, "requests"), refusals(http, "quota")) == (1, 1)
 
 

@@ -1,4 +1,4 @@
-"""How tests ask a reward service that looks at keys, and what it counted."""
+"""Helpers for tests of a reward service with API keys: calls, refusals and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of API keys for tests of who may call."""
+"""A file of API keys for tests of access control."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fairlead.rpc.api_keys import ApiKey, KeyFile
 
 
 class Keys:
-    """A file of keys."""
+    """A file of keys that tests change."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "keys.json"

@@ -1,4 +1,4 @@
-"""The gate of a gRPC service, around a real reward model: every way to be refused, and what is left of it."""
+"""Access control of a gRPC service with a real reward model: every refusal, its error and its metrics."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ async def world(reward_folder, keys: Keys):
         yield world
 
 
-async def test_who_is_refused_and_how(world: World, keys: Keys):
+async def test_refusals_have_status_metric_and_no_secrets(world: World, keys: Keys):
     good = keys.add("good")
     past = datetime.now(UTC) - timedelta(days=1)
     cases = {
         "missing": (None, "UNAUTHENTICATED", "no API key"),
-        "wrong": (f"{good[:-1]}{'0' if good[-1] != '0' else '1'}", "UNAUTHENTICATED", "not known here"),
+        "wrong": (f"{good[:-1]}{'0' if good[-1] != '0' else '1'}", "UNAUTHENTICATED", "unknown API key"),
         "revoked": (keys.add("gone", revoked=True), "UNAUTHENTICATED", "the API key gone is revoked"),
         "expired": (keys.add("late", expires=past), "UNAUTHENTICATED", "the API key late has expired"),
         "scope": (
@@ -57,19 +57,19 @@ async def test_who_is_refused_and_how(world: World, keys: Keys):
         assert (error.code().name, refusals(world, reason)) == (code, 1), reason
         assert words in error.details()
         # No key, no hash, no path and no traceback leaves the process.
-        told = error.details()
-        assert str(keys.path) not in told
-        assert "Traceback" not in told
-        assert key is None or key.rpartition("_")[2] not in told
-        assert all(entry.sha256 not in told for entry in keys.file.keys)
-    # Nothing of them was computed.
+        details = error.details()
+        assert str(keys.path) not in details
+        assert "Traceback" not in details
+        assert key is None or key.rpartition("_")[2] not in details
+        assert all(entry.sha256 not in details for entry in keys.file.keys)
+    # None of the refused requests was computed.
     assert scored(world) == before
     async with client(world, good) as reward:
         assert len((await reward.score([TEN_TOKENS])).scores) == 1
     assert scored(world) == before + 1
 
 
-async def test_the_clients_errors_say_the_same(world: World, keys: Keys):
+async def test_client_raises_matching_errors(world: World, keys: Keys):
     writer = keys.add("writer", scopes=("generate",))
     for key, kind in ((api_keys.draw("nobody"), Unauthenticated), (writer, PermissionDenied)):
         async with client(world, key) as reward:
@@ -77,7 +77,7 @@ async def test_the_clients_errors_say_the_same(world: World, keys: Keys):
                 await reward.score([TEN_TOKENS])
 
 
-async def test_only_who_may_generate_holds_all_others_back(world: World, keys: Keys):
+async def test_exclusive_request_needs_scope_generate(world: World, keys: Keys):
     async with client(world, keys.add("caller")) as reward:
         with pytest.raises(PermissionDenied, match="caller does not have the scope generate"):
             await reward.score([TEN_TOKENS], exclusive=True)
@@ -85,7 +85,7 @@ async def test_only_who_may_generate_holds_all_others_back(world: World, keys: K
         assert len((await reward.score([TEN_TOKENS], exclusive=True)).scores) == 1
 
 
-async def test_a_key_over_its_rate_is_told_when_to_come_back(world: World, keys: Keys):
+async def test_key_over_its_rate_gets_retry_delay(world: World, keys: Keys):
     slow = keys.add("slow", requests_per_second=0.5)
     async with client(world, slow) as reward:
         await reward.score([TEN_TOKENS])
@@ -94,7 +94,7 @@ async def test_a_key_over_its_rate_is_told_when_to_come_back(world: World, keys:
     pushback = int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"])
     assert 1000 < pushback <= 2000
     assert refusals(world, "requests") == 1
-    # A client with the time for it waits as long as it was told to, and no longer.
+    # A client whose deadline allows it waits for the delay that the server asked for, and no longer.
     began = asyncio.get_running_loop().time()
     async with client(world, keys.add("brisk", requests_per_second=5)) as reward:
         for _ in range(7):
@@ -102,10 +102,10 @@ async def test_a_key_over_its_rate_is_told_when_to_come_back(world: World, keys:
     assert 0.35 < asyncio.get_running_loop().time() - began < 3
 
 
-async def test_tokens_are_those_that_a_request_really_holds(world: World, keys: Keys):
+async def test_counted_tokens_are_those_of_the_request(world: World, keys: Keys):
     limited = keys.add("limited", tokens_per_day=100)
     async with client(world, limited) as reward:
-        # Text: the tokens of the service's own tokenizer, its end token too.
+        # Text counts as tokens of the service's tokenizer, including its end token.
         found = await reward.score([("w1 w2 w3", "w4 w5"), ("w1", "w2")])
         used = sum(found.num_tokens)
         assert used == len(["w1", "w2", "w3", "w4", "w5"]) + 2 + len(["w1", "w2"]) + 2
@@ -115,7 +115,7 @@ async def test_tokens_are_those_that_a_request_really_holds(world: World, keys: 
     before = scored(world)
     error = await refusal(world, limited)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "has used its 100 tokens of this day" in error.details()
+    assert "has used its quota of 100 tokens for today" in error.details()
     assert 1 <= int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) <= 86_400_000
     assert (scored(world), refusals(world, "quota")) == (before, 1)
     async with client(world, limited) as reward:
@@ -123,7 +123,7 @@ async def test_tokens_are_those_that_a_request_really_holds(world: World, keys: 
             await reward.score([TEN_TOKENS] * 11)
 
 
-async def test_a_bad_request_costs_no_tokens(world: World, keys: Keys):
+async def test_invalid_request_costs_no_tokens(world: World, keys: Keys):
     limited = keys.add("limited", tokens_per_day=10)
     async with client(world, limited) as reward:
         with pytest.raises(InvalidInput, match="items"):
@@ -131,16 +131,16 @@ async def test_a_bad_request_costs_no_tokens(world: World, keys: Keys):
         assert len((await reward.score([TEN_TOKENS])).scores) == 1
 
 
-async def test_a_key_has_only_so_many_requests_in_flight(reward_folder, keys: Keys):
+async def test_key_has_limited_requests_in_flight(reward_folder, keys: Keys):
     one = keys.add("one", max_in_flight=1)
     other = keys.add("other", max_in_flight=1)
     async with reward_service(reward_folder, keys=keys.section) as world:
-        started, leave = asyncio.Event(), asyncio.Event()
+        started, resume = asyncio.Event(), asyncio.Event()
         score = world.scoring.score
 
         async def held(*items, **options):
             started.set()
-            await leave.wait()
+            await resume.wait()
             return await score(*items, **options)
 
         world.scoring.score = held
@@ -152,12 +152,12 @@ async def test_a_key_has_only_so_many_requests_in_flight(reward_folder, keys: Ke
             assert refusals(world, "in_flight") == 1
             waiting = asyncio.create_task(second.score([TEN_TOKENS]))
             await until(lambda: world.server._edge.in_flight == 2)
-            leave.set()
+            resume.set()
             await asyncio.gather(running, waiting)
             await first.score([TEN_TOKENS])
 
 
-async def test_a_key_that_is_revoked_is_refused_at_once(world: World, keys: Keys):
+async def test_revoked_key_is_refused_at_once(world: World, keys: Keys):
     key = keys.add("one")
     async with client(world, key) as reward:
         await reward.score([TEN_TOKENS])
@@ -166,7 +166,7 @@ async def test_a_key_that_is_revoked_is_refused_at_once(world: World, keys: Keys
             await reward.score([TEN_TOKENS])
 
 
-async def test_a_stream_is_counted_request_by_request(world: World, keys: Keys):
+async def test_requests_of_a_stream_are_counted_one_by_one(world: World, keys: Keys):
     key = keys.add("bulk", requests_per_second=1, tokens_per_day=100)
     async with client(world, key) as reward:
         outcomes = dict([one async for one in reward.score_stream([[TEN_TOKENS]] * 3, timeout_seconds=20)])
@@ -177,8 +177,8 @@ async def test_a_stream_is_counted_request_by_request(world: World, keys: Keys):
             _ = [one async for one in reward.score_stream([[TEN_TOKENS]])]
 
 
-async def test_a_stream_ends_with_its_key(world: World, keys: Keys):
-    """A stream may last for hours; what comes after the revocation is refused, one by one."""
+async def test_revoked_key_is_refused_within_a_stream(world: World, keys: Keys):
+    """A stream may last for hours; requests after the revocation are refused one by one."""
     key = keys.add("bulk")
     revoked = asyncio.Event()
 
@@ -199,14 +199,14 @@ async def test_a_stream_ends_with_its_key(world: World, keys: Keys):
     assert "bulk is revoked" in str(outcomes[1])
 
 
-async def test_without_a_file_of_keys_everybody_may(reward_folder):
+async def test_without_key_file_any_caller_is_accepted(reward_folder):
     async with reward_service(reward_folder) as world:
         for key in ("", "anything"):
             async with client(world, key) as reward:
                 assert len((await reward.score([TEN_TOKENS])).scores) == 1
 
 
-def test_every_method_that_is_served_has_a_scope_and_any_other_needs_admin():
+def test_every_served_method_has_a_scope_and_others_need_admin():
     known = {
         "score": (pb, reference_service_pb2),
         "generate": (policy_service_pb2,),
@@ -226,7 +226,7 @@ def test_every_method_that_is_served_has_a_scope_and_any_other_needs_admin():
     assert scope_of("/inference.GRPCInferenceService/ServerReady") is None
 
 
-def test_a_key_for_bulk_work_makes_every_request_of_it_bulk():
+def test_bulk_key_lowers_priority():
     bulk = ApiKey(id="a", sha256="0" * 64, scopes=("score",), max_priority="bulk")
     online = ApiKey(id="b", sha256="0" * 64, scopes=("score",))
     assert Caller("r", bulk).priority(Priority.ONLINE) is Priority.BULK

@@ -1,4 +1,4 @@
-"""What is freed stays with the process, and goes back when asked: seen in a process of its own."""
+"""Freed memory stays in the process until it is returned on request; tested in a child process."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 
-def turn():
-    place = libc.malloc(40 << 20)
-    ctypes.memset(place, 1, 40 << 20)
-    libc.free(place)
+def allocate_and_free():
+    block = libc.malloc(40 << 20)
+    ctypes.memset(block, 1, 40 << 20)
+    libc.free(block)
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 
-turn()
+allocate_and_free()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
-    turn()
+    allocate_and_free()
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 kept = resident()
 allocator.give_back()
@@ -37,14 +37,14 @@ print(faults, kept - resident())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_freed_memory_is_kept_until_it_is_given_back():
+def test_freed_memory_is_kept_until_given_back():
     found = {}
     for mode in ("keep", "default"):
-        said = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True, timeout=60
         ).stdout
-        found[mode] = tuple(map(int, said.split()))
+        found[mode] = tuple(map(int, output.split()))
     faults, given_back = found["keep"]
-    assert faults < 1_000, "of some 50,000 pages"
+    assert faults < 1_000, "out of about 50,000 pages"
     assert given_back >= 35
-    assert found["default"][0] > 20_000, "without it every page is asked for again"
+    assert found["default"][0] > 20_000, "by default every page is requested again"

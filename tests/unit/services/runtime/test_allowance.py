@@ -1,4 +1,4 @@
-"""Rates and quotas: the process's own count and the one in Redis against a replay by hand."""
+"""Rates and quotas, counted in the process and in Redis, compared with a replay by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def refused(allowance: Allowance, who: ApiKey, *, requests: int = 0, token
     return caught.value
 
 
-async def test_requests_come_at_their_rate_and_the_delay_is_the_right_one():
+async def test_request_rate_is_enforced_with_exact_delay():
     clock = Clock()
     allowance, registry = counting(clock)
     who = key(requests_per_second=4)
@@ -55,7 +55,7 @@ async def test_requests_come_at_their_rate_and_the_delay_is_the_right_one():
         await allowance.admit(who, requests=1, tokens=0)
     error = await refused(allowance, who, requests=1)
     assert error.retry_after_seconds == pytest.approx(0.25)
-    assert "one sends more than 4 requests a second" in str(error)
+    assert "one exceeds its rate of 4 requests per second" in str(error)
     clock.now += error.retry_after_seconds - 0.01
     await refused(allowance, who, requests=1)
     clock.now += 0.01
@@ -64,7 +64,7 @@ async def test_requests_come_at_their_rate_and_the_delay_is_the_right_one():
     assert registry.get_sample_value("fairlead_access_refusals_total", {"reason": "requests"}) == 3
 
 
-async def test_a_slow_rate_still_lets_one_through():
+async def test_rate_below_one_per_second_allows_one_request():
     clock = Clock()
     allowance, _ = counting(clock)
     who = key(requests_per_second=0.1)
@@ -72,20 +72,20 @@ async def test_a_slow_rate_still_lets_one_through():
     assert (await refused(allowance, who, requests=1)).retry_after_seconds == pytest.approx(10)
 
 
-async def test_a_request_beyond_the_bucket_passes_when_it_is_full_and_is_paid_for():
+async def test_full_bucket_accepts_larger_request_and_goes_into_debt():
     clock = Clock()
     allowance, _ = counting(clock)
     who = key(tokens_per_minute=600)
     await allowance.admit(who, requests=1, tokens=3_000)
-    # 2400 owed, and 1 wanted, at 10 a second.
+    # A debt of 2400 plus 1 requested, at 10 per second.
     assert (await refused(allowance, who, tokens=1)).retry_after_seconds == pytest.approx(240.1)
-    # Who owes begins nothing new, even if its tokens are not known yet.
+    # A key in debt starts no new request, even if the tokens of the request are not known yet.
     assert (await refused(allowance, who, requests=1)).retry_after_seconds == pytest.approx(240)
     clock.now += 241
     await allowance.admit(who, requests=1, tokens=10)
 
 
-async def test_tokens_that_come_after_the_work_are_owed():
+async def test_tokens_charged_after_the_work_become_debt():
     clock = Clock()
     allowance, _ = counting(clock)
     who = key(tokens_per_minute=60, tokens_per_day=1_000)
@@ -94,7 +94,7 @@ async def test_tokens_that_come_after_the_work_are_owed():
     assert (await refused(allowance, who, requests=1)).retry_after_seconds == pytest.approx(30)
 
 
-async def test_a_quota_ends_with_the_day():
+async def test_quota_resets_at_midnight():
     clock = Clock(MIDNIGHT - 100)
     allowance, registry = counting(clock)
     who = key(tokens_per_day=100)
@@ -102,14 +102,14 @@ async def test_a_quota_ends_with_the_day():
     error = await refused(allowance, who, tokens=41)
     assert error.retry_after_seconds == pytest.approx(100)
     assert registry.get_sample_value("fairlead_access_refusals_total", {"reason": "quota"}) == 1
-    # What was refused has taken nothing.
+    # A refused request is not counted.
     await allowance.admit(who, requests=1, tokens=40)
     await refused(allowance, who, requests=1)
     clock.now = MIDNIGHT
     await allowance.admit(who, requests=1, tokens=100)
 
 
-async def test_what_no_waiting_mends_is_the_callers_mistake():
+async def test_request_above_key_limit_is_invalid_input():
     allowance, _ = counting()
     with pytest.raises(InvalidInput, match="101 tokens', allowed: at most 100 a day for the API key one"):
         await allowance.admit(key(tokens_per_day=100), requests=1, tokens=101)
@@ -117,7 +117,7 @@ async def test_what_no_waiting_mends_is_the_callers_mistake():
         await allowance.admit(key(max_request_tokens=50), requests=1, tokens=51)
 
 
-async def test_keys_do_not_pay_for_each_other_and_no_limits_cost_nothing():
+async def test_keys_are_counted_separately_and_unlimited_keys_not_at_all():
     allowance, _ = counting()
     await allowance.admit(key("one", requests_per_second=1), requests=1, tokens=0)
     await allowance.admit(key("two", requests_per_second=1), requests=1, tokens=0)
@@ -132,10 +132,10 @@ def server(tmp_path_factory) -> Iterator[ValkeyServer]:
         yield started
 
 
-async def test_the_script_in_redis_counts_as_the_process_does(server: ValkeyServer):
-    """Random requests at random times: the script, told the time, against `_Account.take`."""
+async def test_redis_script_counts_like_the_process(server: ValkeyServer):
+    """Random requests at random times: the script, with an injected time, compared with `_Account.take`."""
     draw = random.Random(0)
-    # The server's own clock is replaced in the source, so that both live in the same time.
+    # The script's clock is replaced in its source, so that both use the same time.
     source = _source().replace("redis.call('TIME')", "{ARGV[8], '0'}")
     assert source != _source()
     async with Redis.from_url(server.url) as client:
@@ -154,10 +154,10 @@ async def test_the_script_in_redis_counts_as_the_process_does(server: ValkeyServ
             for _ in range(25):
                 now += draw.choice([0, 1, 7, 300])
                 requests, tokens = draw.choice([0, 1]), draw.choice([0, 5, 500, 7_000])
-                whatever = draw.random() < 0.2
-                expected = account.take(who, requests=requests, tokens=tokens, now=now, whatever=whatever)
+                force = draw.random() < 0.2
+                expected = account.take(who, requests=requests, tokens=tokens, now=now, force=force)
                 which, wait = await script(
-                    keys=[f"test:{who.id}"], args=[requests, tokens, *rates, int(whatever), now]
+                    keys=[f"test:{who.id}"], args=[requests, tokens, *rates, int(force), now]
                 )
                 assert which.decode() == expected[0]
                 assert float(wait) == pytest.approx(expected[1], abs=1e-3)
@@ -165,7 +165,7 @@ async def test_the_script_in_redis_counts_as_the_process_does(server: ValkeyServ
         assert 200 < passed < 900
 
 
-async def test_replicas_share_one_allowance_through_redis(server: ValkeyServer):
+async def test_replicas_share_limits_through_redis(server: ValkeyServer):
     first, _ = counting(redis_url=server.url)
     second, _ = counting(redis_url=server.url)
     who = key("shared", requests_per_second=0.01, tokens_per_minute=60)
@@ -182,7 +182,7 @@ async def test_replicas_share_one_allowance_through_redis(server: ValkeyServer):
         assert 0 < await client.ttl("fairlead:keys:shared") <= 172_800
 
 
-async def test_without_redis_every_replica_counts_by_itself(tmp_path: Path, caplog):
+async def test_replica_counts_on_its_own_while_redis_is_unavailable(tmp_path: Path, caplog):
     caplog.set_level(logging.INFO)
     prepared = valkey.prepare(tmp_path)
     allowance, registry = counting(redis_url=prepared.url)
@@ -190,21 +190,21 @@ async def test_without_redis_every_replica_counts_by_itself(tmp_path: Path, capl
     try:
         await allowance.admit(who, requests=1, tokens=0)
         await refused(allowance, who, requests=1)
-        # Told once, however many requests come; it holds no password.
-        [told] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-        assert "counts by itself" in told
-        assert prepared.url.partition(":")[2].partition("@")[0] not in told
+        # Logged once, regardless of the number of requests, and without the password.
+        [message] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert "counts on its own" in message
+        assert prepared.url.partition(":")[2].partition("@")[0] not in message
         assert registry.get_sample_value("fairlead_access_redis_failures_total") == 1
         with valkey.start(prepared):
-            allowance._away_until = -math.inf
+            allowance._unavailable_until = -math.inf
             await allowance.admit(who, requests=1, tokens=0)
             await refused(allowance, who, requests=1)
-        assert "counts again" in caplog.records[-1].getMessage()
+        assert "is available again" in caplog.records[-1].getMessage()
     finally:
         await allowance.close()
 
 
-def test_a_url_that_is_none_of_redis_is_refused_unquoted():
+def test_invalid_redis_url_is_refused_without_quoting_it():
     with pytest.raises(ConfigError) as caught:
         counting(redis_url="http://:secret@host")
     assert "keys.redis_url" in str(caught.value)

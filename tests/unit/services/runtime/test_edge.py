@@ -1,4 +1,4 @@
-"""A call at the edge of a gRPC service: what shows the key, what is logged, which ids and metadata it has."""
+"""The edge of a gRPC service: API keys of callers, access log, request ids and metadata."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_health_and_reflection_are_open(world: World):
             assert NAME in [service.name for service in listed.list_services_response.service]
 
 
-async def test_the_access_log_says_who_and_how_much_and_no_text(reward_folder, keys: Keys, caplog):
+async def test_access_log_has_key_and_tokens_but_no_text(reward_folder, keys: Keys, caplog):
     key = keys.add("search")
     caplog.set_level(logging.INFO)
     observe = ObserveSection(access_log="plain")
@@ -61,12 +61,12 @@ async def test_the_access_log_says_who_and_how_much_and_no_text(reward_folder, k
     ]
     assert lines[0]["tokens"] == response.num_tokens[0]
     assert lines[0]["seconds"] > 0
-    said = " ".join(str(vars(record)) for record in caplog.records)
-    assert "w1 w2" not in said
-    assert key.rpartition("_")[2] not in said
+    logged = " ".join(str(vars(record)) for record in caplog.records)
+    assert "w1 w2" not in logged
+    assert key.rpartition("_")[2] not in logged
 
 
-async def test_texts_are_logged_only_where_that_is_switched_on(reward_folder, caplog):
+async def test_texts_are_logged_only_if_enabled(reward_folder, caplog):
     caplog.set_level(logging.INFO)
     async with reward_service(reward_folder, observe=ObserveSection(access_log="texts")) as world:
         async with client(world, "") as reward:
@@ -76,7 +76,7 @@ async def test_texts_are_logged_only_where_that_is_switched_on(reward_folder, ca
     assert "logs the texts of requests" in caplog.text
 
 
-async def test_a_request_id_that_is_none_is_replaced(world: World, keys: Keys):
+async def test_invalid_request_id_is_replaced(world: World, keys: Keys):
     key = keys.add("one")
     async with stub_of(world) as stub:
         seen = set()
@@ -89,7 +89,7 @@ async def test_a_request_id_that_is_none_is_replaced(world: World, keys: Keys):
     assert all(len(one) == 16 for one in seen)
 
 
-async def test_a_limit_of_tokens_that_comes_with_a_request_holds(reward_folder):
+async def test_token_limit_in_metadata_is_enforced(reward_folder):
     async with reward_service(reward_folder) as world, client(world, "") as reward:
         assert len((await reward.score([TEN_TOKENS], max_request_tokens=10)).scores) == 1
         with pytest.raises(InvalidInput, match="got '10 tokens', allowed: at most 9 in one request"):
@@ -99,7 +99,7 @@ async def test_a_limit_of_tokens_that_comes_with_a_request_holds(reward_folder):
                 await reward.score([TEN_TOKENS], max_request_tokens=wrong)
 
 
-async def test_metadata_has_a_limit_and_the_server_lives_on(world: World, keys: Keys):
+async def test_oversized_metadata_is_refused_and_server_continues(world: World, keys: Keys):
     key = keys.add("one")
     async with stub_of(world) as stub:
         with pytest.raises(aio.AioRpcError) as caught:
@@ -108,7 +108,7 @@ async def test_metadata_has_a_limit_and_the_server_lives_on(world: World, keys: 
         await stub.Score(request(), metadata=[("authorization", f"Bearer {key}")], timeout=5)
 
 
-def test_a_key_is_not_sent_to_another_machine_in_plain_text(monkeypatch):
+def test_key_is_not_sent_to_remote_host_in_plain_text(monkeypatch):
     for address in ("10.0.0.5:5002", "reward:5002", "dns:///reward.ns.svc:5002", "localhost.evil.com:1"):
         with pytest.raises(ConfigError, match="in plain text") as caught:
             AsyncRewardClient(address, api_key="fl_a_secret")
@@ -126,15 +126,15 @@ def test_a_key_is_not_sent_to_another_machine_in_plain_text(monkeypatch):
         AsyncRewardClient("localhost:1", api_key="two\nlines")
 
 
-async def test_the_environment_gives_a_process_its_key(world: World, keys: Keys, monkeypatch):
-    # As a Secret made of a file has it.
+async def test_key_is_read_from_environment(world: World, keys: Keys, monkeypatch):
+    # With a newline, as in a Secret made from a file.
     monkeypatch.setenv("FAIRLEAD_API_KEY", keys.add("worker") + "\n")
     async with client(world, None) as reward:
         assert len((await reward.score([TEN_TOKENS])).scores) == 1
 
 
-def test_tritons_client_shows_a_key_over_tls(reward_folder, keys: Keys, tmp_path: Path):
-    """As docs/security.md says: the client's own options, nothing of ours."""
+def test_triton_client_sends_key_over_tls(reward_folder, keys: Keys, tmp_path: Path):
+    """With the client's own options, as in docs/security.md."""
     from tritonclient.grpc import InferenceServerClient, InferInput
     from tritonclient.utils import InferenceServerException
 

@@ -44,7 +44,7 @@ async def test_shared_calls_run_together() -> None:
     assert await asyncio.gather(*(task for task, _ in started)) == list("abc")
 
 
-async def test_refused_exclusive_call_runs_alone_on_retry() -> None:
+async def test_refused_exclusive_call_runs_exclusively_on_retry() -> None:
     world = World()
     first, first_end = world.start("first")
     await until(lambda: world.running)

@@ -1,4 +1,4 @@
-"""A service as a process: its flags, and the exit codes that say who is to act."""
+"""The process of a service: its flags and exit codes."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_exit_codes(error, code, capsys, caplog):
         raise error
 
     assert process.main("reward", run, ["--set", "seed=3"]) == code
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     if not isinstance(error, RuntimeError):
-        assert said.splitlines()[-1] == f"reward: {error}"
+        assert stderr.splitlines()[-1] == f"reward: {error}"
 
 
-def test_flags_reach_the_configuration(tmp_path):
+def test_flags_set_the_configuration(tmp_path):
     (tmp_path / "run.toml").write_text('name = "tried"\n[reward]\nmax_sequence_tokens = 9\n')
     seen = []
 

@@ -1,4 +1,4 @@
-"""The server of the model services in process: health, reflection, metrics, errors, drain, ports."""
+"""The gRPC server of the model services, in process: health, reflection, metrics, errors, drain, ports."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Servicer(pb_grpc.RewardServiceServicer):
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.entered = asyncio.Event()
-        self.leave = asyncio.Event()
-        self.leave.set()
+        self.resume = asyncio.Event()
+        self.resume.set()
 
     async def Score(self, request, context):
         self.entered.set()
-        await self.leave.wait()
+        await self.resume.wait()
         if self.error is not None:
             raise self.error
         return pb.ScoreResponse(model_version="x")
@@ -104,7 +104,7 @@ async def status_of(call) -> aio.AioRpcError:
     return caught.value
 
 
-async def test_health_says_serving_only_while_ready(server, channel):
+async def test_health_is_serving_only_while_ready(server, channel):
     stub = health_pb2_grpc.HealthStub(channel)
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -124,7 +124,7 @@ async def test_health_says_serving_only_while_ready(server, channel):
     assert error.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_every_watcher_is_told_though_others_leave(server, channel):
+async def test_all_watchers_get_changes_after_one_cancels(server, channel):
     stub = health_pb2_grpc.HealthStub(channel)
     watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
     not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -134,16 +134,16 @@ async def test_every_watcher_is_told_though_others_leave(server, channel):
     server.set_ready(True)
     for watch in watches[1:]:
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-    # Who reads only when the call is over may be given its end alone.
-    told = [asyncio.ensure_future(watch.read()) for watch in watches[1:]]
+    # A read that starts after the end of the call may miss the last message.
+    reads = [asyncio.ensure_future(watch.read()) for watch in watches[1:]]
     server.stop()
     await server.run_until_stopped()
-    for watch, response in zip(watches[1:], await asyncio.gather(*told), strict=True):
+    for watch, response in zip(watches[1:], await asyncio.gather(*reads), strict=True):
         assert response.status == not_serving
         assert await watch.read() == aio.EOF
 
 
-async def test_reflection_lists_the_services(channel):
+async def test_reflection_lists_services(channel):
     call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
     await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     answer = await call.read()
@@ -181,7 +181,7 @@ async def test_errors_become_statuses(servicer, channel, error, code, details):
 @pytest.mark.parametrize(
     "error", [KeyError("/secret/path"), CorruptData("/secret/path"), InternalError("NaN")]
 )
-async def test_a_bug_shows_an_id_that_is_in_the_log_and_no_internals(servicer, channel, error, caplog):
+async def test_internal_error_shows_logged_id_and_no_internals(servicer, channel, error, caplog):
     servicer.error = error
     found = await status_of(pb_grpc.RewardServiceStub(channel).Score(pb.ScoreRequest(), timeout=5))
     assert found.code() is grpc.StatusCode.INTERNAL
@@ -204,14 +204,14 @@ async def test_texts_are_not_logged(servicer, channel, caplog):
     assert "person" not in logged
 
 
-async def test_bytes_that_are_no_message_are_the_callers_mistake(channel, servicer):
+async def test_malformed_message_is_invalid_argument(channel, servicer):
     call = channel.unary_unary(f"/{NAME}/Score")
     found = await status_of(call(b"\xff\xff\xff", timeout=5))
     assert found.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "request: got '3 bytes" in found.details()
 
 
-async def test_a_status_set_by_hand_passes_and_unknown_methods_are_unimplemented(channel):
+async def test_explicit_status_is_kept_and_unknown_method_is_unimplemented(channel):
     found = await status_of(
         pb_grpc.RewardServiceStub(channel).GetRewardInfo(pb.GetRewardInfoRequest(), timeout=5)
     )
@@ -227,7 +227,7 @@ async def test_rpcs_are_counted_by_status(server, servicer, channel, registry):
     servicer.error = InvalidInput("n", got=0, allowed="1")
     await status_of(stub.Score(pb.ScoreRequest(), timeout=5))
     servicer.error = None
-    servicer.leave.clear()
+    servicer.resume.clear()
     servicer.entered.clear()
     call = stub.Score(pb.ScoreRequest(), timeout=60)
     await servicer.entered.wait()
@@ -238,7 +238,7 @@ async def test_rpcs_are_counted_by_status(server, servicer, channel, registry):
         return registry.get_sample_value("grpc_server_handled_total", labels | {"grpc_code": code})
 
     async with asyncio.timeout(5):
-        while handled("CANCELLED") != 1:  # noqa: ASYNC110 - no event says so
+        while handled("CANCELLED") != 1:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)
     assert (handled("OK"), handled("INVALID_ARGUMENT")) == (3, 1)
     assert registry.get_sample_value("grpc_server_started_total", labels) == 5
@@ -246,9 +246,9 @@ async def test_rpcs_are_counted_by_status(server, servicer, channel, registry):
     assert 'grpc_code="INVALID_ARGUMENT"' in (await http(server, "/metrics"))[1]
 
 
-async def test_a_drain_finishes_what_runs_and_takes_nothing_new(server, servicer, channel):
+async def test_drain_finishes_running_rpcs_and_refuses_new_ones(server, servicer, channel):
     server.set_ready(True)
-    servicer.leave.clear()
+    servicer.resume.clear()
     stub = pb_grpc.RewardServiceStub(channel)
     watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
     await watch.read()
@@ -259,13 +259,13 @@ async def test_a_drain_finishes_what_runs_and_takes_nothing_new(server, servicer
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert not server.ready
     async with asyncio.timeout(5):
-        while server.accepts:  # noqa: ASYNC110 - no event says so
+        while server.accepts:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)
     async with aio.insecure_channel(server.address) as late:
         found = await status_of(pb_grpc.RewardServiceStub(late).Score(pb.ScoreRequest(), timeout=5))
         assert (found.code(), found.details()) == (grpc.StatusCode.UNAVAILABLE, "the server is draining")
     assert not draining.done()
-    servicer.leave.set()
+    servicer.resume.set()
     assert await asyncio.gather(*running) == ["x"] * 50
     async with asyncio.timeout(5):
         await draining
@@ -275,9 +275,9 @@ async def _score(stub) -> str:
     return (await stub.Score(pb.ScoreRequest(), timeout=30)).model_version
 
 
-async def test_a_drain_ends_when_its_time_is_up(registry):
+async def test_drain_ends_after_drain_seconds(registry):
     servicer = Servicer()
-    servicer.leave.clear()
+    servicer.resume.clear()
     limits = ServerSection(drain_seconds=0.2)
     async with ModelServer("reward", section(), ObserveSection(), limits=limits, registry=registry) as server:
         await server.start(servicer.add_to, [NAME])
@@ -290,7 +290,7 @@ async def test_a_drain_ends_when_its_time_is_up(registry):
             assert (await status_of(call)).code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
 
 
-async def test_a_taken_port_is_named_before_anything_is_loaded():
+async def test_port_in_use_is_reported_before_loading():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -305,7 +305,7 @@ async def test_a_taken_port_is_named_before_anything_is_loaded():
     )
 
 
-async def test_two_servers_never_share_a_port(server, servicer, registry):
+async def test_two_servers_cannot_share_a_port(server, servicer, registry):
     other = ModelServer(
         "reward", section(bind=server.address), ObserveSection(metrics_port=-1), registry=CollectorRegistry()
     )
@@ -314,14 +314,14 @@ async def test_two_servers_never_share_a_port(server, servicer, registry):
 
 
 @pytest.mark.parametrize("bind", ["dns:///policy:50051", "localhost", ":50051", "nowhere.invalid:1"])
-async def test_addresses_that_nothing_can_listen_on(bind):
+async def test_invalid_bind_address_is_refused(bind):
     with pytest.raises(ConfigError, match=r"reward\.bind: got"):
         await ModelServer(
             "reward", section(bind=bind), ObserveSection(), registry=CollectorRegistry()
         ).__aenter__()
 
 
-async def test_a_stop_does_not_wait_for_a_model_that_loads(server):
+async def test_stop_does_not_wait_for_model_loading(server):
     release = threading.Event()
     loading = asyncio.create_task(server.load(release.wait))
     server.stop()
@@ -331,17 +331,17 @@ async def test_a_stop_does_not_wait_for_a_model_that_loads(server):
     release.set()
 
 
-async def test_load_hands_over_results_and_errors(server):
+async def test_load_returns_results_and_raises_errors(server):
     assert await server.load(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         await server.load(lambda: 1 // 0)
 
 
-async def test_requests_in_flight_hold_only_so_many_bytes(registry):
+async def test_bytes_of_requests_in_flight_are_limited(registry):
     limits = ServerSection(max_in_flight_bytes=50_000)
     async with ModelServer("reward", section(), ObserveSection(), limits=limits, registry=registry) as server:
         servicer = Servicer()
-        servicer.leave.clear()
+        servicer.resume.clear()
         await server.start(servicer.add_to, [NAME])
         large = pb.ScoreRequest(request_id="x" * 30_000)
         async with aio.insecure_channel(server.address) as channel:
@@ -353,7 +353,7 @@ async def test_requests_in_flight_hold_only_so_many_bytes(registry):
             assert "more than 50000 bytes" in error.details()
             assert int(error.trailing_metadata().get("grpc-retry-pushback-ms")) == 500
             small = stub.Score(pb.ScoreRequest(request_id="x" * 1_000), timeout=20)
-            servicer.leave.set()
+            servicer.resume.set()
             await asyncio.gather(first, small)
-            # Alone, one that is larger than all of it is taken.
+            # A single request above the limit is accepted when no other is in flight.
             await stub.Score(pb.ScoreRequest(request_id="x" * 90_000), timeout=20)

@@ -1,4 +1,4 @@
-"""Whatever comes over the wire: no crash, no INTERNAL, an answer that is whole, memory that does not grow."""
+"""Arbitrary bytes over the wire: no crash, no INTERNAL, complete responses, and no growing memory."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ STREAMS = (fuzz.SCORE_STREAM, fuzz.INFER_STREAM)
 
 @dataclass
 class Target:
-    """A service and what it answered."""
+    """A service, and the statuses it returned."""
 
     address: str
     channel: grpc.Channel
     seen: Counter = field(default_factory=Counter)
 
     def call(self, method: str, body: bytes) -> None:
-        """Sends one request; an answer must be right for it, an error a caller's mistake."""
+        """Send one request; a response must match it, and an error must be a caller's mistake."""
         try:
             if method in STREAMS:
                 (answer,) = self.channel.stream_stream(method)(iter([body]), timeout=20)
@@ -62,12 +62,12 @@ class Target:
                 (code,) = [code for code in grpc.StatusCode if code.value[0] == response.error.code]
                 assert code in ALLOWED, (method, body, response)
                 return code
-            asked = reward_service_pb2.ScoreStreamRequest.FromString(body).request
-            assert len(response.response.scores) == len(asked.items)
+            sent = reward_service_pb2.ScoreStreamRequest.FromString(body).request
+            assert len(response.response.scores) == len(sent.items)
         elif method == fuzz.SCORE:
-            asked = reward_service_pb2.ScoreRequest.FromString(body)
+            sent = reward_service_pb2.ScoreRequest.FromString(body)
             scores = reward_service_pb2.ScoreResponse.FromString(answer).scores
-            assert len(scores) == len(asked.items)
+            assert len(scores) == len(sent.items)
             assert np.isfinite(scores).all()
         elif method in (fuzz.INFER, fuzz.INFER_STREAM):
             response = pb.ModelInferResponse.FromString(answer) if method == fuzz.INFER else None
@@ -87,7 +87,7 @@ class Target:
 
 
 def fuzzed(target: Target, count: int, *, derandomize: bool) -> None:
-    """Sends `count` requests, and asks in the end what was asked in the beginning."""
+    """Send `count` requests, with the same valid request before and after them."""
     pair = TokenPair((5, 6), (7, 8))
     with RewardClient(target.address) as client:
         before = client.score([pair])
@@ -114,14 +114,14 @@ def model(tmp_path_factory):
     return tiny_reward_model(tmp_path_factory.mktemp("reward"))
 
 
-def test_a_slice_of_what_may_come_over_the_wire(model, caplog):
+def test_fuzzed_requests_get_valid_replies(model, caplog):
     with Threaded() as threaded:
         world = threaded.serve(reward_service(model, **SETTINGS))
         with grpc.insecure_channel(world.address) as channel:
             target = Target(world.address, channel)
             fuzzed(target, 300, derandomize=True)
     assert "internal error" not in caplog.text
-    # It is no fuzz if nothing gets through, or nothing is refused.
+    # The fuzz is only useful if some requests succeed and some are refused.
     for method in (fuzz.SCORE, fuzz.INFER):
         codes = {code for (name, code) in target.seen if name == method}
         assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT} <= codes
@@ -129,7 +129,7 @@ def test_a_slice_of_what_may_come_over_the_wire(model, caplog):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
-def test_36000_requests_leave_a_process_as_it_was(model, tmp_path):
+def test_36000_fuzzed_requests_do_not_grow_memory(model, tmp_path):
     starter = Starter(tmp_path)
     flags = {
         "reward.batching.max_items": 8,
@@ -145,7 +145,7 @@ def test_36000_requests_leave_a_process_as_it_was(model, tmp_path):
             for _ in range(36):
                 fuzzed(target, 1_000, derandomize=False)
                 memory.append(psutil.Process(process.popen.pid).memory_info().rss / 2**20)
-        # Buffers and pools fill up to about the twentieth thousand; from then on nothing grows.
+        # Buffers and pools fill up during the first 20,000 requests; after that nothing grows.
         slope = float(np.polyfit(range(16), memory[20:], 1)[0])
         codes = Counter()
         for (_, code), count in target.seen.items():
