@@ -1,6 +1,6 @@
-"""A gateway in this process, on a real port, in front of real services: what the tests of its dialects ask.
+"""A gateway in this process, on a real port, in front of real services, for the tests of its dialects.
 
-Requests go through http.client in a thread, byte by byte as a test writes them.
+Requests are sent with http.client in a thread, exactly as a test writes them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from tests.unit.services.reward.reward_world import reward_service
 
 
 @dataclass
-class Answer:
+class HttpResponse:
     """One HTTP response."""
 
     status: int
     headers: Mapping[str, str]
-    """Names in small letters."""
+    """Names in lower case."""
     body: bytes
 
     @property
@@ -54,24 +54,24 @@ class Answer:
 
 @dataclass
 class Gateway:
-    """Where one listens, and how to ask it."""
+    """A running gateway, and methods to send requests to it."""
 
     address: str
     server: HttpServer
     registry: CollectorRegistry
     tls: ssl.SSLContext | None = None
-    """How to ask it where it speaks TLS."""
+    """The client's side of TLS, if the gateway uses it."""
 
     async def ask(
         self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
-    ) -> Answer:
+    ) -> HttpResponse:
         return await asyncio.to_thread(ask, self.address, method, path, body, headers, tls=self.tls)
 
-    async def post(self, path: str, body: object, **headers: str) -> Answer:
+    async def post(self, path: str, body: object, **headers: str) -> HttpResponse:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.ask("POST", path, body, {"content-type": "application/json"} | named)
 
-    async def get(self, path: str, **headers: str) -> Answer:
+    async def get(self, path: str, **headers: str) -> HttpResponse:
         return await self.ask(
             "GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()}
         )
@@ -88,8 +88,8 @@ def ask(
     headers: Mapping[str, str] | None = None,
     *,
     tls: ssl.SSLContext | None = None,
-) -> Answer:
-    """One request on a connection of its own; a body that is no bytes is sent as JSON."""
+) -> HttpResponse:
+    """Send one request on a new connection. A body other than bytes is sent as JSON."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     if tls is None:
         connection = http.client.HTTPConnection(address, timeout=30)
@@ -99,20 +99,20 @@ def ask(
         connection.request(method, path, data, dict(headers or {}))
         response = connection.getresponse()
         found = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, found, response.read())
+        return HttpResponse(response.status, found, response.read())
     finally:
         connection.close()
 
 
 @asynccontextmanager
 async def reward_server(folder: Path, *, calibration_temperature: float = 0.0) -> AsyncIterator[str]:
-    """The reward service around a model, in this loop; gives its address."""
+    """Run the reward service with a model in this event loop; yield its address."""
     async with reward_service(folder, calibration_temperature=calibration_temperature) as world:
         yield world.address
 
 
 @dataclass
-class Policy:
+class RunningPolicy:
     """A policy service in this process."""
 
     address: str
@@ -125,8 +125,8 @@ class Policy:
 
 
 @asynccontextmanager
-async def policy_server(folder: Path, *, chat_template: str | None = None) -> AsyncIterator[Policy]:
-    """The policy service around a model that no token ends, in this loop."""
+async def policy_server(folder: Path, *, chat_template: str | None = None) -> AsyncIterator[RunningPolicy]:
+    """Run the policy service in this event loop, with a model that never ends an answer."""
     registry = CollectorRegistry()
     model = model_without_end(folder)
     tokenizer = load_tokenizer(str(folder))
@@ -139,7 +139,7 @@ async def policy_server(folder: Path, *, chat_template: str | None = None) -> As
             )
             address = await server.start(servicer.add_to, [SERVICE_NAME])
             server.set_ready(True)
-            yield Policy(address, tokenizer, registry)
+            yield RunningPolicy(address, tokenizer, registry)
 
 
 @asynccontextmanager
@@ -151,9 +151,14 @@ async def gateway(
     client: ssl.SSLContext | None = None,
     **settings: object,
 ) -> AsyncIterator[Gateway]:
-    """A gateway in front of the services at these addresses; ready when they answer.
+    """Run a gateway in front of the services at these addresses; yield it when they are available.
 
-    `sections` are settings of other sections, by dotted key; `client` is how it is asked over TLS.
+    Args:
+        reward: address of the reward service, if there is one.
+        policy: address of the policy service, if there is one.
+        sections: settings of other sections, by dotted key.
+        client: TLS context of the client.
+        settings: of the section `gateway`.
     """
     overrides: dict[str, object] = {f"gateway.{name}": value for name, value in settings.items()}
     for name, address in (("reward", reward), ("policy", policy)):
@@ -182,8 +187,8 @@ async def gateway(
         found = Gateway(server.address, server, registry, client)
         try:
             async with asyncio.timeout(20):
-                watched = [each for each in (backend.reward, backend.policy) if each]
-                while not all(each.available for each in watched):  # noqa: ASYNC110 - it tells nobody
+                polled = [each for each in (backend.reward, backend.policy) if each]
+                while not all(each.available for each in polled):  # noqa: ASYNC110 - it notifies nobody
                     await asyncio.sleep(0.01)
             yield found
         finally:

@@ -1,6 +1,6 @@
-"""Whatever comes over HTTP leaves the gateway as it was: schemathesis over its page, hypothesis beyond it.
+"""Fuzz the gateway: schemathesis with its OpenAPI schema, hypothesis with inputs outside of it.
 
-The slow test sends more than 8,000 inputs to real processes and holds their memory against that before.
+The slow test sends more than 8,000 inputs to real processes and checks that their memory does not grow.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ALL = list(HealthCheck)
 
 
 def limits(examples: int) -> settings:
-    # Without shrinking and a database: a failure is told with its input as it came.
+    # Without shrinking and a database: a failure reports the original input.
     return settings(
         max_examples=examples,
         deadline=None,
@@ -50,23 +50,23 @@ def limits(examples: int) -> settings:
 
 @dataclass
 class Target:
-    """A gateway, and what it has answered so far."""
+    """A gateway, and a count of its responses by status."""
 
     address: str
     statuses: Counter[int] = field(default_factory=Counter)
 
-    def told(self, status: int, body: bytes, sent: object) -> None:
+    def check(self, status: int, body: bytes, sent: object) -> None:
         self.statuses[status] += 1
         assert status < 500, (status, body[:500], sent)
         assert b"Traceback" not in body
 
     def post(self, path: str, body: bytes, headers: dict[str, str] | None = None) -> None:
         answer = ask(self.address, "POST", path, body, headers)
-        self.told(answer.status, answer.body, (path, body[:500], headers))
+        self.check(answer.status, answer.body, (path, body[:500], headers))
 
 
-def short(path: str, body: object) -> object:
-    """A body that asks the policy for short answers: long ones would take all the time, and tell no more."""
+def shortened(path: str, body: object) -> object:
+    """Return the body with limits that make the policy's answers short, to save time."""
     if not isinstance(body, dict):
         return body
     found = dict(body)
@@ -82,8 +82,8 @@ def short(path: str, body: object) -> object:
     return found
 
 
-def over_the_page(target: Target, examples: int) -> None:
-    """Bodies and parameters that fit the OpenAPI page, and such that do not."""
+def fuzz_with_schema(target: Target, examples: int) -> None:
+    """Send bodies and parameters that match the OpenAPI schema, and some that do not."""
     schema = schemathesis.openapi.from_url(f"http://{target.address}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) > 20
@@ -96,9 +96,9 @@ def over_the_page(target: Target, examples: int) -> None:
             @limits(min(examples, 10) if plain else examples)
             @given(case=operation.as_strategy(generation_mode=mode))
             def one(case) -> None:
-                case.body = short(case.operation.path, case.body)
+                case.body = shortened(case.operation.path, case.body)
                 response = case.call(timeout=100)
-                target.told(response.status_code, response.content, case.body)
+                target.check(response.status_code, response.content, case.body)
                 case.validate_response(response, checks=CHECKS)
 
             one()
@@ -145,8 +145,8 @@ TAILS = st.binary(max_size=24) | st.builds(
 )
 
 
-def beyond_the_page(target: Target, examples: int) -> None:
-    """Bodies that no schema knows: bytes, JSON of any kind, tensors that lie, headers that lie."""
+def fuzz_without_schema(target: Target, examples: int) -> None:
+    """Send inputs outside of the schema: bytes, any JSON, invalid tensors, wrong headers."""
     paths = st.sampled_from(sorted(FIELDS))
 
     @limits(examples)
@@ -197,17 +197,17 @@ def target(tmp_path: Path) -> Iterator[Target]:
         yield Target(found.address)
 
 
-def test_a_slice_of_what_may_come(target: Target):
-    over_the_page(target, 5)
-    beyond_the_page(target, 50)
-    assert target.statuses[200] > 20, "not all of it is refused"
+def test_gateway_survives_a_sample_of_inputs(target: Target):
+    fuzz_with_schema(target, 5)
+    fuzz_without_schema(target, 50)
+    assert target.statuses[200] > 20, "some inputs must be valid"
     assert target.statuses[400] > 100
     assert ask(target.address, "GET", "/readyz").status == 200
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_thousands_of_inputs_leave_it_as_it_was(tmp_path: Path):
+def test_gateway_survives_thousands_of_inputs_without_growing(tmp_path: Path):
     start = Starter(tmp_path)
     try:
         reward = start("reward", tiny_reward_model(tmp_path / "reward"))
@@ -220,13 +220,13 @@ def test_thousands_of_inputs_leave_it_as_it_was(tmp_path: Path):
         for one in (reward, policy, process):
             one.wait_for("/readyz")
         target = Target(process.address)
-        over_the_page(target, 60)
-        beyond_the_page(target, 500)
+        fuzz_with_schema(target, 60)
+        fuzz_without_schema(target, 500)
         measured = psutil.Process(process.popen.pid)
         before = measured.memory_info().rss
         while sum(target.statuses.values()) < 10_000:
-            over_the_page(target, 100)
-            beyond_the_page(target, 1_200)
+            fuzz_with_schema(target, 100)
+            fuzz_without_schema(target, 1_200)
         grown = measured.memory_info().rss - before
         assert sum(target.statuses.values()) >= 10_000
         assert grown < 24 << 20, f"{grown >> 10} KiB by {dict(target.statuses)}"

@@ -1,4 +1,4 @@
-"""docs/scoring-api.md: every command and program on it is run as it stands there, against real processes."""
+"""docs/scoring-api.md: run every command and program on the page against real processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BLOCKS = re.findall(r"^```(\w+)( serve)?\n(.*?)^```$", PAGE, re.MULTILINE | re.D
 
 
 class Reader:
-    """Somebody who follows the page in a folder of their own, on free ports."""
+    """Runs the blocks of the page in its own folder, on free ports."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -99,7 +99,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 
 def keys_of(value: object) -> object:
-    """The shape of an answer: names of its fields, down to the leaves."""
+    """Return the structure of a JSON value: its keys, without the values."""
     if isinstance(value, dict):
         return {key: keys_of(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -107,7 +107,7 @@ def keys_of(value: object) -> object:
     return None
 
 
-def test_every_block_runs_and_shows_what_the_page_shows(reader: Reader):
+def test_every_block_runs_and_responses_have_the_documented_fields(reader: Reader):
     shown = {"bash": 0, "python": 0}
     last = ""
     for language, serves, text in BLOCKS:
@@ -126,7 +126,7 @@ def test_every_block_runs_and_shows_what_the_page_shows(reader: Reader):
     assert json.loads((reader.folder / "keys.json").read_text())["keys"][0]["id"] == "search"
 
 
-def test_the_table_of_errors_is_the_map():
+def test_error_table_lists_every_status():
     from fairlead import errors
 
     section = PAGE[PAGE.index("## Errors") :].split("\n## ")[0]
@@ -139,7 +139,7 @@ def test_the_table_of_errors_is_the_map():
             assert f"`{status.name.lower()}`" in section
 
 
-def test_every_row_of_capacity_is_marked_and_estimates_follow_the_formula():
+def test_capacity_rows_are_marked_and_estimates_follow_the_formula():
     table = PAGE[PAGE.index("| model | on | dtype") :].split("\n\n")[0].splitlines()[2:]
     peaks = {"H100": 989e12, "A100": 312e12, "L4": 121e12}
     kinds = []

@@ -1,4 +1,4 @@
-"""docs/security.md: its five-minute start, run as it stands on the page."""
+"""docs/security.md: run its five-minute start from the page."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PAGE = (ROOT / "docs" / "security.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    """The page's blocks of a language, in order."""
+    """Return the page's code blocks in a language, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
 
 
 def shell(script: str, folder: Path, **environment: str) -> str:
-    """What a script prints, with this environment's programs first on the PATH."""
+    """Run a script with this environment's programs first on the PATH; return what it prints."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["/bin/bash", "-euc", script],
@@ -44,11 +44,11 @@ def shell(script: str, folder: Path, **environment: str) -> str:
 
 
 @pytest.mark.slow
-async def test_the_five_minutes(tmp_path: Path, monkeypatch):
-    making, asking = blocks("bash")[:2]
+async def test_five_minute_start(tmp_path: Path, monkeypatch):
+    setup, request = blocks("bash")[:2]
     (configuration,), (python,) = blocks("toml"), blocks("python")
-    said = shell(making, tmp_path)
-    key = re.findall(r"^fl_search_[0-9a-f]{64}$", said, re.M)[0]
+    printed = shell(setup, tmp_path)
+    key = re.findall(r"^fl_search_[0-9a-f]{64}$", printed, re.M)[0]
     (tmp_path / "run.toml").write_text(configuration)
     monkeypatch.chdir(tmp_path)
     config = load(tmp_path / "run.toml")
@@ -68,6 +68,6 @@ async def test_the_five_minutes(tmp_path: Path, monkeypatch):
         async with gateway(reward=world.address, sections=sections, client=client) as http:
             port = http.address.rpartition(":")[2]
             answer = await asyncio.to_thread(
-                shell, asking.replace("localhost:8000", f"localhost:{port}"), tmp_path, KEY=key
+                shell, request.replace("localhost:8000", f"localhost:{port}"), tmp_path, KEY=key
             )
     assert '"reward"' in answer

@@ -1,4 +1,4 @@
-"""The gate of the HTTP gateway, in front of a real reward service: keys, TLS, and every way to be refused."""
+"""Access to the HTTP gateway in front of a real reward service: keys, limits, TLS."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refusals(http: Gateway, reason: str) -> float:
     return http.registry.get_sample_value("fairlead_access_refusals_total", {"reason": reason}) or 0.0
 
 
-async def test_who_is_refused_and_how(http: Gateway, keys: Keys):
+async def test_refused_keys_get_a_status_and_a_reason(http: Gateway, keys: Keys):
     past = datetime.now(UTC) - timedelta(days=1)
     cases = {
         "missing": (None, 401, "no API key"),
@@ -56,7 +56,7 @@ async def test_who_is_refused_and_how(http: Gateway, keys: Keys):
     assert (await post(http, keys.add("good"))).status == 200
 
 
-async def test_every_dialect_asks_for_the_key_in_its_own_words(http: Gateway, keys: Keys):
+async def test_every_dialect_reports_a_missing_key_in_its_own_format(http: Gateway, keys: Keys):
     asked = {
         "/get_reward": ({"query": ["w1 w2"]}, "detail"),
         "/classify": ({"input": "w1 w2"}, "error"),
@@ -70,7 +70,7 @@ async def test_every_dialect_asks_for_the_key_in_its_own_words(http: Gateway, ke
         assert (await post(http, good, path, body)).status in (200, 400, 404)
 
 
-async def test_rates_and_quotas_come_with_a_delay(http: Gateway, keys: Keys):
+async def test_exceeded_rates_and_quotas_return_a_delay(http: Gateway, keys: Keys):
     slow = keys.add("slow", requests_per_second=0.01)
     assert (await post(http, slow)).status == 200
     answer = await post(http, slow)
@@ -78,7 +78,7 @@ async def test_rates_and_quotas_come_with_a_delay(http: Gateway, keys: Keys):
     assert 90 < int(answer.headers["retry-after"]) <= 100
     assert answer.error["type"] == "resource_exhausted"
 
-    # What a request holds is known when it is scored: the one that reaches the quota is the last.
+    # Tokens are counted after scoring, so the request that reaches the quota is still answered.
     limited = keys.add("limited", tokens_per_day=NUM_TOKENS)
     first = await post(http, limited)
     assert (first.status, first.json["total_tokens"]) == (200, NUM_TOKENS)
@@ -88,7 +88,7 @@ async def test_rates_and_quotas_come_with_a_delay(http: Gateway, keys: Keys):
     assert (refusals(http, "requests"), refusals(http, "quota")) == (1, 1)
 
 
-async def test_a_request_beyond_its_keys_limit_is_refused_before_it_is_scored(http: Gateway, keys: Keys):
+async def test_request_above_its_keys_token_limit_is_refused_before_scoring(http: Gateway, keys: Keys):
     small = keys.add("small", max_request_tokens=NUM_TOKENS)
     assert (await post(http, small)).status == 200
     for path, body in {
@@ -102,13 +102,13 @@ async def test_a_request_beyond_its_keys_limit_is_refused_before_it_is_scored(ht
             "request",
         )
         assert answer.error["message"] == "request: got '12 tokens', allowed: at most 11 in one request"
-    # Nothing of them was counted.
+    # Refused requests do not count.
     limited = keys.add("limited", max_request_tokens=NUM_TOKENS, tokens_per_day=NUM_TOKENS)
     assert (await post(http, limited, body={**BODY, "responses": ["w3 " * 20]})).status == 400
     assert (await post(http, limited)).status == 200
 
 
-async def test_an_answer_beyond_its_keys_limit_is_refused_before_it_is_made(keys: Keys, tmp_path: Path):
+async def test_generation_above_its_keys_token_limit_is_refused_before_it_starts(keys: Keys, tmp_path: Path):
     small = keys.add("small", scopes=("generate",), max_request_tokens=20)
     asked = {"messages": [{"role": "user", "content": "w1 w2"}]}
     async with policy_server(tmp_path / "policy", chat_template="{{ messages[0]['content'] }}") as policy:
@@ -121,7 +121,7 @@ async def test_an_answer_beyond_its_keys_limit_is_refused_before_it_is_made(keys
                 assert "at most 20 in one request" in answer.error["message"]
 
 
-async def test_what_is_open_and_what_needs_more_than_a_score(http: Gateway, keys: Keys):
+async def test_open_paths_and_paths_that_need_other_scopes(http: Gateway, keys: Keys):
     for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"):
         assert (await http.get(path)).status == 200, path
     any_key = keys.add("any", scopes=("feedback",))
@@ -130,13 +130,13 @@ async def test_what_is_open_and_what_needs_more_than_a_score(http: Gateway, keys
     good, root = keys.add("good"), keys.add("root", scopes=("admin",))
     assert (await http.get("/metrics", authorization=f"Bearer {good}")).status == 403
     assert (await http.get("/metrics", authorization=f"Bearer {root}")).status == 200
-    # Nobody learns without a key which paths there are.
+    # Without a key, unknown paths look like known ones.
     assert (await http.get("/nothing")).status == 401
     for path in ("/v2/repository/models/x/load", "/v2/models/../../metrics", "/nothing"):
         assert need_of(path) in ("admin", "score")
 
 
-async def test_the_page_of_the_api_needs_no_key_and_no_other_host(http: Gateway):
+async def test_api_page_needs_no_key_and_no_other_host(http: Gateway):
     page = await http.get("/docs")
     assert page.status == 200
     text = page.body.decode()
@@ -152,9 +152,7 @@ async def test_the_page_of_the_api_needs_no_key_and_no_other_host(http: Gateway)
         assert (answer.status, answer.error["type"]) == (404, "not_found"), path
 
 
-async def test_the_gateway_shows_the_services_a_key_of_its_own(
-    reward_folder, keys: Keys, tmp_path, monkeypatch
-):
+async def test_gateway_calls_services_with_its_own_key(reward_folder, keys: Keys, tmp_path, monkeypatch):
     (tmp_path / "inner").mkdir()
     inner = Keys(tmp_path / "inner")
     monkeypatch.setenv("FAIRLEAD_API_KEY", inner.add("gateway"))
@@ -173,7 +171,7 @@ def context(authority: Authority, *, name: str = "") -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("style", ["full", "server", "off"])
-async def test_the_gateway_speaks_tls_to_both_sides(reward_folder, tmp_path, style: str):
+async def test_gateway_uses_tls_on_both_sides(reward_folder, tmp_path, style: str):
     authority = Authority(tmp_path)
     section = authority.server(mutual=True)
     sections = {f"tls.{name}": value for name, value in section.model_dump().items()}
@@ -199,7 +197,7 @@ async def test_the_gateway_speaks_tls_to_both_sides(reward_folder, tmp_path, sty
                     await post(http, None)
 
 
-async def test_the_gateway_takes_a_renewed_certificate_without_a_restart(reward_folder, tmp_path):
+async def test_renewed_certificate_is_used_without_a_restart(reward_folder, tmp_path):
     authority = Authority(tmp_path)
     sections = {f"tls.{name}": value for name, value in authority.server().model_dump().items()}
     async with reward_service(reward_folder, tls=authority.server()) as world:

@@ -1,4 +1,4 @@
-"""The edge of HTTP: limits, deadlines, cancellation, refusals, the log; in front of a scripted service."""
+"""The HTTP edge in front of a scripted service: limits, deadlines, cancellation, errors, access log."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.waiting import until
 BODY = {"prompt": "w1", "responses": ["w2"]}
 
 
-class Reward(Replica):
-    """Keeps what it was asked, and does what a test says."""
+class ScriptedReward(Replica):
+    """A reward service that records requests and behaves as a test specifies."""
 
     def __init__(self, behave=None, *, score: float = 1.0) -> None:
         super().__init__("judge-1", behave)
@@ -41,13 +41,13 @@ class Reward(Replica):
 
 
 @contextlib.asynccontextmanager
-async def world(reward: Reward, **settings):
+async def world(reward: ScriptedReward, **settings):
     async with serving(reward) as address, gateway(reward=address, **settings) as http:
         yield http
 
 
 async def raw(http: Gateway, *parts: bytes) -> bytes:
-    """Sends bytes as they are and reads until the connection closes."""
+    """Send bytes unchanged and read until the connection closes."""
     host, port = http.address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     for part in parts:
@@ -63,8 +63,8 @@ async def raw(http: Gateway, *parts: bytes) -> bytes:
     return answer
 
 
-async def test_the_request_id_goes_through_and_an_unfit_one_is_replaced():
-    reward = Reward()
+async def test_request_id_is_passed_on_and_an_invalid_one_is_replaced():
+    reward = ScriptedReward()
     async with world(reward) as http:
         answer = await http.post("/v1/rewards", BODY, x_request_id="order-66")
         assert (answer.headers["x-request-id"], reward.requests[-1].request_id) == ("order-66", "order-66")
@@ -80,8 +80,8 @@ async def test_the_request_id_goes_through_and_an_unfit_one_is_replaced():
         assert reward.requests[-1].priority == pb.SCORE_PRIORITY_BULK
 
 
-async def test_a_body_beyond_the_limit_is_refused_while_it_comes():
-    reward = Reward()
+async def test_body_above_the_limit_is_refused_while_it_is_received():
+    reward = ScriptedReward()
     async with world(reward, max_body_bytes=2048) as http:
         answer = await http.post("/v1/rewards", {"responses": ["w" * 4000]})
         assert (answer.status, answer.error["type"]) == (413, "invalid_argument")
@@ -104,11 +104,11 @@ async def test_a_body_beyond_the_limit_is_refused_while_it_comes():
     assert len(reward.requests) == 1
 
 
-async def test_a_full_service_is_told_with_the_delay_of_the_service():
+async def test_overload_is_reported_with_the_services_retry_delay():
     async def full(_: int) -> None:
         raise Overloaded("the queue is full", retry_after_seconds=2.4)
 
-    async with world(Reward(full), retry_attempts=1) as http:
+    async with world(ScriptedReward(full), retry_attempts=1) as http:
         answer = await http.post("/v1/rewards", BODY)
         assert (answer.status, answer.error["type"]) == (429, "resource_exhausted")
         assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("3", "2400")
@@ -119,18 +119,18 @@ async def test_a_full_service_is_told_with_the_delay_of_the_service():
         assert (verl.status, verl.error["type"]) == (429, "rate_limit_error")
 
 
-async def test_a_service_that_is_away_or_loading_is_503_and_so_is_readiness():
+async def test_unavailable_service_gives_503_and_turns_readiness_off():
     async def loading(_: int) -> None:
         raise Unavailable("loading")
 
-    async with world(Reward(loading), retry_attempts=1) as http:
+    async with world(ScriptedReward(loading), retry_attempts=1) as http:
         answer = await http.post("/v1/rewards", BODY)
         assert (answer.status, answer.error["type"], answer.headers["retry-after"]) == (
             503,
             "unavailable",
             "1",
         )
-    reward = Reward()
+    reward = ScriptedReward()
     async with contextlib.AsyncExitStack() as stack:
         server = contextlib.AsyncExitStack()
         address = await server.enter_async_context(serving(reward))
@@ -147,13 +147,13 @@ async def test_a_service_that_is_away_or_loading_is_503_and_so_is_readiness():
     assert dead_address()
 
 
-async def test_deadlines_are_the_callers_within_the_gateways():
+async def test_deadline_is_the_shorter_of_callers_and_gateways():
     release = asyncio.Event()
 
     async def wait(_: int) -> None:
         await release.wait()
 
-    reward = Reward(wait)
+    reward = ScriptedReward(wait)
     async with world(reward, timeout_seconds=30) as http:
         late = await http.post("/v1/rewards", BODY, x_request_timeout="0.2")
         assert (late.status, late.error["type"]) == (504, "deadline_exceeded")
@@ -168,17 +168,17 @@ async def test_deadlines_are_the_callers_within_the_gateways():
         answer = await http.post("/v2/models/reward/infer", triton)
         assert (answer.status, list(answer.json)) == (504, ["error"])
         release.set()
-    async with world(Reward(), timeout_seconds=0.3) as http:
+    async with world(ScriptedReward(), timeout_seconds=0.3) as http:
         slow = await raw(http, b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert slow.startswith(b"HTTP/1.1 504")
         assert b"before the whole body was received" in slow
 
 
-async def test_a_caller_that_leaves_ends_the_call_to_the_service():
+async def test_disconnect_cancels_the_call_to_the_service():
     async def wait(_: int) -> None:
         await asyncio.Event().wait()
 
-    reward = Reward(wait)
+    reward = ScriptedReward(wait)
     async with world(reward) as http:
         host, port = http.address.split(":")
         _, writer = await asyncio.open_connection(host, int(port))
@@ -193,13 +193,13 @@ async def test_a_caller_that_leaves_ends_the_call_to_the_service():
         await until(lambda: http.count(dialect="fairlead", status="499") == 1)
 
 
-async def test_too_many_requests_at_once_are_refused_but_probes_answer():
+async def test_requests_above_the_in_flight_limit_are_refused_but_probes_answer():
     release = asyncio.Event()
 
     async def wait(_: int) -> None:
         await release.wait()
 
-    reward = Reward(wait)
+    reward = ScriptedReward(wait)
     async with world(reward, max_in_flight=2) as http:
         held = [asyncio.create_task(http.post("/v1/rewards", BODY)) for _ in range(2)]
         await until(lambda: len(reward.requests) == 2)
@@ -210,17 +210,17 @@ async def test_too_many_requests_at_once_are_refused_but_probes_answer():
         assert [(await one).status for one in held] == [200, 200]
 
 
-async def test_a_bug_is_told_by_an_id_and_nothing_else(caplog):
+async def test_internal_error_returns_an_id_and_no_internals(caplog):
     async def bug(_: int) -> None:
         raise RuntimeError("a secret of the service")
 
-    async with world(Reward(bug)) as http:
+    async with world(ScriptedReward(bug)) as http:
         answer = await http.post("/v1/rewards", BODY)
         assert (answer.status, answer.error["type"]) == (500, "internal")
         assert "secret" not in answer.body.decode()
-        assert "127.0.0.1" not in answer.body.decode(), "nor where the service is"
-    # A score that no JSON can hold is a bug of the service that only the gateway can see.
-    async with world(Reward(score=float("nan"))) as http:
+        assert "127.0.0.1" not in answer.body.decode(), "must not contain the address of the service"
+    # A score that JSON cannot represent is a bug of the service that only the gateway detects.
+    async with world(ScriptedReward(score=float("nan"))) as http:
         for path, body in (
             ("/v1/rewards", BODY),
             ("/v1/rewards:rank", BODY),
@@ -235,8 +235,8 @@ async def test_a_bug_is_told_by_an_id_and_nothing_else(caplog):
     assert len(ids) >= 4
 
 
-async def test_every_path_says_no_in_its_own_dialect():
-    async with world(Reward()) as http:
+async def test_errors_have_the_format_of_their_dialect():
+    async with world(ScriptedReward()) as http:
         nothing = await http.get("/nothing")
         assert (nothing.status, nothing.error["type"]) == (404, "not_found")
         method = await http.get("/v1/rewards")
@@ -257,31 +257,31 @@ async def test_every_path_says_no_in_its_own_dialect():
 
 
 @pytest.mark.parametrize("style", ["auto", "plain", "texts", "off"])
-async def test_the_access_log_holds_no_texts_unless_asked(caplog, style):
+async def test_access_log_contains_texts_only_if_configured(caplog, style):
     caplog.set_level(logging.INFO)
-    async with world(Reward(), sections={"observe.access_log": style}) as http:
+    async with world(ScriptedReward(), sections={"observe.access_log": style}) as http:
         await http.post("/v1/rewards", {"prompt": "a private matter", "responses": ["w2"]})
         await http.post("/v1/rewards", {"prompt": "a private matter", "responses": [5]})
         await http.get("/healthz")
     lines = [vars(record) for record in caplog.records if record.name == "services.gateway.access"]
     assert [line["status"] for line in lines] == ([] if style == "off" else [200, 400])
-    told = json.dumps([{key: str(value) for key, value in vars(one).items()} for one in caplog.records])
-    assert ("a private matter" in told) == (style == "texts")
+    logged = json.dumps([{key: str(value) for key, value in vars(one).items()} for one in caplog.records])
+    assert ("a private matter" in logged) == (style == "texts")
 
 
-async def test_the_drain_lets_what_runs_finish_and_takes_nothing_new():
+async def test_drain_finishes_requests_in_flight_and_refuses_new_ones():
     release = asyncio.Event()
 
     async def wait(_: int) -> None:
         await release.wait()
 
-    reward = Reward(wait)
+    reward = ScriptedReward(wait)
     async with world(reward) as http:
         held = asyncio.create_task(http.post("/v1/rewards", BODY))
         await until(lambda: len(reward.requests) == 1)
         http.server.stop()
         await until(lambda: http.server.draining)
-        # It still answers for a moment, so that who asks has time to leave.
+        # It still answers for a moment, so that load balancers notice.
         with contextlib.suppress(ConnectionError):
             async with asyncio.timeout(20):
                 while (await http.get("/readyz")).status == 503:  # noqa: ASYNC110 - asked over HTTP

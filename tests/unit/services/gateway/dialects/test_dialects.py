@@ -1,6 +1,6 @@
-"""The dialects of others: requests byte-shaped like their clients', answers as those read them.
+"""Dialects of other projects: requests as their clients send them, responses as these clients read them.
 
-Every score is held against what the reward service says of the same text over gRPC.
+Every score is compared with the one that the reward service returns for the same text over gRPC.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ async def expected(reward):
         return list((await client.score([WholeText(text) for text in TEXTS])).scores)
 
 
-async def test_openrlhf_gets_rewards_as_from_its_own_server(http: Gateway, expected):
-    # requests.post(url, json=data, headers={...}) of its remote_rm_utils: one sample a request.
+async def test_get_reward_answers_like_openrlhfs_own_server(http: Gateway, expected):
+    # As remote_rm_utils calls requests.post(url, json=data, headers={...}): one sample per request.
     for text, score in zip(TEXTS, expected, strict=True):
         body = json.dumps({"query": [text], "prompts": ["w1"], "labels": [None]}).encode()
         answer = await http.ask(
@@ -57,7 +57,7 @@ async def test_openrlhf_gets_rewards_as_from_its_own_server(http: Gateway, expec
     assert http.count(dialect="openrlhf", status="200") == 4
 
 
-async def test_verl_reads_the_raw_score_and_others_its_sigmoid(http: Gateway, expected, reward_folder):
+async def test_classify_returns_the_score_or_its_sigmoid(http: Gateway, expected, reward_folder):
     body = {
         "model": str(reward_folder),
         "input": TEXTS[0],
@@ -86,7 +86,7 @@ async def test_verl_reads_the_raw_score_and_others_its_sigmoid(http: Gateway, ex
     )
 
 
-async def test_classify_takes_ids(http: Gateway, reward):
+async def test_classify_accepts_token_ids(http: Gateway, reward):
     ids = [[1, 5, 6, 2], [7, 2]]
     async with AsyncRewardClient(reward) as client:
         scores = (await client.score([TokenPair((), tuple(one)) for one in ids])).scores
@@ -99,7 +99,7 @@ async def test_classify_takes_ids(http: Gateway, reward):
         assert (answer.status, place in answer.error["message"]) == (400, True)
 
 
-async def test_models_are_listed_as_openai_lists_them(http: Gateway, reward_folder):
+async def test_models_are_listed_in_openais_format(http: Gateway, reward_folder):
     found = (await http.get("/v1/models")).json
     assert found["object"] == "list"
     (model,) = found["data"]
@@ -111,7 +111,7 @@ def tensor(name: str, datatype: str, shape: list[int], data: list[object]) -> di
     return {"name": name, "datatype": datatype, "shape": shape, "data": data}
 
 
-async def test_kserve_json_scores_sentences_and_tokens(http: Gateway, reward, expected):
+async def test_infer_scores_json_sentences_and_tokens(http: Gateway, reward, expected):
     body = {"id": "7", "inputs": [tensor("sentences", "BYTES", [3, 1], [[text] for text in TEXTS])]}
     found = (await http.post("/v2/models/reward/infer", body)).json
     (output,) = found["outputs"]
@@ -133,7 +133,7 @@ async def test_kserve_json_scores_sentences_and_tokens(http: Gateway, reward, ex
     assert rewards == pytest.approx(scores, abs=1e-5)
 
 
-async def test_kserve_binary_tensors_go_both_ways(http: Gateway, expected):
+async def test_infer_reads_and_returns_binary_tensors(http: Gateway, expected):
     raw = b"".join(struct.pack("<I", len(text)) + text.encode() for text in TEXTS)
     head = json.dumps(
         {

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions on a real policy: held against the policy service, asked by OpenAI's client."""
+"""Chat completions of a real policy, compared with the policy service and called by OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from fairlead.clients import AsyncPolicyClient
 from fairlead.config.serving import GatewaySection
-from fairlead.data import prompts
-from fairlead.data.chat import Chat
+from fairlead.data.chat import Chat, prompt
 from fairlead.data.encoding import encode_prompt
 from fairlead.data.lines import Line
 from fairlead.data.scorable import scorable
@@ -22,7 +21,7 @@ from fairlead.errors import ConfigError
 from fairlead.types import Completion, FinishReason, Message, SamplingParams
 from services.gateway.dialects.openai_chat import StopCutter, cut_at_stop
 from services.gateway.exchange_log import ExchangeLog
-from tests.gateway_world import Gateway, Policy, gateway, policy_server, reward_server
+from tests.gateway_world import Gateway, RunningPolicy, gateway, policy_server, reward_server
 from tests.tiny import tiny_reward_model
 from tests.waiting import until
 
@@ -46,8 +45,8 @@ async def http(policy, tmp_path):
         yield found
 
 
-async def greedy(policy: Policy, turns: list[dict[str, str]], tokens: int) -> Completion:
-    """What the policy answers to the rendered turns, as ids."""
+async def greedy(policy: RunningPolicy, turns: list[dict[str, str]], tokens: int) -> Completion:
+    """Return the policy's greedy answer to the rendered turns, sent as token ids."""
     chat = Chat(tuple(Message(**turn) for turn in turns))
     ids = encode_prompt(policy.tokenizer, chat)
     sampling = SamplingParams(temperature=0, max_new_tokens=tokens)
@@ -61,7 +60,7 @@ def events(body: bytes) -> list[object]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-async def test_an_answer_is_that_of_the_policy_to_the_rendered_turns(http: Gateway, policy: Policy):
+async def test_answer_equals_the_policys_answer_to_the_rendered_turns(http: Gateway, policy: RunningPolicy):
     expected = await greedy(policy, TURNS, 9)
     found = (await http.post("/v1/chat/completions", {"model": "policy", **GREEDY}, x_request_id="a")).json
     (choice,) = found["choices"]
@@ -72,14 +71,14 @@ async def test_an_answer_is_that_of_the_policy_to_the_rendered_turns(http: Gatew
         "chat.completion",
         "0-0",
     )
-    # Rendered: w50 w1 w51 w2 w3 w52, and no second beginning of a text.
+    # Rendered: w50 w1 w51 w2 w3 w52, without a second BOS.
     assert found["usage"] == {"prompt_tokens": 6, "completion_tokens": 9, "total_tokens": 15}
     parts = [{"role": "developer", "content": [{"type": "text", "text": "w1"}]}, TURNS[1]]
     again = (await http.post("/v1/chat/completions", {**GREEDY, "messages": parts})).json
     assert again["choices"] == found["choices"]
 
 
-async def test_a_stream_is_the_same_answer_in_pieces(http: Gateway, policy: Policy):
+async def test_streamed_pieces_join_to_the_whole_answer(http: Gateway, policy: RunningPolicy):
     expected = await greedy(policy, TURNS, 9)
     body = {**GREEDY, "stream": True, "stream_options": {"include_usage": True}}
     answer = await http.post("/v1/chat/completions", body)
@@ -95,10 +94,10 @@ async def test_a_stream_is_the_same_answer_in_pieces(http: Gateway, policy: Poli
     assert usage["usage"] == {"prompt_tokens": 6, "completion_tokens": 9, "total_tokens": 15}
 
 
-async def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(http: Gateway):
+async def test_stop_text_ends_an_answer_and_is_not_part_of_it(http: Gateway):
     asked = {"messages": TURNS, "seed": 8, "max_tokens": 12}
     text = (await http.post("/v1/chat/completions", asked)).json["choices"][0]["message"]["content"]
-    # From within a word to within the next: it shows only when the second has come.
+    # It starts within one word and ends within the next, so the first piece only contains its start.
     stop = text[len(text) // 2 : len(text) // 2 + 4]
     body = asked | {"stop": ["never", stop]}
     whole = (await http.post("/v1/chat/completions", body)).json["choices"][0]
@@ -109,7 +108,7 @@ async def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(http: Gateway):
     assert "".join(pieces) == text[: text.index(stop)]
 
 
-async def test_seeds_and_several_answers(http: Gateway):
+async def test_seed_reproduces_several_answers(http: Gateway):
     body = {"messages": TURNS, "n": 3, "seed": 5, "max_tokens": 12}
     first, again = [(await http.post("/v1/chat/completions", body)).json["choices"] for _ in range(2)]
     assert first == again
@@ -122,7 +121,7 @@ async def test_seeds_and_several_answers(http: Gateway):
 
 
 def calls(address: str) -> dict[str, object]:
-    """What OpenAI's own client gets."""
+    """Call the gateway with OpenAI's own client; return the results by name."""
     found: dict[str, object] = {}
     with openai.OpenAI(base_url=f"http://{address}/v1", api_key="unused", max_retries=0) as client:
         found["models"] = [model.id for model in client.models.list()]
@@ -147,7 +146,7 @@ def calls(address: str) -> dict[str, object]:
     return found
 
 
-async def test_openais_own_client_runs_unchanged(http: Gateway, policy: Policy):
+async def test_openais_own_client_works(http: Gateway, policy: RunningPolicy):
     expected = await greedy(policy, TURNS, 9)
     found = await asyncio.to_thread(calls, http.address)
     assert found["whole"] == found["stream"] == expected.text
@@ -158,7 +157,7 @@ async def test_openais_own_client_runs_unchanged(http: Gateway, policy: Policy):
     assert found["tools"] == (openai.BadRequestError, "invalid_argument", "logprobs")
 
 
-async def test_a_policy_without_a_template_takes_one_turn_of_the_user_as_its_prompt(tmp_path):
+async def test_policy_without_a_chat_template_accepts_a_single_user_message(tmp_path):
     async with policy_server(tmp_path / "policy") as policy, gateway(policy=policy.address) as http:
         async with AsyncPolicyClient(policy.address) as client:
             sampling = SamplingParams(temperature=0, max_new_tokens=9)
@@ -173,7 +172,7 @@ async def test_a_policy_without_a_template_takes_one_turn_of_the_user_as_its_pro
         assert (scores.status, scores.error["type"]) == (501, "unimplemented")
 
 
-async def test_exchanges_are_kept_as_lines_that_the_project_reads(http: Gateway, tmp_path):
+async def test_chat_log_lines_are_readable_as_prompts_and_responses(http: Gateway, tmp_path):
     body = {**GREEDY, "n": 2, "temperature": 1.0, "seed": 4}
     whole = (await http.post("/v1/chat/completions", body, x_request_id="one")).json
     await http.post("/v1/chat/completions", body | {"stream": True}, x_request_id="two")
@@ -188,14 +187,14 @@ async def test_exchanges_are_kept_as_lines_that_the_project_reads(http: Gateway,
     assert first["responses"][0]["weight_versions"] == ["0-0"]
     line = Line("chat.jsonl", 1, first)
     turns = tuple(Message(**turn) for turn in TURNS)
-    assert prompts.prompt(line) == Chat(turns)
+    assert prompt(line) == Chat(turns)
     assert [(item.messages, item.response) for item in scorable(line).items] == [
         (turns, one["text"]) for one in first["responses"]
     ]
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_full_log_is_put_aside_and_the_oldest_goes(tmp_path: Path):
+def test_chat_log_is_rotated_and_the_oldest_file_deleted(tmp_path: Path):
     path = tmp_path / "chat.jsonl"
     log = ExchangeLog(GatewaySection(chat_log=str(path), chat_log_bytes=1024, chat_log_files=2))
     completion = Completion((1,), (0.0,), FinishReason.STOP, ())
@@ -212,7 +211,7 @@ def test_a_full_log_is_put_aside_and_the_oldest_goes(tmp_path: Path):
         ExchangeLog(GatewaySection(chat_log=str(path / "no_folder" / "x")))
 
 
-async def test_a_caller_that_hangs_up_frees_its_slots(http: Gateway, policy: Policy):
+async def test_disconnect_frees_the_policys_slots(http: Gateway, policy: RunningPolicy):
     for stream in (True, False):
         body = json.dumps({"messages": TURNS, "n": 4, "max_tokens": 100_000, "stream": stream})
         host, port = http.address.split(":")
@@ -229,7 +228,7 @@ async def test_a_caller_that_hangs_up_frees_its_slots(http: Gateway, policy: Pol
     assert http.count(dialect="openai", status="499") == 1
 
 
-async def test_best_of_n_generates_scores_and_chooses(tmp_path, policy: Policy):
+async def test_best_of_n_generates_and_ranks_candidates(tmp_path, policy: RunningPolicy):
     async with reward_server(tiny_reward_model(tmp_path / "reward"), calibration_temperature=1.5) as reward:
         async with gateway(policy=policy.address, reward=reward) as http:
             body = {"prompt": "w2 w3", "sampling": {"n": 4, "seed": 3, "max_new_tokens": 6}}
@@ -254,10 +253,10 @@ async def test_best_of_n_generates_scores_and_chooses(tmp_path, policy: Policy):
     st.lists(st.text("ab", max_size=4), min_size=1, max_size=8),
     st.lists(st.text("ab", min_size=1, max_size=4)),
 )
-def test_pieces_are_cut_where_the_whole_is(pieces: list[str], stops: list[str]):
+def test_stop_cutter_cuts_pieces_like_the_whole_text(pieces: list[str], stops: list[str]):
     cutter = StopCutter(stops)
     out = [cutter.add(piece, last=index == len(pieces) - 1) for index, piece in enumerate(pieces)]
     whole = "".join(pieces)
-    # The stop text that is complete first, which is where a policy ends; the longest of those that end there.
+    # The stop text that is complete first, where the policy also ends; of several, the longest.
     ends = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]
     assert "".join(out) == cut_at_stop(whole, stops) == whole[: min(ends)[1] if ends else len(whole)]

@@ -1,4 +1,4 @@
-"""Our own HTTP dialect: the scores of the reward service, in every form in which they can be asked for."""
+"""Fairlead's own HTTP dialect: every form of request returns the scores of the reward service."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def scores(address: str, *items: TextPair) -> list[float]:
         return list((await client.score(items)).scores)
 
 
-async def test_scores_are_those_of_the_service_and_say_who_made_them(
+async def test_rewards_returns_the_service_s_scores_model_and_version(
     http: Gateway, reward: str, reward_folder
 ):
     expected = await scores(reward, *(TextPair("w1 w2", response) for response in RESPONSES))
@@ -56,7 +56,7 @@ async def test_scores_are_those_of_the_service_and_say_who_made_them(
     assert http.count(dialect="fairlead", status="200") == 1
 
 
-async def test_items_with_their_own_prompts_and_conversations(http: Gateway, reward: str):
+async def test_rewards_accepts_items_and_names_the_one_that_fails(http: Gateway, reward: str):
     items = [
         {"prompt": "w1", "response": "w2"},
         {"response": "w2"},
@@ -65,14 +65,14 @@ async def test_items_with_their_own_prompts_and_conversations(http: Gateway, rew
     answer = await http.post("/v1/rewards", {"items": items[:2]})
     expected = await scores(reward, TextPair("w1", "w2"), TextPair("", "w2"))
     assert [one["reward"] for one in answer.json["rewards"]] == pytest.approx(expected, abs=1e-5)
-    # This model has no chat template; the service says so, and of which item.
+    # This model has no chat template; the error names the item that needs one.
     answer = await http.post("/v1/rewards", {"items": items})
     assert (answer.status, answer.error["type"]) == (400, "invalid_argument")
     assert (answer.error["field"], answer.error["index"]) == ("items.text.messages", 2)
     assert "no chat template" in answer.error["message"]
 
 
-async def test_conversations_are_rendered_by_the_models_template(tmp_path):
+async def test_conversations_are_rendered_by_the_models_chat_template(tmp_path):
     from tests import architectures
 
     folder = tmp_path / "model"
@@ -92,7 +92,7 @@ async def test_conversations_are_rendered_by_the_models_template(tmp_path):
             assert [one["reward"] for one in answer.json["rewards"]] == pytest.approx(expected, abs=1e-5)
 
 
-async def test_calibrated_scores_are_divided_by_the_temperature(http: Gateway):
+async def test_calibrated_scores_are_divided_by_the_calibration_temperature(http: Gateway):
     body = {"prompt": "w1 w2", "responses": RESPONSES}
     raw = [one["reward"] for one in (await http.post("/v1/rewards", body)).json["rewards"]]
     answer = (await http.post("/v1/rewards", body | {"calibrated": True})).json
@@ -100,7 +100,7 @@ async def test_calibrated_scores_are_divided_by_the_temperature(http: Gateway):
     assert [one["reward"] for one in answer["rewards"]] == pytest.approx([score / 2 for score in raw])
 
 
-async def test_a_ranking_is_best_first_with_the_probability_of_being_it(http: Gateway):
+async def test_rank_returns_best_first_with_probabilities(http: Gateway):
     body = {"prompt": "w1 w2", "responses": RESPONSES}
     calibrated = [
         one["reward"] for one in (await http.post("/v1/rewards", body | {"calibrated": True})).json["rewards"]
@@ -120,7 +120,7 @@ async def test_a_ranking_is_best_first_with_the_probability_of_being_it(http: Ga
     assert not best["generated"]
 
 
-def test_of_two_the_probability_is_that_of_bradley_and_terry():
+def test_probability_of_two_responses_is_bradley_terry():
     for difference in (-40.0, -1.0, 0.0, 0.3, 700.0):
         first, second = best_probabilities([difference, 0.0])
         assert first == pytest.approx(1 / (1 + math.exp(-difference)), rel=1e-9)
@@ -128,7 +128,7 @@ def test_of_two_the_probability_is_that_of_bradley_and_terry():
     assert best_probabilities([5.0, 5.0, 5.0]) == pytest.approx([1 / 3] * 3)
 
 
-async def test_a_model_that_was_not_calibrated_says_so(reward_folder):
+async def test_calibrated_is_refused_without_a_calibration_temperature(reward_folder):
     async with reward_server(reward_folder) as address, gateway(reward=address) as http:
         body = {"prompt": "w1", "responses": ["w2", "w3"]}
         answer = await http.post("/v1/rewards", body | {"calibrated": True})
@@ -159,7 +159,7 @@ async def test_a_model_that_was_not_calibrated_says_so(reward_folder):
         ([], "body", "valid dictionary"),
     ],
 )
-async def test_a_mistake_is_named_by_its_place(http: Gateway, body, field, allowed):
+async def test_invalid_field_is_named_with_its_path(http: Gateway, body, field, allowed):
     answer = await http.post("/v1/rewards", body)
     assert (answer.status, answer.error["type"], answer.error["field"]) == (400, "invalid_argument", field)
     assert allowed in answer.error["message"]
@@ -178,7 +178,7 @@ async def test_a_mistake_is_named_by_its_place(http: Gateway, body, field, allow
         b'{"responses": ["w1"]} x',
     ],
 )
-async def test_what_is_no_json_is_the_callers_mistake(http: Gateway, body):
+async def test_invalid_json_is_a_400(http: Gateway, body):
     answer = await http.post("/v1/rewards", body)
     assert (answer.status, answer.error["type"], answer.error["field"]) == (400, "invalid_argument", "body")
     form = await http.ask("POST", "/v1/rewards", body, {"content-type": "application/x-www-form-urlencoded"})

@@ -1,4 +1,4 @@
-"""`tritonclient.http`, unchanged, against the gateway."""
+"""The gateway with an unchanged `tritonclient.http`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXTS = ["w1 w2 w3", "w4", "w5 w6"]
 
 
 def calls(address: str, version: str) -> dict[str, object]:
-    """Every call that the client has for a model, and what came of it."""
+    """Make every call of the client that concerns a model; return the results by name."""
     found: dict[str, object] = {}
     with tritonclient.http.InferenceServerClient(address) as client:
         found["live"] = client.is_server_live()
@@ -59,7 +59,7 @@ def calls(address: str, version: str) -> dict[str, object]:
     return found
 
 
-async def test_every_call_of_tritonclient_works_unchanged(tmp_path):
+async def test_every_call_of_tritonclient_works(tmp_path):
     async with reward_server(tiny_reward_model(tmp_path)) as address, gateway(reward=address) as http:
         async with AsyncRewardClient(address) as client:
             sentences = (await client.score([WholeText(text) for text in TEXTS])).scores
