@@ -69,7 +69,7 @@ async def minus_one(
 
 @dataclass
 class Script:
-    """What the services do; everything may be replaced while they run."""
+    """The behaviour of the services; it may be replaced while they run."""
 
     generate: Callable[[policy_service_pb2.GenerateRequest, Context], Awaitable[tokens_pb2.Completion]] = (
         answer_backwards
@@ -157,7 +157,7 @@ async def serving(script: Script, *, address: str = "127.0.0.1:0") -> AsyncItera
 
 @asynccontextmanager
 async def clients_of(address: str, *, timeout_seconds: float = 10.0) -> AsyncIterator[RolloutClients]:
-    """Real clients that try twice."""
+    """Real clients with two attempts."""
     retry = RetryPolicy(max_attempts=2, initial_backoff_seconds=0.01)
     clients = RolloutClients(
         AsyncPolicyClient(address, timeout_seconds=timeout_seconds, retry=retry),

@@ -1,4 +1,4 @@
-"""The page for applications: every block of Python on it runs, in order, against real services."""
+"""Run every Python block of docs/python.md, in order, against real services."""
 
 from __future__ import annotations
 

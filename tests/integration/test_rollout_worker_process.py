@@ -1,4 +1,4 @@
-"""Worker processes with a real Valkey: they are killed, drained and cut off, and every task comes through."""
+"""Worker processes with a real Valkey: killed, drained and disconnected workers lose no task."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def until(condition: Callable[[], bool], *, seconds: float = 40) -> None:
 async def worker(
     tmp_path: Path, services: str, redis_url: str, *, name: str = "worker", metrics_port: int = -1
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, Callable[[], str]]]:
-    """A worker process, and what it has logged so far."""
+    """Start a worker process; yields it and its log."""
     addresses = json.dumps([services])
     environment = os.environ | {
         "FAIRLEAD_POLICY__ADDRESSES": addresses,
@@ -80,7 +80,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def test_tasks_come_through_and_sigterm_drains(tmp_path: Path) -> None:
+async def test_tasks_are_finished_and_sigterm_drains(tmp_path: Path) -> None:
     hold, held = asyncio.Event(), asyncio.Event()
 
     async def generate(request, context):
@@ -128,7 +128,7 @@ async def test_tasks_come_through_and_sigterm_drains(tmp_path: Path) -> None:
         trainer.close()
 
 
-async def test_a_killed_worker_and_a_restarted_redis_cost_no_task(tmp_path: Path) -> None:
+async def test_a_killed_worker_and_a_restarted_redis_lose_no_task(tmp_path: Path) -> None:
     stuck = asyncio.Event()
     killed = False
 
@@ -166,11 +166,13 @@ async def test_a_killed_worker_and_a_restarted_redis_cost_no_task(tmp_path: Path
     assert sorted(entry.outcome.task.task_id for entry in entries) == list(range(30))
     assert snapshot.tasks_under_way() == frozenset()
     delivered = {entry.outcome.task.task_id: entry.outcome.deliveries for entry in entries}
-    assert [delivered[number] for number in range(4)] == [2, 2, 2, 2], "the victim's tasks went on"
+    assert [delivered[number] for number in range(4)] == [2, 2, 2, 2], "they were claimed again"
 
 
-async def test_a_full_redis_costs_a_worker_time_and_no_work(tmp_path: Path) -> None:
-    """It holds results and leases until there is room, longer than a lease, and hands each in once."""
+async def test_a_full_redis_loses_no_result(tmp_path: Path) -> None:
+    """The worker keeps results and leases longer than a lease, until Redis has space, and returns each
+    once.
+    """
     full, asked = asyncio.Event(), asyncio.Semaphore(0)
 
     async def generate(request, context):
@@ -208,7 +210,7 @@ async def test_a_full_redis_costs_a_worker_time_and_no_work(tmp_path: Path) -> N
         trainer.close()
 
 
-async def test_different_tokenizers_end_it_with_2(tmp_path: Path) -> None:
+async def test_different_tokenizers_exit_with_2(tmp_path: Path) -> None:
     script = Script()
     script.fingerprints["reference"] = "two" * 20
     with valkey.running(tmp_path / "redis") as server:
@@ -220,7 +222,7 @@ async def test_different_tokenizers_end_it_with_2(tmp_path: Path) -> None:
     )
 
 
-async def test_an_eviction_policy_ends_it_with_2(tmp_path: Path) -> None:
+async def test_an_eviction_policy_exits_with_2(tmp_path: Path) -> None:
     script = Script()
     with valkey.running(tmp_path / "redis") as server:
         raw = redis.Redis.from_url(server.url)
@@ -231,7 +233,7 @@ async def test_an_eviction_policy_ends_it_with_2(tmp_path: Path) -> None:
     assert "maxmemory-policy volatile-lru" in log().strip().splitlines()[-1]
 
 
-async def test_a_queue_out_of_reach_is_waited_for_by_name(tmp_path: Path) -> None:
+async def test_waiting_for_an_unreachable_queue_names_it(tmp_path: Path) -> None:
     port = free_port()
     url = f"redis://:secret@127.0.0.1:{port}/0"
     async with worker(tmp_path, f"127.0.0.1:{free_port()}", url) as (process, log):

@@ -1,4 +1,4 @@
-"""The watchdog: what it shows of threads and coroutines, when it bites, and when it does not."""
+"""The watchdog: waits of threads and coroutines, and when it ends a process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def until(condition, seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-async def test_the_longest_wait_of_each_kind_stands_first_whoever_waits(dog: Watchdog):
+async def test_the_longest_wait_of_each_kind_is_first(dog: Watchdog):
     entered, leave = threading.Event(), threading.Event()
 
     def thread() -> None:
@@ -58,7 +58,7 @@ async def test_the_longest_wait_of_each_kind_stands_first_whoever_waits(dog: Wat
     assert dog.waits() == []
 
 
-def test_what_lasts_too_long_is_named_with_its_task(dog: Watchdog, reasons: list[str]):
+def test_a_wait_that_lasts_too_long_is_named_with_its_task(dog: Watchdog, reasons: list[str]):
     stop = dog.start(limit_seconds=0.2)
     with dog.waiting("tasks", "a task", limited=False), dog.waiting("reward", "a score", task=5):
         until(lambda: reasons)
@@ -66,7 +66,7 @@ def test_what_lasts_too_long_is_named_with_its_task(dog: Watchdog, reasons: list
     assert "s for a score for task 5; the limit is 0.2 s" in reasons[0]
 
 
-def test_who_gets_on_or_has_no_limit_is_left_alone(dog: Watchdog, reasons: list[str]):
+def test_waits_with_progress_or_without_a_limit_do_not_stall(dog: Watchdog, reasons: list[str]):
     stop = dog.start(limit_seconds=1.5)
     with dog.waiting("tasks", limited=False), dog.waiting("phase", "train") as phase:
         end = time.monotonic() + 4
@@ -77,7 +77,7 @@ def test_who_gets_on_or_has_no_limit_is_left_alone(dog: Watchdog, reasons: list[
     assert reasons == []
 
 
-def test_a_process_that_stood_still_as_a_whole_does_not_blame_its_peers(
+def test_a_suspended_process_does_not_stall(
     dog: Watchdog, reasons: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     real, ahead = time.monotonic, [0.0]
@@ -94,7 +94,7 @@ def test_a_process_that_stood_still_as_a_whole_does_not_blame_its_peers(
         assert wait.begun - begun == pytest.approx(3_600, abs=5)
 
 
-async def test_an_event_loop_that_is_held_up_is_noticed(dog: Watchdog, reasons: list[str]):
+async def test_a_blocked_event_loop_is_noticed(dog: Watchdog, reasons: list[str]):
     stop = dog.start(limit_seconds=1.0)
     beat = asyncio.create_task(dog.beat())
     await asyncio.sleep(0)
@@ -104,7 +104,7 @@ async def test_an_event_loop_that_is_held_up_is_noticed(dog: Watchdog, reasons: 
     assert any("the next turn of the event loop" in reason for reason in reasons)
 
 
-def test_metric_and_page_tell_the_process_s_waits():
+def test_metric_and_page_report_the_waits_of_the_process():
     registry = CollectorRegistry()
     metrics.ProcessMetrics(registry)
     port, stop = metrics_page.serve(ObserveSection(), ready=lambda: True, registry=registry)
@@ -122,7 +122,7 @@ def test_metric_and_page_tell_the_process_s_waits():
         stop()
 
 
-def test_a_service_whose_forward_pass_hangs_ends_with_4_and_says_so():
+def test_a_service_whose_forward_pass_hangs_exits_with_4_and_the_reason():
     program = """
         import asyncio, sys, time
         from prometheus_client import CollectorRegistry

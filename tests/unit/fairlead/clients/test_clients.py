@@ -1,4 +1,4 @@
-"""The package's front door and the synchronous face of the clients."""
+"""The exports of the package, and the blocking clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fairlead.v1 import policy_service_pb2_grpc
 from tests.unit.fairlead.rpc.rpc_world import FAST, Replica, Streamer, dead_address, serving
 
 
-def test_every_export_is_there_and_a_misspelt_one_is_not():
+def test_every_export_exists_and_a_misspelt_one_raises():
     for name in fairlead.__all__:
         assert getattr(fairlead, name).__name__ == name
     assert set(fairlead.__all__) <= set(dir(fairlead))
@@ -25,7 +25,7 @@ def test_every_export_is_there_and_a_misspelt_one_is_not():
         fairlead.RewardClien  # noqa: B018
 
 
-def test_the_front_door_does_not_import_torch():
+def test_the_package_does_not_import_torch():
     code = (
         "import sys, fairlead; assert 'grpc' not in sys.modules; "
         "from fairlead import RewardClient, PolicyClient, ReferenceClient, AsyncRewardClient; "
@@ -35,7 +35,7 @@ def test_the_front_door_does_not_import_torch():
 
 
 class Served:
-    """Servers in a loop of their own thread, as another process would have them."""
+    """Servers in the event loop of another thread, as if in another process."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -67,7 +67,7 @@ def served():
         served.close()
 
 
-def test_the_synchronous_face_answers_and_closes(served):
+def test_a_blocking_client_returns_results_and_closes(served):
     address = served(Replica("here"))
     with fairlead.RewardClient(address) as client:
         assert client.score([("a", "b")]).model_version == "here"
@@ -77,7 +77,7 @@ def test_the_synchronous_face_answers_and_closes(served):
         client.score([("a", "b")])
 
 
-def test_clients_share_a_thread_and_none_minds_that_another_is_closed(served):
+def test_clients_share_a_thread_and_close_independently(served):
     address = served(Replica("here"))
     with fairlead.RewardClient(address) as first:
         first.info()
@@ -90,7 +90,7 @@ def test_clients_share_a_thread_and_none_minds_that_another_is_closed(served):
         assert third.info().model_version == "here"
 
 
-def test_a_program_that_closes_nothing_ends_in_silence(served):
+def test_a_program_that_closes_no_client_ends_without_output(served):
     code = (
         "import sys; from fairlead import RewardClient; "
         "clients = [RewardClient(sys.argv[1]) for _ in range(3)]; "
@@ -101,8 +101,8 @@ def test_a_program_that_closes_nothing_ends_in_silence(served):
     assert (done.returncode, done.stdout, done.stderr) == (0, "here here here\n", "")
 
 
-async def test_the_synchronous_face_works_inside_a_running_loop(served):
-    """As in a notebook's cell: blocking, but no `loop is already running`."""
+async def test_a_blocking_client_works_inside_a_running_loop(served):
+    """As in a notebook: the call blocks, without `loop is already running`."""
     address = served(Replica("here"))
     with fairlead.RewardClient([address]) as client:
         assert client.score([("a", "b")]).scores == (1.0,)
@@ -119,8 +119,8 @@ def test_many_threads_share_a_client(served):
     assert replica.calls == 20
 
 
-def test_what_is_late_before_it_begins_is_not_begun(served):
-    """The server is too busy to look at the request until its caller has gone."""
+def test_a_request_past_its_deadline_is_not_started(served):
+    """The server is too busy to read the request before its deadline."""
     replica = Replica("busy")
     with fairlead.RewardClient(served(replica)) as client:
         client.score([("a", "b")])
@@ -142,7 +142,7 @@ def test_errors_and_deadlines_reach_the_caller(served):
         reference.info()
 
 
-def test_a_stream_can_be_read_and_left(served):
+def test_a_stream_can_be_closed_early(served):
     add = policy_service_pb2_grpc.add_PolicyServiceServicer_to_server
     with fairlead.PolicyClient(
         served(Streamer(), add=add), retry=RetryPolicy(initial_backoff_seconds=0.01)

@@ -1,4 +1,4 @@
-"""What applications call: calibrated scores, rankings, the best of n, many requests in their order."""
+"""The reward client: calibrated scores, rankings, best of n, and many requests in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tiny import tiny_causal_lm, tiny_reward_model
 from tests.unit.services.reward.reward_world import Threaded, reward_service
 from tests.waiting import until
 
-PATIENT = RetryPolicy(max_attempts=1_000, initial_backoff_seconds=0.01, max_backoff_seconds=0.1)
+MANY_ATTEMPTS = RetryPolicy(max_attempts=1_000, initial_backoff_seconds=0.01, max_backoff_seconds=0.1)
 RESPONSES = ["w3", "w4 w5 w6", "w7", "w8 w9"]
 
 
@@ -39,7 +39,7 @@ async def test_calibrated_scores_are_divided_by_the_models_temperature(model):
     assert raw.calibration_temperature == 2.5
 
 
-async def test_a_model_without_temperature_refuses_to_calibrate_and_ranks_by_raw_scores(model):
+async def test_without_a_temperature_calibration_is_refused_and_ranking_uses_raw_scores(model):
     async with reward_service(model) as world, AsyncRewardClient(world.address) as client:
         with pytest.raises(
             InvalidInput, match=r"calibrated: got True, allowed: false: the reward model has no"
@@ -57,8 +57,8 @@ async def test_a_model_without_temperature_refuses_to_calibrate_and_ranks_by_raw
     )
 
 
-async def test_a_ranking_says_how_sure_it_is(model):
-    """Two responses: the probability is σ of the difference of calibrated scores, worked out by hand."""
+async def test_a_ranking_has_probabilities(model):
+    """For two responses the probability is σ of the difference of calibrated scores."""
     async with (
         reward_service(model, calibration_temperature=3.0) as world,
         AsyncRewardClient(world.address) as client,
@@ -74,7 +74,7 @@ async def test_a_ranking_says_how_sure_it_is(model):
     assert best == turns.best
 
 
-async def test_mistakes_of_a_ranking_are_named(model):
+async def test_invalid_rankings_name_the_field(model):
     async with reward_service(model) as world, AsyncRewardClient(world.address) as client:
         for responses, got in (([], "none"), ("w1 w2", "w1 w2")):
             with pytest.raises(InvalidInput, match=f"responses: got '{got}', allowed: a list of texts"):
@@ -85,8 +85,8 @@ async def test_mistakes_of_a_ranking_are_named(model):
             await client.rank([Message("user", "w1")], RESPONSES)
 
 
-def test_the_best_of_a_policys_answers(model, tmp_path):
-    """A policy process answers four times; the best is the one that the reward model likes most."""
+def test_best_of_n_with_a_policy(model, tmp_path):
+    """A policy generates four responses; the best has the highest score."""
     starter = Starter(tmp_path)
     sampling = SamplingParams(max_new_tokens=6, seed=3)
     try:
@@ -112,8 +112,8 @@ def test_the_best_of_a_policys_answers(model, tmp_path):
     assert best.response == texts[best.index]
 
 
-async def test_outcomes_are_put_in_order_and_nothing_runs_far_ahead():
-    """Finished in random order; at no time are more inputs read than allowed beyond the earliest missing."""
+async def test_outcomes_are_in_order_and_reading_ahead_is_limited():
+    """Work finishes in random order; inputs are read at most `ahead` past the earliest missing outcome."""
     rng, read, taken = random.Random(1), [0], [0]
 
     def inputs():
@@ -128,7 +128,7 @@ async def test_outcomes_are_put_in_order_and_nothing_runs_far_ahead():
             pool.append(one)
             if len(pool) >= 10 or one == 299:
                 rng.shuffle(pool)
-                # The earliest is never left waiting for inputs that wait for it.
+                # The earliest input must not wait for inputs that wait for it.
                 while len(pool) > 5 or (one == 299 and pool):
                     number = pool.pop(0) if rng.random() < 0.5 else pool.pop(pool.index(min(pool)))
                     yield number, number * number
@@ -146,7 +146,7 @@ def requests(count: int) -> list[list[TokenPair]]:
     return [[TokenPair((5, 6 + n % 40), (7 + n % 30,) * (1 + n % 5))] * (1 + n % 3) for n in range(count)]
 
 
-def test_many_requests_come_back_in_their_order(model):
+def test_many_requests_are_scored_in_order(model):
     with Threaded() as services:
         world = services.serve(reward_service(model, calibration_temperature=2.0))
         with RewardClient(world.address) as client:
@@ -163,12 +163,12 @@ def test_many_requests_come_back_in_their_order(model):
             assert list(client.score_in_order([])) == []
 
 
-async def test_a_stream_that_loses_its_server_goes_on_with_the_next_and_loses_nothing(model):
-    """The server ends in the middle; another one takes its place at the same address."""
+async def test_a_stream_continues_on_the_next_server_without_loss(model):
+    """The server stops during the stream; another one starts at the same address."""
     asked = requests(400)
     async with reward_service(model) as first:
         address = first.address
-        client = AsyncRewardClient(address, retry=PATIENT)
+        client = AsyncRewardClient(address, retry=MANY_ATTEMPTS)
         expected = [(await client.score(items)).scores for items in asked[:3]]
         found = []
         async with client:
@@ -186,7 +186,7 @@ async def test_a_stream_that_loses_its_server_goes_on_with_the_next_and_loses_no
         assert scores == pytest.approx(wanted)
 
 
-async def test_items_may_be_texts_and_reading_is_as_slow_as_taking(model):
+async def test_texts_are_accepted_and_inputs_are_read_as_scores_are_taken(model):
     read = []
 
     async def endless():

@@ -1,4 +1,4 @@
-"""Bulk scoring over a stream: the same scores, errors of single requests, bounds, patience, breaks."""
+"""Bulk scoring over a stream: scores, errors of single requests, limits, waiting and broken streams."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def request(sequence: int, *, items: int = 1) -> pb.ScoreStreamRequest:
     return pb.ScoreStreamRequest(sequence=sequence, request=pb.ScoreRequest(items=[item] * items))
 
 
-async def test_a_stream_gives_the_scores_of_single_calls(model):
+async def test_a_stream_returns_the_scores_of_single_calls(model):
     items = pairs(60)
     async with reward_service(model) as world, AsyncRewardClient(world.address) as client:
-        alone = await client.score(items)
+        expected = await client.score(items)
         found = {n: outcome async for n, outcome in client.score_stream([item] for item in items)}
         assert sorted(found) == list(range(60))
-        for n, score in enumerate(alone.scores):
+        for n, score in enumerate(expected.scores):
             assert found[n].scores[0] == pytest.approx(score, abs=1e-5)
             assert found[n].model_version == world.version
         assert world.count("grpc_server_msg_received_total", "ScoreStream") == 60
@@ -57,11 +57,11 @@ async def test_a_stream_gives_the_scores_of_single_calls(model):
         assert world.count("grpc_server_handled_total", "ScoreStream", grpc_code="OK") == 1
 
 
-async def test_a_bad_request_is_answered_with_its_error_and_the_stream_goes_on(model):
+async def test_an_invalid_request_gets_an_error_and_the_stream_continues(model):
     good = [TokenPair((5,), (6,))]
-    asked = [good, [TokenPair((5,), (99,))], [TokenPair((5,), (2**40,))], [], [("a", "b")], good]
+    requests = [good, [TokenPair((5,), (99,))], [TokenPair((5,), (2**40,))], [], [("a", "b")], good]
     async with reward_service(model) as world, AsyncRewardClient(world.address) as client:
-        found = {n: outcome async for n, outcome in client.score_stream(asked)}
+        found = {n: outcome async for n, outcome in client.score_stream(requests)}
     assert [type(found[n]) for n in range(6)] == [
         Scores,
         RemoteInvalidInput,
@@ -75,7 +75,7 @@ async def test_a_bad_request_is_answered_with_its_error_and_the_stream_goes_on(m
 
 
 class Scripted:
-    """Scores without a model: a large answer at once, or none."""
+    """Scores without a model: returns a large response, or raises an error."""
 
     info = None
 
@@ -101,8 +101,10 @@ async def scripted(scoring, bounds):
             yield world, pb_grpc.RewardServiceStub(channel)
 
 
-async def test_a_client_that_takes_no_answers_is_read_from_no_more():
-    """250 kB an answer: a few fill every window of gRPC; the server has no more than its bound in work."""
+async def test_the_server_stops_reading_from_a_client_that_reads_no_responses():
+    """With 250 kB a response, a few fill every window of gRPC; the server processes no more than its
+    limit.
+    """
     async with scripted(Scripted(), Bounds(4, 1 << 20)) as (world, stub):
         call = stub.ScoreStream(timeout=60)
 
@@ -119,7 +121,7 @@ async def test_a_client_that_takes_no_answers_is_read_from_no_more():
 
         await until(lambda: counts()[0] > 4)
         before = None
-        while before != (before := counts()):  # noqa: ASYNC110 - that nothing happens tells nobody
+        while before != (before := counts()):  # noqa: ASYNC110 - no event reports that nothing happens
             await asyncio.sleep(0.2)
         received, sent = before
         assert received < 400
@@ -129,7 +131,7 @@ async def test_a_client_that_takes_no_answers_is_read_from_no_more():
         assert sorted(answers) == list(range(800))
 
 
-async def test_a_refusal_says_when_to_come_back():
+async def test_an_overloaded_response_has_its_retry_delay():
     full = Scripted(error=Overloaded("full", retry_after_seconds=7.5))
     async with scripted(full, Bounds(4, 1 << 20)) as (_, stub):
         call = stub.ScoreStream(timeout=20)
@@ -141,7 +143,7 @@ async def test_a_refusal_says_when_to_come_back():
     assert answer.error.retry_after_seconds == 7.5
 
 
-async def test_a_bug_at_one_request_shows_no_internals_and_the_stream_goes_on(caplog):
+async def test_an_internal_error_hides_its_message_and_the_stream_continues(caplog):
     scoring = Scripted(error=KeyError("secret"))
     async with scripted(scoring, Bounds(4, 1 << 20)) as (_, stub):
         call = stub.ScoreStream(timeout=20)
@@ -156,7 +158,7 @@ async def test_a_bug_at_one_request_shows_no_internals_and_the_stream_goes_on(ca
     assert first.error.message.split("(")[1][:12] in caplog.text
 
 
-async def test_at_most_the_bounds_are_in_work_and_order_is_kept_if_asked_for():
+async def test_work_in_progress_is_limited_and_optionally_in_order():
     working, most = 0, 0
 
     async def requests():
@@ -188,12 +190,12 @@ async def test_at_most_the_bounds_are_in_work_and_order_is_kept_if_asked_for():
         assert most == allowed
 
 
-async def test_a_full_server_lets_a_stream_wait(model):
+async def test_a_stream_waits_while_the_server_is_full(model):
     queue = {"max_batch_tokens": 64, "max_queue_tokens": 128}
     items = [TokenPair(tuple([5] * 50), (6 + n,)) for n in range(40)]
     async with reward_service(model, batching=queue) as world, AsyncRewardClient(world.address) as client:
-        async with AsyncRewardClient(world.address, retry=RetryPolicy(max_attempts=1)) as alone:
-            calls = (alone.score([item]) for item in items * 5)
+        async with AsyncRewardClient(world.address, retry=RetryPolicy(max_attempts=1)) as single:
+            calls = (single.score([item]) for item in items * 5)
             results = await asyncio.gather(*calls, return_exceptions=True)
         assert any(isinstance(result, Overloaded) for result in results)
         found = {n: outcome async for n, outcome in client.score_stream([item] for item in items)}
@@ -202,7 +204,7 @@ async def test_a_full_server_lets_a_stream_wait(model):
         assert world.queue_tokens == 0
 
 
-async def test_a_drain_answers_what_was_read_and_the_client_goes_on_elsewhere(model):
+async def test_a_draining_server_finishes_its_requests_and_the_client_continues_on_another(model):
     items = pairs(400)
 
     async def feed():
@@ -235,7 +237,7 @@ async def test_a_drain_answers_what_was_read_and_the_client_goes_on_elsewhere(mo
         assert read == used.count("grpc_server_msg_sent_total", "ScoreStream")
 
 
-async def test_an_error_of_the_callers_iterator_comes_after_what_was_before_it(model):
+async def test_an_error_of_the_callers_iterator_is_raised_after_earlier_outcomes(model):
     def feed():
         yield [TokenPair((5,), (6,))]
         yield [TokenPair((5,), (7,))]
@@ -270,7 +272,7 @@ async def test_inputs_are_read_no_faster_than_outcomes_are_taken(model):
         assert taken == 500
 
 
-async def test_bytes_that_are_no_message_end_the_stream_as_the_callers_mistake(model):
+async def test_invalid_bytes_end_the_stream_with_invalid_argument(model):
     async with reward_service(model) as world, aio.insecure_channel(world.address) as channel:
         call = channel.stream_stream("/fairlead.v1.RewardService/ScoreStream")(timeout=20)
         await call.write(request(1).SerializeToString())
@@ -287,7 +289,7 @@ async def test_bytes_that_are_no_message_end_the_stream_as_the_callers_mistake(m
         assert [answer.sequence for answer in answers] == [1]
 
 
-async def test_a_caller_that_leaves_takes_its_work_with_it(model):
+async def test_requests_of_a_cancelled_stream_are_cancelled(model):
     async with reward_service(model) as world, AsyncRewardClient(world.address) as client:
         async for _ in client.score_stream(([item] for item in pairs(5_000)), max_in_flight=200):
             break
@@ -299,7 +301,7 @@ async def test_a_caller_that_leaves_takes_its_work_with_it(model):
 
 
 class Breaking(pb_grpc.RewardServiceServicer):
-    """Breaks its stream after every third answer, in which every number is given back."""
+    """Returns the number of each request as its score; breaks the stream after every third response."""
 
     def __init__(self) -> None:
         self.streams = 0
@@ -315,7 +317,7 @@ class Breaking(pb_grpc.RewardServiceServicer):
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
 
 
-async def test_a_stream_that_breaks_is_opened_again_while_it_brings_something():
+async def test_a_broken_stream_is_opened_again_while_it_makes_progress():
     servicer = Breaking()
     async with serving(servicer) as address, AsyncRewardClient(address, retry=FAST) as client:
         found = [outcome async for outcome in client.score_stream([item] for item in pairs(30))]

@@ -1,4 +1,4 @@
-"""The wire form: everything survives the round trip, and what is not ours is refused by name."""
+"""Encoding and decoding: round trips, and errors for foreign or damaged bytes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_any_bytes_are_an_outcome_or_a_named_error(payload: bytes):
             assert str(error)
 
 
-def test_a_newer_schema_is_refused_by_its_number():
+def test_a_newer_schema_version_is_refused_and_named():
     newer = rollout_pb2.PromptTask(schema_version=codec.SCHEMA_VERSION + 1, task_id=3)
     with pytest.raises(SchemaTooNew, match="prompt task has schema version 2; this fairlead reads up to 1"):
         codec.decode_task(newer.SerializeToString())
@@ -112,13 +112,13 @@ def test_an_outcome_without_result_or_with_unequal_lengths_is_corrupt():
         codec.decode_outcome(message.SerializeToString())
 
 
-def test_an_item_that_is_neither_text_nor_tokens_is_named_by_its_index():
+def test_an_empty_item_is_refused_with_its_index():
     good = reward_service_pb2.ScoreItem(text=reward_service_pb2.TextPair(prompt="a", response="b"))
     with pytest.raises(InvalidInput, match=r"items\[1\]: got 'nothing', allowed: text, tokens or whole_text"):
         codec.score_items_from_pb([good, reward_service_pb2.ScoreItem()])
 
 
-def test_a_weight_version_reads_what_it_prints():
+def test_a_weight_version_parses_its_text():
     assert WeightVersion.parse(str(WeightVersion(3, 17))) == WeightVersion(3, 17)
     assert WeightVersion(2, 0) > WeightVersion(1, 900)
     for text in ("", "3", "3-", "-1-2", "3-4-5", "3-x", "٣-٤x"):

@@ -1,4 +1,4 @@
-"""Real gRPC servers in this process whose answers are scripted, for tests of channel and clients."""
+"""Real gRPC servers in this process with scripted responses, for tests of replicas and clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAST = RetryPolicy(initial_backoff_seconds=0.01, max_backoff_seconds=0.05)
 
 
 class Replica(pb_grpc.RewardServiceServicer):
-    """Answers `Score` with its own name, after what `behave` does."""
+    """Calls `behave`, then answers `Score` with its name."""
 
     def __init__(self, name: str, behave: Callable[[int], Awaitable[None]] | None = None) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""API keys: what is a valid one, and that a file which changes, breaks or vanishes does what it should."""
+"""API keys: which keys are valid, and how a changed, damaged or deleted key file is handled."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from services.runtime.keys import KeyRing
 
 
 class World:
-    """A file of keys and a ring that reads it."""
+    """A key file and a key ring that reads it."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "keys.json"
@@ -50,7 +50,7 @@ class World:
         return KeyRing(section, counts=metrics.AccessMetrics(self.registry))
 
     def ring_kept(self) -> KeyRing:
-        """One ring for all examples."""
+        """One key ring for all examples."""
         if self._ring is None:
             self._ring = self.ring()
         return self._ring
@@ -64,7 +64,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def test_a_key_opens_only_as_itself(world: World):
+def test_only_the_exact_key_is_accepted(world: World):
     one, two = world.add("one"), world.add("two", scopes=("generate",))
     ring = world.ring()
     assert ring.authenticate(f"Bearer {one}").id == "one"
@@ -96,7 +96,7 @@ def test_a_key_opens_only_as_itself(world: World):
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shown=st.text(max_size=200), prefix=st.sampled_from(["", "Bearer ", "Bearer fl_one_", "bearer fl_"]))
-def test_whatever_is_shown_is_refused_and_nothing_else_happens(world: World, shown: str, prefix: str):
+def test_invalid_credentials_raise_unauthenticated(world: World, shown: str, prefix: str):
     if not world.file.keys:
         world.add("one")
     ring = world.ring_kept()
@@ -104,7 +104,7 @@ def test_whatever_is_shown_is_refused_and_nothing_else_happens(world: World, sho
         ring.authenticate(prefix + shown)
 
 
-def test_scopes_and_the_one_that_has_all(world: World):
+def test_scopes_and_admin(world: World):
     world.add("one")
     world.add("root", scopes=("admin",))
     one, root = world.file.keys
@@ -115,7 +115,7 @@ def test_scopes_and_the_one_that_has_all(world: World):
         root.require(scope)
 
 
-def test_a_key_ends_when_it_expires_or_is_revoked(world: World):
+def test_expired_and_revoked_keys_are_refused(world: World):
     now = datetime.now(UTC)
     late = world.add("late", expires=now - timedelta(seconds=1))
     fine = world.add("fine", expires=now + timedelta(hours=1))
@@ -132,7 +132,7 @@ def test_a_key_ends_when_it_expires_or_is_revoked(world: World):
     assert (world.refusals("expired"), world.refusals("revoked"), world.refusals("wrong")) == (1, 1, 1)
 
 
-def test_a_changed_file_is_taken_and_a_damaged_one_is_not(world: World, caplog):
+def test_a_changed_file_is_loaded_and_a_damaged_one_is_not(world: World, caplog):
     one = world.add("one")
     ring = world.ring()
     two = world.add("two")
@@ -152,7 +152,7 @@ def test_a_changed_file_is_taken_and_a_damaged_one_is_not(world: World, caplog):
         ring.authenticate(f"Bearer {one}")
 
 
-def test_a_mounted_secret_is_taken_when_its_links_are_swapped(world: World, tmp_path: Path):
+def test_a_mounted_secret_is_loaded_when_its_links_are_swapped(world: World, tmp_path: Path):
     """As the kubelet does it: keys.json → ..data/keys.json, and ..data → another folder in one rename."""
     one = world.add("one")
     mount = tmp_path / "mount"
@@ -178,7 +178,7 @@ def test_a_mounted_secret_is_taken_when_its_links_are_swapped(world: World, tmp_
         ring.authenticate(f"Bearer {one}")
 
 
-def test_a_service_does_not_start_with_a_file_that_it_cannot_read(tmp_path: Path):
+def test_a_service_does_not_start_with_an_unreadable_key_file(tmp_path: Path):
     for content in (None, "{", json.dumps({"keys": [{"id": "UPPER"}]})):
         path = tmp_path / "keys.json"
         if content is not None:
@@ -187,7 +187,7 @@ def test_a_service_does_not_start_with_a_file_that_it_cannot_read(tmp_path: Path
             KeyRing(KeysSection(file=str(path)), counts=metrics.AccessMetrics(CollectorRegistry()))
 
 
-def test_an_id_stands_in_a_file_once(world: World):
+def test_duplicate_ids_in_a_file_are_refused(world: World):
     world.add("one")
     values = world.file.model_dump(mode="json", exclude_none=True)
     world.path.write_text(json.dumps({"keys": values["keys"] * 2}))
@@ -196,7 +196,7 @@ def test_an_id_stands_in_a_file_once(world: World):
 
 
 def test_keys_are_compared_in_constant_time():
-    """By structure: the only thing that decides whether a key fits is the answer of compare_digest."""
+    """By structure: only the result of compare_digest decides whether a key matches."""
     tree = ast.parse(inspect.getsource(KeyRing.authenticate).lstrip().replace("\n    ", "\n"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     digests = [call for call in calls if ast.unparse(call.func) == "hmac.compare_digest"]
@@ -212,8 +212,8 @@ def test_keys_are_compared_in_constant_time():
 
 
 @pytest.mark.slow
-def test_how_long_a_refusal_takes_does_not_tell_how_much_of_a_key_was_right(world: World):
-    """Medians of interleaved calls: no prefix of the secret is slower than none."""
+def test_the_time_of_a_refusal_does_not_depend_on_a_matching_prefix(world: World):
+    """Medians of interleaved calls: no prefix of the secret takes longer than an empty one."""
     key = world.add("one")
     ring = KeyRing(
         KeysSection(file=str(world.path), reload_seconds=3600), counts=metrics.AccessMetrics(world.registry)
@@ -237,7 +237,7 @@ def test_how_long_a_refusal_takes_does_not_tell_how_much_of_a_key_was_right(worl
     assert max(medians.values()) < 1.05 * min(medians.values()), medians
 
 
-def test_the_command_line_makes_shows_and_revokes_keys(tmp_path: Path):
+def test_the_cli_creates_lists_and_revokes_keys(tmp_path: Path):
     file = tmp_path / "secrets" / "keys.json"
     run = CliRunner().invoke
     made = run(app, ["keys", "create", "search", "--tokens-per-day", "5000", "--file", str(file)])

@@ -80,7 +80,7 @@ async def test_an_error_is_raised_only_if_no_call_succeeds(quick: Hedging):
         await quick.first_of(late_failure(), lambda: fails(ValueError("second")))
 
 
-async def test_without_another_replica_the_first_call_is_awaited(quick: Hedging):
+async def test_without_another_replica_the_first_call_returns_the_result(quick: Hedging):
     async def late() -> str:
         await asyncio.sleep(0.2)
         return "first"

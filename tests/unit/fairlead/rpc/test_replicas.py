@@ -24,13 +24,13 @@ from fairlead.types import SamplingParams
 from fairlead.v1 import policy_service_pb2_grpc
 from tests.unit.fairlead.rpc.rpc_world import FAST, Replica, Streamer, dead_address, serving
 
-PATIENT = RetryPolicy(max_attempts=200, initial_backoff_seconds=0.05, max_backoff_seconds=0.2)
+MANY_ATTEMPTS = RetryPolicy(max_attempts=200, initial_backoff_seconds=0.05, max_backoff_seconds=0.2)
 ITEM = [("a", "b")]
 
 
 @pytest.fixture
 def silent_address():
-    """Accepts connections and never says a word."""
+    """Accepts connections and never sends a byte."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(16)
@@ -49,7 +49,7 @@ async def names(client: AsyncRewardClient, count: int) -> list[str]:
     return [(await client.score(ITEM)).model_version for _ in range(count)]
 
 
-async def test_calls_go_round_the_replicas():
+async def test_calls_are_spread_over_the_replicas():
     a, b, c = Replica("a"), Replica("b"), Replica("c")
     async with serving(a) as at_a, serving(b) as at_b, serving(c) as at_c:
         async with AsyncRewardClient([at_a, at_b, at_c]) as client:
@@ -64,7 +64,7 @@ async def test_calls_go_round_the_replicas():
 
 
 @pytest.mark.parametrize("kind", ["dead", "silent"])
-async def test_a_dead_address_stalls_nothing(kind, silent_address):
+async def test_a_dead_address_does_not_delay_calls(kind, silent_address):
     dead = dead_address() if kind == "dead" else silent_address
     async with serving(Replica("alive")) as alive, AsyncRewardClient([dead, alive], retry=FAST) as client:
         start = time.monotonic()
@@ -72,7 +72,7 @@ async def test_a_dead_address_stalls_nothing(kind, silent_address):
         assert time.monotonic() - start < 3
 
 
-async def test_nobody_there_is_said_soon_with_address_and_reason():
+async def test_unreachable_replicas_raise_unavailable_with_address_and_reason():
     address = dead_address()
     async with AsyncRewardClient(address, retry=FAST) as client:
         start = time.monotonic()
@@ -81,9 +81,9 @@ async def test_nobody_there_is_said_soon_with_address_and_reason():
         assert time.monotonic() - start < 5
 
 
-async def test_a_replica_that_starts_again_is_found():
+async def test_a_restarted_replica_is_found():
     address = dead_address()
-    async with AsyncRewardClient(address, retry=PATIENT, timeout_seconds=20) as client:
+    async with AsyncRewardClient(address, retry=MANY_ATTEMPTS, timeout_seconds=20) as client:
         port = int(address.rpartition(":")[2])
         waiting = asyncio.create_task(client.score(ITEM))
         async with serving(Replica("first"), port=port):
@@ -112,20 +112,20 @@ async def test_a_replica_that_is_not_serving_gets_no_calls():
                 pass
 
 
-async def test_stale_weights_are_asked_for_elsewhere():
-    stale, fresh = Replica("stale", raising(StaleWeights("has 1-2, 1-3 was asked for"))), Replica("fresh")
+async def test_stale_weights_are_retried_on_another_replica():
+    stale, fresh = Replica("stale", raising(StaleWeights("has 1-2, 1-3 was requested"))), Replica("fresh")
     async with serving(stale) as at_stale, serving(fresh) as at_fresh:
         async with AsyncRewardClient([at_stale, at_fresh], retry=FAST) as client:
             assert await names(client, 20) == ["fresh"] * 20
     assert stale.calls > 0
     async with serving(stale) as only, AsyncRewardClient(only, retry=FAST) as client:
         with pytest.raises(
-            StaleWeights, match=r"has 1-2, 1-3 was asked for \(FAILED_PRECONDITION after 6 attempts"
+            StaleWeights, match=r"has 1-2, 1-3 was requested \(FAILED_PRECONDITION after 6 attempts"
         ):
             await client.score(ITEM)
 
 
-async def test_a_full_replica_is_left_alone_for_as_long_as_it_says():
+async def test_an_overloaded_replica_gets_no_calls_before_its_retry_delay():
     moments: list[float] = []
 
     async def behave(call: int) -> None:
@@ -146,10 +146,10 @@ async def test_a_full_replica_is_left_alone_for_as_long_as_it_says():
             full.calls = 0
             start = time.monotonic()
             await names(both, 10)
-            assert time.monotonic() - start < 0.4, "the other replica was asked at once"
+            assert time.monotonic() - start < 0.4, "the other replica was called at once"
 
 
-async def test_a_name_for_many_servers_is_not_held_for_what_one_of_them_said():
+async def test_the_retry_delay_of_one_server_does_not_hold_a_shared_name():
     async def behave(call: int) -> None:
         if call == 1:
             raise Overloaded("queue is full", retry_after_seconds=0.5)
@@ -166,7 +166,7 @@ async def test_a_name_for_many_servers_is_not_held_for_what_one_of_them_said():
         assert time.monotonic() - start >= 0.5
 
 
-async def test_an_attempt_that_hangs_is_given_up_while_there_is_time():
+async def test_an_attempt_that_hangs_is_retried_after_its_timeout():
     async def behave(call: int) -> None:
         if call == 1:
             await asyncio.sleep(3600)
@@ -180,7 +180,7 @@ async def test_an_attempt_that_hangs_is_given_up_while_there_is_time():
     assert hangs.calls == 2
 
 
-async def test_the_deadline_of_the_call_holds():
+async def test_a_call_ends_at_its_deadline():
     async def behave(call: int) -> None:
         await asyncio.sleep(3600)
 
@@ -198,7 +198,7 @@ async def test_the_deadline_of_the_call_holds():
         (RuntimeError("secret path"), InternalError, "internal error"),
     ],
 )
-async def test_what_another_try_would_not_mend_is_not_tried_again(raised, seen, message):
+async def test_errors_that_are_not_transient_are_not_retried(raised, seen, message):
     replica = Replica("r", raising(raised))
     async with serving(replica) as address, AsyncRewardClient(address, retry=FAST) as client:
         with pytest.raises(seen) as caught:
@@ -210,7 +210,7 @@ async def test_what_another_try_would_not_mend_is_not_tried_again(raised, seen, 
         assert (caught.value.field, caught.value.index, caught.value.allowed) == ("items", 3, "x")
 
 
-async def test_a_message_that_is_too_large_is_the_callers_mistake():
+async def test_a_message_that_is_too_large_raises_invalid_input():
     replica = Replica("r")
     async with serving(replica, max_receive_message_length=1000) as address:
         async with AsyncRewardClient(address, retry=FAST) as client:
@@ -219,7 +219,7 @@ async def test_a_message_that_is_too_large_is_the_callers_mistake():
     assert replica.calls == 0
 
 
-async def test_values_that_fit_no_message_never_leave():
+async def test_values_that_do_not_fit_a_message_are_refused_before_the_call():
     async with AsyncRewardClient(dead_address()) as client:
         with pytest.raises(InvalidInput, match="items: got"):
             await client.score([("\ud800", "b")])
@@ -227,7 +227,7 @@ async def test_values_that_fit_no_message_never_leave():
             await client.score([("a", "b", "c")])  # type: ignore[list-item]
 
 
-async def test_a_call_that_is_cancelled_ends_on_the_server():
+async def test_a_cancelled_call_is_cancelled_on_the_server():
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def behave(call: int) -> None:
@@ -248,7 +248,7 @@ async def test_a_call_that_is_cancelled_ends_on_the_server():
             await call
 
 
-async def test_the_budget_bounds_retries_of_all_calls():
+async def test_the_budget_limits_the_retries_of_all_calls():
     replica = Replica("r", raising(Unavailable("loading")))
     policy = RetryPolicy(
         max_attempts=10, initial_backoff_seconds=0.001, budget_tokens=15, budget_per_second=0.001
@@ -275,7 +275,7 @@ def test_the_budget_fills_with_time_and_success():
     assert [budget.take() for _ in range(3)] == [True, True, False]
 
 
-def test_backoff_is_spread_over_a_bound_that_doubles():
+def test_backoff_is_uniform_below_a_bound_that_doubles():
     policy = RetryPolicy(initial_backoff_seconds=1, max_backoff_seconds=5)
     for attempt, bound in ((1, 1), (2, 2), (3, 4), (4, 5), (9, 5)):
         waits = [policy.backoff_seconds(attempt) for _ in range(2000)]
@@ -284,12 +284,12 @@ def test_backoff_is_spread_over_a_bound_that_doubles():
 
 
 @pytest.mark.parametrize("addresses", [[], "localhost", ["127.0.0.1:80", "nowhere"], "", "dns:///name"])
-def test_addresses_that_are_none(addresses):
+def test_invalid_addresses_are_refused(addresses):
     with pytest.raises(ConfigError, match="addresses: got"):
         AsyncRewardClient(addresses)
 
 
-async def test_a_stream_is_begun_again_until_its_first_message_and_never_after():
+async def test_a_stream_is_retried_only_before_its_first_message():
     streamer = Streamer()
     add = policy_service_pb2_grpc.add_PolicyServiceServicer_to_server
     async with serving(streamer, add=add) as address, AsyncPolicyClient(address, retry=FAST) as client:

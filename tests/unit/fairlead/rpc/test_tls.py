@@ -1,4 +1,4 @@
-"""TLS and mTLS of servers and clients: who gets through, who does not, and certificates that are renewed."""
+"""TLS and mTLS of servers and clients: trusted and untrusted callers, and renewed certificates."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def version(address: str, tls: TlsSection | None) -> str:
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-async def test_who_trusts_the_authority_gets_through(authority: Authority, mutual: bool):
+async def test_a_client_that_trusts_the_authority_connects(authority: Authority, mutual: bool):
     async with serving(authority.server(mutual=mutual)) as server:
         assert await version(server.address, authority.client(name="worker.local")) == "one"
         probe = GrpcHealth(server.address, authority.client(name="prober.local"))
@@ -69,7 +69,9 @@ async def test_who_trusts_the_authority_gets_through(authority: Authority, mutua
         assert await asyncio.to_thread(blocking) == "one"
 
 
-async def test_who_does_not_is_refused_and_told_why(authority: Authority, tmp_path: Path):
+async def test_a_client_that_does_not_trust_the_authority_gets_the_reason(
+    authority: Authority, tmp_path: Path
+):
     other = Authority(tmp_path, "theirs")
     async with serving(authority.server()) as server:
         with pytest.raises(Unauthenticated, match="certificate") as caught:
@@ -88,7 +90,7 @@ async def test_an_expired_certificate_of_a_server_is_refused(authority: Authorit
             await version(server.address, authority.client())
 
 
-async def test_a_server_must_have_the_name_that_was_called(authority: Authority):
+async def test_the_name_of_a_server_must_match_its_address(authority: Authority):
     async with serving(authority.server("reward.example")) as server:
         with pytest.raises(Unauthenticated, match=r"its name is not that of the address .*tls\.server_name"):
             await version(server.address, authority.client())
@@ -96,7 +98,7 @@ async def test_a_server_must_have_the_name_that_was_called(authority: Authority)
 
 
 @pytest.mark.parametrize("shown", ["none", "of another authority", "expired"])
-async def test_mutual_tls_asks_for_a_certificate_that_is_good(
+async def test_mutual_tls_requires_a_valid_client_certificate(
     authority: Authority, tmp_path: Path, shown: str
 ):
     if shown == "none":
@@ -113,7 +115,7 @@ async def test_mutual_tls_asks_for_a_certificate_that_is_good(
         assert await version(server.address, authority.client(name="worker.local")) == "one"
 
 
-async def test_old_protocols_are_refused(authority: Authority):
+async def test_old_tls_versions_are_refused(authority: Authority):
     async with serving(authority.server()) as server:
         host, _, port = server.address.rpartition(":")
         context = ssl.create_default_context(cafile=str(authority.ca))
@@ -129,8 +131,8 @@ async def test_old_protocols_are_refused(authority: Authority):
             await asyncio.open_connection(host, int(port), ssl=old)
 
 
-async def test_a_server_takes_a_renewed_certificate_without_a_restart(authority: Authority, tmp_path: Path):
-    """Everything is new at once: the authority too, in the place of the old one."""
+async def test_a_server_loads_a_renewed_certificate_without_a_restart(authority: Authority, tmp_path: Path):
+    """The authority and the certificates are replaced at the same time."""
     section = authority.server()
     async with serving(section) as server:
         assert await version(server.address, authority.client()) == "one"
@@ -143,14 +145,14 @@ async def test_a_server_takes_a_renewed_certificate_without_a_restart(authority:
             await version(server.address, authority.client())
 
 
-async def test_a_client_takes_a_renewed_certificate_without_a_restart(authority: Authority, tmp_path: Path):
+async def test_a_client_loads_a_renewed_certificate_without_a_restart(authority: Authority, tmp_path: Path):
     new = Authority(tmp_path, "new")
     mutual = authority.server(mutual=True)
     client_tls = authority.client(name="worker.local")
     async with serving(mutual) as server:
         async with AsyncRewardClient(server.address, tls=client_tls, retry=FAST) as client:
             assert (await client.info()).model_version == "one"
-            # The servers of tomorrow: another authority, another port, found at the old address.
+            # Replaced servers: another authority and new certificates at the same address.
             authority.ca.write_bytes(new.ca.read_bytes())
             new.issue("server")
             new.issue("worker.local", "worker.local")
@@ -161,7 +163,7 @@ async def test_a_client_takes_a_renewed_certificate_without_a_restart(authority:
 
 
 class File:
-    """A file that is spoiled and mended."""
+    """A file that is damaged, then repaired."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -174,7 +176,9 @@ class File:
         self._path.write_bytes(content)
 
 
-async def test_files_that_do_not_fit_leave_the_old_identity(authority: Authority, tmp_path: Path, caplog):
+async def test_files_that_do_not_match_keep_the_previous_certificates(
+    authority: Authority, tmp_path: Path, caplog
+):
     section = authority.server()
     kept = str(tmp_path / "kept.pem")
     File(section.ca).copy(kept)
@@ -200,7 +204,7 @@ async def test_files_that_do_not_fit_leave_the_old_identity(authority: Authority
     assert all("PRIVATE KEY" not in record.getMessage() for record in caplog.records)
 
 
-def test_a_section_says_what_is_missing(authority: Authority, tmp_path: Path):
+def test_missing_tls_settings_are_named(authority: Authority, tmp_path: Path):
     section = authority.server()
     with pytest.raises(ValueError, match="only together"):
         TlsSection(certificate=section.certificate)
@@ -215,7 +219,7 @@ def test_a_section_says_what_is_missing(authority: Authority, tmp_path: Path):
         Certificates(TlsSection(certificate=section.certificate, key=other_key))
 
 
-def test_a_key_with_a_passphrase_is_refused_and_asks_nobody(authority: Authority, tmp_path: Path):
+def test_a_key_with_a_passphrase_is_refused_without_a_prompt(authority: Authority, tmp_path: Path):
     from cryptography.hazmat.primitives import serialization
 
     section = authority.server()
@@ -239,7 +243,7 @@ def page(port: int, context: ssl.SSLContext | None) -> bytes:
     return content
 
 
-async def test_the_page_of_metrics_speaks_tls_where_that_is_asked_for(authority: Authority, tmp_path: Path):
+async def test_the_metrics_endpoint_uses_tls_if_configured(authority: Authority, tmp_path: Path):
     section = authority.server(mutual=True)
     observe = ObserveSection(metrics_tls=True)
     registry = CollectorRegistry()
@@ -270,6 +274,6 @@ async def test_the_page_of_metrics_speaks_tls_where_that_is_asked_for(authority:
         stop()
 
 
-def test_a_page_over_tls_needs_a_certificate():
+def test_the_metrics_endpoint_needs_a_certificate_for_tls():
     with pytest.raises(ConfigError, match=r"observe\.metrics_tls"):
         metrics_page.serve(ObserveSection(metrics_tls=True), tls=TlsSection(), ready=lambda: True)

@@ -1,4 +1,4 @@
-"""Certificates for tests, made on the spot: an authority, servers, clients, and what is wrong with some."""
+"""Generated certificates for tests: an authority, servers and clients, valid and invalid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Authority:
         self._authority.cert_pem.write_to_path(str(self.ca))
 
     def issue(self, name: str, *hosts: str, expired: bool = False) -> tuple[str, str]:
-        """Paths of a certificate and its key; what was there under the name is replaced, as in a rotation."""
+        """Write a certificate and its key and return their paths; files of the same name are replaced."""
         past = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
         times = {"not_before": past, "not_after": past + datetime.timedelta(days=1)} if expired else {}
         issued = self._authority.issue_cert(*(hosts or ("localhost", "127.0.0.1")), **times)
@@ -36,12 +36,12 @@ class Authority:
         return str(certificate), str(key)
 
     def server(self, *hosts: str, mutual: bool = False, name: str = "server", **options) -> TlsSection:
-        """The section of a server."""
+        """Return the `[tls]` section of a server."""
         certificate, key = self.issue(name, *hosts, **options)
         return TlsSection(certificate=certificate, key=key, ca=str(self.ca), mutual=mutual)
 
     def client(self, *, name: str = "", **options) -> TlsSection:
-        """The section of a client, with a certificate if it is to have a name."""
+        """Return the `[tls]` section of a client, with a certificate if a name is given."""
         if not name:
             return TlsSection(ca=str(self.ca), **options)
         certificate, key = self.issue(name, name)

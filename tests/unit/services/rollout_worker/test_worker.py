@@ -1,4 +1,4 @@
-"""The worker's loop with the queue in memory and real gRPC servers whose answers are scripted."""
+"""The worker's loop with a queue in memory and real gRPC servers with scripted responses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def task(task_id: int, *, prompt: tuple[int, ...] = (1, 2, 3), temperature: floa
 
 @dataclass
 class Bench:
-    """A worker at work, and both ends of its queue."""
+    """A running worker, and both ends of its queue."""
 
     broker: MemoryBroker
     trainer: MemoryTrainerQueue
@@ -54,7 +54,7 @@ class Bench:
     seen: dict[int, OutcomeEntry] = field(default_factory=dict)
 
     async def outcomes(self, count: int, *, seconds: float = 10) -> dict[int, Rollout | DeadLetter]:
-        """Outcomes by task, once there are so many."""
+        """Return the outcomes by task, once there are `count`."""
         async with asyncio.timeout(seconds):
             while True:
                 entries = self.trainer.read(after="0", count=10_000, block_seconds=0)
@@ -107,7 +107,7 @@ async def bench(
             await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_rollout_holds_what_the_services_said() -> None:
+async def test_a_rollout_has_the_results_of_the_services() -> None:
     script = Script()
     async with bench(script, tasks=[task(4)]) as b:
         result = (await b.outcomes(1))[4]
@@ -123,7 +123,7 @@ async def test_a_rollout_holds_what_the_services_said() -> None:
     assert (request.min_version.incarnation, request.min_version.update) == (1, 3)
 
 
-async def test_reward_and_reference_are_asked_at_the_same_time() -> None:
+async def test_reward_and_reference_are_called_at_the_same_time() -> None:
     both = asyncio.Barrier(2)
 
     async def score(item, context):
@@ -138,7 +138,7 @@ async def test_reward_and_reference_are_asked_at_the_same_time() -> None:
         assert isinstance((await b.outcomes(1))[0], Rollout)
 
 
-async def test_many_are_in_flight_and_never_more_than_there_is_room_for() -> None:
+async def test_at_most_max_in_flight_tasks_run_at_the_same_time() -> None:
     running, most = 0, 0
     full = asyncio.Event()
 
@@ -159,7 +159,7 @@ async def test_many_are_in_flight_and_never_more_than_there_is_room_for() -> Non
     assert b.trainer.stats().in_flight == 0
 
 
-async def test_what_is_not_claimed_is_left_to_peers() -> None:
+async def test_tasks_above_the_limit_are_not_claimed() -> None:
     hold = asyncio.Event()
 
     async def generate(request, context):
@@ -181,7 +181,7 @@ async def test_what_is_not_claimed_is_left_to_peers() -> None:
         (task(0, prompt=(1, VOCABULARY_SIZE)), "prompt_token_unknown"),
     ],
 )
-async def test_a_prompt_at_fault_is_dead_at_once(bad: PromptTask, reason: str) -> None:
+async def test_an_invalid_prompt_is_dead_lettered_at_once(bad: PromptTask, reason: str) -> None:
     script = Script()
     async with bench(script, tasks=[bad, task(1)]) as b:
         outcomes = await b.outcomes(2)
@@ -193,7 +193,7 @@ async def test_a_prompt_at_fault_is_dead_at_once(bad: PromptTask, reason: str) -
 
 
 @pytest.mark.parametrize("service", ["policy", "reward", "reference"])
-async def test_what_a_service_refuses_is_dead_at_once(service: str) -> None:
+async def test_a_task_refused_by_a_service_is_dead_lettered_at_once(service: str) -> None:
     asked = 0
 
     async def refuse(*arguments):
@@ -216,7 +216,7 @@ async def test_what_a_service_refuses_is_dead_at_once(service: str) -> None:
         ("generate", "policy_not_finite"),
     ],
 )
-async def test_a_number_that_is_none_is_a_failure_that_is_counted(part: str, reason: str) -> None:
+async def test_a_result_that_is_not_finite_counts_as_a_failure(part: str, reason: str) -> None:
     asked = 0
 
     async def broken(*arguments):
@@ -236,16 +236,16 @@ async def test_a_number_that_is_none_is_a_failure_that_is_counted(part: str, rea
         await b.until(lambda: b.counted("dead_letter") == 1)
     assert isinstance(result, DeadLetter)
     assert result.reason == reason
-    # Who has failed may be what kills replicas: nothing else runs beside it.
+    # A task that failed before may kill replicas: its calls are exclusive.
     assert [request.alone for request in script.requests] == [False, True, True]
-    asked_alone = [] if part == "generate" else [False, True, True]
-    assert script.exclusive == {"reward": asked_alone, "reference": asked_alone}
+    exclusive_calls = [] if part == "generate" else [False, True, True]
+    assert script.exclusive == {"reward": exclusive_calls, "reference": exclusive_calls}
     assert "nan" in result.detail
     assert asked == 3
     assert b.counted("failed") == 2
 
 
-async def test_a_bug_of_a_service_is_a_failure_that_is_counted() -> None:
+async def test_an_internal_error_of_a_service_counts_as_a_failure() -> None:
     async def broken(request, context):
         await context.abort(grpc.StatusCode.INTERNAL, "internal error 4711")
 
@@ -265,7 +265,7 @@ async def test_a_bug_of_a_service_is_a_failure_that_is_counted() -> None:
         grpc.StatusCode.FAILED_PRECONDITION,
     ],
 )
-async def test_infrastructure_that_is_away_counts_against_no_task(code: grpc.StatusCode) -> None:
+async def test_unavailable_services_count_as_no_failure(code: grpc.StatusCode) -> None:
     away = True
 
     async def generate(request, context):
@@ -286,7 +286,7 @@ async def test_infrastructure_that_is_away_counts_against_no_task(code: grpc.Sta
     assert {(entry.outcome.deliveries, entry.outcome.failures) for entry in entries} == {(1, 0)}
 
 
-async def test_old_weights_are_nobodys_fault() -> None:
+async def test_old_weights_count_as_no_failure() -> None:
     fresh = False
 
     async def generate(request, context):
@@ -298,7 +298,7 @@ async def test_old_weights_are_nobodys_fault() -> None:
         assert isinstance((await b.outcomes(1))[0], Rollout)
 
 
-async def test_leases_are_renewed_while_a_task_is_worked_on() -> None:
+async def test_leases_are_renewed_during_a_task() -> None:
     slow = asyncio.Event()
 
     async def generate(request, context):
@@ -308,14 +308,14 @@ async def test_leases_are_renewed_while_a_task_is_worked_on() -> None:
     script = Script(generate=generate)
     async with bench(script, tasks=[task(0)], lease=0.4) as b:
         await b.until(lambda: script.requests)
-        peer = b.broker.worker("peer")
-        assert list(await peer.claim(count=1, block_seconds=1.2)) == []
+        other = b.broker.worker("other")
+        assert list(await other.claim(count=1, block_seconds=1.2)) == []
         slow.set()
         await b.outcomes(1)
     assert len(script.requests) == 1
 
 
-async def test_a_task_in_other_hands_is_dropped_and_its_calls_end() -> None:
+async def test_a_task_whose_lease_was_lost_is_cancelled() -> None:
     ended = asyncio.Event()
 
     async def generate(request, context):
@@ -337,7 +337,7 @@ async def test_a_task_in_other_hands_is_dropped_and_its_calls_end() -> None:
     assert entry.sending.number == 2
 
 
-async def test_a_drain_finishes_what_it_can_and_gives_the_rest_back() -> None:
+async def test_a_drain_finishes_tasks_and_releases_the_rest() -> None:
     hold = asyncio.Event()
 
     async def generate(request, context):
@@ -352,14 +352,14 @@ async def test_a_drain_finishes_what_it_can_and_gives_the_rest_back() -> None:
         await asyncio.wait_for(b.running, 10)
         outcomes = await b.outcomes(1)
         assert list(outcomes) == [0]
-        peer = b.broker.worker("peer")
-        claims = await peer.claim(count=5, block_seconds=0)
+        other = b.broker.worker("other")
+        claims = await other.claim(count=5, block_seconds=0)
         assert [(claim.task.task_id, claim.deliveries) for claim in claims] == [(1, 1), (2, 1)]
         assert b.counted("released") == 1
 
 
 class FlakyQueue(MemoryWorkerQueue):
-    """The queue in memory behind a line that can be cut."""
+    """A queue in memory that can be made unavailable."""
 
     cut = False
     refuses: Exception | None = None
@@ -383,7 +383,9 @@ class FlakyQueue(MemoryWorkerQueue):
             raise QueueUnavailable("Redis at 127.0.0.1:1 does not answer")
 
 
-async def test_results_wait_in_memory_while_the_queue_is_away(caplog: pytest.LogCaptureFixture) -> None:
+async def test_results_stay_in_memory_while_the_queue_is_unavailable(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     hold = asyncio.Event()
 
     async def generate(request, context):
@@ -405,7 +407,7 @@ async def test_results_wait_in_memory_while_the_queue_is_away(caplog: pytest.Log
     assert "the queue answers again" in caplog.text
 
 
-async def test_a_prompt_of_a_newer_version_ends_the_worker_after_its_drain() -> None:
+async def test_a_prompt_of_a_newer_schema_ends_the_worker_after_a_drain() -> None:
     hold = asyncio.Event()
 
     async def generate(request, context):
@@ -424,7 +426,7 @@ async def test_a_prompt_of_a_newer_version_ends_the_worker_after_its_drain() -> 
         assert len(await b.outcomes(1)) == 1
 
 
-async def test_another_tokenizer_of_the_reward_model_makes_it_read_text(
+async def test_text_is_scored_if_the_reward_tokenizer_differs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     items = []
@@ -460,13 +462,13 @@ async def test_policy_and_reference_with_different_tokenizers_are_refused() -> N
     assert "tokenizer oneoneoneone of the policy models/policy" in message
 
 
-async def test_waiting_for_services_says_for_which(caplog: pytest.LogCaptureFixture) -> None:
+async def test_waiting_for_services_is_logged_with_their_names(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     script = Script()
     async with serving(script):
         address = script.address
     async with clients_of(address) as clients:
-        meeting = asyncio.create_task(
+        connecting = asyncio.create_task(
             ModelServices.connect(
                 clients, run="tests", worker_metrics=metrics.WorkerMetrics(CollectorRegistry())
             )
@@ -477,4 +479,4 @@ async def test_waiting_for_services_says_for_which(caplog: pytest.LogCaptureFixt
         for service in ("policy", "reward", "reference"):
             assert f"waiting for the {service} service, 0 s so far: {service} at {address}" in caplog.text
         async with serving(script, address=address):
-            assert isinstance(await asyncio.wait_for(meeting, 20), ModelServices)
+            assert isinstance(await asyncio.wait_for(connecting, 20), ModelServices)

@@ -125,7 +125,7 @@ async def test_a_server_that_is_not_trusted_is_refused_with_what_to_set(
                     await attempt(section)
 
 
-async def test_a_server_must_have_the_name_that_was_called(server: ValkeyServer, authority: Authority):
+async def test_the_name_of_a_server_must_match_its_address(server: ValkeyServer, authority: Authority):
     async with end_of_tls(server, authority, mutual=False, hosts=("redis.example",)) as url:
         section = QueueSection(redis_url=url, redis_tls_ca=str(authority.ca))
         for attempt in (worker_of, trainer_of):
