@@ -1,6 +1,6 @@
-"""The controllers of the stand-in for a cluster: what has a template gets pods, whose states move on.
+"""Controllers for the stand-in of a cluster: objects with a template get pods, whose states advance.
 
-In the simplest way: every list of pods is a step of time.
+Time is simulated: every request that lists pods is one step.
 """
 
 from __future__ import annotations
@@ -18,37 +18,38 @@ NO_NODE = {"has no node": "0/1 nodes are available: 1 Insufficient nvidia.com/gp
 _NOW = "2026-01-01T00:00:00Z"
 
 
-def terminated(code: int, words: str) -> dict[str, Any]:
-    return {"exitCode": code, "reason": "Error" if code else "Completed", "message": words}
+def terminated(code: int, message: str) -> dict[str, Any]:
+    return {"exitCode": code, "reason": "Error" if code else "Completed", "message": message}
 
 
-def crash_loop(code: int, words: str) -> dict[str, Any]:
-    """A container that ended and waits for its next start."""
+def crash_loop(code: int, message: str) -> dict[str, Any]:
+    """Return the state of a container that ended and waits for its next restart."""
     waiting = {"reason": "CrashLoopBackOff", "message": "back-off 5s restarting failed container"}
     return {
         "state": {"waiting": waiting},
-        "lastState": {"terminated": terminated(code, words)},
+        "lastState": {"terminated": terminated(code, message)},
         "ready": False,
         "restartCount": 1,
     }
 
 
-def ended(code: int, words: str) -> dict[str, Any]:
-    """A container that ended for good."""
-    return {"state": {"terminated": terminated(code, words)}, "ready": False}
+def ended(code: int, message: str) -> dict[str, Any]:
+    """Return the state of a container that ended for good."""
+    return {"state": {"terminated": terminated(code, message)}, "ready": False}
 
 
 @dataclass
 class Controllers:
-    """Deployments, StatefulSets, Jobs and the node, over the objects of the API."""
+    """The controllers of Deployments, StatefulSets and Jobs, and the node, on the objects of the API."""
 
     objects: dict[Key, dict[str, Any]]
     scripts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """By process: states of the container of pods made from now on, one for each step; the last one stays."""
+    """By process: container states of pods created from now on, one per step; the last state stays."""
     made: int = 0
+    """Number of pods created."""
 
     def applied(self, key: Key) -> None:
-        """Makes the pods that an object wants; those of other settings end."""
+        """Create the pods that an object wants, and end those with other settings."""
         owner = self.objects[key]
         if "template" not in owner.get("spec", {}):
             return
@@ -62,7 +63,7 @@ class Controllers:
             self._make(key)
 
     def deleted(self, key: Key) -> None:
-        """Ends the pods of what was deleted; a deleted pod gets a successor."""
+        """End the pods of a deleted object; replace a deleted pod."""
         for pod in self._pods_of(key):
             self._end(pod)
         for owner, found in list(self.objects.items()):
@@ -70,7 +71,7 @@ class Controllers:
                 self._make(owner)
 
     def tick(self) -> None:
-        """One step: every pod takes its next state, one that ends is gone after the next."""
+        """Advance one step: every pod takes its next state; an ending pod disappears after the next step."""
         for key in [key for key in self.objects if key[0] == "pods"]:
             pod = self.objects[key]
             if pod.pop("gone", False):
@@ -84,7 +85,7 @@ class Controllers:
                 self._roll_up(key, owner)
 
     def _pods_of(self, owner: Key) -> list[Key]:
-        """Those that do not end already."""
+        """Return the pods that are not ending."""
         return [
             key
             for key, pod in self.objects.items()
@@ -123,7 +124,7 @@ class Controllers:
             pod["status"] = {"startTime": pod["metadata"]["creationTimestamp"], "containerStatuses": [state]}
 
     def _roll_up(self, key: Key, owner: dict[str, Any]) -> None:
-        """The status that its controller would write."""
+        """Write the status that the real controller would write."""
         pods = [self.objects[pod] for pod in self._pods_of(key)]
         states = [state for pod in pods for state in pod["status"].get("containerStatuses", ())]
         ready = sum(1 for state in states if state["ready"])

@@ -1,7 +1,7 @@
 """A stand-in for a cluster's API: HTTPS, tokens, discovery, server-side apply with owners, deletes, faults.
 
-It speaks the wire of Kubernetes (paths, Status objects, strict schemas, immutable Jobs); what is applied gets
-its pods from `cluster_controllers`. It is no proof for a real cluster.
+It implements the API of Kubernetes (paths, Status objects, strict schemas, immutable Jobs), and
+`cluster_controllers` creates the pods of applied objects. A test with it proves nothing about a real cluster.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ KEDA = {
 
 
 class Refusal(Exception):
-    """An answer that is none of success."""
+    """An error response of the API."""
 
     def __init__(
         self, code: int, reason: str, message: str, causes: list[dict[str, str]] | None = None
@@ -65,18 +65,18 @@ class Refusal(Exception):
 
 @dataclass
 class StandIn:
-    """The state of the cluster, and what shall go wrong."""
+    """The state of the cluster, and the faults to inject."""
 
     namespaces: set[str] = field(default_factory=lambda: {"fairlead"})
     kinds: dict[str, dict[str, str]] = field(default_factory=lambda: copy.deepcopy(BUILT_IN))
     objects: dict[Key, dict[str, Any]] = field(default_factory=dict)
     """By plural, namespace and name."""
     owners: dict[Key, dict[str, str]] = field(default_factory=dict)
-    """Of every leaf of an object: who set it."""
+    """The owner of each leaf of each object."""
     controllers: Controllers = field(init=False)
-    """Who makes pods."""
+    """Creates the pods."""
     faults: list[tuple[str, int | str]] = field(default_factory=list)
-    """`METHOD path` as a pattern, and a status or `hang`; each strikes once."""
+    """Patterns of `METHOD path`, each with a status or `hang`; each is injected once."""
     requests: list[str] = field(default_factory=list)
     """`METHOD path` of every request, in order."""
     closing: threading.Event = field(default_factory=threading.Event)
@@ -86,7 +86,7 @@ class StandIn:
         self.controllers = Controllers(self.objects)
 
     def answer(self, method: str, url: str, headers: Any, body: bytes) -> Any:
-        """What the API answers, or a Refusal."""
+        """Return the response of the API, or raise Refusal."""
         parts = urlsplit(url)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         line = f"{method} {parts.path}"
@@ -216,7 +216,7 @@ class StandIn:
 
 
 def _selects(selector: str, labels: dict[str, str]) -> bool:
-    """Whether labels meet `a=b,c in (d,e)`."""
+    """Return whether labels match a selector such as `a=b,c in (d,e)`."""
     parts = re.findall(r"([\w./-]+)(?:=([\w.-]+)| in \(([^)]*)\))", selector)
     return all(
         labels.get(name) in ([value] if value else several.split(",")) for name, value, several in parts
@@ -225,7 +225,7 @@ def _selects(selector: str, labels: dict[str, str]) -> bool:
 
 @functools.cache
 def _mistake(manifest: str) -> str:
-    """What is wrong with a manifest; nothing if it fits its schema."""
+    """Return what is wrong with a manifest; empty if it matches its schema."""
     try:
         kubernetes_validate.validate(json.loads(manifest), "1.36", strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -251,7 +251,7 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[tuple[StandIn, Path]]:
-    """A server, and a kubeconfig that leads to it; everything is gone with the block."""
+    """Run a server for the duration of the block; yield its state and a kubeconfig that reaches it."""
     state = StandIn()
     authority = trustme.CA()
 
@@ -309,7 +309,7 @@ def serving(folder: Path) -> Iterator[tuple[StandIn, Path]]:
 
 
 def configuration(port: int, authority: Path, token: str) -> dict[str, Any]:
-    """A kubeconfig."""
+    """Return a kubeconfig."""
     return {
         "apiVersion": "v1",
         "kind": "Config",

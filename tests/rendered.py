@@ -1,4 +1,4 @@
-"""Rendered manifests, and the few questions that tests ask of them."""
+"""Rendered manifests, and functions that tests use to inspect them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fairlead.k8s.manifests import Manifest, Target, checkout, render
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
 MODEL_SERVICES = {"policy": 5001, "reward": 5002, "reference": 5003}
-"""Their ports."""
+"""Port by service."""
 VARIANTS = {
     "kind": ("kind", ()),
     "gpu": ("gpu", ()),
@@ -35,7 +35,7 @@ VARIANTS = {
 
 @cache
 def rendered(variant: str, config: Path | None = None) -> tuple[Manifest, ...]:
-    """Every object of a variant, as `fairlead k8s up` would apply it."""
+    """Return every object of a variant as `fairlead k8s up` would apply it."""
     overlay, components = VARIANTS[variant]
     target = Target(
         overlay=overlay, components=components, namespace="fairlead", registry="registry.test/team"
@@ -44,12 +44,12 @@ def rendered(variant: str, config: Path | None = None) -> tuple[Manifest, ...]:
 
 
 def of_kind(objects: Sequence[Manifest], *kinds: str) -> dict[str, Manifest]:
-    """By name."""
+    """Return the objects of some kinds by name."""
     return {one["metadata"]["name"]: one for one in objects if one["kind"] in kinds}
 
 
 def templates(objects: Sequence[Manifest]) -> dict[str, Manifest]:
-    """Pod templates by process."""
+    """Return the pod templates by process."""
     return {
         name: one["spec"]["template"]
         for name, one in of_kind(objects, "Deployment", "StatefulSet", "Job").items()
@@ -57,13 +57,13 @@ def templates(objects: Sequence[Manifest]) -> dict[str, Manifest]:
 
 
 def container(template: Manifest) -> dict[str, Any]:
-    """The only container of a template."""
+    """Return the only container of a template."""
     (found,) = template["spec"]["containers"]
     return dict(found)
 
 
 def data_of(objects: Sequence[Manifest], name: str) -> dict[str, str]:
-    """What a ConfigMap holds; its name without the hash will do."""
+    """Return the data of a ConfigMap, named with or without its hash."""
     (found,) = [
         one
         for key, one in of_kind(objects, "ConfigMap").items()
@@ -73,7 +73,7 @@ def data_of(objects: Sequence[Manifest], name: str) -> dict[str, str]:
 
 
 def probes(template: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and definition of each."""
+    """Yield name and definition of each probe."""
     for name in ("startupProbe", "livenessProbe", "readinessProbe"):
         if name in container(template):
             yield name, container(template)[name]

@@ -1,1 +1,1 @@
-"""The command line: one file per group of verbs. Starts processes, never imports them."""
+"""The command line: one file per group of verbs. It starts processes and never imports their code."""

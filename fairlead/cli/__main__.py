@@ -1,4 +1,4 @@
-"""`python -m fairlead.cli` is `fairlead`."""
+"""`python -m fairlead.cli` runs `fairlead`."""
 
 from fairlead.cli.main import app
 

@@ -1,4 +1,4 @@
-"""`fairlead audit`: every task's life, from what a run left behind, and whether each counted once."""
+"""`fairlead audit`: the history of every task of a run, and whether each counted exactly once."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ if TYPE_CHECKING:
     from fairlead.transports.rollouts.base import QueueSnapshot
 
 _AUDIT = with_examples(
-    "Check that every prompt of a PPO run counted once: trained on, or dead with a reason, in the lineage of "
-    "its weights.\n\n"
-    "Rebuilds every task's life from journals, checkpoints, weight versions and Redis, and trusts no "
-    "counter. Works on a run that is at work, has ended or has crashed, and changes nothing. Exit code 1 on "
-    "any loss or doubling; the tasks are named.",
+    "Check that every prompt of a PPO run counted exactly once in the lineage of its weights: trained on, or "
+    "dead with a reason.\n\n"
+    "Rebuilds the history of every task from journals, checkpoints, weight versions and Redis, and trusts no "
+    "counter. Works on a run that is running, has ended or has crashed, and changes nothing. The exit code "
+    "is 1 if a task was lost or counted twice; these tasks are named.",
     "fairlead audit runs/quickstart",
     "fairlead audit runs/quickstart --task 17",
     "fairlead audit runs/quickstart --redis-url redis://127.0.0.1:6379 --json",
 )
-_EMBEDDED = "the run's own Valkey is not running"
+_EMBEDDED = "the run's embedded Valkey is not running"
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     app.command("audit", help=_AUDIT)(audit)
 
 
 def audit(
     run: RunPath,
-    task: Annotated[int | None, typer.Option("--task", min=0, help="Show the life of one task.")] = None,
+    task: Annotated[int | None, typer.Option("--task", min=0, help="Show the history of one task.")] = None,
     config: ConfigOption = None,
     redis_url: Annotated[
-        str | None, typer.Option("--redis-url", help="Look here instead of where the run's settings say.")
+        str | None,
+        typer.Option("--redis-url", help="URL of the queue; by default that of the run's settings."),
     ] = None,
     skip_tensors: Annotated[
-        bool, typer.Option("--skip-tensors", help="Do not hold the checkpoints' tensors against checksums.")
+        bool, typer.Option("--skip-tensors", help="Do not verify the checksums of the checkpoints' tensors.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Prints what was found; exit code 1 if a rule is broken."""
+    """Print what was found; the exit code is 1 if a rule is broken."""
     from rich.console import Console
 
     from fairlead.audit import audit as examine
@@ -62,12 +63,12 @@ def audit(
     file = config or (folder.config if folder.config.exists() else None)
     settings = load(file) if file else None
     if not folder.ledger.exists() and not folder.checkpoints.exists():
-        fail(f"run: got {str(run)!r}, allowed: the folder of a run that has begun PPO")
+        fail(f"run: got {str(run)!r}, allowed: the folder of a run that has started PPO")
     report, history = examine(
         folder,
         weights=settings.weights_path if settings and settings.weights.path else None,
         settings=TrainingSettings(settings.ppo.batch_size, settings.ppo.max_staleness) if settings else None,
-        read_queue=_read_queue(folder, settings, redis_url),
+        read_queue=_queue_reader(folder, settings, redis_url),
         tensors=not skip_tensors,
     )
     if task is not None:
@@ -81,7 +82,7 @@ def audit(
 
 
 def show(console: Console, report: Report) -> None:
-    """The report for people."""
+    """Print the report as text."""
     from rich.table import Table
     from rich.text import Text
 
@@ -99,34 +100,34 @@ def show(console: Console, report: Report) -> None:
         style = "red" if finding.is_error else "yellow"
         console.print(Text.assemble((finding.kind.replace("_", " "), style), f": {finding.words}"))
     if report.is_clean:
-        words = f"clean: {report.trained} trained and {report.dead} dead, each once; none lost, none doubled"
-        console.print(Text(words, "green"))
+        counts = f"{report.trained} trained and {report.dead} dead, each once"
+        console.print(Text(f"clean: {counts}; none lost or counted twice", "green"))
     else:
         named = [
             f"{len(tasks)} {name}"
-            for name, tasks in (("lost", report.lost), ("doubled", report.duplicated))
+            for name, tasks in (("lost", report.lost), ("counted twice", report.duplicated))
             if tasks
         ]
         console.print(Text(f"not clean: {', '.join(named) or 'a rule is broken'}", "red"))
 
 
 def _figures(report: Report) -> list[tuple[str, str]]:
-    open_ones = "given up with the run" if report.given_up else "open"
+    unfinished = "abandoned with the run" if report.given_up else "open"
     figures = [
         (
             "tasks sent",
-            f"{report.tasks}: {report.trained} trained, {report.dead} dead, {report.open} {open_ones}",
+            f"{report.tasks}: {report.trained} trained, {report.dead} dead, {report.open} {unfinished}",
         ),
         ("sent again", str(report.resent)),
-        ("deliveries", f"{report.deliveries} of what counted"),
-        ("void", f"{report.void} outcomes of lineages that were given up"),
+        ("deliveries", f"{report.deliveries} of counted tasks"),
+        ("void", f"{report.void} outcomes of abandoned lineages"),
         ("dropped", _counts(report.discarded)),
         ("dead letters", _counts(report.dead_reasons)),
         ("staleness", f"{report.max_staleness_seen} updates at most"),
     ]
     queue = report.queue
     if queue is None:
-        return [*figures, ("queue", f"not looked at: {report.queue_error}")]
+        return [*figures, ("queue", f"not checked: {report.queue_error}")]
     held = f"{queue['waiting']} waiting, {queue['in_flight']} in flight, {queue['outcomes']} outcomes"
     return [*figures, ("queue", f"{held} ({queue['outcome_bytes']:,} bytes)")]
 
@@ -161,7 +162,7 @@ def _show_task(history: History, task: int, *, as_json: bool) -> None:
         typer.echo(f"{at}  {event.text}")
 
 
-def _read_queue(
+def _queue_reader(
     folder: RunFolder, settings: RunConfig | None, redis_url: str | None
 ) -> Callable[[], QueueSnapshot] | None:
     """Return a function that reads the run's queue; None if its address is not known."""

@@ -1,8 +1,9 @@
-"""`fairlead data`: looks at data before anything is trained on it."""
+"""`fairlead data`: check data before training on it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from functools import cache
@@ -15,13 +16,19 @@ import typer
 from fairlead.cli.output import Json, Overrides, fail, need, with_examples
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from fairlead.config import RunConfig
+    from fairlead.data.check import SourceReport, Spread
     from fairlead.data.lengths import Ruler
 
 _CHECK = with_examples(
-    "Look at data: formats, lengths, what will be cut or left out, duplicates, ties, and every bad line.\n\n"
-    "Takes a file, a folder, a dataset of the hub, or a run's file: then all that it names, with its limits, "
-    "its split and its tokenizer. Trains nothing, writes nothing. The exit code is 2 if anything is bad.",
+    "Check data: formats, lengths, what will be truncated or left out, duplicates, ties, and every bad line."
+    "\n\n"
+    "The source is a file, a folder, a dataset of the hub, or a run's file: then all data that it names is "
+    "checked, with its limits, split and tokenizer. Trains and writes nothing. The exit code is 2 if a line "
+    "or source is bad.",
     "fairlead data check run.toml",
     "fairlead data check rankings.jsonl.gz --tokenizer Qwen/Qwen2.5-0.5B-Instruct",
     "fairlead data check 'org/name?split=train[:5000]' --as preferences --json",
@@ -29,8 +36,8 @@ _CHECK = with_examples(
 )
 
 
-class Kind(StrEnum):
-    """What `[data]` may name."""
+class DataKind(StrEnum):
+    """The kinds of data that `[data]` may name."""
 
     DEMONSTRATIONS = "demonstrations"
     PREFERENCES = "preferences"
@@ -39,24 +46,24 @@ class Kind(StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verbs."""
+    """Add the verbs."""
     group = typer.Typer(
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},
-        help="Look at data before training on it.",
+        help="Check data before training on it.",
     )
     group.command("check", help=_CHECK)(check)
     app.add_typer(group, name="data")
 
 
 def check(
-    source: Annotated[str, typer.Argument(metavar="FILE|RUN.TOML", help="What to look at.")],
+    source: Annotated[str, typer.Argument(metavar="FILE|RUN.TOML", help="What to check.")],
     kind: Annotated[
-        Kind | None,
+        DataKind | None,
         typer.Option(
             "--as",
             metavar="KIND",
-            help=f"What a file is read as: {', '.join(Kind)}. Without it: what it looks like.",
+            help=f"Read the file as this kind: {', '.join(DataKind)}. By default the kind is detected.",
         ),
     ] = None,
     tokenizer: Annotated[
@@ -64,43 +71,42 @@ def check(
         typer.Option(
             "--tokenizer",
             metavar="MODEL",
-            help="Count tokens of this model folder or hub id. Without it: those of the run's models, "
-            "else words.",
+            help="Count tokens of this model folder or hub id; by default those of the run's models, "
+            "otherwise words.",
         ),
     ] = "",
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Bad lines told of each kind.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Most bad lines shown for each kind.")] = 20,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Checks and tells."""
+    """Check the data and print what was found."""
     from rich.console import Console
 
-    from fairlead.cli import findings
-    from fairlead.data.check import check as look
+    from fairlead.data.check import check as check_data
 
     config = _config(source, kind, overrides)
     with Console(stderr=True).status(f"reading {source}"):
         rulers, limits, notes = _rulers(config, tokenizer)
-        reports = look(config, rulers=rulers, limits=limits, max_errors=limit)
+        reports = check_data(config, rulers=rulers, limits=limits, max_errors=limit)
     if not reports:
-        fail(f"data: got no source in {source}, allowed: at least one to look at")
+        fail(f"data: got no source in {source}, allowed: at least one")
     if as_json:
         typer.echo(json.dumps({report.kind: asdict(report) for report in reports}, ensure_ascii=False))
     else:
-        findings.show(Console(), reports, notes)
-    if wrong := findings.wrong(reports):
-        fail(wrong)
+        _show(Console(), reports, notes)
+    if errors := _errors(reports):
+        fail(errors)
 
 
-def _config(source: str, kind: Kind | None, overrides: list[str] | None) -> RunConfig:
-    """The run's, or one that names the file alone."""
+def _config(source: str, kind: DataKind | None, overrides: list[str] | None) -> RunConfig:
+    """Return the run's configuration, or one that names only the file."""
     from fairlead.config import load, parse_overrides
     from fairlead.data.kinds import detect
 
     settings = parse_overrides(overrides or [])
     if source.endswith(".toml"):
         if kind:
-            fail("--as: got a run's file beside it, allowed: a file, a folder or a dataset of the hub")
+            fail("--as: got it with a run's file, allowed: with a file, a folder or a dataset of the hub")
         return load(Path(source), overrides=settings)
     config = load(overrides=settings)
     found = kind.value if kind else detect(config, source)
@@ -108,7 +114,7 @@ def _config(source: str, kind: Kind | None, overrides: list[str] | None) -> RunC
 
 
 def _rulers(config: RunConfig, tokenizer: str) -> tuple[dict[str, Ruler], dict[str, int], list[str]]:
-    """What measures each kind, the longest sequence that its stage takes, and what a person should know."""
+    """Return what measures each kind, the longest sequence of its stage, and notes for the user."""
     from fairlead.data.kinds import KINDS
     from fairlead.data.lengths import Words
     from fairlead.errors import ModelLoadError
@@ -126,18 +132,18 @@ def _rulers(config: RunConfig, tokenizer: str) -> tuple[dict[str, Ruler], dict[s
     if tokenizer:
         need("torch")
     elif find_spec("transformers") is None or find_spec("torch") is None:
-        return rulers, limits, ["lengths are words: a light install has no tokenizers"]
+        return rulers, limits, ["lengths are counted in words: a light install has no tokenizers"]
     for kind in (kind for kind in KINDS if getattr(config.data, kind)):
         path, most = readers[kind]
         if not (tokenizer or path):
-            notes["lengths are words: name a --tokenizer to count tokens, and what is cut"] = None
+            notes["lengths are counted in words: --tokenizer counts tokens and what is truncated"] = None
             continue
         try:
             rulers[kind], own = _reader(tokenizer or path)
         except ModelLoadError as error:
             if tokenizer:
                 raise
-            notes[f"lengths are words: {error}"] = None
+            notes[f"lengths are counted in words: {error}"] = None
             continue
         if most or own:
             limits[kind] = min(most or own, own or most)
@@ -146,7 +152,7 @@ def _rulers(config: RunConfig, tokenizer: str) -> tuple[dict[str, Ruler], dict[s
 
 @cache
 def _reader(path: str) -> tuple[Ruler, int]:
-    """What counts the tokens of a model, and the longest sequence that it reads; 0 if nothing says it."""
+    """Return a counter of a model's tokens, and the longest sequence that the model reads; 0 if unknown."""
     from fairlead.data.lengths import Tokens
     from fairlead.errors import ModelLoadError
     from fairlead.nn.loading import load_config, load_tokenizer, max_sequence_tokens
@@ -154,5 +160,123 @@ def _reader(path: str) -> tuple[Ruler, int]:
     ruler = Tokens(load_tokenizer(path))
     try:
         return ruler, max_sequence_tokens(load_config(path), 0)
-    except ModelLoadError:  # a tokenizer alone
+    except ModelLoadError:  # a folder with only a tokenizer
         return ruler, 0
+
+
+def _show(console: Console, reports: Sequence[SourceReport], notes: Sequence[str]) -> None:
+    """Write everything that was found."""
+    from rich.text import Text
+
+    for report in reports:
+        console.print(Text.assemble(f"{report.kind}: ", (", ".join(report.sources), "dim")), soft_wrap=True)
+    console.print()
+    if any(report.lines for report in reports):
+        console.print(_lines(reports), "", sep="\n")
+    lengths = _lengths(reports)
+    if lengths.row_count:
+        console.print(lengths, "", sep="\n")
+    for note in notes if lengths.row_count else ():
+        console.print(Text(note, style="dim"))
+    remarks = [(report.kind, remark) for report in reports for remark in _remarks(report)]
+    for kind, remark in remarks:
+        console.print(Text.assemble((f"{kind}: ", "yellow"), remark))
+    if remarks and any(report.errors for report in reports):
+        console.print()
+    for report in reports:
+        for error in report.errors:
+            console.print(Text(error, style="red"), soft_wrap=True)
+        hidden = report.bad + report.broken - len(report.errors)
+        if hidden:
+            console.print(Text(f"and {hidden:,} more in {report.kind}; --limit shows more", style="dim"))
+
+
+def _errors(reports: Sequence[SourceReport]) -> str:
+    """Return what prevents a stage from reading the data, in a few words; empty if nothing does."""
+    counts = (
+        (sum(report.bad for report in reports), "bad line"),
+        (sum(report.broken for report in reports), "unreadable source"),
+    )
+    return ", ".join(_count(number, what) for number, what in counts if number)
+
+
+def _lines(reports: Sequence[SourceReport]) -> Table:
+    from rich.text import Text
+
+    table = _table("", "lines", "bad", "train", "held out")
+    table.add_column("formats")
+    for report in reports:
+        table.add_row(
+            report.kind,
+            f"{report.lines:,}",
+            Text(f"{report.bad:,}", style="red" if report.bad else ""),
+            f"{report.train:,}",
+            f"{report.heldout:,}",
+            "\n".join(f"{count:,} × {name}" for name, count in sorted(report.formats.items())),
+        )
+    return table
+
+
+def _lengths(reports: Sequence[SourceReport]) -> Table:
+    table = _table("lengths in", "median", "90%", "99%", "longest", "limit", "truncated", "left out")
+    for report in reports:
+        ends = [_number(report.limit), _number(report.truncated), _number(report.dropped)]
+        for part, spread in {"prompt": report.prompt, "answer": report.answer}.items():
+            if spread is not None:
+                table.add_row(f"{report.unit}: {report.kind}, {part}", *_cells(spread), *ends)
+                ends = ["", "", ""]
+    return table
+
+
+def _remarks(report: SourceReport) -> Iterator[str]:
+    """Yield what to know before trusting figures that are computed from the data."""
+    counts = (
+        (report.duplicates, "line duplicates", "lines duplicate", "an earlier line"),
+        (report.repeated_prompts, "line repeats", "lines repeat", "an earlier prompt"),
+        (
+            report.on_both_sides,
+            "held-out line has",
+            "held-out lines have",
+            "a prompt that is also trained on (ignoring case and white space)",
+        ),
+        (
+            report.elsewhere,
+            "held-out line has",
+            "held-out lines have",
+            "a prompt that another source trains on (ignoring case and white space)",
+        ),
+        (report.ties, "pair is", "pairs are", "tied"),
+        (report.all_tied, "ranking is", "rankings are", "left out: all its answers are tied"),
+        (report.alike, "bad line has", "bad lines have", "identical `chosen` and `rejected`"),
+        (report.empty_answers, "answer is", "answers are", "empty"),
+        (report.too_short, "sentence is", "sentences are", "left out: no text follows the prompt"),
+    )
+    for count, one, many, what in counts:
+        if count:
+            yield f"{count:,} {one if count == 1 else many} {what}"
+    if report.train and not report.heldout:
+        yield "no line is held out: there will be no held-out figures"
+    if report.heldout and not report.train:
+        yield "all lines are held out: there is nothing to train on"
+
+
+def _table(first: str, *numbers: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+    return table
+
+
+def _cells(spread: Spread) -> list[str]:
+    return [f"{value:,.0f}" for value in (spread.median, spread.p90, spread.p99, spread.longest)]
+
+
+def _number(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

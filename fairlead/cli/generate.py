@@ -1,4 +1,4 @@
-"""`fairlead generate`: answers of a running policy service, for a person to read or as JSON lines."""
+"""`fairlead generate`: answer prompts with a running policy service, as text or as JSON lines."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import Json, Out, TimeoutSeconds, connection, fail, say, with_examples
-from fairlead.cli.score import Address
+from fairlead.cli.output import Addresses, Json, Out, TimeoutSeconds, connection, fail, say, with_examples
 
 if TYPE_CHECKING:
     from fairlead.clients import AsyncPolicyClient
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 _GENERATE = with_examples(
     "Answer prompts with a running policy service.\n\n"
     'Prompts are arguments, or lines {"prompt"} of --file or of standard input. On a terminal the answers '
-    'are shown; elsewhere, or with --json or --out, each prompt becomes a line with its "responses", which '
-    "`fairlead score` reads. The same seed and weights give the same answers.",
+    "are shown as text; otherwise, or with --json or --out, each prompt is written as a line with its "
+    '"responses", which `fairlead score` reads. The same seed and weights give the same answers.',
     "fairlead generate 'my lamp is broken .' --address localhost:5001 --n 4",
     "fairlead generate hello --address localhost:5001 --temperature 0 --stream",
     "fairlead generate --file prompts.jsonl --address localhost:5001 --out answers.jsonl",
@@ -36,7 +35,7 @@ _AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One prompt and how it is answered."""
+    """One prompt and how to answer it."""
 
     line: Line
     prompt: str
@@ -45,43 +44,47 @@ class _Request:
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     app.command("generate", help=_GENERATE)(generate)
 
 
 def generate(  # noqa: PLR0913, PLR0917 - a flag each
-    address: Address,
+    address: Addresses,
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to answer, as text.")
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Prompts, as text.")
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", metavar="FILE", help="Prompts, a line each; - is standard input."),
+        typer.Option("--file", metavar="FILE", help="File with one prompt per line; - is standard input."),
     ] = None,
-    text: Annotated[bool, typer.Option("--text", help="Every line is a prompt as plain text.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Read every line as a plain-text prompt.")] = False,
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt.")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 1.0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Nucleus mass kept, in (0, 1].")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Most likely tokens kept; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Nucleus mass to keep, in (0, 1].")] = 1.0,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=0, help="Number of most likely tokens to keep; 0 keeps all.")
+    ] = 0,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Tokens of an answer at most.")
+        int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")
     ] = 256,
-    seed: Annotated[int, typer.Option("--seed", help="Of the first prompt; the next has the next.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed of the first prompt; each further prompt adds 1.")
+    ] = 0,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="A text that ends an answer; may be repeated.")
+        list[str] | None, typer.Option("--stop", help="A text that ends an answer; repeatable.")
     ] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Show an answer while it is made.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Show each answer while it is generated.")] = False,
     json_lines: Json = False,
     out: Out = None,
     timeout_seconds: TimeoutSeconds = 300.0,
 ) -> None:
-    """Reads, asks, writes."""
+    """Read the prompts, generate and write the answers."""
     from fairlead.types import SamplingParams
 
     if prompts and (file is not None or text):
-        fail("prompts: got arguments beside --file or --text, allowed: one of them")
+        fail("prompts: got arguments and --file or --text, allowed: one of them")
     if stream and (json_lines or out is not None or n > 1):
-        fail("--stream: got --json, --out or --n beside it, allowed: one answer after the other, as text")
+        fail("--stream: got it with --json, --out or --n above 1, allowed: one answer per prompt, as text")
     sampling = SamplingParams(
         temperature=temperature,
         top_p=top_p,
@@ -118,9 +121,9 @@ def _requests(
         source = file or Path(lines.STANDARD_INPUT)
         found = lines.read(source, field="--file", text_key="prompt" if text else None)
     for index, line in enumerate(found):
-        # Prompts that are the same must not get the same answers.
-        its_own = dataclasses.replace(sampling, seed=sampling.seed + index)
-        yield _Request(line, line.text("prompt", empty=False), its_own, num_samples)
+        # Equal prompts must not get equal answers.
+        seeded = dataclasses.replace(sampling, seed=sampling.seed + index)
+        yield _Request(line, line.text("prompt", empty=False), seeded, num_samples)
 
 
 async def _answer_all(
@@ -152,10 +155,10 @@ async def _answer_all(
 
 
 async def _answer(client: AsyncPolicyClient, request: _Request) -> list[Completion]:
-    """The completions of a prompt.
+    """Return the completions of a prompt.
 
     Raises:
-        RemoteInvalidInput: what the service does not take, with the file and line of it.
+        RemoteInvalidInput: if the service refuses the prompt; names file and line.
     """
     from fairlead.errors import RemoteInvalidInput
 

@@ -1,4 +1,4 @@
-"""`fairlead k8s`: a run in a cluster, from the same file as on one machine."""
+"""`fairlead k8s`: a run in a Kubernetes cluster, from the same file as on one machine."""
 
 from __future__ import annotations
 
@@ -24,47 +24,55 @@ if TYPE_CHECKING:
     from fairlead.k8s.manifests import Manifest
     from fairlead.k8s.processes import ProcessState
 
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="One run is one namespace.")]
+Namespace = Annotated[
+    str, typer.Option("--namespace", "-n", help="Namespace of the run; one run per namespace.")
+]
 Kubeconfig = Annotated[
     Path | None,
-    typer.Option("--kubeconfig", metavar="FILE", help="Instead of $KUBECONFIG or ~/.kube/config."),
+    typer.Option(
+        "--kubeconfig", metavar="FILE", help="Kubeconfig to use instead of $KUBECONFIG or ~/.kube/config."
+    ),
 ]
-Context = Annotated[str | None, typer.Option("--context", help="Instead of the kubeconfig's current one.")]
+Context = Annotated[
+    str | None,
+    typer.Option("--context", help="Context to use instead of the kubeconfig's current one."),
+]
 RequestSeconds = Annotated[
     float, typer.Option("--request-seconds", min=0.1, help="Deadline of one request to the cluster.")
 ]
 WaitSeconds = Annotated[float, typer.Option("--timeout-seconds", min=0.1, help="How long to wait for pods.")]
-Overlay = Annotated[
-    str, typer.Option("--overlay", help="gpu, kind, or the folder of an overlay of your own.")
-]
+Overlay = Annotated[str, typer.Option("--overlay", help="gpu, kind, or the folder of your own overlay.")]
 Components = Annotated[
     list[str] | None,
-    typer.Option("--component", help="A folder of k8s/components, such as keda, or any other; repeatable."),
+    typer.Option(
+        "--component", help="A folder of k8s/components, such as keda, or any other folder; repeatable."
+    ),
 ]
 Registry = Annotated[
-    str, typer.Option("--registry", help="Where the cluster finds the images, without their names.")
+    str, typer.Option("--registry", help="Registry and path of the images, without their names.")
 ]
-Tag = Annotated[str | None, typer.Option("--tag", help="Of the images; by default this version.")]
-Stage = Annotated[str, typer.Option("--stage", help="files, sft, reward-model or ppo.")]
+Tag = Annotated[str | None, typer.Option("--tag", help="Tag of the images; by default this version.")]
+Stage = Annotated[str, typer.Option("--stage", help="What to run: files, sft, reward-model or ppo.")]
 
 _POLL_SECONDS = 1.0
 
 app = typer.Typer(
     name="k8s",
     no_args_is_help=True,
-    help="Run in a Kubernetes cluster what `fairlead ppo` runs on one machine (docs/kubernetes.md).",
+    help="Run on a Kubernetes cluster what `fairlead ppo` runs on one machine (docs/kubernetes.md).",
 )
 
 
 def register(root: typer.Typer) -> None:
-    """Adds the group of verbs."""
+    """Add the group of verbs."""
     root.add_typer(app)
 
 
 @app.command(
     "up",
     help=with_examples(
-        "Bring a run up, or to new settings, and wait until it is ready. What has stopped goes on.",
+        "Start a run, or update it to new settings, and wait until it is ready. A run that was stopped "
+        "continues.",
         "fairlead k8s up run.toml --overlay kind --create-namespace",
         "fairlead k8s up run.toml --overlay gpu --component keda --registry registry.example.com/team",
         "fairlead k8s up run.toml --overlay kind --stage sft --until-done",
@@ -82,23 +90,23 @@ def up(  # noqa: PLR0913 - a flag each
     stage: Stage = "ppo",
     namespace: Namespace = "fairlead",
     create_namespace: Annotated[
-        bool, typer.Option("--create-namespace", help="Make the namespace if it is not there.")
+        bool, typer.Option("--create-namespace", help="Create the namespace if it does not exist.")
     ] = False,
     force_conflicts: Annotated[
-        bool, typer.Option("--force-conflicts", help="Take over fields that others have set.")
+        bool, typer.Option("--force-conflicts", help="Take over fields that others own.")
     ] = False,
     until_done: Annotated[
         bool,
-        typer.Option("--until-done", help="Go on waiting until the trainer ends; its exit code is ours."),
+        typer.Option("--until-done", help="Then wait until the trainer ends, and exit with its exit code."),
     ] = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     request_seconds: RequestSeconds = 30.0,
     timeout_seconds: WaitSeconds = 1_800.0,
 ) -> None:
-    """Renders, applies, waits."""
+    """Render the manifests, apply them and wait."""
     from fairlead.k8s import waiting
-    from fairlead.k8s.apply import apply_all
+    from fairlead.k8s.changes import apply_all
     from fairlead.k8s.secret import ensure_secrets
 
     manifests = _rendered(
@@ -107,17 +115,19 @@ def up(  # noqa: PLR0913 - a flag each
     cluster = _cluster(namespace, kubeconfig, context, request_seconds)
     cluster.check_namespace(create=create_namespace)
     if ensure_secrets(cluster, manifests):
-        _say("made the Secret redis with new passwords")
-    apply_all(cluster, manifests, force_conflicts=force_conflicts, timeout_seconds=timeout_seconds, say=_say)
-    _say(f"applied {len(manifests)} objects to namespace {namespace}")
+        _report("created the Secret redis with new passwords")
+    apply_all(
+        cluster, manifests, force_conflicts=force_conflicts, timeout_seconds=timeout_seconds, report=_report
+    )
+    _report(f"applied {len(manifests)} objects to namespace {namespace}")
     for pod in waiting.restart_crashed(cluster):
-        _say(f"starts {pod} again")
+        _report(f"restarting {pod}")
     outcome = waiting.wait_until_ready(
-        cluster, timeout_seconds=timeout_seconds, poll_seconds=_POLL_SECONDS, say=_say
+        cluster, timeout_seconds=timeout_seconds, poll_seconds=_POLL_SECONDS, report=_report
     )
     if until_done and not outcome.code:
-        _say(outcome.message)
-        outcome = waiting.wait_until_done(cluster, poll_seconds=_POLL_SECONDS, say=_say)
+        _report(outcome.message)
+        outcome = waiting.wait_until_done(cluster, poll_seconds=_POLL_SECONDS, report=_report)
     if outcome.code:
         fail(outcome.message, code=outcome.code)
     typer.echo(outcome.message)
@@ -126,7 +136,7 @@ def up(  # noqa: PLR0913 - a flag each
 @app.command(
     "render",
     help=with_examples(
-        "Write the manifests that `up` would apply, without the Secret, and touch no cluster.",
+        "Write the manifests that `up` would apply, without the Secret redis. Needs no cluster.",
         "fairlead k8s render run.toml --overlay gpu --registry registry.example.com/team > run.yaml",
         "fairlead k8s render run.toml --overlay kind | kubectl diff -f -",
     ),
@@ -143,7 +153,7 @@ def render_manifests(  # noqa: PLR0913 - a flag each
     stage: Stage = "ppo",
     namespace: Namespace = "fairlead",
 ) -> None:
-    """Prints YAML."""
+    """Print the manifests as YAML."""
     import yaml
 
     manifests = _rendered(
@@ -155,7 +165,7 @@ def render_manifests(  # noqa: PLR0913 - a flag each
 @app.command(
     "status",
     help=with_examples(
-        "Show every process of the run: how many are ready, and what the others wait for.",
+        "Show every process of the run: how many pods are ready, and what the others wait for.",
         "fairlead k8s status -n fairlead",
     ),
 )
@@ -165,35 +175,37 @@ def status(
     context: Context = None,
     request_seconds: RequestSeconds = 30.0,
 ) -> None:
-    """Prints a table; exit code 0 whatever it shows."""
+    """Print a table; the exit code is 0 in every state."""
     from rich.console import Console
 
-    from fairlead.k8s.processes import survey
+    from fairlead.k8s.processes import process_states
 
     cluster = _cluster(namespace, kubeconfig, context, request_seconds)
     cluster.check_namespace(create=False)
-    states = survey(cluster)
+    states = process_states(cluster)
     if states:
         Console().print(_table(states))
     else:
-        typer.echo(f"nothing of a run in namespace {namespace}")
+        typer.echo(f"namespace {namespace} has no run")
 
 
 @app.command(
     "scale",
     help=with_examples(
-        "Set how many pods a process has. The trainer and the queue are one each.",
+        "Set the number of pods of a process. The trainer and the queue always have one.",
         "fairlead k8s scale rollout-worker=8 reward=2",
     ),
 )
 def scale(
-    wanted: Annotated[list[str], typer.Argument(metavar="PROCESS=NUMBER...", help="What, and how many.")],
+    wanted: Annotated[
+        list[str], typer.Argument(metavar="PROCESS=NUMBER...", help="Processes and their numbers of pods.")
+    ],
     namespace: Namespace = "fairlead",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     request_seconds: RequestSeconds = 30.0,
 ) -> None:
-    """Sets replicas; does not wait."""
+    """Set the replicas; do not wait."""
     from fairlead.k8s import changes
 
     numbers: dict[str, int] = {}
@@ -203,13 +215,13 @@ def scale(
             fail(f"scale: got {argument!r}, allowed: PROCESS=NUMBER, such as rollout-worker=8")
         numbers[name] = int(number)
     changes.scale(_cluster(namespace, kubeconfig, context, request_seconds), numbers)
-    typer.echo(", ".join(f"{name} shall be {number}" for name, number in numbers.items()))
+    typer.echo(f"scaled: {', '.join(f'{name} to {number}' for name, number in numbers.items())}")
 
 
 @app.command(
     "down",
     help=with_examples(
-        "Stop the run and delete its objects; volumes and passwords stay, and `up` goes on from there.",
+        "Stop the run and delete its objects. Volumes and passwords are kept, and `up` continues the run.",
         "fairlead k8s down",
         "fairlead k8s down --purge --yes",
     ),
@@ -223,14 +235,14 @@ def down(
     request_seconds: RequestSeconds = 30.0,
     timeout_seconds: WaitSeconds = 300.0,
 ) -> None:
-    """Drains in order, then deletes."""
+    """Drain the processes in order and delete the objects."""
     from fairlead.k8s import changes
 
     if purge and not yes:
         typer.confirm(f"Delete every checkpoint, report and queue in namespace {namespace}?", abort=True)
     cluster = _cluster(namespace, kubeconfig, context, request_seconds)
-    left = changes.take_down(cluster, purge=purge, timeout_seconds=timeout_seconds, say=_say)
-    typer.echo(f"down; left: {', '.join(left)}" if left else "down; nothing is left")
+    kept = changes.take_down(cluster, purge=purge, timeout_seconds=timeout_seconds, report=_report)
+    typer.echo(f"down; kept: {', '.join(kept)}" if kept else "down; nothing is kept")
 
 
 def _rendered(
@@ -247,7 +259,7 @@ def _rendered(
     from fairlead.k8s.manifests import Target, render
 
     if config.queue.redis_url or config.queue.redis_password is not None:
-        _say("ignored: queue.redis_url and queue.redis_password, because the cluster has its own queue")
+        _report("ignored: queue.redis_url and queue.redis_password, because the cluster has its own queue")
     target = Target(
         overlay=overlay,
         namespace=namespace,
@@ -281,7 +293,8 @@ def _table(states: list[ProcessState]) -> object:
         ready = "done" if state.done else "failed" if state.failed else f"{state.ready}/{state.wanted}"
         doing = state.failed or state.doing
         if state.end is not None and not state.done and str(state.end.code) not in doing:
-            doing = f"{doing}; last end: {state.end.code} ({state.end.words})".removeprefix("; ")
+            last = f"last exit code {state.end.code} ({state.end.message})"
+            doing = f"{doing}; {last}" if doing else last
         table.add_row(state.name, ready, str(state.restarts), _age(state.started), doing)
     return table
 
@@ -296,5 +309,5 @@ def _age(started: datetime | None) -> str:
     return f"{seconds} s"
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     typer.echo(line, err=True)

@@ -1,4 +1,4 @@
-"""`fairlead keys`: makes, shows and revokes the API keys of a file that services read."""
+"""`fairlead keys`: create, list and revoke API keys in a file that services read."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from fairlead.rpc.api_keys import ApiKey, KeyFile
 
 _CREATE = with_examples(
-    "Make a key and print it, once.\n\n"
-    "The file gets its SHA-256 and what it may do; services that read the file take it within a second. "
-    "Without limits it may do as much as the service can.",
+    "Create a key and print it. It is shown only once.\n\n"
+    "The file gets the key's SHA-256 and permissions; services that read the file accept the key within a "
+    "second. Without limits, only the service's own limits apply.",
     "fairlead keys create search --scope score --requests-per-second 20",
     "fairlead keys create nightly --scope score --max-priority bulk --tokens-per-day 50000000",
     "fairlead keys create worker --scope score --scope generate --file secrets/keys.json",
 )
 _LIST = with_examples("Show the keys of a file, without their hashes.", "fairlead keys list")
 _REVOKE = with_examples(
-    "Refuse a key from now on; its line stays, so that its id is not used again.",
+    "Refuse a key from now on. Its entry stays, so that its id is not used again.",
     "fairlead keys revoke search",
 )
 
-_File = Annotated[Path, typer.Option("--file", metavar="FILE", help="The file of keys, as in `[keys] file`.")]
+_File = Annotated[Path, typer.Option("--file", metavar="FILE", help="File of keys, as in `[keys] file`.")]
 _DEFAULT = Path("keys.json")
 
 
 class Scope(StrEnum):
-    """What a key may do."""
+    """The permissions of a key."""
 
     SCORE = "score"
     GENERATE = "generate"
@@ -43,16 +43,16 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
-class Priority(StrEnum):
-    """Before or after whom its requests are served."""
+class KeyPriority(StrEnum):
+    """The highest priority of a key's requests."""
 
     ONLINE = "online"
     BULK = "bulk"
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the group."""
-    group = typer.Typer(no_args_is_help=True, help="API keys: a file of hashes that services read.")
+    """Add the group of verbs."""
+    group = typer.Typer(no_args_is_help=True, help="Manage API keys: a file of hashes that services read.")
     group.command("create", help=_CREATE)(create)
     group.command("list", help=_LIST)(list_keys)
     group.command("revoke", help=_REVOKE)(revoke)
@@ -61,35 +61,38 @@ def register(app: typer.Typer) -> None:
 
 def create(  # noqa: PLR0913, PLR0917 - a flag each
     key_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Names the key in logs; drawn if not given.")
+        str | None, typer.Argument(metavar="[ID]", help="Id of the key in logs; random if not given.")
     ] = None,
     scope: Annotated[
-        list[Scope] | None, typer.Option("--scope", help="What it may do; may be repeated. [default: score]")
+        list[Scope] | None, typer.Option("--scope", help="A permission; repeatable. [default: score]")
     ] = None,
     requests_per_second: Annotated[
-        float | None, typer.Option("--requests-per-second", help="Requests a second, on average.")
+        float | None, typer.Option("--requests-per-second", help="Average requests per second.")
     ] = None,
     tokens_per_minute: Annotated[
-        int | None, typer.Option("--tokens-per-minute", help="Tokens a minute, on average.")
+        int | None, typer.Option("--tokens-per-minute", help="Average tokens per minute.")
     ] = None,
     tokens_per_day: Annotated[
-        int | None, typer.Option("--tokens-per-day", help="Tokens of one day (UTC).")
+        int | None, typer.Option("--tokens-per-day", help="Tokens per day (UTC).")
     ] = None,
     max_request_tokens: Annotated[
         int | None, typer.Option("--max-request-tokens", help="Tokens of one request.")
     ] = None,
     max_in_flight: Annotated[
-        int | None, typer.Option("--max-in-flight", help="Requests at the same time on one replica.")
+        int | None, typer.Option("--max-in-flight", help="Concurrent requests on one replica.")
     ] = None,
     max_priority: Annotated[
-        Priority, typer.Option("--max-priority", help="`bulk`: served after the online requests.")
-    ] = Priority.ONLINE,
+        KeyPriority,
+        typer.Option(
+            "--max-priority", help="Highest priority; `bulk` requests are served after online ones."
+        ),
+    ] = KeyPriority.ONLINE,
     expires_days: Annotated[
-        float | None, typer.Option("--expires-days", help="Refused after so many days.")
+        float | None, typer.Option("--expires-days", help="Days until the key expires.")
     ] = None,
     file: _File = _DEFAULT,
 ) -> None:
-    """Draws a key, keeps its hash, prints it."""
+    """Create a key, store its hash and print the key."""
     from pydantic import ValidationError
 
     from fairlead.rpc import api_keys
@@ -116,14 +119,14 @@ def create(  # noqa: PLR0913, PLR0917 - a flag each
     with api_keys.editing(file.parent):
         found = _read(file) if file.exists() else api_keys.KeyFile()
         if found.get(name) is not None:
-            fail(f"ID: got {name!r}, which {file} has already, allowed: an id of its own")
+            fail(f"ID: got {name!r}, which {file} already has, allowed: a new id")
         api_keys.write(file, found.replaced(entry))
-    say(f"key {name} is in {file}; this is the only time that it is shown", err=True, dim=True)
+    say(f"added key {name} to {file}; the key is shown only this once", err=True, dim=True)
     typer.echo(key)
 
 
 def list_keys(file: _File = _DEFAULT, json_lines: Json = False) -> None:
-    """Shows every key."""
+    """Show every key."""
     keys = _read(file).keys
     if json_lines:
         typer.echo(json.dumps([key.model_dump(mode="json", exclude={"sha256"}) for key in keys], indent=2))
@@ -140,7 +143,7 @@ def list_keys(file: _File = _DEFAULT, json_lines: Json = False) -> None:
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")], file: _File = _DEFAULT
 ) -> None:
-    """Marks a key as revoked."""
+    """Mark a key as revoked."""
     from fairlead.rpc import api_keys
 
     with api_keys.editing(file.parent):
@@ -165,7 +168,7 @@ def _limits(key: ApiKey) -> str:
         "tokens_per_minute": "tokens/min",
         "tokens_per_day": "tokens/day",
         "max_request_tokens": "tokens/request",
-        "max_in_flight": "at once",
+        "max_in_flight": "in flight",
     }
     values = {unit: getattr(key, name) for name, unit in units.items()}
     found = [f"{value:,} {unit}" for unit, value in values.items() if value is not None]
@@ -179,5 +182,5 @@ def _state(key: ApiKey) -> str:
         return "revoked"
     if key.expires is None:
         return "valid"
-    word = "expired" if key.expires <= datetime.now(UTC) else "valid until"
-    return f"{word} {key.expires:%Y-%m-%d %H:%M} UTC"
+    state = "expired" if key.expires <= datetime.now(UTC) else "valid until"
+    return f"{state} {key.expires:%Y-%m-%d %H:%M} UTC"

@@ -1,40 +1,43 @@
-"""Lines in, lines out: what `score` and `generate` read and write.
+"""Reading and writing lines for `score` and `generate`; knows no service.
 
-Work is done on several lines at the same time, results come in the order of the lines, and a file that is
-written appears whole or not at all. Knows no service.
+`read` and `scan` read JSON lines, Parquet or text. `in_order` works on several lines concurrently and yields
+the results in their order. `writing` and `resumable` write a file that appears only when it is complete; with
+`resumable`, a run that was interrupted continues where it stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import IO, Any, TextIO, TypeVar
 
 from fairlead.data.files import scan_file
 from fairlead.data.lines import Line, parse
 from fairlead.errors import ConfigError, DataError, FairleadError
 
 STANDARD_INPUT = "-"
+_READ_BYTES = 1 << 20
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
 def read(source: Path, *, field: str, text_key: str | None = None) -> Iterator[Line]:
-    """The lines of a file, as `scan`.
+    """Yield the lines of a file; arguments as in `scan`.
 
     Raises:
-        ConfigError: as `scan`.
-        DataError: the first line that is not what it should be.
+        ConfigError: as in `scan`.
+        DataError: for the first bad line.
     """
     for line in scan(source, field=field, text_key=text_key):
         if isinstance(line, DataError):
@@ -43,16 +46,16 @@ def read(source: Path, *, field: str, text_key: str | None = None) -> Iterator[L
 
 
 def scan(source: Path, *, field: str, text_key: str | None = None) -> Iterator[Line | DataError]:
-    """Lines of a file, or of standard input for `-`, bad ones as their errors; blank ones are passed over.
+    """Yield the lines of a file, or of standard input for `-`; for a bad line, its error. Skip blank lines.
 
     Args:
         source: JSON lines, gzipped or not, or Parquet; standard input is JSON lines.
-        field: the argument that names it, for errors.
-        text_key: take every line as plain text, as if it were the JSON object `{text_key: line}`.
+        field: the argument that names the source, for errors.
+        text_key: read every line as plain text, as if it were the JSON object `{text_key: line}`.
 
     Raises:
-        ConfigError: it cannot be read, or nobody writes to standard input.
-        DataError: it is damaged.
+        ConfigError: if the source cannot be read, or standard input is a terminal.
+        DataError: if the file is damaged.
     """
     if str(source) == STANDARD_INPUT:
         if sys.stdin.isatty():
@@ -68,7 +71,7 @@ def scan(source: Path, *, field: str, text_key: str | None = None) -> Iterator[L
 
 
 def count(source: Path) -> int | None:
-    """How many lines a plain file has; None for what only reading to the end would tell."""
+    """Return the number of lines of a plain file; None for other files and streams."""
     if not source.is_file() or source.suffix in (".gz", ".parquet"):
         return None
     with source.open("rb") as file:
@@ -78,9 +81,9 @@ def count(source: Path) -> int | None:
 async def in_order(
     items: Iterator[_Item], work: Callable[[_Item], Awaitable[_Result]], *, at_once: int
 ) -> AsyncIterator[_Result]:
-    """The results of `work` in the order of the items, `at_once` of them under way at the same time.
+    """Yield the results of `work` in the order of the items, working on up to `at_once` items concurrently.
 
-    The first mistake, of an item or of its work, ends what is under way and is raised in its turn.
+    The first error, of reading an item or of its work, is raised in its order and cancels the remaining work.
     """
     waiting: deque[asyncio.Task[_Result]] = deque()
     source, failure = read_aside(items, ahead=at_once), None
@@ -111,16 +114,20 @@ async def in_order(
         if failure is not None:
             raise failure
     finally:
-        under_way: list[asyncio.Task[Any]] = [*waiting, *([reading] if reading is not None else [])]
-        for task in under_way:
+        running: list[asyncio.Task[Any]] = [*waiting, *([reading] if reading is not None else [])]
+        for task in running:
             task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def read_aside(items: Iterator[_Item], *, ahead: int) -> AsyncIterator[_Item]:
-    """The items, read in a thread: a pipe blocks for as long as its writer thinks.
+    """Yield the items, reading them in a thread because a pipe may block.
 
-    A daemon's thread, and not one of the loop's: nothing waits for it when the command is interrupted.
+    The thread is a daemon outside the event loop's pool, so nothing waits for it after an interruption.
+
+    Args:
+        items: the items.
+        ahead: how many items are read ahead.
     """
     loop = asyncio.get_running_loop()
     read: asyncio.Queue[tuple[_Item] | Exception | None] = asyncio.Queue(ahead)
@@ -129,7 +136,7 @@ async def read_aside(items: Iterator[_Item], *, ahead: int) -> AsyncIterator[_It
         asyncio.run_coroutine_threadsafe(read.put(what), loop).result()
 
     def pump() -> None:
-        # The loop may be gone by now, and with it whoever waits.
+        # The event loop may have been closed, and then nothing waits for the items.
         with contextlib.suppress(RuntimeError, CancelledError):
             try:
                 for item in items:
@@ -147,7 +154,7 @@ async def read_aside(items: Iterator[_Item], *, ahead: int) -> AsyncIterator[_It
 
 @contextmanager
 def writing(out: Path | None) -> Iterator[Callable[[Mapping[str, object]], None]]:
-    """Gives a function that writes a JSON line, to standard output or to a file that appears at the end."""
+    """Yield a function that writes a JSON line to standard output, or to a file that appears at the end."""
     if out is None:
         yield lambda values: _write(sys.stdout, values)
         return
@@ -162,15 +169,120 @@ def writing(out: Path | None) -> Iterator[Callable[[Mapping[str, object]], None]
         aside.unlink(missing_ok=True)
 
 
+class PartialOutput:
+    """The hidden file next to `--out` with the lines that are done. Created by `resumable`."""
+
+    def __init__(self, path: Path, file: IO[bytes], *, added: frozenset[str]) -> None:
+        """Open the file; `added` are the keys of a written line that its input does not have."""
+        self.path = path
+        self._file = file
+        self._added = added
+        self._drop_torn_line()
+
+    def write(self, lines: Sequence[Mapping[str, object]]) -> None:
+        """Append lines; after this returns they are kept even if the process is killed."""
+        self._file.write(b"".join(dumps(line) for line in lines))
+        self._file.flush()
+
+    def done(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines that earlier runs wrote."""
+        with self.path.open("rb") as earlier:
+            for number, line in enumerate(earlier, start=1):
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise self.mismatch(number, "is damaged") from None
+
+    def is_of(self, written: Mapping[str, Any], values: Mapping[str, object]) -> bool:
+        """Return whether a written line belongs to a line of the input."""
+        expected = json.loads(dumps({key: value for key, value in values.items() if key not in self._added}))
+        return bool(expected == {key: value for key, value in written.items() if key not in self._added})
+
+    def mismatch(self, number: int, what: str) -> ConfigError:
+        """Return the error that says why the run cannot continue from these lines."""
+        return ConfigError(
+            "--out",
+            got=f"{self.path.name}, whose line {number} {what}",
+            allowed="lines of the same run, or --restart to begin again",
+        )
+
+    def _drop_torn_line(self) -> None:
+        """Remove an incomplete last line, which an interrupted write leaves."""
+        end = self._file.seek(0, os.SEEK_END)
+        size = end
+        while size:
+            start = max(0, size - _READ_BYTES)
+            self._file.seek(start)
+            newline = self._file.read(size - start).rfind(b"\n")
+            if newline >= 0:
+                size = start + newline + 1
+                break
+            size = start
+        if size != end:
+            self._file.truncate(size)
+        self._file.seek(size)
+
+
+@contextmanager
+def resumable(out: Path, *, added: frozenset[str], restart: bool) -> Iterator[PartialOutput]:
+    """Yield the partial output of a file; when the block ends without an error, it becomes the file.
+
+    Args:
+        out: the file.
+        added: keys of a written line that its input does not have.
+        restart: discard what an earlier run has written.
+
+    Raises:
+        ConfigError: if another run is writing it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(f".{out.name}.partial")
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        if not _lock(file, path):
+            # The reason first: a long path is cut at its end.
+            got = f"a file that another run is writing, {path}"
+            raise ConfigError("--out", got=got, allowed="one run at a time")
+        if restart:
+            file.truncate(0)
+        partial = PartialOutput(path, file, added=added)
+        try:
+            yield partial
+        except BaseException:
+            if not path.stat().st_size:
+                path.unlink()
+            raise
+        os.fsync(file.fileno())
+        path.replace(out)
+
+
+def _lock(file: IO[bytes], path: Path) -> bool:
+    """Take the lock; return False if another run has it, or had it when the file was opened."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def dumps(values: Mapping[str, object]) -> bytes:
+    """Return a JSON line. Dates and other values of table rows are written as text."""
+    # Half a surrogate pair has no UTF-8 encoding; escaped, it is written as it was read.
+    text = json.dumps(values, ensure_ascii=False, default=str)
+    try:
+        return (text + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(values, default=str) + "\n").encode()
+
+
 def _write(file: TextIO, values: Mapping[str, object]) -> None:
-    # A row of a table may hold dates and the like; they go back out as text.
+    # Dates and other values of table rows are written as text.
     file.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
     if file is sys.stdout:
         file.flush()
 
 
 def _scan_stream(text_key: str | None) -> Iterator[Line | DataError]:
-    # Not sys.stdin: a thread that reads it holds a lock that the interpreter wants when it ends.
+    # Not sys.stdin: a thread that reads it holds a lock that the interpreter needs to exit.
     with open(0, "rb", closefd=False) as stream:
         for number, content in enumerate(stream, start=1):
             if content.strip():

@@ -1,6 +1,6 @@
-"""`fairlead`: the command line. Collects the groups of verbs; knows errors and exit codes, no work.
+"""`fairlead`: the root of the command line, which collects the verbs and turns errors into exit codes.
 
-Verbs import what they need when they are called, so that `--help` and `--version` answer at once.
+The verbs import what they need when they are called, so that `--help` and `--version` are fast.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from fairlead.cli import (
     audit,
     data,
     export,
-    export_triton,
     generate,
     k8s,
     keys,
     plan,
-    quickstart,
     reload,
-    reports,
     score,
     serve,
     stages,
@@ -36,7 +33,7 @@ Your own data:  fairlead sft run.toml
                 fairlead reward-model run.toml
                 fairlead ppo run.toml
 
-Exit codes: 0 done, 1 failed, 2 a mistake in flags, configuration, model or data, 3 a newer trainer took over,
+Exit codes: 0 done, 1 failed, 2 invalid flags, configuration, model or data, 3 a newer trainer took over,
 4 waited too long, 5 stopped by a guard, 128 + n stopped by signal n.
 """
 
@@ -48,14 +45,14 @@ _ORDER = (
 
 
 class _Group(TyperGroup):
-    """Turns the project's errors, and those of files, into one line and an exit code."""
+    """Turns Fairlead's errors and those of the operating system into one line and an exit code."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - click's own signature
-        """In the order in which they are used, those of groups among them."""
+        """Return the names of verbs and groups in the order in which they are used."""
         return sorted(super().list_commands(ctx), key=_ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's own signature
-        """Runs the verb."""
+        """Run the verb."""
         from fairlead.errors import FairleadError, exit_code
 
         try:
@@ -63,9 +60,9 @@ class _Group(TyperGroup):
         except FairleadError as error:
             fail(str(error), code=exit_code(error))
         except BrokenPipeError:
-            raise  # the reader of our output has left; that is no mistake
+            raise  # the reader of standard output closed it, which is not an error
         except OSError as error:
-            fail(f"{error.filename or 'the system'}: {error.strerror or error}", code=1)
+            fail(f"{error.filename or 'operating system'}: {error.strerror or error}", code=1)
 
 
 app = typer.Typer(
@@ -95,7 +92,6 @@ def _root(
     pass
 
 
-quickstart.register(app)
 stages.register(app)
 serve.register(app)
 reload.register(app)
@@ -103,8 +99,8 @@ score.register(app)
 generate.register(app)
 data.register(app)
 export.register(app)
-export_triton.register(app)
-reports.register(app)
+
+
 status.register(app)
 audit.register(app)
 plan.register(app)

@@ -1,4 +1,4 @@
-"""What the verbs share: flags of the same name and meaning, help with examples, errors, missing extras."""
+"""Shared by the verbs: common flags, help texts with examples, error output, checks for missing extras."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from fairlead.config import RunConfig
 
 ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="RUN.TOML", help="The run's file. Without it: defaults and flags.")
+    Path | None,
+    typer.Argument(metavar="RUN.TOML", help="The run's file; without it, defaults and flags apply."),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", metavar="RUN.TOML", help="The run's file, named by a flag instead.")
+    Path | None, typer.Option("--config", metavar="RUN.TOML", help="The run's file, as a flag.")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -25,18 +26,26 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Override one setting (section.field=value); repeatable."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of text for people.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of text.")]
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", "-o", metavar="FILE", help="Write here, whole or not at all, instead of standard output."
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Write to this file instead of standard output; it appears only when it is complete.",
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, such as runs/quickstart.")]
 TimeoutSeconds = Annotated[
     float,
-    typer.Option("--timeout-seconds", min=0.001, help="Deadline of one request, all its tries together."),
+    typer.Option("--timeout-seconds", min=0.001, help="Deadline of one request, including its retries."),
 ]
+_address_option = typer.Option(
+    "--address", metavar="HOST:PORT", help="Address of the service; repeat it for each replica."
+)
+Addresses = Annotated[list[str], _address_option]
+OptionalAddresses = Annotated[list[str] | None, _address_option]
 
 _MODULES = {
     "torch": ("torch", "transformers", "safetensors"),
@@ -47,23 +56,23 @@ _MODULES = {
 
 
 def with_examples(text: str, *examples: str) -> str:
-    """The help of a verb: what it does, then command lines that can be copied, each on a line of its own."""
+    """Return the help of a verb: what it does, then examples, one command per line."""
     lines = "\n".join(f"  {example}" for example in examples)
     return f"{text}\n\n\b\nExamples:\n{lines}"
 
 
 def config_file(argument: Path | None, option: Path | None) -> Path | None:
-    """The run's file, given as an argument or by `--config`."""
+    """Return the run's file, given as an argument or by `--config`."""
     if argument is not None and option is not None and argument != option:
-        fail(f"--config: got {str(option)!r} beside {str(argument)!r}, allowed: one file of a run")
+        fail(f"--config: got {str(option)!r} and the argument {str(argument)!r}, allowed: one of them")
     return argument or option
 
 
 def load_config(argument: Path | None, option: Path | None, overrides: list[str] | None) -> RunConfig:
-    """The run's configuration from file, environment and flags.
+    """Return the run's configuration from file, environment and flags.
 
     Raises:
-        ConfigError: as `fairlead.config.load`.
+        ConfigError: as in `fairlead.config.load`.
     """
     from fairlead.config import load, parse_overrides
 
@@ -71,8 +80,9 @@ def load_config(argument: Path | None, option: Path | None, overrides: list[str]
 
 
 def connection(timeout_seconds: float) -> ClientOptions:
-    """How a verb connects to a service: as FAIRLEAD_TLS__… and FAIRLEAD_KEYS__… of the environment say. The
-    key itself, FAIRLEAD_API_KEY, is taken by the client.
+    """Return the client options that FAIRLEAD_TLS__… and FAIRLEAD_KEYS__… of the environment set.
+
+    The client itself reads the API key from FAIRLEAD_API_KEY.
     """
     from fairlead.clients import options_of
     from fairlead.config import load
@@ -81,28 +91,28 @@ def connection(timeout_seconds: float) -> ClientOptions:
 
 
 def run_folder(run: Path) -> Path:
-    """The folder of a run, checked."""
+    """Return the folder of a run; exit with an error if it is not a folder."""
     if not run.is_dir():
         fail(f"run: got {str(run)!r}, allowed: the folder of a run")
     return run
 
 
 def need(extra: str) -> None:
-    """Ends with what to install if the modules of an extra are not there; imports none of them."""
+    """Exit with an install command if modules of an extra are missing; imports none of them."""
     from fairlead.errors import install_command
 
     missing = [module for module in _MODULES[extra] if find_spec(module) is None]
     if missing:
         names = ", ".join(missing)
-        fail(f"this needs {names}, which a light install leaves out: {install_command(extra)}")
+        fail(f"this verb needs {names}, which a light install does not include: {install_command(extra)}")
 
 
 def say(text: str, *, err: bool = False, **style: Any) -> None:  # noqa: ANN401 - typer's own styles
-    """Writes a line, in a style where a terminal shows it and NO_COLOR does not forbid it."""
+    """Write a line, styled if the output is a terminal and NO_COLOR is not set."""
     typer.echo(text if os.environ.get("NO_COLOR") else typer.style(text, **style), err=err)
 
 
 def fail(message: str, *, code: int = 2) -> NoReturn:
-    """Writes `error: …` to standard error and ends."""
+    """Write `error: …` to standard error and exit."""
     say(f"error: {message}", err=True, fg=typer.colors.RED)
     raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""`fairlead plan`: what a run will take, before it starts."""
+"""`fairlead plan`: the memory and disk space that a run needs, before it starts."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from fairlead.memory.process import ProcessMemory
 
 _PLAN = with_examples(
-    "State the memory of every process and the room on the disk that a run will take.\n\n"
+    "Show the memory of every process and the disk space that a run needs.\n\n"
     "Reads the configuration, the config.json of its models and the headers of their files; loads no weights "
-    "and needs no torch. Weights, gradients and optimizer are exact, the rest is an estimate.",
+    "and needs no torch. Weights, gradients and optimizer states are exact, the rest is an estimate.",
     "fairlead plan run.toml",
     "fairlead plan run.toml --set ppo.lora.rank=16 --set ppo.gradient_checkpointing=true",
     "fairlead plan run.toml --gpu-gib 80 --memory-gib 256 --json",
 )
 
 _GIB = 1 << 30
-# In the order in which columns are left out where there is no room for them, the last first.
+# Columns are left out from the last to the first if the terminal is too narrow.
 _COLUMNS = ("total", "weights", "activations", "optimizer", "gradients", "cache", "incoming", "runtime")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     app.command("plan", help=_PLAN)(plan)
 
 
@@ -42,17 +42,25 @@ def plan(
     overrides: Overrides = None,
     prompt_tokens: Annotated[
         int | None,
-        typer.Option("--prompt-tokens", min=1, help="Tokens of the longest prompt; else by its bytes."),
+        typer.Option(
+            "--prompt-tokens",
+            min=1,
+            help="Tokens of the longest prompt; by default estimated from its bytes.",
+        ),
     ] = None,
     memory_gib: Annotated[
-        float | None, typer.Option("--memory-gib", min=0, help="Plan for a machine with so much main memory.")
+        float | None,
+        typer.Option(
+            "--memory-gib", min=0, help="Main memory of the machine to plan for; by default this one's."
+        ),
     ] = None,
     gpu_gib: Annotated[
-        float | None, typer.Option("--gpu-gib", min=0, help="Plan for a GPU of so much memory; 0 is none.")
+        float | None,
+        typer.Option("--gpu-gib", min=0, help="GPU memory of the machine to plan for; 0 for no GPU."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Prints the plan; exit code 0 whether it fits or not."""
+    """Print the plan; the exit code is 0 whether the run fits or not."""
     from fairlead.memory.plan import plan_run
 
     settings = load_config(run, config, overrides)
@@ -74,7 +82,7 @@ def _machine(memory_gib: float | None, gpu_gib: float | None) -> Machine:
 
 
 def _as_json(found: RunPlan) -> dict[str, object]:
-    """Bytes throughout."""
+    """Return the plan as JSON values; all sizes are bytes."""
     return {
         "stages": [
             {
@@ -119,11 +127,11 @@ def _show(found: RunPlan, folder: str) -> None:
     for warning in found.warnings():
         console.print(f"warning: {warning}", style="yellow", markup=False)
     if not found.warnings():
-        console.print("It fits.", style="green")
+        console.print("The run fits.", style="green")
 
 
 def _table(processes: list[ProcessMemory], width: int) -> Table:
-    """A row per kind of process; columns without a figure, and those without room, are left out."""
+    """Return a table with a row per process; columns that are empty or do not fit are left out."""
     from rich.table import Table
 
     from fairlead.memory.plan import in_words
@@ -137,8 +145,8 @@ def _table(processes: list[ProcessMemory], width: int) -> Table:
     }
     shown = [column for column in _COLUMNS if any(_value(process, column) for process in processes)]
     widths = {column: max(len(column), *map(len, cells[column])) + 2 for column in shown}
-    room = width - max(map(len, ("process", *names))) - 2
-    while len(shown) > 1 and sum(widths[column] for column in shown) > room:
+    available = width - max(map(len, ("process", *names))) - 2
+    while len(shown) > 1 and sum(widths[column] for column in shown) > available:
         shown.pop()
     rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     rows.add_column("process", no_wrap=True)

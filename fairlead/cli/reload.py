@@ -1,4 +1,4 @@
-"""`fairlead reload`: another reward model in a running service, for all or for a share of the traffic."""
+"""`fairlead reload`: replace the model of a running reward service, for all or a share of the traffic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fairlead.cli.output import Json, TimeoutSeconds, connection, fail, say, with_examples
+from fairlead.cli.output import Addresses, Json, TimeoutSeconds, connection, fail, say, with_examples
 
 if TYPE_CHECKING:
     from fairlead.clients import RewardAdminClient
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 _RELOAD = with_examples(
     "Replace the model of a running reward service without a failed request.\n\n"
-    "The service loads the model beside the one it serves, tries it and swaps; what it had begun ends as it "
-    "began. With --canary the new model scores a share of the traffic until it is promoted or abandoned. "
-    "Without a model it says what is served. Several replicas are changed one after the other. The service "
-    "allows it to API keys with the scope admin; see reward.allow_reload.",
+    "The service loads the new model next to the current one, tests it and swaps; requests in flight finish "
+    "with the old model. With --canary the new model scores a share of the traffic until it is promoted or "
+    "abandoned. Without a model, the verb shows what is served. Several replicas are changed one after the "
+    "other. The service requires an API key with the scope admin; see reward.allow_reload.",
     "fairlead reload runs/second/reward_model --address localhost:5002",
     "fairlead reload models/v2 --canary 0.1 --address a:5002 --address b:5002",
     "fairlead reload --share 0.5 --address a:5002 --address b:5002",
@@ -27,47 +27,42 @@ _RELOAD = with_examples(
     "fairlead reload --address localhost:5002",
 )
 
-Address = Annotated[
-    list[str],
-    typer.Option("--address", metavar="HOST:PORT", help="Where the service is; once for every replica."),
-]
-
 
 def register(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     app.command("reload", help=_RELOAD)(reload)
 
 
 def reload(
-    address: Address,
+    address: Addresses,
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Folder or hub id, as the service sees it.")
+        str | None, typer.Argument(metavar="MODEL", help="Folder or hub id on the service's machine.")
     ] = None,
     canary: Annotated[
         float | None,
-        typer.Option("--canary", metavar="SHARE", help="Let MODEL score this share of the traffic, 0 to 1."),
+        typer.Option("--canary", metavar="SHARE", help="Share of the traffic that MODEL scores, 0 to 1."),
     ] = None,
     share: Annotated[
-        float | None, typer.Option("--share", metavar="SHARE", help="Another share for the canary there is.")
+        float | None, typer.Option("--share", metavar="SHARE", help="New share for the current canary.")
     ] = None,
-    promote: Annotated[bool, typer.Option("--promote", help="The canary scores everything.")] = False,
-    abandon: Annotated[bool, typer.Option("--abandon", help="The canary scores nothing more.")] = False,
+    promote: Annotated[bool, typer.Option("--promote", help="Let the canary score all traffic.")] = False,
+    abandon: Annotated[bool, typer.Option("--abandon", help="Remove the canary.")] = False,
     timeout_seconds: TimeoutSeconds = 600.0,
     as_json: Json = False,
 ) -> None:
-    """Changes every replica; the first that refuses ends it."""
+    """Change one replica after the other; stop at the first that refuses."""
     from fairlead.clients import RewardAdminClient
 
-    asked = [model is not None, share is not None, promote, abandon]
-    if sum(asked) > 1:
+    actions = [model is not None, share is not None, promote, abandon]
+    if sum(actions) > 1:
         fail("got several of MODEL, --share, --promote and --abandon, allowed: one of them")
     if canary is not None and model is None:
-        fail("--canary: got no MODEL, allowed: the model that becomes the canary; --share changes its share")
+        fail("--canary: got no MODEL, allowed: with the MODEL of the canary; --share changes its share")
     found: dict[str, Any] = {}
     for one in address:
         with RewardAdminClient(one, **connection(timeout_seconds)) as client:
             served = _change(client, model, canary=canary, share=share, promote=promote, abandon=abandon)
-        found[one] = [_told(each) for each in served]
+        found[one] = [_as_json(each) for each in served]
         if not as_json:
             _show(one, served)
     if as_json:
@@ -92,11 +87,11 @@ def _change(
     served = client.models()
     if not promote:
         return served
-    # By its version, so that a call that is repeated finds it done.
+    # By version, so that a repeated call succeeds without another change.
     return client.promote(served[-1].info.model_version if len(served) > 1 else "")
 
 
-def _told(served: ServedReward) -> dict[str, object]:
+def _as_json(served: ServedReward) -> dict[str, object]:
     info = served.info
     return {
         "model_id": info.model.model_id,

@@ -1,30 +1,43 @@
-"""`fairlead score`: scores of a reward model for texts, line by line."""
+"""`fairlead score`: score texts with a reward model, line by line."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import Out, TimeoutSeconds, connection, fail, say, with_examples
+from fairlead.cli.output import (
+    OptionalAddresses,
+    Out,
+    TimeoutSeconds,
+    connection,
+    fail,
+    need,
+    say,
+    with_examples,
+)
 
 if TYPE_CHECKING:
-    from fairlead.cli.scoring import How
+    from fairlead.cli.scoring import ScoringOptions
     from fairlead.data.lines import Line
     from fairlead.errors import DataError
 
 _SCORE = with_examples(
-    "Score texts with a reward model: a running service's (--address), or one of your own for as long as it "
-    "takes (--model).\n\n"
+    "Score texts with a reward model: that of a running service (--address), or a model for which a service "
+    "is started (--model).\n\n"
     'Reads {"prompt", "response"}, {"prompt", "completion"}, {"prompt", "responses": [...]}, pairs of chosen '
-    "and rejected, messages that end with an answer, and whole texts; prompts as text or messages. Writes "
-    'each line with "score", with "scores" and "best" (the index of the highest), or with "score_chosen", '
-    '"score_rejected" and "margin"; and with "model_version".\n\n'
-    "With --out a run that was interrupted, however, goes on where it stopped: the same command does it.",
+    "and rejected, messages that end with an answer, and whole texts; prompts are text or messages. Adds to "
+    'each line "score", or "scores" and "best" (the index of the highest), or "score_chosen", '
+    '"score_rejected" and "margin"; and "model_version".\n\n'
+    "With --out, the same command continues a run that was interrupted.",
     "fairlead score answers.jsonl --address localhost:5002",
     "fairlead score pairs.jsonl.gz --address a:5002 --address b:5002 --out scored.jsonl",
     "fairlead score data.parquet --model runs/quickstart/reward_model --out scored.jsonl",
@@ -33,14 +46,12 @@ _SCORE = with_examples(
     "fairlead generate --file p.jsonl --address a:5001 --n 4 | fairlead score --address a:5002",
 )
 
-Address = Annotated[
-    list[str],
-    typer.Option("--address", metavar="HOST:PORT", help="Where the service is; once for every replica."),
-]
+_POLL_SECONDS = 0.2
+_STOP_SECONDS = 30.0
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     app.command("score", help=_SCORE)(score)
 
 
@@ -48,57 +59,57 @@ def score(  # noqa: PLR0913, PLR0917 - a flag each
     file: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FILE]", help="JSON lines (.gz too) or Parquet; - or nothing is standard input."
+            metavar="[FILE]",
+            help="JSON lines (also .gz) or Parquet; - or no file reads standard input.",
         ),
     ] = None,
-    address: Annotated[
-        list[str] | None,
-        typer.Option("--address", metavar="HOST:PORT", help="Where the service is; once for every replica."),
-    ] = None,
+    address: OptionalAddresses = None,
     model: Annotated[
         str | None,
         typer.Option("--model", help="Folder or hub id of a reward model, instead of --address."),
     ] = None,
     text: Annotated[
-        bool, typer.Option("--text", help="Every line is a response as plain text, to --prompt.")
+        bool, typer.Option("--text", help="Read every line as a plain-text response to --prompt.")
     ] = False,
-    prompt: Annotated[str, typer.Option("--prompt", help="The prompt of --response, or of --text.")] = "",
+    prompt: Annotated[str, typer.Option("--prompt", help="The prompt for --response or --text.")] = "",
     response: Annotated[
-        list[str] | None, typer.Option("--response", help="Score this instead of a file; may be repeated.")
+        list[str] | None,
+        typer.Option("--response", help="Score this response instead of a file; repeatable."),
     ] = None,
     out: Out = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Forget what an interrupted run to --out has done.")
+        bool, typer.Option("--restart", help="Discard what an interrupted run to --out has written.")
     ] = False,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out lines that cannot be scored, and say which.")
+        bool, typer.Option("--skip-bad", help="Skip lines that cannot be scored, and report them.")
     ] = False,
     calibrated: Annotated[
         bool, typer.Option("--calibrated", help="Divide scores by the model's calibration temperature.")
     ] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Responses of one request.")] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Responses in one request.")] = 64,
     timeout_seconds: TimeoutSeconds = 300.0,
 ) -> None:
-    """Reads, asks, writes."""
-    from fairlead.cli.own_service import reward_service
-    from fairlead.cli.scoring import How
+    """Read the lines, score them and write the results."""
+    from fairlead.cli.scoring import ScoringOptions
 
     _check_flags(file, text=text, prompt=prompt, response=response, out=out, restart=restart)
     if bool(address) == bool(model):
-        fail("--address: got both or neither of it and --model, allowed: one of them")
+        fail("--address: got both or neither of --address and --model, allowed: one of them")
     source = _Source(file, text=text, prompt=prompt, response=response)
-    # Before anything is started or scored: a mistake in the last line would come after hours.
+    # Before anything is started or scored: an error in the last line would otherwise appear after hours.
     total = source.check(skip_bad=skip_bad)
-    own = nullcontext("") if model is None else reward_service(model, ready_seconds=timeout_seconds)
-    with own as place:
-        addresses = address or [place]
-        how = How(batch_size=batch_size, streams=len(addresses), calibrated=calibrated, skip_bad=skip_bad)
-        resumes = out if source.is_file else None
+    service = nullcontext("") if model is None else reward_service(model, ready_seconds=timeout_seconds)
+    with service as started:
+        addresses = address or [started]
+        options = ScoringOptions(
+            batch_size=batch_size, streams=len(addresses), calibrated=calibrated, skip_bad=skip_bad
+        )
+        resumable = out if source.is_file else None
         try:
-            asyncio.run(_score_all(source, addresses, out, how, timeout_seconds, total, restart=restart))
+            asyncio.run(_score_all(source, addresses, out, options, timeout_seconds, total, restart=restart))
         except KeyboardInterrupt:
-            if resumes is not None:
-                say(f"interrupted; the same command goes on from there and writes {resumes}", err=True)
+            if resumable is not None:
+                say(f"interrupted; the same command continues and writes {resumable}", err=True)
             raise
 
 
@@ -112,35 +123,38 @@ def _check_flags(
     restart: bool,
 ) -> None:
     if response and (file is not None or text):
-        fail("--response: got a file or --text beside it, allowed: one of them")
+        fail("--response: got it with a file or --text, allowed: one of them")
     if prompt and not (response or text):
-        fail("--prompt: got a text for a file of JSON lines, allowed: with --response or --text")
+        fail("--prompt: got it with a file of JSON lines, allowed: with --response or --text")
     if out is not None and out.suffix in (".gz", ".parquet"):
         fail(f"--out: got {str(out)!r}, allowed: the name of a file of JSON lines")
     if restart and out is None:
-        fail("--restart: got no --out beside it, allowed: with --out")
+        fail("--restart: got it without --out, allowed: with --out")
 
 
 class _Source:
-    """Where the lines come from."""
+    """The source of the lines: a file, standard input, or the responses of flags."""
 
     def __init__(self, file: Path | None, *, text: bool, prompt: str, response: list[str] | None) -> None:
         from fairlead.cli import lines
 
-        self._file, self._text, self._prompt, self._response = file, text, prompt, response
+        self._file = file
+        self._text = text
+        self._prompt = prompt
+        self._response = response
         self.is_file = (
             file is not None and str(file) != lines.STANDARD_INPUT and (file.is_file() or not file.exists())
         )
-        """Whether it can be read again: checked first, and gone on with after an interruption."""
+        """Whether it can be read twice: it is checked first, and an interrupted run can continue."""
 
     def read(self) -> Iterator[Line | DataError]:
-        """Every line, bad ones too."""
+        """Yield every line; for a bad line, its error."""
         from fairlead.cli import lines
         from fairlead.data.lines import Line
 
         if self._response:
-            for number, said in enumerate(self._response, start=1):
-                yield Line("--response", number, {"prompt": self._prompt, "response": said})
+            for number, response in enumerate(self._response, start=1):
+                yield Line("--response", number, {"prompt": self._prompt, "response": response})
             return
         source = self._file or Path(lines.STANDARD_INPUT)
         key = "response" if self._text else None
@@ -151,10 +165,10 @@ class _Source:
                 yield line
 
     def check(self, *, skip_bad: bool) -> int | None:
-        """How many lines can be scored, where that can be known.
+        """Return how many lines can be scored; None if the source can be read only once.
 
         Raises:
-            DataError: the first that cannot.
+            DataError: for the first line that cannot be scored, unless it is skipped.
         """
         from fairlead.cli import scoring
 
@@ -165,37 +179,91 @@ async def _score_all(
     source: _Source,
     addresses: list[str],
     out: Path | None,
-    how: How,
+    options: ScoringOptions,
     timeout_seconds: float,
     total: int | None,
     *,
     restart: bool,
 ) -> None:
     from fairlead.cli import lines, scoring
-    from fairlead.cli.partial import resumable
     from fairlead.clients import AsyncRewardClient
     from fairlead.clients.bulk import progress_bar
     from fairlead.data.scorable import ADDED
 
-    entries = scoring.good(source.read(), skip_bad=how.skip_bad, checked=source.is_file)
+    entries = scoring.good(source.read(), skip_bad=options.skip_bad, checked=source.is_file)
     async with AsyncRewardClient(addresses, **connection(timeout_seconds)) as client:
         if out is None or not source.is_file:
-            import sys
-
             shown = out is not None or not sys.stdout.isatty()
             with lines.writing(out) as write, progress_bar("scoring", total=total, shown=shown) as advance:
-                async with aclosing(scoring.scored(client, entries, how)) as found:
+                async with aclosing(scoring.scored(client, entries, options)) as found:
                     async for batch in found:
                         for values in batch:
                             write(values)
                         advance(len(batch))
             return
-        with resumable(out, added=ADDED, restart=restart) as partial:
-            done, last = scoring.pass_over(entries, partial, skip_bad=how.skip_bad)
+        with lines.resumable(out, added=ADDED, restart=restart) as partial:
+            done, last = scoring.skip_done(entries, partial, skip_bad=options.skip_bad)
             if done:
-                scoring.check_model(partial, done, last, await client.info(), how)
+                scoring.check_model(partial, done, last, await client.info(), options)
             with progress_bar("scoring", total=total, shown=True, done=done) as advance:
-                async with aclosing(scoring.scored(client, entries, how)) as found:
+                async with aclosing(scoring.scored(client, entries, options)) as found:
                     async for batch in found:
                         partial.write(batch)
                         advance(len(batch))
+
+
+@contextmanager
+def reward_service(model: str, *, ready_seconds: float) -> Iterator[str]:
+    """Run a reward service with a model for the duration of the block; yield its address once it answers.
+
+    Args:
+        model: folder or hub id.
+        ready_seconds: how long loading may take.
+
+    Raises:
+        ModelLoadError: if the service ended; it has written the reason to standard error.
+        DeadlineExceeded: if loading took too long.
+    """
+    from fairlead.errors import DeadlineExceeded, ModelLoadError
+    from fairlead.local.addresses import LOOPBACK, Ports
+
+    need("torch")
+    address = f"{LOOPBACK}:{Ports().free('reward')}"
+    settings = {
+        "reward.path": model,
+        "reward.bind": address,
+        "observe.metrics_port": "-1",
+        "observe.log_level": "WARNING",
+    }
+    flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
+    # In a new session, so that Ctrl-C reaches only this command, which then ends the service.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.reward", *flags], stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + ready_seconds
+        while not _accepts_connections(address):
+            if process.poll() is not None:
+                raise ModelLoadError(
+                    f"the reward service for {model!r} ended with exit code {process.returncode}"
+                )
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"the model {model!r} was not loaded within {ready_seconds:g} s")
+            time.sleep(_POLL_SECONDS)
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _accepts_connections(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=1):
+            return True
+    except OSError:
+        return False

@@ -1,4 +1,4 @@
-"""The work of `fairlead score`: lines → requests of a stream → lines with their scores, in order."""
+"""The work of `fairlead score`: lines become requests of a stream, and then lines with scores, in order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fairlead.cli import lines
+from fairlead.cli.lines import PartialOutput
 from fairlead.cli.output import say
-from fairlead.cli.partial import Partial
 from fairlead.clients.bulk import fan_out, in_order
 from fairlead.data.lines import Line
 from fairlead.data.scorable import Scorable, scorable
@@ -23,29 +23,38 @@ if TYPE_CHECKING:
 
 _MAX_REQUEST_CHARACTERS = 2 << 20
 _IN_FLIGHT = 16
-"""Requests of a stream at a time: enough that the service always has the next batch at hand."""
-_MAX_TOLD = 10
+"""Requests of a stream in flight: enough that the service always has a next batch."""
+_MAX_SHOWN = 10
 
 Scored = list[Mapping[str, object]]
 """Lines with their scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class How:
-    """What the flags say of the work."""
+class ScoringOptions:
+    """The flags of `fairlead score` that affect how lines are scored."""
 
     batch_size: int
-    """Responses of one request."""
+    """Responses in one request."""
     streams: int
-    """As many as there are replicas."""
+    """Number of streams, one per replica."""
     calibrated: bool
-    """Divide scores by the model's temperature."""
+    """Divide scores by the model's calibration temperature."""
     skip_bad: bool
-    """Leave out lines that cannot be scored."""
+    """Skip lines that cannot be scored."""
 
 
 def good(found: Iterable[Line | DataError], *, skip_bad: bool, checked: bool) -> Iterator[Scorable]:
-    """What can be scored; a bad line is raised, or left out and told, unless `check` has told it."""
+    """Yield the lines that can be scored.
+
+    Args:
+        found: lines, and the errors of bad ones.
+        skip_bad: skip bad lines and report them, instead of raising the first.
+        checked: whether `check` has already reported the bad lines.
+
+    Raises:
+        DataError: for the first bad line, unless bad lines are skipped.
+    """
     for line in found:
         try:
             if isinstance(line, DataError):
@@ -55,14 +64,16 @@ def good(found: Iterable[Line | DataError], *, skip_bad: bool, checked: bool) ->
             if not skip_bad:
                 raise
             if not checked:
-                say(f"left out: {error}", err=True)
+                say(f"skipped: {error}", err=True)
 
 
 def check(found: Iterable[Line | DataError], *, skip_bad: bool) -> int:
-    """Reads everything before anything is scored; returns how many lines can be.
+    """Read everything before anything is scored; return how many lines can be scored.
+
+    Bad lines are reported on standard error.
 
     Raises:
-        DataError: the first bad line, with the others told on standard error; not where they are left out.
+        DataError: for the first bad line, unless bad lines are skipped.
     """
     count, bad = 0, list[DataError]()
     for line in found:
@@ -75,31 +86,31 @@ def check(found: Iterable[Line | DataError], *, skip_bad: bool) -> int:
             bad.append(error)
     if not bad:
         return count
-    shown = bad[:_MAX_TOLD] if skip_bad else bad[1:_MAX_TOLD]
+    shown = bad[:_MAX_SHOWN] if skip_bad else bad[1:_MAX_SHOWN]
     for one in shown:
-        say(f"{'left out' if skip_bad else 'error'}: {one}", err=True)
-    if len(bad) > _MAX_TOLD:
-        say(f"… and {len(bad) - _MAX_TOLD} more", err=True)
+        say(f"{'skipped' if skip_bad else 'error'}: {one}", err=True)
+    if len(bad) > _MAX_SHOWN:
+        say(f"… and {len(bad) - _MAX_SHOWN} more", err=True)
     if not skip_bad:
         raise bad[0]
     return count
 
 
-def pass_over(
-    entries: Iterator[Scorable], partial: Partial, *, skip_bad: bool
+def skip_done(
+    entries: Iterator[Scorable], partial: PartialOutput, *, skip_bad: bool
 ) -> tuple[int, Mapping[str, object]]:
-    """Passes over what an earlier run has done.
+    """Advance the input past the lines that an earlier run has scored.
 
     Args:
-        entries: of the whole input; afterwards, those that are left.
-        partial: what is done.
-        skip_bad: lines that the service refused may be missing among those that are done.
+        entries: the lines of the input; afterwards it yields the remaining ones.
+        partial: the output of the earlier run.
+        skip_bad: accept that lines of the input which the service refused are missing in the output.
 
     Returns:
-        How many lines are done, and the last of them.
+        The number of lines that are done, and the last of them.
 
     Raises:
-        ConfigError: what is done is of another input.
+        ConfigError: if the output belongs to another input.
     """
     count, written = 0, dict[str, object]()
     for written in partial.done():
@@ -108,41 +119,55 @@ def pass_over(
             if partial.is_of(written, entry.line.values):
                 break
             if not skip_bad:
-                raise partial.mismatch(count, f"is not line {entry.line.number} of the input, scored")
+                raise partial.mismatch(count, f"does not match line {entry.line.number} of the input")
         else:
-            raise partial.mismatch(count, "is of no line of this input")
+            raise partial.mismatch(count, "matches no line of the input")
     return count, written
 
 
 def check_model(
-    partial: Partial, count: int, written: Mapping[str, object], info: RewardInfo, how: How
+    partial: PartialOutput,
+    count: int,
+    written: Mapping[str, object],
+    info: RewardInfo,
+    options: ScoringOptions,
 ) -> None:
-    """What is done and what is left come from the same model, told in the same way.
+    """Check that the lines that are done and the remaining ones get scores of the same model and kind.
+
+    Args:
+        partial: the output of the earlier run.
+        count: number of its lines.
+        written: the last of them.
+        info: the model that the service serves.
+        options: the flags.
 
     Raises:
-        ConfigError: they would not.
+        ConfigError: if they would not.
     """
-    version, divided = written.get("model_version"), "calibration_temperature" in written
+    version = written.get("model_version")
+    is_calibrated = "calibration_temperature" in written
     if version != info.model_version:
-        raise partial.mismatch(count, f"is scored by model {version!r}, and served is {info.model_version!r}")
-    if divided is not how.calibrated:
-        raise partial.mismatch(count, f"is {'' if divided else 'not '}calibrated")
+        raise partial.mismatch(
+            count, f"was scored by model {version!r}, but the service has {info.model_version!r}"
+        )
+    if is_calibrated is not options.calibrated:
+        raise partial.mismatch(count, f"is {'' if is_calibrated else 'not '}calibrated")
 
 
 async def scored(
-    client: AsyncRewardClient, entries: Iterator[Scorable], how: How
+    client: AsyncRewardClient, entries: Iterator[Scorable], options: ScoringOptions
 ) -> AsyncGenerator[Scored, None]:
-    """Batches of lines with their scores, in order.
+    """Yield batches of lines with their scores, in order.
 
     Raises:
-        RemoteInvalidInput: a line that the service refuses, by file and number, once all before it are done.
-        FairleadError: the service cannot be reached, or no longer.
+        RemoteInvalidInput: if the service refuses a line, after all lines before it; names file and line.
+        FairleadError: if the service cannot be reached.
     """
-    asked: deque[list[Scorable]] = deque()
+    sent: deque[list[Scorable]] = deque()
 
     async def requests() -> AsyncIterator[Sequence[ScoreItem]]:
-        async for batch in lines.read_aside(_batches(entries, how.batch_size), ahead=_IN_FLIGHT):
-            asked.append(batch)
+        async for batch in lines.read_aside(_batches(entries, options.batch_size), ahead=_IN_FLIGHT):
+            sent.append(batch)
             yield _items(batch)
 
     def work(given: AsyncIterator[Sequence[ScoreItem]]) -> AsyncIterator[tuple[int, Scores | FairleadError]]:
@@ -151,43 +176,47 @@ async def scored(
         ) -> AsyncIterator[tuple[int, Scores | FairleadError]]:
             return client.score_stream(share, max_in_flight=_IN_FLIGHT)
 
-        return fan_out(given, stream, streams=how.streams)
+        return fan_out(given, stream, streams=options.streams)
 
-    found = in_order(requests(), work, ahead=4 * _IN_FLIGHT * how.streams)
+    found = in_order(requests(), work, ahead=4 * _IN_FLIGHT * options.streams)
     async with aclosing(found):
         async for outcome in found:
-            yield await _told(client, asked.popleft(), outcome, how)
+            yield await _with_scores(client, sent.popleft(), outcome, options)
 
 
-async def _told(
-    client: AsyncRewardClient, batch: list[Scorable], outcome: Scores | FairleadError, how: How
+async def _with_scores(
+    client: AsyncRewardClient,
+    batch: list[Scorable],
+    outcome: Scores | FairleadError,
+    options: ScoringOptions,
 ) -> Scored:
+    """Return the lines of a batch with their scores; without refused lines if those are skipped."""
     from fairlead.clients.ranking import calibrated
 
     if isinstance(outcome, Scores):
-        found = calibrated(outcome) if how.calibrated else outcome
+        found = calibrated(outcome) if options.calibrated else outcome
         scores = iter(found.scores)
         return [
             {
                 **entry.line.values,
                 **entry.with_scores(list(itertools.islice(scores, len(entry.items)))),
                 "model_version": found.model_version,
-                **({"calibration_temperature": found.calibration_temperature} if how.calibrated else {}),
+                **({"calibration_temperature": found.calibration_temperature} if options.calibrated else {}),
             }
             for entry in batch
         ]
     if not isinstance(outcome, InvalidInput):
         raise outcome
-    if not how.skip_bad:
+    if not options.skip_bad:
         raise _named(batch, outcome)
     if len(batch) > 1:
-        return [line for entry in batch for line in await _alone(client, entry, how)]
-    say(f"left out: {_named(batch, outcome)}", err=True)
+        return [line for entry in batch for line in await _score_separately(client, entry, options)]
+    say(f"skipped: {_named(batch, outcome)}", err=True)
     return []
 
 
-async def _alone(client: AsyncRewardClient, entry: Scorable, how: How) -> Scored:
-    """One line of a request that was refused for the sake of another."""
+async def _score_separately(client: AsyncRewardClient, entry: Scorable, options: ScoringOptions) -> Scored:
+    """Score one line of a request that was refused, possibly because of another line."""
     from fairlead.types import Priority
 
     outcome: Scores | FairleadError
@@ -195,11 +224,11 @@ async def _alone(client: AsyncRewardClient, entry: Scorable, how: How) -> Scored
         outcome = await client.score(_items([entry]), priority=Priority.BULK)
     except InvalidInput as error:
         outcome = error
-    return await _told(client, [entry], outcome, how)
+    return await _with_scores(client, [entry], outcome, options)
 
 
 def _named(batch: Sequence[Scorable], error: InvalidInput) -> InvalidInput:
-    """The mistake with the file and line that it is of."""
+    """Return the error with the file and line that caused it."""
     owners = [entry.line for entry in batch for _ in entry.items]
     if error.index is None or error.index >= len(owners):
         return error
@@ -214,7 +243,7 @@ def _items(batch: Sequence[Scorable]) -> list[ScoreItem]:
 
 
 def _batches(entries: Iterator[Scorable], size: int) -> Iterator[list[Scorable]]:
-    """As many lines as make a request: `size` responses, one line at least, and not too much text."""
+    """Yield lines in batches of up to `size` responses and limited text, at least one line each."""
     batch: list[Scorable] = []
     responses = characters = 0
     for entry in entries:
@@ -225,7 +254,7 @@ def _batches(entries: Iterator[Scorable], size: int) -> Iterator[list[Scorable]]
         batch.append(entry)
         responses, characters = responses + len(entry.items), characters + entry.num_characters
         if responses >= size:
-            # At once: who writes the lines may be waiting for these.
+            # Without reading on: the writer of the lines may wait for these scores.
             yield batch
             batch, responses, characters = [], 0, 0
     if batch:

@@ -1,4 +1,4 @@
-"""`fairlead serve`: one service in the foreground, as a container or a unit file starts it."""
+"""`fairlead serve`: one service in the foreground, as a container or a systemd unit starts it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fairlead.cli.output import (
 
 
 class Service(StrEnum):
-    """What can be served."""
+    """The services that can be started."""
 
     POLICY = "policy"
     REWARD = "reward"
@@ -41,18 +41,18 @@ _SERVE = with_examples(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     app.command("serve", help=_SERVE)(serve)
 
 
 def serve(
-    service: Annotated[Service, typer.Argument(help="Which service.")],
+    service: Annotated[Service, typer.Argument(help="The service to run.")],
     run: ConfigFile = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
 ) -> None:
-    """Becomes the service's process, so that signals and exit codes are its own."""
-    # A mistake is told here, before the slow imports of a service.
+    """Run the service in place of this process, so that it receives signals and sets the exit code."""
+    # Report mistakes here, before the slow imports of a service.
     load_config(run, config, overrides)
     file = config_file(run, config)
     if service is Service.GATEWAY:

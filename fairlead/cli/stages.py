@@ -1,9 +1,11 @@
-"""Verbs that run a stage on this machine: `sft`, `reward-model`, `ppo`."""
+"""The verbs that train on this machine: `quickstart`, `sft`, `reward-model` and `ppo`."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,23 +16,34 @@ from fairlead.cli.output import ConfigFile, ConfigOption, Overrides, fail, load_
 if TYPE_CHECKING:
     from fairlead.config import RunConfig
 
-# Exit codes after SIGHUP, SIGINT, SIGTERM: what a person asked for is no error.
-_ASKED_FOR = (129, 130, 143)
+# Exit codes after SIGHUP, SIGINT and SIGTERM: a stop that a person requested is not an error.
+_STOPPED_BY_SIGNAL = (129, 130, 143)
 
-Force = Annotated[bool, typer.Option("--force", help="Do the stage again although it has finished.")]
+_QUICKSTART_MODULE = "examples.parcel_help"
 
+Force = Annotated[bool, typer.Option("--force", help="Run the stage again even if it has finished.")]
+
+_QUICKSTART = with_examples(
+    "Align a small language model on this machine, in minutes and offline, and write a report.\n\n"
+    "Fine-tuning, reward model and PPO run with the same services as on a cluster.",
+    "fairlead quickstart",
+    "fairlead quickstart --seed 3 --fresh",
+    "fairlead quickstart --rounds 2",
+    "fairlead quickstart --break-it",
+)
 _SFT = with_examples(
     "Fine-tune the base model on demonstrations.",
     "fairlead sft run.toml",
     "fairlead sft run.toml --set sft.epochs=3 --set name=second-try",
 )
 _REWARD_MODEL = with_examples(
-    "Train the reward model on comparisons, from the fine-tuned model.",
+    "Train the reward model on comparisons, starting from the fine-tuned model.",
     "fairlead reward-model run.toml --set reward_model.epochs=2",
 )
 _PPO = with_examples(
-    "Align the policy by PPO: starts queue, services, rollout workers and trainer, and watches over them.\n\n"
-    "Ctrl-C stops everything in order; the same command goes on where it stopped.",
+    "Align the policy by PPO: start the queue, the services, the rollout workers and the trainer, and "
+    "restart those that die.\n\n"
+    "Ctrl-C stops everything in order; the same command continues the run.",
     "fairlead ppo run.toml",
     "fairlead ppo run.toml --set ppo.updates=50",
     "fairlead ppo run.toml --set queue.redis_url=redis://localhost:6379",
@@ -38,30 +51,63 @@ _PPO = with_examples(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verbs."""
+    """Add the verbs."""
+    app.command("quickstart", help=_QUICKSTART)(quickstart)
     app.command("sft", help=_SFT)(sft)
     app.command("reward-model", help=_REWARD_MODEL)(reward_model)
     app.command("ppo", help=_PPO)(ppo)
 
 
+def quickstart(
+    seed: Annotated[int | None, typer.Option(help="Seed of every random draw.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
+    rounds: Annotated[
+        int | None,
+        typer.Option(help="Number of rounds; from the second on, the reward model is trained again."),
+    ] = None,
+    break_it: Annotated[
+        bool,
+        typer.Option("--break-it", help="Hack the reward instead: a poor reward model and no KL penalty."),
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Run the example in place of this process."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / "examples" / "parcel_help" / "__main__.py").is_file():
+        fail(f"the quickstart needs a source checkout; {checkout / 'fairlead'} is not in one")
+    environment = dict(os.environ)
+    paths = [str(checkout), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    command = [sys.executable, "-m", _QUICKSTART_MODULE, *(["--fresh"] if fresh else [])]
+    if break_it:
+        command.append("--break-it")
+    if rounds is not None:
+        command += ["--rounds", str(rounds)]
+    if seed is not None:
+        command += ["--seed", str(seed)]
+    for flag in overrides or []:
+        command += ["--set", flag]
+    os.execve(command[0], command, environment)
+
+
 def sft(
     run: ConfigFile = None, config: ConfigOption = None, overrides: Overrides = None, force: Force = False
 ) -> None:
-    """Supervised fine-tuning."""
+    """Run supervised fine-tuning."""
     _run("sft", load_config(run, config, overrides), force=force)
 
 
 def reward_model(
     run: ConfigFile = None, config: ConfigOption = None, overrides: Overrides = None, force: Force = False
 ) -> None:
-    """Reward-model training."""
+    """Train the reward model."""
     _run("reward_model", load_config(run, config, overrides), force=force)
 
 
 def ppo(
     run: ConfigFile = None, config: ConfigOption = None, overrides: Overrides = None, force: Force = False
 ) -> None:
-    """Reinforcement learning."""
+    """Run PPO."""
     _run("ppo", load_config(run, config, overrides), force=force)
 
 
@@ -74,9 +120,9 @@ def _run(stage: str, settings: RunConfig, *, force: bool) -> None:
     style = settings.observe.log_style
     log.setup(style="human" if style == "auto" else style, level=settings.observe.log_level)
     need("train")
-    _warn_of_memory(stage, settings)
+    _warn_about_memory(stage, settings)
     outcome = run_stage(settings, stage, console=Console(stderr=True), force=force)
-    if outcome.code in _ASKED_FOR:
+    if outcome.code in _STOPPED_BY_SIGNAL:
         typer.echo(outcome.message, err=True)
         raise typer.Exit(outcome.code)
     if outcome.code:
@@ -84,21 +130,21 @@ def _run(stage: str, settings: RunConfig, *, force: bool) -> None:
     typer.echo(f"{outcome.message}: {settings.folder.root}{_summary(settings.folder.result(stage))}")
 
 
-def _warn_of_memory(stage: str, settings: RunConfig) -> None:
-    """One line if the stage takes more than there is; whether it is started all the same is for the user."""
+def _warn_about_memory(stage: str, settings: RunConfig) -> None:
+    """Log one line if the stage needs more memory than the machine has; the stage starts nevertheless."""
     from fairlead.errors import FairleadError
     from fairlead.memory.plan import plan_run
 
     try:
         warnings = plan_run(settings, read_data=False).warnings(stage.replace("_", "-"))
     except FairleadError:
-        return  # what is wrong with a model, its process says
+        return  # the process that loads the model reports the error
     if warnings:
-        logging.getLogger(__name__).warning("%s (`fairlead plan` says more)", "; ".join(warnings))
+        logging.getLogger(__name__).warning("%s (`fairlead plan` shows the details)", "; ".join(warnings))
 
 
 def _summary(path: Path) -> str:
     from fairlead.local.view import result_figures
 
-    told = result_figures(json.loads(path.read_text(encoding="utf-8")))
-    return f" ({told})" if told else ""
+    figures = result_figures(json.loads(path.read_text(encoding="utf-8")))
+    return f" ({figures})" if figures else ""

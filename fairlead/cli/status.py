@@ -1,4 +1,4 @@
-"""`fairlead status`: what a run does now, or how it ended."""
+"""`fairlead status`: what a run is doing, or how it ended."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from fairlead.local.status import RunStatus, ServiceStatus
 
 _STATUS = with_examples(
-    "Show what a run does, or how it ended.\n\n"
-    "Stage, progress, reward, KL, staleness and queue; every process with its health and the version that it "
-    "serves; the last error. Works on a run that is at work, has finished, was stopped or has crashed.",
+    "Show what a run is doing, or how it ended.\n\n"
+    "Shows stage, progress, reward, KL, staleness and queue; every process with its health and the version "
+    "that it serves; and the last error. Works on a run that is running, has finished, was stopped or has "
+    "crashed.",
     "fairlead status runs/quickstart",
     "fairlead status runs/quickstart --watch",
     "fairlead status runs/quickstart --json",
@@ -38,22 +39,22 @@ _STATE_STYLES = {
     "crashed": "red",
 }
 _QUEUE = (("queue_waiting", "waiting"), ("queue_in_flight", "in flight"), ("queue_outcomes", "outcomes"))
-_SHOWN_APART = ("staleness_", "queue_", "guard_")
+_SHOWN_SEPARATELY = ("staleness_", "queue_", "guard_")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     app.command("status", help=_STATUS)(status)
 
 
 def status(
     run: RunPath,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on showing it until the run ends or Ctrl-C is pressed.")
+        bool, typer.Option("--watch", help="Keep showing it until the run ends or Ctrl-C is pressed.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Prints the status; exit code 0 whether the run works or not."""
+    """Print the status; the exit code is 0 in every state."""
     from rich.console import Console
 
     from fairlead.config import RunFolder
@@ -63,18 +64,18 @@ def status(
     if watch:
         _watch(folder, console, as_json=as_json)
     elif as_json:
-        typer.echo(json.dumps(as_dict(_look(folder)), indent=2))
+        typer.echo(json.dumps(as_dict(_read(folder)), indent=2))
     else:
-        console.print(picture(_look(folder), console.width))
+        console.print(render(_read(folder), console.width))
 
 
 def as_dict(found: RunStatus) -> dict[str, object]:
-    """The status as `--json` writes it."""
+    """Return the status as `--json` writes it."""
     return dataclasses.asdict(found)
 
 
-def picture(found: RunStatus, width: int) -> RenderableType:
-    """The status for people, in at most `width` columns where words allow it."""
+def render(found: RunStatus, width: int) -> RenderableType:
+    """Return the status as text, in at most `width` columns if the words are short enough."""
     from rich.console import Group
     from rich.text import Text
 
@@ -88,7 +89,7 @@ def picture(found: RunStatus, width: int) -> RenderableType:
         if found.state == "running":
             ago = f" for {duration(max(0.0, time.time() - now.since))}" if now.since else ""
             parts.append(Text.assemble((phase(now), "cyan"), (ago, "dim")))
-        pairs = [pair for name, pair in figures(now).items() if not name.startswith(_SHOWN_APART)]
+        pairs = [pair for name, pair in figures(now).items() if not name.startswith(_SHOWN_SEPARATELY)]
         if found.rollouts_per_second is not None:
             pairs.insert(2, ("rollouts/s", f"{found.rollouts_per_second:.3g}"))
         parts.append(_figures(pairs[:10], width))
@@ -106,22 +107,22 @@ def _headline(found: RunStatus, width: int) -> RenderableType:
 
     from fairlead.local.view import duration, headline
 
-    words: list[str | Text] = [found.stage.replace("_", "-")] if found.stage else []
+    parts: list[str | Text] = [found.stage.replace("_", "-")] if found.stage else []
     now = found.progress
     if now is not None:
-        words.append(f"{'update' if now.stage == 'ppo' else 'step'} {now.step} of {now.total}")
+        parts.append(f"{'update' if now.stage == 'ppo' else 'step'} {now.step} of {now.total}")
         if found.state == "running" and now.eta_seconds is not None and now.step < now.total:
-            words.append(f"ETA {duration(now.eta_seconds)}")
+            parts.append(f"ETA {duration(now.eta_seconds)}")
     elif found.state == "new":
-        words.append("no stage has said anything yet")
+        parts.append("no stage has reported progress yet")
     if found.said_seconds_ago is not None and found.said_seconds_ago > 60:
-        words.append(f"last word {duration(found.said_seconds_ago)} ago")
+        parts.append(f"last report {duration(found.said_seconds_ago)} ago")
     state = Text(found.state, style=_STATE_STYLES.get(found.state, "bold"))
-    return headline(found.run, [state, *words], width)
+    return headline(found.run, [state, *parts], width)
 
 
 def _figures(pairs: list[tuple[str, str]], width: int) -> RenderableType:
-    """Names and values in lines that break between pairs."""
+    """Return names and values in lines that break between pairs."""
     from rich.text import Text
 
     lines, line = [], Text()
@@ -149,13 +150,13 @@ def _finished(found: RunStatus) -> list[str]:
     from fairlead.local.view import result_figures
 
     return [
-        f"{stage.replace('_', '-')} has ended: {result_figures(result)}"
+        f"{stage.replace('_', '-')} has finished: {result_figures(result)}"
         for stage, result in found.finished_stages.items()
     ]
 
 
 def _services(services: tuple[ServiceStatus, ...], width: int) -> Table:
-    """As many columns as fit; what matters less stands further right."""
+    """Return a table of the processes with as many columns as fit, the most important first."""
     from rich.text import Text
 
     from fairlead.local.view import columns_that_fit, duration
@@ -177,7 +178,7 @@ def _services(services: tuple[ServiceStatus, ...], width: int) -> Table:
             ),
             ("health", [health(service) for service in services]),
             ("serves", [Text(service.version or "–") for service in services]),
-            ("waits for", [Text(service.waiting or "–") for service in services]),
+            ("waiting for", [Text(service.waiting or "–") for service in services]),
             ("restarts", [Text(str(service.restarts)) for service in services]),
             ("pid", [Text(str(service.pid or "–")) for service in services]),
             ("up", [Text(up(service)) for service in services]),
@@ -188,30 +189,30 @@ def _services(services: tuple[ServiceStatus, ...], width: int) -> Table:
 
 
 def _watch(folder: RunFolder, console: Console, *, as_json: bool) -> None:
-    """Shows the run until it ends: a picture on a terminal, else a block or a JSON line at every change."""
+    """Show the run until it ends: a live display on a terminal, else a block or JSON line at every change."""
     from rich.live import Live
 
     live = Live(console=console, auto_refresh=False)
     shown: tuple[object, ...] = ()
     with live if console.is_terminal and not as_json else contextlib.nullcontext():
         while True:
-            found = _look(folder)
+            found = _read(folder)
             now = found.progress
             if as_json or not console.is_terminal:
                 news = (found.state, found.reason, now and (now.stage, now.step))
                 if news != shown and as_json:
                     typer.echo(json.dumps(as_dict(found)))
                 elif news != shown:
-                    console.print(picture(found, console.width))
+                    console.print(render(found, console.width))
                 shown = news
             else:
-                live.update(picture(found, console.width), refresh=True)
+                live.update(render(found, console.width), refresh=True)
             if found.state not in ("running", "unknown", "new"):
                 return
             time.sleep(_WATCH_SECONDS)
 
 
-def _look(folder: RunFolder) -> RunStatus:
+def _read(folder: RunFolder) -> RunStatus:
     from fairlead.local.status import read_status
 
     return asyncio.run(read_status(folder))

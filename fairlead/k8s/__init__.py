@@ -1,4 +1,4 @@
-"""A run in a cluster: renders the manifests with the run's file, applies them, watches, takes them down.
+"""A run in a Kubernetes cluster: render the manifests with the run's file, apply them, watch, take down.
 
-What `fairlead k8s` calls. The processes are those of a run on one machine; nothing of them is imported here.
+`fairlead k8s` calls it. The processes are those of a run on one machine; their code is not imported here.
 """

@@ -1,27 +1,35 @@
-"""The other verbs that change a run in a cluster: scale a process, take everything down."""
+"""The changes that `fairlead k8s` makes to a run in a cluster: apply, scale, take down.
+
+`apply_all` uses server-side apply, so that fields with another owner (an autoscaler's replicas) keep their
+values. The template of a Job is immutable: a Job that has failed or needs other settings is replaced by a new
+one, which continues from the checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 
-from fairlead.errors import ClusterRefused, ConfigError
-from fairlead.k8s.apply import wait_until_gone
-from fairlead.k8s.cluster import Cluster
+from fairlead.errors import ClusterRefused, ConfigError, Stalled
+from fairlead.k8s.cluster import Cluster, ImmutableObject, ObjectNotFound
 from fairlead.k8s.manifests import COMPONENT, NAME, OURS, Manifest
-from fairlead.k8s.refusals import NotFound
 
 _Kinds = tuple[tuple[str, str], ...]
 
+_APPLIED_FIRST = ("ServiceAccount", "Secret", "ConfigMap", "PersistentVolumeClaim", "Service")
+_POLL_SECONDS = 0.5
+
 _AUTOSCALER = ("keda.sh/v1alpha1", "ScaledObject")
-_WAVES: tuple[tuple[tuple[str, str], str], ...] = (
-    # Who makes new pods, who asks for work, who does it, the queue: as on one machine.
+_STOP_ORDER: tuple[tuple[tuple[str, str], str], ...] = (
+    # The autoscaler, which creates pods; then clients of the services, the services and the queue, as on one
+    # machine.
     (_AUTOSCALER, OURS),
     (("batch/v1", "Job"), OURS),
     (("apps/v1", "Deployment"), f"{OURS},{COMPONENT} in (worker,gateway)"),
     (("apps/v1", "Deployment"), OURS),
     (("apps/v1", "StatefulSet"), OURS),
 )
-_REST: _Kinds = (
+_WITHOUT_PODS: _Kinds = (
     ("keda.sh/v1alpha1", "TriggerAuthentication"),
     ("monitoring.coreos.com/v1", "PodMonitor"),
     ("networking.k8s.io/v1", "NetworkPolicy"),
@@ -31,74 +39,160 @@ _REST: _Kinds = (
     ("v1", "ServiceAccount"),
 )
 _KEPT: _Kinds = (("v1", "PersistentVolumeClaim"), ("v1", "Secret"))
-"""The run's files and the queue's data and passwords: only `purge` deletes them."""
+"""The run's files, and the queue's data and passwords: only `purge` deletes them."""
+
+
+def apply_all(
+    cluster: Cluster,
+    manifests: Sequence[Manifest],
+    *,
+    force_conflicts: bool,
+    timeout_seconds: float,
+    report: Callable[[str], None],
+) -> None:
+    """Apply every object.
+
+    Args:
+        cluster: the connection.
+        manifests: the objects as rendered.
+        force_conflicts: take over fields that another manager owns.
+        timeout_seconds: how long the pods of a Job that is replaced may take to end.
+        report: called with a line about each Job that is replaced.
+
+    Raises:
+        ClusterRefused: before anything is changed, if the cluster does not know a kind.
+        Stalled: if the pods of a Job do not end.
+    """
+    for api_version, kind in sorted({(one["apiVersion"], one["kind"]) for one in manifests}):
+        cluster.path(api_version, kind)
+    for manifest in sorted(manifests, key=_order):
+        if manifest["kind"] == "Job":
+            _apply_job(cluster, manifest, force_conflicts, timeout_seconds, report)
+        else:
+            cluster.apply(manifest, force_conflicts=force_conflicts)
+
+
+def condition(manifest: Manifest, kind: str) -> Manifest | None:
+    """Return a condition of an object that is true, such as `Failed` of a Job; None otherwise."""
+    found = (manifest.get("status") or {}).get("conditions") or ()
+    return next((one for one in found if one["type"] == kind and one["status"] == "True"), None)
+
+
+def wait_until_gone(cluster: Cluster, name: str, *, timeout_seconds: float) -> None:
+    """Wait until the pods of a process have ended.
+
+    Raises:
+        Stalled: if some have not ended in time; names them.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while pods := cluster.list("v1", "Pod", f"{OURS},{NAME}={name}"):
+        if time.monotonic() > deadline:
+            names = ", ".join(pod["metadata"]["name"] for pod in pods)
+            raise Stalled(f"waited {timeout_seconds:.0f} s for {names} to end")
+        time.sleep(_POLL_SECONDS)
 
 
 def scale(cluster: Cluster, wanted: Mapping[str, int]) -> None:
-    """Sets how many pods processes have; checks all names before it changes the first.
+    """Set the number of pods of processes; all names are checked before the first is changed.
 
     Raises:
-        ConfigError: for a name that cannot be scaled; names those that can.
-        ClusterRefused: for a process whose number an autoscaler decides.
+        ConfigError: if a process cannot be scaled; names those that can.
+        ClusterRefused: if an autoscaler sets the number of pods of a process.
     """
     scalable = f"{OURS},{COMPONENT} in (model-service,worker,gateway)"
     known = [one["metadata"]["name"] for one in cluster.list("apps/v1", "Deployment", scalable)]
-    scaled = {one["spec"]["scaleTargetRef"]["name"]: one for one in _listed(cluster, *_AUTOSCALER)}
+    scaled = {one["spec"]["scaleTargetRef"]["name"]: one for one in _list_if_known(cluster, *_AUTOSCALER)}
     for name in wanted:
         if name not in known:
-            allowed = f"one of {', '.join(known)}" if known else "a process of a run; there is none here"
+            allowed = (
+                f"one of {', '.join(known)}" if known else "a process of a run; this namespace has no run"
+            )
             raise ConfigError("scale", got=name, allowed=allowed)
         if name in scaled:
             limits = scaled[name]["spec"]
             raise ClusterRefused(
                 f"{name} is scaled by KEDA, from {limits.get('minReplicaCount', 0)} to "
                 f"{limits.get('maxReplicaCount', 100)}: change minReplicaCount and maxReplicaCount of its "
-                "ScaledObject"
+                "ScaledObject instead"
             )
     for name, replicas in wanted.items():
         cluster.scale("Deployment", name, replicas)
 
 
 def take_down(
-    cluster: Cluster, *, purge: bool, timeout_seconds: float, say: Callable[[str], None]
+    cluster: Cluster, *, purge: bool, timeout_seconds: float, report: Callable[[str], None]
 ) -> list[str]:
-    """Deletes what `up` has made, in the order in which processes drain, and waits for their pods to end.
+    """Delete what `up` has created, in the order in which processes drain, and wait for their pods to end.
 
     Args:
-        cluster: where.
-        purge: the volumes and passwords too.
-        timeout_seconds: for the pods of one kind of process to end.
-        say: told of every step.
+        cluster: the connection.
+        purge: delete volumes and passwords too.
+        timeout_seconds: how long the pods of one process may take to end.
+        report: called with a line for each process that is stopped.
 
     Returns:
-        What is left of the run: volumes and passwords.
+        The objects of the run that still exist: volumes and passwords.
 
     Raises:
         Stalled: if pods do not end.
     """
-    for kind, selector in _WAVES:
-        found = _listed(cluster, *kind, selector=selector)
+    for kind, selector in _STOP_ORDER:
+        found = _list_if_known(cluster, *kind, selector=selector)
         for manifest in found:
-            say(f"stops {manifest['metadata']['name']}")
+            report(f"stopping {manifest['metadata']['name']}")
             cluster.delete(*kind, manifest["metadata"]["name"])
         for manifest in found:
             if kind != _AUTOSCALER:
                 name = manifest["metadata"]["labels"][NAME]
                 wait_until_gone(cluster, name, timeout_seconds=timeout_seconds)
-    for kind in (*_REST, *(_KEPT if purge else ())):
-        for manifest in _listed(cluster, *kind):
+    for kind in (*_WITHOUT_PODS, *(_KEPT if purge else ())):
+        for manifest in _list_if_known(cluster, *kind):
             cluster.delete(*kind, manifest["metadata"]["name"])
     return [
         f"{name} {one['metadata']['name']}"
         for version, name in _KEPT
-        for one in _listed(cluster, version, name)
+        for one in _list_if_known(cluster, version, name)
         if "deletionTimestamp" not in one["metadata"]
     ]
 
 
-def _listed(cluster: Cluster, api_version: str, kind: str, *, selector: str = OURS) -> list[Manifest]:
-    """What there is of a kind; nothing of a kind that the cluster does not know."""
+def _list_if_known(cluster: Cluster, api_version: str, kind: str, *, selector: str = OURS) -> list[Manifest]:
+    """Return the objects of a kind; none if the cluster does not know the kind."""
     try:
         return cluster.list(api_version, kind, selector)
-    except NotFound:
+    except ObjectNotFound:
         return []
+
+
+def _order(manifest: Manifest) -> int:
+    kind = manifest["kind"]
+    return _APPLIED_FIRST.index(kind) if kind in _APPLIED_FIRST else len(_APPLIED_FIRST)
+
+
+def _apply_job(
+    cluster: Cluster,
+    manifest: Manifest,
+    force_conflicts: bool,
+    timeout_seconds: float,
+    report: Callable[[str], None],
+) -> None:
+    name = manifest["metadata"]["name"]
+    found = cluster.get("batch/v1", "Job", name)
+    if found is not None and condition(found, "Failed"):
+        report(f"{name} had failed: a new Job continues from the checkpoint")
+    else:
+        try:
+            cluster.apply(manifest, force_conflicts=force_conflicts)
+        except ImmutableObject:
+            report(f"{name} has new settings: a new Job replaces it and continues from the checkpoint")
+        else:
+            return
+    _replace_job(cluster, name, timeout_seconds)
+    cluster.apply(manifest, force_conflicts=force_conflicts)
+
+
+def _replace_job(cluster: Cluster, name: str, timeout_seconds: float) -> None:
+    cluster.delete("batch/v1", "Job", name)
+    wait_until_gone(cluster, name, timeout_seconds=timeout_seconds)
+    if cluster.get("batch/v1", "Job", name) is not None:
+        raise ClusterRefused(f"Job {name} was deleted but still exists: a finalizer keeps it")

@@ -1,31 +1,42 @@
-"""The cluster's API: one request at a time, each with a deadline.
+"""The API of a cluster: requests with a deadline, and their failures as errors of `fairlead.errors`.
 
-Between the verbs and the kubernetes client, of which it uses the login and the transport. It asks the cluster
-for the path of a kind, so objects of extensions are no different from its own.
+It uses authentication and transport of the kubernetes client. The path of a kind comes from the API's
+discovery documents, so that objects of extensions are treated like built-in ones.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import urllib3
 import yaml
 
-from fairlead.errors import ClusterRefused, ConfigError
+from fairlead.errors import ClusterRefused, ConfigError, DeadlineExceeded, FairleadError, Unavailable
 from fairlead.k8s.manifests import OURS, Manifest
-from fairlead.k8s.refusals import Forbidden, NotFound, no_answer, refusal
 
 if TYPE_CHECKING:
     from kubernetes.dynamic import DynamicClient
 
 FIELD_MANAGER = "fairlead"
-"""Who owns the fields that `up` sets."""
+"""Owner of the fields that `up` sets."""
 _APPLY_PATCH = "application/apply-patch+yaml"
 _MERGE_PATCH = "application/merge-patch+json"
+
+
+class ObjectNotFound(ClusterRefused):
+    """The object or its kind does not exist."""
+
+
+class ClusterForbidden(ClusterRefused):
+    """The account lacks the permission for the request."""
+
+
+class ImmutableObject(ClusterRefused):
+    """The change is possible only in a new object."""
 
 
 @dataclass(slots=True)
@@ -33,9 +44,9 @@ class Cluster:
     """A connection to one namespace of one cluster."""
 
     client: DynamicClient
-    """Login and transport."""
+    """Authentication and transport."""
     namespace: str
-    """Where everything is that is named here."""
+    """The namespace of every object that is read or changed."""
     timeout_seconds: float = 30.0
     """Deadline of one request."""
     _plurals: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -44,18 +55,18 @@ class Cluster:
     def connect(
         cls, namespace: str, *, kubeconfig: str | None, context: str | None, timeout_seconds: float
     ) -> Cluster:
-        """Reads the kubeconfig; inside a pod without one, the pod's own account. Asks the cluster nothing.
+        """Read the kubeconfig, or use the pod's own account inside a pod without one; send no request.
 
         Raises:
-            ConfigError: without either, or for one that cannot be read.
+            ConfigError: if there is neither, or the kubeconfig cannot be read.
         """
         from kubernetes import client, config
         from kubernetes.dynamic import DynamicClient
 
-        # The library reads this variable only once, when it is imported.
+        # The library itself reads this variable only once, when it is imported.
         file = kubeconfig or os.environ.get("KUBECONFIG")
         settings = client.Configuration()
-        # To try again is the caller's.
+        # The caller decides whether to retry.
         settings.retries = False
         try:
             if "KUBERNETES_SERVICE_HOST" in os.environ and not file:
@@ -69,9 +80,9 @@ class Cluster:
             raise ConfigError(
                 f"kubeconfig {file or '~/.kube/config'}",
                 got=reason,
-                allowed="a kubeconfig that leads to a cluster (`kubectl cluster-info` tries it)",
+                allowed="a kubeconfig that reaches a cluster (test it with `kubectl cluster-info`)",
             ) from None
-        # The discovery of the library asks for everything there is, and without a deadline.
+        # The library's own discovery requests every API group, without a deadline.
         api = DynamicClient(  # type: ignore[no-untyped-call]
             client.ApiClient(settings), discoverer=lambda client, cache_file: None
         )
@@ -79,29 +90,29 @@ class Cluster:
 
     @property
     def host(self) -> str:
-        """Where the API is, for messages."""
+        """Address of the API, for messages."""
         return str(self.client.configuration.host)
 
     def get(self, api_version: str, kind: str, name: str) -> Manifest | None:
-        """An object, or None if there is none of that name."""
+        """Return an object; None if it does not exist."""
         try:
             return self._request("GET", self.path(api_version, kind, name), what=f"read {kind} {name}")
-        except NotFound:
+        except ObjectNotFound:
             return None
 
     def list(self, api_version: str, kind: str, selector: str = OURS) -> list[Manifest]:
-        """The objects of a kind in the namespace that a label selector finds."""
+        """Return the objects of a kind in the namespace that match a label selector."""
         answer = self._request(
             "GET", self.path(api_version, kind), what=f"list {kind}", query={"labelSelector": selector}
         )
         return list(answer.get("items") or ())
 
     def apply(self, manifest: Manifest, *, force_conflicts: bool = False) -> Manifest:
-        """Makes an object what its manifest says, by server-side apply.
+        """Create or change an object by server-side apply.
 
         Raises:
-            Immutable: for a change that only a new object could have.
-            ClusterRefused: among others for fields that someone else owns; names who and which.
+            ImmutableObject: if the change is possible only in a new object.
+            ClusterRefused: for example if another manager owns fields; names the manager and the fields.
         """
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         return self._request(
@@ -114,7 +125,7 @@ class Cluster:
         )
 
     def scale(self, kind: str, name: str, replicas: int) -> None:
-        """Sets how many pods a Deployment has."""
+        """Set the number of pods of a Deployment."""
         self._request(
             "PATCH",
             f"{self.path('apps/v1', kind, name)}/scale",
@@ -125,7 +136,7 @@ class Cluster:
         )
 
     def delete(self, api_version: str, kind: str, name: str) -> None:
-        """Deletes an object and, after it, what belongs to it; nothing if it is gone already."""
+        """Delete an object and then its dependents; do nothing if it does not exist."""
         try:
             self._request(
                 "DELETE",
@@ -133,25 +144,28 @@ class Cluster:
                 what=f"delete {kind} {name}",
                 query={"propagationPolicy": "Background"},
             )
-        except NotFound:
+        except ObjectNotFound:
             return
 
     def check_namespace(self, *, create: bool) -> None:
-        """Makes sure that the namespace is there.
+        """Check that the namespace exists.
+
+        Args:
+            create: create it if it does not exist.
 
         Raises:
-            ClusterRefused: if it is not, and shall not be made.
+            ClusterRefused: if it does not exist and `create` is false.
         """
         path = f"/api/v1/namespaces/{self.namespace}"
         try:
             self._request("GET", path, what=f"read namespace {self.namespace}")
-        except Forbidden:
-            return  # Who may only look into a namespace learns soon enough whether it is there.
-        except NotFound:
+        except ClusterForbidden:
+            return  # An account limited to the namespace may not read it; later requests show if it exists.
+        except ObjectNotFound:
             if not create:
                 raise ClusterRefused(
-                    f"the cluster has no namespace {self.namespace}: --create-namespace makes it, "
-                    "--namespace takes another"
+                    f"the cluster has no namespace {self.namespace}: create it with --create-namespace, or "
+                    "choose another with --namespace"
                 ) from None
             body = {
                 "apiVersion": "v1",
@@ -166,25 +180,25 @@ class Cluster:
             self._request("PATCH", path, what=what, query=query, body=body, content_type=_APPLY_PATCH)
 
     def path(self, api_version: str, kind: str, name: str = "") -> str:
-        """The URL's path of a kind, or of one object of it.
+        """Return the URL path of a kind, or of one object of it.
 
         Raises:
-            NotFound: if the cluster does not know the kind.
+            ObjectNotFound: if the cluster does not know the kind.
         """
         root = f"/api/{api_version}" if "/" not in api_version else f"/apis/{api_version}"
         if (api_version, kind) not in self._plurals:
             try:
                 known = self._request("GET", root, what=f"discover {api_version}").get("resources", ())
-            except NotFound:
+            except ObjectNotFound:
                 known = ()
             self._plurals |= {
                 (api_version, one["kind"]): one["name"] for one in known if "/" not in one["name"]
             }
         plural = self._plurals.get((api_version, kind))
         if plural is None:
-            raise NotFound(
-                f"the cluster at {self.host} does not know {kind} ({api_version}): install what brings it, "
-                "or leave that component out"
+            raise ObjectNotFound(
+                f"the cluster at {self.host} does not know the kind {kind} ({api_version}): install the "
+                "extension that defines it, or leave out the component that uses it"
             )
         return "/".join((root, "namespaces", self.namespace, plural, *([name] if name else ())))
 
@@ -218,3 +232,66 @@ class Cluster:
         found = json.loads(answer.data)
         assert isinstance(found, dict)
         return found
+
+
+def refusal(error: Any, what: str, *, host: str, namespace: str) -> FairleadError:  # noqa: ANN401
+    """Return the error of `fairlead.errors` for a refused request.
+
+    Args:
+        error: the client's ApiException; its status is 0 if the TLS handshake failed.
+        what: the request, as a verb and an object.
+        host: address of the API.
+        namespace: namespace of the request.
+    """
+    status = int(error.status or 0)
+    details = _status_object(error.body)
+    message = str(details.get("message") or error.reason or "").strip()
+    where = f"{what} in namespace {namespace}"
+    if status == 422 and "immutable" in message:
+        return ImmutableObject(f"{where}: {message}")
+    if status == 429 or status >= 500:
+        return Unavailable(f"the cluster at {host} is unavailable ({where}: {status} {message})")
+    if conflicts := _conflicts(details):
+        return ClusterRefused(
+            f"{where}: {'; '.join(conflicts)}. Take over these fields with --force-conflicts"
+        )
+    kind = {403: ClusterForbidden, 404: ObjectNotFound}.get(status, ClusterRefused)
+    sentences = {
+        0: f"the kubeconfig does not trust the certificate of the cluster at {host} "
+        f"({message.rpartition('] ')[2].splitlines()[-1] if message else 'TLS'})",
+        401: f"the cluster at {host} rejected the credentials (401): log in again, or use another --context",
+        403: f"no permission to {where}: {message}. Ask for a role that has it",
+        404: f"{where}: {message}",
+    }
+    return kind(sentences.get(status, f"{where}: the cluster refused the request with {status}: {message}"))
+
+
+def no_answer(error: Exception, what: str, *, host: str, seconds: float) -> FairleadError:
+    """Return the error of `fairlead.errors` for a connection that failed or timed out after `seconds`."""
+    # urllib3 counts a refused connection as a timeout.
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)
+    if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
+        return DeadlineExceeded(f"the cluster at {host} did not answer within {seconds:g} s ({what})")
+    reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2] or type(error).__name__
+    return Unavailable(
+        f"the cluster at {host} cannot be reached ({what}: {reason}): check that it runs and that the "
+        "context of the kubeconfig is right"
+    )
+
+
+def _status_object(body: bytes | str | None) -> Mapping[str, Any]:
+    try:
+        found = json.loads(body or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _conflicts(status: Mapping[str, Any]) -> Sequence[str]:
+    """Return `conflict with "keda" using apps/v1: .spec.replicas` for each field with another owner."""
+    causes = (status.get("details") or {}).get("causes") or ()
+    return [
+        f"{cause.get('message', 'conflict')}: {cause.get('field', '?')}"
+        for cause in causes
+        if cause.get("reason") == "FieldManagerConflict"
+    ]

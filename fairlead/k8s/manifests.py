@@ -1,6 +1,6 @@
-"""The manifests of one run: `kubectl kustomize` over an overlay, with the run's file as ConfigMap.
+"""The manifests of one run: `kubectl kustomize` over an overlay, with the run's file as a ConfigMap.
 
-Reads k8s/ and writes a temporary folder; knows no cluster. docs/kubernetes.md says what is where.
+Reads k8s/ and writes a temporary folder; it knows no cluster. docs/kubernetes.md describes the folders.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fairlead.config.saving import as_toml
 from fairlead.errors import ConfigError
 
 Manifest = dict[str, Any]
-"""One object of Kubernetes, as its JSON."""
+"""A Kubernetes object as JSON values."""
 
 PART_OF = "app.kubernetes.io/part-of"
 COMPONENT = "app.kubernetes.io/component"
 NAME = "app.kubernetes.io/name"
 OURS = f"{PART_OF}=fairlead"
-"""Selects what these manifests have made."""
+"""Label selector of the objects of these manifests."""
 
 _PARTS = {
     "files": ("shared", "files"),
@@ -37,7 +37,7 @@ _PARTS = {
     "reward-model": ("shared", "files", "trainer"),
 }
 STAGES = (*_PARTS, "ppo")
-"""How far to bring a run up: the volume and a door to it, a stage of the trainer alone, or everything."""
+"""What to bring up: only the volume and a pod to copy files, a stage of the trainer, or the whole run."""
 
 _IMAGES = ("fairlead-light", "fairlead-model")
 _RENDER_SECONDS = 60.0
@@ -45,40 +45,40 @@ _RENDER_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where a run goes, and how."""
+    """Where a run is deployed, and with which parts."""
 
     overlay: str
-    """Name of a folder in k8s/overlays, or the path of an overlay of one's own."""
+    """Name of a folder in k8s/overlays, or the path of another overlay."""
     namespace: str
-    """One run is one namespace."""
+    """Namespace of the run; one run per namespace."""
     components: Sequence[str] = ()
-    """Names of folders in k8s/components that the overlay does not have."""
+    """Names of folders in k8s/components, or paths of others, to add to those of the overlay."""
     registry: str = ""
-    """Where the cluster finds the images; empty: as the overlay says."""
+    """Registry and path of the images; empty for the images that the overlay names."""
     tag: str = __version__
-    """Tag of the images, with `registry`."""
+    """Tag of the images; used with `registry`."""
     stage: str = "ppo"
     """One of `STAGES`."""
 
 
 def checkout() -> Path:
-    """The folder of the manifests.
+    """Return the folder of the manifests.
 
     Raises:
-        ConfigError: if there is no source checkout around this package.
+        ConfigError: if this package is not in a source checkout.
     """
     folder = Path(__file__).resolve().parents[2] / "k8s"
     if not (folder / "base" / "kustomization.yaml").is_file():
-        raise ConfigError("k8s", got=f"no manifests at {folder}", allowed="a source checkout of fairlead")
+        raise ConfigError("k8s", got=f"no manifests at {folder}", allowed="a source checkout of Fairlead")
     return folder
 
 
 def render(config: RunConfig, target: Target) -> list[Manifest]:
-    """Every object of the run, in the order of kustomize.
+    """Return every object of the run, in the order of kustomize.
 
     Raises:
-        ConfigError: without kubectl, for an unknown overlay, component or stage, an image that no cluster
-            could find, or manifests that kustomize refuses.
+        ConfigError: if kubectl is missing, an overlay, component or stage is unknown, an image has no
+            registry, or kustomize refuses the manifests.
     """
     if target.stage not in STAGES:
         raise ConfigError("stage", got=target.stage, allowed=f"one of {', '.join(STAGES)}")
@@ -98,17 +98,17 @@ def render(config: RunConfig, target: Target) -> list[Manifest]:
 
 
 def kustomize(folder: Path) -> list[Manifest]:
-    """What `kubectl kustomize` makes of a folder.
+    """Return the objects that `kubectl kustomize` renders from a folder.
 
     Raises:
-        ConfigError: without kubectl, or with what it says.
+        ConfigError: if kubectl is missing or fails; contains the end of its error.
     """
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise ConfigError(
-            "kubectl", got="none on the PATH", allowed="kubectl 1.27 or newer: it renders manifests"
+            "kubectl", got="no kubectl on the PATH", allowed="kubectl 1.27 or newer, to render the manifests"
         )
-    # Rendering asks no cluster, whatever this kubectl does by itself.
+    # Rendering needs no cluster, so this kubectl gets no way to reach one.
     environment = os.environ | {"KUBECONFIG": os.devnull}
     done = subprocess.run(
         [kubectl, "kustomize", str(folder)],
@@ -119,12 +119,14 @@ def kustomize(folder: Path) -> list[Manifest]:
         check=False,
     )
     if done.returncode:
-        raise ConfigError("k8s", got=f"…{done.stderr.strip()[-110:]}", allowed="a folder that renders")
+        raise ConfigError(
+            "k8s", got=f"…{done.stderr.strip()[-110:]}", allowed="a folder that kustomize renders"
+        )
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
 def _run_file(config: RunConfig) -> str:
-    """The run's file for the ConfigMap: paths are those of the pods, no password is in it."""
+    """Return the run's file for the ConfigMap, with the paths of the pods and without passwords."""
     inside = config.model_copy(update={"runs": Path("/fairlead/runs"), "base": Path("/fairlead/data")})
     return as_toml(inside, without_defaults=True)
 
@@ -154,7 +156,7 @@ def _kustomization(config: RunConfig, target: Target, folder: Path) -> Mapping[s
 
 
 def _existing(folder: Path, name: str, flag: str) -> Path:
-    """A shipped folder by its name, or any other by its path."""
+    """Return a folder of the checkout by its name, or any other by its path."""
     own = Path(name).resolve()
     if re.fullmatch(r"[\w-]+", name) and (folder / name / "kustomization.yaml").is_file():
         return folder / name
@@ -167,7 +169,7 @@ def _existing(folder: Path, name: str, flag: str) -> Path:
 
 
 def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
-    """What kustomize cannot know: the keys that an autoscaler looks at, the stage of the trainer."""
+    """Set what kustomize cannot: the queue keys that the autoscaler reads, and the stage of the trainer."""
     if manifest["kind"] == "ScaledObject":
         for trigger in manifest["spec"]["triggers"]:
             if trigger["type"] == "redis-streams":
@@ -180,7 +182,7 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
 
 
 def _check_images(objects: Sequence[Manifest]) -> None:
-    """A name without a registry would be looked for at Docker Hub, where a stranger could put it."""
+    """Refuse an image without a registry: Docker Hub would be searched, where anyone may own the name."""
     for manifest in objects:
         pod = manifest.get("spec", {}).get("template", {}).get("spec", {})
         for container in pod.get("containers", ()):
@@ -188,5 +190,5 @@ def _check_images(objects: Sequence[Manifest]) -> None:
                 raise ConfigError(
                     "registry",
                     got=f"image {container['image']} of {manifest['metadata']['name']}",
-                    allowed="where the cluster finds it: --registry registry.example.com/team",
+                    allowed="an image with a registry: --registry registry.example.com/team",
                 )

@@ -1,4 +1,4 @@
-"""What the processes of a run are doing in the cluster, in words: how many are ready, and why others are not.
+"""The state of a run's processes in the cluster: how many pods are ready, and why the others are not.
 
 Reads Deployments, StatefulSets, Jobs and their pods; changes nothing.
 """
@@ -14,57 +14,57 @@ from fairlead.k8s.cluster import Cluster
 from fairlead.k8s.manifests import NAME, Manifest
 
 KINDS = (("apps/v1", "StatefulSet"), ("apps/v1", "Deployment"), ("batch/v1", "Job"))
-"""What has pods."""
+"""Kinds of objects that own pods."""
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """How a container ended for the last time."""
+class ContainerEnd:
+    """The last end of a container."""
 
     code: int
     """Its exit code."""
-    words: str
+    message: str
     """The last line that it wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessState:
-    """One process of the run, all its replicas together."""
+    """The state of one process of the run, all its replicas together."""
 
     name: str
-    """Such as `policy`."""
+    """Name of the process, such as `policy`."""
     kind: str
-    """What has its pods."""
+    """Kind of the object that owns its pods."""
     ready: int
-    """Pods that are."""
+    """Number of ready pods."""
     wanted: int
-    """Pods that there should be."""
+    """Number of pods that it should have."""
     is_settled: bool
-    """As many ready pods of the present settings as wanted; a Job: it runs, or is done."""
+    """Whether all wanted pods are ready with the current settings; for a Job, whether it runs or is done."""
     done: bool = False
-    """A Job that succeeded."""
+    """Whether it is a Job that has succeeded."""
     failed: str = ""
-    """Why a Job will not be tried again."""
+    """Why a Job has failed for good; empty if it has not."""
     doing: str = ""
     """What the pods that are not ready do or wait for."""
     restarts: int = 0
-    """Of all containers together."""
+    """Restarts of all its containers."""
     started: datetime | None = None
-    """Of the oldest pod."""
-    end: End | None = None
-    """The last end of a container of the present settings that ended by itself and not well."""
+    """Start of the oldest pod."""
+    end: ContainerEnd | None = None
+    """The last failure of a container with the current settings."""
 
 
-def survey(cluster: Cluster) -> list[ProcessState]:
-    """The state of every process, the queue first."""
+def process_states(cluster: Cluster) -> list[ProcessState]:
+    """Return the state of every process, the queue first."""
     owners = [one | {"kind": kind} for version, kind in KINDS for one in cluster.list(version, kind)]
     pods = cluster.list("v1", "Pod")
     pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
     return [_state(owner, [pod for pod in pods if _name(pod) == _name(owner)]) for owner in owners]
 
 
-def crashed(pod: Manifest) -> bool:
-    """Whether a pod waits, ever longer, for its next start."""
+def is_crash_looping(pod: Manifest) -> bool:
+    """Return whether a container of the pod waits for its next restart after a failure."""
     return any(
         ((status.get("state") or {}).get("waiting") or {}).get("reason") == "CrashLoopBackOff"
         for status in _containers(pod)
@@ -93,7 +93,7 @@ def _state(owner: Manifest, pods: Sequence[Manifest]) -> ProcessState:
         is_settled=settled,
         done=done,
         failed=str(failed.get("message") or failed.get("reason") or ""),
-        # The pods of earlier tries of a Job stay; only the newest says what it does.
+        # The pods of earlier attempts of a Job still exist; only the newest shows what it does.
         doing="done" if done else _doing(pods[:1] if is_job else pods),
         restarts=sum(int(one.get("restartCount", 0)) for pod in pods for one in _containers(pod)),
         started=min(starts, default=None),
@@ -102,7 +102,7 @@ def _state(owner: Manifest, pods: Sequence[Manifest]) -> ProcessState:
 
 
 def _is_rolled_out(owner: Manifest, wanted: int) -> bool:
-    """Whether the controller has seen the present settings and every pod has them and is ready."""
+    """Return whether the controller has seen the current settings, and every pod has them and is ready."""
     status = owner.get("status") or {}
     seen = int(status.get("observedGeneration") or 0) >= int(owner["metadata"].get("generation") or 0)
     updated, ready = int(status.get("updatedReplicas") or 0), int(status.get("readyReplicas") or 0)
@@ -110,14 +110,14 @@ def _is_rolled_out(owner: Manifest, wanted: int) -> bool:
 
 
 def _is_current(pod: Manifest, template: Manifest) -> bool:
-    """Whether a pod has the settings that its process has now, and stays."""
+    """Return whether a pod has the current settings of its process and is not being deleted."""
     return "deletionTimestamp" not in pod["metadata"] and _settings(pod["spec"]) == _settings(
         template["spec"]
     )
 
 
 def _settings(spec: Manifest) -> str:
-    """What `up` changes of a pod: images, commands, and ConfigMaps, whose names tell their contents."""
+    """Return what `up` changes in a pod: images, commands, and ConfigMaps, whose names contain a hash."""
     maps = [volume["configMap"]["name"] for volume in spec.get("volumes") or () if volume.get("configMap")]
     containers = [
         (one["image"], one.get("command"), one.get("args"), one.get("envFrom")) for one in spec["containers"]
@@ -130,18 +130,18 @@ def _containers(pod: Manifest) -> Sequence[Manifest]:
 
 
 def _doing(pods: Iterable[Manifest]) -> str:
-    """What the first pod that is not ready does; nothing if all are."""
-    return next((words for words in map(_pod_doing, pods) if words), "")
+    """Return what the first pod that is not ready does; empty if all are ready."""
+    return next((text for text in map(_pod_doing, pods) if text), "")
 
 
 def _pod_doing(pod: Manifest) -> str:
     if "deletionTimestamp" in pod["metadata"]:
-        return "ends"
+        return "ending"
     for one in (pod.get("status") or {}).get("conditions") or ():
         if one["type"] == "PodScheduled" and one["status"] == "False":
-            return f"has no node: {one.get('message') or one.get('reason') or 'unknown why'}"
+            return f"not scheduled: {one.get('message') or one.get('reason') or 'no reason given'}"
     statuses = _containers(pod)
-    return next((words for words in map(_container_doing, statuses) if words), "" if statuses else "starts")
+    return next((text for text in map(_container_doing, statuses) if text), "" if statuses else "starting")
 
 
 def _container_doing(status: Manifest) -> str:
@@ -149,29 +149,29 @@ def _container_doing(status: Manifest) -> str:
     if waiting := state.get("waiting"):
         end = _ended(status)
         if waiting.get("reason") == "CrashLoopBackOff" and end is not None:
-            return f"ended with {end.code} and is started again: {end.words}"
+            return f"ended with exit code {end.code}, restarting: {end.message}"
         return ": ".join(part for part in (waiting.get("reason"), waiting.get("message")) if part)
     if state.get("terminated"):
         end = _ended(status)
-        return f"ended with {end.code}: {end.words}" if end is not None else ""
+        return f"ended with exit code {end.code}: {end.message}" if end is not None else ""
     if status.get("ready"):
         return ""
-    return "runs, not ready yet" if status.get("started") else "starts"
+    return "running, not ready yet" if status.get("started") else "starting"
 
 
-def _last_end(pods: Iterable[Manifest]) -> End | None:
+def _last_end(pods: Iterable[Manifest]) -> ContainerEnd | None:
     ends = (_ended(status) for pod in pods for status in _containers(pod))
     return next((end for end in ends if end is not None), None)
 
 
-def _ended(status: Manifest) -> End | None:
-    """The end of a container if it was not a good one."""
+def _ended(status: Manifest) -> ContainerEnd | None:
+    """Return the last end of a container if it failed."""
     state, last = status.get("state") or {}, status.get("lastState") or {}
     found = state.get("terminated") or last.get("terminated")
     if not found or found.get("exitCode") == 0:
         return None
-    lines = str(found.get("message") or found.get("reason") or "it said nothing").strip().splitlines()
-    return End(int(found["exitCode"]), lines[-1] if lines else "it said nothing")
+    lines = str(found.get("message") or found.get("reason") or "").strip().splitlines()
+    return ContainerEnd(int(found["exitCode"]), lines[-1] if lines else "no message")
 
 
 def _time(text: str) -> datetime:

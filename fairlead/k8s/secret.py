@@ -1,5 +1,8 @@
-"""The Secrets of a run: `redis`, the queue's passwords, drawn once per namespace and never written anywhere
-else, and those that a person makes (keys, certificates), which are asked for before anything is changed.
+"""The Secrets of a run.
+
+`redis` holds the passwords of the queue; it is created once per namespace with random passwords, which are
+stored nowhere else. The others (keys, certificates) are created by a person and must exist before anything is
+applied.
 """
 
 from __future__ import annotations
@@ -19,33 +22,33 @@ _KEYS = "FAIRLEAD_KEYS__FILE"
 
 
 def ensure_secrets(cluster: Cluster, manifests: Sequence[Manifest]) -> bool:
-    """Makes the Secret `redis` if the namespace has none, once every other one that is named is there.
+    """Check that every Secret that the manifests name exists; create `redis` if the namespace has none.
 
     Returns:
-        Whether it was made.
+        Whether `redis` was created.
 
     Raises:
-        ClusterRefused: for Secrets that are missing, or one without the key `password`.
+        ClusterRefused: if Secrets are missing, or `redis` has no key `password`.
     """
-    keys_are_asked_for = any(_KEYS in (manifest.get("data") or {}) for manifest in manifests)
+    keys_are_required = any(_KEYS in (manifest.get("data") or {}) for manifest in manifests)
     named = {
         name
         for manifest in manifests
         for name, optional in _named(manifest)
-        # Pods start without a key that is optional, and are then refused wherever keys are asked for.
-        if name != SECRET and (keys_are_asked_for or not optional)
+        # Pods start without an optional Secret with their API key, and then every service refuses them.
+        if name != SECRET and (keys_are_required or not optional)
     }
     missing = [name for name in sorted(named) if cluster.get("v1", "Secret", name) is None]
     if missing:
         raise ClusterRefused(
-            f"namespace {cluster.namespace} has no Secret {', '.join(missing)}: docs/security.md says how "
-            "to make them; nothing was applied"
+            f"namespace {cluster.namespace} has no Secret {', '.join(missing)}: create it as described in "
+            "docs/security.md. Nothing was applied"
         )
     return _ensure_passwords(cluster)
 
 
 def _named(manifest: Manifest) -> Iterator[tuple[str, bool]]:
-    """Secrets of the pods of an object, and whether they start without."""
+    """Yield the name of each Secret of an object's pods, and whether it is optional."""
     spec = (manifest["spec"].get("template") or {}).get("spec") or {} if "spec" in manifest else {}
     for volume in spec.get("volumes", ()):
         if "secret" in volume:
@@ -61,20 +64,20 @@ def _named(manifest: Manifest) -> Iterator[tuple[str, bool]]:
 
 
 def _ensure_passwords(cluster: Cluster) -> bool:
-    """Makes the Secret if the namespace has none; one that is there is left as it is.
+    """Create the Secret `redis` if the namespace has none; an existing one is not changed.
 
     Returns:
-        Whether it was made.
+        Whether it was created.
 
     Raises:
-        ClusterRefused: for a Secret without the key `password`.
+        ClusterRefused: if the existing Secret has no key `password`.
     """
     found = cluster.get("v1", "Secret", SECRET)
     if found is not None:
         if "password" not in (found.get("data") or {}):
             raise ClusterRefused(
                 f"the Secret {SECRET} of namespace {cluster.namespace} has no key `password`: add it, or "
-                "delete the Secret and a new one is made"
+                "delete the Secret so that a new one is created"
             )
         return False
     values = {

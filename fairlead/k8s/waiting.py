@@ -1,6 +1,6 @@
 """Waits for a run in the cluster: until every process is ready, or until the trainer is done.
 
-Says what it waits for whenever that changes, and ends at once for what no waiting mends.
+It reports what it waits for whenever that changes, and ends early after a failure that waiting cannot fix.
 """
 
 from __future__ import annotations
@@ -10,102 +10,109 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fairlead.errors import DeadlineExceeded, Stalled, Unavailable
+from fairlead.errors import Stalled, Transient
 from fairlead.k8s.cluster import Cluster
-from fairlead.k8s.processes import ProcessState, crashed, survey
+from fairlead.k8s.processes import ProcessState, is_crash_looping, process_states
 
 _MISTAKE = 2
-"""Exit code of a process that a restart does not help (fairlead/errors.py)."""
+"""Exit code of a process that would fail again after a restart (fairlead/errors.py)."""
 _TRAINER = "trainer"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class WaitOutcome:
     """How a wait ended."""
 
     code: int
-    """Exit code for the shell; that of the process if one ended."""
+    """Exit code for the shell; that of the process if a process failed."""
     message: str
-    """Why, in one line."""
+    """The reason, in one line."""
 
 
 def restart_crashed(cluster: Cluster) -> list[str]:
-    """Starts those pods again that wait for a next try: what they died of may have been mended.
+    """Delete the pods that wait for their next restart, so that new ones start now, and return their names.
 
-    Returns:
-        Their names.
+    The cause of their failures may have been fixed.
     """
-    names = [pod["metadata"]["name"] for pod in cluster.list("v1", "Pod") if crashed(pod)]
+    names = [pod["metadata"]["name"] for pod in cluster.list("v1", "Pod") if is_crash_looping(pod)]
     for name in names:
         cluster.delete("v1", "Pod", name)
     return names
 
 
 def wait_until_ready(
-    cluster: Cluster, *, timeout_seconds: float, poll_seconds: float, say: Callable[[str], None]
-) -> Outcome:
-    """Waits until every process is ready.
+    cluster: Cluster, *, timeout_seconds: float, poll_seconds: float, report: Callable[[str], None]
+) -> WaitOutcome:
+    """Wait until every process is ready, or one has failed for good.
+
+    Args:
+        cluster: the connection.
+        timeout_seconds: how long to wait.
+        poll_seconds: pause between two requests for the state.
+        report: called with a line whenever what is waited for changes.
 
     Raises:
-        Stalled: when time is up; names what is not ready, and why.
+        Stalled: after `timeout_seconds`; names the processes that are not ready, and why.
     """
-    return _wait(cluster, _readiness, timeout_seconds, poll_seconds, say)
+    return _wait(cluster, _readiness, timeout_seconds, poll_seconds, report)
 
 
-def wait_until_done(cluster: Cluster, *, poll_seconds: float, say: Callable[[str], None]) -> Outcome:
-    """Waits until the trainer ends, however long that takes; its failure is the outcome's."""
-    return _wait(cluster, _end_of_trainer, math.inf, poll_seconds, say)
+def wait_until_done(cluster: Cluster, *, poll_seconds: float, report: Callable[[str], None]) -> WaitOutcome:
+    """Wait without a time limit until the trainer ends; its failure is the outcome's."""
+    return _wait(cluster, _end_of_trainer, math.inf, poll_seconds, report)
 
 
 def _wait(
     cluster: Cluster,
-    look: Callable[[Sequence[ProcessState]], Outcome | dict[str, str]],
+    check: Callable[[Sequence[ProcessState]], WaitOutcome | dict[str, str]],
     timeout_seconds: float,
     poll_seconds: float,
-    say: Callable[[str], None],
-) -> Outcome:
-    deadline, said = time.monotonic() + timeout_seconds, dict[str, str]()
+    report: Callable[[str], None],
+) -> WaitOutcome:
+    """Poll until `check` returns an outcome; until then it returns what is waited for, by process."""
+    deadline = time.monotonic() + timeout_seconds
+    reported: dict[str, str] = {}
     while True:
         try:
-            states = survey(cluster)
-            found = _failure(cluster, states) or look(states)
-        except (Unavailable, DeadlineExceeded) as error:
+            states = process_states(cluster)
+            found = _failure(states) or check(states)
+        except Transient as error:
             found = {"cluster": str(error)}
-        if isinstance(found, Outcome):
+        if isinstance(found, WaitOutcome):
             return found
         if time.monotonic() > deadline:
             raise Stalled(f"waited {timeout_seconds:.0f} s for {', '.join(found.values())}")
-        for name in [name for name in found if found[name] != said.get(name)]:
-            say(f"waits for {found[name]}")
-        said |= found
+        for name in [name for name in found if found[name] != reported.get(name)]:
+            report(f"waiting for {found[name]}")
+        reported |= found
         time.sleep(poll_seconds)
 
 
-def _readiness(states: Sequence[ProcessState]) -> Outcome | dict[str, str]:
+def _readiness(states: Sequence[ProcessState]) -> WaitOutcome | dict[str, str]:
     waiting = [state for state in states if not state.is_settled]
     if states and not waiting:
-        return Outcome(0, f"ready: {', '.join(_counted(state) for state in states)}")
+        return WaitOutcome(0, f"ready: {', '.join(_counted(state) for state in states)}")
     return {state.name: _explained(state) for state in waiting} or {"": "the first object"}
 
 
-def _end_of_trainer(states: Sequence[ProcessState]) -> Outcome | dict[str, str]:
+def _end_of_trainer(states: Sequence[ProcessState]) -> WaitOutcome | dict[str, str]:
     trainer = next((state for state in states if state.name == _TRAINER), None)
     if trainer is None:
-        return Outcome(1, "there is no trainer in this namespace any more")
+        return WaitOutcome(1, "the trainer no longer exists in this namespace")
     if trainer.done:
-        return Outcome(0, "the trainer is done")
+        return WaitOutcome(0, "the trainer is done")
     return {_TRAINER: f"the end of the {_TRAINER}{f' ({trainer.doing})' if trainer.doing else ''}"}
 
 
-def _failure(cluster: Cluster, states: Sequence[ProcessState]) -> Outcome | None:
-    """What has ended for good: a Job that failed, a process with a mistake that no restart mends."""
+def _failure(states: Sequence[ProcessState]) -> WaitOutcome | None:
+    """Return the outcome for a Job that failed, or a process whose mistake a restart does not fix."""
     for state in states:
         if state.failed:
             end = state.end
-            words = f"exit code {end.code}: {end.words}" if end is not None else state.failed
-            return Outcome(end.code if end is not None else 1, f"{state.name}: {words}")
+            reason = f"exit code {end.code}: {end.message}" if end is not None else state.failed
+            return WaitOutcome(end.code if end is not None else 1, f"{state.name}: {reason}")
         if state.end is not None and state.end.code == _MISTAKE:
-            return Outcome(_MISTAKE, f"{state.name}: {state.end.words}")
+            return WaitOutcome(_MISTAKE, f"{state.name}: {state.end.message}")
     return None
 
 

@@ -142,7 +142,7 @@ def test_a_stage_runs_to_its_end_and_leaves_its_traces(run_file: Path):
     assert read_pids(folder.processes) == {}
     status = fairlead("status", folder.root, cwd=run_file.parent).stdout
     assert "tiny · finished · sft · step " in status
-    assert "sft has ended: " in status
+    assert "sft has finished: " in status
     again = fairlead("sft", run_file, cwd=run_file.parent)
     assert again.stdout.startswith("sft has already finished; --force runs it again: runs/tiny (seconds ")
 
@@ -222,5 +222,5 @@ def test_quickstart_without_a_checkout_says_so(tmp_path: Path):
     )
     assert shown.returncode == 2
     assert shown.stderr.startswith(
-        "error: the quickstart is part of the source checkout, and there is none around"
+        "error: the quickstart needs a source checkout;"
     )

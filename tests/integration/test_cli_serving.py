@@ -149,8 +149,8 @@ def test_the_same_prompt_twice_gets_two_answers_and_flags_reach_the_sampler(
         ),
         (jsonl({"prompt": "w1", "responses": []}), (), "stdin:1: got '`responses` without a response'"),
         ("", ("absent.jsonl",), "file: got 'absent.jsonl', allowed: a file that exists"),
-        ("", ("--prompt", "w1"), "--prompt: got a text for a file of JSON lines"),
-        ("", ("x.txt", "--response", "w1"), "--response: got a file or --text beside it"),
+        ("", ("--prompt", "w1"), "--prompt: got it with a file of JSON lines"),
+        ("", ("x.txt", "--response", "w1"), "--response: got it with a file or --text"),
     ],
 )
 def test_a_bad_line_is_named_and_no_file_is_left(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from fairlead.cli.data import Kind
+from fairlead.cli.data import DataKind
 from fairlead.cli.main import app
 from fairlead.config import RunFolder, load
 from fairlead.data.kinds import KINDS, detect
@@ -96,13 +96,13 @@ def test_every_fault_of_a_file_is_reported_by_line(tmp_path):
     shown = check("pairs.jsonl", "--set", "data.heldout_fraction=0.3", "--limit", 3, cwd=tmp_path)
     assert shown.exit_code == 2
     for sentence in (
-        "preferences: 1 line says again what another says",
-        "preferences: 1 held-out line has a prompt that is trained on, but for case and white space",
+        "preferences: 1 line duplicates an earlier line",
+        "preferences: 1 held-out line has a prompt that is also trained on (ignoring case and white space)",
         "preferences: 2 pairs are tied",
-        "preferences: 1 ranking is tied throughout, and left out",
+        "preferences: 1 ranking is left out: all its answers are tied",
         "preferences: 1 answer is empty",
-        "lengths are words",
-        "and 1 more of preferences; --limit tells more",
+        "lengths are counted in words",
+        "and 1 more in preferences; --limit shows more",
     ):
         assert sentence in shown.stdout
     mended = [row for number, row in enumerate(rows, start=1) if number not in (3, 4, 8, 9)]
@@ -230,10 +230,10 @@ def test_hub_datasets_and_their_errors(tmp_path):
         (("absent.toml",), "config: got 'absent.toml', allowed: a TOML file that exists"),
         (
             ("bare.toml", "--as", "prompts"),
-            "--as: got a run's file beside it, allowed: a file, a folder or a dataset of the hub",
+            "--as: got it with a run's file, allowed: with a file, a folder or a dataset of the hub",
         ),
         (("odd.jsonl",), "{folder}/odd.jsonl:1: got 'the keys question', allowed: the keys of a format in"),
-        (("bare.toml",), "data: got no source in bare.toml, allowed: at least one to look at"),
+        (("bare.toml",), "data: got no source in bare.toml, allowed: at least one"),
         (("p.jsonl", "--tokenizer", "./none"), "no model folder './none'"),
     ],
 )
@@ -248,7 +248,7 @@ def test_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, error):
 
 
 def test_kinds_of_the_flag_match_the_data():
-    assert tuple(Kind) == KINDS
+    assert tuple(DataKind) == KINDS
 
 
 def test_kind_of_a_file_is_detected(tmp_path):

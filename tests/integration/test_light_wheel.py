@@ -152,8 +152,9 @@ def test_a_light_install_plans_and_says_what_heavier_work_needs(light: Path, tmp
     for verb in ("sft", "ppo"):
         shown = run(light / "fairlead", verb, cwd=tmp_path)
         assert shown.returncode == 2
-        assert shown.stderr.startswith("error: this needs torch, ")
-        assert shown.stderr.endswith("which a light install leaves out: pip install 'fairlead-rlhf[train]'\n")
+        assert shown.stderr.startswith("error: this verb needs torch, ")
+        advice = "which a light install does not include: pip install 'fairlead-rlhf[train]'\n"
+        assert shown.stderr.endswith(advice)
     shown = run(light / "fairlead", "quickstart", cwd=tmp_path)
     assert shown.returncode == 2
-    assert shown.stderr.startswith("error: the quickstart is part of the source checkout, and there is none")
+    assert shown.stderr.startswith("error: the quickstart needs a source checkout;")

@@ -173,7 +173,7 @@ def test_bad_lines_are_all_named_before_anything_is_scored(services, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
     shown = score(file, "--address", world.address, "--out", out, "--skip-bad")
     assert shown.exit_code == 0
-    assert shown.stderr.count(f"left out: {file}:") == 3
+    assert shown.stderr.count(f"skipped: {file}:") == 3
     assert len(read(out)) == 3
 
 
@@ -189,7 +189,7 @@ def test_a_line_that_the_service_refuses_is_named_and_can_be_left_out(services, 
     assert [line["id"] for line in read(partial(out))] == list(range(28)), "what was done is kept"
     shown = score(*flags, "--skip-bad")
     assert shown.exit_code == 0
-    assert f"left out: {file}:31: " in shown.stderr
+    assert f"skipped: {file}:31: " in shown.stderr
     assert [line["id"] for line in read(out)] == [n for n in range(40) if n != 30]
     assert not partial(out).exists()
 
@@ -224,7 +224,7 @@ def test_a_run_that_was_killed_or_interrupted_goes_on_where_it_stopped(services,
     with interrupted(signal.SIGINT, file, out, world.address, at_least=700) as stopped:
         said = stopped.communicate(timeout=60)[1]
         assert stopped.returncode == 130
-    assert f"the same command goes on from there and writes {out}" in said
+    assert f"the same command continues and writes {out}" in said
     assert "Traceback" not in said
     half = len(read(partial(out)))
     before = num_asked(world)
@@ -250,9 +250,9 @@ def test_what_is_done_is_gone_on_with_only_by_the_same_run(services, tmp_path):
         return [{**line, "score": 1.0, "model_version": version, **changed} for line in numbered(3)]
 
     for done, said in (
-        (lines(prompt="other"), "whose line 1 is not line 1 of the input, scored"),
-        ([*lines(), *lines()], "whose line 4 is not"),
-        (lines(model_version="old"), "whose line 3 is scored by model 'old', and served is"),
+        (lines(prompt="other"), "whose line 1 does not match line 1 of the input"),
+        ([*lines(), *lines()], "whose line 4 does not match line 4 of the input"),
+        (lines(model_version="old"), "whose line 3 was scored by model 'old', but the service has"),
         (lines(calibration_temperature=2.0), "whose line 3 is calibrated"),
     ):
         write(partial(out), *done)
@@ -271,7 +271,7 @@ def test_what_is_done_is_gone_on_with_only_by_the_same_run(services, tmp_path):
         fcntl.flock(held, fcntl.LOCK_EX)
         shown = score(*flags)
     assert shown.exit_code == 2
-    assert "what another run is writing" in shown.stderr.replace("\n", " ")
+    assert "a file that another run is writing" in shown.stderr.replace("\n", " ")
 
 
 @pytest.mark.slow

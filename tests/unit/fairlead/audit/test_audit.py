@@ -270,7 +270,7 @@ def test_the_command_ends_with_1_and_names_the_tasks(tmp_path: Path) -> None:
     fine = runner.invoke(app, ["audit", folder])
     assert (fine.exit_code, fine.output.splitlines()[-1]) == (
         0,
-        "clean: 30 trained and 2 dead, each once; none lost, none doubled",
+        "clean: 30 trained and 2 dead, each once; none lost or counted twice",
     )
     life = runner.invoke(app, ["audit", folder, "--task", "9", "--json"])
     assert json.loads(life.output)["life"][-1] == {"time": None, "what": "now: trained in checkpoint 2-8"}
@@ -284,4 +284,4 @@ def test_the_command_ends_with_1_and_names_the_tasks(tmp_path: Path) -> None:
     assert (told["clean"], told["lost"], told["duplicated"]) == (False, [5], [])
     nothing = runner.invoke(app, ["audit", str(tmp_path / "checkpoints")])
     assert nothing.exit_code == 2
-    assert "allowed: the folder of a run that has begun PPO" in nothing.output
+    assert "allowed: the folder of a run that has started PPO" in nothing.output

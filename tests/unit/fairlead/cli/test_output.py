@@ -21,7 +21,7 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(
         output.need("train")
     assert ended.value.exit_code == 2
     said = (
-        "error: this needs no_such_module, which a light install leaves out: "
+        "error: this verb needs no_such_module, which a light install does not include: "
         "pip install 'fairlead-rlhf[train]'\n"
     )
     assert capsys.readouterr().err == said

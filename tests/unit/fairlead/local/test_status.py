@@ -77,7 +77,7 @@ def look(folder: RunFolder) -> RunStatus:
 
 def drawn(found: RunStatus, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=False, highlight=False)
-    console.print(cli.picture(found, width))
+    console.print(cli.render(found, width))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -123,7 +123,7 @@ def test_the_end_of_a_run_is_told_by_its_supervisor(
 def test_a_folder_in_which_nothing_ran_is_new(tmp_path: Path):
     found = look(RunFolder(tmp_path))
     assert found.state == "new"
-    assert drawn(found, 200) == [f"{tmp_path} · new · no stage has said anything yet"]
+    assert drawn(found, 200) == [f"{tmp_path} · new · no stage has reported progress yet"]
 
 
 def test_a_run_without_a_supervisor_is_told_by_its_progress(folder: RunFolder):
@@ -133,7 +133,7 @@ def test_a_run_without_a_supervisor_is_told_by_its_progress(folder: RunFolder):
     folder.result("ppo").write_text(json.dumps({"updates": 24, "kl": 2.0}))
     found = look(folder)
     assert found.state == "finished"
-    assert "ppo has ended: updates 24, kl 2" in drawn(found, 100)
+    assert "ppo has finished: updates 24, kl 2" in drawn(found, 100)
 
 
 def test_the_newest_error_of_any_log_is_told(folder: RunFolder):

@@ -251,7 +251,7 @@ def test_the_cli_creates_lists_and_revokes_keys(tmp_path: Path):
 
     again = run(app, ["keys", "create", "search", "--file", str(file)])
     assert (again.exit_code, again.stdout) == (2, "")
-    assert "an id of its own" in again.stderr
+    assert "allowed: a new id" in again.stderr
     bad = run(app, ["keys", "create", "x", "--tokens-per-day", "0", "--file", str(file)])
     assert bad.exit_code == 2
     assert "tokens_per_day: got 0" in bad.stderr

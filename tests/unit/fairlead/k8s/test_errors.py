@@ -1,4 +1,4 @@
-"""`fairlead k8s` and a cluster that refuses, fails or is not there: one line that says what to do."""
+"""Errors of `fairlead k8s`: a cluster that refuses, fails or is unreachable yields one line with advice."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cluster(tmp_path: Path, monkeypatch):
 
 
 def error(*arguments: str) -> tuple[int, str]:
-    """Exit code and the one line of an error."""
+    """Run a verb that fails; return its exit code and its error line."""
     result = CliRunner().invoke(app, ["k8s", *arguments])
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, result.output
@@ -48,50 +48,62 @@ def port_of(kubeconfig: str) -> int:
 @pytest.mark.parametrize(
     ("fault", "code", "says"),
     [
-        ((f"PATCH {DEPLOYMENTS}/policy", 403), 2, ["we may not apply Deployment policy", "a role that may"]),
-        ((f"PATCH {DEPLOYMENTS}/policy", 409), 2, ["apply Deployment policy", "refuses with 409"]),
-        ((f"PATCH {DEPLOYMENTS}/policy", 422), 2, ["apply Deployment policy", "refuses with 422"]),
-        ((f"PATCH {DEPLOYMENTS}/policy", 500), 1, ["cannot do it now", "500 as the test wants it"]),
-        ((f"PATCH {DEPLOYMENTS}/policy", 429), 1, ["cannot do it now"]),
+        (
+            (f"PATCH {DEPLOYMENTS}/policy", 403),
+            2,
+            ["no permission to apply Deployment policy", "role that has it"],
+        ),
+        (
+            (f"PATCH {DEPLOYMENTS}/policy", 409),
+            2,
+            ["apply Deployment policy", "refused the request with 409"],
+        ),
+        (
+            (f"PATCH {DEPLOYMENTS}/policy", 422),
+            2,
+            ["apply Deployment policy", "refused the request with 422"],
+        ),
+        ((f"PATCH {DEPLOYMENTS}/policy", 500), 1, ["is unavailable", "500 as the test wants it"]),
+        ((f"PATCH {DEPLOYMENTS}/policy", 429), 1, ["is unavailable"]),
         (
             (f"PATCH {DEPLOYMENTS}/policy", "hang"),
             1,
             ["did not answer within 2 s (apply Deployment policy)"],
         ),
-        (("GET /api/v1/namespaces/fairlead", 401), 2, ["does not know who we are", "log in again"]),
+        (("GET /api/v1/namespaces/fairlead", 401), 2, ["rejected the credentials", "log in again"]),
         (("GET /apis/apps/v1", "hang"), 1, ["did not answer within 2 s (discover apps/v1)"]),
     ],
 )
-def test_an_answer_that_is_none_of_success(cluster, fault, code, says):
+def test_failed_request_gives_exit_code_and_advice(cluster, fault, code, says):
     cluster.faults.append(fault)
-    patience = ("--request-seconds", "2") if fault[1] == "hang" else ()
-    found, line = error(*UP, *patience)
+    timeout = ("--request-seconds", "2") if fault[1] == "hang" else ()
+    found, line = error(*UP, *timeout)
     assert found == code, line
-    assert [words for words in says if words not in line] == []
+    assert [text for text in says if text not in line] == []
 
 
-def test_a_token_that_the_cluster_does_not_know(cluster, tmp_path):
+def test_unknown_token_is_rejected(cluster, tmp_path):
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(kubeconfig.read_text().replace(TOKEN, "another"))
     assert error("status") == (2, error("status")[1])
-    assert "(401): log in again, or take another --context" in error("status")[1]
+    assert "(401): log in again, or use another --context" in error("status")[1]
 
 
-def test_a_namespace_that_is_not_there(cluster):
+def test_missing_namespace_is_refused_without_a_change(cluster):
     code, line = error(*UP, "--namespace", "elsewhere")
-    assert (code, "no namespace elsewhere: --create-namespace makes it" in line) == (2, True)
+    assert (code, "no namespace elsewhere: create it with --create-namespace" in line) == (2, True)
     assert not [request for request in cluster.requests if not request.startswith("GET")]
 
 
-def test_a_kind_that_the_cluster_does_not_know_is_told_before_anything_changes(cluster):
+def test_unknown_kind_is_reported_before_anything_is_applied(cluster):
     code, line = error(*UP, "--component", "monitoring")
     assert code == 2
-    assert "does not know PodMonitor (monitoring.coreos.com/v1): install what brings it, or leave" in line
+    assert "does not know the kind PodMonitor (monitoring.coreos.com/v1): install the extension" in line
     applied = [request for request in cluster.requests if request.startswith("PATCH")]
     assert applied == ["PATCH /api/v1/namespaces/fairlead/secrets/redis"]
 
 
-def test_a_secret_without_a_password(cluster):
+def test_secret_without_password_is_refused(cluster):
     cluster.objects["secrets", "fairlead", "redis"] = {
         "metadata": {"name": "redis"},
         "data": {"other": "eA=="},
@@ -101,7 +113,7 @@ def test_a_secret_without_a_password(cluster):
     assert "the Secret redis of namespace fairlead has no key `password`" in line
 
 
-def test_nobody_listens(cluster, tmp_path):
+def test_unreachable_cluster_is_reported(cluster, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         kubeconfig = tmp_path / "elsewhere"
@@ -111,17 +123,17 @@ def test_nobody_listens(cluster, tmp_path):
         code, line = error("status", "--kubeconfig", str(kubeconfig))
     assert code == 1
     assert "cannot be reached (read namespace fairlead: " in line
-    assert "Connection refused): does it run, and is the context right?" in line
+    assert "Connection refused): check that it runs" in line
 
 
-def test_a_certificate_of_someone_else(cluster, tmp_path):
+def test_untrusted_certificate_is_reported(cluster, tmp_path):
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     code, line = error("status")
     assert code == 2
-    assert "certificate that the kubeconfig does not vouch for" in line
+    assert "the kubeconfig does not trust the certificate of the cluster" in line
 
 
-def test_no_kubeconfig_a_broken_one_and_an_unknown_context(cluster, tmp_path):
+def test_missing_or_broken_kubeconfig_and_unknown_context(cluster, tmp_path):
     assert error("status", "--kubeconfig", "none.yaml")[0] == 2
     broken = tmp_path / "broken"
     broken.write_text("{")
@@ -141,28 +153,28 @@ def test_no_kubeconfig_a_broken_one_and_an_unknown_context(cluster, tmp_path):
             ["--overlay", "kind", "--component", "none"],
             "allowed: one of gpu, keda, keys, monitoring, network-policies, tls, weights-over-grpc",
         ),
-        (["--overlay", "gpu"], "allowed: where the cluster finds it: --registry"),
+        (["--overlay", "gpu"], "allowed: an image with a registry: --registry"),
         (["--overlay", "kind", "--stage", "dpo"], "allowed: one of files, sft, reward-model, ppo"),
         (["--overlay", "kind", "--set", "ppo.update=1"], "did you mean `ppo.updates`?"),
     ],
 )
-def test_a_mistake_in_a_flag_is_told_before_the_cluster_is_asked(cluster, flags, says):
+def test_invalid_flag_is_reported_before_any_request(cluster, flags, says):
     code, line = error("up", *flags)
     assert code == 2
     assert says in line
     assert cluster.requests == []
 
 
-def test_without_kubectl_or_without_a_checkout(cluster, monkeypatch, tmp_path):
+def test_missing_kubectl_or_checkout_is_reported(cluster, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     code, line = error(*UP)
-    assert (code, "kubectl: got 'none on the PATH'" in line) == (2, True)
+    assert (code, "kubectl: got 'no kubectl on the PATH'" in line) == (2, True)
     monkeypatch.setattr(manifests, "__file__", str(tmp_path / "fairlead" / "k8s" / "manifests.py"))
     code, line = error(*UP)
-    assert (code, "allowed: a source checkout of fairlead" in line) == (2, True)
+    assert (code, "allowed: a source checkout of Fairlead" in line) == (2, True)
 
 
-def test_a_password_of_the_run_is_in_no_manifest(cluster):
+def test_manifests_contain_no_password_of_the_run(cluster):
     flags = ["--set", "queue.redis_password=geheim", "--set", "queue.redis_url=redis://u:geheim@host:6379"]
     result = CliRunner().invoke(app, ["k8s", "render", "--overlay", "kind", *flags])
     assert result.exit_code == 0, result.output

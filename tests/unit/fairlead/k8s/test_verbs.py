@@ -1,4 +1,4 @@
-"""`fairlead k8s` against a stand-in for a cluster's API: what it brings up, shows, changes and takes down."""
+"""The verbs of `fairlead k8s` against a stand-in for a cluster's API: up, status, scale and down."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fairlead.cli import k8s as verbs
 from fairlead.cli.main import app
-from fairlead.k8s import apply
+from fairlead.k8s import changes
 from tests import cluster_stand_in
 from tests.cluster_controllers import CREATING, NO_NODE, READY, STARTS, crash_loop, ended
 from tests.cluster_stand_in import KEDA, StandIn
@@ -41,7 +41,7 @@ PROCESSES = {
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(verbs, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(apply, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(changes, "_POLL_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.toml").write_text('name = "parcels"\n[ppo]\nupdates = 7\n')
     with cluster_stand_in.serving(tmp_path) as (state, kubeconfig):
@@ -63,14 +63,14 @@ def named(cluster: StandIn, plural: str, namespace: str = "fairlead") -> dict[st
     return {key[2]: found for key, found in cluster.objects.items() if key[:2] == (plural, namespace)}
 
 
-def changes(cluster: StandIn) -> list[str]:
-    """The requests that change something, since the last time."""
+def writes(cluster: StandIn) -> list[str]:
+    """Return the requests since the last call that change something."""
     found = [line for line in cluster.requests if not line.startswith("GET")]
     cluster.requests.clear()
     return found
 
 
-def test_up_makes_everything_and_waits_until_it_is_ready(cluster, fairlead):
+def test_up_creates_every_object_and_waits_until_ready(cluster, fairlead):
     shown = fairlead(*UP, "run.toml", "--namespace", "mine", "--create-namespace", "--set", "ppo.updates=9")
     processes = named(cluster, "deployments", "mine") | named(cluster, "statefulsets", "mine")
     assert {*processes, *named(cluster, "jobs", "mine")} == PROCESSES
@@ -78,21 +78,21 @@ def test_up_makes_everything_and_waits_until_it_is_ready(cluster, fairlead):
         found for name, found in named(cluster, "configmaps", "mine").items() if name.startswith("run-")
     ]
     assert tomllib.loads(run["data"]["run.toml"])["ppo"] == {"updates": 9}
-    assert "made the Secret redis" in shown.stderr
+    assert "created the Secret redis" in shown.stderr
     assert "policy 0/1 (ContainerCreating)" in shown.stderr
-    assert "policy 0/1 (starts)" in shown.stderr
+    assert "policy 0/1 (starting)" in shown.stderr
     assert set(shown.stdout.removeprefix("ready: ").replace(",", "").split()) == {*PROCESSES, "1"}
     secret = named(cluster, "secrets", "mine")["redis"]["data"]
     password = base64.b64decode(secret["password"]).decode()
     assert len(bytes.fromhex(password)) == 32
     assert password not in shown.output
-    applied = [line.rsplit("/", 2)[1] for line in changes(cluster) if line.startswith("PATCH")][1:]
-    assert applied.index("configmaps") < applied.index("deployments"), "what others need comes before them"
+    applied = [line.rsplit("/", 2)[1] for line in writes(cluster) if line.startswith("PATCH")][1:]
+    assert applied.index("configmaps") < applied.index("deployments"), "dependencies are applied first"
 
 
-def test_secrets_that_a_person_makes_are_asked_for_before_anything_is_applied(cluster, fairlead):
+def test_missing_secrets_are_reported_before_anything_is_applied(cluster, fairlead):
     fairlead("up", "--overlay", "kind", "run.toml", "--create-namespace")
-    changes(cluster)
+    writes(cluster)
     secured = (*UP, "run.toml", "--component", "keys", "--component", "tls")
     shown = fairlead(*secured, code=2)
     for name in ("fairlead-api-key", "fairlead-keys", "fairlead-tls"):
@@ -103,7 +103,7 @@ def test_secrets_that_a_person_makes_are_asked_for_before_anything_is_applied(cl
             "metadata": {"name": name},
         }
     assert "docs/security.md" in shown.stderr
-    assert changes(cluster) == []
+    assert writes(cluster) == []
     fairlead(*secured)
     deployments = named(cluster, "deployments")
     volumes = deployments["reward"]["spec"]["template"]["spec"]["volumes"]
@@ -111,10 +111,10 @@ def test_secrets_that_a_person_makes_are_asked_for_before_anything_is_applied(cl
     assert mounted == {"fairlead-keys", "fairlead-tls"}
 
 
-def test_a_key_that_is_optional_is_asked_for_where_keys_are(cluster, fairlead):
+def test_optional_key_is_required_where_services_require_keys(cluster, fairlead):
     fairlead("up", "--overlay", "kind", "run.toml", "--create-namespace")
     fairlead(*UP, "run.toml", "--component", "weights-over-grpc")
-    changes(cluster)
+    writes(cluster)
     for name in ("fairlead-api-key", "fairlead-keys"):
         cluster.objects["secrets", "fairlead", name] = {
             "apiVersion": "v1",
@@ -122,29 +122,29 @@ def test_a_key_that_is_optional_is_asked_for_where_keys_are(cluster, fairlead):
             "metadata": {"name": name},
         }
     shown = fairlead(*UP, "run.toml", "--component", "weights-over-grpc", "--component", "keys", code=2)
-    assert "has no Secret fairlead-weights-key: docs/security.md" in shown.stderr
-    assert changes(cluster) == []
+    assert "has no Secret fairlead-weights-key: create it as described in docs/security.md" in shown.stderr
+    assert writes(cluster) == []
 
 
-def test_up_again_changes_nothing_and_new_settings_replace_only_the_job(cluster, fairlead):
+def test_second_up_changes_nothing_and_new_settings_replace_only_the_job(cluster, fairlead):
     fairlead(*UP, "run.toml")
     password = named(cluster, "secrets")["redis"]
     pods = set(named(cluster, "pods"))
-    changes(cluster)
+    writes(cluster)
     fairlead(*UP, "run.toml")
-    assert not [line for line in changes(cluster) if line.startswith("DELETE")]
+    assert not [line for line in writes(cluster) if line.startswith("DELETE")]
     assert set(named(cluster, "pods")) == pods
     shown = fairlead(*UP, "run.toml", "--set", "ppo.updates=8")
-    assert [line for line in changes(cluster) if line.startswith("DELETE")] == [
+    assert [line for line in writes(cluster) if line.startswith("DELETE")] == [
         "DELETE /apis/batch/v1/namespaces/fairlead/jobs/trainer"
     ]
-    assert "goes on from the checkpoint" in shown.stderr
+    assert "continues from the checkpoint" in shown.stderr
     same = {pod for pod in pods if pod.startswith(("redis", "files"))}
-    assert set(named(cluster, "pods")) & pods == same, "who does not read the run's file goes on"
+    assert set(named(cluster, "pods")) & pods == same, "pods that do not read the run's file keep running"
     assert named(cluster, "secrets")["redis"] == password
 
 
-def test_a_stage_is_the_trainers_job_alone(cluster, fairlead):
+def test_stage_without_services_runs_only_the_trainer_job(cluster, fairlead):
     fairlead(*UP, "run.toml", "--stage", "files")
     assert set(named(cluster, "deployments")) == {"files"}
     assert named(cluster, "jobs") == {}
@@ -155,11 +155,11 @@ def test_a_stage_is_the_trainers_job_alone(cluster, fairlead):
     container = named(cluster, "jobs")["trainer"]["spec"]["template"]["spec"]["containers"][0]
     assert "trainer.reward_model" in container["args"]
     shown = fairlead(*UP, "run.toml", "--until-done")
-    assert "replaced" in shown.stderr
+    assert "a new Job replaces it" in shown.stderr
     assert "policy 1" in shown.stderr
 
 
-def test_the_trainers_end_is_the_commands_and_the_next_up_goes_on(cluster, fairlead):
+def test_until_done_exits_with_the_trainers_code_and_next_up_continues(cluster, fairlead):
     cluster.controllers.scripts["trainer"] = [STARTS, READY, ended(5, "first\nthe guard fired")]
     shown = fairlead(*UP, "run.toml", "--until-done", code=5)
     assert "error: trainer: exit code 5: the guard fired" in shown.stderr
@@ -169,37 +169,37 @@ def test_the_trainers_end_is_the_commands_and_the_next_up_goes_on(cluster, fairl
     assert "trainer 1" in shown.stdout
 
 
-def test_a_mistake_ends_the_wait_and_is_tried_again_when_mended(cluster, fairlead):
-    words = "policy: policy.path: got 'runs/none', allowed: a model"
-    cluster.controllers.scripts["policy"] = [STARTS, crash_loop(2, words)]
+def test_configuration_mistake_ends_the_wait_and_next_up_restarts_the_pod(cluster, fairlead):
+    message = "policy: policy.path: got 'runs/none', allowed: a model"
+    cluster.controllers.scripts["policy"] = [STARTS, crash_loop(2, message)]
     shown = fairlead(*UP, "run.toml", code=2)
-    assert f"error: policy: {words}" in shown.stderr
+    assert f"error: policy: {message}" in shown.stderr
     del cluster.controllers.scripts["policy"]
     shown = fairlead(*UP, "run.toml")
-    assert "starts policy-pod-" in shown.stderr
+    assert "restarting policy-pod-" in shown.stderr
     assert "policy 1" in shown.stdout
 
 
-def test_what_is_waited_for_too_long_is_named(cluster, fairlead):
+def test_timeout_names_the_processes_that_are_not_ready(cluster, fairlead):
     cluster.controllers.scripts |= {"trainer": [NO_NODE], "reward": [crash_loop(1, "out of memory")]}
     shown = fairlead(*UP, "run.toml", "--timeout-seconds", "1", code=4)
     assert (
-        "trainer 0/1 (has no node: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.)" in shown.stderr
+        "trainer 0/1 (not scheduled: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu.)" in shown.stderr
     )
-    assert "reward 0/1 (ended with 1 and is started again: out of memory)" in shown.stderr
+    assert "reward 0/1 (ended with exit code 1, restarting: out of memory)" in shown.stderr
     assert "policy" not in shown.stderr.splitlines()[-1]
 
 
-def test_a_cluster_that_is_away_for_a_moment_is_waited_for(cluster, fairlead):
+def test_wait_survives_a_cluster_that_is_briefly_unavailable(cluster, fairlead):
     cluster.controllers.scripts["redis"] = [CREATING] * 5 + [READY]
     cluster.faults += [("GET .*/statefulsets", 503), ("GET .*/statefulsets", 500)]
     shown = fairlead(*UP, "run.toml")
-    assert "cannot do it now (list StatefulSet in namespace fairlead: 503" in shown.stderr
+    assert "is unavailable (list StatefulSet in namespace fairlead: 503" in shown.stderr
     assert shown.stdout.startswith("ready: ")
 
 
 def test_status_shows_every_process_and_what_it_waits_for(cluster, fairlead):
-    assert "nothing of a run" in fairlead("status").stdout
+    assert "namespace fairlead has no run" in fairlead("status").stdout
     pulling = {
         "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}},
         "ready": False,
@@ -215,7 +215,7 @@ def test_status_shows_every_process_and_what_it_waits_for(cluster, fairlead):
     assert "a newer one runs" in rows["trainer"]
 
 
-def test_scale_sets_numbers_and_refuses_what_is_one_or_is_scaled_by_keda(cluster, fairlead):
+def test_scale_sets_replicas_and_refuses_the_trainer_and_keda(cluster, fairlead):
     cluster.kinds |= KEDA
     fairlead(*UP, "run.toml", "--component", "keda")
     fairlead("scale", "reward=3", "policy=2")
@@ -231,14 +231,14 @@ def test_scale_sets_numbers_and_refuses_what_is_one_or_is_scaled_by_keda(cluster
     assert len([pod for pod in named(cluster, "pods") if pod.startswith("reward")]) == 3
     shown = fairlead("scale", "reward=1", "trainer=2", code=2)
     assert "got 'trainer', allowed: one of gateway, policy, reference, reward, rollout-worker" in shown.stderr
-    assert named(cluster, "deployments")["reward"]["spec"]["replicas"] == 3, "nothing of it was done"
+    assert named(cluster, "deployments")["reward"]["spec"]["replicas"] == 3, "nothing was changed"
     assert "scaled by KEDA, from 1 to 16" in fairlead("scale", "rollout-worker=9", code=2).stderr
     assert "PROCESS=NUMBER" in fairlead("scale", "reward", code=2).stderr
     fairlead(*UP, "run.toml", "--component", "keda")
-    assert named(cluster, "deployments")["reward"]["spec"]["replicas"] == 3, "up leaves the number alone"
+    assert named(cluster, "deployments")["reward"]["spec"]["replicas"] == 3, "up does not change the number"
 
 
-def test_fields_of_others_are_taken_over_only_when_told_to(cluster, fairlead, tmp_path):
+def test_fields_of_other_owners_are_taken_over_only_with_the_flag(cluster, fairlead, tmp_path):
     base = Path(verbs.__file__).parents[2] / "k8s" / "overlays" / "kind"
     overlay = {
         "resources": [os.path.relpath(base, (tmp_path / "mine").resolve())],
@@ -252,26 +252,26 @@ def test_fields_of_others_are_taken_over_only_when_told_to(cluster, fairlead, tm
     fairlead("scale", "policy=4")
     shown = fairlead("up", "run.toml", "--overlay", str(mine), code=2)
     assert 'apply Deployment policy in namespace fairlead: conflict with "fairlead by scale"' in shown.stderr
-    assert ".spec.replicas. --force-conflicts takes these fields over" in shown.stderr
+    assert ".spec.replicas. Take over these fields with --force-conflicts" in shown.stderr
     fairlead("up", "run.toml", "--overlay", str(mine), "--force-conflicts")
     assert named(cluster, "deployments")["policy"]["spec"]["replicas"] == 2
 
 
-def test_down_drains_in_order_and_keeps_what_cannot_be_made_again(cluster, fairlead):
+def test_down_drains_in_order_and_keeps_volumes_and_passwords(cluster, fairlead):
     cluster.kinds |= KEDA
     fairlead(*UP, "run.toml", "--component", "keda")
-    changes(cluster)
+    writes(cluster)
     shown = fairlead("down")
-    order = [line.split("/")[-1] for line in changes(cluster)]
+    order = [line.split("/")[-1] for line in writes(cluster)]
     assert order[:2] == ["rollout-worker", "trainer"]
     assert set(order[2:4]) == {"rollout-worker", "gateway"}
     assert set(order[4:9]) == {"policy", "reward", "reference", "files", "weights"}
     assert order[9] == "redis"
     left = {(key[0], key[2]) for key in cluster.objects}
     assert left == {("persistentvolumeclaims", "fairlead"), ("secrets", "redis")}
-    assert "left: PersistentVolumeClaim fairlead, Secret redis" in shown.stdout
+    assert "kept: PersistentVolumeClaim fairlead, Secret redis" in shown.stdout
     fairlead(*UP, "run.toml")
     assert CliRunner().invoke(app, ["k8s", "down", "--purge"], input="n\n").exit_code == 1
     assert named(cluster, "deployments")
-    assert "nothing is left" in fairlead("down", "--purge", "--yes").stdout
+    assert "nothing is kept" in fairlead("down", "--purge", "--yes").stdout
     assert cluster.objects == {}
