@@ -1,1 +1,1 @@
-"""Faults on the real processes of a run, by a seeded schedule: whatever is hit, every task counts once."""
+"""Seeded schedules of faults on the real processes of a run; every task must still count exactly once."""

@@ -1,7 +1,7 @@
-"""`python -m tests.chaos --seeds 3 --faults 40`: runs under faults, one a seed; writes `summary.json`.
+"""`python -m tests.chaos --seeds 3 --faults 40`: runs under faults, one per seed; writes `summary.json`.
 
-Every second seed trains with staleness 2, the others synchronously; of three seeds one gets weights from a
-folder, one over gRPC, one over a connection beside it. Exit code 1 if a promise was broken.
+Every second seed trains with staleness 2, the others synchronously. Of three seeds, one gets weights from a
+folder, one over gRPC, one over direct connections. Exits with 1 if a guarantee was broken.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _run(folder: Path, *, seed: int, faults: int) -> Findings:
         folder,
         plan,
         seed=seed,
-        # As many as the schedule needs, and some for what passes before a fault is seen to.
+        # Enough for the schedule, plus some that pass before a fault takes effect.
         updates=30 + 6 * faults,
         max_staleness=2 * (seed % 2),
         weights=("filesystem", "grpc", "direct")[seed % 3],
@@ -36,9 +36,9 @@ def _run(folder: Path, *, seed: int, faults: int) -> Findings:
 
 
 def main() -> int:
-    """Runs them one after the other."""
+    """Run the seeds one after the other."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="runs, one a seed")
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs, one per seed")
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=40, help="faults of each run")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))

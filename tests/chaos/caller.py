@@ -1,7 +1,7 @@
-"""One who wants scores from the gateway while everything breaks: each answer is right, or says "later".
+"""A caller that requests scores from the gateway during faults: each reply is right, or an error to retry.
 
-What is right is computed here, in float64, one text at a time. Asks over HTTP as strangers do; knows neither
-faults nor the run.
+The right scores are computed here, in float64, one text at a time. Uses HTTP like any external caller; knows
+neither faults nor the run.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tests.tiny import VOCABULARY
 logger = logging.getLogger(__name__)
 
 KINDS = RIGHT, REFUSED, SILENT, WRONG = "right", "refused", "silent", "wrong"
-"""Scores as they should be; an error after which one may try again; no answer at all; anything else."""
+"""Kinds of replies: the right scores; an error that may be retried; no reply at all; anything else."""
 
-_AT_ONCE = 2
+_CONCURRENCY = 2
 _PAUSE_SECONDS = 0.3
 _TIMEOUT_SECONDS = 8.0
 _TOLERANCE = 1e-4
-_LATER = (429, 503)
-_TOO_LATE = 504
+_RETRY_LATER = (429, 503)
+_DEADLINE_EXCEEDED = 504
 
 Text = tuple[str, str]
 """Prompt and response."""
@@ -41,20 +41,20 @@ Text = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What became of one request."""
+    """The result of one request."""
 
     asked: float
-    """Unix time."""
+    """Unix time of the request."""
     ended: float
-    """Unix time."""
+    """Unix time of the reply."""
     kind: str
     """RIGHT, REFUSED, SILENT or WRONG."""
     detail: str = ""
-    """What was answered, if it was WRONG."""
+    """Status and body of a WRONG reply."""
 
 
 def oracle(reward_model: Path, *, count: int = 24, seed: int = 0) -> dict[Text, float]:
-    """Texts and the scores that the reward model gives them, no two of them alike."""
+    """Return texts and the scores that the reward model gives them; no two scores are close."""
     draw = random.Random(seed)
     model = AutoModelForSequenceClassification.from_pretrained(reward_model, dtype=torch.float64)
     found: dict[Text, float] = {}
@@ -70,52 +70,54 @@ def oracle(reward_model: Path, *, count: int = 24, seed: int = 0) -> dict[Text, 
 
 
 class Caller:
-    """Asks one gateway."""
+    """Requests scores from one gateway."""
 
     def __init__(self, address: str, scores: Mapping[Text, float], *, seed: int) -> None:
         """
         Args:
             address: `host:port`.
-            scores: texts, and what is right for each.
-            seed: of what is asked.
+            scores: texts, and the right score of each.
+            seed: of the choice of texts.
         """
-        self._address, self._scores, self._draw = address, scores, random.Random(seed)
+        self._address = address
+        self._scores = scores
+        self._draw = random.Random(seed)
         self.replies: list[Reply] = []
 
     async def run(self) -> None:
-        """Asks until it is cancelled."""
+        """Send requests until cancelled."""
 
         async def ask() -> None:
             for number in itertools.count():
                 chosen = self._draw.sample(list(self._scores), self._draw.randint(1, 5))
-                reply = await asyncio.to_thread(self._ask, chosen, theirs=number % 4 == 3)
+                reply = await asyncio.to_thread(self._ask, chosen, openrlhf=number % 4 == 3)
                 if reply.kind == WRONG:
-                    logger.error("the gateway answered %s", reply.detail)
+                    logger.error("wrong reply of the gateway: %s", reply.detail)
                 self.replies.append(reply)
                 await asyncio.sleep(_PAUSE_SECONDS)
 
-        await asyncio.gather(*(ask() for _ in range(_AT_ONCE)))
+        await asyncio.gather(*(ask() for _ in range(_CONCURRENCY)))
 
     def count(self) -> dict[str, int]:
-        """How many requests came to what."""
+        """Return the number of replies of each kind."""
         kinds = Counter(reply.kind for reply in self.replies)
         return {kind: kinds[kind] for kind in KINDS}
 
     def longest_without(self, *, until: float) -> float:
-        """Seconds between two right answers, at most; `until` is the Unix time of the end."""
+        """Return the longest time between right replies, in seconds; `until` is the Unix time of the end."""
         times = [reply.ended for reply in self.replies if reply.kind == RIGHT]
         begun = [reply.asked for reply in self.replies[:1]]
         return max((b - a for a, b in itertools.pairwise([*begun, *times, until])), default=0.0)
 
     def recovery_seconds(self, since: float) -> float | None:
-        """From a moment to the first right answer that was asked for behind it."""
-        behind = [r.ended for r in self.replies if r.asked > since and r.kind == RIGHT]
-        return min(behind) - since if behind else None
+        """Return the time until the first right reply to a request after `since`; None if there is none."""
+        later = [r.ended for r in self.replies if r.asked > since and r.kind == RIGHT]
+        return min(later) - since if later else None
 
-    def _ask(self, chosen: Sequence[Text], *, theirs: bool) -> Reply:
-        """Our dialect, or OpenRLHF's."""
+    def _ask(self, chosen: Sequence[Text], *, openrlhf: bool) -> Reply:
+        """Send one request, in Fairlead's dialect or in OpenRLHF's."""
         asked = time.time()
-        if theirs:
+        if openrlhf:
             path, body = "/get_reward", {"query": [f"{prompt} {response}" for prompt, response in chosen]}
         else:
             items = [{"prompt": prompt, "response": response} for prompt, response in chosen]
@@ -140,17 +142,17 @@ class Caller:
     def _judge(
         self, chosen: Sequence[Text], status: int, headers: Mapping[str, str], body: bytes
     ) -> tuple[str, str]:
-        if status == _TOO_LATE or (status in _LATER and "retry-after" in headers):
+        if status == _DEADLINE_EXCEEDED or (status in _RETRY_LATER and "retry-after" in headers):
             return REFUSED, ""
-        told = f"{status}: {body[:500]!r}"
+        shown = f"{status}: {body[:500]!r}"
         if status != 200:
-            return WRONG, told
+            return WRONG, shown
         answer = json.loads(body)
-        # Ours has an object for each, OpenRLHF's a number.
+        # Fairlead returns an object per text, OpenRLHF a number.
         found = [one["reward"] if isinstance(one, dict) else one for one in answer["rewards"]]
         expected = [self._scores[text] for text in chosen]
         close = len(found) == len(expected) and all(
             abs(one - other) <= _TOLERANCE * max(1.0, abs(other))
             for one, other in zip(found, expected, strict=True)
         )
-        return (RIGHT, "") if close else (WRONG, f"{told}, right is {expected}")
+        return (RIGHT, "") if close else (WRONG, f"{shown}, expected scores: {expected}")

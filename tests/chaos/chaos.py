@@ -1,4 +1,4 @@
-"""One run of tiny models under a schedule of faults: real supervisor, real processes, proxies between."""
+"""One run of tiny models under a schedule of faults: real supervisor, processes and proxies."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from fairlead.local.run_files import RunLock, read_progress
 from fairlead.local.supervisor import Supervisor
 from tests.chaos.caller import Caller, Text, oracle
 from tests.chaos.faults import Fault
-from tests.chaos.findings import Findings, judge
+from tests.chaos.findings import Findings, check_run
 from tests.chaos.injector import Injector
-from tests.chaos.wiring import REDIS_URL, wired
+from tests.chaos.wiring import REDIS_URL, with_proxies
 from tests.integration.ppo_run import make
 
 logger = logging.getLogger(__name__)
 
 _STUCK_SECONDS = 180.0
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 _SETTINGS = {
     "policy.replicas": 2,
     "rollout_worker.replicas": 2,
@@ -36,63 +36,66 @@ _SETTINGS = {
 
 
 class Stuck(Exception):
-    """The run made no progress for so long that it never will."""
+    """The run made no progress for too long."""
 
 
 Plan = Callable[[Sequence[str], Sequence[str]], Sequence[Fault]]
-"""Names of processes and of links → the faults in their order."""
+"""Names of processes and of links → the faults in order."""
 
 
 def run(folder: Path, plan: Plan, *, seed: int, updates: int, max_staleness: int, weights: str) -> Findings:
-    """Makes a run, breaks it as planned, waits for its end and judges it.
+    """Start a run, inject the planned faults, wait for the end of the run and check it.
 
     Args:
-        folder: where the run and its models go.
-        plan: says what strikes.
-        seed: of what the gateway is asked; names the run in the findings.
-        updates: how many; faults that come too late for them are a problem that is told.
+        folder: folder for the run and its models.
+        plan: returns the faults.
+        seed: seed of the requests to the gateway; also names the run in the findings.
+        updates: number of updates; faults that are planned after the last one are reported as a problem.
         max_staleness: of the training.
-        weights: how the policies get them: `filesystem`, `grpc`, or `direct`: over a connection beside gRPC
-            that goes by the proxies.
+        weights: how policies get weights: `filesystem`, `grpc`, or `direct`: over direct connections, which
+            bypass the proxies.
     """
     transport = "filesystem" if weights == "filesystem" else "grpc"
     settings = _SETTINGS | {"weights.transport": transport, "weights.direct": weights == "direct"}
     config = configured(folder, updates=updates, max_staleness=max_staleness, **settings)
-    scores, began = oracle(folder / "reward"), time.monotonic()
+    scores = oracle(folder / "reward")
+    began = time.monotonic()
     with RunLock(config.folder):
         save(config, config.folder.config)
         broken = asyncio.run(_run(config, plan, scores, seed=seed))
-    found = judge(config, broken.injector.strikes, seed=seed, caller=broken.caller)
+    found = check_run(config, broken.injector.injected, seed=seed, caller=broken.caller)
     found.seconds = time.monotonic() - began
     if found.faults < len(broken.plan):
-        found.problems.append(f"only {found.faults} of {len(broken.plan)} faults struck before the end")
+        found.problems.append(
+            f"only {found.faults} of {len(broken.plan)} faults were injected before the end"
+        )
     if broken.unanswered_seconds > _STUCK_SECONDS:
-        found.problems.append(f"the gateway gave no score for {broken.unanswered_seconds:.0f} s")
+        found.problems.append(f"the gateway returned no score for {broken.unanswered_seconds:.0f} s")
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class _Broken:
-    """A run that was broken, and has ended."""
+class _EndedRun:
+    """A run under faults that has ended."""
 
     plan: Sequence[Fault]
     injector: Injector
     caller: Caller
     unanswered_seconds: float
-    """The longest time in which the gateway gave no right answer."""
+    """The longest time in which the gateway returned no right score."""
 
 
 def configured(folder: Path, *, updates: int, max_staleness: int = 0, **settings: object) -> RunConfig:
-    """The configuration of a tiny run in a folder, with its models and prompts."""
+    """Create a tiny run in a folder, with models and prompts; return its configuration."""
     file = make(folder, updates=updates, max_staleness=max_staleness)
     models = {"policy.path": "policy", "reference.path": "policy", "reward.path": "reward", "runs": "runs"}
     places = {key: str(folder / name) for key, name in models.items()}
     return load(file, overrides={**places, **settings})
 
 
-async def _run(config: RunConfig, plan: Plan, scores: Mapping[Text, float], *, seed: int) -> _Broken:
+async def _run(config: RunConfig, plan: Plan, scores: Mapping[Text, float], *, seed: int) -> _EndedRun:
     specs, environment = processes(config, "ppo")
-    specs, proxies = await wired(specs, environment)
+    specs, proxies = await with_proxies(specs, environment)
     faults = plan([spec.name for spec in specs], list(proxies))
     supervisor = Supervisor(
         specs,
@@ -108,12 +111,12 @@ async def _run(config: RunConfig, plan: Plan, scores: Mapping[Text, float], *, s
     breaking = asyncio.ensure_future(_break(injector, faults, config, supervisor))
     watching = asyncio.ensure_future(_watch(config))
     asking = asyncio.ensure_future(caller.run())
-    every = {running, breaking, watching, asking}
+    unfinished = {running, breaking, watching, asking}
     try:
         while not running.done():
-            # Each of the others ends early only by what must not be.
-            done, _ = await asyncio.wait(every, return_when=asyncio.FIRST_COMPLETED)
-            every -= done
+            # The other tasks end early only with an error.
+            done, _ = await asyncio.wait(unfinished, return_when=asyncio.FIRST_COMPLETED)
+            unfinished -= done
             if watching in done:
                 supervisor.stop(RunOutcome(1, "stuck"))
                 await running
@@ -123,12 +126,12 @@ async def _run(config: RunConfig, plan: Plan, scores: Mapping[Text, float], *, s
         outcome = running.result()
         if outcome.code:
             raise Stuck(f"the run ended with {outcome.code}: {outcome.message}")
-        return _Broken(faults, injector, caller, unanswered)
+        return _EndedRun(faults, injector, caller, unanswered)
     finally:
         for task in (running, breaking, watching, asking):
             task.cancel()
         await asyncio.gather(running, breaking, watching, asking, return_exceptions=True)
-        await injector.mend()
+        await injector.wait_healed()
         for proxy in proxies.values():
             await proxy.cut()
 
@@ -137,13 +140,13 @@ async def _break(
     injector: Injector, plan: Sequence[Fault], config: RunConfig, supervisor: Supervisor
 ) -> None:
     while not all(process.was_ready for process in supervisor.processes):  # noqa: ASYNC110
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
     await _until(config, 2)
     for fault in plan:
         await _until(config, _step(config) + fault.after_updates)
-        await asyncio.sleep(4 * _LOOK_SECONDS)
+        await asyncio.sleep(4 * _POLL_SECONDS)
         logger.info("update %d of %d, fault %s", _step(config), config.ppo.updates, fault)
-        await injector.strike(fault)
+        await injector.inject(fault)
 
 
 def _step(config: RunConfig) -> int:
@@ -153,16 +156,18 @@ def _step(config: RunConfig) -> int:
 
 async def _until(config: RunConfig, step: int) -> None:
     while _step(config) < step:  # noqa: ASYNC110
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _watch(config: RunConfig) -> None:
-    """Returns never; raises when nothing moves."""
-    step, since = -1, time.monotonic()
+    """Raise Stuck when no update is done for too long; never return."""
+    step = -1
+    since = time.monotonic()
     while True:
         now = read_progress(config.folder.progress)
         if now is not None and now.step != step:
-            step, since = now.step, time.monotonic()
+            step = now.step
+            since = time.monotonic()
         if time.monotonic() - since > _STUCK_SECONDS:
             raise Stuck(f"no update for {_STUCK_SECONDS:g} s: {now}")
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)

@@ -1,6 +1,6 @@
-"""Small disks of a run's own that fill up or become read-only: real mounts that no other process sees.
+"""Small disks for a run that can be filled or made read-only: real mounts that other processes do not see.
 
-They live in a mount namespace that a sleeping process keeps; whoever is to see them is started inside.
+They are in a mount namespace that a sleeping process keeps alive; processes that use them are started inside.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ _MOUNT = (
 
 
 class Disks:
-    """Folders that are disks for those inside."""
+    """Folders that are mounts for the processes inside the namespace."""
 
     def __init__(self, keeper: subprocess.Popen[str], folders: Sequence[Path]) -> None:
-        self._keeper, self._folders = keeper, folders
+        self._keeper = keeper
+        self._folders = folders
 
     def inside(self, folder: Path) -> list[str]:
-        """The command that runs a command in a folder, where the disks are."""
+        """Return the prefix of a command that runs it in a folder, inside the namespace."""
         enter = ["nsenter", "--target", str(self._keeper.pid), "--user", "--mount", "--preserve-credentials"]
-        # Entering leads to the root of what is mounted there.
+        # After entering, the working directory is the root of the namespace.
         return [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(folder)]
 
     def fill(self, folder: Path) -> None:
-        """Leaves no byte."""
+        """Fill the disk completely."""
         with (self._seen(folder) / "filler").open("wb", buffering=0) as filler:
             try:
                 while True:
@@ -42,11 +43,11 @@ class Disks:
                 assert os.statvfs(self._seen(folder)).f_bavail == 0
 
     def empty(self, folder: Path) -> None:
-        """Gives the room back."""
+        """Free the space again."""
         (self._seen(folder) / "filler").unlink()
 
     def remount(self, folder: Path, how: str) -> None:
-        """`ro` or `rw`; waits until nobody has a file open for writing."""
+        """Remount as `ro` or `rw`; wait until no process has a file open for writing."""
         deadline = time.monotonic() + 30
         while subprocess.run(
             [*self.inside(folder), "mount", "-o", f"remount,{how}", "none", str(folder)],
@@ -56,7 +57,7 @@ class Disks:
             assert time.monotonic() < deadline, f"{folder} cannot be mounted {how}"
 
     def bring_out(self) -> None:
-        """Copies what is on the disks to where everybody sees it."""
+        """Copy the content of the disks to folders outside the namespace."""
         for folder in self._folders:
             shutil.copytree(self._seen(folder), folder, dirs_exist_ok=True, symlinks=True)
 
@@ -66,7 +67,7 @@ class Disks:
 
 @contextmanager
 def mounted(*folders: Path) -> Iterator[Disks]:
-    """Disks of 6 MiB at folders; skips the test where that is not allowed."""
+    """Mount disks of 6 MiB at folders; skip the test if that is not allowed."""
     if not (shutil.which("unshare") and shutil.which("nsenter")):
         pytest.skip("needs `unshare` and `nsenter`")
     for folder in folders:
@@ -76,7 +77,7 @@ def mounted(*folders: Path) -> Iterator[Disks]:
     try:
         assert keeper.stdout is not None
         if keeper.stdout.readline() != "there\n":
-            pytest.skip("needs the right to mount small disks of its own")
+            pytest.skip("needs permission to mount in a user namespace")
         yield Disks(keeper, folders)
     finally:
         keeper.kill()

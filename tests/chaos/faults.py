@@ -1,4 +1,4 @@
-"""What can go wrong, and a seeded schedule of it. Pure: nothing is broken here."""
+"""The kinds of faults, and a seeded schedule of them. Pure: nothing is injected here."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ LATENCY_SECONDS = 2.0
 _LASTING_SECONDS = 5.0
 
 PROCESS_FAULTS = ("kill", "pause", "hang")
-"""SIGKILL; SIGSTOP, and SIGCONT after a while; SIGSTOP until its supervisor finds out and kills it."""
+"""SIGKILL; SIGSTOP, and SIGCONT after a while; SIGSTOP until the supervisor notices and kills it."""
 LINK_FAULTS = ("cut", "stall", "latency", "bandwidth")
-"""Of the connection between two processes."""
+"""Faults of the connection between two processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +21,15 @@ class Fault:
     """One fault."""
 
     number: int
-    """Place in the schedule."""
+    """Position in the schedule, from 1."""
     after_updates: int
-    """It strikes this many updates behind the one before; 0: while that one still hurts."""
+    """Updates after the fault before it; 0 if it is injected while that one is still in effect."""
     kind: str
-    """One of PROCESS_FAULTS or LINK_FAULTS, `kill_all`, or `forget`: the queue loses everything."""
+    """One of PROCESS_FAULTS or LINK_FAULTS, `kill_all`, or `forget`: Redis loses everything."""
     target: str
     """Name of a process or a link; `queue` or `all`."""
     seconds: float
-    """How long it lasts, for what lasts."""
+    """Duration of a fault that has one, else 0."""
 
     def __str__(self) -> str:
         lasting = f" for {self.seconds:.1f} s" if self.seconds else ""
@@ -39,14 +39,14 @@ class Fault:
 def schedule(
     seed: int, *, count: int, processes: Sequence[str], links: Sequence[str], updates_between: int = 3
 ) -> list[Fault]:
-    """Faults in the order in which they strike; up to half of them kill one process after the other.
+    """Return faults in the order in which they are injected; up to half kill one process after the other.
 
     Args:
-        seed: the same gives the same schedule.
-        count: how many.
-        processes: names.
-        links: names.
-        updates_between: a fault strikes at most so many updates behind the one before.
+        seed: the same seed gives the same schedule.
+        count: number of faults.
+        processes: names of processes.
+        links: names of links.
+        updates_between: most updates between a fault and the one before it.
     """
     draw = random.Random(seed)
     killed = draw.sample(processes, min(len(processes), count // 2))
@@ -75,10 +75,10 @@ def schedule(
     ]
 
 
-def every(processes: Sequence[str], links: Sequence[str], *, updates_between: int = 5) -> list[Fault]:
-    """A kill and a hang of every process, a cut and latency of every link, one after the other.
+def every_fault(processes: Sequence[str], links: Sequence[str], *, updates_between: int = 5) -> list[Fault]:
+    """Return a kill and a hang of every process, and a cut and latency of every link, one after the other.
 
-    Of replicas that are alike the first stands for all, and what it asks.
+    Of identical replicas, only the first one and its links are included.
     """
     first = [name for name in (*processes, *links) if "-1" not in name.partition(" to ")[0]]
     first = [name for name in first if name != "peers to policy-1"]

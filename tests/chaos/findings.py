@@ -1,4 +1,4 @@
-"""What became of a run under faults, from what lies on the disk and in the queue; no counter is trusted."""
+"""The result of a run under faults, from its files and its queue; no counter is trusted."""
 
 from __future__ import annotations
 
@@ -15,86 +15,93 @@ from fairlead.config import RunConfig, RunFolder
 from fairlead.local import valkey
 from fairlead.local.run_files import read_pids
 from tests.chaos.caller import KINDS, WRONG, Caller
-from tests.chaos.injector import Strike
+from tests.chaos.injector import InjectedFault
 from tests.integration.ppo_run import account, left_over
 
 
 @dataclass
 class Findings:
-    """One run, judged."""
+    """The result of one run."""
 
     seed: int
-    """Of its schedule."""
+    """Seed of its schedule."""
     faults: int
-    """That struck."""
+    """Number of injected faults."""
     tasks: int = 0
-    """That the run was to train on."""
+    """Number of tasks that the run had to train on."""
     lost: int = 0
     """Tasks that never counted."""
     duplicated: int = 0
-    """Outcomes that counted although their task had counted before."""
+    """Tasks that counted more than once."""
     dead: int = 0
     """Tasks that counted as dead letters."""
     max_staleness_seen: int = 0
-    """Updates between the weights of a token and those that trained on it."""
+    """Most updates between the weights that generated a token and those that trained on it."""
     seconds: float = 0.0
-    """From the start of the run to its end."""
+    """Duration of the run."""
     recovery_seconds: dict[str, list[float]] = field(default_factory=dict)
-    """Process → from each kill to the first rollout trained on that was begun after it."""
+    """Process → times from each kill to the first rollout trained on that was begun after it."""
     scored: dict[str, int] = field(default_factory=dict)
-    """What requests to the gateway came to: `right`, `refused`, `silent`, `wrong`; see Caller."""
+    """Replies of the gateway by kind: `right`, `refused`, `silent`, `wrong`; see Caller."""
     problems: list[str] = field(default_factory=list)
-    """What must not be, in words; empty for a run that kept its promises."""
+    """Descriptions of broken guarantees; empty for a correct run."""
 
 
-def judge(
-    config: RunConfig, strikes: Sequence[Strike] = (), *, seed: int, caller: Caller | None = None
+def check_run(
+    config: RunConfig, injected: Sequence[InjectedFault] = (), *, seed: int, caller: Caller | None = None
 ) -> Findings:
-    """Looks at a run that has ended: by `fairlead audit`, and by a count of our own beside it."""
-    folder, bound = config.folder, config.ppo.max_staleness
-    found = Findings(seed, len(strikes), tasks=config.ppo.updates * config.ppo.batch_size)
+    """Check a run that has ended, by `fairlead audit` and by an independent count."""
+    folder = config.folder
+    allowed = config.ppo.max_staleness
+    found = Findings(seed, len(injected), tasks=config.ppo.updates * config.ppo.batch_size)
     lines = _trained(folder)
-    found.recovery_seconds = _recoveries(strikes, lines, caller)
+    found.recovery_seconds = _recoveries(injected, lines, caller)
     if caller is not None:
         found.scored = caller.count()
-        found.problems += [f"the gateway answered {r.detail}" for r in caller.replies if r.kind == WRONG]
-    found.problems += [f"left running: {line}" for line in left_over(folder)]
-    found.problems += [f"in the table: {name}" for name in read_pids(folder.processes)]
+        found.problems += [
+            f"wrong reply of the gateway: {r.detail}" for r in caller.replies if r.kind == WRONG
+        ]
+    found.problems += [f"still running: {line}" for line in left_over(folder)]
+    found.problems += [f"still in the table of processes: {name}" for name in read_pids(folder.processes)]
     with valkey.running(folder.redis) as server:
         report = _audit(folder, server.url, found)
-        found.problems += _left(server.url)
-    found.lost, found.duplicated = len(report["lost"]), len(report["duplicated"])
-    found.dead, found.max_staleness_seen = report["dead"], report["max_staleness_seen"]
+        found.problems += _queue_remains(server.url)
+    found.lost = len(report["lost"])
+    found.duplicated = len(report["duplicated"])
+    found.dead = report["dead"]
+    found.max_staleness_seen = report["max_staleness_seen"]
     times = account(folder)
     if times != dict.fromkeys(range(found.tasks), 1) or report["trained"] + found.dead != found.tasks:
-        found.problems.append(f"{len(times)} tasks counted {sum(times.values())} times, of {found.tasks}")
-    if max(found.max_staleness_seen, *map(_staleness, lines)) > bound:
-        found.problems.append(f"staleness {found.max_staleness_seen}, at most {bound} is allowed")
+        found.problems.append(
+            f"{len(times)} of {found.tasks} tasks counted, {sum(times.values())} times in total"
+        )
+    if max(found.max_staleness_seen, *map(_staleness, lines)) > allowed:
+        found.problems.append(f"staleness {found.max_staleness_seen}, allowed: {allowed}")
     return found
 
 
 def _audit(folder: RunFolder, redis_url: str, found: Findings) -> dict[str, Any]:
-    """What `fairlead audit` says, as a person would ask it."""
+    """Run the command `fairlead audit` and return its report."""
     command = [sys.executable, "-m", "fairlead.cli", "audit", str(folder.root), "--json"]
-    told = subprocess.run(
+    done = subprocess.run(
         [*command, "--redis-url", redis_url], check=False, capture_output=True, text=True, timeout=120
     )
-    if told.returncode not in (0, 1):
-        raise RuntimeError(f"fairlead audit: {told.stderr}")
-    report: dict[str, Any] = json.loads(told.stdout)
-    if told.returncode:
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"fairlead audit: {done.stderr}")
+    report: dict[str, Any] = json.loads(done.stdout)
+    if done.returncode:
         found.problems.append(f"fairlead audit: {report['findings']}")
     if not report["ended"] or report["queue"] is None:
-        found.problems.append(f"fairlead audit saw no end, or no queue: {report}")
+        found.problems.append(f"fairlead audit: the run has not ended, or its queue was not read: {report}")
     return report
 
 
-def _left(redis_url: str) -> list[str]:
-    """What should not be in the queue any more."""
+def _queue_remains(redis_url: str) -> list[str]:
+    """Report outcomes or open sendings that are still in the queue."""
     with redis.Redis.from_url(redis_url) as client:
         outcomes = client.xlen("fairlead:{tiny}:rollouts")
         if outcomes or client.exists("fairlead:{tiny}:outstanding"):
-            return [f"left in the queue: {outcomes} outcomes, or tasks under way"]
+            return [f"still in the queue: {outcomes} outcomes, or open sendings"]
     return []
 
 
@@ -115,35 +122,38 @@ def _staleness(line: dict[str, Any]) -> int:
 
 
 def _recoveries(
-    strikes: Sequence[Strike], lines: Sequence[dict[str, Any]], caller: Caller | None
+    injected: Sequence[InjectedFault], lines: Sequence[dict[str, Any]], caller: Caller | None
 ) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
-    for strike in strikes:
-        newest = max((line["incarnation"] for line in lines if line["time"] <= strike.time), default=0)
-        for name in strike.killed:
+    for inject in injected:
+        newest = max((line["incarnation"] for line in lines if line["time"] <= inject.time), default=0)
+        for name in inject.killed:
             kind = name.rpartition("-")[0] or name
             if kind == "gateway":
-                seconds = caller.recovery_seconds(strike.time) if caller else None
-                behind = [] if seconds is None else [strike.time + seconds]
+                seconds = caller.recovery_seconds(inject.time) if caller else None
+                later = [] if seconds is None else [inject.time + seconds]
             else:
-                behind = [line["time"] for line in lines if _proves(line, strike, kind, newest)]
-            if behind:
-                found.setdefault(kind, []).append(min(behind) - strike.time)
+                later = [line["time"] for line in lines if _proves(line, inject, kind, newest)]
+            if later:
+                found.setdefault(kind, []).append(min(later) - inject.time)
     return found
 
 
-def _proves(line: dict[str, Any], strike: Strike, kind: str, newest: int) -> bool:
-    """Whether a rollout was trained on that needed what a strike killed; `newest` incarnation before it."""
-    if line["time"] <= strike.time:
+def _proves(line: dict[str, Any], inject: InjectedFault, kind: str, newest: int) -> bool:
+    """Return whether a rollout that was trained on needed the successor of a process that a fault killed.
+
+    `newest` is the newest incarnation before the fault.
+    """
+    if line["time"] <= inject.time:
         return False
-    if kind == "weights":  # made with weights that were published behind it
-        return any(int(version.split("-")[1]) > strike.update for version in line["versions"])
-    # A batch that was complete when the fault struck proves nothing.
-    return line["incarnation"] > newest or (kind != "trainer" and line["update"] > strike.update)
+    if kind == "weights":  # generated with weights that were published after it
+        return any(int(version.split("-")[1]) > inject.update for version in line["versions"])
+    # A batch that was complete before the fault proves nothing.
+    return line["incarnation"] > newest or (kind != "trainer" and line["update"] > inject.update)
 
 
 def summary(runs: Sequence[Findings]) -> dict[str, object]:
-    """What `summary.json` says: totals, and each run."""
+    """Return the content of `summary.json`: totals, and each run."""
     recoveries: dict[str, list[float]] = {}
     for run in runs:
         for name, seconds in run.recovery_seconds.items():

@@ -1,4 +1,4 @@
-"""Strikes: signals to processes, links that misbehave, a queue that forgets. Says what was done and when."""
+"""Injects faults: signals to processes, faults of links, a queue that loses everything. Records when."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _NARROW_BYTES_PER_SECOND = 4_096
 
 
 @dataclass(frozen=True, slots=True)
-class Strike:
-    """A fault that has struck."""
+class InjectedFault:
+    """A fault that was injected."""
 
     fault: Fault
-    """Which."""
+    """The fault."""
     time: float
     """Unix time."""
     update: int
-    """Updates done then."""
+    """Updates done by then."""
     killed: tuple[str, ...]
-    """Processes that were killed by it."""
+    """Processes that it killed."""
 
 
 class Injector:
-    """Breaks one run."""
+    """Injects faults into one run."""
 
     def __init__(
         self,
@@ -45,13 +45,17 @@ class Injector:
         update: Callable[[], int],
     ) -> None:
         self._processes = {process.name: process for process in supervisor.processes}
-        self._proxies, self._redis_url, self._update = proxies, redis_url, update
-        self._mending: set[asyncio.Task[None]] = set()
-        self.strikes: list[Strike] = []
+        self._proxies = proxies
+        self._redis_url = redis_url
+        self._update = update
+        self._healing: set[asyncio.Task[None]] = set()
+        self.injected: list[InjectedFault] = []
 
-    async def strike(self, fault: Fault) -> None:
-        """Does it; what lasts goes on in the background."""
-        before, update, killed = time.time(), self._update(), tuple[str, ...]()
+    async def inject(self, fault: Fault) -> None:
+        """Inject a fault; one with a duration ends in the background."""
+        before = time.time()
+        update = self._update()
+        killed: tuple[str, ...] = ()
         if fault.kind == "kill":
             killed = (fault.target,) if self._signal(fault.target, signal.SIGKILL) else ()
         elif fault.kind == "kill_all":
@@ -65,27 +69,27 @@ class Injector:
             await self._forget()
         else:
             await self._disturb(fault)
-        self.strikes.append(Strike(fault, before, update, killed))
+        self.injected.append(InjectedFault(fault, before, update, killed))
 
-    async def mend(self) -> None:
-        """Waits until nothing lasts any more."""
-        while self._mending:
-            await asyncio.wait(set(self._mending))
+    async def wait_healed(self) -> None:
+        """Wait until every fault with a duration has ended."""
+        while self._healing:
+            await asyncio.wait(set(self._healing))
 
     def _signal(self, name: str, number: signal.Signals) -> int | None:
-        """Sends a signal; the pid, None if the process does not live now."""
+        """Send a signal to a process; return its PID, None if it is not running now."""
         pid = self._processes[name].pid
         if pid is None:
             return None
         try:
             os.kill(pid, number)
-        except ProcessLookupError:  # it has died, and its supervisor does not know yet
+        except ProcessLookupError:  # it has died, and the supervisor has not noticed yet
             return None
         return pid
 
     async def _forget(self) -> None:
         async with redis.asyncio.Redis.from_url(self._redis_url) as client:
-            with contextlib.suppress(redis.RedisError, OSError):  # it is away itself
+            with contextlib.suppress(redis.RedisError, OSError):  # it may be down
                 await client.flushall()
 
     async def _disturb(self, fault: Fault) -> None:
@@ -101,16 +105,16 @@ class Injector:
 
         self._later(fault.seconds, proxy.heal)
 
-    def _later(self, seconds: float, mend: Callable[[], object]) -> None:
+    def _later(self, seconds: float, wait_healed: Callable[[], object]) -> None:
         async def work() -> None:
             await asyncio.sleep(seconds)
-            found = mend()
+            found = wait_healed()
             if asyncio.iscoroutine(found):
                 await found
 
         task = asyncio.ensure_future(work())
-        self._mending.add(task)
-        task.add_done_callback(self._mending.discard)
+        self._healing.add(task)
+        task.add_done_callback(self._healing.discard)
 
 
 def _continue(pid: int | None) -> None:

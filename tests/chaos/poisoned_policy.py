@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.poisoned_policy`: the policy service, which a poisoned prompt kills."""
+"""`python -m tests.chaos.poisoned_policy`: the policy service, but the token POISON kills it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.policy.sample_state import SampleState
 from services.runtime import process
 
 POISON = 59
-"""A token id, of the word w55."""
+"""Token ID of the word w55."""
 
 
 def _fatal(add):  # type: ignore[no-untyped-def]

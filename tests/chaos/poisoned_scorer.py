@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.poisoned_scorer reward|reference …`: that service, which one prompt kills."""
+"""`python -m tests.chaos.poisoned_scorer reward|reference …`: that service, but one prompt kills it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from services.reward.scorer import RewardScorer
 from services.runtime import process
 
 POISON = (41, 39, 59)
-"""Token ids of the prompt "w37 w35 w55"."""
+"""Token IDs of the prompt "w37 w35 w55"."""
 
 
-def _die_of(sequences: Iterable[Sequence[int]]) -> None:
+def _die_if_poisoned(sequences: Iterable[Sequence[int]]) -> None:
     for ids in sequences:
         if any(tuple(ids[start : start + len(POISON)]) == POISON for start in range(len(ids))):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _poison_reward(prepare):  # type: ignore[no-untyped-def]
-    def prepares(scorer, sequences):  # type: ignore[no-untyped-def]
-        _die_of(sequences)
+    def prepare_or_die(scorer, sequences):  # type: ignore[no-untyped-def]
+        _die_if_poisoned(sequences)
         return prepare(scorer, sequences)
 
-    return prepares
+    return prepare_or_die
 
 
 def _poison_reference(logprobs):  # type: ignore[no-untyped-def]
-    def looks_up(scorer, lookups):  # type: ignore[no-untyped-def]
-        _die_of(lookup.pair.prompt_token_ids for lookup in lookups)
+    def logprobs_or_die(scorer, lookups):  # type: ignore[no-untyped-def]
+        _die_if_poisoned(lookup.pair.prompt_token_ids for lookup in lookups)
         return logprobs(scorer, lookups)
 
-    return looks_up
+    return logprobs_or_die
 
 
 if __name__ == "__main__":

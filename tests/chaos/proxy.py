@@ -1,6 +1,6 @@
-"""A TCP proxy between two processes that can be told to misbehave: cut, silence, latency, little bandwidth.
+"""A TCP proxy between two processes that can inject faults: cut, stall, latency, low bandwidth.
 
-The idea is toxiproxy's. Runs in the event loop of whoever starts it; knows nothing of what it carries.
+Modelled on toxiproxy. Runs in the event loop of its caller; knows nothing about the bytes that it forwards.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import time
 from collections.abc import AsyncIterator
 
 _CHUNK_BYTES = 65_536
-_CHUNKS_UNDER_WAY = 256
-"""A direction holds this many chunks while they are late, then stops reading, as a full network would."""
+_MAX_DELAYED_CHUNKS = 256
+"""A direction holds this many delayed chunks, then stops reading, as a full network buffer would."""
 
 
 class Proxy:
-    """Listens on the loopback and carries every connection to one target."""
+    """Listens on the loopback interface and forwards every connection to one target."""
 
     def __init__(self, host: str, port: int, *, listens: tuple[str, int] = ("127.0.0.1", 0)) -> None:
-        """`listens` has the address and the port; 0 is any that is free."""
-        self._target = host, port
+        """`listens`: address and port to listen on; port 0 is any free one."""
+        self._target = (host, port)
         self._host, self._port = listens
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
@@ -30,11 +30,11 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.latency_seconds = 0.0
-        """Added in each direction."""
+        """Delay that is added in each direction."""
         self.bytes_per_second = 0
-        """Limit of each direction of each connection; 0 is none."""
+        """Bandwidth limit of each direction of each connection; 0 for no limit."""
         self.carried_bytes = 0
-        """In both directions, so far."""
+        """Bytes forwarded so far, in both directions."""
 
     @property
     def address(self) -> str:
@@ -42,17 +42,17 @@ class Proxy:
         return f"{self._host}:{self._port}"
 
     async def start(self) -> None:
-        """Listens; after `cut` again, on the same port."""
+        """Listen; after `cut`, on the same port as before."""
         self._server = await asyncio.start_server(self._accept, self._host, self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def cut(self) -> None:
-        """Resets every connection and refuses new ones, until `start`."""
+        """Reset every connection and refuse new ones, until `start`."""
         if self._server is not None:
             self._server.close()
             self._server = None
         for writer in list(self._open):
-            # Without lingering the peer is told by a reset, not by a polite end.
+            # Without lingering, the other side gets a reset instead of a normal end of the connection.
             raw = writer.get_extra_info("socket")
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
@@ -60,16 +60,17 @@ class Proxy:
             await asyncio.wait(set(self._carried))
 
     def stall(self) -> None:
-        """Takes everything and passes nothing on, without a word, until `flow`."""
+        """Accept all bytes but forward none, silently, until `flow`."""
         self._flowing.clear()
 
     def flow(self) -> None:
-        """Passes on what a stall has held up."""
+        """End a stall; forward the delayed bytes."""
         self._flowing.set()
 
     async def heal(self) -> None:
-        """As if nothing had happened; connections that were cut stay cut."""
-        self.latency_seconds, self.bytes_per_second = 0.0, 0
+        """End all faults; connections that were cut are not restored."""
+        self.latency_seconds = 0.0
+        self.bytes_per_second = 0
         self.flow()
         if self._server is None:
             await self.start()
@@ -95,7 +96,7 @@ class Proxy:
                     asyncio.ensure_future(self._pump(reader, far_writer)),
                     asyncio.ensure_future(self._pump(far_reader, writer)),
                 ]
-                # Either side's end is the end of both: gRPC and Redis have no half-closed connections.
+                # When one side closes, both are closed: gRPC and Redis have no half-closed connections.
                 await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
                 for direction in directions:
                     direction.cancel()
@@ -113,11 +114,11 @@ class Proxy:
                 await writer.wait_closed()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_CHUNKS_UNDER_WAY)
-        arriving = asyncio.ensure_future(self._read(reader, under_way))
+        delayed: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_MAX_DELAYED_CHUNKS)
+        arriving = asyncio.ensure_future(self._read(reader, delayed))
         try:
             while True:
-                due, chunk = await under_way.get()
+                due, chunk = await delayed.get()
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 if self.bytes_per_second:
                     await asyncio.sleep(len(chunk) / self.bytes_per_second)

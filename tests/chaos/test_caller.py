@@ -1,4 +1,4 @@
-"""The caller against a real gateway: it knows right scores from wrong ones, and a refusal from a mistake."""
+"""The caller against a real gateway: right scores, wrong ones and errors to retry."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ async def asked(address: str, scores: Mapping[Text, float], *, replies: int) -> 
     caller = Caller(address, scores, seed=1)
     asking = asyncio.ensure_future(caller.run())
     async with asyncio.timeout(30):
-        while len(caller.replies) < replies:  # noqa: ASYNC110 - it tells nobody
+        while len(caller.replies) < replies:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     return caller
 
 
-async def test_right_scores_in_both_dialects_are_found_right(address: str, scores: Mapping[Text, float]):
+async def test_right_scores_are_accepted_in_both_dialects(address: str, scores: Mapping[Text, float]):
     caller = await asked(address, scores, replies=8)
     assert caller.count() == {RIGHT: len(caller.replies), REFUSED: 0, SILENT: 0, WRONG: 0}
     first, last = caller.replies[0], caller.replies[-1]
@@ -52,22 +52,22 @@ async def test_right_scores_in_both_dialects_are_found_right(address: str, score
     assert caller.longest_without(until=last.ended + 50.0) >= 50.0
 
 
-async def test_a_score_that_is_off_by_little_is_wrong(address: str, scores: Mapping[Text, float]):
+async def test_score_with_small_error_is_wrong(address: str, scores: Mapping[Text, float]):
     caller = await asked(address, {text: score + 0.002 for text, score in scores.items()}, replies=4)
     assert {reply.kind for reply in caller.replies} == {WRONG}
-    assert "right is" in caller.replies[0].detail
+    assert "expected scores: " in caller.replies[0].detail
 
 
-async def test_a_gateway_without_reward_service_refuses_and_one_that_is_not_there_is_silent(
+async def test_missing_reward_service_is_refused_and_missing_gateway_is_silent(
     folder: Path, scores: Mapping[Text, float]
 ):
     async with reward_server(folder) as reward:
-        standing = gateway(reward=reward, retry_attempts=1)
-        found = await standing.__aenter__()
+        serving = gateway(reward=reward, retry_attempts=1)
+        found = await serving.__aenter__()
     try:
         caller = await asked(found.address, scores, replies=4)
     finally:
-        await standing.__aexit__(None, None, None)
+        await serving.__aexit__(None, None, None)
     assert {reply.kind for reply in caller.replies} == {REFUSED}
     caller = await asked(free_address(), scores, replies=4)
     assert {reply.kind for reply in caller.replies} == {SILENT}

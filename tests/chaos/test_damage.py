@@ -1,4 +1,4 @@
-"""Whole runs of real processes whose Redis is full or loses its newest writes, whose files are damaged."""
+"""Whole runs of real processes: Redis is full or loses its newest writes, files are damaged."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Started]:
-    """A run of many updates that is at work."""
+    """A run of many updates, in progress."""
     file = make(tmp_path, updates=60, max_staleness=1)
     with started(file, "--set", "policy.replicas=2") as running:
         running.until(lambda: running.step() >= 5)
         yield running
 
 
-def goes_on_to_its_end(run: Started) -> str:
-    """Every task counts once; gives what the supervisor said."""
-    code, said = run.finish(seconds=240)
-    assert code == 0, said + run.words()
+def finishes(run: Started) -> str:
+    """Wait for the end of the run; check that every task counts once. Return the output of the supervisor."""
+    code, output = run.finish(seconds=240)
+    assert code == 0, output + run.words()
     check(run.folder)
-    return said
+    return output
 
 
 @contextmanager
 def unsupervised(run: Started) -> Iterator[None]:
-    """Nothing that dies meanwhile is started again before the end."""
+    """Pause the supervisor, so that it restarts nothing inside the block."""
     os.kill(run.process.pid, signal.SIGSTOP)
     try:
         yield
@@ -48,51 +48,51 @@ def unsupervised(run: Started) -> Iterator[None]:
 
 
 def kill(run: Started, name: str) -> None:
-    """Whoever looks finds it dead: its parent has not collected it yet."""
+    """Kill a process and wait until it is dead; its paused parent has not reaped it yet."""
     process = psutil.Process(run.pids()[name])
     process.kill()
     run.until(lambda: process.status() == psutil.STATUS_ZOMBIE)
 
 
 def flip(path: Path) -> None:
-    """One bit of its middle."""
+    """Flip one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 def newest(folder: Path) -> Path:
-    """The newest version there is: of checkpoints or of weights."""
+    """Return the newest checkpoint or weight version in a folder."""
     found = [path for path in folder.iterdir() if path.is_dir() and path.name[0].isdigit()]
     return max(found, key=lambda path: WeightVersion.parse(path.name))
 
 
-def test_a_redis_that_is_full_for_a_while_costs_only_time(run: Started):
+def test_full_redis_only_delays_the_run(run: Started):
     with redis.Redis.from_url(valkey.last_url(run.folder.redis)) as client:
         client.config_set("maxmemory", 1)
         log = run.folder.log("rollout-worker-0")
         run.until(lambda: "is full" in log.read_text())
-        stood = run.step()
-        # A batch or two that were complete already; then nothing until there is room.
+        before = run.step()
+        # One or two batches were complete already; then no update until there is space.
         run.until(lambda: client.info("errorstats").get("errorstat_OOM", {}).get("count", 0) >= 10)
-        assert run.step() <= stood + 2
+        assert run.step() <= before + 2
         client.config_set("maxmemory", 0)
-    goes_on_to_its_end(run)
+    finishes(run)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.8])
-def test_a_redis_that_comes_back_without_its_newest_writes_loses_nothing(run: Started, kept: float):
+def test_redis_restart_without_newest_writes_loses_no_task(run: Started, kept: float):
     with unsupervised(run):
         kill(run, "valkey")
         [file] = (run.folder.redis / "appendonlydir").glob("*.incr.aof")
         content = file.read_bytes()
         file.write_bytes(content[: int(kept * len(content))])
-    assert "valkey died (killed by SIGKILL)" in goes_on_to_its_end(run)
+    assert "valkey died (killed by SIGKILL)" in finishes(run)
 
 
 @contextmanager
 def replica(run: Started, folder: Path) -> Iterator[redis.Redis]:
-    """A copy of the run's Redis that follows it."""
+    """A replica of the run's Redis."""
     url = valkey.last_url(run.folder.redis)
     password, _, address = url.partition("://")[2].removeprefix(":").partition("@")
     server = valkey.prepare(folder)
@@ -109,11 +109,11 @@ def replica(run: Started, folder: Path) -> Iterator[redis.Redis]:
 _REWRITING = ("aof_rewrite_in_progress", "aof_rewrite_scheduled")
 
 
-@pytest.mark.parametrize("behind", [False, True])
-def test_a_replica_of_redis_takes_over(run: Started, tmp_path: Path, behind: bool):
-    """At the same address, with what it has got: all but the last moment, or nothing of the last updates."""
+@pytest.mark.parametrize("lagging", [False, True])
+def test_redis_replica_takes_over(run: Started, tmp_path: Path, lagging: bool):
+    """At the same address, with its own data: all but the last moment, or nothing of the last updates."""
     with replica(run, tmp_path / "replica") as client:
-        if behind:
+        if lagging:
             client.replicaof("NO", "ONE")
         copied = run.step()
         run.until(lambda: run.step() >= copied + 5)
@@ -121,29 +121,29 @@ def test_a_replica_of_redis_takes_over(run: Started, tmp_path: Path, behind: boo
             kill(run, "valkey")
             shutil.rmtree(run.folder.redis / "appendonlydir")
             shutil.copytree(tmp_path / "replica" / "appendonlydir", run.folder.redis / "appendonlydir")
-    assert "valkey died (killed by SIGKILL)" in goes_on_to_its_end(run)
+    assert "valkey died (killed by SIGKILL)" in finishes(run)
 
 
-def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_is_used(run: Started):
+def test_damaged_newest_checkpoint_is_skipped(run: Started):
     with unsupervised(run):
         kill(run, "trainer")
         damaged = newest(run.folder.checkpoints)
         flip(damaged / "policy.safetensors")
-    goes_on_to_its_end(run)
-    said = run.folder.log("trainer").read_text()
-    assert f"checkpoint {damaged.name} is damaged and is skipped" in said
-    assert f"incarnation 2 begins at update {WeightVersion.parse(damaged.name).update - 2}" in said
+    finishes(run)
+    output = run.folder.log("trainer").read_text()
+    assert f"checkpoint {damaged.name} is damaged and is skipped" in output
+    assert f"incarnation 2 begins at update {WeightVersion.parse(damaged.name).update - 2}" in output
 
 
 @pytest.mark.parametrize(
-    ("file", "says"),
+    ("file", "expected"),
     [
         ("model-00001.safetensors", "weights {} not loaded, none remain in use"),
         ("manifest.json", "skipping damaged weights {}"),
     ],
 )
-def test_damaged_newest_weights_are_told_and_not_used(run: Started, file: str, says: str):
-    """A replica finds them while the trainer publishes nothing; with the next it goes on."""
+def test_damaged_newest_weights_are_not_used(run: Started, file: str, expected: str):
+    """A replica starts while the trainer publishes nothing; it continues with the next version."""
     trainer = run.pids()["trainer"]
     os.kill(trainer, signal.SIGSTOP)
     log = run.folder.log("policy-1")
@@ -152,6 +152,6 @@ def test_damaged_newest_weights_are_told_and_not_used(run: Started, file: str, s
         damaged = newest(run.folder.root / "weights")
         flip(damaged / file)
         kill(run, "policy-1")
-    run.until(lambda: says.format(damaged.name) in log.read_text()[before:])
+    run.until(lambda: expected.format(damaged.name) in log.read_text()[before:])
     os.kill(trainer, signal.SIGCONT)
-    goes_on_to_its_end(run)
+    finishes(run)

@@ -1,4 +1,4 @@
-"""A full disk and a read-only one, under the checkpoints and under the weights of a whole run."""
+"""A full and a read-only disk, under the checkpoints and under the weights of a whole run."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from tests.integration.ppo_run import Started, check, make, started
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def survive(run: Started, strike: Callable[[], None], mend: Callable[[], None], *, says: str) -> None:
-    """The trainer ends with the reason, all others work on; when the disk is mended the run goes on."""
+def survive(run: Started, inject: Callable[[], None], heal: Callable[[], None], *, message: str) -> None:
+    """The trainer exits with the reason, the others keep running; after `heal` the run continues."""
     log = run.folder.log("trainer")
-    before, others = len(log.read_text()), run.pids()
-    strike()
-    # Twice: the trainer that is started again finds the disk as it was.
-    run.until(lambda: log.read_text()[before:].count(says) >= 2, seconds=120)
+    before = len(log.read_text())
+    others = run.pids()
+    inject()
+    # Twice: the restarted trainer finds the disk unchanged.
+    run.until(lambda: log.read_text()[before:].count(message) >= 2, seconds=120)
     assert "Traceback" not in log.read_text()[before:]
     now = run.pids()
     assert {name: pid for name, pid in others.items() if name != "trainer"} == {
         name: pid for name, pid in now.items() if name != "trainer"
     }
-    mend()
+    heal()
     done = run.step()
     run.until(lambda: run.step() >= done + 4, seconds=120)
 
 
 @pytest.mark.parametrize("what", ["checkpoints", "weights"])
-def test_a_disk_that_is_full_and_one_that_is_read_only_cost_only_time(tmp_path: Path, what: str):
+def test_full_or_read_only_disk_only_delays_the_run(tmp_path: Path, what: str):
     file = make(tmp_path, updates=60)
     folder = tmp_path / "runs" / "tiny" / what
     with mounted(folder) as disks, started(file, inside=disks.inside(tmp_path)) as run:
         run.until(lambda: run.step() >= 3)
-        survive(run, lambda: disks.fill(folder), lambda: disks.empty(folder), says="is full")
+        survive(run, lambda: disks.fill(folder), lambda: disks.empty(folder), message="is full")
         survive(
             run,
             lambda: disks.remount(folder, "ro"),
             lambda: disks.remount(folder, "rw"),
-            says="is read-only",
+            message="is read-only",
         )
-        code, said = run.finish(seconds=240)
-        assert code == 0, said + run.words()
-        assert "trainer died (exit code 1, last line: OutOfSpace: " in said
-        assert "trainer died (exit code 1, last line: ReadOnlyDisk: " in said
+        code, output = run.finish(seconds=240)
+        assert code == 0, output + run.words()
+        assert "trainer died (exit code 1, last line: OutOfSpace: " in output
+        assert "trainer died (exit code 1, last line: ReadOnlyDisk: " in output
         disks.bring_out()
         check(run.folder)

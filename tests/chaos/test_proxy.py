@@ -1,4 +1,4 @@
-"""The proxy against a real echo server: what it does to a connection is what it was told to do."""
+"""The proxy in front of a real echo server: each fault has its effect on a connection."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ async def seconds_of_echo(
     return time.monotonic() - began
 
 
-async def test_it_carries_what_it_is_given_in_order(proxy: Proxy):
+async def test_bytes_are_forwarded_in_order(proxy: Proxy):
     streams = await connect(proxy)
     await seconds_of_echo(streams, bytes(range(256)) * 4_000)
     streams[1].close()
 
 
-async def test_latency_is_added_in_each_direction_and_ends(proxy: Proxy):
+async def test_latency_is_added_in_each_direction_until_healed(proxy: Proxy):
     streams = await connect(proxy)
     proxy.latency_seconds = 0.3
     assert await seconds_of_echo(streams) >= 0.6
@@ -58,14 +58,14 @@ async def test_latency_is_added_in_each_direction_and_ends(proxy: Proxy):
     streams[1].close()
 
 
-async def test_little_bandwidth_takes_its_time(proxy: Proxy):
+async def test_low_bandwidth_delays_bytes(proxy: Proxy):
     streams = await connect(proxy)
     proxy.bytes_per_second = 10_000
     assert await seconds_of_echo(streams, b"x" * 3_000) >= 0.3
     streams[1].close()
 
 
-async def test_what_is_stalled_arrives_when_it_flows_again(proxy: Proxy):
+async def test_stalled_bytes_arrive_after_flow(proxy: Proxy):
     reader, writer = await connect(proxy)
     proxy.stall()
     writer.write(b"late")
@@ -76,7 +76,7 @@ async def test_what_is_stalled_arrives_when_it_flows_again(proxy: Proxy):
     writer.close()
 
 
-async def test_a_cut_resets_connections_and_refuses_new_ones_until_it_heals(proxy: Proxy):
+async def test_cut_resets_connections_and_refuses_new_ones_until_healed(proxy: Proxy):
     reader, writer = await connect(proxy)
     await seconds_of_echo((reader, writer))
     address = proxy.address

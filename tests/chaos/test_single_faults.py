@@ -1,4 +1,4 @@
-"""One fault at a time, with real processes, and what exactly becomes of it."""
+"""One fault at a time, with real processes, and its exact effect."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from fairlead.local.run import is_finished, processes
 from fairlead.local.run_files import RunLock, read_progress
 from fairlead.local.supervisor import Supervisor
 from tests.chaos.chaos import configured
-from tests.chaos.findings import judge
+from tests.chaos.findings import check_run
 from tests.chaos.poisoned_policy import POISON
 from tests.chaos.proxy import Proxy
-from tests.chaos.wiring import wired
+from tests.chaos.wiring import with_proxies
 from tests.integration.ppo_run import check, started
 
 # Every start of a process costs seconds of torch; on a busy machine many.
@@ -40,7 +40,7 @@ Fault = Callable[[Supervisor, dict[str, Proxy]], Awaitable[None]]
 
 
 async def nothing(supervisor: Supervisor, proxies: dict[str, Proxy]) -> None:
-    """No fault but what the processes have in themselves."""
+    """Inject no fault; the processes have one built in."""
 
 
 def step(config: RunConfig) -> int:
@@ -50,7 +50,7 @@ def step(config: RunConfig) -> int:
 
 async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
+        while not condition():  # noqa: ASYNC110 - the condition changes in another process
             await asyncio.sleep(0.02)
 
 
@@ -63,11 +63,11 @@ def pid_of(supervisor: Supervisor, name: str) -> int:
 def supervised(
     config: RunConfig, fault: Fault = nothing, *, change: Callable[[ProcessSpec], ProcessSpec] = lambda s: s
 ) -> Supervisor:
-    """Runs to the end while something is done to it."""
+    """Run to the end while a fault is injected."""
 
     async def work() -> Supervisor:
         specs, environment = processes(config, "ppo")
-        specs, proxies = await wired([change(spec) for spec in specs], environment)
+        specs, proxies = await with_proxies([change(spec) for spec in specs], environment)
         supervisor = Supervisor(
             specs,
             local=config.local,
@@ -97,7 +97,7 @@ def dead(config: RunConfig) -> list[dict[str, object]]:
     return [line for line in lines if line["event"] == "dead_letter"]
 
 
-def test_a_prompt_that_kills_its_policy_is_dead_after_three_deaths_alone_and_the_run_goes_on(tmp_path: Path):
+def test_prompt_that_kills_policy_is_dead_lettered_after_three_exclusive_deaths(tmp_path: Path):
     config = configured(tmp_path, updates=5, **{"policy.replicas": 2, "rollout_worker.replicas": 2})
 
     def poisoned(spec: ProcessSpec) -> ProcessSpec:
@@ -107,19 +107,19 @@ def test_a_prompt_that_kills_its_policy_is_dead_after_three_deaths_alone_and_the
         return replace(spec, command=command)
 
     run = supervised(config, change=poisoned)
-    # 40 prompts, one of them with the poison, and 40 tasks: it is asked once.
+    # 40 prompts, one of them with the poison, and 40 tasks: it is sent once.
     [letter] = dead(config)
     assert letter["reason"] == "policy_died"
     assert letter["failures"] == 2
     restarts = sum(process.restarts for process in run.processes if process.name.startswith("policy"))
-    assert restarts == 4, "once among others, three times alone"
-    found = judge(config, seed=0)
+    assert restarts == 4, "one shared call, three exclusive ones"
+    found = check_run(config, seed=0)
     assert (found.problems, found.dead) == ([], 1)
     assert POISON == 59
 
 
 @pytest.mark.parametrize("service", ["reward", "reference"])
-def test_a_prompt_that_kills_who_scores_it_is_dead_and_nobody_beside_it(tmp_path: Path, service: str):
+def test_prompt_that_kills_scorer_is_dead_lettered_and_no_other(tmp_path: Path, service: str):
     config = configured(tmp_path, updates=5, **{"rollout_worker.replicas": 2, "local.max_restarts": 20})
 
     def poisoned(spec: ProcessSpec) -> ProcessSpec:
@@ -130,17 +130,19 @@ def test_a_prompt_that_kills_who_scores_it_is_dead_and_nobody_beside_it(tmp_path
         return replace(spec, command=tuple(command))
 
     run = supervised(config, change=poisoned)
-    # 40 prompts, one of them the poison, and 40 tasks: it is asked once.
+    # 40 prompts, one of them the poison, and 40 tasks: it is sent once.
     [letter] = dead(config)
     assert letter["reason"] == f"{service}_died"
     assert letter["failures"] == 2
     restarts = sum(process.restarts for process in run.processes if process.name.startswith(service))
-    assert restarts in (4, 5), "once among others, once with its call's, three times alone"
-    found = judge(config, [], seed=0)
+    assert restarts in (4, 5), (
+        "one shared call, perhaps the exclusive call of its batch, three exclusive ones"
+    )
+    found = check_run(config, [], seed=0)
     assert (found.problems, found.dead) == ([], 1)
 
 
-def test_a_reward_that_is_no_number_costs_its_tasks_and_never_the_weights(tmp_path: Path):
+def test_reward_nan_dead_letters_tasks_and_never_reaches_weights(tmp_path: Path):
     config = configured(tmp_path, updates=5)
     path = tmp_path / "reward" / "model.safetensors"
     tensors = load_file(path)
@@ -151,7 +153,7 @@ def test_a_reward_that_is_no_number_costs_its_tasks_and_never_the_weights(tmp_pa
     assert 0 < len(letters) < config.ppo.updates * config.ppo.batch_size
     assert {letter["reason"] for letter in letters} == {"service_error"}
     assert all("gave nan" in str(letter["detail"]) for letter in letters)
-    found = judge(config, seed=0)
+    found = check_run(config, seed=0)
     assert (found.problems, found.dead) == ([], len(letters))
     trained = load_file(config.folder.policy_model / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in trained.values())
@@ -160,7 +162,7 @@ def test_a_reward_that_is_no_number_costs_its_tasks_and_never_the_weights(tmp_pa
 TWO = {"policy.replicas": 2, "local.hung_seconds": 3_600.0}
 
 
-def test_a_policy_that_hangs_is_not_waited_for(tmp_path: Path):
+def test_hanging_policy_does_not_delay_the_run(tmp_path: Path):
     config = configured(tmp_path, updates=60, **TWO)
 
     async def hang(supervisor: Supervisor, proxies: dict[str, Proxy]) -> None:
@@ -169,16 +171,16 @@ def test_a_policy_that_hangs_is_not_waited_for(tmp_path: Path):
         os.kill(pid, signal.SIGSTOP)
         before, began = step(config), time.monotonic()
         await until(lambda: step(config) >= before + 10)
-        # The connection itself is given up after 15 s.
+        # gRPC itself closes the connection after 15 s.
         assert time.monotonic() - began < 14
         assert psutil.Process(pid).status() == psutil.STATUS_STOPPED
         os.kill(pid, signal.SIGCONT)
 
     supervised(config, hang)
-    assert judge(config, seed=0).problems == []
+    assert check_run(config, seed=0).problems == []
 
 
-def test_a_policy_that_is_slow_is_not_waited_for(tmp_path: Path):
+def test_slow_policy_does_not_delay_the_run(tmp_path: Path):
     config = configured(tmp_path, updates=60, **TWO)
 
     async def slow_down(supervisor: Supervisor, proxies: dict[str, Proxy]) -> None:
@@ -187,12 +189,12 @@ def test_a_policy_that_is_slow_is_not_waited_for(tmp_path: Path):
         slow.latency_seconds = 2.0
         before, began = step(config), time.monotonic()
         await until(lambda: step(config) >= before + 10)
-        # Ten updates that waited for it would take 40 s.
+        # Ten updates that wait for it would take 40 s.
         assert time.monotonic() - began < 30
         await slow.heal()
 
     supervised(config, slow_down)
-    assert judge(config, seed=0).problems == []
+    assert check_run(config, seed=0).problems == []
 
 
 _FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
@@ -211,8 +213,8 @@ _CLOCKS = {
 @pytest.mark.skipif(
     _FAKETIME is None, reason="needs libfaketime (Debian and Ubuntu: apt install libfaketime)"
 )
-def test_clocks_that_are_hours_and_days_apart_change_nothing(tmp_path: Path):
-    """Leases, fences and lineages go by Redis's clock or by no clock; who dies is still found out in time."""
+def test_skewed_clocks_have_no_effect(tmp_path: Path):
+    """Leases, fences and lineages use Redis's clock or none; dead processes are still detected in time."""
     more = {"rollout_worker.replicas": 2, "weights.transport": "grpc"}
     config = configured(tmp_path, updates=60, max_staleness=1, **more)
 
@@ -220,7 +222,7 @@ def test_clocks_that_are_hours_and_days_apart_change_nothing(tmp_path: Path):
         clock = {
             "LD_PRELOAD": str(_FAKETIME),
             "FAKETIME": _CLOCKS[spec.name],
-            # No clock of a kernel jumps that says how much time has passed.
+            # The monotonic clock of a kernel never jumps.
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
         return replace(spec, environment={**spec.environment, **clock})
@@ -233,9 +235,9 @@ def test_clocks_that_are_hours_and_days_apart_change_nothing(tmp_path: Path):
 
     supervised(config, kill, change=skewed)
     lines = [json.loads(line) for line in config.folder.ledger.read_text().splitlines()]
-    # They were: the trainer's books are two days old.
+    # The skew was in effect: the trainer's journal is two days old.
     assert {round((time.time() - line["time"]) / 86_400) for line in lines} == {2}
-    found = judge(config, seed=0)
+    found = check_run(config, seed=0)
     assert (found.problems, found.dead) == ([], 0)
 
 
@@ -251,7 +253,7 @@ def second_trainer(config: Path, first: psutil.Process) -> Iterator[subprocess.P
         second.communicate()
 
 
-def test_a_trainer_that_was_paused_finds_itself_fenced_out_and_the_run_goes_on(tmp_path: Path):
+def test_paused_trainer_is_fenced_off_and_the_run_continues(tmp_path: Path):
     file = tmp_path / "run.toml"
     configured(tmp_path, updates=4_000)
     with started(file) as run:
@@ -264,14 +266,14 @@ def test_a_trainer_that_was_paused_finds_itself_fenced_out_and_the_run_goes_on(t
             resumed = json.loads(claimed.read_text())["resumed_from"]
             run.until(lambda: run.step() >= resumed + 4)
             first.resume()
-            code, said = run.finish()
-        assert code == 3, said + run.words()
-        assert "another trainer took over this run" in said
-        # The second went on until it was killed, as fast as the machine is.
+            code, output = run.finish()
+        assert code == 3, output + run.words()
+        assert "another trainer took over this run" in output
+        # The second trainer continued until it was killed, at the speed of the machine.
         done = run.step()
     with started(file, "--set", f"ppo.updates={done + 20}") as run:
-        code, said = run.finish()
-        assert code == 0, said + run.words()
+        code, output = run.finish()
+        assert code == 0, output + run.words()
         steps = [json.loads(line)["step"] for line in run.folder.metrics("ppo").read_text().splitlines()]
         assert steps == list(range(1, len(steps) + 1))
         check(run.folder)

@@ -1,4 +1,4 @@
-"""A run's plan with a proxy between every two processes that talk: only who connects to whom is rewritten."""
+"""Rewrites the addresses in a run's processes so that a proxy is between every two that communicate."""
 
 from __future__ import annotations
 
@@ -13,53 +13,57 @@ from tests.chaos.proxy import Proxy
 REDIS_URL = "FAIRLEAD_QUEUE__REDIS_URL"
 
 
-async def wired(
+async def with_proxies(
     specs: Sequence[ProcessSpec], environment: Mapping[str, str]
 ) -> tuple[list[ProcessSpec], dict[str, Proxy]]:
-    """The specs, and the proxies by link: `rollout-worker-0 to policy-1`, `trainer to valkey`.
+    """Return the rewritten specs, and the proxies by link, such as `rollout-worker-0 to policy-1`.
 
-    `peers to policy-0` is where other replicas fetch weights from it, `caller to gateway-0` where strangers
-    ask.
+    `peers to policy-0` is the link over which other replicas fetch weights from it, `caller to gateway-0` the
+    one of external callers.
     """
-    wires = _Wires(environment)
-    rewired = [replace(spec, environment=await wires.of(spec)) for spec in specs]
-    return rewired, wires.proxies
+    links = _Links(environment)
+    rewired = [replace(spec, environment=await links.environment_of(spec)) for spec in specs]
+    return rewired, links.proxies
 
 
-class _Wires:
-    """Proxies, as they are made."""
+class _Links:
+    """Creates the proxies."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._redis_url = environment.get(REDIS_URL, "")
         self.proxies: dict[str, Proxy] = {}
 
-    async def of(self, spec: ProcessSpec) -> dict[str, str]:
-        """The variables of a process, its peers' addresses replaced by proxies of its own."""
-        kind, found = spec.name.rpartition("-")[0] or spec.name, dict(spec.environment)
-        # The trainer asks the models only when it evaluates.
-        asked = {
+    async def environment_of(self, spec: ProcessSpec) -> dict[str, str]:
+        """Return the environment of a process, with addresses replaced by those of its proxies."""
+        kind = spec.name.rpartition("-")[0] or spec.name
+        found = dict(spec.environment)
+        # The trainer calls the model services only for evaluations, which this run has not.
+        called = {
             "rollout-worker": MODEL_SERVICES,
             "gateway": ("policy", "reward"),
             "policy": ("weights",),
         }
-        for service in asked.get(kind, ()):
+        for service in called.get(kind, ()):
             key = f"FAIRLEAD_{service.upper()}__ADDRESSES"
-            places = enumerate(json.loads(found.get(key, "[]")))
-            through = [await self._through(f"{spec.name} to {service}-{index}", at) for index, at in places]
+            addresses = enumerate(json.loads(found.get(key, "[]")))
+            through = [
+                await self._proxy(f"{spec.name} to {service}-{index}", address)
+                for index, address in addresses
+            ]
             found |= {key: json.dumps(through)} if through else {}
         if kind in ("trainer", "rollout-worker"):
             head, at, tail = self._redis_url.rpartition("@")
-            place, slash, database = tail.partition("/")
-            through_queue = await self._through(f"{spec.name} to valkey", place)
+            address, slash, database = tail.partition("/")
+            through_queue = await self._proxy(f"{spec.name} to valkey", address)
             found[REDIS_URL] = head + at + through_queue + slash + database
         if kind == "policy" and "FAIRLEAD_WEIGHTS__ADDRESSES" in found:
             bind = found["FAIRLEAD_POLICY__BIND"]
-            found["FAIRLEAD_WEIGHTS__RELAY_ADDRESS"] = await self._through(f"peers to {spec.name}", bind)
+            found["FAIRLEAD_WEIGHTS__RELAY_ADDRESS"] = await self._proxy(f"peers to {spec.name}", bind)
         if kind == "gateway":
-            await self._through(f"caller to {spec.name}", found["FAIRLEAD_GATEWAY__BIND"])
+            await self._proxy(f"caller to {spec.name}", found["FAIRLEAD_GATEWAY__BIND"])
         return found
 
-    async def _through(self, link: str, address: str) -> str:
+    async def _proxy(self, link: str, address: str) -> str:
         host, port = split_address(address, field=link)
         proxy = self.proxies[link] = Proxy(host, port)
         await proxy.start()
