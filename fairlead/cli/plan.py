@@ -13,9 +13,9 @@ from fairlead.cli.output import ConfigFile, ConfigOption, Json, Overrides, load_
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fairlead.memory.machine import Machine
-    from fairlead.memory.plan import RunPlan
-    from fairlead.memory.process import ProcessMemory
+    from fairlead.planning.machine import Machine
+    from fairlead.planning.plan import RunPlan
+    from fairlead.planning.process import ProcessMemory
 
 _PLAN = with_examples(
     "Show the memory of every process and the disk space that a run needs.\n\n"
@@ -61,7 +61,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Print the plan; the exit code is 0 whether the run fits or not."""
-    from fairlead.memory.plan import plan_run
+    from fairlead.planning.plan import plan_run
 
     settings = load_config(run, config, overrides)
     found = plan_run(settings, machine=_machine(memory_gib, gpu_gib), prompt_tokens=prompt_tokens)
@@ -72,7 +72,7 @@ def plan(
 
 
 def _machine(memory_gib: float | None, gpu_gib: float | None) -> Machine:
-    from fairlead.memory.machine import Machine, this_machine
+    from fairlead.planning.machine import Machine, this_machine
 
     here = this_machine()
     return Machine(
@@ -103,7 +103,7 @@ def _as_json(found: RunPlan) -> dict[str, object]:
 def _show(found: RunPlan, folder: str) -> None:
     from rich.console import Console
 
-    from fairlead.memory.plan import in_words
+    from fairlead.planning.plan import in_words
 
     console = Console(highlight=False, soft_wrap=True)
     for stage in found.stages:
@@ -134,7 +134,7 @@ def _table(processes: list[ProcessMemory], width: int) -> Table:
     """Return a table with a row per process; columns that are empty or do not fit are left out."""
     from rich.table import Table
 
-    from fairlead.memory.plan import in_words
+    from fairlead.planning.plan import in_words
 
     names = [
         process.name + (f" × {process.replicas}" if process.replicas > 1 else "") for process in processes

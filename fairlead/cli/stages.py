@@ -133,7 +133,7 @@ def _run(stage: str, settings: RunConfig, *, force: bool) -> None:
 def _warn_about_memory(stage: str, settings: RunConfig) -> None:
     """Log one line if the stage needs more memory than the machine has; the stage starts nevertheless."""
     from fairlead.errors import FairleadError
-    from fairlead.memory.plan import plan_run
+    from fairlead.planning.plan import plan_run
 
     try:
         warnings = plan_run(settings, read_data=False).warnings(stage.replace("_", "-"))

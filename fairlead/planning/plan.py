@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
 from fairlead.errors import ConfigError, DataError, ModelLoadError
-from fairlead.memory.formulas import adapter_parameters
-from fairlead.memory.machine import Machine, free_disk_bytes, this_machine
-from fairlead.memory.model import ModelSize, model_size, scratch_size
-from fairlead.memory.process import Lengths, Planner, ProcessMemory, head_bytes
+from fairlead.planning.formulas import adapter_parameters
+from fairlead.planning.machine import Machine, free_disk_bytes, this_machine
+from fairlead.planning.model_size import ModelSize, model_size, scratch_size
+from fairlead.planning.process import Lengths, MemoryPlanner, ProcessMemory, head_bytes
 
 _BYTES_PER_TOKEN = 3
 """Of UTF-8, for the length of prompts before anything is tokenized; real tokenizers come to 3.5 to 5."""
@@ -118,7 +118,7 @@ def plan_run(
         ),
         answer=config.sampling.max_new_tokens,
     )
-    planner = Planner(config, sizes, lengths, has_gpu=machine.has_gpu)
+    planner = MemoryPlanner(config, sizes, lengths, has_gpu=machine.has_gpu)
     stages = (
         StagePlan("sft", tuple(planner.sft())),
         StagePlan("reward-model", tuple(planner.reward_model())),

@@ -20,14 +20,14 @@ from fairlead.config import RunConfig
 from fairlead.config.base import ComputeSection
 from fairlead.config.training import LoraSection, PpoSection, ScratchModel
 from fairlead.errors import ModelLoadError
-from fairlead.memory import formulas
-from fairlead.memory.machine import Machine
-from fairlead.memory.model import model_size, scratch_size
-from fairlead.memory.plan import RunPlan, in_words, plan_run
-from fairlead.memory.process import RUNTIME_BYTES, ProcessMemory
 from fairlead.nn import logprobs
 from fairlead.nn.loading import load_causal_lm
 from fairlead.nn.reward_model import load_reward_model
+from fairlead.planning import formulas
+from fairlead.planning.machine import Machine
+from fairlead.planning.model_size import model_size, scratch_size
+from fairlead.planning.plan import RunPlan, in_words, plan_run
+from fairlead.planning.process import RUNTIME_BYTES, ProcessMemory
 from fairlead.types import SamplingParams, WeightVersion
 from services.policy import decoder
 from services.policy.sample_state import SampleState

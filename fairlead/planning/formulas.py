@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from fairlead.config.base import DType
 from fairlead.config.training import LoraSection, TrainingSection
-from fairlead.memory.model import ModelSize
+from fairlead.planning.model_size import ModelSize
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2}
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}

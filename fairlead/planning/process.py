@@ -10,12 +10,12 @@ from fairlead.config import RunConfig
 from fairlead.config.base import ComputeSection
 from fairlead.config.serving import ModelServiceSection
 from fairlead.config.training import LoraSection, TrainingSection
-from fairlead.memory import formulas
-from fairlead.memory.model import ModelSize
+from fairlead.planning import formulas
+from fairlead.planning.model_size import ModelSize
 
 RUNTIME_BYTES = {"light": 64 << 20, "torch": 420 << 20, "cuda": 500 << 20}
 """What a process takes before it holds anything: Python alone; with torch and transformers, in main memory;
-the context of a GPU. All but the last are measured by tests/unit/fairlead/memory/test_memory.py."""
+the context of a GPU. All but the last are measured by tests/unit/fairlead/planning/test_planning.py."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class Lengths:
         return self.prompt + self.answer
 
 
-class Planner:
+class MemoryPlanner:
     """Processes of one run."""
 
     def __init__(
