@@ -1,4 +1,4 @@
-"""A run's configuration: one file per section, `RunConfig` over all, `load` to read it."""
+"""The configuration of a run: its sections, `RunConfig` with all of them, and `load` to read it."""
 
 from fairlead.config.folder import RunFolder
 from fairlead.config.run import RunConfig, load, parse_overrides

@@ -1,4 +1,4 @@
-"""What sections share: the base class, device and type, the address of a service, TLS. Knows no section."""
+"""Base classes and types that several sections of a run's configuration share. Knows no concrete section."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    """A frozen table of settings. Unknown keys are refused; docstrings under fields are their help."""
+    """A frozen table of settings. Unknown keys are refused; the docstring of a field is its documentation."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -27,36 +27,36 @@ DType = Literal["float32", "bfloat16"]
 
 
 class ComputeSection(Section):
-    """Device, type and threads of one process."""
+    """The device, data type and threads of one process."""
 
     device: Device = "auto"
-    """`auto` takes the GPU if there is one."""
+    """Device of the model; `auto` uses a GPU if there is one."""
     dtype: DType = "float32"
-    """Computation type of the model's body. Heads, log-probs, weights that learn and their optimizer are
-    float32 whatever it is."""
+    """Data type in which the body of the model computes. Heads, log-probs, trained weights and optimizer
+    state are always float32."""
     threads: int = Field(default=0, ge=0, le=1024)
-    """CPU threads of the process; 0 leaves the choice to OMP_NUM_THREADS or to torch."""
+    """CPU threads of the process; 0 uses OMP_NUM_THREADS or torch's default."""
 
 
 class ServerSection(Section):
-    """Limits of every server that the run starts: the policy, reward, reference and weights services and, for
-    `drain_seconds`, the gateway. To give one process other limits, set the environment of that process,
-    such as `FAIRLEAD_SERVER__DRAIN_SECONDS`.
+    """Limits of every server of the run: the policy, reward, reference and weights services and, for
+    `drain_seconds`, the gateway. To give one process another limit, set it in the environment of that
+    process, such as `FAIRLEAD_SERVER__DRAIN_SECONDS=60`.
     """
 
     max_message_bytes: int = Field(default=16 << 20, ge=1 << 10, le=1 << 30)
-    """Largest gRPC message that a service accepts, in bytes."""
+    """Maximum size of a gRPC message that a service accepts, in bytes."""
     max_in_flight_bytes: int = Field(default=256 << 20, ge=1 << 10)
-    """Largest total size of the unary requests in progress, in bytes. Further requests are refused with a
-    retry delay; a single request above the limit is accepted when no other is in progress."""
+    """Maximum total size of the unary requests in progress, in bytes. Requests above it are refused with a
+    retry delay; a request that is larger on its own is accepted when no other is in progress."""
     max_connection_age_seconds: float = Field(default=300.0, ge=1, le=86_400)
-    """Age at which a gRPC connection is closed gracefully, so that clients discover new replicas."""
+    """Age at which a server closes a gRPC connection gracefully, so that clients discover new replicas."""
     drain_seconds: float = Field(default=30.0, ge=0, le=3_600)
     """Time that requests in progress have to finish after SIGTERM."""
 
 
 class ServiceSection(Section):
-    """A gRPC service: where it listens and how long a call may take."""
+    """The address and the call deadline of a gRPC service."""
 
     addresses: tuple[str, ...] = ("127.0.0.1:0",)
     """Addresses that clients connect to, `host:port` or `dns:///name:port`. On one machine, port 0 means any
@@ -81,34 +81,36 @@ class ServiceSection(Section):
 
 
 class TlsSection(Section):
-    """One identity for everything that a process serves and calls. Files are PEM and read again when they
-    change, so that certificates are renewed without a restart. Empty: plain text.
+    """The certificate of each process, for everything that it serves and calls. Files are in PEM format and
+    are read again when they change, so certificates can be renewed without a restart. If nothing is set,
+    connections are not encrypted.
     """
 
     enabled: bool = False
-    """Speak TLS although nothing below is set: a client of servers whose authority the system trusts."""
+    """Use TLS although no file is set, for a client of servers whose certificate authority the system
+    trusts."""
     certificate: str = ""
-    """The process's certificate and those between it and its authority. A server needs one; a client shows it
-    where servers ask for it."""
+    """Certificate of the process, followed by intermediate certificates. Servers need one; clients present it
+    to servers that require one."""
     key: str = ""
-    """The certificate's private key, without a passphrase."""
+    """Private key of the certificate, without a passphrase."""
     ca: str = ""
-    """Authorities that are trusted: by clients for servers, and by servers for clients. Empty: clients trust
-    those that gRPC brings."""
+    """Trusted certificate authorities: clients verify servers with them, and servers verify clients. Empty:
+    clients use those that come with gRPC."""
     mutual: bool = False
-    """Servers ask callers for a certificate that one of `ca` has signed (mTLS); health is no exception."""
+    """Servers require a client certificate signed by one of `ca` (mTLS), for health checks too."""
     server_name: str = ""
-    """The name that clients expect in servers' certificates. Empty: that of the address called."""
+    """Name that clients expect in the certificate of a server. Empty: the host name of the address."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_files(self) -> Self:
         if bool(self.certificate) != bool(self.key):
-            raise ValueError("`certificate` and `key` only together")
+            raise ValueError("`certificate` and `key` must be set together")
         if self.mutual and not (self.certificate and self.ca):
-            raise ValueError("`mutual` needs `certificate`, `key` and `ca`")
+            raise ValueError("`mutual` requires `certificate`, `key` and `ca`")
         return self
 
     @property
     def on(self) -> bool:
-        """Whether the process speaks TLS."""
+        """Whether the process uses TLS."""
         return self.enabled or bool(self.certificate or self.ca)

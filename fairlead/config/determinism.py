@@ -1,7 +1,8 @@
-"""What `deterministic = true` asks of the other settings: each number is computed alone and alike.
+"""The settings that `deterministic = true` requires: each sequence is computed in a batch of its own.
 
-Floating-point sums depend on who shares a batch, on padding and on the number of threads, so these are fixed.
-Only names and values of settings stand here; docs/reliability.md says what is promised.
+Floating-point sums depend on the other sequences of a batch, on padding and on the number of threads, so
+these are fixed. This module knows names and values of settings only; docs/reliability.md states what is
+guaranteed.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ DEFAULTS: Mapping[str, object] = {
     **{f"{section}.threads": 1 for section in _COMPUTING},
     **{f"{section}.device": "cpu" for section in _COMPUTING},
 }
-"""Dotted keys and what they are where a deterministic run leaves them out."""
+"""Dotted key → default of a deterministic run."""
 
 _REQUIRED: Mapping[str, object] = {"ppo.max_staleness": 0} | {
     key: value for key, value in DEFAULTS.items() if not key.endswith(".threads")
 }
 _WHY = {
-    "ppo.max_staleness": "what an update learns from must not depend on who was fast",
-    "policy.max_slots": "an answer must not depend on what else is decoded",
+    "ppo.max_staleness": "the rollouts of an update must not depend on the speed of workers",
+    "policy.max_slots": "a completion must not depend on what else is decoded",
     "reward.batching.max_batch_tokens": "a score must not depend on what else is scored",
-    "reward.attention": "alone nothing is padded, and nothing may be shared",
-    "reward.pack_weights": "only the plain layout of weights was shown",
-    "reward.watch": "the model must stay",
-    "reward.allow_reload": "the model must stay",
+    "reward.attention": "a single sequence needs no padding, and must not share computation with others",
+    "reward.pack_weights": "only the default layout of weights is tested",
+    "reward.watch": "the model must not change during the run",
+    "reward.allow_reload": "the model must not change during the run",
     "reward.prefix_cache_bytes": "a score must not depend on what was scored before",
-    "reference.batching.max_batch_tokens": "a log-prob must not depend on what else is looked up",
-    "reference.pack_weights": "only the plain layout of weights was shown",
+    "reference.batching.max_batch_tokens": "a log-prob must not depend on what else is computed",
+    "reference.pack_weights": "only the default layout of weights is tested",
 }
 
 
 def fill(values: dict[str, Any]) -> None:
-    """Puts the defaults of a deterministic run into the values of its file where they are left out."""
+    """Put the defaults of a deterministic run into the values of its file where they are not set."""
     for key, value in DEFAULTS.items():
         *path, last = key.split(".")
         target = functools.reduce(lambda inner, part: inner.setdefault(part, {}), path, values)
@@ -56,29 +57,29 @@ def fill(values: dict[str, Any]) -> None:
 
 
 def check(config: object) -> None:
-    """Holds a deterministic run's settings against what its promise needs.
+    """Check that the settings of a deterministic run keep its guarantee.
 
     Raises:
-        ConfigError: for the first that breaks it.
+        ConfigError: for the first setting that breaks it.
     """
     for key, wanted in _REQUIRED.items():
         got = _setting(config, key)
         if got != wanted:
-            why = _WHY.get(key, "it was only shown on one kind of device")
+            why = _WHY.get(key, "it is tested on CPUs only")
             raise ConfigError(key, got=got, allowed=f"{wanted!r} with deterministic = true: {why}")
     for section in _COMPUTING:
         if not _setting(config, f"{section}.threads"):
             raise ConfigError(
                 f"{section}.threads",
                 got=0,
-                allowed="a number above 0 with deterministic = true: sums depend on how they are shared out",
+                allowed="a number above 0 with deterministic = true: sums depend on the number of threads",
             )
     if _setting(config, "data.fresh_rankings") and _setting(config, "guard.action") == "stop":
         raise ConfigError(
             "data.fresh_rankings",
             got=_setting(config, "data.fresh_rankings"),
-            allowed="nothing with deterministic = true and guard.action = 'stop': labels come when people "
-            "have time, and would decide where the run ends",
+            allowed="empty with deterministic = true and guard.action = 'stop': labels arrive at any time, "
+            "and would decide where the run ends",
         )
 
 

@@ -1,4 +1,4 @@
-"""The layout of a run's folder: every name in `runs/<name>/` stands here and nowhere else."""
+"""The layout of a run's folder: the only place that defines the names in `runs/<name>/`."""
 
 from __future__ import annotations
 
@@ -8,44 +8,46 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths below the folder of one run."""
+    """The paths in the folder of one run."""
 
     root: Path
-    """`runs/<name>`."""
+    """The folder, `runs/<name>`."""
 
     @property
     def config(self) -> Path:
-        """The configuration used, as TOML, without secrets."""
+        """The configuration that was used, as TOML without secrets."""
         return self.root / "config.toml"
 
     @property
     def logs(self) -> Path:
-        """A log per process."""
+        """Folder with one log per process."""
         return self.root / "logs"
 
     @property
     def processes(self) -> Path:
-        """Name → pid of what is running, as JSON."""
+        """JSON object of running processes: name → process id."""
         return self.root / "processes.json"
 
     @property
     def supervisor(self) -> Path:
-        """What the supervisor knows of its processes, and how it ended, as JSON; replaced whole."""
+        """JSON object with the state of the supervisor's processes and how the run ended; replaced
+        atomically.
+        """
         return self.root / "supervisor.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the one supervisor that works on the run; holds its pid."""
+        """Lock file of the run's only supervisor; contains its process id."""
         return self.root / "supervisor.lock"
 
     @property
     def sft_model(self) -> Path:
-        """The fine-tuned model and its tokenizer, as `save_pretrained` writes them."""
+        """The fine-tuned model and its tokenizer, in the format of `save_pretrained`."""
         return self.root / "sft"
 
     @property
     def reward_model(self) -> Path:
-        """The reward model and its tokenizer, as `save_pretrained` writes them."""
+        """The reward model and its tokenizer, in the format of `save_pretrained`."""
         return self.root / "reward_model"
 
     @property
@@ -55,42 +57,42 @@ class RunFolder:
 
     @property
     def weight_caches(self) -> Path:
-        """What policy replicas on this machine have fetched over gRPC; a folder for each."""
+        """Weights that policy replicas on this machine have fetched over gRPC, in one folder per replica."""
         return self.root / "weight_caches"
 
     @property
     def checkpoints(self) -> Path:
-        """The trainer's checkpoints and the files that claim incarnations."""
+        """The trainer's checkpoints, and the files that claim incarnations."""
         return self.root / "checkpoints"
 
     @property
     def policy_model(self) -> Path:
-        """The trained policy, as `save_pretrained` writes it; there when PPO has ended."""
+        """The trained policy, in the format of `save_pretrained`; written when PPO ends."""
         return self.root / "policy"
 
     @property
     def best_policy_model(self) -> Path:
-        """The policy that did best on held-out prompts; there when PPO has ended and was evaluated."""
+        """The policy that scored best on held-out prompts; written when PPO ends, if it was evaluated."""
         return self.root / "policy_best"
 
     @property
     def ledger(self) -> Path:
-        """Every outcome of every task, one JSON object a line."""
+        """The outcome of every task, one JSON object per line."""
         return self.root / "ledger.jsonl"
 
     @property
     def events(self) -> Path:
-        """What every trainer did to the queue, one JSON object a line; for an audit."""
+        """Everything that trainers did to the queue, one JSON object per line, for `fairlead audit`."""
         return self.root / "events.jsonl"
 
     @property
     def progress(self) -> Path:
-        """What the running stage does now, as JSON; replaced whole."""
+        """JSON object with the progress of the running stage; replaced atomically."""
         return self.root / "progress.json"
 
     @property
     def phases(self) -> Path:
-        """What every stage did when, one JSON object a phase."""
+        """The phases of every stage with their times, one JSON object per line."""
         return self.root / "phases.jsonl"
 
     @property
@@ -100,12 +102,12 @@ class RunFolder:
 
     @property
     def redis(self) -> Path:
-        """Data of the embedded Valkey."""
+        """The data of the embedded Valkey."""
         return self.root / "redis"
 
     @property
     def report_html(self) -> Path:
-        """The report for people, self-contained."""
+        """The report for people, a self-contained HTML page."""
         return self.root / "report.html"
 
     @property
@@ -114,18 +116,18 @@ class RunFolder:
         return self.root / "report.json"
 
     def metrics(self, stage: str) -> Path:
-        """Metrics of a stage (`sft`, `reward_model`, `ppo`), one JSON object a line."""
+        """Return the metrics file of a stage (`sft`, `reward_model`, `ppo`), one JSON object per line."""
         return self.root / f"metrics_{stage}.jsonl"
 
     @property
     def rollout_samples(self) -> Path:
-        """Some answers of every update of PPO with their scores, one JSON object a line."""
+        """Some answers of every update of PPO with their scores, one JSON object per line."""
         return self.root / "samples_ppo.jsonl"
 
     def result(self, stage: str) -> Path:
-        """Final figures of a stage, as JSON."""
+        """Return the JSON file with the final figures of a stage."""
         return self.root / f"result_{stage}.json"
 
     def log(self, process: str) -> Path:
-        """Log of one process."""
+        """Return the log of one process."""
         return self.logs / f"{process}.log"

@@ -13,125 +13,133 @@ class RedisSection(Section):
     """A connection to Redis."""
 
     redis_url: str = ""
-    """URL of the server, `redis://`, `rediss://` or `unix://`."""
+    """URL of the server: `redis://`, `rediss://` or `unix://`."""
     redis_password: SecretStr | None = None
-    """Password, kept out of the URL and of logs. Set it by the environment."""
+    """Password of the server, kept out of the URL and of logs. Set it in the environment."""
     redis_tls_ca: str = ""
-    """Certificate authorities trusted for `rediss://`, a PEM file. Empty: those of the system."""
+    """Trusted certificate authorities for `rediss://`, a PEM file. Empty: those of the system."""
     redis_tls_certificate: str = ""
-    """Client certificate for a server that asks for one, a PEM file; its key is `redis_tls_key`."""
+    """Client certificate for a server that requires one, a PEM file."""
     redis_tls_key: str = ""
     """Private key of `redis_tls_certificate`, a PEM file."""
 
 
 class QueueSection(RedisSection):
-    """The queue of prompts and rollouts in Redis, and how long the trainer waits for it."""
+    """The queue of tasks and rollouts in Redis."""
 
     redis_url: str = ""
-    """URL of the server, `redis://` or `rediss://`. Empty: a run on one machine starts its own Valkey."""
+    """URL of the server: `redis://`, `rediss://` or `unix://`. Empty: a run on one machine starts its own
+    Valkey."""
     lease_seconds: float = Field(default=3.0, ge=0.1, le=600)
-    """A task whose worker did not renew its claim for so long goes to a peer."""
+    """A task whose worker has not renewed its lease for this time is claimed by another worker."""
     max_failures: int = Field(default=3, ge=1, le=100)
-    """Explicit failures of a task before it is dead-lettered."""
+    """Number of failures that workers report for a task before it becomes a dead letter."""
     max_deliveries: int = Field(default=50, ge=1, le=10_000)
-    """Deliveries of one sending, leases that ran out included, before it is dead-lettered."""
+    """Number of deliveries of a task, including those whose lease expired, before it becomes a dead
+    letter."""
     stall_seconds: float = Field(default=30.0, gt=0, le=86_400)
-    """The trainer reconciles Redis with its ledger when nothing arrived for so long."""
+    """Time without a rollout after which the trainer reconciles Redis with its ledger."""
     give_up_seconds: float = Field(default=600.0, gt=0, le=604_800)
-    """The trainer stops, naming what it waits for, when nothing arrived for so long."""
+    """Time without a rollout after which the trainer stops and names the tasks that it waits for."""
 
 
 class WeightsSection(ServiceSection):
-    """Immutable, checksummed versions in a folder that the trainer writes; replicas see the folder too, or
-    fetch from the weights service and from one another.
+    """The store of policy weights: immutable versions with checksums in a folder that the trainer writes.
+    Policy replicas read the folder, or fetch versions from the weights service and from one another.
     """
 
     transport: Literal["filesystem", "grpc"] = "filesystem"
-    """How policy replicas get versions: `filesystem` reads `path`, which they must see; `grpc` asks the
-    weights service at `addresses`."""
+    """How policy replicas get versions: `filesystem` reads `path`, which they must be able to read; `grpc`
+    fetches from the weights service at `addresses`."""
     path: str = ""
     """Folder of the store. Empty: `weights/` in the run's folder."""
     keep: int = Field(default=3, ge=2, le=1_000)
-    """Newest versions kept."""
+    """Number of newest versions to keep."""
     cache: str = ""
-    """`grpc`: folder in which a replica keeps what it fetched, its own alone. Empty: one below
-    `weight_caches/` in the run's folder, named after its port."""
+    """With `grpc`: folder for the versions that a replica has fetched; replicas cannot share it. Empty: a
+    folder in `weight_caches/` of the run's folder, named after the replica's port."""
     relay_address: str = ""
-    """`host:port` where peers fetch from this replica. Empty: where it listens, unless that is every
-    interface, as in a pod: then it does not relay."""
+    """Address, `host:port`, at which other replicas fetch from this one. Empty: the address that it listens
+    on. A replica that listens on all interfaces, as in a pod, then does not relay."""
     relay_fan_out: int = Field(default=1, ge=1, le=64)
-    """How many fetch from the origin, and from each replica, at the same time. 1 makes a chain, which takes
-    least time where senders have the same bandwidth; more suffer less from one slow replica."""
+    """Number of replicas that fetch from the weights service, or from one replica, at the same time. 1 forms
+    a chain, the fastest if all have the same bandwidth; larger values suffer less from one slow replica."""
     direct: bool = True
-    """`grpc`: bytes come over a plain TCP connection beside it, where sender and receiver want that: several
-    times the rate. Never under `[tls]`; where the connection cannot be made, they come over gRPC."""
+    """With `grpc`: send the bytes over a separate unencrypted TCP connection, which is several times faster.
+    Has no effect with `[tls]`; if the connection fails, bytes are sent over gRPC."""
     direct_port: int = Field(default=0, ge=0, le=65_535)
-    """Port of the weights service, and of each replica that relays, for `direct`. 0: any that is free."""
+    """Port of the weights service, and of each replica that relays, for `direct`; 0 is any free port."""
     lease_seconds: float = Field(default=5.0, ge=0.5, le=600)
-    """A replica that was not heard of for so long loses its place at a source, and is none itself."""
+    """A replica that has not been heard from for this time loses its place at a source, and is no longer a
+    source itself."""
     stall_seconds: float = Field(default=10.0, ge=0.5, le=600)
-    """A source that sends nothing for so long is left for another."""
+    """A source that sends nothing for this time is replaced by another one."""
     give_up_seconds: float = Field(default=60.0, ge=1, le=86_400)
-    """A fetch that gets nothing from any source for so long fails; the replica tries again later."""
+    """A fetch that receives nothing from any source for this time fails; the replica tries again later."""
     max_send_bytes_per_second: int = Field(default=0, ge=0)
-    """What the weights service, and each replica that relays, sends at most; 0 is no limit."""
+    """Maximum send rate of the weights service, and of each replica that relays, in bytes per second; 0 is no
+    limit."""
 
 
 class KeysSection(RedisSection):
-    """Who may call the services. Without a file anybody may, as is right on a machine of one's own."""
+    """API keys of callers. Without a file of keys everybody may call, which suits a single machine."""
 
     file: str = ""
-    """File of keys as `fairlead keys` writes it, or a mounted Secret; read again when it changes. Empty: no
-    keys are asked for."""
+    """File of keys, written by `fairlead keys` or mounted from a Secret; it is read again when it changes.
+    Empty: no API keys are required."""
     redis_url: str = ""
-    """URL of the Redis in which all replicas count rates and quotas together. Empty: every process counts for
-    itself."""
+    """URL of the Redis that counts rates and quotas over all replicas. Empty: every process counts its own
+    requests."""
     reload_seconds: float = Field(default=1.0, ge=0, le=3_600)
-    """Shortest time between two checks of the file for changes."""
+    """Minimum time between two checks of the file for changes."""
     allow_insecure: bool = False
-    """Processes of this run show their key, FAIRLEAD_API_KEY, to other machines in plain text, too. Only on a
-    network that you trust; with `[tls]` it is not needed."""
+    """Allow processes of this run to send their API key, FAIRLEAD_API_KEY, unencrypted to other machines.
+    Only for a network that you trust; not needed with `[tls]`."""
 
 
 AccessLog = Literal["auto", "off", "plain", "texts"]
 
 
 class ObserveSection(Section):
-    """What a process says about itself."""
+    """Logs, metrics and samples."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """Least severe level that is logged."""
+    """Minimum level of log messages."""
     log_style: Literal["auto", "json", "human"] = "auto"
-    """`auto`: readable on a terminal, JSON lines elsewhere."""
+    """Format of log messages; `auto` is readable text on a terminal and JSON lines elsewhere."""
     access_log: AccessLog = "auto"
-    """One line for every call: `plain` has method, status, id of the key, request id, tokens and seconds,
-    `texts` also the beginning of what was asked, which may be private. `auto`: `plain` at the gateway, `off`
-    at the services, which would say the same again."""
+    """Whether to log one line per call. `plain`: method, status, id of the API key, request id, tokens and
+    seconds. `texts`: also the beginning of the request's text, which may be private. `auto`: `plain` in the
+    gateway and `off` in the services, which would log the same calls again."""
     metrics_host: str = "127.0.0.1"
     """Address that /metrics and /readyz listen on; 0.0.0.0 in a container."""
     metrics_port: int = Field(default=0, ge=-1, le=65_535)
-    """Port of /metrics and /readyz; 0 is any free one, -1 none."""
+    """Port of /metrics and /readyz; 0 is any free port, -1 disables them."""
     stall_seconds: float = Field(default=1_800.0, ge=0, le=604_800)
-    """A process of PPO or of serving that waits so long for one call, forward pass or phase says for what and
-    ends with exit code 4, to be started again; 0: never. The wait for rollouts: `queue.give_up_seconds`."""
+    """A PPO or service process that waits longer than this for one call, forward pass or phase logs what it
+    waits for and ends with exit code 4, to be restarted. 0 disables it. Waiting for rollouts is limited by
+    `queue.give_up_seconds` instead."""
     metrics_tls: bool = False
-    """That port speaks TLS as `[tls]` says, instead of plain text."""
+    """Serve /metrics and /readyz over TLS as configured in `[tls]`."""
     tensorboard: bool = True
-    """Write TensorBoard event files beside metrics.jsonl."""
+    """Write TensorBoard event files."""
     rollout_samples: int = Field(default=32, ge=0, le=100_000)
-    """Answers of every update of PPO that are kept in samples_ppo.jsonl, the first of the batch."""
+    """Number of answers of every update of PPO that are saved in samples_ppo.jsonl, the first ones of the
+    batch."""
 
 
 class LocalSection(Section):
     """The supervisor of a run on one machine."""
 
     ready_seconds: float = Field(default=120.0, gt=0, le=3_600)
-    """A process that is not ready after so long is a failure."""
+    """Time that a process has to become ready; a slower start counts as a failure."""
     hung_seconds: float = Field(default=60.0, gt=0, le=86_400)
-    """A process that was ready and answers no probe for so long is killed and started again."""
+    """A process that was ready and does not respond to probes for this time is killed and restarted."""
     drain_seconds: float = Field(default=30.0, gt=0, le=3_600)
-    """How long processes may take to end after SIGTERM, then SIGKILL."""
+    """Time that processes have to end after SIGTERM, before SIGKILL."""
     max_restarts: int = Field(default=20, ge=0, le=100_000)
-    """Restarts of one process, without a minute of health between, before the run stops with the reason."""
+    """Maximum number of restarts of one process without a minute of good health in between; then the run
+    stops with the reason."""
     backoff_seconds: float = Field(default=0.5, gt=0, le=60)
-    """Delay before the first restart; doubles up to 30 s, and falls back after a minute of health."""
+    """Delay before the first restart. It doubles with each restart up to 30 s, and is reset after a minute of
+    good health."""

@@ -1,4 +1,4 @@
-"""One run: its sections, where it lives, and how the file, the environment and flags make it.
+"""The configuration of one run, and how `load` reads it from a file, the environment and flags.
 
 Precedence: flags > environment (`FAIRLEAD_SECTION__FIELD`) > TOML file > default.
 """
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunConfig(BaseSettings):
-    """Everything about one run. Each process reads the sections it needs."""
+    """The configuration of one run. Each process reads the sections that it needs."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -68,50 +68,51 @@ class RunConfig(BaseSettings):
     )
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-    """Names the run: its folder and its keys in Redis."""
+    """Name of the run, used for its folder and its keys in Redis."""
     runs: Path = Path("runs")
-    """Folder of all runs; relative to where the command is given."""
+    """Folder of all runs, relative to the working directory."""
     seed: int = Field(default=0, ge=0, lt=2**62)
-    """Every draw is derived from it."""
+    """Seed of all random numbers."""
     deterministic: bool = False
-    """PPO comes to the same weights to the last bit, with any number of workers and through kills and
-    resumes; slower, as every sequence is computed alone. Synchronous, on CPUs; docs/reliability.md."""
+    """Make PPO reproducible bit for bit, with any number of workers and through kills and restarts. It is
+    synchronous, runs on CPUs only, and is slower, because every sequence is computed in a batch of its own;
+    see [docs/reliability.md](reliability.md)."""
     base: Path = Path(".")
-    """Folder that the paths in `[data]` are relative to; set to the folder of the file that was read."""
+    """Folder that the paths in `[data]` are relative to. Default: the folder of the file that was read."""
     model: ModelSection = ModelSection()
     """The base model."""
     data: DataSection = DataSection()
-    """Files to learn from."""
+    """The data of all stages."""
     sft: SftSection = SftSection()
     """Supervised fine-tuning."""
     reward_model: RewardModelSection = RewardModelSection()
-    """Reward-model training."""
+    """Training of the reward model."""
     ppo: PpoSection = PpoSection()
     """Reinforcement learning."""
     guard: GuardSection = GuardSection()
-    """Signals of reward hacking."""
+    """Limits for signals of reward hacking."""
     sampling: SamplingSection = SamplingSection()
     """Sampling of rollouts."""
     evaluation: EvaluationSection = EvaluationSection()
-    """Evaluation."""
+    """Evaluation on held-out prompts."""
     server: ServerSection = ServerSection()
     """Limits of all servers."""
     policy: PolicySection = PolicySection()
-    """Policy service."""
+    """The policy service."""
     reward: RewardSection = RewardSection()
-    """Reward service."""
+    """The reward service."""
     reference: ReferenceSection = ReferenceSection()
-    """Reference service."""
+    """The reference service."""
     rollout_worker: RolloutWorkerSection = RolloutWorkerSection()
-    """Rollout workers."""
+    """The rollout workers."""
     gateway: GatewaySection = GatewaySection()
-    """HTTP gateway."""
+    """The HTTP gateway."""
     queue: QueueSection = QueueSection()
-    """Redis."""
+    """The queue in Redis."""
     weights: WeightsSection = WeightsSection()
-    """Weight store."""
+    """The weight store."""
     checkpoint: CheckpointSection = CheckpointSection()
-    """Checkpoints."""
+    """Checkpoints of PPO."""
     observe: ObserveSection = ObserveSection()
     """Logs and metrics."""
     keys: KeysSection = KeysSection()
@@ -119,7 +120,7 @@ class RunConfig(BaseSettings):
     tls: TlsSection = TlsSection()
     """Certificates."""
     local: LocalSection = LocalSection()
-    """Runs on one machine."""
+    """The supervisor of a run on one machine."""
 
     @classmethod
     def settings_customise_sources(
@@ -130,28 +131,28 @@ class RunConfig(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` hands over counts; it has merged flags, environment and file already."""
+        """Use only the values that `load` passes: it has already merged flags, environment and file."""
         return (init_settings,)
 
     @model_validator(mode="after")
-    def _determinism_holds(self) -> Self:
+    def _check_determinism(self) -> Self:
         if self.deterministic:
             determinism.check(self)
         return self
 
     @property
     def folder(self) -> RunFolder:
-        """The run's folder."""
+        """The folder of the run."""
         return RunFolder(self.runs / self.name)
 
     @property
     def metrics_tls(self) -> TlsSection | None:
-        """TLS of the ports of metrics; None if they are plain text."""
+        """TLS settings of the metrics ports; None if they are not encrypted."""
         return self.tls if self.observe.metrics_tls else None
 
     @property
     def weights_path(self) -> Path:
-        """Folder of the weight store."""
+        """The folder of the weight store."""
         return Path(self.weights.path) if self.weights.path else self.folder.weights
 
     def server_limits(
@@ -165,20 +166,20 @@ class RunConfig(BaseSettings):
         )
 
     def data_path(self, path: str) -> Path:
-        """A path of `[data]`, resolved against the folder of the run's file."""
+        """Resolve a path of `[data]` against the folder of the run's file."""
         return (self.base / path).resolve()
 
 
 def load(path: Path | None = None, *, overrides: Mapping[str, object] | None = None) -> RunConfig:
-    """Reads a run's configuration.
+    """Read the configuration of a run.
 
     Args:
-        path: TOML file; None takes defaults, environment and overrides alone.
-        overrides: flags, as dotted keys: `{"ppo.updates": 10}`. Strings are read as TOML values where they
-            are such, so `"10"` is a number.
+        path: the TOML file; None uses only defaults, environment and overrides.
+        overrides: flags by dotted key, such as `{"ppo.updates": 10}`. A string that is a TOML
+            value is parsed, so `"10"` is a number.
 
     Raises:
-        ConfigError: for an unreadable file, a misspelt key (names the nearest right one) or a bad value.
+        ConfigError: for an unreadable file, an unknown key (names the nearest known one) or an invalid value.
     """
     values: dict[str, Any] = {}
     warnings: list[str] = []
@@ -206,7 +207,7 @@ def load(path: Path | None = None, *, overrides: Mapping[str, object] | None = N
 
 
 def parse_overrides(flags: Iterable[str]) -> dict[str, object]:
-    """`--set section.field=value` flags as `load` takes them.
+    """Parse `--set section.field=value` flags into the overrides that `load` takes.
 
     Raises:
         ConfigError: for a flag without `=`.
@@ -254,7 +255,7 @@ def _merge(target: dict[str, Any], update: Mapping[str, Any]) -> None:
 
 
 def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key that a run's file may hold, without the deprecated ones."""
+    """Yield the dotted key of every section and every setting, without the deprecated ones."""
     for name, field in model.model_fields.items():
         if prefix + name in retired.OVERRIDES:
             continue
@@ -281,7 +282,7 @@ def _variable(key: str) -> str:
 
 
 def _check_environment() -> None:
-    """A misspelt FAIRLEAD_SECTION__FIELD would be ignored in silence; it is refused instead."""
+    """Refuse a misspelt FAIRLEAD_SECTION__FIELD, which pydantic-settings would ignore silently."""
     known = {*field_names(), *retired.known()}
     for variable in os.environ:
         if variable.startswith("FAIRLEAD_") and "__" in variable:

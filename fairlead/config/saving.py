@@ -1,6 +1,6 @@
-"""A run's configuration as TOML, the other way round of `load`: the file that a run's folder keeps.
+"""Saving a run's configuration as TOML, the inverse of `load`, for the file in the run's folder.
 
-Secrets are left out; `load` of what is written gives the same configuration, but for them.
+Secrets are omitted; otherwise `load` of the saved file gives the same configuration.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Redis = TypeVar("_Redis", bound=RedisSection)
 
 
 def without_secrets(config: RunConfig) -> RunConfig:
-    """The same, with absolute paths and without the passwords, in their own fields or in URLs."""
+    """Return the configuration with absolute paths and without passwords, in fields or in URLs."""
     return config.model_copy(
         update={
             "queue": _without_password(config.queue),
@@ -33,20 +33,20 @@ def without_secrets(config: RunConfig) -> RunConfig:
 
 
 def save(config: RunConfig, path: Path) -> None:
-    """Writes the configuration, without secrets, in one step."""
+    """Write the configuration, without secrets, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, as_toml(config))
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Puts a whole file in the place of what is there: who reads sees the old text or the new."""
+    """Replace a file atomically: readers see the old text or the new text."""
     aside = path.with_name(f"{path.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
 
 
 def as_toml(config: RunConfig, *, without_defaults: bool = False) -> str:
-    """The configuration as text, without secrets and, if wanted, without what has its default value."""
+    """Return the configuration as TOML, without secrets and, if wanted, without values that are defaults."""
     values = without_secrets(config).model_dump(
         mode="json", exclude_none=True, exclude_defaults=without_defaults
     )
@@ -69,7 +69,7 @@ def _url_without_password(url: str) -> str:
 
 
 def _lines(table: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    """Values first: in TOML everything after a `[header]` belongs to it."""
+    """Yield the lines of a table, values first: in TOML everything after a `[header]` belongs to it."""
     for key, value in table.items():
         if not isinstance(value, Mapping):
             yield f"{key} = {_value(value)}"

@@ -11,171 +11,186 @@ from fairlead.types import SamplingParams
 
 
 class ScratchModel(Section):
-    """A small Llama with random weights and a tokenizer made from the run's own texts."""
+    """A small Llama model with random weights, and a tokenizer trained on the texts of the run."""
 
     hidden_size: int = Field(default=64, ge=8, le=8_192)
-    """Width."""
+    """Width of the model."""
     num_layers: int = Field(default=2, ge=1, le=128)
-    """Blocks."""
+    """Number of transformer blocks."""
     num_heads: int = Field(default=4, ge=1, le=128)
-    """Attention heads; must divide the width."""
+    """Number of attention heads; must divide `hidden_size`."""
     max_position_embeddings: int = Field(default=256, ge=8, le=131_072)
-    """Longest sequence in tokens."""
+    """Maximum length of a sequence, in tokens."""
     tokenizer: Literal["words", "bpe"] = "bpe"
     """`words` splits at white space; `bpe` is byte-level byte-pair encoding."""
     vocabulary_size: int = Field(default=4_096, ge=16, le=262_144)
-    """Entries of the tokenizer at most."""
+    """Maximum number of entries of the tokenizer."""
 
 
 class ModelSection(Section):
-    """Where the base model comes from: a path or hub id, or from scratch."""
+    """The base model: an existing model, or one from scratch."""
 
     path: str = ""
-    """Local folder or hub id of a causal language model. Empty: from scratch."""
+    """Local folder or Hugging Face id of a causal language model. Empty: a model from scratch."""
     scratch: ScratchModel = ScratchModel()
-    """Sizes of a model from scratch; used when `path` is empty."""
+    """Sizes of a model from scratch; used if `path` is empty."""
 
 
 class DataSection(Section):
-    """Files of JSON lines (plain or gzipped) or Parquet, folders, datasets of the hub: docs/data.md has every
-    form. Paths are absolute, or relative to the folder of the run's file.
+    """Files of JSON lines (plain or gzipped) or Parquet, folders, or datasets on the Hugging Face Hub.
+    [docs/data.md](data.md) describes every format. Paths are absolute, or relative to the folder of the run's
+    file.
     """
 
     demonstrations: str | tuple[str, ...] = ""
-    """For SFT, one source or several: `{"prompt", "completion"}`, `{"messages": [{"role", "content"}]}` or
-    plain `{"text"}` a line, mixed as you like; prompt and completion may be messages, too."""
+    """For SFT: one source or several, with `{"prompt", "completion"}`, `{"messages": [{"role", "content"}]}`
+    or plain `{"text"}` per line. Formats may be mixed; prompt and completion may also be messages."""
     preferences: str | tuple[str, ...] = ""
-    """For the reward model, one source or several: `{"prompt", "responses": [{"text", "rank"}]}` (1 is best,
-    equal ranks are ties), the same with `score` (higher is better), or `{"prompt", "chosen", "rejected"}` a
-    line, as text or as messages; without `prompt` it is what `chosen` and `rejected` begin with alike."""
+    """For the reward model: one source or several. A line is `{"prompt", "responses": [{"text", "rank"}]}`
+    (rank 1 is best, equal ranks are ties), the same with `score` (higher is better), or `{"prompt", "chosen",
+    "rejected"}`; texts may also be messages. Without `prompt`, the common beginning of `chosen` and
+    `rejected` is the prompt."""
     tie_margin: float = Field(default=0.0, ge=0)
-    """Responses whose scores are closer than this are ties; ranks are taken as they are."""
+    """Responses whose scores differ by less than this are ties. Does not apply to ranks."""
     prompts: str | tuple[str, ...] = ""
-    """For PPO, one source or several: `{"prompt"}`, as text or as messages, or `{"messages"}` a line."""
+    """For PPO: one source or several, with `{"prompt"}`, as text or as messages, or `{"messages"}` per
+    line."""
     fresh_rankings: str = ""
-    """For PPO's guard: rankings of answers in the run's samples_ppo.jsonl, in a form of `preferences`, that
-    labelers append while it runs; it need not exist yet."""
+    """For PPO's guard: a file of rankings of answers in the run's samples_ppo.jsonl, in a format of
+    `preferences`. Labelers append to it while the run is in progress; it need not exist at the start."""
     sentences: str = ""
-    """`{"text", "label"}` a line; demonstrations, preferences and prompts are derived from it where they are
-    empty: the first words are the prompt, label 1 is preferred."""
+    """Source with `{"text", "label"}` per line. Demonstrations, preferences and prompts that are not set are
+    derived from it: the first words are the prompt, and label 1 is preferred."""
     bad_lines: Literal["refuse", "skip"] = "refuse"
-    """What becomes of a line that cannot be read: `refuse` stops at the first, `skip` leaves it out and says
-    how many were; a damaged file is always refused."""
+    """What to do with a line that cannot be read: `refuse` stops at the first one; `skip` skips such lines
+    and logs their number. A damaged file is always refused."""
     prompt_words: int = Field(default=3, ge=1, le=100)
-    """Words of a sentence that make the prompt, with `sentences`."""
+    """Number of words of a sentence that form the prompt, with `sentences`."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the prompts kept out of training, split by prompt."""
+    """Fraction of the prompts that is held out of training; the split is by prompt."""
 
 
 class TrainingSection(ComputeSection):
-    """A stage of training: what it may hold in memory at a time."""
+    """Memory limits of one training stage."""
 
     max_micro_batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens, padding included, of one forward pass; the gradient does not depend on it."""
+    """Maximum number of tokens in one forward pass, padding included. The gradient does not depend on it."""
     gradient_checkpointing: bool = False
-    """Keep only what goes into each block and compute the rest again in the backward pass: about a third more
-    work, a fraction of the memory, the same gradient."""
+    """Store only the inputs of each block and recompute the rest in the backward pass: about a third more
+    compute, much less memory, the same gradient."""
 
 
 class LoraSection(Section):
-    """Low-rank adaptation (Hu et al. 2021): the base stays as it is, W·x becomes W·x + alpha/rank · B·A·x."""
+    """Low-rank adaptation (Hu et al. 2021): the base weights are frozen, and W·x becomes W·x + alpha/rank ·
+    B·A·x.
+    """
 
     rank: int = Field(default=0, ge=0, le=1_024)
-    """Rows of A and columns of B, r; 0 trains all weights instead. 8 to 64 are usual, with a learning rate
-    ten times that of training all weights, or more."""
+    """Rank of the adapter; 0 trains all weights instead. Usual values are 8 to 64, with a learning rate at
+    least ten times that for training all weights."""
     alpha: float = Field(default=32.0, gt=0)
-    """The adapter's share is multiplied by alpha/rank."""
+    """Scale of the adapter: its output is multiplied by alpha/rank."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the linear layers that get an adapter, such as `["q_proj", "v_proj"]`; `all-linear` is every
-    one but the output layer."""
+    """Names of the linear layers that get an adapter, such as `["q_proj", "v_proj"]`; `all-linear` means all
+    except the output layer."""
     merge: bool = False
-    """Leave the trained model with the adapter added to its weights, a folder that needs no base beside it,
-    instead of the adapter alone."""
+    """Save the trained model with the adapter merged into its weights, instead of the adapter on its own."""
 
 
 class DropoutLoraSection(LoraSection):
-    """As `[ppo.lora]`, with dropout if wanted; PPO has none, as it compares log-probs."""
+    """Low-rank adaptation as in `[ppo.lora]`, with optional dropout. PPO has no dropout, because it compares
+    log-probs.
+    """
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of an adapter's inputs that are left out while it learns; the base has no dropout."""
+    """Dropout probability of the adapter's inputs during training; the base model has no dropout."""
 
 
 class SftSection(TrainingSection):
-    """Cross-entropy: on responses and assistant turns only, on every token of plain text."""
+    """Supervised fine-tuning with cross-entropy: on responses and assistant turns, or on every token of plain
+    text.
+    """
 
     epochs: int = Field(default=2, ge=1, le=1_000)
-    """Passes over the demonstrations."""
+    """Number of passes over the demonstrations."""
     batch_size: int = Field(default=32, ge=1)
-    """Sequences of one optimizer step."""
+    """Sequences per optimizer step."""
     batching: Literal["length", "packing"] = "length"
-    """How the sequences of a step are laid out: `length` puts those of like length together and pads;
-    `packing` puts several behind one another in rows of `max_sequence_tokens`, their attention kept apart.
-    The loss is the same."""
+    """Layout of the sequences of a step: `length` groups sequences of similar length and pads them; `packing`
+    puts several sequences into each row of `max_sequence_tokens`, without attention between them. The loss is
+    the same."""
     learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak rate of AdamW."""
+    """Peak learning rate of AdamW."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the steps in which the rate rises linearly; then it falls linearly to 0."""
+    """Fraction of the steps during which the learning rate rises linearly; afterwards it falls linearly to
+    0."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    """Maximum norm of the gradient; larger gradients are clipped."""
     max_sequence_tokens: int = Field(default=512, ge=2)
-    """Longer demonstrations are cut, and counted; longer plain text goes on in another sequence."""
+    """Maximum length of a sequence, in tokens. Longer demonstrations are truncated and counted; longer plain
+    text is split into several sequences."""
     lora: DropoutLoraSection = DropoutLoraSection()
-    """An adapter on frozen weights instead of training all of them."""
+    """Train an adapter on frozen weights instead of all weights."""
 
 
 class RewardModelSection(TrainingSection):
-    """−log σ(r_better − r_worse), averaged over the pairs of a ranking; starts from the SFT model."""
+    """Training of the reward model, which starts from the SFT model: loss −log σ(r_better − r_worse),
+    averaged over the pairs of a ranking.
+    """
 
     path: str = ""
-    """Model it starts from. Empty: the SFT model of the run."""
+    """Local folder or Hugging Face id of the model to start from. Empty: the SFT model of the run."""
     ensemble_size: int = Field(default=1, ge=1, le=64)
-    """Models that are trained, with other draws of head and order each, and served as one."""
+    """Number of models to train, each with its own random head and data order. They are served as one
+    ensemble."""
     epochs: int = Field(default=1, ge=1, le=1_000)
-    """Passes over the comparisons."""
+    """Number of passes over the comparisons."""
     batch_size: int = Field(default=16, ge=1)
-    """Prompts of one optimizer step, with all their comparisons."""
+    """Prompts per optimizer step, each with all its comparisons."""
     learning_rate: float = Field(default=9e-6, gt=0)
-    """Peak rate of AdamW."""
+    """Peak learning rate of AdamW."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the steps in which the rate rises linearly; then it falls linearly to 0."""
+    """Fraction of the steps during which the learning rate rises linearly; afterwards it falls linearly to
+    0."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    """Maximum norm of the gradient; larger gradients are clipped."""
     max_sequence_tokens: int = Field(default=512, ge=2)
-    """Longer pairs are cut from the left of the prompt, and counted."""
+    """Maximum length of prompt and response, in tokens. In longer pairs the beginning of the prompt is cut
+    off, and they are counted."""
 
 
 class SamplingSection(Section):
-    """Sampling of training rollouts."""
+    """Sampling of the rollouts that PPO trains on."""
 
     temperature: float = Field(default=1.0, gt=0, le=100)
-    """Logits are divided by it, in sampling, reference and training alike. Training needs more than 0."""
+    """Sampling temperature. The logits of the policy, the reference and the trainer are divided by it."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus mass kept."""
+    """Probability mass that nucleus sampling keeps; 1 keeps all tokens."""
     top_k: int = Field(default=0, ge=0)
-    """Most likely tokens kept; 0 keeps all."""
+    """Number of most likely tokens to sample from; 0 means all."""
     max_new_tokens: int = Field(default=64, ge=1, le=131_072)
-    """Tokens of an answer at most."""
+    """Maximum length of an answer, in tokens."""
     stop_strings: tuple[str, ...] = ()
-    """Texts that end an answer."""
+    """Strings that end an answer."""
     allow_truncated_distribution: bool = False
-    """Train although top_p or top_k cut the distribution: behaviour log-probs are then those of the
-    renormalised rest, and the importance ratio is biased."""
+    """Allow training with `top_p` < 1 or `top_k` > 0. The behaviour log-probs are then those of the
+    renormalised distribution, and the importance ratio is biased."""
 
     @model_validator(mode="after")
-    def _truncation_is_asked_for(self) -> Self:
+    def _check_truncation(self) -> Self:
         if (self.top_p < 1 or self.top_k > 0) and not self.allow_truncated_distribution:
             raise ValueError(
                 "top_p < 1 or top_k > 0 biases the importance ratio; "
-                "set sampling.allow_truncated_distribution = true to train with it all the same"
+                "set sampling.allow_truncated_distribution = true to train with it anyway"
             )
         return self
 
     def params(self, *, seed: int) -> SamplingParams:
-        """The parameters of one task."""
+        """Return the sampling parameters of one task."""
         return SamplingParams(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -187,69 +202,79 @@ class SamplingSection(Section):
 
 
 class PpoSection(TrainingSection):
-    """PPO with a separate critic and a KL penalty to the reference in the reward."""
+    """PPO with a separate critic and a KL penalty in the reward."""
 
     updates: int = Field(default=100, ge=1, le=10_000_000)
-    """Rollout batches trained on, from the first to the last incarnation."""
+    """Number of updates of the whole run, including those before a restart. An update trains on one batch of
+    rollouts."""
     batch_size: int = Field(default=256, ge=1)
-    """Rollouts of one update."""
+    """Rollouts per update."""
     mini_batch_size: int = Field(default=64, ge=1)
-    """Rollouts of one optimizer step."""
+    """Rollouts per optimizer step; must divide `batch_size`."""
     epochs: int = Field(default=1, ge=1, le=100)
-    """Passes over a rollout batch. More than one reaches higher rewards sooner, and hacks sooner."""
+    """Number of passes over the rollouts of an update. More than one reaches higher rewards sooner, and
+    reward hacking too."""
     max_staleness: int = Field(default=0, ge=0, le=64)
-    """Updates that a rollout's weights may lag behind those that train on it. 0 is synchronous PPO; above it,
-    max_staleness + 1 batches are under way, and the trainer learns while they are answered."""
+    """Maximum number of updates between the weights that produced a rollout and the weights that train on it.
+    0 is synchronous PPO. Above 0, max_staleness + 1 batches are in progress, and the trainer trains while
+    rollouts are generated."""
     learning_rate: float = Field(default=1e-6, gt=0)
-    """Adam's rate for the policy, falling linearly to 0 over `updates`."""
+    """Learning rate of Adam for the policy; falls linearly to 0 over `updates`."""
     critic_learning_rate: float = Field(default=9e-6, gt=0)
-    """Adam's rate for the critic, falling linearly to 0 over `updates`."""
+    """Learning rate of Adam for the critic; falls linearly to 0 over `updates`."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    """Maximum norm of the gradient; larger gradients are clipped."""
     critic_init: Literal["policy", "reward_model"] = "policy"
-    """What the critic starts from: the policy's body and a head that says 0, or the reward model that
-    `[reward] path` names, body and head (InstructGPT); its tokenizer must be the policy's."""
+    """Initial weights of the critic: `policy` takes the body of the policy and a head of zeros;
+    `reward_model` takes body and head of the reward model at `reward.path` (InstructGPT), whose tokenizer
+    must be that of the policy."""
     kl_coefficient: float = Field(default=0.05, ge=0)
-    """β of −β·(log π − log π_ref) at every token; where it starts if it adapts."""
+    """Coefficient β of the penalty −β·(log π − log π_ref) for each token; the initial value if it is
+    adaptive."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Estimate of the divergence that the reward is charged for; k1 is unbiased."""
+    """Estimator of the KL divergence in the penalty; `k1` is unbiased."""
     kl_control: Literal["fixed", "adaptive"] = "fixed"
-    """`adaptive` moves β so that the divergence of a whole answer comes to `kl_target` (Ziegler et al.)."""
+    """`fixed` keeps `kl_coefficient`; `adaptive` adjusts it so that the divergence per answer approaches
+    `kl_target` (Ziegler et al. 2019)."""
     kl_target: float = Field(default=6.0, gt=0)
-    """Divergence from the reference that adaptive control aims at, in nats per answer."""
+    """Target divergence from the reference for adaptive control, in nats per answer."""
     kl_horizon: float = Field(default=10_000.0, gt=0)
-    """Answers over which adaptive control acts: β moves by at most 0.2 · batch_size/horizon in an update."""
+    """Horizon of adaptive control, in answers: an update changes β by at most a factor of 1 ± 0.2 ·
+    batch_size/horizon."""
     clip_range: float = Field(default=0.2, gt=0, lt=1)
-    """Clip of the probability ratio."""
+    """Clip range ε of the probability ratio."""
     clip_range_high: float | None = Field(default=None, gt=0)
-    """Clip of the ratio above 1, if it shall be wider than below (clip-higher, DAPO); unset: `clip_range`."""
+    """Upper clip range of the probability ratio, if it should differ from the lower one (clip-higher, DAPO).
+    Unset: `clip_range`."""
     dual_clip: float | None = Field(default=None, gt=1)
-    """Bound of a bad token's loss, in units of its advantage (Ye et al. 2020; 3 is usual); unset: none."""
+    """Bound of the loss of a token with a negative advantage, as a multiple of the advantage (Ye et al. 2020,
+    usually 3). Unset: no bound."""
     max_behaviour_weight: float = Field(default=2.0, ge=1)
-    """With stale rollouts: π_proximal/π_behaviour, by which a token counts, is cut here."""
+    """Maximum of the importance weight π_prox/π_behav of a token; applies if `max_staleness` is above 0."""
     value_clip_range: float = Field(default=0.2, gt=0)
-    """Clip of the value's move, in standard deviations of the returns."""
+    """Clip range of the change of the value, in standard deviations of the returns."""
     gae_gamma: float = Field(default=1.0, gt=0, le=1)
-    """Discount γ."""
+    """Discount factor γ."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """λ of generalised advantage estimation."""
     missing_eos_penalty: float = Field(default=0.0, ge=0)
-    """Taken from the score of an answer that was cut off."""
+    """Subtracted from the score of an answer that was cut off at `max_new_tokens`."""
     normalise_scores: bool = False
-    """Scores count as standard deviations from the mean of all scores so far."""
+    """Replace a score by its distance from the mean of all previous scores, in their standard deviations."""
     score_clip: float = Field(default=10.0, gt=0)
-    """Scores are clipped to ± this, after `normalise_scores`."""
+    """Scores are clipped to ± this value, after `normalise_scores`."""
     whiten_rewards: bool = False
-    """Scale the rewards of a batch, divergence included, to variance 1 without shifting their mean."""
+    """Scale the rewards of a batch, KL penalty included, to variance 1 without shifting their mean."""
     ptx_coefficient: float = Field(default=0.0, ge=0)
-    """γ of PPO-ptx: weight of the cross-entropy on demonstrations in every optimizer step; 0: without."""
+    """Coefficient γ of PPO-ptx: weight of the cross-entropy on demonstrations in every optimizer step; 0
+    disables it."""
     ptx_batch_size: int = Field(default=32, ge=1)
-    """Demonstrations of an optimizer step, with `ptx_coefficient`."""
+    """Demonstrations per optimizer step, with `ptx_coefficient`."""
     lora: LoraSection = LoraSection()
-    """Adapters on frozen weights, one for the policy and one for the critic, instead of training them all."""
+    """Train one adapter for the policy and one for the critic on frozen weights, instead of all weights."""
 
     @model_validator(mode="after")
-    def _mini_batches_are_whole(self) -> Self:
+    def _check_mini_batches(self) -> Self:
         if self.batch_size % self.mini_batch_size:
             raise ValueError(
                 f"mini_batch_size {self.mini_batch_size} does not divide batch_size {self.batch_size}"
@@ -258,99 +283,106 @@ class PpoSection(TrainingSection):
 
 
 class GuardSection(Section):
-    """Limits of the signals, against the first update: a crossed `warn` limit is told, a crossed `stop` limit
-    is told as an error and, with `action = "stop"`, ends the run at its last good checkpoint.
+    """Limits for signals of reward hacking, checked at every update of PPO. Crossing a `warn` limit is logged
+    as a warning, crossing a `stop` limit as an error; with `action = "stop"` it also ends the run at its last
+    good checkpoint.
 
-    The stop limits fired on runs that went wrong and never on healthy ones; entropy and variety halve in
-    healthy runs too. A limit that is not set never fires.
+    The default stop limits were crossed by runs that went wrong and by no healthy run. Entropy and variety
+    halve in healthy runs too, so they only warn. A limit that is not set is not checked.
     """
 
     action: Literal["off", "warn", "stop"] = "warn"
-    """`warn`: signals are told and training goes on; `stop`: a stop limit ends the run; `off`: only the
-    figures are written."""
+    """`warn` logs crossed limits and continues; `stop` ends the run when a stop limit is crossed; `off` only
+    records the signals."""
 
     length_ratio_warn_below: float | None = Field(default=None, ge=0)
-    """Tokens per answer ÷ those of the first update."""
+    """Warn if the tokens per answer, divided by those of the first update, are below this."""
     length_ratio_warn_above: float | None = Field(default=None, ge=0)
-    """Of the same, upper side."""
+    """Warn if the tokens per answer, divided by those of the first update, are above this."""
     length_ratio_stop_below: float | None = Field(default=0.7, ge=0)
-    """Of the same, lower side."""
+    """Stop if the tokens per answer, divided by those of the first update, are below this."""
     length_ratio_stop_above: float | None = Field(default=1.5, ge=0)
-    """Of the same, upper side."""
+    """Stop if the tokens per answer, divided by those of the first update, are above this."""
 
     repetition_warn_above: float | None = None
-    """Share of 3-grams that stood in the same answer before, less three times that of the first update."""
+    """Warn if the fraction of repeated 3-grams within an answer, minus three times that of the first update,
+    is above this."""
     repetition_stop_above: float | None = 0.05
-    """Of the same."""
+    """Stop if the fraction of repeated 3-grams within an answer, minus three times that of the first update,
+    is above this."""
 
     eos_ratio_warn_below: float | None = Field(default=None, ge=0)
-    """Share of answers that end ÷ that of the first update; the drop that chance explains does not count."""
+    """Warn if the fraction of answers that are not cut off, divided by that of the first update, is below
+    this. A drop within sampling error is not counted."""
     eos_ratio_stop_below: float | None = Field(default=0.98, ge=0)
-    """Of the same."""
+    """Stop if the fraction of answers that are not cut off, divided by that of the first update, is below
+    this. A drop within sampling error is not counted."""
 
     kl_warn_above: float | None = None
-    """Nats per answer from the reference, by k1."""
+    """Warn if the divergence from the reference by estimator k1, in nats per answer, is above this."""
     kl_stop_above: float | None = 10.0
-    """Of the same."""
+    """Stop if the divergence from the reference by estimator k1, in nats per answer, is above this."""
     kl_k3_warn_above: float | None = 20.0
-    """Nats per answer by k3, whose tail is heavy."""
+    """Warn if the divergence from the reference by estimator k3, in nats per answer, is above this. k3 has a
+    heavy tail."""
     kl_k3_stop_above: float | None = None
-    """Of the same."""
+    """Stop if the divergence from the reference by estimator k3, in nats per answer, is above this."""
 
     overconfidence_warn_above: float | None = Field(default=None, ge=0, le=1)
-    """Share of fresh labels on the policy's own answers that the reward model claims to foresee, less the
-    share that it does: of the rankings in `data.fresh_rankings`. At most 0.13 on 16 healthy runs of the
-    quickstart."""
+    """Warn if the reward model is overconfident by more than this on the rankings in `data.fresh_rankings`:
+    the fraction of labels that it claims to predict, minus the fraction that it does predict. At most 0.13 in
+    16 healthy runs of the quickstart."""
     overconfidence_stop_above: float | None = Field(default=0.15, ge=0, le=1)
-    """Of the same."""
+    """Stop if the reward model is overconfident by more than this; see `overconfidence_warn_above`."""
     fresh_label_pairs: int = Field(default=500, ge=20, le=100_000)
-    """Pairs of fresh labels that are judged together, the newest; 500 know the share to ± 0.02 (one standard
-    error)."""
+    """Number of newest pairs of fresh labels from which overconfidence is computed; 500 give a standard error
+    of 0.02."""
 
     entropy_ratio_warn_below: float | None = Field(default=0.5, ge=0)
-    """Entropy per token ÷ that of the first update."""
+    """Warn if the entropy per token, divided by that of the first update, is below this."""
     entropy_ratio_stop_below: float | None = Field(default=None, ge=0)
-    """Of the same."""
+    """Stop if the entropy per token, divided by that of the first update, is below this."""
 
     distinct_ratio_warn_below: float | None = Field(default=0.5, ge=0)
-    """Share of different answers ÷ that of the first update."""
+    """Warn if the fraction of distinct answers, divided by that of the first update, is below this."""
     distinct_ratio_stop_below: float | None = Field(default=None, ge=0)
-    """Of the same."""
+    """Stop if the fraction of distinct answers, divided by that of the first update, is below this."""
 
     score_length_warn_above: float | None = 0.8
-    """Spearman's correlation of score and length over an update's answers."""
+    """Warn if Spearman's correlation of score and length over the answers of an update is above this."""
     score_length_warn_below: float | None = None
-    """Of the same, lower side."""
+    """Warn if Spearman's correlation of score and length over the answers of an update is below this."""
     score_length_stop_above: float | None = None
-    """Of the same."""
+    """Stop if Spearman's correlation of score and length over the answers of an update is above this."""
 
     scores_outside_warn_above: float | None = Field(default=0.5, ge=0)
-    """Share of scores outside the 0.5% to 99.5% quantiles of the reward model's training scores; 0.01 on its
-    own data."""
+    """Warn if the fraction of scores outside the 0.5% to 99.5% quantiles of the reward model's training
+    scores is above this. It is 0.01 on the training data."""
     scores_outside_stop_above: float | None = Field(default=None, ge=0)
-    """Of the same."""
+    """Stop if the fraction of scores outside the 0.5% to 99.5% quantiles of the reward model's training
+    scores is above this."""
 
 
 class EvaluationSection(Section):
-    """Evaluation on held-out prompts."""
+    """Evaluation on held-out prompts before, during and after training."""
 
     every_updates: int = Field(default=0, ge=0)
-    """Updates between evaluations during PPO, through the services; the last update is always evaluated, and
-    the best checkpoint becomes `policy_best/`. 0 never evaluates."""
+    """Updates between evaluations during PPO. The last update is always evaluated, and the best checkpoint is
+    saved as `policy_best/`. 0 disables evaluation."""
     max_seconds: float = Field(default=120.0, gt=0, le=86_400)
-    """An evaluation during PPO that takes longer is given up; training goes on."""
+    """Maximum duration of an evaluation during PPO. A longer one is abandoned, and training continues."""
     num_prompts: int = Field(default=256, ge=1)
-    """Answers compared, over as many held-out prompts as there are."""
+    """Number of answers to compare, spread over the held-out prompts."""
     temperature: float = Field(default=1.0, ge=0, le=100)
     """Sampling temperature; 0 is greedy."""
     num_report_samples: int = Field(default=10, ge=0, le=1_000)
-    """Answers shown side by side in the report."""
+    """Number of answers that the report shows side by side."""
 
 
 class CheckpointSection(Section):
     """Checkpoints of PPO, in `checkpoints/` of the run's folder."""
 
     every_updates: int = Field(default=5, ge=1)
-    """Updates between checkpoints; the last update always writes one."""
+    """Updates between checkpoints. The last update always writes one."""
     keep: int = Field(default=2, ge=1, le=1_000)
-    """Newest valid checkpoints kept."""
+    """Number of newest valid checkpoints to keep."""

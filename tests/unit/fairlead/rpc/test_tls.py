@@ -206,7 +206,7 @@ async def test_files_that_do_not_match_keep_the_previous_certificates(
 
 def test_missing_tls_settings_are_named(authority: Authority, tmp_path: Path):
     section = authority.server()
-    with pytest.raises(ValueError, match="only together"):
+    with pytest.raises(ValueError, match="must be set together"):
         TlsSection(certificate=section.certificate)
     with pytest.raises(ValueError, match="`mutual` needs"):
         TlsSection(ca=section.ca, mutual=True)
