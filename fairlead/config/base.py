@@ -21,8 +21,6 @@ class Section(BaseModel):
 
 
 Device = Literal["auto", "cpu", "cuda"]
-
-
 DType = Literal["float32", "bfloat16"]
 
 

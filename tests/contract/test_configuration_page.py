@@ -62,7 +62,7 @@ def test_keys_of_shipped_files_are_on_the_page_of_common_keys():
             assert used <= common, file
 
 
-def test_a_saved_configuration_loads_as_the_same_but_for_its_secrets(tmp_path: Path):
+def test_saved_configuration_loads_unchanged_without_secrets(tmp_path: Path):
     config = load(
         overrides={
             "name": "kept",
@@ -88,7 +88,7 @@ def test_a_saved_configuration_loads_as_the_same_but_for_its_secrets(tmp_path: P
     assert load(path) == again
 
 
-def test_relative_folders_are_saved_as_absolute_ones(tmp_path: Path):
+def test_relative_folders_are_saved_as_absolute(tmp_path: Path):
     path = tmp_path / "config.toml"
     save(load(), path)
     again = load(path)

@@ -1,4 +1,4 @@
-"""Configuration: precedence, misspelt keys with the nearest right one, refused values, the shipped files."""
+"""Configuration: precedence, misspelt and retired keys, refused values, the shipped files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_flags_win_over_environment_over_file_over_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_precedence_is_flags_environment_file_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write(tmp_path, "[ppo]\nupdates = 2\nepochs = 2\nbatch_size = 8\nmini_batch_size = 8\n")
     monkeypatch.setenv("FAIRLEAD_PPO__EPOCHS", "3")
     monkeypatch.setenv("FAIRLEAD_PPO__BATCH_SIZE", "16")
@@ -27,7 +27,7 @@ def test_flags_win_over_environment_over_file_over_default(tmp_path: Path, monke
     assert config.ppo.clip_range == 0.2
 
 
-def test_lists_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch):
+def test_environment_sets_lists_as_json(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FAIRLEAD_POLICY__ADDRESSES", '["a:1", "b:2"]')
     assert load().policy.addresses == ("a:1", "b:2")
 
@@ -47,13 +47,13 @@ def test_lists_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch
         ("[ppo", "config: got "),
     ],
 )
-def test_a_mistake_is_named_with_its_key(tmp_path: Path, text: str, message: str):
+def test_error_names_the_key(tmp_path: Path, text: str, message: str):
     with pytest.raises(ConfigError) as caught:
         load(write(tmp_path, text))
     assert str(caught.value).startswith(message)
 
 
-def test_a_missing_file_and_a_misspelt_variable_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_file_and_misspelt_variable_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="a TOML file that exists"):
         load(tmp_path / "absent.toml")
     monkeypatch.setenv("FAIRLEAD_PPO__UPDATS", "3")
@@ -61,7 +61,7 @@ def test_a_missing_file_and_a_misspelt_variable_are_refused(tmp_path: Path, monk
         load()
 
 
-def test_mini_batches_must_divide_the_batch_and_truncated_sampling_is_asked_for_by_name():
+def test_mini_batch_size_must_divide_and_truncated_sampling_needs_consent():
     with pytest.raises(ConfigError, match="mini_batch_size 5 does not divide batch_size 8"):
         load(overrides={"ppo.batch_size": 8, "ppo.mini_batch_size": 5})
     with pytest.raises(ConfigError, match="allow_truncated_distribution"):
@@ -69,7 +69,7 @@ def test_mini_batches_must_divide_the_batch_and_truncated_sampling_is_asked_for_
     assert load(overrides={"sampling.top_p": 0.9, "sampling.allow_truncated_distribution": True})
 
 
-def test_the_password_shows_nowhere():
+def test_password_is_never_shown():
     config = load(overrides={"queue.redis_password": "hunter2-secret"})
     assert "hunter2" not in repr(config) + str(config) + config.model_dump_json()
     with pytest.raises(ConfigError) as caught:
@@ -78,7 +78,7 @@ def test_the_password_shows_nowhere():
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.toml")), ids=lambda path: path.name)
-def test_every_file_that_ships_loads(path: Path):
+def test_shipped_file_loads(path: Path):
     assert load(path).name
 
 

@@ -1,4 +1,4 @@
-"""Deterministic runs: what is refused, what is filled in, and numbers that do not depend on the company."""
+"""Deterministic runs: refused settings, defaults, and numbers that do not depend on other requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAIRS = [
 ]
 
 
-def test_what_is_left_out_is_filled_in():
+def test_settings_that_are_not_set_get_deterministic_defaults():
     config = load(overrides={"deterministic": True, "policy.threads": 3})
     assert (config.policy.max_slots, config.policy.threads, config.policy.device) == (1, 3, "cpu")
     for section in (config.reward, config.reference):
@@ -51,39 +51,39 @@ def test_what_is_left_out_is_filled_in():
         ({"reward.device": "cuda"}, "reward.device: got 'cuda', allowed: 'cpu' with deterministic = true"),
         (
             {"data.fresh_rankings": "new.jsonl", "guard.action": "stop"},
-            "data.fresh_rankings: got 'new.jsonl', allowed: nothing with deterministic = true",
+            "data.fresh_rankings: got 'new.jsonl', allowed: empty with deterministic = true",
         ),
     ],
 )
-def test_what_breaks_it_is_refused_by_name(settings: dict[str, object], message: str):
+def test_setting_that_breaks_determinism_is_refused_by_name(settings: dict[str, object], message: str):
     with pytest.raises(ConfigError) as caught:
         load(overrides={"deterministic": True, **settings})
     assert str(caught.value).startswith(message)
     load(overrides=settings)
 
 
-def test_the_environment_asks_for_it_too(monkeypatch: pytest.MonkeyPatch):
+def test_environment_can_set_deterministic(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FAIRLEAD_DETERMINISTIC", "true")
     assert load().policy.max_slots == 1
 
 
-async def test_an_answer_is_the_same_to_the_bit_whoever_else_asks(tmp_path: Path):
+async def test_completion_does_not_depend_on_other_requests(tmp_path: Path):
     model = model_without_end(tmp_path)
     sampling = SamplingParams(max_new_tokens=24, seed=3)
     prompts = [pair.prompt_token_ids for pair in PAIRS[:10]]
 
-    async def alone(prompt: tuple[int, ...]) -> object:
+    async def single(prompt: tuple[int, ...]) -> object:
         async with running(model, max_slots=1) as engine:
             return await engine.generate(request(sampling, prompt), deadline=None)
 
     async with running(model, max_slots=1) as engine:
-        crowd = await asyncio.gather(
+        together = await asyncio.gather(
             *(engine.generate(request(sampling, prompt), deadline=None) for prompt in reversed(prompts))
         )
-    assert list(reversed(crowd)) == [await alone(prompt) for prompt in prompts]
+    assert list(reversed(together)) == [await single(prompt) for prompt in prompts]
 
 
-async def test_scores_and_log_probs_are_the_same_to_the_bit_whoever_else_asks(tmp_path: Path):
+async def test_scores_and_log_probs_do_not_depend_on_other_requests(tmp_path: Path):
     config = load(overrides={"deterministic": True})
     reward = RewardScorer(str(tiny_reward_model(tmp_path / "reward")), config.reward)
     reference = ReferenceScorer(str(tiny_causal_lm(tmp_path / "reference")), config.reference)
@@ -101,7 +101,7 @@ async def test_scores_and_log_probs_are_the_same_to_the_bit_whoever_else_asks(tm
             field_name="items",
         )
         async with batcher:
-            crowd = await asyncio.gather(
+            together = await asyncio.gather(
                 *(batcher.submit([item], [size]) for item, size in zip(items, lengths, strict=True))
             )
-        assert [result for [result] in crowd] == [compute([item])[0] for item in items]
+        assert [result for [result] in together] == [compute([item])[0] for item in items]

@@ -208,7 +208,7 @@ def test_missing_tls_settings_are_named(authority: Authority, tmp_path: Path):
     section = authority.server()
     with pytest.raises(ValueError, match="must be set together"):
         TlsSection(certificate=section.certificate)
-    with pytest.raises(ValueError, match="`mutual` needs"):
+    with pytest.raises(ValueError, match="`mutual` requires"):
         TlsSection(ca=section.ca, mutual=True)
     with pytest.raises(ConfigError, match=r"tls\.certificate: got 'none'"):
         Certificates(TlsSection(ca=section.ca), serves=True)
