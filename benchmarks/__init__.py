@@ -1,1 +1,1 @@
-"""Measurements: ratios between things that run side by side in one run, never in timed tests."""
+"""Benchmarks: ratios between things measured side by side in one run; tests are never timed."""

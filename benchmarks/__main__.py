@@ -1,7 +1,8 @@
-"""Measures ratios between things that run side by side: `python -m benchmarks [NAME ...]`.
+"""Measure ratios between things that run side by side: `python -m benchmarks [NAME ...]`.
 
-Without names the short ones run; `services` takes some minutes, `trl` longer, and both need a quickstart,
-which is played first where there is none. The JSON file holds value, unit, baseline and ratio of each result.
+Without names the short benchmarks run. `services` takes some minutes, `trl` longer, and both need a
+quickstart, which is run first if there is none. The JSON file has value, unit, baseline and ratio of each
+result.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ SHORT = {
     "generation": "benchmarks.generation",
     "reference": "benchmarks.reference",
 }
-"""Module of each: a function `run(settings)` that gives results by name."""
+"""Module of each benchmark; its function `run(settings)` returns results by name."""
 TUNING = {"logprobs": "benchmarks.logprobs", "batching": "benchmarks.batching"}
-"""They decide constants of the code, and need no repeating until that changes."""
+"""They decide constants of the code and are repeated only when that code changes."""
 LONG = {
     "weights": "benchmarks.weights",
     "overload": "benchmarks.overload",
@@ -42,12 +43,12 @@ LONG = {
     "scale": "benchmarks.scale",
     "endurance": "benchmarks.endurance",
 }
-"""Whole runs, in minutes."""
+"""Complete runs, which take minutes."""
 ALL = SHORT | TUNING | LONG
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs, prints a table, writes JSON; returns the exit code, 2 where something could not be measured."""
+    """Run, print a table and write JSON; return the exit code, 2 if something could not be measured."""
     options = _flags(argv)
     if options.gpu and not torch.cuda.is_available():
         print("no GPU here: nothing to measure")
@@ -94,7 +95,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _show(results: Mapping[str, Result]) -> None:
-    """A table that is Markdown as well."""
+    """Return a table in Markdown."""
     table = Table("benchmark", "value", "baseline", "unit", "ratio", "limit", "baseline is", box=MARKDOWN)
     for name, result in results.items():
         table.add_row(

@@ -1,8 +1,9 @@
-"""Our PPO, through the services, against TRL 1.12.0's (its last release with one) on the quickstart's task.
+"""Compare our PPO, through the services, with TRL 1.12.0 (its last release with PPO) on the quickstart's
+task.
 
-Same SFT policy, reward model, prompts and number of episodes; the same settings as far as the names map
-(docs/benchmarks.md has the table). TRL runs in an environment of its own, made at the first call. Gold is the
-mean gold reward of 64 answers to each prompt that was held out from all training.
+Both use the same SFT policy, reward model, prompts and number of episodes, and the same settings where they
+exist (table in docs/benchmarks.md). TRL runs in a separate environment, which the first call creates. Gold is
+the mean gold reward of 64 answers to each prompt that was held out from all training.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one trainer needed and reached with one seed."""
+    """Cost and result of one trainer with one seed."""
 
     spent: Measured
     """Times."""
@@ -56,7 +57,7 @@ class Side:
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """CPU seconds an episode and gold of both, means over seeds that take turns."""
+    """Measure CPU seconds per episode and gold of both, means over seeds that take turns."""
     source = quickstart.ensure(settings.source)
     python = environment()
     ours, theirs = list[Side](), list[Side]()
@@ -81,10 +82,10 @@ def run(settings: Settings) -> dict[str, Result]:
 
 
 def environment() -> Path:
-    """The interpreter of TRL's environment, which is made if it is not there.
+    """Return the interpreter of TRL's environment, which is created if it does not exist.
 
     Raises:
-        ProcessFailed: its packages cannot be installed.
+        ProcessFailed: if its packages cannot be installed.
     """
     folder = OUT / "trl-environment"
     python, ready = (folder / "bin" / "python").absolute(), folder / "ready.txt"
@@ -93,13 +94,13 @@ def environment() -> Path:
         venv.create(folder, with_pip=True, clear=True)
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
         if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
-            raise ProcessFailed(f"pip could not install {', '.join(PACKAGES)}; what it said stands above")
+            raise ProcessFailed(f"pip could not install {', '.join(PACKAGES)}; its output is above")
         ready.write_text(" ".join(PACKAGES))
     return python
 
 
 def job(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """What `trl_ppo.py` is told: our settings in TRL's words, and our prompts in our order."""
+    """Return the job of `trl_ppo.py`: our settings under TRL's names, and our prompts in our order."""
     ppo, sampling = config.ppo, config.sampling
     tokenizer = load_tokenizer(config.policy.path)
     order = PromptOrder(load_prompts(config).train, tokenizer, sampling=sampling, seed=config.seed)
@@ -120,7 +121,7 @@ def job(config: RunConfig, folder: Path) -> dict[str, Any]:
             "output_dir": str(folder / "trainer"),
             "seed": config.seed,
             "total_episodes": episodes,
-            # All of a batch at a time, and with accumulation 1 an optimizer step for every mini-batch.
+            # The whole batch at a time; with accumulation 1, one optimizer step per mini-batch.
             "per_device_train_batch_size": ppo.batch_size,
             "gradient_accumulation_steps": 1,
             "num_mini_batches": ppo.batch_size // ppo.mini_batch_size,
@@ -151,7 +152,7 @@ def job(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 
 def _split(source: Path, folder: Path) -> tuple[list[str], Path]:
-    """Prompts that the quickstart never trained on, and a file of the others."""
+    """Return the prompts that the quickstart never trained on, and a file of the others."""
     seed = tomllib.loads((source / "config.toml").read_text())["seed"]
     overrides = {"data.prompts": str(source / "data" / "prompts.jsonl"), "seed": str(seed)}
     split = load_prompts(quickstart.config(overrides))

@@ -1,7 +1,8 @@
-"""Asynchronous against synchronous PPO on the quickstart's task: `python -m benchmarks.asynchronous RUN`.
+"""Compare asynchronous with synchronous PPO on the quickstart's task: `python -m benchmarks.asynchronous
+RUN`.
 
-RUN is the folder of a finished quickstart, whose SFT policy, reward model and data are copied; each variant
-then trains in a folder of its own, through the real services. Prints a table in Markdown; takes minutes.
+RUN is the folder of a finished quickstart, whose SFT policy, reward model and data are copied. Each variant
+trains in a separate folder through the real services. Prints a table in Markdown; takes minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from examples.parcel_help.corpus import questions
 from fairlead.config import load
 
 SAMPLES = 4
-"""Answers to every prompt, from which the gold reward is measured."""
+"""Answers per prompt for measuring the gold reward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,9 @@ class Variant:
     """One training run."""
 
     max_staleness: int
-    """Updates that a rollout may lag behind."""
+    """Largest staleness of a rollout, in updates."""
     seed: int
-    """Seed of the run."""
+    """Seed."""
     gold: float
     """Mean gold reward of the tuned policy's answers."""
     proxy: float
@@ -42,7 +43,7 @@ class Variant:
     kl: float
     """Divergence of the last batch, in nats per answer."""
     idle_fraction: float
-    """Share of the updates' time in which the trainer waited for rollouts."""
+    """Share of time in which the trainer waited for rollouts."""
     seconds: float
     """From the first dispatch to the last update."""
     staleness_mean: float
@@ -50,11 +51,11 @@ class Variant:
     staleness_max: int
     """Oldest trained rollout, in updates."""
     dropped: int
-    """Outcomes that were thrown away."""
+    """Discarded outcomes."""
 
 
 def train(source: Path, folder: Path, *, max_staleness: int, seed: int, updates: int) -> Variant:
-    """One run in `folder`, from the models and data of `source`."""
+    """Run one variant in `folder`, with the models and data of `source`."""
     name = f"staleness-{max_staleness}-seed-{seed}"
     root = folder / name
     for part in ("sft", "reward_model", "data"):
@@ -92,7 +93,7 @@ def train(source: Path, folder: Path, *, max_staleness: int, seed: int, updates:
 
 
 def table(variants: Iterable[Variant]) -> str:
-    """Markdown, a line for each run."""
+    """Return a Markdown table with a line per run."""
     lines = [
         "| max_staleness | seed | gold | proxy | KL | idle | seconds | staleness mean | max | dropped |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -107,7 +108,7 @@ def table(variants: Iterable[Variant]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs every variant, seeds in the outer loop, so that drift of the machine hits all alike."""
+    """Run every variant with seeds in the outer loop, so that drift of the machine affects all equally."""
     parser = argparse.ArgumentParser(prog="benchmarks.asynchronous", description=__doc__)
     parser.add_argument("source", type=Path, help="folder of a finished quickstart, such as runs/quickstart")
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2, 4])

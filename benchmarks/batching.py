@@ -1,7 +1,7 @@
-"""Packing of scoring requests, against one sequence at a time and against batches in order of arrival.
+"""Compare packing of scoring requests with one sequence at a time and with batches in order of arrival.
 
-Decides the constants of services/batching/packing.py: from which length on only sequences of like length
-share a batch, and how far ahead sorting looks.
+Decides the constants of services/batching/packing.py: the length from which only sequences of similar length
+share a batch, and the size of the window that is sorted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BUDGET = 8_192
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Sequences per second by way of packing; computed ÷ real tokens by window."""
+    """Measure sequences per second by kind of packing, and computed ÷ real tokens by window."""
     device = settings.device
     torch.manual_seed(0)
     size = 64 if settings.quick else 256 if device.type == "cpu" else 1_024
@@ -49,19 +49,19 @@ def run(settings: Settings) -> dict[str, Result]:
             with torch.inference_mode():
                 reward.scores(tokens_BT, torch.tensor(rows, device=device)).tolist()
 
-    alone = [[index] for index in range(count)]
+    separate = [[index] for index in range(count)]
     arrival = [list(range(start, min(start + 16, count))) for start in range(0, count, 16)]
-    variants = {"alone": lambda: compute(alone), "arrival": lambda: compute(arrival)}
+    variants = {"separate": lambda: compute(separate), "arrival": lambda: compute(arrival)}
     for small in (0, 32, 128, 100_000):
         packed = _pack(lengths, small)
         variants[f"small_{small}"] = partial(compute, packed)
     spent = interleaved(variants, rounds=settings.rounds(5))
     results = {
         f"batching_{name}": Result(
-            count / spent[name].seconds, "sequences/s", count / spent["alone"].seconds, "one at a time"
+            count / spent[name].seconds, "sequences/s", count / spent["separate"].seconds, "one at a time"
         )
         for name in variants
-        if name != "alone"
+        if name != "separate"
     }
     return results | _windows(200 if settings.quick else 20_000)
 
@@ -75,7 +75,9 @@ def _pack(lengths: Sequence[int], small: int) -> list[list[int]]:
 
 
 def _windows(sequences: int) -> dict[str, Result]:
-    """Computed ÷ real tokens of a long queue, sorted a window at a time; the baseline is sorting it whole."""
+    """Return computed ÷ real tokens of a long queue sorted window by window; the baseline sorts it
+    completely.
+    """
     rng = random.Random(1)
     queue = [min(512, max(4, round(rng.lognormvariate(3.8, 0.9)))) for _ in range(sequences)]
 

@@ -1,7 +1,7 @@
-"""What `deterministic = true` costs: wall time of an update, beside the same run without it.
+"""Measure the cost of `deterministic = true`: wall time per update, against the same run without it.
 
-Whole runs through the real services, of models of random weights with answers of fixed length, in turns. An
-update's time is the median over a run, from one line of metrics to the next.
+Complete runs through the real services take turns, with random weights and answers of fixed length. The time
+of an update is the median over a run, from one line of metrics to the next.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from benchmarks import tiny_models
 from benchmarks.result import Result, Settings
 
 _WARM_UPDATES = 2
-"""Left out of the median: the first ones wait for processes to become ready."""
+"""Excluded from the median: the first updates wait for processes to become ready."""
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Runs with and without, twice each, in turns."""
+    """Run with and without determinism, twice each, in turns."""
     rounds = settings.rounds(2)
     width, layers, updates, batch, tokens = (32, 2, 4, 8, 4) if settings.quick else (256, 4, 10, 64, 32)
     with tempfile.TemporaryDirectory() as name:
@@ -43,12 +43,12 @@ def run(settings: Settings) -> dict[str, Result]:
         for turn, deterministic in itertools.product(range(rounds), (False, True)):
             seconds = _train(folder, f"{deterministic}-{turn}".lower(), shared, deterministic=deterministic)
             found[deterministic].append(seconds)
-    plain, alone = (statistics.median(found[which]) for which in (False, True))
-    return {"determinism/update": Result(alone, "s", plain, "the same run without determinism")}
+    plain, separate = (statistics.median(found[which]) for which in (False, True))
+    return {"determinism/update": Result(separate, "s", plain, "the same run without determinism")}
 
 
 def _train(folder: Path, name: str, shared: Mapping[str, object], *, deterministic: bool) -> float:
-    """Seconds of an update, the median."""
+    """Return the median seconds per update."""
     values = {
         "name": name,
         "runs": folder / "runs",

@@ -1,8 +1,8 @@
-"""Whether a long run stays as small as it began: memory of every process, of Redis, and the number of files.
+"""Check that a long run does not grow: memory of every process, of Redis, and the number of files.
 
-PPO on the quickstart's models for a thousand updates of a few answers each. What is resident in the last
-tenth of the updates is held against the third tenth, when caches and allocators have found their size; the
-slope of the line through everything after it is told beside it.
+Runs PPO on the quickstart's models for a thousand updates of a few answers each. Resident memory in the last
+tenth of the updates is compared with the third tenth, when caches and allocators have reached their size; the
+slope of a line through everything after it is reported too.
 """
 
 from __future__ import annotations
@@ -30,30 +30,32 @@ from fairlead.local.run_files import read_pids, read_progress
 
 UPDATES = 1_000
 AT_MOST = 1.1
-"""Of memory: allocators keep a little of what they were once given."""
+"""Limit for memory: allocators keep a little of what they once received."""
 _LOOK_SECONDS = 0.5
 _MEBIBYTE = 1 << 20
 
 
 @dataclass(slots=True)
 class Track:
-    """A figure over the updates of a run."""
+    """A value over the updates of a run."""
 
     updates: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
     def add(self, update: int, value: float) -> None:
-        """Adds a moment."""
+        """Add a sample."""
         self.updates.append(update)
         self.values.append(value)
 
     def between(self, first: float, last: float, *, total: int) -> list[float]:
-        """Values between two shares of the run."""
+        """Return the values between two shares of the run."""
         pairs = zip(self.updates, self.values, strict=True)
         return [value for update, value in pairs if first * total <= update <= last * total]
 
     def slope(self, *, since: float, total: int) -> float:
-        """Change over a thousand updates, by a line through what came after a share of the run."""
+        """Return the change over a thousand updates, from a line through the values after a share of the
+        run.
+        """
         kept = [(u, v) for u, v in zip(self.updates, self.values, strict=True) if u >= since * total]
         if len({update for update, _ in kept}) < 2:
             return float("nan")
@@ -62,7 +64,7 @@ class Track:
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Last tenth against third, for every process, Redis and files."""
+    """Compare the last tenth with the third, for every process, Redis and files."""
     source = quickstart.ensure(settings.source)
     total = 20 if settings.quick else UPDATES
     extra: dict[str, object] = {
@@ -83,7 +85,7 @@ def _results(tracks: dict[str, Track], total: int) -> Iterator[tuple[str, Result
     for name, track in sorted(tracks.items()):
         early, late = track.between(0.2, 0.3, total=total), track.between(0.9, 1.0, total=total)
         if not early or not late:
-            continue  # a process that was not there all the time
+            continue  # a process that did not exist all the time
         slope = track.slope(since=0.3, total=total)
         unit = "files" if name == "files" else "MiB"
         what = f"the third tenth of {total} updates; slope {slope:+.2f} {unit} in 1,000 updates"
@@ -127,13 +129,15 @@ def _look(folder: RunFolder, supervisor: int, tracks: dict[str, Track]) -> None:
     used = _redis_bytes(list(processes.values()))
     if used is not None:
         tracks.setdefault("redis", Track()).add(now.step, used / _MEBIBYTE)
-    # Folders come and go meanwhile; a walk passes over those that are gone.
+    # Folders appear and disappear meanwhile; the walk skips those that no longer exist.
     files = sum(len(names) for _, _, names in os.walk(folder.root))
     tracks.setdefault("files", Track()).add(now.step, files)
 
 
 def _redis_bytes(pids: Sequence[int]) -> float | None:
-    """What Redis says it uses; its address and password are in the environment of the run's processes."""
+    """Return the memory that Redis reports; its address and password are in the environment of the
+    processes.
+    """
     for pid in pids:
         try:
             url = psutil.Process(pid).environ().get("FAIRLEAD_QUEUE__REDIS_URL")

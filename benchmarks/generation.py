@@ -1,9 +1,9 @@
-"""Generation by our decode loop against transformers' `generate`, log-probs of every token included in both.
+"""Compare generation by our decode loop with transformers' `generate`; both return a log-prob per token.
 
-Cases on a model of the quickstart's size: a batch of equal answers, which is what `generate` is made for, and
-answers of many lengths with more of them than slots, where ours fills a slot as soon as it is free and
-`generate` waits for the longest of each batch. The second decides the constants of the scheduler. The batch
-of equal answers once more on a model of 5 million parameters, where arithmetic weighs more than calls.
+Cases on a model of the quickstart's size: a batch of answers of equal length, for which `generate` is
+designed, and more answers than slots with many lengths, where ours fills a slot as soon as it is free and
+`generate` waits for the longest of each batch. The second decides the constants of the scheduler. Equal
+answers are repeated on a model of 5 million parameters, where arithmetic costs more than calls.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ AT_LEAST = 0.9
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Tokens per second of both."""
+    """Measure tokens per second of both."""
     small = tiny_models.config(width=64, layers=2, vocabulary=VOCABULARY, positions=256)
     model = tiny_models.causal_lm(small, settings.device)
     rng = random.Random(0)
@@ -76,7 +76,7 @@ def _ours(model: PreTrainedModel, lengths: list[int], slots: int) -> None:
 
 
 def decode(decoder: Decoder, samples: Sequence[SampleState], version: WeightVersion) -> None:
-    """Generates every sample to its end, as the engine's thread does, without requests and swaps."""
+    """Generate every sample completely, as the engine's thread does, without requests and swaps."""
     scheduler = Scheduler(slots=decoder.slots, max_queue_tokens=10**9)
     for sample in samples:
         scheduler.put(PendingRequest([sample], min_version=None, deadline=None), tokens_per_second=1)
@@ -92,7 +92,7 @@ def decode(decoder: Decoder, samples: Sequence[SampleState], version: WeightVers
 
 def _generate(model: PreTrainedModel, lengths: list[int], slots: int) -> None:
     prompts = _prompts(len(lengths))
-    generates: Any = model  # transformers' stubs take its methods for tensors
+    generates: Any = model  # the stubs of transformers declare its methods as tensors
     for start in range(0, len(prompts), slots):
         ids = torch.tensor(prompts[start : start + slots], device=model.device)
         longest = max(lengths[start : start + slots])

@@ -1,6 +1,6 @@
-"""Log-probs of a long sequence in chunks of rows, against a bare pass through the unembedding.
+"""Compare log-probs of a long sequence in chunks of rows with a bare pass through the unembedding.
 
-Chunks bound the memory; this shows what they cost, and which size is best.
+Chunks bound the memory; this measures their cost and the best size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROWS, WIDTH, VOCABULARY = 4_096, 256, 4_096
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Rows per second for several chunk sizes."""
+    """Measure rows per second for several chunk sizes."""
     device, row_count = settings.device, 128 if settings.quick else ROWS
     torch.manual_seed(0)
     unembedding = torch.nn.Linear(WIDTH, VOCABULARY, bias=False, device=device)
@@ -43,7 +43,7 @@ def run(settings: Settings) -> dict[str, Result]:
             row_count / spent[str(rows)].seconds,
             "rows/s",
             row_count / spent["bare"].seconds,
-            "unembedding alone",
+            "unembedding only",
         )
         for rows in sizes
     }

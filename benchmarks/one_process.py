@@ -1,8 +1,8 @@
 """PPO as a plain loop in one process: `python -m benchmarks.one_process --config RUN.toml`.
 
-What the services are compared with: the same decoder, scorers, learner and tasks, called one after the other.
-No queue, no wire, no store, no ledger, no checkpoints; the decoder reads the very weights that are trained.
-Prints a JSON line after every update.
+The baseline of the services: the same decoder, scorers, learner and tasks, called one after the other. It has
+no queue, wire, store, ledger or checkpoints, and the decoder reads the weights that are trained. Prints a
+JSON line after every update.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Loop:
         set_threads(config.ppo)
 
     def update(self, number: int) -> dict[str, float]:
-        """Generates a batch, scores it, looks up the reference and learns; the update's figures."""
+        """Generate a batch, score it, look up the reference and learn; return the metrics of the update."""
         size, version = self._config.ppo.batch_size, WeightVersion(1, number)
         tasks = self._prompts.tasks(range(number * size, (number + 1) * size), min_version=version)
         completions = self._generate(tasks, version)
@@ -104,7 +104,7 @@ def _sound(result: _T | Exception) -> _T:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains as many updates as the file says."""
+    """Train for the configured number of updates."""
     parser = argparse.ArgumentParser(prog="benchmarks.one_process", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the run's TOML file")
     config = load(parser.parse_args(argv).config)

@@ -1,9 +1,9 @@
-"""Five times what the reward service can do, for a minute: what it takes is answered in time, all else is
-told when to come again, memory stays, and two seconds later nothing is left of it.
+"""Send the reward service five times its capacity for a minute.
 
-The server is a process on one core; the clients, on another, send at their own pace whatever became of what
-they sent before, as independent users do, and try nothing again. A request is a prompt of AlpacaEval with its
-eight answers.
+Accepted requests must be answered in time, others refused with a retry delay; memory must not grow, and two
+seconds later latency must be normal. The server is a process on one core. The clients, on another core, send
+at random times independent of earlier answers, as separate users do, and do not retry. A request is a prompt
+of AlpacaEval with its eight answers.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ BATCH_TOKENS = 2_048
 
 @dataclass(slots=True)
 class Phase:
-    """What became of the requests of some seconds."""
+    """The outcome of the requests of a phase."""
 
     seconds: float
     latencies: list[tuple[float, float]] = field(default_factory=list)
-    """When each answered request was sent, since the phase began, and how long it took."""
+    """(time sent since the start of the phase, latency) of each answered request, in seconds."""
     refused_with_delay: int = 0
     refused_without: int = 0
     failed: list[str] = field(default_factory=list)
@@ -55,16 +55,16 @@ class Phase:
 
     @property
     def goodput(self) -> float:
-        """Requests answered a second."""
+        """Answered requests per second."""
         return len(self.latencies) / self.seconds
 
     def p99(self, *, since: float = 0.0) -> float:
-        """Of the latencies of requests sent later than that, in seconds."""
+        """Return a quantile of the latencies of requests sent after a time, in seconds."""
         return float(np.quantile([taken for sent, taken in self.latencies if sent >= since], 0.99))
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Goodput, latency, memory, refusals and recovery."""
+    """Measure goodput, latency, memory, refusals and recovery."""
     shape = tiny_models.config(
         width=64 if settings.quick else 256,
         layers=1 if settings.quick else 4,
@@ -94,7 +94,7 @@ async def _phases(address: str, pid: int, seconds: dict[str, float]) -> dict[str
     warm = await clients.run(clients.Grpc(), address, requests[:16], clients=16)
     count = max(32, round(seconds["peak"] * len(warm.scores) / warm.seconds))
     many = [requests[index % len(requests)] for index in range(count)]
-    # As many clients as keep it busy, and fewer than it would refuse.
+    # Enough clients to keep it busy, and too few to be refused.
     peak = await clients.run(clients.Grpc(), address, many, clients=4)
     rate = count / peak.seconds
     found = {"peak": Phase(peak.seconds, [(0.0, taken) for taken in peak.latencies_seconds])}
@@ -119,7 +119,7 @@ def _requests() -> list[Request]:
 async def _open_loop(
     address: str, pid: int, requests: Sequence[Request], *, rate: float, seconds: float
 ) -> Phase:
-    """Sends `rate` requests a second at random moments, whatever becomes of them."""
+    """Send `rate` requests per second at random times, independent of their outcome."""
     phase, rng = Phase(seconds), random.Random(1)
     bodies = [clients.Grpc().body(request) for request in requests]
     tasks: set[asyncio.Task[None]] = set()
@@ -164,7 +164,7 @@ def _results(phases: dict[str, Phase]) -> dict[str, Result]:
     if failed or overload.refused_without:
         raise AssertionError(f"{overload.refused_without} refused without a delay; failed: {failed[:3]}")
     refused = overload.refused_with_delay
-    # From the tenth on: what the first seconds of an overload need is memory that is used from then on.
+    # From the tenth sample: the first seconds of an overload allocate memory that stays in use.
     memory = overload.memory_bytes
     early = statistics.median(memory[len(memory) // 10 : len(memory) // 4 + 1])
     late = statistics.median(memory[-max(1, len(memory) // 10) :])

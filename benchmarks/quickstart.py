@@ -1,4 +1,6 @@
-"""What long benchmarks stand on: a quickstart, played if it is not there, and PPO on its models, measured."""
+"""The base of long benchmarks: a quickstart, run if it does not exist, and measured PPO runs on its
+models.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,11 @@ _POLL_SECONDS = 0.05
 
 
 def ensure(source: Path) -> Path:
-    """The folder of a quickstart with its models; one round of it is played where there is nothing yet.
+    """Return the folder of a quickstart with its models; run one round of it if the folder is empty.
 
     Raises:
-        ConfigError: the folder holds something else, or a quickstart that has not finished.
-        ProcessFailed: playing it failed.
+        ConfigError: if the folder has other content, or an unfinished quickstart.
+        ProcessFailed: if the quickstart fails.
     """
     if not source.exists():
         print(f"playing the quickstart into {source} first: some minutes", file=sys.stderr, flush=True)
@@ -37,7 +39,7 @@ def ensure(source: Path) -> Path:
         command = [sys.executable, "-m", "examples.parcel_help", "--rounds", "1", *places]
         code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
         if code:
-            raise ProcessFailed(f"the quickstart ended with exit code {code}; the same command goes on")
+            raise ProcessFailed(f"the quickstart ended with exit code {code}; run the same command to resume")
     needed = ("config.toml", "sft/config.json", "reward_model/config.json", "data/prompts.jsonl")
     missing = [name for name in needed if not (source / name).exists()]
     if missing:
@@ -50,7 +52,7 @@ def ensure(source: Path) -> Path:
 
 
 async def gold_of(config: RunConfig, policy: Path, prompts: Sequence[str], *, samples: int) -> float:
-    """Mean gold reward of a policy's answers, `samples` to each prompt; its service runs for as long."""
+    """Return the mean gold reward of a policy's answers, `samples` per prompt, from its service."""
     sampling = SamplingParams(max_new_tokens=config.sampling.max_new_tokens, seed=1)
     async with serving(config, {"policy": policy}) as addresses:
         found = await ask(addresses["policy"], prompts, samples=samples, sampling=sampling)
@@ -59,7 +61,9 @@ async def gold_of(config: RunConfig, policy: Path, prompts: Sequence[str], *, sa
 
 
 def settings(source: Path, folder: Path, name: str, extra: Mapping[str, object]) -> dict[str, str]:
-    """Overrides of configs/quickstart.toml: PPO in `folder/name` on the models and prompts of `source`."""
+    """Return overrides of configs/quickstart.toml for PPO in `folder/name` with the models and prompts of
+    `source`.
+    """
     return {
         "name": name,
         "runs": str(folder.absolute()),
@@ -72,26 +76,26 @@ def settings(source: Path, folder: Path, name: str, extra: Mapping[str, object])
 
 
 def config(overrides: Mapping[str, str]) -> RunConfig:
-    """The quickstart's configuration with some settings changed."""
+    """Return the quickstart's configuration with some settings changed."""
     return load(CONFIG, overrides=parse_overrides([f"{key}={value}" for key, value in overrides.items()]))
 
 
 @dataclass(slots=True)
 class Usage:
-    """CPU seconds of a process and of all below it, over time."""
+    """CPU seconds of a process and its descendants over time."""
 
     times: list[float] = field(default_factory=list)
-    """When it was looked at, Unix seconds."""
+    """Unix time of the sample, seconds."""
     spent: list[dict[str, float]] = field(default_factory=list)
-    """CPU seconds until then of each process, ended ones included, by the module that it runs."""
+    """CPU seconds of each process until then, including ended ones, by the module that it runs."""
     _last: dict[tuple[int, float], tuple[str, float]] = field(default_factory=dict)
 
     def look(self, root: psutil.Process) -> None:
-        """Adds a moment."""
+        """Add a sample."""
         for process in (root, *root.children(recursive=True)):
             try:
                 spent = process.cpu_times()
-                # Its name anew: a child is called like its parent until it has become its own program.
+                # Read the name again: a child has its parent's name until it executes its own program.
                 key = (process.pid, process.create_time())
                 self._last[key] = (_name(process), spent.user + spent.system)
             except psutil.Error:
@@ -104,11 +108,11 @@ class Usage:
 
     @property
     def total(self) -> float:
-        """CPU seconds of all, to the end."""
+        """Return the CPU seconds of all processes to the end."""
         return sum(self.spent[-1].values())
 
     def between(self, first: float, last: float) -> dict[str, float]:
-        """CPU seconds of each process between two moments; looks stand for moments near them."""
+        """Return the CPU seconds of each process between two times, from the nearest samples."""
         before, after = self._near(first), self._near(last)
         return {name: cpu - before.get(name, 0.0) for name, cpu in after.items()}
 
@@ -119,33 +123,33 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A run of PPO from the end of its first update to that of its last: what starts up is not counted."""
+    """A run of PPO from the end of its first update to the end of its last, without start-up."""
 
     updates: int
     """Updates in that time."""
     seconds: float
-    """Clock time of an update."""
+    """Wall-clock time per update."""
     cpu_seconds: float
-    """CPU time of an update, of every process."""
+    """CPU time per update, of all processes."""
     whole_seconds: float
-    """Clock time of everything, start-up included."""
+    """Wall-clock time of the whole run, including start-up."""
     whole_cpu_seconds: float
-    """CPU time of everything, start-up included."""
+    """CPU time of the whole run, including start-up."""
     by_command: Mapping[str, float]
-    """CPU time of an update, by process."""
+    """CPU time per update, by process."""
     first_reward: float
-    """Mean score of the first batch, before anything is learnt."""
+    """Mean score of the first batch, before training."""
     last_reward: float
     """Mean score of the last batch."""
     last_kl: float
-    """Its divergence from the reference, in nats an answer."""
+    """KL of the last batch to the reference, in nats per answer."""
 
 
 def ppo(overrides: Mapping[str, str]) -> Measured:
-    """Runs `fairlead ppo` with all its services and measures it.
+    """Run `fairlead ppo` with all its services and measure it.
 
     Raises:
-        ProcessFailed: it failed.
+        ProcessFailed: if it fails.
     """
     flags = itertools.chain.from_iterable(("--set", f"{key}={value}") for key, value in overrides.items())
     command = [sys.executable, "-m", "fairlead.cli", "ppo", str(CONFIG), *flags]
@@ -158,9 +162,10 @@ def ppo(overrides: Mapping[str, str]) -> Measured:
 
 
 def measured(lines: Iterable[str], usage: Usage, *, begun: float) -> Measured:
-    """From a JSON line with `time`, `reward` and `kl` for every update, and the CPU time in between.
+    """Compute the measurement from one JSON line per update (`time`, `reward`, `kl`) and the CPU time
+    between.
 
-    Lines that are no such objects are passed over: other things that a process says.
+    Other lines are skipped, since a process also prints other output.
     """
     rows = [json.loads(line) for line in lines if line.startswith('{"')]
     ends = [row["time"] for row in rows]
@@ -180,7 +185,7 @@ def measured(lines: Iterable[str], usage: Usage, *, begun: float) -> Measured:
 
 
 def watched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[Usage, str, int]:
-    """Runs a command to its end; its CPU time, what it wrote (both streams), and its exit code."""
+    """Run a command; return its CPU time, its output (both streams) and its exit code."""
     usage = Usage()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -196,7 +201,7 @@ def watched(command: Sequence[str], environment: Mapping[str, str] | None = None
 
 
 def _name(process: psutil.Process) -> str:
-    """The module of `python -m module`, else the program."""
+    """Return the module of `python -m module`, otherwise the program."""
     command = process.cmdline()
     if "-m" in command[:-1]:
         return command[command.index("-m") + 1]

@@ -1,10 +1,9 @@
-"""How long a run stands still when a process is killed: `python -m benchmarks.recovery --kills 10`.
+"""Measure how long a run stalls when a process is killed: `python -m benchmarks.recovery --kills 10`.
 
-One synchronous run of tiny models on this machine, one replica of everything, SIGKILL of one process after
-the other. Recovery ends with the first rollout trained on that was begun after the kill; of the weights
-service, with one made with weights that were published behind it; of the gateway, with the first score. What
-of it was the start of the new process (imports, model, until it says ready) is told apart. Prints a table in
-Markdown.
+One synchronous run of tiny models with one replica of every service; SIGKILL of one process after the other.
+Recovery ends with the first trained rollout that was started after the kill; for the weights service, with
+one made by weights that were published after it; for the gateway, with the first score. The start of the new
+process (imports, model, until it reports ready) is listed separately. Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _SETTINGS = {
     "local.max_restarts": 100_000,
     "local.backoff_seconds": 0.005,
 }
-_PATIENCE_SECONDS = 180.0
+_LIMIT_SECONDS = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +48,13 @@ class Recovery:
     """One kill."""
 
     start_seconds: float
-    """From the start of the new process until it said that it is ready."""
+    """From the start of the new process until it reports ready."""
     total_seconds: float
-    """From the kill to what proves that the work goes on."""
+    """From the kill to the event that proves recovery."""
 
 
 def measure(folder: RunFolder, name: str, *, gateway: str) -> Recovery:
-    """Kills a process of a run that works, and waits until the run works again; `gateway` is `host:port`."""
+    """Kill a process of an active run and wait until the run recovers; `gateway` is `host:port`."""
     before, done = read_pids(folder.processes)[name], step(folder)
     incarnation = max((line["incarnation"] for line in _trained(folder)), default=0)
     killed = time.time()
@@ -68,14 +67,14 @@ def measure(folder: RunFolder, name: str, *, gateway: str) -> Recovery:
         return Recovery(ready - started, _until(lambda: _scores(gateway)) - killed)
 
     def first() -> float:
-        behind = [line for line in _trained(folder) if line["time"] > killed]
+        later = [line for line in _trained(folder) if line["time"] > killed]
         if name == _WEIGHTS:
-            proofs = [line for line in behind if max(map(_update, line["versions"])) > done]
+            proofs = [line for line in later if max(map(_update, line["versions"])) > done]
         else:
-            # A batch that was complete when the process died proves nothing.
+            # A batch that was complete when the process died does not prove recovery.
             proofs = [
                 line
-                for line in behind
+                for line in later
                 if line["incarnation"] > incarnation or (name != "trainer" and line["update"] > done)
             ]
         return min((float(line["time"]) for line in proofs), default=0.0)
@@ -89,7 +88,7 @@ def _update(version: str) -> int:
 
 
 def _scores(gateway: str) -> bool:
-    """Whether a gateway gives a score."""
+    """Return whether a gateway returns a score."""
     connection = http.client.HTTPConnection(gateway, timeout=5)
     try:
         body = json.dumps({"prompt": "w3", "responses": ["w4"]})
@@ -102,8 +101,8 @@ def _scores(gateway: str) -> bool:
 
 
 def _until(condition: Callable[[], object]) -> float:
-    """Waits; returns the Unix time at which it held."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    """Wait for a condition; return the Unix time at which it held."""
+    deadline = time.monotonic() + _LIMIT_SECONDS
     while not condition():
         if time.monotonic() > deadline:
             raise SystemExit("the run does not recover")
@@ -121,7 +120,7 @@ def _is_ready(folder: RunFolder, name: str) -> bool:
 
 
 def _trained(folder: RunFolder) -> list[dict[str, Any]]:
-    """The last lines of the journal."""
+    """Return the last lines of the journal."""
     try:
         with folder.ledger.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 200_000))
@@ -153,7 +152,7 @@ def _row(name: str, found: Sequence[Recovery]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs and prints."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(prog="benchmarks.recovery", description=__doc__)
     parser.add_argument("--kills", type=int, default=10, help="of each process")
     parser.add_argument("--processes", nargs="+", default=PROCESSES, choices=PROCESSES)

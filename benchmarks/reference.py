@@ -1,8 +1,8 @@
-"""The reference service's log-probs against the bare forward pass of the same model on the same batches.
+"""Compare the reference service's log-probs with the bare forward pass of the same model on the same batches.
 
-Two cases: `whole`, where nearly every position is looked up and the whole output layer has to be reduced to
-log-probs; and `answers`, with AlpacaEval's prompts and answers (`lengths/`) in the batches that the service
-packs, where positions of prompts need no output layer.
+Two cases: `whole`, where nearly every position is looked up and the complete output is reduced to log-probs;
+and `answers`, with AlpacaEval's prompts and answers (`lengths/`) in the batches that the service packs, where
+positions of prompts need no output layer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AT_LEAST = 0.85
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Tokens per second of both."""
+    """Measure tokens per second of both."""
     on_cpu = settings.device.type == "cpu"
     shape = tiny_models.config(
         width=64 if settings.quick else 256 if on_cpu else 1_024,

@@ -1,4 +1,4 @@
-"""What a benchmark is told and what it says: a figure, what it was compared with, and the ratio of both."""
+"""Settings and results of benchmarks: a value, its baseline, and the ratio of both."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 import torch
 
 OUT = Path("benchmarks/out")
-"""Where benchmarks leave what they make; ignored by git."""
+"""Folder for the files of benchmarks; ignored by git."""
 QUICKSTART = OUT / "quickstart"
-"""Where the quickstart is that long benchmarks stand on, if nobody names another."""
+"""Default folder of the quickstart that long benchmarks use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to measure."""
+    """Settings of a measurement."""
 
     device: torch.device
-    """Where models of the short benchmarks compute."""
+    """Device of the short benchmarks."""
     quick: bool = False
-    """Tiny sizes, once each: shows that a benchmark works; its figures mean nothing."""
+    """Use tiny sizes, once each: shows that a benchmark works; its values are meaningless."""
     source: Path = QUICKSTART
-    """Folder of a finished quickstart, for the benchmarks that need one."""
+    """Folder of a finished quickstart, for benchmarks that need one."""
 
     def rounds(self, wanted: int) -> int:
         """Turns of each variant."""
@@ -34,20 +34,20 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A figure beside its baseline, measured in the same run."""
+    """A value and its baseline, measured in the same run."""
 
     value: float
-    """Ours."""
+    """Our value."""
     unit: str
     """Its unit."""
     baseline: float
-    """What it is compared with, in the same unit."""
+    """Value of the baseline, in the same unit."""
     what: str
-    """What the baseline is."""
+    """Description of the baseline."""
     at_least: float | None = None
-    """The ratio that must be reached."""
+    """Lower limit of the ratio."""
     at_most: float | None = None
-    """The ratio that must not be exceeded."""
+    """Upper limit of the ratio."""
 
     @property
     def ratio(self) -> float:
@@ -56,7 +56,7 @@ class Result:
 
     @property
     def limit(self) -> str:
-        """The bound of the ratio and whether it holds; empty without one."""
+        """Return the limit of the ratio and whether it holds; empty if there is none."""
         if self.at_least is not None:
             return f"≥ {self.at_least:g}: {'held' if self.ratio >= self.at_least else 'MISSED'}"
         if self.at_most is not None:
@@ -66,18 +66,18 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a variant took, medians."""
+    """Median times of a variant."""
 
     seconds: float
-    """On the clock."""
+    """Wall-clock seconds."""
     cpu_seconds: float
-    """Of every thread of this process."""
+    """CPU seconds of every thread of this process."""
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], *, rounds: int = 5) -> dict[str, Spent]:
-    """Median times of each variant; they take turns, so that drift of the machine hits all alike.
+    """Return median times of each variant; they take turns, so that drift of the machine affects all equally.
 
-    Every variant runs once before it counts.
+    Every variant runs once as a warm-up.
     """
     for run in variants.values():
         run()
@@ -95,16 +95,17 @@ def interleaved(variants: Mapping[str, Callable[[], object]], *, rounds: int = 5
 def rates(
     name: str, count: float, unit: str, ours: Spent, other: Spent, what: str, *, at_least: float | None = None
 ) -> dict[str, Result]:
-    """Two results, `name` by the clock and `name_cpu` by CPU time, which other work disturbs less.
+    """Return two results, `name` by wall-clock time and `name_cpu` by CPU time, which other work disturbs
+    less.
 
     Args:
-        name: of the first.
-        count: what was done in that time, by both.
-        unit: of what was done.
+        name: name of the first.
+        count: units of work that both did in that time.
+        unit: unit of the work.
         ours: our time.
-        other: the baseline's.
-        what: what the baseline is.
-        at_least: the limit, by the clock.
+        other: time of the baseline.
+        what: description of the baseline.
+        at_least: lower limit, by wall-clock time.
     """
     by_clock = Result(count / ours.seconds, f"{unit}/s", count / other.seconds, what, at_least=at_least)
     by_cpu = Result(count / ours.cpu_seconds, f"{unit}/CPU-s", count / other.cpu_seconds, what)

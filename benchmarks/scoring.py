@@ -1,8 +1,9 @@
-"""Scoring side by side: our service, a server in OpenRLHF's style, a transformers pipeline, Triton, and the
-best that the core can do with all requests known beforehand.
+"""Compare scoring servers: ours, one in OpenRLHF's style, a transformers pipeline, Triton, and the offline
+optimum.
 
-Every server is a process on one core with one thread, the clients are on another; all serve one model and
-take turns. `scoring_path.py` adds the service's path in this process against transformers.
+Every server is a process on one core with one thread; the clients run on another core. All serve one model
+and take turns. The optimum knows all requests in advance. `scoring_path.py` compares the service's path in
+this process with transformers.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ WIDTH, LAYERS = 384, 6
 CLIENTS = 64
 FEW = (1, 8)
 SEQUENCES = 256
-"""Of a turn with 64 clients, about; with fewer clients an eighth."""
+"""Approximate number per turn with 64 clients; an eighth with fewer clients."""
 TOLERANCE = 1e-3
 OPTIMUM_AT_LEAST, RAGGED_AT_LEAST = 0.93, 1.2
 OPENRLHF_AT_LEAST, SHARING_AT_LEAST = 2.5, 1.7
@@ -43,27 +44,27 @@ _OPENRLHF = clients.Http("/get_reward", clients.queries, "rewards")
 
 @dataclass(slots=True)
 class Contestant:
-    """A server and how it is asked."""
+    """A server and the dialect of its requests."""
 
     address: str
     dialect: Dialect
     processes: Sequence[int]
-    """Of the server."""
+    """Process ids of the server."""
     loads: Sequence[str] = ("mixed", "shared")
     few: bool = True
-    """Whether it is also asked by few clients."""
+    """Whether it is also measured with few clients."""
     found: dict[tuple[str, int], list[Load]] = field(default_factory=dict)
     """Turns by load and clients."""
 
     def rate(self, load: str, count: int = CLIENTS, *, cpu: bool = False) -> float:
-        """Sequences a second, or a second of CPU time, median of the turns."""
+        """Return sequences per second, or per CPU second; median of the turns."""
         return statistics.median(
             turn.sequences_per_cpu_second if cpu else turn.sequences_per_second
             for turn in self.found[load, count]
         )
 
     def quantile(self, load: str, count: int, share: float) -> float:
-        """Of the latencies, median of the turns, in seconds."""
+        """Return a quantile of the latencies in seconds; median of the turns."""
         return statistics.median(turn.quantile(share) for turn in self.found[load, count])
 
 
@@ -85,16 +86,22 @@ class Offline:
         self._said(self._child.stdout)
         self.turns: list[dict[str, Any]] = []
 
-    def ask(self, load: str, count: int, seed: int, *, alone: int = 0) -> None:
-        """One turn."""
-        asked = {"kind": load, "count": count, "seed": seed, "vocabulary": self._vocabulary, "alone": alone}
+    def ask(self, load: str, count: int, seed: int, *, separate: int = 0) -> None:
+        """Run one turn."""
+        asked = {
+            "kind": load,
+            "count": count,
+            "seed": seed,
+            "vocabulary": self._vocabulary,
+            "separate": separate,
+        }
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps(asked) + "\n")
         self._child.stdin.flush()
         self.turns.append(self._said(self._child.stdout))
 
     def close(self) -> None:
-        """Ends it."""
+        """Stop it."""
         self._child.communicate()
 
     def _said(self, output: IO[str] | None) -> dict[str, Any]:
@@ -107,10 +114,10 @@ class Offline:
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Ratios of throughput at 64 clients, and what a single client waits beyond the forward pass."""
+    """Measure ratios of throughput at 64 clients, and a single client's latency beyond the forward pass."""
     path = scoring_path.run(settings)
     if settings.device.type != "cpu":
-        # Pinned cores and Triton's CPU build compare nothing on a GPU.
+        # On a GPU, pinned cores and Triton's CPU build are not comparable.
         return path
     vocabulary = 4_096
     shape = tiny_models.config(
@@ -128,14 +135,14 @@ def run(settings: Settings) -> dict[str, Result]:
         stack.callback(offline.close)
         with servers.pinned(client_cores):
             _measure(contestants, offline, settings, vocabulary)
-    tell(contestants, offline)
+    print_table(contestants, offline)
     return path | _results(contestants, offline, settings)
 
 
 def _start(
     model: Path, folder: Path, core: Sequence[int], stack: contextlib.ExitStack, *, quick: bool
 ) -> dict[str, Contestant]:
-    """Every server that there is; what is missing is said."""
+    """Start every available server; report the missing ones."""
     start = stack.enter_context
     ours, pid, _ = start(servers.reward_service(model, core=core, log=folder / "ours.log"))
     settings = {"reward.share_prompts": "false"}
@@ -160,7 +167,7 @@ def _start(
 
 
 def _triton(model: Path, core: Sequence[int], stack: contextlib.ExitStack) -> dict[str, Contestant]:
-    """Triton's variants, if it can be had."""
+    """Start the variants of Triton, if it is available."""
     try:
         baselines = importlib.import_module("benchmarks.triton_baselines")
         server = stack.enter_context(baselines.served(model, cores=core))
@@ -182,7 +189,7 @@ def _triton(model: Path, core: Sequence[int], stack: contextlib.ExitStack) -> di
 def _measure(
     contestants: Mapping[str, Contestant], offline: Offline, settings: Settings, vocabulary: int
 ) -> None:
-    """All take turns. In the first, which warms up, all get the same sequences and must score them alike;
+    """Let all take turns. In the warm-up turn all get the same sequences and must give equal scores;
     later every contestant gets prompts of its own, so that nobody profits from what another has asked.
     """
     seeds = itertools.count(1)
@@ -198,8 +205,8 @@ def _measure(
             asking = clients.run(one.dialect, one.address, requests, clients=count, processes=one.processes)
             one.found.setdefault((load, count), []).append(asyncio.run(asking))
         if count in (1, CLIENTS) and load == "mixed":
-            # What one client asked is timed sequence by sequence, the same ones.
-            offline.ask(load, number, next(seeds), alone=number if count == 1 else 0)
+            # The sequences of the single client are also timed one by one.
+            offline.ask(load, number, next(seeds), separate=number if count == 1 else 0)
 
     for load in ("mixed", "shared"):
         turn(load, CLIENTS, 0)
@@ -218,7 +225,7 @@ def _sequences(settings: Settings) -> int:
 
 
 def _check_equal(contestants: Mapping[str, Contestant], load: str) -> None:
-    """All have scored the same."""
+    """Check that all scores are equal."""
     flat = [
         [score for scores in one.found[load, CLIENTS][-1].scores for score in scores]
         for one in contestants.values()
@@ -233,9 +240,9 @@ def _check_equal(contestants: Mapping[str, Contestant], load: str) -> None:
 def _results(
     contestants: Mapping[str, Contestant], offline: Offline, settings: Settings
 ) -> dict[str, Result]:
-    """By the clock, with the limits, and by CPU time, which other work on the machine disturbs less."""
+    """Return results by wall-clock time, with limits, and by CPU time, which other work disturbs less."""
     found: dict[str, Result] = {}
-    many = [turn for turn in offline.turns if not turn["alone"]]
+    many = [turn for turn in offline.turns if not turn["separate"]]
     optimum = {
         key: _sequences(settings) / statistics.median(turn[key] for turn in many)
         for key in ("seconds", "cpu_seconds")
@@ -264,8 +271,8 @@ def _results(
 
 
 def _overhead(ours: Contestant, offline: Offline) -> dict[str, Result]:
-    """What one client waits beyond the bare forward pass, of sequences of the same lengths."""
-    bare = next(turn["alone"] for turn in offline.turns if turn["alone"])
+    """Return a single client's latency beyond the bare forward pass, for sequences of the same lengths."""
+    bare = next(turn["separate"] for turn in offline.turns if turn["separate"])
     latencies = ours.found["mixed", 1][0].latencies_seconds
     beyond = statistics.median(a - b for a, b in zip(latencies, bare, strict=True))
     allowed = max(OVERHEAD_SECONDS, OVERHEAD_SHARE * statistics.median(bare))
@@ -273,8 +280,8 @@ def _overhead(ours: Contestant, offline: Offline) -> dict[str, Result]:
     return {"overhead_at_one_client": Result(1000 * beyond, "ms", 1000 * allowed, what, at_most=1.0)}
 
 
-def tell(contestants: Mapping[str, Contestant], offline: Offline) -> None:
-    """Every figure, as Markdown, on standard error."""
+def print_table(contestants: Mapping[str, Contestant], offline: Offline) -> None:
+    """Print every figure as Markdown to standard error."""
     rows = [
         "| server | load | clients | sequences/s | sequences/CPU-s | p50 ms | p99 ms |",
         "|---|---|--:|--:|--:|--:|--:|",

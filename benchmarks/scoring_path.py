@@ -1,8 +1,8 @@
-"""Scoring through the reward service's own path against transformers as most scripts call it.
+"""Compare scoring through the reward service's path with transformers as most scripts call it.
 
-Ours: every prompt's responses are a request; they are checked, packed by the micro-batcher with those of all
-other requests, and scored. The baseline takes the same sequences in order of arrival, 16 at a time, padded
-to the longest. Lengths are those of AlpacaEval's answers (`lengths/`). Both must give the same scores.
+Ours: the responses of each prompt are a request; they are checked, packed by the micro-batcher with all other
+requests, and scored. The baseline scores the same sequences in order of arrival, 16 at a time, padded to the
+longest. Lengths are those of AlpacaEval's answers (`lengths/`). Both must give the same scores.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AT_LEAST = 1.8
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Sequences per second of both."""
+    """Measure sequences per second of both."""
     on_cpu = settings.device.type == "cpu"
     count = 2 if settings.quick else 24 if on_cpu else 256
     shape = tiny_models.config(

@@ -1,9 +1,9 @@
-"""What the services cost: the quickstart's PPO through them, against a plain loop in one process.
+"""Measure the cost of the services: the quickstart's PPO through them, against a plain loop in one process.
 
-Both sides train the same models on the same tasks with the same settings, and take turns. Ours is
-`fairlead ppo`: Redis, gRPC, weight store, ledger, checkpoints, guards, five processes. The other side is
-`one_process`: nothing but the arithmetic. Start-up is left out on both sides: time runs from the end of the
-first update to the end of the last.
+Both sides train the same models on the same tasks with the same settings, and take turns. Ours is `fairlead
+ppo`: Redis, gRPC, weight store, ledger, checkpoints, guards, five processes. The baseline is `one_process`:
+only the arithmetic. Start-up is excluded on both sides: time runs from the end of the first update to the end
+of the last.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fairlead.errors import ProcessFailed
 UPDATES = 12
 AT_MOST = 1.6
 TOLERANCE = 0.05
-"""Of the first batch's mean score; one token that rounding draws differently moves it by 0.01."""
+"""Tolerance of the first batch's mean score; one token sampled differently by rounding moves it by 0.01."""
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Seconds of an update, by the clock and of CPU."""
+    """Measure wall-clock and CPU seconds per update."""
     source = quickstart.ensure(settings.source)
     extra: dict[str, object] = {"ppo.updates": 2 if settings.quick else UPDATES}
     if settings.quick:
@@ -42,7 +42,7 @@ def run(settings: Settings) -> dict[str, Result]:
             gap = abs(ours[-1].first_reward - loops[-1].first_reward)
             if gap > TOLERANCE:
                 raise AssertionError(f"the first batches score {gap:g} apart: not the same PPO")
-    _tell(ours)
+    _print(ours)
     what = "the same PPO as a loop in one process"
     return {
         f"services_{name}": Result(_median(ours, field), unit, _median(loops, field), what, at_most=limit)
@@ -67,7 +67,7 @@ def _median(runs: list[Measured], field: str) -> float:
     return float(statistics.median(getattr(run, field) for run in runs))
 
 
-def _tell(runs: list[Measured]) -> None:
-    """Which process the CPU time went to, in the last run."""
+def _print(runs: list[Measured]) -> None:
+    """Print the CPU time of each process in the last run."""
     parts = sorted(runs[-1].by_command.items(), key=lambda item: -item[1])
     print("CPU-s/update:", ", ".join(f"{name} {cpu:.3f}" for name, cpu in parts), file=sys.stderr)

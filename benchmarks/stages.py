@@ -1,6 +1,6 @@
-"""The stages of a quickstart: seconds of each, and beside them its CPU seconds, of every process it started.
+"""The stages of a quickstart: seconds of each, and the CPU seconds of every process that it started.
 
-Read from the folder of a finished quickstart; one of a single round is played where there is none.
+Read from the folder of a finished quickstart; one of a single round is run if there is none.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from fairlead.errors import ConfigError
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """A result for each stage, and their sum; the ratio is 1 where one core is busy all the time.
+    """Return a result per stage, and their sum; the ratio is 1 if one core is always busy.
 
     Raises:
-        ConfigError: the quickstart has not finished, or was played before it kept CPU times.
+        ConfigError: if the quickstart has not finished, or has no record of CPU times.
     """
     source = quickstart.ensure(settings.source)
     kept = json.loads((source / "stages.json").read_text())
@@ -26,7 +26,7 @@ def run(settings: Settings) -> dict[str, Result]:
         raise ConfigError(
             "--run",
             got=f"{source}, without CPU times of {', '.join(missing)}",
-            allowed="a quickstart played anew (`fairlead quickstart --fresh`), or a folder not yet there",
+            allowed="a new quickstart (`fairlead quickstart --fresh`), or a folder that does not exist yet",
         )
     rows = {name: (seconds[name], cpu_seconds[name]) for name in seconds}
     rows["whole"] = (sum(seconds.values()), sum(cpu_seconds.values()))

@@ -1,4 +1,4 @@
-"""Models with random weights, as folders that the services load. Speed does not depend on what they know."""
+"""Models with random weights, as folders that the services load; speed does not depend on the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAD, BOS, EOS = 0, 1, 2
 
 
 def config(*, width: int, layers: int, vocabulary: int, positions: int) -> LlamaConfig:
-    """A Llama with heads of 64 (of 16 where it is narrower than 256), a gated MLP of 8/3 its width."""
+    """Return a Llama with heads of 64 (16 below a width of 256) and a gated MLP of 8/3 of the width."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -35,7 +35,7 @@ def config(*, width: int, layers: int, vocabulary: int, positions: int) -> Llama
 
 
 def causal_lm(shape: LlamaConfig, device: torch.device) -> PreTrainedModel:
-    """A language model that never ends by itself."""
+    """Create a language model that never generates EOS."""
     torch.manual_seed(0)
     model: PreTrainedModel = LlamaForCausalLM(shape)
     model.generation_config.eos_token_id = None
@@ -44,7 +44,7 @@ def causal_lm(shape: LlamaConfig, device: torch.device) -> PreTrainedModel:
 
 
 def save(folder: Path, shape: LlamaConfig, *, reward: bool) -> Path:
-    """A language model, or a reward model, with a tokenizer of as many words."""
+    """Save a language or reward model with a tokenizer of its vocabulary size."""
     torch.manual_seed(0)
     model = (LlamaForSequenceClassification if reward else LlamaForCausalLM)(shape)
     model.save_pretrained(folder)

@@ -1,6 +1,6 @@
-"""A run of PPO with tiny models, in a folder: its file and its prompts, how it is started, how far it is.
+"""A PPO run with tiny models in a folder: its configuration and prompts, its command, its progress.
 
-What measures or tests a run from outside brings the models: `policy` and `reward` beside the file.
+The benchmark or test provides the models: `policy` and `reward` in the same folder.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _SETTINGS: Mapping[str, object] = {
 
 
 def write(folder: Path, *, name: str, prompts: Iterable[str], settings: Mapping[str, object]) -> Path:
-    """Writes prompts and `run.toml`; returns the latter. Its last section is `[observe]`.
+    """Write prompts and `run.toml`; return the path of the latter. Its last section is `[observe]`.
 
     Args:
-        folder: where.
-        name: of the run.
-        prompts: of the run.
-        settings: by dotted key, beside those that all such runs share.
+        folder: target folder.
+        name: name of the run.
+        prompts: prompts of the run.
+        settings: by dotted key, in addition to those that all such runs share.
     """
     lines = [json.dumps({"prompt": prompt}) for prompt in prompts]
     (folder / "prompts.jsonl").write_text("".join(line + "\n" for line in lines))
@@ -47,11 +47,11 @@ def write(folder: Path, *, name: str, prompts: Iterable[str], settings: Mapping[
 
 
 def command(file: Path, *arguments: str) -> Sequence[str]:
-    """What a person types to start it."""
+    """Return the command that starts it."""
     return (sys.executable, "-m", "fairlead.cli", "ppo", str(file), *arguments)
 
 
 def step(folder: RunFolder) -> int:
-    """Updates done."""
+    """Return the number of updates done."""
     now = read_progress(folder.progress)
     return now.step if now else 0

@@ -1,6 +1,6 @@
-"""Triton as a baseline of scoring: a real one, pinned to given cores, in the ways in which it is set up.
+"""Triton as a baseline of scoring: a real server, pinned to given cores, in several configurations.
 
-`python -m benchmarks triton` measures these alone; benchmarks/scoring.py sets them beside ours in one run.
+`python -m benchmarks triton` measures only these; benchmarks/scoring.py compares them with ours in one run.
 Every variant serves what `fairlead export-triton` writes, so all of them run the same forward pass.
 """
 
@@ -37,9 +37,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "triton_ragged_each": {"ragged": True, "packing": "each"},
     "triton_ragged_sorted": {"ragged": True, "packing": "sorted"},
 }
-"""Models of the repository: merged whatever the lengths and padded in order of arrival; merged only where
-shapes are equal, as without ragged batching; merged, but run row by row; merged and sorted, as
-`fairlead export-triton` does unless told otherwise."""
+"""Models of the repository: merged regardless of length and padded in order of arrival; merged only for equal
+shapes, as without ragged batching; merged, but run row by row; merged and sorted, the default of
+`fairlead export-triton`."""
 CLIENTS = 64
 _TURNS = 2
 LONGEST = 1_024
@@ -47,10 +47,10 @@ LONGEST = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a number of clients got."""
+    """Results of a number of clients."""
 
     seconds: float
-    """On the clock, from the first request to the last answer."""
+    """Wall-clock seconds from the first request to the last answer."""
     latencies_seconds: tuple[float, ...]
     """Of every request, in order."""
     scores: tuple[tuple[float, ...], ...]
@@ -58,25 +58,25 @@ class Load:
 
     @property
     def sequences_per_second(self) -> float:
-        """Throughput."""
+        """Sequences per second."""
         return sum(map(len, self.scores)) / self.seconds
 
     def latency_seconds(self, share: float) -> float:
-        """A quantile of the latencies, such as 0.99."""
+        """Return a quantile of the latencies, such as 0.99."""
         return float(np.quantile(self.latencies_seconds, share))
 
 
 @contextmanager
 def served(model: Path, *, cores: Sequence[int] = (), threads: int = 1) -> Iterator[TritonServer]:
-    """A Triton with a model for each of VARIANTS.
+    """Run a Triton with a model for each of VARIANTS.
 
     Args:
         model: folder of a reward model.
-        cores: that the server and its models may run on; all if empty.
-        threads: of each model's torch.
+        cores: cores for the server and its models; all if empty.
+        threads: torch threads of each model.
 
     Raises:
-        FairleadError: there is no Triton here; says why.
+        FairleadError: if Triton is not available; says why.
     """
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"
@@ -92,7 +92,7 @@ def served(model: Path, *, cores: Sequence[int] = (), threads: int = 1) -> Itera
 
 
 def message(model: str, rows: Rows) -> Any:  # noqa: ANN401 - generated without types
-    """A request: ids padded to the longest of its rows, and their lengths."""
+    """Return a request: ids padded to its longest row, and their lengths."""
     counts = np.array([len(row) for row in rows], dtype=np.int64).reshape(-1, 1)
     tokens = np.zeros((len(rows), int(counts.max())), dtype=np.int64)
     for place, row in enumerate(rows):
@@ -105,9 +105,9 @@ def message(model: str, rows: Rows) -> Any:  # noqa: ANN401 - generated without 
 
 
 async def load(address: str, model: str, requests: Sequence[Rows], *, clients: int) -> Load:
-    """Sends all requests, `clients` at a time, each client its next one as soon as it has its answer.
+    """Send all requests with `clients` closed-loop clients.
 
-    Works for every server of the Open Inference Protocol; requests are built before the clock runs.
+    Works for every server of the Open Inference Protocol; requests are built before timing starts.
     """
     messages = [message(model, rows) for rows in requests]
     latencies = [0.0] * len(messages)
@@ -132,7 +132,7 @@ async def load(address: str, model: str, requests: Sequence[Rows], *, clients: i
 
 
 def mixed(count: int, *, vocabulary: int, longest: int = LONGEST) -> list[Rows]:
-    """One sequence a request, prompt and response together as long as those of AlpacaEval."""
+    """Return one sequence per request, with the lengths of AlpacaEval's prompts and responses."""
     rng = random.Random(0)
     groups = lengths.groups(max(1, count // 8), longest=longest)
     sizes = [group[0] + response for group in groups for response in group[1:]][:count]
@@ -141,7 +141,7 @@ def mixed(count: int, *, vocabulary: int, longest: int = LONGEST) -> list[Rows]:
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Sequences per second of every variant, by the clock and by the server's CPU time; variants take turns.
+    """Measure sequences per second of every variant, by wall-clock and the server's CPU time, in turns.
 
     64 clients, mixed lengths.
     """

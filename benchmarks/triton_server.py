@@ -1,9 +1,9 @@
-"""A real Triton on this machine, on the CPU: the one that the package `nvidia-pytriton` carries.
+"""A real Triton on the CPU: the server in the package `nvidia-pytriton`.
 
-Its environment is made once, in `benchmarks/out/triton/` (or where TRITON_ENVIRONMENT says), from the
+Its environment is created once, in `benchmarks/out/triton/` (or where TRITON_ENVIRONMENT says), from the
 system's own Python, whose library the Python backend is linked against. Torch and transformers are those of
-the environment that asks. Used by the slow tests and by benchmarks/scoring.py; by itself,
-`python -m benchmarks.triton_server`, it makes the environment and no more.
+the calling environment. Used by the slow tests and by benchmarks/scoring.py;
+`python -m benchmarks.triton_server` only creates the environment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _INSTALL_SECONDS = 900
 
 
 class NoTriton(Exception):
-    """Triton cannot be had here; says why."""
+    """Triton is not available; says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Environment:
     """A virtual environment with Triton in it."""
 
     folder: Path
-    """Of the environment."""
+    """Interpreter of the environment."""
 
     @property
     def packages(self) -> Path:
@@ -69,10 +69,11 @@ class Environment:
 
 
 def environment() -> Environment:
-    """The environment; made if it is not there, which takes a minute.
+    """Return the environment; create it if it does not exist, which takes a minute.
 
     Raises:
-        NoTriton: the system has no Python of this version with its library, or packages cannot be installed.
+        NoTriton: if the system has no Python of this version with its library, or packages cannot be
+            installed.
     """
     folder = Path(os.environ.get("TRITON_ENVIRONMENT") or OUT / "triton").resolve()
     wanted = [PACKAGE, *(f"{name}=={importlib.metadata.version(name)}" for name in _SAME)]
@@ -126,7 +127,7 @@ def _call(command: Sequence[str]) -> None:
 
 
 def _place_backend(made: Environment) -> None:
-    """The Python backend beside the stub that embeds this version of Python, as PyTriton places it."""
+    """Place the Python backend next to the stub for this version of Python, as PyTriton does."""
     source = made.packages / "pytriton" / "tritonserver"
     stub = source / "python_backend_stubs" / f"3.{sys.version_info.minor}" / "triton_python_backend_stub"
     if not stub.is_file():
@@ -140,24 +141,24 @@ class TritonServer:
     """One `tritonserver` process on free ports of 127.0.0.1. A context manager; ready once entered."""
 
     repository: Path
-    """The folder of models."""
+    """Model repository."""
     log: Path
-    """Where its output goes."""
+    """File for its output."""
     cores: Sequence[int] = ()
-    """Cores that it may run on; all if empty."""
+    """Cores; all if empty."""
     threads: int = 1
     """OMP_NUM_THREADS of its models."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Further flags."""
     ready_seconds: float = 600.0
-    """How long loading may take."""
+    """Limit for loading, seconds."""
 
     def __enter__(self) -> Self:
-        """Starts it and waits until its models are loaded.
+        """Start it and wait until its models are loaded.
 
         Raises:
             NoTriton: see `environment`.
-            RuntimeError: it ended, or did not become ready; the end of its log is in the message.
+            RuntimeError: if it exits or does not become ready; the message has the end of its log.
         """
         made = environment()
         self.address, self.http_address = free_address(), free_address()
@@ -176,7 +177,7 @@ class TritonServer:
         if self.cores:
             command = ["taskset", "--cpu-list", ",".join(map(str, self.cores)), *command]
         if watch := shutil.which("setpriv"):
-            # Ends with whoever started it, however that ends.
+            # It exits with its parent, however that ends.
             command = [watch, "--pdeathsig", "TERM", *command]
         variables = made.variables() | {
             "OMP_NUM_THREADS": str(self.threads),
@@ -201,7 +202,7 @@ class TritonServer:
         self.stop()
 
     def stop(self) -> None:
-        """Ends it and the processes of its models."""
+        """Stop it and the processes of its models."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -211,7 +212,7 @@ class TritonServer:
                 self.process.wait(20)
 
     def cpu_seconds(self) -> float:
-        """CPU time of the server and the processes of its models so far."""
+        """Return the CPU seconds of the server and its models so far."""
         server = psutil.Process(self.process.pid)
         times = [one.cpu_times() for one in (server, *server.children(recursive=True))]
         return sum(one.user + one.system for one in times)
@@ -233,7 +234,7 @@ class TritonServer:
 
 
 def free_address() -> str:
-    """An address of this machine that nobody listens on."""
+    """Return a free local address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"

@@ -1,7 +1,7 @@
-"""TRL's PPO on the quickstart's task; run by an interpreter that has TRL 1.12.0 and nothing of this project.
+"""TRL's PPO on the quickstart's task; run by an interpreter with TRL 1.12.0 and without this project.
 
-`python -P trl_ppo.py JOB.json`: the job names models, tokenized prompts and settings in TRL's own words. The
-trained policy is left in a folder; after every update a JSON line with time, CPU seconds and score.
+`python -P trl_ppo.py JOB.json`: the job names models, tokenized prompts and settings under TRL's names. The
+trained policy is saved in a folder; every update prints a JSON line with time, CPU seconds and score.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
 class Lines(TrainerCallback):
-    """Prints a line behind every update."""
+    """Prints a line after every update."""
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
 
     def on_log(self, args, state, control, logs=None, **rest):  # noqa: ANN001, ANN003, ANN201
-        """Keeps what the trainer said of this update."""
+        """Keep the trainer's metrics of this update."""
         self.figures = {"reward": logs["objective/scores"], "kl": logs["objective/kl"]}
 
     def on_step_end(self, args, state, control, **rest):  # noqa: ANN001, ANN003, ANN201
-        """Says it, with the times."""
+        """Print them with the times."""
         line = {"time": time.time(), "cpu_seconds": time.process_time(), **self.figures}
         print(json.dumps(line), flush=True)
 
 
 def reward_model(path: str, bias: float) -> torch.nn.Module:
-    """The reward model as it is, its bias in the layer `score`, which TRL calls on hidden states."""
+    """Return the reward model with its bias in the layer `score`, which TRL calls on hidden states."""
     model = AutoModelForSequenceClassification.from_pretrained(path)
     layer = torch.nn.Linear(model.score.in_features, 1)
     with torch.no_grad():
@@ -51,14 +51,16 @@ def reward_model(path: str, bias: float) -> torch.nn.Module:
 
 
 def value_model(path: str) -> torch.nn.Module:
-    """The policy's body and a head that says 0, as our critic begins."""
+    """Return the policy's body with a zero head, as our critic starts."""
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
     torch.nn.init.zeros_(model.score.weight)
     return model
 
 
 def optimizers(policy: torch.nn.Module, value: torch.nn.Module, job: dict) -> tuple:
-    """One AdamW with a learning rate for each model, both falling to 0, a step of the schedule an update."""
+    """Return an AdamW with a learning rate per model, both decaying to 0 with one schedule step per
+    update.
+    """
     optimizer = torch.optim.AdamW(
         [
             {"params": policy.parameters(), "lr": job["policy_learning_rate"]},
@@ -74,7 +76,7 @@ def optimizers(policy: torch.nn.Module, value: torch.nn.Module, job: dict) -> tu
 
 
 def main() -> None:
-    """Trains and leaves the policy."""
+    """Train and save the policy."""
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
     set_seed(job["ppo"]["seed"])

@@ -1,8 +1,8 @@
-"""Lengths of real answers, as numbers: how many tokens eight models said to each of 684 instructions.
+"""Lengths of real answers in tokens: those of eight models to each of 684 instructions.
 
-`alpaca_eval.json` holds a list [prompt, response 1, … response 8] for every instruction of AlpacaEval
+`alpaca_eval.json` has a list [prompt, response 1, … response 8] for every instruction of AlpacaEval
 (github.com/tatsu-lab/alpaca_eval, Apache-2.0), counted by a byte-level BPE of 32,768 tokens trained on the
-same texts. No text is kept. `python -m benchmarks.lengths RANKINGS.jsonl.gz` counts again.
+same texts. It contains no text. `python -m benchmarks.lengths RANKINGS.jsonl.gz` counts again.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ FILE = Path(__file__).with_name("alpaca_eval.json")
 VOCABULARY = 32_768
 
 Group = tuple[int, ...]
-"""Tokens of a prompt, then of each response to it."""
+"""Tokens of a prompt, then of each response."""
 
 
 def groups(count: int, *, longest: int, seed: int = 0) -> list[Group]:
-    """Instructions drawn at random, those alone of which every sequence has at most `longest` tokens."""
+    """Draw random instructions whose sequences all have at most `longest` tokens."""
     rows: list[list[int]] = json.loads(FILE.read_text())
     fitting = [tuple(row) for row in rows if row[0] + max(row[1:]) <= longest and min(row) > 0]
     return random.Random(seed).sample(fitting, count)
 
 
 def count(rankings: Path) -> list[list[int]]:
-    """Token counts of a file of rankings, one list for each prompt."""
+    """Return the token counts of a file of rankings, one list per prompt."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     with gzip.open(rankings, "rt", encoding="utf-8") as file:

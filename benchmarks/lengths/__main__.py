@@ -1,4 +1,4 @@
-"""Counts the lengths again: `python -m benchmarks.lengths RANKINGS.jsonl.gz`."""
+"""Count the lengths again: `python -m benchmarks.lengths RANKINGS.jsonl.gz`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks import lengths
 
 
 def main() -> None:
-    """Writes one line for each prompt."""
+    """Write one line per prompt."""
     parser = argparse.ArgumentParser(prog="benchmarks.lengths", description=lengths.__doc__)
     parser.add_argument("rankings", type=Path, help='lines of {"prompt", "responses": [{"text"}]}')
     rows = lengths.count(parser.parse_args().rankings)

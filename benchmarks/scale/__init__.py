@@ -1,10 +1,10 @@
-"""How far queue and workers go on this machine: services that only wait, everything else real.
+"""Measure the throughput of queue and workers on this machine: services only wait, everything else is real.
 
-Four figures. *Growth*: workers are added, each with a few tasks in hand, and throughput is held against so
-many times that of one. *Limit*: a thousand tasks in flight against services whose waits would allow nearly a
-thousand rollouts a second; CPU time by process says what it is short of. *Most*: three times as many, which
-takes the cores whole. *Queue*: a thousand without any call, which leaves what Redis, worker and dispatcher
-spend on one rollout.
+Four results. *Growth*: workers are added, each with a few tasks, and throughput is compared with a multiple
+of one worker's. *Limit*: a thousand tasks in flight with services whose waits allow nearly a thousand
+rollouts per second; CPU time by process shows the bottleneck. *Most*: three times as many, which uses both
+cores fully. *Queue*: a thousand without any call, which leaves the cost of Redis, worker and dispatcher per
+rollout.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ TOKENS = 64
 GENERATE_SECONDS = 1.0
 SCORE_SECONDS = 0.05
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
-IN_HAND = 8
+TASKS_PER_WORKER = 8
 """Tasks of one worker while workers are added."""
 IN_FLIGHT = 1_000
 MOST_IN_FLIGHT = 3_000
 AT_LEAST = 1_000.0
-"""Rollouts a second that two cores are to carry."""
+"""Rollouts per second that two cores must reach."""
 FEW_WORKERS = 2
-"""Those that hold a thousand tasks between them: more would only share the same cores."""
+"""Workers that hold a thousand tasks together: more would only share the same cores."""
 _READY_SECONDS = 120.0
 
 
 @dataclass(slots=True)
 class Fleet:
-    """The processes of one measurement, by what they are."""
+    """The processes of one measurement, by role."""
 
     folder: Path
     url: str
     members: dict[str, list[psutil.Process]] = field(default_factory=dict)
     started: list[psutil.Popen] = field(default_factory=list)
-    """Those that `stop` ends."""
+    """Processes that `stop` ends."""
 
     def start(self, name: str, *arguments: str) -> psutil.Popen:
-        """Starts `python -m …`; what it prints is read by the caller, or not at all."""
+        """Start `python -m …`; the caller may read its output."""
         environment = {**os.environ, "FAIRLEAD_QUEUE__REDIS_URL": self.url, "PYTHONPATH": str(Path.cwd())}
         log = (self.folder / f"{name}.log").open("a")
         process = psutil.Popen(
@@ -65,7 +65,7 @@ class Fleet:
         return process
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Spent until now, by what they are, the dispatcher (this process) among them."""
+        """Return the CPU seconds spent so far by role, including the dispatcher (this process)."""
         own = psutil.Process().cpu_times()
         found = {"dispatcher": own.user + own.system}
         for name, processes in self.members.items():
@@ -74,7 +74,7 @@ class Fleet:
         return found
 
     def stop(self) -> None:
-        """Ends them all."""
+        """Stop all processes."""
         for process in self.started:
             process.terminate()
         for process in self.started:
@@ -89,24 +89,24 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What was measured."""
+    """A measurement."""
 
     per_second: float
-    """Rollouts settled."""
+    """Settled rollouts per second."""
     cpu_ms: Mapping[str, float]
-    """CPU milliseconds of a rollout, by what spent them."""
+    """CPU milliseconds per rollout, by role."""
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Rollouts per second, and what a rollout costs."""
+    """Measure rollouts per second and the cost of a rollout."""
     seconds = 2.0 if settings.quick else 12.0
     counts = (1, 2) if settings.quick else WORKERS
     in_flight = 50 if settings.quick else IN_FLIGHT
     grown = _growth(counts, seconds=seconds)
     whole = _limit(in_flight, seconds=seconds)
     most = _limit(in_flight if settings.quick else MOST_IN_FLIGHT, seconds=seconds)
-    queue = _queue_alone(in_flight, seconds=seconds)
-    _tell(grown, {"limit": whole, "most": most, "queue alone": queue})
+    queue = _queue_only(in_flight, seconds=seconds)
+    _print(grown, {"limit": whole, "most": most, "queue only": queue})
     workers = counts[-1]
     ours = sum(cost for name, cost in whole.cpu_ms.items() if name != "services")
     return {
@@ -145,11 +145,13 @@ def _growth(counts: Sequence[int], *, seconds: float) -> dict[int, Rate]:
     found: dict[int, Rate] = {}
     with _fleet() as (fleet, config):
         address = _services(fleet)
-        batch = IN_HAND
-        dispatcher = _dispatcher(config, fleet, in_flight=2 * IN_HAND * counts[-1], batch=batch)
+        batch = TASKS_PER_WORKER
+        dispatcher = _dispatcher(config, fleet, in_flight=2 * TASKS_PER_WORKER * counts[-1], batch=batch)
         for count in counts:
             while len(fleet.members.get("workers", ())) < count:
-                fleet.start("workers", "services.rollout_worker", *_worker(config, fleet, address, IN_HAND))
+                fleet.start(
+                    "workers", "services.rollout_worker", *_worker(config, fleet, address, TASKS_PER_WORKER)
+                )
             dispatcher.run(_settling(count))
             found[count] = _measure(fleet, dispatcher, seconds)
         dispatcher.close()
@@ -160,21 +162,21 @@ def _limit(in_flight: int, *, seconds: float) -> Rate:
     with _fleet() as (fleet, config):
         address = _services(fleet)
         for _ in range(FEW_WORKERS):
-            room = in_flight // FEW_WORKERS
-            fleet.start("workers", "services.rollout_worker", *_worker(config, fleet, address, room))
-        return _alone(fleet, config, in_flight, seconds)
+            capacity = in_flight // FEW_WORKERS
+            fleet.start("workers", "services.rollout_worker", *_worker(config, fleet, address, capacity))
+        return _without_calls(fleet, config, in_flight, seconds)
 
 
-def _queue_alone(in_flight: int, *, seconds: float) -> Rate:
+def _queue_only(in_flight: int, *, seconds: float) -> Rate:
     with _fleet() as (fleet, config):
         for _ in range(FEW_WORKERS):
             flags = ("--seconds", str(GENERATE_SECONDS), "--tokens", str(TOKENS))
             file = _file(config, fleet, "127.0.0.1:1", in_flight // FEW_WORKERS)
             fleet.start("workers", "benchmarks.scale.queue_worker", "--config", str(file), *flags)
-        return _alone(fleet, config, in_flight, seconds)
+        return _without_calls(fleet, config, in_flight, seconds)
 
 
-def _alone(fleet: Fleet, config: RunConfig, in_flight: int, seconds: float) -> Rate:
+def _without_calls(fleet: Fleet, config: RunConfig, in_flight: int, seconds: float) -> Rate:
     dispatcher = _dispatcher(config, fleet, in_flight=in_flight, batch=max(1, in_flight // 10))
     dispatcher.run(_settling(FEW_WORKERS))
     rate = _measure(fleet, dispatcher, seconds)
@@ -183,7 +185,7 @@ def _alone(fleet: Fleet, config: RunConfig, in_flight: int, seconds: float) -> R
 
 
 def _settling(count: int) -> float:
-    """Until workers that have just been started work: each needs a second of CPU on two cores."""
+    """Return how long new workers need until they work: each needs a second of CPU on two cores."""
     return 4.0 + count
 
 
@@ -231,15 +233,15 @@ def _services(fleet: Fleet) -> str:
     return address
 
 
-def _worker(config: RunConfig, fleet: Fleet, address: str, in_hand: int) -> tuple[str, str]:
-    return "--config", str(_file(config, fleet, address, in_hand))
+def _worker(config: RunConfig, fleet: Fleet, address: str, tasks_per_worker: int) -> tuple[str, str]:
+    return "--config", str(_file(config, fleet, address, tasks_per_worker))
 
 
-def _file(config: RunConfig, fleet: Fleet, address: str, in_hand: int) -> Path:
+def _file(config: RunConfig, fleet: Fleet, address: str, tasks_per_worker: int) -> Path:
     overrides: dict[str, object] = {
         "name": config.name,
         "runs": str(config.runs),
-        "rollout_worker.max_in_flight": in_hand,
+        "rollout_worker.max_in_flight": tasks_per_worker,
         "observe.metrics_port": -1,
         **{f"{service}.addresses": [address] for service in ("policy", "reward", "reference")},
     }
@@ -253,7 +255,7 @@ def _dispatcher(config: RunConfig, fleet: Fleet, *, in_flight: int, batch: int) 
     return Dispatcher(section, run=config.name, folder=config.folder, in_flight=in_flight, batch=batch)
 
 
-def _tell(grown: Mapping[int, Rate], others: Mapping[str, Rate]) -> None:
+def _print(grown: Mapping[int, Rate], others: Mapping[str, Rate]) -> None:
     print("workers | rollouts/s | CPU-ms a rollout", file=sys.stderr)
     for what, rate in [*((str(count), rate) for count, rate in grown.items()), *others.items()]:
         print(f"{what} | {rate.per_second:.1f} | {_costs(rate)}", file=sys.stderr)

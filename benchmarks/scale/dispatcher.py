@@ -1,4 +1,4 @@
-"""The trainer's side of the queue without a trainer: real dispatch, admission and ledger, no learning."""
+"""The trainer's side of the queue without learning: real dispatch, admission and ledger."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UPDATES_PER_CHECKPOINT = 10
 
 
 class Dispatcher:
-    """Keeps a number of tasks under way, and settles what comes back as the trainer would."""
+    """Keeps a number of tasks open and settles their outcomes as the trainer would."""
 
     def __init__(
         self, section: QueueSection, *, run: str, folder: RunFolder, in_flight: int, batch: int
@@ -51,11 +51,11 @@ class Dispatcher:
         self._update, self._sent, self._checkpoint = 0, 0, 0
 
     def close(self) -> None:
-        """Closes the journals."""
+        """Close the journals."""
         self._records.close()
 
     def run(self, seconds: float) -> tuple[int, float]:
-        """Works for at least so long: rollouts settled, and the seconds that took.
+        """Run for at least some seconds; return the settled rollouts and the elapsed seconds.
 
         Raises:
             AssertionError: a task died, which no wait of these services brings about.

@@ -20,7 +20,7 @@ from services.rollout_worker.worker import RolloutWorker
 
 
 class WaitingAnswers:
-    """Answers every task after a while."""
+    """Answers every task after a delay."""
 
     def __init__(self, *, seconds: float, tokens: int) -> None:
         self._seconds = seconds
@@ -28,7 +28,7 @@ class WaitingAnswers:
         self._logprobs = tuple(-float(number % 7) / 8 for number in range(tokens))
 
     async def answer(self, task: PromptTask, exclusive: bool = False) -> Rollout:
-        """The same rollout for every task, from the weights that were asked for."""
+        """Return the same rollout for every task, made by the requested weights."""
         await asyncio.sleep(self._seconds)
         span = VersionSpan(task.min_version, 0, len(self._ids))
         completion = Completion(self._ids, self._logprobs, FinishReason.STOP, (span,))
@@ -36,7 +36,7 @@ class WaitingAnswers:
 
 
 async def work(settings: RunConfig, answers: WaitingAnswers) -> None:
-    """Works until a signal."""
+    """Run until a signal."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -53,7 +53,7 @@ async def work(settings: RunConfig, answers: WaitingAnswers) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the flags and works."""
+    """Parse the flags and run."""
     parser = argparse.ArgumentParser(prog="benchmarks.scale.queue_worker", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the run's TOML file")
     parser.add_argument("--seconds", type=float, required=True, help="that an answer takes")

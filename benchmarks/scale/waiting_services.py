@@ -1,7 +1,7 @@
 """Model services that only wait, as long as real ones would: `python -m benchmarks.scale.waiting_services`.
 
-All three on one port, which is printed. Answers have real sizes; no model is behind them. A benchmark's tool:
-what is measured around it, the queue, the workers, the dispatcher, is the real thing.
+All three listen on one port, which is printed. Answers have real sizes, without a model. The queue, the
+workers and the dispatcher that a benchmark measures with them are real.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _Context = aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """How long the services take, and how long their answers are."""
+    """Delays of the services and lengths of their answers."""
 
     generate_seconds: float
-    """Of one answer, on average; drawn evenly from half of it to one and a half."""
+    """Mean seconds of one answer; drawn uniformly from 0.5 to 1.5 times of it."""
     score_seconds: float
-    """Of one call of reward or reference."""
+    """Seconds of one call of reward or reference."""
     tokens: int
-    """Of an answer."""
+    """Tokens of an answer."""
 
 
 def _info(name: str) -> tokens_pb2.ModelInfo:
@@ -54,7 +54,7 @@ def _info(name: str) -> tokens_pb2.ModelInfo:
 
 
 class WaitingPolicy(policy_service_pb2_grpc.PolicyServiceServicer):
-    """Answers every prompt with the same ids, from the weights that were asked for."""
+    """Answers every prompt with the same ids, made by the requested weights."""
 
     def __init__(self, waits: Waits) -> None:
         self._waits = waits
@@ -65,7 +65,7 @@ class WaitingPolicy(policy_service_pb2_grpc.PolicyServiceServicer):
     async def Generate(  # noqa: N802
         self, request: policy_service_pb2.GenerateRequest, context: _Context
     ) -> policy_service_pb2.GenerateResponse:
-        """Waits, then answers."""
+        """Wait, then answer."""
         await asyncio.sleep(self._waits.generate_seconds * self._random.uniform(0.5, 1.5))
         span = tokens_pb2.VersionSpan(version=request.min_version, start=0, end=len(self._ids))
         completion = tokens_pb2.Completion(
@@ -81,21 +81,21 @@ class WaitingPolicy(policy_service_pb2_grpc.PolicyServiceServicer):
     async def GenerateStream(  # noqa: N802
         self, request: policy_service_pb2.GenerateStreamRequest, context: _Context
     ) -> AsyncIterator[policy_service_pb2.GenerateStreamResponse]:
-        """Refused: workers do not stream."""
+        """Reject the call: workers do not stream."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "these services only wait")
         yield policy_service_pb2.GenerateStreamResponse()
 
     async def GetPolicyInfo(  # noqa: N802
         self, request: policy_service_pb2.GetPolicyInfoRequest, context: _Context
     ) -> policy_service_pb2.GetPolicyInfoResponse:
-        """What is served."""
+        """Return the served model."""
         return policy_service_pb2.GetPolicyInfoResponse(
             model=_info("policy"), max_slots=4_096, max_samples=64
         )
 
 
 class WaitingReward(reward_service_pb2_grpc.RewardServiceServicer):
-    """Scores everything alike."""
+    """Gives every item the same score."""
 
     def __init__(self, waits: Waits) -> None:
         self._waits = waits
@@ -103,7 +103,7 @@ class WaitingReward(reward_service_pb2_grpc.RewardServiceServicer):
     async def Score(  # noqa: N802
         self, request: reward_service_pb2.ScoreRequest, context: _Context
     ) -> reward_service_pb2.ScoreResponse:
-        """Waits, then answers."""
+        """Wait, then answer."""
         await asyncio.sleep(self._waits.score_seconds)
         count = len(request.items)
         return reward_service_pb2.ScoreResponse(
@@ -113,19 +113,19 @@ class WaitingReward(reward_service_pb2_grpc.RewardServiceServicer):
     async def ScoreStream(  # noqa: N802
         self, request_iterator: AsyncIterator[reward_service_pb2.ScoreStreamRequest], context: _Context
     ) -> AsyncIterator[reward_service_pb2.ScoreStreamResponse]:
-        """Refused: workers do not stream."""
+        """Reject the call: workers do not stream."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "these services only wait")
         yield reward_service_pb2.ScoreStreamResponse()
 
     async def GetRewardInfo(  # noqa: N802
         self, request: reward_service_pb2.GetRewardInfoRequest, context: _Context
     ) -> reward_service_pb2.GetRewardInfoResponse:
-        """What is served."""
+        """Return the served model."""
         return reward_service_pb2.GetRewardInfoResponse(model=_info("reward"), model_version="waits")
 
 
 class WaitingReference(reference_service_pb2_grpc.ReferenceServiceServicer):
-    """Finds every token as likely as any other."""
+    """Gives every token the same log-prob."""
 
     def __init__(self, waits: Waits) -> None:
         self._waits = waits
@@ -133,7 +133,7 @@ class WaitingReference(reference_service_pb2_grpc.ReferenceServiceServicer):
     async def LogProbs(  # noqa: N802
         self, request: reference_service_pb2.LogProbsRequest, context: _Context
     ) -> reference_service_pb2.LogProbsResponse:
-        """Waits, then answers."""
+        """Wait, then answer."""
         await asyncio.sleep(self._waits.score_seconds)
         found = [
             reference_service_pb2.TokenLogProbs(logprobs=[-1.0] * len(sequence.response_token_ids))
@@ -144,12 +144,12 @@ class WaitingReference(reference_service_pb2_grpc.ReferenceServiceServicer):
     async def GetReferenceInfo(  # noqa: N802
         self, request: reference_service_pb2.GetReferenceInfoRequest, context: _Context
     ) -> reference_service_pb2.GetReferenceInfoResponse:
-        """What is served."""
+        """Return the served model."""
         return reference_service_pb2.GetReferenceInfoResponse(model=_info("reference"))
 
 
 async def serve(waits: Waits) -> None:
-    """Serves until a signal."""
+    """Serve until a signal."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -165,7 +165,7 @@ async def serve(waits: Waits) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the flags and serves."""
+    """Parse the flags and serve."""
     parser = argparse.ArgumentParser(prog="benchmarks.scale.waiting_services", description=__doc__)
     parser.add_argument("--generate-seconds", type=float, required=True)
     parser.add_argument("--score-seconds", type=float, required=True)

@@ -1,1 +1,1 @@
-"""Reward servers side by side: real processes pinned to one core, their clients on another."""
+"""Reward servers for comparison: real processes pinned to one core, their clients on another."""

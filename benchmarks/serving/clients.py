@@ -1,6 +1,6 @@
-"""What asks the servers: a number of clients, each sending its next request when it has its answer.
+"""Closed-loop clients of the servers: each sends its next request when it has received its answer.
 
-Bodies are built before the clock runs: a client costs as little as it can.
+Bodies are built before timing starts, so that a client costs little.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 
 Score = Callable[[Any], Awaitable[Sequence[float]]]
-"""Sends what was built for a request."""
+"""Sends a prepared request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a number of clients got."""
+    """Results of a number of clients."""
 
     seconds: float
-    """From the first request to the last answer."""
+    """Seconds from the first request to the last answer."""
     latencies_seconds: list[float]
     """Of every request, in order."""
     scores: list[list[float]]
     """Of every request, in order."""
     cpu_seconds: float
-    """That the server used meanwhile."""
+    """CPU seconds that the server used meanwhile."""
 
     @property
     def sequences_per_cpu_second(self) -> float:
-        """What a core that does nothing else would reach if it were never idle."""
+        """Sequences per CPU second: the rate of a core that is never idle."""
         return sum(map(len, self.scores)) / self.cpu_seconds
 
     @property
     def sequences_per_second(self) -> float:
-        """Throughput."""
+        """Sequences per second."""
         return sum(map(len, self.scores)) / self.seconds
 
     def quantile(self, share: float) -> float:
-        """Of the latencies, in seconds."""
+        """Return a quantile of the latencies, in seconds."""
         return float(np.quantile(self.latencies_seconds, share))
 
 
@@ -61,7 +61,7 @@ async def run(
     clients: int,
     processes: Sequence[int] = (),
 ) -> Load:
-    """Sends all requests; the CPU time of `processes` is told."""
+    """Send all requests; measure the CPU time of `processes`."""
     bodies = [dialect.body(request) for request in requests]
     latencies, scores = [0.0] * len(bodies), [list[float]()] * len(bodies)
     waiting = iter(range(len(bodies)))
@@ -81,14 +81,14 @@ async def run(
 
 
 class Dialect:
-    """How a server is asked."""
+    """The protocol of a server."""
 
     def body(self, request: Request) -> Any:  # noqa: ANN401 - each dialect's own
-        """What is sent for a request."""
+        """Return the prepared form of a request."""
         raise NotImplementedError
 
     async def connect(self, address: str, clients: int, stack: AsyncExitStack) -> list[Score]:
-        """One way to send for each client."""
+        """Yield one sender per client."""
         raise NotImplementedError
 
 
@@ -155,7 +155,7 @@ class OpenInference(Dialect):
 
 
 class Http(Dialect):
-    """JSON over connections that stay open."""
+    """JSON over persistent connections."""
 
     def __init__(self, path: str, build: Callable[[Request], object], rewards: str) -> None:
         """
@@ -198,17 +198,17 @@ class Http(Dialect):
 
 
 def whole(pair: Pair) -> str:
-    """Prompt and response as one text."""
+    """Return prompt and response as one text."""
     return text((*pair[0], *pair[1]))
 
 
 def queries(request: Request) -> object:
-    """OpenRLHF's body."""
+    """Return OpenRLHF's body."""
     return {"query": [whole(pair) for pair in request]}
 
 
 def responses(request: Request) -> object:
-    """Our gateway's body: one prompt and its responses."""
+    """Return our gateway's body: one prompt and its responses."""
     return {
         "prompt": text(request[0][0]),
         "responses": [text(response) for _, response in request],

@@ -1,8 +1,8 @@
-"""What the core could do: all requests known beforehand, packed in the best way, no server.
+"""The offline optimum of a core: all requests known in advance, packed optimally, no server.
 
 `python -m benchmarks.serving.offline MODEL` reads lines `{"kind", "count", "seed", "vocabulary"}` and answers
-each with one: seconds of the best packing, seconds of every sequence alone, and its scores. Alone is told for
-our forward pass and for transformers' own.
+each with one: seconds of the best packing, seconds of every sequence by itself, for our forward pass and
+transformers' own, and its scores.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from services.reward.scorer import RewardScorer
 from services.runtime.allocator import keep_freed_memory
 
 BUDGETS = (2_048, 8_192)
-"""Tokens of a batch; the best of them is told."""
+"""Batch sizes in tokens that are tried; the best is reported."""
 
 
 def main(path: str) -> None:
-    """Answers until standard input ends."""
+    """Answer until standard input ends."""
     keep_freed_memory()
     torch.set_num_threads(1)
     scorer = RewardScorer(path, RewardSection(device="cpu", share_prompts=False))
@@ -42,13 +42,13 @@ def main(path: str) -> None:
         requests = make(asked["count"], seed=asked["seed"], vocabulary=asked["vocabulary"])
         sequences = [EncodedItem(*pair) for request in requests for pair in request]
         best = [_packed(scorer, sequences, budget) for budget in BUDGETS]
-        few = sequences[: asked.get("alone", 0)]
+        few = sequences[: asked.get("separate", 0)]
         answer(
             {
                 "seconds": min(seconds for seconds, _ in best),
                 "cpu_seconds": min(cpu for _, cpu in best),
-                "alone": [_timed(partial(scorer.score, [one])) for one in few],
-                "alone_transformers": [_timed(partial(_plain, model, one)) for one in few],
+                "separate": [_timed(partial(scorer.score, [one])) for one in few],
+                "separate_transformers": [_timed(partial(_plain, model, one)) for one in few],
             }
         )
 
@@ -78,7 +78,7 @@ def _plain(model: Any, sequence: EncodedItem) -> float:  # noqa: ANN401 - transf
         return float(model(input_ids=torch.tensor([sequence])).logits[0, 0])
 
 
-def _timed(run: Any) -> float:  # noqa: ANN401 - whatever is timed
+def _timed(run: Any) -> float:  # noqa: ANN401 - any result is timed
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

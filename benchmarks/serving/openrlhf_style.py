@@ -1,8 +1,8 @@
 """A reward server as OpenRLHF's `serve_rm` behaves: `POST /get_reward`, one request, one forward pass.
 
-Written for this benchmark from what that server is documented to do: texts come in, are tokenized and padded
-together, scored in one call inside the handler, and nothing is batched across requests. Its model is what
-transformers loads. `python -m benchmarks.serving.openrlhf_style MODEL PORT`.
+Written for this benchmark from the documentation of that server: texts are tokenized and padded together and
+scored in one call inside the handler, and nothing is batched across requests. transformers loads its model.
+`python -m benchmarks.serving.openrlhf_style MODEL PORT`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
 def make_app(path: str) -> FastAPI:
-    """The application over one model."""
+    """Return the application over one model."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model: Any = AutoModelForSequenceClassification.from_pretrained(path).eval()
     app = FastAPI()
@@ -28,7 +28,7 @@ def make_app(path: str) -> FastAPI:
 
     @app.post("/get_reward")
     async def get_reward(body: dict[str, Any]) -> dict[str, Any]:
-        # As there: the model runs in the event loop, so requests wait for one another.
+        # As in OpenRLHF, the model runs in the event loop, so requests wait for one another.
         inputs = tokenizer(body["query"], return_tensors="pt", padding=True, add_special_tokens=False)
         with torch.inference_mode():
             output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])

@@ -1,4 +1,4 @@
-"""A transformers pipeline behind FastAPI, as many scripts do it. `… pipeline_server MODEL PORT`."""
+"""A transformers pipeline in FastAPI, as in many scripts. `… pipeline_server MODEL PORT`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import pipeline
 
 
 def make_app(path: str) -> FastAPI:
-    """The application over one pipeline."""
+    """Return the application over one pipeline."""
     classify: Any = pipeline("text-classification", model=path, device="cpu", function_to_apply="none")
     app = FastAPI()
 
@@ -20,7 +20,7 @@ def make_app(path: str) -> FastAPI:
     async def healthz() -> dict[str, str]:
         return {}
 
-    # Not async: FastAPI runs it in its pool of threads, requests beside one another.
+    # Not async: FastAPI runs requests concurrently in its thread pool.
     @app.post("/get_reward")
     def get_reward(body: dict[str, Any]) -> dict[str, Any]:
         found = classify(body["query"], batch_size=len(body["query"]))

@@ -1,4 +1,4 @@
-"""Starts reward servers as processes on one core with one thread, and waits until they answer."""
+"""Start reward servers as processes on one core with one thread, and wait until they answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READY_SECONDS = 180.0
 
 @contextlib.contextmanager
 def pinned(cores: Sequence[int]) -> Iterator[None]:
-    """The calling thread, and every process it starts meanwhile, on some cores; all if empty."""
+    """Pin the calling thread and the processes that it starts to some cores; all if empty."""
     before = os.sched_getaffinity(0)
     if cores:
         os.sched_setaffinity(0, cores)
@@ -33,19 +33,19 @@ def pinned(cores: Sequence[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def process(arguments: Sequence[str], *, core: Sequence[int], ready: str, log: Path) -> Iterator[int]:
-    """A Python process, ended in the end.
+    """Run a Python process within the block.
 
     Args:
-        arguments: behind `python`.
-        core: where it runs.
-        ready: URL that answers 200 once it is.
-        log: where its output goes.
+        arguments: those of `python`.
+        core: core that it is pinned to.
+        ready: URL that answers 200 when the process is ready.
+        log: file for its output.
 
     Yields:
-        Its id.
+        The process id.
 
     Raises:
-        ProcessFailed: it ended, or took too long.
+        ProcessFailed: if it exits or takes too long.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     environment["PYTHONPATH"] = str(Path.cwd())
@@ -69,7 +69,7 @@ def process(arguments: Sequence[str], *, core: Sequence[int], ready: str, log: P
 def reward_service(
     model: Path, *, core: Sequence[int], log: Path, settings: Mapping[str, object] | None = None
 ) -> Iterator[tuple[str, int, str]]:
-    """Ours. Yields its address, its process's id and the URL of its metrics."""
+    """Run our server. Yields its address, process id and metrics URL."""
     address, port = f"127.0.0.1:{free_port()}", free_port()
     values: dict[str, object] = {
         "reward.path": model,
@@ -77,7 +77,7 @@ def reward_service(
         "reward.threads": 1,
         "reward.batching.max_queue_seconds": 600,
         "reward.device": "cpu",
-        # The same tokens for all: the other servers put nothing behind a text.
+        # The same tokens for all: the other servers append nothing to a text.
         "reward.append_eos": "false",
         "observe.metrics_port": port,
     } | dict(settings or {})
@@ -90,7 +90,7 @@ def reward_service(
 
 @contextlib.contextmanager
 def gateway(reward: str, *, core: Sequence[int], log: Path) -> Iterator[tuple[str, int]]:
-    """Our HTTP gateway in front of a reward service. Yields its URL and its process's id."""
+    """Run our HTTP gateway for a reward service. Yields its URL and process id."""
     address, port = f"127.0.0.1:{free_port()}", free_port()
     values = {"gateway.bind": address, "reward.addresses": f'["{reward}"]', "observe.metrics_port": port}
     flags = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
@@ -101,7 +101,7 @@ def gateway(reward: str, *, core: Sequence[int], log: Path) -> Iterator[tuple[st
 
 @contextlib.contextmanager
 def other(module: str, model: Path, *, core: Sequence[int], log: Path) -> Iterator[tuple[str, int]]:
-    """One of the servers beside this file. Yields its URL and its process's id."""
+    """Run one of the servers in this folder. Yields its URL and process id."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     arguments = ["-m", f"benchmarks.serving.{module}", str(model), str(port)]
@@ -110,12 +110,12 @@ def other(module: str, model: Path, *, core: Sequence[int], log: Path) -> Iterat
 
 
 def cpu_seconds(processes: Sequence[int]) -> float:
-    """CPU time that processes and their children have used."""
+    """Return the CPU seconds that processes and their children have used."""
     parents: dict[int, int] = {}
     ticks: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            # The name, in brackets, may hold anything; what matters comes behind it.
+            # The name, in brackets, may contain anything; the fields follow it.
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
@@ -128,13 +128,13 @@ def cpu_seconds(processes: Sequence[int]) -> float:
 
 
 def resident_bytes(process: int) -> int:
-    """Memory of a process."""
+    """Return the resident memory of a process."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

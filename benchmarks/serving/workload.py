@@ -1,7 +1,7 @@
-"""What is scored: lengths of real answers, or many answers to one long prompt. Ids at random, never twice.
+"""Workloads: lengths of real answers, or many answers to one long prompt, with random ids.
 
-A request is a list of pairs (prompt, response) of ids. Prompts differ from seed to seed, so nothing that a
-server keeps of an earlier turn helps it in a later one.
+A request is a list of pairs (prompt, response) of ids. Prompts differ between seeds, so a server's cache of
+an earlier turn does not help it in a later one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ SHORTEST_ANSWER, LONGEST_ANSWER = 32, 96
 
 
 def mixed(count: int, *, seed: int, vocabulary: int, longest: int = LONGEST) -> list[Request]:
-    """One sequence a request, of AlpacaEval's lengths."""
+    """Return one sequence per request, with AlpacaEval's lengths."""
     rng = random.Random(f"mixed {seed}")
-    # The same lengths for every seed: turns differ in nothing that costs.
+    # The same lengths for every seed, so that turns cost the same.
     groups = lengths.groups(max(1, -(-count // 8)), longest=longest)
     sizes = [(group[0], answer) for group in groups for answer in group[1:]][:count]
     random.Random(0).shuffle(sizes)
@@ -32,7 +32,7 @@ def mixed(count: int, *, seed: int, vocabulary: int, longest: int = LONGEST) -> 
 
 
 def shared(count: int, *, seed: int, vocabulary: int, prompt_tokens: int = PROMPT_TOKENS) -> list[Request]:
-    """Each request one prompt with its answers."""
+    """Return requests of one prompt with its answers."""
     rng, sizes = random.Random(f"shared {seed}"), random.Random(0)
     requests = []
     for _ in range(count):
@@ -43,7 +43,7 @@ def shared(count: int, *, seed: int, vocabulary: int, prompt_tokens: int = PROMP
 
 
 def text(ids: Sequence[int]) -> str:
-    """The words that the benchmark's tokenizer reads as these ids."""
+    """Return the words that the benchmark's tokenizer encodes as these ids."""
     return " ".join(f"w{token}" for token in ids)
 
 

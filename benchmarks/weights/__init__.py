@@ -1,4 +1,4 @@
-"""The weight path: as fast as the wire, no pause for generation, and many replicas in the time of one."""
+"""The weight path: its speed against the wire, the pause of generation, and many replicas against one."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from benchmarks.weights import path, relay, swap
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """All three."""
+    """Run all three."""
     return path.run(settings) | relay.run(settings) | swap.run(settings)

@@ -1,4 +1,4 @@
-"""Processes that a benchmark of the weight path starts and asks by lines, and what CPU time they took."""
+"""Processes that a benchmark of the weight path controls by lines, and their CPU time."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Child:
         self._usage = psutil.Process(self._popen.pid)
 
     def send(self, line: str) -> None:
-        """Asks without waiting."""
+        """Send a question without waiting."""
         assert self._popen.stdin is not None
         self._popen.stdin.write(f"{line}\n")
         self._popen.stdin.flush()
 
     def answer(self) -> dict[str, float]:
-        """Waits for the answer to the oldest question.
+        """Wait for the answer to the oldest question.
 
         Raises:
             FairleadError: if the process has ended.
@@ -44,23 +44,23 @@ class Child:
         return found
 
     def ask(self, line: str) -> dict[str, float]:
-        """Question and answer."""
+        """Send a question and return its answer."""
         self.send(line)
         return self.answer()
 
     def cpu_seconds(self) -> float:
-        """Of all its threads so far."""
+        """CPU seconds of all its threads so far."""
         times = self._usage.cpu_times()
         return float(times.user + times.system)
 
     def close(self) -> None:
-        """Ends it."""
+        """Stop it."""
         self._popen.kill()
         self._popen.communicate()
 
 
 class Origin:
-    """The weights service, as a run starts it."""
+    """The weights service, started as in a run."""
 
     def __init__(self, store: Path, **settings: object) -> None:
         with socket.socket() as probe:
@@ -73,26 +73,26 @@ class Origin:
         self._usage = psutil.Process(self._popen.pid)
 
     async def wait_ready(self) -> None:
-        """Until it serves."""
+        """Wait until it serves."""
         probe = GrpcHealth(self.address)
         while not await probe():
             if self._popen.poll() is not None:
                 raise FairleadError("the weights service of the benchmark ended")
 
     def cpu_seconds(self) -> float:
-        """Of all its threads so far."""
+        """CPU seconds of all its threads so far."""
         times = self._usage.cpu_times()
         return float(times.user + times.system)
 
     def close(self) -> None:
-        """Ends it."""
+        """Stop it."""
         self._popen.kill()
         self._popen.wait()
 
 
 @contextmanager
 def closing(processes: Sequence[Child | Origin]) -> Iterator[None]:
-    """Ends them all, whatever happens."""
+    """Stop all of them, also after errors."""
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""What the weight path is compared with: files read, sent over the loopback and written, no more.
+"""The baseline of the weight path: files are read, sent over the loopback and written, nothing else.
 
-Once over plain TCP, which is what the machine can do, and once as a plain stream of gRPC messages, which is
-what a service in Python can do.
+Once over plain TCP, the limit of the machine, and once as a plain stream of gRPC messages, the limit of a
+service in Python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _METHOD = "/benchmarks.Copy/Stream"
 
 
 def send(folder: Path) -> None:
-    """Answers each line with a port, at which the next who connects gets every shard."""
+    """Answer each line with a port; the next client that connects receives every shard."""
     while sys.stdin.readline():
         with socket.create_server(("127.0.0.1", 0)) as listener:
             _say({"port": listener.getsockname()[1]})
@@ -35,7 +35,7 @@ def send(folder: Path) -> None:
 
 
 def receive(target: Path) -> None:
-    """Answers each line, a port, with the seconds that the copy took."""
+    """Answer each line, a port, with the seconds of the copy."""
     buffer = memoryview(bytearray(_BLOCK_BYTES))
     while line := sys.stdin.readline():
         target.unlink(missing_ok=True)
@@ -47,7 +47,7 @@ def receive(target: Path) -> None:
 
 
 async def send_messages(folder: Path) -> None:
-    """Answers each line with the port of a gRPC server that streams every shard."""
+    """Answer each line with the port of a gRPC server that streams every shard."""
 
     async def stream(request: bytes, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         for block in _blocks(folder, _MESSAGE_BYTES):
@@ -64,7 +64,7 @@ async def send_messages(folder: Path) -> None:
 
 
 async def receive_messages(target: Path) -> None:
-    """Answers each line, a port, with the seconds that the copy took."""
+    """Answer each line, a port, with the seconds of the copy."""
     while line := await asyncio.to_thread(sys.stdin.readline):
         await asyncio.to_thread(target.unlink, missing_ok=True)
         async with aio.insecure_channel(f"127.0.0.1:{int(line)}") as channel:

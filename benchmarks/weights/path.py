@@ -1,4 +1,4 @@
-"""Bytes per second from the store to a verified copy, beside a plain copy of the same files over TCP."""
+"""Bytes per second from the store to a verified copy, against a plain copy of the same files over TCP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ AT_LEAST = 0.6
 
 
 def publish(store: FilesystemWeightStore, version: WeightVersion, mebibytes: int) -> float:
-    """Random bytes as a version. Returns the seconds from the last byte written to its being published."""
+    """Publish random bytes as a version; return the seconds from the last byte written until it is
+    published.
+    """
     draw = np.random.default_rng(version.update)
     with store.publish(version, parent=None, lineage=(Ancestor(version.incarnation, 0),)) as folder:
         for number in range(SHARDS):
@@ -37,7 +39,7 @@ def publish(store: FilesystemWeightStore, version: WeightVersion, mebibytes: int
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Rates of both, by the clock and by the CPU time of sender and receiver together."""
+    """Measure the rates of both, by wall-clock time and the CPU time of sender and receiver together."""
     mebibytes = 8 if settings.quick else MEBIBYTES
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -58,10 +60,10 @@ def run(settings: Settings) -> dict[str, Result]:
             taken: dict[str, list[tuple[float, float]]] = defaultdict(list)
             for turn in range(settings.rounds(5) + 1):
                 for who, take in takes.items():
-                    # What the one before wrote does not go to the disk while this one is timed.
+                    # Flush what the previous one wrote before this one is timed.
                     os.sync()
                     found = take()
-                    if turn or settings.quick:  # the first warms caches
+                    if turn or settings.quick:  # the first one warms caches
                         taken[who].append(found)
     size = mebibytes / 1024
     rates, by_cpu = (
@@ -85,7 +87,7 @@ def run(settings: Settings) -> dict[str, Result]:
 
 
 def _fetch(origin: Origin, replica: Child) -> tuple[float, float]:
-    """Seconds by the clock, and of CPU time of both."""
+    """Return wall-clock seconds, and CPU seconds of both."""
     cpu = origin.cpu_seconds() + replica.cpu_seconds()
     replica.ask("start")
     seconds = replica.ask("fetch")["seconds"]
@@ -93,7 +95,7 @@ def _fetch(origin: Origin, replica: Child) -> tuple[float, float]:
 
 
 class _Copy:
-    """A sender and a receiver that do nothing else."""
+    """Start a plain sender and receiver."""
 
     def __init__(self, send: str, receive: str, source: Path, target: Path) -> None:
         self._sender = Child("benchmarks.weights.copier", send, source)
@@ -101,7 +103,7 @@ class _Copy:
         self.processes = (self._sender, self._receiver)
 
     def take(self) -> tuple[float, float]:
-        """Seconds by the clock, and of CPU time."""
+        """Return wall-clock and CPU seconds."""
         cpu = self._cpu_seconds()
         port = int(self._sender.ask("")["port"])
         seconds = self._receiver.ask(str(port))["seconds"]

@@ -1,4 +1,4 @@
-"""One version to one replica and to eight, every sender held to the same bandwidth: what relaying is for."""
+"""One version to one replica and to eight, with every sender limited to the same bandwidth."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fairlead.types import WeightVersion
 
 REPLICAS = 8
 MEBIBYTES, MEBIBYTES_PER_SECOND = 64, 8
-"""Slow enough that eight senders at once do not need the CPUs whole."""
+"""Low enough that eight senders together do not saturate the CPUs."""
 AT_MOST = 2.0
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Seconds until the last of them has verified all, beside those of one alone."""
+    """Measure the seconds until the last replica has verified everything, against a single replica."""
     mebibytes = 8 if settings.quick else MEBIBYTES
     rate = (200 if settings.quick else MEBIBYTES_PER_SECOND) << 20
     with tempfile.TemporaryDirectory() as name:
@@ -47,7 +47,7 @@ def run(settings: Settings) -> dict[str, Result]:
             statistics.median(all_of_them),
             "s",
             statistics.median(one),
-            f"one replica alone; {mebibytes} MiB, {rate >> 20} MiB/s a sender",
+            f"a single replica; {mebibytes} MiB, {rate >> 20} MiB/s a sender",
             at_most=AT_MOST,
         )
     }

@@ -1,4 +1,4 @@
-"""A policy replica without a model, for benchmarks: fetches when a line comes on its input, and relays."""
+"""A policy replica without a model, for benchmarks: fetches when it reads a line, and relays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from services.runtime.server import ModelServer
 
 
 async def run(origin: str, cache: Path, bytes_per_second: int, *, direct_too: bool) -> None:
-    """Answers `fetch` with the seconds that it took, and `start` by an empty cache."""
+    """Answer `fetch` with the seconds that it took, and `start` with an empty cache."""
     section = WeightsSection(
         addresses=(origin,),
         bind="127.0.0.1:0",
@@ -39,7 +39,7 @@ async def run(origin: str, cache: Path, bytes_per_second: int, *, direct_too: bo
                 shutil.rmtree(cache, ignore_errors=True)
                 held = WeightCache(cache, keep=2).__enter__()
                 source = GrpcWeightSource(section, held, counts)
-                # One that starts again and again would be sent to what it was before.
+                # A replica that restarts under the same name would be directed to its earlier self.
                 if bytes_per_second and not server.address:
                     servicer = RelayServicer(Sender(held, section, counts, direct=direct_port))
                     source.relay_at(await server.start(servicer.add_to, [SERVICE_NAME]))
@@ -51,7 +51,7 @@ async def run(origin: str, cache: Path, bytes_per_second: int, *, direct_too: bo
                 start = time.perf_counter()
                 await source.fetch(manifest)
                 answer = {"seconds": time.perf_counter() - start}
-                # The origin hears that it has all; a place that is not given back would be waited for.
+                # Report to the origin that everything was fetched; it would wait for a slot that is not released.
                 await source.latest()
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()

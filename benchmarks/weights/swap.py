@@ -1,8 +1,8 @@
-"""How long generation stands still for a swap, in the real engine under load: median and longest.
+"""Measure the pause of generation for a swap, in the real engine under load: median and longest.
 
-Weights are read beside those in use, so that a swap is a change of pointers; but reading takes CPU time from
+Weights are read next to those in use, so a swap only exchanges pointers, but reading takes CPU time from
 decoding. Measured is what a caller sees: the time between the last token of the old weights and the first of
-the new ones, beside the usual time between two tokens.
+the new ones, against the usual time between two tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POSITIONS = 1_024
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Pauses of each swap."""
+    """Measure the pause of each swap."""
     shape = tiny_models.config(width=256, layers=4, vocabulary=512, positions=POSITIONS)
     if settings.quick:
         shape = tiny_models.config(width=64, layers=2, vocabulary=96, positions=POSITIONS)
@@ -89,7 +89,7 @@ async def _run(root: Path, shape: LlamaConfig, settings: Settings) -> dict[str, 
 
 
 class _Watched:
-    """When the first sequence got each token, and under which weights."""
+    """Times of the first sequence's tokens, and the weights of each."""
 
     def __init__(self) -> None:
         self._tokens: list[tuple[float, WeightVersion, int]] = []
@@ -97,7 +97,7 @@ class _Watched:
         self._arrived = asyncio.Event()
 
     async def follow(self, engine: TransformersEngine, number: int) -> None:
-        """Generates answer after answer; those of the first are timed."""
+        """Generate answer after answer; the tokens of the first are timed."""
         while True:
             sampling = SamplingParams(max_new_tokens=POSITIONS - 8, seed=number)
             request = GenerationRequest(f"r{number}", (1, 5, 6), sampling)
@@ -108,7 +108,7 @@ class _Watched:
                     self._arrived.set()
 
     async def more(self, count: int) -> None:
-        """Waits for so many further tokens."""
+        """Wait for a number of further tokens."""
         wanted = len(self._tokens) + count
         while len(self._tokens) < wanted:
             self._arrived.clear()
@@ -116,11 +116,11 @@ class _Watched:
                 await self._arrived.wait()
 
     def step_seconds(self) -> float:
-        """The usual time between two tokens of the same weights."""
+        """Return the usual time between two tokens of the same weights."""
         return statistics.median(after - before for before, after, same in self._gaps() if same)
 
     def gaps_at_swaps(self) -> list[float]:
-        """Times between the last token of the old weights and the first of the new."""
+        """Return the times between the last token of the old weights and the first of the new."""
         return [after - before for before, after, same in self._gaps() if not same]
 
     def _gaps(self) -> list[tuple[float, float, bool]]:
