@@ -110,7 +110,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
-    """Byte-level pairs, the family's special tokens behind them, its chat template."""
+    """Return a byte-level BPE tokenizer with the family's special tokens after the others, and its chat
+    template.
+    """
     family = ARCHITECTURES[name]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -148,7 +150,7 @@ def causal_lm(name: str, folder: Path, *, seed: int = 0) -> Path:
 
 
 def reward_model(name: str, folder: Path, *, seed: int = 0, bias: float = 0.0) -> Path:
-    """Saves a reward model of an architecture as Fairlead trains it, with a head that tells answers apart."""
+    """Save a reward model of an architecture in Fairlead's format, with a head that separates answers."""
     causal_lm(name, folder, seed=seed)
     return add_head(folder, tokenizer_of(name), seed=seed, bias=bias)
 

@@ -1,8 +1,8 @@
-"""A run without a model: the trainer's own parts around weights that count how often each task was trained.
+"""A run without a model: the trainer's parts around weights that count how often each task was trained.
 
-Real queue, ledger, journal, checkpoints, weight store and lineage; what `trainer.ppo.train` does with them,
-in its order. At the end the weights themselves must say that every task counted once, since they are made of
-nothing else. For faults of Redis and of files, dozens of updates a second.
+Queue, ledger, journal, checkpoints, weight store and lineage are real and used in the order of
+`trainer.ppo.train`. The final weights show whether every task counted once, since they consist of nothing
+else. For faults of Redis and of files, at dozens of updates per second.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class Workers:
         dead: frozenset[int] = frozenset(),
         before_finish: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`before_finish` is told the task of every try to hand in a result."""
+        """`before_finish` is called with the task before every attempt to return a result."""
         self._section, self._dead, self._before_finish = run.section, dead, before_finish
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._work()), daemon=True)

@@ -1,8 +1,8 @@
-"""Requests that no client should send, for the reward service's gRPC methods.
+"""Invalid and valid requests for the gRPC methods of the reward service.
 
-Each is a method and bytes. Some are whole messages whose fields lie, some are messages with damaged bytes,
-some are no messages, some are right. All of one comes from one number, so that ten thousand take seconds to
-make and a failing one is told by its number.
+Each is a method and bytes: complete messages with invalid fields, messages with damaged bytes, arbitrary
+bytes, and valid messages. Each is derived from one number, so that ten thousand are made in seconds and a
+failing one is identified by its number.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A hub of datasets on this machine, as far as `datasets` talks to it: found, gated and absent ones.
+"""A local hub with the endpoints that `datasets` uses: available, gated and missing datasets.
 
-Speaks HTTP on a free port; the library is told of it by HF_ENDPOINT, which it reads when it is imported.
+Serves HTTP on a free port; HF_ENDPOINT, which the library reads on import, points to it.
 """
 
 from __future__ import annotations

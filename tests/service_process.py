@@ -55,7 +55,7 @@ def free_address() -> str:
 
 
 class Starter:
-    """Starts service processes; `stop` kills whatever still lives."""
+    """Starts service processes; `stop` kills those that are still alive."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -68,7 +68,7 @@ def tiny_reward_model(folder: Path, *, seed: int = 0, bias: float = 0.25, **conf
 
 
 def add_head(folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, bias: float) -> Path:
-    """Makes a reward model of the language model in a folder: with a random head that tells answers apart."""
+    """Make the language model in a folder a reward model, with a random head that separates answers."""
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1)
         reward = load_reward_model(str(folder), ComputeSection(device="cpu"), fresh_head=True)

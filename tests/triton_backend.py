@@ -1,7 +1,8 @@
-"""What an exported `model.py` finds in Triton's Python backend, so that it can be run without a Triton.
+"""The module that Triton's Python backend provides to an exported `model.py`, to run that file without
+Triton.
 
-Only what the backend itself brings (`triton_python_backend_utils`) is stood in for; a slow test runs the same
-file in a real Triton.
+Only `triton_python_backend_utils`, which the backend provides, is replaced; a slow test runs the same file in
+a real Triton.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How tests wait: for a condition, with a deadline."""
+"""Wait for a condition with a deadline."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
-    """Returns when it holds.
+    """Return when the condition holds.
 
     Raises:
-        TimeoutError: it does not in so many seconds.
+        TimeoutError: if it does not hold within the given seconds.
     """
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens elsewhere and tells nobody
+        while not condition():  # noqa: ASYNC110 - the condition changes elsewhere without a notification
             await asyncio.sleep(0.005)

@@ -51,7 +51,7 @@ async def run(origin: str, cache: Path, bytes_per_second: int, *, direct_too: bo
                 start = time.perf_counter()
                 await source.fetch(manifest)
                 answer = {"seconds": time.perf_counter() - start}
-                # Report to the origin that everything was fetched; it would wait for a slot that is not released.
+                # Report that everything was fetched, or the origin waits for a slot that is not released.
                 await source.latest()
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()

@@ -1,1 +1,1 @@
-"""A run that a trainer of an earlier release left behind in mid-work; later releases must go on from it."""
+"""An unfinished run of an earlier release, which later releases must resume."""

@@ -1,7 +1,7 @@
-"""Writes a golden run of this release: `python -m tests.golden.make v1`. What is there is never overwritten.
+"""Write a golden run of this release: `python -m tests.golden.make v1`. Existing files are never overwritten.
 
-The trainer is ended behind update 5, one behind its newest checkpoint: outcomes that a resume can use lie in
-the queue, and four tasks are in the hands of a worker that is gone.
+The trainer stops after update 5, one after its newest checkpoint: the queue contains outcomes that a resume
+can use, and four tasks are claimed by a worker that no longer exists.
 """
 
 from __future__ import annotations

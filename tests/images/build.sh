@@ -88,7 +88,7 @@ for image in light model; do
 done
 check light python -c 'import services.rollout_worker.__main__, importlib.util as u; assert not u.find_spec("torch")'
 check model python -c 'import trainer.ppo.__main__, services.policy.transformers_engine, services.reward.scorer'
-# SIGTERM reaches the program behind tini, which ends as it does without a container.
+# SIGTERM reaches the program through tini, and the program exits as it does without a container.
 check light sh -c '
     tini -- python -m services.rollout_worker --set queue.redis_url=redis://127.0.0.1:1 2>/dev/null &
     sleep 10

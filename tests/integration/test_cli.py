@@ -221,6 +221,4 @@ def test_quickstart_without_a_checkout_says_so(tmp_path: Path):
         check=False,
     )
     assert shown.returncode == 2
-    assert shown.stderr.startswith(
-        "error: the quickstart needs a source checkout;"
-    )
+    assert shown.stderr.startswith("error: the quickstart needs a source checkout;")

@@ -1,4 +1,4 @@
-"""What runs the tutorial tells a page that is right from one that is not."""
+"""The runner of documentation pages accepts correct pages and rejects wrong ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.integration.page import Reader, assert_prints, blocks
         [],
     ],
 )
-def test_numbers_spaces_and_what_is_left_out_may_differ(expected: list[str]) -> None:
+def test_numbers_spaces_and_omissions_may_differ(expected: list[str]) -> None:
     assert_prints("run", "\nloss 0.41   after 20 steps\nIt fits.\n", expected)
 
 
@@ -35,31 +35,31 @@ def test_numbers_spaces_and_what_is_left_out_may_differ(expected: list[str]) -> 
         ["…", "It fits.", "loss 0.41 after 20 steps"],
     ],
 )
-def test_words_and_lines_may_not(expected: list[str]) -> None:
+def test_words_and_lines_must_not_differ(expected: list[str]) -> None:
     with pytest.raises(AssertionError, match="the page says"):
         assert_prints("run", "loss 0.41 after 20 steps\nIt fits.\n", expected)
 
 
-def test_a_page_is_done_in_its_order_and_folder(tmp_path: Path) -> None:
+def test_page_runs_in_order_and_in_its_folder(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "Words.\n\n```console\n$ echo one > a.txt\n$ cat \\\n    a.txt\none\n```\n"
-        "```python\n# tell.py\nprint(open('a.txt').read())\n```\n"
+        "```python\n# read.py\nprint(open('a.txt').read())\n```\n"
         "<!-- test: slow -->\n```console\n$ false\n```\n"
-        "```console\n$ python tell.py\none\n```\n"
+        "```console\n$ python read.py\none\n```\n"
     )
     (tmp_path / "here").mkdir()
     reader = Reader(tmp_path / "here")
     reader.read(page, slow=False)
-    assert list(reader.printed) == ["echo one > a.txt", "cat a.txt", "python tell.py"]
+    assert list(reader.printed) == ["echo one > a.txt", "cat a.txt", "python read.py"]
     with pytest.raises(AssertionError, match=r"\$ false"):
         reader.read(page, slow=True)
-    page.write_text(page.read_text().replace("tell.py\none", "tell.py\ntwo"))
+    page.write_text(page.read_text().replace("read.py\none", "read.py\ntwo"))
     with pytest.raises(AssertionError, match="the page says"):
         reader.read(page, slow=False)
 
 
-def test_a_block_that_nobody_checks_is_an_error(tmp_path: Path) -> None:
+def test_unchecked_block_is_an_error(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```yaml\na: 1\n```\n")
     (tmp_path / "here").mkdir()
