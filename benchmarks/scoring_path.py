@@ -86,9 +86,9 @@ def _requests(groups: Sequence[lengths.Group], *, vocabulary: int) -> list[list[
 async def _through_the_batcher(
     scorer: RewardScorer, section: RewardSection, requests: Sequence[Sequence[TokenPair]]
 ) -> list[float]:
-    counts = metrics.BatcherMetrics(registry=CollectorRegistry())
+    batcher_metrics = metrics.BatcherMetrics(registry=CollectorRegistry())
     async with MicroBatcher(
-        scorer.score, section.batching, batcher_metrics=counts, field_name="items"
+        scorer.score, section.batching, batcher_metrics=batcher_metrics, field_name="items"
     ) as batcher:
 
         async def one(items: Sequence[TokenPair]) -> list[float]:

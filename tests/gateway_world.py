@@ -169,7 +169,7 @@ async def gateway(
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(HttpServer(config.gateway, tls=config.tls))
         backend = await stack.enter_async_context(Backend(config, poll_seconds=0.05))
-        access = AccessControl(config.keys, counts=metrics.AccessMetrics(registry))
+        access = AccessControl(config.keys, access_metrics=metrics.AccessMetrics(registry))
         stack.push_async_callback(access.close)
         log = ExchangeLog(config.gateway) if config.gateway.chat_log else None
         if log is not None:

@@ -29,7 +29,7 @@ async def run(origin: str, cache: Path, bytes_per_second: int, *, direct_too: bo
         max_send_bytes_per_second=bytes_per_second,
         direct=direct_too,
     )
-    counts = metrics.WeightsMetrics()
+    weights_metrics = metrics.WeightsMetrics()
     async with (
         ModelServer("weights", section, ObserveSection(metrics_port=-1)) as server,
         open_direct_port(section.bind_address, section, encrypted=False) as direct_port,
@@ -38,10 +38,10 @@ async def run(origin: str, cache: Path, bytes_per_second: int, *, direct_too: bo
             if line.strip() == "start":
                 shutil.rmtree(cache, ignore_errors=True)
                 held = WeightCache(cache, keep=2).__enter__()
-                source = GrpcWeightSource(section, held, counts)
+                source = GrpcWeightSource(section, held, weights_metrics)
                 # A replica that restarts under the same name would be directed to its earlier self.
                 if bytes_per_second and not server.address:
-                    servicer = RelayServicer(Sender(held, section, counts, direct=direct_port))
+                    servicer = RelayServicer(Sender(held, section, weights_metrics, direct=direct_port))
                     source.relay_at(await server.start(servicer.add_to, [SERVICE_NAME]))
                 await source.latest()
                 answer: dict[str, float] = {}

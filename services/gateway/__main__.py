@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 async def run(config: RunConfig) -> None:
     """Serve until a signal, then drain."""
     async with contextlib.AsyncExitStack() as stack:
-        access = AccessControl(config.keys, counts=metrics.AccessMetrics())
+        access = AccessControl(config.keys, access_metrics=metrics.AccessMetrics())
         stack.push_async_callback(access.close)
         server = await stack.enter_async_context(
             HttpServer(

@@ -148,13 +148,13 @@ async def _weights(config: RunConfig) -> AsyncIterator[_Weights]:
     bind = config.policy.bind_address
     name = f"policy-{bind.rpartition(':')[2]}"
     root = Path(section.cache) if section.cache else config.folder.weight_caches / name
-    counts = metrics.WeightsMetrics()
+    weights_metrics = metrics.WeightsMetrics()
     with WeightCache(root) as cache:
         credentials = partial(Credentials, tls=config.tls, allow_insecure=config.keys.allow_insecure)
-        source = GrpcWeightSource(section, cache, counts, credentials=credentials)
+        source = GrpcWeightSource(section, cache, weights_metrics, credentials=credentials)
         try:
             async with open_direct_port(bind, section, encrypted=config.tls.on) as direct_port:
-                sender = Sender(cache, section, counts, direct=direct_port)
+                sender = Sender(cache, section, weights_metrics, direct=direct_port)
                 yield _Weights(source, source, RelayServicer(sender))
         finally:
             await source.close()

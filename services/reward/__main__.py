@@ -65,7 +65,7 @@ async def _models(config: RunConfig, server: ModelServer) -> AsyncIterator[Swapp
         first(folder) if section.watch else folder,
         section,
         batcher_metrics=metrics.BatcherMetrics(),
-        counts=metrics.RewardMetrics(),
+        reward_metrics=metrics.RewardMetrics(),
         load=server.load,
     )
     async with scoring:

@@ -58,8 +58,8 @@ class LoadedModel:
         path: str,
         section: RewardSection,
         *,
-        counts: metrics.BatcherMetrics,
-        reward_counts: metrics.RewardMetrics | None = None,
+        batcher_metrics: metrics.BatcherMetrics,
+        reward_metrics: metrics.RewardMetrics | None = None,
         load: Load = asyncio.to_thread,
     ) -> LoadedModel:
         """Load a model and score a probe with it.
@@ -67,22 +67,22 @@ class LoadedModel:
         Args:
             path: folder or hub id.
             section: limits and settings of the model.
-            counts: metrics of the batcher.
-            reward_counts: metrics of prompt sharing.
+            batcher_metrics: metrics of the batcher.
+            reward_metrics: metrics of prompt sharing.
             load: runs the slow part in a thread.
 
         Raises:
             ModelLoadError: the model cannot be loaded, or its scores are not finite.
         """
         try:
-            scorer = await load(lambda: _scorer(path, section, reward_counts))
+            scorer = await load(lambda: _scorer(path, section, reward_metrics))
         except (RuntimeError, MemoryError) as error:
             # For example, the device has no memory for a second model next to the served one.
             raise ModelLoadError(f"{path!r} cannot be loaded: {error}") from error
         batcher = MicroBatcher(
             scorer.score,
             section.batching,
-            batcher_metrics=counts,
+            batcher_metrics=batcher_metrics,
             field_name="items",
             prepare=scorer.prepare,
             packing=scorer.packing,
@@ -164,7 +164,7 @@ class LoadedModel:
             return
 
 
-def _scorer(path: str, section: RewardSection, counts: metrics.RewardMetrics | None) -> RewardScorer:
+def _scorer(path: str, section: RewardSection, reward_metrics: metrics.RewardMetrics | None) -> RewardScorer:
     # Importing torch takes seconds; until then the process already answers probes and signals.
     from services.reward.scorer import RewardScorer
 
@@ -174,7 +174,7 @@ def _scorer(path: str, section: RewardSection, counts: metrics.RewardMetrics | N
         gc.collect()
         gc.freeze()
         _is_frozen = True
-    return RewardScorer(path, section, counts=counts)
+    return RewardScorer(path, section, reward_metrics=reward_metrics)
 
 
 def _free() -> None:

@@ -28,14 +28,14 @@ class RewardScorer:
     """One reward model, or an ensemble that is served as one model."""
 
     def __init__(
-        self, path: str, section: RewardSection, *, counts: metrics.RewardMetrics | None = None
+        self, path: str, section: RewardSection, *, reward_metrics: metrics.RewardMetrics | None = None
     ) -> None:
         """Load the model and its tokenizer.
 
         Args:
             path: folder or hub id.
             section: limits, and how to compute.
-            counts: metrics of prompt sharing.
+            reward_metrics: metrics of prompt sharing.
 
         Raises:
             ModelLoadError: the model cannot be loaded, or the checkpoint has no reward head.
@@ -67,7 +67,7 @@ class RewardScorer:
         """The model as callers see it."""
         self._optimize(path)
         self._forward = forward.choose(
-            self._reward, section, longest=model.max_sequence_tokens, counts=counts
+            self._reward, section, longest=model.max_sequence_tokens, reward_metrics=reward_metrics
         )
 
     @property

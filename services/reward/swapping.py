@@ -38,7 +38,7 @@ class SwappingScoring:
         section: RewardSection,
         *,
         batcher_metrics: metrics.BatcherMetrics,
-        counts: metrics.RewardMetrics,
+        reward_metrics: metrics.RewardMetrics,
         load: Load,
     ) -> None:
         """See `open`."""
@@ -48,7 +48,7 @@ class SwappingScoring:
         self._current = current
         self._canary: LoadedModel | None = None
         self._share = 0.0
-        self._section, self._batcher_metrics, self._counts = section, batcher_metrics, counts
+        self._section, self._batcher_metrics, self._reward_metrics = section, batcher_metrics, reward_metrics
         self._gate = ExclusiveGate()
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[object]] = set()
@@ -60,7 +60,7 @@ class SwappingScoring:
         section: RewardSection,
         *,
         batcher_metrics: metrics.BatcherMetrics,
-        counts: metrics.RewardMetrics,
+        reward_metrics: metrics.RewardMetrics,
         load: Load = asyncio.to_thread,
     ) -> Self:
         """With the first model.
@@ -69,16 +69,18 @@ class SwappingScoring:
             path: folder or hub id.
             section: limits and ways of reading, the same for all models.
             batcher_metrics: of all batchers together.
-            counts: of swaps and of the canary's traffic.
+            reward_metrics: of swaps and of the canary's traffic.
             load: runs the slow part, of later models too; raises Stopped when the process shall end.
 
         Raises:
             ModelLoadError: as `LoadedModel.load`.
         """
         current = await LoadedModel.load(
-            path, section, counts=batcher_metrics, reward_counts=counts, load=load
+            path, section, batcher_metrics=batcher_metrics, reward_metrics=reward_metrics, load=load
         )
-        return cls(current, section, batcher_metrics=batcher_metrics, counts=counts, load=load)
+        return cls(
+            current, section, batcher_metrics=batcher_metrics, reward_metrics=reward_metrics, load=load
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -181,7 +183,7 @@ class SwappingScoring:
         elif self._canary is not None and _point(call.request_id) < self._share:
             model = self._canary
         if self._canary is not None:
-            self._counts.requests.labels("canary" if model is self._canary else "current").inc()
+            self._reward_metrics.requests.labels("canary" if model is self._canary else "current").inc()
         return model
 
     def _find(self, version: str) -> LoadedModel:
@@ -197,15 +199,15 @@ class SwappingScoring:
                 model = await LoadedModel.load(
                     path,
                     self._section,
-                    counts=self._batcher_metrics,
-                    reward_counts=self._counts,
+                    batcher_metrics=self._batcher_metrics,
+                    reward_metrics=self._reward_metrics,
                     load=self._load_in_thread,
                 )
             except Stopped:
                 self.left_loading = True
                 raise Unavailable("the service is stopping") from None
             except BaseException:
-                self._counts.load_failures.inc()
+                self._reward_metrics.load_failures.inc()
                 raise
             if _is_same(model.info, self._current.info):
                 self._retire(model)
@@ -233,12 +235,12 @@ class SwappingScoring:
             was, now = getattr(before.model, what), getattr(after.model, what)
             if was != now:
                 logger.warning("the %s changed from %s to %s", what, was, now)
-        self._counts.swaps.inc()
+        self._reward_metrics.swaps.inc()
         self._retire(former)
 
     def _set_share(self, share: float) -> None:
         self._share = share
-        self._counts.canary_share.set(share)
+        self._reward_metrics.canary_share.set(share)
 
     def _need_canary(self) -> LoadedModel:
         if self._canary is None:

@@ -122,14 +122,14 @@ def caller() -> Caller:
 class AccessControl:
     """Authenticates callers, checks scopes, and limits requests in flight."""
 
-    def __init__(self, section: KeysSection, *, counts: metrics.AccessMetrics) -> None:
+    def __init__(self, section: KeysSection, *, access_metrics: metrics.AccessMetrics) -> None:
         """
         Raises:
             ConfigError: if the file of keys cannot be read.
         """
-        self._counts = counts
-        self._ring = KeyRing(section, counts=counts) if section.file else None
-        self._allowance = Allowance(section, counts=counts) if section.file else None
+        self._metrics = access_metrics
+        self._ring = KeyRing(section, access_metrics=access_metrics) if section.file else None
+        self._allowance = Allowance(section, access_metrics=access_metrics) if section.file else None
         self._in_flight: Counter[str] = Counter()
 
     @property
@@ -165,7 +165,7 @@ class AccessControl:
         try:
             caller.key.require(scope)
         except PermissionDenied:
-            self._counts.refusals.labels(reason="scope").inc()
+            self._metrics.refusals.labels(reason="scope").inc()
             raise
 
     @asynccontextmanager
@@ -184,7 +184,7 @@ class AccessControl:
             yield
             return
         if key.max_in_flight is not None and self._in_flight[key.id] >= key.max_in_flight:
-            self._counts.refusals.labels(reason="in_flight").inc()
+            self._metrics.refusals.labels(reason="in_flight").inc()
             raise Overloaded(
                 f"the API key {key.id} has reached its limit of {key.max_in_flight} requests in flight",
                 retry_after_seconds=_IN_FLIGHT_RETRY_SECONDS,

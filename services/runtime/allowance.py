@@ -93,18 +93,22 @@ class Allowance:
     """Remaining rates and quotas of all keys."""
 
     def __init__(
-        self, section: KeysSection, *, counts: metrics.AccessMetrics, clock: Callable[[], float] = time.time
+        self,
+        section: KeysSection,
+        *,
+        access_metrics: metrics.AccessMetrics,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """
         Args:
             section: settings of Redis, if it counts.
-            counts: metrics of refusals.
+            access_metrics: metrics of refusals.
             clock: returns seconds since 1970; used for counts in this process.
 
         Raises:
             ConfigError: if the URL of Redis is invalid.
         """
-        self._counts = counts
+        self._metrics = access_metrics
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
         self._redis = _client(section) if section.redis_url else None
@@ -135,7 +139,7 @@ class Allowance:
             raise self._too_large(key, tokens, f"at most {key.tokens_per_day} a day")
         which, wait = await self._take(key, requests=requests, tokens=tokens, force=False)
         if which:
-            self._counts.refusals.labels(reason=which).inc()
+            self._metrics.refusals.labels(reason=which).inc()
             what = _REASONS[which].format(key=key)
             raise Overloaded(f"the API key {key.id} {what}", retry_after_seconds=max(0.001, round(wait, 3)))
 
@@ -147,7 +151,7 @@ class Allowance:
         await self._take(key, requests=0, tokens=tokens, force=True)
 
     def _too_large(self, key: ApiKey, tokens: int, allowed: str) -> InvalidInput:
-        self._counts.refusals.labels(reason="request_tokens").inc()
+        self._metrics.refusals.labels(reason="request_tokens").inc()
         return InvalidInput("request", got=f"{tokens} tokens", allowed=f"{allowed} for the API key {key.id}")
 
     async def _take(self, key: ApiKey, *, requests: int, tokens: int, force: bool) -> tuple[str, float]:
@@ -176,7 +180,7 @@ class Allowance:
 
     def _redis_failed(self, error: Exception) -> None:
         """Continue with counts of this process: serving is more important than exact limits."""
-        self._counts.redis_failures.inc()
+        self._metrics.redis_failures.inc()
         self._unavailable_until = time.monotonic() + _UNAVAILABLE_SECONDS
         if not self._was_unavailable:
             what = (str(error) or type(error).__name__).splitlines()[0]

@@ -30,7 +30,7 @@ _UNKNOWN = "0" * 64
 class KeyRing:
     """The keys of the file."""
 
-    def __init__(self, section: KeysSection, *, counts: metrics.AccessMetrics) -> None:
+    def __init__(self, section: KeysSection, *, access_metrics: metrics.AccessMetrics) -> None:
         """Read the file.
 
         Raises:
@@ -38,7 +38,7 @@ class KeyRing:
         """
         self._path = Path(section.file)
         self._reload_seconds = section.reload_seconds
-        self._counts = counts
+        self._metrics = access_metrics
         self._checked_at = time.monotonic()
         self._state = _state(self._path)
         try:
@@ -85,11 +85,11 @@ class KeyRing:
         try:
             key.check_valid()
         except Unauthenticated:
-            self._counts.refusals.labels(reason="revoked" if key.revoked else "expired").inc()
+            self._metrics.refusals.labels(reason="revoked" if key.revoked else "expired").inc()
             raise
 
     def _refusal(self, reason: str, message: str) -> Unauthenticated:
-        self._counts.refusals.labels(reason=reason).inc()
+        self._metrics.refusals.labels(reason=reason).inc()
         return Unauthenticated(message)
 
     def _reload_if_changed(self) -> None:
@@ -106,7 +106,7 @@ class KeyRing:
         try:
             self._keys = _by_id(api_keys.read(self._path))
         except InvalidInput as error:
-            self._counts.key_file_failures.inc()
+            self._metrics.key_file_failures.inc()
             logger.error("cannot read the API keys, keeping the previous ones: %s", error)
         else:
             logger.info("read %d API keys from %s", len(self._keys), self._path)

@@ -80,7 +80,7 @@ class ModelServer:
         self._registry = registry
         self._stop = asyncio.Event()
         metrics.ProcessMetrics(registry)
-        self._access = AccessControl(keys or KeysSection(), counts=metrics.AccessMetrics(registry))
+        self._access = AccessControl(keys or KeysSection(), access_metrics=metrics.AccessMetrics(registry))
         self._edge = EdgeInterceptor(
             metrics.ServerMetrics(registry),
             self._access,

@@ -202,7 +202,7 @@ class Download:
         version: PartialVersion,
         client: WeightServiceClient,
         section: WeightsSection,
-        counts: metrics.WeightsMetrics,
+        weights_metrics: metrics.WeightsMetrics,
         *,
         held: Callable[[], Sequence[WeightVersion]],
     ) -> None:
@@ -211,7 +211,7 @@ class Download:
         self._version = version.manifest.version
         self._client = client
         self._section = section
-        self._counts = counts
+        self._metrics = weights_metrics
         self._held = held
         self._failed: list[FailedSource] = []
         self._pauses = 0
@@ -252,7 +252,7 @@ class Download:
         except (OutOfSpace, ReadOnlyDisk):
             raise
         except CorruptWeights as error:
-            self._counts.verification_failures.labels(_kind(address)).inc()
+            self._metrics.verification_failures.labels(_kind(address)).inc()
             if address == ORIGIN and self._origin_was_corrupt:
                 raise
             self._origin_was_corrupt = self._origin_was_corrupt or address == ORIGIN
@@ -306,11 +306,11 @@ class Download:
         return True
 
     def _count(self, address: str, length: int) -> None:
-        self._counts.fetched_bytes.labels(_kind(address)).inc(length)
+        self._metrics.fetched_bytes.labels(_kind(address)).inc(length)
         self.sources[address] += length
 
     def _record_failure(self, address: str, failure: SourceFailure, error: Exception) -> None:
-        self._counts.source_failures.labels(_kind(address), failure.value).inc()
+        self._metrics.source_failures.labels(_kind(address), failure.value).inc()
         reason = str(error) or f"it sent nothing for {self._section.stall_seconds:g} s"
         logger.warning(
             "weights %s: no longer fetching from %s: %s", self._version, address or "the origin", reason

@@ -31,7 +31,7 @@ class GrpcWeightSource:
         self,
         section: WeightsSection,
         cache: WeightCache,
-        counts: metrics.WeightsMetrics,
+        weights_metrics: metrics.WeightsMetrics,
         *,
         credentials: Callable[[Sequence[str]], Credentials] = Credentials,
     ) -> None:
@@ -39,7 +39,7 @@ class GrpcWeightSource:
         Args:
             section: address of the origin, and limits.
             cache: where fetched versions are kept.
-            counts: metrics of the transfers.
+            weights_metrics: metrics of the transfers.
             credentials: builds the credentials for a list of addresses, of the origin or of a replica.
 
         Raises:
@@ -47,7 +47,7 @@ class GrpcWeightSource:
         """
         self._section = section
         self._cache = cache
-        self._counts = counts
+        self._metrics = weights_metrics
         self._client = WeightServiceClient(section, credentials)
 
     async def close(self) -> None:
@@ -79,7 +79,7 @@ class GrpcWeightSource:
         partial = await asyncio.to_thread(self._cache.begin, manifest)
         try:
             download = Download(
-                partial, self._client, self._section, self._counts, held=lambda: self._cache.versions
+                partial, self._client, self._section, self._metrics, held=lambda: self._cache.versions
             )
             async with self._heartbeat():
                 await download.run()
@@ -87,7 +87,7 @@ class GrpcWeightSource:
         finally:
             self._cache.end(partial)
         seconds = time.monotonic() - start
-        self._counts.fetch_seconds.observe(seconds)
+        self._metrics.fetch_seconds.observe(seconds)
         fields = {"seconds": round(seconds, 3), "sources": download.sources}
         logger.info("weights %s fetched and verified", manifest.version, extra=fields)
         return folder

@@ -36,7 +36,7 @@ class Sender:
         self,
         store: ShardStore,
         section: WeightsSection,
-        counts: metrics.WeightsMetrics,
+        weights_metrics: metrics.WeightsMetrics,
         *,
         direct: DirectPort | None = None,
         chunk_bytes: int = CHUNK_BYTES,
@@ -49,7 +49,7 @@ class Sender:
         self._max_transfers = 2 * section.relay_fan_out
         self._wait_seconds = section.stall_seconds / 2
         self._rate_limit = _RateLimit(section.max_send_bytes_per_second)
-        self._counts = counts
+        self._metrics = weights_metrics
         self._transfers = 0
 
     async def send(self, request: pb.FetchShardRequest) -> AsyncGenerator[pb.FetchShardResponse]:
@@ -70,7 +70,7 @@ class Sender:
                 f"{self._transfers} transfers are running, the maximum", retry_after_seconds=_RETRY_SECONDS
             )
         self._transfers += 1
-        self._counts.relay_connections.inc()
+        self._metrics.relay_connections.inc()
         try:
             shard = self._store.open(codec.version_from_pb(request.version), request.shard)
             try:
@@ -89,7 +89,7 @@ class Sender:
                 shard.close()
         finally:
             self._transfers -= 1
-            self._counts.relay_connections.dec()
+            self._metrics.relay_connections.dec()
 
     async def _send_directly(self, transfer: DirectTransfer, shard: OpenShard, offset: int, end: int) -> None:
         """Send from a thread, without a hop to the event loop for every message."""
@@ -99,7 +99,7 @@ class Sender:
             length = min(block_bytes, await self._available_end(shard, offset, end) - offset)
             await self._rate_limit.wait(length)
             sent = await transfer.send(shard.descriptor, offset, length)
-            self._counts.sent_bytes.inc(sent)
+            self._metrics.sent_bytes.inc(sent)
             offset += sent
             if sent < length:
                 raise _truncated(shard, offset)
@@ -113,7 +113,7 @@ class Sender:
                 for begin in range(0, len(data), self._chunk_bytes):
                     chunk = bytes(data[begin : begin + self._chunk_bytes])
                     await self._rate_limit.wait(len(chunk))
-                    self._counts.sent_bytes.inc(len(chunk))
+                    self._metrics.sent_bytes.inc(len(chunk))
                     yield chunk
         finally:
             block.cancel()

@@ -78,26 +78,28 @@ class SegmentForward:
         section: RewardSection,
         *,
         longest: int,
-        counts: metrics.RewardMetrics | None,
+        reward_metrics: metrics.RewardMetrics | None,
     ) -> None:
         """
         Args:
             reward: the models.
             section: whether beginnings are shared, and how much of them is kept.
             longest: tokens of the longest sequence accepted.
-            counts: where to count.
+            reward_metrics: where to count.
         """
         self._reward, self._share, self._longest = reward, section.share_prompts, longest
-        self._counts = counts
-        self._cache = PrefixCache(section.prefix_cache_bytes if self._share else 0, counts=counts)
+        self._metrics = reward_metrics
+        self._cache = PrefixCache(
+            section.prefix_cache_bytes if self._share else 0, reward_metrics=reward_metrics
+        )
         self.packing: Packing[Ids] = SharedPacking[Ids](prompt_key if self._share else lambda _: (None, 0))
 
     def prepare(self, sequences: Sequence[Ids]) -> Callable[[], Tensor]:
         """As `Forward.prepare`."""
         plan = Planner(sequences, self._cache, self._share).plan()
-        if self._counts is not None:
+        if self._metrics is not None:
             found = sum(segment.cached.length for segment in plan.segments if segment.cached)
-            self._counts.shared_tokens.inc(max(0, sum(map(len, sequences)) - len(plan.ids) - found))
+            self._metrics.shared_tokens.inc(max(0, sum(map(len, sequences)) - len(plan.ids) - found))
         works = [
             segments.layout(
                 plan, member=m, longest=self._longest, dtype=member.body.dtype, device=member.device
@@ -124,7 +126,7 @@ def choose(
     section: RewardSection,
     *,
     longest: int,
-    counts: metrics.RewardMetrics | None = None,
+    reward_metrics: metrics.RewardMetrics | None = None,
 ) -> Forward:
     """The way that the section asks for, or the better one that the models allow.
 
@@ -140,11 +142,11 @@ def choose(
     reason = _obstacle(reward, longest)
     if not reason:
         probe = section.model_copy(update={"share_prompts": True, "prefix_cache_bytes": 64 << 20})
-        ours = SegmentForward(reward, probe, longest=longest, counts=None)
+        ours = SegmentForward(reward, probe, longest=longest, reward_metrics=None)
         reason = trial.obstacle(lambda: _difference(ours, padded, reward))
         ours.close()
     if not reason:
-        return SegmentForward(reward, section, longest=longest, counts=counts)
+        return SegmentForward(reward, section, longest=longest, reward_metrics=reward_metrics)
     if asked == "segments":
         raise ConfigError("reward.attention", got=f"segments for {name} ({reason})", allowed="auto or padded")
     logger.info("%s pads its batches and shares no prompts: %s", name, reason)

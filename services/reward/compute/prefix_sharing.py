@@ -58,14 +58,14 @@ class CachedPrefix:
 class PrefixCache:
     """Least recently used goes first."""
 
-    def __init__(self, max_bytes: int, *, counts: metrics.RewardMetrics | None = None) -> None:
+    def __init__(self, max_bytes: int, *, reward_metrics: metrics.RewardMetrics | None = None) -> None:
         """
         Args:
             max_bytes: of keys and values together; 0 keeps nothing.
-            counts: where to count.
+            reward_metrics: where to count.
         """
         self._max_bytes = max_bytes
-        self._counts = counts
+        self._metrics = reward_metrics
         self._entries: collections.OrderedDict[bytes, CachedPrefix] = collections.OrderedDict()
         self._stems: collections.Counter[int] = collections.Counter()
         self._bytes = 0
@@ -144,14 +144,14 @@ class PrefixCache:
             self._stems.pop(entry.length, None)
 
     def _count(self, result: str, *, tokens: int = 0) -> None:
-        if self._counts is not None:
-            self._counts.prefix_lookups.labels(result).inc()
-            self._counts.prefix_tokens.inc(tokens)
+        if self._metrics is not None:
+            self._metrics.prefix_lookups.labels(result).inc()
+            self._metrics.prefix_tokens.inc(tokens)
 
     def _count_bytes(self, change: int) -> None:
         # Of all caches together: while a model is replaced there are two.
-        if self._counts is not None:
-            self._counts.prefix_bytes.inc(change)
+        if self._metrics is not None:
+            self._metrics.prefix_bytes.inc(change)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ class Replica(pb_grpc.RewardServiceServicer):
 async def serving(servicer, *, port: int = 0, add=pb_grpc.add_RewardServiceServicer_to_server, **options):
     registry = CollectorRegistry()
     edge = EdgeInterceptor(
-        metrics.ServerMetrics(registry), AccessControl(KeysSection(), counts=metrics.AccessMetrics(registry))
+        metrics.ServerMetrics(registry),
+        AccessControl(KeysSection(), access_metrics=metrics.AccessMetrics(registry)),
     )
     server = aio.server(
         interceptors=[edge],

@@ -47,7 +47,7 @@ class World:
 
     def ring(self) -> KeyRing:
         section = KeysSection(file=str(self.path), reload_seconds=0)
-        return KeyRing(section, counts=metrics.AccessMetrics(self.registry))
+        return KeyRing(section, access_metrics=metrics.AccessMetrics(self.registry))
 
     def ring_kept(self) -> KeyRing:
         """One key ring for all examples."""
@@ -127,7 +127,7 @@ def test_expired_and_revoked_keys_are_refused(world: World):
     with pytest.raises(Unauthenticated, match="gone is revoked"):
         ring.authenticate(f"Bearer {gone}")
     # Only who holds the key learns what became of it.
-    with pytest.raises(Unauthenticated, match="not known"):
+    with pytest.raises(Unauthenticated, match="unknown API key"):
         ring.authenticate(f"Bearer {gone[:-1]}{'0' if gone[-1] != '0' else '1'}")
     assert (world.refusals("expired"), world.refusals("revoked"), world.refusals("wrong")) == (1, 1, 1)
 
@@ -162,7 +162,7 @@ def test_a_mounted_secret_is_loaded_when_its_links_are_swapped(world: World, tmp
     (mount / "..data").symlink_to("..1")
     (mount / "keys.json").symlink_to("..data/keys.json")
     section = KeysSection(file=str(mount / "keys.json"), reload_seconds=0)
-    ring = KeyRing(section, counts=metrics.AccessMetrics(CollectorRegistry()))
+    ring = KeyRing(section, access_metrics=metrics.AccessMetrics(CollectorRegistry()))
     assert ring.authenticate(f"Bearer {one}").id == "one"
 
     world.file = KeyFile()
@@ -184,7 +184,7 @@ def test_a_service_does_not_start_with_an_unreadable_key_file(tmp_path: Path):
         if content is not None:
             path.write_text(content)
         with pytest.raises(ConfigError, match=r"keys\.file: got .*keys\.json"):
-            KeyRing(KeysSection(file=str(path)), counts=metrics.AccessMetrics(CollectorRegistry()))
+            KeyRing(KeysSection(file=str(path)), access_metrics=metrics.AccessMetrics(CollectorRegistry()))
 
 
 def test_duplicate_ids_in_a_file_are_refused(world: World):
@@ -216,7 +216,8 @@ def test_the_time_of_a_refusal_does_not_depend_on_a_matching_prefix(world: World
     """Medians of interleaved calls: no prefix of the secret takes longer than an empty one."""
     key = world.add("one")
     ring = KeyRing(
-        KeysSection(file=str(world.path), reload_seconds=3600), counts=metrics.AccessMetrics(world.registry)
+        KeysSection(file=str(world.path), reload_seconds=3600),
+        access_metrics=metrics.AccessMetrics(world.registry),
     )
     secret = key.rpartition("_")[2]
     other = "".join("0" if letter != "0" else "1" for letter in secret)
@@ -246,7 +247,7 @@ def test_the_cli_creates_lists_and_revokes_keys(tmp_path: Path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert key.rpartition("_")[2] not in file.read_text()
     section = KeysSection(file=str(file), reload_seconds=0)
-    ring = KeyRing(section, counts=metrics.AccessMetrics(CollectorRegistry()))
+    ring = KeyRing(section, access_metrics=metrics.AccessMetrics(CollectorRegistry()))
     assert ring.authenticate(f"Bearer {key}").tokens_per_day == 5000
 
     again = run(app, ["keys", "create", "search", "--file", str(file)])

@@ -103,11 +103,11 @@ class Model:
 
 def batcher_of(model, *, max_bulk_wait_seconds: float = 1.0, **settings: object) -> MicroBatcher[str, str]:
     section = BatchingSection.model_validate({"max_batch_tokens": 10} | settings)
-    counts = metrics.BatcherMetrics(CollectorRegistry())
+    batcher_metrics = metrics.BatcherMetrics(CollectorRegistry())
     return MicroBatcher(
         model,
         section,
-        batcher_metrics=counts,
+        batcher_metrics=batcher_metrics,
         field_name="items",
         max_bulk_wait_seconds=max_bulk_wait_seconds,
     )
@@ -161,9 +161,9 @@ async def test_full_batch_is_prepared_while_another_runs():
         return lambda: model(items)
 
     section = BatchingSection(max_batch_tokens=10)
-    counts = metrics.BatcherMetrics(CollectorRegistry())
+    batcher_metrics = metrics.BatcherMetrics(CollectorRegistry())
     async with MicroBatcher[str, str](
-        model, section, batcher_metrics=counts, field_name="items", prepare=prepare
+        model, section, batcher_metrics=batcher_metrics, field_name="items", prepare=prepare
     ) as batcher:
         tasks = [asyncio.create_task(batcher.submit(["a"], [1]))]
         await until(model.entered.is_set)

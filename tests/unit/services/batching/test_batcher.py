@@ -266,10 +266,12 @@ async def test_random_cancellations_under_load():
 async def test_queue_metric_sums_two_batchers():
     """As while a model is replaced in a running service."""
     registry = CollectorRegistry()
-    counts = metrics.BatcherMetrics(registry)
+    batcher_metrics = metrics.BatcherMetrics(registry)
     models = [Model(), Model()]
     batchers = [
-        MicroBatcher(model, BatchingSection(max_batch_tokens=64), batcher_metrics=counts, field_name="items")
+        MicroBatcher(
+            model, BatchingSection(max_batch_tokens=64), batcher_metrics=batcher_metrics, field_name="items"
+        )
         for model in models
     ]
 

@@ -98,7 +98,7 @@ async def reward_service(
             section.path,
             section,
             batcher_metrics=metrics.BatcherMetrics(registry),
-            counts=metrics.RewardMetrics(registry),
+            reward_metrics=metrics.RewardMetrics(registry),
         )
         async with scoring:
             dialects = Dialects(scoring, section, asks_for_keys=keys is not None, ready=lambda: server.ready)

@@ -71,14 +71,16 @@ async def reference(folder, held: Held, monkeypatch: pytest.MonkeyPatch) -> Asyn
     tiny_causal_lm(folder)
     section = ReferenceSection(path=str(folder), bind="127.0.0.1:0", device="cpu")
     scorer, registry = ReferenceScorer(str(folder), section), CollectorRegistry()
-    counts = metrics.BatcherMetrics(registry)
+    batcher_metrics = metrics.BatcherMetrics(registry)
 
     def logprobs(lookups):
         held.begin([lookup.num_tokens for lookup in lookups])
         return scorer.logprobs(lookups)
 
     async with ModelServer("reference", section, ObserveSection(), registry=registry) as server:
-        batching = MicroBatcher(logprobs, section.batching, batcher_metrics=counts, field_name="sequences")
+        batching = MicroBatcher(
+            logprobs, section.batching, batcher_metrics=batcher_metrics, field_name="sequences"
+        )
         async with batching as batcher:
             address = await server.start(ReferenceServicer(scorer, batcher).add_to, [SERVICE_NAME])
             server.set_ready(True)

@@ -116,7 +116,7 @@ async def test_no_room_beside_the_model_that_is_served_is_told_as_such(models):
     section = RewardSection(device="cpu")
     with pytest.raises(ModelLoadError, match="cannot be loaded: CUDA out of memory"):
         await LoadedModel.load(
-            str(models[0]), section, counts=metrics.BatcherMetrics(CollectorRegistry()), load=no_room
+            str(models[0]), section, batcher_metrics=metrics.BatcherMetrics(CollectorRegistry()), load=no_room
         )
 
 

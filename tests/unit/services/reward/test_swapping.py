@@ -240,7 +240,7 @@ async def test_a_stop_does_not_wait_for_a_model_that_loads(models):
     section = RewardSection(path=str(models[0]), bind="127.0.0.1:0", device="cpu", allow_reload="always")
     began, ends = threading.Event(), threading.Event()
 
-    def slow(path: str, section: RewardSection, counts: metrics.RewardMetrics | None) -> RewardScorer:
+    def slow(path: str, section: RewardSection, reward_metrics: metrics.RewardMetrics | None) -> RewardScorer:
         began.set()
         assert ends.wait(60)
         return RewardScorer(path, section)
@@ -250,7 +250,7 @@ async def test_a_stop_does_not_wait_for_a_model_that_loads(models):
             section.path,
             section,
             batcher_metrics=metrics.BatcherMetrics(registry),
-            counts=metrics.RewardMetrics(registry),
+            reward_metrics=metrics.RewardMetrics(registry),
             load=server.load,
         )
         async with scoring:

@@ -37,8 +37,8 @@ def key(key_id: str = "one", **limits: object) -> ApiKey:
 
 def counting(clock: Clock | None = None, **section: object) -> tuple[Allowance, CollectorRegistry]:
     registry = CollectorRegistry()
-    counts = metrics.AccessMetrics(registry)
-    return Allowance(KeysSection(**section), counts=counts, clock=clock or Clock()), registry
+    access_metrics = metrics.AccessMetrics(registry)
+    return Allowance(KeysSection(**section), access_metrics=access_metrics, clock=clock or Clock()), registry
 
 
 async def refused(allowance: Allowance, who: ApiKey, *, requests: int = 0, tokens: int = 0) -> Overloaded:

@@ -142,13 +142,13 @@ def test_files_that_are_not_there_or_of_no_use_are_told(authority: Authority, tm
         RedisTrainerQueue.connect(useless, run="tls")
     keys = KeysSection(redis_url="redis://127.0.0.1:1", redis_tls_ca=str(authority.ca))
     with pytest.raises(ConfigError, match=r"keys\.redis_tls_ca"):
-        Allowance(keys, counts=metrics.AccessMetrics(CollectorRegistry()))
+        Allowance(keys, access_metrics=metrics.AccessMetrics(CollectorRegistry()))
 
 
 async def test_allowances_are_counted_over_tls(server: ValkeyServer, authority: Authority):
     who = ApiKey(id="tls", sha256="0" * 64, scopes=("score",), requests_per_second=0.01)
     certificate, key = authority.issue("gateway", "gateway.local")
-    counts = metrics.AccessMetrics(CollectorRegistry())
+    access_metrics = metrics.AccessMetrics(CollectorRegistry())
     async with end_of_tls(server, authority, mutual=True) as url:
         section = KeysSection(
             redis_url=url,
@@ -158,7 +158,7 @@ async def test_allowances_are_counted_over_tls(server: ValkeyServer, authority: 
         )
         for allowed in (True, False):
             # A new one each time: only Redis knows of the first.
-            allowance = Allowance(section, counts=counts)
+            allowance = Allowance(section, access_metrics=access_metrics)
             try:
                 if allowed:
                     await allowance.admit(who, requests=1, tokens=0)
@@ -167,4 +167,4 @@ async def test_allowances_are_counted_over_tls(server: ValkeyServer, authority: 
                         await allowance.admit(who, requests=1, tokens=0)
             finally:
                 await allowance.close()
-    assert counts.redis_failures._value.get() == 0
+    assert access_metrics.redis_failures._value.get() == 0

@@ -202,7 +202,7 @@ async def test_a_sender_says_what_is_wrong(store: FilesystemWeightStore, tmp_pat
                     node, "FetchShard", fetch_request(version=codec.version_to_pb(WeightVersion(9, 9)))
                 )
         for method in ("GetLatestManifest", "ListWeightVersions", "FindWeightSource"):
-            with pytest.raises(NotOffered, match="ask the weights service"):
+            with pytest.raises(NotOffered, match="send the call to the weights service"):
                 await asked(fetcher.node, method, getattr(pb, f"{method}Request")())
         listed = await asked(here, "ListWeightVersions", pb.ListWeightVersionsRequest())
         assert [codec.version_from_pb(version) for version in listed.versions] == [FIRST]

@@ -80,7 +80,7 @@ async def listening(servicer, registry: CollectorRegistry, *, port: int = 0) -> 
         interceptors=[
             EdgeInterceptor(
                 metrics.ServerMetrics(registry),
-                AccessControl(KeysSection(), counts=metrics.AccessMetrics(registry)),
+                AccessControl(KeysSection(), access_metrics=metrics.AccessMetrics(registry)),
             )
         ],
         options=[("grpc.so_reuseport", 0)],
@@ -138,15 +138,15 @@ async def replica(
     """A policy replica that is not ready yet: its health says NOT_SERVING throughout."""
     section = WeightsSection(**(QUICK | {"addresses": (address,)} | settings))
     registry = CollectorRegistry()
-    counts = metrics.WeightsMetrics(registry)
+    weights_metrics = metrics.WeightsMetrics(registry)
     with WeightCache(folder) as cache:
-        source = GrpcWeightSource(section, cache, counts)
+        source = GrpcWeightSource(section, cache, weights_metrics)
         try:
             async with (
                 open_direct_port("127.0.0.1:0", section, encrypted=False) as direct_port,
                 listening(
                     RelayServicer(
-                        Sender(cache, section, counts, direct=direct_port, chunk_bytes=CHUNK_BYTES)
+                        Sender(cache, section, weights_metrics, direct=direct_port, chunk_bytes=CHUNK_BYTES)
                     ),
                     registry,
                 ) as node,

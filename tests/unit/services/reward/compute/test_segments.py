@@ -92,8 +92,8 @@ def test_scores_depend_on_nothing_but_their_own_sequence(saved: Saved, name: str
         {"attention": "padded"},
     ):
         section = RewardSection(device="cpu", **{"attention": "segments"} | settings)
-        counts = metrics.RewardMetrics(registry := CollectorRegistry())
-        scorer = RewardScorer(str(path), section, counts=counts)
+        reward_metrics = metrics.RewardMetrics(registry := CollectorRegistry())
+        scorer = RewardScorer(str(path), section, reward_metrics=reward_metrics)
         assert_same(scorer.score(sequences), expected)
         for _ in range(4):
             some = [rng.randrange(len(sequences)) for _ in range(rng.randint(1, 12))]
