@@ -29,7 +29,7 @@ NUM_ROUNDS = 2
 """Default number of rounds."""
 
 
-class Stopped(FairleadError):
+class StageStopped(FairleadError):
     """A signal stopped a stage."""
 
     def __init__(self, message: str, code: int) -> None:
@@ -132,7 +132,7 @@ def _ppo(config: RunConfig, console: Console) -> None:
 def _run_stage(config: RunConfig, stage: str, console: Console) -> None:
     outcome = run_stage(config, stage, console=console)
     if outcome.code >= 128:
-        raise Stopped(outcome.message, outcome.code)
+        raise StageStopped(outcome.message, outcome.code)
     if outcome.code:
         raise ProcessFailed(outcome.message)
 
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_quickstart(config, fresh=options.fresh, console=console, num_rounds=options.rounds)
     except FairleadError as error:
         sys.stderr.write(f"error: {error}\n")
-        return error.code if isinstance(error, Stopped) else 2
+        return error.code if isinstance(error, StageStopped) else 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command continues\n")
         return 130

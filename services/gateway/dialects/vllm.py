@@ -61,7 +61,7 @@ class Classified(BaseModel):
     """Always 1."""
 
 
-class Usage(BaseModel):
+class ClassifyUsage(BaseModel):
     """Numbers of tokens."""
 
     prompt_tokens: int
@@ -77,7 +77,7 @@ class ClassifyResponse(BaseModel):
     created: int
     model: str
     data: list[Classified]
-    usage: Usage
+    usage: ClassifyUsage
 
 
 def router(backend: Backend) -> APIRouter:
