@@ -1,4 +1,4 @@
-"""Model services as real processes, for tests: started on free ports, asked over HTTP, killed in the end."""
+"""Start model services as real processes on free ports, for tests, and kill them at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 @dataclass
 class Process:
-    """One service process and where it answers."""
+    """One service process and its addresses."""
 
     popen: subprocess.Popen[bytes]
     address: str
@@ -55,7 +55,7 @@ def free_address() -> str:
 
 
 class Starter:
-    """Starts service processes; `stop` kills those that are still alive."""
+    """Starts service processes; `stop` kills those that still run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

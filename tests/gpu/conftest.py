@@ -1,4 +1,4 @@
-"""Every test here needs a GPU, and compares with exact float32."""
+"""Tests that need a GPU; they run with exact float32 matrix products."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 @pytest.fixture(autouse=True)
 def exact_float32():
     if not torch.cuda.is_available():
-        pytest.skip("needs a GPU, and torch sees none")
+        pytest.skip("needs a GPU, but torch finds none")
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""The decode loop on a GPU: the same log-probs as a plain forward pass, and weights swapped in place."""
+"""The decoder on a GPU: the log-probs of a plain forward pass, and weights swapped in place."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from services.policy.sampler import stream_key
 VOCABULARY = 1_024
 V1, V2 = WeightVersion(1, 0), WeightVersion(1, 1)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.1}
-"""Largest difference of a log-prob from the same model's plain forward pass. bfloat16 keeps 8 bits, and
-kernels for one token and for many round differently."""
+"""Largest difference of a log-prob from a plain forward pass of the same model. bfloat16 has 8 bits of
+mantissa, and kernels for one token and for many round differently."""
 
 
 def make_model(dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
@@ -81,7 +81,7 @@ def worst_difference(model: PreTrainedModel, samples: list[SampleState]) -> floa
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_logprobs_are_those_of_a_plain_forward_pass(dtype: torch.dtype) -> None:
+def test_logprobs_match_a_plain_forward_pass(dtype: torch.dtype) -> None:
     model = make_model(dtype)
     check_cache(model)
     samples = make_samples(60)
@@ -89,7 +89,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(dtype: torch.dtype) -> None:
     assert worst_difference(model, samples) < TOLERANCE[dtype]
 
 
-def test_a_swap_on_the_gpu_uses_the_new_weights(tmp_path) -> None:
+def test_swap_uses_the_new_weights(tmp_path) -> None:
     model, new = make_model(torch.float32), make_model(torch.float32, seed=1)
     save_file({name: tensor.cpu() for name, tensor in new.state_dict().items()}, tmp_path / "m.safetensors")
     decoder = Decoder(model, slots=16)
@@ -104,6 +104,6 @@ def test_a_swap_on_the_gpu_uses_the_new_weights(tmp_path) -> None:
     assert [sample.token_ids for sample in before] != [sample.token_ids for sample in after]
 
 
-def test_attention_waits_for_no_plan_of_cudnn() -> None:
+def test_cudnn_attention_is_disabled() -> None:
     torch_device("cuda")
     assert not torch.backends.cuda.cudnn_sdp_enabled()

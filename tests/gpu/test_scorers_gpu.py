@@ -1,4 +1,4 @@
-"""Rewards and reference log-probs on a GPU are those of the CPU, whether prompts are shared or not."""
+"""Rewards and reference log-probs on a GPU match those on the CPU, with and without shared prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.reward.scorer import RewardScorer
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
-"""Largest difference from the CPU's float32. bfloat16 keeps 8 bits."""
+"""Largest difference from float32 on the CPU. bfloat16 has 8 bits of mantissa."""
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +36,19 @@ def assert_close(found, expected, tolerance):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("batch_tokens", [64, 8_192])
-def test_rewards(tmp_path, pairs, dtype, batch_tokens):
+def test_rewards_match_the_cpu(tmp_path, pairs, dtype, batch_tokens):
     folder = str(tiny_reward_model(tmp_path))
     cpu = RewardScorer(folder, RewardSection(device="cpu"))
     expected = cpu.score(cpu.encode(pairs))
     batching = BatchingSection(max_batch_tokens=batch_tokens)
     gpu = RewardScorer(folder, RewardSection(device="cuda", dtype=dtype, batching=batching))
-    # Twice: the second time every prompt is remembered.
+    # Twice: the second time every prompt is in the prefix cache.
     for _ in range(2):
         assert_close(gpu.score(gpu.encode(pairs)), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_reference_logprobs(tmp_path, pairs, dtype):
+def test_reference_logprobs_match_the_cpu(tmp_path, pairs, dtype):
     folder = str(tiny_causal_lm(tmp_path))
     lookups = [Lookup(pair, temperature) for pair in pairs for temperature in (0.7, 1.0)]
     expected = ReferenceScorer(folder, ReferenceSection(device="cpu")).logprobs(lookups)

@@ -1,4 +1,4 @@
-"""The reward and reference services as processes: answers, drains under load, exit codes."""
+"""The reward and reference services as processes: results, drain under load, exit codes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def running(models, tmp_path_factory) -> Iterator[dict[str, Process]]:
-    """One reward and one reference service for all tests."""
+    """Start one reward and one reference service for all tests."""
     starter = Starter(tmp_path_factory.mktemp("running"))
     try:
         processes = {name: starter(name, path) for name, path in models.items()}
@@ -51,7 +51,7 @@ def running(models, tmp_path_factory) -> Iterator[dict[str, Process]]:
 
 
 class RawLoad:
-    """Calls one replica in a loop through a bare stub, without any retry, until it is refused."""
+    """Calls one replica in a loop through a stub without retries, until it is refused."""
 
     def __init__(self, name: str, address: str) -> None:
         self.results: list[tuple[float, grpc.StatusCode]] = []
@@ -88,7 +88,7 @@ class RawLoad:
 
 
 async def balanced_load(name: str, addresses: list[str], stop: asyncio.Event) -> int:
-    """Calls all replicas through our client until told to stop; any error is a failure of the test."""
+    """Call all replicas through our client until `stop` is set; any error fails the test."""
     answered = 0
 
     async def loop(call) -> None:
@@ -110,28 +110,28 @@ async def balanced_load(name: str, addresses: list[str], stop: asyncio.Event) ->
 
 @pytest.mark.parametrize("name", ["reward", "reference"])
 async def test_sigterm_under_load_fails_no_accepted_rpc(name, models, running, start):
-    leaves, stays = start(name, models[name]), running[name]
-    await asyncio.to_thread(leaves.wait_for, "/readyz")
-    raw = RawLoad(name, leaves.address)
+    stopped, stays = start(name, models[name]), running[name]
+    await asyncio.to_thread(stopped.wait_for, "/readyz")
+    raw = RawLoad(name, stopped.address)
     stop = asyncio.Event()
     bare = asyncio.create_task(raw.run())
-    balanced = asyncio.create_task(balanced_load(name, [leaves.address, stays.address], stop))
+    balanced = asyncio.create_task(balanced_load(name, [stopped.address, stays.address], stop))
     await until(lambda: len(raw.results) > 100, seconds=30)
     terminated = time.monotonic()
-    leaves.popen.send_signal(signal.SIGTERM)
-    await until(lambda: leaves.popen.poll() is not None, seconds=30)
-    assert leaves.popen.returncode == 0, leaves.log.read_text()
+    stopped.popen.send_signal(signal.SIGTERM)
+    await until(lambda: stopped.popen.poll() is not None, seconds=30)
+    assert stopped.popen.returncode == 0, stopped.log.read_text()
     assert time.monotonic() - terminated < 10
     await asyncio.wait_for(bare, 10)
     stop.set()
     assert await asyncio.wait_for(balanced, 10) > 50
     assert {code for _, code in raw.results} == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
     early = [code for sent, code in raw.results if sent < terminated]
-    assert set(early) == {grpc.StatusCode.OK}, "all that was in hand when the signal came was answered"
+    assert set(early) == {grpc.StatusCode.OK}, "every call accepted before the signal was answered"
     assert stays.get("/readyz")[0] == 200
 
 
-def test_reward_answers_text_and_tokens_alike_and_shows_metrics(running):
+def test_reward_scores_text_and_tokens_alike_and_exports_metrics(running):
     process = running["reward"]
     with RewardClient(process.address) as client:
         info = client.info()
@@ -160,18 +160,18 @@ def test_reward_answers_text_and_tokens_alike_and_shows_metrics(running):
         assert line in page
 
 
-def test_reference_answers(running):
+def test_reference_logprobs_do_not_depend_on_the_batch(running):
     with ReferenceClient([running["reference"].address]) as client:
         assert client.info().model.vocabulary_size == 60
-        alone = client.logprobs([PAIR], temperature=0.7)
+        single = client.logprobs([PAIR], temperature=0.7)
         together = client.logprobs([TokenPair((1,), (2, 3)), PAIR], temperature=0.7)
-        assert together[1] == pytest.approx(alone[0], abs=1e-5)
+        assert together[1] == pytest.approx(single[0], abs=1e-5)
         assert [len(row) for row in together] == [2, 40]
         with pytest.raises(InvalidInput, match="temperature: got nan"):
             client.logprobs([PAIR], temperature=float("nan"))
 
 
-def test_what_a_restart_does_not_mend_ends_with_2_and_one_line(models, start, tmp_path):
+def test_permanent_errors_exit_with_2_and_one_line(models, start, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -193,7 +193,7 @@ def test_what_a_restart_does_not_mend_ends_with_2_and_one_line(models, start, tm
             assert "Traceback" not in process.log.read_text()
 
 
-def test_sigterm_while_the_model_loads_ends_with_0(models, start):
+def test_sigterm_while_loading_exits_with_0(models, start):
     process = start("reward", models["reward"])
     process.wait_for("/healthz")
     process.popen.send_signal(signal.SIGTERM)

@@ -1,6 +1,7 @@
-"""One log-prob: policy, reference and trainer agree on the same weights and tokens, through real services.
+"""Policy, reference and trainer give the same log-probs for the same weights and tokens, through real
+services.
 
-The oracle is a plain forward pass of each sequence alone in float64.
+The oracle is a plain forward pass of each single sequence in float64.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from trainer.sequences import TokenSequence, pad, response_logprobs
 
 PROMPT_LENGTHS = (1, 2, 7, 19, 40)
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.2}
-"""Largest difference of one token. bfloat16 keeps 8 bits, so weights and hidden states alone move log-probs
-of −1 … −8 by some hundredths (measured here: 0.08 at most)."""
+"""Largest difference of one token. bfloat16 has 8 bits of mantissa, so rounded weights and hidden states move
+log-probs of −1 … −8 by some hundredths (measured here: at most 0.08)."""
 
 
 def naive(path: Path, pair: TokenPair, temperature: float) -> list[float]:
-    """Log p of each response token, one sequence at a time, float64, no padding, no cache."""
+    """Return the log-prob of each response token: one sequence at a time, float64, no padding, no cache."""
     model = load_causal_lm(str(path), ComputeSection(device="cpu")).double()
     with torch.inference_mode():
         logits = (
@@ -40,7 +41,7 @@ def naive(path: Path, pair: TokenPair, temperature: float) -> list[float]:
 
 
 def left_padded(path: Path, pairs: Sequence[TokenPair], temperature: float) -> list[list[float]]:
-    """The same by one left-padded batch with positions from the mask."""
+    """Return the same from one left-padded batch with positions from the mask."""
     model = load_causal_lm(str(path), ComputeSection(device="cpu"))
     rows = [[*pair.prompt_token_ids, *pair.response_token_ids] for pair in pairs]
     width = max(map(len, rows))
@@ -75,10 +76,10 @@ def _split(values: Sequence[float], lengths: Sequence[int]) -> list[Sequence[flo
     return parts
 
 
-async def answers(
+async def generate(
     policy: AsyncPolicyClient, prompts: Sequence[tuple[int, ...]], temperature: float
 ) -> list[Completion]:
-    """One answer to each prompt, of different lengths, all asked for at the same time."""
+    """Return one completion of each prompt, of different lengths, all requested at the same time."""
     calls = (
         policy.generate(
             prompt, SamplingParams(temperature=temperature, max_new_tokens=5 + 6 * index, seed=index)
@@ -111,7 +112,7 @@ async def test_policy_reference_and_trainer_agree(tmp_path: Path, dtype: str):
         AsyncReferenceClient(addresses["reference"]) as reference,
     ):
         for temperature in (0.7, 1.0):
-            completions = await answers(policy, prompts, temperature)
+            completions = await generate(policy, prompts, temperature)
             pairs = [
                 TokenPair(prompt, completion.token_ids)
                 for prompt, completion in zip(prompts, completions, strict=True)

@@ -1,4 +1,4 @@
-"""The policy service as a process: readiness by weights, damage, drains under load, exit codes."""
+"""The policy service as a process: readiness, damaged weights, drain under load, exit codes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def publish(store: FilesystemWeightStore, model: Path, version: WeightVersion, *
         save_file(state, folder / "model.safetensors")
 
 
-def test_ready_with_the_first_weights_then_newer_ones_and_damage_changes_nothing(
+def test_ready_with_first_weights_and_damaged_version_changes_nothing(
     model: Path, start: Callable[..., Process], tmp_path: Path
 ) -> None:
     store = FilesystemWeightStore(tmp_path / "run" / "weights")
@@ -72,12 +72,12 @@ def test_ready_with_the_first_weights_then_newer_ones_and_damage_changes_nothing
         assert [span.version for span in second.version_spans] == [WeightVersion(1, 1)]
         assert second.logprobs[0] != first.logprobs[0]
 
-        aside = FilesystemWeightStore(tmp_path / "aside")
-        publish(aside, model, WeightVersion(1, 2))
-        shard = aside.root / "1-2" / "model.safetensors"
+        staging = FilesystemWeightStore(tmp_path / "staging")
+        publish(staging, model, WeightVersion(1, 2))
+        shard = staging.root / "1-2" / "model.safetensors"
         with shard.open("r+b") as file:
             file.truncate(shard.stat().st_size - 100)
-        (aside.root / "1-2").rename(store.root / "1-2")
+        (staging.root / "1-2").rename(store.root / "1-2")
         failures = "fairlead_policy_fetch_failures_total"
         process.until(lambda: f"{failures} 0.0" not in process.get("/metrics")[1])
         assert "weights 1-2 not loaded, 1-1 remain in use" in process.log.read_text()
@@ -89,7 +89,7 @@ def test_ready_with_the_first_weights_then_newer_ones_and_damage_changes_nothing
 
 
 class RawLoad:
-    """Calls a replica in a loop through a bare stub, without any retry, until it is refused."""
+    """Calls a replica in a loop through a stub without retries, until it is refused."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -127,9 +127,7 @@ class RawLoad:
             self.answered += 1
 
 
-async def test_sigterm_under_load_fails_nothing_that_was_accepted(
-    model: Path, start: Callable[..., Process]
-) -> None:
+async def test_sigterm_under_load_fails_no_accepted_call(model: Path, start: Callable[..., Process]) -> None:
     process = start(model, policy__serve_initial="true", policy__max_slots=4)
     await asyncio.to_thread(process.wait_for, "/readyz")
     load = RawLoad(process.address)
@@ -143,12 +141,12 @@ async def test_sigterm_under_load_fails_nothing_that_was_accepted(
     assert await asyncio.to_thread(process.popen.wait, 30) == 0
     assert load.broken == []
     assert {code for _, code, _ in load.refusals} == {grpc.StatusCode.UNAVAILABLE}
-    # A call that was refused was begun at the signal or later: whatever was in the house was answered.
+    # A refused call was started at the signal or later: every accepted call was answered.
     assert min(started for started, _, _ in load.refusals) >= signalled - 0.01, load.refusals
     assert "RPCs cancelled" not in process.log.read_text()
 
 
-def test_a_model_that_cannot_be_loaded_ends_it_with_one_line(
+def test_unloadable_model_ends_the_process_with_one_line(
     start: Callable[..., Process], tmp_path: Path
 ) -> None:
     truncated = tiny_causal_lm(tmp_path / "truncated") / "model.safetensors"
@@ -165,7 +163,7 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_one_line(
         assert "Traceback" not in process.log.read_text()
 
 
-def test_sigterm_while_loading_ends_it_at_once(model: Path, start: Callable[..., Process]) -> None:
+def test_sigterm_while_loading_ends_the_process_at_once(model: Path, start: Callable[..., Process]) -> None:
     process = start(model)
     process.until(lambda: process.get("/healthz")[0] == 200)
     assert process.stop() == 0

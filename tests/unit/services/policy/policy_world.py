@@ -1,4 +1,4 @@
-"""An engine around a tiny model that never ends by itself: what the tests of the engine share."""
+"""Shared by the engine tests: an engine with a tiny model whose samples end only at their length limit."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ LONG = SamplingParams(max_new_tokens=10_000, seed=7)  # until the context is ful
 
 
 def model_without_end(folder: Path) -> PreTrainedModel:
-    """A tiny model that no token stops: the tests decide how long answers are."""
+    """Return a tiny model without an end token, so that the tests decide the length of samples."""
     model = AutoModelForCausalLM.from_pretrained(tiny_causal_lm(folder)).eval()
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     return model
 
 
 def tokenizer_without_end() -> PreTrainedTokenizerFast:
-    """The tiny tokenizer without an end token."""
+    """Return the tiny tokenizer without an end token."""
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
     return tokenizer
@@ -74,7 +74,7 @@ def request(
 
 
 def new_weights(folder: Path, model: PreTrainedModel, *, seed: int) -> Path:
-    """The model with other weights, as a store would hand them out."""
+    """Write other weights of the model, in the layout of the weight store, and return the folder."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
     state = {

@@ -1,4 +1,4 @@
-"""Versions that hold only an adapter: the replica gives what the trainer gives, and takes no other's."""
+"""Versions with only an adapter: the replica matches the trainer and refuses other adapters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def base(tmp_path_factory) -> str:
 
 
 def adapted(base: str, *, dtype: str = "float32", lora_dtype=torch.float32, section: LoraSection = LORA):
-    """As trainer and replica begin: the model, and what is said of its adapters."""
+    """Return the model and its adapter, as both trainer and replica start with them."""
     model = load_causal_lm(base, ComputeSection(device="cpu", dtype=dtype))
     adapters.add(model, section, base=base, field="ppo.lora", seed=3, dtype=lora_dtype)
     return model, Adapter(adapters.fingerprint(base), adapters.config(model))
@@ -46,7 +46,7 @@ def learn(model, *, seed: int) -> None:
 
 
 class Replica:
-    """An engine as the service makes it."""
+    """An engine, set up as in the service."""
 
     def __init__(self, base: str, *, dtype: str = "float32", section: LoraSection = LORA) -> None:
         self.model, self.adapter = adapted(
@@ -89,9 +89,9 @@ def trainer_logprobs(model, prompt, answer, dtype: torch.dtype) -> torch.Tensor:
         return response_logprobs(model, pad([sequence], model.device), temperature=1.0, dtype=dtype)[0]
 
 
-# What bfloat16 itself gives is measured in tests/integration/test_parity.py.
+# The error of bfloat16 itself is measured in tests/integration/test_parity.py.
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-5), ("bfloat16", 0.2)])
-async def test_a_replica_gives_the_trainers_logprobs_after_many_swaps(base, tmp_path, dtype, limit):
+async def test_replica_logprobs_match_the_trainer_after_many_swaps(base, tmp_path, dtype, limit):
     policy, adapter = adapted(base, dtype=dtype)
     store, replica = FilesystemWeightStore(tmp_path / "weights"), Replica(base, dtype=dtype)
     first: list[tuple[int, ...]] = []
@@ -110,8 +110,8 @@ async def test_a_replica_gives_the_trainers_logprobs_after_many_swaps(base, tmp_
         replica.engine.close()
 
 
-def test_a_version_is_a_small_part_of_its_base_and_a_folder_of_peft(tmp_path):
-    # Of a width at which rank 8 is low; a tiny model's adapters are no smaller than itself.
+def test_adapter_version_is_small_and_equals_peft_export(tmp_path):
+    # Wide enough for the rank to be low; the adapters of a tiny model are as large as the model.
     base = str(tiny_causal_lm(tmp_path / "wide", hidden_size=256, intermediate_size=512))
     policy, adapter = adapted(base, section=LoraSection(rank=4))
     learn(policy, seed=0)
@@ -139,7 +139,7 @@ def test_a_version_is_a_small_part_of_its_base_and_a_folder_of_peft(tmp_path):
         (None, r"the version holds a whole model: start this replica with \[ppo.lora\] rank 0"),
     ],
 )
-async def test_another_adapter_is_refused_and_the_old_one_stays(base, tmp_path, theirs, message):
+async def test_different_adapter_is_refused_and_the_old_one_stays(base, tmp_path, theirs, message):
     store, replica = FilesystemWeightStore(tmp_path / "weights"), Replica(base)
     policy, adapter = adapted(base)
     learn(policy, seed=0)
@@ -164,7 +164,7 @@ def _with_update(pair):
     return policy, 1, adapter
 
 
-async def test_an_adapter_for_another_base_is_refused(base, tmp_path):
+async def test_adapter_for_another_base_is_refused(base, tmp_path):
     other = str(tiny_causal_lm(tmp_path / "other", seed=1))
     store, replica = FilesystemWeightStore(tmp_path / "weights"), Replica(base)
     policy, adapter = adapted(other)
@@ -176,7 +176,7 @@ async def test_an_adapter_for_another_base_is_refused(base, tmp_path):
         replica.engine.close()
 
 
-async def test_a_version_with_other_tensors_than_it_says_is_refused(base, tmp_path):
+async def test_adapter_with_wrong_tensors_is_refused(base, tmp_path):
     store, replica = FilesystemWeightStore(tmp_path / "weights"), Replica(base)
     policy, adapter = adapted(base)
     good = {name: tensor.detach().clone() for name, tensor in adapters.tensors(policy).items()}
@@ -200,7 +200,7 @@ async def test_a_version_with_other_tensors_than_it_says_is_refused(base, tmp_pa
         replica.engine.close()
 
 
-async def test_a_replica_without_adapters_takes_none(base, tmp_path):
+async def test_replica_without_adapters_refuses_one(base, tmp_path):
     store = FilesystemWeightStore(tmp_path / "weights")
     policy, adapter = adapted(base)
     published(store, policy, 0, adapter)

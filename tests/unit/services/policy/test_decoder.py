@@ -1,4 +1,4 @@
-"""The running batch against plain forward passes: any architecture, any mix of joins and leaves."""
+"""The running batch compared with plain forward passes, for several architectures and random schedules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from services.policy.sampler import stream_key
 VOCABULARY = 61
 V1, V2 = WeightVersion(1, 0), WeightVersion(1, 1)
 
-# Logits then spread as a trained model does; twice as wide, float32 itself is 1e-5 away from float64.
+# Logits are then spread like those of a trained model; at twice the range, float32 itself is off by 1e-5.
 _LLAMA = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -83,7 +83,7 @@ def make_samples(
 
 
 def drive(decoder: Decoder, samples: list[SampleState], *, seed: int) -> None:
-    """Runs all samples, joining and leaving at random moments, some before their end."""
+    """Run all samples; add and remove them at random steps, some before they are finished."""
     rng = random.Random(seed)
     waiting = list(samples)
     while waiting or decoder.running:
@@ -100,7 +100,7 @@ def drive(decoder: Decoder, samples: list[SampleState], *, seed: int) -> None:
 
 
 def worst_difference(model: PreTrainedModel, samples: list[SampleState]) -> float:
-    """Largest difference from the log-probs of plain, unpadded forward passes."""
+    """Return the largest difference from the log-probs of plain, unpadded forward passes."""
     worst = 0.0
     with torch.inference_mode():
         for sample in samples:
@@ -115,7 +115,7 @@ def worst_difference(model: PreTrainedModel, samples: list[SampleState]) -> floa
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_logprobs_are_those_of_a_plain_forward_pass(name: str, temperature: float) -> None:
+def test_logprobs_match_a_plain_forward_pass(name: str, temperature: float) -> None:
     model = make_model(name)
     check_cache(model)
     samples = make_samples(24, seed=1, temperature=temperature)
@@ -127,15 +127,15 @@ def test_logprobs_are_those_of_a_plain_forward_pass(name: str, temperature: floa
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from([3, 40, 120]))
-def test_any_mix_of_joins_and_leaves(seed: int, slots: int, longest: int) -> None:
-    """Prompts longer than the cache's first block make it grow and move."""
+def test_logprobs_match_for_random_schedules(seed: int, slots: int, longest: int) -> None:
+    """Prompts longer than the first block of the cache make it grow and move."""
     samples = make_samples(12, seed=seed, longest=longest)
     drive(Decoder(LLAMA, slots=slots), samples, seed=seed)
     assert worst_difference(LLAMA, samples) < 1e-5
 
 
-def test_a_long_running_batch_reuses_its_columns() -> None:
-    """Sequences come and go for several times the size of the block, which must not grow for ever."""
+def test_long_running_batch_reuses_columns() -> None:
+    """The block must not keep growing when many sequences run one after another."""
     decoder = Decoder(LLAMA, slots=3)
     samples = make_samples(80, seed=5, longest=6, limit=16)
     drive(decoder, samples, seed=5)
@@ -144,7 +144,7 @@ def test_a_long_running_batch_reuses_its_columns() -> None:
     assert worst_difference(LLAMA, samples) < 1e-5
 
 
-def test_bfloat16_stays_near_float32() -> None:
+def test_bfloat16_is_close_to_float32() -> None:
     """bfloat16 has 8 bits of mantissa; log-probs of this model then differ by up to 0.25, 0.03 on average."""
     model = copy.deepcopy(LLAMA).to(torch.bfloat16)
     samples = make_samples(24, seed=2)
@@ -160,7 +160,7 @@ def test_bfloat16_stays_near_float32() -> None:
     assert torch.cat(reference).mean() < 0.1
 
 
-def test_the_same_seed_gives_the_same_tokens_whatever_the_batch() -> None:
+def test_same_seed_gives_same_tokens_in_any_batch() -> None:
     def tokens(slots: int, others: int, order: int) -> list[list[int]]:
         mine = make_samples(6, seed=3)
         mixed = mine + make_samples(others, seed=1_000 + others, temperature=1.3, top_k=9)
@@ -182,7 +182,7 @@ def test_the_same_seed_gives_the_same_tokens_whatever_the_batch() -> None:
     assert tokens(slots=16, others=20, order=2) == single
 
 
-def test_samples_of_one_prompt_are_independent_and_right() -> None:
+def test_samples_of_one_prompt_differ_and_match_a_plain_forward_pass() -> None:
     prompt = (5, 6, 7, 8)
     samples = [
         SampleState(prompt if i % 3 else (9, 4), SamplingParams(), stream_key(0, i), frozenset(), limit=9)
@@ -196,7 +196,7 @@ def test_samples_of_one_prompt_are_independent_and_right() -> None:
     assert worst_difference(LLAMA, samples) < 1e-5
 
 
-def test_when_a_sample_ends() -> None:
+def test_sample_ends_at_limit_or_stop_token() -> None:
     greedy = SampleState((5, 6), SamplingParams(temperature=0), 0, frozenset(), limit=6)
     decoder = Decoder(LLAMA, slots=1)
 
@@ -221,7 +221,7 @@ def test_more_samples_than_slots_is_an_error() -> None:
         Decoder(LLAMA, slots=2).add(make_samples(3, seed=0), V1)
 
 
-def test_a_swap_between_steps_has_exact_spans_and_logprobs(tmp_path) -> None:
+def test_swap_between_steps_has_exact_spans_and_logprobs(tmp_path) -> None:
     old, new = make_model("llama", seed=0), make_model("llama", seed=1)
     save_file(new.state_dict(), tmp_path / "model.safetensors")
     model = copy.deepcopy(old)
@@ -239,7 +239,7 @@ def test_a_swap_between_steps_has_exact_spans_and_logprobs(tmp_path) -> None:
     for sample in samples:
         assert sample.spans == (VersionSpan(V1, 0, 4), VersionSpan(V2, 4, 9))
         assert sample.completion().mixed_cache
-        # By hand: old weights up to the token before the swap, new ones over their keys and values.
+        # By hand: old weights up to the token before the swap, then new weights with the old keys and values.
         ids = [*sample.prompt, *sample.token_ids]
         before = len(sample.prompt) + 3
         cache = DynamicCache(config=old.config)
@@ -255,7 +255,7 @@ def test_a_swap_between_steps_has_exact_spans_and_logprobs(tmp_path) -> None:
         assert torch.allclose(torch.tensor(sample.logprobs), expected, atol=1e-5)
 
 
-def test_weights_that_are_no_numbers_leave_nothing_behind() -> None:
+def test_nan_weights_leave_no_nan_in_the_cache() -> None:
     model = copy.deepcopy(LLAMA)
     decoder = Decoder(model, slots=4)
     spoiled = make_samples(4, seed=7, limit=2)
@@ -280,7 +280,7 @@ def _mamba() -> PreTrainedModel:
 
 
 def _bidirectional() -> PreTrainedModel:
-    """Attends to what comes later, so a cache cannot stand for it."""
+    """Return a model that attends to later tokens, so that a cache cannot represent it."""
     config = transformers.LlamaConfig(**_LLAMA)
     config.is_causal = False
     model = transformers.LlamaForCausalLM(config).eval()
@@ -290,6 +290,6 @@ def _bidirectional() -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("build", [_mamba, _bidirectional])
-def test_an_architecture_with_other_state_is_refused(build: Callable[[], PreTrainedModel]) -> None:
+def test_architecture_with_other_state_is_refused(build: Callable[[], PreTrainedModel]) -> None:
     with pytest.raises(ModelLoadError, match="cannot be decoded with a cache of only keys and values"):
         check_cache(build())

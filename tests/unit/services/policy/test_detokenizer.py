@@ -1,4 +1,4 @@
-"""Text token by token: the pieces make the whole, and stop strings are found where they end."""
+"""Text token by token: the parts add up to the whole text, and stop strings are found where they end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tiny import tiny_tokenizer
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte: characters beyond ASCII take several tokens."""
+    """Return a tokenizer with one token per byte: non-ASCII characters take several tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     definition = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
     definition.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -36,7 +36,7 @@ def decode_words(ids: Sequence[int]) -> str:
 
 
 def first_completion(text: str, stop_strings: list[str]) -> int | None:
-    """Number of characters of the shortest beginning that contains a stop string."""
+    """Return the length of the shortest prefix that contains a stop string."""
     return next(
         (end for end in range(len(text) + 1) if any(stop in text[:end] for stop in stop_strings)), None
     )
@@ -47,7 +47,7 @@ def first_completion(text: str, stop_strings: list[str]) -> int | None:
     st.text(alphabet="ab é→😀.", max_size=20),
     st.lists(st.text(alphabet="ab é→😀.", min_size=1, max_size=4), max_size=3),
 )
-def test_stop_strings_are_found_at_the_token_that_completes_them(text: str, stop_strings: list[str]) -> None:
+def test_stop_string_is_found_at_the_token_that_completes_it(text: str, stop_strings: list[str]) -> None:
     detokenizer = Detokenizer(decode_bytes, stop_strings=stop_strings)
     pieces, stopped = "", None
     for number, token in enumerate(BYTES(text)["input_ids"], start=1):
@@ -65,7 +65,7 @@ def test_stop_strings_are_found_at_the_token_that_completes_them(text: str, stop
         assert pieces == text[:expected]
 
 
-def test_a_text_cut_within_a_character_is_flushed() -> None:
+def test_incomplete_character_is_returned_at_the_end() -> None:
     detokenizer = Detokenizer(decode_bytes)
     tokens = BYTES("a😀")["input_ids"][:-1]
     for token in tokens:
@@ -78,13 +78,13 @@ def test_a_text_cut_within_a_character_is_flushed() -> None:
     ("words", "stop", "length"),
     [("w1 w2 w3", "w2", 2), ("w1 w2 w3", "w1 w2", 2), ("w1 w2 w3", "1 w2 w", 3), ("w1 w1 w1", "w2", None)],
 )
-def test_stop_strings_over_several_words(words: str, stop: str, length: int | None) -> None:
+def test_stop_string_may_span_words(words: str, stop: str, length: int | None) -> None:
     detokenizer = Detokenizer(decode_words, stop_strings=[stop])
     found = [detokenizer.add(token) for token in WORDS(words, add_special_tokens=False)["input_ids"]]
     assert (found.index(True) + 1 if True in found else None) == length
 
 
-def test_special_tokens_are_no_text() -> None:
+def test_special_tokens_have_no_text() -> None:
     detokenizer = Detokenizer(decode_words, stop_strings=["</s>", "<unk>"])
     assert not detokenizer.add(5)
     assert not detokenizer.add(2)

@@ -1,4 +1,4 @@
-"""The engine as its callers see it: requests come, go, wait, are refused; weights change in between."""
+"""The engine from the caller's side: completions, streams, cancellation, deadlines, refusals and failures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     return model_without_end(tmp_path_factory.mktemp("model"))
 
 
-async def test_completions_are_those_of_the_model(loaded: PreTrainedModel) -> None:
+async def test_completion_matches_the_model(loaded: PreTrainedModel) -> None:
     async with running(loaded) as engine:
         greedy = SamplingParams(temperature=0, max_new_tokens=8)
         (completion,) = await engine.generate(request(greedy), deadline=None)
@@ -48,7 +48,7 @@ async def test_completions_are_those_of_the_model(loaded: PreTrainedModel) -> No
     assert not completion.mixed_cache
 
 
-async def test_samples_differ_and_repeat_whatever_else_runs(loaded: PreTrainedModel) -> None:
+async def test_samples_differ_and_are_reproducible_under_load(loaded: PreTrainedModel) -> None:
     async with running(loaded, max_slots=5) as engine:
         single = await engine.generate(request(num_samples=3), deadline=None)
         busy = await asyncio.gather(
@@ -59,7 +59,7 @@ async def test_samples_differ_and_repeat_whatever_else_runs(loaded: PreTrainedMo
     assert [c.token_ids for c in busy[-1]] == [c.token_ids for c in single]
 
 
-async def test_a_stream_adds_up_to_the_completion(loaded: PreTrainedModel) -> None:
+async def test_stream_adds_up_to_the_completion(loaded: PreTrainedModel) -> None:
     wanted = request(num_samples=2)
     async with running(loaded) as engine:
         whole = await engine.generate(wanted, deadline=None)
@@ -75,7 +75,7 @@ async def test_a_stream_adds_up_to_the_completion(loaded: PreTrainedModel) -> No
         assert all(part.version_spans == (VersionSpan(V0, 0, 1),) for part in parts)
 
 
-async def test_stop_strings_and_the_context_end_a_completion(loaded: PreTrainedModel) -> None:
+async def test_stop_string_stop_token_and_context_end_a_completion(loaded: PreTrainedModel) -> None:
     async with running(loaded) as engine:
         (free,) = await engine.generate(request(), deadline=None)
         words = free.text.split()
@@ -94,7 +94,7 @@ async def test_stop_strings_and_the_context_end_a_completion(loaded: PreTrainedM
         assert full.finish_reason is FinishReason.LENGTH
 
 
-async def test_who_leaves_frees_its_slot(loaded: PreTrainedModel) -> None:
+async def test_cancelled_request_frees_its_slots(loaded: PreTrainedModel) -> None:
     registry = CollectorRegistry()
     async with running(loaded, max_slots=2, registry=registry) as engine:
         both = asyncio.create_task(engine.generate(request(LONG, num_samples=2), deadline=None))
@@ -113,7 +113,7 @@ async def test_who_leaves_frees_its_slot(loaded: PreTrainedModel) -> None:
         assert len(completion.token_ids) == 12
 
 
-async def test_a_deadline_ends_work_that_runs_or_waits(loaded: PreTrainedModel) -> None:
+async def test_deadline_ends_running_and_waiting_requests(loaded: PreTrainedModel) -> None:
     registry = CollectorRegistry()
     async with running(loaded, max_slots=1, registry=registry) as engine:
         for deadline in (time.monotonic() - 1, time.monotonic() + 0.02):
@@ -122,7 +122,7 @@ async def test_a_deadline_ends_work_that_runs_or_waits(loaded: PreTrainedModel) 
         await until(lambda: registry.get_sample_value("fairlead_policy_slots_used") == 0)
 
 
-async def test_a_full_queue_refuses_with_a_delay(loaded: PreTrainedModel) -> None:
+async def test_full_queue_refuses_with_delay(loaded: PreTrainedModel) -> None:
     registry = CollectorRegistry()
     async with running(loaded, max_slots=1, max_queue_tokens=200, registry=registry) as engine:
         tasks = [asyncio.create_task(engine.generate(request(LONG), deadline=None))]
@@ -138,7 +138,7 @@ async def test_a_full_queue_refuses_with_a_delay(loaded: PreTrainedModel) -> Non
             assert len((await task)[0].token_ids) == CONTEXT - 3
 
 
-async def test_without_weights_and_after_closing_it_is_unavailable(loaded: PreTrainedModel) -> None:
+async def test_engine_is_unavailable_without_weights_and_after_close(loaded: PreTrainedModel) -> None:
     async with running(loaded, initial=None) as engine:
         assert engine.version is None
         with pytest.raises(Unavailable, match="no weights yet"):
@@ -155,12 +155,12 @@ async def test_without_weights_and_after_closing_it_is_unavailable(loaded: PreTr
             await engine.generate(request(), deadline=None)
 
 
-async def test_a_forward_pass_that_fails_fails_its_requests_and_then_the_engine(
+async def test_failed_forward_passes_fail_requests_and_then_the_engine(
     loaded: PreTrainedModel,
 ) -> None:
     async with running(loaded, max_slots=2) as engine:
         broken = asyncio.create_task(engine.wait_failed())
-        outside = (1, VOCABULARY_SIZE + 5)  # an id that the servicer would have refused
+        outside = (1, VOCABULARY_SIZE + 5)  # an id that the servicer would refuse
         for _ in range(2):
             with pytest.raises(IndexError):
                 await engine.generate(request(prompt=outside), deadline=None)

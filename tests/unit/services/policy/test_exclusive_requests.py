@@ -1,4 +1,4 @@
-"""A request that is to be alone: it is let in when nothing runs, and nothing joins it."""
+"""Exclusive requests of the engine: one starts when nothing is running, and nothing starts while it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     return model_without_end(tmp_path_factory.mktemp("model"))
 
 
-async def test_it_comes_back_until_the_others_have_ended_and_then_finds_its_place(loaded: PreTrainedModel):
+async def test_exclusive_request_is_refused_until_others_end_and_then_reserved(loaded: PreTrainedModel):
     async with running(loaded, max_slots=4) as engine:
         exclusive = replace(request(SAMPLING), exclusive=True)
         expected = await engine.generate(request(SAMPLING), deadline=None)
@@ -33,7 +33,7 @@ async def test_it_comes_back_until_the_others_have_ended_and_then_finds_its_plac
         assert refused.value.retry_after_seconds < 1
         late = asyncio.create_task(engine.generate(request(LONG), deadline=None))
         await asyncio.gather(*others)
-        # The place is kept: who came later begins when it has ended.
+        # The slot is reserved: a later request starts only after the exclusive one has ended.
         found = None
         async with asyncio.timeout(20):
             while found is None:
@@ -44,7 +44,7 @@ async def test_it_comes_back_until_the_others_have_ended_and_then_finds_its_plac
         await late
 
 
-async def test_nothing_joins_it_and_a_second_is_refused(loaded: PreTrainedModel):
+async def test_nothing_runs_next_to_an_exclusive_request(loaded: PreTrainedModel):
     long = SamplingParams(max_new_tokens=100, seed=1)
     async with running(loaded, max_slots=4) as engine:
         thread = engine._thread
@@ -59,7 +59,7 @@ async def test_nothing_joins_it_and_a_second_is_refused(loaded: PreTrainedModel)
         await asyncio.gather(first, other)
 
 
-async def test_who_leaves_frees_the_place(loaded: PreTrainedModel):
+async def test_cancelled_exclusive_request_frees_the_slot(loaded: PreTrainedModel):
     async with running(loaded, max_slots=4) as engine:
         gone = asyncio.create_task(engine.generate(replace(request(LONG), exclusive=True), deadline=None))
         await until(lambda: len(engine._thread._request_of) == 1)

@@ -1,4 +1,4 @@
-"""Sampling against exact probabilities, naive loops, and the edges of the unit interval."""
+"""Sampling compared with exact probabilities and naive loops, and at the ends of the unit interval."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plan_of(*rows: SamplingParams, size: int) -> SamplingPlan:
 
 
 def kept_by_hand(logits: list[float], *, temperature: float, top_k: int, top_p: float) -> list[float]:
-    """Probabilities after cutting, as a person would compute them; 0 for what was cut."""
+    """Return the probabilities after truncation, computed by a naive loop; 0 for removed tokens."""
     weights = [math.exp(value / temperature) for value in logits]
     order = sorted(range(len(logits)), key=lambda index: (-weights[index], index))
     if top_k:
@@ -68,7 +68,7 @@ def test_draws_follow_the_exact_distribution(sampling: SamplingParams) -> None:
     assert worst < 1e-5
     drawn = np.array(exact) > 0
     assert counts[~drawn].sum() == 0
-    # A fixed seed: this either holds for good or the sampler is wrong.
+    # With a fixed seed this is deterministic: a failure means that the sampler is wrong.
     assert stats.chisquare(counts[drawn], np.array(exact)[drawn] * DRAWS).pvalue > 0.001
 
 
@@ -79,7 +79,7 @@ def test_draws_follow_the_exact_distribution(sampling: SamplingParams) -> None:
     st.floats(0.01, 1.0),
     st.sampled_from([0.5, 1.0, 2.0]),
 )
-def test_cutting_keeps_what_a_person_would_keep(
+def test_truncation_matches_a_naive_loop(
     values: list[int], top_k: int, top_p: float, temperature: float
 ) -> None:
     logits = torch.tensor([values], dtype=torch.float32)
@@ -98,7 +98,7 @@ def test_cutting_keeps_what_a_person_would_keep(
 
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-53, 0.5])
-def test_tokens_without_mass_are_never_drawn(number: float) -> None:
+def test_tokens_without_probability_are_never_drawn(number: float) -> None:
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 1.0, -math.inf], [-200.0, 0.0, -200.0, 30.0, -200.0]])
     tokens, logprobs = draw(
         logits,
@@ -109,7 +109,7 @@ def test_tokens_without_mass_are_never_drawn(number: float) -> None:
     assert torch.isfinite(logprobs).all()
 
 
-def test_rows_with_other_parameters_do_not_matter() -> None:
+def test_rows_do_not_affect_each_other() -> None:
     rows = [
         SamplingParams(temperature=0.0),
         SamplingParams(temperature=0.5, top_k=3),
@@ -126,7 +126,7 @@ def test_rows_with_other_parameters_do_not_matter() -> None:
         assert single[1].item() == pytest.approx(together[1][row].item(), abs=1e-6)
 
 
-def test_greedy_takes_the_most_likely_with_its_logprob_at_temperature_one() -> None:
+def test_greedy_takes_most_likely_token_with_logprob_at_temperature_one() -> None:
     logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(3))
     plan = plan_of(*[SamplingParams(temperature=0, top_k=2, top_p=0.1)] * 3, size=30)
     tokens, logprobs = draw(logits, plan, torch.full((3,), 0.99, dtype=torch.float64))
@@ -135,7 +135,7 @@ def test_greedy_takes_the_most_likely_with_its_logprob_at_temperature_one() -> N
     assert torch.allclose(logprobs.double(), expected, atol=1e-6)
 
 
-def test_logits_that_are_no_numbers_show_in_the_logprob() -> None:
+def test_nan_logits_give_nan_logprob() -> None:
     logits = torch.full((1, 8), math.nan)
     tokens, logprobs = draw(
         logits, plan_of(SamplingParams(), size=8), torch.tensor([0.5], dtype=torch.float64)
@@ -155,7 +155,7 @@ def test_streams_differ_and_do_not_depend_on_the_batch() -> None:
     assert together.tolist() == single
 
 
-def test_a_stream_is_uniform_and_uncorrelated() -> None:
+def test_stream_is_uniform_and_uncorrelated() -> None:
     count = 50_000
     for samples, positions in ((1, count), (count, 1)):
         keys = np.repeat(np.array([stream_key(9, s) for s in range(samples)], np.uint64), positions)

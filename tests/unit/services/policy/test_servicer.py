@@ -1,4 +1,4 @@
-"""The policy service over a real server in process: answers, and the exact words for every bad request."""
+"""The policy service on a real server in process: completions, and the exact error of invalid requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECTION = PolicySection(bind="127.0.0.1:0", max_text_bytes=1 << 20, max_samples=
 
 
 class Service:
-    """A served engine and a bare stub to it."""
+    """A served engine and a stub without retries."""
 
     def __init__(
         self, stub: pb_grpc.PolicyServiceStub, engine: TransformersEngine, registry: CollectorRegistry
@@ -215,7 +215,7 @@ BAD: dict[str, tuple[pb.GenerateRequest, str]] = {
 }
 
 
-async def test_every_bad_request_gets_its_exact_error_and_nothing_is_done(service: Service) -> None:
+async def test_invalid_request_gets_exact_error_and_no_work(service: Service) -> None:
     for name, (bad, message) in BAD.items():
         with pytest.raises(aio.AioRpcError) as refused:
             await service.stub.Generate(bad)
@@ -230,7 +230,7 @@ async def test_every_bad_request_gets_its_exact_error_and_nothing_is_done(servic
     assert service.wanted == []
 
 
-async def test_text_and_ids_of_the_same_prompt_get_the_same_answer(service: Service) -> None:
+async def test_text_and_ids_of_a_prompt_give_the_same_completion(service: Service) -> None:
     by_text = await service.stub.Generate(request(text="w1 w2", num_samples=2, sampling=sampling(seed=4)))
     ids = encode_prompt(service.tokenizer, "w1 w2")
     by_ids = await service.stub.Generate(
@@ -246,7 +246,7 @@ async def test_text_and_ids_of_the_same_prompt_get_the_same_answer(service: Serv
         assert completion.text == service.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
 
 
-async def test_an_answer_is_capped_at_the_context(service: Service) -> None:
+async def test_completion_ends_at_the_context(service: Service) -> None:
     wanted = request(
         tokens=tokens(*[5] * (CONTEXT - 1)), sampling=sampling(max_new_tokens=1_000, temperature=0)
     )
@@ -260,7 +260,7 @@ async def test_an_answer_is_capped_at_the_context(service: Service) -> None:
         assert completion.finish_reason == (stop if ended else length)
 
 
-async def test_a_stream_ends_with_its_reason(service: Service) -> None:
+async def test_stream_ends_with_finish_reason(service: Service) -> None:
     wanted = request(sampling=sampling(seed=2), num_samples=3)
     whole = (await service.stub.Generate(wanted)).completions
     parts: list[list[tokens_pb2.Completion]] = [[], [], []]
@@ -273,7 +273,7 @@ async def test_a_stream_ends_with_its_reason(service: Service) -> None:
         assert deltas[-1].finish_reason == completion.finish_reason
 
 
-async def test_info_says_what_is_served(service: Service) -> None:
+async def test_info_describes_the_served_model(service: Service) -> None:
     info = await service.stub.GetPolicyInfo(pb.GetPolicyInfoRequest())
     assert info.model.tokenizer_fingerprint == tokenizer_fingerprint(service.tokenizer)
     assert (info.model.vocabulary_size, info.model.max_sequence_tokens) == (VOCABULARY_SIZE, CONTEXT)
@@ -281,7 +281,7 @@ async def test_info_says_what_is_served(service: Service) -> None:
     assert (info.max_slots, info.max_samples, info.model.dtype) == (4, 8, "float32")
 
 
-async def test_a_request_for_newer_weights_asks_for_them_and_is_refused_in_time(service: Service) -> None:
+async def test_request_for_newer_weights_is_refused_before_its_deadline(service: Service) -> None:
     newer = tokens_pb2.WeightVersion(incarnation=1, update=4)
     with pytest.raises(aio.AioRpcError) as refused:
         await service.stub.Generate(request(min_version=newer), timeout=2)
@@ -293,7 +293,7 @@ async def test_a_request_for_newer_weights_asks_for_them_and_is_refused_in_time(
     assert service.wanted == [WeightVersion(1, 4)]
 
 
-async def test_who_hangs_up_frees_the_slots(service: Service) -> None:
+async def test_cancelled_calls_free_their_slots(service: Service) -> None:
     long = request(sampling=sampling(max_new_tokens=1_000), num_samples=8)
     calls = [service.stub.Generate(long) for _ in range(50)]
     stream = service.stub.GenerateStream(pb.GenerateStreamRequest(request=long))

@@ -1,4 +1,4 @@
-"""Weights of the engine: swaps between steps, requests that wait for them, weights that do not fit."""
+"""Weights of the engine: swaps between steps, requests that wait for weights, invalid weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     return model_without_end(tmp_path_factory.mktemp("model"))
 
 
-async def test_a_swap_in_flight_is_in_the_spans(loaded: PreTrainedModel, tmp_path: Path) -> None:
+async def test_swap_during_a_sample_is_in_its_spans(loaded: PreTrainedModel, tmp_path: Path) -> None:
     weights = new_weights(tmp_path / "1-1", loaded, seed=1)
     async with running(loaded) as engine:
         versions: list[WeightVersion] = []
@@ -58,7 +58,7 @@ async def test_a_swap_in_flight_is_in_the_spans(loaded: PreTrainedModel, tmp_pat
         assert not fresh.mixed_cache
 
 
-async def test_new_weights_are_the_ones_that_answer(loaded: PreTrainedModel, tmp_path: Path) -> None:
+async def test_completion_uses_the_new_weights(loaded: PreTrainedModel, tmp_path: Path) -> None:
     weights = new_weights(tmp_path / "1-1", loaded, seed=2)
     other = copy.deepcopy(loaded)
     other.load_state_dict(load_file(weights / "model.safetensors"))
@@ -94,7 +94,7 @@ async def test_with_finish_before_swap_no_sequence_spans_two_versions(
     assert completions[-1].version_spans[0].version == V2
 
 
-async def test_a_request_for_newer_weights_waits_for_them(loaded: PreTrainedModel, tmp_path: Path) -> None:
+async def test_request_waits_for_newer_weights(loaded: PreTrainedModel, tmp_path: Path) -> None:
     weights = new_weights(tmp_path / "1-1", loaded, seed=1)
     async with running(loaded) as engine:
         waiting = asyncio.create_task(
@@ -108,12 +108,12 @@ async def test_a_request_for_newer_weights_waits_for_them(loaded: PreTrainedMode
         assert completion.version_spans == (VersionSpan(V1, 0, 12),)
 
 
-async def test_weights_that_do_not_come_in_time_are_stale(loaded: PreTrainedModel) -> None:
+async def test_request_fails_as_stale_if_weights_do_not_arrive(loaded: PreTrainedModel) -> None:
     async with running(loaded) as engine:
         deadline = time.monotonic() + 0.5
         with pytest.raises(StaleWeights, match="needs weights 1-2 or newer; 0-0 are in use"):
             await engine.generate(request(min_version=V2), deadline=deadline)
-        assert time.monotonic() < deadline  # early enough for the refusal to arrive
+        assert time.monotonic() < deadline  # early enough for the error to arrive
 
 
 async def test_older_weights_are_ignored(loaded: PreTrainedModel, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ async def test_weights_that_do_not_fit_are_refused(
         assert await engine.generate(request(), deadline=None)
 
 
-async def test_tied_weights_may_stand_under_either_name(tmp_path: Path) -> None:
+async def test_tied_weights_may_be_stored_under_either_name(tmp_path: Path) -> None:
     tied = AutoModelForCausalLM.from_pretrained(
         tiny_causal_lm(tmp_path / "tied", tie_word_embeddings=True)
     ).eval()
@@ -167,7 +167,7 @@ async def test_tied_weights_may_stand_under_either_name(tmp_path: Path) -> None:
             assert torch.equal(model.get_input_embeddings().weight, expected)
 
 
-async def test_weights_of_nan_fail_requests_and_good_ones_mend_it(
+async def test_nan_weights_fail_requests_until_valid_weights_arrive(
     loaded: PreTrainedModel, tmp_path: Path
 ) -> None:
     for update, factor in ((1, torch.nan), (2, 1.0)):

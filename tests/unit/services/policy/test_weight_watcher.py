@@ -1,4 +1,4 @@
-"""The watcher between a real store and a real engine: newest in, damage out, nothing ever goes back."""
+"""The watcher with a real store and engine: loads newer versions, skips damaged ones, never goes back."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Watched:
 
     @property
     def version(self) -> WeightVersion | None:
-        """The last one that the watcher has reported: the engine may have the next one a moment before."""
+        """The last version that the watcher reported; the engine may already use the next one."""
         return self.loads[-1] if self.loads else None
 
     @property
@@ -103,7 +103,7 @@ def publish(
         save_file(state, folder / "model.safetensors")
 
 
-async def test_the_newest_version_comes_in_and_newer_ones_after_it(
+async def test_newest_version_is_loaded_and_newer_ones_follow(
     model: PreTrainedModel, store: FilesystemWeightStore
 ) -> None:
     async with watching(model, store) as watched:
@@ -119,7 +119,7 @@ async def test_the_newest_version_comes_in_and_newer_ones_after_it(
         assert watched.failures == 0
 
 
-async def test_a_damaged_version_is_counted_and_the_old_one_serves_on(
+async def test_damaged_version_is_counted_and_the_old_one_stays(
     model: PreTrainedModel, store: FilesystemWeightStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(store, model, WeightVersion(1, 0))
@@ -138,14 +138,14 @@ async def test_a_damaged_version_is_counted_and_the_old_one_serves_on(
         request = GenerationRequest("r", (1, 5), SamplingParams(max_new_tokens=4))
         (completion,) = await watched.engine.generate(request, deadline=None)
         assert completion.version_spans[0].version == WeightVersion(1, 0)
-        # Mended in place, it is taken at the next try; a newer one would be taken at once.
+        # After a repair in place it is loaded at the next retry; a newer version would be loaded at once.
         content[-3] ^= 0x10
         shard_in_store = store.root / "1-1" / "model.safetensors"
         shard_in_store.write_bytes(content)
         await watched.until(WeightVersion(1, 1))
 
 
-async def test_a_newer_version_is_not_held_up_by_a_damaged_one(
+async def test_damaged_version_does_not_delay_a_newer_one(
     model: PreTrainedModel, store: FilesystemWeightStore
 ) -> None:
     publish(store, model, WeightVersion(1, 0))
@@ -167,13 +167,13 @@ async def test_weights_of_another_model_are_refused(
         assert "lm_head.weight has shape (3,)" in caplog.text
 
 
-async def test_it_never_goes_to_a_lower_incarnation(
+async def test_lower_incarnation_is_never_loaded(
     model: PreTrainedModel, store: FilesystemWeightStore
 ) -> None:
     publish(store, model, WeightVersion(2, 1), SECOND)
     async with watching(model, store) as watched:
         await watched.until(WeightVersion(2, 1))
-        # The store is put back to an older state, as a restored backup would.
+        # The store goes back to an older state, as after restoring a backup.
         older = FilesystemWeightStore(store.root.parent / "older")
         publish(older, model, WeightVersion(1, 9))
         (older.root / "1-9").rename(store.root / "1-9")
@@ -187,7 +187,7 @@ async def test_it_never_goes_to_a_lower_incarnation(
         assert watched.registry.get_sample_value("fairlead_policy_swaps_total") == 2
 
 
-async def test_a_kick_looks_at_once(model: PreTrainedModel, store: FilesystemWeightStore) -> None:
+async def test_kick_polls_at_once(model: PreTrainedModel, store: FilesystemWeightStore) -> None:
     publish(store, model, WeightVersion(1, 0))
     async with watching(model, store, interval=3_600) as watched:
         await watched.until(WeightVersion(1, 0))
