@@ -1,1 +1,3 @@
-"""What a run will take before it starts: memory of every process, room on the disk. Reads no weights."""
+"""The resources that a run will need, before it starts: memory of every process, and disk space. Reads no
+weights.
+"""

@@ -1,9 +1,10 @@
-"""Bytes of models at work, by formula; each is tested against real tensors.
+"""Memory of a model in use, in bytes, by formula. A test compares each formula with real tensors.
 
-Weights, gradients and optimizer are counted. Activations are an estimate, per token and block of 12 widths,
-4 feed-forward widths (gate, up, their activation and product; 2 to 4.5 without a gate) and a row of the
-attention mask, in the spirit of Korthikanti et al. 2022 (§4), with what transformers' blocks and scaled
-dot-product attention keep. The peak measured is 0.5 to 1.25 of it for every architecture of that test.
+Weights, gradients and optimizer state are counted exactly. Activations are estimated, per token and block: 12
+times the width, 4 times the feed-forward width (gate, up, their activation and product; 2 to 4.5 in models
+without a gate) and one row of the attention mask. The estimate follows Korthikanti et al. 2022 (§4), for the
+tensors that transformers' blocks and scaled dot-product attention keep. The measured peak is 0.5 to 1.25
+times the estimate for every architecture of that test.
 """
 
 from __future__ import annotations
@@ -14,59 +15,67 @@ from fairlead.planning.model_size import ModelSize
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2}
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Logits that exist at a time: that of fairlead/nn/logprobs.py, which this part must not import."""
+"""Maximum number of logits that exist at a time, by device; a copy of the constant in
+fairlead/nn/logprobs.py, which this package must not import."""
 PREFILL_TOKENS = 8_192
-"""Prompt tokens of one forward pass: that of services/policy/decoder.py."""
+"""Prompt tokens of one forward pass; a copy of the constant in services/policy/decoder.py."""
 
 _CHUNK_COPIES = 3
-"""Of a chunk: logits, log-softmax, gradient; float32."""
+"""Copies of a chunk in float32: logits, log-softmax and gradient."""
 _AUTOCAST_SHARE = 0.6
-"""Of float32's activations under bfloat16: matrices' inputs are halved, norms and rotations are not."""
+"""Activations under bfloat16, as a fraction of those in float32: the inputs of matrix products are halved,
+norms and rotations are not."""
 
 
 def adapter_parameters(size: ModelSize, lora: LoraSection) -> int:
-    """Parameters of a low-rank adapter on every linear layer of the blocks, the most that one may have."""
+    """Return the number of parameters of a low-rank adapter on every linear layer of the blocks, which is the
+    maximum.
+    """
     return lora.rank * sum(rows + columns for rows, columns in size.matrices)
 
 
 def activation_bytes(
     size: ModelSize, section: TrainingSection, *, tokens: int, longest: int, device: str
 ) -> int:
-    """What a forward pass keeps for its backward pass, and that pass's own work.
+    """Return the memory that a forward pass keeps for its backward pass, with the working memory of the
+    backward pass.
 
     Args:
         size: the model.
-        section: budget, dtype and whether blocks are computed again.
-        tokens: padded tokens of the largest micro-batch.
+        section: memory limits, data type and gradient checkpointing.
+        tokens: tokens of the largest micro-batch, padding included.
         longest: tokens of its longest row.
         device: `cpu` or `cuda`.
     """
     share = _AUTOCAST_SHARE if section.dtype == "bfloat16" else 1.0
     block = int(tokens * _block_floats(size, longest) * 4 * share)
-    around, logits = 4 * tokens * size.hidden * 4, logits_bytes(size, tokens, device)
+    around = 4 * tokens * size.hidden * 4
+    logits = logits_bytes(size, tokens, device)
     if section.gradient_checkpointing:
-        # Logits are gone when the last block is computed again.
+        # Logits are freed before the last block is recomputed.
         return size.layers * tokens * size.hidden * 4 + around + max(block, logits)
     return size.layers * block + around + logits
 
 
 def forward_bytes(size: ModelSize, dtype: DType, *, tokens: int, longest: int) -> int:
-    """What a forward pass without gradients holds at a time: one block at work."""
+    """Return the memory of a forward pass without gradients: that of one block."""
     return tokens * (_block_floats(size, longest) + 2 * size.hidden) * DTYPE_BYTES[dtype]
 
 
 def logits_bytes(size: ModelSize, tokens: int, device: str) -> int:
-    """The chunk of logits that log-probs are made from."""
+    """Return the memory of the chunk of logits from which log-probs are computed."""
     return min(CHUNK_LOGITS[device], tokens * size.vocabulary) * 4 * _CHUNK_COPIES
 
 
 def cache_bytes(size: ModelSize, dtype: DType, *, slots: int, longest: int) -> int:
-    """Keys and values of every slot at the longest answer; the block of memory is twice as long as needed."""
+    """Return the memory of the keys and values of all slots with the longest answer. The cache allocates
+    twice the length that is needed.
+    """
     return slots * 2 * (longest + 1) * size.layers * 2 * size.key_value_width * DTYPE_BYTES[dtype]
 
 
 def autocast_bytes(size: ModelSize, section: TrainingSection) -> int:
-    """The copies of the weights that a bfloat16 pass over float32 weights makes and keeps."""
+    """Return the memory of the bfloat16 copies of float32 weights that a bfloat16 pass makes and keeps."""
     return size.body * 2 if section.dtype == "bfloat16" else 0
 
 

@@ -1,4 +1,4 @@
-"""What this machine has: memory that processes may use, GPUs, room on a disk. Knows no run."""
+"""Resources of this machine: main memory, GPU memory and free disk space. Knows nothing of a run."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from pathlib import Path
 import psutil
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-_ASK_GPU = ("nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
+_GPU_QUERY = ("nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What there is to be used."""
+    """Memory of a machine, in bytes."""
 
     host_bytes: int
-    """Main memory, or the limit of the container."""
+    """Main memory, or the memory limit of the container."""
     gpu_bytes: int
-    """Memory of the first GPU that processes see, which is the one they take; 0 without."""
+    """Memory of the first visible GPU, the one that processes use; 0 without a GPU."""
 
     @property
     def has_gpu(self) -> bool:
-        """Whether `device = "auto"` means a GPU."""
+        """Whether `device = "auto"` selects a GPU."""
         return self.gpu_bytes > 0
 
 
 def this_machine() -> Machine:
-    """What there is here."""
+    """Return the resources of this machine."""
     return Machine(host_bytes=_host_bytes(), gpu_bytes=_gpu_bytes())
 
 
 def free_disk_bytes(path: Path) -> int:
-    """Room where a folder is, or will be."""
+    """Return the free disk space at a folder, which need not exist yet."""
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     return shutil.disk_usage(existing).free
 
@@ -55,7 +55,7 @@ def _gpu_bytes() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     first = visible.split(",")[0].strip() if visible is not None else "0"
     try:
-        answer = subprocess.run(_ASK_GPU, capture_output=True, text=True, timeout=10, check=True).stdout
+        answer = subprocess.run(_GPU_QUERY, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return 0
     for line in answer.splitlines():

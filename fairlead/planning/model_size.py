@@ -1,6 +1,6 @@
-"""How large a model is, from its config.json and the headers of its safetensors.
+"""The size of a model, from its config.json and the headers of its safetensors files.
 
-Neither torch nor a weight is needed: what a header lists is what loading makes, tied tensors once.
+Needs neither torch nor the weights: a header lists exactly the tensors that are loaded, tied tensors once.
 """
 
 from __future__ import annotations
@@ -24,42 +24,45 @@ _HEADER_BYTES = 100 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
-    """What memory depends on."""
+    """The sizes of a model that determine its memory."""
 
     name: str
-    """Path, hub id, or what else it is."""
+    """Path or hub id, or a description."""
     parameters: int
-    """Of the causal language model, tied ones once."""
+    """Parameters of the causal language model, tied ones once."""
     unembedding: int
-    """Of these, those of an output layer of its own; a reward model or critic is without them."""
+    """Parameters of an output layer that is not tied; a reward model or critic does not have it."""
     tensors: int
-    """Parameter tensors."""
+    """Number of parameter tensors; 0 if unknown."""
     matrices: tuple[tuple[int, int], ...]
-    """Shapes of the linear layers inside the blocks: what an adapter may sit on."""
+    """Shapes of the linear layers inside the blocks, which can have adapters."""
     hidden: int
     """Width."""
     intermediate: int
     """Width inside the feed-forward layers."""
     layers: int
-    """Blocks."""
+    """Number of blocks."""
     key_value_width: int
-    """Keys of one token in one layer; as many values."""
+    """Total width of the keys of one token in one layer; the values have the same."""
     vocabulary: int
     """Rows of the embedding."""
     max_positions: int
-    """Longest sequence in tokens."""
+    """Maximum length of a sequence, in tokens."""
     exact: bool = True
-    """False where the count is an estimate."""
+    """False if the number of parameters is an estimate."""
 
     @property
     def body(self) -> int:
-        """Parameters without those of a separate output layer."""
+        """Parameters without those of an untied output layer."""
         return self.parameters - self.unembedding
 
 
 def scratch_size(scratch: ScratchModel) -> ModelSize:
-    """A model from scratch with the largest vocabulary that it may get; how large it is, the texts decide."""
-    hidden, layers = scratch.hidden_size, scratch.num_layers
+    """Return the size of a model from scratch with the largest possible vocabulary; the texts decide the real
+    one.
+    """
+    hidden = scratch.hidden_size
+    layers = scratch.num_layers
     intermediate = -(-hidden * 8 // 24) * 8
     block = [(hidden, hidden)] * 4 + [(intermediate, hidden)] * 2 + [(hidden, intermediate)]
     per_block = sum(rows * columns for rows, columns in block) + 2 * hidden
@@ -80,10 +83,10 @@ def scratch_size(scratch: ScratchModel) -> ModelSize:
 
 
 def model_size(path: str) -> ModelSize:
-    """A model folder or a hub id.
+    """Return the size of a model in a folder or in the cache of the Hugging Face Hub.
 
     Raises:
-        ModelLoadError: if it is not there, or its files do not say how large it is.
+        ModelLoadError: if the model does not exist, or its files do not define its size.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -98,18 +101,22 @@ def model_size(path: str) -> ModelSize:
 
 
 def _base_of(folder: Path, name: str) -> ModelSize:
-    """What an adapter's folder comes to when it is loaded: its base, the adapter added to the weights."""
+    """Return the size of an adapter's base: when an adapter is loaded, it is merged into the base's
+    weights.
+    """
     try:
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         return model_size(str(base["base_model_name_or_path"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"the adapter {name!r}: its adapter_config.json names no base model") from error
+        raise ModelLoadError(
+            f"the adapter {name!r}: its adapter_config.json does not name a base model"
+        ) from error
 
 
 def _from_tensors(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], *, name: str
 ) -> ModelSize:
-    # Masks and rotary tables that old checkpoints carry are no parameters.
+    # Old checkpoints contain masks and rotary tables, which are not parameters.
     real = {
         key: shape
         for key, shape in shapes.items()
@@ -149,7 +156,7 @@ def _from_config(
             if isinstance(value, int) and value > 0:
                 return value
         if default is None:
-            raise ModelLoadError(f"{name!r}: its config.json names none of {', '.join(names)}")
+            raise ModelLoadError(f"{name!r}: its config.json has none of {', '.join(names)}")
         return default
 
     hidden = number("hidden_size", "n_embd", "d_model")
@@ -175,16 +182,16 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelLoadError(f"{name!r} has no config.json: is it the folder of a model?") from None
+        raise ModelLoadError(f"{name!r} has no config.json, so it is not the folder of a model") from None
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{name!r}: its config.json cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise ModelLoadError(f"{name!r}: its config.json is no JSON object")
+        raise ModelLoadError(f"{name!r}: its config.json is not a JSON object")
     return config
 
 
 def _tensors(folder: Path, name: str) -> dict[str, tuple[int, ...]] | None:
-    """Shape of every tensor, by name; None where there are no safetensors."""
+    """Return the shape of every tensor by name; None if there are no safetensors files."""
     try:
         if (folder / _INDEX).is_file():
             index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
@@ -203,37 +210,37 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
     with file.open("rb") as content:
         (size,) = struct.unpack("<Q", content.read(8))
         if size > _HEADER_BYTES:
-            raise ValueError(f"{file.name} is no safetensors file")
+            raise ValueError(f"{file.name} is not a safetensors file")
         header = json.loads(content.read(size))
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def _counted_by_bytes(folder: Path, name: str, config: Mapping[str, Any]) -> int:
-    """Parameters of a checkpoint of another format, by the size of its files."""
+    """Return the number of parameters of a checkpoint in another format, by the size of its files."""
     size = sum(file.stat().st_size for file in folder.glob("pytorch_model*.bin"))
     if not size:
-        raise ModelLoadError(f"{name!r} has no *.safetensors: are its weights here?")
+        raise ModelLoadError(f"{name!r} has no *.safetensors files, so it is not a complete model")
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return size // (2 if "16" in dtype else 4)
 
 
 def _cached(name: str) -> Path:
-    """The folder in the hub's cache; nothing is downloaded."""
+    """Return the folder of a model in the cache of the Hugging Face Hub; nothing is downloaded."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise ModelLoadError(f"there is no model folder {name!r}: give a folder that exists, or a hub id")
+        raise ModelLoadError(f"no model folder {name!r}: give an existing folder or a hub id")
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise ModelLoadError(
-            f"{name!r} is no folder, and the hub's cache cannot be read without huggingface_hub: "
+            f"{name!r} is not a folder, and the hub's cache cannot be read without huggingface_hub: "
             f"{install_command('torch')}"
         ) from None
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         raise ModelLoadError(
-            f"{name!r} is no folder, and the hub's cache does not hold it: `hf download {name}` brings it"
+            f"{name!r} is neither a folder nor in the hub's cache; run `hf download {name}` to download it"
         ) from None
 
 

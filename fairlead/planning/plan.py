@@ -1,4 +1,4 @@
-"""What a run will take, held against what the machine has: every stage, the disk, and warnings in words."""
+"""The memory and disk space that a run needs, compared with what the machine has, with warnings in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from fairlead.planning.model_size import ModelSize, model_size, scratch_size
 from fairlead.planning.process import Lengths, MemoryPlanner, ProcessMemory, head_bytes
 
 _BYTES_PER_TOKEN = 3
-"""Of UTF-8, for the length of prompts before anything is tokenized; real tokenizers come to 3.5 to 5."""
+"""Bytes of UTF-8 per token, to estimate the length of prompts without a tokenizer; real tokenizers have 3.5
+to 5."""
 _UNKNOWN_PROMPT_TOKENS = 256
 
 
@@ -23,53 +24,55 @@ class StagePlan:
     """One stage: the processes that run at the same time."""
 
     stage: str
-    """sft, reward-model or ppo."""
+    """`sft`, `reward-model` or `ppo`."""
     processes: tuple[ProcessMemory, ...]
-    """Each kind once."""
+    """Each kind of process once."""
 
     def on(self, device: str) -> int:
-        """Bytes on `cpu` or `cuda` at the peak."""
+        """Return the peak memory on `cpu` or `cuda`, in bytes."""
         return sum(process.on(device) for process in self.processes)
 
 
 @dataclass(frozen=True, slots=True)
 class DiskPlan:
-    """Room on the disk at the end of a run, in bytes."""
+    """Disk space at the end of a run, in bytes."""
 
     checkpoints: int
-    """Of PPO, with the one that is being written."""
+    """Checkpoints of PPO, including the one that is being written."""
     weight_store: int
-    """Versions kept, with the one that is being written."""
+    """Weight versions that are kept, and the one that is being written."""
     models: int
-    """Fine-tuned model, reward model, policy, best policy."""
+    """Fine-tuned model, reward model, policy and best policy."""
     free: int
-    """What is free where the run's folder is."""
+    """Free space at the run's folder."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The space that the run needs in total."""
         return self.checkpoints + self.weight_store + self.models
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What `fairlead plan` says."""
+    """The resources that a run needs, as `fairlead plan` shows them."""
 
     stages: tuple[StagePlan, ...]
-    """In their order."""
+    """The stages, in order."""
     disk: DiskPlan
-    """Of the whole run."""
+    """Disk space of the whole run."""
     machine: Machine
-    """What there is."""
+    """The machine that the plan is for."""
     notes: tuple[str, ...]
-    """What was assumed."""
+    """The assumptions of the plan."""
 
     def stage(self, name: str) -> StagePlan:
-        """One of them."""
+        """Return the plan of one stage."""
         return next(stage for stage in self.stages if stage.stage == name)
 
     def warnings(self, stage: str | None = None) -> tuple[str, ...]:
-        """What does not fit, of one stage or of all; the disk is every stage's matter."""
+        """Return a warning for everything that does not fit, for one stage or all. Disk space concerns every
+        stage.
+        """
         found = []
         has = {"cpu": self.machine.host_bytes, "cuda": self.machine.gpu_bytes}
         for each in self.stages:
@@ -80,11 +83,12 @@ class RunPlan:
                     largest = max(each.processes, key=lambda process: process.on(device))
                     found.append(
                         f"{each.stage} needs about {in_words(each.on(device))} of {place}, most of it "
-                        f"{largest.name} ({in_words(largest.on(device))}); there are {in_words(has[device])}"
+                        f"{largest.name} ({in_words(largest.on(device))}), but only "
+                        f"{in_words(has[device])} are available"
                     )
         if self.disk.total > self.disk.free:
             found.append(
-                f"the run needs about {in_words(self.disk.total)} of disk, and "
+                f"the run needs about {in_words(self.disk.total)} of disk space, but only "
                 f"{in_words(self.disk.free)} are free"
             )
         return tuple(found)
@@ -97,16 +101,17 @@ def plan_run(
     prompt_tokens: int | None = None,
     read_data: bool = True,
 ) -> RunPlan:
-    """Memory and disk of a run.
+    """Return the memory and disk space that a run needs.
 
     Args:
-        config: the run. A model that an earlier stage has not left yet counts as what that stage starts from.
-        machine: to plan for another one than this.
-        prompt_tokens: of the longest prompt; without it, by the length of the prompts in the run's data.
-        read_data: whether that data is read; else a usual length is assumed.
+        config: the run. A model that an earlier stage has not saved yet is assumed to have the size of the
+            model that the stage starts from.
+        machine: the machine to plan for; None is this one.
+        prompt_tokens: tokens of the longest prompt; None estimates it from the prompts in the run's data.
+        read_data: whether to read that data; without it a default length is assumed.
 
     Raises:
-        ModelLoadError: if a model's size cannot be told.
+        ModelLoadError: if the size of a model cannot be determined.
     """
     machine = machine or this_machine()
     notes: list[str] = []
@@ -128,7 +133,7 @@ def plan_run(
 
 
 def in_words(size: float) -> str:
-    """Bytes as 512 B, 3.2 MiB or 16 GiB."""
+    """Return a number of bytes as text, such as 512 B, 3.2 MiB or 16 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -151,9 +156,9 @@ def _sizes(config: RunConfig, notes: list[str]) -> dict[str, ModelSize]:
         "reference": reference,
     }
     if any(size is base and not config.model.path for size in sizes.values()):
-        notes.append("a model from scratch counts with the largest vocabulary that it may get")
+        notes.append("a model from scratch is counted with the largest vocabulary that it may have")
     for name in sorted({size.name for size in sizes.values() if not size.exact and size.tensors == 0}):
-        notes.append(f"{name}: counted by the size of its files, as they are no safetensors")
+        notes.append(f"{name}: estimated from the size of its files, which are not safetensors")
     return sizes
 
 
@@ -173,31 +178,35 @@ def _prompt_tokens(config: RunConfig, notes: list[str]) -> int:
     try:
         prompts = load_prompts(config).train
     except (ConfigError, DataError) as error:
-        notes.append(f"prompts of {_UNKNOWN_PROMPT_TOKENS} tokens are assumed: {error}")
+        notes.append(f"assuming prompts of {_UNKNOWN_PROMPT_TOKENS} tokens: {error}")
         return _UNKNOWN_PROMPT_TOKENS
     longest = max(len(str(prompt).encode()) for prompt in prompts)
     tokens = math.ceil(longest / _BYTES_PER_TOKEN) + 1
     notes.append(
-        f"the longest prompt counts as {tokens} tokens (of {longest} bytes); --prompt-tokens says better"
+        f"assuming {tokens} tokens for the longest prompt ({longest} bytes); --prompt-tokens overrides it"
     )
     return tokens
 
 
 def _disk(config: RunConfig, sizes: dict[str, ModelSize]) -> DiskPlan:
-    """Checkpoints hold weights and Adam's moments of what learns, versions the policy's weights; float32."""
-    policy, lora = sizes["policy"], config.ppo.lora
+    """Checkpoints contain weights and Adam's moments of what is trained, versions the policy's weights;
+    float32.
+    """
+    policy = sizes["policy"]
+    lora = config.ppo.lora
     critic = sizes["reward"] if config.ppo.critic_init == "reward_model" else policy
     if lora.rank:
-        learning = adapter_parameters(policy, lora) + adapter_parameters(critic, lora)
+        trained = adapter_parameters(policy, lora) + adapter_parameters(critic, lora)
         published = adapter_parameters(policy, lora)
     else:
-        learning, published = policy.parameters + critic.body, policy.parameters
+        trained = policy.parameters + critic.body
+        published = policy.parameters
     kept = config.checkpoint.keep + 1 + (1 if config.evaluation.every_updates else 0)
     versions = max(config.weights.keep, config.ppo.max_staleness + 1) + 1
     policies = 2 if config.evaluation.every_updates else 1
     reward = sizes["reward_base"].body * config.reward_model.ensemble_size
     return DiskPlan(
-        checkpoints=kept * 3 * (learning * 4 + head_bytes(critic)),
+        checkpoints=kept * 3 * (trained * 4 + head_bytes(critic)),
         weight_store=versions * published * 4,
         models=4 * (sizes["base"].parameters + reward + policies * policy.parameters),
         free=free_disk_bytes(config.folder.root),

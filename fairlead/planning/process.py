@@ -1,4 +1,4 @@
-"""Memory of each process of a stage, from the run's configuration and the sizes of its models."""
+"""The memory of each process of a stage, from the run's configuration and the sizes of its models."""
 
 from __future__ import annotations
 
@@ -14,44 +14,45 @@ from fairlead.planning import formulas
 from fairlead.planning.model_size import ModelSize
 
 RUNTIME_BYTES = {"light": 64 << 20, "torch": 420 << 20, "cuda": 500 << 20}
-"""What a process takes before it holds anything: Python alone; with torch and transformers, in main memory;
-the context of a GPU. All but the last are measured by tests/unit/fairlead/planning/test_planning.py."""
+"""Memory of a process before it loads a model: Python only (`light`), with torch and transformers (`torch`),
+both in main memory; and the context of a GPU (`cuda`). tests/unit/fairlead/planning/test_planning.py measures
+all but the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessMemory:
-    """One process at its peak, in bytes."""
+    """The peak memory of one process, in bytes."""
 
     name: str
-    """As the run names it, without its number."""
+    """Name of the process in the run, without its number."""
     replicas: int = 1
-    """Processes of this kind."""
+    """Number of processes of this kind."""
     device: str = "cpu"
-    """`cpu` or `cuda`: where all but `runtime` lies."""
+    """`cpu` or `cuda`: the device of everything except `runtime`."""
     model: str = ""
-    """What it loads."""
+    """The model that it loads."""
     weights: int = 0
     """Weights, of policy and critic together."""
     gradients: int = 0
-    """Of what learns, float32."""
+    """Gradients of the trained weights, float32."""
     optimizer: int = 0
     """Adam's two moments, float32."""
     activations: int = 0
-    """Of the largest forward and backward pass; an estimate."""
+    """Activations of the largest forward and backward pass; an estimate."""
     cache: int = 0
-    """Keys and values of running sequences, at most."""
+    """Maximum size of the keys and values of running sequences."""
     incoming: int = 0
-    """New weights beside those in use, while they are swapped."""
+    """New weights that exist together with the old ones during a swap."""
     runtime: int = 0
     """Python and libraries, in main memory."""
 
     @property
     def model_bytes(self) -> int:
-        """Everything but `runtime`, of one process."""
+        """Everything except `runtime`, of one process."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.cache + self.incoming
 
     def on(self, device: str) -> int:
-        """Bytes on `cpu` or `cuda`, of all replicas."""
+        """Return the memory on `cpu` or `cuda` of all replicas, in bytes."""
         if device == "cuda":
             return self.replicas * (self.model_bytes + RUNTIME_BYTES["cuda"]) if self.device == "cuda" else 0
         # Weights for a GPU pass through main memory when they are loaded, saved and published.
@@ -59,13 +60,13 @@ class ProcessMemory:
         return self.replicas * (self.runtime + here)
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """Return the fields and their total, for JSON."""
         return dataclasses.asdict(self) | {"total": self.model_bytes + self.runtime}
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of sequences, as far as a configuration tells them."""
+    """Maximum lengths of PPO's sequences, in tokens."""
 
     prompt: int
     """The longest prompt."""
@@ -74,12 +75,12 @@ class Lengths:
 
     @property
     def sequence(self) -> int:
-        """Both together."""
+        """The longest prompt and answer together."""
         return self.prompt + self.answer
 
 
 class MemoryPlanner:
-    """Processes of one run."""
+    """Computes the memory of the processes of one run."""
 
     def __init__(
         self, config: RunConfig, sizes: Mapping[str, ModelSize], lengths: Lengths, *, has_gpu: bool
@@ -87,30 +88,38 @@ class MemoryPlanner:
         """
         Args:
             config: the run.
-            sizes: of `base`, `policy`, `reward`, `reference`, and `reward_base`, where that model starts.
-            lengths: of PPO's sequences.
-            has_gpu: what `device = "auto"` means.
+            sizes: sizes of the models `base`, `policy`, `reward`, `reference`, and `reward_base`, from which
+                reward-model training starts.
+            lengths: lengths of PPO's sequences.
+            has_gpu: whether `device = "auto"` means a GPU.
         """
-        self._config, self._sizes, self._lengths, self._has_gpu = config, sizes, lengths, has_gpu
+        self._config = config
+        self._sizes = sizes
+        self._lengths = lengths
+        self._has_gpu = has_gpu
 
     def sft(self) -> list[ProcessMemory]:
-        """Supervised fine-tuning."""
-        section, size = self._config.sft, self._sizes["base"]
+        """Return the process of supervised fine-tuning."""
+        section = self._config.sft
+        size = self._sizes["base"]
         longest = min(section.max_sequence_tokens, size.max_positions)
         tokens = _largest_batch(section, section.batch_size, longest)
         return [self._trained("sft", size, section, tokens=tokens, longest=longest, lora=section.lora)]
 
     def reward_model(self) -> list[ProcessMemory]:
-        """Reward-model training: every member of an ensemble is there, one learns at a time."""
-        section, size = self._config.reward_model, self._sizes["reward_base"]
+        """Return the process of reward-model training. All members of an ensemble are in memory; one is
+        trained at a time.
+        """
+        section = self._config.reward_model
+        size = self._sizes["reward_base"]
         longest = min(section.max_sequence_tokens, size.max_positions)
-        # A prompt has at least two responses, and often four.
+        # A prompt has at least two responses, often four.
         tokens = _largest_batch(section, section.batch_size * 4, longest)
         process = self._trained("reward-model", size, section, tokens=tokens, longest=longest, head=True)
         return [dataclasses.replace(process, weights=process.weights * section.ensemble_size)]
 
     def ppo(self) -> list[ProcessMemory]:
-        """Trainer, services, rollout workers, queue."""
+        """Return the processes of PPO: trainer, model services and rollout workers."""
         config = self._config
         worker = ProcessMemory(
             name="rollout-worker", replicas=config.rollout_worker.replicas, runtime=RUNTIME_BYTES["light"]
@@ -119,7 +128,8 @@ class MemoryPlanner:
         return [process for process in found if process.replicas]
 
     def _trainer(self) -> ProcessMemory:
-        section, size = self._config.ppo, self._sizes["policy"]
+        section = self._config.ppo
+        size = self._sizes["policy"]
         longest = min(self._lengths.sequence, size.max_positions)
         tokens = _largest_batch(section, section.mini_batch_size, longest)
         actor = self._trained("trainer", size, section, tokens=tokens, longest=longest, lora=section.lora)
@@ -127,7 +137,7 @@ class MemoryPlanner:
         critic = self._trained(
             "critic", start, section, tokens=tokens, longest=longest, lora=section.lora, head=True
         )
-        # A frozen body is there once: the critic's adapter sits on the policy's.
+        # The frozen body exists once: the adapters of policy and critic share it.
         shared = section.lora.rank > 0 and section.critic_init == "policy"
         base = start.body * formulas.DTYPE_BYTES[section.dtype] if shared else 0
         return dataclasses.replace(
@@ -135,12 +145,14 @@ class MemoryPlanner:
             weights=actor.weights + critic.weights - base,
             gradients=actor.gradients + critic.gradients,
             optimizer=actor.optimizer + critic.optimizer,
-            # One after the other: the policy's are gone when the critic's begin.
+            # Policy and critic run one after the other: the first activations are freed before the second.
             activations=max(actor.activations, critic.activations),
         )
 
     def _policy(self) -> ProcessMemory:
-        section, size, lora = self._config.policy, self._sizes["policy"], self._config.ppo.lora
+        section = self._config.policy
+        size = self._sizes["policy"]
+        lora = self._config.ppo.lora
         bytes_each = formulas.DTYPE_BYTES[section.dtype]
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
         weights = size.parameters * bytes_each
@@ -159,7 +171,8 @@ class MemoryPlanner:
         )
 
     def _reward(self) -> ProcessMemory:
-        section, size = self._config.reward, self._sizes["reward"]
+        section = self._config.reward
+        size = self._sizes["reward"]
         members = self._config.reward_model.ensemble_size if not section.path else 1
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
         tokens = max(section.batching.max_batch_tokens, longest)
@@ -172,7 +185,8 @@ class MemoryPlanner:
         )
 
     def _reference(self) -> ProcessMemory:
-        section, size = self._config.reference, self._sizes["reference"]
+        section = self._config.reference
+        size = self._sizes["reference"]
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
         tokens = max(section.batching.max_batch_tokens, longest)
         return self._service(
@@ -187,11 +201,11 @@ class MemoryPlanner:
     def _service(
         self, name: str, section: ModelServiceSection, size: ModelSize, **parts: int
     ) -> ProcessMemory:
-        elsewhere = any("://" in address for address in section.addresses)
+        on_other_machines = any("://" in address for address in section.addresses)
         return ProcessMemory(
             name=name,
-            # Behind a name of the cluster it is no process of this machine.
-            replicas=0 if elsewhere else section.replicas,
+            # An address with a DNS name of a cluster belongs to no process of this machine.
+            replicas=0 if on_other_machines else section.replicas,
             device=self._device(section),
             model=size.name,
             runtime=RUNTIME_BYTES["torch"],
@@ -209,23 +223,27 @@ class MemoryPlanner:
         lora: LoraSection | None = None,
         head: bool = False,
     ) -> ProcessMemory:
-        """A model that learns: all of it, or an adapter on weights in the section's own type."""
+        """Return a process that trains a model: all its weights, or an adapter on weights in the section's
+        data type.
+        """
         parameters = size.body if head else size.parameters
         adapter = formulas.adapter_parameters(size, lora) if lora is not None else 0
         if adapter:
-            weights, learning = parameters * formulas.DTYPE_BYTES[section.dtype], adapter * 4
+            weights = parameters * formulas.DTYPE_BYTES[section.dtype]
+            trained = adapter * 4
         else:
-            weights, learning = 0, parameters * 4
-        learning += head_bytes(size) if head else 0
+            weights = 0
+            trained = parameters * 4
+        trained += head_bytes(size) if head else 0
         device = self._device(section)
         activations = formulas.activation_bytes(size, section, tokens=tokens, longest=longest, device=device)
         return ProcessMemory(
             name=name,
             device=device,
             model=size.name,
-            weights=weights + learning,
-            gradients=learning,
-            optimizer=2 * learning,
+            weights=weights + trained,
+            gradients=trained,
+            optimizer=2 * trained,
             activations=activations + (0 if adapter else formulas.autocast_bytes(size, section)),
             runtime=RUNTIME_BYTES["torch"],
         )
@@ -235,10 +253,12 @@ class MemoryPlanner:
 
 
 def _largest_batch(section: TrainingSection, sequences: int, longest: int) -> int:
-    """Padded tokens of the largest micro-batch: the budget, or all there is, or one sequence beyond it."""
+    """Return the tokens of the largest micro-batch, padding included: the limit, or all tokens if they are
+    fewer, or one sequence that exceeds the limit.
+    """
     return max(min(section.max_micro_batch_tokens, sequences * longest), longest)
 
 
 def head_bytes(size: ModelSize) -> int:
-    """A scalar head, float32."""
+    """Return the memory of a scalar head in float32."""
     return (size.hidden + 1) * 4

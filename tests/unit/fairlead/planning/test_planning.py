@@ -1,4 +1,4 @@
-"""What `fairlead plan` says, held against real models: tensors counted one by one, files, processes."""
+"""The numbers of `fairlead plan`, compared with real models: tensors, files and processes."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from trainer.sequences import TokenSequence, pad
 from trainer.sft.scratch import make_model, make_tokenizer
 
 CPU = ComputeSection(device="cpu")
-ROOMY = Machine(host_bytes=1 << 45, gpu_bytes=0)
+LARGE = Machine(host_bytes=1 << 45, gpu_bytes=0)
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Of tensors, tied ones once."""
+    """Return the total size of tensors, tied ones once."""
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
@@ -52,7 +52,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return architectures.causal_lm(request.param, tmp_path / request.param)
 
 
-def test_a_header_tells_how_large_a_model_is(checkpoint: Path):
+def test_model_size_matches_loaded_model(checkpoint: Path):
     size = model_size(str(checkpoint))
     model = load_causal_lm(str(checkpoint), CPU)
     assert size.exact
@@ -62,14 +62,14 @@ def test_a_header_tells_how_large_a_model_is(checkpoint: Path):
     assert (size.layers, size.hidden, size.vocabulary) == (2, 32, model.get_input_embeddings().num_embeddings)
 
 
-def test_a_reward_model_is_its_body_and_a_head(tmp_path: Path):
+def test_reward_model_is_body_and_head(tmp_path: Path):
     folder = tiny_reward_model(tmp_path / "reward")
     reward = load_reward_model(str(folder), CPU)
     assert model_size(str(folder)).body * 4 + (32 + 1) * 4 == nbytes(reward.parameters())
 
 
 @pytest.mark.parametrize(("hidden", "layers"), [(64, 2), (40, 3)])
-def test_a_model_from_scratch_is_counted_before_it_is_made(hidden: int, layers: int):
+def test_scratch_size_matches_created_model(hidden: int, layers: int):
     words = ["a b c d e f", "g h i j k l m"]
     sizes = {"hidden_size": hidden, "num_layers": layers, "tokenizer": "words"}
     tokenizer = make_tokenizer(words, ScratchModel(**sizes))
@@ -97,7 +97,7 @@ def planned(models: dict[str, str], tmp_path: Path, **sections: object) -> RunPl
         "reward": {"path": models["reward"], "device": "cpu"},
     }
     values |= sections
-    return plan_run(RunConfig(**values), machine=ROOMY, prompt_tokens=16)
+    return plan_run(RunConfig(**values), machine=LARGE, prompt_tokens=16)
 
 
 def process(plan: RunPlan, stage: str, name: str) -> ProcessMemory:
@@ -106,7 +106,7 @@ def process(plan: RunPlan, stage: str, name: str) -> ProcessMemory:
 
 @pytest.mark.parametrize("critic_init", ["policy", "reward_model"])
 @pytest.mark.parametrize("rank", [0, 4])
-def test_the_trainer_holds_the_weights_gradients_and_moments_that_were_planned(
+def test_trainer_holds_the_planned_weights_gradients_and_moments(
     models: dict[str, str], tmp_path: Path, critic_init: str, rank: int
 ):
     section = PpoSection(device="cpu", critic_init=critic_init, lora=LoraSection(rank=rank))  # type: ignore[arg-type]
@@ -144,7 +144,7 @@ def test_the_trainer_holds_the_weights_gradients_and_moments_that_were_planned(
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The most that a computation has allocated at a time, beyond what was there."""
+    """Return the peak memory that a computation allocates."""
     work()  # what is made once and kept
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
@@ -157,7 +157,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 @pytest.fixture(params=sorted(architectures.ARCHITECTURES))
 def wider(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Large enough that blocks, not the rest, decide what a pass takes."""
+    """A model in which the blocks dominate the memory of a pass."""
     family = architectures.ARCHITECTURES[request.param]
     sizes = (
         {"n_embd": 128, "n_layer": 4}
@@ -188,7 +188,7 @@ def test_activations_are_estimated_within_a_stated_factor(wider: Path, dtype: st
     assert 0.5 < peak_bytes(work) / estimate < 1.25
 
 
-def test_a_pass_without_gradients_takes_one_block_at_work(wider: Path):
+def test_forward_pass_without_gradients_needs_one_block(wider: Path):
     model = load_causal_lm(str(wider), CPU)
     tokens_BT = torch.full((8, 96), 5)
     mask_BT = torch.ones_like(tokens_BT)
@@ -202,7 +202,7 @@ def test_a_pass_without_gradients_takes_one_block_at_work(wider: Path):
     assert 0.3 < peak_bytes(work) / estimate < 1.25
 
 
-def test_the_cache_grows_to_what_was_planned_and_no_further(tmp_path: Path):
+def test_cache_grows_to_the_planned_size(tmp_path: Path):
     folder = tiny_causal_lm(tmp_path / "policy")
     model, size = load_causal_lm(str(folder), CPU), model_size(str(folder))
     running = decoder.Decoder(model, slots=4)
@@ -229,7 +229,7 @@ def test_the_cache_grows_to_what_was_planned_and_no_further(tmp_path: Path):
     assert longest / 2 <= nbytes(blocks) <= longest
 
 
-def test_an_adapter_is_counted_as_peft_makes_it(checkpoint: Path):
+def test_adapter_parameters_match_peft(checkpoint: Path):
     from fairlead.nn import adapters
 
     model = load_causal_lm(str(checkpoint), CPU)
@@ -238,7 +238,7 @@ def test_an_adapter_is_counted_as_peft_makes_it(checkpoint: Path):
     assert found == sum(parameter.numel() for parameter in adapters.tensors(model).values())
 
 
-def test_what_is_copied_from_parts_with_torch_is_the_same_there():
+def test_copied_constants_match_their_sources():
     assert formulas.CHUNK_LOGITS == logprobs.CHUNK_LOGITS
     assert formulas.PREFILL_TOKENS == decoder._PREFILL_TOKENS
 
@@ -253,7 +253,7 @@ def test_what_is_copied_from_parts_with_torch_is_the_same_there():
         ("torch", "services.reward.scorer"),
     ],
 )
-def test_a_process_that_holds_nothing_takes_what_was_planned(kind: str, imports: str):
+def test_idle_process_needs_the_planned_memory(kind: str, imports: str):
     program = f"import {imports}, sys; print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -265,19 +265,19 @@ def test_a_process_that_holds_nothing_takes_what_was_planned(kind: str, imports:
     assert 1 / 1.5 < measured / RUNTIME_BYTES[kind] < 1.5
 
 
-def test_what_does_not_fit_is_named(models: dict[str, str], tmp_path: Path):
+def test_warning_names_what_does_not_fit(models: dict[str, str], tmp_path: Path):
     plan = planned(models, tmp_path)
     assert plan.warnings() == ()
     small = dataclasses.replace(plan, machine=Machine(host_bytes=1 << 30, gpu_bytes=0))
     need = in_words(plan.stage("ppo").on("cpu"))
     found = small.warnings("ppo")
     assert found[0].startswith(f"ppo needs about {need} of main memory, most of it trainer (")
-    assert found[0].endswith("; there are 1 GiB")
+    assert found[0].endswith(", but only 1 GiB are available")
     full = dataclasses.replace(plan, disk=dataclasses.replace(plan.disk, free=10))
-    assert full.warnings("sft")[0].endswith(" of disk, and 10 B are free")
+    assert full.warnings("sft")[0].endswith(" of disk space, but only 10 B are free")
 
 
-def test_with_a_gpu_models_lie_there_and_only_there(models: dict[str, str], tmp_path: Path):
+def test_models_on_a_gpu_need_no_main_memory(models: dict[str, str], tmp_path: Path):
     config = RunConfig(
         runs=tmp_path, policy={"path": models["policy"]}, reward={"path": models["reward"], "device": "cpu"}
     )
@@ -288,34 +288,34 @@ def test_with_a_gpu_models_lie_there_and_only_there(models: dict[str, str], tmp_
     assert (reward.on("cuda"), reward.on("cpu")) == (0, reward.runtime + reward.model_bytes)
 
 
-def test_services_elsewhere_take_nothing_here(models: dict[str, str], tmp_path: Path):
+def test_services_on_other_machines_are_not_counted(models: dict[str, str], tmp_path: Path):
     away = {"path": models["reward"], "addresses": ["dns:///reward:5002"]}
     names = [each.name for each in planned(models, tmp_path, reward=away).stage("ppo").processes]
     assert names == ["trainer", "policy", "reference", "rollout-worker"]
 
 
-def test_prompts_are_measured_by_their_bytes(models: dict[str, str], tmp_path: Path):
+def test_prompt_tokens_are_estimated_from_bytes(models: dict[str, str], tmp_path: Path):
     (tmp_path / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": f"{n} " * 30}) + "\n" for n in range(10))
     )
     config = RunConfig(
         base=tmp_path, data={"prompts": "prompts.jsonl"}, policy={"path": models["policy"]}, runs=tmp_path
     )
-    notes = plan_run(config, machine=ROOMY).notes
-    assert "the longest prompt counts as 21 tokens (of 60 bytes); --prompt-tokens says better" in notes
+    notes = plan_run(config, machine=LARGE).notes
+    assert "assuming 21 tokens for the longest prompt (60 bytes); --prompt-tokens overrides it" in notes
 
 
-def test_an_adapters_folder_is_as_large_as_its_base(models: dict[str, str], tmp_path: Path):
+def test_adapter_folder_has_the_size_of_its_base(models: dict[str, str], tmp_path: Path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": models["policy"]}))
     assert model_size(str(folder)).parameters == model_size(models["policy"]).parameters
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelLoadError, match="its adapter_config.json names no base model"):
+    with pytest.raises(ModelLoadError, match="its adapter_config.json does not name a base model"):
         model_size(str(folder))
 
 
-def test_a_checkpoint_without_safetensors_is_counted_by_its_bytes(tmp_path: Path):
+def test_checkpoint_without_safetensors_is_estimated_from_bytes(tmp_path: Path):
     model = GPT2LMHeadModel(
         GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
     )
@@ -332,19 +332,19 @@ def test_a_checkpoint_without_safetensors_is_counted_by_its_bytes(tmp_path: Path
         ({}, "has no config.json"),
         ({"config.json": b"{"}, "its config.json cannot be read"),
         ({"config.json": b"{}"}, r"has no \*.safetensors"),
-        ({"config.json": b"{}", "model.safetensors": b"\xff" * 20}, "is no safetensors file"),
+        ({"config.json": b"{}", "model.safetensors": b"\xff" * 20}, "is not a safetensors file"),
         ({"config.json": b"{}", "model.safetensors": b""}, "its safetensors cannot be read"),
     ],
 )
-def test_a_folder_that_is_no_model_says_what_is_missing(tmp_path: Path, files: dict[str, bytes], error: str):
+def test_error_names_what_a_model_folder_lacks(tmp_path: Path, files: dict[str, bytes], error: str):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelLoadError, match=error):
         model_size(str(tmp_path))
 
 
-def test_a_hub_id_that_was_never_loaded_says_how_to_bring_it():
-    with pytest.raises(ModelLoadError, match="`hf download nobody/such-a-model` brings it"):
+def test_error_for_a_hub_id_names_the_download_command():
+    with pytest.raises(ModelLoadError, match="run `hf download nobody/such-a-model` to download it"):
         model_size("nobody/such-a-model")
     with pytest.raises(ModelLoadError, match="no model folder './absent'"):
         model_size("./absent")
