@@ -1,6 +1,6 @@
 """Fairlead: reinforcement learning from human feedback as services.
 
-What most users need is importable from here, and is imported when it is first used.
+The names that most users need can be imported from here; each is loaded when it is first used.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Waiting and retrying, written once: how long a pause is, what ends the retries, what is logged meanwhile.
+"""Retry an action until it succeeds: pauses, limits, and the log of the wait.
 
-Used by every loop that waits for something outside its process. It knows neither services nor the queue: the
-caller passes the action and says which errors are worth a retry.
+Used by every loop that waits for something outside its process. Knows neither services nor the queue: the
+caller passes the action and the errors that are worth a retry.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def retry(
 
     Args:
         action: does the work once; raises while it cannot be done.
-        what: what is waited for, for the log and for `Stalled`; nothing is logged if it is empty.
+        what: name of what is waited for, used in the log and in `Stalled`; empty to log nothing.
         backoff: the pauses.
         on: errors after which the action is tried again; any other ends the retries.
         deadline: no attempt begins after it, on the clock of `time.monotonic`; None for no deadline.

@@ -1,4 +1,4 @@
-"""The bounds of histograms."""
+"""Bucket bounds of histograms."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 
 # The words of BoringSSL and of gRPC's check of host names.
 _UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED: (?P<why>[^:]+)|Hostname Verification Check failed")
-# The words of gRPC's core, which depend on who notices first.
+# The words of gRPC's core, which depend on where the break is noticed first.
 _BROKEN = re.compile(
     r"socket closed|connection reset|broken pipe|recvmsg|keepalive|ping timeout", re.IGNORECASE
 )

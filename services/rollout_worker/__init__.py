@@ -1,1 +1,1 @@
-"""The rollout worker: claims tasks, calls the model services, hands back rollouts."""
+"""The rollout worker: claims tasks, calls the model services and returns rollouts."""

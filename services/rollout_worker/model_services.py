@@ -38,7 +38,7 @@ async def wait_for(what: str, action: Callable[[], Awaitable[_T]], *, kind: str)
     """Return the action's result, retried until it succeeds; logs every few seconds what it waits for.
 
     Args:
-        what: what is waited for, for the log.
+        what: name of what is waited for, for the log.
         action: raises a `Transient` error while it cannot be done.
         kind: one of `watchdog.KINDS`.
 
