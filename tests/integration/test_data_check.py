@@ -1,4 +1,4 @@
-"""`fairlead data check` as a person runs it, and stages that stop at bad data and go on when it is mended."""
+"""`fairlead data check` as a user runs it, and stages that stop at invalid data and run after its repair."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def test_every_fault_of_a_file_is_reported_by_line(tmp_path):
         {"prompt": train[4], "chosen": 3, "rejected": "no"},
     ]
     write(tmp_path / "pairs.jsonl", *rows)
-    told = check("pairs.jsonl", "--set", "data.heldout_fraction=0.3", "--json", cwd=tmp_path)
-    assert told.exit_code == 2
-    assert told.stderr == "error: 4 bad lines\n"
-    found = json.loads(told.stdout)["preferences"]
+    result = check("pairs.jsonl", "--set", "data.heldout_fraction=0.3", "--json", cwd=tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr == "error: 4 bad lines\n"
+    found = json.loads(result.stdout)["preferences"]
     assert [error.split(": got")[0] for error in found["errors"]] == [
         f"{tmp_path / 'pairs.jsonl'}:{number}" for number in (3, 4, 8, 9)
     ]
@@ -150,13 +150,13 @@ def test_run_is_checked_with_its_tokenizer_and_limits(run_file):
     with (folder / "demos.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "w5 w6", "completion": long}) + "\n")  # 3 + 13 tokens
         file.write(json.dumps({"prompt": long, "completion": "w5"}) + "\n")  # 13 + 2
-        file.write(json.dumps({"text": long * 3}) + "\n")  # goes on in other sequences
+        file.write(json.dumps({"text": long * 3}) + "\n")  # continues in other sequences
     with (folder / "prompts.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "w5 " * 15}) + "\n")  # 16 of 16
         file.write(json.dumps({"prompt": "w5 " * 10}) + "\n")  # 11 and 8 more
-    told = check("run.toml", "--json", cwd=folder)
-    assert told.exit_code == 0, told.stderr
-    found = json.loads(told.stdout)
+    result = check("run.toml", "--json", cwd=folder)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
     assert list(found) == ["demonstrations", "preferences", "prompts"]
     assert {kind: (r["unit"], r["limit"]) for kind, r in found.items()} == {
         "demonstrations": ("tokens", 12),
@@ -241,10 +241,10 @@ def test_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, error):
     write(tmp_path / "odd.jsonl", {"question": "a"})
     write(tmp_path / "p.jsonl", {"prompt": "a"})
     (tmp_path / "bare.toml").write_text('name = "bare"\n')
-    told = check(*arguments, cwd=tmp_path)
-    assert told.exit_code == 2
-    assert told.stderr.startswith(f"error: {error.format(folder=tmp_path)}")
-    assert len(told.stderr.splitlines()) == 1
+    result = check(*arguments, cwd=tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {error.format(folder=tmp_path)}")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_kinds_of_the_flag_match_the_data():
