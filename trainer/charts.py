@@ -1,6 +1,6 @@
-"""The pictures of a report, as SVG in data URIs, so that a page needs no other file.
+"""The charts of a report, as SVG in data URIs, so that a page needs no other file.
 
-One plain style for all; numbers in, a picture out. Knows no run folder and no page.
+Numbers in, a picture out, all in one style. Knows no run folder and no page.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ STYLE: Any = {
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Comparisons of like confidence."""
+    """Comparisons of similar confidence."""
 
     confidence: float
-    """Mean probability that the model gives to its own choice, 0.5 to 1."""
+    """Mean probability of the response that the model prefers, 0.5 to 1."""
     accuracy: float
-    """How often the choice was right."""
+    """Share of comparisons in which that response was preferred."""
     count: int
     """Comparisons in the bin."""
 
@@ -53,30 +53,35 @@ class Mark:
     """A vertical line."""
 
     x: float
-    """Where."""
+    """Position on the x axis."""
     text: str = ""
-    """What happened there, written along the line."""
+    """What happened there; written along the line."""
     alarm: bool = False
-    """In the colour of something that went wrong."""
+    """Whether it is drawn in the colour of a problem."""
 
 
 def lines(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
     x_label: str,
-    floor: float | None = None,
+    y_min: float | None = None,
     marks: Sequence[Mark] = (),
     wide: bool = False,
 ) -> str:
-    """Curves over a common axis, by name: (x, y), with vertical lines at `marks`.
+    """Draw curves over a common x axis.
 
-    `floor` is the least top of the y axis's lower end.
+    Args:
+        curves: x and y values by name.
+        x_label: label of the x axis.
+        y_min: the y axis starts at this value or below.
+        marks: vertical lines.
+        wide: draw at the full width of a page.
     """
     figure, axes = _axes(9.4, 3.4) if wide else _axes(4.6, 2.5)
     for color, (name, (x, y)) in zip(COLORS, curves.items(), strict=False):
         axes.plot(x, y, color=color, linewidth=2, label=name, marker="o" if len(x) < 3 else None)
-    if floor is not None:
-        axes.set_ylim(bottom=min(floor, axes.get_ylim()[0]))
+    if y_min is not None:
+        axes.set_ylim(bottom=min(y_min, axes.get_ylim()[0]))
     for mark in marks:
         _draw_mark(axes, mark)
     axes.set_xlabel(x_label)
@@ -86,7 +91,7 @@ def lines(
 
 
 def calibration(bins: Sequence[Bin]) -> str:
-    """Confidence against accuracy, the size of a dot for the comparisons behind it."""
+    """Draw accuracy over confidence; the size of a dot shows the number of comparisons."""
     figure, axes = _axes(4.6, 3.2)
     axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     largest = max((found.count for found in bins), default=1)
@@ -101,7 +106,7 @@ def calibration(bins: Sequence[Bin]) -> str:
     axes.set_xlim(0.48, 1.02)
     axes.set_ylim(min([0.45, *(found.accuracy - 0.05 for found in bins)]), 1.03)
     axes.set_xlabel("confidence of the reward model")
-    axes.set_ylabel("share it got right")
+    axes.set_ylabel("share of correct choices")
     return _uri(figure)
 
 
@@ -113,7 +118,7 @@ def bars(
     mark: float | None = None,
     wide: bool = False,
 ) -> str:
-    """Horizontal bars with their values; `mark` draws a vertical line, such as at an even chance."""
+    """Draw horizontal bars with their values; `mark` adds a vertical line, for example at 0.5."""
     figure, axes = _axes(9.4 if wide else 4.6, 0.75 + 0.42 * len(values))
     names = list(values)
     for row, (name, color) in enumerate(zip(names, COLORS * len(names), strict=False)):
@@ -131,7 +136,7 @@ def bars(
 
 
 def histograms(values: Mapping[str, Sequence[float]], *, x_label: str) -> str:
-    """How values are spread, one outline each, over common bins."""
+    """Draw a histogram for each group of values, over common bins."""
     figure, axes = _axes(4.6, 2.5)
     every = [value for group in values.values() for value in group]
     low, high = min(every), max(every)
@@ -148,7 +153,7 @@ def histograms(values: Mapping[str, Sequence[float]], *, x_label: str) -> str:
 
 
 def timeline(spans: Sequence[tuple[str, float, float]], *, rows: Sequence[str]) -> str:
-    """What was done when: (row, start, end) in seconds, one row for each name."""
+    """Draw spans of time, (row, start, end) in seconds, one row for each name."""
     figure, axes = _axes(9.4, 0.75 + 0.34 * len(rows))
     for number, (row, color) in enumerate(zip(rows, COLORS * len(rows), strict=False)):
         stretches = [(start, end - start) for name, start, end in spans if name == row]
@@ -178,6 +183,6 @@ def _axes(width: float, height: float) -> tuple[Figure, Any]:
 
 def _uri(figure: Figure) -> str:
     with mpl.rc_context(STYLE), io.BytesIO() as file:
-        # No date: the same run gives the same page.
+        # No date, so that the same run gives the same page.
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"

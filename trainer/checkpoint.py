@@ -1,7 +1,8 @@
-"""Checkpoints: the only truth about what was trained. Whole or not there, checksummed, without pickle.
+"""Checkpoints: the only truth about what was trained. Atomic, checksummed, without pickle.
 
-A folder `<incarnation>-<update>` of safetensors files, `state.json`, and `manifest.json` with the SHA-256 of
-each. Beside them lie the claims of incarnations (trainer/lineage.py). Knows nothing of what the tensors are.
+A checkpoint is a folder `<incarnation>-<update>` of safetensors files, `state.json`, and `manifest.json` with
+the SHA-256 of each. The claims of incarnations are in the same parent folder (trainer/lineage.py). Does not
+know what the tensors are.
 """
 
 from __future__ import annotations
@@ -35,25 +36,25 @@ _LEFTOVER = re.compile(r"\.(\d+)-\d+\.\w+")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that was read and verified."""
+    """A checkpoint, read and verified."""
 
     version: WeightVersion
-    """Who wrote it, and after how many updates."""
+    """The incarnation that wrote it, and the updates done before."""
     tensors: Mapping[str, Mapping[str, Tensor]]
-    """Tensors by the name of their file, then by their own."""
+    """Tensors by the name of their file, then by their own name."""
     state: Mapping[str, object]
-    """Everything else, as JSON holds it."""
+    """Everything else, as JSON values."""
 
 
 class CheckpointStore:
-    """Checkpoints in a folder."""
+    """The checkpoints in a folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._damaged: set[WeightVersion] = set()
 
     def versions(self) -> list[WeightVersion]:
-        """Every checkpoint there, oldest first, valid or not."""
+        """Return every checkpoint in the folder, oldest first, valid or not."""
         found = []
         for path in self.root.iterdir() if self.root.is_dir() else ():
             try:
@@ -71,7 +72,7 @@ class CheckpointStore:
         tensors: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, object],
     ) -> None:
-        """Writes a checkpoint aside, syncs it, and renames it into its place.
+        """Write a checkpoint to a temporary folder, sync it, and rename it.
 
         Raises:
             Fenced: if a newer incarnation was claimed.
@@ -88,9 +89,9 @@ class CheckpointStore:
         self._damaged.discard(version)
 
     def load_newest(self, lineage: Sequence[Ancestor]) -> Checkpoint | None:
-        """The valid checkpoint with the most updates that is whole; None if there is none.
+        """Return the undamaged checkpoint of the lineage with the most updates; None without one.
 
-        A damaged one is named in the log, and the one before it is used.
+        A damaged checkpoint is logged, and the one before it is used.
         """
         while True:
             candidates = self._candidates(lineage)
@@ -102,22 +103,22 @@ class CheckpointStore:
                 except CorruptCheckpoint as error:
                     self._damaged.add(version)
                     logger.error("checkpoint %s is damaged and is skipped: %s", version, error)
-            # An older trainer that still runs may have replaced one while we looked.
+            # An older trainer that still runs may have replaced one meanwhile.
             if self._candidates(lineage) == candidates:
                 return None
 
     def load(self, version: WeightVersion) -> Checkpoint:
-        """Reads and verifies one checkpoint.
+        """Read and verify one checkpoint.
 
         Raises:
-            CorruptCheckpoint: if a file is missing, short, or its SHA-256 differs; the message names it.
+            CorruptCheckpoint: if a file is missing or its SHA-256 differs; the message names it.
         """
         folder = self.root / str(version)
         try:
             digests = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
             for name, digest in digests.items():
                 if _sha256(folder / name) != digest:
-                    raise CorruptCheckpoint(f"{folder / name} does not have the checksum of its manifest")
+                    raise CorruptCheckpoint(f"{folder / name}: its SHA-256 differs from the manifest")
             tensors = {
                 name.removesuffix(_SUFFIX): load_file(folder / name)
                 for name in digests
@@ -131,13 +132,13 @@ class CheckpointStore:
     def prune(
         self, *, keep: int, lineage: Sequence[Ancestor], protected: Collection[WeightVersion] = ()
     ) -> None:
-        """Deletes all but the newest `keep` checkpoints that are valid and not known to be damaged.
+        """Delete all but the newest `keep` checkpoints that are valid and not known to be damaged.
 
-        Those `protected` stay too, and what is a newer incarnation's, which may have begun after the look at
-        the fence.
+        Checkpoints in `protected` stay too, and those of a newer incarnation, which may have begun after the
+        fence was checked.
 
         Raises:
-            Fenced: if a newer incarnation was claimed: it may be reading what this one would delete.
+            Fenced: if a newer incarnation was claimed, which may be reading what this one would delete.
         """
         incarnation = lineage[-1].incarnation
         self._check_fence(incarnation)
@@ -145,13 +146,13 @@ class CheckpointStore:
         for version in set(self.versions()) - set(good[:keep]) - set(protected):
             if version.incarnation <= incarnation:
                 (self.root / str(version)).rename(self.root / f".{version}.deleted")
-        for leftover in self.root.glob(".*-*.*"):  # ours, or of a crash
+        for leftover in self.root.glob(".*-*.*"):  # renamed above, or left by a crash
             owner = _LEFTOVER.fullmatch(leftover.name)
             if owner and int(owner[1]) <= incarnation:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def forget(self) -> None:
-        """Deletes every checkpoint; claims of incarnations stay, so that the next start is a newer one."""
+        """Delete every checkpoint; the claims stay, so that the next start is a newer incarnation."""
         for version in self.versions():
             shutil.rmtree(self.root / str(version))
 

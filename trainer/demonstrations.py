@@ -1,7 +1,7 @@
-"""Demonstrations, conversations and plain text as token sequences: what is read and what is learnt of each.
+"""Demonstrations, conversations and plain text as token sequences of a prompt and a response to learn.
 
-SFT learns them, the reward model is centred on them, PPO may mix them in. A conversation gives a sequence per
-assistant turn: what stands before it is the prompt exactly as the policy will see it, template included.
+SFT learns them, the reward model is centred on them, PPO-ptx mixes them in. A conversation gives one sequence
+per assistant turn; everything before the turn is the prompt, exactly as the policy sees it with its template.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from transformers import PreTrainedTokenizerBase
 
 from fairlead.data.demonstrations import Example, PlainText
 from fairlead.data.encoding import encode_answer, encode_prompt, encode_response
+from trainer import seeds
 from trainer.sequences import TokenSequence
 
 
 def encode(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> tuple[list[TokenSequence], int]:
-    """Token sequences of all examples, EOS at the end of each response and text.
+    """Return the token sequences of all examples, and how many were cut or left out.
 
-    Responses that are too long lose their end, EOS included; those whose prompt leaves no room for a response
-    are left out. Plain text that is too long goes on in another sequence, and every token is learnt once.
-    Returns the sequences and how many were cut or left out.
+    Every response and every text ends with EOS. A response that is too long loses its end with the EOS; an
+    example whose prompt already fills the limit is left out. Plain text that is too long continues in another
+    sequence, and every token is learned once.
 
     Raises:
-        DataError: a conversation, and the tokenizer has no chat template or the template refuses it.
+        DataError: for a conversation, if there is no chat template or the template refuses it.
     """
     sequences: list[TokenSequence] = []
     truncated = 0
@@ -33,8 +34,8 @@ def encode(
         if isinstance(example, PlainText):
             sequences += _windows(example, tokenizer, max_tokens=max_tokens)
             continue
-        for asked, said in example.turns:
-            prompt, response = encode_answer(tokenizer, asked, said)
+        for asked, answer in example.turns:
+            prompt, response = encode_answer(tokenizer, asked, answer)
             ids = [*prompt, *response]
             truncated += len(ids) > max_tokens
             if len(prompt) < max_tokens:
@@ -45,7 +46,7 @@ def encode(
 def _windows(
     example: PlainText, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> Iterator[TokenSequence]:
-    """The text cut to the limit; a later sequence starts with the last token of the one before."""
+    """Cut a text to the limit; each later sequence starts with the last token of the one before."""
     ids = encode_prompt(tokenizer, example.text)
     ids += encode_response(tokenizer, "", eos=True)
     bos = getattr(tokenizer, "bos_token_id", None)
@@ -53,3 +54,31 @@ def _windows(
         ids.insert(0, bos)
     for start in range(0, len(ids) - 1, max_tokens - 1):
         yield TokenSequence(tuple(ids[start : start + max_tokens]), 1)
+
+
+class DemonstrationStream:
+    """An endless stream of demonstrations, in a new permutation every epoch.
+
+    PPO-ptx mixes their cross-entropy into every optimizer step (InstructGPT, section 3.5).
+    """
+
+    def __init__(self, sequences: Sequence[TokenSequence], *, seed: int) -> None:
+        """`sequences` must not be empty; `seed` is the seed of the run."""
+        self._sequences = sequences
+        self._seed = seed
+        self.cursor = 0
+        """Demonstrations drawn so far; part of the checkpoint."""
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def take(self, count: int) -> list[TokenSequence]:
+        """Return the next `count` demonstrations."""
+        found = []
+        for number in range(self.cursor, self.cursor + count):
+            epoch, position = divmod(number, len(self._sequences))
+            if epoch != self._epoch:
+                self._epoch = epoch
+                self._order = seeds.permutation(len(self._sequences), self._seed, "ptx", epoch)
+            found.append(self._sequences[self._order[position]])
+        self.cursor += count
+        return found

@@ -1,6 +1,6 @@
-"""Writes that are there whole or not at all: written aside, synced, renamed.
+"""Atomic writes: to a temporary name, synced, then renamed.
 
-Used for results, models and checkpoints; knows nothing of what is in them.
+Used for results, models and checkpoints. Does not know what is in them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from safetensors import SafetensorError
 from fairlead.errors import OutOfSpace, ReadOnlyDisk
 from fairlead.transports.weights.disk import error_number, sync
 
-_ROOM = "free some room, or lower checkpoint.keep and weights.keep"
-_WHOLE = "What was being written is gone, what was there before is whole; the same command goes on from it"
+_FREE_SPACE = "free some space, or lower checkpoint.keep and weights.keep"
+_NOTHING_LOST = (
+    "The unfinished file is removed and earlier ones are intact; run the same command again to continue"
+)
 
 
 def dumps(value: object, *, indent: int | None = None) -> str:
-    """Strict JSON: a number that is not finite becomes null."""
+    """Return strict JSON; a number that is not finite becomes null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -40,7 +42,7 @@ def _finite(value: object) -> object:
 
 
 def write_json(path: Path, value: Mapping[str, object], *, durable: bool = True) -> None:
-    """Replaces a file by a JSON object. `durable` False leaves out the syncs, for what is only looked at."""
+    """Replace a file by a JSON object; `durable=False` skips the syncs, for files that are only displayed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -57,10 +59,10 @@ def write_json(path: Path, value: Mapping[str, object], *, durable: bool = True)
 
 
 def open_lines(path: Path) -> BinaryIO:
-    """Opens a file of lines for appending; a line torn by a crash stays a line of its own."""
+    """Open a file of lines for appending; a last line cut short by a crash stays a separate line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab")
-    if file.tell():
+    if os.fstat(file.fileno()).st_size:
         with path.open("rb") as written:
             written.seek(-1, os.SEEK_END)
             if written.read() != b"\n":
@@ -70,30 +72,30 @@ def open_lines(path: Path) -> BinaryIO:
 
 @contextmanager
 def disk_faults_named() -> Iterator[None]:
-    """Turns a full or a read-only disk into an error that says which, and that nothing is lost.
+    """Turn the errors of a full or a read-only disk into ours, which name the disk and what to do.
 
     Raises:
         OutOfSpace, ReadOnlyDisk: instead of the system's and safetensors' own errors.
     """
     try:
         yield
-    except OutOfSpace as error:  # the store of weights has said which, but not what to do
-        raise OutOfSpace(f"the disk is full: {_ROOM}. {_WHOLE}. {error}") from error
+    except OutOfSpace as error:  # from the weight store: names the disk, but not what to do
+        raise OutOfSpace(f"the disk is full: {_FREE_SPACE}. {_NOTHING_LOST}. {error}") from error
     except (OSError, SafetensorError) as error:
         where = f" of {error.filename}" if isinstance(error, OSError) and error.filename else ""
         number = error_number(error)
         if number in (errno.ENOSPC, errno.EDQUOT):
-            raise OutOfSpace(f"the disk{where} is full: {_ROOM}. {_WHOLE}") from error
+            raise OutOfSpace(f"the disk{where} is full: {_FREE_SPACE}. {_NOTHING_LOST}") from error
         if number == errno.EROFS:
-            raise ReadOnlyDisk(f"the disk{where} is read-only: {error}. {_WHOLE}") from error
+            raise ReadOnlyDisk(f"the disk{where} is read-only: {error}. {_NOTHING_LOST}") from error
         raise
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into; when the block ends without error it takes the place of `path`.
+    """Yield a folder to write into; it replaces `path` when the block ends without an error.
 
-    An older folder at `path` is moved out of the way first: for a moment there may be none, never a half one.
+    An older folder at `path` is moved away first: for a moment there is no folder, but never a partial one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.new")

@@ -1,8 +1,9 @@
-"""Incarnations of the trainer: who started when, from which update. Files beside the checkpoints.
+"""Incarnations of the trainer: which one began at which update. Files next to the checkpoints.
 
-`incarnation-<n>.json` claims a number by exclusive creation; `incarnation-<n>.resumed-from.json` says, before
-anything is published, at which update it took up. It is written once: by its own incarnation, or by a newer
-one that found it missing, and then says that this one never will. So whoever takes up knows all that did.
+`incarnation-<n>.json` claims a number by exclusive creation. `incarnation-<n>.resumed-from.json` records,
+before anything is published, at which update the incarnation began. It is written once: by the incarnation
+itself, or by a newer one that found it missing, and then says that incarnation n never begins. So a trainer
+that begins knows all incarnations that did.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _CLAIM = re.compile(r"incarnation-(\d+)\.json")
 
 
 def claim(folder: Path, *, at_least: int) -> int:
-    """Claims the next incarnation: above every one claimed here, and not below `at_least`."""
+    """Claim the next incarnation and return its number: above every claimed one, and at least `at_least`."""
     folder.mkdir(parents=True, exist_ok=True)
     number = max([at_least, *(known + 1 for known in claimed(folder))])
     while True:
@@ -45,7 +46,7 @@ def claim(folder: Path, *, at_least: int) -> int:
 
 
 def record_resume(folder: Path, incarnation: int, *, resumed_from: int) -> None:
-    """Writes down, for good, at which update an incarnation took up.
+    """Record, permanently, the update at which an incarnation begins.
 
     Raises:
         Fenced: if a newer incarnation has shut it out.
@@ -57,7 +58,7 @@ def record_resume(folder: Path, incarnation: int, *, resumed_from: int) -> None:
 
 
 def shut_out(folder: Path, incarnation: int) -> None:
-    """Keeps every older incarnation that has not taken up from ever doing so."""
+    """Prevent every older incarnation that has not begun yet from ever beginning."""
     for older in claimed(folder):
         if older < incarnation:
             with contextlib.suppress(FileExistsError):
@@ -66,16 +67,16 @@ def shut_out(folder: Path, incarnation: int) -> None:
 
 
 def claimed(folder: Path) -> list[int]:
-    """Every incarnation that was ever claimed, in order."""
+    """Return every incarnation that was ever claimed, in order."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(match[1]) for name in names if (match := _CLAIM.fullmatch(name)))
 
 
 def read(folder: Path) -> tuple[Ancestor, ...]:
-    """Every incarnation that got as far as to resume, in order.
+    """Return every incarnation that began, in order.
 
     Raises:
-        CorruptCheckpoint: if a record of a resume cannot be read; guessing would mix lineages.
+        CorruptCheckpoint: if the record of a resume cannot be read: a guess would mix lineages.
     """
     ancestors = []
     for incarnation in claimed(folder):
@@ -96,10 +97,10 @@ def _resume_path(folder: Path, incarnation: int) -> Path:
 
 
 def _write_once(path: Path, value: Mapping[str, object]) -> None:
-    """Writes a file, whole, unless it is there.
+    """Write a file atomically, once.
 
     Raises:
-        FileExistsError: if it is.
+        FileExistsError: if the file exists already.
     """
     if path.exists():
         raise FileExistsError(path)
@@ -110,7 +111,7 @@ def _write_once(path: Path, value: Mapping[str, object]) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        # A volume without hard links: between the look above and this, another may have written it.
+        # A volume without hard links: another process may have written the file since the check above.
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

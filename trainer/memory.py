@@ -1,4 +1,4 @@
-"""What makes training fit into memory, and what is said when it does not."""
+"""Gradient checkpointing, and the error when training does not fit into memory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from fairlead.config.training import TrainingSection
 from fairlead.errors import ConfigError, OutOfMemory
 
-_SAYINGS = ("out of memory", "not enough memory", "can't allocate memory")
-"""What torch calls it, on a GPU and on a CPU."""
+_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory")
+"""Parts of torch's messages about a lack of memory, on GPUs and CPUs."""
 
 
 def recompute_blocks(model: PreTrainedModel, *, field: str) -> None:
-    """Has every block keep only its input for the backward pass, which computes the rest again.
+    """Make every block keep only its input for the backward pass, which recomputes the rest.
 
-    transformers' own switch works in training mode alone, where dropout is on; this one leaves the mode.
+    The switch of transformers works only in training mode, where dropout is on; this one works in any mode.
 
     Raises:
-        ConfigError: if transformers does not know the architecture's blocks; names `field`.
+        ConfigError: if transformers does not know the blocks of the architecture; names `field`.
     """
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not blocks:
@@ -39,7 +39,7 @@ def recompute_blocks(model: PreTrainedModel, *, field: str) -> None:
 
 @contextmanager
 def exhaustion_named(stage: str, section: TrainingSection) -> Iterator[None]:
-    """Turns a lack of memory into an error that names the settings to lower.
+    """Turn a lack of memory into an error that names the settings to change.
 
     Raises:
         OutOfMemory: instead of torch's and Python's own errors.
@@ -54,20 +54,20 @@ def exhaustion_named(stage: str, section: TrainingSection) -> Iterator[None]:
 
 
 def is_exhaustion(error: BaseException) -> bool:
-    """Whether an error says that memory is used up."""
+    """Return whether an error reports a lack of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def _advice(stage: str, section: TrainingSection) -> str:
-    found = [f"lower {stage}.max_micro_batch_tokens, {section.max_micro_batch_tokens} now"]
+    found = [f"lower {stage}.max_micro_batch_tokens (now {section.max_micro_batch_tokens})"]
     if not section.gradient_checkpointing:
         found.append(f"set {stage}.gradient_checkpointing = true")
     if section.dtype == "float32":
         found.append(f"set {stage}.dtype = 'bfloat16'")
     lora = getattr(section, "lora", None)
     if lora is not None and not lora.rank:
-        found.append(f"train an adapter, {stage}.lora.rank = 16")
-    then = "goes on from the last checkpoint" if stage == "ppo" else "begins the stage again"
+        found.append(f"train an adapter with {stage}.lora.rank = 16")
+    then = "continues from the last checkpoint" if stage == "ppo" else "starts the stage again"
     return ", or ".join(found) + f"; the same command then {then}"

@@ -1,4 +1,4 @@
-"""Optimizers and schedules of the stages; schedules count steps or updates, never time."""
+"""Optimizers and learning-rate schedules of the stages; schedules count steps or updates, never time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 ADAM_EPSILON = 1e-5
-"""PPO's (The N Implementation Details of RLHF with PPO); 1e-8 takes huge steps where gradients are tiny."""
+"""For PPO (The N Implementation Details of RLHF with PPO); 1e-8 takes huge steps at tiny gradients."""
 
 
 def warmup_then_linear(step: int, *, total: int, warmup_fraction: float) -> float:
-    """Factor of the learning rate at a step: rises linearly to 1 during warm-up, then falls linearly to 0."""
+    """Return the learning-rate factor of a step: linear to 1 during warm-up, then linear down to 0."""
     warmup = int(total * warmup_fraction)
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -21,19 +21,19 @@ def warmup_then_linear(step: int, *, total: int, warmup_fraction: float) -> floa
 
 
 def linear_decay(update: int, *, total: int) -> float:
-    """Factor at an update: 1 at the first, 0 behind the last."""
+    """Return the learning-rate factor of an update: 1 at the first, 0 after the last."""
     return max(0.0, 1 - update / total)
 
 
 def learning(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are not frozen."""
+    """Return the parameters that are not frozen."""
     return [parameter for parameter in nn.Module.parameters(model) if parameter.requires_grad]
 
 
 def adamw(
     parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float, epsilon: float = 1e-8
 ) -> AdamW:
-    """AdamW; weight decay spares vectors (norms and biases)."""
+    """Return AdamW without weight decay for vectors (norms and biases)."""
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for parameter in parameters:
@@ -42,12 +42,12 @@ def adamw(
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    # Fused: one kernel for all tensors; on small models a loop over them costs a tenth of the step.
+    # Fused: one kernel for all tensors; with small models a loop over them takes a tenth of the step.
     return AdamW([group for group in groups if group["params"]], lr=learning_rate, eps=epsilon, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the rate of every group."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -55,9 +55,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def clipped_step(
     optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, max_norm: float
 ) -> float:
-    """Clips the gradients, steps, and clears them. Returns the norm before the clip.
+    """Clip the gradients, step, and clear them; return the norm before clipping.
 
-    A norm that is not finite leaves the weights as they are.
+    If the norm is not finite, the weights stay unchanged.
     """
     norm: Tensor = torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)
     value = float(norm)

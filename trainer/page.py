@@ -1,6 +1,6 @@
-"""A report's page: what can stand on one, and the one template that makes it HTML.
+"""The parts of a report page, and its rendering to HTML by one template.
 
-Filled by `trainer.report` and by the examples; knows no run folder and no figures of its own.
+Filled by `trainer.report` and by the examples. Knows neither a run's folder nor what the figures mean.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """A figure that is read first."""
+    """A figure shown at the top of the page."""
 
     value: str
     """The figure."""
     label: str
-    """What it is of, in a few words."""
+    """Name of the figure, in a few words."""
     meaning: str
-    """A sentence for someone who sees it for the first time."""
+    """A sentence that explains it to a first-time reader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Picture:
     caption: str
     """How to read it."""
     wide: bool = False
-    """As wide as the page."""
+    """Whether it takes the full width of the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,45 +42,45 @@ class Table:
     """Rows under columns; the first column names the row."""
 
     columns: tuple[str, ...]
-    """Headings."""
+    """Column headings."""
     rows: tuple[tuple[str, ...], ...]
     """Cells as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageSection:
-    """A heading and what belongs under it."""
+    """A heading with its text, pictures and tables."""
 
     title: str
     """The heading."""
     text: str
     """One paragraph."""
     pictures: tuple[Picture, ...] = ()
-    """Two in a row."""
+    """Pictures, two per row."""
     tables: tuple[Table, ...] = ()
-    """Below the pictures."""
+    """Tables, below the pictures."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageAnswer:
-    """What a policy said."""
+    """One answer of a policy."""
 
     text: str
-    """The answer; empty if it said nothing."""
+    """The answer; may be empty."""
     scores: tuple[tuple[str, float], ...] = ()
-    """Name and value of its scores."""
+    """Name and value of each score."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageSample:
-    """One prompt, answered before and after training."""
+    """A prompt and its answers before and after training."""
 
     prompt: str
-    """What was asked."""
+    """The prompt."""
     before: PageAnswer
-    """By the policy that training started from."""
+    """Answer of the policy that training started from."""
     after: PageAnswer
-    """By the trained policy."""
+    """Answer of the trained policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +90,21 @@ class Page:
     title: str
     """Name of the run."""
     lead: str
-    """A paragraph: what was done, and what came of it."""
+    """A paragraph: what was done, and with which result."""
     headlines: tuple[Headline, ...]
-    """Three to six."""
+    """Three to six figures."""
     sections: tuple[PageSection, ...]
-    """In order."""
+    """Sections in order."""
     samples: tuple[PageSample, ...] = ()
-    """Side by side, behind the first section."""
+    """Samples, shown after the first section."""
     samples_text: str = ""
     """How the samples were chosen."""
     footer: str = ""
-    """What the page was made from."""
+    """What the page was generated from."""
 
 
 def render(page: Page) -> str:
-    """The page as one HTML document without any other file or address."""
+    """Return the page as one HTML document that refers to no other file or address."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,7 +1,6 @@
 """The report of any run: `python -m trainer.report RUN` or `--config run.toml` writes report.html and .json.
 
-Also the sections that an example's own report is built from. Reads the run's folder alone: no model, no
-service.
+Reports of the examples are built from the same sections. Reads only the run's folder: no model, no service.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from trainer.page import Headline, Page, PageAnswer, PageSample, PageSection, Pi
 from trainer.run_record import RunRecord
 
 _CURVES = (
-    ("reward", "Reward", "Mean score that the reward model gives to the answers of each update.", None),
+    ("reward", "Reward", "Mean score of the reward model for the answers of each update.", None),
     (
         "kl",
         "Distance from the start (KL)",
@@ -31,26 +30,26 @@ _CURVES = (
     (
         "response_length",
         "Length of answers",
-        "Tokens per answer. A drift is worth a look at the samples.",
+        "Tokens per answer. If it drifts, read the samples.",
         0.0,
     ),
     (
         "entropy",
         "Entropy",
-        "How varied the policy's choice of the next token is, in nats. Near zero it says one thing only.",
+        "How varied the policy's next token is, in nats. Near zero, it always gives the same answer.",
         0.0,
     ),
     (
         "eos_rate",
         "Answers that end",
-        "Share of answers that end by themselves instead of being cut off.",
+        "Share of answers that end with a stop token instead of being cut off at the length limit.",
         0.0,
     ),
     (
         "mismatch_max",
         "Sampler against trainer",
-        "Largest gap between the log-prob that the policy service recorded and the trainer's own, before the "
-        "first step of an update. Near zero: both run the same model.",
+        "Largest difference between the log-prob that the policy service recorded and the trainer's own, "
+        "before the first step of an update. Near zero means that both run the same model.",
         0.0,
     ),
 )
@@ -67,14 +66,14 @@ _PHASES = {
 
 
 def write(folder: RunFolder, page: Page, figures: Mapping[str, object]) -> None:
-    """Writes both files; the page refers to no other file."""
+    """Write report.html and report.json; the page refers to no other file."""
     folder.root.mkdir(parents=True, exist_ok=True)
     folder.report_html.write_text(render(page), encoding="utf-8")
     durable.write_json(folder.report_json, figures)
 
 
 def figures_of(record: RunRecord) -> dict[str, object]:
-    """What report.json of any run holds."""
+    """Return the contents of report.json."""
     return {
         "run": record.name,
         "sft": dict(record.sft),
@@ -88,11 +87,11 @@ def figures_of(record: RunRecord) -> dict[str, object]:
 
 
 def page_of(record: RunRecord) -> Page:
-    """The page of any run."""
+    """Return the report page of a run."""
     done = len(record.updates)
     return Page(
         title=f"Run {record.name}",
-        lead=f"{done} PPO updates were made." if done else "PPO has not made an update yet.",
+        lead=f"PPO has made {done} updates." if done else "PPO has not made an update yet.",
         headlines=tuple(_headlines(record)),
         sections=(*learning(record), *guards(record), *work(record)),
         samples=tuple(samples_of(record)),
@@ -104,23 +103,23 @@ def page_of(record: RunRecord) -> Page:
 def learning(
     record: RunRecord, *, extra: Sequence[Picture] = (), marks: Sequence[Mark] = ()
 ) -> list[PageSection]:
-    """The curves over updates, with vertical lines at `marks`; none before the first update."""
+    """Return the curves over updates, with vertical lines at `marks`; empty before the first update."""
     pictures = list(extra)
-    for name, title, caption, floor in _CURVES:
+    for name, title, caption, y_min in _CURVES:
         x, y = record.curve(name)
         if x:
-            picture = charts.lines({title: (x, y)}, x_label="update", floor=floor, marks=marks)
+            picture = charts.lines({title: (x, y)}, x_label="update", y_min=y_min, marks=marks)
             pictures.append(Picture(title=title, source=picture, caption=caption))
     if not pictures:
         return []
     text = (
-        "What changed from update to update. The reward alone can deceive: read it beside the other curves."
+        "What changed from update to update. The reward by itself can mislead: read it with the other curves."
     )
     return [PageSection(title="Learning", text=text, pictures=tuple(pictures))]
 
 
 def work(record: RunRecord) -> list[PageSection]:
-    """Where the time went, and the balance of the queue; empty where nothing is known."""
+    """Return how the time was spent, and the balance of the queue; empty if neither is known."""
     sections = []
     spent = record.seconds_per_phase
     rows = [name for name in _PHASES if name in spent]
@@ -128,14 +127,14 @@ def work(record: RunRecord) -> list[PageSection]:
         total = sum(spent[name] for name in rows)
         spans = [(_PHASES[name], start, end) for name, start, end in record.spans if name in _PHASES]
         picture = Picture(
-            title="What the trainer did when",
+            title="Phases of the trainer over time",
             source=charts.timeline(spans, rows=[_PHASES[name] for name in rows]),
-            caption="While the trainer waits, policy, reward and reference services work on the prompts of "
-            "the next update; on one machine they take turns with it.",
+            caption="While the trainer waits, the policy, reward and reference services work on the prompts "
+            "of the next update. On a single machine they share the processor with the trainer.",
             wide=True,
         )
         table = Table(
-            columns=("the trainer was", "seconds", "share"),
+            columns=("phase", "seconds", "share"),
             rows=tuple(
                 (_PHASES[name], f"{spent[name]:.1f}", f"{spent[name] / total:.0%}")
                 for name in spent
@@ -143,7 +142,7 @@ def work(record: RunRecord) -> list[PageSection]:
             ),
         )
         waiting = spent.get("wait", 0.0) / total
-        text = f"PPO took {total:.0f} seconds; {waiting:.0%} of it was waiting for rollouts."
+        text = f"PPO took {total:.0f} seconds, {waiting:.0%} of which it waited for rollouts."
         sections.append(PageSection(title="Time", text=text, pictures=(picture,), tables=(table,)))
     if record.queue:
         sections.append(_queue(record.queue))
@@ -151,7 +150,7 @@ def work(record: RunRecord) -> list[PageSection]:
 
 
 def samples_of(record: RunRecord) -> list[PageSample]:
-    """The evaluation's samples, if there are any."""
+    """Return the samples of the evaluation; empty without one."""
     found = []
     for row in record.evaluation.get("samples", []):
         answers = (
@@ -169,24 +168,25 @@ def _headlines(record: RunRecord) -> list[Headline]:
     found = []
     _, rewards = record.curve("reward")
     if rewards:
-        meaning = f"Mean score of the first and of the last of {len(rewards)} updates."
+        meaning = f"Mean score in the first and the last of {len(rewards)} updates."
         found.append(Headline(f"{rewards[0]:+.2f} → {rewards[-1]:+.2f}", "reward model's score", meaning))
     _, kl = record.curve("kl")
     if kl:
         found.append(Headline(f"{kl[-1]:.1f}", "KL to the reference", "Nats per answer, at the last update."))
     if record.queue:
         bad = record.queue.get("tasks_lost", 0) + record.queue.get("tasks_duplicated", 0)
-        meaning = f"Of {record.queue.get('tasks_dispatched', 0)} prompt tasks; every one should count once."
-        found.append(Headline(str(bad), "tasks lost or doubled", meaning))
+        meaning = f"Of {record.queue.get('tasks_dispatched', 0)} prompt tasks; each must count exactly once."
+        found.append(Headline(str(bad), "tasks lost or duplicated", meaning))
     if "accuracy" in record.reward_model:
-        meaning = "Share of held-out comparisons that the reward model orders as their labels do."
+        meaning = "Share of held-out comparisons that the reward model orders as the labelers did."
         found.append(Headline(f"{record.reward_model['accuracy']:.0%}", "reward model's accuracy", meaning))
     before, after = (record.reward_model.get(key) for key in ("ece", "ece_calibrated"))
     if before is not None and after is not None:
         temperature = record.reward_model["temperature"]
         meaning = (
-            "Mean gap of how sure it is and how often it is right: of raw scores, and of scores divided by "
-            f"its temperature, {temperature:.2f} (each pair judged by one fitted to other prompts)."
+            "Mean difference between its confidence and its accuracy, with raw scores and with scores "
+            f"divided by its temperature, {temperature:.2f} (each pair is judged by a temperature fitted to "
+            "other prompts)."
         )
         found.append(Headline(f"{before:.3f} → {after:.3f}", "reward model's calibration error", meaning))
     return found
@@ -195,25 +195,27 @@ def _headlines(record: RunRecord) -> list[Headline]:
 def _queue(queue: Mapping[str, int]) -> PageSection:
     meanings = {
         "tasks_dispatched": "prompt tasks sent to the workers",
-        "tasks_trained": "trained on, once",
+        "tasks_trained": "trained on exactly once",
         "tasks_duplicated": "trained on more than once",
-        "tasks_lost": "neither trained on nor given up",
-        "dead_letters": "given up, with a reason",
+        "tasks_lost": "neither trained on nor ended as a dead letter",
+        "dead_letters": "dead letters: failed for good, with a reason",
     }
     rows = tuple((text, str(queue[name])) for name, text in meanings.items() if name in queue)
     text = (
-        "Every prompt is a task in the queue, and has to end in exactly one way, whatever dies on the way. "
-        "The balance comes from the trainer's ledger."
+        "Every prompt is a task in the queue and must end in exactly one way, whichever process fails. The "
+        "numbers come from the trainer's ledger."
     )
     return PageSection(title="Queue", text=text, tables=(Table(columns=("tasks", "number"), rows=rows),))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the report of a run; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.report", description="Writes a run's report.")
-    parser.add_argument("run", nargs="?", type=Path, help="the run's folder")
+    """Write the report of a run; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.report", description="Write the report of a run."
+    )
+    parser.add_argument("run", nargs="?", type=Path, help="the folder of the run")
     parser.add_argument(
-        "--config", type=Path, default=None, help="the run's TOML file, in place of the folder"
+        "--config", type=Path, default=None, help="the TOML file of the run, instead of its folder"
     )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
     options = parser.parse_args(argv)

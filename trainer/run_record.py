@@ -1,6 +1,6 @@
-"""What a run left behind, read for its report: results, curves, phases.
+"""The files of a run, read for its report: results, curves, phases.
 
-A missing file is an empty answer, as a report may be made at any time. Knows files, not pages.
+A report can be written at any time, so a missing file counts as empty. Knows files, not pages.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Row = Mapping[str, Any]
 """One JSON object."""
 
 QUEUE_FIGURES = ("tasks_dispatched", "tasks_trained", "tasks_duplicated", "tasks_lost", "dead_letters")
-"""The balance of the queue, as `result_ppo.json` names it."""
+"""Keys of the balance of the queue in `result_ppo.json`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """The files of a run's folder that a report needs."""
+    """The contents of a run's folder that a report needs."""
 
     name: str
     """The folder's name."""
@@ -32,17 +32,17 @@ class RunRecord:
     reward_model: Row
     """Result of reward-model training; empty if there is none."""
     ppo: Row
-    """Result of PPO; empty if it has not ended."""
+    """Result of PPO; empty until it has ended."""
     evaluation: Row
     """Result of an evaluation; empty if there is none."""
     updates: tuple[Row, ...]
-    """A row of metrics for every PPO update, in order."""
+    """One row of metrics per PPO update, in order."""
     phases: tuple[Row, ...]
-    """What PPO did when: phase, start, end."""
+    """Phases of PPO with their start and end."""
     rollout_samples: tuple[Row, ...] = ()
-    """Some answers of every update, with their scores."""
+    """Samples of the answers of every update, with their scores."""
     guard: Row = field(default_factory=dict)
-    """`[guard]` of the configuration that was used; empty if it is not known."""
+    """`[guard]` of the run's configuration; empty if it is not known."""
 
     @property
     def queue(self) -> dict[str, int]:
@@ -50,7 +50,7 @@ class RunRecord:
         return {name: int(self.ppo[name]) for name in QUEUE_FIGURES if name in self.ppo}
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
-        """Updates and the values of a metric there; updates without it are left out."""
+        """Return the updates that have a metric, and its values there."""
         found = [
             (float(row["update"]), float(row[name])) for row in self.updates if _is_number(row.get(name))
         ]
@@ -58,7 +58,7 @@ class RunRecord:
 
     @property
     def spans(self) -> list[tuple[str, float, float]]:
-        """(phase, start, end) of PPO, in seconds since its first start."""
+        """Phases of PPO as (phase, start, end), in seconds since its first start."""
         if not self.phases:
             return []
         origin = min(float(row["start"]) for row in self.phases)
@@ -66,7 +66,7 @@ class RunRecord:
 
     @property
     def seconds_per_phase(self) -> dict[str, float]:
-        """Time that PPO spent in each phase, the longest first."""
+        """Seconds that PPO spent in each phase, longest first."""
         spent: dict[str, float] = {}
         for phase, start, end in self.spans:
             spent[phase] = spent.get(phase, 0.0) + end - start
@@ -74,7 +74,7 @@ class RunRecord:
 
 
 def read(folder: RunFolder) -> RunRecord:
-    """Everything there is; lines that a crash tore are passed over."""
+    """Read all files that exist; lines cut short by a crash are skipped."""
     return RunRecord(
         name=folder.root.resolve().name,
         sft=_object(folder.result("sft")),
@@ -93,7 +93,7 @@ def read(folder: RunFolder) -> RunRecord:
 
 
 def joined(records: Sequence[RunRecord]) -> RunRecord:
-    """Runs that followed one another as one: updates numbered on, queues added up, the last one's results."""
+    """Join consecutive runs: continue the numbers of updates, add up the queues, keep the last results."""
     updates: list[Row] = []
     samples: list[Row] = []
     alerts: list[Row] = []

@@ -1,7 +1,7 @@
 """Prompt-and-response sequences as the models see them: padded on the right, packed to a token budget.
 
-Padding is known by length, never by id, so an EOS counts even where a tokenizer pads with it. All per-token
-quantities of the trainer are flat: the response tokens of every sequence, one after the other.
+Padding is recognised by length, never by id, so an EOS counts even if the tokenizer pads with EOS. All
+per-token quantities of the trainer are flat: the response tokens of every sequence, one after the other.
 
 Shapes: B sequences, T positions, N response tokens of all sequences, H hidden.
 """
@@ -37,7 +37,7 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class PaddedSequences:
-    """Sequences as one rectangle, and where their response tokens are in it."""
+    """Sequences as one rectangle, and the positions of their response tokens in it."""
 
     tokens_BT: Tensor
     """Ids, right-padded with 0."""
@@ -46,13 +46,13 @@ class PaddedSequences:
     rows_N: Tensor
     """Row of each response token."""
     predictors_N: Tensor
-    """Column whose hidden state predicts it: the one before its own."""
+    """Column of the hidden state that predicts it, one before its own."""
     targets_N: Tensor
     """Id of each response token."""
 
 
 def pad(sequences: Sequence[TokenSequence], device: torch.device) -> PaddedSequences:
-    """Puts sequences into one rectangle on the device."""
+    """Return the sequences as one rectangle on the device."""
     width = max(len(sequence.token_ids) for sequence in sequences)
     tokens_BT = torch.zeros(len(sequences), width, dtype=torch.long)
     mask_BT = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -69,13 +69,13 @@ def pad(sequences: Sequence[TokenSequence], device: torch.device) -> PaddedSeque
 
 
 def pack(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
-    """Cuts indices into micro-batches of at most `max_tokens` padded tokens, similar lengths together.
+    """Yield micro-batches of indices with at most `max_tokens` padded tokens, similar lengths together.
 
-    A sequence longer than the budget is alone. The result depends on nothing but the lengths.
+    A sequence longer than the budget is a micro-batch of its own. The result depends only on the lengths.
     """
     group: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        # Longest first: the first of a group is its width.
+        # Longest first: the first sequence of a group is its width.
         if group and (len(group) + 1) * lengths[group[0]] > max_tokens:
             yield group
             group = []
@@ -85,12 +85,12 @@ def pack(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Computes the body in `dtype` while the weights stay float32, so that small updates are not lost."""
+    """Compute the body in `dtype` while the weights stay float32, so that small updates are not lost."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def predictor_hidden(body: PreTrainedModel, batch: PaddedSequences) -> Tensor:
-    """Hidden states [N, H] at the positions that predict the response tokens."""
+    """Return the hidden states [N, H] at the positions that predict the response tokens."""
     hidden_BTH: Tensor = body(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT, use_cache=False)[0]
     return hidden_BTH[batch.rows_N, batch.predictors_N]
 
@@ -98,7 +98,7 @@ def predictor_hidden(body: PreTrainedModel, batch: PaddedSequences) -> Tensor:
 def response_logprobs(
     model: PreTrainedModel, batch: PaddedSequences, *, temperature: float, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs [N] and entropies [N] of the response tokens under a causal language model, float32."""
+    """Return log-probs [N] and entropies [N] of the response tokens under a causal LM, in float32."""
     body, unembedding = model.base_model, output_layer(model)
     assert isinstance(body, PreTrainedModel)
     with autocast(batch.tokens_BT.device, dtype):

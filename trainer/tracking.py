@@ -1,6 +1,6 @@
-"""What a stage says about itself while it runs: progress, metrics, phases, TensorBoard, Prometheus.
+"""Reports of a running stage: progress, metrics, phases, TensorBoard, Prometheus.
 
-Stands beside every training loop and is only written to; no stage reads it back.
+Every training loop writes to it; no stage reads it back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 PROGRESS_SECONDS = 0.2
-"""The progress file is replaced at most so often within a phase."""
+"""Within a phase, the progress file is replaced at most this often."""
 
 
 class Tracker:
@@ -38,14 +38,21 @@ class Tracker:
         tensorboard: bool = True,
         metrics: TrainerMetrics | None = None,
     ) -> None:
-        """Metrics of steps after `first_step` that an earlier, interrupted run wrote are dropped."""
-        self._stage, self._folder, self._total, self._step = stage, folder, total, first_step
-        self._incarnation, self._metrics = incarnation, metrics
-        self._phase, self._since = "start", time.time()
+        """Start tracking; metrics that an interrupted run wrote for steps after `first_step` are dropped."""
+        self._stage = stage
+        self._folder = folder
+        self._total = total
+        self._first_step = first_step
+        self._step = first_step
+        self._incarnation = incarnation
+        self._metrics = metrics
+        self._phase = "start"
+        self._since = time.time()
+        self._seconds: dict[str, float] = {}
         self._waiting_for: str | None = None
         self._figures: dict[str, float] = {}
-        self._begun, self._first_step, self._written = time.monotonic(), first_step, 0.0
-        self._seconds: dict[str, float] = {}
+        self._begun = time.monotonic()
+        self._written = 0.0
         folder.root.mkdir(parents=True, exist_ok=True)
         _drop_after(folder, stage, first_step)
         self._writer = _summary_writer(folder, stage, first_step) if tensorboard else None
@@ -55,18 +62,18 @@ class Tracker:
 
     @property
     def step(self) -> int:
-        """The last step that was reported."""
+        """The last step that was recorded."""
         return self._step
 
     def phase(self, name: str, *, waiting_for: str | None = None) -> None:
-        """Enters a phase of `metrics.PHASES`; the one before is written to phases.jsonl with its times."""
+        """Enter a phase of `metrics.PHASES`; the previous one is written to phases.jsonl with its times."""
         now = time.time()
         if name != self._phase:
             self._close_phase(now)
-            self._phase, self._since = name, now
+            self._phase = name
         self._waiting_for = waiting_for
         self._waits.close()
-        # Waiting for rollouts has a limit of its own, and what ends does not wait.
+        # Waiting for rollouts has its own limit; a stage that is done does not wait.
         waiting = watchdog.PROCESS.waiting("phase", name, limited=name not in ("wait", "done"))
         self._wait = self._waits.enter_context(waiting)
         if self._metrics is not None:
@@ -74,14 +81,14 @@ class Tracker:
         self._write_progress(force=True)
 
     def waiting_for(self, what: str) -> None:
-        """Says what the current phase waits for."""
+        """Report what the current phase waits for."""
         self._waiting_for = what
         if self._wait is not None:
             self._wait.detail = f"{self._phase}: {what}"
         self._write_progress(force=False)
 
     def seconds_per_phase(self) -> dict[str, float]:
-        """Time spent in every phase since the last call, and a new start of the count."""
+        """Return the seconds spent in every phase since the last call, and start counting again."""
         now = time.time()
         spent = dict(self._seconds)
         spent[self._phase] = spent.get(self._phase, 0.0) + now - self._since
@@ -91,7 +98,7 @@ class Tracker:
         return spent
 
     def record(self, step: int, figures: Mapping[str, float], *, scalars: bool = True) -> None:
-        """A finished step: a line of metrics, TensorBoard scalars, gauges, progress."""
+        """Record a finished step: a line of metrics, TensorBoard scalars, Prometheus metrics, progress."""
         self._step = step
         if self._wait is not None:
             self._wait.restart()
@@ -108,7 +115,7 @@ class Tracker:
         self._write_progress(force=False)
 
     def close(self) -> None:
-        """Ends the current phase and flushes."""
+        """End the current phase and flush."""
         self._waits.close()
         self._close_phase(time.time())
         self._write_progress(force=True)
@@ -157,7 +164,7 @@ class Tracker:
 
 
 def write_waiting(stage: str, folder: RunFolder, *, total: int, waiting_for: str) -> None:
-    """Progress of a stage that cannot begin yet."""
+    """Write the progress of a stage that cannot start yet."""
     progress = {
         "stage": stage,
         "phase": "start",
@@ -172,7 +179,7 @@ def write_waiting(stage: str, folder: RunFolder, *, total: int, waiting_for: str
 
 
 def _drop_after(folder: RunFolder, stage: str, step: int) -> None:
-    """Keeps the curves of an interrupted run up to where it is taken up again."""
+    """Keep the metrics of an interrupted run only up to the step from which it resumes."""
     path = folder.metrics(stage)
     if not path.exists():
         return
@@ -182,10 +189,10 @@ def _drop_after(folder: RunFolder, stage: str, step: int) -> None:
             if json.loads(line)["step"] <= step and step > 0:
                 kept.append(line)
         except (ValueError, KeyError):
-            continue  # a line torn by a crash
-    aside = path.with_name(f".{path.name}")
-    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    aside.replace(path)
+            continue  # a line cut short by a crash
+    replacement = path.with_name(f".{path.name}")
+    replacement.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    replacement.replace(path)
 
 
 def _summary_writer(folder: RunFolder, stage: str, first_step: int) -> SummaryWriter | None:

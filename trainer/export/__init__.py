@@ -1,1 +1,1 @@
-"""What a run leaves for others: its models as `save_pretrained` folders that say where they come from."""
+"""Export of a run's models as `save_pretrained` folders with model cards."""

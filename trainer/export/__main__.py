@@ -1,4 +1,4 @@
-"""`python -m trainer.export RUN DIR`: what `fairlead export` starts."""
+"""`python -m trainer.export RUN DIR`, started by `fairlead export`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from trainer.export.export import PARTS, ExportRequest, export
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exports; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.export", description="Exports a run's models.")
-    parser.add_argument("run", type=Path, help="the run's folder")
+    """Export the models of a run; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.export", description="Export the models of a run."
+    )
+    parser.add_argument("run", type=Path, help="the folder of the run")
     parser.add_argument("target", type=Path, help="the new folder")
     parser.add_argument("--which", default="last", help="last, best, sft or a version such as 1-20")
-    parser.add_argument("--only", choices=PARTS, default=None, help="one part alone")
+    parser.add_argument("--only", choices=PARTS, default=None, help="export only this part")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--adapter", action="store_true", help="of a run with [ppo.lora], the adapter alone")
+    parser.add_argument("--adapter", action="store_true", help="for a run with [ppo.lora]: only the adapter")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     options = parser.parse_args(argv)
     log.setup(style="human", level="WARNING")
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        said = export(
+        summaries = export(
             ExportRequest(
                 run=options.run,
                 target=options.target,
@@ -42,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FairleadError as error:
         sys.stderr.write(f"error: {error}\n")
         return exit_code(error)
-    for part, what in said.items():
-        sys.stdout.write(f"{options.target / part}: {what}\n")
+    for part, summary in summaries.items():
+        sys.stdout.write(f"{options.target / part}: {summary}\n")
     return 0
 
 

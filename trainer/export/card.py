@@ -1,7 +1,7 @@
-"""The model card of an exported folder: what it was made from, how good it is, and code that loads it.
+"""The model card of an exported folder: data, metrics, settings, and code that loads the model.
 
-Says only what the run's folder shows: a file that has changed since is told so, paths are those of the run's
-file. Knows no model.
+It contains only what the run's folder shows. A data file that changed after training is marked; paths are
+written as in the run's configuration. Knows no model.
 """
 
 from __future__ import annotations
@@ -50,50 +50,50 @@ _USES = {
 
 @dataclass(frozen=True, slots=True)
 class DataRow:
-    """A source of data."""
+    """One source of data."""
 
     use: str
     """Stages that read it."""
     name: str
-    """As the run's file names it."""
+    """Name in the run's configuration."""
     size: str
-    """Bytes, if it is a file that is there."""
+    """Size in bytes, for a file that exists."""
     sha256: str
-    """Of the file as it is now, and whether it has changed since."""
+    """Hash of the file now, and whether it changed after training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What the template shows."""
+    """The contents of the template."""
 
     kind: ModelKind
-    """What lies in the folder."""
+    """Kind of the model in the folder."""
     library: str
-    """What loads it: `transformers`, or `peft`."""
+    """Library that loads it: `transformers` or `peft`."""
     title: str
-    """First line."""
+    """Title of the card."""
     lead: str
-    """What it is, in a sentence or two."""
+    """What the model is, in one or two sentences."""
     base_id: str
-    """Hub id of the base model; empty if it is none of the hub's."""
+    """Hub id of the base model; empty if it is not from the hub."""
     code: str
-    """Python that loads it and uses it, run in its folder."""
+    """Python code that loads and uses it, to be run in its folder."""
     code_note: str
-    """What is to be known beside the code; may be empty."""
+    """A note about the code; may be empty."""
     data: tuple[DataRow, ...]
     """Sources of data."""
     counts: tuple[str, ...]
-    """How much of them was learnt from."""
+    """Amount of data that each stage learned from."""
     metrics: tuple[tuple[str, str], ...]
-    """How good it is."""
+    """Metrics by name."""
     settings: tuple[tuple[str, str], ...]
-    """How it was trained."""
+    """Training settings by name."""
     lineage: tuple[str, ...]
     """Run, weights, incarnations, version of the software."""
 
 
 def write(folder: Path, card: Card) -> None:
-    """Writes `README.md`."""
+    """Write the card as `README.md`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # Markdown
@@ -106,7 +106,7 @@ def write(folder: Path, card: Card) -> None:
 
 
 def base_of(config: RunConfig) -> tuple[str, str]:
-    """What the run started from, in words; and its hub id, empty if it has none."""
+    """Return a description of the base model, and its hub id, empty without one."""
     path = config.model.path or config.policy.path
     if not path:
         scratch = config.model.scratch
@@ -117,7 +117,7 @@ def base_of(config: RunConfig) -> tuple[str, str]:
 
 
 def data_rows(config: RunConfig, folder: RunFolder, kinds: Sequence[str]) -> tuple[DataRow, ...]:
-    """A row for each source of data of some kinds, such as `prompts`."""
+    """Return a row for each source of data of some kinds, such as `prompts`."""
     trained = max((path.stat().st_mtime for path in _results(folder)), default=0.0)
     rows = []
     for kind in kinds:
@@ -127,7 +127,7 @@ def data_rows(config: RunConfig, folder: RunFolder, kinds: Sequence[str]) -> tup
 
 
 def counts(record: RunRecord, kind: ModelKind) -> tuple[str, ...]:
-    """How much each stage learnt from, as it wrote it down."""
+    """Return the amount of data that each stage learned from, according to its result."""
     lines = []
     if "demonstrations" in record.sft:
         held = record.sft.get("heldout_demonstrations", 0)
@@ -144,30 +144,32 @@ def counts(record: RunRecord, kind: ModelKind) -> tuple[str, ...]:
 
 
 def metrics(record: RunRecord, kind: ModelKind) -> tuple[tuple[str, str], ...]:
-    """Figures of the stages, those of PPO only for a policy."""
-    found: list[tuple[str, object]] = [("held-out loss of fine-tuning", record.sft.get("heldout_loss"))]
+    """Return the metrics of the stages; those of PPO only for a policy."""
+    found: list[tuple[str, object]] = [("fine-tuning: held-out loss", record.sft.get("heldout_loss"))]
     rewards = record.reward_model
     found.append(("reward model: accuracy on held-out comparisons", rewards.get("accuracy")))
     if isinstance(interval := rewards.get("accuracy_interval"), list):
-        found.append(("reward model: 95% interval of it", " – ".join(f"{end:.3f}" for end in interval)))
+        found.append(
+            ("reward model: 95% interval of the accuracy", " – ".join(f"{end:.3f}" for end in interval))
+        )
     found.append(("reward model: calibration error (ECE)", rewards.get("ece")))
-    found.append(("reward model: the same, scores divided by its temperature", rewards.get("ece_calibrated")))
+    found.append(("reward model: calibration error with its temperature", rewards.get("ece_calibrated")))
     for name, row in rewards.get("baselines", {}).items():
         found.append((f"baseline, {name.replace('_', ' ')}: accuracy", row.get("accuracy")))
     if kind == "policy":
         found += [
-            ("PPO: mean score of the first update", record.ppo.get("proxy_first")),
-            ("PPO: mean score of the last update", record.ppo.get("proxy_last")),
+            ("PPO: mean score in the first update", record.ppo.get("proxy_first")),
+            ("PPO: mean score in the last update", record.ppo.get("proxy_last")),
             ("PPO: KL to the reference, nats per answer", record.ppo.get("kl")),
             ("PPO: best mean score on held-out prompts", record.ppo.get("best_eval_reward")),
-            ("PPO: largest gap between sampler's and trainer's log-probs", record.ppo.get("mismatch_max")),
+            ("PPO: largest log-prob difference of sampler and trainer", record.ppo.get("mismatch_max")),
             *((name.replace("_", " "), value) for name, value in record.queue.items()),
         ]
     return tuple((name, _number(value)) for name, value in found if value is not None)
 
 
 def settings(config: RunConfig, record: RunRecord, kind: ModelKind) -> tuple[tuple[str, str], ...]:
-    """The settings that decide the outcome, of the stages that were run."""
+    """Return the settings that determine the result, for the stages that were run."""
     stages = ["sft"] if record.sft else []
     stages += ["reward_model"] if record.reward_model else []
     stages += ["ppo", "sampling"] if kind == "policy" else []
@@ -184,7 +186,7 @@ def settings(config: RunConfig, record: RunRecord, kind: ModelKind) -> tuple[tup
 
 
 def origin(folder: RunFolder, record: RunRecord, kind: ModelKind) -> Iterator[str]:
-    """Run, incarnations of its trainer, signals of its guard, version of Fairlead."""
+    """Yield the run, the incarnations of its trainer, alerts of its guard, and the version of Fairlead."""
     yield f"Run `{record.name}`, exported by Fairlead {__version__}"
     if kind == "policy":
         for ancestor in lineage.read(folder.checkpoints):
@@ -192,7 +194,7 @@ def origin(folder: RunFolder, record: RunRecord, kind: ModelKind) -> Iterator[st
         if "stopped_by_guard" in record.ppo:
             yield f"Stopped by a guard: {record.ppo['stopped_by_guard']}"
         alerts = len(record.ppo.get("guards", ()))
-        yield f"Signals of reward hacking that the guard saw: {alerts}"
+        yield f"Alerts of the guard against reward hacking: {alerts}"
 
 
 def _results(folder: RunFolder) -> list[Path]:
@@ -201,11 +203,11 @@ def _results(folder: RunFolder) -> list[Path]:
 
 
 def _row(use: str, name: str, path: Path, trained: float) -> DataRow:
-    # The folders of the machine it was made on are nobody's business.
+    # Do not publish the folders of this machine.
     shown = Path(name).name if Path(name).is_absolute() else name
     if not path.is_file():
         hub = may_be_hub_id(name.partition("?")[0]) and not path.is_dir()
-        what = "dataset of the hub" if hub else "folder" if path.is_dir() else "not there at the export"
+        what = "dataset from the hub" if hub else "folder" if path.is_dir() else "missing at export"
         return DataRow(use, shown, "", what)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

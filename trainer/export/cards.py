@@ -1,4 +1,4 @@
-"""The cards of the two things that a run leaves: what is particular to a policy, and to a reward model."""
+"""The model cards of the two exported parts: the contents specific to a policy and to a reward model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.run_record import RunRecord
 
 
 def policy_card(config: RunConfig, folder: RunFolder, record: RunRecord, found: ExportedPolicy) -> Card:
-    """That of the policy."""
+    """Return the card of the policy."""
     base, base_id = card.base_of(config)
     made = "fine-tuned on demonstrations"
     if found.which != "sft":
@@ -31,13 +31,13 @@ def policy_card(config: RunConfig, folder: RunFolder, record: RunRecord, found: 
         kind="policy",
         library="peft" if adapters.is_adapted(found.model) else "transformers",
         title=f"{record.name}: policy",
-        lead=f"A language model, {made}. It started from {base}; these are {found.described}.",
+        lead=f"A language model, {made}. The base model is {base}; these are {found.described}.",
         base_id=base_id,
         code=code.policy(chat=_chats(config, "prompts")),
-        code_note="This is an adapter: loading it takes the package `peft`, and the base that "
-        f"`{adapters.CONFIG_FILE}` names."
+        code_note="This is an adapter: to load it, you need the package `peft` and the base model named in "
+        f"`{adapters.CONFIG_FILE}`."
         if adapters.is_adapted(found.model)
-        else "Without other arguments `generate` samples as the run did: `temperature` "
+        else "By default `generate` samples as the run did: `temperature` "
         f"{sampling.temperature:g}, `top_p` {sampling.top_p:g}, `top_k` {sampling.top_k or 'off'}, "
         f"at most {sampling.max_new_tokens} tokens.",
         data=card.data_rows(config, folder, ("demonstrations", "preferences", "prompts", "sentences")),
@@ -55,7 +55,7 @@ def reward_card(
     found: ExportedRewardModel,
     digests: Sequence[str],
 ) -> Card:
-    """That of the reward model, or of the ensemble; `digests` are of the members' weights."""
+    """Return the card of the reward model or ensemble; `digests` are those of its members' weights."""
     base, base_id = card.base_of(config)
     count = len(found.members)
     many = count > 1
@@ -64,8 +64,8 @@ def reward_card(
         kind="reward model",
         library="transformers",
         title=f"{record.name}: reward model",
-        lead=f"{what}: one scalar for a response to a prompt, higher is better. It started from {base}, was "
-        "trained on comparisons, and gives demonstrations 0 on average where the run had any.",
+        lead=f"{what}: one scalar for a response to a prompt, higher is better. The base model is {base}. It "
+        "was trained on comparisons; demonstrations, if the run had any, score 0 on average.",
         base_id=base_id,
         code=code.reward(chat=_chats(config, "preferences"), member="member-0" if many else ""),
         code_note=" ".join(_notes(config, found)),
@@ -79,20 +79,20 @@ def reward_card(
 
 def _notes(config: RunConfig, found: ExportedRewardModel) -> list[str]:
     notes = [
-        "The constant `fairlead_reward_bias` says where 0 is. `transformers` has no place for it, and to "
-        "compare responses it is not needed."
+        "The constant `fairlead_reward_bias` sets the zero of the scores. `transformers` ignores it, and it "
+        "is not needed to compare responses."
     ]
     pad = found.tokenizer.pad_token
     notes.append(
-        f"Several sequences are padded with `{pad}`, and the score is read before it."
+        f"Batches are padded with `{pad}`, and the score is read before the padding."
         if pad
-        else "The tokenizer has no token to spare for padding: `transformers` takes one sequence at a time."
+        else "The tokenizer has no spare token for padding: pass one sequence at a time to `transformers`."
     )
     if len(found.members) > 1:
         rule = config.reward.ensemble.replace("_", " ")
         notes.append(
-            f"This is one member; the run's score was the {rule} of all. `{ENSEMBLE}` lets Fairlead serve "
-            "them as one."
+            f"The code loads one member; the run used the {rule} of all members as the score. With "
+            f"`{ENSEMBLE}`, Fairlead serves them as one model."
         )
     return notes
 
@@ -105,7 +105,7 @@ def _judge(config: RunConfig) -> str:
 
 
 def _chats(config: RunConfig, kind: Literal["prompts", "preferences"]) -> bool:
-    """Whether prompts of a kind are conversations; False where they can no longer be read."""
+    """Return whether prompts of a kind are conversations; False if they can no longer be read."""
     try:
         if kind == "prompts":
             return isinstance(load_prompts(config).train[0], Chat)

@@ -1,6 +1,6 @@
-"""The code of a model card: loads what lies beside it and uses it, the way the run's services do.
+"""The code in a model card: loads the model in its folder and uses it as the services of the run do.
 
-Each is run by a test, in the folder that it is shown for.
+A test runs each of them in the folder of its card.
 """
 
 from __future__ import annotations
@@ -53,25 +53,25 @@ def encode(prompt, response):
     turns = [*prompt, {"role": "assistant", "content": response}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    end = tokenizer.eos_token_id  # what a template writes behind it is not read
+    end = tokenizer.eos_token_id  # what a template writes after it is not read
     return ids[: len(ids) - ids[::-1].index(end)] if end in ids else [*ids, end]"""
 
 
 def policy(*, chat: bool) -> str:
-    """Answers one prompt.
+    """Return code that answers one prompt.
 
     Args:
-        chat: prompts are conversations, rendered by the chat template.
+        chat: whether prompts are conversations, rendered by the chat template.
     """
     return _POLICY.format(prompt=_CHAT_PROMPT if chat else _PLAIN_PROMPT)
 
 
 def reward(*, chat: bool, member: str = "") -> str:
-    """Scores a response to a prompt: `score(prompt, response)`, a prompt being messages with `chat`.
+    """Return code that scores a response: `score(prompt, response)`; a prompt is messages with `chat`.
 
     Args:
-        chat: prompts are conversations, rendered by the chat template.
-        member: folder of an ensemble's member, relative to the card's.
+        chat: whether prompts are conversations, rendered by the chat template.
+        member: folder of a member of an ensemble, relative to the card.
     """
     return _REWARD.format(
         folder=member or ".",

@@ -1,7 +1,7 @@
-"""`fairlead export`: policy and reward model of a run as folders that anyone can load, whole or not at all.
+"""`fairlead export`: writes policy and reward model of a run as folders that transformers can load.
 
-Reads the run's folder, writes one of its own: `policy/`, `reward_model/`, and `export.json`, by which a later
-export knows that it may replace the folder.
+Reads the run's folder and writes another folder atomically: `policy/`, `reward_model/`, and `export.json`,
+which marks the folder as an export that a later one may replace.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.export import card, cards, policy, reward
 from trainer.run_record import RunRecord
 
 RECORD = "export.json"
-"""Makes a folder an export: what it holds, and the SHA-256 of every file."""
+"""Marks a folder as an export: says what it holds, with the SHA-256 of every file."""
 
 Part = Literal["policy", "reward_model"]
 PARTS: tuple[Part, ...] = ("policy", "reward_model")
@@ -32,31 +32,31 @@ PARTS: tuple[Part, ...] = ("policy", "reward_model")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
-    """What is exported where."""
+    """Which weights to export, and where."""
 
     run: Path
-    """The run's folder."""
+    """The folder of the run."""
     target: Path
     """The new folder."""
     which: str = "last"
-    """Weights of the policy: `last`, `best`, `sft`, or a version."""
+    """Weights of the policy: `last`, `best`, `sft`, or a version such as `1-20`."""
     parts: Sequence[Part] = PARTS
-    """What is exported, if the run has it."""
+    """The parts to export, as far as the run has them."""
     dtype: DType = "float32"
-    """Type of the weights in the files."""
+    """Data type of the exported weights."""
     adapter: bool = False
-    """Of a run with `[ppo.lora]`, the policy's adapter alone."""
+    """Export only the adapter of the policy, for a run with `[ppo.lora]`."""
     force: bool = False
-    """Replace an earlier export."""
+    """Whether to replace an earlier export."""
 
 
 def export(request: ExportRequest) -> dict[str, str]:
-    """Writes the folder; returns what became of each part, in words.
+    """Write the export; return a description of each part.
 
     Raises:
-        ConfigError: no such run or weights, nothing to export, or a target that may not be replaced.
-        CorruptData, ModelLoadError: weights that are damaged or cannot be loaded.
-        FairleadError: the disk refuses.
+        ConfigError: for a missing run, missing weights, or a target that must not be replaced.
+        CorruptData, ModelLoadError: if weights are damaged or cannot be loaded.
+        FairleadError: if the target cannot be written.
     """
     folder = RunFolder(request.run)
     if not folder.config.is_file():
@@ -67,13 +67,13 @@ def export(request: ExportRequest) -> dict[str, str]:
     found = _read(config, folder, request)
     record = run_record.read(folder)
     try:
-        with durable.new_folder(target) as aside:
-            said = _write(config, folder, record, request, found, aside)
-            durable.write_json(aside / RECORD, _contents(aside, folder, said), durable=False)
+        with durable.new_folder(target) as unfinished:
+            summaries = _write(config, folder, record, request, found, unfinished)
+            durable.write_json(unfinished / RECORD, _contents(unfinished, folder, summaries), durable=False)
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise FairleadError(f"cannot write {target}: {why}; it is left as it was") from error
-    return said
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FairleadError(f"cannot write {target}: {reason}; it is unchanged") from error
+    return summaries
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class _Found:
 
 
 def _read(config: RunConfig, folder: RunFolder, request: ExportRequest) -> _Found:
-    """Models into memory, before anything is written."""
+    """Load the models before anything is written."""
     rewards = reward.read(folder) if "reward_model" in request.parts else None
     found = _Found(
         policy.read(config, folder, request.which, adapter=request.adapter)
@@ -102,50 +102,50 @@ def _write(
     record: RunRecord,
     request: ExportRequest,
     found: _Found,
-    aside: Path,
+    unfinished: Path,
 ) -> dict[str, str]:
     dtype = torch_dtype(ComputeSection(dtype=request.dtype))
-    said: dict[str, str] = {}
+    summaries: dict[str, str] = {}
     if found.policy is not None:
-        path = aside / "policy"
+        path = unfinished / "policy"
         policy.save(found.policy, path, config.sampling, dtype=dtype)
         card.write(path, cards.policy_card(config, folder, record, found.policy))
-        said["policy"] = found.policy.described
+        summaries["policy"] = found.policy.described
     if found.rewards is not None:
-        path = aside / "reward_model"
-        # Before the weights are cast: the version that the reward service tells.
+        path = unfinished / "reward_model"
+        # Computed before the weights are cast: the reward service reports the same digest as its version.
         digests = [weights_digest(member.model) for member in found.rewards.members]
         reward.save(found.rewards, path, dtype=dtype)
         card.write(path, cards.reward_card(config, folder, record, found.rewards, digests))
         count = len(found.rewards.members)
-        said["reward_model"] = f"an ensemble of {count}" if count > 1 else "one model"
-    return said
+        summaries["reward_model"] = f"an ensemble of {count}" if count > 1 else "one model"
+    return summaries
 
 
 def _check_target(target: Path, *, force: bool) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise ConfigError("target", got=str(target), allowed="a folder, or a name that is free")
+        raise ConfigError("target", got=str(target), allowed="a folder, or a name that does not exist")
     if not any(target.iterdir()):
         return
     if not (target / RECORD).is_file():
         raise ConfigError(
             "target",
             got=f"{target}, which is not empty",
-            allowed="a new folder, or that of an earlier export",
+            allowed="a new folder, or the folder of an earlier export",
         )
     if not force:
         raise ConfigError("target", got=f"{target}, an earlier export", allowed="another folder, or --force")
 
 
-def _contents(aside: Path, folder: RunFolder, said: dict[str, str]) -> dict[str, object]:
-    files = sorted(path for path in aside.rglob("*") if path.is_file())
+def _contents(unfinished: Path, folder: RunFolder, summaries: dict[str, str]) -> dict[str, object]:
+    files = sorted(path for path in unfinished.rglob("*") if path.is_file())
     return {
         "fairlead": __version__,
         "run": folder.root.resolve().name,
-        **said,
-        "sha256": {str(path.relative_to(aside)): _sha256(path) for path in files},
+        **summaries,
+        "sha256": {str(path.relative_to(unfinished)): _sha256(path) for path in files},
     }
 
 

@@ -1,6 +1,6 @@
-"""The policy of a run as it is exported: which weights, and the folder that AutoModelForCausalLM loads.
+"""Export of a run's policy: finds the weights and writes a folder that AutoModelForCausalLM loads.
 
-Reads the run's folder alone: no service and no queue. A run may still be working.
+Reads only the run's folder: no service and no queue. The run may still be in progress.
 """
 
 from __future__ import annotations
@@ -39,43 +39,41 @@ class ExportedPolicy:
     tokenizer: PreTrainedTokenizerBase
     """Its tokenizer."""
     which: str
-    """What was asked for: `last`, `best`, `sft` or a version."""
+    """The requested weights: `last`, `best`, `sft` or a version."""
     version: WeightVersion | None
-    """Whose weights they are; None for those before PPO, and where the run no longer says."""
+    """Version of the weights; None before PPO, and if the run no longer records it."""
 
     @property
     def described(self) -> str:
-        """Which weights, for people."""
+        """Description of the weights for people."""
         names = {"last": "the last weights", "best": "the best weights", "sft": "the weights before PPO"}
-        name = names.get(self.which, "the weights asked for")
+        name = names.get(self.which, "the requested weights")
         return f"{name}, version {self.version}" if self.version else name
 
 
 def read(config: RunConfig, folder: RunFolder, which: str, *, adapter: bool = False) -> ExportedPolicy:
-    """The weights asked for.
+    """Read the requested weights.
 
     Args:
-        config: the run's.
-        folder: the run's, wherever it lies now.
+        config: the configuration of the run.
+        folder: the present folder of the run.
         which: `last`, `best`, `sft`, or a version such as `1-20`.
-        adapter: leave the adapter of a run with `[ppo.lora]` apart from its base, instead of adding it.
+        adapter: keep the adapter of a run with `[ppo.lora]` separate instead of merging it into its base.
 
     Raises:
-        ConfigError: if the run has no such weights; says which it has.
-        CorruptData: if they are damaged.
+        ConfigError: if the run has no such weights; names those that it has.
+        CorruptData: if the weights are damaged.
         ModelLoadError: if the model that they belong to cannot be loaded.
     """
     if adapter and (not config.ppo.lora.rank or which == "sft"):
-        raise ConfigError(
-            "adapter", got=which, allowed="weights of PPO, of a run with [ppo.lora] rank above 0"
-        )
+        raise ConfigError("adapter", got=which, allowed="PPO weights of a run with [ppo.lora] rank above 0")
     found = _find(config, folder, which)
     if adapters.is_adapted(found.model) and not adapter:
         return replace(found, model=adapters.merged(found.model))
     if adapter and not adapters.is_adapted(found.model):
         raise ConfigError(
             "adapter",
-            got=f"{which}, which the run has left merged",
+            got=f"{which}, which the run has saved merged",
             allowed=f"a version: {_known(folder, config)}",
         )
     return found
@@ -95,7 +93,7 @@ def _find(config: RunConfig, folder: RunFolder, which: str) -> ExportedPolicy:
             raise ConfigError(
                 "which",
                 got=which,
-                allowed=f"{_known(folder)}; `best` comes with evaluation.every_updates, when PPO ends",
+                allowed=f"{_known(folder)}; `best` exists once PPO has ended with evaluations",
             )
         return _from_folder(
             config, folder, folder.best_policy_model, which, _version(folder, result.get("best_update"))
@@ -110,9 +108,9 @@ def _find(config: RunConfig, folder: RunFolder, which: str) -> ExportedPolicy:
 
 
 def save(policy: ExportedPolicy, folder: Path, sampling: SamplingSection, *, dtype: torch.dtype) -> None:
-    """Writes model, tokenizer and generation settings: `generate` samples as the run's workers did.
+    """Write model, tokenizer and generation settings: `generate` then samples as the run's workers did.
 
-    Of an adapter that is apart from its base, the adapter and the tokenizer alone.
+    For an adapter that is separate from its base, only the adapter and the tokenizer are written.
     """
     model, tokenizer = policy.model, policy.tokenizer
     ends = sorted(eos_token_ids(model, tokenizer))
@@ -142,7 +140,7 @@ def _last(config: RunConfig, folder: RunFolder, result: dict[str, object]) -> Ex
         )
     checkpoint = CheckpointStore(folder.checkpoints).load_newest(lineage.read(folder.checkpoints))
     if checkpoint is None:
-        raise ConfigError("which", got="last", allowed=f"{_known(folder)}: PPO has left no weights yet")
+        raise ConfigError("which", got="last", allowed=f"{_known(folder)}: PPO has written no weights yet")
     return _with_tensors(config, folder, checkpoint.tensors["policy"], "last", checkpoint.version)
 
 
@@ -162,7 +160,7 @@ def _of_version(config: RunConfig, folder: RunFolder, version: WeightVersion) ->
 def _from_folder(
     config: RunConfig, folder: RunFolder, path: Path, which: str, version: WeightVersion | None
 ) -> ExportedPolicy:
-    """What PPO left at its end: a whole model, or an adapter that is kept apart for now."""
+    """Read what PPO saved at its end: a whole model, or an adapter, which is not merged yet."""
     file = path / adapters.WEIGHTS_FILE
     if file.is_file():
         return _with_tensors(config, folder, load_file(file), which, version)
@@ -176,7 +174,7 @@ def _with_tensors(
     which: str,
     version: WeightVersion | None,
 ) -> ExportedPolicy:
-    """What PPO trained, in the model that it started from."""
+    """Return the model that PPO started from, with the weights that PPO trained."""
     path = config.policy.path or str(folder.sft_model)
     model = load_causal_lm(path, _EXACT)
     if config.ppo.lora.rank:
@@ -189,11 +187,11 @@ def _store(config: RunConfig, folder: RunFolder) -> FilesystemWeightStore:
 
 
 def _version(folder: RunFolder, update: object) -> WeightVersion | None:
-    """Version of an update in the run's final lineage."""
+    """Return the version of an update in the run's final lineage."""
     ancestors = lineage.read(folder.checkpoints)
     if not isinstance(update, int) or not ancestors:
         return None
-    # An incarnation made the updates from where it began to where the next one did.
+    # An incarnation made the updates from where it began to where the next one began.
     incarnation = max(
         (ancestor.incarnation for ancestor in ancestors if ancestor.resumed_from < update),
         default=ancestors[-1].incarnation,
@@ -210,7 +208,7 @@ def _result(folder: RunFolder) -> dict[str, object]:
 
 
 def _known(folder: RunFolder, config: RunConfig | None = None) -> str:
-    """What could be asked for instead."""
+    """List the weights that the run has."""
     names = [
         name
         for name, path in (("best", folder.best_policy_model), ("sft", folder.sft_model))

@@ -1,7 +1,7 @@
-"""The reward model of a run as it is exported: a folder that AutoModelForSequenceClassification loads.
+"""Export of a run's reward model: writes a folder that AutoModelForSequenceClassification loads.
 
-transformers reads the score at the last token that is not the padding's. Where a tokenizer pads with its EOS
-that is the wrong one, so the exported folder pads with another token, or with none.
+transformers reads the score at the last token that is not padding. If a tokenizer pads with its EOS, that is
+the wrong token, so the exported tokenizer pads with another one, or not at all.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _EXACT = ComputeSection(device="cpu")
 
 @dataclass(frozen=True, slots=True)
 class ExportedRewardModel:
-    """The reward models that a run has trained, in float32."""
+    """The reward model of a run, or its ensemble, in float32."""
 
     members: tuple[RewardModel, ...]
-    """One, or those of an ensemble."""
+    """The model, or the members of the ensemble."""
     tokenizer: PreTrainedTokenizerBase
-    """Of all members; pads with something else than its EOS, or not at all."""
+    """The tokenizer of all members; pads with a token other than EOS, or not at all."""
     temperature: EnsembleTemperature | None
-    """Of an ensemble; a single model has its own in its configuration."""
+    """Calibration temperature of an ensemble; that of a single model is in its configuration."""
 
 
 def read(folder: RunFolder) -> ExportedRewardModel | None:
-    """What the run has trained; None if it has trained none.
+    """Read the reward model of a run; None if it has not trained one.
 
     Raises:
         ModelLoadError: if a member cannot be loaded.
@@ -50,7 +50,7 @@ def read(folder: RunFolder) -> ExportedRewardModel | None:
 
 
 def save(rewards: ExportedRewardModel, folder: Path, *, dtype: torch.dtype) -> list[Path]:
-    """Writes one folder, or an ensemble's; returns the folders of the members."""
+    """Write the folder of the model or of the ensemble; return the folders of the members."""
     count = len(rewards.members)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder] if count == 1 else write_members(folder, count, temperature=rewards.temperature)
@@ -62,7 +62,7 @@ def save(rewards: ExportedRewardModel, folder: Path, *, dtype: torch.dtype) -> l
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A token of the tokenizer to pad with that ends no text; None if it has none to spare."""
+    """Return a token to pad with that is not EOS or BOS; None if the tokenizer has no spare one."""
     known = [tokenizer.pad_token, *(t for t in tokenizer.all_special_tokens if "pad" in t.lower())]
     known += [
         token.content for token in tokenizer.added_tokens_decoder.values() if "pad" in token.content.lower()

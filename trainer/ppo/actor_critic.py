@@ -1,11 +1,11 @@
-"""The policy that is trained and its critic: two separate models, one optimizer each.
+"""The policy being trained and its critic: two separate models with one optimizer each.
 
-Both start from the SFT model, the critic with a new head that says 0 everywhere; or the critic starts from
-the reward model, whose scalar at the last token it learns to tell at every one. Weights that learn are
-float32, the bodies compute in the section's dtype. Evaluation mode throughout: dropout is off.
+Both start from the SFT model, the critic with a new head that returns 0 everywhere; or the critic starts from
+the reward model, whose scalar at the last token it learns to predict at every token. Trained weights are
+float32; the bodies compute in the section's dtype. Evaluation mode throughout: dropout is off.
 
-With `[ppo.lora]` both are frozen and get an adapter each; the critic's head learns as ever. A fresh critic's
-body is then the policy's own base, held in memory once.
+With `[ppo.lora]` both are frozen and get one adapter each; the head of the critic is trained as usual. The
+body of a fresh critic is then the base of the policy, held in memory once.
 
 Shapes: N response tokens, H hidden.
 """
@@ -44,7 +44,7 @@ from trainer.sequences import (
 
 
 class Critic(nn.Module):
-    """A transformer's body with a scalar head."""
+    """A transformer body with a scalar head."""
 
     def __init__(self, body: PreTrainedModel, head: ScalarHead) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Critic(nn.Module):
         self.head = head
 
     def forward(self, batch: PaddedSequences) -> Tensor:
-        """Values [N] at the positions that predict the response tokens, float32."""
+        """Return the values [N] at the positions that predict the response tokens, in float32."""
         values_N: Tensor = self.head(predictor_hidden(self.body, batch))
         return values_N
 
@@ -63,7 +63,7 @@ class ActorCritic:
     def __init__(
         self, policy: PreTrainedModel, critic: Critic, section: PpoSection, *, adapter: Adapter | None = None
     ) -> None:
-        """`adapter` says what is published of a policy with adapters, and what it belongs to."""
+        """`adapter` describes the policy's adapter, which is then published instead of the whole model."""
         self.policy = policy
         self.critic = critic
         self.adapter = adapter
@@ -74,28 +74,28 @@ class ActorCritic:
 
     @property
     def device(self) -> torch.device:
-        """Where both compute."""
+        """The device of both models."""
         return self.policy.device
 
     def logprobs(self, batch: PaddedSequences, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probs [N] and entropies [N] of the response tokens under the policy."""
+        """Return log-probs [N] and entropies [N] of the response tokens under the policy."""
         return response_logprobs(self.policy, batch, temperature=temperature, dtype=self.dtype)
 
     def values(self, batch: PaddedSequences) -> Tensor:
-        """Values [N] of the critic."""
+        """Return the values [N] of the critic."""
         with autocast(self.device, self.dtype):
             values_N: Tensor = self.critic(batch)
         return values_N
 
     def set_learning_rates(self, update: int) -> float:
-        """Applies the schedule of an update; returns the policy's rate."""
+        """Apply the learning-rate schedule of an update; return the policy's rate."""
         factor = optim.linear_decay(update, total=self._section.updates)
         optim.set_learning_rate(self.policy_optimizer, self._section.learning_rate * factor)
         optim.set_learning_rate(self.critic_optimizer, self._section.critic_learning_rate * factor)
         return self._section.learning_rate * factor
 
     def step(self) -> tuple[float, float]:
-        """One step of both optimizers; returns the gradients' norms before the clip."""
+        """Step both optimizers; return the gradient norms of policy and critic before clipping."""
         limit = self._section.max_gradient_norm
         return (
             optim.clipped_step(self.policy_optimizer, optim.learning(self.policy), max_norm=limit),
@@ -103,7 +103,7 @@ class ActorCritic:
         )
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Every tensor that a resumed run needs, by file name."""
+        """Return every tensor that a resumed run needs, by file name."""
         return {
             "policy": trained_tensors(self.policy),
             "critic": trained_tensors(self.critic),
@@ -112,10 +112,10 @@ class ActorCritic:
         }
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Takes over what `state` gave.
+        """Restore what `state` returned.
 
         Raises:
-            CorruptCheckpoint: if names or shapes do not fit this model.
+            CorruptCheckpoint: if names or shapes do not match this model.
         """
         for name, model in (("policy", self.policy), ("critic", self.critic)):
             _load_tensors(model, state[name], name)
@@ -124,20 +124,20 @@ class ActorCritic:
 
 
 def load(path: str, section: PpoSection, *, critic_path: str | None = None, seed: int = 0) -> ActorCritic:
-    """Policy and critic.
+    """Load policy and critic.
 
     Args:
         path: the SFT model.
-        section: devices and rates.
-        critic_path: the reward model that the critic starts from; a fresh critic if None.
-        seed: the run's; adapters are drawn from it.
+        section: device, dtype, learning rates and adapters.
+        critic_path: the reward model that the critic starts from; None: a fresh critic.
+        seed: the seed of the run, from which adapters are initialised.
 
     Raises:
-        ModelLoadError: if one cannot be loaded, its architecture cannot be trained, or the two have different
-            tokenizers: the critic reads the policy's token ids.
-        ConfigError: for layers in `[ppo.lora]` that there are none of.
+        ModelLoadError: if a model cannot be loaded, its architecture cannot be trained, or the two have
+            different tokenizers: the critic reads the policy's token ids.
+        ConfigError: if `[ppo.lora]` names layers that the model does not have.
     """
-    # A base that does not learn may be kept in the type that it computes in.
+    # A frozen base may be kept in the dtype that it computes in.
     exact = section if section.lora.rank else section.model_copy(update={"dtype": "float32"})
     policy = load_causal_lm(path, exact)
     check_vocabulary(path, policy, load_tokenizer(path))
@@ -169,7 +169,7 @@ def _critic_from(critic_path: str, path: str, section: PpoSection) -> Critic:
     if ours != theirs:
         raise ModelLoadError(
             f"ppo.critic_init = 'reward_model', but the reward model {critic_path!r} has the tokenizer "
-            f"{theirs[:12]} and the policy {path!r} has {ours[:12]}: a critic reads the policy's token ids. "
+            f"{theirs[:12]} and the policy {path!r} has {ours[:12]}: the critic reads the policy's ids. "
             "Use critic_init = 'policy', or a reward model trained from this policy"
         )
     reward = load_reward_model(critic_path, section)
@@ -177,10 +177,10 @@ def _critic_from(critic_path: str, path: str, section: PpoSection) -> Critic:
 
 
 def with_tensors(policy: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A copy of the policy with the weights of a checkpoint; what is frozen is shared.
+    """Return a copy of the policy with the weights of a checkpoint; frozen weights are shared.
 
     Raises:
-        CorruptCheckpoint: if names or shapes do not fit.
+        CorruptCheckpoint: if names or shapes do not match.
     """
     frozen = (parameter for parameter in nn.Module.parameters(policy) if not parameter.requires_grad)
     found = copy.deepcopy(policy, {id(parameter): parameter for parameter in frozen})
@@ -189,9 +189,10 @@ def with_tensors(policy: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreT
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: of a model with adapters what learns, else the state dict, tied tensors once.
+    """Return the tensors that training changes: the adapters of a model with adapters, else its state dict.
 
-    A policy's adapters have the names of peft's files, as in the weight store.
+    Tied tensors are returned once. The adapters of a policy have the names of peft's files, as in the weight
+    store.
     """
     if adapters.is_adapted(model):
         return {name: parameter.detach() for name, parameter in adapters.tensors(model).items()}
@@ -202,7 +203,7 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with every tied tensor once, under its first name."""
+    """Return the state dict with every tied tensor once, under its first name."""
     seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
     tensors = {}
     for name, tensor in nn.Module.state_dict(model).items():
@@ -225,7 +226,7 @@ def _adam(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
 def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     expected = trained_tensors(model)
     if set(expected) != set(tensors) or any(expected[name].shape != tensors[name].shape for name in expected):
-        raise CorruptCheckpoint(f"the checkpoint's {what} is of another architecture than the run's model")
+        raise CorruptCheckpoint(f"the {what} of the checkpoint has another architecture than the run's model")
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])
@@ -249,9 +250,9 @@ def _load_optimizer(
         name, _, key = joined.rpartition(":")
         if name not in parameters:
             raise CorruptCheckpoint(
-                f"the checkpoint's optimizer knows a parameter {name!r} that is not there"
+                f"the optimizer of the checkpoint has a parameter {name!r} that the model does not have"
             )
         parameter = parameters[name]
-        # Adam keeps its count of steps where it was made; everything else lies beside the parameter.
+        # Adam keeps its step count on the device where it was created, everything else with the parameter.
         target = tensor.clone() if key == "step" else tensor.to(parameter.device, copy=True)
         optimizer.state[parameter][key] = target

@@ -1,7 +1,9 @@
 """Whether an outcome may be trained on, and how old it is. Pure functions of outcomes and versions.
 
-Every token of a rollout must have been made by weights of this trainer's lineage, at most `max_staleness`
-updates older than those that train on it; in synchronous training by the very weights of the update.
+Every token of a rollout must come from weights of this trainer's lineage that are at most `max_staleness`
+updates older than the weights that train on it; in synchronous training from exactly those weights. Workers
+check completions before they finish a task (services/rollout_worker/assemble.py); `checked` repeats that
+check, because the trainer does not trust what it reads from the queue.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ _OF_THE_TASK = frozenset(
         "reference_not_finite",
     }
 )
-"""Reasons of dead letters that lie in prompt, weights and seed; docs/queue-protocol.md."""
+"""Reasons of dead letters that follow from prompt, weights and seed (docs/queue-protocol.md)."""
 
 DAMAGED = "damaged_prompt"
-"""Why the outcome of an entry that was damaged on its way to a worker cannot count."""
+"""Refusal of the outcome of an entry that was damaged between trainer and worker."""
 _RESENDS = 3
-"""Of a task whose entry is damaged each time: who damages so often does it to that task in particular."""
+"""How often a task with a damaged entry is sent again; damage that repeats is caused by the task itself."""
 
 
 def refusal(
@@ -43,15 +45,15 @@ def refusal(
     deterministic: bool = False,
     damaged_before: int = 0,
 ) -> str | None:
-    """Why an outcome cannot count, as a stable name; None if it can. A refused task is sent again.
+    """Return why an outcome cannot count, as a stable name; None if it can. A refused task is sent again.
 
     Args:
-        outcome: what arrived.
+        outcome: the outcome that arrived.
         expected: the task as this trainer knows it.
-        update: updates behind the weights that would train on it first.
-        max_staleness: updates that its weights may be older.
+        update: updates done before the first update that could train on it.
+        max_staleness: by how many updates its weights may be older.
         lineage: incarnations whose weights count.
-        deterministic: a task may only die of what it is itself, not of a service that was away.
+        deterministic: accept only dead letters caused by the task itself, not by an unavailable service.
         damaged_before: how often the entry of this task has been damaged before.
     """
     task = outcome.task
@@ -70,19 +72,19 @@ def refusal(
 
 
 def _is_of_the_task(letter: DeadLetter) -> bool:
-    """Whether any worker at any time would have come to the same."""
+    """Return whether every worker at any time would have produced this dead letter."""
     return letter.reason.startswith("refused_by_") or letter.reason in _OF_THE_TASK
 
 
 def oldest_update(outcome: Outcome, *, otherwise: int) -> int:
-    """Updates behind the weights that made the oldest token; `otherwise` for a dead task."""
+    """Return the update of the weights of the oldest token; `otherwise` for a dead task."""
     if isinstance(outcome.result, DeadLetter):
         return otherwise
     return min(span.version.update for span in outcome.result.completion.version_spans)
 
 
 def checked(outcome: Outcome) -> Outcome:
-    """The outcome, as a dead letter if its rollout cannot be learnt from; sending it again would not help."""
+    """Return the outcome, as a dead letter if its rollout is malformed: sending it again would not help."""
     result = outcome.result
     if isinstance(result, DeadLetter):
         return outcome

@@ -1,6 +1,6 @@
 """The rollouts of one update as tensors: flat over response tokens, in the order of task ids.
 
-Made from outcomes that the collector admitted; knows no queue and no model.
+Built from outcomes that the collector admitted. Knows no queue and no model.
 
 Shapes: B rollouts, T response positions, N response tokens of all rollouts.
 """
@@ -19,29 +19,29 @@ from trainer.sequences import TokenSequence
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """What the policy did, what the reward model and the reference said about it."""
+    """Rollouts of the policy with their scores and reference log-probs."""
 
     task_ids: tuple[int, ...]
-    """Task of each rollout, ascending."""
+    """Task of each rollout, in ascending order."""
     sequences: tuple[TokenSequence, ...]
-    """Prompt and response of each."""
+    """Prompt and response of each rollout."""
     behaviour_N: Tensor
     """log π_behaviour of each response token, as recorded when it was sampled."""
     reference_N: Tensor
     """log π_ref of each response token."""
     scores_B: Tensor
-    """The reward model's scalar."""
+    """Score of the reward model."""
     cut_off_B: Tensor
-    """True where the answer met the length limit instead of ending."""
+    """True where the answer reached the length limit without an EOS."""
     stale_B: Tensor
-    """True where older weights than those about to learn made a token."""
+    """True where a token was sampled by older weights than those about to be trained."""
     lengths_B: Tensor
     """Response tokens of each rollout."""
     mask_BT: Tensor
-    """True at response tokens of a rectangle; indexing with it gives the flat order back."""
+    """True at response tokens of the rectangle; indexing with it restores the flat order."""
 
     def token_indices(self, members: Sequence[int]) -> Tensor:
-        """Where the tokens of these rollouts stand in the flat tensors, in the order of `members`."""
+        """Return the positions of these rollouts' tokens in the flat tensors, in the order of `members`."""
         lengths = [sequence.response_length for sequence in self.sequences]
         starts = [0]
         for length in lengths:
@@ -50,11 +50,11 @@ class RolloutBatch:
         return torch.cat(parts).to(self.scores_B.device)
 
     def per_token(self, rollouts_B: Tensor) -> Tensor:
-        """[B] → [N]: the value of its rollout at each response token."""
+        """Return [N]: at each response token the value of its rollout in [B]."""
         return rollouts_B.repeat_interleave(self.lengths_B)
 
     def rectangle(self, flat_N: Tensor) -> Tensor:
-        """[N] → [B, T], right-padded with 0."""
+        """Return [N] as [B, T], right-padded with 0."""
         rectangle_BT = flat_N.new_zeros(self.mask_BT.shape)
         rectangle_BT[self.mask_BT] = flat_N
         return rectangle_BT
@@ -63,15 +63,15 @@ class RolloutBatch:
 def from_outcomes(
     outcomes: Sequence[Outcome], device: torch.device, *, version: WeightVersion | None = None
 ) -> RolloutBatch | None:
-    """The rollouts among the outcomes, sorted by task id; None if every task is dead.
+    """Return the rollouts among the outcomes, sorted by task id; None if every task is dead.
 
-    A dead task leaves a hole: nothing takes its place.
+    A dead task makes the batch smaller; no other task takes its place.
 
     Args:
-        outcomes: what came of the tasks of an update.
-        device: where the tensors lie.
-        version: the weights about to learn, told from those of the rollouts by their number of updates; None
-            if every rollout is known to be theirs.
+        outcomes: the outcomes of the tasks of an update.
+        device: the device of the tensors.
+        version: the weights about to be trained, whose number of updates says which rollouts are stale; None
+            if no rollout is.
     """
     found: list[tuple[Outcome, Rollout]] = [
         (outcome, outcome.result) for outcome in outcomes if isinstance(outcome.result, Rollout)

@@ -1,6 +1,6 @@
 """Step 6 of a rollout's life begins here: send tasks, wait for the outcomes of a batch, reconcile the queue.
 
-Stands between trainer and queue. The trainer's own ledger decides whether a task counts, never the queue,
+The layer between trainer and queue. The trainer's own ledger decides whether a task counts, never the queue,
 which may lose or bring back anything. Knows no tensors.
 """
 

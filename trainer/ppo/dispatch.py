@@ -1,7 +1,7 @@
-"""Step 1 of a rollout's life: which prompt is task n, and how it is to be answered.
+"""Step 1 of a rollout's life: which prompt task n has, and how it is sampled.
 
-A task follows from the run's seed, its prompts and its number alone, so a task that is sent again is the
-same task. Knows no queue.
+A task depends only on the run's seed, its prompts and its number, so a task that is sent again is the same
+task. Knows no queue.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer import seeds
 
 
 class PromptOrder:
-    """Prompts in a new permutation every epoch."""
+    """The prompts of a run, in a new permutation every epoch."""
 
     def __init__(
         self,
@@ -30,28 +30,29 @@ class PromptOrder:
     ) -> None:
         """
         Args:
-            prompts: what is asked.
-            tokenizer: the policy's.
-            sampling: how answers are drawn.
-            seed: the run's.
+            prompts: the prompts of the run.
+            tokenizer: the tokenizer of the policy.
+            sampling: how answers are sampled.
+            seed: the seed of the run.
 
         Raises:
-            DataError: a prompt of messages, and there is no chat template or the template refuses it.
+            DataError: for a conversation, if there is no chat template or the template refuses it.
         """
         check_prompts(tokenizer, prompts)
         self._prompts = prompts
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._seed = seed
-        self._epoch, self._order = -1, list[int]()
+        self._epoch = -1
+        self._order: list[int] = []
 
     @property
     def longest_bytes(self) -> int:
-        """Text of the longest prompt."""
+        """Size of the longest prompt as text."""
         return max(len(str(prompt).encode()) for prompt in self._prompts)
 
     def task(self, task_id: int, *, min_version: WeightVersion) -> PromptTask:
-        """Task number `task_id`, to be answered by weights at least as new as `min_version`."""
+        """Return task number `task_id`, to be answered by weights at least as new as `min_version`."""
         epoch, position = divmod(task_id, len(self._prompts))
         if epoch != self._epoch:
             self._epoch = epoch
@@ -67,5 +68,5 @@ class PromptOrder:
         )
 
     def tasks(self, task_ids: Iterable[int], *, min_version: WeightVersion) -> list[PromptTask]:
-        """Several tasks, in the order asked for."""
+        """Return several tasks, in the given order."""
         return [self.task(task_id, min_version=min_version) for task_id in task_ids]

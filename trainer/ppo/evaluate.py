@@ -1,7 +1,7 @@
-"""Evaluation during training: held-out prompts, answered and scored by the services; which update was best.
+"""Evaluation during training: held-out prompts, answered and scored by the services; which update is best.
 
-The trainer waits for it, within bounds; services that cannot be reached cost an evaluation, never the run.
-Its seeds are its own and the same at every update, so that updates differ by their weights alone.
+The trainer waits for it up to a limit. If services cannot be reached, an evaluation is skipped and the run
+continues. It has seeds of its own, the same at every update, so that updates differ only by their weights.
 """
 
 from __future__ import annotations
@@ -40,36 +40,37 @@ class BestUpdate:
     """The update with the highest reward on held-out prompts so far."""
 
     version: WeightVersion
-    """Its weights, and its checkpoint."""
+    """Version of its weights and of its checkpoint."""
     reward: float
     """Mean score of its answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedAnswer:
-    """What one answer came to."""
+    """Measurements of one answer."""
 
     score: float
-    """The reward model's scalar."""
+    """Score of the reward model."""
     divergence: float | None
-    """log π − log π_ref, summed over its tokens; None for greedy answers, which are no samples of π."""
+    """log π − log π_ref, summed over its tokens; None for greedy answers, which are not sampled from π."""
     length: int
-    """Tokens."""
+    """Length in tokens."""
     ended: bool
-    """False if it met the length limit."""
+    """False if it reached the length limit."""
 
 
 class Evaluation:
-    """Measures every few updates and remembers the best one."""
+    """Evaluates every few updates and remembers the best one."""
 
     def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Reads the held-out prompts, if there will be evaluations.
+        """Read the held-out prompts, if evaluations are configured.
 
         Raises:
-            ConfigError: if there are to be evaluations and no prompt is held out.
-            DataError: for bad prompts, and those that the chat template refuses.
+            ConfigError: if evaluations are configured and no prompt is held out.
+            DataError: for invalid prompts, and those that the chat template refuses.
         """
-        self._config, self._section = config, config.evaluation
+        self._config = config
+        self._section = config.evaluation
         self._tokenizer = tokenizer
         self._prompts = load_prompts(config).heldout if self._section.every_updates else ()
         if self._section.every_updates and not self._prompts:
@@ -80,20 +81,20 @@ class Evaluation:
             )
         check_prompts(tokenizer, self._prompts)
         self.best: BestUpdate | None = None
-        """None before the first evaluation."""
+        """The best update so far; None before the first evaluation."""
         self._waits_for = "an answer"
-        # One loop for all evaluations: gRPC's late events find it open.
+        # One event loop for all evaluations: late events of gRPC need it open.
         self._runner: asyncio.Runner | None = None
 
     def is_due(self, update: int) -> bool:
-        """Whether the weights of this many updates are to be evaluated."""
+        """Return whether the weights after this many updates are evaluated."""
         every = self._section.every_updates
         return bool(every) and (update % every == 0 or update == self._config.ppo.updates)
 
     def after(self, version: WeightVersion, *, on_phase: Callable[[str], None]) -> dict[str, float]:
-        """Figures of the weights that were just published, and whether they are the best is remembered.
+        """Evaluate the weights just published if they are due, and remember them if they are the best.
 
-        Empty if no evaluation is due, or if it could not be done within `max_seconds`.
+        Returns the figures; empty if no evaluation is due, or if it was not done within `max_seconds`.
         """
         if not self.is_due(version.update):
             return {}
@@ -102,7 +103,7 @@ class Evaluation:
             self._runner = self._runner or asyncio.Runner()
             figures = self._runner.run(self._measure(version))
         except (FairleadError, TimeoutError) as error:
-            reason = str(error) or f"{self._section.max_seconds:.0f} s have passed; {self._waits_for}"
+            reason = str(error) or f"not done within {self._section.max_seconds:.0f} s: {self._waits_for}"
             logger.warning("update %d is not evaluated: %s", version.update, reason)
             return {}
         if self.best is None or figures["eval_reward"] > self.best.reward:
@@ -116,23 +117,23 @@ class Evaluation:
             self._runner = None
 
     def is_best(self, version: WeightVersion) -> bool:
-        """Whether these weights are the best so far; their checkpoint is kept."""
+        """Return whether these weights are the best so far; their checkpoint is kept."""
         return self.best is not None and self.best.version == version
 
     def kept(self) -> frozenset[WeightVersion]:
-        """Checkpoints that must not be pruned."""
+        """Return the checkpoints that must not be pruned."""
         return frozenset() if self.best is None else frozenset([self.best.version])
 
     def state(self) -> dict[str, object]:
-        """What the checkpoint keeps."""
+        """Return the state for the checkpoint."""
         best = self.best
         return {"best": None if best is None else {"version": str(best.version), "reward": best.reward}}
 
     def load_state(self, state: Mapping[str, object]) -> None:
-        """Takes over what `state` gave.
+        """Restore what `state` returned.
 
         Raises:
-            CorruptCheckpoint: if it has another form.
+            CorruptCheckpoint: if the value has another form.
         """
         content: Any = state.get("best")
         try:
@@ -140,7 +141,7 @@ class Evaluation:
                 WeightVersion.parse(content["version"]), float(content["reward"])
             )
         except (KeyError, TypeError, ValueError, InvalidInput) as error:
-            raise CorruptCheckpoint(f"the checkpoint's best evaluation: {error}") from error
+            raise CorruptCheckpoint(f"the checkpoint has an invalid best evaluation: {error!r}") from error
 
     async def _measure(self, version: WeightVersion) -> dict[str, float]:
         async with asyncio.timeout(self._section.max_seconds), RolloutClients.of(self._config) as clients:
@@ -148,10 +149,10 @@ class Evaluation:
                 self._retry(clients.policy.info), self._retry(clients.reward.info)
             )
             as_text = policy.model.tokenizer_fingerprint != reward.model.tokenizer_fingerprint
-            room = asyncio.Semaphore(self._config.policy.max_slots)
+            slots = asyncio.Semaphore(self._config.policy.max_slots)
 
             async def one(number: int) -> EvaluatedAnswer | None:
-                async with room:
+                async with slots:
                     return await self._answer(clients, number, version, scored_as_text=as_text)
 
             found = await asyncio.gather(*(one(number) for number in range(self._count)))
@@ -159,7 +160,7 @@ class Evaluation:
 
     @property
     def _count(self) -> int:
-        """A greedy answer is always the same: each prompt once at most."""
+        """Number of answers; a greedy answer is always the same, so each prompt is answered at most once."""
         wanted = self._section.num_prompts
         return wanted if self._section.temperature else min(wanted, len(self._prompts))
 
@@ -220,10 +221,10 @@ class Evaluation:
 
 
 def figures(answers: list[EvaluatedAnswer]) -> dict[str, float]:
-    """Means over the answers, named as in metrics_ppo.jsonl.
+    """Return means over the answers, named as in metrics_ppo.jsonl.
 
     Raises:
-        FairleadError: if there are none.
+        FairleadError: if there are no answers.
     """
     if not answers:
         raise FairleadError("the services refused every held-out prompt")

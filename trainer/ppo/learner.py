@@ -1,7 +1,7 @@
-"""What learns from one rollout batch after the other, and what it must remember from one to the next.
+"""Learns from one rollout batch after the other, and keeps the state between them.
 
-Between the trainer's life and the pure parts of an update: holds β, the scale of scores and the place in the
-demonstrations of PPO-ptx, all of them part of the checkpoint. Knows no queue and no versions.
+Called by the trainer; calls the pure functions of an update in `step`. Holds β, the scale of scores and the
+position in the demonstrations of PPO-ptx, all part of the checkpoint. Knows no queue and no versions.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from fairlead.data.records import load_demonstrations
 from fairlead.errors import ConfigError, CorruptCheckpoint
 from fairlead.nn import adapters
 from fairlead.nn.loading import max_sequence_tokens
-from trainer.demonstrations import encode
+from trainer.demonstrations import DemonstrationStream, encode
 from trainer.ppo import actor_critic, objective, step
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.batch import RolloutBatch
-from trainer.ppo.ptx import DemonstrationStream
 from trainer.ppo.score_scale import ScoreScale
 from trainer.sequences import TokenSequence
 
 
 def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Learner:
-    """A learner that has learnt nothing yet, from the models and the demonstrations that a run names.
+    """Return an untrained learner with the models and demonstrations that a run names.
 
     Raises:
         ModelLoadError: if policy or reward model cannot be loaded.
-        ConfigError, DataError: for bad demonstrations.
+        ConfigError, DataError: for invalid demonstrations.
     """
     section = config.ppo
     reward_model = config.reward.path or str(config.folder.reward_model)
@@ -55,7 +54,7 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Learner:
 
 
 class Learner:
-    """Policy and critic under the recipe of `[ppo]`."""
+    """Policy and critic, trained by the recipe in `[ppo]`."""
 
     def __init__(
         self,
@@ -68,21 +67,23 @@ class Learner:
     ) -> None:
         """
         Args:
-            models: what is trained.
+            models: policy and critic.
             section: the recipe.
-            temperature: that rollouts are sampled at.
-            seed: the run's.
-            demonstrations: for PPO-ptx; not read without `ptx_coefficient`.
+            temperature: sampling temperature of the rollouts.
+            seed: the seed of the run.
+            demonstrations: for PPO-ptx; used only with `ptx_coefficient`.
 
         Raises:
-            ConfigError: if PPO-ptx is asked for and there are no demonstrations.
+            ConfigError: if `ptx_coefficient` is set and there are no demonstrations.
         """
-        self.models, self._section = models, section
-        self._temperature, self._seed = temperature, seed
+        self.models = models
+        self._section = section
+        self._temperature = temperature
+        self._seed = seed
         self.kl_coefficient = section.kl_coefficient
         """β of the next update."""
         self.scale = ScoreScale()
-        """Of all scores so far; stays empty without `normalise_scores`."""
+        """Mean and deviation of all scores so far; stays empty without `normalise_scores`."""
         if section.ptx_coefficient and not demonstrations:
             raise ConfigError(
                 "ppo.ptx_coefficient",
@@ -94,12 +95,12 @@ class Learner:
     def learn(
         self, rollouts: RolloutBatch, *, update: int, on_phase: Callable[[str], None] = lambda name: None
     ) -> dict[str, float]:
-        """One update; returns its figures, β among them.
+        """Do one update; return its figures, including β.
 
         Args:
             rollouts: the batch.
-            update: updates done before; decides learning rates and the order of mini-batches.
-            on_phase: told `prepare` and `train` when they begin.
+            update: updates done before; determines learning rates and the order of mini-batches.
+            on_phase: called with `prepare` and `train` when these phases begin.
         """
         section = self._section
         on_phase("prepare")
@@ -135,7 +136,7 @@ class Learner:
         return figures
 
     def state(self) -> dict[str, object]:
-        """What a resumed run needs besides the tensors."""
+        """Return the state that a resumed run needs in addition to the tensors."""
         return {
             "kl_coefficient": self.kl_coefficient,
             "score_scale": self.scale.to_json(),
@@ -144,11 +145,11 @@ class Learner:
         }
 
     def load_state(self, state: Mapping[str, object]) -> None:
-        """Takes over what `state` gave. A fixed β is the configuration's, whatever it was before.
+        """Restore what `state` returned. A fixed β comes from the configuration, not from the checkpoint.
 
         Raises:
-            CorruptCheckpoint: if something is missing.
-            ConfigError: if its tensors are an adapter's for another base or of another kind, or of none.
+            CorruptCheckpoint: if a value is missing or invalid.
+            ConfigError: if checkpoint and configuration differ in having an adapter, its kind or its base.
         """
         self._check_adapter(state.get("adapter"))
         try:
@@ -158,26 +159,28 @@ class Learner:
             if self._stream is not None:
                 self._stream.cursor = int(str(state["ptx_cursor"]))
         except (KeyError, ValueError) as error:
-            raise CorruptCheckpoint(f"the checkpoint's learning state: {error}") from error
+            raise CorruptCheckpoint(f"the checkpoint has an invalid learning state: {error!r}") from error
 
     def _check_adapter(self, theirs: object) -> None:
-        """An adapter means something with its own base and its own scale alone."""
+        """Check that the checkpoint's adapter has the kind and the base that the run is configured with."""
         ours = self.models.adapter
-        kept = "what the run's checkpoints were made with, or another name for the run"
+        allowed = "the settings that the run's checkpoints were written with, or another name for the run"
         if not isinstance(theirs, Mapping) or ours is None:
             if bool(theirs) != bool(ours):
                 got = (
-                    "0, and the checkpoints hold adapters"
+                    "0, but the checkpoints hold adapters"
                     if theirs
-                    else "above 0, and they hold whole models"
+                    else "above 0, but the checkpoints hold whole models"
                 )
-                raise ConfigError("ppo.lora.rank", got=got, allowed=kept)
+                raise ConfigError("ppo.lora.rank", got=got, allowed=allowed)
             return
         different = adapters.differences(theirs["config"], ours.config)
         if different:
-            raise ConfigError("ppo.lora", got="; ".join(different), allowed=kept)
+            raise ConfigError("ppo.lora", got="; ".join(different), allowed=allowed)
         if theirs["base_fingerprint"] != ours.base_fingerprint:
             base = theirs["config"].get("base_model_name_or_path")
             raise ConfigError(
-                "policy.path", got="weights that the adapters were not made on", allowed=f"{base!r} as it was"
+                "policy.path",
+                got="weights other than those that the checkpoints' adapters belong to",
+                allowed=f"{base!r}, unchanged",
             )

@@ -1,7 +1,7 @@
 """The largest size of the queue in bytes: the size of a rollout times the number that staleness allows.
 
-Logged at startup next to the memory that Redis may use, and exported as a metric. Computed from settings
-alone, not from the contents of the queue.
+Logged at startup next to the memory that Redis may use, and exported as a metric. Computed from settings, not
+from the contents of the queue.
 """
 
 from __future__ import annotations

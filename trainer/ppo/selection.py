@@ -1,9 +1,10 @@
-"""Which of the open tasks the next update trains, or for which it has to wait. Pure arithmetic on versions.
+"""Which of the open tasks the next update trains, and for which it has to wait. Pure arithmetic on versions.
 
-The rule: oldest dispatch first, and an update waits for every open task that it would leave behind too stale.
-Whatever finishes first would starve long answers: they would be dropped and sent again without end.
+The rule: the tasks dispatched first come first, and an update waits for every open task that would otherwise
+become too stale. Training on what finishes first would starve long answers: they would be dropped and sent
+again without end.
 
-B is the batch size; updates are numbered by how many came before.
+B is the batch size; the number of an update is the number of updates before it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from collections.abc import Collection, Mapping, Sequence
 def next_batch(
     deadlines: Mapping[int, int], finished: Collection[int], *, update: int, size: int
 ) -> list[int] | None:
-    """The tasks of a batch in order, or None: some task has to be waited for.
+    """Return the tasks of a batch in order, or None if the update has to wait for a task.
 
-    Tried in turn: the B finished tasks that were dispatched first; the B finished ones that become too stale
-    first. A batch is taken if every task left behind, finished or not, can still be trained by its deadline
-    with B a batch. After a fault no batch may do (more than B tasks must be trained now): then those that
-    become too stale first are taken, when they are finished.
+    Two candidates are tried in turn: the B finished tasks that were dispatched first, then the B finished
+    tasks that become too stale first. A candidate is taken if every remaining task, finished or not, can
+    still be trained by its deadline with B tasks per update. After a fault there may be no such batch (more
+    than B tasks must be trained now): then the tasks that become too stale first are taken, once all of them
+    are finished.
 
     Args:
-        deadlines: open task → the last update that may train it. That of an unfinished task is reckoned
-            from the weights at its dispatch, as it may be answered by them.
+        deadlines: open task → the last update that may train it. For an unfinished task it is computed from
+            the weights at its dispatch, which may be the ones that answer it.
         finished: the open tasks whose outcome has arrived.
         update: the number of this update.
         size: B; fewer are taken if fewer are open.
@@ -41,8 +43,8 @@ def next_batch(
 
 
 def _can_wait(deadlines: Mapping[int, int], batch: Sequence[int], *, update: int, size: int) -> bool:
-    """Whether the later updates can train what this batch leaves, each task by its deadline."""
+    """Return whether later updates can train every task outside this batch by its deadline."""
     taken = set(batch)
-    left = sorted(deadline for task_id, deadline in deadlines.items() if task_id not in taken)
-    # Earliest deadline first is optimal: the updates up to k have room for all that ends by k, for every k.
-    return all(bisect_right(left, last) <= (last - update) * size for last in set(left))
+    remaining = sorted(deadline for task_id, deadline in deadlines.items() if task_id not in taken)
+    # Earliest deadline first is optimal: for every k, the updates up to k hold all tasks that are due by k.
+    return all(bisect_right(remaining, last) <= (last - update) * size for last in set(remaining))

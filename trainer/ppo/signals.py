@@ -1,6 +1,6 @@
-"""Signals of reward hacking in the rollouts of one update: what is measured, and its value against the first.
+"""Signals of reward hacking in the rollouts of one update, measured and compared with the first update.
 
-Pure functions of a rollout batch; what a value means is `guard`'s business.
+Pure functions of a rollout batch; `guard` compares the values with their limits.
 
 Shapes: B rollouts, N response tokens.
 """
@@ -23,24 +23,24 @@ SIGNALS = (
     "score_length",
     "scores_outside",
 )
-"""Every signal of an update's rollouts, in the order of the report."""
+"""Every signal measured on the rollouts of an update, in the order of the report."""
 
 OVERCONFIDENCE = "overconfidence"
-"""The signal that comes from people: see `fresh_labels`."""
+"""The signal measured on human labels, see `fresh_labels`."""
 
 NGRAM = 3
-"""Tokens of the pieces whose repetition is counted."""
+"""Length in tokens of the n-grams whose repetition is measured."""
 _STANDARD_ERRORS = 3.0
 
 
 def measure(
     batch: RolloutBatch, figures: Mapping[str, float], *, quantiles: tuple[float, float] | None
 ) -> dict[str, float]:
-    """What the rollouts of an update are like, before any comparison.
+    """Measure the rollouts of an update, before any comparison.
 
     Args:
         batch: the rollouts.
-        figures: the update's own: `response_length`, `eos_rate`, `kl`, `kl_k3`, `entropy`.
+        figures: of the update; read are `response_length`, `eos_rate`, `kl`, `kl_k3` and `entropy`.
         quantiles: 0.5% and 99.5% quantiles of the reward model's training scores, if known.
     """
     responses = [sequence.token_ids[sequence.prompt_length :] for sequence in batch.sequences]
@@ -63,11 +63,11 @@ def measure(
 
 
 def values(now: Mapping[str, float], first: Mapping[str, float]) -> dict[str, float]:
-    """The signals; one without a baseline (a rate that began at 0) is left out.
+    """Return the signals; a signal without a baseline (a rate that began at 0) is left out.
 
     Args:
-        now: what `measure` gave for this update.
-        first: what it gave for the first update of the run.
+        now: the result of `measure` for this update.
+        first: the result of `measure` for the first update of the run.
     """
     found = {name: now[name] for name in ("kl", "kl_k3", "score_length", "scores_outside") if name in now}
     found["repetition"] = now["repeated"] - 3 * first["repeated"]
@@ -80,7 +80,7 @@ def values(now: Mapping[str, float], first: Mapping[str, float]) -> dict[str, fl
             found[signal] = now[figure] / first[figure]
     if first.get("eos_rate", 0.0) > 0 and "eos_rate" in now:
         rate = first["eos_rate"]
-        # Of answers that are often cut off from the start the rate moves by chance; that is no drop.
+        # If answers are often cut off from the start, the rate also varies by chance, which is not a drop.
         counts = 1 / now["episodes"] + 1 / first["episodes"]
         chance = _STANDARD_ERRORS * math.sqrt(rate * (1 - rate) * counts)
         found["eos_ratio"] = min(max(now["eos_rate"], rate), now["eos_rate"] + chance) / rate
@@ -88,13 +88,13 @@ def values(now: Mapping[str, float], first: Mapping[str, float]) -> dict[str, fl
 
 
 def repeated_share(tokens: Sequence[int]) -> float:
-    """Share of an answer's 3-grams that stood in it before; 0 for fewer than 3 tokens."""
-    pieces = [tuple(tokens[start : start + NGRAM]) for start in range(len(tokens) - NGRAM + 1)]
-    return 1 - len(set(pieces)) / len(pieces) if pieces else 0.0
+    """Return the share of an answer's 3-grams that occur earlier in it; 0 for fewer than 3 tokens."""
+    ngrams = [tuple(tokens[start : start + NGRAM]) for start in range(len(tokens) - NGRAM + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Rank correlation, ties by their mean rank; None where one side does not vary."""
+    """Return the rank correlation, ties by their mean rank; None if one side does not vary."""
     x, y = _ranks(first), _ranks(second)
     middle = (len(x) + 1) / 2
     spread = math.sqrt(sum((a - middle) ** 2 for a in x) * sum((b - middle) ** 2 for b in y))
@@ -111,7 +111,7 @@ def _ranks(numbers: Sequence[float]) -> list[float]:
         end = start
         while end + 1 < len(order) and numbers[order[end + 1]] == numbers[order[start]]:
             end += 1
-        for place in order[start : end + 1]:
-            ranks[place] = (start + end) / 2 + 1
+        for index in order[start : end + 1]:
+            ranks[index] = (start + end) / 2 + 1
         start = end + 1
     return ranks

@@ -1,7 +1,7 @@
 """One update of PPO: prepare a rollout batch once, then optimise over it in mini-batches.
 
-Pure learning; knows neither queue nor versions. The loss of an optimizer step is the mean over all its
-response tokens, so the gradient does not depend on how it was cut into micro-batches.
+The formulas are in `objective`. Knows neither queue nor versions. The loss of an optimizer step is the mean
+over all its response tokens, so the gradient does not depend on how it is split into micro-batches.
 
 Shapes: B rollouts, T response positions, N response tokens.
 """
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fairlead.config.training import PpoSection
+from trainer.demonstrations import DemonstrationStream
 from trainer.ppo import objective
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.batch import RolloutBatch
-from trainer.ppo.ptx import DemonstrationStream
 from trainer.ppo.score_scale import ScoreScale
 from trainer.seeds import permutation
 from trainer.sequences import PaddedSequences, TokenSequence, pack, pad
@@ -38,12 +38,12 @@ _OF_THE_FIRST_STEP = ("entropy", "mismatch_mean", "mismatch_max")
 
 @dataclass(frozen=True, slots=True)
 class PreparedBatch:
-    """A rollout batch with everything that stays fixed while it is learnt from."""
+    """A rollout batch with everything that stays fixed during its optimizer steps."""
 
     batch: RolloutBatch
     """The rollouts."""
     old_logprobs_N: Tensor
-    """log π_prox; of rollouts that are not stale the recorded behaviour log-probs."""
+    """log π_prox; for rollouts that are not stale, the recorded behaviour log-probs."""
     behaviour_weights_N: Tensor
     """Truncated π_prox/π_behaviour; exactly 1 for rollouts that are not stale."""
     old_values_N: Tensor
@@ -53,13 +53,13 @@ class PreparedBatch:
     returns_N: Tensor
     """Unwhitened advantages + old values."""
     value_clip_width: float
-    """Clip of the value's move, in the returns' own unit."""
+    """Largest change of a value before the clip, in the unit of the returns."""
 
 
 def micro_batches(
     batch: RolloutBatch, members: Sequence[int], *, max_tokens: int
 ) -> Iterator[tuple[PaddedSequences, Tensor]]:
-    """Padded sequences of each micro-batch, and where its tokens stand in the flat tensors."""
+    """Yield the padded sequences of each micro-batch, and the positions of its tokens in the flat tensors."""
     sequences = [batch.sequences[index] for index in members]
     for group in pack([len(sequence.token_ids) for sequence in sequences], max_tokens=max_tokens):
         padded = pad([sequences[index] for index in group], batch.scores_B.device)
@@ -76,20 +76,20 @@ def prepare(
     temperature: float = 1.0,
     scale: ScoreScale | None = None,
 ) -> tuple[PreparedBatch, dict[str, float]]:
-    """Proximal log-probs, old values, rewards, advantages and returns; and the figures of the rollouts.
+    """Compute proximal log-probs, old values, rewards, advantages, returns, and the figures of the rollouts.
 
     Args:
-        models: before the first step on this batch.
-        batch: the rollouts; those that are not stale were sampled by these very weights.
+        models: policy and critic before the first step on this batch.
+        batch: the rollouts; those that are not stale were sampled by exactly these weights.
         section: the recipe.
-        kl_coefficient: β of this update; the section's if None.
-        temperature: that was sampled at.
-        scale: of scores, this batch's included; only with `normalise_scores`.
+        kl_coefficient: β of this update; None: the section's.
+        temperature: sampling temperature of the rollouts.
+        scale: mean and deviation of the scores, including this batch; only with `normalise_scores`.
     """
     proximal_N = _proximal(models, batch, section, temperature=temperature)
     old_values_N = torch.empty_like(batch.behaviour_N)
-    everyone = range(len(batch.sequences))
-    for padded, where in micro_batches(batch, everyone, max_tokens=section.max_micro_batch_tokens):
+    all_rollouts = range(len(batch.sequences))
+    for padded, where in micro_batches(batch, all_rollouts, max_tokens=section.max_micro_batch_tokens):
         old_values_N[where] = models.values(padded)
     rewards_BT = objective.penalised_rewards(
         batch.rectangle(objective.KL_ESTIMATORS[section.kl_estimator](proximal_N, batch.reference_N)),
@@ -97,11 +97,11 @@ def prepare(
         batch.lengths_B,
         coefficient=section.kl_coefficient if kl_coefficient is None else kl_coefficient,
     )
-    learnt_BT = rewards_BT
+    learned_BT = rewards_BT
     if section.whiten_rewards:
-        learnt_BT = batch.rectangle(objective.whiten(rewards_BT[batch.mask_BT], shift_mean=False))
+        learned_BT = batch.rectangle(objective.whiten(rewards_BT[batch.mask_BT], shift_mean=False))
     advantages_BT, returns_BT = objective.gae(
-        learnt_BT,
+        learned_BT,
         batch.rectangle(old_values_N),
         batch.mask_BT,
         gamma=section.gae_gamma,
@@ -123,7 +123,7 @@ def prepare(
 
 
 def _proximal(models: ActorCritic, batch: RolloutBatch, section: PpoSection, *, temperature: float) -> Tensor:
-    """Log π_prox [N]: computed for stale rollouts, for the others the recorded log π_behaviour itself."""
+    """Return log π_prox [N]: computed for stale rollouts, else the recorded log π_behaviour."""
     stale = [index for index, is_stale in enumerate(batch.stale_B.tolist()) if is_stale]
     if not stale:
         return batch.behaviour_N
@@ -134,7 +134,7 @@ def _proximal(models: ActorCritic, batch: RolloutBatch, section: PpoSection, *, 
 
 
 def _figures(prepared: PreparedBatch, rewards_BT: Tensor, section: PpoSection) -> dict[str, float]:
-    """What the rollouts themselves say; divergences are sums over an answer, by each estimator."""
+    """Return the figures of the rollouts; divergences are sums over an answer, by each estimator."""
     batch = prepared.batch
     count = len(batch.sequences)
     divergences = {
@@ -173,10 +173,10 @@ def optimise(
     update: int,
     demonstrations: DemonstrationStream | None = None,
 ) -> dict[str, float]:
-    """Epochs over the batch, one permutation of it each, an optimizer step per mini-batch.
+    """Train for some epochs over the batch, each in a new permutation, with one step per mini-batch.
 
-    Returns the figures: losses, clip fraction, entropy, gradient norms, and, over the first mini-batch before
-    the first step, the mean ratio and |log π_trainer − log π_behaviour|.
+    Returns the figures: losses, clip fraction, entropy and gradient norms; and, over the first mini-batch
+    before the first step, the mean ratio and |log π_trainer − log π_behaviour|.
     """
     learning_rate = models.set_learning_rates(update)
     sums: defaultdict[str, float] = defaultdict(float)
@@ -211,10 +211,10 @@ def accumulate_gradients(
     *,
     temperature: float,
 ) -> dict[str, float]:
-    """Adds the gradients of one mini-batch, micro-batch by micro-batch; returns its figures per token.
+    """Add the gradients of one mini-batch, micro-batch by micro-batch; return its figures per token.
 
-    The mismatch is that of tokens that these weights are said to have sampled; it is left out if there are
-    none.
+    The mismatch is measured on tokens that were sampled by these weights according to their version; it is
+    left out if there are none.
     """
     batch = prepared.batch
     clips = {"clip_range_high": section.clip_range_high, "dual_clip": section.dual_clip}
@@ -223,7 +223,8 @@ def accumulate_gradients(
     mismatches: list[Tensor] = []
     stale_N = batch.per_token(batch.stale_B)
     for padded, where in micro_batches(batch, members, max_tokens=section.max_micro_batch_tokens):
-        old_N, advantages_N = prepared.old_logprobs_N[where], prepared.advantages_N[where]
+        old_N = prepared.old_logprobs_N[where]
+        advantages_N = prepared.advantages_N[where]
         logprobs_N, entropies_N = models.logprobs(padded, temperature=temperature)
         ratios_N = objective.ratios(logprobs_N, old_N)
         policy_loss_N = prepared.behaviour_weights_N[where] * objective.policy_loss(
@@ -256,7 +257,7 @@ def accumulate_gradients(
 def accumulate_ptx_gradients(
     models: ActorCritic, demonstrations: Sequence[TokenSequence], section: PpoSection
 ) -> float:
-    """Adds the gradient of γ · cross-entropy, the mean over all response tokens of the demonstrations.
+    """Add the gradient of γ · cross-entropy, the mean over all response tokens of the demonstrations.
 
     Returns the cross-entropy in nats per token.
     """

@@ -2,7 +2,7 @@
 
 `ledger.jsonl` (the journal) gets every outcome before its entry leaves the queue; `events.jsonl` gets what
 the trainer does to the queue. No decision of the trainer depends on them: the ledger in the checkpoint is
-the truth. Lines of abandoned lineages stay in the files; incarnation and update tell them apart.
+the truth. Lines of abandoned lineages stay in the files; incarnation and update distinguish them.
 """
 
 from __future__ import annotations

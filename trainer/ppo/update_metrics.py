@@ -15,7 +15,7 @@ from fairlead.types import Rollout
 def staleness(
     entries: Sequence[OutcomeEntry], *, update: int, metrics: TrainerMetrics | None = None
 ) -> dict[str, float]:
-    """Return by how many updates the rollouts lag behind the weights that train on them.
+    """Return by how many updates the rollouts are older than the weights that train on them.
 
     Counted from the weights of a rollout's oldest token, in two parts. In flight: from its oldest to its
     newest token, while newer weights arrived. In the queue: from its newest token to now.

@@ -1,1 +1,1 @@
-"""The reward model, from comparisons."""
+"""Training of the reward model on comparisons."""

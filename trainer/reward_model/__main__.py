@@ -11,7 +11,7 @@ from trainer.reward_model.train import train
 
 
 def body(config: RunConfig, metrics: TrainerMetrics) -> None:
-    """Runs the stage."""
+    """Run the stage."""
     train(config, metrics)
 
 

@@ -1,6 +1,6 @@
-"""What a reward model has to beat: the longer response wins, and a logistic regression on words.
+"""Baselines for a reward model: the longer response wins, and a logistic regression on words.
 
-Knows (winner, loser) pairs of texts and nothing of models. Margins are the winner's score less the loser's.
+Knows (winner, loser) pairs of texts and no models. A margin is the winner's score minus the loser's.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ Pairs = Sequence[tuple[str, str]]
 
 
 def longer_wins(pairs: Pairs) -> list[float]:
-    """Differences of length in words."""
+    """Return the difference in length of each pair, in words."""
     return [float(len(winner.split()) - len(loser.split())) for winner, loser in pairs]
 
 
 def bag_of_words(train: Pairs, heldout: Pairs) -> list[float]:
-    """Margins on `heldout` of a logistic regression on differences of word counts, fitted to `train`.
+    """Return the margins on `heldout` of a logistic regression on word-count differences, fitted to `train`.
 
-    It knows words but not their order, and nothing of the prompt. It has no intercept, as a comparison read
-    backwards is its opposite, and an L2 penalty of ½·|w|².
+    It uses neither the order of words nor the prompt. It has no intercept, as swapping winner and loser must
+    flip the sign, and an L2 penalty of ½·|w|².
     """
     words = {word for pair in train for text in pair for word in text.split()}
     if not words or not heldout:
         return [0.0] * len(heldout)
     index = {word: column for column, word in enumerate(sorted(words))}
-    train_PW, heldout_PW = _count_differences(train, index), _count_differences(heldout, index)
+    train_PW = _count_differences(train, index)
+    heldout_PW = _count_differences(heldout, index)
 
     def loss(weights_W: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         margins_P = train_PW @ weights_W
@@ -42,8 +43,11 @@ def bag_of_words(train: Pairs, heldout: Pairs) -> list[float]:
 
 
 def _count_differences(pairs: Iterable[tuple[str, str]], index: Mapping[str, int]) -> csr_matrix:
-    """[P, W], sparse: real texts have many words, and each pair few of them."""
-    rows, columns, signs, count = [], [], [], 0
+    """Return [P, W], sparse: texts have many different words, and each pair few of them."""
+    rows: list[int] = []
+    columns: list[int] = []
+    signs: list[float] = []
+    count = 0
     for row, (winner, loser) in enumerate(pairs):
         count = row + 1
         for text, sign in ((winner, 1.0), (loser, -1.0)):

@@ -1,6 +1,6 @@
-"""How good a reward model's comparisons are: accuracy with its interval, calibration error and its remedy.
+"""Accuracy of a reward model with its interval, calibration error, and the temperature that reduces it.
 
-Everything is computed from margins, the score of the preferred response less that of the other.
+Everything is computed from margins: the score of the preferred response minus that of the other one.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ import numpy as np
 from scipy.optimize import brentq
 
 RESAMPLES = 1_000
-"""Draws behind a bootstrap interval."""
+"""Bootstrap samples for an interval."""
 BINS = 10
 """Bins of equal width over the confidence, from 0.5 to 1."""
-FEWEST_PAIRS = 30
-"""Of fewer comparisons a temperature says nothing: its standard error is near half of itself."""
+MIN_PAIRS = 30
+"""With fewer comparisons a temperature is meaningless: its standard error is about half its value."""
 FOLDS = 5
-"""Parts that prompts are dealt into to judge a temperature on pairs that it was not fitted to."""
+"""Folds of prompts, so that a temperature is judged on pairs that it was not fitted to."""
 _LARGEST_SLOPE = 1e4
 
 
 def accuracy(margins: Sequence[float]) -> float:
-    """Share of positive margins; equal scores count half. NaN for none."""
+    """Return the share of positive margins; equal scores count half. NaN without margins."""
     if not margins:
         return float("nan")
     return sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins) / len(margins)
 
 
 def wilson_interval(share: float, count: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """95% interval of a share of `count` trials (Wilson 1927); it stays within [0, 1]."""
+    """Return the 95% interval of a share of `count` trials, within [0, 1] (Wilson 1927)."""
     if not count:
         return 0.0, 1.0
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
@@ -39,10 +39,10 @@ def wilson_interval(share: float, count: int, *, z: float = 1.959964) -> tuple[f
 
 
 def interval_by_prompt(margins: Mapping[str, Sequence[float]], *, seed: int) -> tuple[float, float]:
-    """95% interval of the accuracy over all pairs, by drawing prompts again with replacement.
+    """Return the 95% interval of the accuracy over all pairs, by resampling prompts with replacement.
 
-    Pairs of one prompt share its difficulty and its responses, so they say less than as many independent
-    trials do; Wilson's interval is too narrow for them (Efron 1979, resampling the independent unit).
+    Pairs of one prompt share its difficulty and its responses, so they carry less information than as many
+    independent trials; Wilson's interval is too narrow (Efron 1979, resampling the independent unit).
     """
     groups = [found for found in margins.values() if found]
     if not groups:
@@ -55,9 +55,9 @@ def interval_by_prompt(margins: Mapping[str, Sequence[float]], *, seed: int) -> 
 
 
 def expected_calibration_error(margins: Sequence[float]) -> float:
-    """Mean gap between confidence σ(|margin|) and accuracy over equal bins of confidence, by their weight.
+    """Return the mean gap of confidence σ(|margin|) and accuracy over equal bins, weighted by their size.
 
-    Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3. NaN for no margins.
+    Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3. NaN without margins.
     """
     if not margins:
         return float("nan")
@@ -71,14 +71,14 @@ def expected_calibration_error(margins: Sequence[float]) -> float:
 
 
 def fit_temperature(margins: Sequence[float]) -> float | None:
-    """The T > 0 for which σ(margin / T) is most likely to have given these comparisons.
+    """Return the T > 0 that maximises the likelihood σ(margin / T) of these comparisons.
 
     Temperature scaling (Guo et al. 2017, section 4.2): the mean of log(1 + exp(−margin·b)) is convex in
-    b = 1/T, so its derivative has one root at most. None where that says nothing: fewer than FEWEST_PAIRS
-    pairs, margins that are negative on average (T would be infinite), or a model never wrong (T would be 0).
+    b = 1/T, so its derivative has at most one root. None if there is no meaningful T: fewer than MIN_PAIRS
+    pairs, margins that are negative on average (T would be infinite), or no wrong pair (T would be 0).
     """
     margins_P = np.asarray(margins, dtype=np.float64)
-    if len(margins_P) < FEWEST_PAIRS or not np.isfinite(margins_P).all():
+    if len(margins_P) < MIN_PAIRS or not np.isfinite(margins_P).all():
         return None
     scale = float(np.abs(margins_P).mean())
     if scale == 0.0 or margins_P.mean() <= 0 or (margins_P >= 0).all():
@@ -94,9 +94,9 @@ def fit_temperature(margins: Sequence[float]) -> float | None:
 
 
 def calibrated_error(margins: Mapping[str, Sequence[float]]) -> float:
-    """Calibration error of margins divided by a temperature, each by one fitted to other prompts' pairs.
+    """Return the calibration error of margins, each divided by a temperature fitted to other prompts.
 
-    NaN where the pairs of other prompts give none.
+    NaN if the pairs of other prompts do not determine a temperature.
     """
     groups = [found for found in margins.values() if found]
     divided: list[float] = []

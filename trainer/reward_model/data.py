@@ -1,8 +1,8 @@
 """Comparisons as token sequences: every response once, and the pairs among them.
 
-A ranking is one element of a batch. So are pairs that follow one another and share the prompt and a response,
-as a ranking does that was written as its pairs. Rankings of one prompt by several people stay apart: nobody
-compared the answers of one with those of another.
+A ranking is one element of a batch. So are consecutive pairs that share the prompt and a response, which is
+how a ranking looks when it is written as pairs. Rankings of one prompt by several people stay separate:
+nobody compared the responses in one with those in another.
 
 Shapes: K responses of a prompt.
 """
@@ -23,20 +23,20 @@ from trainer.seeds import permutation
 
 @dataclass(frozen=True, slots=True)
 class EncodedRanking:
-    """The compared responses of one prompt."""
+    """The compared responses to one prompt."""
 
     sequences: tuple[tuple[int, ...], ...]
     """Prompt and response ids with EOS, of each of the K different responses."""
     pairs: tuple[tuple[int, int], ...]
     """(winner, loser), as indices of `sequences`; never empty."""
     prompt: str = ""
-    """What was asked."""
+    """The prompt as text."""
     texts: tuple[str, ...] = ()
     """The responses, in the order of `sequences`."""
 
     @property
     def text_pairs(self) -> list[tuple[str, str]]:
-        """(winner, loser) as texts."""
+        """Every pair as texts: (winner, loser)."""
         return [(self.texts[winner], self.texts[loser]) for winner, loser in self.pairs]
 
     @property
@@ -47,20 +47,20 @@ class EncodedRanking:
 
 @dataclass(frozen=True, slots=True)
 class EncodedComparisons:
-    """The elements of a file, and what became of the rest of it."""
+    """The encoded rankings of a file, and how many others were cut or skipped."""
 
     rankings: tuple[EncodedRanking, ...]
-    """Those that compare anything."""
+    """Rankings with at least one pair."""
     truncated: int
-    """Sequences that lost the left of their prompt to fit."""
+    """Sequences whose prompt was cut on the left to fit."""
     ties: int
-    """Pairs left out: of equal rank, of scores too close, or of the same text."""
+    """Pairs that were left out: of equal rank, with scores too close, or of the same text."""
     skipped: int
-    """Rankings in which everything is tied."""
+    """Rankings without any pair because everything is tied."""
 
 
 def elements(records: Iterable[Comparisons]) -> Iterator[RankedResponses | list[Preference]]:
-    """Rankings as they are; neighbouring pairs of one prompt that share a response, together."""
+    """Yield rankings unchanged, and consecutive pairs of one prompt that share a response as one element."""
     current: list[Preference] = []
     texts: set[str] = set()
     for record in records:
@@ -68,7 +68,8 @@ def elements(records: Iterable[Comparisons]) -> Iterator[RankedResponses | list[
         shares = isinstance(record, Preference) and texts & {record.chosen, record.rejected}
         if current and not (joins and shares):
             yield current
-            current, texts = [], set()
+            current = []
+            texts = set()
         if isinstance(record, Preference):
             current.append(record)
             texts |= {record.chosen, record.rejected}
@@ -79,7 +80,7 @@ def elements(records: Iterable[Comparisons]) -> Iterator[RankedResponses | list[
 
 
 def compared(element: RankedResponses | list[Preference]) -> tuple[Prompt, list[tuple[str, str]], int]:
-    """Prompt, (winner, loser) texts of all pairs that are no ties, and the number of ties."""
+    """Return the prompt, the (winner, loser) texts of all pairs except ties, and the number of ties."""
     if not isinstance(element, RankedResponses):
         return element[0].prompt, [(pair.chosen, pair.rejected) for pair in element], 0
     texts = element.texts
@@ -89,10 +90,10 @@ def compared(element: RankedResponses | list[Preference]) -> tuple[Prompt, list[
 def encode(
     records: Iterable[Comparisons], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> EncodedComparisons:
-    """Rankings of token sequences. A response that is in no pair is not read.
+    """Encode comparisons as token sequences; a response that is in no pair is left out.
 
     Raises:
-        DataError: a prompt of messages, and the tokenizer has no chat template or the template refuses it.
+        DataError: for a conversation, if there is no chat template or the template refuses it.
     """
     rankings: list[EncodedRanking] = []
     truncated = ties = skipped = 0
@@ -118,20 +119,21 @@ def encode(
 
 
 def batches(count: int, *, size: int, seed: int, epoch: int, member: int = 0) -> Iterator[list[int]]:
-    """Indices of each optimizer step of an epoch, in one permutation per epoch and member of an ensemble."""
+    """Yield the indices of each optimizer step, in one permutation per epoch and ensemble member."""
     order = permutation(count, seed, "reward_model", epoch, *([member] if member else []))
     for start in range(0, count, size):
         yield order[start : start + size]
 
 
 def pack(rankings: Sequence[EncodedRanking], *, max_tokens: int) -> Iterator[list[EncodedRanking]]:
-    """Cuts rankings into micro-batches of at most `max_tokens` padded tokens; a ranking is never cut."""
+    """Yield micro-batches of at most `max_tokens` padded tokens; a ranking is never split."""
     members: list[EncodedRanking] = []
     rows = 0
     for ranking in sorted(rankings, key=lambda ranking: -ranking.longest):
         if members and (rows + len(ranking.sequences)) * members[0].longest > max_tokens:
             yield members
-            members, rows = [], 0
+            members = []
+            rows = 0
         members.append(ranking)
         rows += len(ranking.sequences)
     if members:

@@ -1,7 +1,7 @@
-"""What a trained reward model is worth: accuracy beside its baselines, calibration, where demonstrations lie.
+"""Evaluation of a trained reward model: accuracy and its baselines, calibration, scores of demonstrations.
 
 Also shifts the bias so that demonstrations score 0 on average (Stiennon et al. 2020, section 3.4): a loss on
-differences leaves the zero open, and PPO's first values and the report want one that means something.
+differences does not determine the zero, and PPO's first values and the report need a meaningful one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from trainer.sequences import pack
 
 Model = RewardModel | RewardEnsemble
 MAX_DEMONSTRATIONS = 2_048
-"""Demonstrations scored at most; the mean of as many is known to 2% of their standard deviation."""
+"""Most demonstrations to score; their mean is then known to about 2% of their standard deviation."""
 MAX_RANKINGS = 2_048
-"""Rankings whose scores the quantiles are taken from, at most."""
+"""Most rankings whose scores the quantiles are computed from."""
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def margins_by_prompt(
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[dict[str, list[float]], list[float]]:
-    """Margins of the pairs of each prompt, and the loss of each ranking."""
+    """Return the margins of the pairs of each prompt, and the loss of each ranking."""
     margins: dict[str, list[float]] = {}
     losses: list[float] = []
     for members in data.pack(rankings, max_tokens=max_tokens):
@@ -131,7 +131,7 @@ def mean_score(
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    """Mean score of the sequences; NaN for none."""
+    """Return the mean score of the sequences; NaN without sequences."""
     total = 0.0
     for group in pack([len(sequence) for sequence in sequences], max_tokens=max_tokens):
         total += float(loss.score(model, [sequences[index] for index in group], dtype=dtype).double().sum())
@@ -140,7 +140,7 @@ def mean_score(
 
 @torch.no_grad()
 def shift(model: RewardModel, amount: float) -> None:
-    """Adds a constant to every score."""
+    """Add a constant to every score."""
     model.head.bias.add_(amount)
 
 

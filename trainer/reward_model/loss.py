@@ -18,12 +18,12 @@ from trainer.sequences import autocast
 
 
 def ranking_loss(scores_K: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Mean loss of the pairs of one prompt; ln 2 where the scores are equal."""
+    """Return the mean loss of the pairs of one prompt; ln 2 if their scores are equal."""
     return -logsigmoid(margins(scores_K, pairs)).mean()
 
 
 def margins(scores_K: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Score of the winner less that of the loser, [P]."""
+    """Return the score of the winner minus that of the loser, [P]."""
     index_P2 = torch.tensor(pairs, dtype=torch.long, device=scores_K.device)
     return scores_K[index_P2[:, 0]] - scores_K[index_P2[:, 1]]
 
@@ -34,7 +34,7 @@ def forward(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """Scores [K] of each ranking, every response read once, all in one forward pass."""
+    """Return the scores [K] of each ranking, every response once, all in one forward pass."""
     sequences = [sequence for ranking in rankings for sequence in ranking.sequences]
     scores_B = score(model, sequences, dtype=dtype)
     return list(torch.split(scores_B, [len(ranking.sequences) for ranking in rankings]))
@@ -46,7 +46,7 @@ def score(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Score [B] of each sequence, in one forward pass."""
+    """Return the score [B] of each sequence, in one forward pass."""
     device = model.device
     width = max(len(sequence) for sequence in sequences)
     tokens_BT = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -64,7 +64,7 @@ def micro_batch_losses(
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:
-    """Loss of each micro-batch, as its share of the mean over **all** rankings given."""
+    """Yield the loss of each micro-batch, as its share of the mean over all rankings given."""
     for members in pack(rankings, max_tokens=max_tokens):
         scores = forward(model, members, dtype=dtype)
         losses = [

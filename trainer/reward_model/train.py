@@ -1,7 +1,7 @@
 """Training the reward model on comparisons, from the SFT model with a new scalar head.
 
-Reads rankings and pairs, leaves a model folder (or an ensemble's) that the reward service loads. Knows no
-services and no queue.
+Reads rankings and pairs, writes a model folder (or that of an ensemble) which the reward service loads. Knows
+no services and no queue.
 """
 
 from __future__ import annotations
@@ -50,13 +50,14 @@ Result = dict[str, float | str | list[float] | dict[str, dict[str, float]]]
 
 
 def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
-    """Trains and writes the model folder and the result; returns the result.
+    """Train, write the model folder and the result, and return the result.
 
     Raises:
-        ConfigError: without comparisons to learn from.
-        ModelLoadError: if the model to start from cannot be loaded.
+        ConfigError: if there are no comparisons.
+        ModelLoadError: if the initial model cannot be loaded.
     """
-    begun, section = time.monotonic(), config.reward_model
+    begun = time.monotonic()
+    section = config.reward_model
     set_threads(section)
     path = section.path or str(config.folder.sft_model)
     preferences = load_preferences(config)
@@ -96,7 +97,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
 
 
 def _fresh(config: RunConfig, path: str, member: int) -> RewardModel:
-    # Weights stay float32; `dtype` is what the body computes in.
+    # Weights stay float32; the body computes in `dtype`.
     section = config.reward_model.model_copy(update={"dtype": "float32"})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(config.seed, "reward_head", *([member] if member else [])))
@@ -113,10 +114,11 @@ def _epochs(
     heldout: Sequence[data.EncodedRanking],
     metrics: TrainerMetrics | None,
 ) -> float:
-    """Trains one member after the other; returns the mean loss of their last epochs."""
+    """Train one member after the other; return the mean loss of their last epochs."""
     section = config.reward_model
     steps = section.epochs * math.ceil(len(rankings) / section.batch_size)
-    total, last = steps * len(members), 0.0
+    total = steps * len(members)
+    last = 0.0
     with Tracker(
         "reward_model", config.folder, total=total, tensorboard=config.observe.tensorboard, metrics=metrics
     ) as tracker:
@@ -131,11 +133,17 @@ def _epochs(
                     config, model, rankings, optimizer, tracker, (number, epoch, number * steps)
                 )
                 if not math.isfinite(train_loss):
-                    raise FairleadError(f"reward_model: the loss is {train_loss}; lower the learning rate")
+                    raise FairleadError(
+                        f"reward_model: the loss is {train_loss}: lower reward_model.learning_rate"
+                    )
                 tracker.phase("evaluate")
                 if heldout:
-                    dtype, budget = torch_dtype(section), section.max_micro_batch_tokens
-                    figures = evaluate(model, heldout, max_tokens=budget, dtype=dtype)
+                    figures = evaluate(
+                        model,
+                        heldout,
+                        max_tokens=section.max_micro_batch_tokens,
+                        dtype=torch_dtype(section),
+                    )
                     tracker.record(
                         tracker.step, {f"heldout_{name}": value for name, value in figures.items()}
                     )
@@ -152,11 +160,16 @@ def _epoch(
     tracker: Tracker,
     place: tuple[int, int, int],
 ) -> float:
-    """One pass; `place` is the member, the epoch, the steps of the members before. Returns the mean loss."""
-    section, (member, epoch, before) = config.reward_model, place
+    """Train for one epoch; return the mean loss.
+
+    `place` is the member, the epoch, and the number of steps of the members before.
+    """
+    section = config.reward_model
+    member, epoch, before = place
     parameters = model.parameters()
     per_epoch = math.ceil(len(rankings) / section.batch_size)
-    total, seen = section.epochs * per_epoch, list[float]()
+    total = section.epochs * per_epoch
+    seen: list[float] = []
     for indices in data.batches(
         len(rankings), size=section.batch_size, seed=config.seed, epoch=epoch, member=member
     ):
@@ -182,11 +195,12 @@ def _epoch(
 def _centre(
     config: RunConfig, members: Sequence[RewardModel], tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> dict[str, float]:
-    """Shifts every member so that demonstrations score 0 on average, and says where they are then."""
+    """Shift every member so that demonstrations score 0 on average; return their mean scores afterwards."""
     sequences = demonstration_sequences(config, tokenizer, max_tokens=limit)
     if sequences is None:
         return {}
-    budget, dtype = config.reward_model.max_micro_batch_tokens, torch_dtype(config.reward_model)
+    budget = config.reward_model.max_micro_batch_tokens
+    dtype = torch_dtype(config.reward_model)
     for model in members:
         shift(model, -mean_score(model, sequences.train, max_tokens=budget, dtype=dtype))
     served = _served(config, members)
@@ -214,7 +228,7 @@ def _save(
         fitted = None if temperature is None else EnsembleTemperature(temperature, rule, weight)
         paths = write_members(folder, len(members), temperature=fitted)
     for model, path in zip(members, paths, strict=True):
-        # An ensemble's is that of its members together.
+        # An ensemble has one temperature for all members.
         model.set_temperature(temperature if len(members) == 1 else None)
         model.save(path, tokenizer)
 
@@ -225,10 +239,9 @@ def _figures(
     rankings: Sequence[data.EncodedRanking],
     heldout: Sequence[data.EncodedRanking],
 ) -> tuple[Result, float | None]:
-    """How good the model, or the ensemble as it is served, is on unseen prompts, and its baselines; and the
-    temperature that calibrates its scores.
-    """
-    budget, dtype = config.reward_model.max_micro_batch_tokens, torch_dtype(config.reward_model)
+    """Return the figures of the served model on held-out prompts, and its calibration temperature."""
+    budget = config.reward_model.max_micro_batch_tokens
+    dtype = torch_dtype(config.reward_model)
     served = _served(config, members)
     margins, losses = margins_by_prompt(served, heldout, max_tokens=budget, dtype=dtype)
     flat = [margin for group in margins.values() for margin in group]
@@ -246,7 +259,7 @@ def _figures(
             evaluate(member, heldout, max_tokens=budget, dtype=dtype)["accuracy"] for member in members
         ]
     if temperature is None:
-        logger.warning("no calibration temperature: %d held-out pairs do not say one", len(flat))
+        logger.warning("no calibration temperature: %d held-out pairs do not determine one", len(flat))
     return found, temperature
 
 

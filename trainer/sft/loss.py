@@ -1,6 +1,6 @@
-"""Cross-entropy on the response tokens: prompts are read, never learnt.
+"""Cross-entropy on the response tokens; prompts are read, never learned.
 
-`row_tokens` is the width of packed rows; 0 pads instead. The loss is the same.
+`row_tokens` is the width of packed rows; 0 pads instead. The loss is the same either way.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def micro_batch_losses(
     row_tokens: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:
-    """Loss of each micro-batch, as its share of the mean over **all** response tokens of the sequences.
+    """Yield the loss of each micro-batch, as its share of the mean over all response tokens of the sequences.
 
-    Adding the gradients of the parts gives the gradient of the whole, however it was split.
+    The sum of the gradients does not depend on the split into micro-batches.
     """
     total_tokens = sum(sequence.response_length for sequence in sequences)
     if row_tokens:
@@ -46,7 +46,7 @@ def mean_loss(
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    """Nats per response token over all sequences; NaN for none."""
+    """Return nats per response token over all sequences; NaN without sequences."""
     if not sequences:
         return float("nan")
     parts = micro_batch_losses(model, sequences, max_tokens=max_tokens, dtype=dtype)

@@ -1,7 +1,7 @@
-"""Several sequences behind one another in a row, each blind to the others: less padding, the same loss.
+"""Packs several sequences into a row without attention between them: less padding, the same loss.
 
-The model is given positions that restart and no mask; transformers then keeps the sequences apart, in every
-kind of attention. `check` finds an architecture that does not.
+The model gets positions that restart with each sequence and no mask; transformers then separates the
+sequences in every kind of attention. `check` detects an architecture that does not.
 
 Shapes: B rows, T positions, N response tokens of all sequences.
 """
@@ -21,26 +21,26 @@ from trainer.sequences import TokenSequence, autocast, pad, response_logprobs
 
 Row = list[TokenSequence]
 TOLERANCE = 1e-3
-"""Nats; a sequence that sees its neighbours is off by far more, another order of sums by far less."""
+"""In nats. Attention to other sequences changes log-probs far more, another order of sums far less."""
 
 
 def rows(sequences: Sequence[TokenSequence], *, width: int) -> list[Row]:
-    """Rows of at most `width` tokens: each sequence, longest first, into the first row that has room."""
+    """Return rows of at most `width` tokens; each sequence, longest first, goes to the first row it fits."""
     found: list[Row] = []
-    room: list[int] = []
+    free_tokens: list[int] = []
     for sequence in sorted(sequences, key=lambda sequence: -len(sequence.token_ids)):
         length = len(sequence.token_ids)
-        place = next((index for index, left in enumerate(room) if left >= length), len(found))
+        place = next((index for index, free in enumerate(free_tokens) if free >= length), len(found))
         if place == len(found):
             found.append([])
-            room.append(width)
+            free_tokens.append(width)
         found[place].append(sequence)
-        room[place] -= length
+        free_tokens[place] -= length
     return found
 
 
 def groups(packed: Sequence[Row], *, max_tokens: int) -> Iterator[list[Row]]:
-    """Rows of like length, as many as `max_tokens` padded tokens hold; one at least."""
+    """Yield groups of rows of similar length with at most `max_tokens` padded tokens, or one row."""
     group: list[Row] = []
     for row in sorted(packed, key=lambda row: -_length(row)):
         if group and (len(group) + 1) * _length(group[0]) > max_tokens:
@@ -54,10 +54,10 @@ def groups(packed: Sequence[Row], *, max_tokens: int) -> Iterator[list[Row]]:
 def row_logprobs(
     model: PreTrainedModel, packed: Sequence[Row], *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Log-probs [N] of the response tokens, row by row and sequence by sequence."""
+    """Return log-probs [N] of the response tokens, row by row and sequence by sequence."""
     width = max(map(_length, packed))
     tokens_BT = torch.zeros(len(packed), width, dtype=torch.long)
-    # What is left of a row is a sequence of its own, which nobody looks at.
+    # The rest of a row is a separate sequence whose outputs are not used.
     positions_BT = torch.zeros(len(packed), width, dtype=torch.long)
     numbers, columns, targets = [], [], []
     for number, row in enumerate(packed):
@@ -71,7 +71,8 @@ def row_logprobs(
             targets.append(torch.tensor(sequence.token_ids[sequence.prompt_length :]))
             start += length
         positions_BT[number, start:] = torch.arange(width - start)
-    body, device = model.base_model, model.device
+    body = model.base_model
+    device = model.device
     assert isinstance(body, PreTrainedModel)
     with autocast(device, dtype):
         hidden_BTH: Tensor = body(
@@ -84,19 +85,19 @@ def row_logprobs(
 
 @torch.no_grad()
 def check(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> None:
-    """Compares a few sequences in one row with the same ones padded.
+    """Check that a few sequences have the same log-probs packed in one row as padded.
 
     Raises:
-        ConfigError: the model's architecture does not keep them apart.
+        ConfigError: if the architecture does not separate packed sequences.
     """
     row = sorted(sequences, key=lambda sequence: len(sequence.token_ids))[:4]
-    together = row_logprobs(model, [row])
-    apart, _ = response_logprobs(model, pad(row, model.device), temperature=1.0)
-    gap = float((together - apart).abs().max())
-    if not gap <= TOLERANCE:
+    packed = row_logprobs(model, [row])
+    padded, _ = response_logprobs(model, pad(row, model.device), temperature=1.0)
+    difference = float((packed - padded).abs().max())
+    if not difference <= TOLERANCE:
         raise ConfigError(
             "sft.batching",
-            got=f"'packing', and {type(model).__name__} lets packed sequences see one another",
+            got=f"'packing', but {type(model).__name__} lets packed sequences attend to one another",
             allowed="'length' for this architecture",
         )
 

@@ -1,7 +1,7 @@
-"""A small Llama with random weights and a tokenizer made from the run's own texts.
+"""A small Llama with random weights and a tokenizer trained on the run's own texts.
 
-What SFT starts from when `[model] path` is empty. BOS stands before every prompt, so an empty prompt is
-still one token; pad, BOS, EOS and unknown are distinct ids.
+SFT starts from it when `[model] path` is empty. BOS precedes every prompt, so an empty prompt is still one
+token; pad, BOS, EOS and unknown are distinct ids.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _SPECIAL = [PAD, BOS, EOS, UNKNOWN]
 
 
 def make_tokenizer(texts: Iterable[str], scratch: ScratchModel) -> PreTrainedTokenizerFast:
-    """A word-level or byte-level BPE tokenizer trained on the texts.
+    """Return a word-level or byte-level BPE tokenizer trained on the texts.
 
     Raises:
-        ConfigError: if `bpe` is given fewer entries than the 256 bytes and the special tokens need.
+        ConfigError: if the vocabulary for `bpe` is smaller than 256 bytes and the special tokens.
     """
     if scratch.tokenizer == "words":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
@@ -32,12 +32,12 @@ def make_tokenizer(texts: Iterable[str], scratch: ScratchModel) -> PreTrainedTok
             vocab_size=scratch.vocabulary_size, special_tokens=_SPECIAL, show_progress=False
         )
     else:
-        least = 256 + len(_SPECIAL)
-        if scratch.vocabulary_size < least:
+        minimum = 256 + len(_SPECIAL)
+        if scratch.vocabulary_size < minimum:
             raise ConfigError(
                 "model.scratch.vocabulary_size",
                 got=scratch.vocabulary_size,
-                allowed=f"at least {least} with tokenizer = 'bpe'",
+                allowed=f"at least {minimum} with tokenizer = 'bpe'",
             )
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,16 +63,16 @@ def make_tokenizer(texts: Iterable[str], scratch: ScratchModel) -> PreTrainedTok
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, scratch: ScratchModel, *, seed: int) -> LlamaForCausalLM:
-    """A Llama of the given sizes with tied embeddings, in float32; the draw depends on the seed alone.
+    """Return a Llama of the given sizes with tied embeddings, in float32; weights depend only on the seed.
 
     Raises:
-        ConfigError: if the heads do not divide the width.
+        ConfigError: if the heads do not divide the hidden size.
     """
     if scratch.hidden_size % (2 * scratch.num_heads):
         raise ConfigError(
             "model.scratch.num_heads",
             got=scratch.num_heads,
-            allowed=f"heads of an even width that divide hidden_size {scratch.hidden_size}",
+            allowed=f"a number for which hidden_size {scratch.hidden_size} / num_heads is an even integer",
         )
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,6 +1,6 @@
-"""Supervised fine-tuning: from a base model, or from scratch, to the model that everything else starts from.
+"""Supervised fine-tuning: from a base model, or from scratch, to the model that the other stages start from.
 
-Reads demonstrations, leaves a model folder. Knows no services and no queue.
+Reads demonstrations, writes a model folder. Knows no services and no queue.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig
-from fairlead.data.demonstrations import Conversation, Demonstration, Example
+from fairlead.data.demonstrations import FORMATS, Conversation, Demonstration, Example
 from fairlead.data.records import Split, load_demonstrations
 from fairlead.errors import ConfigError, FairleadError
 from fairlead.metrics import TrainerMetrics
@@ -36,7 +36,7 @@ from trainer import demonstrations as encoding
 from trainer import durable, memory, optim, seeds
 from trainer.results import config_hash
 from trainer.sequences import TokenSequence
-from trainer.sft import data, loss, packing, scratch
+from trainer.sft import loss, packing, scratch
 from trainer.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -46,14 +46,15 @@ Result = dict[str, float | str | dict[str, float]]
 
 
 def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
-    """Fine-tunes and writes the model folder and the result; returns the result.
+    """Fine-tune, write the model folder and the result, and return the result.
 
     Raises:
-        ConfigError: for demonstrations of which none fits the model, and packing that it cannot do.
+        ConfigError: if no demonstration fits the model, or the model does not support packing.
         DataError: for conversations without a chat template.
         ModelLoadError: if the base model cannot be loaded.
     """
-    begun, section = time.monotonic(), config.sft
+    begun = time.monotonic()
+    section = config.sft
     set_threads(section)
     demonstrations = load_demonstrations(config)
     model, tokenizer = base_model(config, demonstrations)
@@ -63,10 +64,14 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     sequences, truncated = encoding.encode(demonstrations.train, tokenizer, max_tokens=limit)
     heldout = {
         name: encoding.encode(examples, tokenizer, max_tokens=limit)[0]
-        for name, examples in data.by_format(demonstrations.heldout).items()
+        for name, examples in by_format(demonstrations.heldout).items()
     }
     if not sequences:
-        raise ConfigError("sft.max_sequence_tokens", got=limit, allowed="room for the prompts and an answer")
+        raise ConfigError(
+            "sft.max_sequence_tokens",
+            got=limit,
+            allowed="more tokens than the prompts of the demonstrations",
+        )
     if truncated:
         logger.warning("%d demonstrations are longer than %d tokens and were cut", truncated, limit)
     if section.batching == "packing":
@@ -96,7 +101,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
 def base_model(
     config: RunConfig, demonstrations: Split[Example]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of `[model] path`, or new ones; weights in float32 unless they stay frozen."""
+    """Return model and tokenizer of `[model] path`, or new ones; trained weights are float32."""
     section = config.sft
     if not section.lora.rank:
         section = section.model_copy(update={"dtype": "float32"})
@@ -116,7 +121,7 @@ def base_model(
 
 
 def _prepare(config: RunConfig, model: PreTrainedModel) -> None:
-    """Adapters and recomputed blocks, where they are asked for."""
+    """Add adapters and gradient checkpointing, if configured."""
     section = config.sft
     if section.lora.rank:
         seed = seeds.derive(config.seed, "lora")
@@ -143,8 +148,9 @@ def _epochs(
     heldout: dict[str, list[TokenSequence]],
     metrics: TrainerMetrics | None,
 ) -> tuple[float, dict[str, float]]:
-    section, dtype = config.sft, torch_dtype(config.sft)
-    # Evaluation mode throughout: dropout is off, also while learning, but for that of adapters.
+    section = config.sft
+    dtype = torch_dtype(section)
+    # Evaluation mode throughout: only the dropout of adapters is on while learning.
     parameters = optim.learning(model)
     optimizer = optim.adamw(
         parameters, learning_rate=section.learning_rate, weight_decay=section.weight_decay
@@ -153,16 +159,16 @@ def _epochs(
     row_tokens = (
         max_sequence_tokens(model, section.max_sequence_tokens) if section.batching == "packing" else 0
     )
-    step, train_loss, losses = 0, float("nan"), dict[str, float]()
+    step = 0
+    train_loss = float("nan")
+    losses: dict[str, float] = {}
     with Tracker(
         "sft", config.folder, total=total, tensorboard=config.observe.tensorboard, metrics=metrics
     ) as tracker:
         for epoch in range(section.epochs):
             tracker.phase("train")
             seen: list[float] = []
-            for indices in data.batches(
-                len(sequences), size=section.batch_size, seed=config.seed, epoch=epoch
-            ):
+            for indices in batches(len(sequences), size=section.batch_size, seed=config.seed, epoch=epoch):
                 factor = optim.warmup_then_linear(step, total=total, warmup_fraction=section.warmup_fraction)
                 optim.set_learning_rate(optimizer, section.learning_rate * factor)
                 step_loss = 0.0
@@ -187,7 +193,9 @@ def _epochs(
             if math.isfinite(losses["all"]):
                 tracker.record(step, {"heldout_loss": losses["all"], "epoch": epoch + 1})
             if not math.isfinite(train_loss):
-                raise FairleadError(f"sft: the loss is {train_loss} after epoch {epoch + 1}; lower the rate")
+                raise FairleadError(
+                    f"sft: the loss is {train_loss} after epoch {epoch + 1}: lower sft.learning_rate"
+                )
         tracker.phase("done")
     return train_loss, losses
 
@@ -195,7 +203,7 @@ def _epochs(
 def heldout_losses(
     model: PreTrainedModel, heldout: dict[str, list[TokenSequence]], *, max_tokens: int, dtype: torch.dtype
 ) -> dict[str, float]:
-    """Nats per learnt token of each format, and of `all` tokens together; NaN for none."""
+    """Return nats per learned token of each format, and of `all` tokens together; NaN without tokens."""
     losses = {
         name: loss.mean_loss(model, sequences, max_tokens=max_tokens, dtype=dtype)
         for name, sequences in heldout.items()
@@ -203,3 +211,18 @@ def heldout_losses(
     tokens = {name: sum(s.response_length for s in sequences) for name, sequences in heldout.items()}
     total = sum(losses[name] * count for name, count in tokens.items() if count)
     return {**losses, "all": total / sum(tokens.values()) if sum(tokens.values()) else float("nan")}
+
+
+def by_format(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """Return the examples of each format that occurs, by the name of the format."""
+    found: dict[str, list[Example]] = {}
+    for example in examples:
+        found.setdefault(FORMATS[type(example)], []).append(example)
+    return found
+
+
+def batches(count: int, *, size: int, seed: int, epoch: int) -> Iterator[list[int]]:
+    """Yield the indices of each optimizer step of an epoch, in one permutation per epoch."""
+    order = seeds.permutation(count, seed, "sft", epoch)
+    for start in range(0, count, size):
+        yield order[start : start + size]

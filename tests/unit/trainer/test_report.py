@@ -1,4 +1,4 @@
-"""The report of any run: what it reads, what it shows, and that the page needs nothing else."""
+"""The report of a run: what it reads, what it shows, and that its page needs no other file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.page import Headline, Page, PageAnswer, PageSample, PageSection, Ta
 
 
 class _Page(HTMLParser):
-    """Collects text and attributes; complains about unbalanced tags."""
+    """Collects text and attributes; fails on unbalanced tags."""
 
     void = frozenset({"meta", "img", "br"})
 
@@ -128,7 +128,7 @@ def test_report_of_a_run(tmp_path: Path) -> None:
         "88%",
         "who?",
         "<b>me</b>",
-        "no words",
+        "(empty answer)",
     ):
         assert shown in text
     assert len(page.links) == 7, "six curves and the timeline"
@@ -137,14 +137,14 @@ def test_report_of_a_run(tmp_path: Path) -> None:
         assert base64.b64decode(link.partition(",")[2]).startswith(b"<?xml")
 
 
-def test_the_page_names_no_other_file(tmp_path: Path) -> None:
+def test_page_refers_to_no_other_file(tmp_path: Path) -> None:
     folder = _run(tmp_path / "trial")
     assert report.main([str(folder.root)]) == 0
     html = re.sub(r"data:image/svg\+xml;base64,[A-Za-z0-9+/=]+", "", folder.report_html.read_text())
     assert not re.search(r"https?:|url\(|@import|<script|<link", html)
 
 
-def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
+def test_report_of_a_run_without_updates(tmp_path: Path) -> None:
     assert report.main([str(tmp_path)]) == 0
     text = " ".join(parse((tmp_path / "report.html").read_text()).texts)
     assert "PPO has not made an update yet." in text
@@ -170,7 +170,7 @@ def test_record_reads_curves_and_phases(tmp_path: Path) -> None:
     assert record.spans == [("wait", 0.0, 3.0), ("train", 3.0, 4.0), ("wait", 4.0, 8.0)]
 
 
-def test_every_part_of_a_page_is_shown_and_escaped() -> None:
+def test_render_shows_and_escapes_every_part() -> None:
     picture = charts.bars({"a": 0.25, "b": 1.0}, x_label="share", mark=0.5)
     page = Page(
         title="T<",
@@ -193,7 +193,7 @@ def test_every_part_of_a_page_is_shown_and_escaped() -> None:
     assert picture.startswith("data:image/svg+xml;base64,")
 
 
-def test_pictures_are_the_same_for_the_same_numbers() -> None:
+def test_charts_are_deterministic() -> None:
     bins = [charts.Bin(0.6, 0.5, 10), charts.Bin(0.9, 0.95, 3)]
     assert charts.calibration(bins) == charts.calibration(bins)
     assert charts.calibration(bins) != charts.calibration(bins[:1])

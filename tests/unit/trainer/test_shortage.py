@@ -29,11 +29,11 @@ def test_torch_on_a_cpu_is_understood_and_the_settings_are_named():
         allocate()
     assert exit_code(caught.value) == 2
     for part in (
-        "ppo.max_micro_batch_tokens, 512 now",
+        "ppo.max_micro_batch_tokens (now 512)",
         "ppo.gradient_checkpointing = true",
         "ppo.dtype = 'bfloat16'",
         "ppo.lora.rank = 16",
-        "goes on from the last checkpoint",
+        "continues from the last checkpoint",
     ):
         assert part in str(caught.value)
     lean = section.model_copy(
@@ -103,7 +103,7 @@ def test_a_stage_without_memory_says_what_to_lower_and_then_does_it(tmp_path):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "OutOfMemory: sft ran out of memory: lower sft.max_micro_batch_tokens, 8192 now" in ran.stderr
+    assert "OutOfMemory: sft ran out of memory: lower sft.max_micro_batch_tokens (now 8192)" in ran.stderr
     assert "Traceback" not in ran.stderr
     assert (tmp_path / "runs" / "t" / "sft" / "model.safetensors").exists()
 
@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_costs_only_time(tmp_path, room_bytes):
     )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
-    assert "is full: free some room, or lower checkpoint.keep" in found["said"]
+    assert "is full: free some space, or lower checkpoint.keep" in found["said"]
     assert found["there"] == ["1-2"]  # nothing half
     assert found["same"]
     result = found["result"]

@@ -206,7 +206,7 @@ def test_page_shows_the_figures(written: tuple[RunConfig, Files]) -> None:
         "Round by round",
         "The reward model becomes stale",
         "Proxy and gold",
-        "Watching for reward hacking",
+        "Signals of reward hacking",
         "win rate against SFT",
         "bag of words",
         "the longer answer wins",

@@ -120,7 +120,7 @@ def test_other_weights_are_there_by_name(run: RunConfig, tmp_path: Path):
     [
         ("1-9", r"which: got '1-9', allowed: last, sft, 1-2, 1-3, 1-4"),
         ("lest", r"which: got 'lest', allowed: last, sft, 1-2"),
-        ("best", r"which: got 'best', allowed: .*`best` comes with evaluation.every_updates"),
+        ("best", r"which: got 'best', allowed: .*`best` exists once PPO has ended with evaluations"),
     ],
 )
 def test_weights_that_are_not_there_are_told_with_those_that_are(run, tmp_path, which, message):
@@ -157,7 +157,7 @@ def test_what_may_be_replaced(run: RunConfig, tmp_path: Path):
         export(ExportRequest(run=run.folder.root, target=target))
     export(ExportRequest(run=run.folder.root, target=target, parts=("reward_model",), force=True))
     assert sorted(path.name for path in target.iterdir()) == ["export.json", "reward_model"]
-    assert [path.name for path in target.parent.iterdir()] == ["new"], "nothing lies beside it"
+    assert [path.name for path in target.parent.iterdir()] == ["new"], "no other file was written"
 
     (tmp_path / "mine").mkdir()
     export(ExportRequest(run=run.folder.root, target=tmp_path / "mine", parts=("policy",)))
@@ -165,11 +165,11 @@ def test_what_may_be_replaced(run: RunConfig, tmp_path: Path):
     (tmp_path / "photos" / "cat.jpg").write_text("meow")
     for target, message in (
         ("photos", "which is not empty"),
-        ("photos/cat.jpg", "a folder, or a name that is"),
+        ("photos/cat.jpg", "a folder, or a name that does not exist"),
     ):
         with pytest.raises(ConfigError, match=message):
             export(ExportRequest(run=run.folder.root, target=tmp_path / target, force=True))
-    assert (tmp_path / "photos" / "cat.jpg").read_text() == "meow", "--force replaces exports alone"
+    assert (tmp_path / "photos" / "cat.jpg").read_text() == "meow", "--force replaces only exports"
     with pytest.raises(ConfigError, match=r"allowed: the folder of a run, with its config.toml"):
         export(ExportRequest(run=tmp_path, target=tmp_path / "x"))
 
@@ -190,7 +190,7 @@ def test_what_cannot_be_written_leaves_nothing_or_what_was_there(run: RunConfig,
     for force in (False, True):
         with (
             small_files(40_000),
-            pytest.raises(FairleadError, match=r"cannot write .*out: .*is left as it was"),
+            pytest.raises(FairleadError, match=r"cannot write .*out: .*it is unchanged"),
         ):
             export(ExportRequest(run=run.folder.root, target=target, force=force))
         assert [path.name for path in tmp_path.iterdir()] == (["out"] if force else [])
@@ -237,8 +237,8 @@ def test_the_cards_say_what_happened_and_their_code_runs(run, tmp_path, monkeypa
         "pipeline_tag: text-generation",
         "aligned by PPO against the reward model of the run, after 4 updates",
         f"| reward model | `pairs.jsonl` | {(run.base / 'pairs.jsonl').stat().st_size:,} | `{digest}` |",
-        "| held-out loss of fine-tuning | 0.123 |",
-        f"| PPO: mean score of the last update | {result['proxy_last']:.3f} |",
+        "| fine-tuning: held-out loss | 0.123 |",
+        f"| PPO: mean score in the last update | {result['proxy_last']:.3f} |",
         "| `ppo.learning_rate` | 0.003 |",
         "- Fine-tuning: 1,200 demonstrations, 0 held out",
         "- PPO: 32 answers to prompts",
@@ -247,7 +247,7 @@ def test_the_cards_say_what_happened_and_their_code_runs(run, tmp_path, monkeypa
     ):
         assert line in text
     assert re.search(r"\| PPO \| `prompts.jsonl` \| .*changed after training \|", text)
-    assert str(run.base) not in text, "the folders of this machine are nobody's business"
+    assert str(run.base) not in text, "folders of this machine must not be published"
     left = python_of(policy, monkeypatch)
     assert left["output"].shape[1] <= left["inputs"]["input_ids"].shape[1] + 4
     score = python_of(reward, monkeypatch)["score"]

@@ -12,8 +12,8 @@ import torch
 
 from fairlead.config.training import PpoSection
 from fairlead.errors import CorruptCheckpoint
+from trainer.demonstrations import DemonstrationStream
 from trainer.ppo import objective
-from trainer.ppo.ptx import DemonstrationStream
 from trainer.ppo.score_scale import ScoreScale
 from trainer.sequences import TokenSequence
 

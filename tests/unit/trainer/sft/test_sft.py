@@ -18,8 +18,8 @@ from tests.tiny import tiny_causal_lm, tiny_tokenizer
 from tests.unit.trainer.stage_world import sft_run
 from trainer.demonstrations import encode
 from trainer.sequences import TokenSequence
-from trainer.sft import data, loss, scratch
-from trainer.sft.train import train
+from trainer.sft import loss, scratch
+from trainer.sft.train import batches, train
 
 SEQUENCES = [
     TokenSequence((1, 5, 6, 7, 2), 2),
@@ -87,10 +87,10 @@ def test_sequences_end_with_eos_and_long_ones_are_cut_and_counted():
 
 
 def test_every_demonstration_is_seen_once_an_epoch():
-    steps = list(data.batches(10, size=4, seed=0, epoch=0))
+    steps = list(batches(10, size=4, seed=0, epoch=0))
     assert [len(step) for step in steps] == [4, 4, 2]
     assert sorted(index for step in steps for index in step) == list(range(10))
-    assert steps != list(data.batches(10, size=4, seed=0, epoch=1))
+    assert steps != list(batches(10, size=4, seed=0, epoch=1))
 
 
 @pytest.mark.parametrize("kind", ["words", "bpe"])
