@@ -3,7 +3,7 @@
 ARG BASE=docker.io/library/debian:12-slim
 
 FROM ${BASE} AS build
-# Where pip looks, if not at PyPI; see tests/images/build.sh.
+# Package index to use instead of PyPI; see tests/images/build.sh.
 ARG PIP_INDEX_URL
 ARG PIP_NO_INDEX
 ARG PIP_FIND_LINKS
@@ -15,7 +15,7 @@ RUN /opt/fairlead/bin/pip install --no-cache-dir --disable-pip-version-check --c
     && /opt/fairlead/bin/pip uninstall --yes pip setuptools
 
 FROM ${BASE}
-# tini is process 1: it hands signals on and reaps what is orphaned, whatever the program does.
+# tini is process 1: it forwards signals and reaps orphaned processes.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates python3 tini \
     && rm -rf /var/lib/apt/lists/* /var/log/*

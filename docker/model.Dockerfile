@@ -1,11 +1,11 @@
 # The model image: policy, reward and reference service, and the trainer.
 #   docker build -f docker/model.Dockerfile -t fairlead-model .
-# PyPI's torch for Linux brings CUDA. Without a GPU a much smaller build does:
+# torch from PyPI for Linux includes CUDA. Without a GPU, a much smaller build is enough:
 #   --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG BASE=docker.io/library/debian:12-slim
 
 FROM ${BASE} AS build
-# Where pip looks, if not at PyPI; see tests/images/build.sh.
+# Package index to use instead of PyPI; see tests/images/build.sh.
 ARG PIP_INDEX_URL
 ARG PIP_NO_INDEX
 ARG PIP_FIND_LINKS
@@ -14,7 +14,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3 python3
 RUN python3 -m venv /opt/fairlead
 WORKDIR /src
 COPY constraints.txt .
-# By itself and before the code, so that a change of the code does not fetch gigabytes again.
+# A separate layer before the code, so that a change of the code does not download gigabytes again.
 RUN /opt/fairlead/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt \
     ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} torch
 COPY . .
@@ -23,7 +23,7 @@ RUN /opt/fairlead/bin/pip install --no-cache-dir --disable-pip-version-check --c
     && /opt/fairlead/bin/pip uninstall --yes pip
 
 FROM ${BASE}
-# tini is process 1: it hands signals on and reaps what is orphaned, whatever the program does.
+# tini is process 1: it forwards signals and reaps orphaned processes.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates python3 tini \
     && rm -rf /var/lib/apt/lists/* /var/log/*

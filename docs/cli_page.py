@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the command line itself: `python docs/cli_page.py`."""
+"""Writes docs/cli.md from the help texts of the command line: `python docs/cli_page.py`."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from fairlead.cli.main import app
 PAGE = Path(__file__).with_name("cli.md")
 HEAD = """# Command line
 
-`fairlead VERB --help` says what stands here; this page is made from it by `python docs/cli_page.py`, and a
-test compares the two and runs every example through the parser.
+This page contains the help texts of `fairlead VERB --help`. `python docs/cli_page.py` generates it; a test
+compares the two and parses every example.
 
-**The same everywhere.** A verb that needs a run's configuration takes its file as an argument or by
-`--config`, and `--set section.field=value` as often as needed; flags win over `FAIRLEAD_SECTION__FIELD` in
-the environment, that over the file, that over the default. `--json` writes for programs, `--out FILE`
-writes a file that appears whole or not at all, `--address HOST:PORT` names a service, once for every
-replica. `-` is standard input. Results go to standard output, all else to standard error. `NO_COLOR` ends
-colours; pipes and files get none.
+**Common flags.** A verb that needs a run's configuration accepts its file as an argument or with
+`--config`, and any number of `--set section.field=value`. Flags override `FAIRLEAD_SECTION__FIELD` in the
+environment, which overrides the file, which overrides the default. `--json` writes JSON. `--out FILE`
+writes a file that appears only when it is complete. `--address HOST:PORT` names a service and is repeated
+for each replica. `-` is standard input. Results go to standard output, everything else to standard error.
+Output is coloured on a terminal unless `NO_COLOR` is set.
 
-**Completion.** `fairlead --install-completion` for bash, zsh, fish and PowerShell; `--show-completion`
+**Completion.** `fairlead --install-completion` supports bash, zsh, fish and PowerShell; `--show-completion`
 shows what it would install.
 
-**Version.** `fairlead --version`; its one source is `__version__` in `fairlead/__init__.py`.
+**Version.** `fairlead --version` shows `__version__` of `fairlead/__init__.py`.
 
 ## Exit codes
 
 | code | meaning |
 |---|---|
-| 0 | done; also `status` and `plan`, whatever they have to say |
-| 1 | failed: a service that does not answer, a process that died too often, a file that cannot be written |
-| 2 | a mistake in flags, configuration, model or data; the message names it and what is allowed |
+| 0 | done; `status` of a failed run and `plan` of one that does not fit also exit with 0 |
+| 1 | failed: for example a service does not answer, a process died too often, or a file cannot be written |
+| 2 | invalid flags, configuration, model or data; the message says what was received and what is allowed |
 | 3 | a newer trainer has taken over this run |
-| 4 | waited too long; the message names for what |
-| 5 | a guard stopped PPO: a signal of reward hacking |
-| 128 + n | stopped by signal n: 129 hang-up, 130 Ctrl-C, 143 SIGTERM. The same command goes on |
+| 4 | waited too long; the message says for what |
+| 5 | a guard stopped PPO because it detected reward hacking |
+| 128 + n | stopped by signal n: 129 hang-up, 130 Ctrl-C, 143 SIGTERM; the same command continues the run |
 
-A mistake is one line on standard error, `error: field: got …, allowed: …`, without a traceback. The codes
-come from one table in `fairlead/errors.py`; [architecture.md](architecture.md#exit-codes-of-processes) says
-what a supervisor makes of them.
+Invalid input gives one line on standard error, `error: field: got …, allowed: …`, without a traceback. The
+codes are defined in `fairlead/errors.py`; [architecture.md](architecture.md#exit-codes-of-processes)
+describes how a supervisor reacts to them.
 """
 
-_Command = Any  # typer's own copy of click, which it keeps to itself
+_Command = Any  # typer's private copy of click
 
 
 def page() -> str:
-    """The page as it should be."""
+    """Return the text of the page."""
     group: _Command = typer.main.get_command(app)
     lines = [HEAD]
     for path, command in verbs(group):
@@ -59,7 +59,7 @@ def page() -> str:
 
 
 def verbs(group: _Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], _Command]]:
-    """Every verb with its path, those of groups too."""
+    """Yield every verb with its path, including the verbs of groups."""
     for name in group.list_commands(None):
         here, command = (*path, name), group.commands[name]
         if hasattr(command, "commands"):
@@ -69,7 +69,7 @@ def verbs(group: _Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 
 
 def examples(command: _Command) -> list[str]:
-    """The command lines that a verb's help shows."""
+    """Return the example command lines of a verb's help."""
     _, _, after = command.help.partition("\b\nExamples:\n")
     return [line.strip() for line in after.splitlines() if line.strip()]
 

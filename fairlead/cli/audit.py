@@ -101,11 +101,11 @@ def show(console: Console, report: Report) -> None:
         console.print(Text.assemble((finding.kind.replace("_", " "), style), f": {finding.words}"))
     if report.is_clean:
         counts = f"{report.trained} trained and {report.dead} dead, each once"
-        console.print(Text(f"clean: {counts}; none lost or counted twice", "green"))
+        console.print(Text(f"clean: {counts}; none lost, none duplicated", "green"))
     else:
         named = [
             f"{len(tasks)} {name}"
-            for name, tasks in (("lost", report.lost), ("counted twice", report.duplicated))
+            for name, tasks in (("lost", report.lost), ("duplicated", report.duplicated))
             if tasks
         ]
         console.print(Text(f"not clean: {', '.join(named) or 'a rule is broken'}", "red"))

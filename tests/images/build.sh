@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds both images with buildah, without a daemon, and checks what is in them. Run as root:
+# Builds both images with buildah, without a daemon, and checks their contents. Run as root:
 #
 #     tests/images/build.sh [FOLDER]
 #
-# FOLDER (a temporary one if left out) takes the wheels that pip downloads on this machine, with this
-# machine's own settings of pip: the build itself then asks no index. Where no registry can be reached the base
-# image is made here too, by debootstrap, from the mirror that apt uses.
+# FOLDER (by default a temporary one) receives the wheels, which pip downloads with the settings of this machine;
+# the build itself uses no package index. If no registry can be reached, the base image is created with
+# debootstrap from the mirror that apt uses.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -15,7 +15,7 @@ python=${PYTHON:-python3.11}
 folder=${1:-$(mktemp -d)}
 mkdir -p "$folder"
 folder=$(realpath "$folder")
-# chroot needs no namespaces, vfs no overlay mounts: both work inside a container as well.
+# chroot needs no namespaces and vfs no overlay mounts, so both also work inside a container.
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
 
 say() { printf '%s\n' "== $*"; }
@@ -34,12 +34,12 @@ make_base() {
     need debootstrap debootstrap
     local root=$folder/base container mirror_url
     mirror_url=$(mirror) || { echo "no Debian mirror in the sources of apt" >&2; exit 2; }
-    say "no registry: $base by debootstrap"
+    say "no registry: creating $base with debootstrap"
     rm -rf "$root"
     debootstrap --variant=minbase "$suite" "$root" "$mirror_url" >"$folder/debootstrap.log"
     printf 'deb %s %s main\n' "$mirror_url" "$suite" >"$root/etc/apt/sources.list"
     printf 'deb %s-security %s-security main\n' "${mirror_url%/}" "$suite" >>"$root/etc/apt/sources.list"
-    # What the slim image leaves out.
+    # Files that the slim image does not have.
     rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/* \
         "$root"/usr/share/{doc,info,locale,man}/*
     container=$(buildah from scratch)
@@ -53,7 +53,7 @@ if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
     timeout 60 buildah pull --quiet "$base" >/dev/null 2>&1 || make_base
 fi
 
-# The build's own backend, and what Debian's Python 3.11.2 needs and this machine's may not.
+# Also the build backend, and a package that Debian's Python 3.11.2 needs and this machine's may not.
 say "wheels"
 "$python" -m pip wheel --quiet --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir "$folder/wheels" \
     '.[train,triton]' hatchling async-timeout
@@ -81,7 +81,7 @@ for image in light model; do
     # shellcheck disable=SC2016 # expanded inside
     check "$image" sh -c 'test "$(id -u)" = 10001 && ! touch /opt/fairlead/x 2>/dev/null && ! command -v pip'
     [ "$(buildah inspect --type image --format '{{.OCIv1.Config.User}}' "fairlead-$image")" = 10001:10001 ]
-    # A secret would have come by the environment or an argument of the build.
+    # A secret could only come from the environment or an argument of the build.
     if buildah inspect --type image "fairlead-$image" | grep -iE 'password|token|secret'; then
         exit 1
     fi

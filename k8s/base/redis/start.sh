@@ -1,5 +1,5 @@
-# Passwords come by the environment and go to a file in memory that only this user reads; then the shell
-# becomes the server, which gets its signals. KEDA_PASSWORD is set by components/keda.
+# Passwords come from the environment and are written to a file in memory that only this user can read. The
+# server then replaces the shell and receives its signals. components/keda sets KEDA_PASSWORD.
 set -eu
 umask 077
 : "${REDIS_PASSWORD:?is empty: set the key password of the Secret redis}"

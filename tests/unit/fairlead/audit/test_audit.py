@@ -270,7 +270,7 @@ def test_the_command_ends_with_1_and_names_the_tasks(tmp_path: Path) -> None:
     fine = runner.invoke(app, ["audit", folder])
     assert (fine.exit_code, fine.output.splitlines()[-1]) == (
         0,
-        "clean: 30 trained and 2 dead, each once; none lost or counted twice",
+        "clean: 30 trained and 2 dead, each once; none lost, none duplicated",
     )
     life = runner.invoke(app, ["audit", folder, "--task", "9", "--json"])
     assert json.loads(life.output)["life"][-1] == {"time": None, "what": "now: trained in checkpoint 2-8"}
