@@ -82,7 +82,9 @@ def served(model: Path, *, cores: Sequence[int] = (), threads: int = 1) -> Itera
         repository = Path(folder) / "repository"
         for name, settings in VARIANTS.items():
             triton_export.export(
-                triton_export.Request(model=str(model), target=repository, name=name, link=True, **settings)
+                triton_export.ExportRequest(
+                    model=str(model), target=repository, name=name, link=True, **settings
+                )
             )
         try:
             with TritonServer(repository, Path(folder) / "log", cores=cores, threads=threads) as server:

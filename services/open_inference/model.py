@@ -1,6 +1,6 @@
 """The reward model as the Open Inference Protocol presents it: one name, the versions of its weights.
 
-Between the servicer or router, which take messages apart, and whatever computes scores.
+Between the servicer or router, which take messages apart, and the function that computes scores.
 """
 
 from __future__ import annotations

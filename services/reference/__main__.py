@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _load(config: RunConfig) -> ReferenceScorer:
-    # torch takes seconds to import; until then the process already answers probes and signals.
+    # Importing torch takes seconds; until then the process already answers probes and signals.
     from fairlead.nn.loading import require_determinism
     from services.reference.scorer import ReferenceScorer
 
@@ -26,7 +26,7 @@ def _load(config: RunConfig) -> ReferenceScorer:
 
 
 async def run(config: RunConfig) -> None:
-    """Serves until a signal, then drains."""
+    """Serve until a signal, then drain."""
     allocator.keep_freed_memory()
     async with ModelServer(
         "reference",

@@ -1,4 +1,4 @@
-"""The frozen model at work: ids → log-probs of the response. Knows torch and the model, no wire and no queue.
+"""One frozen language model: ids → log-probs of the response. Knows torch, but no wire and no queue.
 
 Shapes: B batch, T token positions, H hidden, N response tokens of the whole batch.
 """
@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """One sequence whose response is looked up."""
+    """One sequence whose response gets log-probs."""
 
     pair: TokenPair
     """Prompt and response."""
     temperature: float
-    """Logits are divided by it."""
+    """Logits are divided by this."""
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and response together."""
+        """Number of tokens of prompt and response."""
         return len(self.pair.prompt_token_ids) + len(self.pair.response_token_ids)
 
 
@@ -45,10 +45,14 @@ class ReferenceScorer:
     """One frozen language model on one device."""
 
     def __init__(self, path: str, section: ReferenceSection) -> None:
-        """Loads model and tokenizer.
+        """Load the model and its tokenizer.
+
+        Args:
+            path: folder or hub id.
+            section: limits, and how to compute.
 
         Raises:
-            ModelLoadError: if that cannot be done.
+            ModelLoadError: the model cannot be loaded.
         """
         loading.set_threads(section)
         self._section = section
@@ -66,7 +70,7 @@ class ReferenceScorer:
         if section.pack_weights and self._device.type == "cpu":
             count = pack_linears(body)
             self._multiple = ROWS if count else 1
-            logger.info("%d linear layers of %r are laid out for oneDNN", count, path)
+            logger.info("packed the weights of %d linear layers of %r for oneDNN", count, path)
         embedding = body.get_input_embeddings()
         assert isinstance(embedding, torch.nn.Embedding)
         self.info = ReferenceInfo(
@@ -78,13 +82,13 @@ class ReferenceScorer:
                 dtype=section.dtype,
             )
         )
-        """What is served."""
+        """The model as callers see it."""
 
     def check(self, pairs: Sequence[TokenPair], temperature: float) -> list[Lookup]:
-        """The lookups of a request, checked against the model's limits.
+        """Return the lookups of a request, checked against the model's limits.
 
         Raises:
-            InvalidInput: for a temperature that is no positive number, and for the first bad sequence.
+            InvalidInput: for a temperature that is not a positive number, or the first invalid sequence.
         """
         limits.check_temperature("temperature", temperature, allow_zero=False)
         limits.check_count("sequences", len(pairs), limit=self._section.batching.max_items)
@@ -102,8 +106,8 @@ class ReferenceScorer:
 
     @torch.inference_mode()
     def logprobs(self, lookups: Sequence[Lookup]) -> list[tuple[float, ...] | Exception]:
-        """Log π_ref of every response id of each lookup; not finite is an error of that lookup alone."""
-        # Temperatures of one batch may differ: the body runs once, the output layer once for each of them.
+        """Return log π_ref of every response id of each lookup, or an error where one is not finite."""
+        # A batch may mix temperatures: the body runs once, the output layer once per temperature.
         order = sorted(range(len(lookups)), key=lambda row: lookups[row].temperature)
         ordered = [lookups[row] for row in order]
         found: list[tuple[float, ...] | Exception] = [()] * len(lookups)
@@ -112,7 +116,9 @@ class ReferenceScorer:
         for temperature, group in itertools.groupby(ordered, key=lambda lookup: lookup.temperature):
             size = len(list(group))
             rows = range(start, start + size)
-            for row, logprobs in zip(rows, self._group(hidden_BTH, ordered, rows, temperature), strict=True):
+            for row, logprobs in zip(
+                rows, self._rows_logprobs(hidden_BTH, ordered, rows, temperature), strict=True
+            ):
                 found[order[row]] = logprobs
             start += size
         return found
@@ -120,7 +126,7 @@ class ReferenceScorer:
     def _hidden(self, lookups: Sequence[Lookup]) -> torch.Tensor:
         lengths_B = torch.tensor([lookup.num_tokens for lookup in lookups])
         longest = int(lengths_B.max())
-        if len(lookups) > 1:  # one that is alone needs no mask
+        if len(lookups) > 1:  # a single sequence needs no padding
             longest = min(-(-longest // self._multiple) * self._multiple, self._positions)
         tokens_BT = torch.zeros(len(lookups), longest, dtype=torch.long)
         for row, lookup in enumerate(lookups):
@@ -132,14 +138,14 @@ class ReferenceScorer:
         )[0]
         return hidden_BTH
 
-    def _group(
+    def _rows_logprobs(
         self, hidden_BTH: torch.Tensor, lookups: Sequence[Lookup], rows: range, temperature: float
     ) -> list[tuple[float, ...] | Exception]:
-        """Log-probs of the rows that share a temperature."""
+        """Return the log-probs of rows that share a temperature."""
         pairs = [lookups[row].pair for row in rows]
         hidden_NH = torch.cat(
             [
-                # The position before a token predicts it.
+                # The hidden state at the position before a token predicts it.
                 hidden_BTH[row, len(pair.prompt_token_ids) - 1 : lookups[row].num_tokens - 1]
                 for row, pair in zip(rows, pairs, strict=True)
             ]
@@ -154,5 +160,6 @@ class ReferenceScorer:
 
 def _not_finite() -> InternalError:
     return InternalError(
-        "the reference gave a log-prob that is not finite: its weights are damaged or its dtype overflows"
+        "the reference model returned a log-prob that is not finite: "
+        "its weights are damaged or its dtype overflows"
     )

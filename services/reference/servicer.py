@@ -17,7 +17,7 @@ from services.runtime.edge import deadline
 from services.runtime.exclusive import ExclusiveGate
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ReferenceService"].full_name
-"""For health and reflection."""
+"""Full name of the service, for health and reflection."""
 
 _Context = aio.ServicerContext[Any, Any]
 
@@ -31,11 +31,11 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
         self._gate = ExclusiveGate()
 
     def add_to(self, server: aio.Server) -> None:
-        """Registers the servicer."""
+        """Register the servicer."""
         pb_grpc.add_ReferenceServiceServicer_to_server(self, server)
 
     async def LogProbs(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:
-        """Log-probabilities of given responses."""
+        """Return log-probabilities of given responses."""
         return await self._gate.run(
             lambda: self._look_up(request, context), exclusive=caller().exclusive(request.alone)
         )
@@ -53,5 +53,5 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
     async def GetReferenceInfo(
         self, request: pb.GetReferenceInfoRequest, context: _Context
     ) -> pb.GetReferenceInfoResponse:
-        """What is served."""
+        """Return the model that is served."""
         return pb.GetReferenceInfoResponse(model=codec.model_info_to_pb(self._scorer.info.model))

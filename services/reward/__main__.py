@@ -1,4 +1,4 @@
-"""Wires the reward service: configuration → models, or a Triton server → dialects → server."""
+"""Wires the reward service: configuration → models (here or in a Triton server) → servicers → server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from services.runtime.server import ModelServer
 
 
 async def run(config: RunConfig) -> None:
-    """Serves until a signal, then drains."""
+    """Serve until a signal, then drain."""
     allocator.keep_freed_memory()
     async with ModelServer(
         "reward",
@@ -33,7 +33,7 @@ async def run(config: RunConfig) -> None:
         tls=config.tls,
     ) as server:
         if config.reward.engine == "triton":
-            await _front(config, server)
+            await _serve_triton(config, server)
             return
         async with _models(config, server) as scoring:
             await _start(config, server, scoring)
@@ -56,7 +56,7 @@ async def _start(config: RunConfig, server: ModelServer, scoring: Scoring) -> No
 
 @asynccontextmanager
 async def _models(config: RunConfig, server: ModelServer) -> AsyncIterator[SwappingScoring]:
-    """What scores, with what watches for newer models."""
+    """Yield the scoring, with the watcher for newer models if it is configured."""
     section = config.reward
     if config.deterministic:
         await server.load(_require_determinism)
@@ -87,23 +87,23 @@ def _require_determinism() -> None:
     require_determinism()
 
 
-async def _front(config: RunConfig, server: ModelServer) -> None:
-    """Serves with the model of a Triton server, and is ready while that is."""
+async def _serve_triton(config: RunConfig, server: ModelServer) -> None:
+    """Serve the model of a Triton server; ready while that server is."""
     section = config.reward
     if find_spec("tritonclient") is None:
         allowed = f"local, or with tritonclient: {install_command('triton')}"
         raise ConfigError("reward.engine", got="triton", allowed=allowed)
-    for is_set, why in (
+    for is_set, reason in (
         (config.deterministic, "the run is deterministic"),
-        (section.watch, "it watches a folder"),
+        (section.watch, "reward.watch is set"),
     ):
         if is_set:
-            raise ConfigError("reward.engine", got="triton", allowed=f"local, as {why}")
-    from services.reward.triton import scoring as triton_scorer
+            raise ConfigError("reward.engine", got="triton", allowed=f"local, because {reason}")
+    from services.reward.triton import scoring as triton
 
     path = section.path or str(config.folder.reward_model)
-    reader, served = await server.unless_stopped(triton_scorer.connect(path, section))
-    async with triton_scorer.serving(reader, served, section, server.set_ready) as scoring:
+    reader, served = await server.unless_stopped(triton.connect(path, section))
+    async with triton.serving(reader, served, section, server.set_ready) as scoring:
         await _start(config, server, scoring)
         await server.run_until_stopped()
 

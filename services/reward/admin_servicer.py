@@ -10,10 +10,11 @@ from fairlead import codec
 from fairlead.errors import InvalidInput, ModelLoadError, NotOffered, PermissionDenied
 from fairlead.v1 import reward_admin_service_pb2 as pb
 from fairlead.v1 import reward_admin_service_pb2_grpc as pb_grpc
+from services.reward.scoring import Scoring
 from services.reward.swapping import SwappingScoring
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RewardAdminService"].full_name
-"""For health and reflection."""
+"""Full name of the service, for health and reflection."""
 
 _Context = aio.ServicerContext[Any, Any]
 
@@ -21,39 +22,40 @@ _Context = aio.ServicerContext[Any, Any]
 class RewardAdminServicer(pb_grpc.RewardAdminServiceServicer):
     """The RPCs of fairlead.v1.RewardAdminService."""
 
-    def __init__(self, scoring: object, *, allowed: bool) -> None:
+    def __init__(self, scoring: Scoring, *, allowed: bool) -> None:
         """
         Args:
-            scoring: what scores; only a `SwappingScoring` can be changed.
-            allowed: whether callers may change it at all.
+            scoring: computes the scores; only the models of a `SwappingScoring` can be changed.
+            allowed: whether callers may change them.
         """
-        self._found = scoring
+        self._given_scoring = scoring
         self._allowed = allowed
 
     def add_to(self, server: aio.Server) -> None:
-        """Registers the servicer."""
+        """Register the servicer."""
         pb_grpc.add_RewardAdminServiceServicer_to_server(self, server)
 
     @property
     def _scoring(self) -> SwappingScoring:
-        if not isinstance(self._found, SwappingScoring):
-            raise NotOffered("the model is another server's: replace it there")
+        if not isinstance(self._given_scoring, SwappingScoring):
+            raise NotOffered("the model runs on another server: replace it there")
         if not self._allowed:
             raise PermissionDenied(
-                "models are not replaced here: configure [keys], or set reward.allow_reload to always"
+                "this service does not let callers replace models: "
+                "configure [keys], or set reward.allow_reload to always"
             )
-        return self._found
+        return self._given_scoring
 
     async def ListRewardModels(
         self, request: pb.ListRewardModelsRequest, context: _Context
     ) -> pb.ListRewardModelsResponse:
-        """What is served."""
+        """Return the served models with their shares of the traffic."""
         return pb.ListRewardModelsResponse(models=codec.served_to_pb(self._scoring.served))
 
     async def LoadRewardModel(
         self, request: pb.LoadRewardModelRequest, context: _Context
     ) -> pb.LoadRewardModelResponse:
-        """Loads a model; returns when it scores."""
+        """Load a model; return when it scores requests."""
         if not request.path:
             raise InvalidInput("path", got="nothing", allowed="a folder or hub id")
         try:
@@ -66,19 +68,19 @@ class RewardAdminServicer(pb_grpc.RewardAdminServiceServicer):
     async def SetCanaryShare(
         self, request: pb.SetCanaryShareRequest, context: _Context
     ) -> pb.SetCanaryShareResponse:
-        """Changes the canary's share."""
+        """Change the canary's share of the traffic."""
         served = await self._scoring.set_share(request.canary_share)
         return pb.SetCanaryShareResponse(models=codec.served_to_pb(served))
 
     async def PromoteCanary(
         self, request: pb.PromoteCanaryRequest, context: _Context
     ) -> pb.PromoteCanaryResponse:
-        """The canary takes over."""
+        """Make the canary the current model."""
         served = await self._scoring.promote(request.model_version)
         return pb.PromoteCanaryResponse(models=codec.served_to_pb(served))
 
     async def AbandonCanary(
         self, request: pb.AbandonCanaryRequest, context: _Context
     ) -> pb.AbandonCanaryResponse:
-        """The canary is given up."""
+        """Remove the canary."""
         return pb.AbandonCanaryResponse(models=codec.served_to_pb(await self._scoring.abandon()))

@@ -1,4 +1,4 @@
-"""The protocols in which the reward service is spoken to, whatever scores."""
+"""The protocols of the reward service: every servicer over one `Scoring`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from services.runtime.streams import Bounds
 
 logger = logging.getLogger(__name__)
 
-
 STREAM_MAX_REQUESTS = 256
 """Requests of one stream in progress, enough to fill batches; no more are read until results are sent."""
 
 
 class Dialects:
-    """Every servicer of the reward service."""
+    """The servicers of the reward service."""
 
     def __init__(
         self,
@@ -36,28 +35,29 @@ class Dialects:
     ) -> None:
         """
         Args:
-            scoring: what scores.
-            section: names and limits.
-            asks_for_keys: whether callers show API keys.
-            ready: whether the server is.
-            limits: of the server; None for the defaults.
+            scoring: computes the scores.
+            section: name of the model and limits.
+            asks_for_keys: whether callers must send API keys.
+            ready: returns whether the server accepts requests.
+            limits: limits of the server; None for the defaults.
         """
         limits = limits or ServerSection()
         bounds = Bounds(STREAM_MAX_REQUESTS, limits.max_message_bytes)
-        may = {"auto": asks_for_keys, "always": True, "never": False}[section.allow_reload]
+        may_replace = {"auto": asks_for_keys, "always": True, "never": False}[section.allow_reload]
         self._adders: list[Callable[[aio.Server], None]] = [
             RewardServicer(scoring, bounds).add_to,
-            admin_servicer.RewardAdminServicer(scoring, allowed=may).add_to,
+            admin_servicer.RewardAdminServicer(scoring, allowed=may_replace).add_to,
         ]
         self.names = [SERVICE_NAME, admin_servicer.SERVICE_NAME]
-        """Full names of the services."""
+        """Full names of the services, for health and reflection."""
         try:
             from services.reward import open_inference
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "tritonclient":
                 raise
             logger.warning(
-                "no Open Inference Protocol: tritonclient is missing (%s)", install_command("triton")
+                "the Open Inference Protocol is not served: tritonclient is not installed (%s)",
+                install_command("triton"),
             )
             return
         servicer = open_inference.OpenInferenceServicer(scoring, section, bounds, ready=ready)
@@ -65,6 +65,6 @@ class Dialects:
         self.names.append(open_inference.SERVICE_NAME)
 
     def add_to(self, server: aio.Server) -> None:
-        """Registers them."""
+        """Register the servicers."""
         for add in self._adders:
             add(server)

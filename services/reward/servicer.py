@@ -18,7 +18,7 @@ from services.runtime.error_reply import rpc_error_reply
 from services.runtime.streams import Bounds, process_bounded
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
-"""For health and reflection."""
+"""Full name of the service, for health and reflection."""
 
 _STREAM = f"/{SERVICE_NAME}/ScoreStream"
 _Context = aio.ServicerContext[Any, Any]
@@ -28,28 +28,32 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
     """The RPCs of fairlead.v1.RewardService."""
 
     def __init__(self, scoring: Scoring, bounds: Bounds) -> None:
-        """`bounds` are those of each stream."""
+        """
+        Args:
+            scoring: computes the scores.
+            bounds: limits of each stream.
+        """
         self._scoring = scoring
         self._bounds = bounds
 
     def add_to(self, server: aio.Server) -> None:
-        """Registers the servicer."""
+        """Register the servicer."""
         pb_grpc.add_RewardServiceServicer_to_server(self, server)
 
     async def Score(self, request: pb.ScoreRequest, context: _Context) -> pb.ScoreResponse:
-        """Scores a batch of responses."""
+        """Score a batch of responses."""
         return await self._score(request, deadline(context))
 
     async def ScoreStream(
         self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: _Context
     ) -> AsyncIterator[pb.ScoreStreamResponse]:
-        """Scores many requests with bounded work at a time; answers in any order."""
+        """Score many requests, a bounded number at a time; answer each as soon as it is scored."""
         until = deadline(context)
 
         async def answer(asked: pb.ScoreStreamRequest) -> pb.ScoreStreamResponse:
             try:
                 response = await self._score(asked.request, until, waits=True)
-            except Exception as error:  # noqa: BLE001 - the edge of one request; the stream goes on
+            except Exception as error:  # noqa: BLE001 - the edge of one request; the stream continues
                 what = rpc_error_reply(error, method=_STREAM, peer=context.peer())
                 refusal = pb.ScoreStreamError(
                     code=what.code.value[0],
@@ -81,5 +85,5 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
     async def GetRewardInfo(
         self, request: pb.GetRewardInfoRequest, context: _Context
     ) -> pb.GetRewardInfoResponse:
-        """What is served."""
+        """Return the model that is served."""
         return codec.reward_info_to_pb(self._scoring.info)

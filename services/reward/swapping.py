@@ -1,7 +1,7 @@
-"""A scoring whose model is replaced while it serves, at once or for a share of the traffic first.
+"""A scoring whose model can be replaced while it serves: at once, or for a share of the traffic first.
 
-Between the dialects and the models in this process. A request is scored by the model that was there when it
-came, to its end; the newer one is loaded and tried beside it before it gets a request.
+Between the servicers and the models in this process. A request is scored by the model that was served when it
+arrived, to the end; a newer model is loaded and probed next to it before it gets requests.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ class SwappingScoring:
         reward_metrics: metrics.RewardMetrics,
         load: Load,
     ) -> None:
-        """See `open`."""
+        """Use `open` instead."""
         self._load_in_thread = load
         self.left_loading = False
-        """Whether a thread still loads a model that nobody waits for, as the process was told to stop."""
+        """Whether a thread still loads a model although the process is stopping."""
         self._current = current
         self._canary: LoadedModel | None = None
         self._share = 0.0
-        self._section, self._batcher_metrics, self._reward_metrics = section, batcher_metrics, reward_metrics
+        self._section = section
+        self._batcher_metrics = batcher_metrics
+        self._reward_metrics = reward_metrics
         self._gate = ExclusiveGate()
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[object]] = set()
@@ -63,17 +65,17 @@ class SwappingScoring:
         reward_metrics: metrics.RewardMetrics,
         load: Load = asyncio.to_thread,
     ) -> Self:
-        """With the first model.
+        """Load the first model.
 
         Args:
             path: folder or hub id.
-            section: limits and ways of reading, the same for all models.
-            batcher_metrics: of all batchers together.
-            reward_metrics: of swaps and of the canary's traffic.
-            load: runs the slow part, of later models too; raises Stopped when the process shall end.
+            section: limits and settings, the same for all models.
+            batcher_metrics: metrics of all batchers together.
+            reward_metrics: metrics of swaps and of the canary's traffic.
+            load: runs the slow part in a thread, for later models too; raises Stopped when the process stops.
 
         Raises:
-            ModelLoadError: as `LoadedModel.load`.
+            ModelLoadError: the model cannot be loaded or cannot score.
         """
         current = await LoadedModel.load(
             path, section, batcher_metrics=batcher_metrics, reward_metrics=reward_metrics, load=load
@@ -88,7 +90,7 @@ class SwappingScoring:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends when every model has finished what it had in hand."""
+        """Wait until every model has finished its requests."""
         async with self._changing:
             for model in (self._current, self._canary):
                 if model is not None:
@@ -105,7 +107,7 @@ class SwappingScoring:
 
     @property
     def models(self) -> Sequence[RewardInfo]:
-        """The current model, and the canary behind it."""
+        """The current model, then the canary if there is one."""
         return [served.info for served in self.served]
 
     @property
@@ -123,23 +125,23 @@ class SwappingScoring:
         return await self._gate.run(lambda: self._choose(call).run(items, call), exclusive=call.exclusive)
 
     async def load(self, path: str, *, canary_share: float = 0.0) -> list[ServedReward]:
-        """Loads and tries a model, and lets it score everything, or a share as the canary.
+        """Load and probe a model; then send it all traffic, or a share of it as the canary.
 
-        It goes on to the end though the caller leaves. A former canary makes room for a new one; loading what
-        is there already changes nothing.
+        Runs to the end even if the caller is cancelled. A new canary replaces a former one. Loading the
+        current model again changes nothing.
 
         Raises:
-            ModelLoadError: it cannot be loaded or cannot score; what is served stays as it was.
-            InvalidInput: the share is none, or the canary would be the current model.
+            ModelLoadError: the model cannot be loaded or cannot score; the served models are kept.
+            InvalidInput: the share is out of range, or the canary would be the current model.
         """
         _check_share(canary_share, least=0.0)
         return await self._finish(self._load(path, canary_share))
 
     async def set_share(self, share: float) -> list[ServedReward]:
-        """Changes the canary's share.
+        """Change the canary's share of the traffic.
 
         Raises:
-            InvalidInput: the share is none.
+            InvalidInput: the share is out of range.
             NotFound: there is no canary.
         """
         _check_share(share, least=1e-6)
@@ -149,29 +151,32 @@ class SwappingScoring:
         return self.served
 
     async def promote(self, version: str = "") -> list[ServedReward]:
-        """Makes the canary the current model.
+        """Make the canary the current model.
 
         Args:
-            version: of the canary that is meant; that it is the current model already is fine. Empty: any.
+            version: version of the canary; empty for any. No error if it is the current model already.
 
         Raises:
-            NotFound: there is no canary, or another one.
+            NotFound: there is no canary, or it has another version.
         """
         async with self._changing:
             if not version or version != self._current.info.model_version:
                 model = self._need_canary()
                 if version and model.info.model_version != version:
-                    raise NotFound(f"no canary of version {version!r}: it is {model.info.model_version}")
+                    raise NotFound(
+                        f"no canary of version {version!r}: its version is {model.info.model_version}"
+                    )
                 self._canary = None
                 self._set_share(0.0)
                 self._swap(model)
         return self.served
 
     async def abandon(self) -> list[ServedReward]:
-        """Gives the canary up; that there is none is fine."""
+        """Remove the canary. No error if there is none."""
         async with self._changing:
             if self._canary is not None:
-                former, self._canary = self._canary, None
+                former = self._canary
+                self._canary = None
                 self._set_share(0.0)
                 self._retire(former)
         return self.served
@@ -212,29 +217,38 @@ class SwappingScoring:
             if _is_same(model.info, self._current.info):
                 self._retire(model)
                 if share:
-                    got = f"{path}, which is version {model.info.model_version} as the current model"
-                    raise InvalidInput("path", got=got, allowed="another model as the canary")
-                logger.info("%s is served already: version %s", path, model.info.model_version)
+                    got = f"{path}, which has the current model's version {model.info.model_version}"
+                    raise InvalidInput("path", got=got, allowed="a model of another version")
+                logger.info("%s is already served: version %s", path, model.info.model_version)
             elif share:
-                former, self._canary = self._canary, model
+                former = self._canary
+                self._canary = model
                 self._set_share(share)
                 if former is not None:
                     self._retire(former)
-                logger.info("%s scores %g of the traffic: version %s", path, share, model.info.model_version)
+                logger.info(
+                    "%s is the canary for %g of the traffic: version %s",
+                    path,
+                    share,
+                    model.info.model_version,
+                )
             else:
                 self._swap(model)
         return self.served
 
     def _swap(self, model: LoadedModel) -> None:
-        former, self._current = self._current, model
-        before, after = former.info, model.info
+        former = self._current
+        self._current = model
+        before = former.info
+        after = model.info
         logger.info(
-            "%s is served: version %s after %s", model.path, after.model_version, before.model_version
+            "%s is served: version %s replaces %s", model.path, after.model_version, before.model_version
         )
-        for what in ("tokenizer_fingerprint", "max_sequence_tokens"):
-            was, now = getattr(before.model, what), getattr(after.model, what)
-            if was != now:
-                logger.warning("the %s changed from %s to %s", what, was, now)
+        for name in ("tokenizer_fingerprint", "max_sequence_tokens"):
+            old = getattr(before.model, name)
+            new = getattr(after.model, name)
+            if old != new:
+                logger.warning("%s changed from %s to %s", name, old, new)
         self._reward_metrics.swaps.inc()
         self._retire(former)
 
@@ -244,15 +258,15 @@ class SwappingScoring:
 
     def _need_canary(self) -> LoadedModel:
         if self._canary is None:
-            raise NotFound("no canary here: load one with a share first")
+            raise NotFound("there is no canary: load one with a share first")
         return self._canary
 
     def _retire(self, model: LoadedModel) -> None:
-        """In the background: what it has in hand is finished."""
+        """Close a model in the background, after its requests have finished."""
         self._spawn(model.close())
 
     async def _finish(self, work: Awaitable[_T]) -> _T:
-        """Waits for work that goes on though the waiting is cancelled."""
+        """Await work that continues even if the caller is cancelled."""
         return await asyncio.shield(self._spawn(work))
 
     def _spawn(self, work: Awaitable[_T]) -> asyncio.Task[_T]:
@@ -267,11 +281,11 @@ class SwappingScoring:
     def _done(self, task: asyncio.Task[_T]) -> None:
         self._tasks.discard(task)
         with contextlib.suppress(asyncio.CancelledError):
-            task.exception()  # it was told to whoever waited
+            task.exception()  # marks the error as retrieved; the caller got it, if there was one
 
 
 def _point(request_id: str) -> float:
-    """Where a request stands in [0, 1): equal ids alike, so that its retries find the same model."""
+    """Return a number in [0, 1) that is the same for equal ids, so that retries reach the same model."""
     if not request_id:
         return random.random()
     digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
@@ -279,7 +293,7 @@ def _point(request_id: str) -> float:
 
 
 def _is_same(one: RewardInfo, other: RewardInfo) -> bool:
-    """Whether they score alike, wherever they lie."""
+    """Return whether two models have the same weights and settings, regardless of their paths."""
     return replace(one, model=replace(one.model, model_id="")) == replace(
         other, model=replace(other.model, model_id="")
     )
@@ -287,4 +301,4 @@ def _is_same(one: RewardInfo, other: RewardInfo) -> bool:
 
 def _check_share(share: float, *, least: float) -> None:
     if not least <= share < 1:
-        raise InvalidInput("canary_share", got=share, allowed="a number between 0 and 1, both left out")
+        raise InvalidInput("canary_share", got=share, allowed="a number in (0, 1)")

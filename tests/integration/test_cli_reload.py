@@ -57,7 +57,7 @@ def test_a_running_service_gets_another_model(start, tmp_path):
     assert "path: got" in output
     code, output = reload("--promote", *address)
     assert code == 1
-    assert "no canary here" in output
+    assert "there is no canary" in output
     assert reload("--promote", "--abandon", *address)[0] == 2
     assert reload("--canary", 0.5, *address)[0] == 2
 

@@ -1,7 +1,7 @@
-"""What `fairlead export-triton` writes, served by a real Triton: its scores are ours, whoever asks.
+"""Models that `fairlead export-triton` writes, served by a real Triton, score like the reward service.
 
-Triton is the one that the package nvidia-pytriton carries, installed apart (benchmarks/triton_server.py);
-where that cannot be, the tests are skipped and say why.
+Triton comes from the package nvidia-pytriton in a separate environment (benchmarks/triton_server.py). Where
+it cannot be installed, the tests are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fairlead.types import Message, Priority, TextPair, TokenPair
 from services.reward.scorer import RewardScorer
 from services.reward.scoring import ScoreCall
 from services.reward.triton import scoring as triton_scorer
-from services.reward.triton.export import Request, export
+from services.reward.triton.export import ExportRequest, export
 from tests import architectures
 from tests.service_process import Starter
 from tests.tiny import tiny_reward_model
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class World:
-    """Models, and a Triton that serves all of them."""
+    """Models, and a Triton that serves them."""
 
     folders: dict[str, Path]
     server: TritonServer
@@ -74,7 +74,7 @@ def world(tmp_path_factory) -> Iterator[World]:
             )
             assert done.returncode == 0, done.stderr
         else:
-            export(Request(model=str(folder), target=repository, name=name, ragged=name != "equal"))
+            export(ExportRequest(model=str(folder), target=repository, name=name, ragged=name != "equal"))
     with TritonServer(repository, made / "triton.log") as server:
         yield World(folders, server)
 
@@ -100,7 +100,7 @@ def expected_of(folder: Path, items) -> list[float]:
 
 
 def score_through(section: RewardSection, *requests, priority: Priority = Priority.ONLINE):
-    """All requests at once, through the reward service's engine."""
+    """Score all requests at the same time through the reward service's Triton engine."""
 
     async def run():
         reader, served = await triton_scorer.connect(section.path, section)
@@ -113,7 +113,7 @@ def score_through(section: RewardSection, *requests, priority: Priority = Priori
 
 
 @pytest.mark.parametrize("name", ["ours", "equal", "qwen3", "hub", "ensemble"])
-def test_scores_are_those_of_our_own_service(world: World, name):
+def test_scores_equal_those_of_the_reward_service(world: World, name):
     items = [*drawn(100, seed=1), TextPair("w1 w2", "w3"), TextPair("", "here ."), TextPair("where ?", "")]
     if name in ("qwen3", "hub"):
         items.append(TextPair("unread", "here .", (Message("user", "where ?"),)))
@@ -122,15 +122,15 @@ def test_scores_are_those_of_our_own_service(world: World, name):
     scorer = RewardScorer(str(world.folders[name]), RewardSection(device="cpu"))
     assert found.model_version == scorer.info.model_version
     assert found.num_tokens == tuple(len(sequence) for sequence in scorer.encode(items))
-    assert len({round(score, 3) for score in found.scores}) > 50, "scores that are all alike prove nothing"
+    assert len({round(score, 3) for score in found.scores}) > 50, "equal scores would prove nothing"
 
 
-def test_requests_of_all_lengths_share_forward_passes_only_where_ragged_is_allowed(world: World):
-    """64 callers with a sequence each: merged whatever their lengths, or by equal length alone."""
+def test_requests_of_different_lengths_are_merged_only_with_ragged_batching(world: World):
+    """64 callers with one sequence each: merged for any lengths, or for equal lengths only."""
     passes = {}
     for name in ("ours", "equal"):
         items = drawn(64, seed=2)
-        # The server does one thing at a time, so all but the first few wait together.
+        # The server runs one batch at a time, so all but the first few requests wait together.
         results = score_through(world.section(name), *([item] for item in items))
         assert_same([one.scores[0] for one in results], expected_of(world.folders[name], items))
         with triton_grpc.InferenceServerClient(world.server.address) as client:
@@ -142,7 +142,7 @@ def test_requests_of_all_lengths_share_forward_passes_only_where_ragged_is_allow
     assert passes["equal"] > 30
 
 
-def test_tritonclient_asks_it_directly(world: World):
+def test_tritonclient_scores_directly(world: World):
     pairs = drawn(5, seed=3)
     rows = [(*pair.prompt_token_ids, *pair.response_token_ids) for pair in pairs]
     lengths = np.array([[len(row)] for row in rows])
@@ -191,7 +191,7 @@ def test_sentences_are_tokenized_by_the_server(world: World):
         ([[1, 5]], [[0]], r"sequence_lengths: got \[0\]"),
     ],
 )
-def test_a_bad_request_is_named_and_harms_nobody(world: World, tokens, lengths, said):
+def test_invalid_request_is_named_and_does_not_affect_others(world: World, tokens, lengths, said):
     with triton_grpc.InferenceServerClient(world.server.address) as client:
         inputs = [triton_grpc.InferInput("tokens", np.shape(tokens), "INT64")]
         inputs[0].set_data_from_numpy(np.array(tokens))
@@ -206,14 +206,14 @@ def test_a_bad_request_is_named_and_harms_nobody(world: World, tokens, lengths, 
     assert_same(found.scores, expected_of(world.folders["ours"], [item]))
 
 
-def test_another_models_tokenizer_is_refused(world: World):
+def test_other_tokenizer_is_refused(world: World):
     section = world.section("ours").model_copy(update={"path": str(world.folders["qwen3"])})
     with pytest.raises(ConfigError, match=r"reward.path: got .*qwen3.*whose tokenizer is"):
         asyncio.run(triton_scorer.connect(section.path, section))
 
 
-def test_the_reward_service_is_its_front_and_ready_while_it_is(world: World, tmp_path):
-    """The process with `reward.engine = triton`: started before Triton, ready with it, not ready without."""
+def test_reward_service_in_front_follows_readiness(world: World, tmp_path):
+    """The process with `reward.engine = triton`: started before Triton, ready only while Triton is."""
     starter = Starter(tmp_path)
     items = drawn(3, seed=5)
     again = TritonServer(world.server.repository, tmp_path / "triton.log")

@@ -1,6 +1,6 @@
-"""Two ways to run a batch through the members of an ensemble: padded to the longest, or without padding.
+"""Two ways to run a batch through an ensemble: padded to the longest sequence, or without padding.
 
-Knows torch and the models, but no text and no queue. Which way a model goes is found out when it is loaded.
+`choose` decides when a model is loaded. Knows torch and the models, but no text and no queue.
 
 Shapes: B sequences, T positions, M members.
 """
@@ -29,28 +29,28 @@ logger = logging.getLogger(__name__)
 Ids = tuple[int, ...]
 
 _MOVING_POSITIONS = ("dynamic", "longrope")
-"""Rotary positions that depend on the longest of the batch: a score would depend on its company."""
+"""Rotary positions that depend on the longest sequence: a score would depend on the rest of its batch."""
 
 
 class Forward(Protocol):
-    """Runs batches."""
+    """Runs batches of sequences."""
 
     @property
     def packing(self) -> Packing[Ids]:
-        """What batches are cheap to run."""
+        """How to choose batches that are cheap to run."""
         ...
 
     def prepare(self, sequences: Sequence[Ids]) -> Callable[[], Tensor]:
-        """Builds the tensors of a batch; what it returns runs the model and gives float32 scores [B]."""
+        """Build the tensors of a batch; return a function that computes its float32 scores [B]."""
         ...
 
     def close(self) -> None:
-        """Frees what is kept between batches."""
+        """Free the memory that is kept between batches."""
         ...
 
 
 class PaddedForward:
-    """Every model can."""
+    """Pads sequences to the longest of the batch. Works for every model."""
 
     def __init__(self, reward: RewardEnsemble, device: torch.device) -> None:
         self._reward = reward
@@ -66,11 +66,11 @@ class PaddedForward:
         return lambda: self._reward.scores(tokens_BT.to(self._device), lengths_B.to(self._device))
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no memory is kept."""
 
 
 class SegmentForward:
-    """For decoders whose attention transformers lets us replace."""
+    """Runs sequences without padding, shared beginnings once; needs an attention that can be replaced."""
 
     def __init__(
         self,
@@ -83,11 +83,13 @@ class SegmentForward:
         """
         Args:
             reward: the models.
-            section: whether beginnings are shared, and how much of them is kept.
-            longest: tokens of the longest sequence accepted.
-            reward_metrics: where to count.
+            section: whether to share beginnings, and the size of their cache.
+            longest: tokens of the longest sequence that is accepted.
+            reward_metrics: metrics of sharing.
         """
-        self._reward, self._share, self._longest = reward, section.share_prompts, longest
+        self._reward = reward
+        self._share = section.share_prompts
+        self._longest = longest
         self._metrics = reward_metrics
         self._cache = PrefixCache(
             section.prefix_cache_bytes if self._share else 0, reward_metrics=reward_metrics
@@ -117,7 +119,7 @@ class SegmentForward:
         return run
 
     def close(self) -> None:
-        """Forgets the beginnings that were kept."""
+        """Empty the cache of beginnings."""
         self._cache.clear()
 
 
@@ -128,10 +130,10 @@ def choose(
     longest: int,
     reward_metrics: metrics.RewardMetrics | None = None,
 ) -> Forward:
-    """The way that the section asks for, or the better one that the models allow.
+    """Return the forward that the section asks for, or with `auto` the faster one that the models support.
 
     Raises:
-        ConfigError: for `segments` with models that do not allow it; says why.
+        ConfigError: `segments` is asked for and the models do not support it; gives the reason.
     """
     device = reward.device
     padded = PaddedForward(reward, device)
@@ -149,12 +151,12 @@ def choose(
         return SegmentForward(reward, section, longest=longest, reward_metrics=reward_metrics)
     if asked == "segments":
         raise ConfigError("reward.attention", got=f"segments for {name} ({reason})", allowed="auto or padded")
-    logger.info("%s pads its batches and shares no prompts: %s", name, reason)
+    logger.info("batches of %s are padded and share no prompts: %s", name, reason)
     return padded
 
 
 def _obstacle(reward: RewardEnsemble, longest: int) -> str:
-    """Why not to try at all."""
+    """Return why segments cannot work, from the configuration of the models; empty if they may."""
     for member in reward.members:
         config = member.body.config
         rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -167,7 +169,7 @@ def _obstacle(reward: RewardEnsemble, longest: int) -> str:
 
 
 def _difference(ours: SegmentForward, padded: PaddedForward, reward: RewardEnsemble) -> str:
-    """Holds a tree of sequences, and then one that goes on from the cache, against one at a time."""
+    """Compare scores of a tree of sequences, new and then cached, with padded ones; empty if equal."""
     embedding = reward.members[0].body.get_input_embeddings()
     assert isinstance(embedding, torch.nn.Embedding)
     size = embedding.num_embeddings
@@ -179,7 +181,7 @@ def _difference(ours: SegmentForward, padded: PaddedForward, reward: RewardEnsem
     for _ in range(2):
         found = ours.prepare(batch)().tolist()
         for sequence, score in zip(batch, found, strict=True):
-            alone = float(padded.prepare([sequence])())
-            if abs(score - alone) > tolerance * max(1.0, abs(alone)):
-                return f"segments score {score:.6g} instead of {alone:.6g}"
+            expected = float(padded.prepare([sequence])())
+            if abs(score - expected) > tolerance * max(1.0, abs(expected)):
+                return f"segments score {score:.6g} instead of {expected:.6g}"
     return ""

@@ -27,42 +27,41 @@ KeysValues = Mapping[tuple[int, int], tuple[Tensor, Tensor]]
 """Keys and values [H, L, D] by (member of the ensemble, layer)."""
 
 MIN_TOKENS = 16
-"""Beginnings shorter than this are computed again: a cut costs more than they do; benchmarks/scoring.py."""
+"""Shorter beginnings are not shared: another segment costs more than they do; benchmarks/scoring.py."""
 MAX_TAIL = 512
-"""A segment that attends to others is cut at this length: its mask has a row for each of its tokens."""
+"""A segment that follows other tokens is cut at this length: its mask has a row for each of its tokens."""
 _MAX_STEMS = 8
-"""Lengths of beginnings that are no whole prompt; each is tried for every sequence."""
-
+"""Different lengths of cached beginnings that are not whole prompts; each is looked up for every sequence."""
 
 Rows = tuple[int, int]
-"""From, to."""
+"""First row, and the row after the last."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedPrefix:
-    """A beginning and what attention needs of it."""
+    """A beginning, with the keys and values that attention needs."""
 
     key: bytes
-    """Its ids."""
+    """Its ids, as bytes."""
     length: int
-    """Tokens."""
+    """Number of tokens."""
     keys_values: KeysValues
-    """Of every member and layer."""
+    """Keys and values of every member and layer."""
 
     @property
     def num_bytes(self) -> int:
-        """Memory of keys and values."""
+        """Memory of the keys and values."""
         return sum(k.nbytes + v.nbytes for k, v in self.keys_values.values())
 
 
 class PrefixCache:
-    """Least recently used goes first."""
+    """Bounded in bytes; the least recently used beginning is removed first. Safe for several threads."""
 
     def __init__(self, max_bytes: int, *, reward_metrics: metrics.RewardMetrics | None = None) -> None:
         """
         Args:
-            max_bytes: of keys and values together; 0 keeps nothing.
-            reward_metrics: where to count.
+            max_bytes: memory of all keys and values; 0 disables the cache.
+            reward_metrics: metrics of the cache.
         """
         self._max_bytes = max_bytes
         self._metrics = reward_metrics
@@ -80,11 +79,11 @@ class PrefixCache:
         return len(self._entries)
 
     def find(self, ids: Ids, prompt_length: int) -> CachedPrefix | None:
-        """The longest beginning that is known and shorter than `ids`; counted if there is one to look for.
+        """Return the longest cached beginning that is shorter than `ids`; count the lookup.
 
         Args:
             ids: a whole sequence.
-            prompt_length: of its prompt, 0 if that is not known.
+            prompt_length: tokens of its prompt, 0 if unknown.
         """
         if not self._max_bytes:
             return None
@@ -104,7 +103,7 @@ class PrefixCache:
         return None
 
     def wants(self, key: bytes, length: int, *, is_prompt: bool) -> bool:
-        """Whether a beginning shall be kept when it has been computed."""
+        """Return whether a beginning is to be cached after it was computed."""
         if not self._max_bytes or length < MIN_TOKENS:
             return False
         with self._lock:
@@ -112,7 +111,7 @@ class PrefixCache:
             return known and key not in self._entries
 
     def put(self, entry: CachedPrefix, *, is_prompt: bool) -> None:
-        """Keeps a beginning, at the cost of those not used for the longest time."""
+        """Cache a beginning; remove the least recently used ones if there is no space."""
         size = entry.num_bytes
         with self._lock:
             if entry.key in self._entries or size > self._max_bytes:
@@ -127,7 +126,7 @@ class PrefixCache:
             self._count_bytes(self._bytes - before)
 
     def clear(self) -> None:
-        """Frees all of it; the cache goes on empty."""
+        """Remove every beginning."""
         with self._lock:
             self._entries.clear()
             self._stems.clear()
@@ -139,8 +138,8 @@ class PrefixCache:
         if self._stems[entry.length] > 1:
             self._stems[entry.length] -= 1
         else:
-            # A prompt of that length may go in its place: then the stem's length is tried no more, and
-            # it is made again when it is met again.
+            # The removed beginning may be a prompt of the same length as a stem. Then stems of that length
+            # are no longer looked up, and are cached again when they are computed again.
             self._stems.pop(entry.length, None)
 
     def _count(self, result: str, *, tokens: int = 0) -> None:
@@ -149,53 +148,56 @@ class PrefixCache:
             self._metrics.prefix_tokens.inc(tokens)
 
     def _count_bytes(self, change: int) -> None:
-        # Of all caches together: while a model is replaced there are two.
+        # The metric is for all caches together: while a model is replaced there are two.
         if self._metrics is not None:
             self._metrics.prefix_bytes.inc(change)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens that follow one another in a sequence, or in several that begin alike."""
+    """Consecutive tokens of one sequence, or of several with the same beginning.
+
+    A segment attends to itself and to the tokens before it: a cached beginning, then earlier segments.
+    """
 
     start: int
     """First row."""
     end: int
-    """Row behind the last."""
+    """Row after the last."""
     cached: CachedPrefix | None
-    """Beginning of what it follows."""
+    """Cached beginning of the sequence."""
     before: tuple[Rows, ...]
-    """Rows of the segments behind `cached` that it follows."""
+    """Rows of the segments between `cached` and this one."""
 
     @property
     def num_before(self) -> int:
-        """Tokens that it follows."""
+        """Number of tokens before it."""
         rows = sum(end - start for start, end in self.before)
         return rows + (self.cached.length if self.cached else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """A beginning to be put into the cache."""
+    """A beginning to be cached."""
 
     key: bytes
     length: int
     cached: CachedPrefix | None
     rows: tuple[Rows, ...]
-    """What follows `cached`."""
+    """Its rows after `cached`."""
     is_prompt: bool
-    """Rather than a stem of several prompts."""
+    """Whether it is a whole prompt, rather than the stem of several prompts."""
 
 
 @dataclass(slots=True)
 class Plan:
-    """A batch."""
+    """A batch, laid out as one row of segments."""
 
     num_sequences: int
     ids: Ids
-    """All rows."""
+    """Token id of each row."""
     positions: Ids
-    """Of each row in its sequence."""
+    """Position of each row in its sequence."""
     segments: list[Segment]
     last_rows: list[int]
     """Row of each sequence's last token."""
@@ -204,7 +206,7 @@ class Plan:
 
 @dataclass(slots=True)
 class _Branch:
-    """Sequences, in order of their ids, that agree up to a depth."""
+    """Sequences, sorted by their ids, that are equal up to a depth."""
 
     indices: list[int]
     depth: int
@@ -214,7 +216,7 @@ class _Branch:
 
 @dataclass(slots=True)
 class Planner:
-    """Builds one plan."""
+    """Builds the plan of one batch: a tree of shared beginnings, laid out flat."""
 
     sequences: Sequence[tuple[int, ...]]
     cache: PrefixCache | None
@@ -232,7 +234,7 @@ class Planner:
         self.last_rows = [0] * len(self.arrays)
 
     def plan(self) -> Plan:
-        """The whole."""
+        """Return the plan."""
         stack = self._trunks()
         while stack:
             branch = stack.pop()
@@ -250,7 +252,7 @@ class Planner:
         )
 
     def _trunks(self) -> list[_Branch]:
-        """The sequences by the cached beginning that each goes on from."""
+        """Group the sequences by their cached beginning."""
         if not self.share:
             return [_Branch([index], 0, None, ()) for index in range(len(self.arrays))]
         trunks: dict[CachedPrefix | None, list[int]] = {}
@@ -264,7 +266,7 @@ class Planner:
         ]
 
     def _fork(self, branch: _Branch) -> list[_Branch]:
-        """Computes what runs of neighbours share, and gives what remains of them."""
+        """Lay out what runs of neighbours share; return the remaining branches."""
         found: list[_Branch] = []
         run, shared = [branch.indices[0]], 0
         for left, right in itertools.pairwise(branch.indices):
@@ -283,7 +285,7 @@ class Planner:
             return _Branch(run, branch.depth, branch.cached, branch.before)
         before = self._add(run[0], branch.depth, shared, branch)
         prompts = [prompt_length(self.sequences[index]) for index in run]
-        # A stem is what prompts have in common, or what answers have where nobody knows their prompt's end.
+        # A stem is the common beginning of several prompts, or of sequences whose prompt length is unknown.
         if all(length == 0 or shared <= length for length in prompts):
             self._keep(run[0], shared, branch.cached, before, is_prompt=shared in prompts)
         return _Branch(run, shared, branch.cached, before)
@@ -297,7 +299,7 @@ class Planner:
             self._keep(index, length, branch.cached, before, is_prompt=True)
 
     def _add(self, index: int, start: int, end: int, branch: _Branch) -> tuple[Rows, ...]:
-        """Lays out ids [start, end) of a sequence; gives the rows that what follows has before it."""
+        """Lay out ids [start, end) of a sequence; return the rows before the tokens that follow."""
         before = branch.before
         step = MAX_TAIL if start else end
         for first in range(start, end, step):
@@ -328,14 +330,14 @@ class Planner:
         self.keeps[key] = Keep(key, length, cached, _first(rows, wanted), is_prompt)
 
     def _common(self, left: int, right: int, depth: int) -> int:
-        """Ids that two sequences have in common; the last id of each is its own."""
+        """Return the length of the common beginning of two sequences, without the last id of each."""
         end = min(len(self.arrays[left]), len(self.arrays[right])) - 1
         same = self.arrays[left][depth:end] == self.arrays[right][depth:end]
         return end if same.all() else depth + int(same.argmin())
 
 
 def _first(rows: tuple[Rows, ...], count: int) -> tuple[Rows, ...]:
-    """The first `count` of some rows."""
+    """Return the first `count` rows."""
     found: list[Rows] = []
     for start, end in rows:
         if count <= 0:

@@ -1,7 +1,8 @@
-"""Scores of a batch in which nothing is padded: the model's own forward pass over one row of segments.
+"""Scores of a batch without padding: the model's own forward pass over one row of segments.
 
-Only attention is ours: transformers calls it in place of its own. Linear layers see every real token once and
-no padding; attention runs segment by segment, as a mask over all of them would be computed in full.
+Only attention is replaced: transformers calls `_attention` instead of its own. Linear layers see every real
+token once and no padding. Attention runs segment by segment, because a mask over the whole row would be
+computed in full.
 
 Shapes: N rows (tokens of the batch), H heads, D head size, L tokens of a segment, G segments of a group.
 """
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - as everybody calls it
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -23,37 +24,37 @@ from fairlead.nn.reward_model import RewardModel
 from services.reward.compute.prefix_sharing import CachedPrefix, Keep, Plan, Segment
 
 NAME = "fairlead_segments"
-"""What transformers knows our attention by."""
+"""Name under which the attention is registered with transformers."""
 _GROUPED = 64
-"""Segments up to this length run several at a time, padded: a call costs more than their padding does."""
+"""Segments up to this length run together, padded: another call costs more than the padding."""
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "sinks", "indexer")
-"""Variants of attention that are not ours."""
+"""Arguments of attention variants that are not supported."""
 
 
 @dataclass(slots=True)
 class Work:
-    """A plan on its way through one member."""
+    """A plan, laid out for one member of the ensemble."""
 
     plan: Plan
     member: int
     longest: int
-    """Longest sequence ever, in tokens: a window at least as wide hides nothing."""
+    """Tokens of the longest sequence that is accepted; a sliding window at least as wide has no effect."""
     squares: list[Segment]
     groups: list[tuple[Tensor, Tensor]]
-    """Rows [G, L] of segments run together, right-padded, and which of them are real."""
+    """Rows [G, L] of segments that run together, padded on the right, and a mask of the real ones."""
     tails: list[tuple[Segment, Tensor | None]]
-    """Segments that follow others, and their masks [L, before + L]."""
+    """Segments that follow other tokens, and their masks [L, tokens before + L]."""
     kept: dict[bytes, dict[tuple[int, int], tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """Attention of one layer.
+        """Compute the attention of one layer.
 
         Args:
-            layer: its number.
+            layer: number of the layer.
             query: [1, H, N, D].
             key: [1, key heads, N, D], positions applied.
             value: [1, key heads, N, D].
-            scale: of the products; None is 1/√D.
+            scale: factor of the products; None for 1/√D.
 
         Returns:
             [1, N, H, D].
@@ -72,7 +73,7 @@ class Work:
             )
             found[:, rows] = out.transpose(1, 2)
         for segment, mask in self.tails:
-            keys, values = self._led_to(segment, layer, key, value, repeats)
+            keys, values = self._keys_and_values(segment, layer, key, value, repeats)
             rows = slice(segment.start, segment.end)
             out = F.scaled_dot_product_attention(query[:, :, rows], keys, values, attn_mask=mask, scale=scale)
             found[:, rows] = out.transpose(1, 2)
@@ -86,15 +87,15 @@ class Work:
         scale: float | None,
         found: Tensor,
     ) -> None:
-        # [1, H, G, L, D] → [G, H, L, D]; what pads is behind every real token, which sees nothing of it.
+        # [1, H, G, L, D] → [G, H, L, D]. Padding is after every real token, so causal attention ignores it.
         query, key, value = (part[0][:, rows_GL].transpose(0, 1) for part in parts)
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
         found[0, rows_GL[real_GL]] = out.transpose(1, 2)[real_GL]
 
-    def _led_to(
+    def _keys_and_values(
         self, segment: Segment, layer: int, key: Tensor, value: Tensor, repeats: int
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of what a segment follows and of itself."""
+        """Return keys and values of the tokens before a segment, then its own."""
         keys: list[Tensor] = []
         values: list[Tensor] = []
         if segment.cached is not None:
@@ -107,7 +108,7 @@ class Work:
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
     def _keep(self, keep: Keep, layer: int, key: Tensor, value: Tensor) -> None:
-        """Copies a beginning out of the batch, which is gone after this layer."""
+        """Copy a beginning's keys and values for the cache; they are not available after this layer."""
         parts: tuple[list[Tensor], list[Tensor]] = ([], [])
         if keep.cached is not None:
             for part, tensor in zip(parts, keep.cached.keys_values[self.member, layer], strict=True):
@@ -120,7 +121,7 @@ class Work:
 
 
 class _Current(threading.local):
-    """What the model of this thread computes."""
+    """The work of the forward pass that this thread runs."""
 
     work: Work | None = None
 
@@ -139,10 +140,10 @@ def _attention(
     sliding_window: int | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """What transformers calls; refuses variants that it does not know."""
+    """Attention that transformers calls; raises NotImplementedError for unsupported variants."""
     work = _CURRENT.work
     if work is None or query.shape[0] != 1:
-        raise NotImplementedError("attention over segments outside a plan")
+        raise NotImplementedError("attention over segments without a plan")
     if sliding_window is not None and sliding_window < work.longest:
         raise NotImplementedError(f"a sliding window of {sliding_window} tokens")
     odd = [name for name in _UNKNOWN if others.get(name) is not None]
@@ -157,10 +158,10 @@ AttentionInterface.register(NAME, _attention)
 
 
 def layout(plan: Plan, *, member: int, longest: int, dtype: torch.dtype, device: torch.device) -> Work:
-    """Builds the rows and masks of a plan for one member of an ensemble."""
+    """Build the rows and masks of a plan for one member of an ensemble."""
     free = [segment for segment in plan.segments if not segment.num_before]
     short = sorted((s for s in free if s.end - s.start <= _GROUPED), key=lambda s: s.end - s.start)
-    groups = [_rows(group, device) for group in _like(short)]
+    groups = [_rows(group, device) for group in _groups(short)]
     masks: dict[tuple[int, int], Tensor | None] = {}
     tails: list[tuple[Segment, Tensor | None]] = []
     for segment in plan.segments:
@@ -186,7 +187,7 @@ def _computing(work: Work, model: RewardModel) -> Iterator[None]:
 
 
 def scores(model: RewardModel, work: Work) -> Tensor:
-    """float32 [sequences of the plan]; what is kept of it is in `work.kept` afterwards."""
+    """Return float32 scores [sequences of the plan]; leave beginnings for the cache in `work.kept`."""
     device = model.device
     ids_1N, positions_1N = (
         F.pad(torch.from_numpy(rows), (0, -len(rows) % ROWS))[None].to(device)
@@ -200,14 +201,14 @@ def scores(model: RewardModel, work: Work) -> Tensor:
 
 
 def cached(plan: Plan, works: Sequence[Work]) -> Iterator[tuple[CachedPrefix, bool]]:
-    """What a computed plan leaves for the cache, and whether it is a whole prompt."""
+    """Yield the beginnings that a computed plan adds to the cache, and whether each is a whole prompt."""
     for keep in plan.keeps:
         tensors = {place: pair for work in works for place, pair in work.kept.get(keep.key, {}).items()}
         yield CachedPrefix(keep.key, keep.length, tensors), keep.is_prompt
 
 
-def _like(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
-    """Cuts short segments, sorted by length, where more than half of the first would be padding."""
+def _groups(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Split short segments, sorted by length, where more than half of the first would be padding."""
     group: list[Segment] = []
     for segment in segments:
         if group and segment.end - segment.start > 2 * (group[0].end - group[0].start):
@@ -228,7 +229,7 @@ def _rows(group: Sequence[Segment], device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _mask(length: int, before: int, *, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """Every token sees what it follows; a single one sees all there is."""
+    """Return the mask of a segment: causal, with everything before it visible; None for a single token."""
     if length == 1:
         return None
     mask = torch.full((length, before + length), float("-inf"), dtype=dtype, device=device)

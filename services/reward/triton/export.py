@@ -1,8 +1,8 @@
-"""`python -m services.reward.triton.export MODEL DIR`: a reward model as a repository that Triton serves.
+"""`python -m services.reward.triton.export MODEL DIR`: write a reward model into a Triton model repository.
 
-What `fairlead export-triton` starts. Loads the model as the reward service does, so what that would refuse is
-refused here; writes `DIR/<name>/`: config.pbtxt (Python backend, ragged batching), `1/model.py`, the model's
-folder and a README. Whole or not at all.
+`fairlead export-triton` starts it. It loads the model as the reward service does, with the same errors. It
+writes `DIR/<name>/`: config.pbtxt (Python backend, ragged batching), `1/model.py`, the model's folder and a
+README; all of it or nothing.
 """
 
 from __future__ import annotations
@@ -30,45 +30,45 @@ from fairlead.nn.ensemble import RewardEnsemble, load_ensemble, member_paths
 from fairlead.nn.loading import check_vocabulary, load_tokenizer, max_sequence_tokens, tokenizer_fingerprint
 from fairlead.nn.reward_model import RewardModel
 
-Packing = Literal["sorted", "arrival", "each"]
-"""How the model cuts a merged batch into forward passes; see triton_model.py."""
+PackingRule = Literal["sorted", "arrival", "each"]
+"""How the exported model splits a merged batch into forward passes; see model.py in this folder."""
 
 _MODEL_FILE = Path(__file__).with_name("model.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What is exported, and how it is served."""
+class ExportRequest:
+    """The model to export, and how Triton serves it."""
 
     model: str
     """Folder or hub id of a reward model or an ensemble."""
     target: Path
-    """Triton's model repository; other models may be in it."""
+    """Triton's model repository; it may hold other models."""
     name: str = "reward"
-    """The model's name in it."""
+    """Name of the model in the repository."""
     dtype: DType = "float32"
-    """Computation type of the model's body."""
+    """Floating-point type in which the model's body computes."""
     max_batch_size: int = 64
-    """Sequences that Triton merges into one call, at most."""
+    """Maximum number of sequences that Triton merges into one call."""
     max_batch_tokens: int = 8_192
-    """Tokens, padding included, of one forward pass."""
-    packing: Packing = "sorted"
-    """How a merged batch is cut into forward passes."""
+    """Maximum number of tokens of one forward pass, padding included."""
+    packing: PackingRule = "sorted"
+    """How a merged batch is split into forward passes."""
     ragged: bool = True
-    """Merge sequences of different lengths. Without it Triton merges equal shapes only."""
+    """Whether Triton may merge sequences of different lengths, rather than equal shapes only."""
     link: bool = False
-    """Symbolic links to the model's folder instead of a copy."""
+    """Whether to link to the model's folder instead of copying it."""
     force: bool = False
-    """Replace an earlier export of this name."""
+    """Whether to replace an earlier export of this name."""
 
 
-def export(request: Request) -> Path:
-    """Writes the model's folder in the repository; returns it.
+def export(request: ExportRequest) -> Path:
+    """Write the model's folder into the repository; return its path.
 
     Raises:
-        ConfigError: a name or a target that may not be used.
-        ModelLoadError: the model cannot be loaded or is no reward model.
-        FairleadError: the disk refuses.
+        ConfigError: the name or the target is not allowed.
+        ModelLoadError: the model cannot be loaded or is not a reward model.
+        FairleadError: writing to the disk fails.
     """
     target = _target(request)
     section = RewardSection(device="cpu", dtype=request.dtype)
@@ -99,7 +99,7 @@ def export(request: Request) -> Path:
     return target
 
 
-def _target(request: Request) -> Path:
+def _target(request: ExportRequest) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", request.name):
         raise ConfigError("--name", got=request.name, allowed="letters, digits, `_`, `.` and `-`")
     target = request.target.expanduser().resolve() / request.name
@@ -107,13 +107,15 @@ def _target(request: Request) -> Path:
         ours = (target / "1" / "model.py").is_file() and (target / "config.pbtxt").is_file()
         if not (request.force and ours):
             raise ConfigError(
-                "DIR", got=f"{target}, which exists", allowed="a new name, or --force over an earlier export"
+                "DIR",
+                got=f"{target}, which exists",
+                allowed="a new name, or --force to replace an earlier export",
             )
     return target
 
 
 def _reading(model: RewardModel) -> dict[str, str]:
-    """How it has learnt to read: an encoder, one that Fairlead has trained, or one of the hub."""
+    """Return the parameter that states the form of text that the model was trained on."""
     return {"reads": "encoder" if model.is_encoder else "ours" if model.is_ours else "hub"}
 
 
@@ -128,7 +130,9 @@ def _names(ensemble: RewardEnsemble) -> list[str]:
     return ["model"] if count == 1 else [f"member-{number}" for number in range(count)]
 
 
-def _write(request: Request, target: Path, ensemble: RewardEnsemble, parameters: Mapping[str, str]) -> None:
+def _write(
+    request: ExportRequest, target: Path, ensemble: RewardEnsemble, parameters: Mapping[str, str]
+) -> None:
     aside = target.with_name(f".{target.name}.new")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -150,7 +154,7 @@ def _write(request: Request, target: Path, ensemble: RewardEnsemble, parameters:
 
 
 def _place(folder: Path, path: str, member: RewardModel, *, link: bool) -> None:
-    """A model's files: linked, copied, or written where they are an adapter's or come from the hub."""
+    """Link or copy a model's folder; write a model that is an adapter or comes from the hub."""
     source = Path(path).expanduser()
     if source.is_dir() and adapters.base_of(path) is None:
         if link:
@@ -160,16 +164,16 @@ def _place(folder: Path, path: str, member: RewardModel, *, link: bool) -> None:
         return
     if link:
         raise ConfigError(
-            "--link", got=f"{path!r}, an adapter or a hub id", allowed="a folder with a whole model"
+            "--link", got=f"{path!r}, an adapter or a hub id", allowed="a folder with a complete model"
         )
     member.model.save_pretrained(folder)
     load_tokenizer(path).save_pretrained(folder)
 
 
-def config_text(request: Request, parameters: Mapping[str, str]) -> str:
-    """config.pbtxt: inputs and outputs as NeMo-Aligner names them, batched by the dynamic batcher."""
+def config_text(request: ExportRequest, parameters: Mapping[str, str]) -> str:
+    """Return config.pbtxt: tensors named as in NeMo-Aligner, batched by the dynamic batcher."""
     ragged = " allow_ragged_batch: true" if request.ragged else ""
-    told = "\n".join(
+    written = "\n".join(
         f"parameters {{ key: {json.dumps(key)} value: {{ string_value: {json.dumps(value)} }} }}"
         for key, value in parameters.items()
     )
@@ -185,45 +189,45 @@ output [
   {{ name: "rewards" data_type: TYPE_FP32 dims: [ 1 ] }},
   {{ name: "num_tokens" data_type: TYPE_INT64 dims: [ 1 ] }}
 ]
-# No delay: what waits is taken when the model is free. Level 1 is served before level 2.
+# No delay: waiting requests are batched when the model is free. Level 1 is served before level 2.
 dynamic_batching {{
   priority_levels: 2
   default_priority_level: 1
   default_queue_policy {{ allow_timeout_override: true max_queue_size: 4096 }}
 }}
 instance_group [ {{ kind: KIND_AUTO count: 1 }} ]
-{told}
+{written}
 """
 
 
-def _readme(request: Request, parameters: Mapping[str, str]) -> str:
+def _readme(request: ExportRequest, parameters: Mapping[str, str]) -> str:
     return f"""# {request.name}: a reward model for Triton
 
-Made by `fairlead export-triton` from `{parameters["model_id"]}`, version {parameters["model_version"]}.
+Written by `fairlead export-triton` from `{parameters["model_id"]}`, version {parameters["model_version"]}.
 
 ```console
-$ tritonserver --model-repository <the folder above this one>
+$ tritonserver --model-repository <the parent of this folder>
 ```
 
-The server's Python needs `torch` and `transformers`. Nothing else of Fairlead is used.
+The server's Python needs `torch` and `transformers`, but not Fairlead.
 
-| tensor | type, shape | what it is |
+| tensor | type, shape | meaning |
 |---|---|---|
-| `tokens` | INT64 [B, S] | ids of prompt and response together, rows padded on the right with any id |
-| `sequence_lengths` | INT64 [B, 1] | ids of each row that count; all of them if absent |
-| `sentences` | BYTES [B, 1] | instead of both: whole texts, tokenized here |
+| `tokens` | INT64 [B, S] | ids of prompt and response, joined; rows padded on the right with any id |
+| `sequence_lengths` | INT64 [B, 1] | ids of each row without padding; all ids if absent |
+| `sentences` | BYTES [B, 1] | instead of both: whole texts, tokenized by this model |
 | `rewards` | FP32 [B, 1] | the scores |
-| `num_tokens` | INT64 [B, 1] | what was read |
+| `num_tokens` | INT64 [B, 1] | number of tokens of each row |
 
 At most {parameters["max_sequence_tokens"]} tokens a row, {request.max_batch_size} rows a request. The dynamic
 batcher merges requests of {"any lengths" if request.ragged else "equal shapes"};
-parameter `priority` 2 waits for 1. Fairlead's reward service scores through it with
+requests with parameter `priority` 2 wait for those with 1. Fairlead's reward service uses this model with
 `[reward] engine = "triton"`.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exports; returns the exit code."""
+    """Export a model as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m services.reward.triton.export", description=__doc__)
     parser.add_argument("model")
     parser.add_argument("target", type=Path)
@@ -231,14 +235,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=get_args(DType), default="float32")
     parser.add_argument("--max-batch-size", type=int, default=64)
     parser.add_argument("--max-batch-tokens", type=int, default=8_192)
-    parser.add_argument("--packing", choices=get_args(Packing), default="sorted")
+    parser.add_argument("--packing", choices=get_args(PackingRule), default="sorted")
     parser.add_argument("--link", action="store_true")
     parser.add_argument("--force", action="store_true")
     options = parser.parse_args(argv)
     log.setup(style="human", level="WARNING")
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        written = export(Request(**vars(options)))
+        written = export(ExportRequest(**vars(options)))
     except FairleadError as error:
         sys.stderr.write(f"error: {error}\n")
         return exit_code(error)

@@ -1,10 +1,10 @@
-"""A reward model behind Triton's Python backend: the `model.py` of what `fairlead export-triton` writes.
+"""A reward model for Triton's Python backend: the `model.py` that `fairlead export-triton` writes.
 
-Copied as it is, so it imports nothing of Fairlead: torch and transformers are all that it asks of the server.
-Scores are those of Fairlead's own service: the hidden state at each row's last real token, a head in float32
-and its bias; an encoder's own forward pass.
+The file is copied unchanged, so it imports nothing of Fairlead; the server needs only torch and transformers.
+Scores equal those of Fairlead's own service: the hidden state at each row's last real token, a float32 head
+and its bias; for an encoder, its own forward pass.
 
-Requests come merged by the dynamic batcher, of any lengths, as ragged batching is allowed.
+The dynamic batcher merges requests of any lengths, because ragged batching is allowed.
 Shapes: R rows of all requests, B rows of a forward pass, S tokens of a request, T positions.
 """
 
@@ -23,12 +23,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class _Refused(Exception):
-    """A request that cannot be scored; the others of its batch can."""
+class _InvalidRequest(Exception):
+    """A request that cannot be scored. The other requests of its batch are scored."""
 
 
 class _Member:
-    """One model, and where it reads its score."""
+    """One model of the ensemble, with its head."""
 
     def __init__(self, folder: str, *, dtype: str, device: torch.device, is_encoder: bool) -> None:
         self.model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -45,7 +45,7 @@ class _Member:
             self.bias += 0.0 if layer.bias is None else float(layer.bias.float())
 
     def scores(self, tokens_BT: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-        """float32 [B]."""
+        """Return float32 scores [B]."""
         mask_BT = (torch.arange(tokens_BT.shape[1], device=tokens_BT.device) < lengths_B[:, None]).long()
         if self.is_encoder:
             logits_B1: torch.Tensor = self.model(input_ids=tokens_BT, attention_mask=mask_BT).logits
@@ -57,16 +57,16 @@ class _Member:
 
 
 class TritonPythonModel:
-    """What the backend calls."""
+    """The class that the backend looks for."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads what config.pbtxt names; an exception here keeps the model from becoming ready."""
+        """Load the models that config.pbtxt names. An exception keeps the model from becoming ready."""
         written = json.loads(args["model_config"])["parameters"]
         self.settings = {key: value["string_value"] for key, value in written.items()}
         on_gpu = args["model_instance_kind"] == "GPU"
         self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
-        # On a CPU padding soon costs more than a batch gains (benchmarks/triton_baselines.py).
-        self.likeness = 0.5 if on_gpu else 0.9
+        # On a CPU padding quickly costs more than a larger batch saves (benchmarks/triton_baselines.py).
+        self.min_length_ratio = 0.5 if on_gpu else 0.9
         here = os.path.join(args["model_repository"], args["model_version"])
         folders = [os.path.join(here, name) for name in self.settings["members"].split(",")]
         encoder = self.settings["reads"] == "encoder"
@@ -78,26 +78,28 @@ class TritonPythonModel:
         self.vocabulary = self.members[0].model.get_input_embeddings().num_embeddings
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response for each request of a merged batch; what one asks in vain fails for it alone."""
-        read: list[list[list[int]] | _Refused] = []
+        """Return one response per request of a merged batch; an invalid request fails without the others."""
+        read: list[list[list[int]] | _InvalidRequest] = []
         for request in requests:
             try:
                 read.append(self._rows(request))
-            except _Refused as error:
+            except _InvalidRequest as error:
                 read.append(error)
         rows = [row for found in read if isinstance(found, list) for row in found]
         scores = iter(self._scores(rows))
         return [
-            _error(found) if isinstance(found, _Refused) else _response(found, [next(scores) for _ in found])
+            _error_response(found)
+            if isinstance(found, _InvalidRequest)
+            else _response(found, [next(scores) for _ in found])
             for found in read
         ]
 
     def _rows(self, request: Any) -> list[list[int]]:  # noqa: ANN401 - the backend's own type
-        """Ids of each row of a request, checked."""
+        """Return the ids of each row of a request, checked."""
         sentences = pb_utils.get_input_tensor_by_name(request, "sentences")
         tokens = pb_utils.get_input_tensor_by_name(request, "tokens")
         if (sentences is None) == (tokens is None):
-            raise _Refused("inputs: got both or neither, allowed: `sentences`, or `tokens`")
+            raise _InvalidRequest("inputs: got both or neither, allowed: `sentences`, or `tokens`")
         if sentences is not None:
             rows = [self._encode(index, text) for index, text in enumerate(sentences.as_numpy().reshape(-1))]
         else:
@@ -107,23 +109,25 @@ class TritonPythonModel:
             lengths = [width] * len(tokens_BS) if given is None else given.as_numpy().reshape(-1).tolist()
             if len(lengths) != len(tokens_BS) or not all(1 <= length <= width for length in lengths):
                 allowed = f"one of 1 to {width} for each row of `tokens`"
-                raise _Refused(f"sequence_lengths: got {lengths[:8]}, allowed: {allowed}")
+                raise _InvalidRequest(f"sequence_lengths: got {lengths[:8]}, allowed: {allowed}")
             rows = [row[:length].tolist() for row, length in zip(tokens_BS, lengths, strict=True)]
         limit = int(self.settings["max_sequence_tokens"])
         for index, row in enumerate(rows):
             if not 1 <= len(row) <= limit:
-                raise _Refused(f"tokens[{index}]: got {len(row)} tokens, allowed: 1 to {limit} tokens")
+                raise _InvalidRequest(f"tokens[{index}]: got {len(row)} tokens, allowed: 1 to {limit} tokens")
             if min(row) < 0 or max(row) >= self.vocabulary:
                 bad = next(token for token in row if not 0 <= token < self.vocabulary)
-                raise _Refused(f"tokens[{index}]: got id {bad}, allowed: ids from 0 to {self.vocabulary - 1}")
+                raise _InvalidRequest(
+                    f"tokens[{index}]: got id {bad}, allowed: ids from 0 to {self.vocabulary - 1}"
+                )
         return rows
 
     def _encode(self, index: int, text: bytes) -> list[int]:
-        """A whole text as ids: with the tokenizer's special tokens, one BOS, and EOS unless it ends so."""
+        """Return the ids of a whole text: with special tokens, one BOS, and EOS unless it ends with EOS."""
         try:
             content = text.decode()
         except UnicodeDecodeError as error:
-            raise _Refused(f"sentences[{index}]: got {error.reason}, allowed: UTF-8") from None
+            raise _InvalidRequest(f"sentences[{index}]: got {error.reason}, allowed: UTF-8") from None
         ids = [int(token) for token in self.tokenizer(content, verbose=False)["input_ids"]]
         if ids[:2] == [self.tokenizer.bos_token_id] * 2:
             ids = ids[1:]
@@ -151,10 +155,10 @@ class TritonPythonModel:
         return found
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Rows of each forward pass, as `packing` says.
+        """Yield the rows of each forward pass, as `packing` says.
 
-        `sorted`: of like length, padding within the budget. `arrival`: all that the batcher has merged,
-        padded to the longest. `each`: one by one.
+        `sorted`: rows of similar length, with the padding within the budget. `arrival`: all rows that the
+        batcher merged, padded to the longest. `each`: one row at a time.
         """
         packing, budget = self.settings["packing"], int(self.settings["max_batch_tokens"])
         if packing == "arrival":
@@ -163,8 +167,10 @@ class TritonPythonModel:
         batch: list[int] = []
         for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
             longest = lengths[batch[0]] if batch else 0
-            like = packing == "sorted" and (longest <= 32 or lengths[index] >= self.likeness * longest)
-            if batch and not (like and (len(batch) + 1) * longest <= budget):
+            similar = packing == "sorted" and (
+                longest <= 32 or lengths[index] >= self.min_length_ratio * longest
+            )
+            if batch and not (similar and (len(batch) + 1) * longest <= budget):
                 yield batch
                 batch = []
             batch.append(index)
@@ -188,6 +194,6 @@ def _response(rows: Sequence[list[int]], scores: Sequence[float]) -> Any:  # noq
     return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
-def _error(refused: _Refused) -> Any:  # noqa: ANN401 - the backend's own type
-    error = pb_utils.TritonError(str(refused), pb_utils.TritonError.INVALID_ARG)
+def _error_response(invalid: _InvalidRequest) -> Any:  # noqa: ANN401 - the backend's own type
+    error = pb_utils.TritonError(str(invalid), pb_utils.TritonError.INVALID_ARG)
     return pb_utils.InferenceResponse(error=error)

@@ -1,4 +1,4 @@
-"""Requests of the Open Inference Protocol, as tests write them."""
+"""gRPC requests of the Open Inference Protocol for tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 W1 = b"\x02\0\0\0w1"
-"""The text `w1`, raw."""
+"""The text `w1` as raw contents."""
 
 
 def integers(*numbers: int) -> bytes:
@@ -14,7 +14,7 @@ def integers(*numbers: int) -> bytes:
 
 
 def request(*inputs, raw=(), outputs=(), **fields) -> pb.ModelInferRequest:
-    """Inputs are (name, datatype, shape[, contents])."""
+    """Build a request; inputs are (name, datatype, shape[, contents])."""
     message = pb.ModelInferRequest(model_name="reward", raw_input_contents=raw, **fields)
     for name, datatype, shape, *contents in inputs:
         tensor = message.inputs.add(name=name, datatype=datatype, shape=shape)

@@ -1,4 +1,4 @@
-"""The reference scorer against float64 log-softmax of whole logits."""
+"""The reference scorer agrees with a float64 log-softmax of whole logits."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_log_probs_match_float64_in_any_company_and_at_mixed_temperatures(scorer, lookups, oracle, seed):
+def test_log_probs_match_float64_in_any_batch_and_at_mixed_temperatures(scorer, lookups, oracle, seed):
     rng = random.Random(seed)
     order = list(range(len(lookups)))
     rng.shuffle(order)
@@ -73,7 +73,7 @@ def test_log_probs_match_float64_in_any_company_and_at_mixed_temperatures(scorer
     assert_same([found[index] for index in range(len(lookups))], oracle)
 
 
-def test_only_response_positions_are_unembedded_and_in_chunks(scorer, lookups, oracle, monkeypatch):
+def test_only_response_positions_are_unembedded_in_chunks(scorer, lookups, oracle, monkeypatch):
     rows = []
     layer = scorer._unembedding
     hook = layer.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[0]))
@@ -87,7 +87,7 @@ def test_only_response_positions_are_unembedded_and_in_chunks(scorer, lookups, o
 
 
 @pytest.mark.parametrize("temperature", [float("nan"), float("inf"), 0.0, -1.0, 101.0])
-def test_bad_temperatures(scorer, temperature):
+def test_invalid_temperature_is_refused(scorer, temperature):
     with pytest.raises(InvalidInput) as refused:
         scorer.check([TokenPair((1,), (2,))], temperature)
     assert str(refused.value) == (
@@ -112,18 +112,18 @@ def test_bad_temperatures(scorer, temperature):
         ),
     ],
 )
-def test_bad_sequences(scorer, pairs, message):
+def test_invalid_sequences_are_refused(scorer, pairs, message):
     with pytest.raises(InvalidInput) as refused:
         scorer.check(pairs, 1.0)
     assert str(refused.value) == message
 
 
-def test_info(scorer, folder):
+def test_info_describes_the_model(scorer, folder):
     model = scorer.info.model
     assert (model.model_id, model.vocabulary_size, model.max_sequence_tokens) == (str(folder), 60, 128)
 
 
-def test_an_architecture_that_changes_its_logits_is_refused(tmp_path):
+def test_architecture_that_changes_its_logits_is_refused(tmp_path):
     config = Gemma2Config(
         vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, max_position_embeddings=64, final_logit_softcapping=0.5,

@@ -1,4 +1,4 @@
-"""A real reward service in this process: server, model, batcher and every dialect, for tests."""
+"""A real reward service in this process, for tests: server, model, batcher and every protocol."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from services.runtime.server import ModelServer
 
 @dataclass
 class World:
-    """What is served, and where."""
+    """A running reward service."""
 
     address: str
     server: ModelServer
@@ -33,12 +33,12 @@ class World:
 
     @property
     def version(self) -> str:
-        """Of the current model."""
+        """Version of the current model."""
         return self.scoring.info.model_version
 
     @property
     def scorer(self) -> RewardScorer:
-        """The current model's."""
+        """Scorer of the current model."""
         return self.scoring._current._scorer
 
     @property
@@ -47,7 +47,7 @@ class World:
         return self.registry.get_sample_value("fairlead_batcher_queue_tokens") or 0.0
 
     def count(self, name: str, method: str, **labels: str) -> float:
-        """A counter of the server."""
+        """Value of a counter of the server."""
         found = self.registry.get_sample_value(
             name, {"grpc_service": SERVICE_NAME, "grpc_method": method, **labels}
         )
@@ -55,7 +55,7 @@ class World:
 
 
 class Threaded:
-    """Services in an event loop of a thread of their own, for clients that block; a context manager."""
+    """Services in an event loop of a separate thread, for blocking clients; a context manager."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -67,7 +67,7 @@ class Threaded:
         return self
 
     def serve(self, context: Any) -> World:
-        """Enters a context such as `reward_service(...)` there."""
+        """Enter a context such as `reward_service(...)` in that thread."""
         self._contexts.append(context)
         world: World = asyncio.run_coroutine_threadsafe(context.__aenter__(), self._loop).result(60)
         return world
@@ -105,5 +105,5 @@ async def reward_service(
             address = await server.start(dialects.add_to, dialects.names)
             server.set_ready(True)
             yield World(address, server, scoring, registry)
-            # The gRPC server goes before its models, as in the process.
+            # The gRPC server stops before its models, as in the process.
             await server.drain()

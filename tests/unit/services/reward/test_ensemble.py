@@ -1,4 +1,4 @@
-"""Ensembles as they are served: rules by hand, one version for all, scores that nothing else decides."""
+"""Ensembles in the reward service: rules, version, and scores that depend on the sequence only."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sequences():
     return [tuple(rng.randrange(60) for _ in range(length)) for length in (1, 2, 5, 9, 30, 100) * 3]
 
 
-def test_rules_by_hand():
+def test_rules_match_hand_computed_values():
     scores = torch.tensor([[1.0, -2.0], [3.0, -2.0], [8.0, -2.0]])
     assert combine(scores, rule="mean", std_weight=9.0).tolist() == [4.0, -2.0]
     assert combine(scores, rule="min", std_weight=9.0).tolist() == [1.0, -2.0]
@@ -54,7 +54,7 @@ def test_rules_by_hand():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_scores_are_the_rule_on_the_members_alone_whatever_the_company(folder, sequences, rule):
+def test_scores_are_the_rule_on_member_scores_in_any_batch(folder, sequences, rule):
     members = [RewardScorer(path, section()) for path in member_paths(str(folder))]
     single = torch.tensor([[member.score([one])[0] for one in sequences] for member in members])
     assert float(single.std(dim=0).min()) > 1e-3
@@ -71,14 +71,14 @@ def test_scores_are_the_rule_on_the_members_alone_whatever_the_company(folder, s
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_an_ensemble_of_one_is_the_model(tmp_path, sequences, rule):
+def test_ensemble_of_one_equals_the_model(tmp_path, sequences, rule):
     one = RewardScorer(str(ensemble(tmp_path / "one", 3)), section(rule))
     model = RewardScorer(str(tiny_reward_model(tmp_path / "model", seed=3, bias=0.3)), section(rule))
     assert one.score(sequences) == model.score(sequences)
     assert one.info.model_version == model.info.model_version
 
 
-def test_the_version_covers_every_member_and_the_rule(tmp_path, folder):
+def test_version_covers_every_member_and_the_rule(tmp_path, folder):
     version = RewardScorer(str(folder), section()).info.model_version
     again = RewardScorer(str(folder), section()).info
     assert (again.model_version, again.model.model_id) == (version, str(folder))
@@ -90,7 +90,7 @@ def test_the_version_covers_every_member_and_the_rule(tmp_path, folder):
     assert len(others | {version}) == 4
 
 
-def test_the_version_covers_the_bias(tmp_path):
+def test_version_covers_the_bias(tmp_path):
     versions = {
         RewardScorer(str(tiny_reward_model(tmp_path / str(bias), bias=bias)), section()).info.model_version
         for bias in (0.0, 0.25)
@@ -98,7 +98,7 @@ def test_the_version_covers_the_bias(tmp_path):
     assert len(versions) == 2
 
 
-def test_text_is_read_by_the_members_tokenizer(folder):
+def test_text_is_read_by_the_tokenizer_of_the_members(folder):
     scorer = RewardScorer(str(folder), section())
     word = tiny_tokenizer().convert_tokens_to_ids
     assert scorer.encode([TextPair("w1", "w2")]) == [(1, word("w1"), word("w2"), 2)]
@@ -113,14 +113,14 @@ def test_text_is_read_by_the_members_tokenizer(folder):
         ('{"members": ["member-0", "absent"]}', "no model folder"),
     ],
 )
-def test_a_damaged_ensemble_is_refused(tmp_path, content, message):
+def test_damaged_ensemble_is_refused(tmp_path, content, message):
     path = ensemble(tmp_path, 0)
     (path / "ensemble.json").write_text(content)
     with pytest.raises(ModelLoadError, match=message):
         RewardScorer(str(path), section())
 
 
-def test_a_temperature_is_of_the_rule_that_it_was_fitted_for(tmp_path):
+def test_temperature_applies_only_to_the_rule_it_was_fitted_for(tmp_path):
     folder = ensemble(tmp_path, 0, 1)
     write_members(folder, 2, temperature=EnsembleTemperature(2.5, "mean_minus_std", 0.5))
     temperatures = {
@@ -128,11 +128,11 @@ def test_a_temperature_is_of_the_rule_that_it_was_fitted_for(tmp_path):
         for rule, weight in (("mean", 0.5), ("mean_minus_std", 0.5), ("mean_minus_std", 0.6))
     }
     assert list(temperatures.values()) == [0.0, 2.5, 0.0]
-    told = section().model_copy(update={"calibration_temperature": 4.0})
-    assert RewardScorer(str(folder), told).info.calibration_temperature == 4.0
+    configured = section().model_copy(update={"calibration_temperature": 4.0})
+    assert RewardScorer(str(folder), configured).info.calibration_temperature == 4.0
 
 
-def test_a_temperature_that_can_be_none_is_refused(tmp_path):
+def test_invalid_temperature_is_refused(tmp_path):
     folder = ensemble(tmp_path, 0)
     for content in ({"temperature": 0, "rule": "mean", "std_weight": 1}, {"temperature": 2}):
         (folder / "ensemble.json").write_text(json.dumps({"members": ["member-0"], **content}))

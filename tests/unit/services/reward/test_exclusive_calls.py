@@ -1,4 +1,4 @@
-"""A call to reward or reference that is to be alone has the model to itself, over the wire."""
+"""Exclusive calls to the reward and reference services, over the wire."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ONCE = RetryPolicy(max_attempts=1)
 
 @dataclass
 class Held:
-    """A model that begins a batch when it is told to; knows the batches, by the length of their sequences."""
+    """A model that starts each batch when the test allows it, and records the lengths of its sequences."""
 
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     batches: list[list[int]] = field(default_factory=list)
@@ -92,7 +92,7 @@ async def reference(folder, held: Held, monkeypatch: pytest.MonkeyPatch) -> Asyn
 
 
 @pytest.mark.parametrize("service", [reward, reference])
-async def test_it_is_refused_beside_others_and_then_has_the_model_to_itself(
+async def test_exclusive_call_is_refused_while_others_run_and_then_runs_by_itself(
     tmp_path, monkeypatch: pytest.MonkeyPatch, service
 ) -> None:
     held = Held()

@@ -1,4 +1,4 @@
-"""A watched folder: the newest model is found, taken when it is whole and good, and nothing else is."""
+"""A watched folder: the newest model is served once it is complete and can score; nothing else is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def models(tmp_path_factory) -> list[Path]:
 
 
 def publish(model: Path, place: Path) -> None:
-    """As one should: copied aside, then renamed."""
+    """Copy a model under a temporary name, then rename it."""
     aside = place.with_name(f".{place.name}")
     shutil.copytree(model, aside)
     aside.rename(place)
@@ -49,14 +49,14 @@ def versions(*names: str, folder: Path) -> Path:
         (["1-20", "2-3"], "2-3"),
     ],
 )
-def test_the_last_by_name_is_the_newest(tmp_path, names, expected):
+def test_last_version_by_name_is_the_newest(tmp_path, names, expected):
     folder = versions(*names, folder=tmp_path)
     (tmp_path / "zzz").mkdir()
     (tmp_path / "zzz.txt").write_text("no model")
     assert model_watcher.newest(folder).path == (tmp_path / expected).resolve()
 
 
-def test_latest_decides_as_a_link_or_as_a_file(tmp_path):
+def test_latest_link_or_file_names_the_newest(tmp_path):
     folder = versions("v1", "v2", "v3", folder=tmp_path)
     (folder / "latest").symlink_to("v2")
     assert model_watcher.newest(folder).path == (folder / "v2").resolve()
@@ -68,7 +68,7 @@ def test_latest_decides_as_a_link_or_as_a_file(tmp_path):
         assert model_watcher.newest(folder) is None
 
 
-def test_a_folder_that_is_a_model_is_that_model(tmp_path):
+def test_folder_that_is_a_model_is_the_newest(tmp_path):
     assert model_watcher.newest(versions("v1", folder=tmp_path) / "v1").path == (tmp_path / "v1").resolve()
     with pytest.raises(ConfigError, match="reward.path: got '.*none', allowed: a local folder with a model"):
         model_watcher.first(str(tmp_path / "none"))
@@ -87,7 +87,7 @@ async def watched(folder: Path):
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_newer_version_takes_over_and_a_bad_one_does_not(models, tmp_path, caplog):
+async def test_newer_version_is_served_and_broken_one_is_not(models, tmp_path, caplog):
     publish(models[0], tmp_path / "v1")
     async with watched(tmp_path) as world:
         first = world.version
@@ -104,7 +104,7 @@ async def test_a_newer_version_takes_over_and_a_bad_one_does_not(models, tmp_pat
         assert world.scoring.info.model.model_id.endswith("v4")
 
 
-async def test_a_way_back_by_latest(models, tmp_path):
+async def test_latest_can_point_back_to_an_older_version(models, tmp_path):
     publish(models[0], tmp_path / "v1")
     publish(models[1], tmp_path / "v2")
     async with watched(tmp_path) as world:
@@ -115,7 +115,7 @@ async def test_a_way_back_by_latest(models, tmp_path):
         assert world.scoring.info.model.model_id.endswith("v1")
 
 
-async def test_a_model_that_is_replaced_in_its_place_is_loaded_again(models, tmp_path):
+async def test_model_replaced_in_place_is_loaded_again(models, tmp_path):
     place = tmp_path / "model"
     publish(models[0], place)
     async with watched(place) as world:
@@ -125,26 +125,26 @@ async def test_a_model_that_is_replaced_in_its_place_is_loaded_again(models, tmp
         await until(lambda: world.version != first)
 
 
-async def test_what_is_still_being_written_is_not_taken(models, tmp_path, caplog):
-    """A file that grows between any two looks: nothing is tried, so nothing fails."""
+async def test_incomplete_model_is_not_loaded(models, tmp_path, caplog):
+    """A file that grows between any two checks: no load is attempted, so none fails."""
     publish(models[0], tmp_path / "v1")
     async with watched(tmp_path) as world:
         first = world.version
         (tmp_path / "v2").mkdir()
         (tmp_path / "v2" / "config.json").write_text("{")
-        looked = 0
+        checks = 0
         newest = model_watcher.newest
 
         def counted(folder):
-            nonlocal looked
-            looked += 1
+            nonlocal checks
+            checks += 1
             with (tmp_path / "v2" / "model.safetensors").open("ab") as file:
                 file.write(b"x")
             return newest(folder)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(model_watcher, "newest", counted)
-            await until(lambda: looked > 10)
+            await until(lambda: checks > 10)
         assert "cannot load" not in caplog.text
         assert world.version == first
         shutil.rmtree(tmp_path / "v2")

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: tritonclient unchanged, blocking and asynchronous; every lie is refused."""
+"""The Open Inference Protocol over gRPC: an unchanged tritonclient, blocking and asynchronous."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def rows_of(count: int) -> list[list[int]]:
     return [[rng.randrange(4, 60) for _ in range(rng.randrange(1, 60))] for _ in range(count)]
 
 
-def test_the_client_finds_a_live_and_ready_server_with_its_model(served, client):
+def test_client_reads_health_metadata_configuration_and_index(served, client):
     version = served.version
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -91,7 +91,7 @@ def test_the_client_finds_a_live_and_ready_server_with_its_model(served, client)
     client.unregister_system_shared_memory()
 
 
-def test_sentences_are_scored_as_they_are(served, client, expected):
+def test_sentences_are_scored_as_whole_texts(served, client, expected):
     result = client.infer("reward", [sentences(TEXTS)], request_id="seven")
     rewards = result.as_numpy("rewards")
     assert rewards.dtype == np.float32
@@ -115,7 +115,7 @@ def test_tokens_are_scored_up_to_their_lengths(served, client):
     assert found.as_numpy("rewards")[:, 0].tolist() == pytest.approx(list(scores), abs=1e-5)
 
 
-def test_a_version_is_asked_for_by_its_name(served, client):
+def test_version_can_be_requested(served, client):
     version = served.version
     client.infer("reward", [sentences(["w1"])], model_version=version)
     with pytest.raises(InferenceServerException, match="'reward' has no version '2' here; served: ") as error:
@@ -125,7 +125,7 @@ def test_a_version_is_asked_for_by_its_name(served, client):
         client.infer("other", [sentences(["w1"])])
 
 
-def test_what_the_protocol_offers_and_we_do_not_is_said(client):
+def test_unsupported_parts_are_refused_with_a_reason(client):
     for call in (
         lambda: client.load_model("reward"),
         lambda: client.unload_model("reward"),
@@ -139,7 +139,7 @@ def test_what_the_protocol_offers_and_we_do_not_is_said(client):
         assert len(str(error.value)) > 40
 
 
-def test_statistics_count_what_was_done(served):
+def test_statistics_count_successes_and_failures(served):
     name, version = "reward", served.version
     with triton.InferenceServerClient(served.address) as client:
         (before,) = client.get_inference_statistics(name).model_stats
@@ -155,7 +155,7 @@ def test_statistics_count_what_was_done(served):
     assert after.last_inference >= before.last_inference > 0 or before.last_inference == 0
 
 
-def test_the_blocking_stream_is_answered_in_order_and_survives_errors(client, expected):
+def test_blocking_stream_answers_in_order_and_survives_errors(client, expected):
     found: queue.Queue = queue.Queue()
     client.start_stream(lambda result, error: found.put((result, error)))
     asked = [TEXTS[n % 5 : n % 5 + 1] for n in range(50)]
@@ -173,13 +173,13 @@ def test_the_blocking_stream_is_answered_in_order_and_survives_errors(client, ex
         assert result.as_numpy("rewards")[0, 0] == pytest.approx(expected[text], abs=1e-5)
 
 
-async def test_the_asynchronous_client_and_its_stream(model):
+async def test_asynchronous_client_and_its_stream(model):
     async with (
         reward_service(model) as world,
         triton_aio.InferenceServerClient(world.address) as client,
     ):
         assert await client.is_server_ready()
-        alone = [await client.infer("reward", [sentences([text], triton_aio)]) for text in TEXTS]
+        single = [await client.infer("reward", [sentences([text], triton_aio)]) for text in TEXTS]
 
         async def requests():
             for number, text in enumerate(TEXTS * 10):
@@ -195,7 +195,9 @@ async def test_the_asynchronous_client_and_its_stream(model):
             response = result.get_response()
             assert response.id == str(count)
             assert response.parameters["triton_final_response"].bool_param
-            assert result.as_numpy("rewards") == pytest.approx(alone[count % 5].as_numpy("rewards"), abs=1e-5)
+            assert result.as_numpy("rewards") == pytest.approx(
+                single[count % 5].as_numpy("rewards"), abs=1e-5
+            )
             count += 1
         assert count == 50
         assert (
@@ -232,7 +234,7 @@ async def test_typed_contents_are_answered_by_typed_contents(model):
     assert first == pytest.approx(answers[0].outputs[0].contents.fp32_contents[0], abs=1e-6)
 
 
-async def test_tritons_timeout_is_a_deadline(model):
+async def test_timeout_parameter_is_a_deadline(model):
     async with reward_service(model) as world, aio.insecure_channel(world.address) as channel:
         message = request(("sentences", "BYTES", [1, 1]), raw=[W1])
         message.parameters["timeout"].int64_param = 1
@@ -241,7 +243,7 @@ async def test_tritons_timeout_is_a_deadline(model):
         assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_without_tritonclient_the_service_starts_and_says_so():
+def test_service_without_tritonclient_starts_and_logs_it():
     code = (
         "import sys, logging; sys.modules['tritonclient'] = None; logging.basicConfig();"
         "from services.reward.dialects import Dialects; from fairlead.config.serving import RewardSection;"

@@ -1,4 +1,4 @@
-"""Replacements of a reward model that are refused, or told of: what was served stays served."""
+"""Replacements of a reward model that are refused or logged; the served model is kept."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory, models):
-    """A reward model whose head is no number."""
+    """A reward model whose head is NaN."""
     folder = tmp_path_factory.mktemp("broken") / "model"
     shutil.copytree(models[0], folder)
     weights = load_file(folder / "model.safetensors")
@@ -47,14 +47,14 @@ def broken(tmp_path_factory, models):
     return folder
 
 
-async def test_what_cannot_serve_is_refused_and_what_is_served_stays(models, broken, tmp_path):
+async def test_invalid_replacement_is_refused_and_served_model_is_kept(models, broken, tmp_path):
     async with (
         reward_service(models[0], **OPEN) as world,
         AsyncRewardAdminClient(world.address, retry=ONCE) as admin,
     ):
         before = await admin.models()
         language_model = tiny_causal_lm(tmp_path / "lm")
-        for path, why in (
+        for path, reason in (
             (tmp_path / "none", "none"),
             (language_model, "lacks the weights score.weight"),
             (broken, "cannot score"),
@@ -62,17 +62,17 @@ async def test_what_cannot_serve_is_refused_and_what_is_served_stays(models, bro
         ):
             with pytest.raises(InvalidInput, match="path: got") as error:
                 await admin.load(str(path))
-            assert why in str(error.value)
+            assert reason in str(error.value)
         for share in (-0.1, 1.0, math.nan):
             with pytest.raises(InvalidInput, match="canary_share"):
                 await admin.load(str(models[1]), canary_share=share)
-        with pytest.raises(InvalidInput, match="another model as the canary"):
+        with pytest.raises(InvalidInput, match="a model of another version"):
             await admin.load(str(models[0]), canary_share=0.5)
-        with pytest.raises(NotFound, match="no canary here"):
+        with pytest.raises(NotFound, match="there is no canary"):
             await admin.set_share(0.5)
-        with pytest.raises(NotFound, match="no canary here"):
+        with pytest.raises(NotFound, match="there is no canary"):
             await admin.promote()
-        assert await admin.load(str(models[0])) == before, "it is served already"
+        assert await admin.load(str(models[0])) == before, "the model is served already"
         await admin.load(str(models[1]), canary_share=0.5)
         with pytest.raises(NotFound, match="no canary of version 'abc'"):
             await admin.promote("abc")
@@ -82,7 +82,7 @@ async def test_what_cannot_serve_is_refused_and_what_is_served_stays(models, bro
 
 
 @pytest.mark.parametrize("allow", ["auto", "never"])
-async def test_nobody_replaces_a_model_where_that_is_not_allowed(models, allow):
+async def test_replacement_without_permission_is_refused(models, allow):
     async with (
         reward_service(models[0], allow_reload=allow) as world,
         AsyncRewardAdminClient(world.address, retry=ONCE) as admin,
@@ -92,7 +92,7 @@ async def test_nobody_replaces_a_model_where_that_is_not_allowed(models, allow):
                 await call()
 
 
-async def test_another_tokenizer_and_length_are_told(models, tmp_path, caplog):
+async def test_change_of_tokenizer_and_length_is_logged(models, tmp_path, caplog):
     short = tiny_reward_model(tmp_path, seed=9, max_position_embeddings=64)
     tiny_tokenizer(size=40).save_pretrained(short)
     async with reward_service(models[0]) as world, AsyncRewardClient(world.address) as client:
@@ -104,25 +104,29 @@ async def test_another_tokenizer_and_length_are_told(models, tmp_path, caplog):
         assert (
             f"from {before.model.tokenizer_fingerprint} to {info.model.tokenizer_fingerprint}" in caplog.text
         )
-        assert "the max_sequence_tokens changed from 128 to 64" in caplog.text
+        assert "max_sequence_tokens changed from 128 to 64" in caplog.text
         with pytest.raises(InvalidInput, match="at most 64 tokens"):
             await client.score([TokenPair((), (5,) * 65)])
 
 
-async def test_no_room_beside_the_model_that_is_served_is_told_as_such(models):
-    async def no_room(work):
+async def test_out_of_memory_during_load_is_reported(models):
+    async def out_of_memory(work):
         raise RuntimeError("CUDA out of memory")
 
     section = RewardSection(device="cpu")
     with pytest.raises(ModelLoadError, match="cannot be loaded: CUDA out of memory"):
         await LoadedModel.load(
-            str(models[0]), section, batcher_metrics=metrics.BatcherMetrics(CollectorRegistry()), load=no_room
+            str(models[0]),
+            section,
+            batcher_metrics=metrics.BatcherMetrics(CollectorRegistry()),
+            load=out_of_memory,
         )
 
 
-async def test_where_keys_are_asked_for_the_scope_admin_replaces_models(models, tmp_path):
+async def test_replacement_needs_scope_admin_where_keys_are_required(models, tmp_path):
     keys = Keys(tmp_path)
-    scorer, operator = keys.add("scorer", scopes=("score",)), keys.add("operator", scopes=("admin",))
+    scorer = keys.add("scorer", scopes=("score",))
+    operator = keys.add("operator", scopes=("admin",))
     async with reward_service(models[0], keys=keys.section) as world:
         async with AsyncRewardAdminClient(world.address, retry=ONCE, api_key=scorer) as admin:
             with pytest.raises(PermissionDenied, match="admin"):

@@ -1,4 +1,4 @@
-"""The reward scorer: a score is of its own sequence alone; every bad input and model is named exactly."""
+"""The reward scorer: a score depends on its own sequence only; errors name every bad input and model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_scores_do_not_depend_on_company_or_order(scorer, sequences, oracle, seed):
+def test_scores_do_not_depend_on_batch_or_order(scorer, sequences, oracle, seed):
     rng = random.Random(seed)
     order = list(range(len(sequences)))
     rng.shuffle(order)
@@ -71,13 +71,13 @@ def test_scores_do_not_depend_on_company_or_order(scorer, sequences, oracle, see
     assert_same([found[index] for index in range(len(sequences))], oracle)
 
 
-def test_scores_are_the_same_alone_and_all_together(scorer, sequences, oracle):
+def test_scores_are_equal_one_at_a_time_and_in_one_batch(scorer, sequences, oracle):
     assert_same([scorer.score([sequence])[0] for sequence in sequences], oracle)
     assert_same(scorer.score(sequences), oracle)
-    assert len({round(score, 3) for score in oracle}) > 20, "scores that are all alike would prove nothing"
+    assert len({round(score, 3) for score in oracle}) > 20, "equal scores would prove nothing"
 
 
-def test_pooling_does_not_look_for_the_pad_token(tmp_path, sequences):
+def test_pooling_does_not_search_for_the_pad_token(tmp_path, sequences):
     """With pad = eos, transformers' own pooling reads the wrong position of a response that ends in EOS."""
     folder = tiny_reward_model(tmp_path, pad_is_eos=True)
     ends = [(*sequence[:20], 2, 2) for sequence in sequences[3:9]]
@@ -86,23 +86,25 @@ def test_pooling_does_not_look_for_the_pad_token(tmp_path, sequences):
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     with torch.inference_mode():
         theirs = float(model(input_ids=torch.tensor([ends[0]])).logits[0, 0]) + 0.25
-    assert abs(theirs - expected[0]) > 0.01, "the trap is set"
+    assert abs(theirs - expected[0]) > 0.01, "the case must make a difference"
 
 
-def test_text_is_prompt_with_special_tokens_response_and_eos(scorer, reward_folder):
+def test_text_is_encoded_with_special_tokens_and_eos(scorer, reward_folder):
     tokenizer = tiny_tokenizer()
     prompt, response = tokenizer.convert_tokens_to_ids(["w1", "w2"]), tokenizer.convert_tokens_to_ids(["w7"])
     assert scorer.encode([TextPair("w1 w2", "w7")]) == [(1, *prompt, *response, 2)]
     no_eos = RewardScorer(str(reward_folder), RewardSection(device="cpu", append_eos=False))
     assert no_eos.encode([TextPair("w1 w2", "w7")]) == [(1, *prompt, *response)]
-    assert scorer.encode([TextPair("w1 w2", "")]) == [(1, *prompt, 2)], "a policy that says nothing is scored"
+    assert scorer.encode([TextPair("w1 w2", "")]) == [(1, *prompt, 2)], (
+        "an empty response is scored at its EOS"
+    )
     with pytest.raises(InvalidInput, match=r"items.text.response\[0\]: got 'an empty text'"):
         no_eos.encode([TextPair("w1 w2", "")])
     assert scorer.encode([TokenPair((5,), (6, 7)), TokenPair((), (6,))]) == [(5, 6, 7), (6,)]
 
 
-def test_a_whole_text_is_read_as_it_is(scorer, reward_folder):
-    """The ids of prompt and response in one; what is written out is not added again."""
+def test_whole_text_is_read_without_template(scorer, reward_folder):
+    """Special tokens that the text contains are not added again."""
     plain, written, line = scorer.encode(
         [WholeText("w1 w2 w3"), WholeText("<s> w1 w2 w3 </s>"), WholeText("w1 w2 w3 </s>\n")]
     )
@@ -115,7 +117,7 @@ def test_a_whole_text_is_read_as_it_is(scorer, reward_folder):
 
 
 def foreign(folder):
-    """A reward model as the hub has them: without our bias, with a chat template."""
+    """A reward model like those on the hub: without Fairlead's bias, with a chat template."""
     architectures.reward_model("llama", folder)
     settings = json.loads((folder / "config.json").read_text())
     del settings["fairlead_reward_bias"]
@@ -123,7 +125,7 @@ def foreign(folder):
     return folder
 
 
-def test_a_model_of_the_hub_reads_the_whole_template_and_one_bos(tmp_path):
+def test_hub_model_reads_the_whole_template_and_one_bos(tmp_path):
     tokenizer = architectures.tokenizer_of("llama")
 
     def ids(text):
@@ -142,8 +144,8 @@ def test_a_model_of_the_hub_reads_the_whole_template_and_one_bos(tmp_path):
     assert never.encode([TextPair("where ?", "here .")]) == [ids("<|begin|>where ?here .<|eot|>")]
 
 
-def test_a_model_of_ours_reads_what_it_was_trained_on(tmp_path):
-    """Answers up to their EOS, conversations in the template, plain prompts plain unless asked."""
+def test_own_model_reads_the_form_it_was_trained_on(tmp_path):
+    """Responses end with EOS; conversations use the template; plain prompts do so only if configured."""
     tokenizer = architectures.tokenizer_of("qwen3")
     path = str(architectures.reward_model("qwen3", tmp_path))
     pair = TextPair("where ?", "here .", (Message("user", "where ?"),))
@@ -182,7 +184,7 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_an_encoder_scores_pairs_of_texts_as_transformers_does(tmp_path, name):
+def test_encoder_scores_text_pairs_like_transformers(tmp_path, name):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = AutoModelForSequenceClassification.from_config(ENCODERS[name]).eval()
@@ -214,7 +216,7 @@ def test_an_encoder_scores_pairs_of_texts_as_transformers_does(tmp_path, name):
         scorer.encode([TokenPair((1,), (2,))])
 
 
-def test_a_template_that_is_asked_for_has_to_be_there(reward_folder):
+def test_missing_chat_template_is_refused_if_required(reward_folder):
     section = SECTION.model_copy(update={"chat_template": "always"})
     with pytest.raises(ConfigError, match=r"reward.chat_template: got 'always'.*has no chat template"):
         RewardScorer(str(reward_folder), section)
@@ -264,13 +266,13 @@ def test_a_template_that_is_asked_for_has_to_be_there(reward_folder):
         ),
     ],
 )
-def test_bad_items(scorer, items, message):
+def test_invalid_items_are_refused(scorer, items, message):
     with pytest.raises(InvalidInput) as refused:
         scorer.encode(items)
     assert str(refused.value) == message
 
 
-def test_info(scorer, reward_folder):
+def test_info_describes_the_model(scorer, reward_folder):
     model = scorer.info.model
     assert (model.model_id, model.vocabulary_size, model.max_sequence_tokens) == (str(reward_folder), 60, 128)
     assert len(model.tokenizer_fingerprint) == 64
@@ -279,12 +281,12 @@ def test_info(scorer, reward_folder):
     assert again.info.model.max_sequence_tokens == 50
 
 
-def test_the_version_tells_weights_apart(tmp_path, scorer):
+def test_version_differs_for_different_weights(tmp_path, scorer):
     other = RewardScorer(str(tiny_reward_model(tmp_path, seed=1)), SECTION)
     assert other.info.model_version != scorer.info.model_version
 
 
-def test_a_language_model_without_head_is_refused(tmp_path):
+def test_language_model_without_head_is_refused(tmp_path):
     with pytest.raises(ModelLoadError, match=r"lacks the weights score.weight.*without a reward head"):
         RewardScorer(str(tiny_causal_lm(tmp_path)), SECTION)
 
@@ -299,19 +301,19 @@ def test_several_labels_are_refused(tmp_path):
         RewardScorer(str(tmp_path), SECTION)
 
 
-def test_a_truncated_checkpoint_is_refused(tmp_path):
+def test_truncated_checkpoint_is_refused(tmp_path):
     weights = tiny_reward_model(tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ModelLoadError, match="cannot load the model"):
         RewardScorer(str(tmp_path), SECTION)
 
 
-def test_a_folder_that_is_not_there_is_named():
+def test_missing_folder_is_named():
     with pytest.raises(ModelLoadError, match="no model folder './nowhere'"):
         RewardScorer("./nowhere", SECTION)
 
 
-def test_a_score_that_is_no_number_is_an_error_of_its_own_sequence(tmp_path):
+def test_nan_score_fails_only_its_own_sequence(tmp_path):
     weights = tiny_reward_model(tmp_path) / "model.safetensors"
     tensors = load_file(weights)
     tensors["model.embed_tokens.weight"][50] = float("nan")

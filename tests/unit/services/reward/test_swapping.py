@@ -1,4 +1,4 @@
-"""Models that are replaced under load: no failed request, and every answer is its version's own."""
+"""Models replaced under load: no request fails, and every score is that of the reported version."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def oracle(models) -> dict[str, list[float]]:
-    """Version → the score of each of PAIRS, by a scorer of its own."""
+    """Version → the score of each of PAIRS, from a separate scorer."""
     found = {}
     for path in models:
         scorer = RewardScorer(str(path), RewardSection(device="cpu"))
@@ -56,7 +56,7 @@ def oracle(models) -> dict[str, list[float]]:
 
 
 class Load:
-    """Callers in every dialect that ask until told to stop; whatever is wrong is kept."""
+    """Callers of every protocol that send requests until `stop` is set; a wrong score fails their task."""
 
     def __init__(self, address: str, oracle: dict[str, list[float]]) -> None:
         self.address, self.oracle = address, oracle
@@ -126,11 +126,13 @@ async def test_swaps_and_canaries_under_load_fail_no_request(models, oracle):
             assert (current.info.model.model_id, canary.info.model.model_id) == (second, third)
             assert canary.share == 0.9
             (promoted,) = await admin.promote(canary.info.model_version)
-            assert (await admin.promote(canary.info.model_version)) == [promoted], "it may be said twice"
+            assert (await admin.promote(canary.info.model_version)) == [promoted], (
+                "promoting twice is allowed"
+            )
             await admin.load(first, canary_share=0.5)
             await served_for_a_while()
-            (left,) = await admin.abandon()
-            assert left == promoted
+            (remaining,) = await admin.abandon()
+            assert remaining == promoted
             assert (await admin.abandon()) == [promoted]
             await served_for_a_while()
         last = len(load.versions)
@@ -143,7 +145,7 @@ async def test_swaps_and_canaries_under_load_fail_no_request(models, oracle):
             assert world.count("grpc_server_handled_total", "Score", grpc_code=code) == 0
 
 
-async def test_what_was_begun_ends_on_the_model_that_began_it(models):
+async def test_running_requests_finish_on_the_model_that_started_them(models):
     first, second, _ = (str(path) for path in models)
     async with (
         reward_service(first, batching={"max_batch_tokens": 64}) as world,
@@ -159,7 +161,7 @@ async def test_what_was_begun_ends_on_the_model_that_began_it(models):
         assert {scores.model_version for scores in await asyncio.gather(*begun)} == {before}
 
 
-async def test_the_share_is_held_and_a_request_that_is_repeated_finds_the_same_model(models):
+async def test_canary_share_holds_and_repeated_requests_reach_the_same_model(models):
     first, second, _ = (str(path) for path in models)
     async with reward_service(first) as world, AsyncRewardClient(world.address) as client:
         await world.scoring.load(second, canary_share=0.3)
@@ -183,7 +185,7 @@ async def test_the_share_is_held_and_a_request_that_is_repeated_finds_the_same_m
         assert counted == {"canary": 2 * once.count(canary), "current": 2 * (1_000 - once.count(canary))}
         await world.scoring.set_share(0.6)
         wider = await versions(names)
-        # Those whom the canary scored stay with it as its share grows.
+        # Requests that the canary scored stay with it when its share grows.
         assert all(now == canary for now, then in zip(wider, once, strict=True) if then == canary)
 
 
@@ -206,7 +208,7 @@ async def test_a_version_can_be_asked_for(models, oracle):
         assert [model.version for model in index.models] == numbers
 
 
-async def test_a_model_that_is_replaced_gives_its_memory_back(models):
+async def test_replaced_model_frees_its_memory(models):
     first, second, _ = (str(path) for path in models)
     async with reward_service(first) as world, AsyncRewardClient(world.address) as client:
         await client.score([PAIRS[0]])
@@ -222,7 +224,7 @@ async def test_a_model_that_is_replaced_gives_its_memory_back(models):
         await until(lambda: not any(ref() for ref in gone))
 
 
-async def test_a_load_goes_on_though_its_caller_leaves(models):
+async def test_load_continues_when_its_caller_is_cancelled(models):
     async with reward_service(models[0]) as world:
         scoring: SwappingScoring = world.scoring
         before = world.version
@@ -234,8 +236,8 @@ async def test_a_load_goes_on_though_its_caller_leaves(models):
         await until(lambda: world.version != before)
 
 
-async def test_a_stop_does_not_wait_for_a_model_that_loads(models):
-    """The thread that loads is left behind, and the process must end without waiting for it."""
+async def test_stop_does_not_wait_for_a_loading_model(models):
+    """The process ends without waiting for the thread that loads."""
     registry = CollectorRegistry()
     section = RewardSection(path=str(models[0]), bind="127.0.0.1:0", device="cpu", allow_reload="always")
     began, ends = threading.Event(), threading.Event()

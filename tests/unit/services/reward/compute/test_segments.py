@@ -1,4 +1,4 @@
-"""Segments against one sequence at a time through transformers, whatever the batch, the tree, the cache."""
+"""Scores by segments equal those of one sequence at a time in transformers, for any batch, tree and cache."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 
 def single(path: Path, sequences: list[Ids]) -> list[float]:
-    """One at a time through transformers' own model in float64: no padding, no cache, no code of ours."""
+    """Scores one at a time in transformers' own model in float64: no padding, no cache, no Fairlead code."""
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float64)
     bias = getattr(model.config, "fairlead_reward_bias", 0.0)
-    # Reads the last token whatever it is: transformers would look for the padding token.
+    # Always reads the last token, where transformers would search for the padding token.
     with torch.inference_mode():
         return [
             float(model.base_model(input_ids=torch.tensor([s]))[0][0, -1] @ model.score.weight[0]) + bias
@@ -51,7 +51,7 @@ def single(path: Path, sequences: list[Ids]) -> list[float]:
 
 
 def families(rng: random.Random, vocabulary: int, count: int) -> list[Ids]:
-    """Prompts that share a system turn, answers that share prompts, some alike but for the last token."""
+    """Prompts that share a system turn, responses that share prompts, some differing in the last token."""
 
     def ids(length: int) -> Ids:
         return tuple(rng.randrange(vocabulary) for _ in range(length))
@@ -76,8 +76,8 @@ def assert_same(found: list[float | Exception], expected: list[float]) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_scores_depend_on_nothing_but_their_own_sequence(saved: Saved, name: str):
-    """Random batches, with and without sharing, through a cache that keeps, evicts and is empty."""
+def test_scores_depend_on_their_own_sequence_only(saved: Saved, name: str):
+    """Random batches, with and without sharing, with a cache that is large, evicts or is disabled."""
     path = saved(name)
     rng = random.Random(7)
     sequences = families(rng, 200, 6)
@@ -106,7 +106,7 @@ def test_scores_depend_on_nothing_but_their_own_sequence(saved: Saved, name: str
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_bfloat16_is_as_close_as_bfloat16_is(saved: Saved, name: str):
+def test_bfloat16_scores_are_close_to_padded_ones(saved: Saved, name: str):
     path = saved(name)
     sequences = families(random.Random(3), 200, 2)
     section = RewardSection(device="cpu", dtype="bfloat16", attention="segments")
@@ -116,7 +116,7 @@ def test_bfloat16_is_as_close_as_bfloat16_is(saved: Saved, name: str):
     assert torch.tensor(found).sub(torch.tensor(expected)).abs().median() < 0.05
 
 
-def test_long_answers_to_a_long_prompt_are_cut_and_score_alike(tmp_path: Path):
+def test_long_responses_are_cut_into_segments_with_equal_scores(tmp_path: Path):
     path = tiny_reward_model(tmp_path, max_position_embeddings=2_048)
     rng = random.Random(0)
 
@@ -131,8 +131,8 @@ def test_long_answers_to_a_long_prompt_are_cut_and_score_alike(tmp_path: Path):
         assert_same(scorer.score(sequences), expected)
 
 
-def spelled(plan, index: int) -> tuple[list[int], list[int]]:
-    """Ids and positions that the last token of a sequence sees, by the segments that lead to it."""
+def visible(plan, index: int) -> tuple[list[int], list[int]]:
+    """Ids and positions that the last token of a sequence attends to, according to the plan."""
     row = plan.last_rows[index]
     (segment,) = (s for s in plan.segments if s.start <= row < s.end)
     rows = [r for start, end in (*segment.before, (segment.start, row + 1)) for r in range(start, end)]
@@ -141,14 +141,14 @@ def spelled(plan, index: int) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_plan_leads_every_token_through_its_own_sequence(seed: int):
+def test_plan_shows_every_token_its_own_sequence(seed: int):
     rng = random.Random(seed)
     cache = PrefixCache(1 << 20)
     for _ in range(3):
         sequences = families(rng, 3 if seed % 2 else 200, rng.randint(1, 6))
         plan = Planner(sequences, cache, share=True).plan()
         for index, sequence in enumerate(sequences):
-            assert spelled(plan, index) == (list(sequence), list(range(len(sequence))))
+            assert visible(plan, index) == (list(sequence), list(range(len(sequence))))
         bounds = [(s.start, s.end) for s in plan.segments]
         assert [end for _, end in bounds[:-1]] == [start for start, _ in bounds[1:]]
         assert bounds[-1][1] == len(plan.ids) <= sum(map(len, sequences))
@@ -160,7 +160,7 @@ def test_a_plan_leads_every_token_through_its_own_sequence(seed: int):
             cache.put(CachedPrefix(keep.key, keep.length, {}), is_prompt=keep.is_prompt)
 
 
-def test_a_prompt_of_k_answers_is_computed_once():
+def test_prompt_of_k_responses_is_computed_once():
     prompt = tuple(range(100))
     sequences = [EncodedItem(prompt, (200 + k, *range(10))) for k in range(8)]
     plan = Planner(sequences, PrefixCache(1 << 20), share=True).plan()
@@ -176,7 +176,7 @@ def entry(name: int, length: int = 20) -> CachedPrefix:
     )
 
 
-def test_the_cache_keeps_within_its_bytes_and_forgets_the_least_used():
+def test_cache_stays_within_its_bytes_and_evicts_least_recently_used():
     size = entry(0).num_bytes
     cache = PrefixCache(3 * size)
     whole = [np.full(30, name, dtype=np.int64) for name in range(5)]
@@ -189,12 +189,12 @@ def test_the_cache_keeps_within_its_bytes_and_forgets_the_least_used():
     assert [cache.find(ids, 20) is not None for ids in whole] == [True, False, True, True, False]
     assert cache.find(whole[0][:20], 20) is None, "the last token is always computed"
     cache.put(entry(4, length=200), is_prompt=True)
-    assert len(cache) == 3, "what is larger than the cache is not kept"
+    assert len(cache) == 3, "an entry larger than the cache is not kept"
     cache.clear()
     assert (len(cache), cache.num_bytes) == (0, 0)
 
 
-def test_a_model_that_does_not_allow_segments_is_padded_and_says_why(
+def test_model_without_segment_support_is_padded_and_logs_the_reason(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -213,7 +213,7 @@ def test_a_model_that_does_not_allow_segments_is_padded_and_says_why(
         with caplog.at_level("INFO", logger="services.reward.compute.forward"):
             scorer = RewardScorer(str(path), RewardSection(device="cpu"))
         assert reason in caplog.text
-        assert "pads its batches" in caplog.text
+        assert "are padded and share no prompts" in caplog.text
         assert all(isinstance(score, float) for score in scorer.score([(5, 6, 7), (8,)]))
         with pytest.raises(
             ConfigError, match=r"reward.attention: got 'segments for .*allowed: auto or padded"

@@ -1,4 +1,4 @@
-"""What `fairlead export-triton` writes: a model.py whose scores are ours however requests are merged."""
+"""The files that `fairlead export-triton` writes: its model.py scores like the reward service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fairlead.nn import adapters
 from fairlead.nn.reward_model import load_reward_model
 from fairlead.types import WholeText
 from services.reward.scorer import RewardScorer
-from services.reward.triton.export import Request, export, main
+from services.reward.triton.export import ExportRequest, export, main
 from tests import architectures, triton_backend
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.services.reward.test_ensemble import ensemble
@@ -78,12 +78,12 @@ MAKE = {
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_scores_are_those_of_our_service(tmp_path, name):
+def test_scores_equal_those_of_the_reward_service(tmp_path, name):
     folder = MAKE[name](tmp_path / "model")
     scorer = RewardScorer(str(folder), RewardSection(device="cpu"))
     rows = drawn(40)
     expected = [scorer.score([row])[0] for row in rows]
-    model = triton_backend.load(export(Request(model=str(folder), target=tmp_path / "r")))
+    model = triton_backend.load(export(ExportRequest(model=str(folder), target=tmp_path / "r")))
     merged = [rows[:1], rows[1:9], rows[9:10], rows[10:]]
     responses = model.execute([triton_backend.tokens(part) for part in merged])
     assert_same([score for response in responses for score in response.of("rewards")], expected)
@@ -94,11 +94,11 @@ def test_scores_are_those_of_our_service(tmp_path, name):
 
 
 @pytest.mark.parametrize("packing", ["sorted", "arrival", "each"])
-def test_every_way_of_packing_gives_the_same_scores_in_its_own_passes(tmp_path, packing):
+def test_every_packing_rule_gives_equal_scores_in_its_own_passes(tmp_path, packing):
     folder = tiny_reward_model(tmp_path / "model")
     scorer = RewardScorer(str(folder), RewardSection(device="cpu"))
     rows = drawn(30, seed=3)
-    request = Request(model=str(folder), target=tmp_path / "r", packing=packing, max_batch_tokens=400)
+    request = ExportRequest(model=str(folder), target=tmp_path / "r", packing=packing, max_batch_tokens=400)
     model = triton_backend.load(export(request))
     shapes = []
     inner = model.members[0].scores
@@ -117,9 +117,9 @@ def test_every_way_of_packing_gives_the_same_scores_in_its_own_passes(tmp_path, 
         assert all(count * width <= 400 for count, width in shapes)
 
 
-def test_whole_texts_are_read_as_our_service_reads_them(tmp_path):
+def test_whole_texts_are_read_like_in_the_reward_service(tmp_path):
     folder = architectures.reward_model("llama", tmp_path / "model")
-    model = triton_backend.load(export(Request(model=str(folder), target=tmp_path / "r")))
+    model = triton_backend.load(export(ExportRequest(model=str(folder), target=tmp_path / "r")))
     scorer = RewardScorer(str(folder), RewardSection(device="cpu"))
     texts = ["where is my lamp ?", "<|begin|><|start|>user\n\nhi<|eot|>", "sorry ,<|eot|>\n", "é"]
     ids = scorer.encode([WholeText(text) for text in texts])
@@ -128,9 +128,9 @@ def test_whole_texts_are_read_as_our_service_reads_them(tmp_path):
     assert_same(response.of("rewards"), [scorer.score([row])[0] for row in ids])
 
 
-def test_a_bad_request_is_refused_by_name_and_the_others_are_scored(tmp_path):
+def test_invalid_request_is_refused_and_the_others_are_scored(tmp_path):
     folder = tiny_reward_model(tmp_path / "model")
-    model = triton_backend.load(export(Request(model=str(folder), target=tmp_path / "r")))
+    model = triton_backend.load(export(ExportRequest(model=str(folder), target=tmp_path / "r")))
     good = triton_backend.tokens([(5, 6)])
     both = good | triton_backend.sentences(b"w1")
     bad = {
@@ -143,18 +143,20 @@ def test_a_bad_request_is_refused_by_name_and_the_others_are_scored(tmp_path):
         "sequence_lengths: got [1, 1]": [triton_backend.tokens([(5, 6)], [1, 1])],
         "sentences[1]: got invalid start byte, allowed: UTF-8": [triton_backend.sentences(b"w1", b"\xff")],
     }
-    asked = [(said, request) for said, requests in bad.items() for request in requests]
-    responses = model.execute([good, *(request for _, request in asked), good])
-    for (said, _), response in zip(asked, responses[1:-1], strict=True):
+    sent = [(message, request) for message, requests in bad.items() for request in requests]
+    responses = model.execute([good, *(request for _, request in sent), good])
+    for (message, _), response in zip(sent, responses[1:-1], strict=True):
         assert response.error is not None
-        assert response.error.message.startswith(said)
+        assert response.error.message.startswith(message)
         assert response.error.code == triton_backend.TritonError.INVALID_ARG
     assert_same(responses[0].of("rewards"), responses[-1].of("rewards"))
 
 
-def test_the_configuration_is_what_triton_reads(tmp_path):
+def test_configuration_is_valid_for_triton(tmp_path):
     folder = tiny_reward_model(tmp_path / "model")
-    written = export(Request(model=str(folder), target=tmp_path / "r", name="helpful", max_batch_size=16))
+    written = export(
+        ExportRequest(model=str(folder), target=tmp_path / "r", name="helpful", max_batch_size=16)
+    )
     config = text_format.Parse((written / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     assert (config.name, config.backend, config.max_batch_size) == ("helpful", "python", 16)
     assert [(one.name, one.optional, one.allow_ragged_batch) for one in config.input] == [
@@ -165,38 +167,38 @@ def test_the_configuration_is_what_triton_reads(tmp_path):
     assert config.HasField("dynamic_batching")
     assert config.dynamic_batching.max_queue_delay_microseconds == 0
     scorer = RewardScorer(str(folder), RewardSection(device="cpu"))
-    told = {key: value.string_value for key, value in config.parameters.items()}
-    assert told["model_version"] == scorer.info.model_version
-    assert told["tokenizer_fingerprint"] == scorer.info.model.tokenizer_fingerprint
-    plain = export(Request(model=str(folder), target=tmp_path / "p", ragged=False))
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    assert parameters["model_version"] == scorer.info.model_version
+    assert parameters["tokenizer_fingerprint"] == scorer.info.model.tokenizer_fingerprint
+    plain = export(ExportRequest(model=str(folder), target=tmp_path / "p", ragged=False))
     config = text_format.Parse((plain / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     assert not any(one.allow_ragged_batch for one in config.input)
 
 
-def test_bad_models_and_targets_are_refused_and_leave_nothing(tmp_path, capsys):
+def test_invalid_models_and_targets_are_refused_without_files(tmp_path, capsys):
     language_model = tiny_causal_lm(tmp_path / "lm")
     with pytest.raises(ModelLoadError, match="without a reward head"):
-        export(Request(model=str(language_model), target=tmp_path / "r"))
+        export(ExportRequest(model=str(language_model), target=tmp_path / "r"))
     damaged = tiny_reward_model(tmp_path / "damaged") / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     assert main([str(damaged.parent), str(tmp_path / "r")]) == 2
     assert "cannot load the model" in capsys.readouterr().err
     folder = tiny_reward_model(tmp_path / "model")
     with pytest.raises(ConfigError, match="--name: got 'a/b'"):
-        export(Request(model=str(folder), target=tmp_path / "r", name="a/b"))
+        export(ExportRequest(model=str(folder), target=tmp_path / "r", name="a/b"))
     assert not (tmp_path / "r").exists()
     (tmp_path / "r" / "reward").mkdir(parents=True)
     for force in (False, True):
         with pytest.raises(ConfigError, match="which exists"):
-            export(Request(model=str(folder), target=tmp_path / "r", force=force))
+            export(ExportRequest(model=str(folder), target=tmp_path / "r", force=force))
 
 
-def test_an_export_is_replaced_when_asked_and_can_be_linked(tmp_path):
+def test_export_can_be_replaced_and_linked(tmp_path):
     first, second = (tiny_reward_model(tmp_path / str(seed), seed=seed) for seed in (0, 1))
-    export(Request(model=str(first), target=tmp_path / "r"))
+    export(ExportRequest(model=str(first), target=tmp_path / "r"))
     with pytest.raises(ConfigError, match="--force"):
-        export(Request(model=str(second), target=tmp_path / "r"))
-    written = export(Request(model=str(second), target=tmp_path / "r", force=True, link=True))
+        export(ExportRequest(model=str(second), target=tmp_path / "r"))
+    written = export(ExportRequest(model=str(second), target=tmp_path / "r", force=True, link=True))
     assert (written / "1" / "model").is_symlink()
     scorer = RewardScorer(str(second), RewardSection(device="cpu"))
     (response,) = triton_backend.load(written).execute([triton_backend.tokens([(5, 6, 7)])])

@@ -1,6 +1,6 @@
-"""The reward service in front of a server of the Open Inference Protocol: a real one, in this process.
+"""The reward service in front of a real server of the Open Inference Protocol, in this process.
 
-The server is Fairlead's own reward service; a slow test has a real Triton in its place.
+The server is Fairlead's own reward service; a slow test uses a real Triton.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ def section(path, address: str, *, batching: BatchingSection | None = None, **tr
 
 
 @asynccontextmanager
-async def front(settings: RewardSection, heard: list[bool] | None = None):
+async def front(settings: RewardSection):
     reader, served = await triton_scorer.connect(settings.path, settings)
-    said = [] if heard is None else heard
-    async with triton_scorer.serving(reader, served, settings, said.append) as scoring:
+    async with triton_scorer.serving(reader, served, settings, lambda _ready: None) as scoring:
         yield scoring
 
 
@@ -59,7 +58,7 @@ def drawn(count: int, *, seed: int = 0) -> list[TokenPair]:
     return [TokenPair(ids(), ids()) for _ in range(count)]
 
 
-async def test_scores_versions_and_counts_are_those_of_the_server(reward_folder):
+async def test_scores_versions_and_counts_equal_those_of_the_server(reward_folder):
     items = [*drawn(50), TextPair("w1 w2", "w3"), WholeText("w4 w5"), TextPair("", "")]
     async with (
         reward_service(reward_folder) as world,
@@ -80,7 +79,7 @@ async def test_scores_versions_and_counts_are_those_of_the_server(reward_folder)
 
 
 @pytest.mark.parametrize("make", [foreign, lambda folder: architectures.reward_model("qwen3", folder)])
-async def test_conversations_and_templates_are_read_here_as_the_model_has_learnt_it(tmp_path, make):
+async def test_conversations_are_read_in_the_form_the_model_was_trained_on(tmp_path, make):
     path = make(tmp_path)
     items = [TextPair("where ?", "here ."), TextPair("unread", "here .", (Message("user", "where ?"),))]
     async with reward_service(path) as world, front(section(path, world.address)) as scoring:
@@ -108,7 +107,7 @@ async def test_sentences_are_tokenized_by_the_server(reward_folder):
                     await scoring.score([item], ScoreCall(deadline=None))
 
 
-async def test_mistakes_are_found_before_anything_is_sent(reward_folder):
+async def test_invalid_items_are_refused_before_anything_is_sent(reward_folder):
     async with (
         reward_service(reward_folder) as world,
         front(section(reward_folder, world.address)) as scoring,
@@ -130,7 +129,7 @@ async def test_mistakes_are_found_before_anything_is_sent(reward_folder):
             await scoring.score([TokenPair((1,), (2,))], ScoreCall(deadline=None, model_version="other"))
 
 
-async def test_what_is_on_its_way_is_bounded_in_tokens(reward_folder):
+async def test_tokens_in_flight_are_bounded(reward_folder):
     batching = BatchingSection(max_queue_tokens=100)
     async with reward_service(reward_folder) as world:
         async with front(section(reward_folder, world.address, batching=batching)) as scoring:
@@ -147,26 +146,27 @@ async def test_what_is_on_its_way_is_bounded_in_tokens(reward_folder):
                 await scoring.score([item] * 2, ScoreCall(deadline=None))
 
 
-async def test_it_waits_for_the_server_and_is_ready_while_that_is(reward_folder):
-    address, heard = free_address(), list[bool]()
+async def test_front_waits_for_the_server_and_follows_its_readiness(reward_folder):
+    address = free_address()
+    reported = list[bool]()
     settings = section(reward_folder, address, max_attempts=2, timeout_seconds=5)
     connecting = asyncio.ensure_future(triton_scorer.connect(settings.path, settings))
     async with reward_service(reward_folder, bind=address) as world:
         reader, served = await connecting
-        async with triton_scorer.serving(reader, served, settings, heard.append) as scoring:
-            await until(lambda: heard[-1:] == [True])
+        async with triton_scorer.serving(reader, served, settings, reported.append) as scoring:
+            await until(lambda: reported[-1:] == [True])
             world.server.set_ready(False)
-            await until(lambda: heard[-1] is False)
+            await until(lambda: reported[-1] is False)
             world.server.set_ready(True)
-            await until(lambda: heard[-1] is True)
+            await until(lambda: reported[-1] is True)
             await world.server.drain()
-            await until(lambda: heard[-1] is False)
+            await until(lambda: reported[-1] is False)
             with pytest.raises(Unavailable, match="triton at"):
                 await scoring.score([TokenPair((1,), (2,))], ScoreCall(deadline=None))
 
 
-def test_sentences_ask_for_no_torch():
-    """The process in front of a server that tokenizes is a light one, with every dialect."""
+def test_sentences_do_not_import_torch():
+    """A front of a server that tokenizes imports neither torch nor transformers."""
     code = (
         "import sys, services.reward.__main__, services.reward.triton.scoring as _; "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
@@ -174,7 +174,7 @@ def test_sentences_ask_for_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-async def test_another_models_tokenizer_and_missing_inputs_are_refused(reward_folder, tmp_path):
+async def test_other_tokenizer_and_missing_inputs_are_refused(reward_folder, tmp_path):
     other = architectures.reward_model("gpt2", tmp_path)
     async with reward_service(reward_folder) as world:
         with pytest.raises(ConfigError, match=r"reward.path: got .*whose tokenizer is"):
