@@ -152,7 +152,7 @@ def test_reward_nan_dead_letters_tasks_and_never_reaches_weights(tmp_path: Path)
     letters = dead(config)
     assert 0 < len(letters) < config.ppo.updates * config.ppo.batch_size
     assert {letter["reason"] for letter in letters} == {"service_error"}
-    assert all("gave nan" in str(letter["detail"]) for letter in letters)
+    assert all("returned nan" in str(letter["detail"]) for letter in letters)
     found = check_run(config, seed=0)
     assert (found.problems, found.dead) == ([], len(letters))
     trained = load_file(config.folder.policy_model / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Entries of the queue that are damaged where they lie."""
+"""Damages entries of the queue in place."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 import redis
 
-_NOTHING = {b"gone": b""}
+_PLACEHOLDER = {b"gone": b""}
 
 
 def damaged(payload: bytes, *, cut: bool) -> bytes:
-    """Its last third is gone, or a bit of its last byte is another."""
+    """Return a payload without its last third, or with a flipped bit in its last byte."""
     return payload[: -len(payload) // 3] if cut else payload[:-1] + bytes([payload[-1] ^ 4])
 
 
 def damage(raw: redis.Redis, stream: str, entry: str, field: bytes, *, cut: bool) -> None:
-    """Damages an entry under its own id, in its place, in whose hands it may be.
+    """Damage an entry in place: its ID, its position and its pending state stay the same.
 
-    Redis lets nobody do that: the stream is made anew with its groups, in one transaction.
+    Redis has no command for that, so the stream is recreated with its groups, in one transaction.
     """
 
     def rewrite(pipe: Any) -> None:
@@ -31,7 +31,7 @@ def damage(raw: redis.Redis, stream: str, entry: str, field: bytes, *, cut: bool
         pipe.multi()
         pipe.delete(stream)
         for name in sorted(content.keys() | gone, key=lambda name: tuple(map(int, name.split("-")))):
-            pipe.xadd(stream, content.get(name, _NOTHING), id=name)
+            pipe.xadd(stream, content.get(name, _PLACEHOLDER), id=name)
         for group in groups:
             name = group["name"]
             pipe.xgroup_create(stream, name, group["last-delivered-id"], entries_read=group["entries-read"])

@@ -1,9 +1,9 @@
 """A hypothesis state machine that drives a queue against a small model; the same for every transport.
 
-Here are trainers and workers: late finishers, repeated calls, several trainers, races between finishing and
-dead-lettering; what befalls them and the queue stands in `queue_mishaps`. After every step the invariants of
-docs/queue-protocol.md hold; at the end of every example the trainer reconciles and one healthy worker goes
-on: then every task must have come through.
+Contains trainers and workers: late finishers, repeated calls, several trainers, races between finishing and
+dead-lettering. The faults are in `queue_mishaps`. After every step the invariants of docs/queue-protocol.md
+must hold; at the end of every example the trainer reconciles and one healthy worker runs, and every task must
+be settled.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def prompt(task_id: int) -> PromptTask:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Set `make_world` before running it."""
+    """The machine; a subclass sets `make_world`."""
 
     make_world: ClassVar[Callable[[], World]]
 
@@ -60,8 +60,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.injected: set[str] = set()
         self.broken: set[str] = set()
         self.last_outcome = "0"
-        # Nothing may be missing until the queue has lost something.
-        self.sound = True
+        # True until the queue has lost something; until then nothing may be missing.
+        self.intact = True
         self.new_trainer()
 
     def start_worker(self, worker: str) -> None:
@@ -76,20 +76,20 @@ class QueueMachine(RuleBasedStateMachine):
         assert trainer.known_incarnation() == self.model.fence
         incarnation = 1 + max([self.model.fence, *(number for number, _ in self.trainers)])
         trainer.take_fence(incarnation)
-        trainer.take_fence(incarnation)  # its answer was lost
+        trainer.take_fence(incarnation)  # repeated because the reply was lost
         self.model.fence = incarnation
         self.trainers.append((incarnation, trainer))
 
-    def writes(self, pick: int) -> tuple[int, TrainerQueue, bool]:
-        """One of the trainers, and whether it may write now."""
+    def pick_trainer(self, pick: int) -> tuple[int, TrainerQueue, bool]:
+        """Pick a trainer; return it and whether it may write now."""
         incarnation, trainer = self.trainers[-1 - pick // 3 % len(self.trainers)]
-        may = incarnation >= self.model.fence
-        if may:
+        may_write = incarnation >= self.model.fence
+        if may_write:
             self.model.fence = incarnation
-        return incarnation, trainer, may
+        return incarnation, trainer, may_write
 
-    def refused(self, write: Callable[[], None]) -> None:
-        """An older trainer's write changes nothing."""
+    def check_fenced(self, write: Callable[[], None]) -> None:
+        """Check that a write of a fenced-off trainer changes nothing."""
         before = self.world.content()
         with pytest.raises(Fenced):
             write()
@@ -97,15 +97,15 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(pick=recent, tasks=st.lists(task_ids, min_size=1, max_size=4))
     def dispatch(self, pick: int, tasks: list[int]) -> None:
-        incarnation, trainer, may = self.writes(pick)
-        if not may:
-            self.refused(lambda: trainer.dispatch([prompt(task) for task in tasks]))
+        incarnation, trainer, may_write = self.pick_trainer(pick)
+        if not may_write:
+            self.check_fenced(lambda: trainer.dispatch([prompt(task) for task in tasks]))
             return
         trainer.dispatch([prompt(task) for task in tasks])
         self.note_sendings(incarnation, tasks)
 
     def note_sendings(self, incarnation: int, tasks: Sequence[int]) -> None:
-        """The new entries are the last ones of the stream; each is a sending with a number of its own."""
+        """Record new sendings: the last entries of the stream, each with a number that was never used."""
         for task, (entry, found, sending) in zip(tasks, self.world.prompts()[-len(tasks) :], strict=True):
             assert (found, sending.incarnation) == (task, incarnation)
             assert all(
@@ -118,11 +118,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def delete_settled(self, pick: int) -> None:
-        _, trainer, may = self.writes(pick)
+        _, trainer, may_write = self.pick_trainer(pick)
         outcomes = trainer.snapshot().outcome_tasks()
         settled = [name for name, task in outcomes.items() if task in self.settled] or [self.world.nowhere]
-        if not may:
-            self.refused(lambda: trainer.delete(settled))
+        if not may_write:
+            self.check_fenced(lambda: trainer.delete(settled))
         else:
             trainer.delete(settled)
             assert not set(settled) & set(trainer.snapshot().outcome_tasks())
@@ -148,7 +148,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self.settle(entry)
 
     def settle(self, entry: OutcomeEntry) -> None:
-        """An outcome settles its task, unless it says that the entry was damaged on its way."""
+        """Settle the task of an outcome, unless the outcome reports a damaged entry."""
         task, result = entry.outcome.task.task_id, entry.outcome.result
         if isinstance(result, DeadLetter) and result.reason == base.UNDECODABLE and self.damaged[task] < 3:
             self.damaged[task] += 1
@@ -157,7 +157,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.settled.add(task)
 
     def send_again(self, outcome: str, task: int) -> None:
-        """The newest trainer deletes an outcome that cannot count, and sends its task if nothing is left."""
+        """Delete an outcome that cannot count, and send its task again if nothing else of it is present."""
         incarnation, trainer = self.trainers[-1]
         self.model.fence = incarnation
         trainer.delete([outcome])
@@ -169,7 +169,7 @@ class QueueMachine(RuleBasedStateMachine):
     # The workers.
 
     @rule(worker=workers, fails=st.integers(1, MAX_FAILURES))
-    def fail_again_and_again(self, worker: str, fails: int) -> None:
+    def fail_repeatedly(self, worker: str, fails: int) -> None:
         for _ in range(fails):
             before = len(self.claims)
             self.claim(worker, 1)
@@ -193,7 +193,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(number=recent, dies=st.booleans(), repeated=st.booleans())
     @precondition(lambda self: self.claims)
     def finish(self, number: int, dies: bool, repeated: bool = False) -> None:
-        """Any claim that ever was may be finished, by whoever had it, however late and again."""
+        """Finish any earlier claim, by the worker that held it, however late and perhaps twice."""
         worker, claim = self.pick(number)
         letter = LETTER if dies else DeadLetter("other", "a race")
         for _ in range(1 + repeated):
@@ -222,16 +222,16 @@ class QueueMachine(RuleBasedStateMachine):
         kept = self.model.renew(worker, claim)
         assert lost == (frozenset() if kept else {claim.entry_id})
 
-    def lease_of(self, name: str) -> None:
-        """Time passes: the entry looks as if it was not renewed for long. One that is gone is dropped."""
+    def expire(self, name: str) -> None:
+        """Expire a lease: the entry looks as if it was not renewed for long. A deleted entry is dropped."""
         self.world.age(name, self.model.entries[name].owner or "", milliseconds=LONG_AGO_MS)
-        self.model.runs_out(name)
+        self.model.expire(name)
 
     # What must hold.
 
     @invariant()
-    def the_queue_holds_what_the_model_holds(self) -> None:
-        if not hasattr(self, "sound"):
+    def content_matches_model(self) -> None:
+        if not hasattr(self, "intact"):
             return
         stored = {
             task: (found.sending.incarnation, found.sending.number, found.failures, found.entry)
@@ -244,33 +244,33 @@ class QueueMachine(RuleBasedStateMachine):
         assert snapshot.outcome_bytes == sum(size for _, _, _, size in outcomes)
 
     @invariant()
-    def a_sending_has_one_outcome_at_most(self) -> None:
-        for entry, task, sending, _ in self.world.outcomes() if hasattr(self, "sound") else ():
+    def at_most_one_outcome_per_sending(self) -> None:
+        for entry, task, sending, _ in self.world.outcomes() if hasattr(self, "intact") else ():
             if entry not in self.injected:
                 assert self.appended.setdefault((task, sending), entry) == entry
 
     @invariant()
-    def nothing_is_missing_unless_something_was_lost(self) -> None:
-        if getattr(self, "sound", False):
+    def no_task_is_missing_while_intact(self) -> None:
+        if getattr(self, "intact", False):
             snapshot = self.trainers[-1][1].snapshot()
             assert self.sent <= self.settled | snapshot.tasks_present()
 
     @invariant()
-    def the_fence_is_that_of_the_newest_trainer_that_wrote(self) -> None:
-        if hasattr(self, "sound"):
+    def fence_belongs_to_newest_writer(self) -> None:
+        if hasattr(self, "intact"):
             assert self.trainers[-1][1].known_incarnation() == self.model.fence
 
     def teardown(self) -> None:
-        """The trainer reconciles, a healthy worker goes on: every task comes through."""
+        """Reconcile, run one healthy worker, and check that every task is settled."""
         try:
-            self.come_through()
+            self.settle_all()
         finally:
             for queue in self.queues.values():
                 self.loop.run_until_complete(queue.close())
             self.world.close()
             self.loop.close()
 
-    def come_through(self) -> None:
+    def settle_all(self) -> None:
         self.new_trainer()
         incarnation, trainer = self.trainers[-1]
         self.read(from_the_head=True)
@@ -281,7 +281,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.note_sendings(incarnation, sorted(missing))
         for name, entry in self.model.entries.items():
             if entry.owner:
-                self.lease_of(name)
+                self.expire(name)
         finished = False
         while True:
             before, sent = len(self.claims), len(self.model.entries)
@@ -289,7 +289,7 @@ class QueueMachine(RuleBasedStateMachine):
             for number in range(len(self.claims) - before):
                 finished = True
                 self.finish(number, dies=False)
-                self.the_queue_holds_what_the_model_holds()
+                self.content_matches_model()
             self.read(from_the_head=False)
             if (len(self.claims), len(self.model.entries)) == (before, sent):
                 break

@@ -1,7 +1,7 @@
-"""What befalls workers, leases and the queue, as rules of the state machine.
+"""Faults of workers, leases and the queue, as rules of the state machine.
 
-Crashes, leases that run out, clocks that jump; a queue that loses entries, keys or its group, brings entries
-back, restarts with its append-only file and without, or goes back to what it was a while ago.
+Crashes, expired leases, clock jumps; a queue that loses or restores entries, loses keys or its group,
+restarts with or without its append-only file, or goes back to an earlier state.
 """
 
 from __future__ import annotations
@@ -19,67 +19,69 @@ from tests.contract.queue_model import RETURNED, Entry, Model
 KEYS = ("prompts", "rollouts", "outstanding", "fence", "group", "scripts")
 
 
-class UnluckyQueueMachine(QueueMachine):
-    """The machine with everything that can go wrong."""
+class FaultyQueueMachine(QueueMachine):
+    """The machine with all faults."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lost_prompts: list[tuple[Callable[[], str], int, Sending]] = []
         self.lost_outcomes: list[tuple[Callable[[], str], bool]] = []
-        self.kept: list[tuple[Callable[[], None], Model, dict[tuple[int, Sending], str], list[set[str]]]] = []
+        self.copies: list[
+            tuple[Callable[[], None], Model, dict[tuple[int, Sending], str], list[set[str]]]
+        ] = []
 
     @rule(worker=workers)
     def crash(self, worker: str) -> None:
-        """Its consumer stays while it holds something; its leases run out."""
+        """Crash a worker: its consumer stays while it holds an entry; its leases expire."""
         self.loop.run_until_complete(self.queues[worker].close())
         held = [name for name, entry in self.model.entries.items() if entry.owner == worker]
         consumers = self.world.consumers()
         assert consumers is None or (worker in consumers) == bool(held)
         for name in held:
-            self.lease_of(name)
+            self.expire(name)
         self.start_worker(worker)
 
     @rule(number=picks)
-    def lease_runs_out(self, number: int) -> None:
+    def lease_expires(self, number: int) -> None:
         held = [name for name, entry in self.model.entries.items() if entry.owner]
         if held:
-            self.lease_of(held[number % len(held)])
+            self.expire(held[number % len(held)])
 
     @rule(forward=st.booleans())
-    def clock_jumps(self, forward: bool) -> None:
-        """The server's clock: on, all leases have run out; back, they all look as if just renewed.
+    def jump_clock(self, forward: bool) -> None:
+        """Move the server's clock: forward, all leases expire; back, they all look as if just renewed.
 
-        What was given back lies so far in the past that only a jump of a hundred days could hide it.
+        Entries that were given back are so old that only a jump of a hundred days could make them look held.
         """
         for name, entry in self.model.entries.items():
             if entry.owner and forward:
-                self.lease_of(name)
+                self.expire(name)
             elif entry.owner and entry.owner != RETURNED and entry.present:
                 self.world.age(name, entry.owner, milliseconds=0)
                 entry.expired = False
 
-    @rule(number=picks, for_a_moment=st.booleans())
-    def loses_a_prompt(self, number: int, for_a_moment: bool) -> None:
+    @rule(number=picks, briefly=st.booleans())
+    def lose_prompt(self, number: int, briefly: bool) -> None:
         prompts = self.world.prompts()
         if prompts:
             entry, task, sending = prompts[number % len(prompts)]
             self.lost_prompts.append((self.world.drop_prompt(entry), task, sending))
             self.model.entries[entry].present = False
-            self.sound = False
-            if for_a_moment:
-                self.brings_a_prompt_back(len(self.lost_prompts) - 1)
+            self.intact = False
+            if briefly:
+                self.restore_prompt(len(self.lost_prompts) - 1)
 
     @rule(number=picks)
-    def loses_an_outcome(self, number: int) -> None:
+    def lose_outcome(self, number: int) -> None:
         outcomes = self.world.outcomes()
         if outcomes:
             entry, _, _, _ = outcomes[number % len(outcomes)]
             self.lost_outcomes.append((self.world.drop_outcome(entry), entry in self.broken))
-            self.sound = False
+            self.intact = False
 
     @rule(number=picks, cut=st.booleans())
-    def damages_a_prompt(self, number: int, cut: bool) -> None:
-        """Nothing is lost by it: whoever claims it says so, and its task is sent again."""
+    def damage_prompt_entry(self, number: int, cut: bool) -> None:
+        """Damage a prompt. Nothing is lost: the worker that claims it reports it; the task is sent again."""
         prompts = self.world.prompts()
         if prompts:
             entry, _, _ = prompts[number % len(prompts)]
@@ -88,7 +90,7 @@ class UnluckyQueueMachine(QueueMachine):
                 self.model.entries[entry].damaged = True
 
     @rule(number=picks, cut=st.booleans())
-    def damages_an_outcome(self, number: int, cut: bool) -> None:
+    def damage_outcome_entry(self, number: int, cut: bool) -> None:
         outcomes = self.world.outcomes()
         if outcomes:
             entry, _, _, _ = outcomes[number % len(outcomes)]
@@ -97,16 +99,16 @@ class UnluckyQueueMachine(QueueMachine):
                 self.broken.add(entry)
 
     @rule(worker=workers)
-    def loses_a_consumer(self, worker: str) -> None:
-        """What it held is neither pending nor new any more: nobody will ever claim it."""
+    def lose_consumer_of(self, worker: str) -> None:
+        """Delete a consumer: its entries are neither pending nor new, so no worker will ever claim them."""
         self.world.drop_consumer(worker)
         self.model.lose_consumer(worker)
-        self.sound = False
+        self.intact = False
 
     @rule(what=st.sampled_from(KEYS))
-    def loses_a_key(self, what: str) -> None:
+    def lose_key(self, what: str) -> None:
         self.world.drop(what)
-        self.sound = False
+        self.intact = False
         if what == "prompts":
             self.model.lose_prompts()
         elif what == "outstanding":
@@ -118,13 +120,13 @@ class UnluckyQueueMachine(QueueMachine):
 
     @rule(number=picks)
     @precondition(lambda self: self.lost_prompts)
-    def brings_a_prompt_back(self, number: int) -> None:
+    def restore_prompt(self, number: int) -> None:
         bring_back, task, sending = self.lost_prompts[number % len(self.lost_prompts)]
         self.model.entries[bring_back()] = Entry(task, sending)
 
     @rule(number=picks)
     @precondition(lambda self: self.lost_outcomes)
-    def brings_an_outcome_back(self, number: int) -> None:
+    def restore_outcome(self, number: int) -> None:
         bring_back, is_broken = self.lost_outcomes[number % len(self.lost_outcomes)]
         entry = bring_back()
         self.injected.add(entry)
@@ -132,30 +134,30 @@ class UnluckyQueueMachine(QueueMachine):
             self.broken.add(entry)
 
     @rule()
-    def is_copied(self) -> None:
-        """A replica falls behind from here on."""
+    def copy_state(self) -> None:
+        """Copy the state, as a replica that lags from here on."""
         marked = copy.deepcopy([self.injected, self.broken])
-        kept = (self.world.keep(), copy.deepcopy(self.model), dict(self.appended), marked)
-        self.kept.append(kept)
+        copies = (self.world.keep(), copy.deepcopy(self.model), dict(self.appended), marked)
+        self.copies.append(copies)
 
     @rule(number=picks)
-    @precondition(lambda self: self.kept)
-    def goes_back(self, number: int) -> None:
-        """The replica is promoted, or the AOF was cut short: what came after is gone, leases included."""
-        go_back, model, appended, marked = self.kept[number % len(self.kept)]
+    @precondition(lambda self: self.copies)
+    def go_back_to_copy(self, number: int) -> None:
+        """Promote the replica, or cut the AOF: everything after the copy is lost, leases included."""
+        go_back, model, appended, marked = self.copies[number % len(self.copies)]
         go_back()
         self.model, self.appended = copy.deepcopy(model), dict(appended)
         self.injected, self.broken = copy.deepcopy(marked)
         self.after_a_loss()
 
     def after_a_loss(self) -> None:
-        """The trainer was told that its connection was lost and reads from the head."""
-        self.sound = False
+        """Continue as a trainer that lost its connection: read from the head."""
+        self.intact = False
         self.last_outcome = "0"
 
     @rule(with_data=st.booleans(), chance=st.integers(0, 3))
-    def restarts(self, with_data: bool, chance: int) -> None:
-        """With its append-only file nothing is lost; without it, everything."""
+    def restart_server(self, with_data: bool, chance: int) -> None:
+        """Restart the server: with its append-only file nothing is lost, without it everything."""
         if chance or not self.world.can_restart():
             return
         for worker in WORKERS:

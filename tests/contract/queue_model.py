@@ -1,7 +1,7 @@
-"""What a queue should hold, in a hundred lines: the model that every transport is held against.
+"""The model of a queue that every transport is checked against.
 
-One thing per task (its open sending) and one per entry of the prompts (who holds it, how often it was
-delivered). The same variables and actions stand in docs/queue-protocol.md.
+It keeps one record per task (its open sending) and one per prompt entry (its holder, its deliveries). The
+variables and actions are those of docs/queue-protocol.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ RETURNED = "returned"
 
 
 def order(entry_id: str) -> tuple[int, int]:
-    """Entries by age: `<milliseconds>-<number>` of Redis, or a plain number."""
+    """Return the sort key of an entry ID by age: `<milliseconds>-<number>` of Redis, or a plain number."""
     head, _, number = entry_id.partition("-")
     return int(head), int(number or 0)
 
@@ -30,7 +30,7 @@ class Open:
 
 @dataclass
 class Entry:
-    """An entry of the prompts."""
+    """An entry of the prompts stream."""
 
     task: int
     sending: Sending
@@ -44,14 +44,14 @@ class Entry:
 
 @dataclass
 class Model:
-    """What the queue should hold."""
+    """The expected content of the queue."""
 
     open: dict[int, Open] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
     fence: int = 0
 
     def entry(self, claim: Claim) -> Entry:
-        """The entry of a claim; an absent one if the queue has gone back to before it."""
+        """Return the entry of a claim; an absent one if the queue went back to before it."""
         return self.entries.get(claim.entry_id, Entry(claim.task.task_id, claim.sending, present=False))
 
     def is_open(self, claim: Claim) -> bool:
@@ -63,7 +63,7 @@ class Model:
             self.entries[entry_id].owner = None
 
     def finish(self, claim: Claim) -> bool:
-        """The first to finish an open sending counts, whoever has the lease."""
+        """Finish a claim: the first to finish an open sending counts, with or without the lease."""
         self.acknowledge(claim.entry_id)
         if not self.is_open(claim):
             return False
@@ -71,7 +71,7 @@ class Model:
         return True
 
     def fail(self, worker: str, claim: Claim, *, limit: int) -> bool:
-        """Counts while the lease is the worker's; the last failure is the task's death."""
+        """Count a failure if the worker has the lease; the last one dead-letters the task."""
         if not self.is_open(claim):
             self.acknowledge(claim.entry_id)
             return False
@@ -94,7 +94,7 @@ class Model:
         entry.owner, entry.expired = (RETURNED, True) if entry.present else (None, False)
 
     def renew(self, worker: str, claim: Claim) -> bool:
-        """Whether the lease is still the worker's."""
+        """Renew a lease; return whether the worker still has it."""
         entry = self.entry(claim)
         if not self.is_open(claim):
             self.acknowledge(claim.entry_id)
@@ -106,14 +106,14 @@ class Model:
         return False
 
     def claimable(self) -> list[str]:
-        """Entries in the order in which they are claimed: leases that ran out, then new ones."""
+        """Return entries in the order in which they are claimed: expired leases, then new ones."""
         ordered = sorted(self.entries, key=order)
         expired = [name for name in ordered if self.entries[name].owner and self.entries[name].expired]
         fresh = [name for name in ordered if self.entries[name].present and not self.entries[name].delivered]
         return expired + fresh
 
     def claim(self, worker: str, count: int) -> list[tuple[int, Sending, int, int, bool]]:
-        """(task, sending, deliveries, failures, damaged) of what a claim takes, whatever comes of it."""
+        """Claim entries; return (task, sending, deliveries, failures, damaged) of each."""
         taken: list[tuple[int, Sending, int, int, bool]] = []
         for name in self.claimable():
             if len(taken) == count:
@@ -131,13 +131,13 @@ class Model:
             taken.append((entry.task, entry.sending, entry.deliveries, found.failures, entry.damaged))
         return taken
 
-    def runs_out(self, name: str) -> None:
-        """A lease ends; what is gone from the stream is then nobody's."""
+    def expire(self, name: str) -> None:
+        """Expire a lease; an entry that was deleted from the stream has no owner then."""
         entry = self.entries[name]
         entry.owner, entry.expired = (entry.owner, True) if entry.present else (None, False)
 
     def present(self) -> set[int]:
-        """Tasks whose open sending can be claimed, or is in a worker's hands."""
+        """Return tasks whose open sending can be claimed or is held by a worker."""
         return {
             task
             for task, found in self.open.items()
@@ -153,9 +153,9 @@ class Model:
             if entry.owner == worker:
                 entry.owner = None
 
-    def lose_group(self, left: set[str]) -> None:
-        """`left` are the entries that are still in the stream: they are new again."""
+    def lose_group(self, remaining: set[str]) -> None:
+        """Lose the group; the `remaining` entries of the stream are new again."""
         for name, entry in self.entries.items():
             entry.owner = None
-            if name in left:
+            if name in remaining:
                 entry.delivered, entry.deliveries = False, 0

@@ -1,6 +1,6 @@
-"""Each transport as the state machine needs it: its faces, a look inside, and a hand that damages it.
+"""The transports as the state machine uses them: both sides, access to the content, and faults.
 
-What Redis may lose or bring back is done to the memory queue as well, so that both keep the same rules.
+The memory queue gets the same losses and restorations as Redis, so that both keep the same rules.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ OpenSending = tuple[int, int, int, str]
 
 
 class World(Protocol):
-    """One run's queue and everything around it."""
+    """One run's queue and its environment."""
 
     nowhere: str
-    """An entry that never is."""
+    """ID of an entry that never exists."""
 
     async def worker(self, consumer: str) -> WorkerQueue: ...
     def trainer(self) -> TrainerQueue: ...
@@ -138,7 +138,7 @@ class RedisWorld:
             self.raw.xgroup_destroy(self.keys.prompts, GROUP)
 
     def keep(self) -> Callable[[], None]:
-        """Every key with its groups and leases, and a way back to it: a lagging replica, an AOF cut short."""
+        """Copy every key with its groups and leases; return a function that goes back to the copy."""
         kept = dict(zip(self.keys.all(), (self.raw.dump(key) for key in self.keys.all()), strict=True))
 
         def go_back() -> None:
@@ -153,7 +153,7 @@ class RedisWorld:
         return self.process is not None
 
     def restart(self, *, with_data: bool) -> None:
-        """Stops the server and starts it again; the trainers find their connections gone."""
+        """Restart the server; each trainer must report the lost connection exactly once."""
         assert self.process is not None
         type(self).restarts += 1
         self.process.close()
@@ -161,14 +161,14 @@ class RedisWorld:
             shutil.rmtree(self.server.folder / "appendonlydir")
         self.process.enter_context(valkey.start(self.server))
         for trainer in self.trainers:
-            told = 0
+            reported = 0
             while True:
                 try:
                     trainer.snapshot()
                     break
                 except QueueUnavailable:
-                    told += 1
-            assert told == 1
+                    reported += 1
+            assert reported == 1
 
     def close(self) -> None:
         for trainer in self.trainers:
@@ -183,7 +183,7 @@ class RedisWorld:
 
 
 class MemoryWorld:
-    """In this process; what Redis could lose is taken out of the broker."""
+    """In this process; losses are simulated by changing the broker."""
 
     nowhere = "0"
 
@@ -292,7 +292,7 @@ def _sending(fields: dict[bytes, bytes]) -> Sending:
 
 
 def restarting(folder: Path, stack: ExitStack) -> Callable[[], RedisWorld]:
-    """Worlds on a Valkey that writes every command to the disk and may be restarted."""
+    """Return a factory of worlds on a Valkey that syncs every command and can be restarted."""
     server = valkey.prepare(folder)
     file = server.folder / "server.conf"
     file.write_text(file.read_text().replace("appendfsync everysec", "appendfsync always"))

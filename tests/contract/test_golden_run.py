@@ -1,6 +1,6 @@
-"""Runs of earlier releases, left in mid-work, go on with this one: folder, checkpoint, entries of the queue.
+"""Interrupted runs of earlier releases continue with this one: folder, checkpoint, entries of the queue.
 
-`python -m tests.golden.make vN` writes one for a new release; those that are there are never changed.
+`python -m tests.golden.make vN` writes a run for a new release; existing ones are never changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RELEASES = sorted(path.name for path in GOLDEN.glob("v*"))
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_a_run_of_an_earlier_release_goes_on(release: str, tmp_path: Path) -> None:
+def test_run_of_an_earlier_release_continues(release: str, tmp_path: Path) -> None:
     kept = GOLDEN / release
     shutil.copytree(kept / "run", tmp_path / "runs" / NAME)
     with valkey.running(tmp_path / "redis") as server, redis.Redis.from_url(server.url) as client:
@@ -42,10 +42,10 @@ def test_a_run_of_an_earlier_release_goes_on(release: str, tmp_path: Path) -> No
         assert report.queue is not None
         assert (report.queue["in_flight"], report.queue["outcomes"]) == (4, 12)
         command = ["audit", str(config.folder.root), "--redis-url", server.url]
-        told = CliRunner().invoke(app, command)
-        assert (told.exit_code, "0 waiting, 4 in flight, 12 outcomes" in told.output) == (0, True)
+        shown = CliRunner().invoke(app, command)
+        assert (shown.exit_code, "0 waiting, 4 in flight, 12 outcomes" in shown.output) == (0, True)
         life = json.loads(CliRunner().invoke(app, [*command, "--task", "45", "--json"]).output)["life"]
-        assert [moment["what"] for moment in life][1:] == [
+        assert [event["what"] for event in life][1:] == [
             "now: sending 1.1, delivery 1, held by w",
             "now: open",
         ]
@@ -64,13 +64,13 @@ def test_a_run_of_an_earlier_release_goes_on(release: str, tmp_path: Path) -> No
         assert report.is_clean, report.findings
         assert (report.ended, report.trained, report.dead) == (True, UPDATES * BATCH - 1, 1)
         assert report.void == BATCH
-        # Every outcome that lay in the queue was trained on.
-        taken_up = [line for lines in history.counted.values() for line in lines if line.incarnation == 2]
-        assert len(taken_up) == 2 * BATCH
-        assert {line.task for line in taken_up if line.sending == (1, 1)} >= set(range(32, 44))
+        # Every outcome that was in the queue was trained on.
+        counted = [line for lines in history.counted.values() for line in lines if line.incarnation == 2]
+        assert len(counted) == 2 * BATCH
+        assert {line.task for line in counted if line.sending == (1, 1)} >= set(range(32, 44))
 
 
-def test_a_golden_run_stays_small() -> None:
+def test_golden_runs_are_small() -> None:
     assert RELEASES
     for release in RELEASES:
         assert sum(path.stat().st_size for path in (GOLDEN / release).rglob("*") if path.is_file()) < 300_000

@@ -1,8 +1,8 @@
-"""What a real Redis does to a run: it dies, forgets, is full, another takes its place; the audit is clean.
+"""Faults of a real Redis during a run: it dies, loses data, is full, is replaced; the audit stays clean.
 
-Each fault strikes in the middle of a run of the trainer's own parts (`tests/bare_run.py`), with workers at
-work. SIGKILL alone loses nothing, so lost writes are made by cutting the append-only file and by promoting a
-replica that had fallen behind.
+Each fault is injected into a run of the trainer's own parts (`tests/bare_run.py`) with active workers.
+SIGKILL by itself loses nothing, so lost writes are simulated by cutting the append-only file and by promoting
+a lagging replica.
 """
 
 from __future__ import annotations
@@ -72,26 +72,24 @@ def at(update: int, fault: Callable[[], None]) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
-def test_redis_is_killed_and_comes_back_with_its_file(
-    tmp_path: Path, server: Server, max_staleness: int
-) -> None:
+def test_redis_restart_with_append_only_file(tmp_path: Path, server: Server, max_staleness: int) -> None:
     run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=max_staleness)
 
-    def strike() -> None:
+    def inject() -> None:
         server.kill()
         server.start()
 
     with Workers(run, dead=frozenset({13})):
-        counts = run.train(at(5, strike))
+        counts = run.train(at(5, inject))
         run.check(counts, dead=frozenset({13}))
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.8])
-def test_the_end_of_the_append_only_file_is_lost(tmp_path: Path, server: Server, kept: float) -> None:
-    """As when the machine goes down before the last second was synced; here up to all of it is gone."""
+def test_append_only_file_loses_its_end(tmp_path: Path, server: Server, kept: float) -> None:
+    """As when the machine crashes before the last second was synced, but up to everything is lost."""
     run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=1)
 
-    def strike() -> None:
+    def inject() -> None:
         server.kill()
         [file] = (tmp_path / "redis" / "appendonlydir").glob("*.incr.aof")
         content = file.read_bytes()
@@ -99,15 +97,16 @@ def test_the_end_of_the_append_only_file_is_lost(tmp_path: Path, server: Server,
         server.start()
 
     with Workers(run):
-        run.check(run.train(at(7, strike)), brought_back=True)
+        run.check(run.train(at(7, inject)), brought_back=True)
 
 
-def test_a_replica_that_had_fallen_behind_takes_over(tmp_path: Path, server: Server) -> None:
+def test_lagging_replica_takes_over(tmp_path: Path, server: Server) -> None:
     run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=1)
-    copied, behind = tmp_path / "replica", list[bytes]()
+    copied = tmp_path / "replica"
+    last_ids: list[bytes] = []
 
     def copy() -> None:
-        """A replica gets everything up to here, and then no more."""
+        """Let a replica copy everything up to here, then stop replication."""
         replica = valkey.prepare(copied)
         with valkey.start(replica), closing(redis.Redis.from_url(replica.url)) as client:
             with closing(server.client()) as primary:
@@ -131,22 +130,22 @@ def test_a_replica_that_had_fallen_behind_takes_over(tmp_path: Path, server: Ser
         shutil.copytree(copied / "appendonlydir", tmp_path / "redis" / "appendonlydir")
         server.start()
         with closing(server.client()) as client:
-            behind.append(client.xinfo_stream(Keys(RUN).rollouts)["last-generated-id"])
+            last_ids.append(client.xinfo_stream(Keys(RUN).rollouts)["last-generated-id"])
 
-    def strike(done: int) -> None:
+    def inject(done: int) -> None:
         at(4, copy)(done)
         at(8, promote)(done)
 
     with Workers(run):
-        counts = run.train(strike)
+        counts = run.train(inject)
         report = run.check(counts, brought_back=True)
-    # What was sent after the copy was forgotten, and sent again.
+    # What was sent after the copy was lost, and sent again.
     assert report.resent > 0
-    assert behind > [b"0-0"]
+    assert last_ids > [b"0-0"]
 
 
-def test_a_full_redis_makes_workers_wait_and_loses_nothing(tmp_path: Path, server: Server) -> None:
-    """Workers keep what they have made, and hand it in when there is room."""
+def test_full_redis_delays_workers_and_loses_nothing(tmp_path: Path, server: Server) -> None:
+    """Workers keep finished results and store them when there is space."""
     run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=2)
     client = server.client()
     tries = 0
@@ -166,8 +165,8 @@ def test_a_full_redis_makes_workers_wait_and_loses_nothing(tmp_path: Path, serve
     client.close()
 
 
-def test_of_two_trainers_the_older_is_fenced_out(tmp_path: Path, server: Server) -> None:
-    """The first is held up, a second runs to the end, the first goes on and may not write."""
+def test_older_of_two_trainers_is_fenced_off(tmp_path: Path, server: Server) -> None:
+    """The first is paused, a second one runs to the end, then the first continues and may not write."""
     run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=1)
     finished = []
     with Workers(run):
@@ -177,26 +176,26 @@ def test_of_two_trainers_the_older_is_fenced_out(tmp_path: Path, server: Server)
     assert [(one.number, one.resumed_from) for one in report.incarnations] == [(1, 0), (2, 3)]
 
 
-def test_a_trainer_that_was_overtaken_while_it_read_its_checkpoint_leaves_no_trace(
+def test_trainer_replaced_while_reading_checkpoint_changes_nothing(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = BareRun(tmp_path / "run", server.prepared.url)
     begin, finished = Incarnation.begin, []
 
-    def late(tenure: Incarnation, update: int) -> None:
+    def late(incarnation: Incarnation, update: int) -> None:
         monkeypatch.setattr(Incarnation, "begin", begin)
         finished.append(run.train())
-        begin(tenure, update)
+        begin(incarnation, update)
 
     monkeypatch.setattr(Incarnation, "begin", late)
     with Workers(run):
-        with pytest.raises(Fenced, match="incarnation 2 of the trainer has taken over from 1"):
+        with pytest.raises(Fenced, match="incarnation 2 of the trainer has taken ended from 1"):
             run.train()
         report = run.check(finished[0])
     assert [one.resumed_from for one in report.incarnations] == [None, 0]
 
 
-def test_the_newest_checkpoint_is_damaged_after_its_outcomes_were_deleted(
+def test_newest_checkpoint_damaged_after_its_outcomes_were_deleted(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=1)
@@ -211,7 +210,7 @@ def test_the_newest_checkpoint_is_damaged_after_its_outcomes_were_deleted(
         assert report.is_clean
         assert report.checkpoint == "1-3"
         assert [finding.kind for finding in report.findings if finding.tasks == ()] == ["damaged"]
-        # What the damaged one had trained is neither in the ledger nor in the queue: it will be sent again.
+        # Tasks that only the damaged checkpoint settled are not in the queue: they will be sent again.
         counts = run.train()
         report = run.check(counts)
     assert "checkpoint 1-6 is damaged" in caplog.text
@@ -220,7 +219,7 @@ def test_the_newest_checkpoint_is_damaged_after_its_outcomes_were_deleted(
     assert report.resent >= 3 * BATCH
 
 
-def test_everything_is_lost_again_and_again(tmp_path: Path, server: Server) -> None:
+def test_repeated_loss_of_everything(tmp_path: Path, server: Server) -> None:
     run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=2)
     client = server.client()
     with Workers(run):
@@ -229,42 +228,42 @@ def test_everything_is_lost_again_and_again(tmp_path: Path, server: Server) -> N
     client.close()
 
 
-def test_everything_that_lies_in_the_queue_is_damaged(tmp_path: Path, server: Server) -> None:
-    """What waits for a worker, what waits for the trainer, and what waits for a checkpoint."""
+def test_damage_of_every_entry(tmp_path: Path, server: Server) -> None:
+    """Entries that wait for a worker, for the trainer and for a checkpoint."""
     run = BareRun(tmp_path / "run", server.prepared.url)
-    client, keys, struck = server.client(), Keys(RUN), threading.Event()
+    client, keys, injected = server.client(), Keys(RUN), threading.Event()
 
-    def falter(task: int) -> None:
-        if task >= 5 * BATCH and not struck.is_set():
-            raise QueueUnavailable("not before all of it is damaged")
+    def wait_for_damage(task: int) -> None:
+        if task >= 5 * BATCH and not injected.is_set():
+            raise QueueUnavailable("entries are not damaged yet")
 
-    def strike() -> None:
+    def inject() -> None:
         for stream, field in ((keys.prompts, b"prompt"), (keys.rollouts, b"outcome")):
             for number, (entry, _) in enumerate(client.xrange(stream)):
                 damage(client, stream, entry.decode(), field, cut=bool(number % 2))
-        struck.set()
+        injected.set()
 
-    with Workers(run, before_finish=falter):
-        counts = run.train(at(5, strike))
+    with Workers(run, before_finish=wait_for_damage):
+        counts = run.train(at(5, inject))
         report = run.check(counts)
     client.close()
     assert 1 <= report.discarded["damaged_prompt"] <= BATCH
     assert report.resent >= report.discarded["damaged_prompt"]
 
 
-def test_the_audit_is_clean_at_every_moment_of_a_run(tmp_path: Path, server: Server) -> None:
-    """It looks on, over and over, while trainers work, die and take over."""
+def test_audit_is_clean_at_every_moment_of_a_run(tmp_path: Path, server: Server) -> None:
+    """The audit runs in a loop while trainers work, die and resume."""
     run = BareRun(tmp_path / "run", server.prepared.url, updates=24, max_staleness=1)
-    over, reports = threading.Event(), []
+    ended, reports = threading.Event(), []
 
-    def look_on() -> None:
-        while not over.is_set():
+    def audit_repeatedly() -> None:
+        while not ended.is_set():
             reports.append(run.audited())
 
     with Workers(run):
         with pytest.raises(Killed):
             run.train(at(1, die))
-        watcher = threading.Thread(target=look_on)
+        watcher = threading.Thread(target=audit_repeatedly)
         watcher.start()
         try:
             for update in (8, 16):
@@ -272,7 +271,7 @@ def test_the_audit_is_clean_at_every_moment_of_a_run(tmp_path: Path, server: Ser
                     run.train(at(update, die))
             counts = run.train()
         finally:
-            over.set()
+            ended.set()
             watcher.join()
         run.check(counts)
     assert len(reports) > 5

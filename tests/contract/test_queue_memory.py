@@ -1,4 +1,4 @@
-"""The queue takes no more room than was said at the start: real sizes in a real Valkey, many updates."""
+"""The memory of the queue stays within the bound that is logged at start: a real Valkey, many updates."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def longest(version: WeightVersion) -> Rollout:
 
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
-async def test_the_queue_never_takes_more_than_was_said(server: ValkeyServer, max_staleness: int) -> None:
-    """A trainer's way with the queue: what is void at a resume goes at once, the rest at the checkpoint."""
+async def test_queue_memory_stays_within_bound(server: ValkeyServer, max_staleness: int) -> None:
+    """Delete as a trainer does: what a resume could not use at once, the rest at the next checkpoint."""
     config = load(
         overrides={
             "ppo.batch_size": BATCH,
@@ -64,7 +64,7 @@ async def test_the_queue_never_takes_more_than_was_said(server: ValkeyServer, ma
         }
     )
     bound = queue_capacity.required_capacity(config, longest_prompt_bytes=PROMPT_BYTES)
-    run = f"room-{max_staleness}"
+    run = f"memory-{max_staleness}"
     section = QueueSection(redis_url=server.url)
     trainer = RedisTrainerQueue.connect(section, run=run)
     worker = await RedisWorkerQueue.connect(section, run=run, consumer="w")
@@ -96,7 +96,7 @@ async def test_the_queue_never_takes_more_than_was_said(server: ValkeyServer, ma
     assert payload <= bound.outcome_bytes < 1.5 * payload
     assert max(outcomes) <= bound.outcomes
     assert max(used) <= bound.total_bytes
-    # It is a bound that one can plan with, and the second half needs no more than the first.
+    # The bound is useful for planning, and the second half needs no more than the first.
     assert max(used) > bound.total_bytes / 10
     assert max(used[30:]) <= 1.05 * max(used[:30])
     await worker.close()
@@ -104,7 +104,7 @@ async def test_the_queue_never_takes_more_than_was_said(server: ValkeyServer, ma
     raw.close()
 
 
-def test_what_it_takes_is_said_and_a_redis_that_is_too_small_is_warned_of(
+def test_bound_is_logged_and_small_maxmemory_warned(
     server: ValkeyServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = load(overrides={"sampling.max_new_tokens": 1000, "ppo.batch_size": 128})
@@ -121,7 +121,7 @@ def test_what_it_takes_is_said_and_a_redis_that_is_too_small_is_warned_of(
         raw.config_set("maxmemory", 5 << 20)
         queue_capacity.log_capacity(config, trainer, longest_prompt_bytes=1000, metrics=metrics)
         raw.config_set("maxmemory", 0)
-    said = "the queue needs at most 9.3 MiB: 128 tasks under way, 256 outcomes of up to 23.9 KiB"
-    assert said in [record.getMessage() for record in caplog.records]
+    expected = "the queue needs at most 9.3 MiB: 128 tasks under way, 256 outcomes of up to 23.9 KiB"
+    assert expected in [record.getMessage() for record in caplog.records]
     assert "Redis has maxmemory 5242880: raise maxmemory" in caplog.records[-1].getMessage()
     trainer.close()

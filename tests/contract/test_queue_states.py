@@ -1,4 +1,4 @@
-"""Every transport keeps the rules of the protocol, whatever happens: memory and Valkey in a state machine."""
+"""Every transport keeps the rules of the protocol under faults: a state machine drives memory and Valkey."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from fairlead.local.valkey import ValkeyServer, running
-from tests.contract.queue_mishaps import UnluckyQueueMachine
+from tests.contract.queue_mishaps import FaultyQueueMachine
 from tests.contract.queue_worlds import MemoryWorld, RedisWorld, World, restarting
 
 
@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 
 
 def drive(make_world: Callable[[], World], *, examples: int, steps: int, derandomize: bool = True) -> None:
-    machine = type("Machine", (UnluckyQueueMachine,), {"make_world": staticmethod(make_world)})
+    machine = type("Machine", (FaultyQueueMachine,), {"make_world": staticmethod(make_world)})
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -36,15 +36,15 @@ def drive(make_world: Callable[[], World], *, examples: int, steps: int, derando
     )
 
 
-def test_the_memory_queue_keeps_its_rules_whatever_happens() -> None:
+def test_memory_queue_matches_model() -> None:
     drive(MemoryWorld, examples=150, steps=40)
 
 
-def test_the_redis_queue_keeps_its_rules_whatever_happens(server: ValkeyServer) -> None:
+def test_redis_queue_matches_model(server: ValkeyServer) -> None:
     drive(lambda: RedisWorld(server), examples=50, steps=40)
 
 
-def test_the_redis_queue_keeps_its_rules_through_restarts(tmp_path: Path) -> None:
+def test_redis_queue_matches_model_through_restarts(tmp_path: Path) -> None:
     before = RedisWorld.restarts
     with ExitStack() as stack:
         drive(restarting(tmp_path, stack), examples=12, steps=40)
@@ -53,7 +53,7 @@ def test_the_redis_queue_keeps_its_rules_through_restarts(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_queues_keep_their_rules_whatever_happens_for_long(server: ValkeyServer, tmp_path: Path) -> None:
+def test_queues_match_model_in_many_long_examples(server: ValkeyServer, tmp_path: Path) -> None:
     drive(MemoryWorld, examples=5000, steps=80, derandomize=False)
     drive(lambda: RedisWorld(server), examples=1500, steps=80, derandomize=False)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What only a real Redis can do wrong: settings, restarts, entries that nobody can read, rights."""
+"""Faults that only a real Redis has: settings, restarts, unreadable entries, permissions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 
 
 class Run:
-    """A run's queue with raw access beside it."""
+    """A run's queue, with raw access to Redis."""
 
     def __init__(self, server: ValkeyServer, name: str) -> None:
         self.section = QueueSection(redis_url=server.url, lease_seconds=0.1)
@@ -80,7 +80,7 @@ def task(task_id: int) -> PromptTask:
 
 
 def replace_prompt(run: Run, **fields: bytes) -> str:
-    """Overwrites fields of the newest prompt entry, as a bug or a newer version would write it."""
+    """Overwrite fields of the newest prompt entry, as a bug or a newer version would."""
     [(entry_id, found)] = run.raw.xrevrange(run.keys.prompts, count=1)
     found.update({name.encode(): value for name, value in fields.items()})
     run.raw.delete(run.keys.prompts)
@@ -88,7 +88,7 @@ def replace_prompt(run: Run, **fields: bytes) -> str:
     return entry_id.decode()
 
 
-async def test_a_prompt_that_cannot_be_decoded_is_dead_and_named(run: Run) -> None:
+async def test_undecodable_prompt_is_dead_lettered(run: Run) -> None:
     trainer, worker = run.trainer(), await run.worker()
     trainer.dispatch([task(7)])
     replace_prompt(run, prompt=b"\xff\xff not protobuf")
@@ -99,7 +99,7 @@ async def test_a_prompt_that_cannot_be_decoded_is_dead_and_named(run: Run) -> No
     assert trainer.stats().in_flight == 0
 
 
-async def test_a_prompt_of_another_task_is_dead(run: Run) -> None:
+async def test_prompt_of_another_task_is_dead_lettered(run: Run) -> None:
     trainer, worker = run.trainer(), await run.worker()
     trainer.dispatch([task(7), task(8)])
     entries = run.raw.xrange(run.keys.prompts)
@@ -114,7 +114,7 @@ async def test_a_prompt_of_another_task_is_dead(run: Run) -> None:
     ]
 
 
-async def test_an_entry_without_our_fields_is_acknowledged_and_its_task_found_missing(
+async def test_entry_without_fields_is_dropped_and_its_task_missing(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer, worker = run.trainer(), await run.worker()
@@ -129,7 +129,7 @@ async def test_an_entry_without_our_fields_is_acknowledged_and_its_task_found_mi
     assert trainer.stats().in_flight == 0
 
 
-async def test_a_prompt_of_a_newer_version_is_refused_by_name_and_left_to_newer_workers(run: Run) -> None:
+async def test_prompt_of_newer_schema_is_given_back(run: Run) -> None:
     trainer, worker = run.trainer(), await run.worker()
     trainer.dispatch([task(7)])
     newer = rollout_pb2.PromptTask(schema_version=SCHEMA_VERSION + 1, task_id=7).SerializeToString()
@@ -144,7 +144,7 @@ async def test_a_prompt_of_a_newer_version_is_refused_by_name_and_left_to_newer_
     assert (pending["consumer"], pending["times_delivered"]) == (b"returned", 0)
 
 
-async def test_an_outcome_that_cannot_be_decoded_is_named_once_what_is_before_it_was_read(run: Run) -> None:
+async def test_undecodable_outcome_raises_after_earlier_ones_were_read(run: Run) -> None:
     trainer, worker = run.trainer(), await run.worker()
     trainer.dispatch([task(0), task(1), task(2)])
     for claim in await worker.claim(count=3, block_seconds=1):
@@ -163,7 +163,7 @@ async def test_an_outcome_that_cannot_be_decoded_is_named_once_what_is_before_it
     assert third.outcome.task.task_id == 2
 
 
-async def test_the_lag_of_the_group_stays_known(run: Run) -> None:
+async def test_lag_of_the_group_stays_known(run: Run) -> None:
     """An autoscaler that reads lag and pending must see every task, through resends and acknowledgements."""
     trainer, worker = run.trainer(), await run.worker()
     trainer.dispatch([task(number) for number in range(10)])
@@ -182,14 +182,14 @@ async def test_the_lag_of_the_group_stays_known(run: Run) -> None:
     assert run.raw.xlen(run.keys.prompts) == 7
 
 
-async def test_many_tasks_may_end_at_once(run: Run) -> None:
+async def test_many_tasks_end_at_once(run: Run) -> None:
     run.trainer().dispatch([task(number) for number in range(200)])
     worker = await run.worker()
     claims = await worker.claim(count=200, block_seconds=1.0)
     assert await asyncio.gather(*(worker.finish(claim, LETTER) for claim in claims)) == [True] * 200
 
 
-async def test_a_consumer_leaves_only_with_empty_hands(run: Run) -> None:
+async def test_consumer_leaves_only_if_it_holds_nothing(run: Run) -> None:
     trainer = run.trainer()
     trainer.dispatch([task(0)])
 
@@ -203,13 +203,13 @@ async def test_a_consumer_leaves_only_with_empty_hands(run: Run) -> None:
     await busy.close()
     assert consumers() == {b"busy"}
     assert trainer.stats().in_flight == 1
-    heir = await run.worker("busy")
-    assert await heir.finish(claim, LETTER)
-    await heir.close()
+    successor = await run.worker("busy")
+    assert await successor.finish(claim, LETTER)
+    await successor.close()
     assert consumers() == set()
 
 
-async def test_scripts_check_everything_before_they_write(run: Run) -> None:
+async def test_scripts_check_everything_before_writing(run: Run) -> None:
     trainer, worker = run.trainer(), await run.worker()
     trainer.dispatch([task(0)])
     [claim] = await worker.claim(count=1, block_seconds=0)
@@ -226,19 +226,19 @@ async def test_scripts_check_everything_before_they_write(run: Run) -> None:
     assert await worker.finish(claim, LETTER)
 
 
-async def test_a_lost_fence_is_taken_again_by_the_one_who_writes(run: Run) -> None:
+async def test_writer_takes_lost_fence_again(run: Run) -> None:
     trainer = run.trainer()
     run.raw.delete(run.keys.fence)
     trainer.dispatch([task(0)])
     assert trainer.known_incarnation() == 1
 
 
-async def test_a_worker_may_not_be_called_as_the_entries_given_back(run: Run) -> None:
+async def test_worker_name_returned_is_refused(run: Run) -> None:
     with pytest.raises(InvalidInput, match="'returned'"):
         await run.worker("returned")
 
 
-async def test_a_full_redis_says_so_and_can_be_emptied(tmp_path: Path) -> None:
+async def test_full_redis_is_reported_and_can_be_emptied(tmp_path: Path) -> None:
     with valkey.running(tmp_path) as server:
         run = Run(server, "full")
         trainer, worker = run.trainer(), await run.worker()
@@ -259,7 +259,7 @@ async def test_a_full_redis_says_so_and_can_be_emptied(tmp_path: Path) -> None:
         run.raw.close()
 
 
-async def test_both_sides_go_on_after_a_restart(tmp_path: Path) -> None:
+async def test_both_sides_continue_after_a_restart(tmp_path: Path) -> None:
     server = valkey.prepare(tmp_path)
     run = Run(server, "restarted")
     with valkey.start(server):
@@ -277,7 +277,7 @@ async def test_both_sides_go_on_after_a_restart(tmp_path: Path) -> None:
         assert entry.outcome.result == LETTER
         [other] = await worker.claim(count=5, block_seconds=5)
         assert other.task == task(1)
-    # Back before anybody asked: the trainer is told once all the same, because something may be lost.
+    # Restarted between two calls: the trainer still gets one error, because data may be lost.
     with valkey.start(server):
         with pytest.raises(QueueUnavailable, match="lost"):
             trainer.snapshot()
@@ -294,20 +294,20 @@ async def test_both_sides_go_on_after_a_restart(tmp_path: Path) -> None:
         run.raw.close()
 
 
-async def test_an_eviction_policy_is_refused(tmp_path: Path) -> None:
+async def test_eviction_policy_is_refused(tmp_path: Path) -> None:
     with valkey.running(tmp_path) as server:
         raw = redis.Redis.from_url(server.url)
         raw.config_set("maxmemory-policy", "allkeys-lru")
         section = QueueSection(redis_url=server.url)
-        told = "maxmemory-policy allkeys-lru, .* set it to noeviction"
-        with pytest.raises(QueueMisconfigured, match=told):
+        expected = "maxmemory-policy allkeys-lru, .* set it to noeviction"
+        with pytest.raises(QueueMisconfigured, match=expected):
             RedisTrainerQueue.connect(section, run="r")
-        with pytest.raises(QueueMisconfigured, match=told):
+        with pytest.raises(QueueMisconfigured, match=expected):
             await RedisWorkerQueue.connect(section, run="r", consumer="w")
         raw.close()
 
 
-async def test_a_server_out_of_reach_is_named_without_its_password() -> None:
+async def test_unreachable_server_is_named_without_password() -> None:
     for section in (
         QueueSection(redis_url="redis://user:secret@127.0.0.1:1/0"),
         QueueSection(redis_url="redis://127.0.0.1:1", redis_password=SecretStr("secret")),
@@ -323,7 +323,7 @@ async def test_a_server_out_of_reach_is_named_without_its_password() -> None:
             assert "secret" not in message
 
 
-async def test_the_password_may_stand_beside_the_url(server: ValkeyServer) -> None:
+async def test_password_outside_the_url(server: ValkeyServer) -> None:
     password = server.url.split(":")[2].partition("@")[0]
     url = f"redis://127.0.0.1:{server.port}"
     queue = RedisTrainerQueue.connect(
@@ -338,7 +338,7 @@ async def test_the_password_may_stand_beside_the_url(server: ValkeyServer) -> No
 
 
 @pytest.mark.parametrize("url", ["", "localhost:6379", "http://user:secret@host", "redis://host:port"])
-def test_a_bad_url_is_refused(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"queue\.redis_url: got .* allowed: redis://host:port") as raised:
         RedisTrainerQueue.connect(QueueSection(redis_url=url), run="r")
     assert "secret" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Looking at a queue from outside: everything is seen, and nothing is changed."""
+"""A snapshot of a queue shows everything and changes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def task(number: int) -> PromptTask:
     return PromptTask(number, (1,), "p", SamplingParams(), WeightVersion(1, 0))
 
 
-async def test_everything_is_seen(server: ValkeyServer) -> None:
+async def test_snapshot_shows_everything(server: ValkeyServer) -> None:
     section = QueueSection(redis_url=server.url)
     trainer = RedisTrainerQueue.connect(section, run="seen")
     worker = await RedisWorkerQueue.connect(section, run="seen", consumer="w")
@@ -60,7 +60,7 @@ async def test_everything_is_seen(server: ValkeyServer) -> None:
     trainer.close()
 
 
-def test_nothing_is_changed_not_even_where_there_is_nothing(server: ValkeyServer) -> None:
+def test_snapshot_changes_nothing_even_without_keys(server: ValkeyServer) -> None:
     section = QueueSection(redis_url=server.url)
     found = take_snapshot(section, run="nobody")
     assert (found.incarnation, found.prompts, found.outcomes, found.tasks_present()) == (0, (), (), set())
@@ -73,6 +73,6 @@ def test_nothing_is_changed_not_even_where_there_is_nothing(server: ValkeyServer
         assert raw.dump(Keys("foreign").prompts) == before
 
 
-def test_a_server_that_is_away_is_named() -> None:
+def test_unreachable_server_is_named() -> None:
     with pytest.raises(QueueUnavailable, match="Redis at 127.0.0.1:1 does not answer"):
         take_snapshot(QueueSection(redis_url="redis://127.0.0.1:1"), run="r")

@@ -53,7 +53,7 @@ def rollout(score: float = 0.5) -> Rollout:
 
 
 class Queues(Protocol):
-    """One run's queue; its faces are made on demand."""
+    """One run's queue; workers and trainers are created on demand."""
 
     async def worker(self, consumer: str, *, lease: float = LONG_LEASE) -> WorkerQueue: ...
 
@@ -124,7 +124,7 @@ async def claim_one(queue: WorkerQueue) -> Claim:
     return claims[0]
 
 
-async def test_a_task_and_its_rollout_arrive_as_they_were_sent(queues: Queues) -> None:
+async def test_task_and_rollout_arrive_unchanged(queues: Queues) -> None:
     trainer, worker = started(queues, tasks=1), await queues.worker("w")
     claim = await claim_one(worker)
     assert (claim.task, claim.sending, claim.deliveries, claim.failures) == (task(0), Sending(1, 1), 1, 0)
@@ -136,7 +136,7 @@ async def test_a_task_and_its_rollout_arrive_as_they_were_sent(queues: Queues) -
     assert (outcome.worker, outcome.deliveries, outcome.failures) == ("w", 1, 0)
 
 
-async def test_tasks_come_in_the_order_in_which_they_were_sent_and_never_more_than_asked(
+async def test_tasks_are_claimed_in_order_up_to_count(
     queues: Queues,
 ) -> None:
     started(queues, tasks=5)
@@ -165,7 +165,7 @@ async def test_only_the_first_finisher_counts(queues: Queues) -> None:
     assert trainer.stats().in_flight == 0
 
 
-async def test_a_renewed_lease_is_kept_and_a_stolen_one_reported(queues: Queues) -> None:
+async def test_renewed_lease_is_kept_and_lost_one_reported(queues: Queues) -> None:
     started(queues, tasks=2)
     owner, thief = await queues.worker("owner", lease=1.0), await queues.worker("thief", lease=1.0)
     claims = await owner.claim(count=2, block_seconds=5)
@@ -177,7 +177,7 @@ async def test_a_renewed_lease_is_kept_and_a_stolen_one_reported(queues: Queues)
 
 
 async def claim_until(queue: WorkerQueue, task_id: int, *, keep: tuple[WorkerQueue, Claim]) -> Claim:
-    """Claims the task when its lease has run out, while another lease is renewed all the time."""
+    """Claim a task once its lease has expired, while another lease is renewed continuously."""
     for _ in range(1000):
         owner, kept = keep
         assert await owner.renew([kept]) == frozenset()
@@ -187,7 +187,7 @@ async def claim_until(queue: WorkerQueue, task_id: int, *, keep: tuple[WorkerQue
     raise AssertionError("the lease never ran out")
 
 
-async def test_a_new_sending_closes_the_old_one(queues: Queues) -> None:
+async def test_new_sending_closes_the_old_one(queues: Queues) -> None:
     trainer, worker = started(queues, tasks=1), await queues.worker("w")
     old = await claim_one(worker)
     trainer.dispatch([task(0)])
@@ -200,7 +200,7 @@ async def test_a_new_sending_closes_the_old_one(queues: Queues) -> None:
     assert [entry.sending for entry in trainer.read(after="0", count=10, block_seconds=0)] == [Sending(1, 2)]
 
 
-async def test_entries_of_closed_sendings_are_not_handed_out(queues: Queues) -> None:
+async def test_entries_of_closed_sendings_are_not_claimed(queues: Queues) -> None:
     trainer, worker = started(queues, tasks=3), await queues.worker("w")
     trainer.dispatch([task(0), task(1)])
     claims = await worker.claim(count=10, block_seconds=5)
@@ -209,7 +209,7 @@ async def test_entries_of_closed_sendings_are_not_handed_out(queues: Queues) -> 
     assert (stats.waiting, stats.in_flight) == (0, 3)
 
 
-async def test_sendings_are_numbered_on_after_their_outcome(queues: Queues) -> None:
+async def test_sending_numbers_continue_after_an_outcome(queues: Queues) -> None:
     trainer, worker = started(queues, tasks=1), await queues.worker("w")
     for number in range(1, 4):
         claim = await claim_one(worker)
@@ -219,7 +219,7 @@ async def test_sendings_are_numbered_on_after_their_outcome(queues: Queues) -> N
         trainer.dispatch([task(0)])
 
 
-async def test_failures_are_counted_and_the_last_one_kills(queues: Queues) -> None:
+async def test_last_failure_dead_letters(queues: Queues) -> None:
     trainer = started(queues, tasks=1)
     workers = [await queues.worker("a"), await queues.worker("b")]
     for failures in range(2):
@@ -227,7 +227,7 @@ async def test_failures_are_counted_and_the_last_one_kills(queues: Queues) -> No
         claim = await claim_one(worker)
         assert (claim.failures, claim.deliveries) == (failures, failures + 1)
         assert not await worker.fail(claim, LETTER)
-        assert not await worker.fail(claim, LETTER), "the same failure told twice counts once"
+        assert not await worker.fail(claim, LETTER), "the same failure reported twice counts once"
     claim = await claim_one(workers[0])
     assert claim.failures == 2
     assert await workers[0].fail(claim, LETTER)
@@ -236,7 +236,7 @@ async def test_failures_are_counted_and_the_last_one_kills(queues: Queues) -> No
     assert trainer.snapshot().tasks_under_way() == frozenset()
 
 
-async def test_a_former_owner_cannot_fail_what_is_in_other_hands(queues: Queues) -> None:
+async def test_former_owner_cannot_fail_a_task(queues: Queues) -> None:
     started(queues, tasks=1)
     former, owner = await queues.worker("f", lease=SHORT_LEASE), await queues.worker("o", lease=SHORT_LEASE)
     old = await claim_one(former)
@@ -246,7 +246,7 @@ async def test_a_former_owner_cannot_fail_what_is_in_other_hands(queues: Queues)
     assert await owner.renew([claim]) == frozenset()
 
 
-async def test_released_tasks_go_on_at_once_and_nothing_is_counted(queues: Queues) -> None:
+async def test_released_tasks_are_claimable_and_not_counted(queues: Queues) -> None:
     trainer = started(queues, tasks=2)
     leaving, peer = await queues.worker("leaving"), await queues.worker("peer")
     for _ in range(10):
@@ -261,7 +261,7 @@ async def test_released_tasks_go_on_at_once_and_nothing_is_counted(queues: Queue
     assert trainer.read(after="0", count=10, block_seconds=0) == []
 
 
-async def test_a_sending_delivered_too_often_is_dead(queues: Queues) -> None:
+async def test_too_many_deliveries_dead_letter(queues: Queues) -> None:
     trainer, worker = started(queues, tasks=1), await queues.worker("w", lease=SHORT_LEASE)
     for deliveries in range(1, 5):
         assert (await claim_one(worker)).deliveries == deliveries
@@ -273,7 +273,7 @@ async def test_a_sending_delivered_too_often_is_dead(queues: Queues) -> None:
     assert entry.outcome.deliveries == 5
 
 
-async def test_reading_has_no_side_effect_and_deleting_is_for_good(queues: Queues) -> None:
+async def test_read_has_no_side_effects_and_delete_is_final(queues: Queues) -> None:
     trainer, worker = started(queues, tasks=3), await queues.worker("w")
     for claim in await worker.claim(count=3, block_seconds=5):
         await worker.finish(claim, rollout(float(claim.task.task_id)))
@@ -288,7 +288,7 @@ async def test_reading_has_no_side_effect_and_deleting_is_for_good(queues: Queue
     assert trainer.read(after=third.entry_id, count=9, block_seconds=0.05) == []
 
 
-async def test_the_survey_tells_what_is_there(queues: Queues) -> None:
+async def test_snapshot_shows_tasks_and_outcomes(queues: Queues) -> None:
     trainer, worker = started(queues, tasks=4), await queues.worker("w")
     assert trainer.snapshot().tasks_under_way() == {0, 1, 2, 3}
     claims = await worker.claim(count=2, block_seconds=5)
@@ -305,7 +305,7 @@ async def test_the_survey_tells_what_is_there(queues: Queues) -> None:
     assert trainer.snapshot().outcome_tasks() == {}
 
 
-async def test_a_newer_trainer_fences_the_older_off(queues: Queues) -> None:
+async def test_newer_trainer_fences_off_the_older(queues: Queues) -> None:
     old, worker = started(queues, incarnation=3, tasks=1), await queues.worker("w")
     await worker.finish(await claim_one(worker), rollout())
     [entry] = old.read(after="0", count=1, block_seconds=0)
@@ -327,7 +327,7 @@ async def test_a_newer_trainer_fences_the_older_off(queues: Queues) -> None:
     assert new.known_incarnation() == 4
 
 
-async def test_a_newer_trainer_replaces_the_sendings_of_the_older(queues: Queues) -> None:
+async def test_newer_trainer_replaces_older_sendings(queues: Queues) -> None:
     started(queues, incarnation=1, tasks=1)
     worker = await queues.worker("w")
     old = await claim_one(worker)
@@ -339,7 +339,7 @@ async def test_a_newer_trainer_replaces_the_sendings_of_the_older(queues: Queues
     assert len(new.read(after="0", count=10, block_seconds=0)) == 1
 
 
-async def test_without_the_fence_nothing_is_written(queues: Queues) -> None:
+async def test_write_without_fence_raises(queues: Queues) -> None:
     trainer = queues.trainer()
     assert trainer.known_incarnation() == 0
     with pytest.raises(Fenced):
@@ -347,7 +347,7 @@ async def test_without_the_fence_nothing_is_written(queues: Queues) -> None:
     assert trainer.snapshot().tasks_under_way() == frozenset()
 
 
-async def test_prompts_are_trimmed_behind_the_oldest_in_hand(queues: Queues) -> None:
+async def test_prompts_are_trimmed_up_to_the_oldest_pending(queues: Queues) -> None:
     trainer, worker = started(queues, tasks=600), await queues.worker("w")
     claims = await worker.claim(count=600, block_seconds=5)
     assert len(claims) == 600
@@ -358,7 +358,7 @@ async def test_prompts_are_trimmed_behind_the_oldest_in_hand(queues: Queues) -> 
     assert trainer.snapshot().tasks_under_way() == set(range(5, 600))
 
 
-async def test_an_empty_hand_changes_nothing(queues: Queues) -> None:
+async def test_empty_arguments_change_nothing(queues: Queues) -> None:
     trainer, worker = started(queues), await queues.worker("w")
     assert await worker.renew([]) == frozenset()
     await worker.release([])

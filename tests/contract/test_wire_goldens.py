@@ -1,4 +1,4 @@
-"""Bytes as this version writes them: what lies in a queue must stay readable for every later version."""
+"""Payloads as this version writes them: every later version must be able to read what is in a queue."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ROLLOUT = Rollout(
     generate_seconds=0.25,
     score_seconds=0.125,
 )
-# Without a checksum, as fairlead first wrote them; with it, these bytes stand behind a field of five.
+# Without a checksum, as Fairlead first wrote them; with it, these bytes follow a field of five bytes.
 GOLDEN_TASK = (
     "080110ac021a0601c801f0a20422126d79206c616d7020e280932062726f6b656e2a2709666666666666e63f"
     "11cdccccccccccec3f180520282a010232010a38ffffffffffffffffff01320408021011"
@@ -80,7 +80,7 @@ GOLDEN_DEAD_LETTER = (
 
 
 def with_checksum(golden: str) -> str:
-    """Tag of field 15, CRC-32 by its definition (ISO-HDLC, bit by bit), the message."""
+    """Return the tag of field 15, CRC-32 by its definition (ISO-HDLC, bit by bit), and the message."""
     crc = 0xFFFFFFFF
     for byte in bytes.fromhex(golden):
         crc ^= byte
@@ -89,7 +89,7 @@ def with_checksum(golden: str) -> str:
     return "7d" + (crc ^ 0xFFFFFFFF).to_bytes(4, "little").hex() + golden
 
 
-def test_a_task_of_this_version_stays_readable():
+def test_task_of_this_version_stays_readable():
     assert codec.encode_task(TASK).hex() == with_checksum(GOLDEN_TASK)
     for golden in (GOLDEN_TASK, with_checksum(GOLDEN_TASK)):
         assert codec.decode_task(bytes.fromhex(golden)) == TASK
@@ -106,15 +106,15 @@ def test_outcomes_of_this_version_stay_readable():
             assert codec.decode_outcome(bytes.fromhex(written)) == outcome
 
 
-def test_a_reader_that_knows_no_checksum_passes_it_over():
-    """Workers of two releases share a queue: the message parses as it did, checksum and all."""
+def test_reader_without_checksum_support_ignores_it():
+    """Workers of two releases share a queue: the message with a checksum parses as before."""
     message = rollout_pb2.PromptTask.FromString(codec.encode_task(TASK))
     message.ClearField("checksum")
     assert message.SerializeToString().hex() == GOLDEN_TASK
 
 
-def test_every_flipped_bit_and_every_cut_is_found():
-    """Many of them parse as protobuf; without the sum a task would quietly become another."""
+def test_every_flipped_bit_and_every_cut_is_detected():
+    """Many of them parse as protobuf; without the checksum a task would silently become another."""
     payload = codec.encode_task(TASK)
     parsed = 0
     for position in range(8 * len(payload)):
@@ -131,14 +131,14 @@ def test_every_flipped_bit_and_every_cut_is_found():
             codec.decode_task(payload[:length])
 
 
-def test_a_newer_schema_is_refused_by_name_with_its_checksum_and_without():
+def test_newer_schema_is_refused_with_and_without_checksum():
     newer = rollout_pb2.Outcome(schema_version=codec.SCHEMA_VERSION + 1).SerializeToString()
     for payload in (newer, bytes.fromhex(with_checksum(newer.hex()))):
         with pytest.raises(SchemaTooNew, match="outcome has schema version 2; this fairlead reads up to 1"):
             codec.decode_outcome(payload)
 
 
-def test_the_services_and_their_calls_keep_their_names():
+def test_service_and_method_names_are_unchanged():
     found = {
         service.full_name: [(method.name, method.server_streaming) for method in service.methods]
         for module in (

@@ -1,1 +1,1 @@
-"""An unfinished run of an earlier release, which later releases must resume."""
+"""Interrupted runs of earlier releases; later releases must be able to continue them."""

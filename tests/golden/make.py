@@ -39,21 +39,21 @@ class Killed(BaseException):
 
 
 class Broker(RedisBroker):
-    """Its worker is gone when it has a task of the second half of batch 5."""
+    """Its worker stops finishing tasks in the second half of batch 5."""
 
     def worker(self, consumer: str) -> LazyWorker:
         return Worker(self._section, consumer)
 
 
 class Worker(LazyWorker):
-    """Answers up to a task and holds what comes after it."""
+    """Finishes tasks up to a limit and keeps holding later ones."""
 
     async def finish(self, claim: Claim, result: Rollout | DeadLetter) -> bool:
         return claim.task.task_id < LAST_ANSWERED and await super().finish(claim, result)
 
 
 def make(target: Path) -> None:
-    """Runs, is ended, and leaves folder and queue."""
+    """Run a trainer, end it, and save the folder and the queue."""
     target.mkdir()
     model = tiny_causal_lm(target / "model", seed=5, **SMALL)
     with tempfile.TemporaryDirectory() as scratch, valkey.running(Path(scratch) / "redis") as server:

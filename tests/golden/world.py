@@ -22,7 +22,7 @@ KEYS = Keys(NAME)
 
 
 def configured(runs: Path, model: Path, url: str) -> RunConfig:
-    """The settings with which the run was begun."""
+    """Return the settings of the run."""
     prompts = "".join(json.dumps({"prompt": f"w{n} w{n + 1}"}) + "\n" for n in range(20))
     runs.mkdir(parents=True, exist_ok=True)
     (runs / "prompts.jsonl").write_text(prompts)
@@ -49,7 +49,7 @@ def configured(runs: Path, model: Path, url: str) -> RunConfig:
 
 
 class RedisBroker:
-    """What `tests.unit.trainer.ppo.ppo_world.World` asks of a broker, on Redis."""
+    """A broker on Redis, for `tests.unit.trainer.ppo.ppo_world.World`."""
 
     def __init__(self, section: QueueSection) -> None:
         self._section = section
@@ -59,7 +59,7 @@ class RedisBroker:
 
 
 class LazyWorker:
-    """A worker's queue that connects at its first call, in the loop that it is used in."""
+    """A worker's queue that connects at its first call, in the event loop of that call."""
 
     def __init__(self, section: QueueSection, consumer: str) -> None:
         self._section, self._consumer = section, consumer
@@ -80,7 +80,7 @@ class LazyWorker:
 
 
 def dump(client: redis.Redis) -> dict[str, Any]:
-    """Everything that lies under the run's keys, bytes as hexadecimal."""
+    """Return the content of the run's keys, bytes as hexadecimal."""
 
     def entries(stream: str) -> list[list[object]]:
         return [
@@ -101,7 +101,7 @@ def dump(client: redis.Redis) -> dict[str, Any]:
 
 
 def restore(client: redis.Redis, content: dict[str, Any]) -> None:
-    """The inverse of `dump`; leases have run out long ago."""
+    """Restore the result of `dump`; all leases have expired."""
     for stream, name in ((KEYS.prompts, "prompts"), (KEYS.rollouts, "rollouts")):
         for entry, fields in content[name]:
             client.xadd(stream, {key: bytes.fromhex(value) for key, value in fields.items()}, id=entry)

@@ -1,4 +1,4 @@
-"""`deterministic = true`: the same weights to the last bit, whoever works and whatever dies meanwhile."""
+"""`deterministic = true`: the same weights to the last bit, for any number of workers and after any kill."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PHASES = ("wait", "prepare", "train", "publish", "checkpoint", "evaluate")
 
 
 def digests(folder: RunFolder) -> dict[str, str]:
-    """SHA-256 of the final policy, and of policy, critic and both optimizers in the last checkpoint."""
+    """Return SHA-256 of the final policy, and of policy, critic and optimizers in the last checkpoint."""
     found = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.policy_model.glob("*.safetensors")
@@ -49,18 +49,18 @@ def finished(
     updates: int,
     during: Callable[[Started], None] = lambda run: None,
 ) -> dict[str, str]:
-    """Digests of a run that was disturbed and has finished."""
+    """Run to the end with a fault; return the digests."""
     folder.mkdir()
     with started(make(folder, updates=updates), *SETTINGS, *arguments) as run:
         during(run)
-        code, said = run.finish(seconds=300)
-        assert code == 0, said + run.words()
+        code, output = run.finish(seconds=300)
+        assert code == 0, output + run.words()
         check(run.folder)
         return digests(run.folder)
 
 
 def kill_in(phase: str) -> Callable[[Started], None]:
-    """Kills the trainer when it is in that phase for certain, at least three updates into the run."""
+    """Kill the trainer while it is in that phase, after at least three updates."""
 
     def during(run: Started) -> None:
         def caught() -> bool:
@@ -78,24 +78,24 @@ def kill_in(phase: str) -> Callable[[Started], None]:
                 trainer.resume()
             return False
 
-        look_closely(run, caught)
+        poll_without_pause(run, caught)
         run.until(lambda: run.step() > 3)
 
     return during
 
 
 def kill_in_start(run: Started) -> None:
-    """Kills the trainer, and its successor as soon as that has claimed its incarnation."""
+    """Kill the trainer, and its successor as soon as that has claimed its incarnation."""
     kill_trainer(run)
     dead = run.pids().get("trainer")
-    look_closely(run, (run.folder.checkpoints / "incarnation-2.json").exists)
+    poll_without_pause(run, (run.folder.checkpoints / "incarnation-2.json").exists)
     pid = run.pids()["trainer"]
     assert pid != dead
     os.kill(pid, signal.SIGKILL)
 
 
-def look_closely(run: Started, condition: Callable[[], bool]) -> None:
-    """As `until`, without a pause between two looks: some phases are short."""
+def poll_without_pause(run: Started, condition: Callable[[], bool]) -> None:
+    """As `until`, but poll without a pause, because some phases are short."""
     deadline = time.monotonic() + 120
     while not condition():
         assert run.process.poll() is None, run.words()
@@ -113,25 +113,25 @@ def kill_trainer(run: Started) -> None:
     os.kill(run.pids()["trainer"], signal.SIGKILL)
 
 
-def test_four_workers_and_a_killed_trainer_come_to_the_bits_of_one_worker_in_peace(tmp_path: Path):
-    in_peace = finished(tmp_path / "peace", updates=6)
+def test_four_workers_and_killed_trainer_give_same_bits(tmp_path: Path):
+    undisturbed = finished(tmp_path / "peace", updates=6)
     disturbed = finished(
         tmp_path / "disturbed", "--set", "rollout_worker.replicas=4", updates=6, during=kill_trainer
     )
-    assert len(in_peace) == 5
-    assert disturbed == in_peace
+    assert len(undisturbed) == 5
+    assert disturbed == undisturbed
 
 
-def test_the_bits_are_the_same_whatever_is_killed_when(tmp_path: Path):
+def test_same_bits_after_any_kill(tmp_path: Path):
     updates = 12
-    in_peace = finished(tmp_path / "peace", updates=updates)
+    undisturbed = finished(tmp_path / "peace", updates=updates)
     again = finished(tmp_path / "again", updates=updates)
-    assert again == in_peace
+    assert again == undisturbed
     for workers, policies in ((4, 1), (2, 2)):
         counts = ("--set", f"rollout_worker.replicas={workers}", "--set", f"policy.replicas={policies}")
-        assert finished(tmp_path / f"{workers}-{policies}", *counts, updates=updates) == in_peace
+        assert finished(tmp_path / f"{workers}-{policies}", *counts, updates=updates) == undisturbed
     for phase in PHASES:
         killed = finished(tmp_path / f"killed-in-{phase}", updates=updates, during=kill_in(phase))
-        assert killed == in_peace, f"killed in {phase}"
-    assert finished(tmp_path / "killed-in-start", updates=updates, during=kill_in_start) == in_peace
-    assert finished(tmp_path / "all", updates=updates, during=kill_all) == in_peace
+        assert killed == undisturbed, f"killed in {phase}"
+    assert finished(tmp_path / "killed-in-start", updates=updates, during=kill_in_start) == undisturbed
+    assert finished(tmp_path / "all", updates=updates, during=kill_all) == undisturbed

@@ -1,4 +1,4 @@
-"""Every model service and the worker change hands in the middle of a run, without a shared weight folder."""
+"""Every model service and the worker are replaced during a run, without a shared weight folder."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.service_process import Process, free_address
 
 SERVICES = ("policy", "reward", "reference")
 UPDATES = 300
-"""More than are done while a process starts."""
+"""More updates than a run does while a process starts."""
 
 
 @contextlib.contextmanager
 def joined(run: Started, name: str, module: str, **settings: str) -> Iterator[Process]:
-    """One more process of a running run, told what its first one was told but where to listen."""
+    """Run one more process of an active run, with the environment of its first one but another address."""
     environment = psutil.Process(run.pids()[name]).environ()
     metrics = free_address()
     environment |= settings | {"FAIRLEAD_OBSERVE__METRICS_PORT": metrics.split(":")[1]}
@@ -41,10 +41,10 @@ def joined(run: Started, name: str, module: str, **settings: str) -> Iterator[Pr
 
 @pytest.mark.slow  # a dozen processes start
 @pytest.mark.timeout(580)
-def test_services_and_workers_join_and_leave_and_no_task_is_lost(tmp_path: Path) -> None:
+def test_services_and_workers_join_and_leave_without_losing_tasks(tmp_path: Path) -> None:
     file = make(tmp_path, updates=UPDATES, max_staleness=1)
     addresses = {name: (free_address(), free_address()) for name in SERVICES}
-    # A process that leaves would be started again at once; a minute is longer than the rest of the run.
+    # A process that ends would be restarted at once; a minute is longer than the rest of the run.
     flags = ["--set", "local.backoff_seconds=60", "--set", "weights.transport=grpc"]
     for name, both in addresses.items():
         flags += ["--set", f"{name}.addresses={json.dumps(both)}"]
@@ -62,12 +62,12 @@ def test_services_and_workers_join_and_leave_and_no_task_is_lost(tmp_path: Path)
         for name in (*(f"{name}-0" for name in SERVICES), "rollout-worker-0"):
             os.kill(run.pids()[name], signal.SIGTERM)
         left_at = run.step()
-        code, said = run.finish(seconds=300)
+        code, output = run.finish(seconds=300)
         pages = {name: process.get("/metrics")[1] for name, process in joining.items()}
         stack.close()
-        assert code == 0, said + run.words()
+        assert code == 0, output + run.words()
         check(run.folder)
-        assert left_at < UPDATES - 1, "the others left when the run was over"
+        assert left_at < UPDATES - 1, "the first processes left after the run had ended"
         for name in SERVICES:
             assert f'grpc_service="fairlead.v1.{name.capitalize()}Service"' in pages[name]
         assert 'fairlead_weights_fetched_bytes_total{source="' in pages["policy"]

@@ -1,4 +1,4 @@
-"""kill -9 of every process of a run, one after another: it completes, and every task counts once."""
+"""SIGKILL of every process of a run, one after another: the run completes, and every task counts once."""
 
 from __future__ import annotations
 
@@ -17,59 +17,59 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def kill_and_recover(run: Started, name: str, *, updates: int) -> None:
-    """Kills a process in mid-run; waits for its successor and for some updates behind it."""
+    """Kill a process during a run; wait for its successor and for some more updates."""
     run.until(lambda: name in run.pids())
     before = run.pids()[name]
     done = run.step()
-    assert not run.folder.result("ppo").exists(), "too late: the run is over"
+    assert not run.folder.result("ppo").exists(), "too late: the run has ended"
     os.kill(before, signal.SIGKILL)
     run.until(lambda: run.pids().get(name, before) != before)
     run.until(lambda: run.step() >= done + updates)
 
 
-def test_a_run_survives_the_death_of_worker_and_trainer_and_goes_on_after_ctrl_c(tmp_path: Path):
+def test_run_survives_death_of_worker_and_trainer_and_continues_after_ctrl_c(tmp_path: Path):
     file = make(tmp_path, updates=30)
     with started(file) as run:
         run.until(lambda: run.step() >= 2)
         kill_and_recover(run, "rollout-worker-0", updates=2)
-        for _ in range(5):  # while it works, at any moment
+        for _ in range(5):  # at any moment of an active run
             assert not audited(run.folder).ended
         kill_and_recover(run, "trainer", updates=2)
         assert len(audited(run.folder).incarnations) == 2
         run.process.send_signal(signal.SIGINT)
-        code, said = run.finish()
-        assert code == 130, said + run.words()
-        assert said.splitlines()[-1] == "stopped by SIGINT; the same command continues the run"
-        assert "killing" not in said
+        code, output = run.finish()
+        assert code == 130, output + run.words()
+        assert output.splitlines()[-1] == "stopped by SIGINT; the same command continues the run"
+        assert "killing" not in output
         assert left_over(run.folder) == []
         assert not run.folder.result("ppo").exists()
         stopped = audited(run.folder)
         assert (stopped.ended, stopped.queue) == (False, None)
         assert stopped.trained >= 4 * BATCH
     with started(file) as run:
-        code, said = run.finish()
-        assert code == 0, said + run.words()
+        code, output = run.finish()
+        assert code == 0, output + run.words()
         resumed = json.loads((run.folder.checkpoints / "incarnation-3.resumed-from.json").read_text())
         assert resumed["resumed_from"] >= 4
         check(run.folder)
 
 
 @pytest.mark.slow
-def test_a_run_survives_the_death_of_each_of_its_processes(tmp_path: Path):
+def test_run_survives_death_of_each_process(tmp_path: Path):
     names = ("policy-0", "reward-0", "reference-0", "rollout-worker-0", "trainer", "valkey")
     with started(make(tmp_path, updates=80)) as run:
         run.until(lambda: run.step() >= 2)
         for name in names:
             kill_and_recover(run, name, updates=2)
-        code, said = run.finish()
-        assert code == 0, said + run.words()
+        code, output = run.finish()
+        assert code == 0, output + run.words()
         for name in names:
-            assert f"{name} died (killed by SIGKILL); restarting it" in said
+            assert f"{name} died (killed by SIGKILL); restarting it" in output
         check(run.folder)
 
 
 @pytest.mark.slow
-def test_the_death_of_the_supervisor_ends_the_run_and_the_same_command_goes_on(tmp_path: Path):
+def test_death_of_supervisor_ends_the_run_and_same_command_continues(tmp_path: Path):
     file = make(tmp_path, updates=20)
     with started(file) as run:
         run.until(lambda: run.step() >= 3)
@@ -79,6 +79,6 @@ def test_the_death_of_the_supervisor_ends_the_run_and_the_same_command_goes_on(t
         run.process.wait()
         assert psutil.wait_procs(children, timeout=10)[1] == []
     with started(file) as run:
-        code, said = run.finish()
-        assert code == 0, said + run.words()
+        code, output = run.finish()
+        assert code == 0, output + run.words()
         check(run.folder)

@@ -1,4 +1,4 @@
-"""Weights without a shared volume, as processes: a weights service, and policies that fetch and relay."""
+"""Weights without a shared volume: processes of a weights service and of policies that fetch and relay."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> FilesystemWeightStore:
 
 
 class Cluster:
-    """Processes that share no folder but the weights service's with the trainer."""
+    """Processes without a shared folder, except that of the weights service and the trainer."""
 
     def __init__(self, folder: Path, store: FilesystemWeightStore, model: Path) -> None:
         self.starter = Starter(folder)
@@ -83,7 +83,7 @@ FROM_PEERS = 'fairlead_weights_fetched_bytes_total{source="peer"}'
 FROM_ORIGIN = 'fairlead_weights_fetched_bytes_total{source="origin"}'
 
 
-def test_a_late_replica_is_ready_with_the_current_version_alone_and_serves_on_when_all_else_is_gone(
+def test_late_replica_loads_only_the_current_version_and_serves_without_origin(
     cluster: Cluster, store: FilesystemWeightStore, model: Path
 ) -> None:
     first = cluster.policy("first")
@@ -120,13 +120,13 @@ def test_a_late_replica_is_ready_with_the_current_version_alone_and_serves_on_wh
 
 
 @pytest.mark.slow
-def test_a_weights_service_that_is_killed_in_the_middle_of_a_fetch_is_gone_on_with(
+def test_fetch_continues_after_weights_service_was_killed(
     cluster: Cluster, store: FilesystemWeightStore, model: Path
 ) -> None:
     size = (model / "model.safetensors").stat().st_size
     publish(store, model, WeightVersion(1, 0))
     slow = {"weights__max_send_bytes_per_second": size // 4, "weights__chunk_bytes": 1024}
-    # A direct connection tells of whole blocks, and the whole model is none.
+    # A direct connection counts only whole blocks, and the model is smaller than one.
     slow |= {"weights__direct": "false"}
     origin = cluster.weights(**slow)
     origin.wait_for("/readyz")
@@ -141,7 +141,7 @@ def test_a_weights_service_that_is_killed_in_the_middle_of_a_fetch_is_gone_on_wi
     assert process.stop() == 0
 
 
-def test_a_full_and_a_read_only_disk_are_told_and_the_old_weights_serve_on(
+def test_full_or_read_only_disk_is_logged_and_old_weights_are_served(
     cluster: Cluster, store: FilesystemWeightStore, model: Path
 ) -> None:
     cluster.weights().wait_for("/readyz")
@@ -152,25 +152,27 @@ def test_a_full_and_a_read_only_disk_are_told_and_the_old_weights_serve_on(
     process = cluster.policy("only", weights__cache=link)
     process.wait_for("/readyz")
 
-    def told(text: str) -> None:
+    def wait_for_log(text: str) -> None:
         process.until(lambda: text in process.log.read_text())
         assert process.get("/readyz")[0] == 200
 
-    # The kernel lets no file of the process grow beyond a part of the shard, as a full disk would.
+    # The kernel limits files of the process to less than the shard, as a full disk would.
     limit = (model / "model.safetensors").stat().st_size - 1_000
     resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     publish(store, model, WeightVersion(1, 1))
-    told("weights 1-1 not loaded, 1-0 remain in use: model.safetensors cannot be written: the disk of")
+    wait_for_log(
+        "weights 1-1 not loaded, 1-0 remain in use: model.safetensors cannot be written: the disk of"
+    )
     assert version_of(process) == WeightVersion(1, 0)
     resource.prlimit(
         process.popen.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     )
     process.until(lambda: version_of(process) == WeightVersion(1, 1))
-    # Nobody, not even root, makes folders there.
+    # Not even root can create folders there.
     link.unlink()
     link.symlink_to("/sys/kernel")
     publish(store, model, WeightVersion(1, 2))
-    told("weights 1-2 not loaded, 1-1 remain in use: weights 1-2 cannot be written: ")
+    wait_for_log("weights 1-2 not loaded, 1-1 remain in use: weights 1-2 cannot be written: ")
     assert "is read-only" in process.log.read_text()
     assert version_of(process) == WeightVersion(1, 1)
     link.unlink()

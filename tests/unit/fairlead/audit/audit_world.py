@@ -1,7 +1,7 @@
-"""Folders of runs made by hand, so that every fault can be put into them: the audit's oracle.
+"""Handmade folders of runs, into which every fault can be injected: the oracle of the audit.
 
-Written as the files are documented and without the trainer's code; what should be found is known because it
-was put there.
+The files are written as documented, without the trainer's code; the expected findings are known because the
+faults were injected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BATCH = 4
 
 @dataclass
 class MadeRun:
-    """A run in the making. `dead` are tasks whose outcome is a dead letter."""
+    """A run under construction. `dead`: tasks whose outcome is a dead letter."""
 
     root: Path
     max_staleness: int = 0
@@ -35,7 +35,7 @@ class MadeRun:
         return RunFolder(self.root)
 
     def incarnation(self, number: int, *, resumed_from: int, until: int, every: int = 2) -> None:
-        """Trains from one update to another; the checkpoints it writes are whole."""
+        """Train from one update to another, with complete checkpoints."""
         self.claim(number, resumed_from)
         terms = {"batch_size": BATCH, "max_staleness": self.max_staleness, "updates": 100}
         self.event("begun", number, resumed_from, terms=terms)
@@ -87,7 +87,7 @@ class MadeRun:
         self.events.append(line | other)
 
     def checkpoint(self, number: int, update: int, **other: object) -> None:
-        """A whole checkpoint; `other` replaces fields of its ledger."""
+        """Write a complete checkpoint; `other` replaces fields of its ledger."""
         settled = update * BATCH
         dead = {str(task): "prompt_too_long" for task in sorted(self.dead) if task < settled}
         ledger = {"watermark": settled, "above": [], "dead": dead}
@@ -99,32 +99,32 @@ class MadeRun:
         self.sign(number, update)
 
     def sign(self, number: int, update: int) -> None:
-        """Makes a checkpoint whole again after its files were changed."""
+        """Update the checksums of a checkpoint after its files were changed."""
         folder = self.folder.checkpoints / f"{number}-{update}"
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("[ps]*")}
         (folder / "manifest.json").write_text(json.dumps({"files": digests}))
 
     def end(self, updates: int, **other: object) -> None:
-        """The result of a run that has ended."""
+        """Write the result of a run that has ended."""
         dead = len([task for task in self.dead if task < updates * BATCH])
         result = {"updates": updates, "tasks_trained": updates * BATCH - dead, "dead_letters": dead}
         result |= {"incarnations": len(self.lineage)} | other
         self.folder.result("ppo").write_text(json.dumps(result))
 
     def write(self) -> RunFolder:
-        """Writes the journals."""
+        """Write the journals."""
         self.root.mkdir(parents=True, exist_ok=True)
         for path, lines in ((self.folder.ledger, self.lines), (self.folder.events, self.events)):
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return self.folder
 
     def line_of(self, task: int) -> dict[str, Any]:
-        """The last line of a task."""
+        """Return the last line of a task."""
         return next(line for line in reversed(self.lines) if line["task"] == task)
 
 
 def sound(root: Path, *, max_staleness: int = 0) -> MadeRun:
-    """Eight updates by two incarnations; the first died behind update 5, its checkpoint is of 4."""
+    """Return eight updates by two incarnations; the first died after update 5, its checkpoint is of 4."""
     made = MadeRun(root, max_staleness=max_staleness, dead=frozenset({6, 30}))
     made.incarnation(1, resumed_from=0, until=4)
     for task in range(16, 20):

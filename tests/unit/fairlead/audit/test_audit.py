@@ -1,4 +1,4 @@
-"""The audit against runs made by hand: sound ones are clean, and what is said of them is right."""
+"""The audit of handmade runs: sound ones are clean, and their reports are right."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fairlead.transports.rollouts.base import QueuedOutcome, QueuedPrompt, Queue
 from tests.unit.fairlead.audit.audit_world import BATCH, MadeRun, kinds, sound
 
 
-def test_a_sound_run_is_clean_and_its_figures_are_right(tmp_path: Path) -> None:
+def test_sound_run_is_clean_with_right_figures(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.lines.append(made.line_of(3) | {"event": "repeated", "entry": "1-1"})
     made.end(8)
@@ -36,7 +36,7 @@ def test_a_sound_run_is_clean_and_its_figures_are_right(tmp_path: Path) -> None:
     assert report.queue is None
 
 
-def test_a_run_at_work_and_one_that_has_just_begun_are_clean(tmp_path: Path) -> None:
+def test_active_run_and_new_run_are_clean(tmp_path: Path) -> None:
     made = sound(tmp_path / "working")
     made.event("sent", 2, 8, tasks=[[32, 35]])
     made.outcome(33, 2, 8)  # half of a batch is written
@@ -48,18 +48,18 @@ def test_a_run_at_work_and_one_that_has_just_begun_are_clean(tmp_path: Path) -> 
     assert kinds(begun) == {}
 
 
-def test_a_trainer_that_was_overtaken_before_it_made_anything_may_be_unknown_to_its_heir(
+def test_replaced_trainer_without_results_may_be_unknown_to_its_successor(
     tmp_path: Path,
 ) -> None:
     made = MadeRun(tmp_path)
     made.incarnation(1, resumed_from=0, until=4)
     made.incarnation(3, resumed_from=4, until=6)
     made.claim(2, 4)
-    made.outcome(16, 2, 4)  # void: the heir took up at 4
+    made.outcome(16, 2, 4)  # void: its successor resumed from 4
     assert kinds(made) == {}
 
 
-def test_one_that_a_newer_one_has_shut_out_never_took_up(tmp_path: Path) -> None:
+def test_shut_out_incarnation_never_began(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.claim(3, None)
     record = {"resumed_from": None, "shut_out_by": 4}
@@ -69,13 +69,13 @@ def test_one_that_a_newer_one_has_shut_out_never_took_up(tmp_path: Path) -> None
     assert [(one.number, one.resumed_from) for one in report.incarnations] == [(1, 0), (2, 4), (3, None)]
 
 
-def test_an_earlier_result_does_not_end_a_run_that_goes_on(tmp_path: Path) -> None:
+def test_earlier_result_does_not_end_a_continued_run(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.end(4, incarnations=1)
     assert kinds(made) == {}
 
 
-def test_a_run_without_events_is_held_against_its_configuration(tmp_path: Path) -> None:
+def test_run_without_events_is_checked_against_its_configuration(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.events.clear()
     report, _ = audit(made.write(), settings=TrainingSettings(BATCH, 0))
@@ -84,7 +84,7 @@ def test_a_run_without_events_is_held_against_its_configuration(tmp_path: Path) 
     assert {finding.kind for finding in report.findings} == {"wrong_batch"}
 
 
-def test_a_torn_line_is_named_and_what_it_held_is_lost(tmp_path: Path) -> None:
+def test_torn_line_is_named_and_its_task_lost(tmp_path: Path) -> None:
     made = sound(tmp_path)
     folder = made.write()
     lines = folder.ledger.read_bytes().splitlines(keepends=True)
@@ -103,7 +103,7 @@ def test_a_torn_line_is_named_and_what_it_held_is_lost(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ['{"task": 1}', "[]", '{"task": "x", "event": "trained"}', '{"event": 1, "incarnation": {}}']
 )
-def test_lines_of_another_form_are_named_not_guessed(line: str, tmp_path: Path) -> None:
+def test_invalid_lines_are_named_not_guessed(line: str, tmp_path: Path) -> None:
     folder = sound(tmp_path).write()
     for path in (folder.ledger, folder.events):
         with path.open("a") as file:
@@ -114,7 +114,7 @@ def test_lines_of_another_form_are_named_not_guessed(line: str, tmp_path: Path) 
     assert report.is_clean
 
 
-def test_a_damaged_checkpoint_of_a_run_at_work_costs_time_alone(tmp_path: Path) -> None:
+def test_damaged_checkpoint_of_active_run_is_a_warning(tmp_path: Path) -> None:
     made = sound(tmp_path)
     (made.folder.checkpoints / "2-8" / "state.json").write_bytes(b"{}")
     report, _ = audit(made.write())
@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_of_a_run_at_work_costs_time_alone(tmp_path: Path) 
     ]
 
 
-def test_tensors_may_be_taken_for_granted(tmp_path: Path) -> None:
+def test_tensors_can_be_skipped(tmp_path: Path) -> None:
     made = sound(tmp_path)
     (made.folder.checkpoints / "2-8" / "policy.safetensors").write_bytes(b"something else")
     folder = made.write()
@@ -132,7 +132,7 @@ def test_tensors_may_be_taken_for_granted(tmp_path: Path) -> None:
     assert audit(folder, tensors=False)[0].checkpoint == "2-8"
 
 
-def test_a_run_that_a_guard_ended_gives_up_what_was_under_way(tmp_path: Path) -> None:
+def test_run_ended_by_a_guard_gives_up_open_tasks(tmp_path: Path) -> None:
     made = sound(tmp_path, max_staleness=1)
     made.event("sent", 2, 8, tasks=[[32, 35]])
     made.claim(3, 6)
@@ -143,26 +143,26 @@ def test_a_run_that_a_guard_ended_gives_up_what_was_under_way(tmp_path: Path) ->
     assert (report.given_up, report.updates, report.trained, report.void) == (True, 6, 23, 12)
 
 
-def test_a_trainer_that_takes_over_while_all_is_read_makes_it_be_read_again(tmp_path: Path) -> None:
+def test_trainer_that_begins_while_reading_causes_a_second_reading(tmp_path: Path) -> None:
     made = sound(tmp_path)
     folder = made.write()
-    looks = []
+    calls = []
 
-    def look() -> QueueSnapshot:
-        """After the checkpoints were read, and before the journal."""
-        looks.append(len(looks))
-        if len(looks) == 1:
+    def read_queue() -> QueueSnapshot:
+        """Called after the checkpoints were read and before the journal."""
+        calls.append(len(calls))
+        if len(calls) == 1:
             made.incarnation(3, resumed_from=8, until=10)
             made.write()
         return QueueSnapshot(incarnation=3, prompts=(), outcomes=(), failures={})
 
-    report, _ = audit(folder, read_queue=look)
-    assert looks == [0, 1]
+    report, _ = audit(folder, read_queue=read_queue)
+    assert calls == [0, 1]
     assert report.findings == ()
     assert (report.checkpoint, report.trained, len(report.incarnations)) == ("3-10", 38, 3)
 
 
-def test_an_open_task_that_the_queue_lost_is_worth_knowing_and_no_error(tmp_path: Path) -> None:
+def test_open_task_lost_by_the_queue_is_a_warning(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.checkpoint(2, 8)
     state = made.folder.checkpoints / "2-8" / "state.json"
@@ -203,7 +203,7 @@ def test_an_open_task_that_the_queue_lost_is_worth_knowing_and_no_error(tmp_path
     ]
 
 
-def test_a_life_is_told_in_order(tmp_path: Path) -> None:
+def test_events_of_a_task_are_in_order(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.line_of(17).update(deliveries=4, failures=1)
     _, history = audit(made.write())
@@ -225,8 +225,8 @@ def test_a_life_is_told_in_order(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_whatever_a_run_went_through_one_fault_is_found_and_none_is_made_up(data: st.DataObject) -> None:
-    """Incarnations die behind any update; then one outcome that counts is taken away or put in twice."""
+def test_one_fault_in_any_history_is_found_and_nothing_else(data: st.DataObject) -> None:
+    """Incarnations die after any update; then one outcome that counts is removed or duplicated."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -259,11 +259,11 @@ def is_kept(made: MadeRun, update: int) -> bool:
 
 
 def counts(line: dict[str, object], lineage: list[list[int]]) -> bool:
-    """Whether no later incarnation took up at or before the update of the line."""
+    """Return whether no later incarnation resumed from an update before or at the line's."""
     return all(line["update"] < from_ for number, from_ in lineage if number > line["incarnation"])  # type: ignore[operator]
 
 
-def test_the_command_ends_with_1_and_names_the_tasks(tmp_path: Path) -> None:
+def test_command_exits_with_1_and_names_tasks(tmp_path: Path) -> None:
     made = sound(tmp_path)
     folder = str(made.write().root)
     runner = CliRunner()
@@ -280,8 +280,8 @@ def test_the_command_ends_with_1_and_names_the_tasks(tmp_path: Path) -> None:
     assert broken.exit_code == 1
     assert "lost: task 5: settled in checkpoint 2-8, but has no outcome that counts" in broken.output
     assert broken.output.splitlines()[-1] == "not clean: 1 lost"
-    told = json.loads(runner.invoke(app, ["audit", folder, "--json"]).output)
-    assert (told["clean"], told["lost"], told["duplicated"]) == (False, [5], [])
+    found = json.loads(runner.invoke(app, ["audit", folder, "--json"]).output)
+    assert (found["clean"], found["lost"], found["duplicated"]) == (False, [5], [])
     nothing = runner.invoke(app, ["audit", str(tmp_path / "checkpoints")])
     assert nothing.exit_code == 2
     assert "allowed: the folder of a run that has started PPO" in nothing.output

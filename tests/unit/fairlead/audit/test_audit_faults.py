@@ -1,4 +1,4 @@
-"""Every fault that is put into a sound run is found by the audit, by its kind, and its tasks are named."""
+"""The audit finds every fault injected into a sound run, by its kind and its tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.unit.fairlead.audit.audit_world import MadeRun, kinds, sound
 
 
-def lose_a_line(made: MadeRun) -> None:
+def remove_line(made: MadeRun) -> None:
     made.lines.remove(made.line_of(5))
 
 
@@ -19,25 +19,25 @@ def count_twice(made: MadeRun) -> None:
     made.outcome(5, 2, 7)
 
 
-def train_a_dead_one(made: MadeRun) -> None:
+def train_dead_task(made: MadeRun) -> None:
     made.lines.append(made.line_of(30) | {"event": "trained", "versions": ["2-7"], "update": 7})
 
 
-def forget_in_the_ledger(made: MadeRun) -> None:
+def reopen_in_ledger(made: MadeRun) -> None:
     made.checkpoint(2, 8, watermark=29, above=[30, 31])
 
 
-def bury_in_the_ledger(made: MadeRun) -> None:
+def kill_in_ledger(made: MadeRun) -> None:
     made.checkpoint(2, 8, dead={"6": "r", "30": "r", "9": "r"})
 
 
-def settle_the_future(made: MadeRun) -> None:
+def settle_beyond_cursor(made: MadeRun) -> None:
     made.checkpoint(2, 8, above=[40])
 
 
-def leave_a_task_open(made: MadeRun) -> None:
+def leave_task_open(made: MadeRun) -> None:
     made.lines.remove(made.line_of(29))
-    forget_in_the_ledger(made)
+    reopen_in_ledger(made)
     made.end(8, tasks_trained=29)
 
 
@@ -45,15 +45,15 @@ def train_stale_tokens(made: MadeRun) -> None:
     made.line_of(21)["versions"] = ["2-5", "1-4"]
 
 
-def train_tokens_of_the_future(made: MadeRun) -> None:
+def train_newer_tokens(made: MadeRun) -> None:
     made.line_of(21)["versions"] = ["2-6"]
 
 
-def train_a_void_lineage(made: MadeRun) -> None:
+def train_void_lineage(made: MadeRun) -> None:
     made.line_of(21)["versions"] = ["1-5"]
 
 
-def train_an_unheard_of_version(made: MadeRun) -> None:
+def train_unknown_version(made: MadeRun) -> None:
     made.line_of(21)["versions"] = ["7-5"]
 
 
@@ -62,7 +62,7 @@ def swap_two_batches(made: MadeRun) -> None:
     first["task"], second["task"] = 25, 21
 
 
-def take_too_many(made: MadeRun) -> None:
+def use_too_many(made: MadeRun) -> None:
     made.line_of(25).update(update=5, versions=["2-5"])
 
 
@@ -75,12 +75,12 @@ def write_before_it_began(made: MadeRun) -> None:
     made.lines.remove(next(line for line in made.lines if line["task"] == 11))
 
 
-def know_another_lineage(made: MadeRun) -> None:
+def record_another_lineage(made: MadeRun) -> None:
     made.lineage[0][1] = 1
     made.checkpoint(2, 8)
 
 
-def delete_an_outcome_early(made: MadeRun) -> None:
+def delete_outcome_early(made: MadeRun) -> None:
     deleted = next(event for event in made.events if event["event"] == "deleted" and event["update"] == 6)
     made.events.remove(deleted)
     checkpoint = next(
@@ -89,51 +89,51 @@ def delete_an_outcome_early(made: MadeRun) -> None:
     made.events.insert(made.events.index(checkpoint), deleted)
 
 
-def train_what_nobody_sent(made: MadeRun) -> None:
+def train_unsent_tasks(made: MadeRun) -> None:
     made.events[:] = [event for event in made.events if event.get("tasks") != [[20, 23]]]
 
 
-def lose_the_last_checkpoint(made: MadeRun) -> None:
+def lose_last_checkpoint(made: MadeRun) -> None:
     shutil.rmtree(made.folder.checkpoints / "2-8")
     made.end(8)
 
 
-def damage_the_last_checkpoint(made: MadeRun) -> None:
+def damage_last_checkpoint(made: MadeRun) -> None:
     (made.folder.checkpoints / "2-8" / "policy.safetensors").write_bytes(b"something else")
     made.end(8)
 
 
-def say_something_else(made: MadeRun) -> None:
+def report_other_result(made: MadeRun) -> None:
     made.end(8, tasks_trained=32)
 
 
 LAST_TWO = tuple(range(24, 32))
 FAULTS: list[tuple[Callable[[MadeRun], None], dict[str, tuple[int, ...]]]] = [
-    (lose_a_line, {"lost": (5,), "wrong_batch": (5,)}),
+    (remove_line, {"lost": (5,), "wrong_batch": (5,)}),
     (count_twice, {"doubled": (5,), "wrong_batch": (5,)}),
-    (train_a_dead_one, {"trained_and_dead": (30,), "ledger_differs": (30,), "wrong_batch": LAST_TWO[4:]}),
-    (forget_in_the_ledger, {"would_count_again": (29,)}),
-    (bury_in_the_ledger, {"ledger_differs": (9,)}),
-    (settle_the_future, {"lost": (40,), "beyond_cursor": (40,)}),
-    (leave_a_task_open, {"lost": (29,), "wrong_batch": (29,)}),
+    (train_dead_task, {"trained_and_dead": (30,), "ledger_differs": (30,), "wrong_batch": LAST_TWO[4:]}),
+    (reopen_in_ledger, {"would_count_again": (29,)}),
+    (kill_in_ledger, {"ledger_differs": (9,)}),
+    (settle_beyond_cursor, {"lost": (40,), "beyond_cursor": (40,)}),
+    (leave_task_open, {"lost": (29,), "wrong_batch": (29,)}),
     (train_stale_tokens, {"stale": (21,)}),
-    (train_tokens_of_the_future, {"stale": (21,)}),
-    (train_a_void_lineage, {"invalid_version": (21,)}),
-    (train_an_unheard_of_version, {"invalid_version": (21,)}),
+    (train_newer_tokens, {"stale": (21,)}),
+    (train_void_lineage, {"invalid_version": (21,)}),
+    (train_unknown_version, {"invalid_version": (21,)}),
     (swap_two_batches, {"wrong_batch": (21, 25, 21, 25), "would_count_again": (25,), "lost": (21,)}),
     (write_without_a_claim, {"unknown_incarnation": (21,)}),
     (write_before_it_began, {"before_it_began": (11,), "wrong_batch": tuple(range(8, 12))}),
-    (know_another_lineage, {"lineage_differs": ()}),
-    (delete_an_outcome_early, {"deleted_early": tuple(range(16, 20))}),
-    (train_what_nobody_sent, {"never_sent": tuple(range(20, 24))}),
-    (lose_the_last_checkpoint, {"missing_checkpoint": LAST_TWO}),
-    (damage_the_last_checkpoint, {"missing_checkpoint": LAST_TWO}),
-    (say_something_else, {"result_differs": ()}),
+    (record_another_lineage, {"lineage_differs": ()}),
+    (delete_outcome_early, {"deleted_early": tuple(range(16, 20))}),
+    (train_unsent_tasks, {"never_sent": tuple(range(20, 24))}),
+    (lose_last_checkpoint, {"missing_checkpoint": LAST_TWO}),
+    (damage_last_checkpoint, {"missing_checkpoint": LAST_TWO}),
+    (report_other_result, {"result_differs": ()}),
 ]
 
 
 @pytest.mark.parametrize(("fault", "expected"), FAULTS, ids=[fault.__name__ for fault, _ in FAULTS])
-def test_every_fault_is_found_and_its_tasks_are_named(
+def test_fault_is_found_and_its_tasks_are_named(
     fault: Callable[[MadeRun], None], expected: dict[str, tuple[int, ...]], tmp_path: Path
 ) -> None:
     made = sound(tmp_path)

@@ -1,4 +1,4 @@
-"""Redis over TLS: the queue and the count of allowances, through an end of TLS in front of a real Valkey."""
+"""Redis over TLS: the queue and rate limits, through a TLS terminator in front of a real Valkey."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @contextlib.asynccontextmanager
-async def end_of_tls(
+async def tls_terminator(
     server: ValkeyServer, authority: Authority, *, mutual: bool, hosts: tuple[str, ...] = ()
 ) -> AsyncIterator[str]:
-    """A port that speaks TLS and passes on what it reads; gives the URL."""
+    """Run a TLS terminator; yield its URL."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*authority.issue("redis", *hosts))
     context.load_verify_locations(authority.ca)
@@ -67,7 +67,7 @@ async def end_of_tls(
         finally:
             for each in (writer, inner_writer):
                 each.transport.abort()
-            # The loop closes their sockets in its next round.
+            # The loop closes their sockets in its next iteration.
             await asyncio.sleep(0)
 
     listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
@@ -97,10 +97,10 @@ async def trainer_of(section: QueueSection) -> None:
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-async def test_the_queue_is_reached_over_tls(server: ValkeyServer, authority: Authority, mutual: bool):
+async def test_queue_over_tls(server: ValkeyServer, authority: Authority, mutual: bool):
     certificate, key = authority.issue("worker", "worker.local")
     shown = {"redis_tls_certificate": certificate, "redis_tls_key": key} if mutual else {}
-    async with end_of_tls(server, authority, mutual=mutual) as url:
+    async with tls_terminator(server, authority, mutual=mutual) as url:
         section = QueueSection(redis_url=url, redis_tls_ca=str(authority.ca), **shown)
         await trainer_of(section)
         await worker_of(section)
@@ -111,11 +111,11 @@ async def test_the_queue_is_reached_over_tls(server: ValkeyServer, authority: Au
                     await attempt(bare)
 
 
-async def test_a_server_that_is_not_trusted_is_refused_with_what_to_set(
+async def test_untrusted_server_is_refused_with_setting_to_change(
     server: ValkeyServer, authority: Authority, tmp_path: Path
 ):
     other = Authority(tmp_path, "theirs")
-    async with end_of_tls(server, authority, mutual=False) as url:
+    async with tls_terminator(server, authority, mutual=False) as url:
         for attempt in (worker_of, trainer_of):
             for section in (
                 QueueSection(redis_url=url, redis_tls_ca=str(other.ca)),
@@ -125,15 +125,15 @@ async def test_a_server_that_is_not_trusted_is_refused_with_what_to_set(
                     await attempt(section)
 
 
-async def test_the_name_of_a_server_must_match_its_address(server: ValkeyServer, authority: Authority):
-    async with end_of_tls(server, authority, mutual=False, hosts=("redis.example",)) as url:
+async def test_server_name_must_match_its_address(server: ValkeyServer, authority: Authority):
+    async with tls_terminator(server, authority, mutual=False, hosts=("redis.example",)) as url:
         section = QueueSection(redis_url=url, redis_tls_ca=str(authority.ca))
         for attempt in (worker_of, trainer_of):
             with pytest.raises(QueueMisconfigured, match="not trusted"):
                 await attempt(section)
 
 
-def test_files_that_are_not_there_or_of_no_use_are_told(authority: Authority, tmp_path: Path):
+def test_missing_or_unused_files_are_refused(authority: Authority, tmp_path: Path):
     absent = QueueSection(redis_url="rediss://127.0.0.1:1", redis_tls_ca=str(tmp_path / "absent.pem"))
     with pytest.raises(ConfigError, match=r"queue\.redis_tls_ca: got .*absent\.pem"):
         RedisTrainerQueue.connect(absent, run="tls")
@@ -145,11 +145,11 @@ def test_files_that_are_not_there_or_of_no_use_are_told(authority: Authority, tm
         Allowance(keys, access_metrics=metrics.AccessMetrics(CollectorRegistry()))
 
 
-async def test_allowances_are_counted_over_tls(server: ValkeyServer, authority: Authority):
+async def test_rate_limits_over_tls(server: ValkeyServer, authority: Authority):
     who = ApiKey(id="tls", sha256="0" * 64, scopes=("score",), requests_per_second=0.01)
     certificate, key = authority.issue("gateway", "gateway.local")
     access_metrics = metrics.AccessMetrics(CollectorRegistry())
-    async with end_of_tls(server, authority, mutual=True) as url:
+    async with tls_terminator(server, authority, mutual=True) as url:
         section = KeysSection(
             redis_url=url,
             redis_tls_ca=str(authority.ca),
@@ -157,7 +157,7 @@ async def test_allowances_are_counted_over_tls(server: ValkeyServer, authority: 
             redis_tls_key=key,
         )
         for allowed in (True, False):
-            # A new one each time: only Redis knows of the first.
+            # A new object each time: only Redis remembers the first call.
             allowance = Allowance(section, access_metrics=access_metrics)
             try:
                 if allowed:

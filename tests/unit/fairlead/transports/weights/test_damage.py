@@ -1,4 +1,4 @@
-"""Damage to a version is found and named; a kill at any moment leaves the old or the new."""
+"""Damage to a version is detected and named; a kill while publishing leaves the old or the new version."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_shard_is_named(store: FilesystemWeightStore, damage: str) -> None:
+def test_damaged_shard_is_named(store: FilesystemWeightStore, damage: str) -> None:
     version = WeightVersion(1, 0)
     publish(store, version)
     DAMAGES[damage](store.root / "1-0" / "model-2.safetensors")
@@ -51,7 +51,7 @@ def test_a_damaged_shard_is_named(store: FilesystemWeightStore, damage: str) -> 
 
 
 def rewrite(store: FilesystemWeightStore, change) -> None:
-    """Changes a manifest and makes its checksum right again, as an attacker would."""
+    """Change a manifest and update its checksum, as an attacker would."""
     path = store.root / "1-0" / "manifest.json"
     body = json.loads(path.read_bytes())["manifest"]
     change(body)
@@ -59,7 +59,7 @@ def rewrite(store: FilesystemWeightStore, change) -> None:
 
 
 @pytest.mark.parametrize("name", ["../1-1/model-1.safetensors", "/etc/passwd", "a/b.safetensors", "", ".."])
-def test_a_shard_outside_the_folder_is_refused(store: FilesystemWeightStore, name: str) -> None:
+def test_shard_outside_the_folder_is_refused(store: FilesystemWeightStore, name: str) -> None:
     publish(store, WeightVersion(1, 0))
     publish(store, WeightVersion(1, 1))
     rewrite(store, lambda body: body["shards"][0].update(name=name))
@@ -82,7 +82,7 @@ def test_a_shard_outside_the_folder_is_refused(store: FilesystemWeightStore, nam
         lambda body: body["shards"][0].update(piece_hash=["blake3"]),
     ],
 )
-def test_a_manifest_that_lies_is_refused(store: FilesystemWeightStore, change) -> None:
+def test_manifest_with_wrong_content_is_refused(store: FilesystemWeightStore, change) -> None:
     publish(store, WeightVersion(1, 0))
     rewrite(store, change)
     with pytest.raises(CorruptWeights, match=r"manifest\.json"):
@@ -91,7 +91,7 @@ def test_a_manifest_that_lies_is_refused(store: FilesystemWeightStore, change) -
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_flipped_bit_or_cut_is_found(
+def test_flipped_bit_or_cut_is_detected(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     store = FilesystemWeightStore(tmp_path_factory.mktemp("bits"))
@@ -108,7 +108,7 @@ def test_any_flipped_bit_or_cut_is_found(
         store.fetch(WeightVersion(1, 0))
     except CorruptWeights as error:
         assert path.name in str(error)
-    else:  # white space of the manifest carries nothing
+    else:  # the change affects only white space of the manifest
         assert json.loads(bytes(content))["sha256"] == manifests._body_digest(
             json.loads(bytes(content))["manifest"]
         )
@@ -137,8 +137,8 @@ KILLED = textwrap.dedent("""
 """)
 
 
-def test_a_kill_at_any_step_leaves_the_old_or_the_new(store: FilesystemWeightStore, tmp_path: Path) -> None:
-    """SIGKILL before every system call that orders the files; the next publish cleans up."""
+def test_kill_at_any_step_leaves_old_or_new_version(store: FilesystemWeightStore, tmp_path: Path) -> None:
+    """SIGKILL before every system call that writes or orders files; the next publish cleans up."""
     save_file({"a": np.ones(3, np.float32)}, tmp_path / "m.safetensors")
     content = (tmp_path / "m.safetensors").read_bytes().hex()
     seen = set()

@@ -1,4 +1,4 @@
-"""Bytes over a connection beside gRPC: to whoever was let in, and all of them; else gRPC brings them."""
+"""Direct connections: only ticket holders get bytes, and get all of them; gRPC is the fallback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ from fairlead.v1 import weight_service_pb2 as pb
 from fairlead.v1 import weight_service_pb2_grpc as pb_grpc
 from tests.chaos.proxy import Proxy
 from tests.unit.fairlead.transports.weights.test_grpc import same
-from tests.unit.fairlead.transports.weights.test_relay import asked, boasts, fetch_request, size
+from tests.unit.fairlead.transports.weights.test_relay import (
+    asked,
+    claim_to_hold_weights,
+    fetch_request,
+    size,
+)
 from tests.unit.fairlead.transports.weights.weights_wire import (
     Node,
     listening,
@@ -39,7 +44,7 @@ from tests.waiting import until
 
 FIRST, SECOND = WeightVersion(1, 0), WeightVersion(1, 1)
 ASIDE = "127.0.0.2"
-"""Also this machine: who calls here for gRPC looks here for the direct port."""
+"""Another address of this machine: a receiver that calls it over gRPC connects to its direct port, too."""
 linked = pytest.mark.skipif(sys.platform != "linux", reason="only Linux is at all of 127.0.0.0/8")
 
 
@@ -57,7 +62,7 @@ def shard(store: FilesystemWeightStore) -> bytes:
 
 @asynccontextmanager
 async def link(node: Node) -> AsyncIterator[tuple[str, Proxy]]:
-    """An address of a sender, and the way to its direct port for those who call it there."""
+    """Yield an address of a sender, and the proxy to its direct port for receivers that use this address."""
     host, port = node.address.rsplit(":", 1)
     calls = Proxy(host, int(port), listens=(ASIDE, 0))
     beside = Proxy(host, node.direct_port, listens=(ASIDE, node.direct_port))
@@ -72,8 +77,8 @@ async def link(node: Node) -> AsyncIterator[tuple[str, Proxy]]:
 
 
 @asynccontextmanager
-async def taken(node: Node, **fields: object) -> AsyncIterator[DirectOffer]:
-    """An offer, for as long as the call lasts."""
+async def offered(node: Node, **fields: object) -> AsyncIterator[DirectOffer]:
+    """Yield an offer; its call is cancelled at the end of the block."""
     async with aio.insecure_channel(node.address) as channel:
         call = pb_grpc.WeightServiceStub(channel).FetchShard(fetch_request(direct=True, **fields))
         try:
@@ -84,11 +89,11 @@ async def taken(node: Node, **fields: object) -> AsyncIterator[DirectOffer]:
             call.cancel()
 
 
-async def read(offer: DirectOffer, *, shows: bytes | None = None) -> bytes:
-    """What comes, to its end."""
+async def read(offer: DirectOffer, *, ticket: bytes | None = None) -> bytes:
+    """Return all bytes that arrive on the connection."""
     reader, writer = await asyncio.open_connection(offer.host, offer.port)
     try:
-        writer.write(offer.ticket if shows is None else shows)
+        writer.write(offer.ticket if ticket is None else ticket)
         async with asyncio.timeout(10):
             return await reader.read()
     except ConnectionError:
@@ -97,20 +102,20 @@ async def read(offer: DirectOffer, *, shows: bytes | None = None) -> bytes:
         writer.close()
 
 
-async def test_the_call_carries_the_offer_and_the_connection_all_bytes(
+async def test_connection_delivers_exactly_the_requested_bytes(
     store: FilesystemWeightStore, shard: bytes
 ) -> None:
     async with origin(store) as here:
-        async with taken(here, offset_bytes=7, limit_bytes=9 << 20) as offer:
+        async with offered(here, offset_bytes=7, limit_bytes=9 << 20) as offer:
             assert await read(offer) == shard[7 : 7 + (9 << 20)]
-        async with taken(here, offset_bytes=len(shard) - 3, limit_bytes=1 << 30) as offer:
+        async with offered(here, offset_bytes=len(shard) - 3, limit_bytes=1 << 30) as offer:
             assert await read(offer) == shard[-3:]
         assert here.count("fairlead_weights_sent_bytes_total") == (9 << 20) + 3
         await until(lambda: here.count("fairlead_weights_relay_connections") == 0)
 
 
 @linked
-async def test_a_fetch_goes_over_it(store: FilesystemWeightStore, tmp_path: Path) -> None:
+async def test_fetch_uses_direct_connection(store: FilesystemWeightStore, tmp_path: Path) -> None:
     async with origin(store) as here, link(here) as (address, beside):
         beside.bytes_per_second = 64 << 20
         async with replica(address, tmp_path / "cache") as fetcher:
@@ -120,7 +125,7 @@ async def test_a_fetch_goes_over_it(store: FilesystemWeightStore, tmp_path: Path
 
 
 @pytest.mark.parametrize(("sender", "receiver"), [(False, True), (True, False)])
-async def test_it_takes_two_who_want_it(
+async def test_direct_needs_both_sides(
     store: FilesystemWeightStore, tmp_path: Path, sender: bool, receiver: bool
 ) -> None:
     async with origin(store, direct=sender) as here:
@@ -131,7 +136,7 @@ async def test_it_takes_two_who_want_it(
 
 
 @linked
-async def test_where_it_cannot_be_made_bytes_come_over_grpc_and_it_is_said_once(
+async def test_unreachable_port_falls_back_to_grpc_and_is_logged_once(
     store: FilesystemWeightStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with origin(store) as here, link(here) as (address, beside):
@@ -141,8 +146,8 @@ async def test_where_it_cannot_be_made_bytes_come_over_grpc_and_it_is_said_once(
                 assert same(await fetcher.fetch(), store.root / "1-0")
                 publish_random(store, SECOND)
                 assert same(await fetcher.fetch(), store.root / "1-1")
-        (told,) = [record.getMessage() for record in caplog.records if "over gRPC" in record.getMessage()]
-        assert f"cannot connect to port {here.direct_port} of {ASIDE}: " in told
+        (warning,) = [record.getMessage() for record in caplog.records if "over gRPC" in record.getMessage()]
+        assert f"cannot connect to port {here.direct_port} of {ASIDE}: " in warning
         assert (
             fetcher.node.count("fairlead_weights_source_failures_total", source="origin", reason="broken")
             == 0
@@ -151,7 +156,7 @@ async def test_where_it_cannot_be_made_bytes_come_over_grpc_and_it_is_said_once(
 
 @linked
 @pytest.mark.parametrize("fault", ["cut", "stall"])
-async def test_one_that_breaks_is_followed_by_grpc_where_it_stood(
+async def test_broken_connection_continues_over_grpc(
     store: FilesystemWeightStore, tmp_path: Path, fault: str
 ) -> None:
     async with origin(store) as here, link(here) as (address, beside):
@@ -161,12 +166,12 @@ async def test_one_that_breaks_is_followed_by_grpc_where_it_stood(
             await until(lambda: fetcher.node.fetched[0] > 5 << 20)
             await beside.cut() if fault == "cut" else beside.stall()
             assert same(await fetching, store.root / "1-0")
-            # What is fetched twice is a piece that had begun.
+            # At most one incomplete piece is fetched twice.
             assert fetcher.node.fetched[0] <= size(store) + (4 << 20)
 
 
 @linked
-async def test_latency_costs_time_alone(store: FilesystemWeightStore, tmp_path: Path) -> None:
+async def test_latency_only_delays(store: FilesystemWeightStore, tmp_path: Path) -> None:
     async with origin(store) as here, link(here) as (address, beside):
         beside.latency_seconds = 0.5
         async with replica(address, tmp_path / "cache") as fetcher:
@@ -174,23 +179,21 @@ async def test_latency_costs_time_alone(store: FilesystemWeightStore, tmp_path: 
             assert fetcher.node.fetched == (size(store), 0)
 
 
-async def test_a_ticket_is_good_once_and_while_its_call_lasts(
-    store: FilesystemWeightStore, shard: bytes
-) -> None:
+async def test_ticket_is_valid_once_and_during_its_call(store: FilesystemWeightStore, shard: bytes) -> None:
     async with origin(store) as here:
-        async with taken(here, limit_bytes=1000) as offer, taken(here, limit_bytes=10) as other:
+        async with offered(here, limit_bytes=1000) as offer, offered(here, limit_bytes=10) as other:
             for wrong in (bytes(32), b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 9, other.ticket[:31] + b"x"):
                 assert await read(replace(offer, ticket=wrong[:32].ljust(32, b"\0"))) == b""
             assert await read(offer) == shard[:1000]
             assert await read(offer) == b""
             assert await read(other) == shard[:10]
-        async with taken(here, limit_bytes=1000) as offer:
+        async with offered(here, limit_bytes=1000) as offer:
             pass
         await until(lambda: here.count("fairlead_weights_relay_connections") == 0)
         assert await read(offer) == b""
 
 
-async def test_who_comes_without_a_ticket_is_in_nobodys_way(
+async def test_connections_without_ticket_do_not_block_others(
     store: FilesystemWeightStore, tmp_path: Path
 ) -> None:
     async with origin(store) as here, contextlib.AsyncExitStack() as stack:
@@ -198,11 +201,11 @@ async def test_who_comes_without_a_ticket_is_in_nobodys_way(
             _, writer = await asyncio.open_connection("127.0.0.1", here.direct_port)
             stack.callback(writer.close)
         async with replica(here.address, tmp_path / "cache") as fetcher:
-            # More than may wait: who comes now is turned away, and takes gRPC.
+            # The limit is exceeded: a new connection is refused, and the receiver uses gRPC.
             assert same(await fetcher.fetch(), store.root / "1-0")
 
 
-async def test_an_offer_that_nobody_takes_ends_its_call(
+async def test_unused_offer_ends_its_call(
     store: FilesystemWeightStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(direct_port, "_TICKET_SECONDS", 0.2)
@@ -212,28 +215,28 @@ async def test_an_offer_that_nobody_takes_ends_its_call(
         assert here.count("fairlead_weights_relay_connections") == 0
 
 
-async def test_as_many_are_served_as_over_grpc(store: FilesystemWeightStore) -> None:
+async def test_direct_transfers_are_limited_like_grpc(store: FilesystemWeightStore) -> None:
     async with origin(store, max_send_bytes_per_second=1 << 20) as here:
-        async with taken(here, limit_bytes=4 << 20) as one, taken(here, limit_bytes=4 << 20):
+        async with offered(here, limit_bytes=4 << 20) as one, offered(here, limit_bytes=4 << 20):
             reading = asyncio.create_task(read(one))
             await until(lambda: here.count("fairlead_weights_sent_bytes_total") > 0)
             with pytest.raises(Overloaded, match="2 transfers are running"):
                 await asked(here, "FetchShard", fetch_request(direct=True))
         await until(lambda: here.count("fairlead_weights_relay_connections") == 0)
-        # The call is over, and so is what it let in.
+        # With the call, its transfer has ended.
         assert len(await reading) < 4 << 20
 
 
-async def test_a_receiver_that_reads_nothing_is_left(store: FilesystemWeightStore) -> None:
-    async with origin(store) as here, taken(here, limit_bytes=1 << 30) as offer:
+async def test_receiver_that_reads_nothing_is_dropped(store: FilesystemWeightStore) -> None:
+    async with origin(store) as here, offered(here, limit_bytes=1 << 30) as offer:
         _, writer = await asyncio.open_connection(offer.host, offer.port, limit=1)
         writer.write(offer.ticket)
         await until(lambda: here.count("fairlead_weights_relay_connections") == 0)
         writer.close()
 
 
-class Sends(pb_grpc.WeightServiceServicer):
-    """A peer that offers a direct port and then does what it likes; over gRPC it has nothing."""
+class OffersPort(pb_grpc.WeightServiceServicer):
+    """A replica that offers a direct port of the test's choice; over gRPC it has nothing."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -249,24 +252,24 @@ class Sends(pb_grpc.WeightServiceServicer):
 
 
 @pytest.mark.parametrize("port", [0, -1, 65_536, 2_000_000_000])
-async def test_a_port_that_is_none_is_a_broken_source(
+async def test_invalid_port_is_a_broken_source(
     store: FilesystemWeightStore, tmp_path: Path, port: int
 ) -> None:
     async with (
         origin(store) as here,
-        listening(Sends(port), CollectorRegistry()) as liar,
+        listening(OffersPort(port), CollectorRegistry()) as corrupt,
         replica(here.address, tmp_path / "cache") as fetcher,
     ):
-        await boasts(liar, here)
+        await claim_to_hold_weights(corrupt, here)
         assert same(await fetcher.fetch(), store.root / "1-0")
         assert fetcher.node.fetched == (size(store), 0)
 
 
 @pytest.mark.parametrize("content", ["random", "nothing", "endless"])
-async def test_a_peer_that_lies_over_it_is_found_out(
+async def test_corrupt_bytes_over_direct_connection_are_detected(
     store: FilesystemWeightStore, tmp_path: Path, content: str
 ) -> None:
-    async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def send_wrong_bytes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while content != "nothing":
                 writer.write(b"lies" * (1 << 18) if content == "random" else b"e" * (1 << 20))
@@ -274,21 +277,19 @@ async def test_a_peer_that_lies_over_it_is_found_out(
         writer.close()
 
     async with (
-        await asyncio.start_server(lie, "127.0.0.1", 0) as server,
+        await asyncio.start_server(send_wrong_bytes, "127.0.0.1", 0) as server,
         origin(store) as here,
-        listening(Sends(server.sockets[0].getsockname()[1]), CollectorRegistry()) as liar,
+        listening(OffersPort(server.sockets[0].getsockname()[1]), CollectorRegistry()) as corrupt,
         replica(here.address, tmp_path / "cache") as fetcher,
     ):
-        await boasts(liar, here)
+        await claim_to_hold_weights(corrupt, here)
         assert same(await fetcher.fetch(), store.root / "1-0")
         assert fetcher.node.fetched[0] == size(store)
         lies = fetcher.node.count("fairlead_weights_verification_failures_total", source="peer")
         assert lies == (0 if content == "nothing" else 1)
 
 
-async def test_a_fetch_that_is_given_up_leaves_no_thread_at_its_files(
-    store: FilesystemWeightStore, tmp_path: Path
-) -> None:
+async def test_cancelled_fetch_leaves_no_thread(store: FilesystemWeightStore, tmp_path: Path) -> None:
     async with origin(store, max_send_bytes_per_second=16 << 20) as here:
         async with replica(here.address, tmp_path / "cache") as fetcher:
             fetching = asyncio.create_task(fetcher.fetch())
@@ -300,12 +301,12 @@ async def test_a_fetch_that_is_given_up_leaves_no_thread_at_its_files(
             got = fetcher.node.fetched
             await asyncio.sleep(0.3)
             assert fetcher.node.fetched == got
-            # The next fetch goes on from what was verified.
+            # The next fetch continues after the verified pieces.
         async with replica(here.address, tmp_path / "cache") as fetcher:
             assert same(await fetcher.fetch(), store.root / "1-0")
 
 
-async def test_damage_of_the_origin_is_told_over_it_too(
+async def test_damage_of_the_origin_is_reported(
     store: FilesystemWeightStore, tmp_path: Path, shard: bytes
 ) -> None:
     (store.root / "1-0" / "model-0.safetensors").write_bytes(shard[:-1] + bytes([shard[-1] ^ 1]))
@@ -314,7 +315,7 @@ async def test_damage_of_the_origin_is_told_over_it_too(
             await fetcher.fetch()
 
 
-async def test_a_port_that_is_taken_is_named() -> None:
+async def test_port_in_use_is_named() -> None:
     async with DirectPort("127.0.0.1:0", WeightsSection()) as port:
         with pytest.raises(ConfigError, match=r"weights\.direct_port"):
             async with DirectPort("127.0.0.1:0", WeightsSection(direct_port=port.port)):

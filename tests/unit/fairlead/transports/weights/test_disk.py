@@ -1,4 +1,4 @@
-"""A disk that is full or read-only while a version is published: told by name, and the old version stays."""
+"""A full or read-only disk while a version is published: the error names it, the old version stays."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _FULL = textwrap.dedent("""
 
 
 @pytest.mark.parametrize(("limit_bytes", "padding"), [(100_000, 0), (250_000, 300_000)])
-def test_a_full_disk_is_named_and_nothing_half_is_left(
+def test_full_disk_is_named_and_leaves_no_partial_version(
     tmp_path: Path, limit_bytes: int, padding: int
 ) -> None:
-    """The kernel refuses to let a file grow, as a full disk or a quota does: the shard, or the manifest."""
+    """The kernel limits the size of files, as a full disk would: of the shard, or of the manifest."""
     store = FilesystemWeightStore(tmp_path / "weights")
     publish(store, WeightVersion(1, 0))
     done = subprocess.run(
@@ -57,11 +57,11 @@ def test_a_full_disk_is_named_and_nothing_half_is_left(
     assert store.latest().version == WeightVersion(1, 1)  # type: ignore[union-attr]
 
 
-def test_a_read_only_disk_is_named_and_the_old_version_stays(tmp_path: Path) -> None:
+def test_read_only_disk_is_named_and_old_version_stays(tmp_path: Path) -> None:
     store = FilesystemWeightStore(tmp_path / "weights")
     publish(store, WeightVersion(1, 0))
     aside = store.root.rename(tmp_path / "aside")
-    # Nobody, not even root, makes folders there.
+    # Not even root can create folders there.
     store.root.symlink_to("/sys/kernel")
     with pytest.raises(ReadOnlyDisk, match=r"weights 1-1 cannot be written: .*weights is read-only"):
         publish(store, WeightVersion(1, 1))

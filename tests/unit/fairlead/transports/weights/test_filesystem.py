@@ -1,4 +1,4 @@
-"""The filesystem weight store: what is published is what is fetched, whatever crashes, rots or lies."""
+"""The filesystem weight store: fetched versions equal published ones, despite crashes and damage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> FilesystemWeightStore:
     return FilesystemWeightStore(tmp_path / "weights")
 
 
-def test_what_is_published_is_what_is_fetched(store: FilesystemWeightStore) -> None:
+def test_fetched_version_equals_published_one(store: FilesystemWeightStore) -> None:
     assert store.latest() is None
     assert store.versions() == ()
     version = WeightVersion(1, 7)
@@ -47,7 +47,7 @@ def test_what_is_published_is_what_is_fetched(store: FilesystemWeightStore) -> N
     assert (store.root / "latest").read_text() == "1-7\n"
 
 
-def test_a_version_says_that_it_is_an_adapter_and_for_which_base(store: FilesystemWeightStore) -> None:
+def test_manifest_names_adapter_and_base(store: FilesystemWeightStore) -> None:
     adapter = Adapter("abc", {"r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": "/base"})
     for update, kind in enumerate((adapter, None)):
         version = WeightVersion(1, update)
@@ -58,7 +58,7 @@ def test_a_version_says_that_it_is_an_adapter_and_for_which_base(store: Filesyst
         assert manifest.adapter == kind
 
 
-def test_publishing_again_leaves_the_version_as_it_is(store: FilesystemWeightStore) -> None:
+def test_publishing_again_changes_nothing(store: FilesystemWeightStore) -> None:
     version = WeightVersion(1, 0)
     publish(store, version)
     before = store.latest()
@@ -68,7 +68,7 @@ def test_publishing_again_leaves_the_version_as_it_is(store: FilesystemWeightSto
     assert sorted(path.name for path in store.root.iterdir()) == ["1-0", "latest"]
 
 
-def test_an_error_in_the_block_publishes_nothing(store: FilesystemWeightStore) -> None:
+def test_error_in_the_block_publishes_nothing(store: FilesystemWeightStore) -> None:
     with (
         pytest.raises(RuntimeError, match="out of memory"),
         store.publish(WeightVersion(1, 0), parent=None, lineage=FIRST),
@@ -92,7 +92,7 @@ def test_an_error_in_the_block_publishes_nothing(store: FilesystemWeightStore) -
         ),
     ],
 )
-def test_what_is_no_set_of_shards_is_refused(store: FilesystemWeightStore, write, message: str) -> None:
+def test_invalid_shards_are_refused(store: FilesystemWeightStore, write, message: str) -> None:
     with (
         pytest.raises((InvalidInput, CorruptWeights), match=message),
         store.publish(WeightVersion(1, 0), parent=None, lineage=FIRST) as folder,
@@ -101,19 +101,19 @@ def test_what_is_no_set_of_shards_is_refused(store: FilesystemWeightStore, write
     assert store.versions() == ()
 
 
-def test_a_version_outside_its_lineage_is_refused(store: FilesystemWeightStore) -> None:
+def test_version_outside_its_lineage_is_refused(store: FilesystemWeightStore) -> None:
     with pytest.raises(InvalidInput, match="a lineage that contains 1-6"):
         publish(store, WeightVersion(1, 6), lineage=SECOND)
 
 
-def test_an_older_trainer_is_fenced(store: FilesystemWeightStore) -> None:
+def test_older_trainer_is_fenced_off(store: FilesystemWeightStore) -> None:
     publish(store, WeightVersion(2, 5), lineage=SECOND)
     with pytest.raises(Fenced, match="2-5"):
         publish(store, WeightVersion(1, 9))
 
 
-def test_a_lower_incarnation_never_wins(store: FilesystemWeightStore, tmp_path: Path) -> None:
-    """A paused trainer that wakes up may still place a version; the run's newest stays the resumed one."""
+def test_lower_incarnation_is_never_latest(store: FilesystemWeightStore, tmp_path: Path) -> None:
+    """A paused trainer may still place a version; the newest one stays that of the newer trainer."""
     other = FilesystemWeightStore(tmp_path / "other")
     publish(other, WeightVersion(1, 30))
     publish(store, WeightVersion(2, 5), lineage=SECOND)
@@ -127,7 +127,7 @@ def test_a_lower_incarnation_never_wins(store: FilesystemWeightStore, tmp_path: 
 
 
 @pytest.mark.parametrize("hint", [None, "", "1-0", "9-9", "../../etc", "\udcff\udcfe", "x" * 10_000])
-def test_the_hint_may_be_missing_stale_or_garbage(store: FilesystemWeightStore, hint: str | None) -> None:
+def test_hint_may_be_missing_stale_or_corrupt(store: FilesystemWeightStore, hint: str | None) -> None:
     publish(store, WeightVersion(1, 0))
     publish(store, WeightVersion(1, 1))
     if hint is None:
@@ -141,7 +141,7 @@ def test_the_hint_may_be_missing_stale_or_garbage(store: FilesystemWeightStore, 
     assert (store.root / "latest").read_text() == "1-2\n"
 
 
-def test_what_is_not_a_version_is_not_seen(store: FilesystemWeightStore) -> None:
+def test_other_folders_are_ignored(store: FilesystemWeightStore) -> None:
     publish(store, WeightVersion(1, 0))
     for name in ("1-5", "01-7", "lost+found", ".staging-1-9-x", ".trash-1-8-x"):
         (store.root / name).mkdir()
@@ -150,7 +150,7 @@ def test_what_is_not_a_version_is_not_seen(store: FilesystemWeightStore) -> None
     assert store.latest().version == WeightVersion(1, 0)  # type: ignore[union-attr]
 
 
-def test_cleaning_spares_a_newer_trainer(store: FilesystemWeightStore) -> None:
+def test_cleanup_spares_a_newer_trainer(store: FilesystemWeightStore) -> None:
     publish(store, WeightVersion(1, 0))
     (store.root / ".staging-1-1-dead").mkdir()
     (store.root / ".trash-1-1-dead").mkdir()
@@ -160,7 +160,7 @@ def test_cleaning_spares_a_newer_trainer(store: FilesystemWeightStore) -> None:
     assert sorted(path.name for path in store.root.iterdir()) == [".staging-2-0-busy", "1-0", "1-2", "latest"]
 
 
-def test_prune_keeps_the_newest_and_the_hinted(store: FilesystemWeightStore) -> None:
+def test_prune_keeps_newest_and_hinted_versions(store: FilesystemWeightStore) -> None:
     for update in range(6):
         publish(store, WeightVersion(1, update))
     (store.root / "latest").write_text("1-1\n")
@@ -174,10 +174,10 @@ def test_prune_keeps_the_newest_and_the_hinted(store: FilesystemWeightStore) -> 
 
 @settings(max_examples=20, deadline=None)
 @given(resumes=st.lists(st.integers(0, 6), min_size=0, max_size=5))
-def test_latest_of_any_history_is_the_newest_of_the_last_incarnation(
+def test_latest_is_the_newest_of_the_last_incarnation(
     resumes: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A run that crashed any number of times, each time resuming from some update that it had reached."""
+    """A run that crashed any number of times and resumed each time from an earlier update."""
     store = FilesystemWeightStore(tmp_path_factory.mktemp("history"))
     lineage: tuple[Ancestor, ...] = ()
     reached = 0
@@ -202,7 +202,7 @@ def test_latest_of_any_history_is_the_newest_of_the_last_incarnation(
     assert valid == expected
 
 
-def test_an_unreadable_newest_manifest_falls_back_within_its_incarnation_and_is_told_once(
+def test_unreadable_newest_manifest_falls_back_within_incarnation_and_is_logged_once(
     store: FilesystemWeightStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(store, WeightVersion(1, 5))
@@ -217,7 +217,7 @@ def test_an_unreadable_newest_manifest_falls_back_within_its_incarnation_and_is_
         FilesystemWeightStore(store.root).latest()
 
 
-def test_many_threads_may_ask_for_the_newest_while_versions_come_and_go(tmp_path: Path) -> None:
+def test_latest_from_many_threads_while_versions_change(tmp_path: Path) -> None:
     written, asked = FilesystemWeightStore(tmp_path / "weights"), FilesystemWeightStore(tmp_path / "weights")
     publish(written, WeightVersion(1, 0))
     published = threading.Event()

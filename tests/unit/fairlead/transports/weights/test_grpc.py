@@ -1,4 +1,4 @@
-"""The weight store over gRPC, origin and replica as real servers: what arrives is what was published."""
+"""Weights over gRPC, with origin and replica as real servers: fetched versions equal published ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def same(one: Path, other: Path) -> bool:
     return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
 
 
-async def test_versions_arrive_byte_for_byte_and_the_cache_stays_small(
+async def test_versions_arrive_unchanged_and_cache_stays_small(
     store: FilesystemWeightStore, tmp_path: Path
 ) -> None:
     async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
@@ -57,7 +57,7 @@ async def test_versions_arrive_byte_for_byte_and_the_cache_stays_small(
         assert here.count("fairlead_weights_relay_connections") == 0
 
 
-async def test_a_manifest_travels_once(store: FilesystemWeightStore, tmp_path: Path) -> None:
+async def test_manifest_is_sent_once(store: FilesystemWeightStore, tmp_path: Path) -> None:
     publish(store, FIRST)
     async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
         first = await fetcher.source.latest()
@@ -67,7 +67,7 @@ async def test_a_manifest_travels_once(store: FilesystemWeightStore, tmp_path: P
         assert (await fetcher.source.latest()).version == SECOND
 
 
-async def test_what_a_killed_process_left_is_verified_and_only_the_rest_is_fetched(
+async def test_partial_version_of_killed_process_is_verified_and_completed(
     store: FilesystemWeightStore, tmp_path: Path
 ) -> None:
     publish_random(store, FIRST, mebibytes=20, shards=1)
@@ -76,7 +76,7 @@ async def test_what_a_killed_process_left_is_verified_and_only_the_rest_is_fetch
     content = (store.root / "1-0" / shard.name).read_bytes()
     left = tmp_path / "cache" / ".partial-1-0"
     left.mkdir(parents=True)
-    # Two whole pieces, the third damaged, the fourth cut off.
+    # Two complete pieces, the third damaged, the fourth incomplete.
     damaged = bytearray(content[: 15 << 20])
     damaged[9 << 20] ^= 1
     (left / shard.name).write_bytes(damaged)
@@ -86,7 +86,7 @@ async def test_what_a_killed_process_left_is_verified_and_only_the_rest_is_fetch
         assert fetcher.node.fetched == (len(content) - (8 << 20), 0)
 
 
-async def test_a_whole_version_of_an_earlier_process_is_verified_before_it_is_used_or_relayed(
+async def test_complete_version_of_earlier_process_is_verified_before_use(
     store: FilesystemWeightStore, tmp_path: Path
 ) -> None:
     publish_random(store, FIRST, mebibytes=12, shards=1)
@@ -105,7 +105,7 @@ async def test_a_whole_version_of_an_earlier_process_is_verified_before_it_is_us
             assert fetcher.node.fetched == (len(content) - (4 << 20), 0)
 
 
-async def test_a_damaged_shard_of_the_origin_is_named_and_nothing_of_it_is_kept(
+async def test_damaged_shard_of_origin_is_named_and_not_kept(
     store: FilesystemWeightStore, tmp_path: Path
 ) -> None:
     publish_random(store, FIRST)
@@ -120,13 +120,13 @@ async def test_a_damaged_shard_of_the_origin_is_named_and_nothing_of_it_is_kept(
         assert not (tmp_path / "cache" / "1-0").exists()
         failures = fetcher.node.count("fairlead_weights_verification_failures_total", source="origin")
         assert failures == 2
-        # Mended, it is taken, and only the damaged piece is fetched again.
+        # Once repaired, the version is used, and only the damaged piece is fetched again.
         content[-3] ^= 0x10
         path.write_bytes(content)
         assert same(await fetcher.fetch(), store.root / "1-0")
 
 
-async def test_a_truncated_shard_of_the_origin_is_told(store: FilesystemWeightStore, tmp_path: Path) -> None:
+async def test_truncated_shard_of_origin_is_reported(store: FilesystemWeightStore, tmp_path: Path) -> None:
     publish_random(store, FIRST)
     path = store.root / "1-0" / "model-1.safetensors"
     os.truncate(path, path.stat().st_size - 10)
@@ -136,18 +136,18 @@ async def test_a_truncated_shard_of_the_origin_is_told(store: FilesystemWeightSt
                 await fetcher.fetch()
 
 
-async def test_a_damaged_manifest_is_told(store: FilesystemWeightStore, tmp_path: Path) -> None:
+async def test_damaged_manifest_is_reported(store: FilesystemWeightStore, tmp_path: Path) -> None:
     publish(store, FIRST)
     async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
         assert (await fetcher.fetch()).name == "1-0"
         publish(store, SECOND)
         path = store.root / "1-1" / manifests.FILE_NAME
         path.write_bytes(path.read_bytes()[:-20])
-        # The newest that can be read is served, as on a shared volume.
+        # The newest readable version is served, as on a shared volume.
         assert (await fetcher.source.latest()).version == FIRST
 
 
-async def test_a_version_that_vanished_is_told_and_the_current_one_is_fetched(
+async def test_deleted_version_is_reported_and_current_one_fetched(
     store: FilesystemWeightStore, tmp_path: Path
 ) -> None:
     publish_random(store, FIRST)
@@ -161,14 +161,14 @@ async def test_a_version_that_vanished_is_told_and_the_current_one_is_fetched(
         assert not list((tmp_path / "cache").glob(".partial*"))
 
 
-async def test_an_origin_that_is_away_is_told_and_one_that_comes_back_is_used(
+async def test_unavailable_origin_is_reported_and_used_after_restart(
     store: FilesystemWeightStore, tmp_path: Path
 ) -> None:
     publish_random(store, FIRST, mebibytes=24, shards=1)
     async with replica(dead_address(), tmp_path / "cache") as fetcher:
         with pytest.raises(Unavailable):
             await fetcher.source.latest()
-    # 6 MiB/s, so that it is in the middle when the origin goes; the next one listens at the same address.
+    # 6 MiB/s, so that the origin ends during the fetch; the next one listens at the same address.
     async with origin(store, max_send_bytes_per_second=6 << 20) as here:
         port = int(here.address.rpartition(":")[2])
         async with replica(here.address, tmp_path / "cache", give_up_seconds=20.0) as fetcher:
@@ -180,11 +180,11 @@ async def test_an_origin_that_is_away_is_told_and_one_that_comes_back_is_used(
             async with origin(store, port=port):
                 assert same(await asyncio.wait_for(task, 30), store.root / "1-0")
             total = (store.root / "1-0" / "model-0.safetensors").stat().st_size
-            # Nothing that was verified came twice: at most a piece, and what was on its way.
+            # No verified byte is fetched twice: at most a piece, and what was in transit.
             assert fetcher.node.fetched[0] < total + (6 << 20)
 
 
-async def test_a_cache_belongs_to_one_process(tmp_path: Path) -> None:
+async def test_cache_belongs_to_one_process(tmp_path: Path) -> None:
     with WeightCache(tmp_path / "cache", keep=2):
         with pytest.raises(ConfigError, match=r"weights\.cache: .*another process uses"):
             WeightCache(tmp_path / "cache", keep=2).__enter__()
@@ -192,7 +192,7 @@ async def test_a_cache_belongs_to_one_process(tmp_path: Path) -> None:
         pass
 
 
-async def test_a_version_that_does_not_fit_is_refused_before_a_byte_comes(
+async def test_version_that_does_not_fit_is_refused_before_fetching(
     store: FilesystemWeightStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_random(store, FIRST)
@@ -206,7 +206,7 @@ async def test_a_version_that_does_not_fit_is_refused_before_a_byte_comes(
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-async def test_pieces_of_the_first_release_are_verified_as_it_hashed_them(
+async def test_sha256_pieces_of_first_release_are_verified(
     store: FilesystemWeightStore, tmp_path: Path, damaged: bool
 ) -> None:
     publish_random(store, FIRST, shards=1)
@@ -214,12 +214,12 @@ async def test_pieces_of_the_first_release_are_verified_as_it_hashed_them(
     content = path.read_bytes()
     pieces = [content[begin : begin + (4 << 20)] for begin in range(0, len(content), 4 << 20)]
 
-    def as_it_wrote_them(body: dict[str, Any]) -> None:
+    def use_sha256(body: dict[str, Any]) -> None:
         body["schema"] = 1
         body["shards"][0]["pieces"] = [hashlib.sha256(piece).hexdigest() for piece in pieces]
         del body["shards"][0]["piece_hash"]
 
-    rewrite(store, as_it_wrote_them)
+    rewrite(store, use_sha256)
     if damaged:
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:

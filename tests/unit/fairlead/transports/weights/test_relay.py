@@ -1,4 +1,4 @@
-"""Replicas relay to one another: bytes from anyone, verified; who dies, hangs or lies is left."""
+"""Replicas relay verified bytes; sources that die, hang or send wrong bytes are replaced."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def size(store: FilesystemWeightStore) -> int:
 
 
 async def asked(node: Node, method: str, request):
-    """One call without a retry, as another program would make it."""
+    """Make one call without retries, as another program would."""
     replicas = Replicas(
         [node.address],
         pb_grpc.WeightServiceStub,
@@ -63,10 +63,12 @@ async def asked(node: Node, method: str, request):
         await replicas.close()
 
 
-async def boasts(liar: Node, here: Node) -> None:
-    """The origin takes the liar for one that holds the weights."""
-    told = pb.WeightReplica(replica_id="x", relay_address=liar.address, versions=[codec.version_to_pb(FIRST)])
-    await asked(here, "GetLatestManifest", pb.GetLatestManifestRequest(replica=told))
+async def claim_to_hold_weights(corrupt: Node, here: Node) -> None:
+    """Report to the origin that a fake replica holds the weights."""
+    claimed = pb.WeightReplica(
+        replica_id="x", relay_address=corrupt.address, versions=[codec.version_to_pb(FIRST)]
+    )
+    await asked(here, "GetLatestManifest", pb.GetLatestManifestRequest(replica=claimed))
 
 
 def fetch_request(**fields) -> pb.FetchShardRequest:
@@ -74,9 +76,7 @@ def fetch_request(**fields) -> pb.FetchShardRequest:
     return pb.FetchShardRequest(**(values | fields))
 
 
-async def test_of_many_that_fetch_at_once_only_one_burdens_the_origin(
-    store: FilesystemWeightStore, tmp_path: Path
-) -> None:
+async def test_only_one_of_many_fetches_from_the_origin(store: FilesystemWeightStore, tmp_path: Path) -> None:
     async with origin(store) as here, AsyncExitStack() as stack:
         fetchers: list[Fetcher] = [
             await stack.enter_async_context(replica(here.address, tmp_path / f"cache-{number}"))
@@ -86,16 +86,14 @@ async def test_of_many_that_fetch_at_once_only_one_burdens_the_origin(
             assert same(folder, store.root / "1-0")
         assert here.count("fairlead_weights_sent_bytes_total") < 2 * size(store)
         assert sum(fetcher.node.fetched[1] for fetcher in fetchers) > 3 * size(store)
-        # Who comes later gets all of it from a peer.
+        # A later replica fetches everything from a peer.
         late = await stack.enter_async_context(replica(here.address, tmp_path / "late"))
         await asyncio.gather(*(fetcher.source.latest() for fetcher in fetchers))
         assert same(await late.fetch(), store.root / "1-0")
         assert late.node.fetched == (0, size(store))
 
 
-async def test_a_peer_passes_on_what_it_has_while_the_rest_is_coming(
-    store: FilesystemWeightStore, tmp_path: Path
-) -> None:
+async def test_replica_relays_while_fetching(store: FilesystemWeightStore, tmp_path: Path) -> None:
     async with (
         origin(store, max_send_bytes_per_second=12 << 20) as here,
         replica(here.address, tmp_path / "first") as first,
@@ -111,7 +109,7 @@ async def test_a_peer_passes_on_what_it_has_while_the_rest_is_coming(
         assert second.node.fetched == (0, size(store))
 
 
-async def test_a_peer_that_dies_is_left_and_the_fetch_goes_on_where_it_stood(
+async def test_dead_peer_is_replaced_and_fetch_continues(
     store: FilesystemWeightStore, tmp_path: Path
 ) -> None:
     async with (
@@ -127,22 +125,22 @@ async def test_a_peer_that_dies_is_left_and_the_fetch_goes_on_where_it_stood(
         assert same(await task, store.root / "1-0")
         origin_bytes, peer_bytes = second.node.fetched
         assert origin_bytes > 0
-        # What is fetched twice is a piece that had begun, at most.
+        # At most one incomplete piece is fetched twice.
         assert size(store) <= origin_bytes + peer_bytes <= size(store) + (5 << 20)
         assert second.node.count("fairlead_weights_source_failures_total", source="peer", reason="broken")
 
 
-async def test_a_peer_that_lies_is_found_out_reported_and_left(
+async def test_corrupt_peer_is_detected_reported_and_replaced(
     store: FilesystemWeightStore, tmp_path: Path
 ) -> None:
     async with (
         origin(store) as here,
-        replica(here.address, tmp_path / "liar") as liar,
+        replica(here.address, tmp_path / "corrupt") as corrupt,
         replica(here.address, tmp_path / "second") as second,
         replica(here.address, tmp_path / "third") as third,
     ):
-        folder = await liar.fetch()
-        await liar.source.latest()
+        folder = await corrupt.fetch()
+        await corrupt.source.latest()
         path = folder / "model-0.safetensors"
         content = bytearray(path.read_bytes())
         content[6 << 20] ^= 1  # in the second piece
@@ -151,12 +149,12 @@ async def test_a_peer_that_lies_is_found_out_reported_and_left(
         assert second.node.fetched[0] == size(store) - (4 << 20)
         assert second.node.count("fairlead_weights_verification_failures_total", source="peer") == 1
         await second.source.latest()
-        # Nobody is sent to the liar again.
+        # No replica is assigned the corrupt source again.
         assert same(await third.fetch(), store.root / "1-0")
         assert third.node.count("fairlead_weights_verification_failures_total", source="peer") == 0
 
 
-async def test_a_peer_that_hangs_is_left(store: FilesystemWeightStore, tmp_path: Path) -> None:
+async def test_hanging_peer_is_replaced(store: FilesystemWeightStore, tmp_path: Path) -> None:
     class Hangs(pb_grpc.WeightServiceServicer):
         def add_to(self, server: aio.Server) -> None:
             pb_grpc.add_WeightServiceServicer_to_server(self, server)
@@ -171,12 +169,12 @@ async def test_a_peer_that_hangs_is_left(store: FilesystemWeightStore, tmp_path:
         listening(Hangs(), CollectorRegistry()) as hanging,
         replica(here.address, tmp_path / "cache") as fetcher,
     ):
-        await boasts(hanging, here)
+        await claim_to_hold_weights(hanging, here)
         assert same(await fetcher.fetch(), store.root / "1-0")
         assert fetcher.node.fetched == (size(store) - (4 << 20), 5 << 20)
 
 
-async def test_a_sender_says_what_is_wrong(store: FilesystemWeightStore, tmp_path: Path) -> None:
+async def test_sender_reports_invalid_requests(store: FilesystemWeightStore, tmp_path: Path) -> None:
     async with origin(store) as here, replica(here.address, tmp_path / "cache") as fetcher:
         await fetcher.fetch()
         content = (store.root / "1-0" / "model-0.safetensors").read_bytes()
@@ -208,7 +206,7 @@ async def test_a_sender_says_what_is_wrong(store: FilesystemWeightStore, tmp_pat
         assert [codec.version_from_pb(version) for version in listed.versions] == [FIRST]
 
 
-async def test_a_sender_serves_a_few_at_a_time(store: FilesystemWeightStore) -> None:
+async def test_sender_limits_transfers(store: FilesystemWeightStore) -> None:
     async with origin(store, max_send_bytes_per_second=1 << 20) as here:
         request = fetch_request(limit_bytes=4 << 20)
         running = [asyncio.create_task(asked(here, "FetchShard", request)) for _ in range(2)]
@@ -221,7 +219,7 @@ async def test_a_sender_serves_a_few_at_a_time(store: FilesystemWeightStore) -> 
         await until(lambda: here.count("fairlead_weights_relay_connections") == 0)
 
 
-async def test_a_shard_that_shrinks_under_a_sender_ends_its_stream(store: FilesystemWeightStore) -> None:
+async def test_shard_truncated_while_sending_ends_the_stream(store: FilesystemWeightStore) -> None:
     path = store.root / "1-0" / "model-0.safetensors"
     async with origin(store) as here:
         request = fetch_request(limit_bytes=64 << 20)

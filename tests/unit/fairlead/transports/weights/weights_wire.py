@@ -1,4 +1,4 @@
-"""An origin and replicas that fetch from it, real servers in this process: for tests of the weight wire."""
+"""An origin and replicas that fetch from it, as real servers in this process, for tests."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ QUICK: dict[str, object] = {
     "give_up_seconds": 5.0,
     "lease_seconds": 2.0,
 }
-"""Settings of every origin and replica that says nothing else."""
+"""Default settings of origins and replicas in tests."""
 
 
 def publish_random(
     store: FilesystemWeightStore, version: WeightVersion, *, mebibytes: float = 9.0, shards: int = 2
 ) -> None:
-    """A version of some pieces, different for every version."""
+    """Publish a version of several pieces, with different content for every version."""
     draw = np.random.default_rng(version.update)
     with store.publish(version, parent=None, lineage=LINEAGE) as folder:
         for number in range(shards):
@@ -53,7 +53,7 @@ def publish_random(
 
 @dataclass
 class Node:
-    """A server, and what it counted."""
+    """A server and its metrics."""
 
     address: str
     registry: CollectorRegistry
@@ -66,7 +66,7 @@ class Node:
 
     @property
     def fetched(self) -> tuple[float, float]:
-        """Bytes from the origin, bytes from peers."""
+        """Bytes fetched from the origin and from peers."""
         name = "fairlead_weights_fetched_bytes_total"
         return self.count(name, source="origin"), self.count(name, source="peer")
 
@@ -99,7 +99,7 @@ async def listening(servicer, registry: CollectorRegistry, *, port: int = 0) -> 
 
 @asynccontextmanager
 async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: object) -> AsyncIterator[Node]:
-    """The weights service."""
+    """Run the weights service."""
     section = WeightsSection(**(QUICK | settings))
     registry = CollectorRegistry()
     known = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)
@@ -119,7 +119,7 @@ async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: obj
 
 @dataclass
 class Fetcher:
-    """A replica without its engine: what it follows, its cache, and the server that relays from it."""
+    """A replica without an engine: its weight source, its cache, and the server that relays from it."""
 
     source: GrpcWeightSource
     cache: WeightCache
@@ -135,7 +135,7 @@ class Fetcher:
 async def replica(
     address: str, folder: Path, *, relays: bool = True, **settings: object
 ) -> AsyncIterator[Fetcher]:
-    """A policy replica that is not ready yet: its health says NOT_SERVING throughout."""
+    """Run a policy replica that is never ready: its health is always NOT_SERVING."""
     section = WeightsSection(**(QUICK | {"addresses": (address,)} | settings))
     registry = CollectorRegistry()
     weights_metrics = metrics.WeightsMetrics(registry)

@@ -1,4 +1,4 @@
-"""A store and small versions to publish: what the tests of the weight store share."""
+"""Small versions to publish, for tests of the weight store."""
 
 from __future__ import annotations
 
