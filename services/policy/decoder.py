@@ -1,5 +1,4 @@
-"""The running batch: a prefill adds samples, each step gives every sample a token, and finished samples are
-removed.
+"""The running batch: a prefill adds samples, and each step gives every running sample its next token.
 
 Between the engine, which decides which samples run, and the model's own forward pass; synchronous, used by
 one thread. Knows no requests and no deadlines, and of the model only that it is a causal language model.

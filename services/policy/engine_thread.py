@@ -1,5 +1,4 @@
-"""The decoding thread of the engine: admits samples, runs decoding steps, and swaps weights between two
-steps.
+"""The decoding thread of the engine: admits samples, runs decoding steps, and swaps weights in between.
 
 The engine passes it requests and new weights from the asyncio side; `_round` is one iteration of its loop.
 Knows no asyncio and no tokenizer.
@@ -151,10 +150,9 @@ class EngineThread:
                     return True
                 requests = self._scheduler.requests()
                 now = time.monotonic()
-                if (held := self._exclusive.reserved_seconds()) and not any(
-                    request.closed for request in requests
-                ):
-                    self._wake.wait(held)
+                reserved = self._exclusive.reserved_seconds()
+                if reserved and not any(request.closed for request in requests):
+                    self._wake.wait(reserved)
                     continue
                 deadlines = [request.deadline(self.version) for request in requests]
                 due = min((deadline for deadline in deadlines if deadline is not None), default=None)

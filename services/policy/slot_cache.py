@@ -1,5 +1,4 @@
-"""Keys and values of the running samples: one block of memory per layer, with the interface of transformers'
-Cache.
+"""Keys and values of the running samples, one block of memory per layer; implements transformers' Cache.
 
 Rows are slots and columns are positions in time: the newest token of every row is in the same column, so a
 row is left-padded up to its start, and masks, sliding windows and positions are those of any left-padded

@@ -17,14 +17,12 @@ from fairlead import metrics, watchdog
 from fairlead.backoff import Backoff
 from fairlead.errors import (
     CorruptWeights,
-    DeadlineExceeded,
     NotFound,
     OutOfSpace,
-    Overloaded,
     PermissionDenied,
     ReadOnlyDisk,
+    Transient,
     Unauthenticated,
-    Unavailable,
 )
 from fairlead.transports.weights.base import WeightSource
 from fairlead.types import WeightVersion
@@ -35,9 +33,15 @@ logger = logging.getLogger(__name__)
 _LONGEST_PAUSE_SECONDS = 30.0
 _LONGEST_AWAY_SECONDS = 2.0
 """Longest pause while the weights service does not answer, so that its return is noticed soon."""
-_AWAY = (Unavailable, DeadlineExceeded, Overloaded)
-"""Errors of a weights service that does not answer. `StaleWeights` does not occur here."""
-_NOT_LOADED = (CorruptWeights, OutOfSpace, ReadOnlyDisk, Unauthenticated, PermissionDenied, OSError, *_AWAY)
+_NOT_LOADED = (
+    CorruptWeights,
+    OutOfSpace,
+    ReadOnlyDisk,
+    Unauthenticated,
+    PermissionDenied,
+    OSError,
+    Transient,
+)
 """Errors after which a version is retried; any other error is a bug."""
 
 
@@ -129,7 +133,7 @@ class WeightWatcher:
         self._metrics.fetch_failures.inc()
         self._failures = self._failures + 1 if version == self._failed else 1
         self._failed = version
-        longest = _LONGEST_AWAY_SECONDS if isinstance(error, _AWAY) else _LONGEST_PAUSE_SECONDS
+        longest = _LONGEST_AWAY_SECONDS if isinstance(error, Transient) else _LONGEST_PAUSE_SECONDS
         backoff = Backoff(first_seconds=2 * self._interval_seconds, longest_seconds=longest)
         # Without jitter: replicas do not poll in step anyway.
         delay = backoff.longest_pause_seconds(self._failures)

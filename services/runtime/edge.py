@@ -325,7 +325,9 @@ def _parse(handler: _Handler, body: bytes, context: _Context) -> object:
         return handler.request_deserializer(body)
     except Exception as error:
         raise InvalidInput(
-            "request", got=f"{len(body)} bytes ({type(error).__name__})", allowed="a message of this RPC"
+            "request",
+            got=f"{len(body)} bytes ({type(error).__name__})",
+            allowed="a serialized request of this RPC",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Exclusive requests: run one request while nothing else runs, so that a dying replica identifies it.
+"""Exclusive requests: run one request while no other runs, so that a crash is attributed to that request.
 
 `ExclusiveSlot` holds the rules; the policy's engine uses it under its own lock. `ExclusiveGate` applies them
 in an event loop, in front of the micro-batchers of the reward and reference services, before anything of a

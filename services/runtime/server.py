@@ -245,9 +245,8 @@ class ModelServer:
                 await asyncio.sleep(_SETTLE_SECONDS)
                 await self._edge.wait_idle()
         except TimeoutError:
-            logger.warning(
-                "%s: %d RPCs cancelled after drain_seconds = %g", self._name, self._edge.in_flight, grace
-            )
+            cancelled = self._edge.in_flight
+            logger.warning("%s: %d RPCs cancelled after %g s (drain_seconds)", self._name, cancelled, grace)
         await self._server.stop(None)
         self._server = None
         logger.info("%s stopped", self._name)
