@@ -18,7 +18,9 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from fairlead.config import RunConfig
+from fairlead.config.base import TlsSection
 from fairlead.config.run import field_names
+from fairlead.config.serving import BatchingSection
 
 COMMON = {
     "": "name runs seed deterministic",
@@ -102,7 +104,7 @@ def pages() -> dict[str, str]:
 
 def _page(head: str, keys: set[str]) -> str:
     parts = [head]
-    for section, model in (("", RunConfig), *_sections(RunConfig)):
+    for section, model, what in (("", RunConfig, ""), *_sections(RunConfig)):
         prefix = f"{section}." if section else ""
         fields = {
             name: field
@@ -112,18 +114,23 @@ def _page(head: str, keys: set[str]) -> str:
         if not fields:
             continue
         if section:
-            what = " ".join((inspect.getdoc(model) or "").split())
             parts += [f"\n## `[{section}]`\n", f"{what}\n", *_rows(fields)]
         else:
             parts += ["\n## Top of the file\n", *_rows(fields)]
     return "\n".join(parts) + "\n"
 
 
-def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str]]:
+    """Yield the name, the class and the description of every section.
+
+    A class that describes more than one section has its description at the field.
+    """
     for name, field in model.model_fields.items():
         section = _section(field)
         if section is not None:
-            yield prefix + name, section
+            shared = prefix and section in (TlsSection, BatchingSection)
+            what = (field.description if shared else inspect.getdoc(section)) or ""
+            yield prefix + name, section, " ".join(what.split())
             yield from _sections(section, f"{prefix}{name}.")
 
 

@@ -86,7 +86,8 @@ class RewardSection(ModelServiceSection):
     replaced. A newer version is loaded in the background, tried, and then replaces the current one. The
     newest version is the target of the link `latest` in the folder, or else the last folder by name."""
     watch_seconds: float = Field(default=5.0, gt=0, le=86_400)
-    """Time between checks of that folder. A version is loaded when two checks find the same files."""
+    """With `watch`: time between checks of the folder. A version is loaded when two checks find the same
+    files."""
     allow_reload: Literal["auto", "always", "never"] = "auto"
     """Whether callers may replace the model with `fairlead reload`. `auto`: callers with an API key of scope
     `admin`, if API keys are required. `always`: if no API keys are required, also everybody who can reach the
