@@ -189,7 +189,7 @@ def test_trainer_replaced_while_reading_checkpoint_changes_nothing(
 
     monkeypatch.setattr(Incarnation, "begin", late)
     with Workers(run):
-        with pytest.raises(Fenced, match="incarnation 2 of the trainer has taken ended from 1"):
+        with pytest.raises(Fenced, match="incarnation 2 of the trainer has taken over from 1"):
             run.train()
         report = run.check(finished[0])
     assert [one.resumed_from for one in report.incarnations] == [None, 0]
