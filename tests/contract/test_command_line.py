@@ -1,4 +1,4 @@
-"""The command line's contract: examples that parse, one page made from the help, completion, exit codes."""
+"""The contract of the command line: examples that parse, the generated page, completion, exit codes."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ CONSISTENT = {
 }
 
 
-def test_the_page_is_what_the_help_says():
+def test_page_matches_the_help():
     assert (ROOT / "docs" / "cli.md").read_text() == PAGE.page()
 
 
-def test_every_verb_that_was_promised_is_there_in_its_order():
+def test_documented_verbs_exist_in_order():
     promised = "quickstart sft reward-model ppo serve reload score generate data export export-triton"
     promised += " report status audit plan"
     assert GROUP.list_commands(None)[: len(promised.split())] == promised.split()
 
 
 @pytest.mark.parametrize("path", sorted(VERBS), ids=" ".join)
-def test_every_verb_shows_what_it_does_and_how(path: tuple[str, ...]):
+def test_every_verb_has_help_and_examples(path: tuple[str, ...]):
     command = VERBS[path]
     shown = PAGE.examples(command)
     assert shown
@@ -51,8 +51,8 @@ def test_every_verb_shows_what_it_does_and_how(path: tuple[str, ...]):
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_every_example_is_a_command_line_that_parses(example: str):
-    # Of a pipe, each part that is ours; a shell takes what stands behind `>`.
+def test_every_example_parses(example: str):
+    # Each `fairlead` command of a pipe, without a redirection after `>`.
     ours = [shlex.split(part.split(" > ")[0]) for part in re.split(r"\s\|\s", example)]
     ours = [words for words in ours if words[0] == "fairlead"]
     assert ours
@@ -61,11 +61,11 @@ def test_every_example_is_a_command_line_that_parses(example: str):
         while hasattr(command, "commands"):
             path.append(arguments[0])
             command, arguments = command.commands[arguments[0]], arguments[1:]
-        # Parses and checks flags and values; calls nothing.
+        # Parses and checks flags and values, and calls nothing.
         command.make_context(" ".join(path), arguments, resilient_parsing=False)
 
 
-def test_flags_of_the_same_name_take_the_same():
+def test_flags_of_the_same_name_take_the_same_value():
     for path, command in VERBS.items():
         for parameter in command.params:
             for option in parameter.opts:
@@ -75,7 +75,7 @@ def test_flags_of_the_same_name_take_the_same():
                     assert parameter.is_flag, path
 
 
-def test_the_version_has_one_source():
+def test_version_has_one_source():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["dynamic"] == ["version"]
     assert "version" not in project["project"]
@@ -91,16 +91,16 @@ def test_the_version_has_one_source():
     assert elsewhere == [ROOT / "fairlead" / "__init__.py"]
 
 
-def test_the_page_knows_every_exit_code():
+def test_page_lists_every_exit_code():
     page = (ROOT / "docs" / "cli.md").read_text()
-    told = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)}
-    assert told == {0, 1, *EXIT_CODE.values()}
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)}
+    assert listed == {0, 1, *EXIT_CODE.values()}
     named = re.findall(r"(\d) [a-z]", PAGE.app.info.epilog.partition("Exit codes:")[2])
-    assert {int(code) for code in named} == told
+    assert {int(code) for code in named} == listed
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_gets_a_script_that_completes(shell: str):
+def test_shells_get_a_completion_script(shell: str):
     shown = subprocess.run(
         [sys.executable, "-m", "fairlead.cli", "--show-completion", shell],
         env=os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
@@ -112,7 +112,7 @@ def test_a_shell_gets_a_script_that_completes(shell: str):
 
 
 def completions(line: str, tmp_path: Path) -> list[str]:
-    """What bash would be offered; asked through the console script, as a shell does."""
+    """Return the completions that the console script offers to bash."""
     words = line.split(" ")
     environment = {
         "_FAIRLEAD_COMPLETE": "complete_bash",

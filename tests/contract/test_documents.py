@@ -1,4 +1,4 @@
-"""Documents that are made from the code say what the code says."""
+"""Documents match the code: generated pages, links, file names, install commands."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def script(name: str) -> ModuleType:
     return module
 
 
-def test_the_metrics_page_is_the_catalogue():
+def test_metrics_page_matches_the_catalogue():
     assert (ROOT / "docs" / "metrics.md").read_text() == script("metrics_table").page()
 
 
-def test_every_dependency_has_a_line_that_says_why():
+def test_every_dependency_is_explained():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = itertools.chain.from_iterable(project["optional-dependencies"].values())
     names = {re.split(r"[^a-z0-9-]", need)[0] for need in [*project["dependencies"], *extras]} - {
@@ -67,7 +67,7 @@ def test_every_anchor_exists(page: Path):
         assert anchor in slugs, f"{target}#{anchor}"
 
 
-def test_the_workflow_runs_what_the_project_runs():
+def test_ci_workflow_runs_the_project_checks():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     job = workflow["jobs"]["check"]
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
@@ -75,7 +75,7 @@ def test_the_workflow_runs_what_the_project_runs():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-# `fairlead` on PyPI is another project; ours is `fairlead-rlhf`. A path such as ./fairlead is no name.
+# `fairlead` on PyPI is another project; ours is `fairlead-rlhf`. A path such as ./fairlead is allowed.
 OTHER_PROJECT = "fairlead"
 INSTALLS_OTHER_PROJECT = re.compile(
     rf"pip3?\W+install\b[^\n;&|]*?(?<![\w./-]){OTHER_PROJECT}(?![\w./-])"
@@ -95,11 +95,11 @@ INSTALLS_OTHER_PROJECT = re.compile(
         f"the extra `{OTHER_PROJECT}[local]`",
     ],
 )
-def test_the_check_of_install_commands_finds_the_name_of_the_other_project(line: str):
+def test_check_of_install_commands_finds_the_other_project(line: str):
     assert installs_other_project(line)
 
 
-def test_nothing_says_to_install_the_other_project_named_fairlead():
+def test_no_file_says_to_install_the_other_project():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     paths = [path for path in tracked.stdout.split("\0") if path and (ROOT / path).is_file()]
     assert len(paths) > 500
@@ -111,7 +111,7 @@ def installs_other_project(text: str) -> bool:
     return INSTALLS_OTHER_PROJECT.search(text.replace("\\\n", " ")) is not None
 
 
-def test_messages_name_an_extra_of_the_distribution():
+def test_install_messages_name_existing_extras():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert install_command("torch") == f"pip install '{project['name']}[torch]'"
     code = [*ROOT.glob("fairlead/**/*.py"), *ROOT.glob("services/**/*.py"), *ROOT.glob("trainer/**/*.py")]

@@ -1,4 +1,4 @@
-"""docs/kubernetes.md: its commands are commands, and what they name is there."""
+"""docs/kubernetes.md: its commands parse, and the files and objects that they name exist."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ COMMANDS = [part.strip() for line in LINES for part in line.split(" | ")]
 INLINE = [part.replace(" …", "") for part in re.findall(r"`([^`\n]+)`", PAGE)]
 OURS = sorted({line for line in COMMANDS + INLINE if line.startswith("fairlead ") and len(line.split()) > 3})
 VERBS = sorted({line for line in COMMANDS + INLINE if line.startswith("fairlead ")} - set(OURS))
-"""A verb that is only named, without its arguments."""
+"""Verbs that are only named, without their arguments."""
 
 
 def parse(command: Any, name: str, arguments: list[str]) -> None:
-    """Parses a command line down to its verb; runs nothing."""
+    """Parse a command line down to its verb; run nothing."""
     group = hasattr(command, "commands")
     with command.make_context(name, list(arguments), resilient_parsing=group):
         if group:
@@ -37,13 +37,13 @@ def parse(command: Any, name: str, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("line", OURS)
-def test_our_commands_parse(line, monkeypatch):
+def test_fairlead_commands_parse(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     parse(typer.main.get_command(app), "fairlead", shlex.split(line)[1:])
 
 
 @pytest.mark.parametrize("line", VERBS)
-def test_our_verbs_are_verbs(line):
+def test_named_verbs_exist(line):
     command: Any = typer.main.get_command(app)
     for word in [word for word in shlex.split(line)[1:] if "." not in word and "/" not in word]:
         command = command.commands[word]
@@ -55,7 +55,7 @@ def test_blocks_are_shell(block):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_files_that_commands_name_are_there():
+def test_files_named_by_commands_exist():
     named = [
         word for line in COMMANDS for word in shlex.split(line) if re.match(r"(docker|k8s|configs)/", word)
     ]
@@ -64,7 +64,7 @@ def test_files_that_commands_name_are_there():
 
 
 @needs_kubectl
-def test_objects_that_commands_name_are_there():
+def test_objects_named_by_commands_exist():
     objects = rendered("kind")
     kinds = {"deploy": of_kind(objects, "Deployment"), "job": of_kind(objects, "Job")}
     named = set(re.findall(r"\b(deploy|job)/([\w-]+)", PAGE))
@@ -75,7 +75,7 @@ def test_objects_that_commands_name_are_there():
 
 
 @needs_kubectl
-def test_the_overlay_of_ones_own_renders(tmp_path: Path):
+def test_custom_overlay_renders(tmp_path: Path):
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     gpu = os.path.relpath(checkout() / "overlays" / "gpu", tmp_path.resolve())
     (tmp_path / "kustomization.yaml").write_text(block.replace("../fairlead/k8s/overlays/gpu", gpu))

@@ -1,4 +1,4 @@
-"""The pods of the manifests: how they are confined, probed, configured and scaled."""
+"""The pods of the manifests: security context, probes, configuration and scaling."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def objects(request):
     return rendered(request.param)
 
 
-def test_every_pod_is_restricted(objects):
+def test_pods_meet_the_restricted_standard(objects):
     for manifest in of_kind(objects, "ServiceAccount").values():
         assert manifest["automountServiceAccountToken"] is False
     for name, template in templates(objects).items():
@@ -58,7 +58,7 @@ def test_every_pod_is_restricted(objects):
         assert mounts["/fairlead"]["readOnly"] is True
 
 
-def test_the_settings_of_the_cluster_are_settings(objects, tmp_path, monkeypatch):
+def test_cluster_environment_contains_valid_settings(objects, tmp_path, monkeypatch):
     (tmp_path / "run.toml").write_text(data_of(objects, "run")["run.toml"])
     for name, value in data_of(objects, "cluster").items():
         monkeypatch.setenv(name, value)
@@ -83,18 +83,18 @@ def test_the_settings_of_the_cluster_are_settings(objects, tmp_path, monkeypatch
     assert "password" not in "".join(data_of(objects, "cluster")).lower()
 
 
-def test_probes_ask_for_what_they_should(objects):
+def test_probes_use_the_right_endpoints(objects):
     found = {name: dict(probes(template)) for name, template in templates(objects).items()}
     for name, port in MODEL_SERVICES.items():
         if "FAIRLEAD_TLS__CERTIFICATE" in data_of(objects, "cluster"):
-            # What speaks TLS is not asked by gRPC probes, which do not.
+            # gRPC probes do not support TLS.
             assert set(found[name]) == {"livenessProbe", "readinessProbe"}
             assert found[name]["readinessProbe"]["httpGet"] == {"port": "metrics", "path": "/readyz"}
             assert found[name]["livenessProbe"]["httpGet"] == {"port": "metrics", "path": "/healthz"}
             continue
         assert found[name]["readinessProbe"]["grpc"] == {"port": port}
         for probe in ("startupProbe", "livenessProbe"):
-            # Not the health of the server: that of the policy waits for the trainer.
+            # Not the health of the whole server, which for the policy depends on the trainer.
             assert found[name][probe]["grpc"] == {"port": port, "service": "liveness"}
         startup = found[name]["startupProbe"]
         assert startup["periodSeconds"] * startup["failureThreshold"] >= 1800, "a large model loads slowly"
@@ -106,7 +106,7 @@ def test_probes_ask_for_what_they_should(objects):
 
 
 @pytest.mark.parametrize("variant", ["kind, keys, tls", "everything"])
-def test_keys_and_certificates_are_where_the_settings_say(variant, tmp_path, monkeypatch):
+def test_keys_and_certificates_are_mounted_where_settings_expect_them(variant, tmp_path, monkeypatch):
     objects = rendered(variant)
     settings = data_of(objects, "cluster")
     wanted = {"fairlead-tls": ("tls.crt", "tls.key", "ca.crt"), "fairlead-keys": ("keys.json",)}
@@ -117,7 +117,7 @@ def test_keys_and_certificates_are_where_the_settings_say(variant, tmp_path, mon
             for volume in template["spec"]["volumes"]
             if "secret" in volume
         }
-        # Whole folders: the kubelet never changes a file that is mounted by a subPath.
+        # Whole folders: the kubelet does not update a file that is mounted by a subPath.
         mounts = [mount for mount in container(template)["volumeMounts"] if mount["name"] in secrets]
         assert all(mount["readOnly"] and "subPath" not in mount for mount in mounts)
         mounted[name] = {
@@ -146,7 +146,7 @@ def test_keys_and_certificates_are_where_the_settings_say(variant, tmp_path, mon
     assert "fl_" not in "".join(settings.values())
 
 
-def test_the_trainer_is_a_job_that_tells_mistakes_from_bad_luck(objects):
+def test_trainer_job_distinguishes_mistakes_from_other_failures(objects):
     job = of_kind(objects, "Job")["trainer"]["spec"]
     assert job["completionMode"] == "Indexed"
     assert job["template"]["spec"]["restartPolicy"] == "Never"
@@ -159,7 +159,7 @@ def test_the_trainer_is_a_job_that_tells_mistakes_from_bad_luck(objects):
     assert failed["onExitCodes"]["containerName"] == container(job["template"])["name"]
 
 
-def test_the_queue_keeps_its_work(objects):
+def test_queue_keeps_its_data(objects):
     settings = dict(
         line.split(" ", 1)
         for line in data_of(objects, "redis")["valkey.conf"].splitlines()
@@ -176,7 +176,7 @@ def test_the_queue_keeps_its_work(objects):
 
 
 @pytest.mark.parametrize("variant", ["gpu", "kind, gpu", "everything"])
-def test_gpus(variant):
+def test_gpu_component_requests_gpus(variant):
     objects = rendered(variant)
     for name, template in templates(objects).items():
         limits, volumes = container(template)["resources"]["limits"], template["spec"]["volumes"]
@@ -192,7 +192,7 @@ def test_gpus(variant):
         assert rolling == {"maxSurge": 0, "maxUnavailable": 1}
 
 
-def test_keda_counts_what_waits_and_what_is_in_hand():
+def test_keda_counts_waiting_and_pending_tasks():
     objects = rendered("kind, keda")
     (scaled,) = of_kind(objects, "ScaledObject").values()
     assert scaled["spec"]["scaleTargetRef"]["name"] in of_kind(objects, "Deployment")
@@ -217,9 +217,9 @@ def test_policies_without_a_shared_volume_fetch_and_relay(tmp_path, monkeypatch)
     assert mounts["fairlead"]["readOnly"] is True
     for name, value in data_of(objects, "cluster").items():
         monkeypatch.setenv(name, value)
-    told = {one["name"]: one.get("value") for one in container(policy)["env"]}
-    assert told["FAIRLEAD_WEIGHTS__RELAY_ADDRESS"] == "$(POD_IP):5001"
-    assert told["FAIRLEAD_WEIGHTS__CACHE"] in {
+    variables = {one["name"]: one.get("value") for one in container(policy)["env"]}
+    assert variables["FAIRLEAD_WEIGHTS__RELAY_ADDRESS"] == "$(POD_IP):5001"
+    assert variables["FAIRLEAD_WEIGHTS__CACHE"] in {
         mount["mountPath"] for mount in container(policy)["volumeMounts"] if not mount.get("readOnly")
     }
     section = load().weights
@@ -242,7 +242,7 @@ def test_policies_without_a_shared_volume_fetch_and_relay(tmp_path, monkeypatch)
     assert "persistentVolumeClaim" in claimed
 
 
-def test_images_are_those_of_the_dockerfiles_and_run_as_nobody_in_particular():
+def test_images_match_the_dockerfiles_and_run_unprivileged():
     objects = rendered("kind")
     folder = checkout().parent / "docker"
     images = {name: container(template)["image"] for name, template in templates(objects).items()}

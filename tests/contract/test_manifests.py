@@ -1,4 +1,4 @@
-"""The manifests: each variant renders, fits the schemas of Kubernetes, and its parts fit one another."""
+"""The manifests: each variant renders, matches the schemas of Kubernetes, and its parts are consistent."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ COMPONENTS = {
     "monitoring": (),
     "network": (),
 }
-"""By the label that `down`, `scale`, stages and patches go by: the processes."""
+"""Processes by the label that `down`, `scale`, stages and patches select."""
 
 OLDEST, NEWEST = "1.30", "1.36"
-"""Versions of Kubernetes; the oldest is the first with `preStop.sleep` without a switch."""
+"""Versions of Kubernetes; the oldest is the first with `preStop.sleep` enabled by default."""
 
-# What extensions define is in no schema of Kubernetes: these are written by hand, from their own pages.
+# Kubernetes has no schemas of extensions: these are written by hand from their documentation.
 _TEXT, _NUMBER = {"type": "string"}, {"type": "integer"}
 
 
@@ -108,13 +108,13 @@ def test_every_overlay_and_component_is_among_the_variants():
 
 
 @pytest.mark.parametrize("folder", ["base", "overlays/kind", "overlays/gpu"])
-def test_a_folder_renders_by_itself(folder):
+def test_folder_renders_on_its_own(folder):
     assert {"policy", "trainer", "redis"} <= set(templates(kustomize(checkout() / folder)))
 
 
 @cache
 def _validate(manifest: str, version: str) -> None:
-    """What `kubernetes-validate --strict` does."""
+    """Validate an object as `kubernetes-validate --strict` does."""
     kubernetes_validate.validate(json.loads(manifest), version, strict=True)
 
 
@@ -128,7 +128,7 @@ def test_strict_schemas(objects):
             jsonschema.validate(manifest["spec"], CUSTOM[manifest["kind"]])
 
 
-def test_everything_is_labelled_and_in_the_namespace(objects):
+def test_objects_are_labelled_and_in_the_namespace(objects):
     for manifest in objects:
         labels = manifest["metadata"]["labels"]
         assert labels[PART_OF] == "fairlead"
@@ -169,10 +169,10 @@ def test_selectors_find_their_own_pods_and_no_others(objects):
         assert monitored - ports == {"redis", "files"}
 
 
-def test_ports_of_services_containers_probes_and_addresses_are_the_same(objects):
+def test_ports_of_services_containers_probes_and_addresses_match(objects):
     found = templates(objects)
     for name, manifest in of_kind(objects, "Service").items():
-        # HTTP clients know no balancing, so that the gateway has an address of its own.
+        # HTTP clients do not balance, so the gateway's Service is not headless.
         assert manifest["spec"].get("clusterIP") == (None if name == "gateway" else "None")
         ports = {port["name"]: port["containerPort"] for port in container(found[name])["ports"]}
         for port in manifest["spec"]["ports"]:
@@ -235,10 +235,10 @@ def test_every_reference_resolves(objects):
     assert service["spec"]["publishNotReadyAddresses"] is True
 
 
-def test_numbers_are_left_to_whoever_scales(objects):
+def test_deployments_set_no_number_of_replicas(objects):
     assert [name for name, one in of_kind(objects, "Deployment").items() if "replicas" in one["spec"]] == []
 
 
-def test_the_yaml_of_the_folder_is_one_document_a_file():
+def test_yaml_files_have_one_document_each():
     for path in checkout().rglob("*.yaml"):
         assert len(list(yaml.safe_load_all(path.read_text()))) == 1, path

@@ -1,4 +1,4 @@
-"""components/network-policies: who may talk to whom, asked of the policies as a network plugin would."""
+"""components/network-policies: the allowed connections, evaluated as a network plugin would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = needs_kubectl
 RUN = "fairlead"
 PORTS = (443, 5001, 5002, 5003, 5004, 5005, 6379, 8080, 9090, 29500)
 SPACES = {"callers": {"fairlead-gateway-client": "true"}}
-"""Labels of namespaces beside their names."""
+"""Labels of namespaces in addition to their names."""
 EDGES = {
     ("rollout-worker", "policy", 5001),
     ("rollout-worker", "reward", 5002),
@@ -33,11 +33,11 @@ EDGES = {
         for name in ("policy", "reward", "reference", "rollout-worker", "gateway", "trainer", "weights")
     ),
 }
-"""Who calls whom at which port; `keda`, `monitoring` and `callers` are any pod of these namespaces."""
+"""Caller, callee and port; `keda`, `monitoring` and `callers` stand for any pod of these namespaces."""
 
 
 class Network:
-    """The rules of NetworkPolicy: who is selected by none may do all, who is selected what one allows."""
+    """Evaluates NetworkPolicies: a pod that none selects may do everything, others what one policy allows."""
 
     def __init__(self, objects: tuple[Manifest, ...]) -> None:
         self.policies = [one["spec"] for one in of_kind(objects, "NetworkPolicy").values()]
@@ -57,7 +57,7 @@ class Network:
         return self._side("Egress", source, target, port) and self._side("Ingress", target, source, port)
 
     def _side(self, kind: str, pod: str, other: str, port: int) -> bool:
-        """Whether a pod may send (Egress) or receive (Ingress)."""
+        """Return whether a pod may send (Egress) or receive (Ingress)."""
         namespace, labels = self.pods[pod]
         mine = [
             one
@@ -83,7 +83,7 @@ class Network:
         return namespace == RUN and peer["podSelector"]["matchLabels"].items() <= labels.items()
 
     def _at(self, ports: list[dict[str, Any]] | None, target: str, port: int) -> bool:
-        """Named ports are those of the target's container."""
+        """Return the port number; a named port is looked up in the target's container."""
         named = self.ports.get(target, {})
         return ports is None or any(named.get(one["port"], one["port"]) == port for one in ports)
 
@@ -93,7 +93,7 @@ def network() -> Network:
     return Network(rendered("everything"))
 
 
-def test_only_the_edges_of_the_flow_are_open(network):
+def test_only_connections_of_the_data_flow_are_allowed(network):
     open_edges = {
         (source, target, port)
         for source, target, port in itertools.product(network.pods, network.pods, PORTS)
@@ -102,7 +102,7 @@ def test_only_the_edges_of_the_flow_are_open(network):
     assert open_edges == EDGES
 
 
-def test_the_run_reaches_dns_and_nothing_else_outside(network):
+def test_run_reaches_only_dns_outside_its_namespace(network):
     mine = [name for name, (namespace, _) in network.pods.items() if namespace == RUN]
     assert all(network.allows(name, "kube-system", 53) for name in mine)
     assert not [name for name in mine if network.allows(name, "other", 443)]

@@ -1,9 +1,9 @@
-"""A page of the documentation, done as its reader would: every command run, every output compared.
+"""Executes a documentation page as its reader would: runs every command and compares every output.
 
-Blocks are run from top to bottom in one folder. A comment before a block says more: `<!-- test: slow -->` is
-run only when asked for, `<!-- test: background PORT -->` runs until the end and is waited for,
-`<!-- test: setup -->` is what CI has done before. Python whose first line names a file is written there,
-other Python is run; TOML whose first line names a file must stand in that file.
+Blocks run from top to bottom in one folder. A comment before a block changes that: `<!-- test: slow -->` runs
+only on request, `<!-- test: background PORT -->` is started, waited for and runs until the end, and
+`<!-- test: setup -->` is what CI has done before. Python whose first line names a file is written to it;
+other Python is run. TOML whose first line names a file must be contained in that file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _READY_SECONDS = 90
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block."""
+    """One fenced block of a page."""
 
     language: str
     text: str
@@ -41,7 +41,7 @@ class Block:
 
     @property
     def commands(self) -> list[tuple[str, list[str]]]:
-        """(command, the lines that it prints) in order; a backslash at the end joins lines, as in a shell."""
+        """Return commands and the lines that they print; a backslash at the end joins lines."""
         found: list[tuple[str, list[str]]] = []
         for line in re.sub(r" \\\n *", " ", self.text).splitlines():
             if line.startswith("$ "):
@@ -52,21 +52,24 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The file that the first line names in a comment."""
+        """Return the file that the first line names in a comment."""
         named = re.match(r"# (\S+\.\w+)$", self.text.splitlines()[0])
         return named[1] if named else None
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page, in order."""
+    """Return the fenced blocks of a page in order."""
     content = page.read_text()
     found = [Block(b["language"], b["text"], b["mark"] or "") for b in _BLOCK.finditer(content)]
-    assert len(found) * 2 == len(re.findall(r"^```", content, re.M)), "a fence that no block owns"
+    assert len(found) * 2 == len(re.findall(r"^```", content, re.M)), "a fence outside every block"
     return found
 
 
 def assert_prints(command: str, printed: str, expected: list[str]) -> None:
-    """`…` stands for anything, alone on a line for any lines; numbers, spaces, empty lines may be others."""
+    """Check that a command printed the expected lines.
+
+    `…` matches any text, and as a whole line any lines. Numbers, spaces and empty lines may differ.
+    """
     if not expected:
         return
     patterns = []
@@ -77,8 +80,8 @@ def assert_prints(command: str, printed: str, expected: list[str]) -> None:
         parts = [_literal(part) for part in " ".join(line.split()).split("…")]
         patterns.append(".*".join(parts) + r"\n")
     shown = "".join(" ".join(line.split()) + "\n" for line in printed.splitlines() if line.strip())
-    told = "\n".join(expected)
-    assert re.fullmatch("".join(patterns), shown), f"$ {command}\nprinted\n{printed}\nthe page says\n{told}"
+    page = "\n".join(expected)
+    assert re.fullmatch("".join(patterns), shown), f"$ {command}\nprinted\n{printed}\nthe page says\n{page}"
 
 
 def _literal(text: str) -> str:
@@ -87,21 +90,21 @@ def _literal(text: str) -> str:
 
 @dataclass
 class Reader:
-    """Does what a page says, in a folder of its own beside the checkout's examples."""
+    """Executes a page in a temporary folder that links to the checkout's examples."""
 
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     ports: dict[str, str] = field(default_factory=dict)
-    """Free ports in place of the page's."""
+    """Free ports by the ports of the page."""
     printed: dict[str, str] = field(default_factory=dict)
-    """Output by command, as the page has it."""
+    """Output by command, as written in the page."""
     background: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         (self.folder / "examples").symlink_to(ROOT / "examples")
 
     def read(self, page: Path, *, slow: bool) -> None:
-        """Runs the blocks; with `slow` those that take minutes as well."""
+        """Run the blocks; with `slow` also those that take minutes."""
         found = blocks(page)
         for block in found:
             if block.mark.startswith("background "):
@@ -117,7 +120,7 @@ class Reader:
             self._do(block)
 
     def close(self) -> None:
-        """Ends what runs in the background, and checks that it drains."""
+        """Stop the background processes and check that they drain."""
         for process in self.background:
             process.send_signal(signal.SIGTERM)
         for process in self.background:
@@ -139,11 +142,11 @@ class Reader:
         elif block.language == "python":
             self.printed[block.text] = self._run([sys.executable, "-c", self._here(block.text)])
         elif block.language == "toml":
-            assert block.file, "say which file it is of"
+            assert block.file, "the first line must name the file"
             held = (self.folder / block.file).read_text().splitlines()
             assert set(block.text.splitlines()[1:]) <= {*held, ""}
         else:
-            raise AssertionError(f"a block of {block.language}: nobody knows how to check it")
+            raise AssertionError(f"a block of {block.language}, which cannot be checked")
 
     def _run(self, command: list[str]) -> str:
         done = subprocess.run(
@@ -183,6 +186,6 @@ class Reader:
         return text
 
     def _environment(self) -> dict[str, str]:
-        # A terminal's width decides where lines break.
+        # The width of the terminal determines where lines break.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return os.environ | {"PATH": path, "COLUMNS": "160", "NO_COLOR": "1"} | self.environment

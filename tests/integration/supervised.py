@@ -1,4 +1,4 @@
-"""Small real processes under the supervisor of a run on one machine, for tests."""
+"""Runs small real processes under the supervisor of a run on one machine, for tests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def lines(path: Path) -> list[str]:
 
 
 async def run_while(of: Supervisor, during: Callable[[], Awaitable[None]]) -> RunOutcome:
-    """Runs the supervisor, does something meanwhile, stops it by that."""
+    """Run the supervisor until an action, started at the same time, ends and stops it."""
     running = asyncio.create_task(of.run())
     try:
         await during()
@@ -53,7 +53,7 @@ async def run_while(of: Supervisor, during: Callable[[], Awaitable[None]]) -> Ru
 
 @contextmanager
 def run_folder(root: Path) -> Iterator[RunFolder]:
-    """A folder for a run, none of whose processes may be left at the end."""
+    """Yield a run's folder; check at the end that none of its processes is running."""
     made = RunFolder(root)
     made.root.mkdir()
     yield made

@@ -1,4 +1,4 @@
-"""The command line as a person uses it: real processes, exact errors, exit codes, start-up time."""
+"""The command line with real processes: exact errors, exit codes, start-up time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fairlead(*arguments: object, cwd: Path, **environment: str) -> subprocess.Co
 
 @pytest.fixture
 def run_file(tmp_path: Path) -> Path:
-    """A run with sixteen demonstrations and a model that trains in a second."""
+    """Write the file of a run with sixteen demonstrations and a model that trains in a second."""
     lines = [{"prompt": f"say {n % 4}", "completion": f"number {n % 4} ."} for n in range(16)]
     (tmp_path / "demos.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     path = tmp_path / "run.toml"
@@ -63,7 +63,7 @@ def run_file(tmp_path: Path) -> Path:
 def test_version_help_and_start_up_time(tmp_path: Path):
     begun = time.monotonic()
     shown = fairlead("--version", cwd=tmp_path)
-    assert time.monotonic() - begun < 5  # about 0.2 s on an idle machine; others may be at work on this one
+    assert time.monotonic() - begun < 5  # about 0.2 s on an idle machine; this one may be busy
     assert (shown.returncode, shown.stdout) == (0, f"fairlead {__version__}\n")
     helped = fairlead("--help", cwd=tmp_path).stdout
     for verb in ("quickstart", "sft", "reward-model", "ppo", "serve", "score", "status", "report", "plan"):
@@ -71,7 +71,7 @@ def test_version_help_and_start_up_time(tmp_path: Path):
     assert "Examples:\n" in re.sub(r" +\n", "\n", fairlead("sft", "--help", cwd=tmp_path).stdout)
 
 
-def test_the_command_line_imports_nothing_heavy(tmp_path: Path):
+def test_command_line_imports_no_heavy_modules(tmp_path: Path):
     program = (
         "import sys, fairlead.cli.main, fairlead.local.run; "
         "print([name for name in ('torch', 'transformers', 'services', 'trainer') if name in sys.modules])"
@@ -106,7 +106,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: tuple[
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_taken_port_is_told_before_anything_starts(tmp_path: Path, unused_port: int):
+def test_port_in_use_is_reported_before_anything_starts(tmp_path: Path, unused_port: int):
     shown = fairlead("ppo", "--set", f'policy.addresses=["127.0.0.1:{unused_port}"]', cwd=tmp_path)
     assert shown.returncode == 2
     assert shown.stderr == (
@@ -126,12 +126,12 @@ def unused_port() -> object:
         yield taken.getsockname()[1]
 
 
-def test_a_stage_runs_to_its_end_and_leaves_its_traces(run_file: Path):
+def test_stage_runs_to_its_end_and_writes_its_files(run_file: Path):
     shown = fairlead("sft", run_file, "--set", "sft.epochs=2", cwd=run_file.parent, FAIRLEAD_SFT__EPOCHS="7")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith("sft has finished: runs/tiny (seconds ")
     folder = RunFolder(run_file.parent / "runs" / "tiny")
-    # The flag has won over the environment in the child, too.
+    # The flag overrides the environment in the child, too.
     assert load(folder.config).sft.epochs == 2
     now = read_progress(folder.progress)
     assert now is not None
@@ -147,7 +147,7 @@ def test_a_stage_runs_to_its_end_and_leaves_its_traces(run_file: Path):
     assert again.stdout.startswith("sft has already finished; --force runs it again: runs/tiny (seconds ")
 
 
-def test_a_stage_that_fails_passes_its_last_words_and_exit_code_on(run_file: Path):
+def test_failed_stage_passes_on_its_message_and_exit_code(run_file: Path):
     shown = fairlead("sft", run_file, "--set", "data.demonstrations=absent.jsonl", cwd=run_file.parent)
     assert shown.returncode == 2
     last = shown.stderr.splitlines()[-1]
@@ -156,7 +156,7 @@ def test_a_stage_that_fails_passes_its_last_words_and_exit_code_on(run_file: Pat
     assert "Traceback" not in shown.stderr
 
 
-def test_ctrl_c_stops_a_stage_and_leaves_nothing(run_file: Path):
+def test_ctrl_c_stops_a_stage_and_all_its_processes(run_file: Path):
     command = [sys.executable, "-m", "fairlead.cli", "sft", str(run_file), "--set", "sft.epochs=1000"]
     started = subprocess.Popen(command, cwd=run_file.parent, stderr=subprocess.PIPE, text=True)
     try:
@@ -194,7 +194,7 @@ def test_ctrl_c_stops_a_stage_and_leaves_nothing(run_file: Path):
             started.stderr.close()
 
 
-def test_serve_becomes_the_service(run_file: Path):
+def test_serve_is_replaced_by_the_service(run_file: Path):
     shown = fairlead(
         *("serve", "reward", "--config", run_file, "--set", "reward.path=nowhere"), cwd=run_file.parent
     )
@@ -204,7 +204,7 @@ def test_serve_becomes_the_service(run_file: Path):
     assert "Traceback" not in shown.stderr
 
 
-def test_quickstart_without_a_checkout_says_so(tmp_path: Path):
+def test_quickstart_without_a_checkout_is_refused(tmp_path: Path):
     packages = tmp_path / "site-packages"
     packages.mkdir()
     (packages / "fairlead").symlink_to(Path(__file__).parents[2] / "fairlead")

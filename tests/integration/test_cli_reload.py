@@ -1,4 +1,4 @@
-"""`fairlead reload` against a real reward process: swaps, canaries, refusals, a watched folder."""
+"""`fairlead reload` with a real reward process: swaps, canaries, refusals, a watched folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def reload(*arguments: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_a_running_service_gets_another_model(start, tmp_path):
+def test_reload_replaces_the_model_of_a_running_service(start, tmp_path):
     first, second = (tiny_reward_model(tmp_path / name, seed=seed) for seed, name in ((1, "one"), (2, "two")))
     versions = tmp_path / "versions"
     versions.mkdir()

@@ -1,4 +1,4 @@
-"""`fairlead score` and `generate` as a person and a pipe use them, against real services."""
+"""`fairlead score` and `generate` on a terminal and in a pipe, with real services."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Addresses of a reward and a policy service."""
+    """Yield the addresses of a reward and a policy service."""
     folder = tmp_path_factory.mktemp("services")
     start = Starter(folder)
     try:
@@ -56,9 +56,7 @@ def jsonl(*objects: object) -> str:
     return "".join(json.dumps(each) + "\n" for each in objects)
 
 
-def test_scores_come_in_the_order_of_the_lines_and_are_those_of_the_service(
-    services: dict[str, str], tmp_path: Path
-):
+def test_scores_are_in_the_order_of_the_lines_and_equal_the_service(services: dict[str, str], tmp_path: Path):
     given = [{"prompt": f"w{n % 7} w2", "response": f"w{n % 5} w{n % 3}", "id": n} for n in range(150)]
     (tmp_path / "in.jsonl").write_text(jsonl(*given))
     shown = fairlead(
@@ -75,15 +73,13 @@ def test_scores_come_in_the_order_of_the_lines_and_are_those_of_the_service(
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.jsonl"]
 
 
-def test_several_responses_of_a_line_are_scored_and_the_best_is_named(
-    services: dict[str, str], tmp_path: Path
-):
+def test_responses_of_a_line_are_scored_and_the_best_is_marked(services: dict[str, str], tmp_path: Path):
     given = jsonl(
         {"prompt": "w1", "responses": ["w3", "w5 w6", "w9"]},
         {"prompt": [{"role": "user", "content": "w1"}], "responses": [{"text": "w3"}, {"text": ""}]},
     )
     shown = fairlead("score", "--address", services["reward"], cwd=tmp_path, given=given)
-    if shown.returncode:  # this tokenizer has no chat template; the service says so, and of which line
+    if shown.returncode:  # this tokenizer has no chat template; the error names the line
         assert shown.stderr.startswith("error: stdin:2: ")
         shown = fairlead(
             "score", "--address", services["reward"], cwd=tmp_path, given=given.splitlines()[0] + "\n"
@@ -95,9 +91,7 @@ def test_several_responses_of_a_line_are_scored_and_the_best_is_named(
     assert scores[first["best"]] == max(scores)  # type: ignore[call-overload]
 
 
-def test_what_the_policy_generates_goes_straight_to_the_reward_model(
-    services: dict[str, str], tmp_path: Path
-):
+def test_generate_pipes_into_score(services: dict[str, str], tmp_path: Path):
     asked = ("generate", "w1 w2", "w5", "--address", services["policy"], "--n", 3, "--max-new-tokens", 6)
     answers = fairlead(*asked, cwd=tmp_path)
     assert answers.returncode == 0, answers.stderr
@@ -113,7 +107,7 @@ def test_what_the_policy_generates_goes_straight_to_the_reward_model(
     assert [len(line["scores"]) for line in lines(scored.stdout)] == [3, 3]  # type: ignore[arg-type]
 
 
-def test_the_same_prompt_twice_gets_two_answers_and_flags_reach_the_sampler(
+def test_equal_prompts_get_different_answers_and_flags_reach_the_sampler(
     services: dict[str, str], tmp_path: Path
 ):
     (tmp_path / "prompts.txt").write_text("w1 w2\nw1 w2\n")
@@ -153,7 +147,7 @@ def test_the_same_prompt_twice_gets_two_answers_and_flags_reach_the_sampler(
         ("", ("x.txt", "--response", "w1"), "--response: got it with a file or --text"),
     ],
 )
-def test_a_bad_line_is_named_and_no_file_is_left(
+def test_bad_line_is_named_and_no_file_is_written(
     services: dict[str, str], tmp_path: Path, given: str, flags: tuple[str, ...], error: str
 ):
     shown = fairlead(
@@ -166,7 +160,7 @@ def test_a_bad_line_is_named_and_no_file_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_service_that_is_not_there_is_exit_code_1(tmp_path: Path):
+def test_unreachable_service_gives_exit_code_1(tmp_path: Path):
     nowhere = free_address()
     shown = fairlead(
         *("score", "--response", "w1", "--address", nowhere, "--timeout-seconds", 2), cwd=tmp_path
@@ -176,9 +170,7 @@ def test_a_service_that_is_not_there_is_exit_code_1(tmp_path: Path):
     assert "Traceback" not in shown.stderr
 
 
-def test_results_do_not_wait_for_the_end_of_a_pipe_and_ctrl_c_ends_it(
-    services: dict[str, str], tmp_path: Path
-):
+def test_results_are_written_before_the_pipe_ends_and_ctrl_c_stops(services: dict[str, str], tmp_path: Path):
     command = [sys.executable, "-m", "fairlead.cli", "score", "--address", services["reward"]]
     with subprocess.Popen(
         [*command, "--batch-size", "1"],
@@ -192,7 +184,7 @@ def test_results_do_not_wait_for_the_end_of_a_pipe_and_ctrl_c_ends_it(
         assert started.stdout is not None
         started.stdin.write(jsonl({"prompt": "w1", "response": "w2"}))
         started.stdin.flush()
-        # The writer is still there; what it has written so far is scored.
+        # The writer is still running; the lines that it has written are scored.
         assert json.loads(started.stdout.readline())["response"] == "w2"
         begun = time.monotonic()
         os.kill(started.pid, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The wheel as a user installs it: all of it is there, and without torch it scores against a service."""
+"""The wheel in a clean environment: it is complete, and without torch it scores with a running service."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def light(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of an environment with the wheel and what it asks for, and nothing else."""
+    """Return the program folder of an environment with only the wheel and its required dependencies."""
     folder = tmp_path_factory.mktemp("light")
     venv.create(folder, with_pip=True)
     pip(folder / "bin" / "python", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel)
@@ -53,7 +53,7 @@ def light(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a reward service of this environment, which has torch."""
+    """Yield the address of a reward service of this environment, which has torch."""
     folder = tmp_path_factory.mktemp("reward")
     start = Starter(folder)
     try:
@@ -77,7 +77,7 @@ def run(*command: object, cwd: Path, given: str = "") -> subprocess.CompletedPro
     )
 
 
-def test_everything_of_the_packages_is_in_the_wheel(wheel: Path):
+def test_wheel_contains_all_tracked_package_files(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
@@ -92,11 +92,11 @@ def test_everything_of_the_packages_is_in_the_wheel(wheel: Path):
     assert [path for path in tracked if path not in names] == []
     kinds = {Path(path).suffix or Path(path).name for path in tracked}
     assert {".py", ".pyi", ".lua", ".j2", ".typed"} <= kinds
-    # And nothing else: no tests, no examples, no caches.
+    # No other files: no tests, no examples, no caches.
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == set(PACKAGES)
 
 
-def test_a_light_install_has_no_torch_and_names_its_version(light: Path, tmp_path: Path):
+def test_light_install_has_no_torch_and_shows_its_version(light: Path, tmp_path: Path):
     assert run(light / "python", "-c", "import torch", cwd=tmp_path).returncode == 1
     assert run(light / "fairlead", "--version", cwd=tmp_path).stdout == f"fairlead {fairlead.__version__}\n"
     assert run(light / "fairlead", "--help", cwd=tmp_path).returncode == 0
@@ -106,7 +106,7 @@ def test_a_light_install_has_no_torch_and_names_its_version(light: Path, tmp_pat
     )
     shown = run(light / "python", "-c", program, cwd=tmp_path)
     assert shown.stdout == f"['fairlead-rlhf'] {fairlead.__version__}\n"
-    # What a worker and a client import is there; Lua among it.
+    # The modules that a worker and a client need can be imported, and the Lua scripts are there.
     program = (
         "import services.rollout_worker.worker, services.runtime.server\n"
         "import fairlead.clients, fairlead.local.run\n"
@@ -119,7 +119,7 @@ def test_a_light_install_has_no_torch_and_names_its_version(light: Path, tmp_pat
     assert int(shown.stdout) == lua
 
 
-def test_a_light_install_scores_against_a_running_service(light: Path, reward: str, tmp_path: Path):
+def test_light_install_scores_with_a_running_service(light: Path, reward: str, tmp_path: Path):
     given = [{"prompt": "w1 w2", "response": f"w{n} w3"} for n in range(20)]
     lines = "".join(json.dumps(line) + "\n" for line in given)
     shown = run(light / "fairlead", "score", "--address", reward, cwd=tmp_path, given=lines)
@@ -142,7 +142,7 @@ def test_a_light_install_scores_against_a_running_service(light: Path, reward: s
     assert (int(vocabulary), torch) == (60, "False")
 
 
-def test_a_light_install_plans_and_says_what_heavier_work_needs(light: Path, tmp_path: Path):
+def test_light_install_plans_and_names_missing_extras(light: Path, tmp_path: Path):
     model = tiny_causal_lm(tmp_path / "model")
     flags = ("--set", f"policy.path={model}", "--set", f"model.path={model}", "--json")
     shown = run(light / "fairlead", "plan", *flags, cwd=tmp_path)

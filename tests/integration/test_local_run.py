@@ -1,4 +1,4 @@
-"""The supervisor over small real processes: what is started again, and what ends the run with which words."""
+"""The supervisor with small real processes: which exits lead to a restart, and which end the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
         yield made
 
 
-async def test_what_dies_is_started_again_with_growing_delays(folder: RunFolder, tmp_path: Path):
+async def test_dead_process_is_restarted_with_growing_delays(folder: RunFolder, tmp_path: Path):
     starts = tmp_path / "starts"
     fails_three_times = """
         import pathlib, sys, time
@@ -61,7 +61,7 @@ async def test_what_dies_is_started_again_with_growing_delays(folder: RunFolder,
     assert log.count("oh dear") == 3
 
 
-async def test_a_killed_process_comes_back_and_the_run_finishes(folder: RunFolder, tmp_path: Path):
+async def test_killed_process_is_restarted_and_the_run_finishes(folder: RunFolder, tmp_path: Path):
     go = tmp_path / "go"
     waits = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)"
     run = supervisor(folder, child("service", FOREVER), child("main", waits, go, is_main=True))
@@ -88,7 +88,7 @@ async def test_a_killed_process_comes_back_and_the_run_finishes(folder: RunFolde
         (3, "another trainer took over this run (reward.path: got 'x', allowed: a model)"),
     ],
 )
-async def test_some_exit_codes_stop_the_run_with_the_last_words(folder: RunFolder, code: int, message: str):
+async def test_final_exit_codes_stop_the_run_with_the_last_line(folder: RunFolder, code: int, message: str):
     says = f"""
         import sys
         print("loading")
@@ -101,7 +101,7 @@ async def test_some_exit_codes_stop_the_run_with_the_last_words(folder: RunFolde
 
 
 @pytest.mark.parametrize("is_main", [True, False])
-async def test_who_stalls_is_started_again_and_the_main_process_once_in_a_row(
+async def test_stalled_process_is_restarted_and_the_main_process_once(
     folder: RunFolder, tmp_path: Path, is_main: bool
 ):
     starts = tmp_path / "starts"
@@ -127,7 +127,7 @@ async def test_who_stalls_is_started_again_and_the_main_process_once_in_a_row(
     assert process(run, "one").starts == (2 if is_main else 4)
 
 
-async def test_who_answers_nothing_any_more_is_killed_and_started_again(folder: RunFolder):
+async def test_hung_process_is_killed_and_restarted(folder: RunFolder):
     async def ready() -> bool:
         return True
 
@@ -154,25 +154,25 @@ async def test_who_answers_nothing_any_more_is_killed_and_started_again(folder: 
     assert process(run, "service").restarts == 1
 
 
-async def test_the_message_of_a_json_line_is_the_last_word(folder: RunFolder):
+async def test_last_log_line_is_the_message_of_a_json_line(folder: RunFolder):
     line = json.dumps({"level": "error", "message": "it broke", "exception": "Traceback\nValueError: no"})
     spec = child("sft", f"import sys; print({line!r}); print(); sys.exit(1)", is_main=True, restarts=False)
     assert await supervisor(folder, spec).run() == RunOutcome(1, "sft: it broke: ValueError: no")
 
 
-async def test_a_stage_that_a_stranger_stopped_has_not_succeeded(folder: RunFolder):
+async def test_stage_stopped_from_outside_has_not_succeeded(folder: RunFolder):
     spec = child("sft", "", is_main=True, restarts=False)
     outcome = await supervisor(folder, spec, finished=lambda: False).run()
     assert outcome == RunOutcome(1, "sft was stopped before it finished")
 
 
-async def test_a_stage_that_is_killed_ends_as_a_shell_would_say(folder: RunFolder):
+async def test_killed_stage_exits_with_the_code_of_a_shell(folder: RunFolder):
     suicide = "import os, signal; print('working', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     outcome = await supervisor(folder, child("sft", suicide, is_main=True, restarts=False)).run()
     assert outcome == RunOutcome(137, "sft: killed by SIGKILL")
 
 
-async def test_a_process_that_never_was_ready_is_given_up_soon(folder: RunFolder):
+async def test_process_that_was_never_ready_gets_few_restarts(folder: RunFolder):
     async def never() -> bool:
         return False
 
@@ -189,13 +189,13 @@ async def test_a_process_that_never_was_ready_is_given_up_soon(folder: RunFolder
     )
 
 
-async def test_restarts_are_counted_out(folder: RunFolder):
+async def test_restarts_are_limited(folder: RunFolder):
     run = supervisor(folder, child("a", "raise SystemExit(1)"), child("main", FOREVER), max_restarts=1)
     outcome = await run.run()
     assert outcome.message.startswith("a died 2 times in a row (exit code 1);")
 
 
-async def test_a_process_that_is_not_ready_in_time_is_named(folder: RunFolder):
+async def test_process_that_is_not_ready_in_time_is_named(folder: RunFolder):
     async def never() -> bool:
         return False
 
@@ -218,9 +218,7 @@ async def test_a_process_that_is_not_ready_in_time_is_named(folder: RunFolder):
     )
 
 
-async def test_success_of_the_main_process_counts_only_when_the_work_is_done(
-    folder: RunFolder, tmp_path: Path
-):
+async def test_exit_code_0_of_the_main_process_counts_only_if_finished(folder: RunFolder, tmp_path: Path):
     done = tmp_path / "done"
     run = supervisor(
         folder,
@@ -236,7 +234,7 @@ async def test_success_of_the_main_process_counts_only_when_the_work_is_done(
     assert process(run, "main").starts == 2
 
 
-async def test_a_program_that_does_not_exist_is_told(folder: RunFolder):
+async def test_missing_program_is_reported(folder: RunFolder):
     spec = ProcessSpec(name="valkey", command=("/no/such/server",), restarts=False)
     assert await supervisor(folder, spec).run() == RunOutcome(
         1, "valkey: /no/such/server: No such file or directory"

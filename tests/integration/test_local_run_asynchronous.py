@@ -1,4 +1,4 @@
-"""`fairlead ppo` with `max_staleness = 1` through real processes: the bound holds, nothing is lost."""
+"""`fairlead ppo` with `max_staleness = 1` and real processes: the limit holds, no task is lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.ppo.task_records import read_journal
 
 
 @pytest.mark.slow  # all six processes start
-def test_an_asynchronous_run_keeps_its_bound_and_counts_every_task_once(tmp_path: Path):
+def test_asynchronous_run_keeps_the_staleness_limit_and_counts_every_task_once(tmp_path: Path):
     file = make(tmp_path, updates=6, max_staleness=1)
     with started(file) as run:
         code, said = run.finish()
@@ -27,7 +27,7 @@ def test_an_asynchronous_run_keeps_its_bound_and_counts_every_task_once(tmp_path
         assert set(ages) == {0, 1}
         assert len(ages) == 48  # nothing was dropped
         lines = [json.loads(line) for line in run.folder.metrics("ppo").read_text().splitlines()]
-        # The first batch cannot be stale; what is not is held to the recorded log-probs.
+        # The first batch cannot be stale; fresh rollouts must match the recorded log-probs.
         assert lines[0]["staleness_max"] == 0
         assert lines[0]["mismatch_max"] < 1e-5
         assert max(line["staleness_max"] for line in lines) == 1

@@ -1,4 +1,4 @@
-"""A run whose models cannot be used says so in one line and stops; mended, the same command finishes it."""
+"""A run with an unusable model reports it in one line and stops; after a fix the same command finishes it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tests.integration.ppo_run import check, make, started
 
 
 def custom_code(folder: Path) -> None:
-    """The reward model reads its score with code of its own."""
+    """Make the reward model require its own code."""
     settings = json.loads((folder / "reward" / "config.json").read_text())
     settings["architectures"] = ["LlamaForRewardModelWithGating"]
     (folder / "reward" / "config.json").write_text(json.dumps(settings))
 
 
 def too_many_tokens(folder: Path) -> None:
-    """The policy's tokenizer knows a word that its embedding has no row for."""
+    """Add a token to the policy's tokenizer for which its embedding has no row."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
     tokenizer.add_tokens(["w56"])
     tokenizer.save_pretrained(folder / "policy")
 
 
 def cut_off(folder: Path) -> None:
-    """Half of the reference is missing."""
+    """Remove half of the reference model's weights."""
     weights = folder / "policy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
 
@@ -41,7 +41,7 @@ def cut_off(folder: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_model_that_cannot_be_used_stops_the_run_until_it_is_mended(tmp_path: Path, damage, says):
+def test_unusable_model_stops_the_run_until_it_is_fixed(tmp_path: Path, damage, says):
     file = make(tmp_path, updates=2)
     good = {path: path.read_bytes() for path in tmp_path.glob("*/*") if path.is_file()}
     damage(tmp_path)

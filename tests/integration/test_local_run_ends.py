@@ -1,4 +1,4 @@
-"""The supervisor over small real processes: the order in which they end, and what nobody leaves behind."""
+"""The supervisor with small real processes: the order in which they end, and that none keeps running."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fairlead.local.run_files import MARK, RunLock, read_pids, running_pids, wri
 from tests.integration.supervised import FOREVER, child, lines, process, run_folder, run_while, supervisor
 from tests.waiting import until
 
-# Notes when it is told to stop and when it has ended; takes `slow` seconds to drain.
+# Notes SIGTERM and its end; takes `slow` seconds to drain.
 DRAINS = """
     import signal, sys, time
     name, slow, notes = sys.argv[1], float(sys.argv[2]), sys.argv[3]
@@ -31,7 +31,7 @@ DRAINS = """
         with open(notes, "a") as file:
             file.write(f"{name} {what}\\n")
     def stop(*_):
-        note("told")
+        note("stopped")
         time.sleep(slow)
         note("ended")
         sys.exit(0)
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
         yield made
 
 
-async def test_everything_is_stopped_in_order(folder: RunFolder, tmp_path: Path):
+async def test_processes_are_stopped_in_order(folder: RunFolder, tmp_path: Path):
     notes = tmp_path / "notes"
     ranks = {"valkey": 2, "policy-0": 1, "worker": 0, "trainer": 0}
     specs = [child(name, DRAINS, name, 0.2, notes, drain_rank=rank) for name, rank in ranks.items()]
@@ -61,11 +61,11 @@ async def test_everything_is_stopped_in_order(folder: RunFolder, tmp_path: Path)
     assert await run_while(run, stop) == RunOutcome(130, "stopped")
     said = lines(notes)[4:]
     assert {line.split()[0] for line in said[:4]} == {"worker", "trainer"}
-    assert said[4:] == ["policy-0 told", "policy-0 ended", "valkey told", "valkey ended"]
+    assert said[4:] == ["policy-0 stopped", "policy-0 ended", "valkey stopped", "valkey ended"]
     assert read_pids(folder.processes) == {}
 
 
-async def test_who_does_not_end_is_killed_with_its_children(folder: RunFolder, tmp_path: Path):
+async def test_process_that_does_not_end_is_killed_with_its_children(folder: RunFolder, tmp_path: Path):
     notes = tmp_path / "notes"
     stubborn = """
         import pathlib, signal, subprocess, sys
@@ -88,14 +88,14 @@ async def test_who_does_not_end_is_killed_with_its_children(folder: RunFolder, t
     await until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
-async def test_a_second_stop_does_not_wait(folder: RunFolder, tmp_path: Path):
+async def test_second_stop_kills_immediately(folder: RunFolder, tmp_path: Path):
     notes = tmp_path / "notes"
     run = supervisor(folder, child("slow", DRAINS, "slow", 60, notes), drain_seconds=60.0)
 
     async def stop_twice() -> None:
         await until(lambda: "slow up" in lines(notes))
         run.stop(RunOutcome(130, "stopped"))
-        await until(lambda: "slow told" in lines(notes))
+        await until(lambda: "slow stopped" in lines(notes))
         run.stop(RunOutcome(1, "the first reason stays"))
 
     begun = time.monotonic()
@@ -103,7 +103,7 @@ async def test_a_second_stop_does_not_wait(folder: RunFolder, tmp_path: Path):
     assert time.monotonic() - begun < 20
 
 
-async def test_the_table_is_name_to_pid_of_what_lives(folder: RunFolder):
+async def test_processes_file_has_the_pids_of_live_processes(folder: RunFolder):
     run = supervisor(
         folder,
         child("a", FOREVER),
@@ -126,7 +126,7 @@ async def test_the_table_is_name_to_pid_of_what_lives(folder: RunFolder):
     assert json.loads(folder.processes.read_text()) == {}
 
 
-def test_what_an_earlier_supervisor_left_is_ended_and_strangers_are_not(folder: RunFolder):
+def test_stale_processes_are_ended_and_foreign_ones_are_not(folder: RunFolder):
     mark = {MARK: str(folder.root.absolute())}
     left = subprocess.Popen([sys.executable, "-c", FOREVER], env=os.environ | mark, start_new_session=True)
     stranger = subprocess.Popen([sys.executable, "-c", FOREVER], start_new_session=True)
@@ -145,7 +145,7 @@ def test_what_an_earlier_supervisor_left_is_ended_and_strangers_are_not(folder: 
             started.wait()
 
 
-def test_children_die_with_a_supervisor_that_is_killed(folder: RunFolder, tmp_path: Path):
+def test_children_die_with_a_killed_supervisor(folder: RunFolder, tmp_path: Path):
     program = f"""
         import asyncio, os, pathlib, sys
         from fairlead.config import RunFolder
@@ -161,7 +161,7 @@ def test_children_die_with_a_supervisor_that_is_killed(folder: RunFolder, tmp_pa
     try:
         deadline = time.monotonic() + 20
         alive: list[psutil.Process] = []
-        # Past the launcher, which looks for itself whether the supervisor lives.
+        # After the launcher, which itself checks that the supervisor is alive.
         while len(alive) < 3 or any("launch.py" in " ".join(one.cmdline()) for one in alive):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -176,7 +176,7 @@ def test_children_die_with_a_supervisor_that_is_killed(folder: RunFolder, tmp_pa
         started.wait()
 
 
-def test_a_second_supervisor_on_a_run_is_refused(folder: RunFolder):
+def test_second_supervisor_is_refused(folder: RunFolder):
     with RunLock(folder):
         with pytest.raises(ProcessFailed) as caught, RunLock(folder):
             pass

@@ -1,4 +1,4 @@
-"""`fairlead ppo` with `[ppo.lora]` through real processes: adapters go round, and everyone agrees on them."""
+"""`fairlead ppo` with `[ppo.lora]` and real processes: adapters are published and all services use them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.integration.ppo_run import check, make, started
 LORA = ("rank=4", "alpha=8", "target_modules=['q_proj','v_proj']")
 
 
-def test_three_updates_of_adapters_alone(tmp_path: Path):
+def test_three_updates_with_adapters_only(tmp_path: Path):
     file = make(tmp_path, updates=3)
     flags = [f"ppo.lora.{setting}" for setting in LORA] + ["ppo.learning_rate=1e-2"]
     with started(file, *(part for flag in flags for part in ("--set", flag))) as run:
@@ -27,7 +27,7 @@ def test_three_updates_of_adapters_alone(tmp_path: Path):
     lines = [json.loads(line) for line in run.folder.metrics("ppo").read_text().splitlines()]
     assert max(line["mismatch_max"] for line in lines) < 1e-5
     assert abs(lines[0]["kl"]) < 1e-4  # the reference is the base
-    assert abs(lines[2]["kl"]) > 1e-4  # and the policy has left it
+    assert abs(lines[2]["kl"]) > 1e-4  # and the policy has changed
     store = FilesystemWeightStore(run.folder.weights)
     assert [version.update for version in store.versions()] == [1, 2, 3]
     base = tmp_path / "policy"

@@ -32,8 +32,8 @@ def test_a_run_from_start_to_end_leaves_what_it_should(tmp_path: Path):
         password = next(line.split()[1] for line in written.splitlines() if line.startswith("requirepass "))
         assert password not in config + said + run.words()
     with started(file) as run:
-        told = run.process.communicate(timeout=30)[0]
-        assert told.startswith(
+        printed = run.process.communicate(timeout=30)[0]
+        assert printed.startswith(
             "ppo has already finished; --force runs it again: runs/tiny (updates 3, episodes 24, "
         )
-        assert "tasks lost 0, tasks duplicated 0, dead letters 0" in told
+        assert "tasks lost 0, tasks duplicated 0, dead letters 0" in printed

@@ -41,7 +41,7 @@ SMALLER = {
 
 
 def foreign_reward_model(folder: Path) -> Path:
-    """As the hub has them: Qwen3, one label, a tokenizer of its own, no bias of ours."""
+    """Make a reward model like those of the hub: Qwen3, one label, another tokenizer, no extra bias."""
     architectures.reward_model("qwen3", folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["parcel", "lamp"])
@@ -53,7 +53,7 @@ def foreign_reward_model(folder: Path) -> Path:
 
 
 @pytest.mark.slow  # all six processes start, and two more
-def test_a_run_on_two_tokenizers(tmp_path: Path):
+def test_run_with_two_tokenizers(tmp_path: Path):
     tokenizer = AutoTokenizer.from_pretrained(architectures.causal_lm("qwen2", tmp_path / "policy"))
     foreign_reward_model(tmp_path / "reward")
     questions = [f"where is parcel {number} ?" for number in range(30)]
@@ -72,7 +72,7 @@ def test_a_run_on_two_tokenizers(tmp_path: Path):
         assert "answers are scored as text" in run.folder.log("rollout-worker-0").read_text()
         config = load(run.folder.config)
 
-    # Every score is that of the turns and the answer's text in the reward model's own template.
+    # Every score is that of the turns and the answer in the reward model's own template.
     section = RewardSection(device="cpu", dtype="bfloat16")
     scorer = RewardScorer(str(tmp_path / "reward"), section)
     asked = {

@@ -1,4 +1,4 @@
-"""A whole run over mutual TLS and with API keys, weights over gRPC included: no service speaks plain text."""
+"""A whole run with mutual TLS, API keys and weights over gRPC: no service accepts plain text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ONCE = RetryPolicy(max_attempts=1)
 
 
 async def asked_for_weights(address: str, *, tls: TlsSection | None, api_key: str) -> grpc.StatusCode:
-    """What the weights service, or a policy replica that relays, says to one who wants a shard."""
+    """Request a shard from the weights service, or from a policy replica that relays it."""
     who = Credentials([address], api_key=api_key, tls=tls)
     async with who.channel(address, ()) as channel:
         request = pb.FetchShardRequest(shard="none.safetensors")
@@ -41,7 +41,7 @@ async def asked_for_weights(address: str, *, tls: TlsSection | None, api_key: st
 
 
 @pytest.mark.slow
-def test_a_run_over_tls_with_keys(tmp_path: Path, monkeypatch):
+def test_run_over_tls_with_keys(tmp_path: Path, monkeypatch):
     authority = Authority(tmp_path)
     certificate, key = authority.issue("run")
     file = make(tmp_path, updates=40)
@@ -96,7 +96,7 @@ def test_a_run_over_tls_with_keys(tmp_path: Path, monkeypatch):
         code, said = run.finish()
         assert code == 0, said + run.words()
         check(run.folder)
-        # The key is in no log and no file of the run.
+        # No log and no file of the run contains the key.
         secret = api_key.rpartition("_")[2]
         written = said + run.words() + run.folder.config.read_text()
         assert secret not in written

@@ -39,7 +39,7 @@ from tests.unit.services.runtime.keys_world import Keys as Keyfile
 
 pytestmark = needs_kubectl
 
-# Valkey's image brings it, the wheel that tests use does not.
+# Valkey's image has this program; the wheel that tests use does not.
 _CLIENT = f"""#!{sys.executable}
 import os, redis, sys
 print(redis.Redis(port=int(os.environ["PORT"]), password=os.environ["REDISCLI_AUTH"]).ping() and "PONG")
@@ -50,20 +50,20 @@ PASSWORDS = {"password": "p" * 16, "keda-username": "keda", "keda-password": "k"
 
 @dataclass
 class Node:
-    """Runs pods."""
+    """Runs the containers of pods as processes of this machine."""
 
     root: Path
     objects: list[Manifest]
     ports: dict[str, int] = field(default_factory=dict)
-    """By what stands for them in the manifests."""
+    """Replacements on this machine by the text in the manifests."""
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     secrets: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """What a person makes: the files of each."""
+    """Files of the Secrets that a person creates."""
     encrypted: bool = False
-    """Whether what they serve is behind TLS."""
+    """Whether the services use TLS."""
 
     def start(self, name: str) -> None:
-        """The container of a process."""
+        """Return the container of a process."""
         template = templates(self.objects)[name]
         found = container(template)
         command = [self.here(part, name) for part in (*found.get("command", ()), *found.get("args", ()))]
@@ -77,7 +77,7 @@ class Node:
             )
 
     def mount(self, name: str, template: Manifest) -> None:
-        """Makes the folders of a pod, with the files of its ConfigMaps and Secrets."""
+        """Create the folders of a pod, with the files of its ConfigMaps and Secrets."""
         volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
         for mount in container(template)["volumeMounts"]:
             folder = Path(self.here(mount["mountPath"], name))
@@ -90,7 +90,7 @@ class Node:
                 (folder / file).write_bytes(content)
 
     def environment(self, name: str, found: dict[str, Any]) -> dict[str, str]:
-        """What the container gets, and nothing of this machine but where its programs are."""
+        """Return the environment of the container; of this machine's it has only what finds programs."""
         values: dict[str, str] = {}
         for source in found.get("envFrom", ()):
             if "secretRef" in source:
@@ -106,7 +106,7 @@ class Node:
         return here | {"PATH": path, "HF_HUB_OFFLINE": "1", "PORT": str(self.ports["6379"])}
 
     def here(self, text: str, name: str) -> str:
-        """A text of a pod with this machine's paths, names and ports."""
+        """Return a text of a pod with this machine's paths, names and ports."""
 
         def folder(match: re.Match[str]) -> str:
             return f"{self.root}/{'volume' if match[0] == '/fairlead' else name}{match[0]}"
@@ -121,7 +121,7 @@ class Node:
         return str(self.ports[name]) if text == "9090" else text.replace("0.0.0.0", "127.0.0.1")
 
     async def passes(self, name: str, probe: dict[str, Any]) -> bool:
-        """Whether a probe, as it is written, says yes."""
+        """Return whether a probe of the manifest succeeds."""
         if "grpc" in probe:
             address = f"127.0.0.1:{self.ports[str(probe['grpc']['port'])]}"
             request = health_pb2.HealthCheckRequest(service=probe["grpc"].get("service", ""))
@@ -141,9 +141,9 @@ class Node:
         return await done.wait() == 0
 
     async def until(self, name: str, *kinds: str, seconds: float = 240.0) -> None:
-        """Waits until probes of a process say yes."""
+        """Wait until probes of a process succeed."""
         wanted = {kind: probe for kind, probe in probes(templates(self.objects)[name]) if kind in kinds}
-        # With TLS nothing waits for a start.
+        # With TLS there is no startup probe.
         assert set(wanted) == set(kinds) - (set() if "startupProbe" in wanted else {"startupProbe"})
         deadline = time.monotonic() + seconds
         for kind, probe in wanted.items():
@@ -153,11 +153,11 @@ class Node:
                 await asyncio.sleep(0.1)
 
     def log(self, name: str) -> str:
-        """The end of what a process wrote."""
+        """Return the end of a process's output."""
         return (self.root / f"{name}.log").read_text(errors="replace")[-2000:]
 
     def stop(self, name: str) -> int:
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM and return the exit code."""
         self.running[name].send_signal(signal.SIGTERM)
         return self.running[name].wait(60)
 
@@ -185,7 +185,7 @@ async def _connects(port: int) -> bool:
 
 
 def _secrets(folder: Path) -> dict[str, dict[str, bytes]]:
-    """As docs/security.md has them made."""
+    """Create the Secrets as docs/security.md describes."""
     folder.mkdir()
     authority = Authority(folder)
     certificate, key = authority.issue("tls")
@@ -225,15 +225,15 @@ def node(tmp_path: Path, request) -> Iterator[Node]:
         process.wait()
 
 
-# Six processes, four of them with torch: on a busy machine most of it is waiting for cores.
+# Six processes, four of them with torch: on a busy machine most of the time is spent waiting for cores.
 @pytest.mark.timeout(400)
-async def test_the_pods_of_a_run_start_are_healthy_and_do_the_run(node: Node):
+async def test_pods_of_a_run_start_become_healthy_and_complete_it(node: Node):
     names = ("files", "redis", "reward", "reference", "policy", "gateway", "rollout-worker")
     for name in names:
         node.start(name)
     await node.until("files", "readinessProbe")
     await node.until("redis", "startupProbe", "livenessProbe", "readinessProbe")
-    # Loaded and alive, but not ready: it has no weights while there is no trainer.
+    # Loaded and alive, but not ready: without a trainer it has no weights.
     await node.until("policy", "startupProbe", "livenessProbe")
     ready = dict(probes(templates(node.objects)["policy"]))["readinessProbe"]
     assert not await node.passes("policy", ready)
@@ -257,7 +257,7 @@ async def test_the_pods_of_a_run_start_are_healthy_and_do_the_run(node: Node):
 
 
 def _scored_indices(node: Node) -> list[int]:
-    """Of two responses that the gateway has scored, as a caller who shows what the run asks for."""
+    """Return the scores of two responses from the gateway, with the credentials that the run requires."""
     key = node.secrets["fairlead-api-key"]["FAIRLEAD_API_KEY"].decode()
     authority = node.secrets["fairlead-tls"]["ca.crt"].decode()
     address, body = f"127.0.0.1:{node.ports['8080']}", {"prompt": "a", "responses": ["b", "c"]}
@@ -267,14 +267,14 @@ def _scored_indices(node: Node) -> list[int]:
 
 
 def _keda_sees_the_queue_and_nothing_else(node: Node) -> None:
-    """The user that components/keda makes can ask what its scaler asks, and no more."""
+    """Check that the Redis user of components/keda can run the commands of the scaler and no others."""
     user = redis.Redis(
         port=node.ports["6379"], username=PASSWORDS["keda-username"], password=PASSWORDS["keda-password"]
     )
     stream = Keys("tiny").prompts
     assert "redis_version" in user.info()
     (group,) = user.xinfo_groups(stream)
-    assert (group["name"], group["lag"]) == (GROUP.encode(), 0), "the group was made at 0, so lag is known"
+    assert (group["name"], group["lag"]) == (GROUP.encode(), 0), "the group starts at 0, so its lag is known"
     assert user.xpending(stream, GROUP)["pending"] == 0
     for refused in (lambda: user.xrange(stream), lambda: user.delete(stream), lambda: user.xlen("other")):
         with pytest.raises(redis.exceptions.NoPermissionError):

@@ -1,4 +1,4 @@
-"""What the command line says when a light install is asked for heavy work."""
+"""Errors for missing extras, and colours on a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from fairlead.cli import output
 
 
-def test_what_is_missing_is_named_with_the_extra_that_brings_it(
+def test_missing_modules_are_named_with_their_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(output._MODULES, "train", ("json", "no_such_module"))
@@ -28,12 +28,12 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(
 
 
 @pytest.mark.parametrize("extra", sorted(output._MODULES))
-def test_a_whole_install_has_everything(extra: str):
+def test_full_install_has_every_module(extra: str):
     output.need(extra)
 
 
 @pytest.mark.parametrize(("no_color", "shown"), [("1", "error: no"), ("", "\x1b[31merror: no\x1b[0m")])
-def test_a_terminal_shows_colours_unless_they_are_forbidden(no_color: str, shown: str):
+def test_terminal_shows_colours_unless_no_color_is_set(no_color: str, shown: str):
     mine, theirs = pty.openpty()
     program = "from fairlead.cli.output import fail; fail('no')"
     environment = os.environ | {"NO_COLOR": no_color, "TERM": "xterm"}

@@ -1,4 +1,4 @@
-"""The plan of a run on one machine: processes, addresses, environment, and refusals before any start."""
+"""The plan of a run on one machine: processes, addresses, environment, and errors before any start."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plan(**overrides: object) -> dict[str, ProcessSpec]:
     return {spec.name: spec for spec in specs}
 
 
-def test_a_run_has_every_process_and_every_replica():
+def test_plan_has_every_process_and_replica():
     specs = plan(policy__replicas=2, rollout_worker__replicas=3)
     assert list(specs) == [
         *("valkey", "trainer", "policy-0", "policy-1", "reward-0", "reference-0"),
@@ -43,17 +43,17 @@ def test_a_run_has_every_process_and_every_replica():
     assert specs["rollout-worker-2"].command[1:] == ("-m", "services.rollout_worker", "--config", "run.toml")
 
 
-def test_who_asks_is_stopped_before_who_answers_and_the_queue_last():
+def test_drain_order_is_clients_services_queue():
     ranks = {name: spec.drain_rank for name, spec in plan().items()}
     assert ranks["trainer"] == ranks["rollout-worker-0"]
     assert ranks["trainer"] < ranks["policy-0"] == ranks["reward-0"] == ranks["reference-0"] < ranks["valkey"]
 
 
-def test_everybody_is_told_the_same_addresses_and_each_replica_its_own():
+def test_processes_share_addresses_and_each_replica_has_its_bind():
     specs = plan(policy__replicas=2)
-    told = {spec.environment["FAIRLEAD_POLICY__ADDRESSES"] for spec in specs.values() if spec is not VALKEY}
-    assert len(told) == 1
-    addresses = json.loads(told.pop())
+    values = {spec.environment["FAIRLEAD_POLICY__ADDRESSES"] for spec in specs.values() if spec is not VALKEY}
+    assert len(values) == 1
+    addresses = json.loads(values.pop())
     assert len(set(addresses)) == 2
     assert [specs[f"policy-{index}"].environment["FAIRLEAD_POLICY__BIND"] for index in (0, 1)] == addresses
     assert specs["policy-1"].probe == GrpcHealth(addresses[1])
@@ -66,7 +66,7 @@ def test_everybody_is_told_the_same_addresses_and_each_replica_its_own():
     )
 
 
-def test_children_can_be_started_from_what_they_are_told(monkeypatch: pytest.MonkeyPatch):
+def test_children_can_load_their_configuration(monkeypatch: pytest.MonkeyPatch):
     for name, value in plan()["reward-0"].environment.items():
         monkeypatch.setenv(name, value)
     config = load()
@@ -74,7 +74,7 @@ def test_children_can_be_started_from_what_they_are_told(monkeypatch: pytest.Mon
     assert config.observe.metrics_port > 0
 
 
-def test_a_policy_is_given_time_from_the_first_weights_on():
+def test_policy_readiness_timeout_starts_after_the_trainer_is_ready():
     assert plan()["policy-0"].ready_after == ("trainer",)
     assert plan(policy__serve_initial=True)["policy-0"].ready_after == ()
     assert plan()["reward-0"].ready_after == ()
@@ -90,30 +90,30 @@ def test_configured_addresses_are_used():
     assert spec.probe == GrpcHealth(f"127.0.0.1:{port}")
 
 
-def test_replicas_that_join_later_have_addresses_that_clients_know_from_the_start():
+def test_clients_know_the_addresses_of_later_replicas():
     first, later = Ports().free("test"), Ports().free("test")
     specs = plan(policy__addresses=[f"127.0.0.1:{first}", f"127.0.0.1:{later}"])
     assert "policy-1" not in specs
     assert specs["policy-0"].environment["FAIRLEAD_POLICY__BIND"] == f"127.0.0.1:{first}"
-    told = json.loads(specs["rollout-worker-0"].environment["FAIRLEAD_POLICY__ADDRESSES"])
-    assert told == [f"127.0.0.1:{first}", f"127.0.0.1:{later}"]
+    addresses = json.loads(specs["rollout-worker-0"].environment["FAIRLEAD_POLICY__ADDRESSES"])
+    assert addresses == [f"127.0.0.1:{first}", f"127.0.0.1:{later}"]
 
 
-def test_without_a_shared_volume_there_is_a_weights_service_that_every_policy_is_told():
+def test_grpc_transport_adds_a_weights_service_known_to_policies():
     assert "weights-0" not in plan()
     specs = plan(weights__transport="grpc", policy__replicas=2, weights__cache="caches")
     address = specs["weights-0"].environment["FAIRLEAD_WEIGHTS__BIND"]
     assert specs["weights-0"].command[1:] == ("-m", "services.weights", "--config", "run.toml")
     assert specs["weights-0"].probe == GrpcHealth(address)
-    # It serves on while who asks for weights drains.
+    # It keeps serving while the clients that fetch weights drain.
     assert specs["weights-0"].drain_rank == specs["policy-0"].drain_rank
     policies = [specs["policy-0"].environment, specs["policy-1"].environment]
-    assert {told["FAIRLEAD_WEIGHTS__ADDRESSES"] for told in policies} == {json.dumps([address])}
-    caches = {told["FAIRLEAD_WEIGHTS__CACHE"] for told in policies}
-    assert caches == {f"caches/policy-{told['FAIRLEAD_POLICY__BIND'].split(':')[1]}" for told in policies}
+    assert {policy["FAIRLEAD_WEIGHTS__ADDRESSES"] for policy in policies} == {json.dumps([address])}
+    caches = {policy["FAIRLEAD_WEIGHTS__CACHE"] for policy in policies}
+    assert caches == {f"caches/policy-{policy['FAIRLEAD_POLICY__BIND'].split(':')[1]}" for policy in policies}
 
 
-def test_a_service_elsewhere_is_used_and_not_started():
+def test_service_on_another_machine_is_not_started():
     specs = plan(reward__addresses=["203.0.113.7:5002"], reference__addresses=["dns:///reference:5003"])
     assert "reward-0" not in specs
     assert "reference-0" not in specs
@@ -125,7 +125,7 @@ def test_a_service_elsewhere_is_used_and_not_started():
     ]
 
 
-def test_a_gateway_is_started_when_it_is_asked_for_and_told_its_port():
+def test_configured_gateway_is_started_on_its_port():
     assert not [name for name in plan() if name.startswith("gateway")]
     port = Ports().free("test")
     specs = plan(gateway__replicas=1, gateway__addresses=[f"127.0.0.1:{port}"])
@@ -162,7 +162,7 @@ def test_configured_metrics_ports_follow_one_another():
     assert plan(observe__metrics_port=-1)["trainer"].probe is None
 
 
-def test_a_taken_port_is_told_with_process_and_port():
+def test_port_in_use_is_reported_with_process_and_port():
     with listener() as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError) as caught:
@@ -180,7 +180,7 @@ def test_a_taken_port_is_told_with_process_and_port():
         )
 
 
-def test_a_port_wanted_twice_is_told_with_both_processes():
+def test_port_configured_twice_is_reported_with_both_processes():
     port = Ports().free("test")
     with pytest.raises(ConfigError) as caught:
         plan(policy__addresses=[f"127.0.0.1:{port}"], reward__addresses=[f"127.0.0.1:{port}"])
@@ -212,7 +212,7 @@ def test_addresses_that_do_not_fit_are_refused(overrides: dict[str, object], mes
     assert caught.value.allowed == message
 
 
-def test_free_ports_are_free_and_none_is_given_twice():
+def test_free_ports_are_free_and_distinct():
     ports = Ports()
     given = [ports.free("test") for _ in range(50)]
     assert len(set(given)) == 50
@@ -238,7 +238,7 @@ def test_settings_of_the_environment_do_not_reach_children_but_secrets_do():
     assert chosen["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-def test_a_stage_is_one_process_that_is_not_started_again():
+def test_stage_has_one_process_without_restarts():
     (spec,) = stage_plan("reward_model", config_file=FILE, force=True)
     assert spec.name == "reward-model"
     assert spec.command[1:] == ("-m", "trainer.reward_model", "--config", "run.toml", "--force")

@@ -1,4 +1,4 @@
-"""What `fairlead status` makes of a run's folder: at work, finished, stopped, failed, crashed."""
+"""`fairlead status` of a run that is running, finished, stopped, failed or crashed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FIGURES = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """A run that is at update 12 of 24, in the words of its trainer."""
+    """Return the folder of a run whose trainer has reported update 12 of 24."""
     made = RunFolder(tmp_path / "runs" / "tiny")
     made.logs.mkdir(parents=True)
     made.config.write_text("[ppo]\nbatch_size = 64\nmini_batch_size = 64\n")
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def supervised(
     folder: RunFolder, *, outcome: RunOutcome | None = None, by: psutil.Process | None = None
 ) -> None:
-    """Leaves the record of a supervisor: this process, or one that has gone."""
+    """Write the record of a supervisor: this process, or one that has ended."""
     processes = []
     for name in ("valkey", "trainer", "policy-0"):
         spec = ProcessSpec(name=name, command=(sys.executable,))
@@ -67,7 +67,7 @@ def supervised(
     write_record(folder.supervisor, processes, stage="ppo", started=time.time() - 60, outcome=outcome)
     if by is None:
         entry = json.loads(folder.supervisor.read_text())
-        # The same number, but another process has it now.
+        # The same pid, which another process has now.
         folder.supervisor.write_text(json.dumps(entry | {"pid_created": entry["pid_created"] - 100}))
 
 
@@ -82,7 +82,7 @@ def drawn(found: RunStatus, width: int) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def test_a_run_at_work_says_what_it_does(folder: RunFolder):
+def test_status_of_a_running_run(folder: RunFolder):
     supervised(folder, by=psutil.Process(os.getpid()))
     found = look(folder)
     assert (found.state, found.stage, found.rollouts_per_second) == ("running", "ppo", 32.0)
@@ -109,7 +109,7 @@ def test_a_run_at_work_says_what_it_does(folder: RunFolder):
         ),
     ],
 )
-def test_the_end_of_a_run_is_told_by_its_supervisor(
+def test_state_of_an_ended_run_comes_from_the_supervisor_record(
     folder: RunFolder, outcome: RunOutcome | None, state: str, reason: str
 ):
     supervised(folder, outcome=outcome)
@@ -120,13 +120,13 @@ def test_the_end_of_a_run_is_told_by_its_supervisor(
     assert all(service.pid is None for service in found.services)
 
 
-def test_a_folder_in_which_nothing_ran_is_new(tmp_path: Path):
+def test_empty_folder_is_new(tmp_path: Path):
     found = look(RunFolder(tmp_path))
     assert found.state == "new"
     assert drawn(found, 200) == [f"{tmp_path} · new · no stage has reported progress yet"]
 
 
-def test_a_run_without_a_supervisor_is_told_by_its_progress(folder: RunFolder):
+def test_state_without_a_supervisor_comes_from_progress(folder: RunFolder):
     assert look(folder).state == "unknown"
     entry = json.loads(folder.progress.read_text())
     folder.progress.write_text(json.dumps(entry | {"phase": "done"}))
@@ -136,7 +136,7 @@ def test_a_run_without_a_supervisor_is_told_by_its_progress(folder: RunFolder):
     assert "ppo has finished: updates 24, kl 2" in drawn(found, 100)
 
 
-def test_the_newest_error_of_any_log_is_told(folder: RunFolder):
+def test_newest_error_of_all_logs_is_shown(folder: RunFolder):
     supervised(folder, by=psutil.Process(os.getpid()))
     clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
 
@@ -154,7 +154,7 @@ def test_the_newest_error_of_any_log_is_told(folder: RunFolder):
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 160])
-def test_no_row_of_processes_wraps(folder: RunFolder, width: int):
+def test_process_rows_do_not_wrap(folder: RunFolder, width: int):
     supervised(folder, by=psutil.Process(os.getpid()))
     lines = drawn(look(folder), width)
     assert max(map(len, lines)) <= width
@@ -162,7 +162,7 @@ def test_no_row_of_processes_wraps(folder: RunFolder, width: int):
     assert "update 12 of 24" in lines[0]
 
 
-def test_json_holds_everything_that_is_shown(folder: RunFolder):
+def test_json_contains_everything_that_is_shown(folder: RunFolder):
     supervised(folder, outcome=RunOutcome(1, "trainer died 20 times"))
     entry = json.loads(json.dumps(cli.as_dict(look(folder))))
     assert entry["state"] == "failed"
@@ -171,7 +171,7 @@ def test_json_holds_everything_that_is_shown(folder: RunFolder):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "ppo"}'])
-def test_a_torn_record_is_no_record(tmp_path: Path, text: str):
+def test_damaged_record_is_ignored(tmp_path: Path, text: str):
     path = tmp_path / "supervisor.json"
     assert read_record(path) is None
     path.write_text(text)

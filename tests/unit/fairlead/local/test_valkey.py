@@ -1,4 +1,4 @@
-"""The embedded Valkey: found, set up, protected, stopped."""
+"""The embedded Valkey: finding a binary, setting up, protecting and stopping a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fairlead.errors import ProcessFailed, QueueMisconfigured
 from fairlead.local import valkey
 
 
-def test_it_keeps_its_data_and_lets_nobody_in_without_its_password(tmp_path: Path) -> None:
+def test_server_keeps_its_data_and_requires_the_password(tmp_path: Path) -> None:
     server = valkey.prepare(tmp_path / "redis")
     assert not server.is_ready()
     with valkey.start(server) as process:
@@ -42,8 +42,8 @@ def test_it_keeps_its_data_and_lets_nobody_in_without_its_password(tmp_path: Pat
         client.close()
 
 
-def test_it_stays_known_by_its_environment(tmp_path: Path) -> None:
-    """A supervisor finds what an earlier one left behind by a mark in the environment."""
+def test_server_keeps_its_environment(tmp_path: Path) -> None:
+    """A supervisor recognises the processes of an earlier one by a variable of their environment."""
     server = valkey.prepare(tmp_path)
     environment = {**os.environ, "FAIRLEAD_TEST_MARK": "mine"}
     process = subprocess.Popen(server.command, stdout=subprocess.DEVNULL, env=environment)
@@ -56,7 +56,7 @@ def test_it_stays_known_by_its_environment(tmp_path: Path) -> None:
         process.wait()
 
 
-def test_the_password_is_only_in_a_file_of_the_owner(tmp_path: Path) -> None:
+def test_password_is_only_in_a_private_file(tmp_path: Path) -> None:
     first, second = valkey.prepare(tmp_path), valkey.prepare(tmp_path)
     password = second.url.split(":")[2].partition("@")[0]
     assert len(password) == 32
@@ -66,7 +66,7 @@ def test_the_password_is_only_in_a_file_of_the_owner(tmp_path: Path) -> None:
     assert mode == 0o600
 
 
-def test_a_server_left_behind_is_stopped_before_a_new_one_touches_its_data(tmp_path: Path) -> None:
+def test_server_of_an_earlier_run_is_stopped_first(tmp_path: Path) -> None:
     left = valkey.prepare(tmp_path)
     process = subprocess.Popen(left.command, stdout=subprocess.DEVNULL)
     try:
@@ -81,14 +81,14 @@ def test_a_server_left_behind_is_stopped_before_a_new_one_touches_its_data(tmp_p
         process.wait()
 
 
-def test_a_foreign_process_with_the_old_id_is_left_alone(tmp_path: Path) -> None:
+def test_foreign_process_with_the_old_pid_is_not_stopped(tmp_path: Path) -> None:
     (tmp_path / "server.pid").write_text(str(psutil.Process().pid))
     valkey.stop_leftover(tmp_path)
     (tmp_path / "server.pid").write_text("no number")
     valkey.stop_leftover(tmp_path)
 
 
-def test_a_taken_port_is_told_with_the_servers_own_words(tmp_path: Path) -> None:
+def test_port_in_use_is_reported_with_the_server_log(tmp_path: Path) -> None:
     with valkey.running(tmp_path / "one") as one:
         two = valkey.prepare(tmp_path / "two", port=one.port)
         with pytest.raises(
@@ -98,7 +98,9 @@ def test_a_taken_port_is_told_with_the_servers_own_words(tmp_path: Path) -> None
                 raise AssertionError("it must not start")
 
 
-def test_without_a_binary_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_binary_error_says_how_to_install_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     old = tmp_path / "redis-server"
     old.write_text("#!/bin/sh\necho 'Redis server v=6.2.1 sha=0'\n")
     old.chmod(0o755)
@@ -112,7 +114,7 @@ def test_without_a_binary_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch
     assert valkey.find_server() == old
 
 
-def test_where_it_was_is_known_from_its_folder(tmp_path: Path) -> None:
+def test_last_url_is_read_from_the_folder(tmp_path: Path) -> None:
     assert valkey.last_url(tmp_path / "none") == ""
     with valkey.running(tmp_path / "redis") as server:
         assert valkey.last_url(tmp_path / "redis") == server.url

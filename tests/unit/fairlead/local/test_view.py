@@ -1,4 +1,4 @@
-"""What a person sees of a run: figures in a few characters, pictures that fit narrow and wide terminals."""
+"""The view of a running stage: short figures, and a display that fits narrow and wide terminals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_figures_are_short(value: float, text: str):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (7.9, "0:07"), (754, "12:34"), (11_100, "3:05:00"), (-3, "0:00")]
 )
-def test_durations_are_read_at_a_glance(seconds: float, text: str):
+def test_durations_are_formatted(seconds: float, text: str):
     assert duration(seconds) == text
 
 
@@ -72,15 +72,15 @@ def drawn(of: View, width: int) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
-def test_a_picture_fits_its_terminal(tmp_path: Path, width: int):
+def test_view_fits_the_terminal(tmp_path: Path, width: int):
     lines = drawn(view(tmp_path), width)
     assert max(len(line) for line in lines) <= width
-    # Headline, bar, phase, figures, head of the table, a row per process: nothing wraps.
+    # Headline, bar, phase, figures, table header and a row per process: no line wraps.
     assert len(lines) == 8
     assert [line.split()[0] for line in lines[-3:]] == ["valkey", "trainer", "rollout-worker-0"]
 
 
-def test_a_picture_says_what_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_view_shows_the_most_important_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     text = "\n".join(drawn(view(tmp_path), 120))
     assert "runs/quickstart · ppo · update 12 of 24 · 0:00 · ETA 1:15" in text
@@ -91,20 +91,20 @@ def test_a_picture_says_what_is_asked_first(tmp_path: Path, monkeypatch: pytest.
     assert row.split() == ["rollout-worker-0", "restarting", "2", "–", "–", "logs/rollout-worker-0.log"]
 
 
-def test_a_log_that_does_not_fit_leaves_its_column_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_log_column_is_left_out_if_it_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert drawn(view(tmp_path), 80)[4].split() == ["process", "state", "restarts", "pid", "up", "log"]
     assert drawn(view(tmp_path), 60)[4].split() == ["process", "state", "restarts", "pid", "up"]
     assert drawn(view(tmp_path), 40)[4].split() == ["process", "state", "restarts"]
 
 
-def test_a_run_that_has_said_nothing_says_what_it_waits_for(tmp_path: Path):
+def test_line_before_the_first_progress_names_waiting_processes(tmp_path: Path):
     quiet = view(tmp_path, stage="sft")
     assert quiet.line() == "starting, waiting for trainer, rollout-worker-0"
     assert "starting" in drawn(quiet, 80)[0]
 
 
-def test_the_line_of_a_finished_run_has_no_time_left(tmp_path: Path):
+def test_line_of_a_finished_run_has_no_eta(tmp_path: Path):
     line = view(tmp_path, step=24, phase="done", waiting_for=None, eta_seconds=0.0).line()
     assert line == "ppo 24/24 · done · reward 1.23 · KL 4.0e-05 · tokens/s 12,346 · entropy 3.5"
 
@@ -112,7 +112,7 @@ def test_the_line_of_a_finished_run_has_no_time_left(tmp_path: Path):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"stage": "ppo"}', '{"stage":1,"phase":2,"step":"x","total":1}']
 )
-def test_a_torn_progress_file_is_no_progress(tmp_path: Path, text: str):
+def test_damaged_progress_file_is_ignored(tmp_path: Path, text: str):
     path = tmp_path / "progress.json"
     assert read_progress(path) is None
     path.write_text(text)
