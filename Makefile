@@ -1,9 +1,9 @@
-# Verbs of the project. `make setup` makes .venv; every other verb makes it first if it is missing.
+# `make setup` creates .venv; every other target creates it first if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-# One process of many on a small machine: fewer threads, none of them spinning.
+# Many processes share a small machine: threads must not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -19,21 +19,21 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/fairlead quickstart
 
-# A file's tests stay in one of the two processes, since they share what they have set up. One that crashes is
-# told and not started again, for which pytest-xdist would wait forever.
+# The tests of a file stay in one of the two processes, since they share fixtures. A process that crashes is reported
+# and not restarted: pytest-xdist would wait for it forever.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -rs --timeout 1800 --hypothesis-profile default
 
-# Real processes under seeded faults, minutes a seed; leaves runs/chaos/summary.json. docs/reliability.md.
+# Real processes under seeded faults, minutes per seed; writes runs/chaos/summary.json. See docs/reliability.md.
 SEEDS ?= 3
 FAULTS ?= 40
 chaos: setup
 	$(BIN)/python -m tests.chaos --seeds $(SEEDS) --faults $(FAULTS)
 
-# Two minutes each on a machine of one's own; the limits are for busy ones.
+# Two minutes each on an idle machine; the limits are for busy ones.
 chaos-short: setup
 	timeout 480 $(BIN)/python -m tests.chaos --seeds 1 --first-seed 520 --faults 9 --out runs/chaos-short
 	$(BIN)/python -m pytest tests/integration/test_determinism.py -m slow -k four_workers --timeout 480
@@ -43,6 +43,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/yamllint --strict .github
+	$(BIN)/python docs/vocabulary.py
 	cd protos && ../$(BIN)/buf lint
 	PATH=$(BIN):$$PATH $(BIN)/python protos/generate.py --check
 
@@ -52,7 +53,7 @@ format: setup
 protos: setup
 	PATH=$(BIN):$$PATH $(BIN)/python protos/generate.py
 
-# The short ones, or `make bench NAMES="stages services trl"`; docs/benchmarks.md.
+# The short benchmarks, or `make bench NAMES="stages services trl"`. See docs/benchmarks.md.
 bench: setup
 	$(BIN)/python -m benchmarks $(NAMES)
 
