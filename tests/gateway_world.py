@@ -135,7 +135,10 @@ async def policy_server(folder: Path, *, chat_template: str | None = None) -> As
     async with running(model, registry=registry) as engine:
         async with ModelServer("policy", section, ObserveSection(), registry=registry) as server:
             servicer = PolicyServicer(
-                engine, section, encode=lambda prompt: encode(tokenizer, prompt), wanted=lambda _: None
+                engine,
+                section,
+                encode=lambda prompt: encode(tokenizer, prompt),
+                on_newer_weights=lambda _: None,
             )
             address = await server.start(servicer.add_to, [SERVICE_NAME])
             server.set_ready(True)

@@ -109,7 +109,7 @@ async def run(config: RunConfig) -> None:
             interval_seconds=_WATCH_SECONDS,
             on_loaded=lambda: server.set_ready(True),
         )
-        servicer = PolicyServicer(engine, config.policy, encode=encode, wanted=watcher.kick)
+        servicer = PolicyServicer(engine, config.policy, encode=encode, on_newer_weights=watcher.kick)
 
         def add(to: aio.Server) -> None:
             servicer.add_to(to)

@@ -41,19 +41,19 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         section: PolicySection,
         *,
         encode: Callable[[Prompt], list[int]],
-        wanted: Callable[[WeightVersion], None],
+        on_newer_weights: Callable[[WeightVersion], None],
     ) -> None:
         """
         Args:
             engine: generates completions.
             section: limits.
             encode: returns the token ids of a prompt.
-            wanted: called with the weights that a request needs if the engine does not have them yet.
+            on_newer_weights: called with the version that a request needs, if it is not in use yet.
         """
         self._engine = engine
         self._section = section
         self._encode = encode
-        self._wanted = wanted
+        self._on_newer_weights = on_newer_weights
 
     def add_to(self, server: aio.Server) -> None:
         """Register the servicer."""
@@ -113,7 +113,7 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         )
         check_request(checked, info.model, max_samples=info.max_samples)
         if checked.min_version is not None and checked.min_version > info.weight_version:
-            self._wanted(checked.min_version)
+            self._on_newer_weights(checked.min_version)
         return checked
 
     async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:

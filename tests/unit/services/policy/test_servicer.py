@@ -67,7 +67,7 @@ async def service(model_folder: str) -> AsyncIterator[Service]:
     async with ModelServer("policy", SECTION, ObserveSection(), registry=registry) as server:
         wanted: list[WeightVersion] = []
         servicer = PolicyServicer(
-            engine, SECTION, encode=lambda prompt: encode(tokenizer, prompt), wanted=wanted.append
+            engine, SECTION, encode=lambda prompt: encode(tokenizer, prompt), on_newer_weights=wanted.append
         )
         address = await server.start(servicer.add_to, [SERVICE_NAME])
         async with aio.insecure_channel(address) as channel:

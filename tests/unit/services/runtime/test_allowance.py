@@ -41,72 +41,72 @@ def counting(clock: Clock | None = None, **section: object) -> tuple[Allowance, 
     return Allowance(KeysSection(**section), access_metrics=access_metrics, clock=clock or Clock()), registry
 
 
-async def refused(allowance: Allowance, who: ApiKey, *, requests: int = 0, tokens: int = 0) -> Overloaded:
+async def refused(allowance: Allowance, api_key: ApiKey, *, requests: int = 0, tokens: int = 0) -> Overloaded:
     with pytest.raises(Overloaded) as caught:
-        await allowance.admit(who, requests=requests, tokens=tokens)
+        await allowance.admit(api_key, requests=requests, tokens=tokens)
     return caught.value
 
 
 async def test_request_rate_is_enforced_with_exact_delay():
     clock = Clock()
     allowance, registry = counting(clock)
-    who = key(requests_per_second=4)
+    api_key = key(requests_per_second=4)
     for _ in range(4):
-        await allowance.admit(who, requests=1, tokens=0)
-    error = await refused(allowance, who, requests=1)
+        await allowance.admit(api_key, requests=1, tokens=0)
+    error = await refused(allowance, api_key, requests=1)
     assert error.retry_after_seconds == pytest.approx(0.25)
     assert "one exceeds its rate of 4 requests per second" in str(error)
     clock.now += error.retry_after_seconds - 0.01
-    await refused(allowance, who, requests=1)
+    await refused(allowance, api_key, requests=1)
     clock.now += 0.01
-    await allowance.admit(who, requests=1, tokens=0)
-    await refused(allowance, who, requests=1)
+    await allowance.admit(api_key, requests=1, tokens=0)
+    await refused(allowance, api_key, requests=1)
     assert registry.get_sample_value("fairlead_access_refusals_total", {"reason": "requests"}) == 3
 
 
 async def test_rate_below_one_per_second_allows_one_request():
     clock = Clock()
     allowance, _ = counting(clock)
-    who = key(requests_per_second=0.1)
-    await allowance.admit(who, requests=1, tokens=0)
-    assert (await refused(allowance, who, requests=1)).retry_after_seconds == pytest.approx(10)
+    api_key = key(requests_per_second=0.1)
+    await allowance.admit(api_key, requests=1, tokens=0)
+    assert (await refused(allowance, api_key, requests=1)).retry_after_seconds == pytest.approx(10)
 
 
 async def test_full_bucket_accepts_larger_request_and_goes_into_debt():
     clock = Clock()
     allowance, _ = counting(clock)
-    who = key(tokens_per_minute=600)
-    await allowance.admit(who, requests=1, tokens=3_000)
+    api_key = key(tokens_per_minute=600)
+    await allowance.admit(api_key, requests=1, tokens=3_000)
     # A debt of 2400 plus 1 requested, at 10 per second.
-    assert (await refused(allowance, who, tokens=1)).retry_after_seconds == pytest.approx(240.1)
+    assert (await refused(allowance, api_key, tokens=1)).retry_after_seconds == pytest.approx(240.1)
     # A key in debt starts no new request, even if the tokens of the request are not known yet.
-    assert (await refused(allowance, who, requests=1)).retry_after_seconds == pytest.approx(240)
+    assert (await refused(allowance, api_key, requests=1)).retry_after_seconds == pytest.approx(240)
     clock.now += 241
-    await allowance.admit(who, requests=1, tokens=10)
+    await allowance.admit(api_key, requests=1, tokens=10)
 
 
 async def test_tokens_charged_after_the_work_become_debt():
     clock = Clock()
     allowance, _ = counting(clock)
-    who = key(tokens_per_minute=60, tokens_per_day=1_000)
-    await allowance.admit(who, requests=1, tokens=0)
-    await allowance.charge(who, tokens=90)
-    assert (await refused(allowance, who, requests=1)).retry_after_seconds == pytest.approx(30)
+    api_key = key(tokens_per_minute=60, tokens_per_day=1_000)
+    await allowance.admit(api_key, requests=1, tokens=0)
+    await allowance.charge(api_key, tokens=90)
+    assert (await refused(allowance, api_key, requests=1)).retry_after_seconds == pytest.approx(30)
 
 
 async def test_quota_resets_at_midnight():
     clock = Clock(MIDNIGHT - 100)
     allowance, registry = counting(clock)
-    who = key(tokens_per_day=100)
-    await allowance.admit(who, requests=1, tokens=60)
-    error = await refused(allowance, who, tokens=41)
+    api_key = key(tokens_per_day=100)
+    await allowance.admit(api_key, requests=1, tokens=60)
+    error = await refused(allowance, api_key, tokens=41)
     assert error.retry_after_seconds == pytest.approx(100)
     assert registry.get_sample_value("fairlead_access_refusals_total", {"reason": "quota"}) == 1
     # A refused request is not counted.
-    await allowance.admit(who, requests=1, tokens=40)
-    await refused(allowance, who, requests=1)
+    await allowance.admit(api_key, requests=1, tokens=40)
+    await refused(allowance, api_key, requests=1)
     clock.now = MIDNIGHT
-    await allowance.admit(who, requests=1, tokens=100)
+    await allowance.admit(api_key, requests=1, tokens=100)
 
 
 async def test_request_above_key_limit_is_invalid_input():
@@ -142,22 +142,22 @@ async def test_redis_script_counts_like_the_process(server: ValkeyServer):
         script = client.register_script(source)
         passed = 0
         for number in range(40):
-            who = key(
+            api_key = key(
                 f"k{number}",
                 requests_per_second=draw.choice([None, 0.5, 3]),
                 tokens_per_minute=draw.choice([None, 60, 6_000]),
                 tokens_per_day=draw.choice([None, 20_000]),
             )
-            rates = _rates(who)
+            rates = _rates(api_key)
             now = MIDNIGHT - draw.choice([5, 50_000])
             account = _Account(max(1.0, rates[0]), rates[2], now, int(now // 86_400), 0)
             for _ in range(25):
                 now += draw.choice([0, 1, 7, 300])
                 requests, tokens = draw.choice([0, 1]), draw.choice([0, 5, 500, 7_000])
                 force = draw.random() < 0.2
-                expected = account.take(who, requests=requests, tokens=tokens, now=now, force=force)
+                expected = account.take(api_key, requests=requests, tokens=tokens, now=now, force=force)
                 which, wait = await script(
-                    keys=[f"test:{who.id}"], args=[requests, tokens, *rates, int(force), now]
+                    keys=[f"test:{api_key.id}"], args=[requests, tokens, *rates, int(force), now]
                 )
                 assert which.decode() == expected[0]
                 assert float(wait) == pytest.approx(expected[1], abs=1e-3)
@@ -168,13 +168,13 @@ async def test_redis_script_counts_like_the_process(server: ValkeyServer):
 async def test_replicas_share_limits_through_redis(server: ValkeyServer):
     first, _ = counting(redis_url=server.url)
     second, _ = counting(redis_url=server.url)
-    who = key("shared", requests_per_second=0.01, tokens_per_minute=60)
+    api_key = key("shared", requests_per_second=0.01, tokens_per_minute=60)
     try:
-        await first.admit(who, requests=1, tokens=60)
-        error = await refused(second, who, requests=1)
+        await first.admit(api_key, requests=1, tokens=60)
+        error = await refused(second, api_key, requests=1)
         assert error.retry_after_seconds == pytest.approx(100, abs=5)
-        await second.charge(who, tokens=30)
-        assert (await refused(first, who, tokens=60)).retry_after_seconds == pytest.approx(90, abs=5)
+        await second.charge(api_key, tokens=30)
+        assert (await refused(first, api_key, tokens=60)).retry_after_seconds == pytest.approx(90, abs=5)
     finally:
         await first.close()
         await second.close()
@@ -186,10 +186,10 @@ async def test_replica_counts_on_its_own_while_redis_is_unavailable(tmp_path: Pa
     caplog.set_level(logging.INFO)
     prepared = valkey.prepare(tmp_path)
     allowance, registry = counting(redis_url=prepared.url)
-    who = key(requests_per_second=0.001)
+    api_key = key(requests_per_second=0.001)
     try:
-        await allowance.admit(who, requests=1, tokens=0)
-        await refused(allowance, who, requests=1)
+        await allowance.admit(api_key, requests=1, tokens=0)
+        await refused(allowance, api_key, requests=1)
         # Logged once, regardless of the number of requests, and without the password.
         [message] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
         assert "counts on its own" in message
@@ -197,8 +197,8 @@ async def test_replica_counts_on_its_own_while_redis_is_unavailable(tmp_path: Pa
         assert registry.get_sample_value("fairlead_access_redis_failures_total") == 1
         with valkey.start(prepared):
             allowance._unavailable_until = -math.inf
-            await allowance.admit(who, requests=1, tokens=0)
-            await refused(allowance, who, requests=1)
+            await allowance.admit(api_key, requests=1, tokens=0)
+            await refused(allowance, api_key, requests=1)
         assert "is available again" in caplog.records[-1].getMessage()
     finally:
         await allowance.close()
