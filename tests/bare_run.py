@@ -50,7 +50,7 @@ BATCH = 8
 
 
 class BareRun:
-    """One run's folder; trainers are started in it one after another, or two at once."""
+    """The folder of one run, in which trainers are started one after another or two at once."""
 
     def __init__(self, root: Path, url: str, *, updates: int = 12, max_staleness: int = 0) -> None:
         self.folder = RunFolder(root)
@@ -106,16 +106,16 @@ class BareRun:
             return counts
 
     def audited(self) -> Report:
-        """The audit of the run as it lies there."""
+        """Return the audit of the run in its present state."""
         report, _ = audit(self.folder, read_queue=lambda: take_snapshot(self.section, run=RUN))
         return report
 
     def check(
         self, counts: torch.Tensor, *, dead: frozenset[int] = frozenset(), brought_back: bool = False
     ) -> Report:
-        """Weights, audit and queue say that every task counted once.
+        """Check by weights, audit and queue that every task counted once.
 
-        `brought_back`: Redis went back in time, so workers may finish settled tasks that nobody reads.
+        `brought_back`: Redis was restored to an earlier state, so workers may finish settled tasks again.
         """
         assert counts.tolist() == [int(task not in dead) for task in range(self.ppo.updates * BATCH)]
         report = self.audited()
@@ -194,7 +194,7 @@ class _BareTrainer:
 
 
 class Workers:
-    """Two workers in a thread that answer at once and keep what Redis does not take until it does."""
+    """Two workers in a thread that answer at once and keep results until Redis accepts them."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A PPO run of tiny models as a person starts it, and an account of its tasks that trusts no counter."""
+"""A PPO run of tiny models started by its command, and an independent count of its tasks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH = 8
 
 
 def make(folder: Path, *, updates: int, max_staleness: int = 0) -> Path:
-    """Models, prompts and `run.toml` in a folder; returns the file."""
+    """Write models, prompts and `run.toml` into a folder; return the file."""
     tiny_causal_lm(folder / "policy", seed=1)
     tiny_reward_model(folder / "reward", seed=2)
     return tiny_run.write(
@@ -44,14 +44,14 @@ def make(folder: Path, *, updates: int, max_staleness: int = 0) -> Path:
 
 
 class Started:
-    """`fairlead ppo run.toml` while it works."""
+    """A running `fairlead ppo run.toml`."""
 
     def __init__(self, process: subprocess.Popen[str], folder: RunFolder) -> None:
         self.process = process
         self.folder = folder
 
     def pids(self) -> dict[str, int]:
-        """What runs now."""
+        """Process ids of the services."""
         return read_pids(self.folder.processes)
 
     def step(self) -> int:
@@ -59,7 +59,7 @@ class Started:
         return tiny_run.step(self.folder)
 
     def until(self, condition: Callable[[], object], *, seconds: float = 90.0) -> None:
-        """Waits while the run works; fails if it ends or takes too long."""
+        """Wait for a condition; fail if the run ends or it takes too long."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, (
@@ -71,19 +71,19 @@ class Started:
             time.sleep(0.02)
 
     def words(self) -> str:
-        """The end of every log."""
+        """Return the end of every log."""
         logs = sorted(self.folder.logs.glob("*.log"))
         return "\n".join(f"{log.name}: {log.read_text()[-600:]}" for log in logs)
 
     def finish(self, *, seconds: float = 120.0) -> tuple[int, str]:
-        """Exit code, and what it said on standard error."""
+        """Return the exit code and standard error."""
         _, said = self.process.communicate(timeout=seconds)
         return self.process.returncode, said
 
 
 @contextlib.contextmanager
 def started(file: Path, *arguments: str, inside: Sequence[str] = ()) -> Iterator[Started]:
-    """Starts the run; whatever happens, nothing of it is left. `inside` is a command that runs commands."""
+    """Start the run and kill it in any case at the end. `inside` is a command that runs commands."""
     command = [*inside, *tiny_run.command(file, *arguments)]
     process = subprocess.Popen(
         command,
@@ -101,7 +101,7 @@ def started(file: Path, *arguments: str, inside: Sequence[str] = ()) -> Iterator
 
 
 def left_over(folder: RunFolder) -> list[str]:
-    """Command lines of processes that name the run's folder."""
+    """Return the command lines of processes that name the folder of the run."""
     root = str(folder.root)
     found = []
     for process in psutil.process_iter(["cmdline"]):
@@ -115,15 +115,15 @@ def left_over(folder: RunFolder) -> list[str]:
 
 
 def account(folder: RunFolder) -> Counter[int]:
-    """How often every task counted in the lineage of the final weights, from `ledger.jsonl`.
+    """Count how often every task counted in the lineage of the final weights, from `ledger.jsonl`.
 
-    A line counts if no later incarnation took up before its update: what came after was given up.
+    A line counts if no later incarnation began before its update; later updates were abandoned.
     """
     taken_up = {}
     for path in folder.checkpoints.glob("incarnation-*.resumed-from.json"):
         incarnation = int(path.name.removeprefix("incarnation-").partition(".")[0])
         resumed_from = json.loads(path.read_text())["resumed_from"]
-        if resumed_from is not None:  # else it was overtaken before it took up
+        if resumed_from is not None:  # else it was overtaken before it began
             taken_up[incarnation] = resumed_from
     times: Counter[int] = Counter()
     for text in folder.ledger.read_text().splitlines():
@@ -140,7 +140,7 @@ def account(folder: RunFolder) -> Counter[int]:
 
 
 def audited(folder: RunFolder, redis_url: str = "") -> Report:
-    """The audit of a run as it is now, whatever it does: no rule is broken."""
+    """Return the audit of a run, also while it works; no rule may be broken."""
     config = load(folder.config)
     section = config.queue.model_copy(update={"redis_url": redis_url or valkey.last_url(folder.redis)})
     settings = TrainingSettings(BATCH, config.ppo.max_staleness)
@@ -150,7 +150,7 @@ def audited(folder: RunFolder, redis_url: str = "") -> Report:
 
 
 def check_audit(folder: RunFolder, redis_url: str) -> None:
-    """The audit of a complete run finds nothing, and counts what `account` counts."""
+    """Check that the audit of a complete run has no findings and agrees with `account`."""
     config, report = load(folder.config), audited(folder, redis_url)
     assert (report.ended, report.open, report.queue_error) == (True, 0, "")
     assert report.trained + report.dead == report.tasks == len(account(folder))
@@ -158,7 +158,7 @@ def check_audit(folder: RunFolder, redis_url: str) -> None:
 
 
 def check(folder: RunFolder) -> None:
-    """The run is complete: every task counted once, the queue is empty, the result says the same."""
+    """Check that every task counted once, the queue is empty, and the result agrees."""
     updates = load(folder.config).ppo.updates
     expected = Counter(dict.fromkeys(range(updates * BATCH), 1))
     assert account(folder) == expected

@@ -1,4 +1,4 @@
-"""What the policy service said is what the exported folder says: `fairlead export` as a person calls it."""
+"""`fairlead export` started by its command: the exported policy answers as the policy service did."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
-def test_the_exported_policy_says_what_its_service_said(tmp_path: Path, start: Starter):
+def test_exported_policy_answers_as_its_service(tmp_path: Path, start: Starter):
     config = trained(tmp_path)
     process = start("policy", config.folder.sft_model, **{"weights.path": config.weights_path})
     process.wait_for("/readyz")

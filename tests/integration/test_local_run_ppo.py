@@ -9,7 +9,7 @@ from fairlead.local.run_files import running_pids
 from tests.integration.ppo_run import check, make, started
 
 
-def test_a_run_from_start_to_end_leaves_what_it_should(tmp_path: Path):
+def test_run_from_start_to_end_writes_all_its_files(tmp_path: Path):
     file = make(tmp_path, updates=3)
     with started(file) as run:
         names = {"valkey", "trainer", "policy-0", "reward-0", "reference-0", "rollout-worker-0"}
@@ -27,13 +27,13 @@ def test_a_run_from_start_to_end_leaves_what_it_should(tmp_path: Path):
         assert any(line.startswith("ppo 3/3 · done · reward ") for line in lines)
         config = run.folder.config.read_text()
         assert load(run.folder.config).ppo.updates == 3
-        # The password of the embedded queue is in its own file, and nowhere else.
+        # The password of the embedded queue is in its own file and nowhere else.
         written = (run.folder.redis / "server.conf").read_text()
         password = next(line.split()[1] for line in written.splitlines() if line.startswith("requirepass "))
         assert password not in config + said + run.words()
     with started(file) as run:
-        printed = run.process.communicate(timeout=30)[0]
-        assert printed.startswith(
+        output = run.process.communicate(timeout=30)[0]
+        assert output.startswith(
             "ppo has already finished; --force runs it again: runs/tiny (updates 3, episodes 24, "
         )
-        assert "tasks lost 0, tasks duplicated 0, dead letters 0" in printed
+        assert "tasks lost 0, tasks duplicated 0, dead letters 0" in output

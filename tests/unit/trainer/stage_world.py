@@ -1,4 +1,4 @@
-"""Runs of one stage of training, small enough for a unit test: the data, and a configuration around it."""
+"""Data and configuration for runs of one training stage that are small enough for a unit test."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fairlead.config import RunConfig, load
 
 
 def write_demonstrations(folder: Path) -> None:
-    """120 that a model from scratch learns by heart."""
+    """Write 120 demonstrations that a model from scratch memorises."""
     lines = [{"prompt": f"say w{n % 9}", "completion": f"here is w{n % 9} ."} for n in range(120)]
     (folder / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def sft_run(folder: Path, **changes: object) -> RunConfig:
-    """Fine-tuning on them; `changes` are settings of `[sft]`."""
+    """Return a configuration for fine-tuning on them; `changes` are settings of `[sft]`."""
     write_demonstrations(folder)
     settings = {"learning_rate": 3e-3, "batch_size": 8, "device": "cpu", **changes}
     data = {"data.demonstrations": "d.jsonl", "data.heldout_fraction": 0.2}
@@ -24,7 +24,7 @@ def sft_run(folder: Path, **changes: object) -> RunConfig:
 
 
 def reward_model_run(folder: Path, *, comparisons: int, **changes: object) -> RunConfig:
-    """A reward model of comparisons whose winners can be told; `changes` are settings of `[reward_model]`."""
+    """Return a configuration for learnable comparisons; `changes` are settings of `[reward_model]`."""
     lines = [
         {"prompt": f"w{n % 30}", "chosen": f"w{40 + n % 7} w50", "rejected": f"w{40 + n % 5} w51"}
         for n in range(comparisons)

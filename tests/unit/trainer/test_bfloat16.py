@@ -1,4 +1,4 @@
-"""Training in bfloat16 on a CPU: what learns stays float32, heads and log-probs too; every stage learns."""
+"""Training in bfloat16 on a CPU: trained weights, heads and log-probs stay float32; every stage learns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model_path(tmp_path_factory):
     return tiny_causal_lm(tmp_path_factory.mktemp("model"))
 
 
-def test_a_head_is_float32_also_in_mixed_precision():
+def test_head_stays_float32_in_mixed_precision():
     head, hidden = ScalarHead(512), torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = head(hidden)
@@ -36,7 +36,7 @@ def test_a_head_is_float32_also_in_mixed_precision():
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_what_learns_is_float32_and_a_frozen_base_is_not(model_path, rank):
+def test_trained_weights_are_float32_and_a_frozen_base_is_not(model_path, rank):
     section = SECTION.model_copy(update=BF16 | {"lora": SECTION.lora.model_copy(update={"rank": rank})})
     models = actor_critic.load(str(model_path), section)
     learner = Learner(models, section, temperature=1.0, seed=0)
@@ -59,7 +59,7 @@ def test_what_learns_is_float32_and_a_frozen_base_is_not(model_path, rank):
     with torch.no_grad():
         logprobs, entropies = models.logprobs(padded, temperature=1.0)
         assert {logprobs.dtype, entropies.dtype, models.values(padded).dtype} == {torch.float32}
-    # The body does compute in bfloat16: float32 gives something a little else.
+    # The body does compute in bfloat16: float32 gives a slightly different result.
     models.dtype = torch.float32
     if rank:
         models.policy.float()
@@ -76,7 +76,7 @@ def test_sft_learns(tmp_path):
     assert result["train_loss"] < 1.2
     left = load_causal_lm(str(config.folder.sft_model), ComputeSection(device="cpu"))
     assert all(parameter.dtype == torch.float32 for parameter in left.parameters())
-    # Float32 weights hold steps that bfloat16 would round away.
+    # Float32 weights keep steps that bfloat16 would round away.
     assert any(not torch.equal(p, p.bfloat16().float()) for p in left.parameters())
 
 
@@ -90,8 +90,8 @@ def test_the_reward_model_learns(tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_ppo_learns_and_its_mismatch_is_that_of_rounding(tmp_path, model_path, rank):
-    """The worker samples in float32: what it recorded is off by the rounding of bfloat16 alone."""
+def test_ppo_learns_with_a_mismatch_from_rounding(tmp_path, model_path, rank):
+    """The worker samples in float32: its log-probs differ only by the rounding of bfloat16."""
     changes = {
         "ppo.dtype": "bfloat16",
         "ppo.gradient_checkpointing": True,

@@ -1,4 +1,4 @@
-"""Checkpoints and incarnations: what comes back, what is damaged, what belongs to another lineage."""
+"""Checkpoints and incarnations: round trips, damage, and checkpoints of another lineage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def store(tmp_path):
     return found
 
 
-def test_what_was_saved_comes_back_bit_for_bit(store):
+def test_checkpoint_round_trip_is_bit_for_bit(store):
     found = store.load_newest(FRESH)
     assert found.version == WeightVersion(1, 15)
     assert found.state == {"update": 15, "x": [1, None]}
@@ -69,7 +69,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(store, damage, caplog):
+def test_damaged_checkpoint_is_logged_and_skipped(store, damage, caplog):
     damage(store.root / "1-15")
     assert store.load_newest(FRESH).version == WeightVersion(1, 10)
     assert "1-15 is damaged" in caplog.text
@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(store, dama
     assert store.versions() == [WeightVersion(1, 10), WeightVersion(1, 20)]
 
 
-def test_checkpoints_of_a_lineage_that_was_given_up_are_not_read(store):
+def test_checkpoints_of_an_abandoned_lineage_are_not_read(store):
     resumed_at_5 = (Ancestor(1, 0), Ancestor(2, 5))
     assert store.load_newest(resumed_at_5).version == WeightVersion(1, 5)
     store.save(WeightVersion(2, 6), tensors=tensors(6), state={})
@@ -89,7 +89,7 @@ def test_checkpoints_of_a_lineage_that_was_given_up_are_not_read(store):
     assert store.versions() == [WeightVersion(1, 5), WeightVersion(2, 6)]
 
 
-def test_a_crash_while_writing_leaves_the_older_ones(store):
+def test_crash_while_writing_keeps_older_checkpoints(store):
     def crash() -> None:
         with durable.new_folder(store.root / "1-20") as folder:
             (folder / "policy.safetensors").write_bytes(b"half")
@@ -104,7 +104,7 @@ def test_a_crash_while_writing_leaves_the_older_ones(store):
     assert not half.exists()
 
 
-def test_an_older_trainer_neither_writes_nor_deletes_once_a_newer_one_has_begun(store):
+def test_older_trainer_neither_writes_nor_deletes(store):
     assert lineage.claim(store.root, at_least=2) == 2
     with pytest.raises(Fenced, match="incarnation 2"):
         store.save(WeightVersion(1, 20), tensors=tensors(20), state={})
@@ -128,13 +128,13 @@ def test_prune_keeps_what_a_newer_trainer_wrote_after_the_fence_was_checked(stor
     assert newer.version == WeightVersion(2, 20)
 
 
-def test_there_is_no_pickle(store):
+def test_checkpoint_contains_no_pickle(store):
     for file in (store.root / "1-15").iterdir():
         assert file.suffix in (".json", ".safetensors")
 
 
 def steps(folder, seen):
-    """A trainer's start, as `Tenure` goes about it, a step at a time; `seen` gets the lineage it goes by."""
+    """The start of a trainer as in `Incarnation`, one step at a time; `seen` gets its lineage."""
     number = lineage.claim(folder, at_least=1)
     yield
     lineage.shut_out(folder, number)
@@ -148,8 +148,8 @@ def steps(folder, seen):
 
 
 @pytest.mark.parametrize("order", sorted(set(itertools.permutations("aaaabbbb"))), ids="".join)
-def test_whoever_takes_up_knows_all_that_ever_took_up_before_it(tmp_path, order):
-    """In every order of the steps of two trainers, though neither looks whether there is a newer one."""
+def test_incarnation_that_begins_knows_all_earlier_ones(tmp_path, order):
+    """For every order of the steps of two trainers, although neither checks for a newer one."""
     seen = {}
     trainers = {name: steps(tmp_path, seen) for name in "ab"}
     for name in order:
@@ -162,7 +162,7 @@ def test_whoever_takes_up_knows_all_that_ever_took_up_before_it(tmp_path, order)
     assert not list(tmp_path.glob(".*"))
 
 
-def test_incarnations_are_claimed_once_and_resume_points_are_kept(tmp_path):
+def test_incarnations_are_claimed_once_and_resume_points_kept(tmp_path):
     assert lineage.claim(tmp_path, at_least=1) == 1
     lineage.record_resume(tmp_path, 1, resumed_from=0)
     assert lineage.claim(tmp_path, at_least=1) == 2  # died before it resumed: wrote nothing
@@ -174,14 +174,14 @@ def test_incarnations_are_claimed_once_and_resume_points_are_kept(tmp_path):
         lineage.read(tmp_path)
 
 
-def test_a_file_is_replaced_whole_and_numbers_that_are_none_become_null(tmp_path):
+def test_write_json_replaces_atomically_and_writes_null_for_nonfinite(tmp_path):
     path = tmp_path / "x.json"
     durable.write_json(path, {"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": float("-inf")}})
     assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_a_folder_takes_the_place_of_the_older_one(tmp_path):
+def test_new_folder_replaces_the_older_one(tmp_path):
     for text in ("one", "two"):
         with durable.new_folder(tmp_path / "model") as folder:
             (folder / "f").write_text(text)

@@ -1,4 +1,4 @@
-"""Recomputed blocks: the same gradient from less memory, in every stage, and no dropout switched on by it."""
+"""Gradient checkpointing: the same gradient with less memory in every stage, without turning dropout on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CPU = ComputeSection(device="cpu")
 
 
 class Kept:
-    """Bytes of activations that a forward pass leaves behind for the backward pass."""
+    """Bytes of activations that a forward pass keeps for the backward pass."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -50,7 +50,7 @@ class Kept:
 
 
 def gradients(parameters, parts: Callable[[], Iterator[torch.Tensor]]) -> tuple[torch.Tensor, int]:
-    """Of the sum of the parts, and the most bytes that one of them kept."""
+    """Return the gradients of the sum of the parts, and the most bytes that one of them kept."""
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in learning:
         parameter.grad = None
@@ -69,12 +69,12 @@ def gradients(parameters, parts: Callable[[], Iterator[torch.Tensor]]) -> tuple[
 def check(whole: tuple[torch.Tensor, int], recomputed: tuple[torch.Tensor, int]) -> None:
     assert whole[0].abs().max() > 1e-3
     assert torch.allclose(recomputed[0], whole[0], rtol=1e-9, atol=1e-12)
-    # Of a block of this size about thirty tensors are kept, with recomputing its input alone.
+    # A block of this size keeps about thirty tensors; with recomputation only its input.
     assert 0 < recomputed[1] < 0.35 * whole[1]
 
 
 @pytest.mark.parametrize("row_tokens", [0, 16])
-def test_sft(tmp_path, row_tokens):
+def test_sft_recomputes_blocks_with_equal_gradients(tmp_path, row_tokens):
     path = str(tiny_causal_lm(tmp_path, num_hidden_layers=6, vocab_size=60))
     model = load_causal_lm(path, CPU).double()
 
@@ -87,7 +87,7 @@ def test_sft(tmp_path, row_tokens):
     assert not any(module.training for module in model.modules())
 
 
-def test_reward_model(tmp_path):
+def test_reward_model_recomputes_blocks_with_equal_gradients(tmp_path):
     model = load_reward_model(str(tiny_reward_model(tmp_path, num_hidden_layers=6)), CPU)
     model.model.double()
     model.head.double()
@@ -101,7 +101,7 @@ def test_reward_model(tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_ppo(tmp_path, rank):
+def test_ppo_recomputes_blocks_with_equal_gradients(tmp_path, rank):
     path = str(tiny_causal_lm(tmp_path, num_hidden_layers=6))
     found = []
     for recompute in (False, True):
@@ -120,7 +120,7 @@ def test_ppo(tmp_path, rank):
     assert torch.allclose(found[0], found[1], rtol=1e-9, atol=1e-12)
 
 
-def test_dropout_of_the_architecture_stays_off(tmp_path):
+def test_architecture_dropout_stays_off(tmp_path):
     settings = {
         "vocab_size": 60,
         "n_embd": 32,
@@ -137,7 +137,7 @@ def test_dropout_of_the_architecture_stays_off(tmp_path):
     assert torch.equal(model(tokens).logits, expected)
 
 
-def test_an_architecture_without_known_blocks_is_refused():
+def test_architecture_without_known_blocks_is_rejected():
     class Flat(torch.nn.Module):
         pass
 

@@ -57,8 +57,8 @@ def test_padded_logprobs_agree_with_float64(model, temperature):
     assert ((entropies > 0) & (entropies < torch.tensor(float(VOCABULARY_SIZE)).log() + 1e-5)).all()
 
 
-def test_left_padding_with_position_ids_of_the_mask_gives_the_same(model):
-    """What a policy engine that pads its prompts on the left records is what the trainer computes."""
+def test_left_padding_with_position_ids_gives_the_same(model):
+    """The trainer computes what a policy engine records that pads its prompts on the left."""
     sequences = some_sequences()
     ours, _ = response_logprobs(model, pad(sequences, torch.device("cpu")), temperature=1.0)
     width = max(len(sequence.token_ids) for sequence in sequences)
@@ -76,8 +76,8 @@ def test_left_padding_with_position_ids_of_the_mask_gives_the_same(model):
     assert ours.tolist() == pytest.approx(found, abs=1e-5)
 
 
-def test_the_end_token_counts_even_where_it_is_the_padding(tmp_path):
-    """Padding is known by length: the same weights give the same values whatever the pad id is."""
+def test_end_token_counts_even_if_it_is_the_padding_token(tmp_path):
+    """Padding is recognised by length: the values do not depend on the pad id."""
     plain = load_causal_lm(str(tiny_causal_lm(tmp_path / "a")), ComputeSection(device="cpu"))
     shared = load_causal_lm(
         str(tiny_causal_lm(tmp_path / "b", pad_is_eos=True)), ComputeSection(device="cpu")
@@ -100,7 +100,7 @@ def test_dropout_is_off(tmp_path):
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 120))
-def test_packing_keeps_everything_and_its_budget(lengths, budget):
+def test_pack_keeps_every_sequence_and_the_budget(lengths, budget):
     groups = list(pack(lengths, max_tokens=budget))
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
@@ -108,7 +108,7 @@ def test_packing_keeps_everything_and_its_budget(lengths, budget):
         assert padded <= budget or len(group) == 1
 
 
-def test_an_architecture_that_bends_its_logits_is_refused(model, tmp_path):
+def test_architecture_that_changes_its_logits_is_rejected(model, tmp_path):
     check_unembedding(model)
     bent = load_causal_lm(str(tiny_causal_lm(tmp_path)), ComputeSection(device="cpu"))
     bent.register_forward_hook(

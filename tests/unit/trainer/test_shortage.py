@@ -1,4 +1,4 @@
-"""Out of memory and out of disk: what is said, and that the run goes on when it is mended. Both are real."""
+"""Real lack of memory and of disk space: the errors, and that the run continues once it is fixed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def allocate() -> torch.Tensor:
     return torch.empty(1 << 50, dtype=torch.uint8)
 
 
-def test_torch_on_a_cpu_is_understood_and_the_settings_are_named():
+def test_out_of_memory_names_the_settings():
     section = PpoSection(max_micro_batch_tokens=512)
     with pytest.raises(OutOfMemory) as caught, memory.exhaustion_named("ppo", section):
         allocate()
@@ -61,7 +61,7 @@ def body(config, gauges):
     resource.setrlimit(resource.RLIMIT_AS, (taken + (150 << 20), resource.RLIM_INFINITY))
     sft.train(config, gauges)
 
-def run(tokens):  # in a process of its own, with what is imported already
+def run(tokens):  # in a forked process, with all imports done
     pid = os.fork()
     if not pid:
         flags = ["--config", "run.toml", "--set", f"sft.max_micro_batch_tokens={tokens}"]
@@ -87,8 +87,8 @@ tensorboard = false
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited by Linux's own means")
-def test_a_stage_without_memory_says_what_to_lower_and_then_does_it(tmp_path):
-    """150 MiB are too few for the activations of 16 sequences of 512 tokens at a time, and enough for one."""
+def test_stage_out_of_memory_names_settings_that_help(tmp_path):
+    """150 MiB are too little for the activations of 16 sequences of 512 tokens, but enough for one."""
     tiny_causal_lm(tmp_path / "base", num_hidden_layers=6, max_position_embeddings=512)
     words = " ".join(f"w{number % 50}" for number in range(500))
     lines = [{"prompt": f"w{n}", "completion": words} for n in range(18)]
@@ -127,34 +127,34 @@ def fill(done):
         left = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         (disk / "filler").write_bytes(bytes(left - int(sys.argv[2])))
 
-said = ""
+error_text = ""
 with Run(configured(disk / "run", model), model) as run:
     checkpoints = run.config.folder.checkpoints
     try:
         with durable.disk_faults_named():
             run.trainer().run(on_update=fill)
     except OutOfSpace as error:
-        said = str(error)
+        error_text = str(error)
     there = sorted(path.name for path in checkpoints.iterdir() if path.is_dir())
     (disk / "filler").unlink()
     result = run.trainer().run()
-goes_on = same(weights(run.models), expected)
-print(json.dumps({"said": said, "there": there, "same": goes_on, "result": result}))
+resumed = same(weights(run.models), expected)
+print(json.dumps({"error": error_text, "there": there, "same": resumed, "result": result}))
 """
 
 
-# Room for the journal and the next weights but no checkpoint; for the journal alone; for neither.
+# Space for the journal and the next weights but no checkpoint; for the journal only; for neither.
 @pytest.mark.parametrize(
-    "room_bytes",
+    "free_bytes",
     [393_216, pytest.param(16_384, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.slow)],
 )
-def test_a_disk_that_fills_up_costs_only_time(tmp_path, room_bytes):
+def test_full_disk_costs_only_time(tmp_path, free_bytes):
     in_a_mount = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run([*in_a_mount, "mount -t tmpfs none /mnt"], capture_output=True, check=False).returncode:
-        pytest.skip("needs `unshare` and the right to mount a small disk of its own")
+        pytest.skip("needs `unshare` and the permission to mount a small disk")
     (tmp_path / "disk").mkdir()
     script = 'mount -t tmpfs -o size=24m none "$1" && exec "$2" -c "$3" "$1" "$4"'
-    arguments = [str(tmp_path / "disk"), sys.executable, _FULL_DISK, str(room_bytes)]
+    arguments = [str(tmp_path / "disk"), sys.executable, _FULL_DISK, str(free_bytes)]
     ran = subprocess.run(
         [*in_a_mount, script, "sh", *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -164,8 +164,8 @@ def test_a_disk_that_fills_up_costs_only_time(tmp_path, room_bytes):
     )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
-    assert "is full: free some space, or lower checkpoint.keep" in found["said"]
-    assert found["there"] == ["1-2"]  # nothing half
+    assert "is full: free some space, or lower checkpoint.keep" in found["error"]
+    assert found["there"] == ["1-2"]  # no partial checkpoint
     assert found["same"]
     result = found["result"]
     assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)

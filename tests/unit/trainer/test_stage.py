@@ -1,4 +1,4 @@
-"""The frame of a stage: what it says to its supervisor, and what it does not do twice."""
+"""The process of a stage: exit codes and messages, and that a finished stage is not repeated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def flags(tmp_path):
 
 
 class Body:
-    """Counts its runs and leaves a result, or fails."""
+    """Counts its runs and writes a result, or fails."""
 
     def __init__(self, error: BaseException | None = None):
         self.error, self.runs, self.forgotten = error, 0, 0
@@ -59,21 +59,21 @@ def run(flags):
 @pytest.mark.parametrize(
     ("error", "code"), [(ModelLoadError("none"), 2), (Fenced("newer"), 3), (Stalled("task 5"), 4)]
 )
-def test_an_error_is_one_line_and_an_exit_code(run, capsys, error, code):
+def test_error_is_one_line_and_an_exit_code(run, capsys, error, code):
     assert run(Body(error)) == code
     assert capsys.readouterr().err.splitlines()[-1] == f"{type(error).__name__}: {error}"
 
 
-def test_a_misspelt_flag_is_refused_with_the_nearest_right_one(run, capsys):
+def test_misspelt_setting_is_rejected_with_the_nearest_right_one(run, capsys):
     assert run(Body(), "--set", "ppo.update=3") == 2
     assert "did you mean `ppo.updates`?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_stage_at_once_and_not_as_a_success(run, number, code):
+def test_signal_ends_a_stage_with_its_exit_code(run, number, code):
     def body(config, metrics):
         signal.raise_signal(number)
-        pytest.fail("went on")
+        pytest.fail("the signal did not end the stage")
 
     body.forget = None
     with pytest.raises(SystemExit) as ended:
@@ -81,7 +81,7 @@ def test_a_signal_ends_a_stage_at_once_and_not_as_a_success(run, number, code):
     assert ended.value.code == code
 
 
-def test_a_finished_stage_is_not_repeated_unless_asked_for_or_longer(run, capsys):
+def test_finished_stage_is_not_repeated_unless_forced_or_extended(run, capsys):
     body = Body()
     assert run(body) == 0
     assert run(body) == 0
@@ -92,20 +92,20 @@ def test_a_finished_stage_is_not_repeated_unless_asked_for_or_longer(run, capsys
     assert (body.runs, body.forgotten) == (1, 0)
     assert run(body, "--force") == 0
     assert (body.runs, body.forgotten) == (2, 1)
-    assert run(body, "--set", "ppo.updates=200") == 0  # goes on from its checkpoint
+    assert run(body, "--set", "ppo.updates=200") == 0  # continues from its checkpoint
     assert (body.runs, body.forgotten) == (3, 1)
 
 
-def test_a_forced_stage_that_died_goes_on_instead_of_beginning_anew(run):
+def test_forced_stage_that_failed_continues(run):
     body = Body()
     run(body)
-    body.error = Stalled("died on the way")
+    body.error = Stalled("no rollout arrived")
     assert run(body, "--force") == 4
     assert run(body, "--force") == 4
     assert body.forgotten == 1
 
 
-def test_the_hash_follows_what_decides_the_outcome():
+def test_config_hash_depends_on_settings_that_determine_the_result():
     plain = config_hash("sft", load())
     assert plain == config_hash("sft", load(overrides={"observe.log_level": "DEBUG"}))
     assert plain != config_hash("sft", load(overrides={"sft.epochs": 9}))

@@ -1,4 +1,4 @@
-"""`fairlead export`: which weights, which target, and a card that tells the truth and whose code works."""
+"""`fairlead export`: which weights, which target, and model cards with correct contents and working code."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def differ(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
     return any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_last_weights_are_those_of_the_run(run: RunConfig, tmp_path: Path):
-    said = export(ExportRequest(run=run.folder.root, target=tmp_path / "out"))
-    assert said == {"policy": "the last weights, version 1-4", "reward_model": "one model"}
+def test_export_last_weights(run: RunConfig, tmp_path: Path):
+    summaries = export(ExportRequest(run=run.folder.root, target=tmp_path / "out"))
+    assert summaries == {"policy": "the last weights, version 1-4", "reward_model": "one model"}
     assert not differ(weights(tmp_path / "out" / "policy"), weights(run.folder.policy_model))
     settings = json.loads((tmp_path / "out" / "policy" / "generation_config.json").read_text())
     assert (settings["temperature"], settings["top_k"], settings["max_new_tokens"]) == (0.9, 0, 4)
@@ -101,8 +101,8 @@ def test_the_last_weights_are_those_of_the_run(run: RunConfig, tmp_path: Path):
     assert {"policy/model.safetensors", "reward_model/README.md"} < record["sha256"].keys()
 
 
-def test_other_weights_are_there_by_name(run: RunConfig, tmp_path: Path):
-    """From checkpoints, from the weight store where the checkpoint is gone, and those before PPO."""
+def test_export_weights_by_name(run: RunConfig, tmp_path: Path):
+    """From checkpoints, from the weight store if the checkpoint is deleted, and the weights before PPO."""
     found = {}
     for which in ("1-2", "1-3", "1-4", "sft"):
         export(ExportRequest(run=run.folder.root, target=tmp_path / which, which=which, parts=("policy",)))
@@ -123,25 +123,25 @@ def test_other_weights_are_there_by_name(run: RunConfig, tmp_path: Path):
         ("best", r"which: got 'best', allowed: .*`best` exists once PPO has ended with evaluations"),
     ],
 )
-def test_weights_that_are_not_there_are_told_with_those_that_are(run, tmp_path, which, message):
+def test_missing_weights_error_lists_existing_ones(run, tmp_path, which, message):
     with pytest.raises(ConfigError, match=message):
         export(ExportRequest(run=run.folder.root, target=tmp_path / "out", which=which))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_still_works_gives_its_newest_checkpoint(run: RunConfig, tmp_path: Path):
+def test_export_of_an_unfinished_run_uses_its_newest_checkpoint(run: RunConfig, tmp_path: Path):
     result = run.folder.result("ppo")
     kept = result.read_bytes()
     result.unlink()
     try:
-        said = export(ExportRequest(run=run.folder.root, target=tmp_path / "out", parts=("policy",)))
+        summaries = export(ExportRequest(run=run.folder.root, target=tmp_path / "out", parts=("policy",)))
     finally:
         result.write_bytes(kept)
-    assert said == {"policy": "the last weights, version 1-4"}
+    assert summaries == {"policy": "the last weights, version 1-4"}
     assert not differ(weights(tmp_path / "out" / "policy"), weights(run.folder.policy_model))
 
 
-def test_half_the_size(run: RunConfig, tmp_path: Path):
+def test_export_in_bfloat16_halves_the_size(run: RunConfig, tmp_path: Path):
     export(ExportRequest(run=run.folder.root, target=tmp_path / "out", dtype="bfloat16"))
     for part in ("policy", "reward_model"):
         assert json.loads((tmp_path / "out" / part / "config.json").read_text())["dtype"] == "bfloat16"
@@ -150,7 +150,7 @@ def test_half_the_size(run: RunConfig, tmp_path: Path):
         torch.testing.assert_close(halved[name].float(), tensor, rtol=1e-2, atol=1e-3)
 
 
-def test_what_may_be_replaced(run: RunConfig, tmp_path: Path):
+def test_export_replaces_only_earlier_exports(run: RunConfig, tmp_path: Path):
     target = tmp_path / "models" / "new"
     export(ExportRequest(run=run.folder.root, target=target, parts=("policy",)))
     with pytest.raises(ConfigError, match=r"an earlier export', allowed: another folder, or --force"):
@@ -176,7 +176,7 @@ def test_what_may_be_replaced(run: RunConfig, tmp_path: Path):
 
 @contextlib.contextmanager
 def small_files(limit: int) -> Iterator[None]:
-    """A disk on which no file grows beyond a limit, as full ones are."""
+    """Limit the size of files, so that writes fail as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -185,7 +185,7 @@ def small_files(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_cannot_be_written_leaves_nothing_or_what_was_there(run: RunConfig, tmp_path: Path):
+def test_failed_write_leaves_target_unchanged(run: RunConfig, tmp_path: Path):
     target = tmp_path / "out"
     for force in (False, True):
         with (
@@ -197,7 +197,7 @@ def test_what_cannot_be_written_leaves_nothing_or_what_was_there(run: RunConfig,
         export(ExportRequest(run=run.folder.root, target=target, force=force))
 
 
-def test_damage_is_found_before_anything_is_written(run: RunConfig, tmp_path: Path):
+def test_damaged_weights_are_found_before_writing(run: RunConfig, tmp_path: Path):
     for path, error, request in (
         (run.folder.checkpoints / "1-2" / "policy.safetensors", CorruptCheckpoint, {"which": "1-2"}),
         (run.folder.reward_model / "model.safetensors", ModelLoadError, {}),
@@ -213,17 +213,17 @@ def test_damage_is_found_before_anything_is_written(run: RunConfig, tmp_path: Pa
 
 
 def python_of(card: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Runs the card's code in its folder; returns what it leaves."""
+    """Run the code of the card in its folder; return the variables that it sets."""
     [block] = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
     monkeypatch.chdir(card.parent)
     left: dict[str, object] = {}
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         exec(block.replace("…", "w1 w2"), left)
-    assert said.getvalue().strip()
+    assert output.getvalue().strip()
     return left
 
 
-def test_the_cards_say_what_happened_and_their_code_runs(run, tmp_path, monkeypatch):
+def test_model_cards_are_correct_and_their_code_runs(run, tmp_path, monkeypatch):
     os.utime(run.base / "pairs.jsonl", (1, 1))
     durable.write_json(run.folder.result("sft"), {"heldout_loss": 0.123456, "demonstrations": 1200})
     later = run.folder.result("sft").stat().st_mtime + 10
@@ -256,10 +256,12 @@ def test_the_cards_say_what_happened_and_their_code_runs(run, tmp_path, monkeypa
         assert score(*pair) == pytest.approx(scorer.score(scorer.encode([TextPair(*pair)]))[0], abs=1e-5)
 
 
-def test_an_ensemble_is_exported_with_its_members(tmp_path, monkeypatch):
+def test_export_of_an_ensemble(tmp_path, monkeypatch):
     config = trained(tmp_path, **{"reward_model.ensemble_size": 2, "ppo.updates": 1})
-    said = export(ExportRequest(run=config.folder.root, target=tmp_path / "out", parts=("reward_model",)))
-    assert said == {"reward_model": "an ensemble of 2"}
+    summaries = export(
+        ExportRequest(run=config.folder.root, target=tmp_path / "out", parts=("reward_model",))
+    )
+    assert summaries == {"reward_model": "an ensemble of 2"}
     folder = tmp_path / "out" / "reward_model"
     sequences = [(5, 6, 7, 2), (9, 9, 2)]
     theirs = RewardScorer(str(config.folder.reward_model), RewardSection(device="cpu"))
@@ -270,12 +272,12 @@ def test_an_ensemble_is_exported_with_its_members(tmp_path, monkeypatch):
     python_of(folder / "README.md", monkeypatch)
 
 
-def test_a_run_without_ppo_exports_its_reward_model_when_asked(run: RunConfig, tmp_path: Path):
-    alone = load(overrides={"runs": str(tmp_path), "name": "alone"})
-    save(alone, alone.folder.config)
+def test_export_of_a_run_without_ppo(run: RunConfig, tmp_path: Path):
+    config = load(overrides={"runs": str(tmp_path), "name": "without_ppo"})
+    save(config, config.folder.config)
     for parts, message in (
         (("policy", "reward_model"), r"which: got 'last', allowed: nothing: the run has no weights"),
         (("reward_model",), "a run that has trained a reward model"),
     ):
         with pytest.raises(ConfigError, match=message):
-            export(ExportRequest(run=alone.folder.root, target=tmp_path / "out", parts=parts))
+            export(ExportRequest(run=config.folder.root, target=tmp_path / "out", parts=parts))

@@ -1,4 +1,4 @@
-"""Four rollouts, a dead task and a recipe, for the tests of an update; nothing of them comes from a queue."""
+"""Four rollouts, a dead task and a recipe for the tests of an update, without a queue."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def outcome(
 
 
 def rollouts(stale: frozenset[int] = frozenset()) -> batch.RolloutBatch:
-    """The tasks in `stale` were answered by weights that are an update older than those about to learn."""
+    """The tasks in `stale` were answered by weights one update older than those about to be trained."""
     dead = Outcome(
         PromptTask(8, (1,), "", SamplingParams(), WeightVersion(1, 0)), DeadLetter("x", ""), "w", 1, 3
     )
@@ -82,6 +82,6 @@ def exact_rollouts(stale: frozenset[int] = frozenset()) -> batch.RolloutBatch:
 
 def double(models: actor_critic.ActorCritic) -> actor_critic.ActorCritic:
     policy, critic = copy.deepcopy(models.policy).double(), copy.deepcopy(models.critic).double()
-    with torch.no_grad():  # a critic that says something, so that its body gets a gradient
+    with torch.no_grad():  # a head that is not zero, so that the body of the critic gets a gradient
         critic.head.weight.normal_(generator=torch.Generator().manual_seed(0))
     return actor_critic.ActorCritic(policy, critic, SECTION)

@@ -1,6 +1,6 @@
-"""The rest of the world for a trainer under test: a rollout worker in a thread, on the memory queue.
+"""The environment of a trainer under test: a rollout worker in a thread, on the memory queue.
 
-It samples from the weights in the store with the task's seed, each sequence alone, and scores by a function.
+It samples from the weights in the store with the seed of the task, one sequence at a time, and scores by a
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Score = Callable[[tuple[int, ...]], float]
 
 @torch.no_grad()
 def logprobs_of(model: PreTrainedModel, prompt: tuple[int, ...], response: list[int], temperature: float):
-    """The naive way: one sequence, all logits."""
+    """Log-probs of one sequence, from all logits."""
     logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1].float()
     table = (logits / temperature).log_softmax(-1)
     return [float(table[t, token]) for t, token in enumerate(response)]
@@ -51,7 +51,7 @@ def sample(model: PreTrainedModel, claim: Claim, eos: int) -> list[int]:
 def with_adapter(
     base: PreTrainedModel, tensors: dict[str, torch.Tensor], adapter: Adapter
 ) -> dict[str, torch.Tensor]:
-    """The naive way: W + alpha/r · B·A for every matrix that has an adapter."""
+    """The model with W + alpha/r · B·A for every matrix with an adapter."""
     state = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     scale = float(adapter.config["lora_alpha"]) / int(adapter.config["r"])
     for name, down in tensors.items():
@@ -59,13 +59,13 @@ def with_adapter(
             up = tensors[name.replace("lora_A", "lora_B")]
             layer = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
             change = scale * up @ down
-            # GPT-2 keeps its matrices the other way round.
+            # GPT-2 stores its matrices transposed.
             state[f"{layer}.weight"] += change.T if adapter.config["fan_in_fan_out"] else change
     return state
 
 
 class World:
-    """A worker thread; use as a context."""
+    """A worker thread; a context manager."""
 
     def __init__(self, model_path: Path, weights: Path, score: Score, broker: MemoryBroker | None = None):
         self.broker = broker or MemoryBroker()
@@ -110,7 +110,7 @@ class World:
                 self.policy.load_state_dict(tensors, strict=False)
                 self.version = manifest.version
         except (FairleadError, OSError):
-            return  # pruned in between: the next claim sees a newer one
+            return  # pruned meanwhile: the next claim sees a newer version
 
     def answer(self, claim: Claim) -> Rollout:
         prompt, temperature = claim.task.prompt_token_ids, claim.task.sampling.temperature

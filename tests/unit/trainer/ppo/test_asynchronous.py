@@ -1,4 +1,4 @@
-"""The asynchronous trainer on the memory queue: bounds, ledger, resumption, what is dropped after a fault."""
+"""The asynchronous trainer on the memory queue: staleness, ledger, resume, dropped rollouts after a fault."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model_path(tmp_path_factory):
 
 
 class UnevenWorld(World):
-    """Every third answer is a long one: made by the weights of its claim, it comes when nothing else can."""
+    """Every third answer is long: sampled with the weights of its claim, it is finished after all others."""
 
     def __init__(self, model_path, weights):
         super().__init__(model_path, weights, count_of_sevens, MemoryBroker(lease_seconds=600))
@@ -64,7 +64,7 @@ def ages(path) -> list[int]:
 
 
 @pytest.mark.parametrize("staleness", [1, 2, 4])
-def test_nothing_is_trained_on_that_is_older_than_max_staleness_updates(staleness, tmp_path, model_path):
+def test_trained_rollouts_are_within_max_staleness(staleness, tmp_path, model_path):
     config = configured(tmp_path, model_path, **{"ppo.max_staleness": staleness, "ppo.updates": 6})
     registry = CollectorRegistry()
     most_open = 0
@@ -79,7 +79,7 @@ def test_nothing_is_trained_on_that_is_older_than_max_staleness_updates(stalenes
         sendings = dict(run.broker.numbers)
     assert (result["tasks_dispatched"], result["tasks_trained"]) == (48, 48)
     assert (result["tasks_lost"], result["tasks_duplicated"], result["dead_letters"]) == (0, 0, 0)
-    # Without a fault nothing is dropped, and nothing sent twice.
+    # Without a fault nothing is dropped and nothing is sent twice.
     assert {line["event"] for line in read_journal(config.folder.ledger)} == {"trained"}
     assert set(sendings.values()) == {1}
     assert most_open == 8 * (staleness + 1)
@@ -99,7 +99,7 @@ def test_nothing_is_trained_on_that_is_older_than_max_staleness_updates(stalenes
 
 
 @pytest.mark.parametrize(("update", "wiped"), [(1, False), (3, True)])
-def test_a_resume_loses_nothing_and_doubles_nothing(update, wiped, tmp_path, model_path):
+def test_resume_loses_and_duplicates_no_task(update, wiped, tmp_path, model_path):
     config = configured(tmp_path, model_path, **{"ppo.max_staleness": 2, "ppo.updates": 5})
     with UnevenRun(config, model_path) as run:
         run.killed_after(update)
@@ -123,7 +123,7 @@ def test_a_resume_loses_nothing_and_doubles_nothing(update, wiped, tmp_path, mod
     assert not run.broker.open
 
 
-def test_dead_tasks_take_their_place_in_a_batch(tmp_path, model_path):
+def test_dead_tasks_count_in_a_batch(tmp_path, model_path):
     config = configured(tmp_path, model_path, **{"ppo.max_staleness": 1, "ppo.updates": 3})
     with Run(config, model_path) as run:
         run.world.dead = {3, *range(8, 16)}
@@ -144,7 +144,7 @@ def version(update: int) -> WeightVersion:
 
 
 @pytest.mark.parametrize(("age", "sendings"), [(0, 1), (1, 1), (2, 2)])
-def test_an_answer_is_refused_only_beyond_the_bound(bench, age, sendings):
+def test_outcome_is_refused_only_beyond_max_staleness(bench, age, sendings):
     old = rollout(version(5 - age), version(5))
 
     def answer() -> None:
@@ -159,8 +159,8 @@ def test_an_answer_is_refused_only_beyond_the_bound(bench, age, sendings):
     assert events == [(10, "stale")] * (sendings - 1)
 
 
-def test_after_a_fault_what_became_too_stale_is_dropped_and_sent_again_by_the_same_name(bench):
-    """Two answers of the update before, room for one in each update: the bound is kept, not the answers."""
+def test_stale_rollouts_after_a_fault_are_dropped_and_their_tasks_resent(bench):
+    """Two answers of the previous update, but batches of one: the limit is kept and an answer is dropped."""
     bench.older.dispatch([task(10, version=version(4)), task(11, version=version(4))])
     bench.work(rollout(version(4)))
     collector = bench.take_over()
@@ -175,19 +175,19 @@ def test_after_a_fault_what_became_too_stale_is_dropped_and_sent_again_by_the_sa
     assert sent.keys() == {12}, "task 11 waits for the reconciliation"
     bench.finish(sent[12], rollout(version(6)))
     (entry,) = collector.wait(size=1)
-    assert entry.outcome.task.task_id == 12  # it is here, and task 11 has time
+    assert entry.outcome.task.task_id == 12  # it has arrived, and task 11 is not due yet
     (again,) = bench.claims()
-    assert again.task == task(11, version=WeightVersion(3, 6))  # same prompt and seed, weights of now
+    assert again.task == task(11, version=WeightVersion(3, 6))  # same prompt and seed, present weights
 
 
-def test_the_oldest_dispatch_goes_first_and_is_waited_for_when_it_would_become_too_stale(bench):
+def test_oldest_dispatch_comes_first_and_is_waited_for(bench):
     collector = bench.take_over(Interruptions(bench.queue, read=[lambda: None]))
     collector.send([task(10), task(11)], update=5, max_staleness=1)
     with pytest.raises(Exception, match="tasks 10, 11"):
         collector.wait(size=1)
     first, second = bench.claims()
     bench.finish(second, rollout(version(5)))
-    (entry,) = collector.wait(size=1)  # 10 has until update 6
+    (entry,) = collector.wait(size=1)  # 10 is due at update 6
     assert entry.outcome.task.task_id == 11
     bench.ledger.settle(11)
     collector.send([task(12, version=version(6))], update=6, max_staleness=1)
@@ -200,7 +200,7 @@ def test_the_oldest_dispatch_goes_first_and_is_waited_for_when_it_would_become_t
     assert entry.outcome.task.task_id == 10
 
 
-def test_an_outage_while_a_batch_is_here_does_not_hold_it_up(bench):
+def test_outage_does_not_delay_a_complete_batch(bench):
     def gone() -> None:
         raise QueueUnavailable("gone")
 
@@ -213,7 +213,7 @@ def test_an_outage_while_a_batch_is_here_does_not_hold_it_up(bench):
     assert [entry.outcome.task.task_id for entry in collector.wait(size=1)] == [11]
 
 
-def test_staleness_is_split_where_the_last_token_was_made():
+def test_staleness_is_split_at_the_newest_token():
     def entry(task_id: int, result) -> OutcomeEntry:
         return OutcomeEntry("1", Sending(1, 1), Outcome(task(task_id), result, "w", 1, 0))
 

@@ -1,4 +1,4 @@
-"""The collector against the memory queue: what is sent, what counts, what is dropped, what is said."""
+"""The collector against the memory queue: what is sent, what counts, what is dropped, what is reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trainer.ppo.collect import Collector
 from trainer.ppo.progress import Ledger
 from trainer.ppo.task_records import EventLog, Journal, TaskRecords
 
-# Incarnation 1 reached update 9 or so; incarnation 3 resumed its checkpoint of update 5.
+# Incarnation 1 got to about update 9; incarnation 3 resumed from its checkpoint of update 5.
 LINEAGE = (Ancestor(1, 0), Ancestor(3, 5))
 HERE = WeightVersion(3, 5)
 
@@ -59,7 +59,7 @@ class Bench:
         self.path = folder / "ledger.jsonl"
         self.journal = Journal(self.path, incarnation=3)
         self.event_log = EventLog(folder / "events.jsonl", incarnation=3)
-        self.said: list[str] = []
+        self.reported: list[str] = []
         self.section = section or QueueSection(stall_seconds=0.05, give_up_seconds=0.4)
 
     def take_over(self, queue=None, *, deterministic: bool = False) -> Collector:
@@ -69,7 +69,7 @@ class Bench:
             records=TaskRecords(self.ledger, self.journal, self.event_log),
             lineage=LINEAGE,
             section=self.section,
-            on_wait=self.said.append,
+            on_wait=self.reported.append,
             deterministic=deterministic,
         )
 
@@ -101,7 +101,7 @@ def bench(tmp_path):
 
 
 class Interruptions:
-    """The trainer's queue, whose listed calls do something else first, once each."""
+    """The trainer's queue; each listed callable runs once, before a call of that name."""
 
     def __init__(self, queue, **first):
         self._queue, self._first = queue, first
@@ -119,7 +119,7 @@ def unavailable() -> None:
     raise QueueUnavailable("gone for a moment")
 
 
-def test_a_batch_is_sent_once_and_comes_back_in_order(bench):
+def test_batch_is_sent_once_and_returned_in_order(bench):
     collector = bench.take_over(Interruptions(bench.queue, read=[bench.work]))
     collector.send([task(12), task(10), task(11)], update=5)
     entries = collector.wait()
@@ -127,8 +127,8 @@ def test_a_batch_is_sent_once_and_comes_back_in_order(bench):
     assert bench.claims() == []
 
 
-def test_what_a_restart_finds_under_way_is_not_sent_again(bench):
-    """The checkpoint's own weights answered one, a worker holds one, one was never sent."""
+def test_restart_does_not_resend_tasks_under_way(bench):
+    """The weights of the checkpoint answered one task, a worker holds one, one was never sent."""
     bench.older.dispatch([task(10, version=WeightVersion(1, 5)), task(11, version=WeightVersion(1, 5))])
     first, held = bench.claims()
     bench.finish(first, rollout(WeightVersion(1, 5)))
@@ -142,7 +142,7 @@ def test_what_a_restart_finds_under_way_is_not_sent_again(bench):
     assert [entry.sending.incarnation for entry in collector.wait()] == [1, 1, 3]
 
 
-def test_outcomes_of_a_lineage_that_was_given_up_are_dropped_and_their_task_is_sent_again(bench):
+def test_outcomes_of_an_abandoned_lineage_are_dropped_and_resent(bench):
     bench.older.dispatch([task(10, version=WeightVersion(1, 5))])
     bench.work(rollout(WeightVersion(1, 5), WeightVersion(1, 6)))
     collector = bench.take_over(Interruptions(bench.queue, read=[lambda: None, bench.work, bench.work]))
@@ -162,7 +162,7 @@ def test_outcomes_of_a_lineage_that_was_given_up_are_dropped_and_their_task_is_s
         (rollout(HERE), task(10, prompt=(1, 9)), "other_task"),
     ],
 )
-def test_refused_outcomes_are_journalled_and_their_task_is_sent_again(bench, result, sent, event):
+def test_refused_outcomes_are_journalled_and_resent(bench, result, sent, event):
     bench.older.dispatch([sent])
     bench.work(result)
     collector = bench.take_over(Interruptions(bench.queue, read=[lambda: None, bench.work, bench.work]))
@@ -172,7 +172,7 @@ def test_refused_outcomes_are_journalled_and_their_task_is_sent_again(bench, res
     assert bench.events() == [(10, event)]
 
 
-def test_entries_of_settled_tasks_and_of_tasks_not_asked_for_are_deleted(bench):
+def test_entries_of_settled_or_unknown_tasks_are_deleted(bench):
     bench.older.dispatch([task(3), task(9), task(40)])
     bench.work()
     collector = bench.take_over(Interruptions(bench.queue, read=[bench.work]))
@@ -190,19 +190,19 @@ def test_entries_of_settled_tasks_and_of_tasks_not_asked_for_are_deleted(bench):
         rollout(HERE, reference=(float("-inf"),)),
     ],
 )
-def test_a_rollout_that_cannot_be_learnt_from_is_dead(bench, bad):
+def test_malformed_rollout_becomes_a_dead_letter(bench, bad):
     collector = bench.take_over(Interruptions(bench.queue, read=[lambda: bench.work(bad)]))
     collector.send([task(10)], update=5)
     (entry,) = collector.wait()
     assert entry.outcome.result.reason == "malformed_rollout"
 
 
-def test_a_rollout_whose_parts_differ_in_length_is_dead():
+def test_rollout_with_unequal_lengths_becomes_a_dead_letter():
     outcome = Outcome(task(10), rollout(HERE, HERE, reference=(-1.0,)), "w", 1, 0)
     assert checked(outcome).result.detail == "2 tokens, 2 behaviour log-probs, 1 reference log-probs"
 
 
-def test_tasks_that_the_queue_forgot_are_sent_again_at_a_stall(bench):
+def test_tasks_lost_by_the_queue_are_resent_after_a_stall(bench):
     def forget() -> None:
         bench.broker.prompts.clear()
         bench.broker.open.clear()
@@ -212,7 +212,7 @@ def test_tasks_that_the_queue_forgot_are_sent_again_at_a_stall(bench):
     assert len(collector.wait()) == 2
 
 
-def test_an_outcome_that_the_queue_forgot_is_made_again(bench):
+def test_outcome_lost_by_the_queue_is_produced_again(bench):
     seen: list[list[int]] = []
 
     def lose() -> None:
@@ -225,7 +225,7 @@ def test_an_outcome_that_the_queue_forgot_is_made_again(bench):
     assert seen == [[10]]
 
 
-def test_an_outage_is_waited_out_and_said(bench):
+def test_collector_waits_through_an_outage_and_reports_it(bench):
     first = {
         "dispatch": [unavailable],
         "snapshot": [unavailable, unavailable],
@@ -235,10 +235,10 @@ def test_an_outage_is_waited_out_and_said(bench):
     collector.send([task(10)], update=5)
     assert len(collector.wait()) == 1
     collector.settled([], checkpoint_update=0)
-    assert any("the queue: gone for a moment" in said for said in bench.said)
+    assert any("the queue: gone for a moment" in what for what in bench.reported)
 
 
-def test_settled_entries_go_at_once_if_void_and_else_with_the_checkpoint(bench):
+def test_settled_entries_are_deleted_at_once_if_void_else_at_the_checkpoint(bench):
     collector = bench.take_over(
         Interruptions(bench.queue, read=[bench.work, lambda: bench.work(rollout(WeightVersion(3, 6)))])
     )
@@ -256,7 +256,7 @@ def test_settled_entries_go_at_once_if_void_and_else_with_the_checkpoint(bench):
     assert not bench.queue.snapshot().outcome_tasks()
 
 
-def test_a_dead_letter_counts_and_stays_until_the_checkpoint(bench):
+def test_dead_letter_counts_and_stays_until_the_checkpoint(bench):
     collector = bench.take_over(
         Interruptions(bench.queue, read=[lambda: bench.work(DeadLetter("prompt_too_long", "…"))])
     )
@@ -269,7 +269,7 @@ def test_a_dead_letter_counts_and_stays_until_the_checkpoint(bench):
     assert not bench.queue.snapshot().outcome_tasks()
 
 
-def test_an_unreadable_entry_is_deleted_and_its_task_sent_again(bench):
+def test_unreadable_entry_is_deleted_and_its_task_resent(bench):
     def unreadable() -> None:
         bench.work()
         (entry_id,) = bench.broker.outcomes
@@ -282,7 +282,7 @@ def test_an_unreadable_entry_is_deleted_and_its_task_sent_again(bench):
 
 
 def damage(bench: Bench) -> list[int]:
-    """Every prompt that waits is damaged, and somebody claims them."""
+    """Damage every waiting prompt and claim them all."""
     for entry, found in bench.broker.prompts.items():
         bench.broker.prompts[entry] = found._replace(payload=found.payload[:-2])
     return [claim.task.task_id for claim in bench.claims()]
@@ -290,7 +290,7 @@ def damage(bench: Bench) -> list[int]:
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_task_whose_entry_is_damaged_is_sent_again(bench, times, deterministic):
+def test_task_with_a_damaged_entry_is_resent(bench, times, deterministic):
     reads = [*[lambda: damage(bench)] * times, bench.work]
     collector = bench.take_over(Interruptions(bench.queue, read=reads), deterministic=deterministic)
     collector.send([task(10)], update=5)
@@ -301,7 +301,7 @@ def test_a_task_whose_entry_is_damaged_is_sent_again(bench, times, deterministic
     assert list(bench.broker.outcomes) == [int(entry.entry_id)]
 
 
-def test_a_task_whose_entry_is_damaged_for_the_fourth_time_is_dead(bench):
+def test_task_with_four_damaged_entries_is_dead(bench):
     collector = bench.take_over(Interruptions(bench.queue, read=[lambda: damage(bench)] * 4))
     collector.send([task(10), task(11)], update=5)
     found = collector.wait()
@@ -312,7 +312,7 @@ def test_a_task_whose_entry_is_damaged_for_the_fourth_time_is_dead(bench):
     assert len(bench.broker.outcomes) == 2
 
 
-def test_a_deterministic_run_never_loses_a_task_to_damage(bench):
+def test_deterministic_run_never_loses_a_task_to_damage(bench):
     reads = [*[lambda: damage(bench)] * 6, bench.work]
     collector = bench.take_over(Interruptions(bench.queue, read=reads), deterministic=True)
     collector.send([task(10)], update=5)
@@ -320,7 +320,7 @@ def test_a_deterministic_run_never_loses_a_task_to_damage(bench):
     assert isinstance(entry.outcome.result, Rollout)
 
 
-def test_a_newer_trainer_stops_this_one(bench):
+def test_newer_trainer_fences_off_this_one(bench):
     collector = bench.take_over()
     bench.broker.trainer().take_fence(4)
     collector.send([task(10)], update=5)
@@ -328,7 +328,7 @@ def test_a_newer_trainer_stops_this_one(bench):
         collector.wait()
 
 
-def test_a_lost_fence_is_taken_again(bench):
+def test_lost_fence_is_set_again(bench):
     def wipe() -> None:
         bench.broker.incarnation = 0
         bench.broker.prompts.clear()
@@ -340,7 +340,7 @@ def test_a_lost_fence_is_taken_again(bench):
     assert bench.broker.incarnation == 3
 
 
-def test_giving_up_names_what_was_waited_for(bench):
+def test_stalled_names_the_missing_tasks(bench):
     collector = bench.take_over()
     collector.send([task(10), task(11)], update=5)
     with pytest.raises(Stalled, match="2 of 2 rollouts of update 5: tasks 10, 11"):
@@ -348,7 +348,7 @@ def test_giving_up_names_what_was_waited_for(bench):
 
 
 @pytest.mark.parametrize("reason", ["service_error", "policy_died", "reward_died", "reference_died"])
-def test_a_deterministic_run_lets_a_task_die_of_itself_alone(bench, reason):
+def test_deterministic_run_accepts_only_dead_letters_caused_by_the_task(bench, reason):
     def falters() -> None:
         bench.work(DeadLetter(reason, "a replica had a bad day"))
 

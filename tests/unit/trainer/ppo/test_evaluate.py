@@ -1,4 +1,4 @@
-"""Evaluation during training: by hand on scripted services, through outages, and the best checkpoint."""
+"""Evaluation during training on scripted services: figures, outages, and the best checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model_path(tmp_path_factory):
 
 @contextmanager
 def services(script: Script):
-    """The scripted services on a loop of their own, in a thread."""
+    """The scripted services on their own event loop in a thread."""
     loop, up, down = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
 
     async def serve() -> None:
@@ -63,7 +63,7 @@ def after(evaluation: Evaluation, update: int) -> dict[str, float]:
         evaluation.close()
 
 
-def test_figures_are_the_means_over_the_answers_to_held_out_prompts(tmp_path, model_path):
+def test_figures_are_means_over_held_out_prompts(tmp_path, model_path):
     script = Script()
     script.generate = lambda request, _: answer_of_length(len(script.requests))
     with services(script):
@@ -93,7 +93,7 @@ async def answer_of_length(length: int):
     return completion([5] * length)
 
 
-def test_greedy_answers_are_asked_for_once_a_prompt_and_have_no_divergence(tmp_path, model_path):
+def test_greedy_answers_are_requested_once_and_have_no_divergence(tmp_path, model_path):
     script = Script()
     with services(script):
         changes = {"evaluation.temperature": 0, "evaluation.num_prompts": 100}
@@ -105,11 +105,11 @@ def test_greedy_answers_are_asked_for_once_a_prompt_and_have_no_divergence(tmp_p
     assert "eval_kl" not in found
 
 
-def test_an_outage_that_passes_is_waited_out(tmp_path, model_path):
+def test_evaluation_waits_through_a_short_outage(tmp_path, model_path):
     script, refused = Script(), []
 
     async def first_unavailable(request, context):
-        if len(refused) < 9:  # more often than a call tries again by itself
+        if len(refused) < 9:  # more often than a call itself retries
             refused.append(request)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
         return completion([5, 5])
@@ -121,7 +121,7 @@ def test_an_outage_that_passes_is_waited_out(tmp_path, model_path):
     assert len(refused) == 9
 
 
-def test_services_that_stay_away_cost_an_evaluation_and_not_the_run(tmp_path, model_path, caplog):
+def test_unavailable_services_skip_the_evaluation(tmp_path, model_path, caplog):
     nobody, changes = "127.0.0.1:1", {"evaluation.max_seconds": 0.5, "ppo.updates": 2}
     with Run(evaluated(tmp_path, model_path, nobody, **changes), model_path) as run:
         result = run.trainer().run()
@@ -131,13 +131,13 @@ def test_services_that_stay_away_cost_an_evaluation_and_not_the_run(tmp_path, mo
     assert not run.config.folder.best_policy_model.exists()
 
 
-def test_without_held_out_prompts_evaluation_is_refused_at_the_start(tmp_path, model_path):
+def test_evaluation_requires_held_out_prompts(tmp_path, model_path):
     config = evaluated(tmp_path, model_path, "127.0.0.1:1", **{"data.heldout_fraction": 1e-9})
     with pytest.raises(ConfigError, match=r"evaluation\.every_updates"):
         Evaluation(config, tiny_tokenizer())
 
 
-def test_what_is_best_is_remembered(tmp_path, model_path):
+def test_best_update_is_remembered(tmp_path, model_path):
     evaluation = Evaluation(configured(tmp_path, model_path), tiny_tokenizer())
     assert not any(evaluation.is_due(update) for update in range(10))
     assert evaluation.state() == {"best": None}
@@ -150,8 +150,8 @@ def test_what_is_best_is_remembered(tmp_path, model_path):
 
 
 @pytest.mark.parametrize("killed_at", [None, 3])
-def test_the_best_checkpoint_outlives_the_others_and_becomes_policy_best(tmp_path, model_path, killed_at):
-    """The scripted policy answers best with the weights of update 3, where no checkpoint is due."""
+def test_best_checkpoint_is_kept_and_becomes_policy_best(tmp_path, model_path, killed_at):
+    """The scripted policy answers best with the weights of update 3, at which no checkpoint is due."""
     script, lengths = Script(), {1: 2, 2: 1, 3: 7, 4: 3, 5: 4, 6: 6}
     script.generate = lambda request, _: answer_of_length(lengths[request.min_version.update])
     with services(script):
@@ -165,7 +165,7 @@ def test_the_best_checkpoint_outlives_the_others_and_becomes_policy_best(tmp_pat
     lines = [json.loads(line) for line in folder.metrics("ppo").read_text().splitlines()]
     assert [line["eval_reward"] for line in lines] == [2, 1, 7, 3, 4, 6]
     assert (result["best_update"], result["best_eval_reward"]) == (3, 7.0)
-    # A best one is checkpointed at once, so the killed run goes on behind update 3.
+    # The best update is checkpointed at once, so the killed run continues after update 3.
     kept = sorted(path.name for path in folder.checkpoints.glob("?-?"))
     assert "1-3" in kept
     assert not {"1-1", "1-2"} & set(kept)

@@ -1,4 +1,4 @@
-"""Labels that come in while PPO runs, against scores that are known; and what a bad line does."""
+"""Labels that arrive while PPO runs, compared with known scores; and invalid lines."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def sigmoid(gap: float) -> float:
 def test_overconfidence_by_hand(path: Path) -> None:
     found = labels(path, num_pairs=6)
     assert found.overconfidence() is None
-    # a > b (by 1) and a > c (by 2) are foreseen, c > b is not.
+    # a > b (by 1) and a > c (by 2) are predicted, c > b is not.
     append(path, ranking("a", "c", "b"))
     assert found.overconfidence() is None
-    # b > a is not foreseen, b > d is; two equal scores claim nothing, and foresee nothing.
+    # b > a is not predicted, b > d is; two equal scores claim nothing and predict nothing.
     append(path, {"prompt": "p", "chosen": "b", "rejected": "a"}, ranking("c", "d"), ranking("b", "d"))
     claimed = (4 * sigmoid(1) + sigmoid(2) + 0.5) / 6
     assert found.overconfidence() == pytest.approx(claimed - 3 / 6)
@@ -68,7 +68,7 @@ def test_scores_far_apart_claim_certainty(path: Path) -> None:
     assert found.overconfidence() == 1
 
 
-def test_labels_drawn_as_the_scores_claim_show_none(path: Path) -> None:
+def test_labels_drawn_from_the_claimed_probabilities_show_no_overconfidence(path: Path) -> None:
     found, rng = FreshLabels(path, num_pairs=20_000), random.Random(0)
     scores = {str(n): rng.gauss(0, 1.5) for n in range(200)}
     found.remember(("p", text, score) for text, score in scores.items())
@@ -79,7 +79,7 @@ def test_labels_drawn_as_the_scores_claim_show_none(path: Path) -> None:
     assert found.overconfidence() == pytest.approx(0, abs=0.01)
 
 
-def test_answers_that_nobody_gave_say_nothing(path: Path) -> None:
+def test_rankings_of_unknown_answers_are_ignored(path: Path) -> None:
     found = labels(path, num_pairs=1)
     append(path, ranking("a", "unknown"), ranking("a", "b", prompt="another"))
     assert found.overconfidence() is None
@@ -88,7 +88,7 @@ def test_answers_that_nobody_gave_say_nothing(path: Path) -> None:
     assert found.overconfidence() == pytest.approx(sigmoid(1))
 
 
-def test_a_line_under_the_pen_waits(path: Path) -> None:
+def test_unfinished_line_is_read_when_complete(path: Path) -> None:
     found = labels(path, num_pairs=1)
     text = json.dumps(ranking("a", "b"))
     append(path, text[:20], end="")
@@ -100,7 +100,7 @@ def test_a_line_under_the_pen_waits(path: Path) -> None:
 @pytest.mark.parametrize(
     "bad", ["{", "[]", "\x00", "[" * 100_000, '{"prompt": "p"}', '{"prompt": 1, "responses": []}', "\udcff"]
 )
-def test_a_bad_line_is_told_and_passed_over(path: Path, bad: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_line_is_logged_and_skipped(path: Path, bad: str, caplog: pytest.LogCaptureFixture) -> None:
     found = labels(path, num_pairs=1)
     with path.open("wb") as file:
         file.write(bad.encode("utf-8", "surrogateescape") + b"\n")
@@ -110,7 +110,7 @@ def test_a_bad_line_is_told_and_passed_over(path: Path, bad: str, caplog: pytest
     assert "fresh.jsonl:1" in caplog.text
 
 
-def test_a_file_that_is_replaced_by_a_shorter_one_is_read_from_its_start(path: Path) -> None:
+def test_file_replaced_by_a_shorter_one_is_read_from_its_start(path: Path) -> None:
     found = labels(path, num_pairs=1)
     append(path, ranking("b", "a"), ranking("b", "a"))
     assert found.overconfidence() == pytest.approx(sigmoid(1))

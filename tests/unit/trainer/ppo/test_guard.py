@@ -1,4 +1,4 @@
-"""The guard: every signal against cases counted by hand, levels, memory; healthy and hacked trajectories."""
+"""The guard: every signal against cases computed by hand, levels, state; healthy and hacked runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def figures(**changes: float) -> dict[str, float]:
     return {"response_length": 4.0, "eos_rate": 1.0, "kl": 0.5, "kl_k3": 0.5, "entropy": 1.0} | changes
 
 
-def test_every_measure_by_hand():
+def test_measures_match_values_computed_by_hand():
     found = signals.measure(
         # 3-grams: (5,6,7) (6,7,5) (7,5,6) (5,6,7) → one of four again; none; too short for any.
         batch([(5, 6, 7, 5, 6, 7), (5, 6, 7, 8), (5, 6), (5, 6)], [1.0, 0.0, 3.0, -9.0]),
@@ -60,7 +60,7 @@ def test_every_measure_by_hand():
     assert found["score_length"] == pytest.approx(0.5 / math.sqrt(5 * 4.5))
 
 
-def test_spearman_is_scipys():
+def test_spearman_matches_scipy():
     rng = random.Random(1)
     for _ in range(20):
         x = [float(rng.randint(0, 6)) for _ in range(40)]
@@ -104,7 +104,7 @@ FIRST = {
         ({"scores_outside": 0.51}, "scores_outside", 0.51, "warn"),
     ],
 )
-def test_every_signal_at_its_limit(changed: dict[str, float], signal: str, value: float, level: str):
+def test_signals_at_their_limits(changed: dict[str, float], signal: str, value: float, level: str):
     found = signals.values(FIRST | changed, FIRST)
     assert tuple(found) == signals.SIGNALS
     assert found[signal] == pytest.approx(value)
@@ -114,7 +114,7 @@ def test_every_signal_at_its_limit(changed: dict[str, float], signal: str, value
     assert set(others.values()) == {"quiet"}
 
 
-def test_a_rate_that_was_low_from_the_start_falls_only_beyond_chance():
+def test_low_eos_rate_falls_only_beyond_chance():
     first = FIRST | {"eos_rate": 0.6}
     chance = 3 * math.sqrt(0.6 * 0.4 * 2 / 256)
     assert signals.values(first | {"eos_rate": 0.5}, first)["eos_ratio"] == 1.0
@@ -126,7 +126,7 @@ def test_a_rate_that_was_low_from_the_start_falls_only_beyond_chance():
     assert {"eos_ratio", "entropy_ratio"}.isdisjoint(signals.values(silent, silent))
 
 
-def test_what_fires_is_told_once_per_change(caplog: pytest.LogCaptureFixture):
+def test_alerts_are_logged_once_per_change(caplog: pytest.LogCaptureFixture):
     registry = CollectorRegistry()
     guard = Guard(
         GuardSection(kl_warn_above=5.0, action="stop"), quantiles=None, metrics=TrainerMetrics(registry)
@@ -139,15 +139,15 @@ def test_what_fires_is_told_once_per_change(caplog: pytest.LogCaptureFixture):
         levels.append(registry.get_sample_value("fairlead_trainer_guard", {"signal": "kl"}))
         assert (guard.stopped_by is not None) == (update >= 6)
     assert levels == [0, 1, 1, 0, 1, 2, 2]
-    told = [(alert.signal, alert.update, alert.level) for alert in guard.alerts]
-    assert told == [("kl", 2, "warn"), ("kl", 5, "warn"), ("kl", 6, "stop")]
+    found = [(alert.signal, alert.update, alert.level) for alert in guard.alerts]
+    assert found == [("kl", 2, "warn"), ("kl", 5, "warn"), ("kl", 6, "stop")]
     assert guard.stopped_by == Alert("kl", 6, 11.0, 10.0, "stop")
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING", "ERROR"]
     assert caplog.messages[-1] == "guard: kl is 11 at update 6, above 10"
 
 
 @pytest.mark.parametrize(("action", "alerts"), [("off", 0), ("warn", 1)])
-def test_only_the_action_stop_stops(action: str, alerts: int):
+def test_only_action_stop_ends_the_run(action: str, alerts: int):
     guard = Guard(GuardSection(action=action))  # type: ignore[arg-type]
     rollouts = batch([(5, 6), (5, 7)], [0.0, 1.0])
     guard.judge(rollouts, figures(), update=1)
@@ -156,7 +156,7 @@ def test_only_the_action_stop_stops(action: str, alerts: int):
     assert guard.stopped_by is None
 
 
-def test_a_resumed_guard_keeps_its_baseline_and_what_it_told():
+def test_resumed_guard_keeps_baseline_and_alerts():
     rollouts = batch([(5, 6), (5, 7)], [0.0, 1.0])
     first = Guard(GuardSection())
     first.judge(rollouts, figures(entropy=2.0), update=1)
@@ -170,7 +170,7 @@ def test_a_resumed_guard_keeps_its_baseline_and_what_it_told():
         second.load_state({"first": 3})
 
 
-def test_quantiles_come_from_the_reward_models_result(tmp_path, caplog):
+def test_quantiles_are_read_from_the_reward_model_result(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="trainer.ppo.guard")
     assert read_quantiles(tmp_path / "absent.json") is None
     assert "scores_outside is not measured" in caplog.text
@@ -196,16 +196,18 @@ HEALTHY = [
 
 def play(rows: list[tuple[float, ...]], responses: list[list[tuple[int, ...]]]) -> tuple[Alert, ...]:
     guard = Guard(GuardSection())
-    for update, ((length, kl, k3, entropy), said) in enumerate(zip(rows, responses, strict=True), start=1):
+    for update, ((length, kl, k3, entropy), responses_of_update) in enumerate(
+        zip(rows, responses, strict=True), start=1
+    ):
         rng = random.Random(update)
-        scores = [rng.gauss(0, 1) for _ in said]
+        scores = [rng.gauss(0, 1) for _ in responses_of_update]
         changed = figures(response_length=length, kl=kl, kl_k3=k3, entropy=entropy)
-        guard.judge(batch(said, scores), changed, update=update)
+        guard.judge(batch(responses_of_update, scores), changed, update=update)
     return guard.alerts
 
 
 def answers(seed: int, *, stuck: float = 0.0) -> list[tuple[int, ...]]:
-    """32 answers; of each the share `stuck` is one sentence, again and again."""
+    """32 answers, in each of which the share `stuck` repeats one sentence."""
     rng = random.Random(seed)
     found = []
     for _ in range(32):
@@ -215,15 +217,15 @@ def answers(seed: int, *, stuck: float = 0.0) -> list[tuple[int, ...]]:
     return found
 
 
-def test_a_healthy_run_is_left_alone():
+def test_healthy_run_raises_no_alert():
     assert play(HEALTHY, [answers(seed) for seed in range(len(HEALTHY))]) == ()
 
 
-def test_a_hacked_run_is_told():
+def test_hacked_run_raises_alerts():
     hacked = [(18.0 + 2 * u, 2.5 * u, 2.5 * u, 0.56 / (1 + u / 3)) for u in range(8)]
     alerts = play(hacked, [answers(u, stuck=min(1.0, u / 6)) for u in range(8)])
     fired = {alert.signal: (alert.update, alert.level) for alert in alerts}
-    # KL 12.5 at the sixth; 28 tokens at the sixth; entropy below a half at the fifth.
+    # KL 12.5 and 28 tokens at the sixth; entropy below one half at the fifth.
     assert fired["kl"] == (6, "stop")
     assert fired["length_ratio"] == (6, "stop")
     assert fired["entropy_ratio"] == (5, "warn")
@@ -231,7 +233,7 @@ def test_a_hacked_run_is_told():
     assert fired["repetition"][0] <= 6
 
 
-def test_the_limits_are_settings_of_the_run():
+def test_limits_come_from_the_configuration():
     config = load(overrides={"guard.action": "stop", "guard.kl_stop_above": 3})
     assert (config.guard.action, config.guard.kl_stop_above, config.guard.eos_ratio_stop_below) == (
         "stop",

@@ -1,4 +1,4 @@
-"""A guard ends a run: the trainer goes back to the last good checkpoint, says why, and stays stopped."""
+"""A guard ends a run: the trainer goes back to the last good checkpoint, reports why, and stays stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.trainer.ppo.test_train import Run, configured
 from trainer.checkpoint import CheckpointStore
 from trainer.lineage import read as read_lineage
 
-# The reward is for a wandering policy; a rate this high leaves the reference within a few updates.
+# The learning rate is high enough to leave the reference within a few updates.
 WILD = {
     "ppo.updates": 8,
     "ppo.learning_rate": 2e-2,
@@ -46,7 +46,7 @@ def curves(config) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def kls(tmp_path_factory, model_path) -> list[float]:
-    """KL at every update when nobody stops it: the test's own limit follows from it."""
+    """KL of every update of a run without a stop; the limit of the test follows from it."""
     config = configured(tmp_path_factory.mktemp("free"), model_path, **WILD | {"guard.action": "warn"})
     with Run(config, model_path, sevens) as run:
         result = run.trainer().run()
@@ -56,8 +56,8 @@ def kls(tmp_path_factory, model_path) -> list[float]:
 
 
 @pytest.mark.parametrize("every_updates", [1, 2])
-def test_a_stop_goes_back_to_the_last_good_checkpoint(tmp_path, model_path, kls, every_updates):
-    # Crossed first at this update; its answers were made by the weights of one update less.
+def test_stop_goes_back_to_the_last_good_checkpoint(tmp_path, model_path, kls, every_updates):
+    # Crossed first at this update; its answers were sampled by the weights of the update before.
     at = next(number for number in range(4, 9) if kls[number - 1] > max(kls[: number - 1]))
     limit = (kls[at - 1] + max(kls[: at - 1])) / 2
     changed = WILD | {"guard.kl_stop_above": limit, "checkpoint.every_updates": every_updates}
@@ -93,7 +93,7 @@ def test_a_stop_goes_back_to_the_last_good_checkpoint(tmp_path, model_path, kls,
         assert "stopped by its guard: kl" in stopped_by_guard(config)
         assert not is_finished(config, "ppo")
 
-        # Told to go on, it does, from there.
+        # With another action it continues from there.
         run.config = configured(tmp_path / "run", model_path, **changed | {"guard.action": "warn"})
         assert stopped_by_guard(run.config) == ""
         again = run.trainer().run()
@@ -102,7 +102,7 @@ def test_a_stop_goes_back_to_the_last_good_checkpoint(tmp_path, model_path, kls,
     assert "stopped_by_guard" not in again
 
 
-def test_a_stop_before_the_first_checkpoint_goes_back_to_the_start(tmp_path, model_path):
+def test_stop_before_the_first_checkpoint_goes_back_to_the_start(tmp_path, model_path):
     changed = {"guard.kl_stop_above": -100.0, "checkpoint.every_updates": 50}
     config = configured(tmp_path, model_path, **WILD | changed)
     with (
@@ -117,7 +117,7 @@ def test_a_stop_before_the_first_checkpoint_goes_back_to_the_start(tmp_path, mod
     assert all(torch.equal(tensor, start[name]) for name, tensor in policy.items())
 
 
-def test_samples_of_every_update_are_kept_once(tmp_path, model_path):
+def test_samples_of_every_update_are_written_once(tmp_path, model_path):
     config = configured(tmp_path, model_path, **{"observe.rollout_samples": 3})
     with Run(config, model_path, sevens) as run:
         run.killed_after(5)
@@ -135,7 +135,7 @@ def test_samples_of_every_update_are_kept_once(tmp_path, model_path):
         assert row["prompt"].split()[0].startswith("w")
 
 
-def test_a_killed_run_remembers_what_fired(tmp_path, model_path):
+def test_killed_run_keeps_its_alerts(tmp_path, model_path):
     config = configured(tmp_path, model_path, **{"guard.kl_warn_above": -1.0})
     with Run(config, model_path, sevens) as run:
         run.killed_after(5)

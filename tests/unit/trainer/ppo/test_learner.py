@@ -42,7 +42,7 @@ def with_changes(**changes):
 
 
 @pytest.mark.parametrize("budget", [1, 7, 12])
-def test_the_gradient_of_the_whole_recipe_does_not_depend_on_the_micro_batches(models, budget):
+def test_gradient_of_the_full_recipe_does_not_depend_on_micro_batches(models, budget):
     found = double(models)
     section = with_changes(
         ptx_coefficient=0.7, clip_range_high=0.3, dual_clip=3.0, whiten_rewards=True, kl_estimator="k2"
@@ -61,7 +61,7 @@ def test_the_gradient_of_the_whole_recipe_does_not_depend_on_the_micro_batches(m
     assert torch.allclose(many, one, rtol=1e-6, atol=1e-9)
 
 
-def test_at_zero_staleness_the_gradient_is_that_of_plain_ppo_bit_for_bit(models):
+def test_gradient_at_zero_staleness_equals_plain_ppo_bit_for_bit(models):
     found = copy.deepcopy(models)
     prepared, figures = step.prepare(found, rollouts(), SECTION, temperature=0.7)
     batch = prepared.batch
@@ -82,7 +82,7 @@ def test_at_zero_staleness_the_gradient_is_that_of_plain_ppo_bit_for_bit(models)
     assert torch.equal(ours, plain)
 
 
-def test_stale_rollouts_get_proximal_logprobs_of_the_weights_about_to_learn(models):
+def test_stale_rollouts_get_proximal_logprobs(models):
     found = rollouts(STALE)
     assert found.stale_B.tolist() == [True, False, True, False]
     prepared, figures = step.prepare(models, found, SECTION, temperature=0.7)
@@ -97,9 +97,9 @@ def test_stale_rollouts_get_proximal_logprobs_of_the_weights_about_to_learn(mode
     assert torch.equal(prepared.behaviour_weights_N[~stale_N], torch.ones(3))
     assert figures["stale_rollouts"] == 0.5
     assert figures["behaviour_weight"] == pytest.approx(float(expected_N[stale_N].mean()), rel=1e-5)
-    # The penalty is charged for π_prox, the policy that the update starts from.
+    # The penalty is that of π_prox, the policy that the update starts from.
     assert figures["kl"] == pytest.approx(float((prepared.old_logprobs_N - found.reference_N).sum()) / 4)
-    # Only what these weights are said to have sampled may show a mismatch.
+    # Only tokens recorded as sampled by these weights may show a mismatch.
     fresh_N = (own_N - found.behaviour_N).abs()[~stale_N]
     fresh = step.accumulate_gradients(copy.deepcopy(models), prepared, [0, 1, 2, 3], SECTION, temperature=0.7)
     assert fresh["mismatch_max"] == pytest.approx(float(fresh_N.max()), rel=1e-4)
@@ -109,7 +109,7 @@ def test_stale_rollouts_get_proximal_logprobs_of_the_weights_about_to_learn(mode
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_the_reward_is_charged_with_the_estimator_that_was_asked_for(models, estimator):
+def test_reward_uses_the_configured_kl_estimator(models, estimator):
     section = with_changes(kl_estimator=estimator)
     found = rollouts()
     _, figures = step.prepare(models, found, section, kl_coefficient=0.4)
@@ -119,11 +119,11 @@ def test_the_reward_is_charged_with_the_estimator_that_was_asked_for(models, est
     assert of_each[estimator] == pytest.approx(charged, rel=1e-5)
 
 
-def test_whitened_rewards_keep_their_mean_and_are_what_is_learnt(models):
+def test_whitened_rewards_keep_their_mean_and_are_learned(models):
     found = rollouts()
     plain, _ = step.prepare(models, found, with_changes(gae_lambda=1.0))
     white, _ = step.prepare(models, found, with_changes(gae_lambda=1.0, whiten_rewards=True))
-    # With γ = λ = 1 and a critic that says 0, rewards are the differences of the returns.
+    # With γ = λ = 1 and a critic that returns 0, rewards are the differences of the returns.
     plain_BT, white_BT = (found.rectangle(one.returns_N) for one in (plain, white))
     rewards_N, whitened_N = (
         (one - torch.cat([one[:, 1:], torch.zeros(4, 1)], 1))[found.mask_BT] for one in (plain_BT, white_BT)
@@ -139,7 +139,7 @@ def test_ptx_adds_gamma_times_the_cross_entropy_of_the_demonstrations(models):
     ours = torch.cat([p.grad.flatten() for p in found.policy.parameters()])
     found.policy.zero_grad()
     total = torch.zeros((), dtype=torch.float64)
-    for one in DEMONSTRATIONS:  # by the definition, one after the other, from all logits
+    for one in DEMONSTRATIONS:  # by definition, one at a time, from all logits
         logits = found.policy(torch.tensor([one.token_ids])).logits[0]
         table = logits.double().log_softmax(-1)
         for position in range(one.prompt_length, len(one.token_ids)):
@@ -153,7 +153,7 @@ def test_ptx_adds_gamma_times_the_cross_entropy_of_the_demonstrations(models):
     assert all(p.grad is None for p in found.critic.parameters())
 
 
-def test_ptx_without_demonstrations_is_refused(models):
+def test_ptx_requires_demonstrations(models):
     with pytest.raises(ConfigError, match="ptx_coefficient"):
         Learner(models, with_changes(ptx_coefficient=1.0), temperature=1.0, seed=0)
 
@@ -178,7 +178,7 @@ def test_ptx_keeps_the_policy_near_its_demonstrations(models):
     assert nll[5.0] < nll[0.0] - 0.05
 
 
-def test_a_critic_from_the_reward_model_says_its_scores(tmp_path):
+def test_critic_from_the_reward_model_returns_its_scores(tmp_path):
     policy = str(tiny_causal_lm(tmp_path / "policy"))
     reward_path = str(tiny_reward_model(tmp_path / "reward", seed=4))
     found = actor_critic.load(policy, SECTION, critic_path=reward_path)
@@ -188,7 +188,7 @@ def test_a_critic_from_the_reward_model_says_its_scores(tmp_path):
         values_N = found.values(pad(sequences, torch.device("cpu")))
     ends = torch.tensor([one.response_length for one in sequences]).cumsum(0) - 1
     for end, one in zip(ends.tolist(), sequences, strict=True):
-        before = one.token_ids[:-1]  # the value is read where the last token is predicted
+        before = one.token_ids[:-1]  # the value is read at the position that predicts the last token
         with torch.no_grad():
             score = judge.scores(torch.tensor([before]), torch.tensor([len(before)]))
         assert float(values_N[end]) == pytest.approx(float(score), abs=1e-5)
@@ -197,7 +197,7 @@ def test_a_critic_from_the_reward_model_says_its_scores(tmp_path):
         assert not fresh.values(pad(sequences, torch.device("cpu"))).any()
 
 
-def test_a_critic_with_another_tokenizer_is_refused(tmp_path):
+def test_critic_with_another_tokenizer_is_rejected(tmp_path):
     policy = str(tiny_causal_lm(tmp_path / "policy"))
     other = str(tiny_reward_model(tmp_path / "reward"))
     tiny_tokenizer(pad_is_eos=True).save_pretrained(other)
@@ -209,7 +209,7 @@ def test_a_critic_with_another_tokenizer_is_refused(tmp_path):
         actor_critic.load(policy, SECTION, critic_path=policy)
 
 
-def test_adaptive_control_moves_beta_by_the_divergence_of_whole_answers(models):
+def test_adaptive_control_uses_the_divergence_per_answer(models):
     fresh = actor_critic.ActorCritic(copy.deepcopy(models.policy), copy.deepcopy(models.critic), SECTION)
     section = with_changes(kl_control="adaptive", kl_target=0.5, kl_horizon=40.0)
     learner = Learner(fresh, section, temperature=0.7, seed=0)

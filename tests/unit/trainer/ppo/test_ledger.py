@@ -1,4 +1,4 @@
-"""The ledger against a plain set, the journal against torn lines, the audit against made-up lives."""
+"""The ledger against a plain set, the journal with cut lines, and counting of made-up outcomes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def entry(task_id: int, *, dead: bool = False, entry_id: str = "1") -> OutcomeEn
 
 
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)), st.integers(0, 12))
-def test_the_ledger_is_a_set_with_a_watermark(order, dead, count):
+def test_ledger_matches_a_plain_set(order, dead, count):
     ledger, settled = Ledger(), set()
     for task_id in order[:count]:
         ledger.settle(task_id, dead_reason="r" if task_id in dead else None)
@@ -52,13 +52,13 @@ def test_the_ledger_is_a_set_with_a_watermark(order, dead, count):
             ledger.settle(task_id)
 
 
-def test_a_ledger_of_unknown_form_is_refused():
+def test_ledger_rejects_invalid_json():
     for value in (None, {}, {"watermark": "x", "above": [], "dead": {}}):
         with pytest.raises(CorruptCheckpoint):
             Ledger.from_json(value)
 
 
-def test_the_journal_tells_a_tasks_life_and_survives_a_torn_line(tmp_path):
+def test_journal_records_outcomes_and_survives_a_cut_line(tmp_path):
     path = tmp_path / "ledger.jsonl"
     journal = Journal(path, incarnation=1)
     journal.append([entry(0), entry(1, dead=True)], update=3)
@@ -83,8 +83,8 @@ def settled(*dead: int, below: int) -> Ledger:
     return Ledger(watermark=below, dead=dict.fromkeys(dead, "r"))
 
 
-def journal_of(path, lives: list[tuple[int, int, list[OutcomeEntry]]]) -> None:
-    for incarnation, update, entries in lives:
+def journal_of(path, appends: list[tuple[int, int, list[OutcomeEntry]]]) -> None:
+    for incarnation, update, entries in appends:
         journal = Journal(path, incarnation=incarnation)
         journal.append(entries, update=update)
         journal.close()
@@ -107,24 +107,24 @@ def test_only_the_lineage_of_the_final_weights_counts(tmp_path):
     assert found.scores == {0: (0.5, 0.5), 1: (0.5,)}
 
 
-def test_a_task_that_counted_twice_or_never_is_found(tmp_path):
+def test_count_outcomes_finds_duplicated_and_lost_tasks(tmp_path):
     path = tmp_path / "ledger.jsonl"
     journal_of(path, [(1, 0, [entry(0), entry(1)]), (1, 1, [entry(1), entry(3)])])
     found = count_outcomes(path, ledger=settled(below=4), cursor=4, lineage=(Ancestor(1, 0),))
     assert (found.duplicated, found.lost) == (1, 1)
-    # a ledger that says dead where the journal says trained is a loss too
+    # a task that is dead in the ledger but trained in the journal counts as lost, too
     found = count_outcomes(path, ledger=settled(0, below=4), cursor=4, lineage=(Ancestor(1, 0),))
     assert found.lost == 2
 
 
 @given(st.sets(st.integers(0, 60)))
-def test_ranges_hold_exactly_their_numbers(numbers):
+def test_as_ranges_holds_exactly_the_numbers(numbers):
     ranges = as_ranges(numbers)
     assert [n for first, last in ranges for n in range(first, last + 1)] == sorted(numbers)
     assert all(before[1] + 1 < after[0] for before, after in pairwise(ranges))
 
 
-def test_a_checkpoint_of_a_newer_release_is_refused_by_name():
+def test_progress_rejects_a_newer_schema():
     state = TrainingProgress(update=3, cursor=24).state(seconds=1.0)
     assert TrainingProgress.from_checkpoint(Checkpoint(WeightVersion(1, 3), {}, state)).update == 3
     del state["schema"]  # as the first release wrote it

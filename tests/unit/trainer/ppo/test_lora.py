@@ -1,4 +1,4 @@
-"""PPO with adapters: only they learn, are kept and are published, and a run goes on with them to the bit."""
+"""PPO with adapters: only they are trained, checkpointed and published, and a resume is bit for bit equal."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def everything(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("critic_init", ["policy", "reward_model"])
-def test_an_update_moves_the_adapters_and_the_head_and_nothing_else(tmp_path, model_path, critic_init):
+def test_update_changes_only_adapters_and_head(tmp_path, model_path, critic_init):
     reward = str(tiny_reward_model(tmp_path / "reward", seed=4)) if critic_init == "reward_model" else None
     models = actor_critic.load(str(model_path), section(), critic_path=reward)
     before = {"policy": everything(models.policy), "critic": everything(models.critic)}
     learner = Learner(models, section(), temperature=1.0, seed=0)
-    for update in range(4):  # B moves when the head has, A when B has
+    for update in range(4):  # B changes after the head, A after B
         learner.learn(rollouts(), update=update)
     for part, model in (("policy", models.policy), ("critic", models.critic)):
         moved = {
@@ -63,7 +63,7 @@ def test_an_update_moves_the_adapters_and_the_head_and_nothing_else(tmp_path, mo
     assert len(state["policy_optimizer"]) == 3 * len(state["policy"])
 
 
-def test_a_fresh_critic_shares_its_base_with_the_policy_and_still_says_its_own(model_path):
+def test_fresh_critic_shares_the_base_and_has_its_own_values(model_path):
     models = actor_critic.load(str(model_path), section())
     ours = {name: p for name, p in models.policy.base_model.named_parameters() if ".lora_" not in name}
     theirs = dict(models.critic.body.named_parameters())
@@ -74,7 +74,7 @@ def test_a_fresh_critic_shares_its_base_with_the_policy_and_still_says_its_own(m
     assert not any(torch.equal(one, other) for one, other in apart)
 
 
-def test_training_all_weights_keeps_two_models_apart(model_path):
+def test_full_training_uses_two_separate_models(model_path):
     models = actor_critic.load(str(model_path), SECTION)
     theirs = dict(models.critic.body.named_parameters())
     assert not any(theirs[name] is p for name, p in models.policy.base_model.named_parameters())
@@ -90,10 +90,10 @@ def undisturbed(tmp_path_factory, model_path):
         return config, result, weights(run.models), manifests
 
 
-def test_a_run_publishes_keeps_and_leaves_adapters(undisturbed, model_path):
+def test_run_publishes_checkpoints_and_saves_adapters(undisturbed, model_path):
     config, result, _, versions = undisturbed
     assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
-    assert result["mismatch_max"] < 1e-5  # of a worker that adds the adapter to the weights by hand
+    assert result["mismatch_max"] < 1e-5  # against a worker that adds the adapter to the weights by hand
     assert result["kl"] > 1e-3
     names = {name for folder in versions.values() for name in load_file(folder / "model-00001.safetensors")}
     assert len(versions) == 3
@@ -111,7 +111,7 @@ def test_a_run_publishes_keeps_and_leaves_adapters(undisturbed, model_path):
     assert moved.abs().max() > 1e-3
 
 
-def test_a_killed_run_ends_with_the_same_adapters_bit_for_bit(tmp_path, model_path, undisturbed):
+def test_killed_run_ends_with_the_same_adapters_bit_for_bit(tmp_path, model_path, undisturbed):
     with Run(configured(tmp_path, model_path, **RANK), model_path) as run:
         run.killed_after(3)
         result = run.trainer().run()
@@ -119,7 +119,7 @@ def test_a_killed_run_ends_with_the_same_adapters_bit_for_bit(tmp_path, model_pa
     assert result["incarnations"] == 2
 
 
-def test_the_trained_policy_and_the_best_one_may_be_left_whole(tmp_path, model_path):
+def test_trained_and_best_policy_can_be_saved_merged(tmp_path, model_path):
     changes = {"ppo.lora.merge": True, "ppo.updates": 3, "checkpoint.every_updates": 1, "checkpoint.keep": 3}
     with Run(configured(tmp_path, model_path, **RANK | changes), model_path) as run:
         trainer = run.trainer()

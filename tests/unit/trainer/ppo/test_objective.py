@@ -14,7 +14,7 @@ from trainer.seeds import derive, permutation
 
 
 def naive_gae(rewards: list[float], values: list[float], gamma: float, lam: float):
-    """The definition: A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γV_{t+1} − V_t, with V = 0 behind the end."""
+    """The definition: A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γV_{t+1} − V_t, with V = 0 after the end."""
     length = len(rewards)
     deltas = [
         rewards[t] + gamma * (values[t + 1] if t + 1 < length else 0.0) - values[t] for t in range(length)
@@ -24,7 +24,7 @@ def naive_gae(rewards: list[float], values: list[float], gamma: float, lam: floa
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (1.0, 0.0)])
-def test_gae_is_the_definition_for_every_row_whatever_its_padding_holds(gamma, lam):
+def test_gae_matches_its_definition_for_any_padding(gamma, lam):
     draw = random.Random(3)
     lengths = [5, 1, 3, 7]
     width = max(lengths)
@@ -71,7 +71,7 @@ def test_estimators_agree_with_the_exact_divergence():
     assert torch.isfinite(objective.k3(*far)).all()
 
 
-def test_the_score_is_on_the_last_token_and_the_penalty_on_every_one():
+def test_penalised_rewards_put_the_score_on_the_last_token():
     kl_BT = torch.tensor([[0.1, 0.2, 0.0], [0.3, -0.4, 0.5]])
     rewards = objective.penalised_rewards(
         kl_BT, torch.tensor([2.0, -1.0]), torch.tensor([2, 3]), coefficient=0.5
@@ -109,7 +109,7 @@ def test_log_ratios_are_clamped_before_exp():
 
 # value, old value, return → loss; clip width 0.5
 VALUES = [
-    (1.0, 1.0, 2.0, 0.5),  # not moved: ½·1²
+    (1.0, 1.0, 2.0, 0.5),  # unchanged: ½·1²
     (1.4, 1.0, 2.0, 0.18),  # inside the clip: ½·0.6²
     (2.0, 1.0, 2.0, 0.125),  # beyond it towards the return: the clipped one, ½·0.5²
     (0.0, 1.0, 2.0, 2.0),  # beyond it away from the return: the unclipped one, ½·2²
@@ -117,7 +117,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("value", "old", "target", "expected"), VALUES)
-def test_value_loss_is_half_the_greater_square(value, old, target, expected):
+def test_value_loss_follows_the_table(value, old, target, expected):
     found = objective.value_loss(
         torch.tensor([value]), torch.tensor([old]), torch.tensor([target]), clip_width=0.5
     )
@@ -130,7 +130,7 @@ def test_schedules_count_steps():
     assert [optim.linear_decay(update, total=4) for update in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
-def test_a_gradient_that_is_not_finite_leaves_the_weights():
+def test_nonfinite_gradient_leaves_the_weights_unchanged():
     parameter = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = optim.adamw([parameter], learning_rate=0.1, weight_decay=0.0)
     parameter.grad = torch.full((2, 2), float("nan"))
@@ -141,7 +141,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights():
     assert (parameter < 1).all()
 
 
-def test_seeds_depend_on_all_they_are_given():
+def test_seeds_depend_on_every_argument():
     seeds = {
         derive(0, "task", 1),
         derive(1, "task", 1),

@@ -1,4 +1,4 @@
-"""The optional parts of the recipe against tables made by hand and naive loops: clips, weights, β, scores."""
+"""The optional parts of the recipe against hand-made tables and naive loops: clips, weights, β, scores."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from trainer.sequences import TokenSequence
 CLIPS = [
     (1.4, 2.0, -2.8, True),  # beyond 1.2, within 1.5
     (1.6, 2.0, -3.0, False),  # beyond 1.5: clipped
-    (0.7, -2.0, 1.6, False),  # below 0.8: clipped as ever
-    (1.4, -2.0, 2.8, True),  # a bad token may rise as far as it likes …
+    (0.7, -2.0, 1.6, False),  # below 0.8: clipped as usual
+    (1.4, -2.0, 2.8, True),  # the ratio of a bad token is not clipped …
     (2.9, -2.0, 5.8, True),
     (3.5, -2.0, 6.0, False),  # … up to c
     (3.5, 2.0, -3.0, False),  # c is for bad tokens only
@@ -55,7 +55,7 @@ DECOUPLED = [
 
 
 @pytest.mark.parametrize(("behaviour", "proximal", "current", "advantage", "weight", "expected"), DECOUPLED)
-def test_the_decoupled_loss_follows_the_table(behaviour, proximal, current, advantage, weight, expected):
+def test_decoupled_loss_follows_the_table(behaviour, proximal, current, advantage, weight, expected):
     """L = sg[min(π_prox/π_behav, c)] · −min(r·A, clip(r)·A), r = π_θ/π_prox."""
     behaviour_N, proximal_N, current_N = (
         torch.tensor([value], dtype=torch.float64, requires_grad=True)
@@ -74,12 +74,12 @@ def test_the_decoupled_loss_follows_the_table(behaviour, proximal, current, adva
     assert proximal_N.grad is None  # the weight's gradient is stopped
 
 
-def test_weights_of_equal_logprobs_are_exactly_one():
+def test_behaviour_weights_of_equal_logprobs_are_exactly_one():
     logprobs = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(objective.behaviour_weights(logprobs, logprobs, limit=2.0), torch.ones(1000))
 
 
-def test_the_controller_is_the_naive_loop_and_settles_where_it_should():
+def test_kl_controller_matches_a_naive_loop_and_settles_at_the_target():
     draw = random.Random(5)
     coefficient, expected = 0.1, 0.1
     for _ in range(200):
@@ -94,11 +94,11 @@ def test_the_controller_is_the_naive_loop_and_settles_where_it_should():
         assert coefficient == pytest.approx(expected, rel=1e-12)
     at_target = objective.adapted_coefficient(0.3, divergence=6.0, target=6.0, horizon=10, episodes=9)
     assert at_target == 0.3
-    # By hand: far above and far below the target β moves by 0.2 · 256/10000 and no further.
+    # By hand: far above and far below the target, β changes by at most 0.2 · 256/10000.
     far = {"target": 6.0, "horizon": 10_000.0, "episodes": 256}
     assert objective.adapted_coefficient(1.0, divergence=600.0, **far) == pytest.approx(1.00512)
     assert objective.adapted_coefficient(1.0, divergence=-600.0, **far) == pytest.approx(0.99488)
-    # A policy whose divergence falls as 1/β is led to the target.
+    # A policy whose divergence falls as 1/β reaches the target.
     for _ in range(3_000):
         coefficient = objective.adapted_coefficient(
             coefficient, divergence=0.9 / coefficient, target=6.0, horizon=10_000, episodes=256
@@ -106,7 +106,7 @@ def test_the_controller_is_the_naive_loop_and_settles_where_it_should():
     assert 0.9 / coefficient == pytest.approx(6.0, rel=1e-3)
 
 
-def test_the_scale_of_scores_is_that_of_all_of_them_in_whatever_pieces_they_come():
+def test_score_scale_does_not_depend_on_how_scores_are_split():
     draw = random.Random(1)
     scores = [draw.gauss(3.0, 2.5) for _ in range(500)]
     scale = ScoreScale()
@@ -115,7 +115,7 @@ def test_the_scale_of_scores_is_that_of_all_of_them_in_whatever_pieces_they_come
     assert scale.count == 500
     assert scale.mean == pytest.approx(statistics.fmean(scores), rel=1e-12)
     assert scale.deviation == pytest.approx(statistics.pstdev(scores), rel=1e-12)
-    assert ScoreScale.from_json(json.loads(json.dumps(scale.to_json()))) == scale  # to the bit
+    assert ScoreScale.from_json(json.loads(json.dumps(scale.to_json()))) == scale  # bit for bit
     assert ScoreScale().deviation == 0.0
     with pytest.raises(CorruptCheckpoint, match="score_scale"):
         ScoreScale.from_json({"count": 3})
@@ -133,7 +133,7 @@ def test_scores_are_normalised_then_clipped_then_penalised():
     assert found.tolist() == pytest.approx([1.0, 0.0, 3.0, 0.5], abs=1e-6)
 
 
-def test_demonstrations_come_once_an_epoch_and_go_on_where_the_cursor_stands():
+def test_demonstration_stream_continues_from_its_cursor():
     sequences = [TokenSequence((1, number), 1) for number in range(7)]
     stream = DemonstrationStream(sequences, seed=3)
     drawn = [one for _ in range(7) for one in stream.take(3)]

@@ -1,4 +1,4 @@
-"""Admission in asynchronous mode: against brute force, and in a simulated world of random answering times."""
+"""Selection of batches in asynchronous mode: against brute force, and simulated with random durations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.ppo.selection import next_batch
 
 
 def can_be_trained(deadlines: list[int], *, first: int, size: int) -> bool:
-    """Whether updates `first`, `first` + 1, … of `size` tasks each keep every deadline; tries all ways."""
+    """Return whether updates `first`, `first` + 1, … of `size` tasks can keep every deadline; tries all."""
     if not deadlines:
         return True
     chosen = min(size, len(deadlines))
@@ -32,7 +32,7 @@ def can_be_trained(deadlines: list[int], *, first: int, size: int) -> bool:
     tasks=st.lists(st.tuples(st.integers(3, 7), st.booleans()), min_size=1, max_size=6),
     size=st.integers(1, 3),
 )
-def test_a_batch_is_taken_exactly_when_nothing_that_is_left_would_become_too_stale(tasks, size):
+def test_next_batch_matches_brute_force(tasks, size):
     deadlines = {task_id: deadline for task_id, (deadline, _) in enumerate(tasks)}
     finished = {task_id for task_id, (_, done) in enumerate(tasks) if done}
     number = min(size, len(deadlines))
@@ -50,7 +50,7 @@ def test_a_batch_is_taken_exactly_when_nothing_that_is_left_would_become_too_sta
         assert tuple(batch) == oldest or not is_good(oldest)
     elif is_good(tuple(sorted(deadlines, key=lambda task_id: (deadlines[task_id], task_id))[:number])):
         assert batch is None
-    else:  # more is due than fits: never wait for what would not help
+    else:  # more tasks are due than fit: waiting for others would not help
         most_urgent = set(sorted(deadlines, key=lambda task_id: (deadlines[task_id], task_id))[:number])
         assert (batch is None) is (not most_urgent <= finished)
     if batch is not None:
@@ -64,7 +64,7 @@ Choice = Callable[..., list[int] | None]
 
 @dataclass
 class Simulation:
-    """Trainer and workers in discrete time; an answer is made by the weights at its start, and later ones."""
+    """Trainer and workers in discrete time; an answer is sampled by the weights since its start."""
 
     section: PpoSection
     durations: list[int]
@@ -121,7 +121,7 @@ class Simulation:
             self._running[task_id] = self.clock + self.durations[task_id % len(self.durations)]
 
     def _pass(self, ticks: int, update: int) -> set[int]:
-        """Time passes; returns who finished."""
+        """Advance the time; return the tasks that finished."""
         end, done = self.clock + ticks, set()
         while self._running and min(self._running.values()) <= end:
             task_id = min(self._running, key=lambda other: (self._running[other], other))
@@ -145,7 +145,7 @@ def section(*, updates: int, size: int, staleness: int) -> PpoSection:
     slots=st.integers(1, 12),
     training_ticks=st.integers(0, 30),
 )
-def test_whoever_takes_how_long_everything_is_trained_once_and_in_time(
+def test_simulated_tasks_are_trained_once_and_in_time(
     updates, size, staleness, durations, slots, training_ticks
 ):
     world = Simulation(
@@ -156,7 +156,7 @@ def test_whoever_takes_how_long_everything_is_trained_once_and_in_time(
     assert world.widest <= (staleness + 1) * size
     for task_id, (update, oldest) in world.trained.items():
         assert oldest <= update <= oldest + staleness, f"task {task_id}"
-        # No starvation: whatever was dispatched is trained within max_staleness updates.
+        # No starvation: every dispatched task is trained within max_staleness updates.
         assert update <= world.dispatched_at[task_id] + staleness
         if staleness == 0:
             assert update == task_id // size
@@ -165,18 +165,18 @@ def test_whoever_takes_how_long_everything_is_trained_once_and_in_time(
 def first_finished(
     deadlines: Mapping[int, int], finished: Collection[int], *, update: int, size: int
 ) -> list[int] | None:
-    """What must not be done."""
+    """The wrong rule: train what finished first."""
     return sorted(finished)[:size] if len(finished) >= min(size, len(deadlines)) else None
 
 
-def test_training_whatever_finishes_first_would_make_long_answers_too_stale():
+def test_training_what_finishes_first_makes_long_answers_too_stale():
     world = Simulation(section(updates=10, size=2, staleness=1), [1, 1, 1, 400], 8, 3, choose=first_finished)
     world.run()
     assert max(update - oldest for update, oldest in world.trained.values()) > 1
 
 
-def test_the_trainer_works_while_answers_are_made():
-    """Ten updates of five ticks, answers of five ticks: at staleness 1 all but the first wait is saved."""
+def test_asynchronous_training_hides_the_time_of_generation():
+    """Ten updates and answers of five ticks each: with staleness 1, only the first update has to wait."""
     times = {}
     for staleness in (0, 1):
         world = Simulation(section(updates=10, size=2, staleness=staleness), [5], 8, 5)
@@ -185,14 +185,14 @@ def test_the_trainer_works_while_answers_are_made():
     assert times == {0: 100, 1: 55}
 
 
-def test_a_resumed_run_goes_on_with_what_is_open():
+def test_resumed_run_continues_with_open_tasks():
     progress = TrainingProgress(update=2, cursor=12)
     for task_id in (0, 1, 2, 4, 5, 7, 8, 9):
         progress.ledger.settle(task_id)
     assert progress.open_tasks() == [3, 6, 10, 11]
     assert list(progress.open_new_tasks(section(updates=9, size=4, staleness=2))) == [*range(12, 20)]
     assert list(progress.open_new_tasks(section(updates=9, size=4, staleness=2))) == []
-    # Less staleness than before: nothing is sent until what is open has become less.
+    # Less staleness than before: nothing is sent until fewer tasks are open.
     assert list(progress.open_new_tasks(section(updates=9, size=4, staleness=1))) == []
     # No task is sent that no update would train.
     ending = TrainingProgress(update=8, cursor=12)

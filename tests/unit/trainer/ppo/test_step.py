@@ -1,4 +1,4 @@
-"""One update of PPO: its figures by hand, its gradient however it is split, its first ratio."""
+"""One update of PPO: figures computed by hand, the gradient for any split, the first ratio."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def models(tmp_path_factory):
     return actor_critic.load(str(tiny_causal_lm(tmp_path_factory.mktemp("lm"))), SECTION)
 
 
-def test_rollouts_stand_in_the_order_of_their_tasks_and_the_dead_one_leaves_a_hole():
+def test_batch_is_in_task_order_without_dead_tasks():
     found = rollouts()
     assert found.task_ids == (5, 6, 7, 9)
     assert found.scores_B.tolist() == [9.0, -1.0, 1.0, 0.5]
@@ -33,9 +33,9 @@ def test_rollouts_stand_in_the_order_of_their_tasks_and_the_dead_one_leaves_a_ho
     assert batch.from_outcomes([], torch.device("cpu")) is None
 
 
-def test_prepared_figures_by_hand(models):
+def test_prepared_figures_match_values_computed_by_hand(models):
     prepared, figures = step.prepare(models, rollouts(), SECTION)
-    assert not prepared.old_values_N.any()  # the fresh critic says 0
+    assert not prepared.old_values_N.any()  # the fresh critic returns 0
     # k1 is 0.25 at each of 11 tokens; β = 0.1; scores 9 → 3 − 2 (cut off), −1, 1, 0.5 − 2 (cut off)
     assert figures["kl"] == pytest.approx(11 * 0.25 / 4, abs=1e-5)
     assert figures["reward"] == pytest.approx(9.5 / 4)
@@ -56,7 +56,7 @@ def test_prepared_figures_by_hand(models):
 
 
 @pytest.mark.parametrize("budget", [1, 7, 12])
-def test_the_gradient_does_not_depend_on_the_micro_batches(models, budget):
+def test_gradient_does_not_depend_on_micro_batches(models, budget):
     found = double(models)
     prepared, _ = step.prepare(found, exact_rollouts(), SECTION)
     members = [3, 1, 0, 2]
@@ -74,7 +74,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(models, budget):
     assert torch.allclose(split, whole, rtol=1e-6, atol=1e-9)
 
 
-def test_mini_batches_of_halves_add_up_by_their_tokens(models):
+def test_half_batches_are_weighted_by_their_tokens(models):
     """The mean over all tokens is not the mean of the halves' means: 1 + 2 tokens against 5 + 3."""
     found = double(models)
     prepared, _ = step.prepare(found, exact_rollouts(), SECTION)
@@ -85,12 +85,12 @@ def test_mini_batches_of_halves_add_up_by_their_tokens(models):
         return torch.cat([p.grad.flatten() for p in found.policy.parameters()])
 
     both, short, long = gradient([0, 1, 2, 3]), gradient([1, 3]), gradient([0, 2])
-    # Llama's norms compute in float32 whatever the weights, hence relative to the largest entry.
+    # Llama's norms compute in float32 for any dtype of the weights, hence relative to the largest entry.
     assert (both - (3 * short + 8 * long) / 11).abs().max() < 1e-6 * both.abs().max()
     assert (both - (short + long) / 2).abs().max() > 1e-2 * both.abs().max()
 
 
-def test_with_its_own_logprobs_the_first_ratio_is_one_and_the_mismatch_none(models):
+def test_own_logprobs_give_ratio_one_and_no_mismatch(models):
     found = rollouts()
     with torch.no_grad():
         own, _ = models.logprobs(pad(found.sequences, torch.device("cpu")), temperature=0.7)
@@ -101,13 +101,13 @@ def test_with_its_own_logprobs_the_first_ratio_is_one_and_the_mismatch_none(mode
     figures = step.optimise(fresh, prepared, section, temperature=0.7, seed=0, update=0)
     assert figures["ratio_first"] == pytest.approx(1.0, abs=1e-6)
     assert figures["mismatch_max"] < 1e-5
-    assert figures["policy_kl"] > 0  # later steps moved
+    assert figures["policy_kl"] > 0  # the policy changed in later steps
     assert figures["lr"] == 1e-3
     other = step.optimise(fresh, prepared, section, temperature=1.0, seed=0, update=0)
     assert other["mismatch_max"] > 0.01  # the wrong temperature shows
 
 
-def test_a_step_raises_good_tokens_and_lowers_bad_ones(models):
+def test_step_raises_good_tokens_and_lowers_bad_ones(models):
     fresh = actor_critic.ActorCritic(copy.deepcopy(models.policy), copy.deepcopy(models.critic), SECTION)
     found = rollouts()
     padded = pad(found.sequences, torch.device("cpu"))
@@ -123,7 +123,7 @@ def test_a_step_raises_good_tokens_and_lowers_bad_ones(models):
     assert float((values - prepared.returns_N).square().mean()) < float(prepared.returns_N.square().mean())
 
 
-def test_tied_tensors_are_kept_once(tmp_path):
+def test_tied_tensors_are_stored_once(tmp_path):
     tied = actor_critic.load(str(tiny_causal_lm(tmp_path, tie_word_embeddings=True)), SECTION)
     names = actor_critic.unique_tensors(tied.policy)
     assert "model.embed_tokens.weight" in names

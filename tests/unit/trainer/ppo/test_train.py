@@ -1,4 +1,4 @@
-"""The trainer as a whole on the memory queue: it learns, resumes to the bit, and counts every task once."""
+"""The whole trainer on the memory queue: it learns, resumes bit for bit, and counts every task once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SMALL = {
 
 
 class Killed(BaseException):
-    """Stands for a process that ends between two updates."""
+    """Raised in place of a process that ends between two updates."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def count_of_sevens(answer: tuple[int, ...]) -> float:
 
 
 class Run:
-    """A world, and as many trainers in it as a test starts."""
+    """A world, and any number of trainers in it."""
 
     def __init__(self, config: RunConfig, model_path, score=count_of_sevens):
         self.config = config
@@ -90,7 +90,7 @@ class Run:
 
 
 def audited(config: RunConfig) -> dict[str, int]:
-    """What an audit of the folder counts; whatever happened, every rule holds."""
+    """Return what an audit of the folder counts; every rule must hold in any case."""
     report, _ = audit(config.folder)
     assert report.is_clean, report.findings
     assert (report.ended, report.tasks, report.open) == (True, 48, 0)
@@ -108,14 +108,14 @@ def same(first, second) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, model_path):
-    """The run that nobody disturbed: its result and its final weights."""
+    """An undisturbed run: its result and its final weights."""
     config = configured(tmp_path_factory.mktemp("undisturbed"), model_path)
     with Run(config, model_path) as run:
         result = run.trainer().run()
         return config, result, weights(run.models)
 
 
-def test_a_run_leaves_what_it_promises(undisturbed):
+def test_run_writes_all_its_files(undisturbed):
     config, result, _ = undisturbed
     assert json.loads(config.folder.result("ppo").read_text()) == json.loads(json.dumps(result))
     assert (result["updates"], result["episodes"], result["incarnations"]) == (6, 48, 1)
@@ -136,20 +136,20 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     assert not list(config.folder.root.rglob("*.pt"))
 
 
-def test_every_prompt_comes_once_an_epoch(undisturbed):
+def test_every_prompt_is_used_once_per_epoch(undisturbed):
     config, _, _ = undisturbed
     tasks = [line["task"] for line in read_journal(config.folder.ledger)]
     assert sorted(tasks) == list(range(48))
 
 
 @pytest.mark.parametrize("update", [1, 3, 4, 5])
-def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(update, tmp_path, model_path, undisturbed):
+def test_killed_run_ends_with_the_same_weights_bit_for_bit(update, tmp_path, model_path, undisturbed):
     _, expected, expected_weights = undisturbed
     with Run(configured(tmp_path, model_path), model_path) as run:
         run.killed_after(update)
         result = run.trainer().run()
     assert same(weights(run.models), expected_weights)
-    # What counts is counted in the lineage of the final weights: updates done twice do not show.
+    # Tasks are counted in the lineage of the final weights: updates done twice do not appear.
     differing = {"seconds", "incarnations", "mismatch_max", "tokens"}
     assert {k: v for k, v in result.items() if k not in differing} == {
         k: v for k, v in expected.items() if k not in differing
@@ -160,7 +160,7 @@ def test_a_killed_run_ends_with_the_same_weights_bit_for_bit(update, tmp_path, m
     assert audited(run.config) == {"trained": 48, "dead": 0, "void": 8 * (update % 2)}
 
 
-def test_killed_twice_with_the_queue_wiped_in_between(tmp_path, model_path, undisturbed):
+def test_run_killed_twice_with_the_queue_wiped_in_between(tmp_path, model_path, undisturbed):
     with Run(configured(tmp_path, model_path), model_path) as run:
         run.killed_after(3)
         run.killed_after(4)
@@ -177,7 +177,7 @@ def test_killed_twice_with_the_queue_wiped_in_between(tmp_path, model_path, undi
     assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
 
 
-def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, model_path, undisturbed, caplog):
+def test_damaged_checkpoint_costs_only_time(tmp_path, model_path, undisturbed, caplog):
     with Run(configured(tmp_path, model_path), model_path) as run:
         run.killed_after(5)
         newest = run.config.folder.checkpoints / "1-4" / "policy.safetensors"
@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, model_path, 
     assert (result["tasks_trained"], result["tasks_lost"], result["tasks_duplicated"]) == (48, 0, 0)
 
 
-def test_a_finished_run_that_is_started_again_says_the_same(tmp_path, model_path, undisturbed):
+def test_finished_run_started_again_returns_the_same_result(tmp_path, model_path, undisturbed):
     with Run(configured(tmp_path, model_path), model_path) as run:
         run.trainer().run()
         result = run.trainer().run()
@@ -197,9 +197,7 @@ def test_a_finished_run_that_is_started_again_says_the_same(tmp_path, model_path
     assert (result["tasks_trained"], result["tasks_lost"], result["incarnations"]) == (48, 0, 2)
 
 
-def test_a_run_that_is_begun_anew_forgets_its_checkpoints_and_comes_to_the_same(
-    tmp_path, model_path, undisturbed
-):
+def test_forced_run_deletes_checkpoints_and_repeats_the_result(tmp_path, model_path, undisturbed):
     with Run(configured(tmp_path, model_path), model_path) as run:
         run.trainer().run()
         CheckpointStore(run.config.folder.checkpoints).forget()
@@ -210,7 +208,7 @@ def test_a_run_that_is_begun_anew_forgets_its_checkpoints_and_comes_to_the_same(
     assert audited(run.config) == {"trained": 48, "dead": 0, "void": 48}
 
 
-def test_dead_tasks_leave_holes_and_are_counted(tmp_path, model_path):
+def test_dead_tasks_are_left_out_and_counted(tmp_path, model_path):
     registry = CollectorRegistry()
     with Run(configured(tmp_path, model_path), model_path) as run:
         run.world.dead = {3, *range(8, 16)}  # one of the first batch, all of the second
@@ -224,14 +222,14 @@ def test_dead_tasks_leave_holes_and_are_counted(tmp_path, model_path):
     assert registry.get_sample_value("fairlead_trainer_update") == 6
 
 
-@pytest.mark.parametrize("behind", [3, 6])
-def test_a_trainer_that_was_overtaken_stops_and_changes_nothing(tmp_path, model_path, undisturbed, behind):
-    """The first is paused behind an update, a second runs to the end, the first goes on: to its end, even."""
+@pytest.mark.parametrize("paused_after", [3, 6])
+def test_overtaken_trainer_stops_and_changes_nothing(tmp_path, model_path, undisturbed, paused_after):
+    """The first trainer is paused after an update, a second runs to the end, then the first continues."""
     with Run(configured(tmp_path, model_path), model_path) as run:
         second = []
 
         def overtake(done: int) -> None:
-            if done == behind:
+            if done == paused_after:
                 second.append(run.trainer())
                 second[0].run()
 
@@ -245,8 +243,8 @@ def test_a_trainer_that_was_overtaken_stops_and_changes_nothing(tmp_path, model_
     assert audited(run.config)["trained"] == 48
 
 
-def test_it_learns_a_small_bandit(tmp_path, model_path):
-    """One token to say, reward 1 for one of sixty: the exact optimum has nearly all of the mass on it."""
+def test_trainer_learns_a_small_bandit(tmp_path, model_path):
+    """Answers of one token, reward 1 for one of sixty: the optimum has nearly all of its mass on it."""
     config = configured(
         tmp_path,
         model_path,
@@ -289,13 +287,13 @@ def with_the_whole_recipe(folder, model_path) -> RunConfig:
 
 
 def curves(config: RunConfig) -> list[dict[str, float]]:
-    """Every figure of every update that does not tell the time."""
+    """Every figure of every update except those that depend on the clock."""
     lines = [json.loads(line) for line in config.folder.metrics("ppo").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in lines]
 
 
-def test_the_curves_go_on_after_a_kill_with_beta_scale_schedule_and_ptx(tmp_path, model_path):
-    """Killed between a checkpoint and the next, resumed: same weights, same β, same curves to the bit."""
+def test_metrics_after_a_kill_equal_those_of_an_undisturbed_run(tmp_path, model_path):
+    """Killed between two checkpoints and resumed: weights, β and metrics are bit for bit equal."""
     whole, cut = (with_the_whole_recipe(tmp_path / name, model_path) for name in ("whole", "cut"))
     with Run(whole, model_path) as undisturbed_run:
         undisturbed_run.trainer().run()
@@ -319,7 +317,7 @@ def test_the_curves_go_on_after_a_kill_with_beta_scale_schedule_and_ptx(tmp_path
     assert states[0]["score_scale"]["count"] == 48
 
 
-def test_a_fixed_beta_is_the_configurations_also_after_a_resume(tmp_path, model_path):
+def test_fixed_beta_comes_from_the_configuration_after_a_resume(tmp_path, model_path):
     with Run(configured(tmp_path, model_path), model_path) as run:
         run.killed_after(3)
         run.config = configured(tmp_path, model_path, **{"ppo.kl_coefficient": 0.5})

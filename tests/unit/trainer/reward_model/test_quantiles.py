@@ -1,4 +1,4 @@
-"""The quantiles that the guard of PPO compares scores with: those of every response, one at a time."""
+"""The score quantiles for the guard of PPO, computed from every response, one at a time."""
 
 from __future__ import annotations
 

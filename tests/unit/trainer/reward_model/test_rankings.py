@@ -1,4 +1,4 @@
-"""Rankings with ties: every pair once, one file format or the other; ensembles and the zero of the stage."""
+"""Rankings with ties: every pair once in either file format; ensembles and the centring of scores."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def single(model, prompt: str, response: str) -> float:
 
 
 def naive_loss(model) -> float:
-    """A double loop over every ranking, each pair forwarded by itself; then the mean over rankings."""
+    """A double loop over every ranking with a forward pass per pair, then the mean over rankings."""
     means = []
     for record in RECORDS[:3]:
         terms = []
@@ -69,13 +69,13 @@ def naive_loss(model) -> float:
 
 
 @pytest.mark.parametrize("max_tokens", [1, 1000])
-def test_the_loss_is_that_of_a_naive_double_loop(model, max_tokens):
+def test_loss_matches_a_naive_double_loop(model, max_tokens):
     encoded = data.encode(RECORDS, tiny_tokenizer(), max_tokens=100)
     parts = loss.micro_batch_losses(model, encoded.rankings, max_tokens=max_tokens)
     assert sum(float(part.detach()) for part in parts) == pytest.approx(naive_loss(model), abs=1e-12)
 
 
-def test_ties_are_left_out_and_counted_and_each_response_is_read_once(model):
+def test_ties_are_counted_and_each_response_is_read_once(model):
     encoded = data.encode(RECORDS, tiny_tokenizer(), max_tokens=100)
     assert [len(ranking.sequences) for ranking in encoded.rankings] == [4, 2, 3, 2]
     assert [len(ranking.pairs) for ranking in encoded.rankings] == [5, 1, 2, 1]
@@ -84,7 +84,7 @@ def test_ties_are_left_out_and_counted_and_each_response_is_read_once(model):
     assert (encoded.ties, encoded.skipped) == (3, 1)
 
 
-def test_a_tie_moves_nothing(model):
+def test_tie_changes_no_weights(model):
     def gradient(*records) -> torch.Tensor:
         model.model.zero_grad()
         model.head.zero_grad()
@@ -101,8 +101,8 @@ def test_a_tie_moves_nothing(model):
     assert not torch.allclose(ranking, untied, rtol=1e-3)
 
 
-def test_a_ranking_is_what_its_pairs_are_one_a_line():
-    texts = ("w3", "w4 w5", "w6", "w3")  # the policy said the same twice
+def test_ranking_equals_its_pairs_written_line_by_line():
+    texts = ("w3", "w4 w5", "w6", "w3")  # two answers are equal
     ranking = RankedResponses("w1", texts, (4.0, 3.0, 2.0, 1.0))
     lines = [Preference("w1", a, b) for a, b in itertools.combinations(texts, 2) if a != b]
     whole, pairs = (data.encode(records, tiny_tokenizer(), max_tokens=99) for records in ([ranking], lines))
@@ -111,7 +111,7 @@ def test_a_ranking_is_what_its_pairs_are_one_a_line():
     assert (whole.ties, pairs.ties) == (1, 0)
 
 
-def test_the_interval_by_prompt_is_that_of_prompts_and_not_of_pairs():
+def test_interval_by_prompt_resamples_prompts():
     rng = random.Random(0)
     signs = [1.0 if rng.random() < 0.7 else -1.0 for _ in range(200)]
     share = calibration.accuracy(signs)
@@ -123,7 +123,7 @@ def test_the_interval_by_prompt_is_that_of_prompts_and_not_of_pairs():
     assert calibration.interval_by_prompt({}, seed=1) == (0.0, 1.0)
 
 
-def test_bag_of_words_is_the_optimum_by_bisection():
+def test_bag_of_words_matches_the_optimum_by_bisection():
     pairs = [("good x", "x bad")] * 3 + [("bad", "good")]
     low, high = 0.0, 3.0
     for _ in range(60):  # weights w and −w: the derivative of 4 losses and of the penalty w²
@@ -140,7 +140,7 @@ def configured(folder, **more):
     rng = random.Random(0)
     rows = []
     for n in range(90):
-        numbers = rng.sample(range(40, 56), k=3)  # the smaller the number, the better
+        numbers = rng.sample(range(40, 56), k=3)  # smaller numbers are better
         by_rank = [{"text": f"w{x} w30", "rank": 1 + sum(y < x for y in numbers)} for x in numbers]
         rows.append({"prompt": f"w{n % 30}", "responses": by_rank})
     (folder / "r0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:60]))
@@ -174,7 +174,7 @@ def demonstration_scores(model, config, demonstrations, *, heldout: bool) -> lis
     return [single(model, row["prompt"], row["completion"]) for row in side]
 
 
-def test_the_stage_reads_several_files_and_puts_demonstrations_at_zero(tmp_path):
+def test_stage_reads_several_files_and_centres_demonstrations(tmp_path):
     config, demonstrations = configured(tmp_path)
     result = train(config)
     assert result["accuracy"] > 0.85
@@ -193,7 +193,7 @@ def test_the_stage_reads_several_files_and_puts_demonstrations_at_zero(tmp_path)
     assert result["heldout_demonstrations_mean"] == pytest.approx(sum(unseen) / len(unseen), abs=1e-5)
 
 
-def test_members_of_an_ensemble_differ_and_the_first_is_the_single_model(tmp_path):
+def test_ensemble_members_differ_and_the_first_equals_the_single_model(tmp_path):
     few = {"reward_model.epochs": 1}
     config, demonstrations = configured(tmp_path, **few)
     train(config)

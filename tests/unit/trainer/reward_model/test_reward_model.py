@@ -1,4 +1,4 @@
-"""The reward model: ln 2 at equality, K responses once each, calibration by hand, the stage as a whole."""
+"""The reward model: its loss, K responses once each, calibration computed by hand, the whole stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.reward_model.evaluate import evaluate
 from trainer.reward_model.train import train
 
 
-def test_the_loss_is_ln_2_at_equality_and_right_order_stays_below():
+def test_loss_is_ln_2_for_equal_scores_and_less_for_the_right_order():
     pairs = [(0, 1)]
     assert float(loss.ranking_loss(torch.tensor([1.5, 1.5]), pairs)) == pytest.approx(math.log(2))
     assert 0 < float(loss.ranking_loss(torch.tensor([2.0, 1.0]), pairs)) < math.log(2)
@@ -27,7 +27,7 @@ def test_the_loss_is_ln_2_at_equality_and_right_order_stays_below():
     assert wrong == pytest.approx(50.0, abs=1e-4)
 
 
-def test_the_loss_of_a_ranking_is_the_mean_over_all_its_pairs():
+def test_loss_of_a_ranking_is_the_mean_over_its_pairs():
     scores = torch.tensor([0.3, -1.0, 2.0, 0.0])
     pairs = list(itertools.combinations(range(4), 2))
     expected = sum(-math.log(1 / (1 + math.exp(-float(scores[i] - scores[j])))) for i, j in pairs) / 6
@@ -38,9 +38,9 @@ def ranked(prompt: str, *responses: str) -> list[Preference]:
     return [Preference(prompt, *pair) for pair in itertools.combinations(responses, 2)]
 
 
-def test_pairs_of_one_ranking_come_together_and_others_stay_apart():
+def test_elements_join_pairs_of_one_ranking():
     first = ranked("w1", "w2", "w3 w3", "w4", "w5 w5 w5")
-    second = ranked("w1", "w6", "w7")  # the same prompt, other answers: another ranking
+    second = ranked("w1", "w6", "w7")  # the same prompt with other answers is another ranking
     third = ranked("w9", "w6", "w7")
     encoded = data.encode([*first, *second, *third], tiny_tokenizer(), max_tokens=100)
     rankings = encoded.rankings
@@ -51,7 +51,7 @@ def test_pairs_of_one_ranking_come_together_and_others_stay_apart():
     assert (encoded.truncated, encoded.ties, encoded.skipped) == (0, 0, 0)
 
 
-def test_long_pairs_lose_the_left_of_the_prompt():
+def test_long_pairs_are_cut_at_the_left_of_the_prompt():
     encoded = data.encode(ranked("w1 w2 w3", "w4 w5", "w6"), tiny_tokenizer(), max_tokens=4)
     assert encoded.rankings[0].sequences == ((7, 8, 9, 2), (6, 7, 10, 2))
     assert encoded.truncated == 2
@@ -79,13 +79,13 @@ RANKINGS = data.encode(
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 30])
-def test_the_gradient_does_not_depend_on_the_micro_batches(model, max_tokens):
+def test_gradient_does_not_depend_on_micro_batches(model, max_tokens):
     def gradient(budget: int) -> torch.Tensor:
         model.model.zero_grad()
         model.head.zero_grad()
         for part in loss.micro_batch_losses(model, RANKINGS, max_tokens=budget):
             part.backward()
-        # The bias adds the same to every score, so it has no gradient but what rounding leaves.
+        # The bias adds the same to every score, so its gradient is zero up to rounding.
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     assert len(list(data.pack(RANKINGS, max_tokens=max_tokens))) > 1
@@ -94,7 +94,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(model, max_tokens):
     assert torch.allclose(gradient(max_tokens), whole, rtol=1e-6, atol=1e-9)
 
 
-def test_scores_are_those_of_each_sequence_alone(model):
+def test_scores_do_not_depend_on_the_batch(model):
     with torch.no_grad():
         together = torch.cat(loss.forward(model, RANKINGS))
         single = [
@@ -112,7 +112,7 @@ def test_accuracy_interval_and_calibration_by_hand():
     logit = math.log(0.83 / 0.17)
     # 100 pairs at a confidence of 0.83 of which 70 are right: the error is 0.13, in one bin
     assert calibration.expected_calibration_error([logit] * 70 + [-logit] * 30) == pytest.approx(0.13)
-    # and beside them 100 at 0.97, all right: (0.13 + 0.03) / 2
+    # together with 100 at 0.97, all correct: (0.13 + 0.03) / 2
     sure = math.log(0.97 / 0.03)
     margins = [logit] * 70 + [-logit] * 30 + [sure] * 100
     assert calibration.expected_calibration_error(margins) == pytest.approx(0.08)
@@ -120,8 +120,8 @@ def test_accuracy_interval_and_calibration_by_hand():
 
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0, 40.0])
-def test_the_temperature_that_made_the_labels_is_found(temperature):
-    """Margins of any size, winners drawn from σ(margin / T): T is found, and what it mends is mended."""
+def test_fit_temperature_recovers_the_true_temperature(temperature):
+    """Winners drawn from σ(margin / T): T is recovered, and it reduces the calibration error."""
     rng = np.random.default_rng(7)
     margins_P = rng.normal(0, 2 * temperature, size=20_000)
     wins_P = rng.random(20_000) < 1 / (1 + np.exp(-margins_P / temperature))
@@ -134,7 +134,7 @@ def test_the_temperature_that_made_the_labels_is_found(temperature):
         assert calibration.expected_calibration_error(seen.tolist()) > 5 * mended
 
 
-def test_the_temperature_is_the_least_loss_of_all():
+def test_fit_temperature_minimises_the_loss():
     margins = np.random.default_rng(3).normal(0.7, 2.0, size=300)
     found = calibration.fit_temperature(margins.tolist())
     losses = {t: np.logaddexp(0, -margins / t).mean() for t in np.geomspace(0.01, 100, 20_001)}
@@ -146,12 +146,12 @@ def test_the_temperature_is_the_least_loss_of_all():
     [[1.0, -0.5] * 14, [0.0] * 100, [1.0] * 100, [1.0, 0.0] * 50, [-1.0, 0.5] * 50, [1.0, float("nan")] * 50],
     ids=["few", "equal", "never wrong", "never wrong, some equal", "more often wrong", "not finite"],
 )
-def test_comparisons_that_say_no_temperature_give_none(margins):
+def test_fit_temperature_returns_none_without_a_solution(margins):
     assert calibration.fit_temperature(margins) is None
     assert math.isnan(calibration.calibrated_error({"all": margins}))
 
 
-def test_the_stage_learns_on_unseen_prompts_and_leaves_a_model(tmp_path):
+def test_stage_generalises_to_unseen_prompts_and_writes_a_model(tmp_path):
     config = reward_model_run(tmp_path, comparisons=200)
     tiny_causal_lm(config.folder.sft_model)
     result = train(config)

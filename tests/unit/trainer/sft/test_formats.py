@@ -1,4 +1,4 @@
-"""What SFT learns of conversations and plain text, and packing: the same loss and gradient as padding."""
+"""SFT on conversations and plain text, and packing with the same loss and gradient as padding."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def chat_tokenizer(template: str = TEMPLATE):
     return tokenizer
 
 
-def conversation(*said: tuple[str, str]) -> Conversation:
-    return Conversation(tuple(Message(*turn) for turn in said), file="chat.jsonl", line=7)
+def conversation(*turns: tuple[str, str]) -> Conversation:
+    return Conversation(tuple(Message(*turn) for turn in turns), file="chat.jsonl", line=7)
 
 
 def ids(text: str) -> tuple[int, ...]:
     return tuple(WORD(text.split()))
 
 
-def test_assistant_turns_alone_are_learnt_behind_what_the_policy_will_see():
+def test_only_assistant_turns_are_learned():
     spoken = conversation(
         ("system", "w9"), ("user", "w10"), ("assistant", "w11 w12"), ("user", "w13"), ("assistant", "w14")
     )
@@ -53,7 +53,7 @@ def test_assistant_turns_alone_are_learnt_behind_what_the_policy_will_see():
     assert second.token_ids.count(WORD("<s>")) == 1
 
 
-def test_an_end_that_the_template_does_not_write_is_added():
+def test_missing_end_of_a_template_is_added():
     plain = "{% for m in messages %}{{ m.content }} {% endfor %}"
     found = encode([conversation(("user", "w5"), ("assistant", "w6"))], chat_tokenizer(plain), max_tokens=64)[
         0
@@ -69,14 +69,14 @@ def test_an_end_that_the_template_does_not_write_is_added():
         ("{{ messages | length }} {{ messages[-1].content }}", "changes the text before it"),
     ],
 )
-def test_conversations_that_cannot_be_read_name_their_line(template, message):
+def test_invalid_conversations_name_their_line(template, message):
     with pytest.raises(DataError, match=message) as caught:
         encode([conversation(("user", "w5"), ("assistant", "w6"))], chat_tokenizer(template), max_tokens=64)
     assert str(caught.value).startswith("chat.jsonl:7: ")
 
 
 @pytest.mark.parametrize("limit", [3, 4, 12, 13, 50])
-def test_every_token_of_plain_text_is_learnt_once_however_long(limit):
+def test_every_token_of_plain_text_is_learned_once(limit):
     words = [f"w{number}" for number in range(5, 16)]
     sequences, truncated = encode([PlainText(" ".join(words))], tiny_tokenizer(), max_tokens=limit)
     whole = (1, *WORD(words), 2)
@@ -113,7 +113,7 @@ def gpt2(folder):
 
 @pytest.mark.parametrize("make", [llama, gpt2])
 @pytest.mark.parametrize(("width", "max_tokens"), [(12, 24), (32, 1000), (4, 4)])
-def test_packed_loss_and_gradient_are_those_of_padding(tmp_path, make, width, max_tokens):
+def test_packed_loss_and_gradient_equal_padded_ones(tmp_path, make, width, max_tokens):
     model = make(tmp_path)
     packing.check(model, SEQUENCES)
 
@@ -133,18 +133,18 @@ def test_packed_loss_and_gradient_are_those_of_padding(tmp_path, make, width, ma
     assert torch.allclose(packed, gradient, rtol=1e-6, atol=1e-9)
 
 
-def test_rows_hold_every_sequence_once_and_no_more_than_their_width():
+def test_rows_hold_every_sequence_once_within_their_width():
     found = packing.rows(SEQUENCES, width=13)
     assert sorted(sequence.token_ids for row in found for sequence in row) == sorted(
         sequence.token_ids for sequence in SEQUENCES
     )
     lengths = [sum(len(sequence.token_ids) for sequence in row) for row in found]
-    assert lengths == [13, 13, 9]  # 35 tokens: no fewer rows would do
+    assert lengths == [13, 13, 9]  # 35 tokens: the fewest possible rows
     groups = list(packing.groups(found, max_tokens=26))
     assert [len(group) for group in groups] == [2, 1]
 
 
-def test_an_architecture_that_mixes_packed_sequences_is_refused():
+def test_architecture_that_mixes_packed_sequences_is_rejected():
     torch.manual_seed(0)
     sizes = {"vocab_size": 60, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}
     model = BloomForCausalLM(BloomConfig(**sizes)).eval()
@@ -152,15 +152,15 @@ def test_an_architecture_that_mixes_packed_sequences_is_refused():
         packing.check(model, SEQUENCES)
 
 
-def test_the_stage_packs_mixed_formats_and_tells_their_losses_apart(tmp_path):
+def test_stage_packs_mixed_formats_and_reports_their_losses(tmp_path):
     base = tiny_causal_lm(tmp_path / "base")
     chat_tokenizer().save_pretrained(base)
     rows: list[object] = []
     for n in range(60):
         rows.append({"prompt": f"w{n % 20}", "completion": f"w{20 + n % 20}"})
         rows.append({"text": " ".join(f"w{(n * k) % 59}" for k in range(1, 9))})
-        said = (("user", f"w{n % 20}"), ("assistant", "w50 w51"))
-        rows.append({"messages": [{"role": role, "content": content} for role, content in said]})
+        turns = (("user", f"w{n % 20}"), ("assistant", "w50 w51"))
+        rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(batching: str):
@@ -184,11 +184,11 @@ def test_the_stage_packs_mixed_formats_and_tells_their_losses_apart(tmp_path):
     assert packed["heldout_loss"] == pytest.approx(padded["heldout_loss"], abs=1e-3)
     by_format = packed["heldout_loss_by_format"]
     assert by_format.keys() == {"completion", "messages", "text"}
-    # The assistant always says the same.
+    # The assistant always gives the same answer.
     assert by_format["messages"] < min(by_format["text"], by_format["completion"])
     assert min(by_format.values()) < packed["heldout_loss"] < max(by_format.values())
 
 
-def test_demonstrations_are_read_as_before():
+def test_demonstrations_are_encoded_as_prompt_and_response():
     found, truncated = encode([Demonstration("w5", "w6 w7")], chat_tokenizer(), max_tokens=64)
     assert (found, truncated) == ([TokenSequence(ids("<s> w5 w6 w7 </s>"), 2)], 0)

@@ -1,4 +1,4 @@
-"""SFT with adapters: an adapter's folder by default, a whole model if asked, and PPO goes on from either."""
+"""SFT with adapters: writes an adapter by default, a whole model if merged; PPO starts from either."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def logits(path: object) -> torch.Tensor:
     return load_causal_lm(str(path), CPU)(TOKENS).logits
 
 
-def test_the_stage_leaves_an_adapter_that_loads_as_a_model(tmp_path, base):
+def test_stage_writes_an_adapter_that_loads_as_a_model(tmp_path, base):
     config = configuration(tmp_path, base)
     result = train(config)
     folder = config.folder.sft_model
@@ -65,13 +65,13 @@ def test_the_stage_leaves_an_adapter_that_loads_as_a_model(tmp_path, base):
     assert load_tokenizer(str(folder)).eos_token_id == 2
 
 
-def test_merged_it_is_the_same_model_and_the_run_repeats_to_the_bit(tmp_path, base):
+def test_merged_model_is_equal_and_the_run_repeats_bit_for_bit(tmp_path, base):
     found = []
     for merge in (False, True):
         config = configuration(
             tmp_path / str(merge), base, **{"sft.lora.merge": merge, "sft.lora.dropout": 0.2}
         )
-        torch.rand(1 + merge)  # what the program drew before does not matter
+        torch.rand(1 + merge)  # the result does not depend on earlier random draws
         train(config)
         found.append(config.folder.sft_model)
     assert (found[1] / "model.safetensors").exists()
@@ -79,7 +79,7 @@ def test_merged_it_is_the_same_model_and_the_run_repeats_to_the_bit(tmp_path, ba
     assert (logits(found[0]) - logits(found[1])).abs().max() < 1e-5
 
 
-def test_dropout_drops_while_it_learns_and_only_then(tmp_path, base):
+def test_dropout_is_on_only_while_learning(tmp_path, base):
     losses = {}
     for dropout in (0.0, 0.5):
         config = configuration(
@@ -88,12 +88,12 @@ def test_dropout_drops_while_it_learns_and_only_then(tmp_path, base):
         train(config)
         lines = [json.loads(line) for line in config.folder.metrics("sft").read_text().splitlines()]
         losses[dropout] = [line["loss"] for line in lines if "loss" in line]
-    # The first step's adapters say nothing, dropped or not; from the third A has moved apart.
+    # Adapters have no effect in the first step, with or without dropout; from the third step A differs.
     assert losses[0.0][0] == losses[0.5][0]
     assert losses[0.0][3] != losses[0.5][3]
 
 
-def test_a_new_model_has_no_base_to_adapt(tmp_path):
+def test_lora_requires_a_base_model(tmp_path):
     write_demonstrations(tmp_path)
     changes = {"model.scratch.tokenizer": "words", "data.heldout_fraction": 0.2}
     with pytest.raises(ConfigError, match=r"sft\.lora\.rank.*a \[model\] path to adapt"):
@@ -101,7 +101,7 @@ def test_a_new_model_has_no_base_to_adapt(tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_ppo_goes_on_from_an_adapter_with_it_as_the_reference(tmp_path, base, rank):
+def test_ppo_starts_from_an_adapter_as_reference(tmp_path, base, rank):
     config = configuration(tmp_path / "sft", base, **{"sft.epochs": 1})
     train(config)
     path = config.folder.sft_model

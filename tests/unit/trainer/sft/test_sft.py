@@ -1,4 +1,4 @@
-"""SFT: responses only, one gradient however it is split, tokenizers from scratch, the stage as a whole."""
+"""SFT: responses only, the same gradient for any split, tokenizers from scratch, the whole stage."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def gradient(model, parts) -> tuple[float, torch.Tensor]:
     return total, torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def test_only_responses_are_learnt_and_every_token_weighs_the_same(model):
+def test_only_responses_are_learned_with_equal_token_weights(model):
     assert loss.mean_loss(model, SEQUENCES, max_tokens=1000) == pytest.approx(naive_loss(model), abs=1e-9)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 8, 16])
-def test_the_gradient_does_not_depend_on_the_micro_batches(model, max_tokens):
+def test_gradient_does_not_depend_on_micro_batches(model, max_tokens):
     whole_loss, whole = gradient(model, loss.micro_batch_losses(model, SEQUENCES, max_tokens=1000))
     split_loss, split = gradient(model, loss.micro_batch_losses(model, SEQUENCES, max_tokens=max_tokens))
     assert split_loss == pytest.approx(whole_loss, abs=1e-9)
@@ -86,7 +86,7 @@ def test_sequences_end_with_eos_and_long_ones_are_cut_and_counted():
     assert truncated == 2
 
 
-def test_every_demonstration_is_seen_once_an_epoch():
+def test_every_demonstration_is_used_once_per_epoch():
     steps = list(batches(10, size=4, seed=0, epoch=0))
     assert [len(step) for step in steps] == [4, 4, 2]
     assert sorted(index for step in steps for index in step) == list(range(10))
@@ -110,7 +110,7 @@ def test_tokenizers_from_scratch(kind, tmp_path):
     assert (unknown == [tokenizer.unk_token_id]) == (kind == "words")
 
 
-def test_scratch_settings_that_cannot_be_met_are_refused():
+def test_invalid_scratch_settings_are_rejected():
     with pytest.raises(ConfigError, match="vocabulary_size"):
         scratch.make_tokenizer(["a"], ScratchModel(tokenizer="bpe", vocabulary_size=100))
     tokenizer = scratch.make_tokenizer(["a"], ScratchModel(tokenizer="words"))
@@ -121,7 +121,7 @@ def test_scratch_settings_that_cannot_be_met_are_refused():
     assert first.lm_head.weight is first.model.embed_tokens.weight
 
 
-def test_the_stage_learns_and_leaves_a_model(tmp_path):
+def test_stage_learns_and_writes_a_model(tmp_path):
     config = sft_run(tmp_path, epochs=6)
     result = train(config)
     written = json.loads(config.folder.result("sft").read_text())
