@@ -86,7 +86,8 @@ async def in_order(
     The first error, of reading an item or of its work, is raised in its order and cancels the remaining work.
     """
     waiting: deque[asyncio.Task[_Result]] = deque()
-    source, failure = read_aside(items, ahead=at_once), None
+    source = read_aside(items, ahead=at_once)
+    failure = None
 
     async def run(item: _Item) -> _Result:
         return await work(item)

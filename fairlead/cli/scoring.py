@@ -75,7 +75,8 @@ def check(found: Iterable[Line | DataError], *, skip_bad: bool) -> int:
     Raises:
         DataError: for the first bad line, unless bad lines are skipped.
     """
-    count, bad = 0, list[DataError]()
+    count = 0
+    bad: list[DataError] = []
     for line in found:
         try:
             if isinstance(line, DataError):
@@ -112,7 +113,8 @@ def skip_done(
     Raises:
         ConfigError: if the output belongs to another input.
     """
-    count, written = 0, dict[str, object]()
+    count = 0
+    written: dict[str, object] = {}
     for written in partial.done():
         count += 1
         for entry in entries:
@@ -250,12 +252,17 @@ def _batches(entries: Iterator[Scorable], size: int) -> Iterator[list[Scorable]]
         full = responses + len(entry.items) > size
         if batch and (full or characters + entry.num_characters > _MAX_REQUEST_CHARACTERS):
             yield batch
-            batch, responses, characters = [], 0, 0
+            batch = []
+            responses = 0
+            characters = 0
         batch.append(entry)
-        responses, characters = responses + len(entry.items), characters + entry.num_characters
+        responses += len(entry.items)
+        characters += entry.num_characters
         if responses >= size:
             # Without reading on: the writer of the lines may wait for these scores.
             yield batch
-            batch, responses, characters = [], 0, 0
+            batch = []
+            responses = 0
+            characters = 0
     if batch:
         yield batch

@@ -125,7 +125,8 @@ def _figures(pairs: list[tuple[str, str]], width: int) -> RenderableType:
     """Return names and values in lines that break between pairs."""
     from rich.text import Text
 
-    lines, line = [], Text()
+    lines = []
+    line = Text()
     for name, value in pairs:
         pair = Text.assemble((f"{name} ", "dim"), (value, "bold"))
         if line.cell_len and line.cell_len + 3 + pair.cell_len > width:

@@ -114,7 +114,8 @@ class Cluster:
             ImmutableObject: if the change is possible only in a new object.
             ClusterRefused: for example if another manager owns fields; names the manager and the fields.
         """
-        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        kind = manifest["kind"]
+        name = manifest["metadata"]["name"]
         return self._request(
             "PATCH",
             self.path(manifest["apiVersion"], kind, name),

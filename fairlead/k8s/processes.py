@@ -76,13 +76,15 @@ def _name(manifest: Manifest) -> str:
 
 
 def _state(owner: Manifest, pods: Sequence[Manifest]) -> ProcessState:
-    spec, status = owner["spec"], owner.get("status") or {}
+    spec = owner["spec"]
+    status = owner.get("status") or {}
     current = [pod for pod in pods if _is_current(pod, spec["template"])]
     conditions = {one["type"]: one for one in status.get("conditions") or () if one["status"] == "True"}
     is_job = owner["kind"] == "Job"
     wanted = int(spec.get("parallelism" if is_job else "replicas", 1))
     ready = int(status.get("ready" if is_job else "readyReplicas") or 0)
-    done, failed = "Complete" in conditions, conditions.get("Failed", {}) if is_job else {}
+    done = "Complete" in conditions
+    failed = conditions.get("Failed", {}) if is_job else {}
     starts = [_time(pod["status"]["startTime"]) for pod in pods if (pod.get("status") or {}).get("startTime")]
     settled = done or ready >= wanted if is_job else _is_rolled_out(owner, wanted)
     return ProcessState(
@@ -105,7 +107,8 @@ def _is_rolled_out(owner: Manifest, wanted: int) -> bool:
     """Return whether the controller has seen the current settings, and every pod has them and is ready."""
     status = owner.get("status") or {}
     seen = int(status.get("observedGeneration") or 0) >= int(owner["metadata"].get("generation") or 0)
-    updated, ready = int(status.get("updatedReplicas") or 0), int(status.get("readyReplicas") or 0)
+    updated = int(status.get("updatedReplicas") or 0)
+    ready = int(status.get("readyReplicas") or 0)
     return seen and updated == wanted and ready >= wanted and int(status.get("replicas") or 0) == wanted
 
 
@@ -166,7 +169,8 @@ def _last_end(pods: Iterable[Manifest]) -> ContainerEnd | None:
 
 def _ended(status: Manifest) -> ContainerEnd | None:
     """Return the last end of a container if it failed."""
-    state, last = status.get("state") or {}, status.get("lastState") or {}
+    state = status.get("state") or {}
+    last = status.get("lastState") or {}
     found = state.get("terminated") or last.get("terminated")
     if not found or found.get("exitCode") == 0:
         return None

@@ -17,7 +17,8 @@ from fairlead.errors import ConfigError
 
 # Below the kernel's range for outgoing connections (32768 and up on Linux), so that none of these can take
 # a port while its process is away.
-_FIRST, _LAST = 20_000, 32_000
+_FIRST_PORT = 20_000
+_LAST_PORT = 32_000
 
 LOOPBACK = "127.0.0.1"
 
@@ -104,7 +105,7 @@ class Ports:
             ConfigError: if no port is free.
         """
         # Not seeded by the run: two runs started together must not try the same ports in the same order.
-        candidates = random.SystemRandom().sample(range(_FIRST, _LAST), 1_000)
+        candidates = random.SystemRandom().sample(range(_FIRST_PORT, _LAST_PORT), 1_000)
         for port in candidates:
             if port not in self._owners and is_free_port(host, port):
                 self._owners[port] = process
@@ -223,7 +224,8 @@ def _service(
 
 def _metrics(config: RunConfig, names: list[str], ports: Ports) -> dict[str, int]:
     """Return the metrics port of each process; a configured port is the trainer's, the others follow it."""
-    first, host = config.observe.metrics_port, config.observe.metrics_host
+    first = config.observe.metrics_port
+    host = config.observe.metrics_host
     if first < 0:
         return dict.fromkeys(names, -1)
     if first == 0:

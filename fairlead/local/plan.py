@@ -24,7 +24,8 @@ STAGE_PROCESSES = {"sft": "sft", "reward_model": "reward-model"}
 QUEUE_RANK = 2
 """Drain rank of the queue: it stops last, after the clients of the services (0) and the services (1)."""
 
-_CLIENT_RANK, _SERVICE_RANK = 0, 1
+_CLIENT_RANK = 0
+_SERVICE_RANK = 1
 
 
 def ppo_plan(

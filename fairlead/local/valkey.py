@@ -84,7 +84,8 @@ def prepare(folder: Path, *, port: int = 0) -> ValkeyServer:
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     stop_leftover(folder)
-    port, password = port or _free_port(), secrets.token_hex(16)
+    port = port or _free_port()
+    password = secrets.token_hex(16)
     settings = {
         "bind": "127.0.0.1",
         "port": str(port),

@@ -151,7 +151,8 @@ def figures(now: StageProgress) -> dict[str, tuple[str, str]]:
 def headline(title: str, parts: Sequence[str | Text], width: int) -> Text:
     """Return title and parts in one line; parent folders are left out of the title if it does not fit."""
     line = Text(" · ").join([Text(title, style="bold"), *(Text() + part for part in parts)])
-    line.no_wrap, line.overflow = True, "ellipsis"
+    line.no_wrap = True
+    line.overflow = "ellipsis"
     if line.cell_len > width and "/" in title:
         return headline(title.rpartition("/")[2], parts, width)
     line.truncate(width, overflow="ellipsis")
@@ -166,7 +167,8 @@ def columns_that_fit(columns: Sequence[tuple[str, Sequence[Text]]], width: int) 
         width: in characters.
     """
     rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    shown, left = [], width
+    shown = []
+    left = width
     for name, cells in columns:
         # The state changes while it is shown; the width of its column must not.
         widest = max(len(name), *(len(cell) for cell in cells), 10 if name == "state" else 0)
