@@ -82,7 +82,7 @@ def served(model: Path, *, cores: Sequence[int] = (), threads: int = 1) -> Itera
         repository = Path(folder) / "repository"
         for name, settings in VARIANTS.items():
             triton_export.export(
-                triton_export.ExportRequest(
+                triton_export.TritonExport(
                     model=str(model), target=repository, name=name, link=True, **settings
                 )
             )

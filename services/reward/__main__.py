@@ -39,7 +39,7 @@ async def run(config: RunConfig) -> None:
             await _start(config, server, scoring)
             server.set_ready(True)
             await server.run_until_stopped()
-        if scoring.left_loading:
+        if scoring.still_loading:
             raise Stopped
 
 
@@ -47,7 +47,7 @@ async def _start(config: RunConfig, server: ModelServer, scoring: Scoring) -> No
     dialects = Dialects(
         scoring,
         config.reward,
-        asks_for_keys=bool(config.keys.file),
+        requires_keys=bool(config.keys.file),
         ready=lambda: server.ready,
         limits=config.server_limits("reward"),
     )

@@ -29,7 +29,7 @@ class Dialects:
         scoring: Scoring,
         section: RewardSection,
         *,
-        asks_for_keys: bool,
+        requires_keys: bool,
         ready: Callable[[], bool],
         limits: ServerSection | None = None,
     ) -> None:
@@ -37,13 +37,13 @@ class Dialects:
         Args:
             scoring: computes the scores.
             section: name of the model and limits.
-            asks_for_keys: whether callers must send API keys.
+            requires_keys: whether callers must send API keys.
             ready: returns whether the server accepts requests.
             limits: limits of the server; None for the defaults.
         """
         limits = limits or ServerSection()
         bounds = Bounds(STREAM_MAX_REQUESTS, limits.max_message_bytes)
-        may_replace = {"auto": asks_for_keys, "always": True, "never": False}[section.allow_reload]
+        may_replace = {"auto": requires_keys, "always": True, "never": False}[section.allow_reload]
         self._adders: list[Callable[[aio.Server], None]] = [
             RewardServicer(scoring, bounds).add_to,
             admin_servicer.RewardAdminServicer(scoring, allowed=may_replace).add_to,

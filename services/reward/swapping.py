@@ -43,7 +43,7 @@ class SwappingScoring:
     ) -> None:
         """Use `open` instead."""
         self._load_in_thread = load
-        self.left_loading = False
+        self.still_loading = False
         """Whether a thread still loads a model although the process is stopping."""
         self._current = current
         self._canary: LoadedModel | None = None
@@ -209,7 +209,7 @@ class SwappingScoring:
                     load=self._load_in_thread,
                 )
             except Stopped:
-                self.left_loading = True
+                self.still_loading = True
                 raise Unavailable("the service is stopping") from None
             except BaseException:
                 self._reward_metrics.load_failures.inc()

@@ -27,7 +27,7 @@ from fairlead.types import Message, Priority, TextPair, TokenPair
 from services.reward.scorer import RewardScorer
 from services.reward.scoring import ScoreCall
 from services.reward.triton import scoring as triton_scorer
-from services.reward.triton.export import ExportRequest, export
+from services.reward.triton.export import TritonExport, export
 from tests import architectures
 from tests.service_process import Starter
 from tests.tiny import tiny_reward_model
@@ -74,7 +74,7 @@ def world(tmp_path_factory) -> Iterator[World]:
             )
             assert done.returncode == 0, done.stderr
         else:
-            export(ExportRequest(model=str(folder), target=repository, name=name, ragged=name != "equal"))
+            export(TritonExport(model=str(folder), target=repository, name=name, ragged=name != "equal"))
     with TritonServer(repository, made / "triton.log") as server:
         yield World(folders, server)
 

@@ -37,7 +37,7 @@ _MODEL_FILE = Path(__file__).with_name("model.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRequest:
+class TritonExport:
     """The model to export, and how Triton serves it."""
 
     model: str
@@ -62,7 +62,7 @@ class ExportRequest:
     """Whether to replace an earlier export of this name."""
 
 
-def export(request: ExportRequest) -> Path:
+def export(request: TritonExport) -> Path:
     """Write the model's folder into the repository; return its path.
 
     Raises:
@@ -99,7 +99,7 @@ def export(request: ExportRequest) -> Path:
     return target
 
 
-def _target(request: ExportRequest) -> Path:
+def _target(request: TritonExport) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", request.name):
         raise ConfigError("--name", got=request.name, allowed="letters, digits, `_`, `.` and `-`")
     target = request.target.expanduser().resolve() / request.name
@@ -131,7 +131,7 @@ def _names(ensemble: RewardEnsemble) -> list[str]:
 
 
 def _write(
-    request: ExportRequest, target: Path, ensemble: RewardEnsemble, parameters: Mapping[str, str]
+    request: TritonExport, target: Path, ensemble: RewardEnsemble, parameters: Mapping[str, str]
 ) -> None:
     aside = target.with_name(f".{target.name}.new")
     try:
@@ -170,7 +170,7 @@ def _place(folder: Path, path: str, member: RewardModel, *, link: bool) -> None:
     load_tokenizer(path).save_pretrained(folder)
 
 
-def config_text(request: ExportRequest, parameters: Mapping[str, str]) -> str:
+def config_text(request: TritonExport, parameters: Mapping[str, str]) -> str:
     """Return config.pbtxt: tensors named as in NeMo-Aligner, batched by the dynamic batcher."""
     ragged = " allow_ragged_batch: true" if request.ragged else ""
     written = "\n".join(
@@ -200,7 +200,7 @@ instance_group [ {{ kind: KIND_AUTO count: 1 }} ]
 """
 
 
-def _readme(request: ExportRequest, parameters: Mapping[str, str]) -> str:
+def _readme(request: TritonExport, parameters: Mapping[str, str]) -> str:
     return f"""# {request.name}: a reward model for Triton
 
 Written by `fairlead export-triton` from `{parameters["model_id"]}`, version {parameters["model_version"]}.
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setup(style="human", level="WARNING")
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        written = export(ExportRequest(**vars(options)))
+        written = export(TritonExport(**vars(options)))
     except FairleadError as error:
         sys.stderr.write(f"error: {error}\n")
         return exit_code(error)

@@ -101,7 +101,7 @@ async def reward_service(
             reward_metrics=metrics.RewardMetrics(registry),
         )
         async with scoring:
-            dialects = Dialects(scoring, section, asks_for_keys=keys is not None, ready=lambda: server.ready)
+            dialects = Dialects(scoring, section, requires_keys=keys is not None, ready=lambda: server.ready)
             address = await server.start(dialects.add_to, dialects.names)
             server.set_ready(True)
             yield World(address, server, scoring, registry)

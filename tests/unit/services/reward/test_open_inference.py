@@ -247,7 +247,7 @@ def test_service_without_tritonclient_starts_and_logs_it():
     code = (
         "import sys, logging; sys.modules['tritonclient'] = None; logging.basicConfig();"
         "from services.reward.dialects import Dialects; from fairlead.config.serving import RewardSection;"
-        "print(Dialects(None, RewardSection(), asks_for_keys=False, ready=lambda: True).names)"
+        "print(Dialects(None, RewardSection(), requires_keys=False, ready=lambda: True).names)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True

@@ -256,7 +256,7 @@ async def test_stop_does_not_wait_for_a_loading_model(models):
             load=server.load,
         )
         async with scoring:
-            dialects = Dialects(scoring, section, asks_for_keys=False, ready=lambda: server.ready)
+            dialects = Dialects(scoring, section, requires_keys=False, ready=lambda: server.ready)
             address = await server.start(dialects.add_to, dialects.names)
             server.set_ready(True)
             with pytest.MonkeyPatch.context() as patch:
@@ -268,6 +268,6 @@ async def test_stop_does_not_wait_for_a_loading_model(models):
                     with pytest.raises(Unavailable, match="stopping"):
                         await loading
             await server.run_until_stopped()
-        assert scoring.left_loading
+        assert scoring.still_loading
         assert not ends.is_set()
     ends.set()

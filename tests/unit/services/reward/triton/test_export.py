@@ -20,7 +20,7 @@ from fairlead.nn import adapters
 from fairlead.nn.reward_model import load_reward_model
 from fairlead.types import WholeText
 from services.reward.scorer import RewardScorer
-from services.reward.triton.export import ExportRequest, export, main
+from services.reward.triton.export import TritonExport, export, main
 from tests import architectures, triton_backend
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.services.reward.test_ensemble import ensemble
@@ -83,7 +83,7 @@ def test_scores_equal_those_of_the_reward_service(tmp_path, name):
     scorer = RewardScorer(str(folder), RewardSection(device="cpu"))
     rows = drawn(40)
     expected = [scorer.score([row])[0] for row in rows]
-    model = triton_backend.load(export(ExportRequest(model=str(folder), target=tmp_path / "r")))
+    model = triton_backend.load(export(TritonExport(model=str(folder), target=tmp_path / "r")))
     merged = [rows[:1], rows[1:9], rows[9:10], rows[10:]]
     responses = model.execute([triton_backend.tokens(part) for part in merged])
     assert_same([score for response in responses for score in response.of("rewards")], expected)
@@ -98,7 +98,7 @@ def test_every_packing_rule_gives_equal_scores_in_its_own_passes(tmp_path, packi
     folder = tiny_reward_model(tmp_path / "model")
     scorer = RewardScorer(str(folder), RewardSection(device="cpu"))
     rows = drawn(30, seed=3)
-    request = ExportRequest(model=str(folder), target=tmp_path / "r", packing=packing, max_batch_tokens=400)
+    request = TritonExport(model=str(folder), target=tmp_path / "r", packing=packing, max_batch_tokens=400)
     model = triton_backend.load(export(request))
     shapes = []
     inner = model.members[0].scores
@@ -119,7 +119,7 @@ def test_every_packing_rule_gives_equal_scores_in_its_own_passes(tmp_path, packi
 
 def test_whole_texts_are_read_like_in_the_reward_service(tmp_path):
     folder = architectures.reward_model("llama", tmp_path / "model")
-    model = triton_backend.load(export(ExportRequest(model=str(folder), target=tmp_path / "r")))
+    model = triton_backend.load(export(TritonExport(model=str(folder), target=tmp_path / "r")))
     scorer = RewardScorer(str(folder), RewardSection(device="cpu"))
     texts = ["where is my lamp ?", "<|begin|><|start|>user\n\nhi<|eot|>", "sorry ,<|eot|>\n", "é"]
     ids = scorer.encode([WholeText(text) for text in texts])
@@ -130,7 +130,7 @@ def test_whole_texts_are_read_like_in_the_reward_service(tmp_path):
 
 def test_invalid_request_is_refused_and_the_others_are_scored(tmp_path):
     folder = tiny_reward_model(tmp_path / "model")
-    model = triton_backend.load(export(ExportRequest(model=str(folder), target=tmp_path / "r")))
+    model = triton_backend.load(export(TritonExport(model=str(folder), target=tmp_path / "r")))
     good = triton_backend.tokens([(5, 6)])
     both = good | triton_backend.sentences(b"w1")
     bad = {
@@ -155,7 +155,7 @@ def test_invalid_request_is_refused_and_the_others_are_scored(tmp_path):
 def test_configuration_is_valid_for_triton(tmp_path):
     folder = tiny_reward_model(tmp_path / "model")
     written = export(
-        ExportRequest(model=str(folder), target=tmp_path / "r", name="helpful", max_batch_size=16)
+        TritonExport(model=str(folder), target=tmp_path / "r", name="helpful", max_batch_size=16)
     )
     config = text_format.Parse((written / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     assert (config.name, config.backend, config.max_batch_size) == ("helpful", "python", 16)
@@ -170,7 +170,7 @@ def test_configuration_is_valid_for_triton(tmp_path):
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     assert parameters["model_version"] == scorer.info.model_version
     assert parameters["tokenizer_fingerprint"] == scorer.info.model.tokenizer_fingerprint
-    plain = export(ExportRequest(model=str(folder), target=tmp_path / "p", ragged=False))
+    plain = export(TritonExport(model=str(folder), target=tmp_path / "p", ragged=False))
     config = text_format.Parse((plain / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     assert not any(one.allow_ragged_batch for one in config.input)
 
@@ -178,27 +178,27 @@ def test_configuration_is_valid_for_triton(tmp_path):
 def test_invalid_models_and_targets_are_refused_without_files(tmp_path, capsys):
     language_model = tiny_causal_lm(tmp_path / "lm")
     with pytest.raises(ModelLoadError, match="without a reward head"):
-        export(ExportRequest(model=str(language_model), target=tmp_path / "r"))
+        export(TritonExport(model=str(language_model), target=tmp_path / "r"))
     damaged = tiny_reward_model(tmp_path / "damaged") / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     assert main([str(damaged.parent), str(tmp_path / "r")]) == 2
     assert "cannot load the model" in capsys.readouterr().err
     folder = tiny_reward_model(tmp_path / "model")
     with pytest.raises(ConfigError, match="--name: got 'a/b'"):
-        export(ExportRequest(model=str(folder), target=tmp_path / "r", name="a/b"))
+        export(TritonExport(model=str(folder), target=tmp_path / "r", name="a/b"))
     assert not (tmp_path / "r").exists()
     (tmp_path / "r" / "reward").mkdir(parents=True)
     for force in (False, True):
         with pytest.raises(ConfigError, match="which exists"):
-            export(ExportRequest(model=str(folder), target=tmp_path / "r", force=force))
+            export(TritonExport(model=str(folder), target=tmp_path / "r", force=force))
 
 
 def test_export_can_be_replaced_and_linked(tmp_path):
     first, second = (tiny_reward_model(tmp_path / str(seed), seed=seed) for seed in (0, 1))
-    export(ExportRequest(model=str(first), target=tmp_path / "r"))
+    export(TritonExport(model=str(first), target=tmp_path / "r"))
     with pytest.raises(ConfigError, match="--force"):
-        export(ExportRequest(model=str(second), target=tmp_path / "r"))
-    written = export(ExportRequest(model=str(second), target=tmp_path / "r", force=True, link=True))
+        export(TritonExport(model=str(second), target=tmp_path / "r"))
+    written = export(TritonExport(model=str(second), target=tmp_path / "r", force=True, link=True))
     assert (written / "1" / "model").is_symlink()
     scorer = RewardScorer(str(second), RewardSection(device="cpu"))
     (response,) = triton_backend.load(written).execute([triton_backend.tokens([(5, 6, 7)])])
