@@ -44,15 +44,15 @@ def _finite(value: object) -> object:
 def write_json(path: Path, value: Mapping[str, object], *, durable: bool = True) -> None:
     """Replace a file by a JSON object; `durable=False` skips the syncs, for files that are only displayed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(dumps(value, indent=1) + "\n", encoding="utf-8")
+        unfinished.write_text(dumps(value, indent=1) + "\n", encoding="utf-8")
         if durable:
-            sync(aside)
-        aside.replace(path)
+            sync(unfinished)
+        unfinished.replace(path)
     except OSError:
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         raise
     if durable:
         sync(path.parent)
@@ -71,7 +71,7 @@ def open_lines(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def disk_faults_named() -> Iterator[None]:
+def explained_disk_errors() -> Iterator[None]:
     """Turn the errors of a full or a read-only disk into ours, which name the disk and what to do.
 
     Raises:
@@ -98,21 +98,21 @@ def new_folder(path: Path) -> Iterator[Path]:
     An older folder at `path` is moved away first: for a moment there is no folder, but never a partial one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")
+    unfinished = path.with_name(f".{path.name}.new")
     old = path.with_name(f".{path.name}.old")
-    for leftover in (aside, old):
+    for leftover in (unfinished, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    aside.mkdir()
+    unfinished.mkdir()
     try:
-        yield aside
+        yield unfinished
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    for file in sorted(aside.rglob("*")):
+    for file in sorted(unfinished.rglob("*")):
         sync(file)
-    sync(aside)
+    sync(unfinished)
     if path.exists():
         path.rename(old)
-    aside.rename(path)
+    unfinished.rename(path)
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)

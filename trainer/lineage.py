@@ -104,15 +104,15 @@ def _write_once(path: Path, value: Mapping[str, object]) -> None:
     """
     if path.exists():
         raise FileExistsError(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
-    durable.write_json(aside, value)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+    durable.write_json(unfinished, value)
     try:
-        os.link(aside, path)
+        os.link(unfinished, path)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         # A volume without hard links: another process may have written the file since the check above.
-        aside.replace(path)
+        unfinished.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     disk.sync(path.parent)

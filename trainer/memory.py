@@ -38,7 +38,7 @@ def recompute_blocks(model: PreTrainedModel, *, field: str) -> None:
 
 
 @contextmanager
-def exhaustion_named(stage: str, section: TrainingSection) -> Iterator[None]:
+def explained_memory_errors(stage: str, section: TrainingSection) -> Iterator[None]:
     """Turn a lack of memory into an error that names the settings to change.
 
     Raises:
@@ -47,13 +47,13 @@ def exhaustion_named(stage: str, section: TrainingSection) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not is_exhaustion(error):
+        if not is_memory_error(error):
             raise
         why = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise OutOfMemory(f"{stage} ran out of memory: {_advice(stage, section)} ({why})") from error
 
 
-def is_exhaustion(error: BaseException) -> bool:
+def is_memory_error(error: BaseException) -> bool:
     """Return whether an error reports a lack of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True

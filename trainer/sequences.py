@@ -99,7 +99,8 @@ def response_logprobs(
     model: PreTrainedModel, batch: PaddedSequences, *, temperature: float, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """Return log-probs [N] and entropies [N] of the response tokens under a causal LM, in float32."""
-    body, unembedding = model.base_model, output_layer(model)
+    body = model.base_model
+    unembedding = output_layer(model)
     assert isinstance(body, PreTrainedModel)
     with autocast(batch.tokens_BT.device, dtype):
         hidden_NH = predictor_hidden(body, batch)

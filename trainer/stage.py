@@ -73,7 +73,10 @@ def run(
             limit_seconds=config.observe.stall_seconds if stage == "ppo" else 0.0
         )
         try:
-            with memory.exhaustion_named(stage, getattr(config, stage)), durable.disk_faults_named():
+            with (
+                memory.explained_memory_errors(stage, getattr(config, stage)),
+                durable.explained_disk_errors(),
+            ):
                 ProcessMetrics(registry)
                 body(config, TrainerMetrics(registry))
         finally:

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from fairlead import log
 from fairlead.errors import FairleadError, exit_code
-from trainer.export.export import PARTS, ExportRequest, export
+from trainer.export.export import PARTS, ExportOptions, export
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         summaries = export(
-            ExportRequest(
+            ExportOptions(
                 run=options.run,
                 target=options.target,
                 which=options.which,

@@ -31,7 +31,7 @@ PARTS: tuple[Part, ...] = ("policy", "reward_model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRequest:
+class ExportOptions:
     """Which weights to export, and where."""
 
     run: Path
@@ -50,7 +50,7 @@ class ExportRequest:
     """Whether to replace an earlier export."""
 
 
-def export(request: ExportRequest) -> dict[str, str]:
+def export(request: ExportOptions) -> dict[str, str]:
     """Write the export; return a description of each part.
 
     Raises:
@@ -82,7 +82,7 @@ class _Found:
     rewards: reward.ExportedRewardModel | None
 
 
-def _read(config: RunConfig, folder: RunFolder, request: ExportRequest) -> _Found:
+def _read(config: RunConfig, folder: RunFolder, request: ExportOptions) -> _Found:
     """Load the models before anything is written."""
     rewards = reward.read(folder) if "reward_model" in request.parts else None
     found = _Found(
@@ -100,7 +100,7 @@ def _write(
     config: RunConfig,
     folder: RunFolder,
     record: RunRecord,
-    request: ExportRequest,
+    request: ExportOptions,
     found: _Found,
     unfinished: Path,
 ) -> dict[str, str]:

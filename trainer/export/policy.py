@@ -112,7 +112,8 @@ def save(policy: ExportedPolicy, folder: Path, sampling: SamplingSection, *, dty
 
     For an adapter that is separate from its base, only the adapter and the tokenizer are written.
     """
-    model, tokenizer = policy.model, policy.tokenizer
+    model = policy.model
+    tokenizer = policy.tokenizer
     ends = sorted(eos_token_ids(model, tokenizer))
     pad = tokenizer.pad_token_id
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]

@@ -82,7 +82,7 @@ class Evaluation:
         check_prompts(tokenizer, self._prompts)
         self.best: BestUpdate | None = None
         """The best update so far; None before the first evaluation."""
-        self._waits_for = "an answer"
+        self._waits_for = "waiting for an answer"
         # One event loop for all evaluations: late events of gRPC need it open.
         self._runner: asyncio.Runner | None = None
 
@@ -111,7 +111,7 @@ class Evaluation:
         return figures
 
     def close(self) -> None:
-        """Ends its event loop; the next evaluation would make another."""
+        """Close the event loop; another evaluation would open a new one."""
         if self._runner is not None:
             self._runner.close()
             self._runner = None

@@ -53,7 +53,7 @@ def evaluate(
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, float]:
-    """`accuracy`, `ece` and `loss` on comparisons; NaN for none."""
+    """Return `accuracy`, `ece` and `loss` on comparisons; NaN without comparisons."""
     margins, losses = margins_by_prompt(model, rankings, max_tokens=max_tokens, dtype=dtype)
     return summary([margin for found in margins.values() for margin in found], losses)
 
@@ -66,7 +66,7 @@ def score_quantiles(
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
 ) -> list[float]:
-    """0.5% and 99.5% quantiles of the scores of responses: PPO's guard looks for scores beyond them."""
+    """Return the 0.5% and 99.5% quantiles of the scores of responses, which PPO's guard uses as a range."""
     scores = [
         scores_K
         for members in data.pack(rankings[:MAX_RANKINGS], max_tokens=max_tokens)
@@ -77,7 +77,7 @@ def score_quantiles(
 
 
 def summary(margins: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
-    """`accuracy`, `ece` and `loss` of margins and losses; NaN for none."""
+    """Return `accuracy`, `ece` and `loss` of margins and losses; NaN without any."""
     return {
         "accuracy": calibration.accuracy(margins),
         "ece": calibration.expected_calibration_error(margins),
@@ -86,7 +86,7 @@ def summary(margins: Sequence[float], losses: Sequence[float]) -> dict[str, floa
 
 
 def intervals(margins: Mapping[str, Sequence[float]], *, seed: int) -> dict[str, list[float]]:
-    """95% intervals of the accuracy: of as many independent pairs (Wilson), and with prompts resampled."""
+    """Return 95% intervals of the accuracy: Wilson's for independent pairs, and with prompts resampled."""
     found = [margin for members in margins.values() for margin in members]
     wilson = calibration.wilson_interval(calibration.accuracy(found), len(found)) if found else (0.0, 1.0)
     return {
@@ -98,7 +98,7 @@ def intervals(margins: Mapping[str, Sequence[float]], *, seed: int) -> dict[str,
 def baseline_accuracies(
     train: Sequence[data.EncodedRanking], heldout: Sequence[data.EncodedRanking]
 ) -> dict[str, dict[str, float]]:
-    """Accuracy on the held-out pairs of what a reward model has to beat; NaN for none."""
+    """Return the accuracy of the baselines on the held-out pairs; NaN without pairs."""
     known, asked = ([pair for ranking in side for pair in ranking.text_pairs] for side in (train, heldout))
     return {
         "longer_wins": {"accuracy": calibration.accuracy(baselines.longer_wins(asked))},
@@ -109,7 +109,7 @@ def baseline_accuracies(
 def demonstration_sequences(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> Split[tuple[int, ...]] | None:
-    """Demonstrations as the model reads them, at most MAX_DEMONSTRATIONS a side; None if the run has none."""
+    """Return demonstrations as token ids, at most MAX_DEMONSTRATIONS per split; None without any."""
     if not (config.data.demonstrations or config.data.sentences):
         return None
     found = load_demonstrations(config)

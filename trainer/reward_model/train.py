@@ -224,7 +224,8 @@ def _save(
 ) -> None:
     paths = [folder]
     if len(members) > 1:
-        rule, weight = config.reward.ensemble, config.reward.ensemble_std_weight
+        rule = config.reward.ensemble
+        weight = config.reward.ensemble_std_weight
         fitted = None if temperature is None else EnsembleTemperature(temperature, rule, weight)
         paths = write_members(folder, len(members), temperature=fitted)
     for model, path in zip(members, paths, strict=True):

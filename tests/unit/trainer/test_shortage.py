@@ -25,7 +25,7 @@ def allocate() -> torch.Tensor:
 
 def test_out_of_memory_names_the_settings():
     section = PpoSection(max_micro_batch_tokens=512)
-    with pytest.raises(OutOfMemory) as caught, memory.exhaustion_named("ppo", section):
+    with pytest.raises(OutOfMemory) as caught, memory.explained_memory_errors("ppo", section):
         allocate()
     assert exit_code(caught.value) == 2
     for part in (
@@ -43,11 +43,11 @@ def test_out_of_memory_names_the_settings():
             "lora": section.lora.model_copy(update={"rank": 8}),
         }
     )
-    with pytest.raises(OutOfMemory) as caught, memory.exhaustion_named("ppo", lean):
+    with pytest.raises(OutOfMemory) as caught, memory.explained_memory_errors("ppo", lean):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     assert "gradient_checkpointing" not in str(caught.value)
     assert "lora" not in str(caught.value)
-    with pytest.raises(RuntimeError, match="^a bug$"), memory.exhaustion_named("ppo", lean):
+    with pytest.raises(RuntimeError, match="^a bug$"), memory.explained_memory_errors("ppo", lean):
         raise RuntimeError("a bug")
 
 
@@ -131,7 +131,7 @@ error_text = ""
 with Run(configured(disk / "run", model), model) as run:
     checkpoints = run.config.folder.checkpoints
     try:
-        with durable.disk_faults_named():
+        with durable.explained_disk_errors():
             run.trainer().run(on_update=fill)
     except OutOfSpace as error:
         error_text = str(error)

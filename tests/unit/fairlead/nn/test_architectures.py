@@ -43,7 +43,7 @@ from tests import architectures
 from tests.architectures import ARCHITECTURES, CONTEXT
 from tests.unit.trainer.ppo.ppo_world import World
 from trainer.demonstrations import encode
-from trainer.export.export import ExportRequest, export
+from trainer.export.export import ExportOptions, export
 from trainer.ppo.train import PpoTrainer
 from trainer.sequences import TokenSequence, pad, response_logprobs
 from trainer.sft import packing
@@ -226,7 +226,7 @@ async def test_ppo_for_three_updates_and_export(saved: Saved, tmp_path: Path, na
     for which, kind in (("last", "whole"), ("1-3", "whole"), *([("last", "adapter")] if rank else [])):
         out = tmp_path / f"{which} {kind}"
         said = export(
-            ExportRequest(run=config.folder.root, target=out, which=which, adapter=kind == "adapter")
+            ExportOptions(run=config.folder.root, target=out, which=which, adapter=kind == "adapter")
         )
         assert said["policy"].endswith("version 1-3")
         assert (out / "policy" / "adapter_model.safetensors").exists() == (kind == "adapter")
@@ -239,7 +239,7 @@ def test_reward_model_scores_equal_exported_and_in_transformers(tmp_path: Path, 
     config = configured(tmp_path, tmp_path / "unused")
     path = architectures.reward_model(name, config.folder.reward_model, bias=0.75)
     save(config, config.folder.config)
-    export(ExportRequest(run=config.folder.root, target=tmp_path / "out", parts=("reward_model",)))
+    export(ExportOptions(run=config.folder.root, target=tmp_path / "out", parts=("reward_model",)))
     pairs = [
         TextPair("where is my parcel ?", "we are sorry ."),
         TextPair("the", "x" * 20),

@@ -25,7 +25,7 @@ from services.reward.scorer import RewardScorer
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_world import World
 from trainer import durable
-from trainer.export.export import ExportRequest, export
+from trainer.export.export import ExportOptions, export
 from trainer.ppo.train import PpoTrainer
 from trainer.reward_model.train import train as train_reward_model
 
@@ -89,7 +89,7 @@ def differ(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
 
 
 def test_export_last_weights(run: RunConfig, tmp_path: Path):
-    summaries = export(ExportRequest(run=run.folder.root, target=tmp_path / "out"))
+    summaries = export(ExportOptions(run=run.folder.root, target=tmp_path / "out"))
     assert summaries == {"policy": "the last weights, version 1-4", "reward_model": "one model"}
     assert not differ(weights(tmp_path / "out" / "policy"), weights(run.folder.policy_model))
     settings = json.loads((tmp_path / "out" / "policy" / "generation_config.json").read_text())
@@ -105,7 +105,7 @@ def test_export_weights_by_name(run: RunConfig, tmp_path: Path):
     """From checkpoints, from the weight store if the checkpoint is deleted, and the weights before PPO."""
     found = {}
     for which in ("1-2", "1-3", "1-4", "sft"):
-        export(ExportRequest(run=run.folder.root, target=tmp_path / which, which=which, parts=("policy",)))
+        export(ExportOptions(run=run.folder.root, target=tmp_path / which, which=which, parts=("policy",)))
         found[which] = weights(tmp_path / which / "policy")
         assert not (tmp_path / which / "reward_model").exists()
     assert not (run.folder.checkpoints / "1-3").exists(), "else the weight store was not asked"
@@ -125,7 +125,7 @@ def test_export_weights_by_name(run: RunConfig, tmp_path: Path):
 )
 def test_missing_weights_error_lists_existing_ones(run, tmp_path, which, message):
     with pytest.raises(ConfigError, match=message):
-        export(ExportRequest(run=run.folder.root, target=tmp_path / "out", which=which))
+        export(ExportOptions(run=run.folder.root, target=tmp_path / "out", which=which))
     assert not (tmp_path / "out").exists()
 
 
@@ -134,7 +134,7 @@ def test_export_of_an_unfinished_run_uses_its_newest_checkpoint(run: RunConfig, 
     kept = result.read_bytes()
     result.unlink()
     try:
-        summaries = export(ExportRequest(run=run.folder.root, target=tmp_path / "out", parts=("policy",)))
+        summaries = export(ExportOptions(run=run.folder.root, target=tmp_path / "out", parts=("policy",)))
     finally:
         result.write_bytes(kept)
     assert summaries == {"policy": "the last weights, version 1-4"}
@@ -142,7 +142,7 @@ def test_export_of_an_unfinished_run_uses_its_newest_checkpoint(run: RunConfig, 
 
 
 def test_export_in_bfloat16_halves_the_size(run: RunConfig, tmp_path: Path):
-    export(ExportRequest(run=run.folder.root, target=tmp_path / "out", dtype="bfloat16"))
+    export(ExportOptions(run=run.folder.root, target=tmp_path / "out", dtype="bfloat16"))
     for part in ("policy", "reward_model"):
         assert json.loads((tmp_path / "out" / part / "config.json").read_text())["dtype"] == "bfloat16"
     halved = weights(tmp_path / "out" / "policy")
@@ -152,15 +152,15 @@ def test_export_in_bfloat16_halves_the_size(run: RunConfig, tmp_path: Path):
 
 def test_export_replaces_only_earlier_exports(run: RunConfig, tmp_path: Path):
     target = tmp_path / "models" / "new"
-    export(ExportRequest(run=run.folder.root, target=target, parts=("policy",)))
+    export(ExportOptions(run=run.folder.root, target=target, parts=("policy",)))
     with pytest.raises(ConfigError, match=r"an earlier export', allowed: another folder, or --force"):
-        export(ExportRequest(run=run.folder.root, target=target))
-    export(ExportRequest(run=run.folder.root, target=target, parts=("reward_model",), force=True))
+        export(ExportOptions(run=run.folder.root, target=target))
+    export(ExportOptions(run=run.folder.root, target=target, parts=("reward_model",), force=True))
     assert sorted(path.name for path in target.iterdir()) == ["export.json", "reward_model"]
     assert [path.name for path in target.parent.iterdir()] == ["new"], "no other file was written"
 
     (tmp_path / "mine").mkdir()
-    export(ExportRequest(run=run.folder.root, target=tmp_path / "mine", parts=("policy",)))
+    export(ExportOptions(run=run.folder.root, target=tmp_path / "mine", parts=("policy",)))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("meow")
     for target, message in (
@@ -168,10 +168,10 @@ def test_export_replaces_only_earlier_exports(run: RunConfig, tmp_path: Path):
         ("photos/cat.jpg", "a folder, or a name that does not exist"),
     ):
         with pytest.raises(ConfigError, match=message):
-            export(ExportRequest(run=run.folder.root, target=tmp_path / target, force=True))
+            export(ExportOptions(run=run.folder.root, target=tmp_path / target, force=True))
     assert (tmp_path / "photos" / "cat.jpg").read_text() == "meow", "--force replaces only exports"
     with pytest.raises(ConfigError, match=r"allowed: the folder of a run, with its config.toml"):
-        export(ExportRequest(run=tmp_path, target=tmp_path / "x"))
+        export(ExportOptions(run=tmp_path, target=tmp_path / "x"))
 
 
 @contextlib.contextmanager
@@ -192,9 +192,9 @@ def test_failed_write_leaves_target_unchanged(run: RunConfig, tmp_path: Path):
             small_files(40_000),
             pytest.raises(FairleadError, match=r"cannot write .*out: .*it is unchanged"),
         ):
-            export(ExportRequest(run=run.folder.root, target=target, force=force))
+            export(ExportOptions(run=run.folder.root, target=target, force=force))
         assert [path.name for path in tmp_path.iterdir()] == (["out"] if force else [])
-        export(ExportRequest(run=run.folder.root, target=target, force=force))
+        export(ExportOptions(run=run.folder.root, target=target, force=force))
 
 
 def test_damaged_weights_are_found_before_writing(run: RunConfig, tmp_path: Path):
@@ -206,7 +206,7 @@ def test_damaged_weights_are_found_before_writing(run: RunConfig, tmp_path: Path
         path.write_bytes(whole[:-8])
         try:
             with pytest.raises(error):
-                export(ExportRequest(run=run.folder.root, target=tmp_path / "out", **request))
+                export(ExportOptions(run=run.folder.root, target=tmp_path / "out", **request))
         finally:
             path.write_bytes(whole)
     assert list(tmp_path.iterdir()) == []
@@ -228,7 +228,7 @@ def test_model_cards_are_correct_and_their_code_runs(run, tmp_path, monkeypatch)
     durable.write_json(run.folder.result("sft"), {"heldout_loss": 0.123456, "demonstrations": 1200})
     later = run.folder.result("sft").stat().st_mtime + 10
     os.utime(run.base / "prompts.jsonl", (later, later))
-    export(ExportRequest(run=run.folder.root, target=tmp_path / "out"))
+    export(ExportOptions(run=run.folder.root, target=tmp_path / "out"))
     policy, reward = (tmp_path / "out" / part / "README.md" for part in ("policy", "reward_model"))
     text = policy.read_text()
     result = json.loads(run.folder.result("ppo").read_text())
@@ -259,7 +259,7 @@ def test_model_cards_are_correct_and_their_code_runs(run, tmp_path, monkeypatch)
 def test_export_of_an_ensemble(tmp_path, monkeypatch):
     config = trained(tmp_path, **{"reward_model.ensemble_size": 2, "ppo.updates": 1})
     summaries = export(
-        ExportRequest(run=config.folder.root, target=tmp_path / "out", parts=("reward_model",))
+        ExportOptions(run=config.folder.root, target=tmp_path / "out", parts=("reward_model",))
     )
     assert summaries == {"reward_model": "an ensemble of 2"}
     folder = tmp_path / "out" / "reward_model"
@@ -280,4 +280,4 @@ def test_export_of_a_run_without_ppo(run: RunConfig, tmp_path: Path):
         (("reward_model",), "a run that has trained a reward model"),
     ):
         with pytest.raises(ConfigError, match=message):
-            export(ExportRequest(run=config.folder.root, target=tmp_path / "out", parts=parts))
+            export(ExportOptions(run=config.folder.root, target=tmp_path / "out", parts=parts))
