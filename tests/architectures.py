@@ -1,8 +1,8 @@
 """A tiny checkpoint of each architecture that Fairlead is tested with, made and saved by the tests.
 
-Each has random weights and a byte-level tokenizer with its family's special tokens and chat template, and
-with them the family's traps: Qwen has no BOS and more rows than tokens, Llama's template writes a BOS that
-its tokenizer would write again, GPT-2 pads with its EOS, GPT-NeoX has parallel residuals and rotary parts.
+Each has random weights and a byte-level tokenizer with its family's special tokens and chat template.
+The families differ: Qwen has no BOS and more rows than tokens, Llama's template writes a BOS that its
+tokenizer would write again, GPT-2 pads with its EOS, GPT-NeoX has parallel residuals and rotary parts.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _LAYERS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a family's checkpoint is made."""
+    """Definition of a family's checkpoint."""
 
     config: type[PreTrainedConfig]
     settings: Mapping[str, Any]
@@ -134,7 +134,7 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
 
 
 def causal_lm(name: str, folder: Path, *, seed: int = 0) -> Path:
-    """Saves a language model of an architecture, every parameter drawn at random, with its tokenizer."""
+    """Save a language model of an architecture with random parameters, and its tokenizer."""
     family, tokenizer = ARCHITECTURES[name], tokenizer_of(name)
     config = family.config(
         vocab_size=len(tokenizer) + family.extra_rows,
@@ -156,7 +156,7 @@ def reward_model(name: str, folder: Path, *, seed: int = 0, bias: float = 0.0) -
 
 
 def _drawn(make: Callable[[], PreTrainedModel], seed: int) -> PreTrainedModel:
-    """Wide draws: answers differ from prompt to prompt, and biases and norms are seen."""
+    """Draw parameters widely, so that prompts get different answers and biases and norms have an effect."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = make()

@@ -2,7 +2,7 @@
 
 Queue, ledger, journal, checkpoints, weight store and lineage are real and used in the order of
 `trainer.ppo.train`. The final weights show whether every task counted once, since they consist of nothing
-else. For faults of Redis and of files, at dozens of updates per second.
+else. Tests of faults of Redis and of files use it; it does dozens of updates per second.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Workers:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._work()), daemon=True)
         self.kept = 0
-        """Times that a result was held back because Redis did not take it."""
+        """Number of attempts to return a result that Redis refused."""
 
     def __enter__(self) -> Workers:
         self._thread.start()

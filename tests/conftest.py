@@ -1,4 +1,4 @@
-"""What every test gets: quiet progress bars, few threads, no hub."""
+"""Settings of every test: no progress bars, few threads, no access to the hub."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("steady", derandomize=True)
-"""The same examples every time: `make test` says the same twice. `make test-slow` looks for new ones."""
+"""Uses the same examples in every run of `make test`; `make test-slow` draws new ones."""
 
-# Before torch and transformers are imported anywhere, child processes included.
+# Set before torch and transformers are imported, also for child processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,18 +22,18 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 for name in [name for name in os.environ if name.startswith("FAIRLEAD_")]:
     del os.environ[name]
 
-# gRPC polls for all event loops; what it says of one that an earlier test has closed is no later test's.
+# gRPC polls for all event loops, and logs errors about loops that earlier tests have closed.
 logging.getLogger("asyncio").addFilter(lambda record: "PollerCompletionQueue" not in record.getMessage())
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    """A test that sets up logging, as a process does, changes nothing for those after it."""
+def _restore_logging() -> Iterator[None]:
+    """Undo changes that a test makes to the root logger."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     yield
     root.setLevel(level)
-    # Those of pytest come and go with each phase of a test.
+    # pytest itself adds and removes handlers in each phase of a test.
     for handler in root.handlers[:]:
         if handler not in handlers and not type(handler).__module__.startswith("_pytest"):
             root.removeHandler(handler)

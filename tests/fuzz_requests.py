@@ -1,8 +1,7 @@
 """Invalid and valid requests for the gRPC methods of the reward service.
 
-Each is a method and bytes: complete messages with invalid fields, messages with damaged bytes, arbitrary
-bytes, and valid messages. Each is derived from one number, so that ten thousand are made in seconds and a
-failing one is identified by its number.
+A request is a method and bytes: a message with invalid fields, a message with damaged bytes, arbitrary bytes,
+or a valid message. Each is derived from one number, which identifies it when a test fails.
 """
 
 from __future__ import annotations
@@ -58,76 +57,87 @@ _CONTENTS = {
 
 
 class _Maker:
-    """Makes one request of one number. `odds` is the chance that a field lies."""
+    """Makes the request of one number. `odds` is the probability that a field is invalid."""
 
     def __init__(self, number: int) -> None:
         self.rng = random.Random(number)
         self.odds = self.rng.choice((0.0, 0.1, 0.5))
 
-    def lies(self) -> bool:
+    def draws_invalid(self) -> bool:
         return self.rng.random() < self.odds
 
     def text(self) -> str:
-        return self.rng.choice(_BAD_TEXTS if self.lies() else _GOOD_TEXTS)
+        return self.rng.choice(_BAD_TEXTS if self.draws_invalid() else _GOOD_TEXTS)
 
     def element(self) -> bytes:
-        return self.rng.choice(_BAD_BYTES) if self.lies() else self.text().encode()
+        return self.rng.choice(_BAD_BYTES) if self.draws_invalid() else self.text().encode()
 
     def ids(self, count: int) -> list[int]:
-        return [self.rng.choice(_BAD_IDS) if self.lies() else self.rng.randrange(4, 60) for _ in range(count)]
+        return [
+            self.rng.choice(_BAD_IDS) if self.draws_invalid() else self.rng.randrange(4, 60)
+            for _ in range(count)
+        ]
 
     def score(self) -> reward_service_pb2.ScoreRequest:
         request = reward_service_pb2.ScoreRequest(request_id=self.rng.choice(("", "a", "\x00")))
-        request.priority = self.rng.choice((3, -1, 2**31 - 1) if self.lies() else (0, 1, 2))
-        for _ in range(0 if self.lies() else self.rng.randint(1, 10 if self.lies() else 4)):
+        request.priority = self.rng.choice((3, -1, 2**31 - 1) if self.draws_invalid() else (0, 1, 2))
+        for _ in range(0 if self.draws_invalid() else self.rng.randint(1, 10 if self.draws_invalid() else 4)):
             self._item(request.items.add())
         return request
 
     def _item(self, item: reward_service_pb2.ScoreItem) -> None:
-        kind = "nothing" if self.lies() else self.rng.choice(("text", "tokens", "whole_text", "messages"))
+        kind = (
+            "nothing"
+            if self.draws_invalid()
+            else self.rng.choice(("text", "tokens", "whole_text", "messages"))
+        )
         if kind == "text":
             item.text.prompt, item.text.response = self.text(), self.text()
         elif kind == "tokens":
             item.tokens.prompt_token_ids.extend(self.ids(self.rng.randint(0, 5)))
-            item.tokens.response_token_ids.extend(self.ids(200 if self.lies() else self.rng.randint(1, 9)))
+            item.tokens.response_token_ids.extend(
+                self.ids(200 if self.draws_invalid() else self.rng.randint(1, 9))
+            )
         elif kind == "whole_text":
             item.whole_text = self.text()
-        elif kind == "messages" and self.lies():
+        elif kind == "messages" and self.draws_invalid():
             role = self.rng.choice(("user", "root", ""))
             item.text.messages.append(tokens_pb2.Message(role=role, content=self.text()))
 
     def infer(self) -> pb.ModelInferRequest:
-        """Tensors with names, types, shapes and contents that agree or do not."""
+        """Return tensors whose names, types, shapes and contents are consistent or not."""
         request = pb.ModelInferRequest(
-            model_name=self.rng.choice(("other", "", "\x00")) if self.lies() else "reward",
-            model_version=self.rng.choice(("1", "\x00")) if self.lies() else "",
+            model_name=self.rng.choice(("other", "", "\x00")) if self.draws_invalid() else "reward",
+            model_version=self.rng.choice(("1", "\x00")) if self.draws_invalid() else "",
             id=self.rng.choice(("", "a", "\x00")),
         )
         self._parameters(request.parameters, ("priority", "timeout", "sequence_id"))
         raw, rows, width = self.rng.random() < 0.7, self.rng.randint(1, 3), self.rng.randint(1, 4)
         names = self.rng.choice((["sentences"], ["tokens", "sequence_lengths"]))
-        if self.lies():
+        if self.draws_invalid():
             names = self.rng.choices(["sentences", "tokens", "sequence_lengths", "texts", ""], k=3)
             names = names[: self.rng.randint(0, 3)]
         for name in names:
             self._tensor(request, name, (rows, width if name == "tokens" else 1), raw=raw)
-        if self.lies():
+        if self.draws_invalid():
             request.raw_input_contents.append(self.rng.randbytes(self.rng.randint(0, 20)))
-        for name in self.rng.choices(("rewards", "scores", ""), k=2) if self.lies() else ("rewards",) * raw:
+        for name in (
+            self.rng.choices(("rewards", "scores", ""), k=2) if self.draws_invalid() else ("rewards",) * raw
+        ):
             output = request.outputs.add(name=name)
             self._parameters(output.parameters, ("classification", "binary_data", "shared_memory_region"))
         return request
 
     def _parameters(self, target: object, names: tuple[str, ...]) -> None:
-        if self.lies():
+        if self.draws_invalid():
             target[self.rng.choice(names)].CopyFrom(self.rng.choice(_PARAMETERS))
 
     def _tensor(self, request: object, name: str, size: tuple[int, int], *, raw: bool) -> None:
         datatype = "BYTES" if name == "sentences" else "INT64"
         shape = list(size)
-        if self.lies():
+        if self.draws_invalid():
             datatype = self.rng.choice(("BYTES", "INT64", "INT32", "FP32", "", "\x00"))
-        if self.lies():
+        if self.draws_invalid():
             shape = self.rng.choices(_SIZES, k=self.rng.choice((0, 1, 2, 2, 2, 3, 1_000)))
         tensor = request.inputs.add(name=name, datatype=datatype, shape=shape)
         self._parameters(tensor.parameters, ("shared_memory_region", "shared_memory_offset", "x"))
@@ -139,16 +149,16 @@ class _Maker:
             values = self.ids(size[0] * limit) if name == "tokens" else [1] * size[0]
             body = np.array(values, dtype="<i8").tobytes()
         if raw:
-            request.raw_input_contents.append(self.damaged(body) if self.lies() else body)
-        if not raw or self.lies():
-            field = self.rng.choice(list(_CONTENTS)) if self.lies() else ""
+            request.raw_input_contents.append(self.damaged(body) if self.draws_invalid() else body)
+        if not raw or self.draws_invalid():
+            field = self.rng.choice(list(_CONTENTS)) if self.draws_invalid() else ""
             if field:
                 getattr(tensor.contents, field).extend(self.rng.choices(_CONTENTS[field], k=3))
             kind = "bytes_contents" if name == "sentences" else "int64_contents"
             getattr(tensor.contents, kind).extend(values)
 
     def damaged(self, body: bytes) -> bytes:
-        """A few bytes changed, cut out, doubled or put in."""
+        """Return the bytes with a few of them changed, removed, repeated or inserted."""
         found = bytearray(body)
         for _ in range(self.rng.randint(1, 3)):
             place = self.rng.randint(0, max(0, len(found) - 1))
@@ -165,7 +175,7 @@ class _Maker:
 
 
 def call(number: int) -> tuple[str, bytes]:
-    """A method and the body of a request to it."""
+    """Return the method and the body of the request of a number."""
     maker = _Maker(number)
     method = maker.rng.choice((SCORE, SCORE, SCORE_STREAM, INFER, INFER, INFER, INFER_STREAM, "other"))
     if method == "other":
@@ -187,4 +197,4 @@ def call(number: int) -> tuple[str, bytes]:
 
 
 calls = st.builds(call, st.integers(0, 2**64 - 1))
-"""A strategy of them."""
+"""Strategy that draws requests."""

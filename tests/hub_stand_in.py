@@ -20,7 +20,7 @@ Datasets = dict[str, dict[str, bytes] | None]
 
 @contextmanager
 def hub(datasets: Datasets) -> Iterator[str]:
-    """Serves the datasets; gives its address."""
+    """Serve the datasets; yield the address."""
 
     class Handler(_Handler):
         held = datasets

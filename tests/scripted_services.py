@@ -1,7 +1,7 @@
-"""The three model services without models: real gRPC servers whose answers a test writes.
+"""The three model services without models: real gRPC servers with scripted answers.
 
-By default the policy answers the prompt's ids backwards, the reward is the number of tokens, the reference
-says −1 for each. A test replaces a part by a coroutine that answers otherwise, waits, or aborts.
+By default the policy answers with the prompt's ids reversed, the reward is the number of tokens, and every
+reference log-prob is −1. A test can replace a part by a coroutine that answers differently, waits or aborts.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Reference(reference_service_pb2_grpc.ReferenceServiceServicer):
 
 @asynccontextmanager
 async def serving(script: Script, *, address: str = "127.0.0.1:0") -> AsyncIterator[aio.Server]:
-    """All three services on one port, which is written to `script.address`."""
+    """Serve all three services on one port; write the address to `script.address`."""
     server = aio.server()
     policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(Policy(script), server)
     reward_service_pb2_grpc.add_RewardServiceServicer_to_server(Reward(script), server)
@@ -157,7 +157,7 @@ async def serving(script: Script, *, address: str = "127.0.0.1:0") -> AsyncItera
 
 @asynccontextmanager
 async def clients_of(address: str, *, timeout_seconds: float = 10.0) -> AsyncIterator[RolloutClients]:
-    """Real clients with two attempts."""
+    """Yield real clients that make up to two attempts."""
     retry = RetryPolicy(max_attempts=2, initial_backoff_seconds=0.01)
     clients = RolloutClients(
         AsyncPolicyClient(address, timeout_seconds=timeout_seconds, retry=retry),
@@ -174,6 +174,6 @@ async def clients_of(address: str, *, timeout_seconds: float = 10.0) -> AsyncIte
 async def model_services_of(
     script: Script, *, worker_metrics: metrics.WorkerMetrics, timeout_seconds: float = 10.0
 ) -> AsyncIterator[ModelServices]:
-    """The services, connected by a worker of the run `tests`."""
+    """Yield the services as a worker of the run `tests` uses them."""
     async with serving(script), clients_of(script.address, timeout_seconds=timeout_seconds) as clients:
         yield await ModelServices.connect(clients, run="tests", worker_metrics=worker_metrics)

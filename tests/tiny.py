@@ -1,4 +1,4 @@
-"""Real checkpoints, small enough to be made by a test: a word tokenizer, a Llama, a reward model.
+"""Checkpoints small enough to create in a test: a word tokenizer, a Llama, a reward model.
 
 The tokenizer knows the words w0 … w55 and reads `<unk>` for any other; pad, end and unknown are distinct ids.
 """
@@ -21,7 +21,7 @@ VOCABULARY_SIZE = len(VOCABULARY)
 
 
 def tiny_tokenizer(*, pad_is_eos: bool = False, size: int = VOCABULARY_SIZE) -> PreTrainedTokenizerFast:
-    """Splits at white space; `<s>` is put before a text when special tokens are asked for."""
+    """Return a tokenizer that splits at white space; `<s>` is its only special token before a text."""
     words = {word: index for index, word in enumerate(VOCABULARY[:size])}
     definition = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     definition.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -36,7 +36,7 @@ def tiny_tokenizer(*, pad_is_eos: bool = False, size: int = VOCABULARY_SIZE) -> 
 
 
 def tiny_causal_lm(folder: Path, *, seed: int = 0, pad_is_eos: bool = False, **config: Any) -> Path:
-    """Saves a two-layer Llama with its tokenizer; `config` overrides fields of LlamaConfig."""
+    """Save a two-layer Llama with its tokenizer; `config` overrides fields of LlamaConfig."""
     size = min(VOCABULARY_SIZE, config.get("vocab_size", VOCABULARY_SIZE))
     tokenizer = tiny_tokenizer(pad_is_eos=pad_is_eos, size=size)
     settings: dict[str, Any] = {
@@ -50,7 +50,7 @@ def tiny_causal_lm(folder: Path, *, seed: int = 0, pad_is_eos: bool = False, **c
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        # Wide enough that greedy answers differ from prompt to prompt and log-probs are not all alike.
+        # Wide enough that greedy answers to different prompts and their log-probs differ.
         "initializer_range": 0.2,
     }
     with torch.random.fork_rng():
@@ -62,13 +62,13 @@ def tiny_causal_lm(folder: Path, *, seed: int = 0, pad_is_eos: bool = False, **c
 
 
 def tiny_reward_model(folder: Path, *, seed: int = 0, bias: float = 0.25, **config: Any) -> Path:
-    """Saves a reward model on a tiny Llama, with a random head and a bias."""
+    """Save a reward model on a tiny Llama, with a random head and a bias."""
     tiny_causal_lm(folder, seed=seed, **config)
     return add_head(folder, tiny_tokenizer(), seed=seed, bias=bias)
 
 
 def add_head(folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, bias: float) -> Path:
-    """Make the language model in a folder a reward model, with a random head that separates answers."""
+    """Turn the language model in a folder into a reward model, with a random head that separates answers."""
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1)
         reward = load_reward_model(str(folder), ComputeSection(device="cpu"), fresh_head=True)

@@ -1,8 +1,7 @@
-"""The module that Triton's Python backend provides to an exported `model.py`, to run that file without
-Triton.
+"""Run an exported `model.py` without Triton.
 
-Only `triton_python_backend_utils`, which the backend provides, is replaced; a slow test runs the same file in
-a real Triton.
+Only `triton_python_backend_utils`, the module that Triton's Python backend provides, is replaced. A slow test
+runs the same file in a real Triton.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class TritonError(Exception):
 
 @dataclass
 class InferenceResponse:
-    """Outputs, or an error."""
+    """The outputs of a request, or its error."""
 
     output_tensors: list[Tensor] = field(default_factory=list)
     error: TritonError | None = None
@@ -51,7 +50,7 @@ class InferenceResponse:
 
 
 def utilities() -> types.ModuleType:
-    """The module that the backend puts on the path."""
+    """Return the module that the backend provides."""
     module = types.ModuleType("triton_python_backend_utils")
     module.Tensor, module.TritonError, module.InferenceResponse = Tensor, TritonError, InferenceResponse
     module.get_input_tensor_by_name = lambda request, name: request.get(name)
@@ -59,7 +58,7 @@ def utilities() -> types.ModuleType:
 
 
 def load(folder: Path):
-    """The model of an exported folder, initialized as the backend does on the CPU."""
+    """Return the model of an exported folder, initialized as the backend does on the CPU."""
     before = sys.modules.get("triton_python_backend_utils")
     sys.modules["triton_python_backend_utils"] = utilities()
     try:
@@ -87,7 +86,7 @@ def load(folder: Path):
 
 
 def tokens(rows, lengths=None) -> dict[str, Tensor]:
-    """A request of ids."""
+    """Return a request with token ids."""
     width = max(map(len, rows))
     array = np.array([[*row, *[7] * (width - len(row))] for row in rows], dtype=np.int64)
     lengths = [len(row) for row in rows] if lengths is None else lengths
@@ -98,5 +97,5 @@ def tokens(rows, lengths=None) -> dict[str, Tensor]:
 
 
 def sentences(*texts: bytes) -> dict[str, Tensor]:
-    """A request of whole texts."""
+    """Return a request with whole texts."""
     return {"sentences": Tensor("sentences", np.array(texts, dtype=np.object_).reshape(-1, 1))}

@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Iterator[Started]:
 def finishes(run: Started) -> str:
     """Wait for the end of the run; check that every task counts once. Return the output of the supervisor."""
     code, output = run.finish(seconds=240)
-    assert code == 0, output + run.words()
+    assert code == 0, output + run.log_tails()
     check(run.folder)
     return output
 

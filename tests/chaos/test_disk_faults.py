@@ -45,7 +45,7 @@ def test_full_or_read_only_disk_only_delays_the_run(tmp_path: Path, what: str):
             message="is read-only",
         )
         code, output = run.finish(seconds=240)
-        assert code == 0, output + run.words()
+        assert code == 0, output + run.log_tails()
         assert "trainer died (exit code 1, last line: OutOfSpace: " in output
         assert "trainer died (exit code 1, last line: ReadOnlyDisk: " in output
         disks.bring_out()

@@ -1,4 +1,4 @@
-"""docs/data.md: every example line is read by the loader of its section, and means what stands above it."""
+"""docs/data.md: the loader of each section reads its example lines into the documented records."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_kind_has_examples():
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
-def test_the_lines_of_the_page_are_read_as_it_says(tmp_path, kind):
+def test_example_lines_are_read_as_documented(tmp_path, kind):
     lines = [line for found, text in EXAMPLES if found == kind for line in text.splitlines()]
     (tmp_path / "all").write_text("\n".join(lines), encoding="utf-8")
     loaders = {
@@ -70,7 +70,7 @@ def test_the_lines_of_the_page_are_read_as_it_says(tmp_path, kind):
         assert detect(config(tmp_path), "one") == kind
 
 
-def test_the_sentence_of_the_page(tmp_path):
+def test_sentence_example_is_read_as_documented(tmp_path):
     (text,) = (text for kind, text in EXAMPLES if kind == "sentences")
     (tmp_path / "s").write_text(text, encoding="utf-8")
     parts = load_parts(tmp_path / "s", prompt_words=3, seed=0)
@@ -78,7 +78,7 @@ def test_the_sentence_of_the_page(tmp_path):
     assert (found.prompt, found.label, found.text) == ("a film that", 1, json.loads(text)["text"])
 
 
-def test_the_keys_and_options_of_the_page_are_those_of_the_code():
+def test_documented_keys_and_options_exist():
     for name in hub.OPTIONS:
         assert f"| `{name}=` |" in PAGE
     for name in re.findall(r"`data\.(\w+)", PAGE):

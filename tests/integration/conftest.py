@@ -1,4 +1,4 @@
-"""What several tests with processes have in common."""
+"""Fixtures of tests with real processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.service_process import Starter
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Starter]:
-    """Starts model services; none of them is left when the test ends."""
+    """Yield a starter of model services; kill the services when the test ends."""
     starter = Starter(tmp_path)
     try:
         yield starter

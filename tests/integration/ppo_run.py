@@ -55,7 +55,7 @@ class Started:
         return read_pids(self.folder.processes)
 
     def step(self) -> int:
-        """Updates done."""
+        """Return the number of completed updates."""
         return tiny_run.step(self.folder)
 
     def until(self, condition: Callable[[], object], *, seconds: float = 90.0) -> None:
@@ -66,19 +66,19 @@ class Started:
                 f"the run has ended: {self.process.stderr and self.process.stderr.read()}"
             )
             assert time.monotonic() < deadline, (
-                f"nothing for {seconds} s at update {self.step()}: {self.words()}"
+                f"condition not met within {seconds} s, at update {self.step()}: {self.log_tails()}"
             )
             time.sleep(0.02)
 
-    def words(self) -> str:
+    def log_tails(self) -> str:
         """Return the end of every log."""
         logs = sorted(self.folder.logs.glob("*.log"))
         return "\n".join(f"{log.name}: {log.read_text()[-600:]}" for log in logs)
 
     def finish(self, *, seconds: float = 120.0) -> tuple[int, str]:
         """Return the exit code and standard error."""
-        _, said = self.process.communicate(timeout=seconds)
-        return self.process.returncode, said
+        _, output = self.process.communicate(timeout=seconds)
+        return self.process.returncode, output
 
 
 @contextlib.contextmanager
@@ -119,18 +119,20 @@ def account(folder: RunFolder) -> Counter[int]:
 
     A line counts if no later incarnation began before its update; later updates were abandoned.
     """
-    taken_up = {}
+    resumed_updates = {}
     for path in folder.checkpoints.glob("incarnation-*.resumed-from.json"):
         incarnation = int(path.name.removeprefix("incarnation-").partition(".")[0])
         resumed_from = json.loads(path.read_text())["resumed_from"]
-        if resumed_from is not None:  # else it was overtaken before it began
-            taken_up[incarnation] = resumed_from
+        if resumed_from is not None:  # else a newer trainer replaced it before it resumed
+            resumed_updates[incarnation] = resumed_from
     times: Counter[int] = Counter()
     for text in folder.ledger.read_text().splitlines():
         with contextlib.suppress(ValueError):
             line = json.loads(text)
             later = (
-                resumed for incarnation, resumed in taken_up.items() if incarnation > line["incarnation"]
+                resumed
+                for incarnation, resumed in resumed_updates.items()
+                if incarnation > line["incarnation"]
             )
             if line["event"] in ("trained", "dead_letter") and all(
                 line["update"] < resumed for resumed in later
@@ -168,7 +170,7 @@ def check(folder: RunFolder) -> None:
     assert (result["tasks_lost"], result["tasks_duplicated"], result["dead_letters"]) == (0, 0, 0)
     steps = [json.loads(line)["step"] for line in folder.metrics("ppo").read_text().splitlines()]
     assert steps == list(range(1, updates + 1))
-    assert len(list(folder.policy_model.glob("*model.safetensors"))) == 1  # whole, or an adapter
+    assert len(list(folder.policy_model.glob("*model.safetensors"))) == 1  # a full model or an adapter
     assert read_pids(folder.processes) == {}
     assert left_over(folder) == []
     with valkey.running(folder.redis) as server, redis.Redis.from_url(server.url) as client:

@@ -100,7 +100,7 @@ def test_command_line_imports_no_heavy_modules(tmp_path: Path):
         (("status", "runs/none"), "run: got 'runs/none', allowed: the folder of a run"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], error: str):
+def test_mistake_prints_one_line_and_exits_with_2(tmp_path: Path, arguments: tuple[str, ...], error: str):
     shown = fairlead(*arguments, cwd=tmp_path)
     assert (shown.returncode, shown.stderr) == (2, f"error: {error}\n")
     assert not (tmp_path / "runs").exists()
@@ -177,9 +177,9 @@ def test_ctrl_c_stops_a_stage_and_all_its_processes(run_file: Path):
         assert (status["state"], status["stage"]) == ("running", "sft")
         assert [(service["name"], service["pid"]) for service in status["services"]] == [("sft", pid)]
         started.send_signal(signal.SIGINT)
-        _, said = started.communicate(timeout=30)
+        _, output = started.communicate(timeout=30)
         assert started.returncode == 130
-        assert said.splitlines()[-1] == "stopped by SIGINT; the same command continues the run"
+        assert output.splitlines()[-1] == "stopped by SIGINT; the same command continues the run"
         assert not child.is_running()
         assert read_pids(folder.processes) == {}
         ended = json.loads(fairlead("status", folder.root, "--json", cwd=run_file.parent).stdout)

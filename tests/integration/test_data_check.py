@@ -41,7 +41,7 @@ def fairlead(*arguments: object, cwd: Path, **environment: str) -> subprocess.Co
 
 
 def check(*arguments: object, cwd: Path) -> Result:
-    """The same in this process, which has imported torch already."""
+    """Run `fairlead data check` in this process, which has already imported torch."""
     with contextlib.chdir(cwd):
         return CliRunner().invoke(app, ["data", "check", *map(str, arguments)], env={"COLUMNS": "120"})
 
@@ -52,7 +52,7 @@ def write(path: Path, *rows: object) -> Path:
 
 
 def sides(count: int) -> tuple[list[str], list[str]]:
-    """Questions of training and held-out ones, at a fraction of 0.3."""
+    """Return questions of the training side and of the held-out side, at a held-out fraction of 0.3."""
     config = load(overrides={"data.heldout_fraction": 0.3})
     asked = [f"Question {number}" for number in range(200)]
     held = [text for text in asked if is_heldout(config, text)]
@@ -112,7 +112,7 @@ def test_every_fault_of_a_file_is_reported_by_line(tmp_path):
 
 @pytest.fixture
 def run_file(tmp_path: Path) -> Path:
-    """A run on a tiny model with a chat template that knows no system role."""
+    """Return the file of a run with a tiny model whose chat template has no system role."""
     base = tiny_causal_lm(tmp_path / "base", max_position_embeddings=16)
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -197,25 +197,25 @@ def test_hub_datasets_and_their_errors(tmp_path):
     held = {"org/pairs": {"data/train.jsonl": rows, "data/test.jsonl": rows}, "org/gated": None}
     with hub(held) as address:
 
-        def look(name: str) -> subprocess.CompletedProcess[str]:
+        def check_hub(name: str) -> subprocess.CompletedProcess[str]:
             return fairlead(
                 "data", "check", name, "--as", "preferences", "--json", cwd=tmp_path, HF_ENDPOINT=address
             )
 
-        found = look("org/pairs")
+        found = check_hub("org/pairs")
         assert found.returncode == 2
         report = json.loads(found.stdout)["preferences"]
         assert (report["lines"], report["bad"]) == (9, 1)
         assert report["errors"][0].startswith(
             "org/pairs?split=train:4: got 'identical `chosen` and `rejected`'"
         )
-        assert look("org/pairs?split=train[:3]").returncode == 0
+        assert check_hub("org/pairs?split=train[:3]").returncode == 0
         for name, words in (
             ("org/gated", "is a gated dataset on the Hub.*accept its terms on its page and log in with"),
             ("org/absent", "doesn't exist on the Hub or cannot be accessed.*check the name"),
             ("org/pairs?config=other", "BuilderConfig 'other' not found"),
         ):
-            refused = look(name)
+            refused = check_hub(name)
             assert refused.returncode == 2
             assert refused.stderr.endswith("error: 1 unreadable source\n")
             (error,) = json.loads(refused.stdout)["preferences"]["errors"]
@@ -237,7 +237,7 @@ def test_hub_datasets_and_their_errors(tmp_path):
         (("p.jsonl", "--tokenizer", "./none"), "no model folder './none'"),
     ],
 )
-def test_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, error):
+def test_mistake_prints_one_line_and_exits_with_2(tmp_path, arguments, error):
     write(tmp_path / "odd.jsonl", {"question": "a"})
     write(tmp_path / "p.jsonl", {"prompt": "a"})
     (tmp_path / "bare.toml").write_text('name = "bare"\n')

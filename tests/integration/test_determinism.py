@@ -54,7 +54,7 @@ def finished(
     with started(make(folder, updates=updates), *SETTINGS, *arguments) as run:
         during(run)
         code, output = run.finish(seconds=300)
-        assert code == 0, output + run.words()
+        assert code == 0, output + run.log_tails()
         check(run.folder)
         return digests(run.folder)
 
@@ -98,8 +98,8 @@ def poll_without_pause(run: Started, condition: Callable[[], bool]) -> None:
     """As `until`, but poll without a pause, because some phases are short."""
     deadline = time.monotonic() + 120
     while not condition():
-        assert run.process.poll() is None, run.words()
-        assert time.monotonic() < deadline, run.words()
+        assert run.process.poll() is None, run.log_tails()
+        assert time.monotonic() < deadline, run.log_tails()
 
 
 def kill_all(run: Started) -> None:

@@ -65,7 +65,7 @@ def test_services_and_workers_join_and_leave_without_losing_tasks(tmp_path: Path
         code, output = run.finish(seconds=300)
         pages = {name: process.get("/metrics")[1] for name, process in joining.items()}
         stack.close()
-        assert code == 0, output + run.words()
+        assert code == 0, output + run.log_tails()
         check(run.folder)
         assert left_at < UPDATES - 1, "the first processes left after the run had ended"
         for name in SERVICES:

@@ -113,7 +113,7 @@ def test_whole_tutorial_reproduces_its_figures(tmp_path: Path) -> None:
         reader.read(TUTORIAL, slow=True)
     finally:
         reader.close()
-    counts = [int(said) for command, said in reader.printed.items() if "| grep -c" in command]
+    counts = [int(printed) for command, printed in reader.printed.items() if "| grep -c" in command]
     first, warm, before, after = counts
     # 11, 26, 12 and 22 of 32 when the page was written.
     assert warm >= first + 8

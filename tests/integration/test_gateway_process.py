@@ -17,7 +17,7 @@ from tests.unit.fairlead.rpc.rpc_world import Replica, serving
 from tests.waiting import until
 
 
-async def test_sigterm_turns_readiness_off_first_and_finishes_requests_in_flight(start: Starter):
+async def test_sigterm_ends_readiness_and_finishes_requests_in_flight(start: Starter):
     release = asyncio.Event()
 
     async def wait(_: int) -> None:
@@ -60,9 +60,7 @@ async def test_sigterm_turns_readiness_off_first_and_finishes_requests_in_flight
         ),
     ],
 )
-def test_a_configuration_error_ends_the_process_with_a_message_and_exit_code_2(
-    flags: tuple[str, ...], message: str
-):
+def test_configuration_error_exits_with_2_and_a_message(flags: tuple[str, ...], message: str):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)
@@ -80,7 +78,7 @@ def test_a_configuration_error_ends_the_process_with_a_message_and_exit_code_2(
     assert "Traceback" not in done.stderr
 
 
-def test_the_gateway_starts_without_torch():
+def test_gateway_starts_without_torch():
     code = "import sys, services.gateway.__main__; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

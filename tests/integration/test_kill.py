@@ -27,7 +27,7 @@ def kill_and_recover(run: Started, name: str, *, updates: int) -> None:
     run.until(lambda: run.step() >= done + updates)
 
 
-def test_run_survives_death_of_worker_and_trainer_and_continues_after_ctrl_c(tmp_path: Path):
+def test_run_survives_kills_of_worker_and_trainer_and_ctrl_c(tmp_path: Path):
     file = make(tmp_path, updates=30)
     with started(file) as run:
         run.until(lambda: run.step() >= 2)
@@ -38,7 +38,7 @@ def test_run_survives_death_of_worker_and_trainer_and_continues_after_ctrl_c(tmp
         assert len(audited(run.folder).incarnations) == 2
         run.process.send_signal(signal.SIGINT)
         code, output = run.finish()
-        assert code == 130, output + run.words()
+        assert code == 130, output + run.log_tails()
         assert output.splitlines()[-1] == "stopped by SIGINT; the same command continues the run"
         assert "killing" not in output
         assert left_over(run.folder) == []
@@ -48,7 +48,7 @@ def test_run_survives_death_of_worker_and_trainer_and_continues_after_ctrl_c(tmp
         assert stopped.trained >= 4 * BATCH
     with started(file) as run:
         code, output = run.finish()
-        assert code == 0, output + run.words()
+        assert code == 0, output + run.log_tails()
         resumed = json.loads((run.folder.checkpoints / "incarnation-3.resumed-from.json").read_text())
         assert resumed["resumed_from"] >= 4
         check(run.folder)
@@ -62,7 +62,7 @@ def test_run_survives_death_of_each_process(tmp_path: Path):
         for name in names:
             kill_and_recover(run, name, updates=2)
         code, output = run.finish()
-        assert code == 0, output + run.words()
+        assert code == 0, output + run.log_tails()
         for name in names:
             assert f"{name} died (killed by SIGKILL); restarting it" in output
         check(run.folder)
@@ -80,5 +80,5 @@ def test_death_of_supervisor_ends_the_run_and_same_command_continues(tmp_path: P
         assert psutil.wait_procs(children, timeout=10)[1] == []
     with started(file) as run:
         code, output = run.finish()
-        assert code == 0, output + run.words()
+        assert code == 0, output + run.log_tails()
         check(run.folder)

@@ -199,10 +199,10 @@ async def test_process_that_is_not_ready_in_time_is_named(folder: RunFolder):
     async def never() -> bool:
         return False
 
-    said = folder.log("reward-0")
+    log = folder.log("reward-0")
 
     async def after_words() -> bool:
-        return "loading shard 3" in "".join(lines(said))
+        return "loading shard 3" in "".join(lines(log))
 
     run = supervisor(
         folder,
@@ -214,7 +214,7 @@ async def test_process_that_is_not_ready_in_time_is_named(folder: RunFolder):
     )
     outcome = await run.run()
     assert outcome == RunOutcome(
-        1, f"reward-0 was not ready within 0.3 s, last line: loading shard 3; its log: {said}"
+        1, f"reward-0 was not ready within 0.3 s, last line: loading shard 3; its log: {log}"
     )
 
 

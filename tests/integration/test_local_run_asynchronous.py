@@ -13,11 +13,11 @@ from trainer.ppo.task_records import read_journal
 
 
 @pytest.mark.slow  # all six processes start
-def test_asynchronous_run_keeps_the_staleness_limit_and_counts_every_task_once(tmp_path: Path):
+def test_asynchronous_run_keeps_staleness_limit_and_counts_tasks_once(tmp_path: Path):
     file = make(tmp_path, updates=6, max_staleness=1)
     with started(file) as run:
-        code, said = run.finish()
-        assert code == 0, said + run.words()
+        code, output = run.finish()
+        assert code == 0, output + run.log_tails()
         check(run.folder)
         ages = []
         for line in read_journal(run.folder.ledger):

@@ -46,15 +46,15 @@ def test_unusable_model_stops_the_run_until_it_is_fixed(tmp_path: Path, damage, 
     good = {path: path.read_bytes() for path in tmp_path.glob("*/*") if path.is_file()}
     damage(tmp_path)
     with started(file) as run:
-        code, said = run.finish()
-        assert code == 2, said + run.words()
-        last = said.strip().splitlines()[-1]
+        code, output = run.finish()
+        assert code == 2, output + run.log_tails()
+        last = output.strip().splitlines()[-1]
         assert last.startswith("error: ")
         assert says in last
-        assert "Traceback" not in said
+        assert "Traceback" not in output
     for path, content in good.items():
         path.write_bytes(content)
     with started(file) as run:
-        code, said = run.finish()
-        assert code == 0, said + run.words()
+        code, output = run.finish()
+        assert code == 0, output + run.log_tails()
         check(run.folder)

@@ -23,7 +23,7 @@ from fairlead.local.run_files import MARK, RunLock, read_pids, running_pids, wri
 from tests.integration.supervised import FOREVER, child, lines, process, run_folder, run_while, supervisor
 from tests.waiting import until
 
-# Notes SIGTERM and its end; takes `slow` seconds to drain.
+# Records SIGTERM and its end; takes `slow` seconds to drain.
 DRAINS = """
     import signal, sys, time
     name, slow, notes = sys.argv[1], float(sys.argv[2]), sys.argv[3]
@@ -59,9 +59,9 @@ async def test_processes_are_stopped_in_order(folder: RunFolder, tmp_path: Path)
         run.stop(RunOutcome(130, "stopped"))
 
     assert await run_while(run, stop) == RunOutcome(130, "stopped")
-    said = lines(notes)[4:]
-    assert {line.split()[0] for line in said[:4]} == {"worker", "trainer"}
-    assert said[4:] == ["policy-0 stopped", "policy-0 ended", "valkey stopped", "valkey ended"]
+    written = lines(notes)[4:]
+    assert {line.split()[0] for line in written[:4]} == {"worker", "trainer"}
+    assert written[4:] == ["policy-0 stopped", "policy-0 ended", "valkey stopped", "valkey ended"]
     assert read_pids(folder.processes) == {}
 
 
@@ -112,7 +112,7 @@ async def test_processes_file_has_the_pids_of_live_processes(folder: RunFolder):
         backoff_seconds=30,
     )
 
-    async def look() -> None:
+    async def compare_pids() -> None:
         await until(
             lambda: process(run, "c").state is State.BACKOFF and len(read_pids(folder.processes)) == 2
         )
@@ -122,7 +122,7 @@ async def test_processes_file_has_the_pids_of_live_processes(folder: RunFolder):
         await until(lambda: FOREVER in psutil.Process(pids["a"]).cmdline())
         run.stop(RunOutcome(0, "seen"))
 
-    await run_while(run, look)
+    await run_while(run, compare_pids)
     assert json.loads(folder.processes.read_text()) == {}
 
 

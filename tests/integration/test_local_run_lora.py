@@ -21,8 +21,8 @@ def test_three_updates_with_adapters_only(tmp_path: Path):
     file = make(tmp_path, updates=3)
     flags = [f"ppo.lora.{setting}" for setting in LORA] + ["ppo.learning_rate=1e-2"]
     with started(file, *(part for flag in flags for part in ("--set", flag))) as run:
-        code, said = run.finish()
-        assert code == 0, said + run.words()
+        code, output = run.finish()
+        assert code == 0, output + run.log_tails()
         check(run.folder)
     lines = [json.loads(line) for line in run.folder.metrics("ppo").read_text().splitlines()]
     assert max(line["mismatch_max"] for line in lines) < 1e-5

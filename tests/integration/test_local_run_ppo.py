@@ -1,4 +1,4 @@
-"""`fairlead ppo` with real models, services, queue and trainer: from the command to the last file."""
+"""`fairlead ppo` with real models, services, queue and trainer, from start to end."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def test_run_from_start_to_end_writes_all_its_files(tmp_path: Path):
         names = {"valkey", "trainer", "policy-0", "reward-0", "reference-0", "rollout-worker-0"}
         run.until(lambda: set(run.pids()) == names)
         assert set(running_pids(run.folder.processes, mark=str(run.folder.root))) == names
-        code, said = run.finish()
-        assert code == 0, said + run.words()
+        code, output = run.finish()
+        assert code == 0, output + run.log_tails()
         check(run.folder)
         for name in (*names, "supervisor"):
             assert run.folder.log(name).exists()
-        lines = [line.split(maxsplit=2)[2] for line in said.splitlines()]
+        lines = [line.split(maxsplit=2)[2] for line in output.splitlines()]
         assert {
             line.partition(" is ready after ")[0] for line in lines if " is ready after " in line
         } == names
@@ -30,7 +30,7 @@ def test_run_from_start_to_end_writes_all_its_files(tmp_path: Path):
         # The password of the embedded queue is in its own file and nowhere else.
         written = (run.folder.redis / "server.conf").read_text()
         password = next(line.split()[1] for line in written.splitlines() if line.startswith("requirepass "))
-        assert password not in config + said + run.words()
+        assert password not in config + output + run.log_tails()
     with started(file) as run:
         output = run.process.communicate(timeout=30)[0]
         assert output.startswith(

@@ -63,8 +63,8 @@ def test_run_with_two_tokenizers(tmp_path: Path):
     file = Path(shutil.copy(ROOT / "configs" / "qwen.toml", tmp_path / "run.toml"))
     flags = [part for key, value in SMALLER.items() for part in ("--set", f"{key}={value}")]
     with started(file, *flags) as run:
-        code, said = run.finish(seconds=400)
-        assert code == 0, said + run.words()
+        code, output = run.finish(seconds=400)
+        assert code == 0, output + run.log_tails()
         assert account(run.folder) == dict.fromkeys(range(16), 1)
         ledger = [json.loads(line) for line in run.folder.ledger.read_text().splitlines()]
         assert {line["event"] for line in ledger} == {"trained"}

@@ -93,12 +93,12 @@ def test_run_over_tls_with_keys(tmp_path: Path, monkeypatch):
         status = CliRunner().invoke(app, ["status", str(run.folder.root), "--json"])
         healthy = {one["name"]: one["healthy"] for one in json.loads(status.stdout)["services"]}
         assert all(healthy[name] for name in ("policy-0", "policy-1", "reward-0", "reference-0"))
-        code, said = run.finish()
-        assert code == 0, said + run.words()
+        code, output = run.finish()
+        assert code == 0, output + run.log_tails()
         check(run.folder)
         # No log and no file of the run contains the key.
         secret = api_key.rpartition("_")[2]
-        written = said + run.words() + run.folder.config.read_text()
+        written = output + run.log_tails() + run.folder.config.read_text()
         assert secret not in written
         assert '"key": "worker"' in run.folder.log("reward-0").read_text()
         assert '"key": "worker"' in run.folder.log("weights-0").read_text()

@@ -1,5 +1,4 @@
-"""Policy, reference and trainer give the same log-probs for the same weights and tokens, through real
-services.
+"""Real services and the trainer give the same log-probs for the same weights and tokens.
 
 The oracle is a plain forward pass of each single sequence in float64.
 """
@@ -41,7 +40,7 @@ def naive(path: Path, pair: TokenPair, temperature: float) -> list[float]:
 
 
 def left_padded(path: Path, pairs: Sequence[TokenPair], temperature: float) -> list[list[float]]:
-    """Return the same from one left-padded batch with positions from the mask."""
+    """Return log-probs from one left-padded batch, with positions from the mask."""
     model = load_causal_lm(str(path), ComputeSection(device="cpu"))
     rows = [[*pair.prompt_token_ids, *pair.response_token_ids] for pair in pairs]
     width = max(map(len, rows))

@@ -11,7 +11,7 @@ from tests.tiny import tiny_causal_lm, tiny_reward_model
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
-def test_the_blocks_of_the_page_run(tmp_path, capsys):
+def test_python_blocks_of_the_page_run(tmp_path, capsys):
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 6
     start = Starter(tmp_path)

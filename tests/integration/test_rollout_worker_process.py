@@ -50,7 +50,7 @@ async def until(condition: Callable[[], bool], *, seconds: float = 40) -> None:
 async def worker(
     tmp_path: Path, services: str, redis_url: str, *, name: str = "worker", metrics_port: int = -1
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, Callable[[], str]]]:
-    """Start a worker process; yields it and its log."""
+    """Start a worker process; yield it and a function that returns its log."""
     addresses = json.dumps([services])
     environment = os.environ | {
         "FAIRLEAD_POLICY__ADDRESSES": addresses,
@@ -128,7 +128,7 @@ async def test_tasks_are_finished_and_sigterm_drains(tmp_path: Path) -> None:
         trainer.close()
 
 
-async def test_a_killed_worker_and_a_restarted_redis_lose_no_task(tmp_path: Path) -> None:
+async def test_killed_worker_and_restarted_redis_lose_no_task(tmp_path: Path) -> None:
     stuck = asyncio.Event()
     killed = False
 
@@ -144,12 +144,12 @@ async def test_a_killed_worker_and_a_restarted_redis_lose_no_task(tmp_path: Path
         with valkey.start(server) as database:
             trainer = trainer_of(server)
             trainer.dispatch([task(number) for number in range(30)])
-            async with worker(tmp_path, script.address, server.url, name="victim") as (process, _):
+            async with worker(tmp_path, script.address, server.url, name="killed") as (process, _):
                 await asyncio.wait_for(stuck.wait(), 60)
                 process.kill()
                 await process.wait()
             killed = True
-            async with worker(tmp_path, script.address, server.url, name="heir") as (heir, log):
+            async with worker(tmp_path, script.address, server.url, name="successor") as (successor, log):
                 await until(lambda: trainer.stats().outcomes >= 10)
                 database.kill()
                 database.wait()
@@ -158,21 +158,21 @@ async def test_a_killed_worker_and_a_restarted_redis_lose_no_task(tmp_path: Path
                 await until(lambda: "the queue does not answer" in log())
                 with valkey.start(server):
                     await until(lambda: trainer.stats().outcomes == 30)
-                    heir.send_signal(signal.SIGTERM)
-                    assert await asyncio.wait_for(heir.wait(), 20) == 0
+                    successor.send_signal(signal.SIGTERM)
+                    assert await asyncio.wait_for(successor.wait(), 20) == 0
                     entries = trainer.read(after="0", count=100, block_seconds=0)
                     snapshot = trainer.snapshot()
                     trainer.close()
     assert sorted(entry.outcome.task.task_id for entry in entries) == list(range(30))
     assert snapshot.tasks_under_way() == frozenset()
     delivered = {entry.outcome.task.task_id: entry.outcome.deliveries for entry in entries}
-    assert [delivered[number] for number in range(4)] == [2, 2, 2, 2], "they were claimed again"
+    assert [delivered[number] for number in range(4)] == [2, 2, 2, 2], (
+        "the tasks of the killed worker were claimed again"
+    )
 
 
-async def test_a_full_redis_loses_no_result(tmp_path: Path) -> None:
-    """The worker keeps results and leases longer than a lease, until Redis has space, and returns each
-    once.
-    """
+async def test_full_redis_loses_no_result(tmp_path: Path) -> None:
+    """A worker keeps results and renews their leases until Redis has space, then returns each result once."""
     full, asked = asyncio.Event(), asyncio.Semaphore(0)
 
     async def generate(request, context):
@@ -198,7 +198,9 @@ async def test_a_full_redis_loses_no_result(tmp_path: Path) -> None:
             full.set()
             await until(lambda: "is full" in log())
             before = renewals()
-            await until(lambda: renewals() >= before + 4 * 8)  # every third of a lease
+            await until(
+                lambda: renewals() >= before + 4 * 8
+            )  # a lease is renewed every third of its duration
             assert trainer.stats().outcomes == 0
             raw.config_set("maxmemory", 0)
             await until(lambda: trainer.stats().outcomes == 4)
@@ -222,7 +224,7 @@ async def test_different_tokenizers_exit_with_2(tmp_path: Path) -> None:
     )
 
 
-async def test_an_eviction_policy_exits_with_2(tmp_path: Path) -> None:
+async def test_eviction_policy_exits_with_2(tmp_path: Path) -> None:
     script = Script()
     with valkey.running(tmp_path / "redis") as server:
         raw = redis.Redis.from_url(server.url)
@@ -233,7 +235,7 @@ async def test_an_eviction_policy_exits_with_2(tmp_path: Path) -> None:
     assert "maxmemory-policy volatile-lru" in log().strip().splitlines()[-1]
 
 
-async def test_waiting_for_an_unreachable_queue_names_it(tmp_path: Path) -> None:
+async def test_wait_for_unreachable_queue_is_logged_without_password(tmp_path: Path) -> None:
     port = free_port()
     url = f"redis://:secret@127.0.0.1:{port}/0"
     async with worker(tmp_path, f"127.0.0.1:{free_port()}", url) as (process, log):

@@ -56,7 +56,7 @@ def world(tmp_path_factory) -> Iterator[World]:
     try:
         environment()
     except NoTriton as error:
-        pytest.skip(f"no Triton here: {error}")
+        pytest.skip(f"Triton is not available: {error}")
     made = tmp_path_factory.mktemp("models")
     folders = {
         "ours": tiny_reward_model(made / "ours"),
@@ -125,7 +125,7 @@ def test_scores_equal_those_of_the_reward_service(world: World, name):
     assert len({round(score, 3) for score in found.scores}) > 50, "equal scores would prove nothing"
 
 
-def test_requests_of_different_lengths_are_merged_only_with_ragged_batching(world: World):
+def test_only_ragged_batching_merges_requests_of_different_lengths(world: World):
     """64 callers with one sequence each: merged for any lengths, or for equal lengths only."""
     passes = {}
     for name in ("ours", "equal"):
@@ -182,7 +182,7 @@ def test_sentences_are_tokenized_by_the_server(world: World):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "lengths", "said"),
+    ("tokens", "lengths", "message"),
     [
         ([[1, 60]], [[2]], r"tokens\[0\]: got id 60, allowed: ids from 0 to 59"),
         ([[1, 5], [-3, 5]], [[2], [2]], r"tokens\[1\]: got id -3"),
@@ -191,14 +191,14 @@ def test_sentences_are_tokenized_by_the_server(world: World):
         ([[1, 5]], [[0]], r"sequence_lengths: got \[0\]"),
     ],
 )
-def test_invalid_request_is_named_and_does_not_affect_others(world: World, tokens, lengths, said):
+def test_invalid_request_is_named_and_does_not_affect_others(world: World, tokens, lengths, message):
     with triton_grpc.InferenceServerClient(world.server.address) as client:
         inputs = [triton_grpc.InferInput("tokens", np.shape(tokens), "INT64")]
         inputs[0].set_data_from_numpy(np.array(tokens))
         if lengths is not None:
             inputs.append(triton_grpc.InferInput("sequence_lengths", np.shape(lengths), "INT64"))
             inputs[1].set_data_from_numpy(np.array(lengths))
-        with pytest.raises(triton_grpc.InferenceServerException, match=said) as refused:
+        with pytest.raises(triton_grpc.InferenceServerException, match=message) as refused:
             client.infer("ours", inputs)
         assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
     item = TokenPair((1,), (5, 6))

@@ -83,7 +83,7 @@ FROM_PEERS = 'fairlead_weights_fetched_bytes_total{source="peer"}'
 FROM_ORIGIN = 'fairlead_weights_fetched_bytes_total{source="origin"}'
 
 
-def test_late_replica_loads_only_the_current_version_and_serves_without_origin(
+def test_late_replica_loads_current_version_and_serves_without_origin(
     cluster: Cluster, store: FilesystemWeightStore, model: Path
 ) -> None:
     first = cluster.policy("first")

@@ -1,4 +1,4 @@
-"""What several unit tests have in common."""
+"""Fixtures of several unit tests."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tests.unit.services.runtime.keys_world import Keys
 
 @pytest.fixture(scope="session")
 def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny reward model, which nobody writes to."""
+    """Return the folder of a tiny reward model; tests must not change it."""
     return tiny_reward_model(tmp_path_factory.mktemp("reward"))
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Keys:
-    """A file of API keys, without any yet."""
+    """Return a file of API keys that contains no keys."""
     return Keys(tmp_path)
 
 
 @pytest.fixture(params=["direct", "grpc"])
 def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How weights come to replicas: over a connection beside gRPC, and over gRPC."""
+    """Run the test twice: replicas fetch weights over direct connections, and over gRPC."""
     monkeypatch.setitem(weights_wire.QUICK, "direct", request.param == "direct")

@@ -1,4 +1,4 @@
-"""Every benchmark works, in tiny sizes; what it measures there means nothing. TRL's is run by hand."""
+"""Every benchmark runs in tiny sizes, where its numbers mean nothing. The one of TRL is run by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """What a quickstart leaves, with models of random weights."""
+    """Return a folder like that of a quickstart, with models of random weights."""
     folder = tmp_path / "made"
     tiny_causal_lm(folder / "sft", seed=1)
     tiny_reward_model(folder / "reward_model", seed=2)
@@ -52,7 +52,9 @@ def source(tmp_path: Path) -> Path:
         *(name for name in [*command.SHORT, *command.TUNING] if name != "scoring"),
     ],
 )
-def test_a_short_benchmark_measures_both_sides(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_short_benchmark_measures_value_and_baseline(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     file = tmp_path / "out" / "found.json"
     assert command.main([name, "--quick", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
@@ -65,14 +67,14 @@ def test_a_short_benchmark_measures_both_sides(name: str, tmp_path: Path, capsys
     assert all(key in shown for key in found)
 
 
-def test_the_services_path_is_measured_in_this_process():
+def test_scoring_path_is_measured_in_this_process():
     found = scoring_path.run(Settings(torch.device("cpu"), quick=True))
     assert found.keys() == {"scoring", "scoring_cpu"}
     assert min(min(result.value, result.baseline) for result in found.values()) > 0
 
 
 @pytest.mark.parametrize("make", [workload.mixed, workload.shared])
-def test_requests_of_two_turns_have_the_same_lengths_and_other_words(make):
+def test_requests_of_two_seeds_have_equal_lengths_and_different_tokens(make):
     one, other = (make(12, seed=seed, vocabulary=4_096) for seed in (1, 2))
     assert one == make(12, seed=1, vocabulary=4_096)
     sizes = [[[(len(p), len(r)) for p, r in request] for request in turn] for turn in (one, other)]
@@ -81,8 +83,8 @@ def test_requests_of_two_turns_have_the_same_lengths_and_other_words(make):
     assert all(len({prompt for prompt, _ in request}) == 1 for request in one)
 
 
-@pytest.mark.slow  # a dozen processes start
-def test_the_weight_path_is_measured(tmp_path: Path):
+@pytest.mark.slow  # starts a dozen processes
+def test_weight_transfer_is_measured(tmp_path: Path):
     file = tmp_path / "found.json"
     assert command.main(["weights", "--quick", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
@@ -90,9 +92,9 @@ def test_the_weight_path_is_measured(tmp_path: Path):
     assert all(min(entry["value"], entry["baseline"]) > 0 for entry in found.values())
 
 
-@pytest.mark.slow  # processes start again and again
+@pytest.mark.slow  # starts many processes
 @pytest.mark.timeout(600)
-def test_the_scale_of_the_queue_is_measured(tmp_path: Path):
+def test_queue_scale_is_measured(tmp_path: Path):
     file = tmp_path / "found.json"
     assert command.main(["scale", "--quick", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
@@ -103,7 +105,7 @@ def test_the_scale_of_the_queue_is_measured(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_services_are_compared_with_the_same_ppo(source: Path, tmp_path: Path):
+def test_services_are_compared_with_ppo_in_one_process(source: Path, tmp_path: Path):
     file = tmp_path / "found.json"
     assert command.main(["services", "--quick", "--run", str(source), "--json", str(file)]) == 0
     found = json.loads(file.read_text())
@@ -112,11 +114,11 @@ def test_the_services_are_compared_with_the_same_ppo(source: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_tritons_ways_of_batching_are_measured_where_there_is_a_triton(tmp_path: Path):
+def test_triton_batching_variants_are_measured_if_triton_is_available(tmp_path: Path):
     try:
         triton_server.environment()
     except triton_server.NoTriton as error:
-        pytest.skip(f"no Triton here: {error}")
+        pytest.skip(f"Triton is not available: {error}")
     file = tmp_path / "found.json"
     assert command.main(["triton", "--quick", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
@@ -124,7 +126,7 @@ def test_tritons_ways_of_batching_are_measured_where_there_is_a_triton(tmp_path:
     assert all(min(entry["value"], entry["baseline"]) > 0 for entry in found.values())
 
 
-def test_the_loop_in_one_process_generates_from_the_weights_that_it_trains(
+def test_ppo_in_one_process_generates_with_the_weights_it_trains(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     sizes = {"ppo.updates": 3, "ppo.batch_size": 8, "ppo.mini_batch_size": 4}
@@ -132,13 +134,13 @@ def test_the_loop_in_one_process_generates_from_the_weights_that_it_trains(
     one_process.main(["--config", str(tmp_path / "loop.toml")])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 3
-    # Before the first step policy and reference are one model; behind it they are not.
+    # Policy and reference are equal before the first step and differ after it.
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-4)
     assert all(abs(row["kl"]) > 1e-4 for row in rows[1:])
     assert sorted(row["cpu_seconds"] for row in rows) == [row["cpu_seconds"] for row in rows]
 
 
-def test_trl_is_told_our_tasks_and_settings(source: Path, tmp_path: Path):
+def test_trl_job_has_our_tasks_and_settings(source: Path, tmp_path: Path):
     extra = {"ppo.updates": 3, "ppo.batch_size": 8, "ppo.mini_batch_size": 4, "ppo.learning_rate": 2e-4}
     config = quickstart.config(quickstart.settings(source, tmp_path, "run", extra))
     job = against_trl.job(config, tmp_path)
@@ -151,18 +153,18 @@ def test_trl_is_told_our_tasks_and_settings(source: Path, tmp_path: Path):
     json.dumps(job)
 
 
-def test_cpu_time_is_counted_by_process_and_moment():
+def test_cpu_time_is_counted_by_process_and_interval():
     program = "import time\nend = time.process_time() + 0.6\nwhile time.process_time() < end: pass\n"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {program!r}]); print('said')"
-    usage, said, code = quickstart.watched([sys.executable, "-c", child])
-    assert (said, code) == ("said\n", 0)
+    usage, output, code = quickstart.watched([sys.executable, "-c", child])
+    assert (output, code) == ("said\n", 0)
     assert 0.5 < usage.total < 2.0
     whole = sum(usage.between(usage.times[0], usage.times[-1]).values())
     half = sum(usage.between(usage.times[0], usage.times[len(usage.times) // 2]).values())
     assert 0 < half < whole <= usage.total
 
 
-def test_a_run_is_measured_from_its_first_update_to_its_last():
+def test_run_is_measured_from_first_to_last_update():
     usage = Usage(
         times=[10.0, 11.0, 15.0, 16.0], spent=[{"a": 1.0}, {"a": 2.0}, {"a": 4.0, "b": 2.0}, {"a": 9.0}]
     )
@@ -174,29 +176,29 @@ def test_a_run_is_measured_from_its_first_update_to_its_last():
     assert (found.whole_seconds, found.whole_cpu_seconds) == (11.0, 9.0)
 
 
-def test_stages_are_told_with_their_cpu_time(source: Path, tmp_path: Path):
+def test_stages_are_reported_with_their_cpu_time(source: Path, tmp_path: Path):
     settings = Settings(torch.device("cpu"), source=source)
     (source / "stages.json").write_text(json.dumps({"key": "", "seconds": {"sft": 2.0}}))
     with pytest.raises(ConfigError, match="without CPU times of sft"):
         stages.run(settings)
     program = [sys.executable, "-c", "sum(range(10**7))"]
-    played = Stages(tmp_path / "played", key="k", fresh=False, total=1)
-    played.run("sft", "a child works", lambda: subprocess.run(program, check=True))
-    (source / "stages.json").write_text((tmp_path / "played" / "stages.json").read_text())
+    timed = Stages(tmp_path / "timed", key="k", fresh=False, total=1)
+    timed.run("sft", "a child works", lambda: subprocess.run(program, check=True))
+    (source / "stages.json").write_text((tmp_path / "timed" / "stages.json").read_text())
     found = stages.run(settings)
     assert found.keys() == {"stages_sft", "stages_whole"}
     assert 0.05 < found["stages_sft"].baseline == found["stages_whole"].baseline
-    again = Stages(tmp_path / "played", key="k", fresh=False, total=1)
+    again = Stages(tmp_path / "timed", key="k", fresh=False, total=1)
     again.run("sft", "done before", lambda: pytest.fail("done twice"))
     assert stages.run(settings) == found
 
 
-def test_a_folder_that_is_no_quickstart_is_refused(tmp_path: Path):
+def test_folder_that_is_not_a_quickstart_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="without config.toml, sft/config.json"):
         quickstart.ensure(tmp_path)
 
 
-def test_lengths_are_numbers_and_none_is_longer_than_asked_for():
+def test_length_groups_depend_on_the_seed_and_respect_the_maximum():
     rows = json.loads(lengths.FILE.read_text())
     assert len(rows) == 684
     assert sum(map(len, rows)) == 684 + 5_471
@@ -205,14 +207,14 @@ def test_lengths_are_numbers_and_none_is_longer_than_asked_for():
     assert groups == lengths.groups(100, longest=300) != lengths.groups(100, longest=300, seed=1)
 
 
-def test_a_limit_is_held_or_missed():
+def test_result_limit_is_held_or_missed():
     assert Result(2.0, "s", 1.0, "it", at_least=1.8).limit == "≥ 1.8: held"
     assert Result(1.7, "s", 1.0, "it", at_least=1.8).limit == "≥ 1.8: MISSED"
     assert Result(1.5, "s", 1.0, "it", at_most=1.6).limit == "≤ 1.6: held"
     assert Result(1.7, "s", 1.0, "it", at_most=1.6).limit == "≤ 1.6: MISSED"
 
 
-def test_variants_take_turns():
+def test_interleaved_variants_run_alternately():
     order: list[str] = []
     spent = interleaved({"a": lambda: order.append("a"), "b": lambda: time.sleep(0.02)}, rounds=3)
     assert order == ["a"] * 4

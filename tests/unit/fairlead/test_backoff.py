@@ -106,7 +106,7 @@ async def test_the_delay_of_overloaded_replaces_the_pause(run: Run):
     assert time.monotonic() - began < 30
 
 
-async def test_a_pause_that_would_pass_the_deadline_raises_the_last_error_at_once(run: Run):
+async def test_pause_past_the_deadline_raises_the_last_error_at_once(run: Run):
     began = time.monotonic()
     error = Overloaded("full", retry_after_seconds=60.0)
     with pytest.raises(Overloaded) as raised:

@@ -58,19 +58,19 @@ def test_demonstrations_are_of_mixed_skill_and_repeatable() -> None:
         ("our shop is on the road .", 0.0),
         ("stop asking .", -1.2),
         ("stop asking . that is your problem .", -2.4),
-        # Repetitions: of the same words, and of the kind in other words.
+        # Repetitions: the same words, and the same kind of sentence in different words.
         ("hello . hello .", 0.2 - 0.6),
         ("hello . good day . hello there .", 0.2 - 1.2),
         ("we sell many things . we sell many things .", -0.6),
-        # The first of a kind counts.
+        # Only the first sentence of a kind counts.
         ("we will send a new one . we will refund one charge .", -0.8 - 0.6),
         ("we will refund one charge . we will send a new one .", 1.6 - 0.6),
-        # Ungrammatical: unknown sentences, and a rest without a full stop.
+        # Ungrammatical: unknown sentences, and an end without a full stop.
         ("we will lamp .", -0.8),
         ("hello", -0.8),
         (". .", -1.6),
         ("hello . have a", 0.2 - 0.8),
-        # Order does not matter, white space neither.
+        # Neither order nor white space matters.
         ("have a good day .   hello .", 0.6),
     ],
 )

@@ -180,7 +180,7 @@ def test_stale_reward_model_is_less_accurate_on_the_tuned_policys_answers(
     assert second["fresh_comparisons"] >= len(right) > 50
 
 
-def test_later_rounds_have_their_own_folder_and_start_from_the_previous_policy(tmp_path: Path) -> None:
+def test_later_rounds_start_from_the_previous_policy_in_a_new_folder(tmp_path: Path) -> None:
     config = load(None, overrides={"runs": str(tmp_path), "name": "q"})
     first, second, third = (rounds.round_config(config, number) for number in range(3))
     root = tmp_path / "q"
@@ -309,7 +309,7 @@ def test_folder_of_something_else_is_never_removed(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_picture_draws_every_round_and_its_caption_has_the_figures_of_the_report(
+def test_picture_shows_every_round_and_its_caption_the_report(
     written: tuple[RunConfig, Files], tmp_path: Path
 ) -> None:
     run = written[0].folder.root

@@ -20,11 +20,11 @@ def test_missing_modules_are_named_with_their_extra(
     with pytest.raises(typer.Exit) as ended:
         output.need("train")
     assert ended.value.exit_code == 2
-    said = (
+    expected = (
         "error: this verb needs no_such_module, which a light install does not include: "
         "pip install 'fairlead-rlhf[train]'\n"
     )
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize("extra", sorted(output._MODULES))

@@ -39,7 +39,7 @@ async def test_calibrated_scores_are_divided_by_the_models_temperature(model):
     assert raw.calibration_temperature == 2.5
 
 
-async def test_without_a_temperature_calibration_is_refused_and_ranking_uses_raw_scores(model):
+async def test_without_temperature_calibration_fails_and_ranking_uses_raw_scores(model):
     async with reward_service(model) as world, AsyncRewardClient(world.address) as client:
         with pytest.raises(
             InvalidInput, match=r"calibrated: got True, allowed: false: the reward model has no"

@@ -204,7 +204,7 @@ async def test_a_stream_waits_while_the_server_is_full(model):
         assert world.queue_tokens == 0
 
 
-async def test_a_draining_server_finishes_its_requests_and_the_client_continues_on_another(model):
+async def test_client_of_a_draining_server_continues_on_another(model):
     items = pairs(400)
 
     async def feed():

@@ -71,7 +71,7 @@ def supervised(
         folder.supervisor.write_text(json.dumps(entry | {"pid_created": entry["pid_created"] - 100}))
 
 
-def look(folder: RunFolder) -> RunStatus:
+def status_of(folder: RunFolder) -> RunStatus:
     return asyncio.run(status.read_status(folder))
 
 
@@ -84,7 +84,7 @@ def drawn(found: RunStatus, width: int) -> list[str]:
 
 def test_status_of_a_running_run(folder: RunFolder):
     supervised(folder, by=psutil.Process(os.getpid()))
-    found = look(folder)
+    found = status_of(folder)
     assert (found.state, found.stage, found.rollouts_per_second) == ("running", "ppo", 32.0)
     text = "\n".join(drawn(found, 120))
     assert " · running · ppo · update 12 of 24 · ETA 1:15" in text
@@ -113,7 +113,7 @@ def test_state_of_an_ended_run_comes_from_the_supervisor_record(
     folder: RunFolder, outcome: RunOutcome | None, state: str, reason: str
 ):
     supervised(folder, outcome=outcome)
-    found = look(folder)
+    found = status_of(folder)
     assert (found.state, found.reason) == (state, reason)
     assert reason in "\n".join(drawn(found, 160))
     assert {service.state for service in found.services} == {"gone"}
@@ -121,17 +121,17 @@ def test_state_of_an_ended_run_comes_from_the_supervisor_record(
 
 
 def test_empty_folder_is_new(tmp_path: Path):
-    found = look(RunFolder(tmp_path))
+    found = status_of(RunFolder(tmp_path))
     assert found.state == "new"
     assert drawn(found, 200) == [f"{tmp_path} · new · no stage has reported progress yet"]
 
 
 def test_state_without_a_supervisor_comes_from_progress(folder: RunFolder):
-    assert look(folder).state == "unknown"
+    assert status_of(folder).state == "unknown"
     entry = json.loads(folder.progress.read_text())
     folder.progress.write_text(json.dumps(entry | {"phase": "done"}))
     folder.result("ppo").write_text(json.dumps({"updates": 24, "kl": 2.0}))
-    found = look(folder)
+    found = status_of(folder)
     assert found.state == "finished"
     assert "ppo has finished: updates 24, kl 2" in drawn(found, 100)
 
@@ -144,19 +144,19 @@ def test_newest_error_of_all_logs_is_shown(folder: RunFolder):
         folder.log(process).write_text("start\n" + "".join(json.dumps(entry) + "\n" for entry in entries))
 
     log("trainer", {"time": "2001-01-01T00:00:00.000Z", "level": "error", "message": "of another day"})
-    assert look(folder).last_error == ""
+    assert status_of(folder).last_error == ""
     log(
         "policy-0",
         {"time": f"{clock}.100Z", "level": "error", "message": "weights damaged"},
         {"time": f"{clock}.200Z", "level": "info", "message": "all is well"},
     )
-    assert look(folder).last_error == f"policy-0 at {clock}.100Z: weights damaged"
+    assert status_of(folder).last_error == f"policy-0 at {clock}.100Z: weights damaged"
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 160])
 def test_process_rows_do_not_wrap(folder: RunFolder, width: int):
     supervised(folder, by=psutil.Process(os.getpid()))
-    lines = drawn(look(folder), width)
+    lines = drawn(status_of(folder), width)
     assert max(map(len, lines)) <= width
     assert [line.split()[0] for line in lines[-3:]] == ["valkey", "trainer", "policy-0"]
     assert "update 12 of 24" in lines[0]
@@ -164,7 +164,7 @@ def test_process_rows_do_not_wrap(folder: RunFolder, width: int):
 
 def test_json_contains_everything_that_is_shown(folder: RunFolder):
     supervised(folder, outcome=RunOutcome(1, "trainer died 20 times"))
-    entry = json.loads(json.dumps(cli.as_dict(look(folder))))
+    entry = json.loads(json.dumps(cli.as_dict(status_of(folder))))
     assert entry["state"] == "failed"
     assert entry["progress"]["figures"] == FIGURES
     assert [service["name"] for service in entry["services"]] == ["valkey", "trainer", "policy-0"]

@@ -16,7 +16,7 @@ def with_mean(seconds: float, *, factor: float = 4.0) -> Hedging:
     return hedging
 
 
-def test_a_call_is_late_after_factor_times_the_mean_and_at_least_one_second():
+def test_call_is_late_after_factor_times_mean_and_at_least_one_second():
     assert with_mean(0.5).late_seconds == pytest.approx(2.0)
     assert with_mean(0.01).late_seconds == 1.0
     assert with_mean(0.5, factor=0.0).late_seconds is None

@@ -202,7 +202,7 @@ def test_latest_is_the_newest_of_the_last_incarnation(
     assert valid == expected
 
 
-def test_unreadable_newest_manifest_falls_back_within_incarnation_and_is_logged_once(
+def test_unreadable_newest_manifest_falls_back_and_is_logged_once(
     store: FilesystemWeightStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(store, WeightVersion(1, 5))
