@@ -58,7 +58,7 @@ async def test_score_with_small_error_is_wrong(address: str, scores: Mapping[Tex
     assert "expected scores: " in caller.replies[0].detail
 
 
-async def test_missing_reward_service_is_refused_and_missing_gateway_is_silent(
+async def test_missing_reward_service_is_refused_and_missing_gateway_silent(
     folder: Path, scores: Mapping[Text, float]
 ):
     async with reward_server(folder) as reward:

@@ -189,7 +189,7 @@ async def test_many_tasks_end_at_once(run: Run) -> None:
     assert await asyncio.gather(*(worker.finish(claim, LETTER) for claim in claims)) == [True] * 200
 
 
-async def test_consumer_leaves_only_if_it_holds_nothing(run: Run) -> None:
+async def test_consumer_is_removed_only_if_it_holds_nothing(run: Run) -> None:
     trainer = run.trainer()
     trainer.dispatch([task(0)])
 
@@ -226,7 +226,7 @@ async def test_scripts_check_everything_before_writing(run: Run) -> None:
     assert await worker.finish(claim, LETTER)
 
 
-async def test_writer_takes_lost_fence_again(run: Run) -> None:
+async def test_writer_takes_a_lost_fence_again(run: Run) -> None:
     trainer = run.trainer()
     run.raw.delete(run.keys.fence)
     trainer.dispatch([task(0)])

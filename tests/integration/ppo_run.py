@@ -51,7 +51,7 @@ class Started:
         self.folder = folder
 
     def pids(self) -> dict[str, int]:
-        """Process ids of the services."""
+        """Return the PIDs of the processes that are running, by name."""
         return read_pids(self.folder.processes)
 
     def step(self) -> int:

@@ -96,7 +96,7 @@ def test_jitter_shortens_a_pause_by_at_most_its_share(jitter: float):
     assert 0.95 < max(pauses) <= 1.0
 
 
-async def test_the_delay_of_overloaded_replaces_the_pause(run: Run):
+async def test_delay_of_overloaded_replaces_the_pause(run: Run):
     began = time.monotonic()
     busy = Overloaded("full", retry_after_seconds=0.1)
     await run(failing(1, busy), what="a service", backoff=SHORT)
@@ -140,7 +140,7 @@ async def test_on_wait_sees_every_error_and_may_end_the_retries(run: Run):
         await run(failing(3, Unavailable("away")), what="it", backoff=SHORT, on_wait=stop)
 
 
-async def test_a_wait_is_logged_at_once_and_then_every_few_seconds(
+async def test_wait_is_logged_at_once_and_then_every_few_seconds(
     run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     with caplog.at_level(logging.WARNING):

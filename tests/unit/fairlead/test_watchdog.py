@@ -37,7 +37,7 @@ def until(condition, seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-async def test_the_longest_wait_of_each_kind_is_first(dog: Watchdog):
+async def test_longest_wait_of_each_kind_is_first(dog: Watchdog):
     entered, leave = threading.Event(), threading.Event()
 
     def thread() -> None:
@@ -58,7 +58,7 @@ async def test_the_longest_wait_of_each_kind_is_first(dog: Watchdog):
     assert dog.waits() == []
 
 
-def test_a_wait_that_lasts_too_long_is_named_with_its_task(dog: Watchdog, reasons: list[str]):
+def test_wait_that_lasts_too_long_is_named_with_its_task(dog: Watchdog, reasons: list[str]):
     stop = dog.start(limit_seconds=0.2)
     with dog.waiting("tasks", "a task", limited=False), dog.waiting("reward", "a score", task=5):
         until(lambda: reasons)
@@ -77,9 +77,7 @@ def test_waits_with_progress_or_without_a_limit_do_not_stall(dog: Watchdog, reas
     assert reasons == []
 
 
-def test_a_suspended_process_does_not_stall(
-    dog: Watchdog, reasons: list[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_suspended_process_does_not_stall(dog: Watchdog, reasons: list[str], monkeypatch: pytest.MonkeyPatch):
     real, ahead = time.monotonic, [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: real() + ahead[0])
     stop = dog.start(limit_seconds=60.0)
@@ -94,7 +92,7 @@ def test_a_suspended_process_does_not_stall(
         assert wait.begun - begun == pytest.approx(3_600, abs=5)
 
 
-async def test_a_blocked_event_loop_is_noticed(dog: Watchdog, reasons: list[str]):
+async def test_blocked_event_loop_is_noticed(dog: Watchdog, reasons: list[str]):
     stop = dog.start(limit_seconds=1.0)
     beat = asyncio.create_task(dog.beat())
     await asyncio.sleep(0)
@@ -122,7 +120,7 @@ def test_metric_and_page_report_the_waits_of_the_process():
         stop()
 
 
-def test_a_service_whose_forward_pass_hangs_exits_with_4_and_the_reason():
+def test_service_whose_forward_pass_hangs_exits_with_4_and_the_reason():
     program = """
         import asyncio, sys, time
         from prometheus_client import CollectorRegistry

@@ -271,7 +271,7 @@ def test_calibration_bins_sum_to_the_calibration_error() -> None:
     assert gap == pytest.approx(expected_calibration_error(margins))
 
 
-def test_a_finished_stage_is_not_repeated(tmp_path: Path) -> None:
+def test_finished_stage_is_not_repeated(tmp_path: Path) -> None:
     done: list[str] = []
 
     def fail() -> None:

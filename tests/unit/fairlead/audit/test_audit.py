@@ -59,7 +59,7 @@ def test_replaced_trainer_without_results_may_be_unknown_to_its_successor(
     assert kinds(made) == {}
 
 
-def test_shut_out_incarnation_never_began(tmp_path: Path) -> None:
+def test_incarnation_that_was_fenced_off_never_began(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.claim(3, None)
     record = {"resumed_from": None, "shut_out_by": 4}

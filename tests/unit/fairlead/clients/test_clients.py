@@ -25,7 +25,7 @@ def test_every_export_exists_and_a_misspelt_one_raises():
         fairlead.RewardClien  # noqa: B018
 
 
-def test_the_package_does_not_import_torch():
+def test_package_does_not_import_torch():
     code = (
         "import sys, fairlead; assert 'grpc' not in sys.modules; "
         "from fairlead import RewardClient, PolicyClient, ReferenceClient, AsyncRewardClient; "
@@ -67,7 +67,7 @@ def served():
         served.close()
 
 
-def test_a_blocking_client_returns_results_and_closes(served):
+def test_blocking_client_returns_results_and_closes(served):
     address = served(Replica("here"))
     with fairlead.RewardClient(address) as client:
         assert client.score([("a", "b")]).model_version == "here"
@@ -90,7 +90,7 @@ def test_clients_share_a_thread_and_close_independently(served):
         assert third.info().model_version == "here"
 
 
-def test_a_program_that_closes_no_client_ends_without_output(served):
+def test_program_that_closes_no_client_ends_without_output(served):
     code = (
         "import sys; from fairlead import RewardClient; "
         "clients = [RewardClient(sys.argv[1]) for _ in range(3)]; "
@@ -101,7 +101,7 @@ def test_a_program_that_closes_no_client_ends_without_output(served):
     assert (done.returncode, done.stdout, done.stderr) == (0, "here here here\n", "")
 
 
-async def test_a_blocking_client_works_inside_a_running_loop(served):
+async def test_blocking_client_works_inside_a_running_loop(served):
     """As in a notebook: the call blocks, without `loop is already running`."""
     address = served(Replica("here"))
     with fairlead.RewardClient([address]) as client:
@@ -119,7 +119,7 @@ def test_many_threads_share_a_client(served):
     assert replica.calls == 20
 
 
-def test_a_request_past_its_deadline_is_not_started(served):
+def test_request_past_its_deadline_is_not_started(served):
     """The server is too busy to read the request before its deadline."""
     replica = Replica("busy")
     with fairlead.RewardClient(served(replica)) as client:
@@ -142,7 +142,7 @@ def test_errors_and_deadlines_reach_the_caller(served):
         reference.info()
 
 
-def test_a_stream_can_be_closed_early(served):
+def test_stream_can_be_closed_early(served):
     add = policy_service_pb2_grpc.add_PolicyServiceServicer_to_server
     with fairlead.PolicyClient(
         served(Streamer(), add=add), retry=RetryPolicy(initial_backoff_seconds=0.01)

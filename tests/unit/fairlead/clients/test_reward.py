@@ -57,7 +57,7 @@ async def test_without_temperature_calibration_fails_and_ranking_uses_raw_scores
     )
 
 
-async def test_a_ranking_has_probabilities(model):
+async def test_ranking_has_probabilities(model):
     """For two responses the probability is σ of the difference of calibrated scores."""
     async with (
         reward_service(model, calibration_temperature=3.0) as world,
@@ -163,7 +163,7 @@ def test_many_requests_are_scored_in_order(model):
             assert list(client.score_in_order([])) == []
 
 
-async def test_a_stream_continues_on_the_next_server_without_loss(model):
+async def test_stream_continues_on_the_next_server_without_loss(model):
     """The server stops during the stream; another one starts at the same address."""
     asked = requests(400)
     async with reward_service(model) as first:
@@ -186,7 +186,7 @@ async def test_a_stream_continues_on_the_next_server_without_loss(model):
         assert scores == pytest.approx(wanted)
 
 
-async def test_texts_are_accepted_and_inputs_are_read_as_scores_are_taken(model):
+async def test_texts_are_accepted_and_inputs_are_read_on_demand(model):
     read = []
 
     async def endless():

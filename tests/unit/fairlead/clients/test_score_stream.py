@@ -43,7 +43,7 @@ def request(sequence: int, *, items: int = 1) -> pb.ScoreStreamRequest:
     return pb.ScoreStreamRequest(sequence=sequence, request=pb.ScoreRequest(items=[item] * items))
 
 
-async def test_a_stream_returns_the_scores_of_single_calls(model):
+async def test_stream_returns_the_scores_of_single_calls(model):
     items = pairs(60)
     async with reward_service(model) as world, AsyncRewardClient(world.address) as client:
         expected = await client.score(items)
@@ -57,7 +57,7 @@ async def test_a_stream_returns_the_scores_of_single_calls(model):
         assert world.count("grpc_server_handled_total", "ScoreStream", grpc_code="OK") == 1
 
 
-async def test_an_invalid_request_gets_an_error_and_the_stream_continues(model):
+async def test_invalid_request_gets_an_error_and_the_stream_continues(model):
     good = [TokenPair((5,), (6,))]
     requests = [good, [TokenPair((5,), (99,))], [TokenPair((5,), (2**40,))], [], [("a", "b")], good]
     async with reward_service(model) as world, AsyncRewardClient(world.address) as client:
@@ -101,7 +101,7 @@ async def scripted(scoring, bounds):
             yield world, pb_grpc.RewardServiceStub(channel)
 
 
-async def test_the_server_stops_reading_from_a_client_that_reads_no_responses():
+async def test_server_stops_reading_from_a_client_that_reads_no_responses():
     """With 250 kB a response, a few fill every window of gRPC; the server processes no more than its
     limit.
     """
@@ -131,7 +131,7 @@ async def test_the_server_stops_reading_from_a_client_that_reads_no_responses():
         assert sorted(answers) == list(range(800))
 
 
-async def test_an_overloaded_response_has_its_retry_delay():
+async def test_overloaded_response_has_its_retry_delay():
     full = Scripted(error=Overloaded("full", retry_after_seconds=7.5))
     async with scripted(full, Bounds(4, 1 << 20)) as (_, stub):
         call = stub.ScoreStream(timeout=20)
@@ -143,7 +143,7 @@ async def test_an_overloaded_response_has_its_retry_delay():
     assert answer.error.retry_after_seconds == 7.5
 
 
-async def test_an_internal_error_hides_its_message_and_the_stream_continues(caplog):
+async def test_internal_error_hides_its_message_and_the_stream_continues(caplog):
     scoring = Scripted(error=KeyError("secret"))
     async with scripted(scoring, Bounds(4, 1 << 20)) as (_, stub):
         call = stub.ScoreStream(timeout=20)
@@ -190,7 +190,7 @@ async def test_work_in_progress_is_limited_and_optionally_in_order():
         assert most == allowed
 
 
-async def test_a_stream_waits_while_the_server_is_full(model):
+async def test_stream_waits_while_the_server_is_full(model):
     queue = {"max_batch_tokens": 64, "max_queue_tokens": 128}
     items = [TokenPair(tuple([5] * 50), (6 + n,)) for n in range(40)]
     async with reward_service(model, batching=queue) as world, AsyncRewardClient(world.address) as client:
@@ -237,7 +237,7 @@ async def test_client_of_a_draining_server_continues_on_another(model):
         assert read == used.count("grpc_server_msg_sent_total", "ScoreStream")
 
 
-async def test_an_error_of_the_callers_iterator_is_raised_after_earlier_outcomes(model):
+async def test_error_of_the_callers_iterator_is_raised_after_earlier_outcomes(model):
     def feed():
         yield [TokenPair((5,), (6,))]
         yield [TokenPair((5,), (7,))]
@@ -255,7 +255,7 @@ async def test_an_error_of_the_callers_iterator_is_raised_after_earlier_outcomes
         assert sorted(found) == [0, 1]
 
 
-async def test_inputs_are_read_no_faster_than_outcomes_are_taken(model):
+async def test_inputs_are_read_no_faster_than_outcomes_are_consumed(model):
     read = 0
 
     def feed():
@@ -317,7 +317,7 @@ class Breaking(pb_grpc.RewardServiceServicer):
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
 
 
-async def test_a_broken_stream_is_opened_again_while_it_makes_progress():
+async def test_broken_stream_is_opened_again_while_it_makes_progress():
     servicer = Breaking()
     async with serving(servicer) as address, AsyncRewardClient(address, retry=FAST) as client:
         found = [outcome async for outcome in client.score_stream([item] for item in pairs(30))]
@@ -325,7 +325,7 @@ async def test_a_broken_stream_is_opened_again_while_it_makes_progress():
         assert servicer.streams >= 10
 
 
-def test_the_blocking_client_streams_too(model):
+def test_blocking_client_streams_too(model):
     with Threaded() as threaded, RewardClient(threaded.serve(reward_service(model)).address) as client:
         found = dict(client.score_stream([item] for item in pairs(20)))
         assert sorted(found) == list(range(20))

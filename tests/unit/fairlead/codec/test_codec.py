@@ -66,7 +66,7 @@ outcomes = st.builds(
 
 
 @given(tasks)
-def test_a_task_survives_the_round_trip(task: PromptTask):
+def test_task_survives_the_round_trip(task: PromptTask):
     assert codec.decode_task(codec.encode_task(task)) == task
 
 
@@ -84,7 +84,7 @@ def test_items_to_score_survive_the_round_trip(items: list[ScoreItem]):
 
 
 @given(outcomes)
-def test_an_outcome_survives_the_round_trip(outcome: Outcome):
+def test_outcome_survives_the_round_trip(outcome: Outcome):
     assert codec.decode_outcome(codec.encode_outcome(outcome)) == outcome
 
 
@@ -97,13 +97,13 @@ def test_any_bytes_are_an_outcome_or_a_named_error(payload: bytes):
             assert str(error)
 
 
-def test_a_newer_schema_version_is_refused_and_named():
+def test_newer_schema_version_is_refused_and_named():
     newer = rollout_pb2.PromptTask(schema_version=codec.SCHEMA_VERSION + 1, task_id=3)
     with pytest.raises(SchemaTooNew, match="prompt task has schema version 2; this fairlead reads up to 1"):
         codec.decode_task(newer.SerializeToString())
 
 
-def test_an_outcome_without_result_or_with_unequal_lengths_is_corrupt():
+def test_outcome_without_result_or_with_unequal_lengths_is_corrupt():
     message = rollout_pb2.Outcome(schema_version=1, task=rollout_pb2.PromptTask(schema_version=1, task_id=7))
     with pytest.raises(CorruptData, match="outcome of task 7 has no result"):
         codec.decode_outcome(message.SerializeToString())
@@ -112,13 +112,13 @@ def test_an_outcome_without_result_or_with_unequal_lengths_is_corrupt():
         codec.decode_outcome(message.SerializeToString())
 
 
-def test_an_empty_item_is_refused_with_its_index():
+def test_empty_item_is_refused_with_its_index():
     good = reward_service_pb2.ScoreItem(text=reward_service_pb2.TextPair(prompt="a", response="b"))
     with pytest.raises(InvalidInput, match=r"items\[1\]: got 'nothing', allowed: text, tokens or whole_text"):
         codec.score_items_from_pb([good, reward_service_pb2.ScoreItem()])
 
 
-def test_a_weight_version_parses_its_text():
+def test_weight_version_parses_its_text():
     assert WeightVersion.parse(str(WeightVersion(3, 17))) == WeightVersion(3, 17)
     assert WeightVersion(2, 0) > WeightVersion(1, 900)
     for text in ("", "3", "3-", "-1-2", "3-4-5", "3-x", "٣-٤x"):

@@ -132,7 +132,7 @@ def test_expired_and_revoked_keys_are_refused(world: World):
     assert (world.refusals("expired"), world.refusals("revoked"), world.refusals("wrong")) == (1, 1, 1)
 
 
-def test_a_changed_file_is_loaded_and_a_damaged_one_is_not(world: World, caplog):
+def test_changed_file_is_loaded_and_a_damaged_one_is_not(world: World, caplog):
     one = world.add("one")
     ring = world.ring()
     two = world.add("two")
@@ -152,7 +152,7 @@ def test_a_changed_file_is_loaded_and_a_damaged_one_is_not(world: World, caplog)
         ring.authenticate(f"Bearer {one}")
 
 
-def test_a_mounted_secret_is_loaded_when_its_links_are_swapped(world: World, tmp_path: Path):
+def test_mounted_secret_is_loaded_when_its_links_are_swapped(world: World, tmp_path: Path):
     """As the kubelet does it: keys.json → ..data/keys.json, and ..data → another folder in one rename."""
     one = world.add("one")
     mount = tmp_path / "mount"
@@ -178,7 +178,7 @@ def test_a_mounted_secret_is_loaded_when_its_links_are_swapped(world: World, tmp
         ring.authenticate(f"Bearer {one}")
 
 
-def test_a_service_does_not_start_with_an_unreadable_key_file(tmp_path: Path):
+def test_service_does_not_start_with_an_unreadable_key_file(tmp_path: Path):
     for content in (None, "{", json.dumps({"keys": [{"id": "UPPER"}]})):
         path = tmp_path / "keys.json"
         if content is not None:
@@ -212,7 +212,7 @@ def test_keys_are_compared_in_constant_time():
 
 
 @pytest.mark.slow
-def test_the_time_of_a_refusal_does_not_depend_on_a_matching_prefix(world: World):
+def test_time_of_a_refusal_does_not_depend_on_a_matching_prefix(world: World):
     """Medians of interleaved calls: no prefix of the secret takes longer than an empty one."""
     key = world.add("one")
     ring = KeyRing(
@@ -238,7 +238,7 @@ def test_the_time_of_a_refusal_does_not_depend_on_a_matching_prefix(world: World
     assert max(medians.values()) < 1.05 * min(medians.values()), medians
 
 
-def test_the_cli_creates_lists_and_revokes_keys(tmp_path: Path):
+def test_cli_creates_lists_and_revokes_keys(tmp_path: Path):
     file = tmp_path / "secrets" / "keys.json"
     run = CliRunner().invoke
     made = run(app, ["keys", "create", "search", "--tokens-per-day", "5000", "--file", str(file)])

@@ -23,7 +23,7 @@ def test_call_is_late_after_factor_times_mean_and_at_least_one_second():
     assert Hedging(4.0).late_seconds is None
 
 
-def test_the_mean_follows_recent_calls():
+def test_mean_follows_recent_calls():
     hedging = with_mean(10.0)
     for _ in range(100):
         hedging.record(1.0)
@@ -40,7 +40,7 @@ async def fails(error: Exception) -> str:
     raise error
 
 
-async def test_a_call_that_hangs_is_hedged_and_cancelled(quick: Hedging):
+async def test_call_that_hangs_is_hedged_and_cancelled(quick: Hedging):
     ended = asyncio.Event()
 
     async def hangs() -> str:
@@ -57,13 +57,13 @@ async def test_a_call_that_hangs_is_hedged_and_cancelled(quick: Hedging):
     assert ended.is_set()
 
 
-async def test_a_call_in_time_is_not_hedged(quick: Hedging):
+async def test_call_in_time_is_not_hedged(quick: Hedging):
     calls = []
     assert await quick.first_of(asyncio.sleep(0, "first"), lambda: calls.append(1)) == "first"
     assert calls == []
 
 
-async def test_an_error_is_raised_only_if_no_call_succeeds(quick: Hedging):
+async def test_error_is_raised_only_if_no_call_succeeds(quick: Hedging):
     async def late(result: str) -> str:
         await asyncio.sleep(0.2)
         return result
@@ -80,7 +80,7 @@ async def test_an_error_is_raised_only_if_no_call_succeeds(quick: Hedging):
         await quick.first_of(late_failure(), lambda: fails(ValueError("second")))
 
 
-async def test_without_another_replica_the_first_call_returns_the_result(quick: Hedging):
+async def test_single_replica_returns_the_result_of_the_first_call(quick: Hedging):
     async def late() -> str:
         await asyncio.sleep(0.2)
         return "first"

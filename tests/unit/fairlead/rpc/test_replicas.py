@@ -64,7 +64,7 @@ async def test_calls_are_spread_over_the_replicas():
 
 
 @pytest.mark.parametrize("kind", ["dead", "silent"])
-async def test_a_dead_address_does_not_delay_calls(kind, silent_address):
+async def test_dead_address_does_not_delay_calls(kind, silent_address):
     dead = dead_address() if kind == "dead" else silent_address
     async with serving(Replica("alive")) as alive, AsyncRewardClient([dead, alive], retry=FAST) as client:
         start = time.monotonic()
@@ -81,7 +81,7 @@ async def test_unreachable_replicas_raise_unavailable_with_address_and_reason():
         assert time.monotonic() - start < 5
 
 
-async def test_a_restarted_replica_is_found():
+async def test_restarted_replica_is_found():
     address = dead_address()
     async with AsyncRewardClient(address, retry=MANY_ATTEMPTS, timeout_seconds=20) as client:
         port = int(address.rpartition(":")[2])
@@ -96,7 +96,7 @@ async def test_a_restarted_replica_is_found():
             assert time.monotonic() - start < 3
 
 
-async def test_a_replica_that_is_not_serving_gets_no_calls():
+async def test_replica_that_is_not_serving_gets_no_calls():
     a, b = Replica("a"), Replica("b")
     async with serving(a) as at_a, serving(b) as at_b, AsyncRewardClient([at_a, at_b]) as client:
         async with asyncio.timeout(10):
@@ -125,7 +125,7 @@ async def test_stale_weights_are_retried_on_another_replica():
             await client.score(ITEM)
 
 
-async def test_an_overloaded_replica_gets_no_calls_before_its_retry_delay():
+async def test_overloaded_replica_gets_no_calls_before_its_retry_delay():
     moments: list[float] = []
 
     async def behave(call: int) -> None:
@@ -149,7 +149,7 @@ async def test_an_overloaded_replica_gets_no_calls_before_its_retry_delay():
             assert time.monotonic() - start < 0.4, "the other replica was called at once"
 
 
-async def test_the_retry_delay_of_one_server_does_not_hold_a_shared_name():
+async def test_retry_delay_of_one_server_does_not_hold_a_shared_name():
     async def behave(call: int) -> None:
         if call == 1:
             raise Overloaded("queue is full", retry_after_seconds=0.5)
@@ -166,7 +166,7 @@ async def test_the_retry_delay_of_one_server_does_not_hold_a_shared_name():
         assert time.monotonic() - start >= 0.5
 
 
-async def test_an_attempt_that_hangs_is_retried_after_its_timeout():
+async def test_attempt_that_hangs_is_retried_after_its_timeout():
     async def behave(call: int) -> None:
         if call == 1:
             await asyncio.sleep(3600)
@@ -180,7 +180,7 @@ async def test_an_attempt_that_hangs_is_retried_after_its_timeout():
     assert hangs.calls == 2
 
 
-async def test_a_call_ends_at_its_deadline():
+async def test_call_ends_at_its_deadline():
     async def behave(call: int) -> None:
         await asyncio.sleep(3600)
 
@@ -210,7 +210,7 @@ async def test_errors_that_are_not_transient_are_not_retried(raised, seen, messa
         assert (caught.value.field, caught.value.index, caught.value.allowed) == ("items", 3, "x")
 
 
-async def test_a_message_that_is_too_large_raises_invalid_input():
+async def test_message_that_is_too_large_raises_invalid_input():
     replica = Replica("r")
     async with serving(replica, max_receive_message_length=1000) as address:
         async with AsyncRewardClient(address, retry=FAST) as client:
@@ -227,7 +227,7 @@ async def test_values_that_do_not_fit_a_message_are_refused_before_the_call():
             await client.score([("a", "b", "c")])  # type: ignore[list-item]
 
 
-async def test_a_cancelled_call_is_cancelled_on_the_server():
+async def test_cancelled_call_is_cancelled_on_the_server():
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def behave(call: int) -> None:
@@ -248,7 +248,7 @@ async def test_a_cancelled_call_is_cancelled_on_the_server():
             await call
 
 
-async def test_the_budget_limits_the_retries_of_all_calls():
+async def test_budget_limits_the_retries_of_all_calls():
     replica = Replica("r", raising(Unavailable("loading")))
     policy = RetryPolicy(
         max_attempts=10, initial_backoff_seconds=0.001, budget_tokens=15, budget_per_second=0.001
@@ -259,7 +259,7 @@ async def test_the_budget_limits_the_retries_of_all_calls():
     assert replica.calls == 10 + 15
 
 
-def test_the_budget_fills_with_time_and_success():
+def test_budget_fills_with_time_and_success():
     now = 0.0
     budget = RetryBudget(
         RetryPolicy(budget_tokens=2, budget_per_second=1, budget_per_success=0.5), clock=lambda: now
@@ -289,7 +289,7 @@ def test_invalid_addresses_are_refused(addresses):
         AsyncRewardClient(addresses)
 
 
-async def test_a_stream_is_retried_only_before_its_first_message():
+async def test_stream_is_retried_only_before_its_first_message():
     streamer = Streamer()
     add = policy_service_pb2_grpc.add_PolicyServiceServicer_to_server
     async with serving(streamer, add=add) as address, AsyncPolicyClient(address, retry=FAST) as client:

@@ -54,7 +54,7 @@ async def version(address: str, tls: TlsSection | None) -> str:
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-async def test_a_client_that_trusts_the_authority_connects(authority: Authority, mutual: bool):
+async def test_client_that_trusts_the_authority_connects(authority: Authority, mutual: bool):
     async with serving(authority.server(mutual=mutual)) as server:
         assert await version(server.address, authority.client(name="worker.local")) == "one"
         probe = GrpcHealth(server.address, authority.client(name="prober.local"))
@@ -69,9 +69,7 @@ async def test_a_client_that_trusts_the_authority_connects(authority: Authority,
         assert await asyncio.to_thread(blocking) == "one"
 
 
-async def test_a_client_that_does_not_trust_the_authority_gets_the_reason(
-    authority: Authority, tmp_path: Path
-):
+async def test_client_that_does_not_trust_the_authority_gets_the_reason(authority: Authority, tmp_path: Path):
     other = Authority(tmp_path, "theirs")
     async with serving(authority.server()) as server:
         with pytest.raises(Unauthenticated, match="certificate") as caught:
@@ -84,13 +82,13 @@ async def test_a_client_that_does_not_trust_the_authority_gets_the_reason(
         assert not await GrpcHealth(server.address)()
 
 
-async def test_an_expired_certificate_of_a_server_is_refused(authority: Authority):
+async def test_expired_certificate_of_a_server_is_refused(authority: Authority):
     async with serving(authority.server(expired=True)) as server:
         with pytest.raises(Unauthenticated, match="expired"):
             await version(server.address, authority.client())
 
 
-async def test_the_name_of_a_server_must_match_its_address(authority: Authority):
+async def test_name_of_a_server_must_match_its_address(authority: Authority):
     async with serving(authority.server("reward.example")) as server:
         with pytest.raises(Unauthenticated, match=r"its name is not that of the address .*tls\.server_name"):
             await version(server.address, authority.client())
@@ -131,7 +129,7 @@ async def test_old_tls_versions_are_refused(authority: Authority):
             await asyncio.open_connection(host, int(port), ssl=old)
 
 
-async def test_a_server_loads_a_renewed_certificate_without_a_restart(authority: Authority, tmp_path: Path):
+async def test_server_loads_a_renewed_certificate_without_a_restart(authority: Authority, tmp_path: Path):
     """The authority and the certificates are replaced at the same time."""
     section = authority.server()
     async with serving(section) as server:
@@ -145,7 +143,7 @@ async def test_a_server_loads_a_renewed_certificate_without_a_restart(authority:
             await version(server.address, authority.client())
 
 
-async def test_a_client_loads_a_renewed_certificate_without_a_restart(authority: Authority, tmp_path: Path):
+async def test_client_loads_a_renewed_certificate_without_a_restart(authority: Authority, tmp_path: Path):
     new = Authority(tmp_path, "new")
     mutual = authority.server(mutual=True)
     client_tls = authority.client(name="worker.local")
@@ -219,7 +217,7 @@ def test_missing_tls_settings_are_named(authority: Authority, tmp_path: Path):
         Certificates(TlsSection(certificate=section.certificate, key=other_key))
 
 
-def test_a_key_with_a_passphrase_is_refused_without_a_prompt(authority: Authority, tmp_path: Path):
+def test_key_with_a_passphrase_is_refused_without_a_prompt(authority: Authority, tmp_path: Path):
     from cryptography.hazmat.primitives import serialization
 
     section = authority.server()
@@ -243,7 +241,7 @@ def page(port: int, context: ssl.SSLContext | None) -> bytes:
     return content
 
 
-async def test_the_metrics_endpoint_uses_tls_if_configured(authority: Authority, tmp_path: Path):
+async def test_metrics_endpoint_uses_tls_if_configured(authority: Authority, tmp_path: Path):
     section = authority.server(mutual=True)
     observe = ObserveSection(metrics_tls=True)
     registry = CollectorRegistry()
@@ -274,6 +272,6 @@ async def test_the_metrics_endpoint_uses_tls_if_configured(authority: Authority,
         stop()
 
 
-def test_the_metrics_endpoint_needs_a_certificate_for_tls():
+def test_metrics_endpoint_needs_a_certificate_for_tls():
     with pytest.raises(ConfigError, match=r"observe\.metrics_tls"):
         metrics_page.serve(ObserveSection(metrics_tls=True), tls=TlsSection(), ready=lambda: True)

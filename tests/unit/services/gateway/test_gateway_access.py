@@ -88,7 +88,7 @@ async def test_exceeded_rates_and_quotas_return_a_delay(http: Gateway, keys: Key
     assert (refusals(http, "requests"), refusals(http, "quota")) == (1, 1)
 
 
-async def test_request_above_its_keys_token_limit_is_refused_before_scoring(http: Gateway, keys: Keys):
+async def test_request_above_token_limit_of_key_is_refused_before_scoring(http: Gateway, keys: Keys):
     small = keys.add("small", max_request_tokens=NUM_TOKENS)
     assert (await post(http, small)).status == 200
     for path, body in {
@@ -108,7 +108,7 @@ async def test_request_above_its_keys_token_limit_is_refused_before_scoring(http
     assert (await post(http, limited)).status == 200
 
 
-async def test_generation_above_its_keys_token_limit_is_refused_before_it_starts(keys: Keys, tmp_path: Path):
+async def test_generation_above_token_limit_of_key_is_refused_before_it_starts(keys: Keys, tmp_path: Path):
     small = keys.add("small", scopes=("generate",), max_request_tokens=20)
     asked = {"messages": [{"role": "user", "content": "w1 w2"}]}
     async with policy_server(tmp_path / "policy", chat_template="{{ messages[0]['content'] }}") as policy:

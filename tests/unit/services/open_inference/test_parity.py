@@ -291,7 +291,7 @@ async def test_statistics_count_the_same_requests(served: Both):
         assert over_grpc["inference_stats"][key]["ns"] > 0
 
 
-async def test_parts_that_are_not_offered_are_refused_alike(served: Both):
+async def test_unsupported_parts_are_refused_alike(served: Both):
     stub = served.stub
     calls = {
         "repository/models/reward/load": (

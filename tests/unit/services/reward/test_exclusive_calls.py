@@ -92,7 +92,7 @@ async def reference(folder, held: Held, monkeypatch: pytest.MonkeyPatch) -> Asyn
 
 
 @pytest.mark.parametrize("service", [reward, reference])
-async def test_exclusive_call_is_refused_while_others_run_and_then_runs_by_itself(
+async def test_exclusive_call_is_refused_while_others_run_then_accepted(
     tmp_path, monkeypatch: pytest.MonkeyPatch, service
 ) -> None:
     held = Held()

@@ -189,7 +189,7 @@ async def test_canary_share_holds_and_repeated_requests_reach_the_same_model(mod
         assert all(now == canary for now, then in zip(wider, once, strict=True) if then == canary)
 
 
-async def test_a_version_can_be_asked_for(models, oracle):
+async def test_any_loaded_version_can_be_requested(models, oracle):
     first, second, _ = (str(path) for path in models)
     async with reward_service(first) as world, triton.InferenceServerClient(world.address) as client:
         await world.scoring.load(second, canary_share=0.01)

@@ -38,7 +38,7 @@ def assembled(scores: tuple[float, ...] = (1.0,), logprobs: tuple[float, ...] | 
     return assemble(found, scored_as_text=False)
 
 
-def test_a_complete_completion_is_accepted() -> None:
+def test_complete_completion_is_accepted() -> None:
     check_completion(TASK, WHOLE)
     rollout = assembled()
     assert (rollout.completion, rollout.score, rollout.reference_logprobs) == (WHOLE, 1.0, (-1.0, -2.0, -3.0))
@@ -61,7 +61,7 @@ def test_every_token_needs_one_version(spans: tuple[VersionSpan, ...]) -> None:
     assert raised.value.reason == "completion_malformed"
 
 
-def test_a_completion_without_tokens_or_finish_reason_is_malformed() -> None:
+def test_completion_without_tokens_or_finish_reason_is_malformed() -> None:
     for broken in (
         replace(WHOLE, token_ids=(), logprobs=(), version_spans=()),
         replace(WHOLE, finish_reason=None),

@@ -1,6 +1,4 @@
-"""Coalesced calls return the result that each item would get in its own call; one item's error fails no
-other.
-"""
+"""Coalesced calls return to each item the result of its own call; an error of one item fails no other."""
 
 from __future__ import annotations
 
@@ -64,7 +62,7 @@ async def test_items_that_arrive_during_calls_are_coalesced(monkeypatch: pytest.
     assert service.calls[MAX_CALLS:] == [list(range(10, 20))]
 
 
-async def test_a_slow_service_gets_parallel_calls() -> None:
+async def test_slow_service_gets_parallel_calls() -> None:
     service = Service()
     calls = CoalescedCalls(service.call)
     pending = []
@@ -75,7 +73,7 @@ async def test_a_slow_service_gets_parallel_calls() -> None:
     assert await asyncio.gather(*pending) == [n * n for n in range(MAX_CALLS + 3)]
 
 
-async def test_a_call_has_at_most_max_items_and_max_tokens() -> None:
+async def test_call_has_at_most_max_items_and_max_tokens() -> None:
     service = Service()
     service.gate.set()
     calls = CoalescedCalls(service.call)
@@ -89,7 +87,7 @@ async def test_a_call_has_at_most_max_items_and_max_tokens() -> None:
 
 
 @pytest.mark.parametrize("error", [InvalidInput("items", got=3, allowed="4"), InternalError("nan")])
-async def test_an_invalid_item_fails_no_other_item(error: Exception) -> None:
+async def test_invalid_item_fails_no_other_item(error: Exception) -> None:
     service = Service()
     service.errors[3] = error
     service.gate.set()
@@ -100,7 +98,7 @@ async def test_an_invalid_item_fails_no_other_item(error: Exception) -> None:
     assert found == [0, 1, 4, error, 16, 25]
 
 
-async def test_an_unavailable_service_gets_one_call_for_all_items() -> None:
+async def test_unavailable_service_gets_one_call_for_all_items() -> None:
     service = Service()
     error = service.errors[0] = Unavailable("gone")
     service.gate.set()
@@ -138,7 +136,7 @@ def no_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coalesced_calls, "_SPREAD_SECONDS", 0.0)
 
 
-async def test_the_item_that_kills_replicas_is_isolated(no_spread: None) -> None:
+async def test_item_that_kills_replicas_is_isolated(no_spread: None) -> None:
     service = Service()
     service.poison.add(3)
     service.gate.set()
@@ -152,7 +150,7 @@ async def test_the_item_that_kills_replicas_is_isolated(no_spread: None) -> None
     assert service.exclusive == [list(range(6)), [0], [1], [2], [3], [4], [5]]
 
 
-async def test_items_are_sent_once_more_after_a_replica_died_of_something_else(no_spread: None) -> None:
+async def test_items_are_resent_once_after_an_unrelated_death_of_a_replica(no_spread: None) -> None:
     service = Service()
     service.errors[3] = ReplicaLost("Socket closed")
     service.gate.set()
@@ -166,7 +164,7 @@ async def test_items_are_sent_once_more_after_a_replica_died_of_something_else(n
     assert (service.calls, service.exclusive) == ([list(range(6))], [list(range(6))])
 
 
-async def test_an_exclusive_call_is_retried_until_it_is_accepted(no_spread: None) -> None:
+async def test_exclusive_call_is_retried_until_it_is_accepted(no_spread: None) -> None:
     service = Service()
     service.refusals = [
         Overloaded("others", retry_after_seconds=0.0),
@@ -179,7 +177,7 @@ async def test_an_exclusive_call_is_retried_until_it_is_accepted(no_spread: None
     assert (service.calls, service.exclusive) == ([], [[7]] * 4)
 
 
-async def test_a_replica_that_does_not_restart_raises_unavailable(
+async def test_replica_that_does_not_restart_raises_unavailable(
     no_spread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coalesced_calls, "_RESTART_SECONDS", 0.0)

@@ -107,7 +107,7 @@ async def bench(
             await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_rollout_has_the_results_of_the_services() -> None:
+async def test_rollout_has_the_results_of_the_services() -> None:
     script = Script()
     async with bench(script, tasks=[task(4)]) as b:
         result = (await b.outcomes(1))[4]
@@ -181,7 +181,7 @@ async def test_tasks_above_the_limit_are_not_claimed() -> None:
         (task(0, prompt=(1, VOCABULARY_SIZE)), "prompt_token_unknown"),
     ],
 )
-async def test_an_invalid_prompt_is_dead_lettered_at_once(bad: PromptTask, reason: str) -> None:
+async def test_invalid_prompt_is_dead_lettered_at_once(bad: PromptTask, reason: str) -> None:
     script = Script()
     async with bench(script, tasks=[bad, task(1)]) as b:
         outcomes = await b.outcomes(2)
@@ -193,7 +193,7 @@ async def test_an_invalid_prompt_is_dead_lettered_at_once(bad: PromptTask, reaso
 
 
 @pytest.mark.parametrize("service", ["policy", "reward", "reference"])
-async def test_a_task_refused_by_a_service_is_dead_lettered_at_once(service: str) -> None:
+async def test_task_refused_by_a_service_is_dead_lettered_at_once(service: str) -> None:
     asked = 0
 
     async def refuse(*arguments):
@@ -216,7 +216,7 @@ async def test_a_task_refused_by_a_service_is_dead_lettered_at_once(service: str
         ("generate", "policy_not_finite"),
     ],
 )
-async def test_a_result_that_is_not_finite_counts_as_a_failure(part: str, reason: str) -> None:
+async def test_result_that_is_not_finite_counts_as_a_failure(part: str, reason: str) -> None:
     asked = 0
 
     async def broken(*arguments):
@@ -245,7 +245,7 @@ async def test_a_result_that_is_not_finite_counts_as_a_failure(part: str, reason
     assert b.counted("failed") == 2
 
 
-async def test_an_internal_error_of_a_service_counts_as_a_failure() -> None:
+async def test_internal_error_of_a_service_counts_as_a_failure() -> None:
     async def broken(request, context):
         await context.abort(grpc.StatusCode.INTERNAL, "internal error 4711")
 
@@ -315,7 +315,7 @@ async def test_leases_are_renewed_during_a_task() -> None:
     assert len(script.requests) == 1
 
 
-async def test_a_task_whose_lease_was_lost_is_cancelled() -> None:
+async def test_task_whose_lease_was_lost_is_cancelled() -> None:
     ended = asyncio.Event()
 
     async def generate(request, context):
@@ -337,7 +337,7 @@ async def test_a_task_whose_lease_was_lost_is_cancelled() -> None:
     assert entry.sending.number == 2
 
 
-async def test_a_drain_finishes_tasks_and_releases_the_rest() -> None:
+async def test_drain_finishes_tasks_and_releases_the_rest() -> None:
     hold = asyncio.Event()
 
     async def generate(request, context):
@@ -407,7 +407,7 @@ async def test_results_stay_in_memory_while_the_queue_is_unavailable(
     assert "the queue answers again" in caplog.text
 
 
-async def test_a_prompt_of_a_newer_schema_ends_the_worker_after_a_drain() -> None:
+async def test_prompt_of_a_newer_schema_ends_the_worker_after_a_drain() -> None:
     hold = asyncio.Event()
 
     async def generate(request, context):

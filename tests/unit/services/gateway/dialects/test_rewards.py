@@ -31,7 +31,7 @@ async def scores(address: str, *items: TextPair) -> list[float]:
         return list((await client.score(items)).scores)
 
 
-async def test_rewards_returns_the_service_s_scores_model_and_version(
+async def test_rewards_returns_scores_model_and_version_of_the_service(
     http: Gateway, reward: str, reward_folder
 ):
     expected = await scores(reward, *(TextPair("w1 w2", response) for response in RESPONSES))

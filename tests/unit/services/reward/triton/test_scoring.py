@@ -129,7 +129,7 @@ async def test_invalid_items_are_refused_before_anything_is_sent(reward_folder):
             await scoring.score([TokenPair((1,), (2,))], ScoreCall(deadline=None, model_version="other"))
 
 
-async def test_tokens_in_flight_are_bounded(reward_folder):
+async def test_tokens_in_flight_are_limited(reward_folder):
     batching = BatchingSection(max_queue_tokens=100)
     async with reward_service(reward_folder) as world:
         async with front(section(reward_folder, world.address, batching=batching)) as scoring:
