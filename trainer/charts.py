@@ -1,6 +1,6 @@
 """The charts of a report, as SVG in data URIs, so that a page needs no other file.
 
-Numbers in, a picture out, all in one style. Knows no run folder and no page.
+Functions that turn numbers into pictures of one style. Knows nothing about run folders or pages.
 """
 
 from __future__ import annotations

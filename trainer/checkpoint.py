@@ -1,4 +1,4 @@
-"""Checkpoints: the only truth about what was trained. Atomic, checksummed, without pickle.
+"""Checkpoints: the only authority on what was trained. Atomic, checksummed, without pickle.
 
 A checkpoint is a folder `<incarnation>-<update>` of safetensors files, `state.json`, and `manifest.json` with
 the SHA-256 of each. The claims of incarnations are in the same parent folder (trainer/lineage.py). Does not

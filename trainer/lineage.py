@@ -2,8 +2,8 @@
 
 `incarnation-<n>.json` claims a number by exclusive creation. `incarnation-<n>.resumed-from.json` records,
 before anything is published, at which update the incarnation began. It is written once: by the incarnation
-itself, or by a newer one that found it missing, and then says that incarnation n never begins. So a trainer
-that begins knows all incarnations that did.
+itself, or by a newer one that found it missing; in that case it says that incarnation n never begins. So a
+trainer that begins knows all incarnations that began before it.
 """
 
 from __future__ import annotations

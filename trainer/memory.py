@@ -1,4 +1,4 @@
-"""Gradient checkpointing, and the error when training does not fit into memory."""
+"""Gradient checkpointing, and the error raised when training does not fit into memory."""
 
 from __future__ import annotations
 

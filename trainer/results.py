@@ -1,4 +1,4 @@
-"""Result files, `result_<stage>.json`: the hash of the settings in them, and whether a stage is done."""
+"""Result files, `result_<stage>.json`: the hash of the settings in them, and whether a stage has finished."""
 
 from __future__ import annotations
 

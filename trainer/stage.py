@@ -1,6 +1,6 @@
-"""The process around every `python -m trainer.<stage>`: flags, logs, metrics page, signals, exit codes.
+"""The process that runs every `python -m trainer.<stage>`: flags, logs, metrics page, signals, exit codes.
 
-Knows no stage: each `__main__` passes its own body.
+Knows nothing about the stages: each `__main__` passes its own body.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The state of every task in a run's checkpoints, and the incarnations of its trainer, read without torch.
 
 Only a checkpoint decides what was trained; the claims record which incarnations began, and at which update.
-Corrupt files are reported, their content is never guessed. Knows no journal.
+Corrupt files are reported, their content is never guessed. Does not read the journals.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def newest(checkpoints: Sequence[CheckpointState], lineage: Sequence[Ancestor]) 
 def _read_checkpoint(folder: Path, version: WeightVersion, *, tensors: bool) -> CheckpointState:
     digests = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
     if _STATE not in digests:
-        raise ValueError(f"its manifest does not name {_STATE}")
+        raise ValueError(f"its manifest does not list {_STATE}")
     for name, digest in digests.items():
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")

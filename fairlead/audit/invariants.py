@@ -184,7 +184,7 @@ def lineage_matches(history: History) -> Iterator[Finding]:
         known = set(lineage)
         expected = [one for one in history.lineage if lineage and one.incarnation <= lineage[-1].incarnation]
         if [one for one in expected if one in known or one.incarnation in makers] != list(lineage):
-            yield Finding("lineage_differs", f"{name} has another lineage than the claimed incarnations")
+            yield Finding("lineage_differs", f"{name} and the claimed incarnations have different lineages")
     queue = history.snapshot.queue
     if queue and queue.incarnation > max(history.snapshot.claims.claimed, default=0):
         words = f"incarnation {queue.incarnation} holds the queue's fence, but has no claim in this folder"

@@ -1,6 +1,6 @@
 """The whole audit of a run, and its report: figures, incarnations, findings.
 
-Knows no terminal; `fairlead audit` prints the report.
+Prints nothing: `fairlead audit` shows the report.
 """
 
 from __future__ import annotations

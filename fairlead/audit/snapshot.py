@@ -84,7 +84,11 @@ def read_run(
         if read_claims(folder.checkpoints, []) == found.claims:
             return found
     found.damage.append(
-        Damage(folder.checkpoints.name, 0, "incarnations began while the run was read; audit again")
+        Damage(
+            folder.checkpoints.name,
+            0,
+            "incarnations began during the audit; run it again",
+        )
     )
     return found
 

@@ -106,7 +106,7 @@ def _config(source: str, kind: DataKind | None, overrides: list[str] | None) -> 
     settings = parse_overrides(overrides or [])
     if source.endswith(".toml"):
         if kind:
-            fail("--as: got it with a run's file, allowed: with a file, a folder or a dataset of the hub")
+            fail("--as: got a run's file, allowed: a file, a folder or a dataset of the hub")
         return load(Path(source), overrides=settings)
     config = load(overrides=settings)
     found = kind.value if kind else detect(config, source)

@@ -84,7 +84,7 @@ def generate(  # noqa: PLR0913, PLR0917 - a flag each
     if prompts and (file is not None or text):
         fail("prompts: got arguments and --file or --text, allowed: one of them")
     if stream and (json_lines or out is not None or n > 1):
-        fail("--stream: got it with --json, --out or --n above 1, allowed: one answer per prompt, as text")
+        fail("--stream: got --json, --out or --n above 1 as well, allowed: one answer per prompt, as text")
     sampling = SamplingParams(
         temperature=temperature,
         top_p=top_p,

@@ -1,4 +1,4 @@
-"""Reading and writing lines for `score` and `generate`; knows no service.
+"""Reading and writing lines for `score` and `generate`; knows nothing about services.
 
 `read` and `scan` read JSON lines, Parquet or text. `in_order` works on several lines concurrently and yields
 the results in their order. `writing` and `resumable` write a file that appears only when it is complete; with

@@ -57,7 +57,7 @@ def reload(
     if sum(actions) > 1:
         fail("got several of MODEL, --share, --promote and --abandon, allowed: one of them")
     if canary is not None and model is None:
-        fail("--canary: got no MODEL, allowed: with the MODEL of the canary; --share changes its share")
+        fail("--canary: got no MODEL, allowed: --canary with a MODEL; use --share for a loaded canary")
     found: dict[str, Any] = {}
     for one in address:
         with RewardAdminClient(one, **connection(timeout_seconds)) as client:

@@ -123,13 +123,13 @@ def _check_flags(
     restart: bool,
 ) -> None:
     if response and (file is not None or text):
-        fail("--response: got it with a file or --text, allowed: one of them")
+        fail("--response: got a file or --text as well, allowed: one of them")
     if prompt and not (response or text):
-        fail("--prompt: got it with a file of JSON lines, allowed: with --response or --text")
+        fail("--prompt: got a file of JSON lines as well, allowed: --prompt with --response or --text")
     if out is not None and out.suffix in (".gz", ".parquet"):
         fail(f"--out: got {str(out)!r}, allowed: the name of a file of JSON lines")
     if restart and out is None:
-        fail("--restart: got it without --out, allowed: with --out")
+        fail("--restart: got no --out, allowed: --restart with --out")
 
 
 class _Source:

@@ -1,6 +1,6 @@
 """The blocking clients: the asynchronous clients, run by an event loop in a background thread.
 
-This also works where an event loop runs already, such as in a notebook. Knows no service.
+This also works where an event loop runs already, such as in a notebook. Knows nothing about services.
 """
 
 from __future__ import annotations

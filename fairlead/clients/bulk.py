@@ -1,6 +1,6 @@
 """Work on many inputs: spread over several streams, returned in order, with a progress bar.
 
-Used by the reward client and by `fairlead score`. Knows no service and no message.
+Used by the reward client and by `fairlead score`. Knows nothing about services or messages.
 """
 
 from __future__ import annotations

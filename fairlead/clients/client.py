@@ -1,6 +1,6 @@
 """The base of every client: addresses, a deadline and retries around the stub of one service.
 
-The file of each service adds its calls. Knows no message.
+The file of each service adds its calls. Knows nothing about messages.
 """
 
 from __future__ import annotations

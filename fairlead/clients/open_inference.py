@@ -1,7 +1,7 @@
 """The client of a reward model served by Triton or another server of the Open Inference Protocol v2.
 
-Between the reward service's Triton engine (or a user) and `fairlead.rpc`: addresses, deadlines and retries
-are those of every client. Needs tritonclient for the generated stubs. Knows tensors, no tokenizer.
+Sits between the reward service's Triton engine (or a user) and `fairlead.rpc`: addresses, deadlines and
+retries are those of every client. Needs tritonclient for the generated stubs. Knows tensors, no tokenizer.
 """
 
 from __future__ import annotations

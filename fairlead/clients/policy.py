@@ -1,5 +1,6 @@
-"""The client of the policy service, which returns completions of a prompt. Between its users and
-`fairlead.rpc`.
+"""The client of the policy service, which returns completions of a prompt.
+
+Sits between its users and `fairlead.rpc`.
 """
 
 from __future__ import annotations

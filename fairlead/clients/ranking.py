@@ -1,6 +1,6 @@
 """Rank the responses to one prompt by their scores, with the probability of each to be the best.
 
-Knows no message.
+Knows nothing about messages.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The client of the reference service, which returns log-probs under the frozen reference model.
 
-Between its users and `fairlead.rpc`.
+Sits between its users and `fairlead.rpc`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The client of the reward service, which scores and ranks responses. Between its users and
-`fairlead.rpc`.
+"""The client of the reward service, which scores and ranks responses.
+
+Sits between its users and `fairlead.rpc`.
 """
 
 from __future__ import annotations

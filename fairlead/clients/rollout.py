@@ -1,7 +1,7 @@
 """One rollout: generate a completion, then score it and look up its reference log-probs at the same time.
 
-Used by the rollout worker and by the trainer's evaluation, which pass calls that retry, time or coalesce as
-they need. It knows no queue, no task and no retry.
+Used by the rollout worker and by the trainer's evaluation, which pass calls that retry, measure or coalesce
+as needed. It knows nothing about the queue, tasks or retries.
 """
 
 from __future__ import annotations

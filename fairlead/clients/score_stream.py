@@ -1,7 +1,7 @@
 """Score many requests over a bidirectional stream: requests to send, requests in flight, and outcomes.
 
-Between `AsyncRewardClient.score_stream` and `fairlead.rpc`. It continues on another stream when one breaks:
-every request without an outcome is sent again, which is safe because scoring has no side effects.
+Sits between `AsyncRewardClient.score_stream` and `fairlead.rpc`. It continues on another stream when one
+breaks: every request without an outcome is sent again, which is safe because scoring has no side effects.
 """
 
 from __future__ import annotations

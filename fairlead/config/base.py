@@ -1,4 +1,4 @@
-"""Base classes and types that several sections of a run's configuration share. Knows no concrete section."""
+"""Base classes and types that several sections of a run's configuration share; no concrete section."""
 
 from __future__ import annotations
 

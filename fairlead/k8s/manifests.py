@@ -1,6 +1,7 @@
 """The manifests of one run: `kubectl kustomize` over an overlay, with the run's file as a ConfigMap.
 
-Reads k8s/ and writes a temporary folder; it knows no cluster. docs/kubernetes.md describes the folders.
+Reads k8s/ and writes a temporary folder; it does not connect to a cluster. docs/kubernetes.md describes the
+folders.
 """
 
 from __future__ import annotations

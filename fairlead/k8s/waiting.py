@@ -1,4 +1,4 @@
-"""Waits for a run in the cluster: until every process is ready, or until the trainer is done.
+"""Waits for a run in the cluster: until every process is ready, or until the trainer has finished.
 
 It reports what it waits for whenever that changes, and ends early after a failure that waiting cannot fix.
 """
@@ -100,7 +100,7 @@ def _end_of_trainer(states: Sequence[ProcessState]) -> WaitOutcome | dict[str, s
     if trainer is None:
         return WaitOutcome(1, "the trainer no longer exists in this namespace")
     if trainer.done:
-        return WaitOutcome(0, "the trainer is done")
+        return WaitOutcome(0, "the trainer has finished")
     return {_TRAINER: f"the end of the {_TRAINER}{f' ({trainer.doing})' if trainer.doing else ''}"}
 
 

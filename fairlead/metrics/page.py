@@ -1,6 +1,6 @@
 """The HTTP endpoint of a process for Prometheus, probes and people: /metrics, /healthz, /readyz, /waiting.
 
-Plain text, or TLS if configured. Knows no metric.
+Plain text, or TLS if configured. Knows nothing about metrics.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def member_paths(path: str) -> list[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{file} is not a valid list of members: {error!r}") from error
     if not found:
-        raise ModelLoadError(f"{file} names no members")
+        raise ModelLoadError(f"{file} lists no members")
     return found
 
 
@@ -125,7 +125,7 @@ def temperature_of(path: str) -> EnsembleTemperature | None:
             float(content["temperature"]), str(content["rule"]), float(content["std_weight"])
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"{file} has no temperature with its rule: {error!r}") from error
+        raise ModelLoadError(f"{file} is not a valid calibration temperature: {error!r}") from error
     if not 0 < found.temperature < float("inf"):
         raise ModelLoadError(f"{file}: temperature: got {found.temperature}, allowed: a positive number")
     return found

@@ -192,7 +192,7 @@ def check_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTok
     if largest >= embedding.num_embeddings:
         raise ModelLoadError(
             f"the model {path!r} has an embedding of {embedding.num_embeddings} rows, and its tokenizer "
-            f"gives ids up to {largest}: either it is the tokenizer of another model, or tokens were added "
+            f"has ids up to {largest}: either the tokenizer belongs to another model, or tokens were added "
             "without resizing the embedding"
         )
 

@@ -143,8 +143,8 @@ def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = 
     if layer is None or not _reads_last_token(model, body, layer):
         if fresh_head or not _ignores_padding(model):
             raise ModelLoadError(
-                f"{type(model).__name__} of {path!r} reads its score neither from the last token's hidden "
-                "state nor as an encoder without segments does: give a sequence-classification model made "
+                f"{type(model).__name__} of {path!r} computes its score neither from the last token's hidden "
+                "state nor as an encoder without segments does: use a sequence-classification model made "
                 "from a causal language model"
             )
         head = ScalarHead(1, std=0.0)

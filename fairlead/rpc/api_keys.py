@@ -1,7 +1,7 @@
 """API keys: their format, scopes and limits, and the file with the hashes of all keys.
 
 Written by `fairlead keys`, read by the edge of every service. A key is `fl_<id>_<secret>`; the file contains
-its SHA-256, never the key. Knows no request; uses the clock only for expiry.
+its SHA-256, never the key. Knows nothing about requests; uses the clock only for expiry.
 
 A fast hash is enough: the secret has 256 random bits, so that no dictionary attack is possible (NIST SP
 800-63B, section 5.1.4, requires a slow hash only for secrets chosen by people).

@@ -1,6 +1,6 @@
 """Credentials of a client: TLS or plain text, and an API key.
 
-Beneath `fairlead/rpc/replicas.py`. An API key is never sent to another machine in plain text unless that is
+Used by `fairlead/rpc/replicas.py`. An API key is never sent to another machine in plain text unless that is
 allowed explicitly, and never appears in a message or a log.
 """
 

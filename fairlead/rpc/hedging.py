@@ -1,7 +1,7 @@
 """Hedged requests: a late call is sent to another replica as well, and the first result counts.
 
-After Dean and Barroso, The Tail at Scale (2013). For idempotent calls. Beneath `fairlead/rpc/replicas.py`;
-knows no replica and no message.
+After Dean and Barroso, The Tail at Scale (2013). For idempotent calls. Used by `fairlead/rpc/replicas.py`;
+knows nothing about replicas or messages.
 """
 
 from __future__ import annotations

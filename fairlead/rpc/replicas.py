@@ -1,7 +1,7 @@
 """Calls to the replicas of one service: which replica is next, and when a call is retried or hedged.
 
-Between the clients and grpc.aio. Knows no message, only the stubs that a client makes. Every call has a
-deadline and is idempotent, so every transient error is retried.
+Sits between the clients and grpc.aio. Knows the stubs that a client creates, but not their messages. Every
+call has a deadline and is idempotent, so every transient error is retried.
 
 A replica is used while its channel is READY: connected, and the server's health reports SERVING (gRFC A17).
 An address may be `host:port`, or `dns:///name:port`, whose replicas gRPC finds and balances.

@@ -1,6 +1,6 @@
 """The retries of one call: full-jitter backoff within a number of attempts, a budget and a deadline.
 
-Beneath `fairlead/rpc/replicas.py`, which makes the calls. Knows no replica and no message.
+Used by `fairlead/rpc/replicas.py`, which makes the calls. Knows nothing about replicas or messages.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """gRPC statuses → errors of `fairlead.errors`: the inverse of `fairlead.errors.GRPC_STATUS`.
 
-Between grpc.aio and the error tree. Knows no message and no service.
+Sits between grpc.aio and the error tree. Knows nothing about messages or services.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The certificates of a process: its own and those of trusted authorities, read again when the files change.
 
-Beneath everything that listens or connects; creates credentials for gRPC and for Python's ssl. Knows no
-address. A change takes effect at the next handshake. While files do not match, for example during their
-replacement, the previous certificates stay in use and an error is logged.
+Used by everything that listens or connects; creates credentials for gRPC and for Python's ssl. Knows nothing
+about addresses. A change takes effect at the next handshake. While files do not match, for example during
+their replacement, the previous certificates stay in use and an error is logged.
 """
 
 from __future__ import annotations

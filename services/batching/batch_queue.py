@@ -1,7 +1,7 @@
 """The queue of the micro-batcher: admission, two lanes by priority, and the choice of the next batch.
 
-Not thread-safe: the batcher holds its lock around every call. Knows no model; computing times are reported by
-the batcher.
+Not thread-safe: the batcher holds its lock around every call. Knows nothing about models; computing times are
+reported by the batcher.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Used by the batch queue. `PaddedPacking` is for models that pad a batch to its longest sequence;
 `SharedPacking` is for models without padding that compute a shared prefix once. Both always include the
-oldest sequence, so no request starves. Knows no model.
+oldest sequence, so no request starves. Knows nothing about models.
 """
 
 from __future__ import annotations

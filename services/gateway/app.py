@@ -1,6 +1,6 @@
 """Build the ASGI app: the routes of every dialect, their API page, and the edge around them.
 
-Knows no server; `server.py` runs the app.
+Knows nothing about servers; `server.py` runs the app.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The outermost layer of every HTTP request: authentication, limits, deadline, cancellation, metrics, log.
 
 An ASGI app between uvicorn and the FastAPI app. It reads the whole body, within the limits, before the app
-starts. It knows no dialect; `failures.py` knows how each one reports an error.
+starts. It knows nothing about dialects; `failures.py` knows how each dialect reports an error.
 """
 
 from __future__ import annotations

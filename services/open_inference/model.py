@@ -1,6 +1,6 @@
 """The reward model as the Open Inference Protocol presents it: one name, the versions of its weights.
 
-Between the servicer or router, which take messages apart, and the function that computes scores.
+Sits between the servicer or router, which take messages apart, and the function that computes scores.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class InferenceModel:
     def check_name(self, name: str) -> None:
         """Raise NotFound unless `name` is the model's."""
         if name != self.name:
-            raise NotFound(f"no model {name[:80]!r} here; there is {self.name!r}")
+            raise NotFound(f"no model {name[:80]!r}; this server has {self.name!r}")
 
     def find(self, version: str) -> RewardInfo:
         """Return the model of a version, of the current one if `version` is empty.

@@ -1,4 +1,5 @@
-"""Tensors of the Open Inference Protocol v2 → items to score, and scores → a tensor. Knows no transport.
+"""Tensors of the Open Inference Protocol v2 → items to score, and scores → a tensor. Knows nothing about
+transports.
 
 Names are those of NeMo-Aligner's reward models: `sentences`, or `tokens` with `sequence_lengths`; `rewards`.
 Shape, type and size of a tensor are checked against its data before anything is built from them. Ids stay in
@@ -158,7 +159,7 @@ def _check_claims(tensor: InputTensor) -> None:
 def _texts(tensor: InputTensor) -> list[str]:
     elements: Sequence[Any] = tensor.values if tensor.raw is None else _raw_elements(tensor, tensor.raw)
     if len(elements) != tensor.rows:
-        raise tensor.error(got=f"{len(elements)} elements", allowed=f"{tensor.rows}, as its shape says")
+        raise tensor.error(got=f"{len(elements)} elements", allowed=f"{tensor.rows}, to match the shape")
     texts: list[str] = []
     for index, element in enumerate(elements):
         try:
@@ -174,12 +175,12 @@ def _raw_elements(tensor: InputTensor, raw: bytes) -> list[bytes]:
     start = 0
     for index in range(tensor.rows):
         if start + _LENGTH.size > len(raw):
-            raise tensor.error(got=f"{index} elements", allowed=f"{tensor.rows}, as its shape says")
+            raise tensor.error(got=f"{index} elements", allowed=f"{tensor.rows}, to match the shape")
         (size,) = _LENGTH.unpack_from(raw, start)
         start += _LENGTH.size
         if start + size > len(raw):
             got = f"a length of {size} bytes, but {len(raw) - start} bytes follow"
-            raise tensor.error(index=index, got=got, allowed="the length of the element")
+            raise tensor.error(index=index, got=got, allowed="a length within the data")
         elements.append(raw[start : start + size])
         start += size
     if start != len(raw):
@@ -194,7 +195,7 @@ def _integers(tensor: InputTensor) -> NDArray[np.int64]:
     if tensor.raw is None:
         values = tensor.values
         if len(values) != count:
-            raise tensor.error(got=f"{len(values)} elements", allowed=f"{count}, as its shape says")
+            raise tensor.error(got=f"{len(values)} elements", allowed=f"{count}, to match the shape")
         least = int(np.iinfo(dtype).min)
         most = min(int(np.iinfo(dtype).max), _MAX_INT64)
         if min(values) < least or max(values) > most:
@@ -202,7 +203,7 @@ def _integers(tensor: InputTensor) -> NDArray[np.int64]:
             raise tensor.error(index=index, got=values[index], allowed=f"from {least} to {most}")
         return np.array(values, dtype=np.int64)
     if len(tensor.raw) != count * dtype.itemsize:
-        allowed = f"{count * dtype.itemsize}, as its shape says"
+        allowed = f"{count * dtype.itemsize}, to match the shape"
         raise tensor.error(got=f"{len(tensor.raw)} bytes", allowed=allowed)
     numbers = np.frombuffer(tensor.raw, dtype=dtype)
     if dtype == np.dtype("<u8") and int(numbers.max()) > _MAX_INT64:
@@ -214,7 +215,7 @@ def _integers(tensor: InputTensor) -> NDArray[np.int64]:
 def _token_items(tokens: InputTensor, lengths: InputTensor, info: RewardInfo | None) -> list[ScoreItem]:
     if tokens.rows != lengths.rows:
         raise lengths.error(
-            got=f"{lengths.rows} rows for {tokens.rows} of `{TOKENS}`", allowed="one for each"
+            got=f"{lengths.rows} rows for {tokens.rows} of `{TOKENS}`", allowed="one row for each"
         )
     lengths_B = _integers(lengths)
     tokens_BS = _integers(tokens).reshape(tokens.shape)

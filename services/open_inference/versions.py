@@ -36,4 +36,4 @@ def find(models: Sequence[RewardInfo], version: str, *, name: str) -> RewardInfo
         if version in (info.model_version, number_of(info.model_version)):
             return info
     served = ", ".join(f"{number_of(info.model_version)} ({info.model_version})" for info in models)
-    raise NotFound(f"{name!r} has no version {version[:80]!r} here; served: {served}")
+    raise NotFound(f"{name!r} has no version {version[:80]!r} on this replica; it serves {served}")

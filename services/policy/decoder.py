@@ -1,7 +1,7 @@
 """The running batch: a prefill adds samples, and each step gives every running sample its next token.
 
-Between the engine, which decides which samples run, and the model's own forward pass; synchronous, used by
-one thread. Knows no requests and no deadlines, and of the model only that it is a causal language model.
+Sits between the engine, which decides which samples run, and the model's own forward pass. Synchronous; used
+by one thread. Works with any causal language model; knows nothing about requests or deadlines.
 
 Shapes: B running samples, P tokens of the longest prompt, U distinct prompts, V vocabulary.
 """

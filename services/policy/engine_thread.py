@@ -1,7 +1,7 @@
 """The decoding thread of the engine: admits samples, runs decoding steps, and swaps weights in between.
 
 The engine passes it requests and new weights from the asyncio side; `_round` is one iteration of its loop.
-Knows no asyncio and no tokenizer.
+Knows nothing about asyncio or the tokenizer.
 """
 
 from __future__ import annotations

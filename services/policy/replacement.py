@@ -1,7 +1,7 @@
 """New weights, read and checked next to the weights in use, so that a swap only exchanges pointers.
 
-Between a version's files, verified by the store, and the model in use. `Replacement.read` is slow and runs in
-a thread of its own; `apply` is fast and runs between two decoding steps.
+Sits between a version's files, verified by the store, and the model in use. `Replacement.read` is slow and
+runs in a thread of its own; `apply` is fast and runs between two decoding steps.
 """
 
 from __future__ import annotations

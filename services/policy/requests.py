@@ -1,6 +1,6 @@
 """Check generation requests against the model's limits, and encode their prompts.
 
-Between the servicer, which reads the wire, and the engine, which trusts its input. Each check raises
+Sits between the servicer, which reads the wire, and the engine, which trusts its input. Each check raises
 InvalidInput with the field, what was received and what is allowed; texts are never quoted. Knows the
 tokenizer, but no wire.
 """

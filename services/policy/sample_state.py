@@ -1,6 +1,7 @@
 """One sample that is being generated: its prompt, its tokens so far, and when it ends.
 
-Used by the engine's thread. Knows no batch, and of the cache only the column where the sample starts.
+Used by the engine's thread. Knows nothing about batches; the only thing it knows about the cache is the
+column where the sample starts.
 """
 
 from __future__ import annotations

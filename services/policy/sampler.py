@@ -1,7 +1,7 @@
 """Draw tokens from logits by inverting the cumulative distribution, with one random stream per sample.
 
 A draw depends only on the sample's key and the token's position, never on the rest of the batch: the uniform
-number is a hash of the two (SplitMix64, Steele et al. 2014). Knows no model and no sequence.
+number is a hash of the two (SplitMix64, Steele et al. 2014). Knows nothing about models or sequences.
 
 Shapes: B batch, V vocabulary.
 """

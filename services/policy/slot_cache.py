@@ -2,8 +2,8 @@
 
 Rows are slots and columns are positions in time: the newest token of every row is in the same column, so a
 row is left-padded up to its start, and masks, sliding windows and positions are those of any left-padded
-batch. A decoding step writes one column in place; a prefill writes the columns before the head. Knows no
-tokens.
+batch. A decoding step writes one column in place; a prefill writes the columns before the head. Knows nothing
+about tokens.
 
 Shapes: S slots, H heads, C columns, D head size.
 """

@@ -1,7 +1,7 @@
 """The embedded engine: a transformers model decoded by a thread in this process; this is its asyncio side.
 
 Implements engine.py. Turns requests into work for the thread (engine_thread.py), and its results into
-completions with text. Knows no wire.
+completions with text. Knows nothing about the wire format.
 """
 
 from __future__ import annotations

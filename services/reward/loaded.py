@@ -1,6 +1,6 @@
 """A reward model in this process, from loading to the last request that it scores.
 
-Between the scoring that chooses among models and the batcher. Models come and go while the service runs;
+Sits between the scoring that chooses among models and the batcher. Models come and go while the service runs;
 each finishes the requests that it has begun.
 """
 

@@ -1,7 +1,7 @@
 """A scoring whose model can be replaced while it serves: at once, or for a share of the traffic first.
 
-Between the servicers and the models in this process. A request is scored by the model that was served when it
-arrived, to the end; a newer model is loaded and probed next to it before it gets requests.
+Sits between the servicers and the models in this process. A request is scored by the model that was served
+when it arrived, to the end; a newer model is loaded and probed next to it before it gets requests.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class SwappingScoring:
                 model = self._need_canary()
                 if version and model.info.model_version != version:
                     raise NotFound(
-                        f"no canary of version {version!r}: its version is {model.info.model_version}"
+                        f"no canary of version {version!r}: the canary has {model.info.model_version}"
                     )
                 self._canary = None
                 self._set_share(0.0)
@@ -196,7 +196,7 @@ class SwappingScoring:
             if model is not None and model.info.model_version == version:
                 return model
         served = ", ".join(info.model_version for info in self.models)
-        raise NotFound(f"the reward model has no version {version!r} here; served: {served}")
+        raise NotFound(f"the reward model has no version {version!r} on this replica; it serves {served}")
 
     async def _load(self, path: str, share: float) -> list[ServedReward]:
         async with self._changing:

@@ -93,7 +93,7 @@ async def _close(queue: RedisWorkerQueue) -> None:
     try:
         await asyncio.wait_for(queue.close(), _CLOSE_SECONDS)
     except (FairleadError, TimeoutError) as error:
-        logger.warning("could not sign off from the queue: %s", error or "timed out")
+        logger.warning("could not close the consumer in the queue: %s", error or "timed out")
 
 
 if __name__ == "__main__":

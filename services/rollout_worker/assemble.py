@@ -1,6 +1,6 @@
 """Check the results of the services for one task and build the rollout that the trainer gets.
 
-Between the answers of the services and the queue. Pure functions; knows neither gRPC nor Redis.
+Sits between the answers of the services and the queue. Pure functions; knows neither gRPC nor Redis.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Coalesce the calls of several tasks into one RPC, and isolate items that kill a replica.
 
-Between `ModelServices` and a client. It does not know what an item is, only how many tokens it has. When a
-replica dies during a call, the items are sent again in an exclusive call; if a replica dies again, each item
-is sent in an exclusive call, so that the item at fault is found and the others get their results.
+Sits between `ModelServices` and a client. It does not know what an item is, only how many tokens it has. When
+a replica dies during a call, the items are sent again in an exclusive call; if a replica dies again, each
+item is sent in an exclusive call, so that the item at fault is found and the others get their results.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The three model services as a worker calls them: wait for them, check their tokenizers, answer one task.
 
-Between the worker and the clients. Knows no queue, and raises every error as a client raised it.
+Sits between the worker and the clients. Knows nothing about the queue, and raises every error as a client
+raised it.
 """
 
 from __future__ import annotations

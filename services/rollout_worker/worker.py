@@ -1,7 +1,7 @@
 """The loop of a rollout worker: claim tasks, answer them, return the results; renew the leases meanwhile.
 
-Between the queue and the model services; it knows both only by their interfaces. `task_failure` decides what
-happens to a task that failed.
+Sits between the queue and the model services; it knows both only by their interfaces. `task_failure` decides
+what happens to a task that failed.
 """
 
 from __future__ import annotations

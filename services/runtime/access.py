@@ -1,7 +1,7 @@
 """Access control of a service: who calls, whether the key allows it, and how much of its limits is used.
 
-Between the edge of a server, gRPC or HTTP, and its work. The work gets the current caller from `caller()`.
-Knows no message.
+Sits between the edge of a server, gRPC or HTTP, and its work. The work gets the current caller from
+`caller()`. Knows nothing about messages.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ class Allowance:
         self._unavailable_until = time.monotonic() + _UNAVAILABLE_SECONDS
         if not self._was_unavailable:
             what = (str(error) or type(error).__name__).splitlines()[0]
-            logger.error("Redis of [keys] is unavailable (%s): this replica counts on its own", what)
+            logger.error("Redis of [keys] is unavailable (%s): this replica counts its own requests", what)
         self._was_unavailable = True
 
     def _redis_answered(self) -> None:

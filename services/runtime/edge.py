@@ -1,7 +1,7 @@
 """The outermost edge of every RPC: access control, drain, error replies, metrics and the access log.
 
-Between grpc.aio and the servicers. Knows no message: bodies are only parsed and, unless `observe.access_log`
-is `texts`, never logged.
+Sits between grpc.aio and the servicers. Knows nothing about messages: bodies are only parsed and, unless
+`observe.access_log` is `texts`, never logged.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Turn an error into what its caller may see: a status, a message without internals, a retry delay.
 
 Used by both edges: gRPC (RPCs and single requests of a stream) and HTTP. An internal error is logged under an
-id, and the caller gets only that id. Knows no message and no dialect.
+id, and the caller gets only that id. Knows nothing about messages or dialects.
 """
 
 from __future__ import annotations

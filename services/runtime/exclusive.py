@@ -2,7 +2,7 @@
 
 `ExclusiveSlot` holds the rules; the policy's engine uses it under its own lock. `ExclusiveGate` applies them
 in an event loop, in front of the micro-batchers of the reward and reference services, before anything of a
-request is read. Knows no message and no model.
+request is read. Knows nothing about messages or models.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Authenticate callers by the API keys of a file, which is read again when it changes.
 
-Used at the edge of every service, gRPC or HTTP. Knows no request, only the value of its `authorization`.
+Used at the edge of every service, gRPC or HTTP. Sees only the `authorization` of a request.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The process of `python -m services.<name>`: flags, configuration, logs, signals, watchdog, exit code.
 
 Exit codes: 0 finished, 2 an error that a restart does not fix, 3 fenced by a newer trainer, 4 stalled, 1 any
-other error. Knows no server and no service.
+other error. Knows nothing about servers or services.
 """
 
 from __future__ import annotations

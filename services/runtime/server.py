@@ -1,7 +1,7 @@
 """The gRPC server of the model and weights services: health, reflection, metrics, limits, drain.
 
-Between a service's `__main__`, which passes a function that adds the servicers, and grpc.aio. Knows no model
-and no message.
+Sits between a service's `__main__`, which passes a function that adds the servicers, and grpc.aio. Knows
+nothing about models or messages.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Streams of requests: read them until the server drains, and process them concurrently within bounds.
 
-Between grpc.aio and a servicer. Back-pressure: a request is read only when it can be processed, so HTTP/2
-flow control holds the client back. Knows no message.
+Sits between grpc.aio and a servicer. Back-pressure: a request is read only when it can be processed, so
+HTTP/2 flow control holds the client back. Knows nothing about messages.
 """
 
 from __future__ import annotations

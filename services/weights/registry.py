@@ -1,7 +1,8 @@
 """The registry of replicas: which versions each holds, and which source each fetches from.
 
 Called by the servicer of the weights service; limits how many replicas fetch from one source. Knows replicas
-only by their reports: one that is silent for a lease is removed, and its slot is free. Knows no wire.
+only by their reports: one that is silent for a lease is removed, and its slot is free. Knows nothing about
+the wire format.
 """
 
 from __future__ import annotations

@@ -143,8 +143,8 @@ def test_equal_prompts_get_different_answers_and_flags_reach_the_sampler(
         ),
         (jsonl({"prompt": "w1", "responses": []}), (), "stdin:1: got '`responses` without a response'"),
         ("", ("absent.jsonl",), "file: got 'absent.jsonl', allowed: a file that exists"),
-        ("", ("--prompt", "w1"), "--prompt: got it with a file of JSON lines"),
-        ("", ("x.txt", "--response", "w1"), "--response: got it with a file or --text"),
+        ("", ("--prompt", "w1"), "--prompt: got a file of JSON lines as well"),
+        ("", ("x.txt", "--response", "w1"), "--response: got a file or --text as well"),
     ],
 )
 def test_bad_line_is_named_and_no_file_is_written(

@@ -230,7 +230,7 @@ def test_hub_datasets_and_their_errors(tmp_path):
         (("absent.toml",), "config: got 'absent.toml', allowed: a TOML file that exists"),
         (
             ("bare.toml", "--as", "prompts"),
-            "--as: got it with a run's file, allowed: with a file, a folder or a dataset of the hub",
+            "--as: got a run's file, allowed: a file, a folder or a dataset of the hub",
         ),
         (("odd.jsonl",), "{folder}/odd.jsonl:1: got 'the keys question', allowed: the keys of a format in"),
         (("bare.toml",), "data: got no source in bare.toml, allowed: at least one"),

@@ -36,7 +36,7 @@ def cut_off(folder: Path) -> None:
     ("damage", "says"),
     [
         (custom_code, "was made for LlamaForRewardModelWithGating, which is code of its own"),
-        (too_many_tokens, "has an embedding of 60 rows, and its tokenizer gives ids up to 60"),
+        (too_many_tokens, "has an embedding of 60 rows, and its tokenizer has ids up to 60"),
         (cut_off, "cannot load the model"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -1,7 +1,7 @@
 """The model card of an exported folder: data, metrics, settings, and code that loads the model.
 
 It contains only what the run's folder shows. A data file that changed after training is marked; paths are
-written as in the run's configuration. Knows no model.
+written as in the run's configuration. Knows nothing about models.
 """
 
 from __future__ import annotations

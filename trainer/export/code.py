@@ -1,4 +1,4 @@
-"""The code in a model card: loads the model in its folder and uses it as the services of the run do.
+"""The code in a model card, which loads the model in its folder and uses it as the services of the run do.
 
 A test runs each of them in the folder of its card.
 """

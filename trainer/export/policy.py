@@ -73,7 +73,7 @@ def read(config: RunConfig, folder: RunFolder, which: str, *, adapter: bool = Fa
     if adapter and not adapters.is_adapted(found.model):
         raise ConfigError(
             "adapter",
-            got=f"{which}, which the run has saved merged",
+            got=f"{which}, which the run saved as a merged model",
             allowed=f"a version: {_known(folder, config)}",
         )
     return found

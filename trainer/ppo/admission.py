@@ -1,7 +1,7 @@
-"""Whether an outcome may be trained on, and how old it is. Pure functions of outcomes and versions.
+"""Decide whether an outcome may be trained on, and how stale it is. Pure functions of outcomes and versions.
 
 Every token of a rollout must come from weights of this trainer's lineage that are at most `max_staleness`
-updates older than the weights that train on it; in synchronous training from exactly those weights. Workers
+updates older than the weights being trained; in synchronous training, from exactly those weights. Workers
 check completions before they finish a task (services/rollout_worker/assemble.py); `checked` repeats that
 check, because the trainer does not trust what it reads from the queue.
 """

@@ -1,6 +1,6 @@
 """The rollouts of one update as tensors: flat over response tokens, in the order of task ids.
 
-Built from outcomes that the collector admitted. Knows no queue and no model.
+Built from outcomes that the collector admitted. Knows nothing about the queue or models.
 
 Shapes: B rollouts, T response positions, N response tokens of all rollouts.
 """

@@ -1,7 +1,7 @@
-"""Step 6 of a rollout's life begins here: send tasks, wait for the outcomes of a batch, reconcile the queue.
+"""Send tasks, wait for the outcomes of a batch, reconcile the queue: the start of step 6 of a rollout's life.
 
 The layer between trainer and queue. The trainer's own ledger decides whether a task counts, never the queue,
-which may lose or bring back anything. Knows no tensors.
+which may lose or bring back anything. Knows nothing about tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BLOCK_SECONDS = 1.0
 
 
 class Collector:
-    """Gets the outcomes of one batch after the other from the queue."""
+    """Collects the outcomes of each batch from the queue."""
 
     def __init__(
         self,

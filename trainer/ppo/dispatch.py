@@ -1,7 +1,7 @@
-"""Step 1 of a rollout's life: which prompt task n has, and how it is sampled.
+"""Step 1 of a rollout's life: the prompt of task n, and how its answer is sampled.
 
 A task depends only on the run's seed, its prompts and its number, so a task that is sent again is the same
-task. Knows no queue.
+task. Knows nothing about the queue.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Evaluation during training: held-out prompts, answered and scored by the services; which update is best.
+"""Evaluation during training: the services answer and score held-out prompts, and the best update is kept.
 
 The trainer waits for it up to a limit. If services cannot be reached, an evaluation is skipped and the run
-continues. It has seeds of its own, the same at every update, so that updates differ only by their weights.
+continues. Its seeds are the same at every update, so that evaluations differ only in the weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rankings of the policy's own answers that arrive while PPO runs: is the reward model as good as it claims?
+"""Compare the reward model with rankings of the policy's own answers that arrive while PPO runs.
 
 People rank answers from samples_ppo.jsonl and append the rankings to `data.fresh_rankings`. In the
 Bradley-Terry model two scores claim how likely the better answer is to be preferred. A policy that exploits

@@ -1,4 +1,4 @@
-"""Judges every update for signs of reward hacking: which signal crossed which of its limits.
+"""Check every update for signs of reward hacking: which signal crossed which of its limits.
 
 The rollouts of an update are compared with those of the first one; this baseline is part of the checkpoint.
 The guard only decides that a run should stop; the trainer ends it.

@@ -1,7 +1,7 @@
 """An incarnation's right to write: its number, the fence in the queue, and its place in the lineage.
 
 Claimed at the start, and again when a guard sends the run back. The order is files, then fence, then
-checkpoint, so that an older trainer can change nothing that was already read. Knows no models.
+checkpoint, so that an older trainer cannot change anything that was already read. Knows nothing about models.
 """
 
 from __future__ import annotations

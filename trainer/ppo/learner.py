@@ -1,7 +1,8 @@
-"""Learns from one rollout batch after the other, and keeps the state between them.
+"""Trains policy and critic on rollout batches, and keeps the state between them.
 
 Called by the trainer; calls the pure functions of an update in `step`. Holds β, the scale of scores and the
-position in the demonstrations of PPO-ptx, all part of the checkpoint. Knows no queue and no versions.
+position in the demonstrations of PPO-ptx, all part of the checkpoint. Knows nothing about the queue or
+versions.
 """
 
 from __future__ import annotations
@@ -181,6 +182,6 @@ class Learner:
             base = theirs["config"].get("base_model_name_or_path")
             raise ConfigError(
                 "policy.path",
-                got="weights other than those that the checkpoints' adapters belong to",
+                got="base weights that differ from those of the checkpoints' adapters",
                 allowed=f"{base!r}, unchanged",
             )

@@ -1,4 +1,4 @@
-"""What is recorded and judged of the rollouts of every update: sample answers, fresh labels, the guard.
+"""Record and judge the rollouts of every update: sample answers, fresh labels, the guard.
 
 Called by the training loop after each update. Reports read the samples; people rank them to label how far
 the reward model can be trusted (`fresh_labels`).

@@ -1,7 +1,7 @@
 """PPO's objective on one page, in the order in which it is computed: rewards, advantages, losses, β.
 
 score → shaped score → reward of every token (minus β·KL) → advantages and returns → clipped losses. Pure
-functions of tensors; `trainer.ppo.step` calls them. Knows no model, no queue and no checkpoint.
+functions of tensors; `trainer.ppo.step` calls them. Knows nothing about models, the queue or checkpoints.
 
 Losses are per token: the caller sums them and divides by the tokens of the whole optimizer step. π_prox is
 the policy before the first optimizer step on a batch, π_behav the policy that sampled the tokens.

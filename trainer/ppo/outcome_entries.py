@@ -1,6 +1,6 @@
-"""Which entries of the outcomes stream the trainer has dealt with, and which of them may be deleted.
+"""Track which entries of the outcomes stream the trainer has handled, and which of them may be deleted.
 
-Used by the collector. Knows no ledger and no rollouts, only the ids of entries.
+Used by the collector. Knows the ids of entries, but nothing about the ledger or rollouts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Everything except tensors that a resumed run needs: the contents of a checkpoint's `state.json`.
 
-The ledger says what became of every task. The tasks under way follow from it: those below the cursor that
-are not settled. Knows no queue and no model.
+The ledger records the outcome of every task. The tasks under way follow from it: those below the cursor that
+are not settled. Knows nothing about the queue or models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SCHEMA = 1
 
 @dataclass
 class Ledger:
-    """What became of every task: a low watermark plus exceptions."""
+    """The outcome of every task: a low watermark plus exceptions."""
 
     watermark: int = 0
     """Every task below it is settled."""

@@ -1,4 +1,4 @@
-"""The largest size of the queue in bytes: the size of a rollout times the number that staleness allows.
+"""The maximum size of the queue in bytes: the size of a rollout times the number that staleness allows.
 
 Logged at startup next to the memory that Redis may use, and exported as a metric. Computed from settings, not
 from the contents of the queue.

@@ -1,4 +1,4 @@
-"""Calls to the queue that wait while Redis is unavailable: retried, reported, given up after a limit."""
+"""Retry calls to the queue while Redis is unavailable, log the wait, and give up after a limit."""
 
 from __future__ import annotations
 

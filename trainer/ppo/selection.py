@@ -1,10 +1,10 @@
-"""Which of the open tasks the next update trains, and for which it has to wait. Pure arithmetic on versions.
+"""Select the open tasks that the next update trains on, and those it has to wait for. Arithmetic on versions.
 
 The rule: the tasks dispatched first come first, and an update waits for every open task that would otherwise
 become too stale. Training on what finishes first would starve long answers: they would be dropped and sent
-again without end.
+again endlessly.
 
-B is the batch size; the number of an update is the number of updates before it.
+B is the batch size; updates are numbered from 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The trainer's life: claim an incarnation, resume, then update after update until the last one.
+"""The life of a trainer: claim an incarnation, resume, and run updates until the last one.
 
 With `max_staleness = 0` batch u is exactly the next B tasks, answered entirely by the weights of update u;
 otherwise `selection` decides which tasks an update trains. The checkpoint holds everything that decides what
@@ -234,7 +234,7 @@ class PpoTrainer:
             [entry.outcome for entry in entries], self.models.device, version=self._version
         )
         if rollouts is None:
-            logger.error("every task of update %d is dead: there is nothing to train on", update)
+            logger.error("every task of update %d is a dead letter: there is nothing to train on", update)
             return {"tokens": 0.0, "kl_coefficient": self._learner.kl_coefficient}
         figures = self._learner.learn(rollouts, update=update, on_phase=tracker.phase)
         return figures | self._monitor.observe(rollouts, figures, update=update + 1)

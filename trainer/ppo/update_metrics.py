@@ -1,6 +1,6 @@
 """Metrics of an update about rollouts, queue and time, for the metrics file and for Prometheus.
 
-Only reads; the metrics of learning come from `step`.
+Read-only; the metrics of the training step come from `step`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training the reward model on comparisons, from the SFT model with a new scalar head.
 
 Reads rankings and pairs, writes a model folder (or that of an ensemble) which the reward service loads. Knows
-no services and no queue.
+nothing about services or the queue.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
             "%d responses are longer than %d tokens; their prompts were cut", known.truncated, limit
         )
     if known.skipped:
-        logger.warning("%d rankings were left out: everything in them is tied", known.skipped)
+        logger.warning("%d rankings were left out: all their responses are tied", known.skipped)
     train_loss = _epochs(config, members, known.rankings, heldout.rankings, metrics)
     centred = _centre(config, members, tokenizer, limit)
     figures, temperature = _figures(config, members, known.rankings, heldout.rankings)

@@ -1,4 +1,4 @@
-"""Cross-entropy on the response tokens; prompts are read, never learned.
+"""Cross-entropy on the response tokens; prompts are only context.
 
 `row_tokens` is the width of packed rows; 0 pads instead. The loss is the same either way.
 """

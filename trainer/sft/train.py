@@ -1,6 +1,6 @@
 """Supervised fine-tuning: from a base model, or from scratch, to the model that the other stages start from.
 
-Reads demonstrations, writes a model folder. Knows no services and no queue.
+Reads demonstrations, writes a model folder. Knows nothing about services or the queue.
 """
 
 from __future__ import annotations

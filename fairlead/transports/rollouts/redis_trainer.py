@@ -1,7 +1,7 @@
 """The trainer's side of the Redis queue: the fence, dispatch, outcomes, snapshots. Used by one thread.
 
-Every write is one Lua script (`lua/`) that compares the incarnation first. Knows no ledger: the trainer
-decides which tasks are settled and which must be sent again.
+Every write is one Lua script (`lua/`) that compares the incarnation first. Knows nothing about the ledger:
+the trainer decides which tasks are settled and which must be sent again.
 """
 
 from __future__ import annotations

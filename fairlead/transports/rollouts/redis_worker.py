@@ -1,7 +1,7 @@
 """The worker's side of the Redis queue: claims, leases, finishing. One instance per worker process.
 
-Every write is one Lua script (`lua/`); this module encodes, decodes and waits. It knows no services and no
-ledger.
+Every write is one Lua script (`lua/`); this module encodes, decodes and waits. It knows nothing about
+services or the ledger.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A version that is being fetched: its bytes are written as they arrive and verified piece by piece.
 
 Verified pieces survive a broken connection, a change of the source and a restart; the rest is fetched again.
-Used by the cache and by downloads; knows no wire.
+Used by the cache and by downloads; knows nothing about the wire format.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class PartialShard:
             if ends_piece:
                 loop.call_soon_threadsafe(self.verified.advance, self._position)
         if self._position == first:
-            raise Unavailable("the direct connection ended without a byte")
+            raise Unavailable("the direct connection closed before it sent any data")
 
     def _append(self, blocks: list[memoryview], offset: int, ends_piece: bool) -> int:
         """Write and hash blocks; verify a piece at its end. Return the offset after the blocks."""

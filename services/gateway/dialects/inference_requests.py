@@ -106,7 +106,7 @@ def _inputs(request: Mapping[str, Any], binary: bytes) -> list[InputTensor]:
             if len(raw) < size:
                 got = f"{len(raw)} bytes of data"
                 raise InvalidInput(
-                    "inputs", index=index, got=got, allowed=f"{size}, as its binary_data_size says"
+                    "inputs", index=index, got=got, allowed=f"{size}, the value of binary_data_size"
                 )
             offset += size
         found.append(_input_tensor(entry, raw, index))

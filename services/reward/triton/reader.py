@@ -1,6 +1,6 @@
-"""Items → what a Triton server is sent: ids from a tokenizer in this process, or whole texts.
+"""Convert items to the input of a Triton server: ids from a tokenizer in this process, or whole texts.
 
-The parameters of the server's model decide how texts are read. Knows no connection.
+The parameters of the server's model decide how texts are read. Does not connect to the server.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def _load_tokenizer(path: str, expected: str) -> tuple[str, PreTrainedTokenizerB
     if expected and found != expected:
         raise ConfigError(
             "reward.path",
-            got=f"{path!r}, whose tokenizer is {found[:12]}",
-            allowed=f"the model that the server's was exported from, whose tokenizer is {expected[:12]}",
+            got=f"{path!r}, with tokenizer {found[:12]}",
+            allowed=f"the model that was exported to Triton, with tokenizer {expected[:12]}",
         )
     return path, tokenizer, found
 

@@ -84,7 +84,9 @@ class TritonScoring:
         """
         if call.model_version not in ("", self.info.model_version):
             served = self.info.model_version
-            raise NotFound(f"the reward model has no version {call.model_version!r} here; served: {served}")
+            raise NotFound(
+                f"the reward model has no version {call.model_version!r} on this replica; it serves {served}"
+            )
         began = time.monotonic()
         if self._section.triton.sends == "sentences":
             found, num_tokens = await self._score_sentences(items, call)

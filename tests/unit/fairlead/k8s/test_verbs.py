@@ -150,7 +150,7 @@ def test_stage_without_services_runs_only_the_trainer_job(cluster, fairlead):
     assert named(cluster, "jobs") == {}
     cluster.controllers.scripts["trainer"] = [STARTS, READY, ended(0, "")]
     shown = fairlead(*UP, "run.toml", "--stage", "reward-model", "--until-done")
-    assert "the trainer is done" in shown.stdout
+    assert "the trainer has finished" in shown.stdout
     assert set(named(cluster, "deployments")) == {"files"}
     container = named(cluster, "jobs")["trainer"]["spec"]["template"]["spec"]["containers"][0]
     assert "trainer.reward_model" in container["args"]

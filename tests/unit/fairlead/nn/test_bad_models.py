@@ -154,7 +154,7 @@ def with_more_tokens(folder: Path) -> str:
 def test_vocabulary_smaller_than_the_tokenizer_is_rejected_everywhere(tmp_path: Path):
     policy = with_more_tokens(tiny_causal_lm(tmp_path / "policy"))
     reward = with_more_tokens(tiny_reward_model(tmp_path / "reward"))
-    refusal = r"has an embedding of 60 rows, and its tokenizer gives ids up to 61: "
+    refusal = r"has an embedding of 60 rows, and its tokenizer has ids up to 61: "
     for load in (
         lambda: ReferenceScorer(policy, ReferenceSection(device="cpu")),
         lambda: RewardScorer(reward, RewardSection(device="cpu")),

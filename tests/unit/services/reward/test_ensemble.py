@@ -109,7 +109,7 @@ def test_text_is_read_by_the_tokenizer_of_the_members(folder):
     [
         ("{", "is not a valid list of members"),
         ('{"members": 3}', "is not a valid list of members"),
-        ('{"members": []}', "names no members"),
+        ('{"members": []}', "lists no members"),
         ('{"members": ["member-0", "absent"]}', "no model folder"),
     ],
 )

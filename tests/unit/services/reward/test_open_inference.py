@@ -118,10 +118,12 @@ def test_tokens_are_scored_up_to_their_lengths(served, client):
 def test_version_can_be_requested(served, client):
     version = served.version
     client.infer("reward", [sentences(["w1"])], model_version=version)
-    with pytest.raises(InferenceServerException, match="'reward' has no version '2' here; served: ") as error:
+    with pytest.raises(
+        InferenceServerException, match="'reward' has no version '2' on this replica; it serves "
+    ) as error:
         client.infer("reward", [sentences(["w1"])], model_version="2")
     assert error.value.status() == "StatusCode.NOT_FOUND"
-    with pytest.raises(InferenceServerException, match="no model 'other' here; there is 'reward'"):
+    with pytest.raises(InferenceServerException, match="no model 'other'; this server has 'reward'"):
         client.infer("other", [sentences(["w1"])])
 
 
@@ -166,7 +168,7 @@ def test_blocking_stream_answers_in_order_and_survives_errors(client, expected):
     answers = [found.get(timeout=20) for _ in asked]
     for number, ((result, error), (text,)) in enumerate(zip(answers, asked, strict=True)):
         if number == 20:
-            assert "no model 'other' here" in str(error)
+            assert "no model 'other'" in str(error)
             continue
         assert error is None
         assert result.get_response().id == str(number)

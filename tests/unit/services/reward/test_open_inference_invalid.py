@@ -42,7 +42,7 @@ INVALID = {
     ),
     "bytes of another integer type": (
         request(("tokens", "INT32", [1, 2]), PAIR[1], raw=[IDS, TWO]),
-        "inputs.tokens: got '16 bytes', allowed: 8, as its shape says",
+        "inputs.tokens: got '16 bytes', allowed: 8, to match the shape",
     ),
     "value beyond its type": (
         request(
@@ -75,7 +75,7 @@ INVALID = {
     ),
     "2^62 ids": (
         request(("tokens", "INT64", [2, 2**61]), ("sequence_lengths", "INT64", [2, 1]), raw=[IDS, TWO * 2]),
-        "inputs.tokens: got '16 bytes', allowed: 36893488147419103232, as its shape says",
+        "inputs.tokens: got '16 bytes', allowed: 36893488147419103232, to match the shape",
     ),
     "too many": (
         request(("sentences", "BYTES", [65, 1]), raw=[W1 * 65]),
@@ -83,7 +83,7 @@ INVALID = {
     ),
     "fewer": (
         request(("sentences", "BYTES", [2, 1]), raw=[W1]),
-        "got '1 elements', allowed: 2, as its shape says",
+        "got '1 elements', allowed: 2, to match the shape",
     ),
     "more": (request(("sentences", "BYTES", [1, 1]), raw=[W1 + b"x"]), "1 bytes after the last element"),
     "length lies": (
@@ -121,7 +121,7 @@ INVALID = {
             ("tokens", "INT64", [1, 2], {"int64_contents": [5]}),
             ("sequence_lengths", "INT64", [1, 1], {"int64_contents": [2]}),
         ),
-        "inputs.tokens: got '1 elements', allowed: 2, as its shape says",
+        "inputs.tokens: got '1 elements', allowed: 2, to match the shape",
     ),
     "rows differ": (
         request(PAIR[0], ("sequence_lengths", "INT64", [2, 1]), raw=[IDS, TWO * 2]),

@@ -192,7 +192,7 @@ async def test_replica_counts_on_its_own_while_redis_is_unavailable(tmp_path: Pa
         await refused(allowance, api_key, requests=1)
         # Logged once, regardless of the number of requests, and without the password.
         [message] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-        assert "counts on its own" in message
+        assert "counts its own requests" in message
         assert prepared.url.partition(":")[2].partition("@")[0] not in message
         assert registry.get_sample_value("fairlead_access_redis_failures_total") == 1
         with valkey.start(prepared):

@@ -170,7 +170,8 @@ def test_resume_rejects_a_changed_base(tmp_path):
         run.killed_after(2)
         tiny_causal_lm(path, seed=9)
         with pytest.raises(
-            ConfigError, match=r"policy\.path: got .weights other than those that the checkpoints' adapters"
+            ConfigError,
+            match=r"policy\.path: got .base weights that differ from those of the checkpoints",
         ):
             run.trainer().run()
         tiny_causal_lm(path)

@@ -201,7 +201,7 @@ LENGTHS = tensor("sequence_lengths", "INT64", [1, 1], [2])
         ([TOKENS], "allowed: `sentences`, or `tokens` and `sequence_lengths`"),
         ([SENTENCES | {"name": "words"}], "inputs[0]: got 'words'"),
         ([SENTENCES | {"datatype": "FP64"}], "inputs.sentences.datatype: got 'FP64', allowed: BYTES"),
-        ([SENTENCES | {"shape": [2, 1]}], "got '1 elements', allowed: 2, as its shape says"),
+        ([SENTENCES | {"shape": [2, 1]}], "got '1 elements', allowed: 2, to match the shape"),
         ([SENTENCES | {"shape": [2**31, 1]}], f"got '{2**31} rows', allowed: at most 1024"),
         ([SENTENCES | {"shape": [-1, -1]}], "inputs.sentences.shape: got [-1, -1], allowed: [B, 1]"),
         ([SENTENCES | {"shape": "x"}], "inputs.sentences.shape: got 'a text', allowed: a list of dimensions"),
@@ -213,7 +213,7 @@ LENGTHS = tensor("sequence_lengths", "INT64", [1, 1], [2])
         ([SENTENCES | {"data": [""], "shape": [1]}, LENGTHS], "allowed: `sentences`, or `tokens`"),
         (
             [SENTENCES | {"parameters": {"binary_data_size": 9}}],
-            "inputs[0]: got '0 bytes of data', allowed: 9, as its binary_data_size says",
+            "inputs[0]: got '0 bytes of data', allowed: 9, the value of binary_data_size",
         ),
         ([SENTENCES | {"parameters": {"binary_data_size": -9}}], "binary_data_size -9"),
         (
@@ -233,7 +233,7 @@ LENGTHS = tensor("sequence_lengths", "INT64", [1, 1], [2])
         ([TOKENS, LENGTHS | {"data": [0]}], "inputs.sequence_lengths[0]: got 0"),
         (
             [TOKENS, LENGTHS | {"data": [1, 1], "shape": [2, 1]}],
-            "got '2 rows for 1 of `tokens`', allowed: one for each",
+            "got '2 rows for 1 of `tokens`', allowed: one row for each",
         ),
         (
             [TOKENS | {"shape": [2]}, LENGTHS],
@@ -250,7 +250,7 @@ async def test_invalid_tensors_are_refused(http: Gateway, inputs, error):
 @pytest.mark.parametrize(
     ("raw", "error"),
     [
-        (b"\x02\x00", "inputs.sentences: got '0 elements', allowed: 1, as its shape says"),
+        (b"\x02\x00", "inputs.sentences: got '0 elements', allowed: 1, to match the shape"),
         (b"\x09\x00\x00\x00w1", "inputs.sentences[0]: got 'a length of 9 bytes, but 2 bytes follow'"),
         (
             b"\x02\x00\x00\x00\xff\xfe",

@@ -177,5 +177,5 @@ def test_sentences_do_not_import_torch():
 async def test_other_tokenizer_and_missing_inputs_are_refused(reward_folder, tmp_path):
     other = architectures.reward_model("gpt2", tmp_path)
     async with reward_service(reward_folder) as world:
-        with pytest.raises(ConfigError, match=r"reward.path: got .*whose tokenizer is"):
+        with pytest.raises(ConfigError, match=r"reward.path: got .*with tokenizer"):
             await triton_scorer.connect(str(other), section(other, world.address))
