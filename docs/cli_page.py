@@ -32,7 +32,7 @@ shows what it would install.
 
 | code | meaning |
 |---|---|
-| 0 | done; `status` of a failed run and `plan` of one that does not fit also exit with 0 |
+| 0 | done; also `status` of a failed run, and `plan` of a run that does not fit |
 | 1 | failed: for example a service does not answer, a process died too often, or a file cannot be written |
 | 2 | invalid flags, configuration, model or data; the message says what was received and what is allowed |
 | 3 | a newer trainer has taken over this run |

@@ -45,7 +45,7 @@ def audit(
     config: ConfigOption = None,
     redis_url: Annotated[
         str | None,
-        typer.Option("--redis-url", help="URL of the queue; by default that of the run's settings."),
+        typer.Option("--redis-url", help="URL of the queue. Default: the URL in the run's settings."),
     ] = None,
     skip_tensors: Annotated[
         bool, typer.Option("--skip-tensors", help="Do not verify the checksums of the checkpoints' tensors.")

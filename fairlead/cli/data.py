@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 _CHECK = with_examples(
     "Check data: formats, lengths, what will be truncated or left out, duplicates, ties, and every bad line."
     "\n\n"
-    "The source is a file, a folder, a dataset of the hub, or a run's file: then all data that it names is "
-    "checked, with its limits, split and tokenizer. Trains and writes nothing. The exit code is 2 if a line "
-    "or source is bad.",
+    "The source is a file, a folder, a dataset of the hub, or a run's file. For a run's file, all data that "
+    "it names is checked, with its limits, split and tokenizer. Nothing is trained or written. The exit code "
+    "is 2 if a line or source is bad.",
     "fairlead data check run.toml",
     "fairlead data check rankings.jsonl.gz --tokenizer Qwen/Qwen2.5-0.5B-Instruct",
     "fairlead data check 'org/name?split=train[:5000]' --as preferences --json",
@@ -71,11 +71,13 @@ def check(
         typer.Option(
             "--tokenizer",
             metavar="MODEL",
-            help="Count tokens of this model folder or hub id; by default those of the run's models, "
-            "otherwise words.",
+            help="Model folder or hub id whose tokenizer counts tokens. Default: the run's models; "
+            "without a run, words are counted.",
         ),
     ] = "",
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Most bad lines shown for each kind.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="Maximum number of bad lines to show for each kind.")
+    ] = 20,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -136,7 +138,7 @@ def _rulers(config: RunConfig, tokenizer: str) -> tuple[dict[str, Ruler], dict[s
     for kind in (kind for kind in KINDS if getattr(config.data, kind)):
         path, most = readers[kind]
         if not (tokenizer or path):
-            notes["lengths are counted in words: --tokenizer counts tokens and what is truncated"] = None
+            notes["lengths are counted in words; use --tokenizer for tokens and truncation"] = None
             continue
         try:
             rulers[kind], own = _reader(tokenizer or path)

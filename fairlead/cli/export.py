@@ -1,4 +1,4 @@
-"""`fairlead export`, `export-triton` and `report`: what can be written from the models and files of a run.
+"""`fairlead export`, `export-triton` and `report`: write the models of a run, or a report about it.
 
 Each verb checks its flags and is then replaced by the process that does the work.
 """
@@ -24,7 +24,7 @@ class ExportedModel(StrEnum):
 
 
 class WeightsType(StrEnum):
-    """Number types of weights."""
+    """Data types of weights."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -74,7 +74,7 @@ def export(
     ] = "last",
     only: Annotated[ExportedModel | None, typer.Option(help="Export only one of the two models.")] = None,
     dtype: Annotated[
-        WeightsType, typer.Option(help="Number type of the weights in the files.")
+        WeightsType, typer.Option(help="Data type of the weights in the files.")
     ] = WeightsType.FLOAT32,
     adapter: Annotated[
         bool,
@@ -98,7 +98,7 @@ def export_triton(
     ],
     name: Annotated[str, typer.Option(help="Name of the model in the repository.")] = "reward",
     dtype: Annotated[
-        WeightsType, typer.Option(help="Number type in which the body of the model computes.")
+        WeightsType, typer.Option(help="Data type in which the body of the model computes.")
     ] = WeightsType.FLOAT32,
     packing: Annotated[
         TritonPacking,
@@ -106,7 +106,9 @@ def export_triton(
             help="Forward passes of a merged batch: sorted by length, padded in order of arrival, or per row."
         ),
     ] = TritonPacking.SORTED,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Most sequences merged into one call.")] = 64,
+    max_batch_size: Annotated[
+        int, typer.Option(min=1, help="Maximum number of sequences merged into one call.")
+    ] = 64,
     link: Annotated[
         bool, typer.Option("--link", help="Link to the model's folder instead of copying it.")
     ] = False,

@@ -59,13 +59,15 @@ def generate(  # noqa: PLR0913, PLR0917 - a flag each
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Read every line as a plain-text prompt.")] = False,
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt.")] = 1,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.")
+    ] = 1.0,
     top_p: Annotated[float, typer.Option("--top-p", help="Nucleus mass to keep, in (0, 1].")] = 1.0,
     top_k: Annotated[
         int, typer.Option("--top-k", min=0, help="Number of most likely tokens to keep; 0 keeps all.")
     ] = 0,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")
+        int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens in an answer.")
     ] = 256,
     seed: Annotated[
         int, typer.Option("--seed", help="Seed of the first prompt; each further prompt adds 1.")

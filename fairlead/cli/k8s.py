@@ -93,11 +93,11 @@ def up(  # noqa: PLR0913 - a flag each
         bool, typer.Option("--create-namespace", help="Create the namespace if it does not exist.")
     ] = False,
     force_conflicts: Annotated[
-        bool, typer.Option("--force-conflicts", help="Take over fields that others own.")
+        bool, typer.Option("--force-conflicts", help="Take over fields that other managers own.")
     ] = False,
     until_done: Annotated[
         bool,
-        typer.Option("--until-done", help="Then wait until the trainer ends, and exit with its exit code."),
+        typer.Option("--until-done", help="Wait until the trainer ends, and exit with its exit code."),
     ] = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,

@@ -25,7 +25,7 @@ _CREATE = with_examples(
 )
 _LIST = with_examples("Show the keys of a file, without their hashes.", "fairlead keys list")
 _REVOKE = with_examples(
-    "Refuse a key from now on. Its entry stays, so that its id is not used again.",
+    "Revoke a key. Its entry stays in the file, so that its id is not reused.",
     "fairlead keys revoke search",
 )
 
@@ -76,10 +76,11 @@ def create(  # noqa: PLR0913, PLR0917 - a flag each
         int | None, typer.Option("--tokens-per-day", help="Tokens per day (UTC).")
     ] = None,
     max_request_tokens: Annotated[
-        int | None, typer.Option("--max-request-tokens", help="Tokens of one request.")
+        int | None, typer.Option("--max-request-tokens", help="Maximum number of tokens in one request.")
     ] = None,
     max_in_flight: Annotated[
-        int | None, typer.Option("--max-in-flight", help="Concurrent requests on one replica.")
+        int | None,
+        typer.Option("--max-in-flight", help="Maximum number of concurrent requests on one replica."),
     ] = None,
     max_priority: Annotated[
         KeyPriority,
@@ -119,7 +120,7 @@ def create(  # noqa: PLR0913, PLR0917 - a flag each
     with api_keys.editing(file.parent):
         found = _read(file) if file.exists() else api_keys.KeyFile()
         if found.get(name) is not None:
-            fail(f"ID: got {name!r}, which {file} already has, allowed: a new id")
+            fail(f"ID: got {name!r}, an id that {file} already has, allowed: a new id")
         api_keys.write(file, found.replaced(entry))
     say(f"added key {name} to {file}; the key is shown only this once", err=True, dim=True)
     typer.echo(key)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _PLAN = with_examples(
     "Show the memory of every process and the disk space that a run needs.\n\n"
-    "Reads the configuration, the config.json of its models and the headers of their files; loads no weights "
-    "and needs no torch. Weights, gradients and optimizer states are exact, the rest is an estimate.",
+    "Reads the configuration, the config.json of its models and the headers of their files. Loads no weights "
+    "and does not need torch. Weights, gradients and optimizer states are exact, the rest is an estimate.",
     "fairlead plan run.toml",
     "fairlead plan run.toml --set ppo.lora.rank=16 --set ppo.gradient_checkpointing=true",
     "fairlead plan run.toml --gpu-gib 80 --memory-gib 256 --json",
@@ -51,7 +51,7 @@ def plan(
     memory_gib: Annotated[
         float | None,
         typer.Option(
-            "--memory-gib", min=0, help="Main memory of the machine to plan for; by default this one's."
+            "--memory-gib", min=0, help="Main memory of the machine to plan for. Default: this machine's."
         ),
     ] = None,
     gpu_gib: Annotated[

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from fairlead.errors import DataError
 
 _SCORE = with_examples(
-    "Score texts with a reward model: that of a running service (--address), or a model for which a service "
-    "is started (--model).\n\n"
+    "Score texts with the reward model of a running service (--address), or start a service for a model "
+    "(--model).\n\n"
     'Reads {"prompt", "response"}, {"prompt", "completion"}, {"prompt", "responses": [...]}, pairs of chosen '
     "and rejected, messages that end with an answer, and whole texts; prompts are text or messages. Adds to "
     'each line "score", or "scores" and "best" (the index of the highest), or "score_chosen", '
     '"score_rejected" and "margin"; and "model_version".\n\n'
-    "With --out, the same command continues a run that was interrupted.",
+    "With --out, repeating the command continues an interrupted run.",
     "fairlead score answers.jsonl --address localhost:5002",
     "fairlead score pairs.jsonl.gz --address a:5002 --address b:5002 --out scored.jsonl",
     "fairlead score data.parquet --model runs/quickstart/reward_model --out scored.jsonl",
