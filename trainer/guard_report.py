@@ -17,7 +17,7 @@ MEANINGS = {
     "kl_k3": "KL to the reference, nats per answer, k3",
     "entropy_ratio": "entropy ÷ entropy in the first update",
     "distinct_ratio": "number of different answers ÷ number in the first update",
-    "overconfidence": "fresh labels: share that the reward model claims to predict − share it does",
+    "overconfidence": "fresh labels: share that the reward model claims to predict − share that it predicts",
     "score_length": "rank correlation of score and length",
     "scores_outside": "share of scores outside the range of the reward model's training",
 }

@@ -1,7 +1,7 @@
 """The state of every task in a run's checkpoints, and the incarnations of its trainer, read without torch.
 
 Only a checkpoint decides what was trained; the claims record which incarnations began, and at which update.
-Corrupt files are reported, their content is never guessed. Does not read the journals.
+Corrupt files are reported; their content is never guessed. Does not read the journals.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def sent_before_counted(history: History) -> Iterator[Finding]:
 
 
 def warnings(history: History) -> Iterator[Finding]:
-    """Report what loses no task: damaged files, and open tasks that are not in Redis."""
+    """Report faults that lose no task: damaged files, and open tasks that are not in Redis."""
     for damage in history.snapshot.damage:
         yield Finding("damaged", str(damage), is_error=False)
     queue = history.snapshot.queue

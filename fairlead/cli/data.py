@@ -116,7 +116,7 @@ def _config(source: str, kind: DataKind | None, overrides: list[str] | None) -> 
 
 
 def _rulers(config: RunConfig, tokenizer: str) -> tuple[dict[str, Ruler], dict[str, int], list[str]]:
-    """Return what measures each kind, the longest sequence of its stage, and notes for the user."""
+    """Return the ruler of each kind, the longest sequence of its stage, and notes for the user."""
     from fairlead.data.kinds import KINDS
     from fairlead.data.lengths import Words
     from fairlead.errors import ModelLoadError
@@ -194,7 +194,7 @@ def _show(console: Console, reports: Sequence[SourceReport], notes: Sequence[str
 
 
 def _errors(reports: Sequence[SourceReport]) -> str:
-    """Return what prevents a stage from reading the data, in a few words; empty if nothing does."""
+    """Return a short description of what prevents a stage from reading the data; empty if nothing does."""
     counts = (
         (sum(report.bad for report in reports), "bad line"),
         (sum(report.broken for report in reports), "unreadable source"),
@@ -231,7 +231,7 @@ def _lengths(reports: Sequence[SourceReport]) -> Table:
 
 
 def _remarks(report: SourceReport) -> Iterator[str]:
-    """Yield what to know before trusting figures that are computed from the data."""
+    """Yield warnings about figures that are computed from the data."""
     counts = (
         (report.duplicates, "line duplicates", "lines duplicate", "an earlier line"),
         (report.repeated_prompts, "line repeats", "lines repeat", "an earlier prompt"),

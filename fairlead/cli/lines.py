@@ -171,7 +171,7 @@ def writing(out: Path | None) -> Iterator[Callable[[Mapping[str, object]], None]
 
 
 class PartialOutput:
-    """The hidden file next to `--out` with the lines that are done. Created by `resumable`."""
+    """The hidden file next to `--out` that holds the finished lines. Created by `resumable`."""
 
     def __init__(self, path: Path, file: IO[bytes], *, added: frozenset[str]) -> None:
         """Open the file; `added` are the keys of a written line that its input does not have."""

@@ -1,4 +1,4 @@
-"""Shared by the verbs: common flags, help texts with examples, error output, checks for missing extras."""
+"""What the verbs share: common flags, help texts with examples, error output, checks for missing extras."""
 
 from __future__ import annotations
 

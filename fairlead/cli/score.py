@@ -133,7 +133,7 @@ def _check_flags(
 
 
 class _Source:
-    """The source of the lines: a file, standard input, or the responses of flags."""
+    """The source of the lines: a file, standard input, or the `--response` flags."""
 
     def __init__(self, file: Path | None, *, text: bool, prompt: str, response: list[str] | None) -> None:
         from fairlead.cli import lines

@@ -1,4 +1,4 @@
-"""The work of `fairlead score`: lines become requests of a stream, and then lines with scores, in order."""
+"""The work of `fairlead score`: turn lines into requests, and responses into scored lines, in order."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def check_model(
     info: RewardInfo,
     options: ScoringOptions,
 ) -> None:
-    """Check that the lines that are done and the remaining ones get scores of the same model and kind.
+    """Check that the finished and the remaining lines get scores of the same model and kind.
 
     Args:
         partial: the output of the earlier run.

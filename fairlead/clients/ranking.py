@@ -1,4 +1,4 @@
-"""Rank the responses to one prompt by their scores, with the probability of each to be the best.
+"""Rank the responses to one prompt by their scores, with the probability that each is the best.
 
 Knows nothing about messages.
 """

@@ -1,6 +1,6 @@
 """The kinds of sources that `[data]` names, the parser of each, and detection of a file's kind.
 
-For `check`, which treats all kinds alike; the stages use `records`.
+Used by `check`, which treats all kinds alike; the stages use `records`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Load the demonstrations, preferences and prompts of a run, split into training and held-out records.
 
-The entry point of the stages. The side of a prompt is a hash of the run's seed and the prompt, so it is the
-same in every file, for plain text and for a first user message. Does not know tokenizers or torch.
+The entry point of the stages. A hash of the run's seed and the prompt decides whether a prompt is held out,
+so it is the same in every file, for plain text and for a first user message. Does not know tokenizers or
+torch.
 """
 
 from __future__ import annotations

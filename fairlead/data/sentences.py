@@ -1,7 +1,7 @@
 """Labelled sentences, `{"text", "label"}`, divided among the stages and a judge.
 
 The three parts share no sentence: one is continued (SFT and PPO prompts), one is compared (reward model), and
-one is kept from both, so that a judge trained on its labels is independent of them.
+one is used by neither, so that a judge trained on its labels is independent of both.
 """
 
 from __future__ import annotations

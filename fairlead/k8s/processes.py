@@ -19,7 +19,7 @@ KINDS = (("apps/v1", "StatefulSet"), ("apps/v1", "Deployment"), ("batch/v1", "Jo
 
 @dataclass(frozen=True, slots=True)
 class ContainerEnd:
-    """The last end of a container."""
+    """How a container last ended."""
 
     code: int
     """Its exit code."""
@@ -29,7 +29,7 @@ class ContainerEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessState:
-    """The state of one process of the run, all its replicas together."""
+    """The state of one process of the run, over all its replicas."""
 
     name: str
     """Name of the process, such as `policy`."""

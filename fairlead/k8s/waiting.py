@@ -1,6 +1,6 @@
 """Waits for a run in the cluster: until every process is ready, or until the trainer has finished.
 
-It reports what it waits for whenever that changes, and ends early after a failure that waiting cannot fix.
+It reports what it waits for whenever that changes, and stops early after a failure that waiting cannot fix.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Give every process of a run on one machine an address: the configured one, or a free port.
 
 `allocate` reads the sections of the configuration and reports a mistake or a taken port before anything
-starts. The functions above it know sockets and `host:port` only. Nothing here knows the processes themselves.
+starts. The functions above it know only sockets and `host:port`. Nothing here knows the processes themselves.
 """
 
 from __future__ import annotations

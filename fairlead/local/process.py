@@ -1,4 +1,4 @@
-"""One supervised child process: its command, its log, its state, its end.
+"""One supervised child process: its command, log, state and exit.
 
 The supervisor decides when a child starts and what its end means; the operations are here. Each child leads
 its own process group, so that Ctrl-C on the terminal reaches only the supervisor. It dies with the supervisor

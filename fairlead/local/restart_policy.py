@@ -1,7 +1,7 @@
-"""What the end of a process means for its run: the run ends too, or the process is restarted after a delay.
+"""Decide, when a process has ended, whether its run ends too or the process is restarted after a delay.
 
 The supervisor asks this after every exit. The exit codes are the contract with every process of the project;
-nothing else is known about them here.
+this module knows nothing else about them.
 """
 
 from __future__ import annotations

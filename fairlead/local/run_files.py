@@ -1,4 +1,4 @@
-"""The small files of a run's folder through which its processes and its observers know of each other.
+"""The small files of a run's folder through which its processes and observers learn about each other.
 
 The supervisor holds `supervisor.lock` and writes `processes.json` (pids) and `supervisor.json` (the state of
 every process, and how the run ended). The stage that runs writes `progress.json`. The supervisor, the live

@@ -1,1 +1,1 @@
-"""What services and trainer share of torch: log-probs, heads, loading."""
+"""The torch code that services and trainer share: log-probs, heads, loading."""

@@ -1,4 +1,4 @@
-"""torch.compile for inference: dynamic shapes, tried when the model is loaded."""
+"""torch.compile for inference: dynamic shapes, tested when the model is loaded."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Try whether an architecture supports a way of running it, before relying on that way.
+"""Test whether an architecture supports a way of running it, before relying on it.
 
-The code of an architecture is not ours. An error from it means that the way is not supported, not that
+An error from the architecture's code, which is not ours, means that the way is not supported, not that
 something failed.
 """
 

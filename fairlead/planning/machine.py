@@ -1,4 +1,4 @@
-"""Resources of this machine: main memory, GPU memory and free disk space. Knows nothing of a run."""
+"""Resources of this machine: main memory, GPU memory and free disk space. Knows nothing about runs."""
 
 from __future__ import annotations
 

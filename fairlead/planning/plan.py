@@ -1,4 +1,4 @@
-"""The memory and disk space that a run needs, compared with what the machine has, with warnings in words."""
+"""The memory and disk space that a run needs, compared with what the machine has, with warnings."""
 
 from __future__ import annotations
 

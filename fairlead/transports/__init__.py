@@ -1,1 +1,1 @@
-"""What carries rollouts and weights between the parts."""
+"""The transports that carry rollouts and weights between the parts."""

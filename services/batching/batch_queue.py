@@ -221,7 +221,7 @@ class Speed:
     """Tokens per second of recent large batches.
 
     A small batch takes the fixed time of a call regardless of its tokens, so it is not measured. A queue with
-    many tokens makes large batches, so the estimate is there when it matters.
+    many tokens produces large batches, so the estimate exists when it is needed.
     """
 
     def __init__(self, *, max_batch_tokens: int) -> None:

@@ -4,8 +4,8 @@ Sits between a servicer and the function that runs the model. Knows only the num
 Work-conserving: a free model takes all waiting sequences that fit, so an idle server adds no delay.
 
 Two threads alternate. While one runs the model, the other chooses the next batch and builds its tensors as
-soon as a full batch is waiting; with less it waits for the model, because more may arrive. Neither waits for
-the event loop.
+soon as a full batch is waiting; with less than a full batch it waits for the model, because more sequences
+may arrive. Neither waits for the event loop.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Choose which waiting sequences share a forward pass.
 
-Used by the batch queue. `PaddedPacking` is for models that pad a batch to its longest sequence;
-`SharedPacking` is for models without padding that compute a shared prefix once. Both always include the
-oldest sequence, so no request starves. Knows nothing about models.
+Used by the batch queue. `PaddedPacking` is for models that pad a batch to its longest sequence,
+`SharedPacking` for models that do not pad and compute a shared prefix once. Both always include the oldest
+sequence, so no request starves. Knows nothing about models.
 """
 
 from __future__ import annotations

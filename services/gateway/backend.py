@@ -1,4 +1,5 @@
-"""Clients for the reward and policy services: calls within a deadline, and whether the services are up.
+"""Clients for the reward and policy services: calls with a deadline, and polling of whether they are
+available.
 
 The dialects, which know HTTP, call this module; it calls `fairlead.clients`, which knows the wire format.
 """
@@ -110,7 +111,7 @@ class PolledService(Generic[_Info_co]):
 
 
 class Backend:
-    """The reward and policy services, as far as they are configured. An async context manager."""
+    """The reward and policy services that are configured. An async context manager."""
 
     def __init__(self, config: RunConfig, *, poll_seconds: float = POLL_SECONDS) -> None:
         """

@@ -1,4 +1,4 @@
-"""One HTTP request as the dialects see it: its id, its deadline, and the credentials that it carries."""
+"""One HTTP request as the dialects see it: its id, deadline and credentials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log of prompts and answers for later ranking: JSON lines that `fairlead score` and `data.prompts` read.
+"""A log of prompts and answers for later ranking: JSON lines that `fairlead score` and `data.prompts` read.
 
 Each line is one append: lines of several writers do not mix, and a crash loses at most the last line.
 """

@@ -1,4 +1,4 @@
-"""What each path requires of a caller. A path that is not listed requires the scope `admin`."""
+"""The scope that each path requires of a caller. A path that is not listed requires the scope `admin`."""
 
 from __future__ import annotations
 

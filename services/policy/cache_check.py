@@ -1,6 +1,6 @@
 """Check, when a model is loaded, that it can be decoded with the slot cache.
 
-Any causal language model can whose only state is keys and values; others keep more state (convolutions,
+Any causal language model works whose only state is keys and values; others keep more state (convolutions,
 recurrences).
 """
 

@@ -1,6 +1,6 @@
 """Text of a growing token sequence, token by token, with detection of stop strings.
 
-A token by itself has no text: leading spaces and multi-token characters depend on the tokens before it. So
+A single token has no text: leading spaces and multi-token characters depend on the tokens before it. So
 each step decodes a short tail twice, with and without the new tokens, and takes the difference (as
 text-generation-inference does).
 """

@@ -1,7 +1,7 @@
 """New weights, read and checked next to the weights in use, so that a swap only exchanges pointers.
 
 Sits between a version's files, verified by the store, and the model in use. `Replacement.read` is slow and
-runs in a thread of its own; `apply` is fast and runs between two decoding steps.
+runs in a separate thread; `apply` is fast and runs between two decoding steps.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check_kind(theirs: Adapter | None, ours: Adapter | None) -> None:
 
 
 class Replacement:
-    """A new value for each parameter and saved buffer of a model, or for its adapters only if it has any."""
+    """A new value for each parameter and saved buffer of a model, or, if it has adapters, only for those."""
 
     def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         self._pairs = pairs

@@ -2,7 +2,7 @@
 
 Sits between the servicer, which reads the wire, and the engine, which trusts its input. Each check raises
 InvalidInput with the field, what was received and what is allowed; texts are never quoted. Knows the
-tokenizer, but no wire.
+tokenizer, but not the wire format.
 """
 
 from __future__ import annotations

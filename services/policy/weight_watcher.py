@@ -1,4 +1,4 @@
-"""Watch the weight store and load every newer version into the engine, after it was fetched and verified.
+"""Watch the weight store, fetch and verify every newer version, and load it into the engine.
 
 Runs in the background of a serving replica: if a version cannot be loaded, the replica keeps serving the
 weights it has. Knows neither torch nor the wire.

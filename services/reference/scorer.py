@@ -1,4 +1,5 @@
-"""One frozen language model: ids → log-probs of the response. Knows torch, but no wire and no queue.
+"""One frozen language model: ids → log-probs of the response. Knows torch, but neither the wire format nor
+the queue.
 
 Shapes: B batch, T token positions, H hidden, N response tokens of the whole batch.
 """

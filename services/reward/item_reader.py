@@ -1,6 +1,6 @@
 """Items of requests → token ids, checked against the model's limits. Knows the tokenizer, but no weights.
 
-Used by the local scorer and by the one that sends token ids to a Triton server.
+Used by the local scorer and by the scorer that sends token ids to a Triton server.
 """
 
 from __future__ import annotations

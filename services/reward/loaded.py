@@ -1,4 +1,4 @@
-"""A reward model in this process, from loading to the last request that it scores.
+"""A reward model in this process, from its loading to the last request that it scores.
 
 Sits between the scoring that chooses among models and the batcher. Models come and go while the service runs;
 each finishes the requests that it has begun.

@@ -1,4 +1,5 @@
-"""A folder in which newer reward models appear: finds the newest and brings it into service while serving.
+"""Watch a folder in which newer reward models appear, and put the newest into service without an
+interruption.
 
 A model is loaded and probed before it gets requests. If anything is wrong with it, the replica keeps the
 served model.

@@ -1,4 +1,4 @@
-"""One reward model on one device: items → ids → scalars. Knows torch and the model, but no wire or queue."""
+"""One reward model on one device: items → ids → scalars. Knows neither the wire nor the queue."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A scoring whose model can be replaced while it serves: at once, or for a share of the traffic first.
 
-Sits between the servicers and the models in this process. A request is scored by the model that was served
-when it arrived, to the end; a newer model is loaded and probed next to it before it gets requests.
+Sits between the servicers and the models in this process. The model that was served when a request arrived
+scores the whole request. A newer model is loaded and probed next to it before it gets requests.
 """
 
 from __future__ import annotations

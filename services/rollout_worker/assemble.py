@@ -23,7 +23,7 @@ class UnusableResult(Exception):
 
 
 class InvalidTask(Exception):
-    """The task itself is at fault: it is dead-lettered at once."""
+    """The task itself is invalid: it is dead-lettered at once."""
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason

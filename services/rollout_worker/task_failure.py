@@ -1,7 +1,7 @@
-"""What happens to a task after an error: dead-letter it, count a failure, or release it.
+"""Decide what happens to a task after an error: dead-letter it, count a failure, or release it.
 
-An error of the task itself dead-letters it at once, a mistake of a service is counted, and an outage counts
-for no task. Knows neither the queue nor the services; docs/queue-protocol.md lists the reasons.
+An error in the task itself dead-letters it at once, a mistake of a service is counted, and an outage is not
+counted. Knows neither the queue nor the services; docs/queue-protocol.md lists the reasons.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Access control of a service: who calls, whether the key allows it, and how much of its limits is used.
+"""Access control of a service: identify the caller, check what its key allows, and count its use.
 
 Sits between the edge of a server, gRPC or HTTP, and its work. The work gets the current caller from
 `caller()`. Knows nothing about messages.

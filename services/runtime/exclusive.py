@@ -1,8 +1,8 @@
 """Exclusive requests: run one request while no other runs, so that a crash is attributed to that request.
 
 `ExclusiveSlot` holds the rules; the policy's engine uses it under its own lock. `ExclusiveGate` applies them
-in an event loop, in front of the micro-batchers of the reward and reference services, before anything of a
-request is read. Knows nothing about messages or models.
+in an event loop, in front of the micro-batchers of the reward and reference services, before a request is
+read. Knows nothing about messages or models.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _Call:
 
 
 class ExclusiveGate:
-    """Runs calls concurrently, and exclusive calls only by themselves. Belongs to one event loop."""
+    """Runs calls concurrently, and an exclusive call only while no other runs. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._slot = ExclusiveSlot[_Call]()

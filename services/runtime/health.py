@@ -1,7 +1,7 @@
 """grpc.health.v1 for one server: SERVING or NOT_SERVING, reported to every watcher.
 
-Knows nothing of the services. The servicer of grpcio-health-checking drops all watchers of a service when one
-of them disconnects, and its watches outlive a drain; this one does neither.
+Knows nothing about the services. The servicer of grpcio-health-checking drops all watchers of a service when
+one of them disconnects, and its watches outlive a drain; this one does neither.
 """
 
 from __future__ import annotations

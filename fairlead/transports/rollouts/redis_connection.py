@@ -1,7 +1,7 @@
 """The connection to a run's Redis: its keys and scripts, client options, server checks and error mapping.
 
 Shared by the worker's side and the trainer's side of the Redis queue. Knows where things are stored, but not
-what they mean: that is in the scripts (`lua/*.lua`) and in docs/queue-protocol.md.
+what they mean: the scripts (`lua/*.lua`) and docs/queue-protocol.md define that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a weight version consists of, and the interfaces of those who fetch versions and send their bytes.
+"""The parts of a weight version, and the interfaces for fetching versions and sending their bytes.
 
 The trainer publishes versions, the replicas fetch them. A version is immutable: safetensors shards and a
 manifest with the SHA-256 of each. Nothing here knows torch, a wire or a storage location.

@@ -1,8 +1,8 @@
 """The sender's side of direct connections: a TCP port that sends shard bytes to holders of a ticket.
 
 The sender offers the port and a ticket in its reply to FetchShard. The call stays open until the transfer has
-ended and reports its result, so only gRPC decides who may fetch, how many at once and for how long. Nothing
-is encrypted: where TLS is on, no direct connection is offered. Knows neither shards nor messages.
+ended and reports its result, so only gRPC decides which callers may fetch, how many at once and for how long.
+Nothing is encrypted: where TLS is on, no direct connection is offered. Knows neither shards nor messages.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The weight store: versions in a folder that the trainer writes, and replicas on the same volume read.
 
 Each version is a folder `<incarnation>-<update>/`, written under another name and renamed when complete. The
-file `latest` names the newest version; it is a hint that may be missing, stale or corrupt: what counts is the
-folders. Knows nothing about the meaning of tensors.
+file `latest` names the newest version; it is a hint that may be missing, stale or corrupt: only the folders
+count. Knows nothing about the meaning of tensors.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The manifest of a weight version: how it is built, encoded, decoded and checked against the shards.
 
-Written when the trainer publishes a version, checked by everyone who fetches it. A shard is described as a
-whole and in pieces of some MiB, each with a digest, so that a receiver can verify bytes as they arrive.
-Names, types and shapes come from the safetensors headers, so nothing here needs torch.
-Knows nothing about storage or the wire format.
+Written when the trainer publishes a version, checked by every process that fetches it. A shard is described
+as a whole and in pieces of some MiB, each with a digest, so that a receiver can verify bytes as they arrive.
+Names, types and shapes come from the safetensors headers, so nothing here needs torch. Knows nothing about
+storage or the wire format.
 """
 
 from __future__ import annotations

@@ -333,7 +333,7 @@ class _ChatExchange:
 
 
 class _StreamedAnswer:
-    """One answer of a stream, as far as it has been generated."""
+    """The part of a streamed answer that has been generated so far."""
 
     def __init__(self, cutter: StopCutter) -> None:
         self._cutter = cutter

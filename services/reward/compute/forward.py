@@ -70,7 +70,7 @@ class PaddedForward:
 
 
 class SegmentForward:
-    """Runs sequences without padding, shared beginnings once; needs an attention that can be replaced."""
+    """Runs sequences without padding, shared beginnings once; needs replaceable attention."""
 
     def __init__(
         self,

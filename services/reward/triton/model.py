@@ -1,8 +1,8 @@
 """A reward model for Triton's Python backend: the `model.py` that `fairlead export-triton` writes.
 
-The file is copied unchanged, so it imports nothing of Fairlead; the server needs only torch and transformers.
-Scores equal those of Fairlead's own service: the hidden state at each row's last real token, a float32 head
-and its bias; for an encoder, its own forward pass.
+The file is copied unchanged, so it imports nothing from Fairlead; the server needs only torch and
+transformers. Scores equal those of Fairlead's own service: the hidden state at each row's last real token, a
+float32 head and its bias; for an encoder, its own forward pass.
 
 The dynamic batcher merges requests of any lengths, because ragged batching is allowed.
 Shapes: R rows of all requests, B rows of a forward pass, S tokens of a request, T positions.
