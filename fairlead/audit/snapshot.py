@@ -1,8 +1,9 @@
 """A consistent snapshot of a run's files and queue, which may be taken while the run is active.
 
-A trainer writes an outcome to its journal, then to a checkpoint, then deletes it from the queue. The snapshot
-reads in the opposite order (events, checkpoints, queue, journal), so it never shows a later step without the
-earlier ones. If an incarnation begins meanwhile, everything is read again.
+A trainer records that it sends a task, later writes the outcome to its journal, then to a checkpoint, then
+deletes it from the queue. The snapshot reads in the opposite order (deletions, checkpoints, queue, journal,
+sendings), so it never shows a later step without the earlier ones. If an incarnation begins meanwhile, everything
+is read again.
 """
 
 from __future__ import annotations
@@ -108,9 +109,11 @@ def _read_once(
     checkpoints = read_checkpoints(folder.checkpoints, damage, tensors=tensors)
     queue, queue_error = _queue(read_queue)
     outcomes = read_outcomes(folder.ledger, damage)
+    # The lines that were appended meanwhile: the sendings of the outcomes above, but no later deletions.
+    appended = read_events(folder.events, [])[len(events) :]
     return RunSnapshot(
         claims=claims,
-        events=events,
+        events=events + [event for event in appended if event.event == "sent"],
         checkpoints=checkpoints,
         newest=newest(checkpoints, claims.lineage),
         outcomes=outcomes,

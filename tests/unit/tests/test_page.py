@@ -66,5 +66,5 @@ def test_unchecked_block_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="a block of yaml"):
         Reader(tmp_path / "here").read(page, slow=False)
     page.write_text("```\nno language\n```\n")
-    with pytest.raises(AssertionError, match="a fence that no block owns"):
+    with pytest.raises(AssertionError, match="a fence outside every block"):
         blocks(page)

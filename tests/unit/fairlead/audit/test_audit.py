@@ -48,6 +48,28 @@ def test_active_run_and_new_run_are_clean(tmp_path: Path) -> None:
     assert kinds(begun) == {}
 
 
+def test_run_that_advances_while_it_is_read_is_clean(tmp_path: Path) -> None:
+    made = sound(tmp_path)
+    folder = made.write()
+    advanced = []
+
+    def advance() -> QueueSnapshot:
+        """Train the next update after the events and checkpoints were read, before the journal is."""
+        update = 8 + len(advanced)
+        advanced.append(update)
+        made.event("sent", 2, update, tasks=[[update * BATCH, update * BATCH + BATCH - 1]])
+        for task in range(update * BATCH, update * BATCH + BATCH):
+            made.outcome(task, 2, update)
+        made.event("deleted", 2, update, entries=[made.lines[-1]["entry"]])
+        made.write()
+        return QueueSnapshot(incarnation=2, prompts=(), outcomes=(), failures={})
+
+    report, _ = audit(folder, read_queue=advance)
+    assert report.findings == ()
+    assert (report.tasks, report.trained) == (36, 34)
+    assert len(advanced) == 1
+
+
 def test_replaced_trainer_without_results_may_be_unknown_to_its_successor(
     tmp_path: Path,
 ) -> None:
