@@ -2,8 +2,8 @@
 
 A trainer records that it sends a task, later writes the outcome to its journal, then to a checkpoint, then
 deletes it from the queue. The snapshot reads in the opposite order (deletions, checkpoints, queue, journal,
-sendings), so it never shows a later step without the earlier ones. If an incarnation begins meanwhile, everything
-is read again.
+sendings), so it never shows a later step without the earlier ones. If an incarnation begins meanwhile,
+everything is read again.
 """
 
 from __future__ import annotations
