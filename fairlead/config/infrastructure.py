@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr, field_validator
 
 from fairlead.config.base import Section, ServiceSection
+
+REDIS_URLS = (
+    "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix://PATH; percent-encode special characters of a "
+    "password in it, or set redis_password instead"
+)
+"""Redis URLs that are accepted, for messages."""
+
+
+def redis_url_without_secrets(url: str) -> str:
+    """Return a Redis URL without its password, and with only the `db` of its options, for files and messages.
+
+    Raises:
+        ValueError: if it is not a valid Redis URL; the message does not quote it.
+    """
+    invalid = ValueError(REDIS_URLS)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise invalid from None
+    # An unencoded `/`, `?` or `#` in a password moves the rest of the URL into another part.
+    rest = f"{parts.path}?{parts.query}"
+    if "#" in url or "@" in rest or parts.scheme not in ("redis", "rediss", "unix"):
+        raise invalid
+    if parts.scheme == "unix" and not parts.path.strip("/"):
+        raise invalid
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    user = f"{parts.username}@" if parts.username else ""
+    options = [(key, value) for key, value in urllib.parse.parse_qsl(parts.query) if key == "db"]
+    netloc = f"{user}{host}" + (f":{port}" if port is not None else "")
+    shown = f"{parts.scheme}://{netloc}{parts.path}"
+    return f"{shown}?{urllib.parse.urlencode(options)}" if options else shown
 
 
 class RedisSection(Section):
     """A connection to Redis."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     redis_url: str = ""
     """URL of the server: `redis://`, `rediss://` or `unix://`."""
@@ -22,6 +58,13 @@ class RedisSection(Section):
     """Client certificate for a server that requires one, a PEM file."""
     redis_tls_key: str = ""
     """Private key of `redis_tls_certificate`, a PEM file."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _url_is_valid(cls, url: str) -> str:
+        if url:
+            redis_url_without_secrets(url)
+        return url
 
 
 class QueueSection(RedisSection):

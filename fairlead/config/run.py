@@ -296,5 +296,10 @@ def _config_error(error: ValidationError) -> ConfigError:
     key = ".".join(str(part) for part in first["loc"]) or "config"
     if first["type"] == "extra_forbidden":
         return ConfigError(key, got="an unknown key", allowed=_nearest(key))
-    got = "…" if "password" in key else first.get("input")
+    got = first.get("input")
+    if "password" in key:
+        got = "…"
+    elif key.endswith("redis_url"):
+        # Not quoted: it may contain a password.
+        got = "an invalid URL"
     return ConfigError(key, got=got, allowed=first["msg"].removeprefix("Value error, "))

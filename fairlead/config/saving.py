@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fairlead.config.infrastructure import RedisSection
+from fairlead.config.infrastructure import RedisSection, redis_url_without_secrets
 
 if TYPE_CHECKING:
     from fairlead.config.run import RunConfig
@@ -21,7 +20,7 @@ _Redis = TypeVar("_Redis", bound=RedisSection)
 
 
 def without_secrets(config: RunConfig) -> RunConfig:
-    """Return the configuration with absolute paths and without passwords, in fields or in URLs."""
+    """Return the configuration with absolute paths and without secrets, in fields or in URLs."""
     return config.model_copy(
         update={
             "queue": _without_password(config.queue),
@@ -41,7 +40,10 @@ def save(config: RunConfig, path: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Replace a file atomically: readers see the old text or the new text."""
     aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
+    aside.unlink(missing_ok=True)
+    # Only the owner may read it: a configuration names paths, addresses and users.
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
     aside.replace(path)
 
 
@@ -54,18 +56,8 @@ def as_toml(config: RunConfig, *, without_defaults: bool = False) -> str:
 
 
 def _without_password(section: _Redis) -> _Redis:
-    return section.model_copy(
-        update={"redis_password": None, "redis_url": _url_without_password(section.redis_url)}
-    )
-
-
-def _url_without_password(url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    if parts.password is None:
-        return url
-    user = parts.username or ""
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{user}@{host}" if user else host).geturl()
+    url = redis_url_without_secrets(section.redis_url) if section.redis_url else ""
+    return section.model_copy(update={"redis_password": None, "redis_url": url})
 
 
 def _lines(table: Mapping[str, object], prefix: str = "") -> Iterator[str]:

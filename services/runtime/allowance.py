@@ -22,10 +22,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from fairlead import metrics
-from fairlead.config.infrastructure import KeysSection
+from fairlead.config.infrastructure import REDIS_URLS, KeysSection
 from fairlead.errors import ConfigError, InvalidInput, Overloaded
 from fairlead.rpc.api_keys import ApiKey
-from fairlead.transports.rollouts.redis_connection import tls_options
+from fairlead.transports.rollouts.redis_connection import keepalive_options, tls_options
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ def _client(section: KeysSection) -> Redis:
             password=password.get_secret_value() if password else None,
             socket_timeout=_REDIS_TIMEOUT_SECONDS,
             socket_connect_timeout=_REDIS_TIMEOUT_SECONDS,
-            socket_keepalive=True,
+            **keepalive_options(section),
             retry=Retry(NoBackoff(), 0),
             **tls_options(section, name="keys"),
         )
@@ -217,8 +217,8 @@ def _client(section: KeysSection) -> Redis:
         # Not quoted: it may hold a password.
         raise ConfigError(
             "keys.redis_url",
-            got="another URL",
-            allowed="redis://host:port, rediss://host:port or unix://path",
+            got="an invalid URL",
+            allowed=REDIS_URLS,
         ) from None
 
 

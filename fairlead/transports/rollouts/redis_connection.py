@@ -20,7 +20,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from fairlead.config.infrastructure import QueueSection, RedisSection
+from fairlead.config.infrastructure import (
+    REDIS_URLS,
+    QueueSection,
+    RedisSection,
+    redis_url_without_secrets,
+)
 from fairlead.errors import ConfigError, CorruptData, Fenced, QueueMisconfigured, QueueUnavailable
 
 logger = logging.getLogger(__name__)
@@ -85,25 +90,18 @@ def check_url(section: QueueSection) -> str:
     """Return the URL of the queue.
 
     Raises:
-        ConfigError: if the URL is empty or not a Redis URL.
+        ConfigError: if the URL is empty or not a Redis URL; it may contain a password and is not quoted.
     """
-    allowed = "redis://host:port, rediss://host:port or unix://path; `fairlead ppo` starts a server if empty"
     url = section.redis_url
-    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
-        raise ConfigError("queue.redis_url", got=without_password(url), allowed=allowed)
+    if not url:
+        allowed = f"{REDIS_URLS}; `fairlead ppo` starts a server if it is empty"
+        raise ConfigError("queue.redis_url", got="", allowed=allowed)
     try:
+        redis_url_without_secrets(url)
         redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
-    except ValueError as error:
-        raise ConfigError(
-            "queue.redis_url", got=f"{without_password(url)} ({error})", allowed=allowed
-        ) from None
+    except ValueError:
+        raise ConfigError("queue.redis_url", got="an invalid URL", allowed=REDIS_URLS) from None
     return url
-
-
-def without_password(url: str) -> str:
-    """Return the URL without user and password, for messages."""
-    head, separator, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://…@{tail}" if separator else url
 
 
 def address(url: str) -> str:
@@ -120,11 +118,16 @@ def client_options(section: QueueSection) -> dict[str, Any]:
         "password": section.redis_password.get_secret_value() if section.redis_password else None,
         "socket_timeout": _REPLY_SECONDS,
         "socket_connect_timeout": _CONNECT_SECONDS,
-        "socket_keepalive": True,
         "protocol": 2,
         "decode_responses": False,
+        **keepalive_options(section),
         **tls_options(section, name="queue"),
     }
+
+
+def keepalive_options(section: RedisSection) -> dict[str, bool]:
+    """Return the TCP keepalive option of a client; a Unix socket has none."""
+    return {} if urlsplit(section.redis_url).scheme == "unix" else {"socket_keepalive": True}
 
 
 def tls_options(section: RedisSection, *, name: str) -> dict[str, Any]:

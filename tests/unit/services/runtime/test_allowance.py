@@ -206,6 +206,9 @@ async def test_replica_counts_on_its_own_while_redis_is_unavailable(tmp_path: Pa
 
 def test_invalid_redis_url_is_refused_without_quoting_it():
     with pytest.raises(ConfigError) as caught:
-        counting(redis_url="http://:secret@host")
+        Allowance(
+            KeysSection.model_construct(redis_url="http://:secret@host"),
+            access_metrics=metrics.AccessMetrics(CollectorRegistry()),
+        )
     assert "keys.redis_url" in str(caught.value)
     assert "secret" not in str(caught.value)
