@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -176,7 +176,7 @@ def load(path: Path | None = None, *, overrides: Mapping[str, object] | None = N
     Args:
         path: the TOML file; None uses only defaults, environment and overrides.
         overrides: flags by dotted key, such as `{"ppo.updates": 10}`. A string that is a TOML
-            value is parsed, so `"10"` is a number.
+            value is parsed, so `"10"` is a number, unless the key takes text.
 
     Raises:
         ConfigError: for an unreadable file, an unknown key (names the nearest known one) or an invalid value.
@@ -192,7 +192,8 @@ def load(path: Path | None = None, *, overrides: Mapping[str, object] | None = N
     _merge(values, environment)
     flags: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
-        _merge(flags, _nested(key, _toml_value(value)))
+        parsed = _toml_value(value)
+        _merge(flags, _nested(key, parsed if isinstance(parsed, str) or not _takes_text(key) else value))
     warnings += retired.apply(flags)
     _merge(values, flags)
     _check_environment()
@@ -237,6 +238,21 @@ def _toml_value(value: object) -> object:
         return tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return value
+
+
+def _takes_text(key: str) -> bool:
+    """Return whether a dotted key takes text; `--set name=2026` is a name that looks like a number."""
+    section: type[BaseModel] = RunConfig
+    *tables, last = key.split(".")
+    for table in tables:
+        found = section.model_fields.get(table)
+        if found is None or not (
+            isinstance(found.annotation, type) and issubclass(found.annotation, BaseModel)
+        ):
+            return False
+        section = found.annotation
+    field = section.model_fields.get(last)
+    return field is not None and field.annotation in (str, Path, SecretStr, SecretStr | None)
 
 
 def _nested(key: str, value: object) -> dict[str, Any]:

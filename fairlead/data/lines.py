@@ -114,15 +114,20 @@ def parse(file: str, number: int, content: bytes) -> Line | DataError:
         value = json.loads(content.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
         bad = content[error.start]
-        return DataError(file, number, got=f"byte 0x{bad:02x} at position {error.start}", allowed="UTF-8")
+        utf16 = number == 1 and content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        hint = "; this is UTF-16: convert it with `iconv -f UTF-16 -t UTF-8`" if utf16 else ""
+        return DataError(
+            file, number, got=f"byte 0x{bad:02x} at position {error.start}", allowed=f"UTF-8{hint}"
+        )
     # ValueError, which JSONDecodeError is not the only kind of: an integer of thousands of digits.
     except (ValueError, RecursionError) as error:
         shown = content.decode("utf-8", "replace").strip()
-        hint = (
-            "; convert a JSON array to lines with `jq -c '.[]'`"
-            if number == 1 and shown.startswith("[")
-            else ""
-        )
+        hints = {
+            "[": "; convert a JSON array to lines with `jq -c '.[]'`",
+            "{": "; put each object on one line with `jq -c .`",
+        }
+        # A line that only opens a bracket belongs to a file that is formatted over several lines.
+        hint = hints.get(shown[:1], "") if number == 1 and (shown[:1] == "[" or shown == "{") else ""
         return DataError(file, number, got=shown, allowed=f"a JSON object ({error}){hint}")
     if not isinstance(value, dict):
         return DataError(file, number, got=f"JSON of type {_type(value)}", allowed="a JSON object")

@@ -116,7 +116,7 @@ async def _supervise(
         finished=lambda: is_finished(config, stage),
     )
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _stop_signals():
         loop.add_signal_handler(number, _on_signal, supervisor, number)
     title = f"{folder.root} · {_verb(stage)}"
     view = View(title, stage=stage, path=folder.progress, processes=supervisor.processes)
@@ -132,6 +132,12 @@ async def _supervise(
     if view.read() is not None:
         view.log_line()
     return outcome if outcome.code else RunOutcome(0, f"{_verb(stage)} has finished")
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop a run; not SIGHUP if this process was started with it ignored (`nohup`)."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _verb(stage: str) -> str:

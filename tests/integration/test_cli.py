@@ -156,8 +156,10 @@ def test_failed_stage_passes_on_its_message_and_exit_code(run_file: Path):
     assert "Traceback" not in shown.stderr
 
 
-def test_ctrl_c_stops_a_stage_and_all_its_processes(run_file: Path):
-    command = [sys.executable, "-m", "fairlead.cli", "sft", str(run_file), "--set", "sft.epochs=1000"]
+def test_nohup_survives_hangup_and_ctrl_c_stops_a_stage_and_all_its_processes(run_file: Path):
+    stage = [sys.executable, "-m", "fairlead.cli", "sft", str(run_file), "--set", "sft.epochs=1000"]
+    # As `nohup`: the process starts with SIGHUP ignored.
+    command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *stage]
     started = subprocess.Popen(command, cwd=run_file.parent, stderr=subprocess.PIPE, text=True)
     try:
         folder = RunFolder(run_file.parent / "runs" / "tiny")
@@ -168,6 +170,12 @@ def test_ctrl_c_stops_a_stage_and_all_its_processes(run_file: Path):
             time.sleep(0.05)
         (pid,) = read_pids(folder.processes).values()
         child = psutil.Process(pid)
+        started.send_signal(signal.SIGHUP)
+        step = now.step
+        while (now := read_progress(folder.progress)) is None or now.step < step + 5:
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.05)
         refused = fairlead("sft", run_file, cwd=run_file.parent)
         assert refused.returncode == 1
         assert refused.stderr == (

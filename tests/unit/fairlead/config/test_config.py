@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fairlead.config import load
+from fairlead.config import RunConfig, load
+from fairlead.config.run import parse_overrides
 from fairlead.errors import ConfigError
 
 ROOT = Path(__file__).parents[4]
@@ -103,3 +105,20 @@ def test_bad_value_of_an_old_key_is_refused_by_the_key_that_holds_it():
 def test_section_that_is_not_a_table_is_refused():
     with pytest.raises(ConfigError, match="queue: got 3"):
         load(overrides={"queue": 3})
+
+
+@pytest.mark.parametrize(
+    ("flag", "read"),
+    [
+        ("name=20260923", lambda config: config.name == "20260923"),
+        ("policy.path=7", lambda config: config.policy.path == "7"),
+        (
+            "queue.redis_password=1234",
+            lambda config: config.queue.redis_password.get_secret_value() == "1234",
+        ),
+        ('name="quoted"', lambda config: config.name == "quoted"),
+        ("ppo.updates=7", lambda config: config.ppo.updates == 7),
+    ],
+)
+def test_flag_of_a_text_key_may_look_like_a_number(flag: str, read: Callable[[RunConfig], bool]):
+    assert read(load(overrides=parse_overrides([flag])))

@@ -166,6 +166,27 @@ def test_json_array_file_gets_a_hint(tmp_path):
         load_prompts(config(tmp_path, prompts="p"))
 
 
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (
+            json.dumps({"prompt": "a"}, indent=1).encode(),
+            r"got '\{', .*; put each object on one line with `jq -c \.`",
+        ),
+        (
+            '{"prompt": "a"}\n'.encode("utf-16"),
+            r"allowed: UTF-8; this is UTF-16: convert it with `iconv -f UTF-16",
+        ),
+        (b'{"prompt": \n', r"allowed: a JSON object \(Expecting value: .*\)$"),
+        (b'{"prompt": "a"}\n\xff\xfe\n', r"p:2: got 'byte 0xff at position 0', allowed: UTF-8$"),
+    ],
+)
+def test_common_mistakes_of_a_file_get_a_hint(tmp_path, content: bytes, hint: str):
+    (tmp_path / "p").write_bytes(content)
+    with pytest.raises(DataError, match=hint):
+        load_prompts(config(tmp_path, prompts="p"))
+
+
 def test_overlong_line_is_not_read_completely(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
     with gzip.open(tmp_path / "bomb.gz", "wb") as file:
