@@ -273,3 +273,17 @@ def install_command(extra: str) -> str:
     The name on PyPI is `fairlead-rlhf`: `fairlead` there belongs to another project.
     """
     return f"pip install 'fairlead-rlhf[{extra}]'"
+
+
+def pickle_refused(model: str, file: str) -> ModelLoadError:
+    """Return the error for a model that has weights only as pickle, which can run code when it is read.
+
+    Args:
+        model: folder or hub id.
+        file: name of the file of weights.
+    """
+    return ModelLoadError(
+        f"{model!r} has its weights only as pickle ({file}), which is not read; if you trust them, convert them "
+        f'once: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained({model!r}).save_pretrained('converted')\""
+    )

@@ -219,6 +219,8 @@ def load_merged(model: PreTrainedModel, path: str) -> PreTrainedModel:
     from peft import PeftConfig, get_peft_model
 
     try:
+        if not Path(path).expanduser().is_dir():
+            cached_file(path, WEIGHTS_FILE)  # peft would read an adapter_model.bin, which is pickle, instead
         with warnings.catch_warnings(action="ignore"):  # missing tensors are checked below
             settings = PeftConfig.from_pretrained(path)
             settings.task_type = None  # a reward model may start from the adapter of a language model
@@ -251,7 +253,7 @@ def fingerprint(path: str) -> str:
     if not folder.is_dir():
         folder = Path(str(cached_file(path, CONFIG_FILE if base else "config.json"))).parent
     digest = hashlib.sha256(fingerprint(base).encode() if base else b"")
-    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+    for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fairlead.config.base import ComputeSection, Device
-from fairlead.errors import ModelLoadError
+from fairlead.errors import ModelLoadError, pickle_refused
 from fairlead.nn import adapters
 from fairlead.nn.failures import load_failure
 
@@ -239,17 +239,20 @@ def load_pretrained(
     base = adapters.base_of(path)
     if base is not None:
         # In float32: bfloat16 would lose small adapters.
+        _refuse_pickle(path, "adapter_model*.bin")
         exact = section.model_copy(update={"dtype": "float32"})
         model = load_pretrained(auto, base, exact, allowed_missing=allowed_missing, **settings)
         model = adapters.load_merged(model, path)
         nn.Module.to(model, torch_dtype(section))
         return model
+    _refuse_pickle(path, "pytorch_model*.bin", "*.pt", "*.pth")
     loader: Any = auto
     try:
         with _quiet_transformers():
             model, report = loader.from_pretrained(
                 path,
                 trust_remote_code=False,
+                use_safetensors=True,
                 dtype=torch_dtype(section),
                 output_loading_info=True,
                 **settings,
@@ -276,6 +279,20 @@ def _quiet_transformers() -> Iterator[None]:
         settings.set_verbosity(verbosity)
         if bars:
             settings.enable_progress_bar()
+
+
+def _refuse_pickle(path: str, *patterns: str) -> None:
+    """Reject a folder that has weights only in files that match the patterns.
+
+    Raises:
+        ModelLoadError: if so; names the file and how to convert it.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    for pattern in patterns:
+        for file in sorted(folder.glob(pattern)):
+            raise pickle_refused(path, file.name)
 
 
 def _check_path(path: str) -> None:

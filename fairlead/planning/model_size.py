@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.config.training import ScratchModel
-from fairlead.errors import ModelLoadError, install_command
+from fairlead.errors import ModelLoadError, install_command, pickle_refused
 
 _UNEMBEDDINGS = ("lm_head", "embed_out", "output_layer")
 _HEADS = ("score", "classifier", "v_head")
@@ -96,7 +96,9 @@ def model_size(path: str) -> ModelSize:
     config = _config(folder, path)
     tensors = _tensors(folder, path)
     if tensors is None:
-        return _from_config(config, name=path, parameters=_counted_by_bytes(folder, path, config))
+        for file in sorted(folder.glob("pytorch_model*.bin")):
+            raise pickle_refused(path, file.name)
+        raise ModelLoadError(f"{path!r} has no *.safetensors files, so it is not a complete model")
     return _from_tensors(config, tensors, name=path)
 
 
@@ -144,9 +146,9 @@ def _from_config(
     *,
     name: str,
     parameters: int,
-    unembedding: int = 0,
-    tensors: int = 0,
-    matrices: tuple[tuple[int, int], ...] = (),
+    unembedding: int,
+    tensors: int,
+    matrices: tuple[tuple[int, int], ...],
 ) -> ModelSize:
     config = config.get("text_config") or config
 
@@ -174,7 +176,6 @@ def _from_config(
         key_value_width=number("num_key_value_heads", default=heads) * head_width,
         vocabulary=number("vocab_size"),
         max_positions=number("max_position_embeddings", "n_positions", "n_ctx", default=2_048),
-        exact=tensors > 0,
     )
 
 
@@ -213,15 +214,6 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"{file.name} is not a safetensors file")
         header = json.loads(content.read(size))
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-
-
-def _counted_by_bytes(folder: Path, name: str, config: Mapping[str, Any]) -> int:
-    """Return the number of parameters of a checkpoint in another format, by the size of its files."""
-    size = sum(file.stat().st_size for file in folder.glob("pytorch_model*.bin"))
-    if not size:
-        raise ModelLoadError(f"{name!r} has no *.safetensors files, so it is not a complete model")
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    return size // (2 if "16" in dtype else 4)
 
 
 def _cached(name: str) -> Path:

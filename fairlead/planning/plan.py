@@ -157,8 +157,6 @@ def _sizes(config: RunConfig, notes: list[str]) -> dict[str, ModelSize]:
     }
     if any(size is base and not config.model.path for size in sizes.values()):
         notes.append("a model from scratch is counted with the largest vocabulary that it may have")
-    for name in sorted({size.name for size in sizes.values() if not size.exact and size.tensors == 0}):
-        notes.append(f"{name}: estimated from the size of its files, which are not safetensors")
     return sizes
 
 

@@ -211,6 +211,14 @@ def test_damaged_adapter_is_rejected(base, tmp_path, damage):
         load_causal_lm(path, CPU)
 
 
+def test_pickled_adapter_is_refused(base, tmp_path):
+    path = saved(base, tmp_path / "a")
+    torch.save(load_file(tmp_path / "a" / adapters.WEIGHTS_FILE), tmp_path / "a" / "adapter_model.bin")
+    (tmp_path / "a" / adapters.WEIGHTS_FILE).unlink()
+    with pytest.raises(ModelLoadError, match=r"only as pickle \(adapter_model\.bin\)"):
+        load_causal_lm(path, CPU)
+
+
 def test_adapter_without_its_base_is_rejected(base, tmp_path):
     path = saved(base, tmp_path / "a")
     file = tmp_path / "a" / adapters.CONFIG_FILE

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from fairlead.config.base import ComputeSection
@@ -150,6 +151,18 @@ def test_missing_path_and_damaged_files_are_named(tmp_path: Path):
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelLoadError, match="cannot load the model"):
         loading.load_causal_lm(str(folder), CPU)
+
+
+def test_pickled_weights_are_refused_and_not_read(tmp_path: Path):
+    folder = tiny_causal_lm(tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        ModelLoadError, match=r"only as pickle \(pytorch_model\.bin\), which is not read; .* convert"
+    ):
+        loading.load_causal_lm(str(folder), CPU)
+    with pytest.raises(ModelLoadError, match="only as pickle"):
+        load_reward_model(str(folder), CPU, fresh_head=True)
 
 
 def test_tokenizer_fingerprints_differ_and_survive_saving(tmp_path: Path):

@@ -315,15 +315,14 @@ def test_adapter_folder_has_the_size_of_its_base(models: dict[str, str], tmp_pat
         model_size(str(folder))
 
 
-def test_checkpoint_without_safetensors_is_estimated_from_bytes(tmp_path: Path):
+def test_checkpoint_with_pickled_weights_is_refused(tmp_path: Path):
     model = GPT2LMHeadModel(
         GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
     )
     model.config.save_pretrained(tmp_path)
     torch.save(dict(model.named_parameters()), tmp_path / "pytorch_model.bin")
-    size = model_size(str(tmp_path))
-    assert not size.exact
-    assert size.parameters * 4 == pytest.approx(nbytes(model.parameters()), rel=0.1)
+    with pytest.raises(ModelLoadError, match=r"only as pickle \(pytorch_model\.bin\)"):
+        model_size(str(tmp_path))
 
 
 @pytest.mark.parametrize(
