@@ -283,7 +283,7 @@ def pickle_refused(model: str, file: str) -> ModelLoadError:
         file: name of the file of weights.
     """
     return ModelLoadError(
-        f"{model!r} has its weights only as pickle ({file}), which is not read; if you trust them, convert them "
-        f'once: python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained({model!r}).save_pretrained('converted')\""
+        f"{model!r} has its weights only as pickle ({file}), which is not read; if you trust them, convert "
+        "them once: python -c 'from transformers import AutoModelForCausalLM as M; "
+        f'M.from_pretrained("{model}").save_pretrained("converted")\''
     )

@@ -135,7 +135,7 @@ async def _supervise(
 
 
 def _stop_signals() -> list[signal.Signals]:
-    """Return the signals that stop a run; not SIGHUP if this process was started with it ignored (`nohup`)."""
+    """Return the signals that stop a run; not SIGHUP if the caller ignores it, as `nohup` does."""
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 

@@ -1,4 +1,4 @@
-"""Secrets of Redis URLs never reach a file or a message, whatever form the URL has."""
+"""Secrets of Redis URLs reach no file and no message, in any form of the URL."""
 
 from __future__ import annotations
 

@@ -157,9 +157,7 @@ def test_pickled_weights_are_refused_and_not_read(tmp_path: Path):
     folder = tiny_causal_lm(tmp_path)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(
-        ModelLoadError, match=r"only as pickle \(pytorch_model\.bin\), which is not read; .* convert"
-    ):
+    with pytest.raises(ModelLoadError, match=r"only as pickle \(pytorch_model\.bin\), .* convert"):
         loading.load_causal_lm(str(folder), CPU)
     with pytest.raises(ModelLoadError, match="only as pickle"):
         load_reward_model(str(folder), CPU, fresh_head=True)
