@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from typing import Literal
@@ -34,6 +35,26 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str, ensure_ascii=False)
 
 
+class HumanFormatter(logging.Formatter):
+    """Formats a record as one line for a terminal; only a traceback has more lines.
+
+    Control characters of a message are escaped: a caller's name or path must not start a line of its own or
+    move the cursor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides logging's method
+        """Return the line of the record, without its traceback."""
+        record.message = _CONTROL.sub(lambda found: repr(found[0])[1:-1], record.message)
+        return super().formatMessage(record)
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters, line separators, and marks that change the direction of text."""
+
+
 def setup(*, style: Literal["json", "human", "auto"] = "auto", level: str = "INFO") -> None:
     """Send all log records to standard error.
 
@@ -47,7 +68,7 @@ def setup(*, style: Literal["json", "human", "auto"] = "auto", level: str = "INF
     if style == "json":
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(HumanFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("httpx", "urllib3", "transformers", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from services.runtime.access import Need
 
 DOCS_FILES = "/docs/files"
@@ -25,6 +27,8 @@ _EXACT: dict[str, Need] = {
     "/v1/chat/completions": "generate",
 }
 _LOADING = ("/load", "/unload")
+_MODEL_READY = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/ready")
+"""Readiness of a model, which is open over gRPC too."""
 
 
 def need_of(path: str) -> Need:
@@ -34,7 +38,7 @@ def need_of(path: str) -> Need:
     """
     if path in _EXACT:
         return _EXACT[path]
-    if path.startswith(f"{DOCS_FILES}/"):
+    if path.startswith(f"{DOCS_FILES}/") or _MODEL_READY.fullmatch(path):
         return None
     if path.startswith("/v2/") and not path.endswith(_LOADING):
         return "score"

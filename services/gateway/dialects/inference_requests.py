@@ -23,6 +23,8 @@ from services.open_inference.versions import number_of
 
 HEADER_LENGTH = "inference-header-content-length"
 """Header with the number of bytes of a body that are JSON; binary tensors follow."""
+_MAX_DIGITS = 19
+"""Digits of a 64-bit number."""
 
 
 def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], bytes]:
@@ -33,11 +35,13 @@ def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], bytes
     """
     size = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdigit()) or int(header_length) > len(body):
+        # Bounded before it is converted: `int` refuses thousands of digits with an error of its own.
+        digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_DIGITS
+        size = int(header_length) if digits else -1
+        if not 0 <= size <= len(body):
             raise InvalidInput(
-                "Inference-Header-Content-Length", got=header_length, allowed=f"from 0 to {len(body)}"
+                "Inference-Header-Content-Length", got=header_length[:80], allowed=f"from 0 to {len(body)}"
             )
-        size = int(header_length)
     request = parse_json(body[:size])
     if not isinstance(request, dict):
         raise InvalidInput("body", got=_kind(request), allowed="an inference request")

@@ -130,13 +130,14 @@ def _paths(model: InferenceModel) -> list[tuple[str, list[Any]]]:
 
 
 def _add_server(routes: APIRouter, model: InferenceModel) -> None:
-    @routes.get("/health/live", response_class=Response, summary="Whether the process is alive")
-    async def live() -> Response:
-        return Response()
+    # The protocol asks only for the status; KServe's own client also reads the body.
+    @routes.get("/health/live", summary="Whether the process is alive")
+    async def live() -> JSONResponse:
+        return JSONResponse({"live": True})
 
-    @routes.get("/health/ready", response_class=Response, summary="Whether the reward service is available")
-    async def ready() -> Response:
-        return Response(status_code=200 if model.ready else 503)
+    @routes.get("/health/ready", summary="Whether the reward service is available")
+    async def ready() -> JSONResponse:
+        return JSONResponse({"ready": model.ready}, 200 if model.ready else 503)
 
     @routes.get("", summary="The server")
     async def server() -> JSONResponse:

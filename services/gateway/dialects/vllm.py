@@ -44,6 +44,8 @@ class ClassifyRequest(BaseModel):
     """Prompt and response as one text, as the chat template renders them, or as token ids; one or many."""
     use_activation: bool | None = None
     """False returns the score itself; otherwise σ(score), vLLM's default for a model with one label."""
+    activation: bool | None = None
+    """The name of `use_activation` before vLLM 0.11.2, which verl 0.7 sends."""
 
 
 class Classified(BaseModel):
@@ -89,7 +91,8 @@ def router(backend: Backend) -> APIRouter:
         """Score each input and return the scores in order."""
         check_model(body.model, backend.reward)
         found = await backend.score(_items(body.input), call)
-        plain = body.use_activation is False
+        activation = body.activation if body.use_activation is None else body.use_activation
+        plain = activation is False
         total = sum(found.num_tokens)
         return JSONResponse(
             {

@@ -124,6 +124,10 @@ async def test_generation_above_token_limit_of_key_is_refused_before_it_starts(k
 async def test_open_paths_and_paths_that_need_other_scopes(http: Gateway, keys: Keys):
     for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"):
         assert (await http.get(path)).status == 200, path
+    assert (await http.get("/v2/models/reward/ready")).status == 200
+    assert (await http.get("/v2/models/reward/versions/1/ready")).status == 404
+    for path in ("/v2/models/reward/ready/x", "/v2/models/a/b/ready", "/v2/models/reward"):
+        assert (await http.get(path)).status == 401, path
     any_key = keys.add("any", scopes=("feedback",))
     assert (await http.get("/v1/models")).status == 401
     assert (await http.get("/v1/models", authorization=f"Bearer {any_key}")).status == 200

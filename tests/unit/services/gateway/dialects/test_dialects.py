@@ -76,6 +76,15 @@ async def test_classify_returns_the_score_or_its_sigmoid(http: Gateway, expected
     assert [one["num_classes"] for one in many] == [1, 1, 1]
     for one, score in zip(many, expected, strict=True):
         assert one["probs"] == pytest.approx([1 / (1 + math.exp(-score))])
+    # verl 0.7 sends the older name; the newer one wins.
+    for flags, plain in (
+        ({"activation": False}, True),
+        ({"activation": True}, False),
+        ({"activation": False, "use_activation": True}, False),
+    ):
+        [one] = (await http.post("/classify", {"input": TEXTS[0]} | flags)).json["data"]
+        score = expected[0] if plain else 1 / (1 + math.exp(-expected[0]))
+        assert one["probs"] == pytest.approx([score], abs=1e-5), flags
     other = await http.post("/classify", {"model": "another", "input": "w1"})
     assert (other.status, other.error["code"]) == (404, "not_found")
     nothing = await http.post("/classify", {"model": "reward"})
@@ -157,8 +166,10 @@ async def test_infer_reads_and_returns_binary_tensors(http: Gateway, expected):
 
 
 async def test_kserve_health_metadata_and_statistics(http: Gateway, reward_folder):
-    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/reward/ready"):
-        assert (await http.get(path)).status == 200
+    # KServe's client reads the bodies of the server's health, and the status of the model's.
+    assert (await http.get("/v2/health/live")).json == {"live": True}
+    assert (await http.get("/v2/health/ready")).json == {"ready": True}
+    assert (await http.get("/v2/models/reward/ready")).status == 200
     assert (await http.get("/v2")).json["name"] == "fairlead"
     metadata = (await http.get("/v2/models/reward")).json
     (version,) = metadata["versions"]
@@ -271,7 +282,7 @@ async def test_invalid_bytes_are_refused(http: Gateway, raw, error):
     answer = await http.ask("POST", "/v2/models/reward/infer", head + raw, headers)
     assert answer.status == 400
     assert error in answer.error
-    for size in ("-1", "x", str(10**9)):
+    for size in ("-1", "x", str(10**9), "1" * 5_000):
         answer = await http.ask(
             "POST", "/v2/models/reward/infer", head + raw, {"Inference-Header-Content-Length": size}
         )
