@@ -6,6 +6,7 @@ task. Knows nothing about the queue.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -13,8 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from fairlead.config.training import SamplingSection
 from fairlead.data.chat import Chat, Prompt
 from fairlead.data.encoding import check_prompts, encode_prompt
+from fairlead.errors import ConfigError
 from fairlead.types import PromptTask, WeightVersion
 from trainer import seeds
+
+logger = logging.getLogger(__name__)
+
+_SPECIAL_TOKENS = 8
+"""More than any tokenizer adds to a plain prompt."""
 
 
 class PromptOrder:
@@ -27,19 +34,22 @@ class PromptOrder:
         *,
         sampling: SamplingSection,
         seed: int,
+        context_tokens: int | None = None,
     ) -> None:
         """
         Args:
-            prompts: the prompts of the run.
+            prompts: the prompts of the run; those that leave no space for an answer are left out.
             tokenizer: the tokenizer of the policy.
             sampling: how answers are sampled.
             seed: the seed of the run.
+            context_tokens: longest sequence of the policy, prompt and answer together; None for no limit.
 
         Raises:
             DataError: for a conversation, if there is no chat template or the template refuses it.
+            ConfigError: if every prompt is too long.
         """
         check_prompts(tokenizer, prompts)
-        self._prompts = prompts
+        self._prompts = _that_fit(prompts, tokenizer, context_tokens)
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._seed = seed
@@ -70,3 +80,32 @@ class PromptOrder:
     def tasks(self, task_ids: Iterable[int], *, min_version: WeightVersion) -> list[PromptTask]:
         """Return several tasks, in the given order."""
         return [self.task(task_id, min_version=min_version) for task_id in task_ids]
+
+
+def _that_fit(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, context_tokens: int | None
+) -> Sequence[Prompt]:
+    if context_tokens is None:
+        return prompts
+    # A token is at least a byte, apart from the few special ones, so most prompts need no tokenizer here.
+    short = context_tokens - _SPECIAL_TOKENS
+    kept = [
+        prompt
+        for prompt in prompts
+        if (isinstance(prompt, str) and len(prompt.encode()) <= short)
+        or len(encode_prompt(tokenizer, prompt)) < context_tokens
+    ]
+    if not kept:
+        raise ConfigError(
+            "data.prompts",
+            got=f"{len(prompts)} prompts, all of {context_tokens} tokens or more",
+            allowed=f"prompts that leave space for an answer in the context of {context_tokens} tokens",
+        )
+    if len(kept) < len(prompts):
+        logger.warning(
+            "left out %d of %d prompts: they leave no space for an answer in the context of %d tokens",
+            len(prompts) - len(kept),
+            len(prompts),
+            context_tokens,
+        )
+    return kept

@@ -15,7 +15,7 @@ from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
 from fairlead.errors import StoppedByGuard
 from fairlead.metrics import TrainerMetrics
-from fairlead.nn.loading import load_tokenizer, set_threads
+from fairlead.nn.loading import load_tokenizer, max_sequence_tokens, set_threads
 from fairlead.transports.rollouts.base import OutcomeEntry, TrainerQueue
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import DeadLetter, WeightVersion
@@ -70,7 +70,11 @@ class PpoTrainer:
         self._learner = learner.load(config, self._tokenizer)
         self._evaluation = Evaluation(config, self._tokenizer)
         self._prompts = PromptOrder(
-            load_prompts(config).train, self._tokenizer, sampling=config.sampling, seed=config.seed
+            load_prompts(config).train,
+            self._tokenizer,
+            sampling=config.sampling,
+            seed=config.seed,
+            context_tokens=max_sequence_tokens(self.models.policy, config.policy.max_sequence_tokens),
         )
         self._checkpoints = CheckpointStore(config.folder.checkpoints)
         self._progress = TrainingProgress()
