@@ -35,7 +35,8 @@ from fairlead.types import WeightVersion
 FILE_NAME = "manifest.json"
 """Name of the manifest in a version's folder."""
 PIECE_BYTES = 4 << 20
-"""Length of a piece; a chain of n relays takes as long as one fetch and n pieces (benchmarks/weights.py)."""
+"""Length of a piece; a chain of n relays takes as long as one fetch and n pieces, as
+benchmarks/weights/relay.py measures."""
 
 _PIECE_HASH: PieceHash = "blake3"
 """Takes a third of the time of SHA-256, which would be slower than the network."""
