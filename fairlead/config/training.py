@@ -380,9 +380,12 @@ class EvaluationSection(Section):
 
 
 class CheckpointSection(Section):
-    """Checkpoints of PPO, in `checkpoints/` of the run's folder."""
+    """Checkpoints of every stage, in `checkpoints/` (PPO) and `checkpoints_STAGE/` of the run's folder."""
 
     every_updates: int = Field(default=5, ge=1)
-    """Updates between checkpoints. The last update always writes one."""
+    """PPO: updates between checkpoints. The last update always writes one."""
+    every_steps: int = Field(default=500, ge=1)
+    """SFT and reward-model training: optimizer steps between checkpoints. SIGTERM and Ctrl-C write one too;
+    they are deleted when the stage has finished."""
     keep: int = Field(default=2, ge=1, le=1_000)
     """Number of newest valid checkpoints to keep."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fairlead.config.training import PpoSection
-from fairlead.errors import CorruptCheckpoint, ModelLoadError
+from fairlead.errors import ModelLoadError
 from fairlead.nn import adapters
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import (
@@ -35,6 +35,7 @@ from fairlead.nn.reward_model import load_reward_model
 from fairlead.nn.unembedding import check_unembedding, output_layer
 from fairlead.transports.weights.base import Adapter
 from trainer import memory, optim, seeds
+from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.sequences import (
     PaddedSequences,
     autocast,
@@ -107,8 +108,8 @@ class ActorCritic:
         return {
             "policy": trained_tensors(self.policy),
             "critic": trained_tensors(self.critic),
-            "policy_optimizer": _optimizer_tensors(self.policy, self.policy_optimizer),
-            "critic_optimizer": _optimizer_tensors(self.critic, self.critic_optimizer),
+            "policy_optimizer": optimizer_tensors(self.policy, self.policy_optimizer),
+            "critic_optimizer": optimizer_tensors(self.critic, self.critic_optimizer),
         }
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -118,9 +119,9 @@ class ActorCritic:
             CorruptCheckpoint: if names or shapes do not match this model.
         """
         for name, model in (("policy", self.policy), ("critic", self.critic)):
-            _load_tensors(model, state[name], name)
-        _load_optimizer(self.policy, self.policy_optimizer, state["policy_optimizer"])
-        _load_optimizer(self.critic, self.critic_optimizer, state["critic_optimizer"])
+            load_tensors(model, state[name], name)
+        load_optimizer(self.policy, self.policy_optimizer, state["policy_optimizer"])
+        load_optimizer(self.critic, self.critic_optimizer, state["critic_optimizer"])
 
 
 def load(path: str, section: PpoSection, *, critic_path: str | None = None, seed: int = 0) -> ActorCritic:
@@ -184,34 +185,8 @@ def with_tensors(policy: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreT
     """
     frozen = (parameter for parameter in nn.Module.parameters(policy) if not parameter.requires_grad)
     found = copy.deepcopy(policy, {id(parameter): parameter for parameter in frozen})
-    _load_tensors(found, tensors, "policy")
+    load_tensors(found, tensors, "policy")
     return found
-
-
-def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that training changes: the adapters of a model with adapters, else its state dict.
-
-    Tied tensors are returned once. The adapters of a policy have the names of peft's files, as in the weight
-    store.
-    """
-    if adapters.is_adapted(model):
-        return {name: parameter.detach() for name, parameter in adapters.tensors(model).items()}
-    named = dict(nn.Module.named_parameters(model))
-    if all(parameter.requires_grad for parameter in named.values()):
-        return unique_tensors(model)
-    return {name: parameter.detach() for name, parameter in named.items() if parameter.requires_grad}
-
-
-def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict with every tied tensor once, under its first name."""
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
-    tensors = {}
-    for name, tensor in nn.Module.state_dict(model).items():
-        key = tensor.data_ptr(), tensor.shape, tensor.stride()
-        if key not in seen or not tensor.numel():
-            seen.add(key)
-            tensors[name] = tensor.detach()
-    return tensors
 
 
 def _adam(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
@@ -221,38 +196,3 @@ def _adam(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
         weight_decay=0.0,
         epsilon=optim.ADAM_EPSILON,
     )
-
-
-def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    expected = trained_tensors(model)
-    if set(expected) != set(tensors) or any(expected[name].shape != tensors[name].shape for name in expected):
-        raise CorruptCheckpoint(f"the {what} of the checkpoint has another architecture than the run's model")
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(tensors[name])
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}:{key}": value.detach()
-        for name, parameter in nn.Module.named_parameters(model)
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _load_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
-    parameters = dict(nn.Module.named_parameters(model))
-    optimizer.state.clear()
-    for joined, tensor in tensors.items():
-        name, _, key = joined.rpartition(":")
-        if name not in parameters:
-            raise CorruptCheckpoint(
-                f"the optimizer of the checkpoint has a parameter {name!r} that the model does not have"
-            )
-        parameter = parameters[name]
-        # Adam keeps its step count on the device where it was created, everything else with the parameter.
-        target = tensor.clone() if key == "step" else tensor.to(parameter.device, copy=True)
-        optimizer.state[parameter][key] = target

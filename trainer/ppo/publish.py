@@ -22,7 +22,8 @@ from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
 from trainer import durable
 from trainer.checkpoint import CheckpointStore
-from trainer.ppo.actor_critic import unique_tensors, with_tensors
+from trainer.model_state import unique_tensors
+from trainer.ppo.actor_critic import with_tensors
 from trainer.ppo.evaluate import BestUpdate
 
 logger = logging.getLogger(__name__)

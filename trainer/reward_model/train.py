@@ -6,10 +6,11 @@ nothing about services or the queue.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from fairlead.nn.loading import (
 )
 from fairlead.nn.reward_model import RewardModel, load_reward_model
 from trainer import durable, memory, optim, seeds
+from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.results import config_hash
 from trainer.reward_model import calibration, data, loss
 from trainer.reward_model.evaluate import (
@@ -42,6 +44,7 @@ from trainer.reward_model.evaluate import (
     shift,
     summary,
 )
+from trainer.stage_checkpoint import Position, StageCheckpoints, uninterrupted
 from trainer.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -75,7 +78,15 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         )
     if known.skipped:
         logger.warning("%d rankings were left out: all their responses are tied", known.skipped)
-    train_loss = _epochs(config, members, known.rankings, heldout.rankings, metrics)
+    checkpoints = StageCheckpoints(
+        "reward_model",
+        config,
+        sequences=(
+            sequence for ranking in known.rankings for sequence in (*ranking.sequences, *ranking.pairs)
+        ),
+        model=path,
+    )
+    train_loss = _epochs(config, members, known.rankings, heldout.rankings, metrics, checkpoints)
     centred = _centre(config, members, tokenizer, limit)
     figures, temperature = _figures(config, members, known.rankings, heldout.rankings)
     with durable.new_folder(config.folder.reward_model) as folder:
@@ -91,6 +102,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         "config_hash": config_hash("reward_model", config),
     }
     durable.write_json(config.folder.result("reward_model"), result)
+    checkpoints.forget()
     pairs = result["heldout_comparisons"]
     logger.info("reward_model: held-out accuracy %.4f of %d pairs", result["accuracy"], pairs)
     return result
@@ -107,89 +119,168 @@ def _fresh(config: RunConfig, path: str, member: int) -> RewardModel:
     return reward
 
 
+class _Training:
+    """The members of an ensemble, trained one after the other, and how far that has come."""
+
+    def __init__(
+        self, config: RunConfig, members: Sequence[RewardModel], checkpoints: StageCheckpoints
+    ) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        self._config = config
+        self._members = members
+        self._checkpoints = checkpoints
+        self.position = Position()
+        checkpoint = checkpoints.load()
+        if checkpoint is not None:
+            self.position = Position.from_state(checkpoint.state)
+            for number in range(self.position.member + 1):
+                tensors = checkpoint.tensors[f"member-{number}"]
+                load_tensors(_trained(members[number]), tensors, "reward model")
+        self.optimizer = self._new_optimizer()
+        if checkpoint is not None:
+            load_optimizer(_trained(self.model), self.optimizer, checkpoint.tensors["optimizer"])
+
+    @property
+    def model(self) -> RewardModel:
+        """The member that is being trained."""
+        return self._members[self.position.member]
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        tensors = {
+            f"member-{number}": trained_tensors(_trained(self._members[number]))
+            for number in range(self.position.member + 1)
+        }
+        tensors["optimizer"] = optimizer_tensors(_trained(self.model), self.optimizer)
+        self._checkpoints.save(self.position, tensors)
+
+    def advance(self) -> bool:
+        """Begin the next epoch, of the next member after the last one; False if everything is trained."""
+        position = self.position
+        last_epoch = position.epoch + 1 == self._config.reward_model.epochs
+        if last_epoch and position.member + 1 == len(self._members):
+            return False
+        with uninterrupted():
+            if last_epoch:
+                position.member_losses.append(_mean(position.losses))
+                position.member += 1
+                self.optimizer = self._new_optimizer()
+            position.epoch = 0 if last_epoch else position.epoch + 1
+            position.losses = []
+        return True
+
+    def train_loss(self) -> float:
+        """Return the mean loss of the last epochs of all members."""
+        found = 0.0
+        for member_loss in (*self.position.member_losses, _mean(self.position.losses)):
+            found += member_loss / len(self._members)
+        return found
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        section = self._config.reward_model
+        return optim.adamw(
+            self.model.parameters(), learning_rate=section.learning_rate, weight_decay=section.weight_decay
+        )
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / len(losses)
+
+
+def _trained(model: RewardModel) -> torch.nn.Module:
+    """Return body and head as one module, for checkpoints."""
+    return torch.nn.ModuleDict({"body": model.body, "head": model.head})
+
+
 def _epochs(
     config: RunConfig,
     members: Sequence[RewardModel],
     rankings: Sequence[data.EncodedRanking],
     heldout: Sequence[data.EncodedRanking],
     metrics: TrainerMetrics | None,
+    checkpoints: StageCheckpoints,
 ) -> float:
-    """Train one member after the other; return the mean loss of their last epochs."""
+    """Train every member, from the newest checkpoint on; return the mean loss of their last epochs."""
     section = config.reward_model
     steps = section.epochs * math.ceil(len(rankings) / section.batch_size)
-    total = steps * len(members)
-    last = 0.0
+    training = _Training(config, members, checkpoints)
     with Tracker(
-        "reward_model", config.folder, total=total, tensorboard=config.observe.tensorboard, metrics=metrics
+        "reward_model",
+        config.folder,
+        total=steps * len(members),
+        first_step=training.position.step,
+        tensorboard=config.observe.tensorboard,
+        metrics=metrics,
     ) as tracker:
-        for number, model in enumerate(members):
-            optimizer = optim.adamw(
-                model.parameters(), learning_rate=section.learning_rate, weight_decay=section.weight_decay
-            )
-            train_loss = float("nan")
-            for epoch in range(section.epochs):
+        try:
+            while True:
                 tracker.phase("train")
-                train_loss = _epoch(
-                    config, model, rankings, optimizer, tracker, (number, epoch, number * steps)
-                )
+                for figures in _epoch(config, training, rankings):
+                    tracker.record(training.position.step, figures)
+                    if checkpoints.is_due(training.position.step):
+                        training.save()
+                train_loss = _mean(training.position.losses)
                 if not math.isfinite(train_loss):
                     raise FairleadError(
                         f"reward_model: the loss is {train_loss}: lower reward_model.learning_rate"
                     )
                 tracker.phase("evaluate")
                 if heldout:
-                    figures = evaluate(
-                        model,
+                    found = evaluate(
+                        training.model,
                         heldout,
                         max_tokens=section.max_micro_batch_tokens,
                         dtype=torch_dtype(section),
                     )
-                    tracker.record(
-                        tracker.step, {f"heldout_{name}": value for name, value in figures.items()}
-                    )
-            last += train_loss / len(members)
+                    tracker.record(tracker.step, {f"heldout_{name}": value for name, value in found.items()})
+                if not training.advance():
+                    break
+        except SystemExit:
+            training.save()
+            raise
         tracker.phase("done")
-    return last
+    return training.train_loss()
 
 
 def _epoch(
-    config: RunConfig,
-    model: RewardModel,
-    rankings: Sequence[data.EncodedRanking],
-    optimizer: torch.optim.Optimizer,
-    tracker: Tracker,
-    place: tuple[int, int, int],
-) -> float:
-    """Train for one epoch; return the mean loss.
-
-    `place` is the member, the epoch, and the number of steps of the members before.
-    """
+    config: RunConfig, training: _Training, rankings: Sequence[data.EncodedRanking]
+) -> Iterator[dict[str, float]]:
+    """Train the rest of the current epoch; yield the figures of each step and advance the position."""
     section = config.reward_model
-    member, epoch, before = place
+    position = training.position
+    model = training.model
+    optimizer = training.optimizer
     parameters = model.parameters()
     per_epoch = math.ceil(len(rankings) / section.batch_size)
-    total = section.epochs * per_epoch
-    seen: list[float] = []
-    for indices in data.batches(
-        len(rankings), size=section.batch_size, seed=config.seed, epoch=epoch, member=member
-    ):
-        step = epoch * per_epoch + len(seen)
-        factor = optim.warmup_then_linear(step, total=total, warmup_fraction=section.warmup_fraction)
-        optim.set_learning_rate(optimizer, section.learning_rate * factor)
-        step_loss = 0.0
-        for part in loss.micro_batch_losses(
-            model,
-            [rankings[index] for index in indices],
-            max_tokens=section.max_micro_batch_tokens,
-            dtype=torch_dtype(section),
-        ):
-            part.backward()  # type: ignore[no-untyped-call]
-            step_loss += float(part.detach())
-        norm = optim.clipped_step(optimizer, parameters, max_norm=section.max_gradient_norm)
-        seen.append(step_loss)
-        figures = {"loss": step_loss, "gradient_norm": norm, "epoch": epoch + 1, "member": member}
-        tracker.record(before + step + 1, figures)
-    return sum(seen) / len(seen)
+    order = data.batches(
+        len(rankings), size=section.batch_size, seed=config.seed, epoch=position.epoch, member=position.member
+    )
+    for indices in itertools.islice(order, len(position.losses), None):
+        with uninterrupted():
+            step = position.epoch * per_epoch + len(position.losses)
+            factor = optim.warmup_then_linear(
+                step, total=section.epochs * per_epoch, warmup_fraction=section.warmup_fraction
+            )
+            optim.set_learning_rate(optimizer, section.learning_rate * factor)
+            step_loss = 0.0
+            for part in loss.micro_batch_losses(
+                model,
+                [rankings[index] for index in indices],
+                max_tokens=section.max_micro_batch_tokens,
+                dtype=torch_dtype(section),
+            ):
+                part.backward()  # type: ignore[no-untyped-call]
+                step_loss += float(part.detach())
+            norm = optim.clipped_step(optimizer, parameters, max_norm=section.max_gradient_norm)
+            position.losses.append(step_loss)
+            position.step += 1
+            # Within the block: the figures of a step are recorded before a signal takes effect.
+            yield {
+                "loss": step_loss,
+                "gradient_norm": norm,
+                "epoch": position.epoch + 1,
+                "member": position.member,
+            }
 
 
 def _centre(

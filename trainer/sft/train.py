@@ -34,9 +34,11 @@ from fairlead.nn.loading import (
 from fairlead.nn.unembedding import check_unembedding
 from trainer import demonstrations as encoding
 from trainer import durable, memory, optim, seeds
+from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.results import config_hash
 from trainer.sequences import TokenSequence
 from trainer.sft import loss, packing, scratch
+from trainer.stage_checkpoint import Position, StageCheckpoints, uninterrupted
 from trainer.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,10 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         logger.warning("%d demonstrations are longer than %d tokens and were cut", truncated, limit)
     if section.batching == "packing":
         packing.check(model, sequences)
-    train_loss, heldout_losses = _epochs(config, model, sequences, heldout, metrics)
+    checkpoints = StageCheckpoints(
+        "sft", config, sequences=(one.token_ids for one in sequences), model=config.model.path
+    )
+    train_loss, heldout_losses = _epochs(config, model, sequences, heldout, metrics, checkpoints)
     with durable.new_folder(config.folder.sft_model) as folder:
         adapters.save(model, folder, merge=section.lora.merge)
         tokenizer.save_pretrained(folder)
@@ -94,6 +99,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         "config_hash": config_hash("sft", config),
     }
     durable.write_json(config.folder.result("sft"), result)
+    checkpoints.forget()
     logger.info("sft: held-out loss %.4f after %.1f s", result["heldout_loss"], result["seconds"])
     return result
 
@@ -147,57 +153,107 @@ def _epochs(
     sequences: list[TokenSequence],
     heldout: dict[str, list[TokenSequence]],
     metrics: TrainerMetrics | None,
+    checkpoints: StageCheckpoints,
 ) -> tuple[float, dict[str, float]]:
+    """Train from the newest checkpoint to the last epoch; return its mean loss and the held-out losses."""
     section = config.sft
     dtype = torch_dtype(section)
     # Evaluation mode throughout: only the dropout of adapters is on while learning.
-    parameters = optim.learning(model)
     optimizer = optim.adamw(
-        parameters, learning_rate=section.learning_rate, weight_decay=section.weight_decay
+        optim.learning(model), learning_rate=section.learning_rate, weight_decay=section.weight_decay
     )
     total = section.epochs * math.ceil(len(sequences) / section.batch_size)
-    row_tokens = (
-        max_sequence_tokens(model, section.max_sequence_tokens) if section.batching == "packing" else 0
-    )
-    step = 0
+    position = Position()
+    if (checkpoint := checkpoints.load()) is not None:
+        position = Position.from_state(checkpoint.state)
+        load_tensors(model, checkpoint.tensors["model"], "model")
+        load_optimizer(model, optimizer, checkpoint.tensors["optimizer"])
+
+    def save() -> None:
+        tensors = {"model": trained_tensors(model), "optimizer": optimizer_tensors(model, optimizer)}
+        checkpoints.save(position, tensors)
+
     train_loss = float("nan")
     losses: dict[str, float] = {}
     with Tracker(
-        "sft", config.folder, total=total, tensorboard=config.observe.tensorboard, metrics=metrics
+        "sft",
+        config.folder,
+        total=total,
+        first_step=position.step,
+        tensorboard=config.observe.tensorboard,
+        metrics=metrics,
     ) as tracker:
-        for epoch in range(section.epochs):
-            tracker.phase("train")
-            seen: list[float] = []
-            for indices in batches(len(sequences), size=section.batch_size, seed=config.seed, epoch=epoch):
-                factor = optim.warmup_then_linear(step, total=total, warmup_fraction=section.warmup_fraction)
-                optim.set_learning_rate(optimizer, section.learning_rate * factor)
-                step_loss = 0.0
-                drops = adapters.dropout(model, seed=seeds.derive(config.seed, "dropout", step))
-                with drops if section.lora.dropout else nullcontext():
-                    for part in loss.micro_batch_losses(
-                        model,
-                        [sequences[index] for index in indices],
-                        max_tokens=section.max_micro_batch_tokens,
-                        row_tokens=row_tokens,
-                        dtype=dtype,
-                    ):
-                        part.backward()  # type: ignore[no-untyped-call]
-                        step_loss += float(part.detach())
-                norm = optim.clipped_step(optimizer, parameters, max_norm=section.max_gradient_norm)
-                step += 1
-                seen.append(step_loss)
-                tracker.record(step, {"loss": step_loss, "gradient_norm": norm, "epoch": epoch + 1})
-            tracker.phase("evaluate")
-            train_loss = sum(seen) / len(seen)
-            losses = heldout_losses(model, heldout, max_tokens=section.max_micro_batch_tokens, dtype=dtype)
-            if math.isfinite(losses["all"]):
-                tracker.record(step, {"heldout_loss": losses["all"], "epoch": epoch + 1})
-            if not math.isfinite(train_loss):
-                raise FairleadError(
-                    f"sft: the loss is {train_loss} after epoch {epoch + 1}: lower sft.learning_rate"
+        try:
+            while True:
+                tracker.phase("train")
+                order = batches(
+                    len(sequences), size=section.batch_size, seed=config.seed, epoch=position.epoch
                 )
+                for indices in itertools.islice(order, len(position.losses), None):
+                    with uninterrupted():
+                        batch = [sequences[index] for index in indices]
+                        figures = _step(config, model, optimizer, batch, step=position.step, total=total)
+                        position.step += 1
+                        position.losses.append(figures["loss"])
+                        tracker.record(position.step, {**figures, "epoch": position.epoch + 1})
+                    if checkpoints.is_due(position.step):
+                        save()
+                tracker.phase("evaluate")
+                train_loss = sum(position.losses) / len(position.losses)
+                losses = heldout_losses(
+                    model, heldout, max_tokens=section.max_micro_batch_tokens, dtype=dtype
+                )
+                if math.isfinite(losses["all"]):
+                    tracker.record(
+                        position.step, {"heldout_loss": losses["all"], "epoch": position.epoch + 1}
+                    )
+                if not math.isfinite(train_loss):
+                    raise FairleadError(
+                        f"sft: the loss is {train_loss} after epoch {position.epoch + 1}: "
+                        "lower sft.learning_rate"
+                    )
+                if position.epoch + 1 == section.epochs:
+                    break
+                with uninterrupted():
+                    position.epoch += 1
+                    position.losses = []
+        except SystemExit:
+            save()
+            raise
         tracker.phase("done")
     return train_loss, losses
+
+
+def _step(
+    config: RunConfig,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    batch: list[TokenSequence],
+    *,
+    step: int,
+    total: int,
+) -> dict[str, float]:
+    """Train one optimizer step; return its loss and gradient norm."""
+    section = config.sft
+    factor = optim.warmup_then_linear(step, total=total, warmup_fraction=section.warmup_fraction)
+    optim.set_learning_rate(optimizer, section.learning_rate * factor)
+    row_tokens = (
+        max_sequence_tokens(model, section.max_sequence_tokens) if section.batching == "packing" else 0
+    )
+    step_loss = 0.0
+    drops = adapters.dropout(model, seed=seeds.derive(config.seed, "dropout", step))
+    with drops if section.lora.dropout else nullcontext():
+        for part in loss.micro_batch_losses(
+            model,
+            batch,
+            max_tokens=section.max_micro_batch_tokens,
+            row_tokens=row_tokens,
+            dtype=torch_dtype(section),
+        ):
+            part.backward()  # type: ignore[no-untyped-call]
+            step_loss += float(part.detach())
+    norm = optim.clipped_step(optimizer, optim.learning(model), max_norm=section.max_gradient_norm)
+    return {"loss": step_loss, "gradient_norm": norm}
 
 
 def heldout_losses(

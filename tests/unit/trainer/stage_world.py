@@ -11,6 +11,7 @@ from fairlead.config import RunConfig, load
 
 def write_demonstrations(folder: Path) -> None:
     """Write 120 demonstrations that a model from scratch memorises."""
+    folder.mkdir(parents=True, exist_ok=True)
     lines = [{"prompt": f"say w{n % 9}", "completion": f"here is w{n % 9} ."} for n in range(120)]
     (folder / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -29,6 +30,7 @@ def reward_model_run(folder: Path, *, comparisons: int, **changes: object) -> Ru
         {"prompt": f"w{n % 30}", "chosen": f"w{40 + n % 7} w50", "rejected": f"w{40 + n % 5} w51"}
         for n in range(comparisons)
     ]
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = {"learning_rate": 3e-3, "epochs": 2, "device": "cpu", **changes}
     data = {"data.preferences": "p.jsonl", "data.heldout_fraction": 0.3}

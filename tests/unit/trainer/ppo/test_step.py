@@ -10,6 +10,7 @@ import torch
 
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts, rollouts
+from trainer.model_state import unique_tensors
 from trainer.ppo import actor_critic, batch, step
 from trainer.sequences import pad
 
@@ -125,7 +126,7 @@ def test_step_raises_good_tokens_and_lowers_bad_ones(models):
 
 def test_tied_tensors_are_stored_once(tmp_path):
     tied = actor_critic.load(str(tiny_causal_lm(tmp_path, tie_word_embeddings=True)), SECTION)
-    names = actor_critic.unique_tensors(tied.policy)
+    names = unique_tensors(tied.policy)
     assert "model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names
     state = tied.state()

@@ -1,0 +1,165 @@
+"""Checkpoints of SFT and reward-model training: an interrupted stage continues from them bit for bit.
+
+Written every `checkpoint.every_steps` steps and when a signal stops the stage; deleted when it has finished.
+Knows neither models nor losses: the stage passes tensors and its position.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import shutil
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from fairlead.config import RunConfig
+from fairlead.errors import CorruptCheckpoint
+from fairlead.transports.weights.base import Ancestor
+from fairlead.types import WeightVersion
+from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.results import config_hash
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StageCheckpoints:
+    """The checkpoints of one stage of a run. A stage has one process, so no incarnation has to be fenced."""
+
+    def __init__(
+        self, stage: str, config: RunConfig, *, sequences: Iterable[tuple[int, ...]], model: str
+    ) -> None:
+        """
+        Args:
+            stage: `sft` or `reward_model`.
+            config: the run.
+            sequences: token ids of everything that the stage learns from, in its order.
+            model: folder or hub id of the initial model; empty for one from scratch.
+        """
+        self._root = root(stage, config)
+        self._stage = stage
+        self._every = config.checkpoint.every_steps
+        self._keep = config.checkpoint.keep
+        self._store = CheckpointStore(self._root)
+        self._made_from = _digest(config_hash(stage, config), sequences, model)
+
+    def load(self) -> Checkpoint | None:
+        """Return the newest undamaged checkpoint; None without one that was made from the same inputs."""
+        found = self._store.load_newest(_LINEAGE)
+        if found is None:
+            return None
+        if found.state.get("made_from") != self._made_from:
+            logger.warning(
+                "%s starts from the beginning: the checkpoint of step %d was made with different settings, "
+                "data or initial model",
+                self._stage,
+                found.version.update,
+            )
+            self.forget()
+            return None
+        logger.info("%s continues from the checkpoint of step %d", self._stage, found.version.update)
+        return found
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a checkpoint is due after a step."""
+        return step % self._every == 0
+
+    def save(self, position: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write the checkpoint of a position and delete old ones."""
+        version = WeightVersion(_LINEAGE[0].incarnation, position.step)
+        self._store.save(version, tensors=tensors, state={**asdict(position), "made_from": self._made_from})
+        self._store.prune(keep=self._keep, lineage=_LINEAGE)
+
+    def forget(self) -> None:
+        """Delete every checkpoint."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+_LINEAGE = (Ancestor(1, 0),)
+
+
+def root(stage: str, config: RunConfig) -> Path:
+    """Return the folder of a stage's checkpoints."""
+    return config.folder.root / f"checkpoints_{stage}"
+
+
+@dataclass(slots=True)
+class Position:
+    """How far training has come; part of a checkpoint."""
+
+    step: int = 0
+    """Optimizer steps done, of all members of an ensemble."""
+    member: int = 0
+    """Members of an ensemble that are trained; 0 for a single model until it is trained."""
+    epoch: int = 0
+    """Epochs of the current member that are trained and evaluated."""
+    losses: list[float] = field(default_factory=list)
+    """Loss of each step of the current epoch."""
+    member_losses: list[float] = field(default_factory=list)
+    """Mean loss of the last epoch of each trained member."""
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Position:
+        """Return the position in the state of a checkpoint.
+
+        Raises:
+            CorruptCheckpoint: if the state has another form.
+        """
+        try:
+            return cls(
+                step=int(state["step"]),
+                member=int(state["member"]),
+                epoch=int(state["epoch"]),
+                losses=[_number(loss) for loss in state["losses"]],
+                member_losses=[_number(loss) for loss in state["member_losses"]],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptCheckpoint(f"the checkpoint has no position: {error!r}") from error
+
+
+def _number(value: float | None) -> float:
+    """Return a number from JSON, in which one that is not finite is null."""
+    return float("nan") if value is None else float(value)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Delay SIGTERM and SIGINT to the end of the block, so that no optimizer step is interrupted halfway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    handlers = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
+
+
+def _digest(settings: str, sequences: Iterable[tuple[int, ...]], model: str) -> str:
+    digest = hashlib.sha256(settings.encode())
+    for sequence in sequences:
+        digest.update(repr(sequence).encode())
+    folder = Path(model).expanduser()
+    digest.update(model.encode())
+    # Size and time stand for the content of large files.
+    for file in sorted(folder.glob("*")) if model and folder.is_dir() else ():
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
