@@ -35,7 +35,7 @@ def cut_off(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (custom_code, "was made for LlamaForRewardModelWithGating, which is code of its own"),
+        (custom_code, "was made for LlamaForRewardModelWithGating, which is custom code"),
         (too_many_tokens, "has an embedding of 60 rows, and its tokenizer has ids up to 60"),
         (cut_off, "cannot load the model"),
     ],

@@ -69,7 +69,7 @@ def test_run_with_two_tokenizers(tmp_path: Path):
         ledger = [json.loads(line) for line in run.folder.ledger.read_text().splitlines()]
         assert {line["event"] for line in ledger} == {"trained"}
         assert {line["scored_as_text"] for line in ledger} == {True}
-        assert "answers are scored as text" in run.folder.log("rollout-worker-0").read_text()
+        assert "completions are scored as text" in run.folder.log("rollout-worker-0").read_text()
         config = load(run.folder.config)
 
     # Every score is that of the turns and the answer in the reward model's own template.

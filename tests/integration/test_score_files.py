@@ -282,7 +282,7 @@ def test_model_flag_serves_the_model_during_the_command(model, tmp_path):
     assert len(read(out)) == 20
     result = score(file, "--model", tmp_path, "--out", out)
     assert result.exit_code == 2
-    assert "ended with code 2" in result.stderr
+    assert "ended with exit code 2" in result.stderr
     for flags in ((), ("--model", model, "--address", "a:1")):
         result = score(file, *flags)
         assert result.exit_code == 2
