@@ -101,6 +101,9 @@ class WeightsSection(ServiceSection):
     cache: str = ""
     """With `grpc`: folder for the versions that a replica has fetched; replicas cannot share it. Empty: a
     folder in `weight_caches/` of the run's folder, named after the replica's port."""
+    chunk_bytes: int = Field(default=256 << 10, ge=1 << 10, le=3 << 20)
+    """Size of one gRPC message with bytes of a shard. With `max_send_bytes_per_second`, smaller messages are
+    sent more evenly."""
     relay_address: str = ""
     """Address, `host:port`, at which other replicas fetch from this one. Empty: the address that it listens
     on. A replica that listens on all interfaces, as in a pod, then does not relay."""

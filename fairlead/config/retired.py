@@ -34,7 +34,6 @@ REMOVED: Mapping[str, object] = {
     "reward.batching.bulk_patience_seconds": 1.0,
     "reference.batching.bulk_patience_seconds": 1.0,
     "weights.cache_versions": 2,
-    "weights.chunk_bytes": 256 << 10,
 }
 """Key → the value that is now fixed: the value is dropped."""
 

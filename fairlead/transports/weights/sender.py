@@ -25,10 +25,6 @@ _DIRECT_BYTES = 8 << 20
 """Bytes that a thread sends at a time over a direct connection without a rate limit."""
 
 
-CHUNK_BYTES = 256 << 10
-"""Bytes of a shard in one message; gRPC accepts 4 MiB by default."""
-
-
 class Sender:
     """Sends the shards of one store. Belongs to one event loop."""
 
@@ -39,12 +35,11 @@ class Sender:
         weights_metrics: metrics.WeightsMetrics,
         *,
         direct: DirectPort | None = None,
-        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         """`direct`: port that is offered to receivers that ask for it; None to send only over gRPC."""
         self._store = store
         self._direct = direct
-        self._chunk_bytes = chunk_bytes
+        self._chunk_bytes = section.chunk_bytes
         # Twice the fan-out: a receiver that reconnects must not be refused while its old stream is ending.
         self._max_transfers = 2 * section.relay_fan_out
         self._wait_seconds = section.stall_seconds / 2

@@ -32,6 +32,7 @@ LINEAGE = (Ancestor(1, 0),)
 CHUNK_BYTES = 64 << 10
 """Bytes of one message; small, so that every shard takes several."""
 QUICK: dict[str, object] = {
+    "chunk_bytes": CHUNK_BYTES,
     "stall_seconds": 1.0,
     "give_up_seconds": 5.0,
     "lease_seconds": 2.0,
@@ -109,7 +110,6 @@ async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: obj
             section,
             metrics.WeightsMetrics(registry),
             direct=direct_port,
-            chunk_bytes=CHUNK_BYTES,
         )
         async with listening(WeightServicer(store, known, sender), registry, port=port) as node:
             node.health.set_serving(True)
@@ -145,9 +145,7 @@ async def replica(
             async with (
                 open_direct_port("127.0.0.1:0", section, encrypted=False) as direct_port,
                 listening(
-                    RelayServicer(
-                        Sender(cache, section, weights_metrics, direct=direct_port, chunk_bytes=CHUNK_BYTES)
-                    ),
+                    RelayServicer(Sender(cache, section, weights_metrics, direct=direct_port)),
                     registry,
                 ) as node,
             ):
