@@ -25,7 +25,7 @@ from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import GenerationRequest, ModelInfo, SamplingParams, WeightVersion
 from services.policy.replacement import Replacement
 from services.policy.transformers_engine import EngineLimits, TransformersEngine
-from trainer.ppo.actor_critic import unique_tensors
+from trainer.model_state import unique_tensors
 
 SEQUENCES, SWAPS, STEPS_BETWEEN = 8, 12, 12
 POSITIONS = 1_024
