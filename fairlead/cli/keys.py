@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _CREATE = with_examples(
     "Create a key and print it. It is shown only once.\n\n"
-    "The file gets the key's SHA-256 and permissions; services that read the file accept the key within a "
-    "second. Without limits, only the service's own limits apply.",
+    "The file gets the key's SHA-256 and permissions; services that read the file accept the key from the "
+    "next request on. Without limits, only the service's own limits apply.",
     "fairlead keys create search --scope score --requests-per-second 20",
     "fairlead keys create nightly --scope score --max-priority bulk --tokens-per-day 50000000",
     "fairlead keys create worker --scope score --scope generate --file secrets/keys.json",

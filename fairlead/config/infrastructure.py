@@ -115,13 +115,9 @@ class WeightsSection(ServiceSection):
     Has no effect with `[tls]`; if the connection fails, bytes are sent over gRPC."""
     direct_port: int = Field(default=0, ge=0, le=65_535)
     """Port of the weights service, and of each replica that relays, for `direct`; 0 is any free port."""
-    lease_seconds: float = Field(default=5.0, ge=0.5, le=600)
-    """A replica that has not been heard from for this time loses its place at a source, and is no longer a
-    source itself."""
     stall_seconds: float = Field(default=10.0, ge=0.5, le=600)
-    """A source that sends nothing for this time is replaced by another one."""
-    give_up_seconds: float = Field(default=60.0, ge=1, le=86_400)
-    """A fetch that receives nothing from any source for this time fails; the replica tries again later."""
+    """A source that sends nothing for this time is replaced by another one. It must be longer than the
+    longest pause of the storage at `path`."""
     max_send_bytes_per_second: int = Field(default=0, ge=0)
     """Maximum send rate of the weights service, and of each replica that relays, in bytes per second; 0 is no
     limit."""
@@ -136,8 +132,6 @@ class KeysSection(RedisSection):
     redis_url: str = ""
     """URL of the Redis that counts rates and quotas over all replicas. Empty: every process counts its own
     requests."""
-    reload_seconds: float = Field(default=1.0, ge=0, le=3_600)
-    """Minimum time between two checks of the file for changes."""
     allow_insecure: bool = False
     """Allow processes of this run to send their API key, FAIRLEAD_API_KEY, unencrypted to other machines.
     Only for a network that you trust; not needed with `[tls]`."""
@@ -188,4 +182,4 @@ class LocalSection(Section):
     stops with the reason."""
     backoff_seconds: float = Field(default=0.5, gt=0, le=60)
     """Delay before the first restart. It doubles with each restart up to 30 s, and is reset after a minute of
-    good health."""
+    good health. A longer delay keeps a crashing process down while you look for the cause."""

@@ -33,7 +33,12 @@ REMOVED: Mapping[str, object] = {
     "reward.stream_max_requests": 256,
     "reward.batching.bulk_patience_seconds": 1.0,
     "reference.batching.bulk_patience_seconds": 1.0,
+    "reward.triton.health_seconds": 1.0,
+    "gateway.chat_log_bytes": 64 << 20,
     "weights.cache_versions": 2,
+    "weights.lease_seconds": 5.0,
+    "weights.give_up_seconds": 60.0,
+    "keys.reload_seconds": 0.0,
 }
 """Key → the value that is now fixed: the value is dropped."""
 

@@ -74,8 +74,6 @@ class TritonSection(Section):
     """Maximum number of attempts of one call, including the first."""
     tls: TlsSection = TlsSection()
     """TLS for calls to the server, in place of `[tls]`. The server is never sent an API key."""
-    health_seconds: float = Field(default=1.0, gt=0, le=3_600)
-    """Time between readiness checks of the server. The reward service is ready when the server is."""
 
 
 class RewardSection(ModelServiceSection):
@@ -87,7 +85,7 @@ class RewardSection(ModelServiceSection):
     newest version is the target of the link `latest` in the folder, or else the last folder by name."""
     watch_seconds: float = Field(default=5.0, gt=0, le=86_400)
     """With `watch`: time between checks of the folder. A version is loaded when two checks find the same
-    files."""
+    files, so it must be longer than the longest pause of the program that writes them."""
     allow_reload: Literal["auto", "always", "never"] = "auto"
     """Whether callers may replace the model with `fairlead reload`. `auto`: callers with an API key of scope
     `admin`, if API keys are required. `always`: if no API keys are required, also everybody who can reach the
@@ -110,7 +108,8 @@ class RewardSection(ModelServiceSection):
     """With `share_prompts`: memory for the keys and values of prompts, reused for later responses to them; 0
     disables the cache."""
     pack_weights: bool = True
-    """On a CPU in float32: run linear layers through oneDNN, with weights repacked for it at load time."""
+    """On a CPU in float32: run linear layers through oneDNN, with weights repacked for it at load time.
+    Results then differ by rounding from those of PyTorch's own layers."""
     compile: bool = False
     """Compile the model with torch.compile at load time, which takes a while and needs a C++ compiler.
     Attention is then `padded`."""
@@ -136,7 +135,8 @@ class ReferenceSection(ModelServiceSection):
     batching: BatchingSection = BatchingSection()
     """Limits of batches and of the queue."""
     pack_weights: bool = True
-    """On a CPU in float32: run linear layers through oneDNN, with weights repacked for it at load time."""
+    """On a CPU in float32: run linear layers through oneDNN, with weights repacked for it at load time.
+    Results then differ by rounding from those of PyTorch's own layers."""
 
 
 class RolloutWorkerSection(Section):
@@ -193,7 +193,5 @@ class GatewaySection(Section):
     """File to which every exchange of /v1/chat/completions is appended, as JSON lines that `fairlead score`
     and `data.prompts` can read. Empty: no log. Every replica needs its own file: `{pid}` is replaced by the
     process id."""
-    chat_log_bytes: int = Field(default=64 << 20, ge=1 << 10)
-    """Size at which the chat log is rotated to `<file>.1`, `.2` and so on."""
     chat_log_files: int = Field(default=10, ge=1, le=10_000)
-    """Number of rotated files to keep."""
+    """Number of older files of the chat log to keep, `<file>.1`, `.2` and so on, of 64 MiB each."""

@@ -18,17 +18,24 @@ from fairlead.types import Completion, Message, SamplingParams
 
 logger = logging.getLogger(__name__)
 
+_MAX_BYTES = 64 << 20
+"""Size at which the file is rotated: an editor still opens it. `gateway.chat_log_files` limits the total."""
+
 
 class ExchangeLog:
     """The log file and its rotated predecessors."""
 
-    def __init__(self, section: GatewaySection) -> None:
+    def __init__(self, section: GatewaySection, *, max_bytes: int = _MAX_BYTES) -> None:
         """
+        Args:
+            section: its `chat_log` and `chat_log_files`.
+            max_bytes: size at which the file is rotated.
+
         Raises:
             ConfigError: the file cannot be opened for writing.
         """
         self._path = Path(section.chat_log.replace("{pid}", str(os.getpid())))
-        self._max_bytes = section.chat_log_bytes
+        self._max_bytes = max_bytes
         self._max_files = section.chat_log_files
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

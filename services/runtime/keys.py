@@ -8,7 +8,6 @@ from __future__ import annotations
 import hmac
 import logging
 import os
-import time
 from pathlib import Path
 
 from fairlead import metrics
@@ -37,9 +36,7 @@ class KeyRing:
             ConfigError: if the file cannot be read.
         """
         self._path = Path(section.file)
-        self._reload_seconds = section.reload_seconds
         self._metrics = access_metrics
-        self._checked_at = time.monotonic()
         self._state = _state(self._path)
         try:
             self._keys = _by_id(api_keys.read(self._path))
@@ -93,11 +90,11 @@ class KeyRing:
         return Unauthenticated(message)
 
     def _reload_if_changed(self) -> None:
-        """Read the file if it has changed; keep the current keys if it is damaged or missing."""
-        now = time.monotonic()
-        if now - self._checked_at < self._reload_seconds:
-            return
-        self._checked_at = now
+        """Read the file if it has changed; keep the current keys if it is damaged or missing.
+
+        It is checked for every request, as one `stat` takes microseconds, so that a revoked key is refused at
+        once.
+        """
         state = _state(self._path)
         if state == self._state:
             return

@@ -6,6 +6,7 @@ import sys
 
 from fairlead import metrics
 from fairlead.config import RunConfig
+from fairlead.transports.weights.base import LEASE_SECONDS
 from fairlead.transports.weights.direct_port import open_direct_port
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.transports.weights.sender import Sender
@@ -31,7 +32,7 @@ async def run(config: RunConfig) -> None:
         open_direct_port(section.bind_address, section, encrypted=config.tls.on) as direct_port,
     ):
         store = FilesystemWeightStore(config.weights_path)
-        registry = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)
+        registry = Registry(fan_out=section.relay_fan_out, lease_seconds=LEASE_SECONDS)
         sender = Sender(store, section, metrics.WeightsMetrics(), direct=direct_port)
         servicer = WeightServicer(store, registry, sender)
         await server.start(servicer.add_to, [SERVICE_NAME])

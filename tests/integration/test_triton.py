@@ -45,7 +45,7 @@ class World:
     server: TritonServer
 
     def section(self, name: str, **settings: object) -> RewardSection:
-        triton = TritonSection(addresses=(self.server.address,), model=name, health_seconds=0.1)
+        triton = TritonSection(addresses=(self.server.address,), model=name)
         return RewardSection(
             engine="triton", path=str(self.folders[name]), triton=triton.model_copy(update=settings)
         )
@@ -227,7 +227,6 @@ def test_reward_service_in_front_follows_readiness(world: World, tmp_path):
                     "reward.engine": "triton",
                     "reward.triton.model": "ours",
                     "reward.triton.addresses": f'["{address}"]',
-                    "reward.triton.health_seconds": 0.2,
                 },
             )
             front.until(lambda: front.get("/readyz")[0] == 200, seconds=600)

@@ -19,6 +19,10 @@ from fairlead.types import WeightVersion
 PieceHash = Literal["sha256", "blake3"]
 """Hash functions of pieces."""
 
+LEASE_SECONDS = 5.0
+"""A replica that has not been heard from for this time loses its place at a source, and is no longer a source
+itself. Replicas that fetch report four times as often, so one or two lost reports do no harm."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ancestor:

@@ -201,16 +201,26 @@ class Download:
         self,
         version: PartialVersion,
         client: WeightServiceClient,
-        section: WeightsSection,
         weights_metrics: metrics.WeightsMetrics,
         *,
         held: Callable[[], Sequence[WeightVersion]],
+        stall_seconds: float,
+        give_up_seconds: float,
     ) -> None:
-        """`held`: returns the complete versions of this replica, to report them to the origin."""
+        """
+        Args:
+            version: where the bytes are written.
+            client: of the origin and the sources.
+            weights_metrics: metrics of the transfers.
+            held: returns the complete versions of this replica, to report them to the origin.
+            stall_seconds: a source that sends nothing for this time is replaced.
+            give_up_seconds: the download fails if no source sends a byte for this time.
+        """
         self._partial = version
         self._version = version.manifest.version
         self._client = client
-        self._section = section
+        self._stall_seconds = stall_seconds
+        self._give_up_seconds = give_up_seconds
         self._metrics = weights_metrics
         self._held = held
         self._failed: list[FailedSource] = []
@@ -274,7 +284,7 @@ class Download:
         try:
             async with aclosing(chunks):
                 while True:
-                    async with asyncio.timeout(self._section.stall_seconds):
+                    async with asyncio.timeout(self._stall_seconds):
                         data = await anext(chunks, None)
                     if data is None:
                         break
@@ -298,7 +308,7 @@ class Download:
     async def _receive(self, offer: DirectOffer, shard: PartialShard, address: str) -> bool:
         """Receive over a direct connection. Return False if it failed; the next range then uses gRPC."""
         try:
-            async with connected(offer, stall_seconds=self._section.stall_seconds) as connection:
+            async with connected(offer, stall_seconds=self._stall_seconds) as connection:
                 await shard.receive(connection, partial(self._count, address))
         except Unavailable as error:
             self._client.routes.failed(address, error)
@@ -311,7 +321,7 @@ class Download:
 
     def _record_failure(self, address: str, failure: SourceFailure, error: Exception) -> None:
         self._metrics.source_failures.labels(_kind(address), failure.value).inc()
-        reason = str(error) or f"it sent nothing for {self._section.stall_seconds:g} s"
+        reason = str(error) or f"it sent nothing for {self._stall_seconds:g} s"
         logger.warning(
             "weights %s: no longer fetching from %s: %s", self._version, address or "the origin", reason
         )
@@ -322,7 +332,7 @@ class Download:
 
         Not `fairlead.backoff.retry`: what limits the wait is the time since the last progress.
         """
-        if time.monotonic() - self._progress_at > self._section.give_up_seconds:
+        if time.monotonic() - self._progress_at > self._give_up_seconds:
             raise error
         self._pauses += 1
         least = error.retry_after_seconds if isinstance(error, Overloaded) else 0.0

@@ -17,11 +17,15 @@ from fairlead import metrics
 from fairlead.config.infrastructure import WeightsSection
 from fairlead.errors import FairleadError
 from fairlead.rpc.credentials import Credentials
-from fairlead.transports.weights.base import Manifest
+from fairlead.transports.weights.base import LEASE_SECONDS, Manifest
 from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.download import Download, WeightServiceClient
 
 logger = logging.getLogger(__name__)
+
+_GIVE_UP_SECONDS = 60.0
+"""A fetch that receives nothing from any source for this time fails, which is logged; the replica tries again
+later, and what has arrived is kept."""
 
 
 class GrpcWeightSource:
@@ -34,6 +38,7 @@ class GrpcWeightSource:
         weights_metrics: metrics.WeightsMetrics,
         *,
         credentials: Callable[[Sequence[str]], Credentials] = Credentials,
+        give_up_seconds: float = _GIVE_UP_SECONDS,
     ) -> None:
         """
         Args:
@@ -41,6 +46,7 @@ class GrpcWeightSource:
             cache: where fetched versions are kept.
             weights_metrics: metrics of the transfers.
             credentials: builds the credentials for a list of addresses, of the origin or of a replica.
+            give_up_seconds: a fetch fails if no source sends a byte for this time.
 
         Raises:
             ConfigError: if an address is invalid, or the credentials cannot be used.
@@ -49,6 +55,7 @@ class GrpcWeightSource:
         self._cache = cache
         self._metrics = weights_metrics
         self._client = WeightServiceClient(section, credentials)
+        self._give_up_seconds = give_up_seconds
 
     async def close(self) -> None:
         """Close the connections."""
@@ -79,7 +86,12 @@ class GrpcWeightSource:
         partial = await asyncio.to_thread(self._cache.begin, manifest)
         try:
             download = Download(
-                partial, self._client, self._section, self._metrics, held=lambda: self._cache.versions
+                partial,
+                self._client,
+                self._metrics,
+                held=lambda: self._cache.versions,
+                stall_seconds=self._section.stall_seconds,
+                give_up_seconds=self._give_up_seconds,
             )
             async with self._heartbeat():
                 await download.run()
@@ -98,7 +110,7 @@ class GrpcWeightSource:
 
         async def renew() -> None:
             while True:
-                await asyncio.sleep(self._section.lease_seconds / 4)
+                await asyncio.sleep(LEASE_SECONDS / 4)
                 with suppress(FairleadError):
                     await self.latest()
 

@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 _Row = TypeVar("_Row")
 _Send = Callable[[list[_Row], float], Coroutine[None, None, RemoteScores]]
 
+_HEALTH_SECONDS = 1.0
+"""Time between readiness checks of the server; a proxy that probes the reward service does so about as often.
+"""
 _FULL_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=1.0)
 """Pauses of a stream's request while the server is full, if the error has no retry delay."""
 _MIN_SECONDS = 1e-3
@@ -231,8 +234,15 @@ def _first(errors: BaseExceptionGroup[FairleadError]) -> FairleadError:
     return next((error for error in found if isinstance(error, InvalidInput)), found[0])
 
 
-async def connect(path: str, section: RewardSection) -> tuple[TritonReader, ServedModel]:
+async def connect(
+    path: str, section: RewardSection, *, health_seconds: float = _HEALTH_SECONDS
+) -> tuple[TritonReader, ServedModel]:
     """Wait until the server has the model, then load the tokenizer that it needs.
+
+    Args:
+        path: local folder or Hugging Face id of the model.
+        section: limits and addresses.
+        health_seconds: time between two attempts.
 
     Raises:
         ConfigError: the model is not a reward model, or not the one at `path`.
@@ -243,14 +253,19 @@ async def connect(path: str, section: RewardSection) -> tuple[TritonReader, Serv
         served = await retry(
             client.served,
             what=f"Triton's model {triton.model}",
-            backoff=Backoff(triton.health_seconds, triton.health_seconds, jitter=0.0),
+            backoff=Backoff(health_seconds, health_seconds, jitter=0.0),
         )
     return await asyncio.to_thread(TritonReader, path, section, served), served
 
 
 @asynccontextmanager
 async def serving(
-    reader: TritonReader, served: ServedModel, section: RewardSection, set_ready: Callable[[bool], None]
+    reader: TritonReader,
+    served: ServedModel,
+    section: RewardSection,
+    set_ready: Callable[[bool], None],
+    *,
+    health_seconds: float = _HEALTH_SECONDS,
 ) -> AsyncGenerator[TritonScoring]:
     """Yield a scoring whose readiness follows the server's.
 
@@ -259,10 +274,13 @@ async def serving(
         served: from `connect`.
         section: limits and addresses.
         set_ready: called with the server's readiness every `health_seconds`.
+        health_seconds: time between two checks of it.
     """
     async with _client(section.triton) as client:
         scoring = TritonScoring(client, reader, section, served)
-        following = asyncio.create_task(_follow_readiness(client, section.triton, set_ready))
+        following = asyncio.create_task(
+            _follow_readiness(client, section.triton.model, set_ready, health_seconds)
+        )
         try:
             yield scoring
         finally:
@@ -272,22 +290,25 @@ async def serving(
 
 
 async def _follow_readiness(
-    client: AsyncOpenInferenceClient, section: TritonSection, set_ready: Callable[[bool], None]
+    client: AsyncOpenInferenceClient,
+    model: str,
+    set_ready: Callable[[bool], None],
+    health_seconds: float,
 ) -> None:
     previous: bool | None = None
     while True:
-        ready = await client.is_ready(timeout_seconds=max(1.0, section.health_seconds))
+        ready = await client.is_ready(timeout_seconds=max(1.0, health_seconds))
         if ready is not previous:
             logger.log(
                 logging.INFO if ready else logging.WARNING,
                 "Triton's model %s is %s",
-                section.model,
+                model,
                 "ready" if ready else "not ready: no request is scored",
             )
             previous = ready
         # Set every time: a value set before the server listens has no effect.
         set_ready(ready)
-        await asyncio.sleep(section.health_seconds)
+        await asyncio.sleep(health_seconds)
 
 
 def _client(section: TritonSection) -> AsyncOpenInferenceClient:

@@ -46,7 +46,7 @@ class World:
         return key
 
     def ring(self) -> KeyRing:
-        section = KeysSection(file=str(self.path), reload_seconds=0)
+        section = KeysSection(file=str(self.path))
         return KeyRing(section, access_metrics=metrics.AccessMetrics(self.registry))
 
     def ring_kept(self) -> KeyRing:
@@ -161,7 +161,7 @@ def test_mounted_secret_is_loaded_when_its_links_are_swapped(world: World, tmp_p
     (mount / "..1" / "keys.json").write_bytes(world.path.read_bytes())
     (mount / "..data").symlink_to("..1")
     (mount / "keys.json").symlink_to("..data/keys.json")
-    section = KeysSection(file=str(mount / "keys.json"), reload_seconds=0)
+    section = KeysSection(file=str(mount / "keys.json"))
     ring = KeyRing(section, access_metrics=metrics.AccessMetrics(CollectorRegistry()))
     assert ring.authenticate(f"Bearer {one}").id == "one"
 
@@ -216,7 +216,7 @@ def test_time_of_a_refusal_does_not_depend_on_a_matching_prefix(world: World):
     """Medians of interleaved calls: no prefix of the secret takes longer than an empty one."""
     key = world.add("one")
     ring = KeyRing(
-        KeysSection(file=str(world.path), reload_seconds=3600),
+        KeysSection(file=str(world.path)),
         access_metrics=metrics.AccessMetrics(world.registry),
     )
     secret = key.rpartition("_")[2]
@@ -246,7 +246,7 @@ def test_cli_creates_lists_and_revokes_keys(tmp_path: Path):
     key = made.stdout.strip()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert key.rpartition("_")[2] not in file.read_text()
-    section = KeysSection(file=str(file), reload_seconds=0)
+    section = KeysSection(file=str(file))
     ring = KeyRing(section, access_metrics=metrics.AccessMetrics(CollectorRegistry()))
     assert ring.authenticate(f"Bearer {key}").tokens_per_day == 5000
 

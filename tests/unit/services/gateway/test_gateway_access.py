@@ -22,7 +22,7 @@ NUM_TOKENS = 11
 
 @pytest.fixture
 async def http(reward_folder, keys: Keys):
-    sections = {"keys.file": str(keys.path), "keys.reload_seconds": 0}
+    sections = {"keys.file": str(keys.path)}
     async with reward_server(reward_folder) as reward, gateway(reward=reward, sections=sections) as found:
         yield found
 

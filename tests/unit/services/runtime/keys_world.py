@@ -15,7 +15,7 @@ class Keys:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "keys.json"
         self.file = KeyFile()
-        self.section = KeysSection(file=str(self.path), reload_seconds=0)
+        self.section = KeysSection(file=str(self.path))
         api_keys.write(self.path, self.file)
 
     def add(self, key_id: str, **fields) -> str:

@@ -171,7 +171,7 @@ async def test_unavailable_origin_is_reported_and_used_after_restart(
     # 6 MiB/s, so that the origin ends during the fetch; the next one listens at the same address.
     async with origin(store, max_send_bytes_per_second=6 << 20) as here:
         port = int(here.address.rpartition(":")[2])
-        async with replica(here.address, tmp_path / "cache", give_up_seconds=20.0) as fetcher:
+        async with replica(here.address, tmp_path / "cache") as fetcher:
             task = asyncio.create_task(fetcher.fetch())
             async with asyncio.timeout(20):
                 while fetcher.node.fetched[0] < 10 << 20:  # noqa: ASYNC110

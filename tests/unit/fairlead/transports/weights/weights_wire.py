@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from fairlead import metrics
 from fairlead.config.infrastructure import KeysSection, WeightsSection
-from fairlead.transports.weights.base import Ancestor
+from fairlead.transports.weights.base import LEASE_SECONDS, Ancestor
 from fairlead.transports.weights.cache import WeightCache
 from fairlead.transports.weights.direct_port import open_direct_port
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
@@ -34,8 +34,6 @@ CHUNK_BYTES = 64 << 10
 QUICK: dict[str, object] = {
     "chunk_bytes": CHUNK_BYTES,
     "stall_seconds": 1.0,
-    "give_up_seconds": 5.0,
-    "lease_seconds": 2.0,
 }
 """Default settings of origins and replicas in tests."""
 
@@ -103,7 +101,7 @@ async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: obj
     """Run the weights service."""
     section = WeightsSection(**(QUICK | settings))
     registry = CollectorRegistry()
-    known = Registry(fan_out=section.relay_fan_out, lease_seconds=section.lease_seconds)
+    known = Registry(fan_out=section.relay_fan_out, lease_seconds=LEASE_SECONDS)
     async with open_direct_port("127.0.0.1:0", section, encrypted=False) as direct_port:
         sender = Sender(
             store,
@@ -133,14 +131,14 @@ class Fetcher:
 
 @asynccontextmanager
 async def replica(
-    address: str, folder: Path, *, relays: bool = True, **settings: object
+    address: str, folder: Path, *, relays: bool = True, give_up_seconds: float = 20.0, **settings: object
 ) -> AsyncIterator[Fetcher]:
     """Run a policy replica that is never ready: its health is always NOT_SERVING."""
     section = WeightsSection(**(QUICK | {"addresses": (address,)} | settings))
     registry = CollectorRegistry()
     weights_metrics = metrics.WeightsMetrics(registry)
     with WeightCache(folder) as cache:
-        source = GrpcWeightSource(section, cache, weights_metrics)
+        source = GrpcWeightSource(section, cache, weights_metrics, give_up_seconds=give_up_seconds)
         try:
             async with (
                 open_direct_port("127.0.0.1:0", section, encrypted=False) as direct_port,

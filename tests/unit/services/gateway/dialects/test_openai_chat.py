@@ -196,7 +196,7 @@ async def test_chat_log_lines_are_readable_as_prompts_and_responses(http: Gatewa
 
 def test_chat_log_is_rotated_and_the_oldest_file_deleted(tmp_path: Path):
     path = tmp_path / "chat.jsonl"
-    log = ExchangeLog(GatewaySection(chat_log=str(path), chat_log_bytes=1024, chat_log_files=2))
+    log = ExchangeLog(GatewaySection(chat_log=str(path), chat_log_files=2), max_bytes=1024)
     completion = Completion((1,), (0.0,), FinishReason.STOP, ())
     for number in range(40):
         log.add(f"{number:02}", [Message("user", "é" * 40)], [("w" * 40, completion)], SamplingParams())

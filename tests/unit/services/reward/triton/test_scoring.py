@@ -38,7 +38,7 @@ def section(path, address: str, *, batching: BatchingSection | None = None, **tr
         engine="triton",
         path=str(path),
         batching=batching or BatchingSection(),
-        triton=TritonSection(addresses=(address,), health_seconds=0.02, **triton),
+        triton=TritonSection(addresses=(address,), **triton),
     )
 
 
