@@ -42,6 +42,7 @@ LONG = {
     "trl": "benchmarks.against_trl",
     "scale": "benchmarks.scale",
     "endurance": "benchmarks.endurance",
+    "replica_death": "benchmarks.replica_death",
 }
 """Complete runs, which take minutes."""
 ALL = SHORT | TUNING | LONG

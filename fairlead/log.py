@@ -9,7 +9,9 @@ import json
 import logging
 import re
 import sys
+import threading
 import time
+from collections.abc import Mapping
 from typing import Literal
 
 
@@ -49,6 +51,47 @@ class HumanFormatter(logging.Formatter):
         """Return the line of the record, without its traceback."""
         record.message = _CONTROL.sub(lambda found: repr(found[0])[1:-1], record.message)
         return super().formatMessage(record)
+
+
+class LogSummary:
+    """Logs events that come in great numbers: the first few of a kind, then only how many more there were.
+
+    Thread-safe. The others are logged at DEBUG.
+    """
+
+    def __init__(
+        self, logger: logging.Logger, *, level: int = logging.INFO, shown: int = 3, seconds: float = 10.0
+    ) -> None:
+        """
+        Args:
+            logger: where the events are logged.
+            level: level of the lines.
+            shown: events of a kind that are logged in one period.
+            seconds: length of a period; at its end comes the line with the number of the others.
+        """
+        self._logger = logger
+        self._level = level
+        self._shown = shown
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._seen: dict[str, int] = {}
+
+    def add(self, kind: str, detail: object, *, extra: Mapping[str, object] | None = None) -> None:
+        """Log an event as `kind: detail`, or count it. `kind` is one of a few texts, never a caller's."""
+        with self._lock:
+            seen = self._seen[kind] = self._seen.get(kind, 0) + 1
+        if seen == 1:
+            period = threading.Timer(self._seconds, self._sum_up, (kind,))
+            period.daemon = True
+            period.start()
+        level = self._level if seen <= self._shown else logging.DEBUG
+        self._logger.log(level, "%s: %s", kind, detail, extra=extra)
+
+    def _sum_up(self, kind: str) -> None:
+        with self._lock:
+            more = self._seen.pop(kind) - self._shown
+        if more > 0:
+            self._logger.log(self._level, "%s: %d more in %g s", kind, more, self._seconds)
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")

@@ -25,7 +25,7 @@ from fairlead.errors import ConfigError, ReplicaLost
 from fairlead.rpc.credentials import Credentials, Metadata
 from fairlead.rpc.hedging import Hedging
 from fairlead.rpc.retry import Attempts, RetryBudget, RetryPolicy
-from fairlead.rpc.status import is_lost, pushback_seconds
+from fairlead.rpc.status import has_started, is_lost, pushback_seconds
 
 _Stub = TypeVar("_Stub")
 _Request = TypeVar("_Request")
@@ -172,11 +172,12 @@ class Replicas(Generic[_Stub]):
             timeout_seconds: deadline of this call; None for the default.
             metadata: additional metadata of this call.
             fatal_to_replica: the request may kill a replica, so it is not retried after a replica died.
-            exclusive: the replica computes nothing else meanwhile; the call is not hedged. Implies
-                `fatal_to_replica`.
+            exclusive: the replica computes nothing else meanwhile; the call is not hedged. It waits in the
+                replica until the requests before it have ended; if the replica dies meanwhile, it is retried.
 
         Raises:
-            ReplicaLost: if a replica died during a call that is `fatal_to_replica` or `exclusive`.
+            ReplicaLost: if a replica died during a call that is `fatal_to_replica`, or after an `exclusive`
+                one had begun to run.
             FairleadError: the last error, when it is not transient or no retry is left.
         """
         attempts = self._attempts(timeout_seconds)
@@ -201,7 +202,8 @@ class Replicas(Generic[_Stub]):
                 another = (lambda: None) if exclusive else partial(self._hedge, replica, send)
                 response = await self._hedging.first_of(send(replica), another)
             except aio.AioRpcError as error:
-                if (fatal_to_replica or exclusive) and reached and is_lost(error):
+                suspect = has_started(error) if exclusive else fatal_to_replica
+                if suspect and reached and is_lost(error):
                     raise ReplicaLost(str(attempts.error(replica.address, error))) from error
                 await self._failed(replica, error, attempts)
             else:

@@ -30,6 +30,9 @@ server has it, errors included."""
 MAX_REQUEST_TOKENS = "x-max-request-tokens"
 """Metadata of a request: a model service refuses a request with more tokens. The gateway sets it to the limit
 of the caller's API key, since it cannot count tokens itself."""
+EXCLUSIVE_START = "x-exclusive-start"
+"""Initial metadata of a response: the exclusive request begins to run. Without it, the replica died of
+another request."""
 RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: milliseconds to wait before a retry (key of gRFC A6)."""
 
@@ -60,6 +63,12 @@ def is_lost(error: aio.AioRpcError) -> bool:
     trailers = error.trailing_metadata()
     answered = trailers is not None and trailers.get(REQUEST_ID) is not None
     return not answered and _BROKEN.search(error.details() or "") is not None
+
+
+def has_started(error: aio.AioRpcError) -> bool:
+    """Return whether the server had announced that the exclusive request begins to run."""
+    metadata = error.initial_metadata()
+    return metadata is not None and metadata.get(EXCLUSIVE_START) is not None
 
 
 def is_too_large(error: aio.AioRpcError) -> bool:

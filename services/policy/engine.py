@@ -6,7 +6,7 @@ the contract with a transformers model in this process; an engine that drives a 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -31,13 +31,21 @@ class Engine(Protocol):
         """
         ...
 
-    async def generate(self, request: GenerationRequest, *, deadline: float | None) -> tuple[Completion, ...]:
+    async def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        deadline: float | None,
+        on_start: Callable[[], None] | None = None,
+    ) -> tuple[Completion, ...]:
         """Return one completion for each sample, in order. Cancelling the call frees its slots at the next
         step.
 
         Args:
             request: a checked request; its prompt is at least one token shorter than the context.
             deadline: on the clock of `time.monotonic`; None for no deadline.
+            on_start: called from any thread shortly before an exclusive request starts, which may kill the
+                process.
 
         Raises:
             Overloaded: if the queue is full.

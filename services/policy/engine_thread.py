@@ -78,15 +78,13 @@ class EngineThread:
         """Queue a request.
 
         Raises:
-            Overloaded: if the queue is full, or the request is exclusive and others are running.
+            Overloaded: if the queue is full.
             Unavailable: before the first weights, and while stopping.
         """
         with self._wake:
             self._check_running()
             if self.version is None:
                 raise Unavailable("the policy has no weights yet")
-            if request.exclusive:
-                self._exclusive.claim(request, busy=bool(self._request_of), served=self._is_served(request))
             self._scheduler.put(request, tokens_per_second=self._tokens_per_second)
             self._wake.notify()
 
@@ -150,9 +148,9 @@ class EngineThread:
                     return True
                 requests = self._scheduler.requests()
                 now = time.monotonic()
-                reserved = self._exclusive.reserved_seconds()
-                if reserved and not any(request.closed for request in requests):
-                    self._wake.wait(reserved)
+                settle = self._exclusive.settle_seconds()
+                if settle and not any(request.closed for request in requests):
+                    self._wake.wait(settle)
                     continue
                 deadlines = [request.deadline(self.version) for request in requests]
                 due = min((deadline for deadline in deadlines if deadline is not None), default=None)
@@ -186,14 +184,15 @@ class EngineThread:
         self._metrics.waiting.set(len(self._scheduler))
 
     def _take(self, version: WeightVersion) -> list[tuple[PendingRequest, SampleState]]:
-        """Return the samples that start now, marked as running before a request can claim to be exclusive."""
-        with self._wake:
-            if not self._exclusive.admits(self._request_of.values()):
-                return []
-            free = self._decoder.slots - len(self._decoder.running)
-            taken = self._scheduler.take(free=free, version=version, only=self._exclusive.holder)
-            self._request_of.update((sample, request) for request, sample in taken)
-            return taken
+        """Return the samples that start now, marked as running."""
+        free = self._decoder.slots - len(self._decoder.running)
+        if not free or not len(self._scheduler):
+            return []
+        served = (request for request in self._scheduler.requests() if request.is_served_by(version))
+        startable = self._exclusive.startable(served, self._request_of.values())
+        taken = self._scheduler.take(free=free, version=version, only=frozenset(startable))
+        self._request_of.update((sample, request) for request, sample in taken)
+        return taken
 
     def _drop_closed(self) -> None:
         now = time.monotonic()

@@ -27,6 +27,7 @@ class PendingRequest:
         min_version: WeightVersion | None,
         deadline: float | None,
         exclusive: bool = False,
+        on_start: Callable[[], None] | None = None,
     ) -> None:
         """
         Args:
@@ -34,8 +35,10 @@ class PendingRequest:
             min_version: oldest weights that may generate them; None for any.
             deadline: on the clock of `time.monotonic`; None for no deadline.
             exclusive: whether no other request may run at the same time.
+            on_start: called in the engine's thread shortly before an exclusive request starts.
         """
         self.exclusive = exclusive
+        self.on_start = on_start
         self.samples = tuple(samples)
         self.min_version = min_version
         self._deadline = deadline

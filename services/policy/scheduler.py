@@ -6,6 +6,7 @@ Part of the engine. Any thread may add requests; the engine's thread takes sampl
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from threading import Lock
 
 from fairlead.errors import Overloaded
@@ -53,21 +54,23 @@ class Scheduler:
             self._waiting.extend((request, sample) for sample in request.samples)
 
     def take(
-        self, *, free: int, version: WeightVersion, only: PendingRequest | None = None
+        self, *, free: int, version: WeightVersion, only: Container[PendingRequest] | None = None
     ) -> list[tuple[PendingRequest, SampleState]]:
         """Return samples that get a slot now, or none if it is worth waiting for more free slots.
 
         Args:
             free: number of free slots.
             version: the weights in use; requests for newer ones keep waiting.
-            only: take samples of this request only.
+            only: take samples of these requests only; None for all.
         """
         if not free or not self._waiting:
             return []
         with self._lock:
-            ready = sum(
-                request.is_served_by(version) and only in (None, request) for request, _ in self._waiting
-            )
+            may_run = [
+                request.is_served_by(version) and (only is None or request in only)
+                for request, _ in self._waiting
+            ]
+            ready = sum(may_run)
             wanted = min(ready, max(1, self._slots // _FREE_FRACTION))
             if not ready:
                 return []
@@ -77,9 +80,8 @@ class Scheduler:
             self._deferred_steps = 0
             taken: list[tuple[PendingRequest, SampleState]] = []
             kept: deque[tuple[PendingRequest, SampleState]] = deque()
-            for entry in self._waiting:
-                may_run = only in (None, entry[0]) and entry[0].is_served_by(version)
-                fits = len(taken) < free and may_run
+            for entry, runs in zip(self._waiting, may_run, strict=True):
+                fits = len(taken) < free and runs
                 (taken if fits else kept).append(entry)
             self._keep(kept)
             return taken

@@ -20,7 +20,7 @@ from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
 from services.policy.engine import Engine
 from services.policy.requests import check_request, checked_chat
 from services.runtime.access import caller
-from services.runtime.edge import deadline
+from services.runtime.edge import deadline, start_notice
 from services.runtime.limits import check_text
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
@@ -63,7 +63,9 @@ class PolicyServicer(pb_grpc.PolicyServiceServicer):
         """Generate completions of a prompt."""
         checked = await self._checked(request)
         reserved = await _reserve(checked)
-        completions = await self._engine.generate(checked, deadline=self._deadline(context))
+        completions = await self._engine.generate(
+            checked, deadline=self._deadline(context), on_start=start_notice(context)
+        )
         await _refund(reserved - sum(len(completion.token_ids) for completion in completions))
         return pb.GenerateResponse(
             completions=map(codec.completion_to_pb, completions), prompt_tokens=len(checked.prompt_token_ids)

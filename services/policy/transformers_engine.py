@@ -7,7 +7,7 @@ completions with text. Knows nothing about the wire format.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,9 +103,15 @@ class TransformersEngine:
             raise Unavailable("the policy has no weights yet")
         return PolicyInfo(self._info, version, self._limits.max_slots, self._limits.max_samples)
 
-    async def generate(self, request: GenerationRequest, *, deadline: float | None) -> tuple[Completion, ...]:
+    async def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        deadline: float | None,
+        on_start: Callable[[], None] | None = None,
+    ) -> tuple[Completion, ...]:
         """Return one completion for each sample; see `Engine.generate`."""
-        pending = self._pending(request, deadline, streams=False)
+        pending = self._pending(request, deadline, streams=False, on_start=on_start)
         self._thread.put(pending)
         try:
             completions = await asyncio.wrap_future(pending.future)
@@ -151,7 +157,12 @@ class TransformersEngine:
         self._thread.close()
 
     def _pending(
-        self, request: GenerationRequest, deadline: float | None, *, streams: bool
+        self,
+        request: GenerationRequest,
+        deadline: float | None,
+        *,
+        streams: bool,
+        on_start: Callable[[], None] | None = None,
     ) -> PendingRequest:
         sampling = request.sampling
         max_new_tokens = self._info.max_sequence_tokens - len(request.prompt_token_ids)
@@ -169,7 +180,11 @@ class TransformersEngine:
             for index in range(request.num_samples)
         ]
         return PendingRequest(
-            samples, min_version=request.min_version, deadline=deadline, exclusive=request.exclusive
+            samples,
+            min_version=request.min_version,
+            deadline=deadline,
+            exclusive=request.exclusive,
+            on_start=on_start,
         )
 
     def _cancel_if_open(self, pending: PendingRequest) -> None:

@@ -13,7 +13,7 @@ from fairlead.v1 import reference_service_pb2_grpc as pb_grpc
 from services.batching.batcher import MicroBatcher
 from services.reference.scorer import Lookup, ReferenceScorer
 from services.runtime.access import caller
-from services.runtime.edge import deadline
+from services.runtime.edge import deadline, start_notice
 from services.runtime.exclusive import ExclusiveGate
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ReferenceService"].full_name
@@ -37,7 +37,9 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
     async def LogProbs(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:
         """Return log-probabilities of given responses."""
         return await self._gate.run(
-            lambda: self._look_up(request, context), exclusive=caller().exclusive(request.alone)
+            lambda: self._look_up(request, context),
+            exclusive=caller().exclusive(request.alone),
+            on_start=start_notice(context),
         )
 
     async def _look_up(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:

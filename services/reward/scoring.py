@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +27,9 @@ class ScoreCall:
     waits: bool = False
     """Whether to wait for space in the queue, until the deadline, instead of raising Overloaded."""
     exclusive: bool = False
-    """Whether nothing else may be computed meanwhile; refused as Overloaded while other requests run."""
+    """Whether nothing else may be computed meanwhile; waits until the requests before it have ended."""
+    on_start: Callable[[], None] | None = None
+    """Called shortly before an exclusive request starts, which may kill the process."""
 
 
 class Scoring(Protocol):

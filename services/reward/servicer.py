@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -13,7 +13,7 @@ from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.reward.scoring import ScoreCall, Scoring
 from services.runtime.access import caller
-from services.runtime.edge import deadline
+from services.runtime.edge import deadline, start_notice
 from services.runtime.error_reply import rpc_error_reply
 from services.runtime.streams import Bounds, process_bounded
 
@@ -42,7 +42,7 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
 
     async def Score(self, request: pb.ScoreRequest, context: _Context) -> pb.ScoreResponse:
         """Score a batch of responses."""
-        return await self._score(request, deadline(context))
+        return await self._score(request, deadline(context), on_start=start_notice(context))
 
     async def ScoreStream(
         self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: _Context
@@ -71,7 +71,12 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
                 yield response
 
     async def _score(
-        self, request: pb.ScoreRequest, until: float | None, *, waits: bool = False
+        self,
+        request: pb.ScoreRequest,
+        until: float | None,
+        *,
+        waits: bool = False,
+        on_start: Callable[[], None] | None = None,
     ) -> pb.ScoreResponse:
         call = ScoreCall(
             deadline=until,
@@ -79,6 +84,7 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
             request_id=request.request_id or ("" if waits else caller().request_id),
             waits=waits,
             exclusive=caller().exclusive(request.alone),
+            on_start=on_start,
         )
         return codec.scores_to_pb(await self._scoring.score(codec.score_items_from_pb(request.items), call))
 

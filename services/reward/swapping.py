@@ -122,7 +122,9 @@ class SwappingScoring:
 
     async def score(self, items: Sequence[ScoreItem], call: ScoreCall) -> Scores:
         """As `Scoring.score`; the requested version or the request id decides which model computes."""
-        return await self._gate.run(lambda: self._choose(call).run(items, call), exclusive=call.exclusive)
+        return await self._gate.run(
+            lambda: self._choose(call).run(items, call), exclusive=call.exclusive, on_start=call.on_start
+        )
 
     async def load(self, path: str, *, canary_share: float = 0.0) -> list[ServedReward]:
         """Load and probe a model; then send it all traffic, or a share of it as the canary.

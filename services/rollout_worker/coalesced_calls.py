@@ -35,7 +35,7 @@ MAX_TOKENS = 65_536
 _SPREAD_SECONDS = 0.5
 _RESTART_SECONDS = 300.0
 """How long a replica may take to load its model again. If the task were released before, the worker that
-claims it next would not know that it needs an exclusive call, and no failure would ever be counted."""
+claims it next would not know that it was part of a death, and no failure would ever be counted."""
 _RETRY = Backoff(first_seconds=0.5, longest_seconds=0.5, jitter=0.0)
 
 _NO_ITEMS_FAULT = (Transient, Unauthenticated)
@@ -75,6 +75,7 @@ class CoalescedCalls(Generic[_Item, _Result]):
         self._call = call
         self._waiting: deque[_Waiting[_Item, _Result]] = deque()
         self._in_progress: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
 
     async def call(self, item: _Item, *, num_tokens: int, exclusive: bool = False) -> _Result:
         """Return the result of one item, sent together with other items unless `exclusive`.
@@ -85,7 +86,7 @@ class CoalescedCalls(Generic[_Item, _Result]):
                 sent in its own call, so that only that item fails.
         """
         if exclusive:
-            [result] = await exclusive_call(lambda: self._call([item], exclusive=True))
+            [result] = await self._exclusive([item])
             return result
         loop = asyncio.get_running_loop()
         waiting = _Waiting[_Item, _Result](item, num_tokens, loop.create_future())
@@ -95,6 +96,11 @@ class CoalescedCalls(Generic[_Item, _Result]):
         else:
             loop.call_later(LONGEST_WAIT_SECONDS, self._start_if_waiting, waiting)
         return await waiting.result
+
+    async def _exclusive(self, items: Sequence[_Item]) -> Sequence[_Result]:
+        """Make an exclusive call. One at a time: the others wait here, not at the replica."""
+        async with self._turn:
+            return await until_available(lambda: self._call(items, exclusive=True))
 
     def _start_if_waiting(self, waiting: _Waiting[_Item, _Result]) -> None:
         if waiting in self._waiting:
@@ -129,11 +135,7 @@ class CoalescedCalls(Generic[_Item, _Result]):
             return
         items = [waiting.item for waiting in batch]
         try:
-            results = await (
-                exclusive_call(lambda: self._call(items, exclusive=True))
-                if exclusive
-                else self._call(items, exclusive=False)
-            )
+            results = await (self._exclusive(items) if exclusive else self._call(items, exclusive=False))
         except ReplicaLost as error:
             if exclusive and len(batch) == 1:
                 _fail(batch, error)
@@ -172,11 +174,11 @@ def _fail(batch: Sequence[_Waiting[_Item, _Result]], error: Exception) -> None:
             waiting.result.set_exception(error)
 
 
-async def exclusive_call(call: Callable[[], Awaitable[_T]]) -> _T:
-    """Return the result of an exclusive call, retried until a replica accepts it.
+async def until_available(call: Callable[[], Awaitable[_T]]) -> _T:
+    """Return the result of a call after a replica died, retried until a replica accepts it.
 
     Args:
-        call: makes the exclusive call; called again while it is refused.
+        call: makes the call; called again while it is refused or no replica is there.
 
     Raises:
         ReplicaLost: if a replica died during the call.
@@ -184,7 +186,6 @@ async def exclusive_call(call: Callable[[], Awaitable[_T]]) -> _T:
     """
 
     async def accepted() -> _T:
-        # The replica reserves a place: the call is repeated until the others have finished.
         return await retry(call, what="", on=Overloaded, backoff=_RETRY)
 
     def stop_if_lost(error: FairleadError) -> None:

@@ -17,6 +17,7 @@ from fairlead import watchdog
 from fairlead.backoff import Backoff, retry
 from fairlead.clients.rollout import RolloutClients, RolloutPrompt, ScoreInputs, generate_and_score
 from fairlead.errors import ConfigError, InvalidInput, ReplicaLost
+from fairlead.log import LogSummary
 from fairlead.metrics import WorkerMetrics
 from fairlead.types import Completion, ModelInfo, PromptTask, Rollout, ScoreItem, Scores, TokenPair
 from services.rollout_worker.assemble import (
@@ -26,7 +27,7 @@ from services.rollout_worker.assemble import (
     check_completion,
     check_task,
 )
-from services.rollout_worker.coalesced_calls import CoalescedCalls, exclusive_call
+from services.rollout_worker.coalesced_calls import CoalescedCalls, until_available
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -93,6 +94,8 @@ class ModelServices:
         self._scored_as_text = scored_as_text
         self._metrics = worker_metrics
         self._scores = CoalescedCalls(self._score)
+        self._exclusive_turn = asyncio.Lock()
+        self._deaths = LogSummary(logger, level=logging.WARNING)
         self._logprobs: dict[float, CoalescedCalls[TokenPair, tuple[float, ...]]] = {}
 
     @classmethod
@@ -170,7 +173,11 @@ class ModelServices:
         return assemble(found, scored_as_text=self._scored_as_text)
 
     async def _generate(self, task: PromptTask, *, exclusive: bool) -> Completion:
-        """Return a completion; if a replica dies during the call, repeat it as an exclusive call.
+        """Return a completion; if a replica dies during the call, repeat it.
+
+        Most replicas die of something else than a request, so all calls that were in progress are repeated
+        together at first; those during which a second replica dies are repeated as exclusive calls, one
+        after the other.
 
         Raises:
             UnusableResult: if a replica died during an exclusive call.
@@ -193,8 +200,15 @@ class ModelServices:
             try:
                 return await generate(exclusive=False)
             except ReplicaLost as error:
-                logger.warning("generating again for task %d in an exclusive call: %s", task.task_id, error)
-        return await _replica_killed("policy", exclusive_call(lambda: generate(exclusive=True)))
+                self._deaths.add("generating again after a policy replica died", error)
+            try:
+                return await until_available(lambda: generate(exclusive=False))
+            except ReplicaLost as error:
+                self._deaths.add(
+                    "generating again in an exclusive call after two policy replicas died", error
+                )
+        async with self._exclusive_turn:
+            return await _replica_killed("policy", until_available(lambda: generate(exclusive=True)))
 
     async def _score(self, items: Sequence[ScoreItem], *, exclusive: bool) -> list[Scores]:
         found = await self._clients.reward.score(items, exclusive=exclusive, fatal_to_replica=True)

@@ -21,7 +21,7 @@ from grpc import aio
 from fairlead import metrics
 from fairlead.config.infrastructure import AccessLog
 from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
-from fairlead.rpc.status import MAX_REQUEST_TOKENS, REQUEST_ID, RETRY_PUSHBACK
+from fairlead.rpc.status import EXCLUSIVE_START, MAX_REQUEST_TOKENS, REQUEST_ID, RETRY_PUSHBACK
 from services.runtime.access import AccessControl, Caller, parse_token_limit, request_id_or_new, scope_of
 from services.runtime.error_reply import rpc_error_reply
 from services.runtime.streams import IncomingRequests
@@ -312,6 +312,20 @@ def deadline(context: _Context) -> float | None:
     """Return the caller's deadline on the clock of `time.monotonic`; None if it has none."""
     remaining = context.time_remaining()
     return None if remaining is None else time.monotonic() + remaining
+
+
+def start_notice(context: _Context) -> Callable[[], None]:
+    """Return a function that announces to the caller that its exclusive request starts; thread-safe.
+
+    If the connection breaks before the caller has the notice, its request did not kill the replica.
+    """
+    loop = asyncio.get_running_loop()
+
+    def send() -> None:
+        notice = context.send_initial_metadata(((EXCLUSIVE_START, "1"),))
+        asyncio.run_coroutine_threadsafe(notice, loop)
+
+    return send
 
 
 def _parse(handler: _Handler, body: bytes, context: _Context) -> object:

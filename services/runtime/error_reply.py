@@ -13,9 +13,13 @@ from dataclasses import dataclass
 import grpc
 
 from fairlead.errors import HTTP_STATUS, FairleadError, InternalError, InvalidInput, Overloaded, grpc_status
+from fairlead.log import LogSummary
 from services.runtime.access import caller
 
 logger = logging.getLogger(__name__)
+
+_REFUSALS = LogSummary(logger)
+"""Refusals by kind and method: callers that retry would fill the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,5 +79,5 @@ def rpc_error_reply(error: Exception, *, method: str, peer: str) -> ErrorReply:
         what = error.where if isinstance(error, InvalidInput) else str(error)
         kind = type(error).__name__ if isinstance(error, FairleadError) else "error"
         fields = {"method": method, "code": reply.code.name, "peer": peer, "request_id": caller().request_id}
-        logger.info("refused: %s %s", kind, what, extra=fields)
+        _REFUSALS.add(f"refused: {kind} in {method}", what, extra=fields)
     return reply

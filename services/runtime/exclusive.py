@@ -1,38 +1,42 @@
 """Exclusive requests: run one request while no other runs, so that a crash is attributed to that request.
 
-`ExclusiveSlot` holds the rules; the policy's engine uses it under its own lock. `ExclusiveGate` applies them
-in an event loop, in front of the micro-batchers of the reward and reference services, before a request is
-read. Knows nothing about messages or models.
+`ExclusiveSlot` decides which waiting requests may start; the policy's engine uses it under its own lock.
+`ExclusiveGate` applies it in an event loop, in front of the micro-batchers of the reward and reference
+services, before a request is read. Requests wait in the order of their arrival: none is refused. Knows
+nothing about messages or models.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from fairlead.errors import Overloaded
-
-_RESERVED_SECONDS = 2.0
-"""After a refusal, new requests wait this long so that the refused request finds the replica idle on its
-retry."""
-_RETRY_SECONDS = 0.2
 _SETTLE_SECONDS = 0.1
-"""Pause before an exclusive request starts: replies to requests refused at the same moment must leave first,
-because the exclusive request may kill the replica."""
+"""Pause before an exclusive request starts: replies to earlier requests, and the notice that it starts, must
+leave first, because the request may kill the replica."""
 
 
-class Closable(Protocol):
+class Startable(Protocol):
     """A request as `ExclusiveSlot` sees it."""
 
     closed: bool
     """Finished, failed or cancelled."""
 
+    @property
+    def exclusive(self) -> bool:
+        """Whether nothing else may run at the same time."""
+        ...
 
-_Request = TypeVar("_Request", bound=Closable)
+    @property
+    def on_start(self) -> Callable[[], None] | None:
+        """Called shortly before an exclusive request starts: from then on, a crash is its fault."""
+        ...
+
+
+_Request = TypeVar("_Request", bound=Startable)
 _T = TypeVar("_T")
 
 
@@ -41,53 +45,51 @@ class ExclusiveSlot(Generic[_Request]):
 
     def __init__(self) -> None:
         self._holder: _Request | None = None
-        self._reserved_until = 0.0
+        self._settled_at = 0.0
 
-    @property
-    def holder(self) -> _Request | None:
-        """The exclusive request that runs or is about to start."""
-        if self._holder is not None and self._holder.closed:
-            self._holder = None
-        return self._holder
+    def startable(self, waiting: Iterable[_Request], running: Collection[_Request]) -> list[_Request]:
+        """Return the requests that may start now, in order.
 
-    def claim(self, request: _Request, *, busy: bool, served: bool) -> None:
-        """Give the slot to a request, or refuse it and reserve the replica for its retry.
+        Those before the first exclusive request may. An exclusive one may when nothing else runs, after a
+        short pause; while it waits for that, those after it wait as well.
 
         Args:
-            request: the exclusive request.
-            busy: whether any request is running.
-            served: whether the weights in use are new enough for the request.
-
-        Raises:
-            Overloaded: if the request must be retried later.
+            waiting: requests that could start otherwise, in the order of their arrival.
+            running: requests that have started and not ended.
         """
-        if busy or not served or self.holder is not None:
-            if served and self.holder is None:
-                self._reserved_until = time.monotonic() + _RESERVED_SECONDS
-            raise Overloaded(
-                "exclusive request refused: other requests are still running",
-                retry_after_seconds=_RETRY_SECONDS,
-            )
+        if self._holder is not None and self._holder.closed:
+            self._holder = None
+        if self._holder is None:
+            free = []
+            for request in waiting:
+                if not request.exclusive:
+                    free.append(request)
+                    continue
+                if not free and not running:
+                    self._hold(request)
+                break
+            if self._holder is None:
+                return free
+        return [] if self.settle_seconds() else [self._holder]
+
+    def settle_seconds(self) -> float:
+        """Return for how long the exclusive request still waits before it starts; 0 if it need not."""
+        return max(0.0, self._settled_at - time.monotonic())
+
+    def _hold(self, request: _Request) -> None:
         self._holder = request
-        self._reserved_until = time.monotonic() + _SETTLE_SECONDS
-
-    def admits(self, running: Iterable[_Request]) -> bool:
-        """Return whether a request may join those running: not while reserved, nor next to the holder."""
-        if self.reserved_seconds():
-            return False
-        return self.holder is None or all(request is self.holder for request in running)
-
-    def reserved_seconds(self) -> float:
-        """Return for how long no request may start, because of a reservation or the holder's pause; 0 if
-        none.
-        """
-        return max(0.0, self._reserved_until - time.monotonic())
+        self._settled_at = time.monotonic() + _SETTLE_SECONDS
+        if request.on_start is not None:
+            request.on_start()
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
     """One call that waits at the gate or runs."""
 
+    exclusive: bool
+    on_start: Callable[[], None] | None
+    started: asyncio.Future[None]
     closed: bool = False
 
 
@@ -96,36 +98,40 @@ class ExclusiveGate:
 
     def __init__(self) -> None:
         self._slot = ExclusiveSlot[_Call]()
+        self._waiting: dict[_Call, None] = {}
         self._running: set[_Call] = set()
-        self._waiting: set[asyncio.Future[None]] = set()
 
-    async def run(self, work: Callable[[], Awaitable[_T]], *, exclusive: bool = False) -> _T:
+    async def run(
+        self,
+        work: Callable[[], Awaitable[_T]],
+        *,
+        exclusive: bool = False,
+        on_start: Callable[[], None] | None = None,
+    ) -> _T:
         """Run the work of a call once it may start, and return its result.
 
-        Raises:
-            Overloaded: if the call is exclusive and others are running; the replica is reserved for its
-                retry.
+        Args:
+            work: the call.
+            exclusive: whether no other call may run at the same time.
+            on_start: called shortly before an exclusive call starts.
         """
-        call = _Call()
-        if exclusive:
-            self._slot.claim(call, busy=bool(self._running), served=True)
+        call = _Call(exclusive, on_start, asyncio.get_running_loop().create_future())
+        self._waiting[call] = None
         try:
-            while not self._slot.admits(itertools.chain(self._running, (call,))):
-                await self._change()
-            self._running.add(call)
+            self._start()
+            await call.started
             return await work()
         finally:
             call.closed = True
+            self._waiting.pop(call, None)
             self._running.discard(call)
-            for waiting in self._waiting:
-                if not waiting.done():
-                    waiting.set_result(None)
+            self._start()
 
-    async def _change(self) -> None:
-        """Wait until a call has ended or a reservation has expired."""
-        waiting = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiting)
-        try:
-            await asyncio.wait({waiting}, timeout=self._slot.reserved_seconds() or None)
-        finally:
-            self._waiting.discard(waiting)
+    def _start(self) -> None:
+        for call in self._slot.startable(self._waiting, self._running):
+            if self._waiting.pop(call, call) is None:
+                self._running.add(call)
+                call.started.set_result(None)
+        settle = self._slot.settle_seconds()
+        if settle:
+            asyncio.get_running_loop().call_later(settle, self._start)

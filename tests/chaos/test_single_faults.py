@@ -112,7 +112,7 @@ def test_prompt_that_kills_policy_is_dead_lettered(tmp_path: Path):
     assert letter["reason"] == "policy_died"
     assert letter["failures"] == 2
     restarts = sum(process.restarts for process in run.processes if process.name.startswith("policy"))
-    assert restarts == 4, "one shared call, three exclusive ones"
+    assert restarts == 5, "two shared calls, three exclusive ones"
     found = check_run(config, seed=0)
     assert (found.problems, found.dead) == ([], 1)
     assert POISON == 59

@@ -83,13 +83,15 @@ class TritonScoring:
     async def score(self, items: Sequence[ScoreItem], call: ScoreCall) -> Scores:
         """As `Scoring.score`. Time in the server's queue is part of `compute_seconds`.
 
-        `call.exclusive` has no effect: a request that crashes the server leaves this process running.
+        `call.exclusive` isolates nothing: a request that crashes the server leaves this process running.
         """
         if call.model_version not in ("", self.info.model_version):
             served = self.info.model_version
             raise NotFound(
                 f"the reward model has no version {call.model_version!r} on this replica; it serves {served}"
             )
+        if call.exclusive and call.on_start is not None:
+            call.on_start()
         began = time.monotonic()
         if self._section.triton.sends == "sentences":
             found, num_tokens = await self._score_sentences(items, call)

@@ -7,7 +7,8 @@ import logging
 
 import pytest
 
-from fairlead.log import HumanFormatter, JsonFormatter
+from fairlead.log import HumanFormatter, JsonFormatter, LogSummary
+from tests.waiting import until
 
 HOSTILE = "GET /x\n00:00:00 ERROR   gateway compromised\x1b[31m\r\u202e\u2028\x85\x7f"
 
@@ -28,3 +29,20 @@ def test_human_line_escapes_only_control_characters():
     line = HumanFormatter().format(record("answer: naïve “日本” \t\n"))
     assert line.endswith("INFO    answer: naïve “日本” \\t\\n")
     assert json.loads(JsonFormatter().format(record(HOSTILE)))["message"] == HOSTILE
+
+
+async def test_events_of_one_kind_are_summed_up(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    summary = LogSummary(logging.getLogger("kinds"), shown=2, seconds=0.2)
+    for number in range(1_000):
+        summary.add("refused", f"call {number}")
+    summary.add("other", "once", extra={"peer": "here"})
+    await until(lambda: len(caplog.messages) == 4)
+    assert caplog.messages == [
+        "refused: call 0",
+        "refused: call 1",
+        "other: once",
+        "refused: 998 more in 0.2 s",
+    ]
+    summary.add("refused", "again")
+    assert caplog.messages[-1] == "refused: again"

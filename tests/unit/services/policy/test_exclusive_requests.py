@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import replace
 
 import pytest
 from transformers import PreTrainedModel
 
-from fairlead.errors import Overloaded
 from fairlead.types import SamplingParams
 from tests.unit.services.policy.policy_world import LONG, SAMPLING, model_without_end, request, running
 from tests.waiting import until
@@ -20,28 +18,26 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     return model_without_end(tmp_path_factory.mktemp("model"))
 
 
-async def test_exclusive_request_is_refused_until_others_end_and_then_reserved(loaded: PreTrainedModel):
+async def test_exclusive_request_starts_after_those_before_it_and_before_those_after(loaded: PreTrainedModel):
     async with running(loaded, max_slots=4) as engine:
-        exclusive = replace(request(SAMPLING), exclusive=True)
+        thread = engine._thread
+        starts: list[tuple[str, int]] = []
+
+        def asked(name: str):
+            exclusive = replace(request(SAMPLING), exclusive=True)
+            note = lambda: starts.append((name, len(thread._request_of)))  # noqa: E731
+            return asyncio.create_task(engine.generate(exclusive, deadline=None, on_start=note))
+
         expected = await engine.generate(request(SAMPLING), deadline=None)
-        steps = engine._thread._metrics.steps._value
         others = [asyncio.create_task(engine.generate(request(LONG), deadline=None)) for _ in range(3)]
-        done = steps.get()
-        await until(lambda: steps.get() > done + 3)
-        with pytest.raises(Overloaded) as refused:
-            await engine.generate(exclusive, deadline=None)
-        assert refused.value.retry_after_seconds < 1
+        await until(lambda: len(thread._request_of) == 3)
+        first, second = asked("first"), asked("second")
+        await until(lambda: len(thread._scheduler) == 2)
         late = asyncio.create_task(engine.generate(request(LONG), deadline=None))
-        await asyncio.gather(*others)
-        # The slot is reserved: a later request starts only after the exclusive one has ended.
-        found = None
-        async with asyncio.timeout(20):
-            while found is None:
-                with contextlib.suppress(Overloaded):
-                    found = await engine.generate(exclusive, deadline=None)
-        assert found == expected
+        assert [await first, await second] == [expected, expected]
         assert not late.done()
-        await late
+        await asyncio.gather(*others, late)
+    assert starts == [("first", 0), ("second", 0)]
 
 
 async def test_nothing_runs_next_to_an_exclusive_request(loaded: PreTrainedModel):
@@ -50,8 +46,6 @@ async def test_nothing_runs_next_to_an_exclusive_request(loaded: PreTrainedModel
         thread = engine._thread
         first = asyncio.create_task(engine.generate(replace(request(long), exclusive=True), deadline=None))
         await until(lambda: len(thread._request_of) == 1)
-        with pytest.raises(Overloaded):
-            await engine.generate(replace(request(SAMPLING), exclusive=True), deadline=None)
         other = asyncio.create_task(engine.generate(request(SAMPLING, (1, 7)), deadline=None))
         while not first.done():
             assert len(thread._request_of) <= 1
@@ -59,11 +53,19 @@ async def test_nothing_runs_next_to_an_exclusive_request(loaded: PreTrainedModel
         await asyncio.gather(first, other)
 
 
-async def test_cancelled_exclusive_request_frees_the_slot(loaded: PreTrainedModel):
+@pytest.mark.parametrize("running_others", [0, 1])
+async def test_cancelled_exclusive_request_frees_the_slot(loaded: PreTrainedModel, running_others: int):
+    """Whether it runs or waits for another request."""
     async with running(loaded, max_slots=4) as engine:
+        thread = engine._thread
+        others = [
+            asyncio.create_task(engine.generate(request(LONG), deadline=None)) for _ in range(running_others)
+        ]
+        await until(lambda: len(thread._request_of) == running_others)
         gone = asyncio.create_task(engine.generate(replace(request(LONG), exclusive=True), deadline=None))
-        await until(lambda: len(engine._thread._request_of) == 1)
+        await until(lambda: len(thread._request_of) + len(thread._scheduler) == running_others + 1)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         async with asyncio.timeout(20):
             await engine.generate(request(SAMPLING), deadline=None)
+            await asyncio.gather(*others)

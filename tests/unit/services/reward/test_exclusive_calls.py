@@ -16,7 +16,7 @@ from fairlead import metrics
 from fairlead.clients import AsyncReferenceClient, AsyncRewardClient
 from fairlead.config.infrastructure import ObserveSection
 from fairlead.config.serving import ReferenceSection
-from fairlead.errors import Overloaded
+from fairlead.errors import ReplicaLost, Unavailable
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.types import TokenPair
 from services.batching.batcher import MicroBatcher
@@ -24,6 +24,7 @@ from services.reference.scorer import ReferenceScorer
 from services.reference.servicer import SERVICE_NAME, ReferenceServicer
 from services.reward.scorer import RewardScorer
 from services.runtime.server import ModelServer
+from tests.chaos.proxy import Proxy
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 from tests.unit.services.reward.reward_world import reward_service
 
@@ -50,8 +51,23 @@ class Held:
 Ask = Callable[..., Coroutine[Any, Any, object]]
 
 
+@dataclass
+class Through:
+    """Puts a proxy between client and server."""
+
+    proxy: Proxy = field(default_factory=lambda: Proxy("", 0))
+
+    async def to(self, address: str) -> str:
+        host, _, port = address.rpartition(":")
+        self.proxy = Proxy(host, int(port))
+        await self.proxy.start()
+        return self.proxy.address
+
+
 @asynccontextmanager
-async def reward(folder, held: Held, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ask]:
+async def reward(
+    folder, held: Held, monkeypatch: pytest.MonkeyPatch, *, through: Through | None = None
+) -> AsyncIterator[Ask]:
     tiny_reward_model(folder)
     prepare, tried = RewardScorer.prepare, threading.Event()
 
@@ -61,9 +77,13 @@ async def reward(folder, held: Held, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         return prepare(scorer, sequences)
 
     monkeypatch.setattr(RewardScorer, "prepare", prepared)
-    async with reward_service(folder) as world, AsyncRewardClient(world.address, retry=ONCE) as client:
-        tried.set()
-        yield lambda length, **options: client.score([TokenPair((5,), (6,) * (length - 1))], **options)
+    async with reward_service(folder) as world:
+        address = await through.to(world.address) if through else world.address
+        async with AsyncRewardClient(address, retry=ONCE) as client:
+            tried.set()
+            yield lambda length, **options: client.score([TokenPair((5,), (6,) * (length - 1))], **options)
+        if through:
+            await through.proxy.cut()
 
 
 @asynccontextmanager
@@ -92,22 +112,38 @@ async def reference(folder, held: Held, monkeypatch: pytest.MonkeyPatch) -> Asyn
 
 
 @pytest.mark.parametrize("service", [reward, reference])
-async def test_exclusive_call_is_refused_while_others_run_then_accepted(
+async def test_exclusive_calls_run_in_turn_and_next_to_no_other(
     tmp_path, monkeypatch: pytest.MonkeyPatch, service
 ) -> None:
     held = Held()
     async with service(tmp_path / "model", held, monkeypatch) as ask:
-        first = asyncio.create_task(ask(3))
+        calls = [asyncio.create_task(ask(3))]
         await held.until(1)
-        with pytest.raises(Overloaded, match="other requests are still running"):
-            await ask(4, exclusive=True)
-        late = asyncio.create_task(ask(5))
+        for length, exclusive in ((4, True), (5, False), (6, True)):
+            calls.append(asyncio.create_task(ask(length, exclusive=exclusive)))
+            await asyncio.sleep(0.05)  # the calls arrive in this order
+        for count in range(1, 5):
+            await held.until(count)
+            assert len(held.batches) == count
+            held.go.release()
+        await asyncio.gather(*calls)
+    assert held.batches == [[3], [4], [5], [6]]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_death_is_the_fault_of_an_exclusive_call_only_once_it_has_begun(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    held = Held()
+    through = Through()
+    async with reward(tmp_path / "model", held, monkeypatch, through=through) as ask:
+        calls = [
+            asyncio.create_task(ask(length, exclusive=length == 4)) for length in ((4,) if begun else (3, 4))
+        ]
+        await held.until(1)
+        assert held.batches == [[4 if begun else 3]]
+        await asyncio.sleep(0.05)  # the exclusive call arrives
+        await through.proxy.cut()
+        *_, error = await asyncio.gather(*calls, return_exceptions=True)
         held.go.release()
-        await first
-        exclusive = asyncio.create_task(ask(4, exclusive=True))
-        await held.until(2)
-        with pytest.raises(Overloaded):
-            await ask(6, exclusive=True)
-        held.go.release(2)
-        await asyncio.gather(exclusive, late)
-    assert held.batches == [[3], [4], [5]]
+    assert type(error) is (ReplicaLost if begun else Unavailable)

@@ -17,6 +17,7 @@ from fairlead.config.serving import RolloutWorkerSection
 from fairlead.errors import ConfigError, QueueUnavailable, SchemaTooNew
 from fairlead.transports.rollouts.base import OutcomeEntry
 from fairlead.types import DeadLetter, PromptTask, Rollout, SamplingParams, WeightVersion
+from services.rollout_worker import coalesced_calls
 from services.rollout_worker.model_services import ModelServices
 from services.rollout_worker.worker import RolloutWorker
 from tests.memory_queue import MemoryBroker, MemoryTrainerQueue, MemoryWorkerQueue
@@ -243,6 +244,33 @@ async def test_result_that_is_not_finite_counts_as_a_failure(part: str, reason: 
     assert "nan" in result.detail
     assert asked == 3
     assert b.counted("failed") == 2
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+async def test_tasks_of_a_dead_replica_are_repeated_together_and_exclusive_only_after_a_second_death(
+    deaths: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coalesced_calls, "_SPREAD_SECONDS", 0.0)
+    number, seen, running = 6, 0, 0
+
+    async def generate(request, context):
+        nonlocal seen, running
+        seen += 1
+        if seen <= deaths * number:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        running += 1
+        await asyncio.sleep(0)
+        assert not request.alone or running == 1
+        running -= 1
+        return await answer_backwards(request, context)
+
+    script = Script(generate=generate)
+    async with bench(script, tasks=[task(i) for i in range(number)]) as b:
+        outcomes = await b.outcomes(number)
+    assert all(isinstance(result, Rollout) for result in outcomes.values())
+    asked = [request.alone for request in script.requests]
+    assert asked == [False] * (2 * number) + [True] * (number if deaths == 2 else 0)
+    assert b.counted("failed") == 0
 
 
 async def test_internal_error_of_a_service_counts_as_a_failure() -> None:

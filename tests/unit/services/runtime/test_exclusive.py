@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
-from fairlead.errors import Overloaded
-from services.runtime import exclusive as exclusive_module
 from services.runtime.exclusive import ExclusiveGate
 from tests.waiting import until
 
@@ -19,6 +15,7 @@ class World:
         self.gate = ExclusiveGate()
         self.running: set[str] = set()
         self.together: list[set[str]] = []
+        self.announced: list[str] = []
 
     def start(self, name: str, *, exclusive: bool = False) -> tuple[asyncio.Task[str], asyncio.Event]:
         end = asyncio.Event()
@@ -32,7 +29,10 @@ class World:
                 self.running.discard(name)
             return name
 
-        return asyncio.create_task(self.gate.run(work, exclusive=exclusive)), end
+        def announce() -> None:
+            self.announced.append(name)
+
+        return asyncio.create_task(self.gate.run(work, exclusive=exclusive, on_start=announce)), end
 
 
 async def test_shared_calls_run_together() -> None:
@@ -44,39 +44,25 @@ async def test_shared_calls_run_together() -> None:
     assert await asyncio.gather(*(task for task, _ in started)) == list("abc")
 
 
-async def test_refused_exclusive_call_runs_exclusively_on_retry() -> None:
+async def test_exclusive_calls_wait_for_their_turn_and_announce_it() -> None:
     world = World()
     first, first_end = world.start("first")
     await until(lambda: world.running)
-    refused, _ = world.start("exclusive", exclusive=True)
-    with pytest.raises(Overloaded, match="exclusive request refused: other requests are still running"):
-        await refused
-    late, late_end = world.start("late")
-    first_end.set()
-    await first
     exclusive, exclusive_end = world.start("exclusive", exclusive=True)
-    await until(lambda: "exclusive" in world.running)
-    with pytest.raises(Overloaded):
-        await world.start("second", exclusive=True)[0]
-    assert world.running == {"exclusive"}
-    exclusive_end.set()
-    late_end.set()
-    await asyncio.gather(exclusive, late)
-    assert world.together == [{"first"}, {"exclusive"}, {"late"}]
-
-
-async def test_reservation_expires(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exclusive_module, "_RESERVED_SECONDS", 0.05)
-    world = World()
-    first, end = world.start("first")
-    await until(lambda: world.running)
-    with pytest.raises(Overloaded):
-        await world.start("exclusive", exclusive=True)[0]
     late, late_end = world.start("late")
-    await until(lambda: world.running == {"first", "late"})
-    end.set()
-    late_end.set()
-    await asyncio.gather(first, late)
+    second, second_end = world.start("second", exclusive=True)
+    for end in (late_end, second_end):
+        end.set()
+    await asyncio.sleep(0)
+    assert world.running == {"first"}
+    assert world.announced == []
+    first_end.set()
+    await until(lambda: "exclusive" in world.running)
+    assert world.announced == ["exclusive"]
+    exclusive_end.set()
+    await asyncio.gather(first, exclusive, late, second)
+    assert world.together == [{"first"}, {"exclusive"}, {"late"}, {"second"}]
+    assert world.announced == ["exclusive", "second"]
 
 
 async def test_cancelled_call_frees_the_gate() -> None:
