@@ -141,25 +141,33 @@ def staleness_within_limit(history: History) -> Iterator[Finding]:
 
 
 def batches_match(history: History) -> Iterator[Finding]:
-    """I5: an update uses one whole batch, by one incarnation; a synchronous one exactly its own tasks."""
+    """I5: an update uses one whole batch, by one incarnation; a synchronous one exactly the next tasks.
+
+    The batch size and the staleness are those of the incarnation that did the update: a resume may change
+    them.
+    """
     newest = max(history.by_update, default=-1)
+    start: int | None = 0  # first task of the update; None once that is not known
     for update, lines in sorted(history.by_update.items()):
         if len(writers := {line.incarnation for line in lines}) > 1:
             yield Finding(
                 "wrong_batch", f"update {update} was done by incarnations {sorted(writers)}", _tasks(lines)
             )
         known = history.settings.get(min(writers))
+        if known is None or known.max_staleness > 0 or (update and update - 1 not in history.by_update):
+            start = None
         # The last update may be in progress: its lines are written one after the other.
         if known is None or (update == newest and update >= history.snapshot.newest.update):
             continue
         got = {line.task for line in lines}
-        expected = set(range(update * known.batch_size, (update + 1) * known.batch_size))
-        if known.max_staleness == 0 and got != expected:
+        expected = set() if start is None else set(range(start, start + known.batch_size))
+        if expected and got != expected:
             words = f"update {update} used tasks {_some(got - expected)} instead of {_some(expected - got)}"
             yield Finding("wrong_batch", words, tuple(sorted(got ^ expected)))
         elif len(lines) != known.batch_size:
             words = f"update {update} used {len(lines)} outcomes, but a batch has {known.batch_size}"
             yield Finding("wrong_batch", words, _tasks(lines))
+        start = None if start is None else start + known.batch_size
     if missing := set(range(history.snapshot.newest.update)) - history.by_update.keys():
         yield Finding("wrong_batch", f"updates {_some(missing)} have no outcome in the journal")
 

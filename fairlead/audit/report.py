@@ -5,6 +5,7 @@ Prints nothing: `fairlead audit` shows the report.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,6 +16,9 @@ from fairlead.audit.invariants import DOUBLINGS, LOSSES, Finding, check
 from fairlead.audit.snapshot import TrainingSettings, read_run
 from fairlead.config import RunFolder
 from fairlead.transports.rollouts.base import QueueSnapshot
+
+_READINGS = 5
+_PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +104,23 @@ def audit(
     read_queue: Callable[[], QueueSnapshot] | None = None,
     tensors: bool = True,
 ) -> tuple[Report, History]:
-    """Audit a run; the arguments are those of `snapshot.read_run`. Return the report and the history."""
-    history = History(
-        read_run(folder, weights=weights, settings=settings, read_queue=read_queue, tensors=tensors)
-    )
-    return summarise(folder, history, check(history)), history
+    """Audit a run; the arguments are those of `snapshot.read_run`. Return the report and the history.
+
+    Journals are only appended to, so what is wrong in a run stays wrong: an error counts if the next reading
+    has it as well. So no step of an active run that falls between two reads can look like one.
+    """
+    earlier: set[tuple[str, tuple[int, ...]]] = set()
+    for _ in range(_READINGS):
+        history = History(
+            read_run(folder, weights=weights, settings=settings, read_queue=read_queue, tensors=tensors)
+        )
+        findings = check(history)
+        errors = {(finding.kind, finding.tasks) for finding in findings if finding.is_error}
+        if errors <= earlier:
+            break
+        earlier = errors
+        time.sleep(_PAUSE_SECONDS)
+    return summarise(folder, history, findings), history
 
 
 def summarise(folder: RunFolder, history: History, findings: list[Finding]) -> Report:

@@ -3,7 +3,7 @@
 A trainer records that it sends a task, later writes the outcome to its journal, then to a checkpoint, then
 deletes it from the queue. The snapshot reads in the opposite order (deletions, checkpoints, queue, journal,
 sendings), so it never shows a later step without the earlier ones. If an incarnation begins meanwhile,
-everything is read again.
+or all checkpoints are replaced while they are read, everything is read again.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def read_run(
     """
     for _ in range(_ATTEMPTS):
         found = _read_once(folder, weights or folder.weights, settings, read_queue, tensors=tensors)
-        if read_claims(folder.checkpoints, []) == found.claims:
+        replaced = not found.checkpoints and read_checkpoints(folder.checkpoints, [], tensors=False)
+        if not replaced and read_claims(folder.checkpoints, []) == found.claims:
             return found
     found.damage.append(
         Damage(

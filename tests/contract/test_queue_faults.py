@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from fairlead.audit import report as audit_report
 from fairlead.errors import Fenced, QueueUnavailable
 from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer
@@ -251,14 +252,31 @@ def test_damage_of_every_entry(tmp_path: Path, server: Server) -> None:
     assert report.resent >= report.discarded["damaged_prompt"]
 
 
-def test_audit_is_clean_at_every_moment_of_a_run(tmp_path: Path, server: Server) -> None:
-    """The audit runs in a loop while trainers work, die and resume."""
+def test_audit_is_clean_at_every_moment_of_a_run(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The audit runs in a loop while trainers work, die and resume; a single reading is clean each time."""
+    monkeypatch.setattr(audit_report, "_READINGS", 1)
     run = BareRun(tmp_path / "run", server.prepared.url, updates=24, max_staleness=1)
     ended, reports = threading.Event(), []
 
     def audit_repeatedly() -> None:
         while not ended.is_set():
             reports.append(run.audited())
+
+    def wait_for_a_report(done: int) -> None:
+        """Let an audit begin and end in every fourth update; the others pass while one reads."""
+        before, deadline = len(reports), time.monotonic() + 60
+        while done % 4 == 2 and len(reports) < before + 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def step(last: int) -> Callable[[int], None]:
+        def after(done: int) -> None:
+            wait_for_a_report(done)
+            if done == last:
+                die()
+
+        return after
 
     with Workers(run):
         with pytest.raises(Killed):
@@ -268,13 +286,12 @@ def test_audit_is_clean_at_every_moment_of_a_run(tmp_path: Path, server: Server)
         try:
             for update in (8, 16):
                 with pytest.raises(Killed):
-                    run.train(at(update, die))
-            counts = run.train()
+                    run.train(step(update))
+            counts = run.train(step(-1))
         finally:
             ended.set()
             watcher.join()
         run.check(counts)
-    assert len(reports) > 5
-    assert {report.ended for report in reports[:-1]} == {False}
+    assert len([report for report in reports if not report.ended]) >= 10
     assert [report.findings for report in reports if not report.is_clean] == []
     assert sorted({report.updates for report in reports}) == [*dict.fromkeys(r.updates for r in reports)]

@@ -25,6 +25,9 @@ class MadeRun:
     root: Path
     max_staleness: int = 0
     dead: frozenset[int] = frozenset()
+    batch: int = BATCH
+    settled: dict[int, int] = field(default_factory=lambda: {0: 0})
+    """Number of settled tasks after each update."""
     lineage: list[list[int]] = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -37,13 +40,14 @@ class MadeRun:
     def incarnation(self, number: int, *, resumed_from: int, until: int, every: int = 2) -> None:
         """Train from one update to another, with complete checkpoints."""
         self.claim(number, resumed_from)
-        terms = {"batch_size": BATCH, "max_staleness": self.max_staleness, "updates": 100}
+        terms = {"batch_size": self.batch, "max_staleness": self.max_staleness, "updates": 100}
         self.event("begun", number, resumed_from, terms=terms)
         kept, waiting = resumed_from, []
         for update in range(resumed_from, until):
-            first = update * BATCH
-            self.event("sent", number, update, tasks=[[first, first + BATCH - 1]])
-            for task in range(first, first + BATCH):
+            first = self.settled[update]
+            self.settled[update + 1] = first + self.batch
+            self.event("sent", number, update, tasks=[[first, first + self.batch - 1]])
+            for task in range(first, first + self.batch):
                 self.outcome(task, number, update)
                 waiting.append(self.lines[-1]["entry"])
             if (update + 1) % every == 0 or update + 1 == until:
@@ -88,7 +92,7 @@ class MadeRun:
 
     def checkpoint(self, number: int, update: int, **other: object) -> None:
         """Write a complete checkpoint; `other` replaces fields of its ledger."""
-        settled = update * BATCH
+        settled = self.settled.get(update, update * BATCH)
         dead = {str(task): "prompt_too_long" for task in sorted(self.dead) if task < settled}
         ledger = {"watermark": settled, "above": [], "dead": dead}
         state = {"update": update, "cursor": settled, "ledger": ledger | other, "lineage": self.lineage}

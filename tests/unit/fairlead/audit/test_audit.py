@@ -184,6 +184,39 @@ def test_trainer_that_begins_while_reading_causes_a_second_reading(tmp_path: Pat
     assert (report.checkpoint, report.trained, len(report.incarnations)) == ("3-10", 38, 3)
 
 
+@pytest.mark.parametrize("passes", [True, False])
+def test_error_counts_only_if_the_next_reading_has_it_too(tmp_path: Path, passes: bool) -> None:
+    made = sound(tmp_path)
+    folder = made.write()
+    lines = list(made.lines)
+    made.lines.remove(made.line_of(5))
+    readings = []
+
+    def read_queue() -> QueueSnapshot:
+        """Called before the journal is read, from which a line is missing for now."""
+        readings.append(len(readings))
+        made.write()
+        if passes:
+            made.lines[:] = lines
+        return QueueSnapshot(incarnation=2, prompts=(), outcomes=(), failures={})
+
+    report, _ = audit(folder, read_queue=read_queue)
+    assert (report.is_clean, report.lost) == ((True, ()) if passes else (False, (5,)))
+    assert readings == [0, 1]
+
+
+def test_batch_size_and_staleness_may_change_at_a_resume(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path)
+    made.incarnation(1, resumed_from=0, until=4)
+    made.batch = 2
+    made.incarnation(2, resumed_from=4, until=6)
+    made.batch, made.max_staleness = 8, 1
+    made.incarnation(3, resumed_from=6, until=8)
+    assert kinds(made) == {}
+    made.line_of(17)["update"] = 5
+    assert 17 in kinds(made)["wrong_batch"]
+
+
 def test_open_task_lost_by_the_queue_is_a_warning(tmp_path: Path) -> None:
     made = sound(tmp_path)
     made.checkpoint(2, 8)

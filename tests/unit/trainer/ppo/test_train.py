@@ -115,6 +115,18 @@ def undisturbed(tmp_path_factory, model_path):
         return config, result, weights(run.models)
 
 
+def test_run_resumed_with_other_batch_sizes_passes_its_audit(tmp_path, model_path):
+    for size, stop in ((8, 3), (4, 5), (16, 0)):
+        sizes = {"ppo.batch_size": size, "ppo.mini_batch_size": 4}
+        config = configured(tmp_path, model_path, **sizes)
+        with Run(config, model_path) as run:
+            run.killed_after(stop) if stop else run.trainer().run()
+        report, _ = audit(config.folder)
+        assert report.is_clean, report.findings
+    # Updates 0 and 1 with 8 tasks (a checkpoint every second update), 2 and 3 with 4, 4 and 5 with 16.
+    assert (report.ended, report.trained) == (True, 2 * 8 + 2 * 4 + 2 * 16)
+
+
 def test_run_writes_all_its_files(undisturbed):
     config, result, _ = undisturbed
     assert json.loads(config.folder.result("ppo").read_text()) == json.loads(json.dumps(result))
