@@ -50,11 +50,11 @@ async def test_bytes_are_forwarded_in_order(proxy: Proxy):
 
 async def test_latency_is_added_in_each_direction_until_healed(proxy: Proxy):
     streams = await connect(proxy)
-    proxy.latency_seconds = 0.3
-    assert await seconds_of_echo(streams) >= 0.6
+    proxy.latency_seconds = 0.5
+    assert await seconds_of_echo(streams) >= 1.0
     await proxy.heal()
     await seconds_of_echo(streams)
-    assert await seconds_of_echo(streams) < 0.3
+    assert await seconds_of_echo(streams) < 1.0
     streams[1].close()
 
 

@@ -45,7 +45,7 @@ async def run_while(of: Supervisor, during: Callable[[], Awaitable[None]]) -> Ru
     running = asyncio.create_task(of.run())
     try:
         await during()
-        return await asyncio.wait_for(running, 20)
+        return await asyncio.wait_for(running, 60)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -60,10 +60,8 @@ def run_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_version_help_and_start_up_time(tmp_path: Path):
-    begun = time.monotonic()
+def test_version_and_help(tmp_path: Path):
     shown = fairlead("--version", cwd=tmp_path)
-    assert time.monotonic() - begun < 5  # about 0.2 s on an idle machine; this one may be busy
     assert (shown.returncode, shown.stdout) == (0, f"fairlead {__version__}\n")
     helped = fairlead("--help", cwd=tmp_path).stdout
     for verb in ("quickstart", "sft", "reward-model", "ppo", "serve", "score", "status", "report", "plan"):

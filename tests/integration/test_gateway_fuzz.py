@@ -234,7 +234,7 @@ def test_gateway_survives_thousands_of_inputs_without_growing(tmp_path: Path):
         assert "Traceback" not in log
         answer = ask(process.address, "POST", "/v1/rewards", {"responses": ["w1"]})
         assert answer.status == 200
-        connection = http.client.HTTPConnection(process.address, timeout=5)
+        connection = http.client.HTTPConnection(process.address, timeout=30)
         connection.request("GET", "/readyz")
         assert connection.getresponse().status == 200
         connection.close()

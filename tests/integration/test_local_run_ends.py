@@ -90,7 +90,7 @@ async def test_process_that_does_not_end_is_killed_with_its_children(folder: Run
 
 async def test_second_stop_kills_immediately(folder: RunFolder, tmp_path: Path):
     notes = tmp_path / "notes"
-    run = supervisor(folder, child("slow", DRAINS, "slow", 60, notes), drain_seconds=60.0)
+    run = supervisor(folder, child("slow", DRAINS, "slow", 3_600, notes), drain_seconds=3_600.0)
 
     async def stop_twice() -> None:
         await until(lambda: "slow up" in lines(notes))
@@ -98,9 +98,7 @@ async def test_second_stop_kills_immediately(folder: RunFolder, tmp_path: Path):
         await until(lambda: "slow stopped" in lines(notes))
         run.stop(RunOutcome(1, "the first reason stays"))
 
-    begun = time.monotonic()
     assert await run_while(run, stop_twice) == RunOutcome(130, "stopped")
-    assert time.monotonic() - begun < 20
 
 
 async def test_processes_file_has_the_pids_of_live_processes(folder: RunFolder):

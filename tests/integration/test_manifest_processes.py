@@ -127,7 +127,7 @@ class Node:
             request = health_pb2.HealthCheckRequest(service=probe["grpc"].get("service", ""))
             try:
                 async with grpc.aio.insecure_channel(address) as channel:
-                    answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+                    answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=30)
             except grpc.aio.AioRpcError:
                 return False
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

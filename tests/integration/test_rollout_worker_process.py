@@ -93,7 +93,7 @@ async def test_tasks_are_finished_and_sigterm_drains(tmp_path: Path) -> None:
 
     def ready() -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30) as answer:
                 return answer.status == 200
         except urllib.error.HTTPError as error:
             assert error.code == 503

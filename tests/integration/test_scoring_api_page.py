@@ -65,7 +65,7 @@ class Reader:
         deadline = time.monotonic() + seconds
         url = f"http://127.0.0.1:{self.ports['8080']}/readyz"
         while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=30):
                 return
             assert time.monotonic() < deadline, (self.folder / "log").read_text()
             time.sleep(0.1)

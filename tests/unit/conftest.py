@@ -26,4 +26,4 @@ def keys(tmp_path: Path) -> Keys:
 @pytest.fixture(params=["direct", "grpc"])
 def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the test twice: replicas fetch weights over direct connections, and over gRPC."""
-    monkeypatch.setitem(weights_wire.QUICK, "direct", request.param == "direct")
+    monkeypatch.setitem(weights_wire.SETTINGS, "direct", request.param == "direct")

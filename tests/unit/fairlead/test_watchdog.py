@@ -112,7 +112,7 @@ def test_metric_and_page_report_the_waits_of_the_process():
             page = generate_latest(registry).decode()
             [line] = [line for line in page.splitlines() if 'what="queue"' in line]
             assert float(line.split()[1]) == pytest.approx(5, abs=1)
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/waiting", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/waiting", timeout=30) as answer:
                 [shown] = [wait for wait in json.load(answer) if wait["what"] == "queue"]
         assert shown["detail"] == "the queue's answer to claim"
         assert 'fairlead_process_waiting_seconds{what="queue"} 0.0' in generate_latest(registry).decode()

@@ -67,18 +67,16 @@ async def test_calls_are_spread_over_the_replicas():
 async def test_dead_address_does_not_delay_calls(kind, silent_address):
     dead = dead_address() if kind == "dead" else silent_address
     async with serving(Replica("alive")) as alive, AsyncRewardClient([dead, alive], retry=FAST) as client:
-        start = time.monotonic()
-        assert await names(client, 50) == ["alive"] * 50
-        assert time.monotonic() - start < 3
+        # A call that waited for the dead address would take a second or more.
+        async with asyncio.timeout(25):
+            assert await names(client, 50) == ["alive"] * 50
 
 
 async def test_unreachable_replicas_raise_unavailable_with_address_and_reason():
     address = dead_address()
     async with AsyncRewardClient(address, retry=FAST) as client:
-        start = time.monotonic()
         with pytest.raises(Unavailable, match=f"reward at {address}: .*Connection refused.*after 6 attempts"):
             await client.score(ITEM)
-        assert time.monotonic() - start < 5
 
 
 async def test_restarted_replica_is_found():
@@ -91,9 +89,7 @@ async def test_restarted_replica_is_found():
         with pytest.raises((DeadlineExceeded, Unavailable)):
             await client.score(ITEM, timeout_seconds=0.5)
         async with serving(Replica("second"), port=port):
-            start = time.monotonic()
             assert (await client.score(ITEM)).model_version == "second"
-            assert time.monotonic() - start < 3
 
 
 async def test_replica_that_is_not_serving_gets_no_calls():
@@ -127,11 +123,12 @@ async def test_stale_weights_are_retried_on_another_replica():
 
 async def test_overloaded_replica_gets_no_calls_before_its_retry_delay():
     moments: list[float] = []
+    delay_seconds = 0.4
 
     async def behave(call: int) -> None:
         moments.append(time.monotonic())
         if call == 1:
-            raise Overloaded("queue is full", retry_after_seconds=0.4)
+            raise Overloaded("queue is full", retry_after_seconds=delay_seconds)
 
     full = Replica("full", behave)
     async with serving(full) as address, AsyncRewardClient(address, retry=FAST) as client:
@@ -143,27 +140,29 @@ async def test_overloaded_replica_gets_no_calls_before_its_retry_delay():
         assert refused.value.retry_after_seconds == 0.4
         free = Replica("free")
         async with serving(free) as other, AsyncRewardClient([address, other], retry=FAST) as both:
-            full.calls = 0
-            start = time.monotonic()
-            await names(both, 10)
-            assert time.monotonic() - start < 0.4, "the other replica was called at once"
+            full.calls, delay_seconds = 0, 3_600.0
+            assert await names(both, 10) == ["free"] * 10
+            assert full.calls <= 1
 
 
 async def test_retry_delay_of_one_server_does_not_hold_a_shared_name():
     async def behave(call: int) -> None:
         if call == 1:
-            raise Overloaded("queue is full", retry_after_seconds=0.5)
+            raise Overloaded("queue is full", retry_after_seconds=30)
 
     replica = Replica("r", behave)
-    async with serving(replica) as address, AsyncRewardClient(f"dns:///{address}", retry=FAST) as client:
-        start = time.monotonic()
+    async with (
+        serving(replica) as address,
+        AsyncRewardClient(f"dns:///{address}", retry=FAST, timeout_seconds=60) as client,
+    ):
         refused = asyncio.create_task(client.score(ITEM))
         while not replica.calls:  # noqa: ASYNC110 - conditions of the server
             await asyncio.sleep(0)
         await names(client, 5)
-        assert time.monotonic() - start < 0.45
-        await refused
-        assert time.monotonic() - start >= 0.5
+        assert not refused.done()
+        refused.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await refused
 
 
 async def test_attempt_that_hangs_is_retried_after_its_timeout():
@@ -176,7 +175,7 @@ async def test_attempt_that_hangs_is_retried_after_its_timeout():
     async with serving(hangs) as address, AsyncRewardClient(address, retry=policy) as client:
         start = time.monotonic()
         assert await names(client, 1) == ["hangs"]
-        assert 0.3 <= time.monotonic() - start < 3
+        assert time.monotonic() - start >= 0.3
     assert hangs.calls == 2
 
 
@@ -188,7 +187,7 @@ async def test_call_ends_at_its_deadline():
         start = time.monotonic()
         with pytest.raises(DeadlineExceeded, match="reward at"):
             await client.score(ITEM, timeout_seconds=0.3)
-        assert 0.25 < time.monotonic() - start < 2
+        assert time.monotonic() - start > 0.25
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ async def serving(tls: TlsSection, *, registry: CollectorRegistry | None = None)
 
 
 async def version(address: str, tls: TlsSection | None) -> str:
-    async with AsyncRewardClient(address, tls=tls, retry=FAST, timeout_seconds=5) as client:
+    async with AsyncRewardClient(address, tls=tls, retry=FAST, timeout_seconds=30) as client:
         return (await client.info()).model_version
 
 
@@ -236,7 +236,9 @@ def test_key_with_a_passphrase_is_refused_without_a_prompt(authority: Authority,
 
 def page(port: int, context: ssl.SSLContext | None) -> bytes:
     scheme = "http" if context is None else "https"
-    with urllib.request.urlopen(f"{scheme}://127.0.0.1:{port}/metrics", timeout=5, context=context) as answer:
+    with urllib.request.urlopen(
+        f"{scheme}://127.0.0.1:{port}/metrics", timeout=30, context=context
+    ) as answer:
         content: bytes = answer.read()
     return content
 

@@ -284,7 +284,7 @@ async def test_info_describes_the_served_model(service: Service) -> None:
 async def test_request_for_newer_weights_is_refused_before_its_deadline(service: Service) -> None:
     newer = tokens_pb2.WeightVersion(incarnation=1, update=4)
     with pytest.raises(aio.AioRpcError) as refused:
-        await service.stub.Generate(request(min_version=newer), timeout=2)
+        await service.stub.Generate(request(min_version=newer), timeout=4)
     assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
     assert refused.value.details() == "the request needs weights 1-4 or newer; 1-3 are in use"
     assert service.wanted == [WeightVersion(1, 4)]

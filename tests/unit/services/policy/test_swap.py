@@ -110,7 +110,7 @@ async def test_request_waits_for_newer_weights(loaded: PreTrainedModel, tmp_path
 
 async def test_request_fails_as_stale_if_weights_do_not_arrive(loaded: PreTrainedModel) -> None:
     async with running(loaded) as engine:
-        deadline = time.monotonic() + 0.5
+        deadline = time.monotonic() + 4
         with pytest.raises(StaleWeights, match="needs weights 1-2 or newer; 0-0 are in use"):
             await engine.generate(request(min_version=V2), deadline=deadline)
         assert time.monotonic() < deadline  # early enough for the error to arrive

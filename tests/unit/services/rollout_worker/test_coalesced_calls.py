@@ -41,7 +41,7 @@ class Service:
         return [item * item for item in items]
 
     async def until_running(self, number: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self.running < number:  # noqa: ASYNC110 - a condition with a deadline
                 await asyncio.sleep(0)
 
@@ -156,7 +156,7 @@ async def test_items_are_resent_once_after_an_unrelated_death_of_a_replica(no_sp
     service.gate.set()
     calls = CoalescedCalls(service.call)
     pending = [asyncio.create_task(calls.call(number, num_tokens=1)) for number in range(6)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not service.calls:  # noqa: ASYNC110 - a condition with a deadline
             await asyncio.sleep(0)
     service.errors.clear()

@@ -33,7 +33,7 @@ async def refusal(world: World, key: str | None, body: pb.ScoreRequest | None = 
     metadata = [("x-request-id", "mine")] + ([("authorization", f"Bearer {key}")] if key is not None else [])
     async with stub_of(world) as stub:
         with pytest.raises(aio.AioRpcError) as caught:
-            await stub.Score(body or request(), metadata=metadata, timeout=5)
+            await stub.Score(body or request(), metadata=metadata, timeout=30)
     trailers = dict(caught.value.trailing_metadata())
     assert trailers["x-request-id"] == "mine"
     return caught.value

@@ -89,7 +89,9 @@ async def channel(server, servicer):
 async def http(server, path: str) -> tuple[int, str]:
     def get() -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{server.metrics_port}{path}", timeout=30
+            ) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -172,7 +174,7 @@ async def test_reflection_lists_services(channel):
 )
 async def test_errors_become_statuses(servicer, channel, error, code, details):
     servicer.error = error
-    found = await status_of(pb_grpc.RewardServiceStub(channel).Score(pb.ScoreRequest(), timeout=5))
+    found = await status_of(pb_grpc.RewardServiceStub(channel).Score(pb.ScoreRequest(), timeout=30))
     assert (found.code().name, found.details()) == (code, details)
     pushback = found.trailing_metadata().get("grpc-retry-pushback-ms")
     assert pushback == ("1500" if isinstance(error, Overloaded) else None)
@@ -183,7 +185,7 @@ async def test_errors_become_statuses(servicer, channel, error, code, details):
 )
 async def test_internal_error_shows_logged_id_and_no_internals(servicer, channel, error, caplog):
     servicer.error = error
-    found = await status_of(pb_grpc.RewardServiceStub(channel).Score(pb.ScoreRequest(), timeout=5))
+    found = await status_of(pb_grpc.RewardServiceStub(channel).Score(pb.ScoreRequest(), timeout=30))
     assert found.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in found.details()
     assert ("NaN" in found.details()) == isinstance(error, InternalError)
@@ -196,7 +198,7 @@ async def test_texts_are_not_logged(servicer, channel, caplog):
     caplog.set_level("DEBUG")
     servicer.error = InvalidInput("items", index=4, got="a person's words", allowed="others")
     request = pb.ScoreRequest(items=[pb.ScoreItem(text=pb.TextPair(prompt="a person's prompt"))])
-    await status_of(pb_grpc.RewardServiceStub(channel).Score(request, timeout=5))
+    await status_of(pb_grpc.RewardServiceStub(channel).Score(request, timeout=30))
     logged = " ".join(
         str(vars(record)) + record.getMessage() for record in caplog.records if "Score" in str(vars(record))
     )
@@ -206,26 +208,26 @@ async def test_texts_are_not_logged(servicer, channel, caplog):
 
 async def test_malformed_message_is_invalid_argument(channel, servicer):
     call = channel.unary_unary(f"/{NAME}/Score")
-    found = await status_of(call(b"\xff\xff\xff", timeout=5))
+    found = await status_of(call(b"\xff\xff\xff", timeout=30))
     assert found.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "request: got '3 bytes" in found.details()
 
 
 async def test_explicit_status_is_kept_and_unknown_method_is_unimplemented(channel):
     found = await status_of(
-        pb_grpc.RewardServiceStub(channel).GetRewardInfo(pb.GetRewardInfoRequest(), timeout=5)
+        pb_grpc.RewardServiceStub(channel).GetRewardInfo(pb.GetRewardInfoRequest(), timeout=30)
     )
     assert (found.code(), found.details()) == (grpc.StatusCode.UNIMPLEMENTED, "by hand")
-    found = await status_of(channel.unary_unary(f"/{NAME}/Nothing")(b"", timeout=5))
+    found = await status_of(channel.unary_unary(f"/{NAME}/Nothing")(b"", timeout=30))
     assert found.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_rpcs_are_counted_by_status(server, servicer, channel, registry):
     stub = pb_grpc.RewardServiceStub(channel)
     for _ in range(3):
-        await stub.Score(pb.ScoreRequest(), timeout=5)
+        await stub.Score(pb.ScoreRequest(), timeout=30)
     servicer.error = InvalidInput("n", got=0, allowed="1")
-    await status_of(stub.Score(pb.ScoreRequest(), timeout=5))
+    await status_of(stub.Score(pb.ScoreRequest(), timeout=30))
     servicer.error = None
     servicer.resume.clear()
     servicer.entered.clear()
@@ -237,7 +239,7 @@ async def test_rpcs_are_counted_by_status(server, servicer, channel, registry):
     def handled(code: str) -> float | None:
         return registry.get_sample_value("grpc_server_handled_total", labels | {"grpc_code": code})
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while handled("CANCELLED") != 1:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)
     assert (handled("OK"), handled("INVALID_ARGUMENT")) == (3, 1)
@@ -258,16 +260,16 @@ async def test_drain_finishes_running_rpcs_and_refuses_new_ones(server, servicer
     draining = asyncio.create_task(server.run_until_stopped())
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert not server.ready
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while server.accepts:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.001)
     async with aio.insecure_channel(server.address) as late:
-        found = await status_of(pb_grpc.RewardServiceStub(late).Score(pb.ScoreRequest(), timeout=5))
+        found = await status_of(pb_grpc.RewardServiceStub(late).Score(pb.ScoreRequest(), timeout=30))
         assert (found.code(), found.details()) == (grpc.StatusCode.UNAVAILABLE, "the server is draining")
     assert not draining.done()
     servicer.resume.set()
     assert await asyncio.gather(*running) == ["x"] * 50
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await draining
 
 
@@ -285,7 +287,7 @@ async def test_drain_ends_after_drain_seconds(registry):
             call = asyncio.ensure_future(_score(pb_grpc.RewardServiceStub(channel)))
             await servicer.entered.wait()
             server.stop()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await server.run_until_stopped()
             assert (await status_of(call)).code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
 
@@ -326,7 +328,7 @@ async def test_stop_does_not_wait_for_model_loading(server):
     loading = asyncio.create_task(server.load(release.wait))
     server.stop()
     with pytest.raises(Stopped):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await loading
     release.set()
 

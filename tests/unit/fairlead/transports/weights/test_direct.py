@@ -161,7 +161,8 @@ async def test_broken_connection_continues_over_grpc(
 ) -> None:
     async with origin(store) as here, link(here) as (address, beside):
         beside.bytes_per_second = 12 << 20
-        async with replica(address, tmp_path / "cache") as fetcher:
+        stall_seconds = 2.0 if fault == "stall" else 60.0
+        async with replica(address, tmp_path / "cache", stall_seconds=stall_seconds) as fetcher:
             fetching = asyncio.create_task(fetcher.fetch())
             await until(lambda: fetcher.node.fetched[0] > 5 << 20)
             await beside.cut() if fault == "cut" else beside.stall()
@@ -228,7 +229,7 @@ async def test_direct_transfers_are_limited_like_grpc(store: FilesystemWeightSto
 
 
 async def test_receiver_that_reads_nothing_is_dropped(store: FilesystemWeightStore) -> None:
-    async with origin(store) as here, offered(here, limit_bytes=1 << 30) as offer:
+    async with origin(store, stall_seconds=1.0) as here, offered(here, limit_bytes=1 << 30) as offer:
         _, writer = await asyncio.open_connection(offer.host, offer.port, limit=1)
         writer.write(offer.ticket)
         await until(lambda: here.count("fairlead_weights_relay_connections") == 0)

@@ -167,7 +167,7 @@ async def test_hanging_peer_is_replaced(store: FilesystemWeightStore, tmp_path: 
     async with (
         origin(store) as here,
         listening(Hangs(), CollectorRegistry()) as hanging,
-        replica(here.address, tmp_path / "cache") as fetcher,
+        replica(here.address, tmp_path / "cache", stall_seconds=2.0) as fetcher,
     ):
         await claim_to_hold_weights(hanging, here)
         assert same(await fetcher.fetch(), store.root / "1-0")

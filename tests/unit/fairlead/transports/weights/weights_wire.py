@@ -31,9 +31,10 @@ from services.weights.servicer import WeightServicer
 LINEAGE = (Ancestor(1, 0),)
 CHUNK_BYTES = 64 << 10
 """Bytes of one message; small, so that every shard takes several."""
-QUICK: dict[str, object] = {
+SETTINGS: dict[str, object] = {
     "chunk_bytes": CHUNK_BYTES,
-    "stall_seconds": 1.0,
+    # Longer than a busy machine pauses: a source that is replaced too early is another result.
+    "stall_seconds": 60.0,
 }
 """Default settings of origins and replicas in tests."""
 
@@ -99,7 +100,7 @@ async def listening(servicer, registry: CollectorRegistry, *, port: int = 0) -> 
 @asynccontextmanager
 async def origin(store: FilesystemWeightStore, *, port: int = 0, **settings: object) -> AsyncIterator[Node]:
     """Run the weights service."""
-    section = WeightsSection(**(QUICK | settings))
+    section = WeightsSection(**(SETTINGS | settings))
     registry = CollectorRegistry()
     known = Registry(fan_out=section.relay_fan_out, lease_seconds=LEASE_SECONDS)
     async with open_direct_port("127.0.0.1:0", section, encrypted=False) as direct_port:
@@ -134,7 +135,7 @@ async def replica(
     address: str, folder: Path, *, relays: bool = True, give_up_seconds: float = 20.0, **settings: object
 ) -> AsyncIterator[Fetcher]:
     """Run a policy replica that is never ready: its health is always NOT_SERVING."""
-    section = WeightsSection(**(QUICK | {"addresses": (address,)} | settings))
+    section = WeightsSection(**(SETTINGS | {"addresses": (address,)} | settings))
     registry = CollectorRegistry()
     weights_metrics = metrics.WeightsMetrics(registry)
     with WeightCache(folder) as cache:
