@@ -202,7 +202,16 @@ class InternalError(FairleadError):
     """A bug in the server that was called; carries the id of its log entry."""
 
 
+_MAX_BITS = 4_096
+"""Bits of the largest integer that is shown; Python refuses to convert integers of thousands of digits."""
+
+
 def _shortened(value: object, limit: int = 120) -> str:
+    if isinstance(value, str | bytes) and len(value) > limit:
+        # Cut first: the representation of millions of characters takes time and memory.
+        return f"{value[:limit]!r}… ({len(value)} characters)"
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        return f"an integer of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from fastapi_offline import FastAPIOffline
 from prometheus_client import REGISTRY, CollectorRegistry
-from starlette.types import ASGIApp
+from starlette.routing import Match
+from starlette.types import ASGIApp, Scope
 
 from fairlead import __version__, metrics
 from fairlead.config.infrastructure import AccessLog
@@ -54,6 +55,7 @@ def make_app(
         registry: the metrics that /metrics shows.
     """
     app = FastAPIOffline(
+        redirect_slashes=False,
         title="Fairlead",
         version=__version__,
         description=_DESCRIPTION,
@@ -67,4 +69,10 @@ def make_app(
     ):
         app.include_router(router)
     app.include_router(health.router(ready=ready, registry=registry))
-    return HttpEdge(app, section, metrics.GatewayMetrics(registry), access, access_log=access_log)
+
+    def exists(scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is not Match.NONE for route in app.router.routes)
+
+    return HttpEdge(
+        app, section, metrics.GatewayMetrics(registry), access, exists=exists, access_log=access_log
+    )

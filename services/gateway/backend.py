@@ -147,6 +147,8 @@ class Backend:
             )
         self.max_items = config.reward.batching.max_items
         """Maximum number of items in a request; the reward service refuses larger ones."""
+        self.max_request_tokens = config.reward.batching.max_queue_tokens
+        """Maximum number of tokens in a request: the reward service cannot queue more."""
         self.model_name = config.reward.model_name
         """Name of the reward model in the Open Inference Protocol."""
         self._polling: list[asyncio.Task[None]] = []
@@ -193,6 +195,13 @@ class Backend:
         if self.reward is None:
             raise NotOffered(_NO_REWARD)
         return self.reward.info
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Maximum number of tokens of a sequence; of a request until the reward service has answered."""
+        known = self.reward is not None and self.reward.name
+        limit = self.reward.info.model.max_sequence_tokens if self.reward is not None and known else 0
+        return min(limit or self.max_request_tokens, self.max_request_tokens)
 
     async def score(
         self, items: Sequence[ScoreItem], call: HttpCall, *, priority: Priority = Priority.ONLINE

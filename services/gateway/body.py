@@ -1,20 +1,30 @@
-"""Read JSON bodies strictly, with one parser, before FastAPI validates them against a model.
+"""Read bodies: receive and decompress them within a limit, check their size, parse and validate their JSON.
 
-The parser refuses NaN, invalid Unicode, and nesting deeper than 200 levels. The edge has limited the size.
+The parser refuses NaN, invalid Unicode, and nesting deeper than 200 levels. A large body is checked, parsed
+and validated in a thread, so that other requests continue.
 """
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic_core
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 
 from fairlead.errors import InvalidInput
-from services.gateway.failures import TooLarge
+from services.gateway.failures import TooLarge, invalid_input
+from services.gateway.json_limits import BodyLimits, check_json
+
+_T = TypeVar("_T")
+
+LARGE_BYTES = 1 << 14
+"""Size from which a body is processed in a thread; benchmarks/hostile.py measures smaller ones, too."""
+_STEP_BYTES = 1 << 20
 
 
 def parse_json(data: bytes) -> Any:  # noqa: ANN401 - JSON may be anything
@@ -29,62 +39,144 @@ def parse_json(data: bytes) -> Any:  # noqa: ANN401 - JSON may be anything
         raise InvalidInput("body", got=f"{len(data)} bytes: {error}", allowed="valid JSON") from None
 
 
-def decompressed(data: bytes, encoding: str, *, limit: int) -> bytes:
-    """Return a compressed body decompressed.
-
-    Args:
-        data: the body as received.
-        encoding: the value of Content-Encoding.
-        limit: maximum size after decompression, in bytes.
+async def read_json(data: bytes, limits: BodyLimits) -> Any:  # noqa: ANN401 - JSON may be anything
+    """Return the value that a body holds, after the check of its size.
 
     Raises:
-        InvalidInput: the encoding is not supported, or the body is not in this encoding.
-        TooLarge: the result would exceed the limit; decompression stops there.
+        InvalidInput: the body exceeds a limit or is not valid JSON.
     """
-    if encoding not in ("gzip", "deflate"):
-        raise InvalidInput("Content-Encoding", got=encoding[:80], allowed="gzip, deflate or identity")
-    # 32 + 15: detect whether the header is that of gzip or zlib.
-    stream = zlib.decompressobj(wbits=47)
-    try:
-        found = stream.decompress(data, limit + 1)
-    except zlib.error as error:
-        raise InvalidInput(
-            "body", got=f"{len(data)} bytes: {error}", allowed=f"valid {encoding} data"
-        ) from None
-    if len(found) > limit:
-        raise TooLarge(
-            "body",
-            got=f"more than {limit} bytes after decompression ({encoding})",
-            allowed=f"at most {limit} bytes",
-        )
-    if not stream.eof:
-        raise InvalidInput(
-            "body", got=f"{len(data)} bytes, truncated", allowed=f"a complete {encoding} stream"
-        )
-    return found
+    return await _in_thread_if_large(lambda: _checked(data, limits), len(data))
+
+
+def _checked(data: bytes, limits: BodyLimits) -> Any:  # noqa: ANN401 - JSON may be anything
+    check_json(data, limits)
+    return parse_json(data)
+
+
+async def _in_thread_if_large(work: Callable[[], _T], size: int) -> _T:
+    return work() if size < LARGE_BYTES else await asyncio.to_thread(work)
+
+
+class BodyBuffer:
+    """Collects a body as it is received, and decompresses it on the way."""
+
+    def __init__(self, encoding: str, *, limit: int) -> None:
+        """
+        Args:
+            encoding: value of Content-Encoding.
+            limit: maximum size in bytes, as received and after decompression.
+
+        Raises:
+            InvalidInput: the encoding is not supported.
+        """
+        if encoding not in ("identity", "gzip", "deflate"):
+            raise InvalidInput("Content-Encoding", got=encoding, allowed="gzip, deflate or identity")
+        self._encoding = encoding
+        self._limit = limit
+        self._received = 0
+        self._found = bytearray()
+        # 32 + 15: detect whether the header is that of gzip or zlib.
+        self._stream = None if encoding == "identity" else zlib.decompressobj(wbits=47)
+
+    async def add(self, part: bytes) -> None:
+        """Append a part.
+
+        Raises:
+            TooLarge: the body exceeds the limit.
+            InvalidInput: it is not in its encoding.
+        """
+        self._received += len(part)
+        if self._received > self._limit:
+            raise too_large(self._received, self._limit)
+        if self._stream is None:
+            self._found += part
+        elif part:
+            await asyncio.to_thread(self._decompress, part)
+
+    def finish(self) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            InvalidInput: the compressed body is truncated.
+        """
+        if self._stream is not None and not self._stream.eof:
+            got = f"{self._received} bytes, truncated"
+            raise InvalidInput("body", got=got, allowed=f"a complete {self._encoding} stream")
+        found = bytes(self._found)
+        self._found = bytearray()
+        return found
+
+    def _decompress(self, part: bytes) -> None:
+        assert self._stream is not None
+        left = part
+        while left and not self._stream.eof:
+            step = min(_STEP_BYTES, self._limit + 1 - len(self._found))
+            try:
+                self._found += self._stream.decompress(left, step)
+            except zlib.error as error:
+                got = f"{self._received} bytes: {error}"
+                raise InvalidInput("body", got=got, allowed=f"valid {self._encoding} data") from None
+            if len(self._found) > self._limit:
+                raise TooLarge(
+                    "body",
+                    got=f"more than {self._limit} bytes after decompression ({self._encoding})",
+                    allowed=f"at most {self._limit} bytes",
+                )
+            left = self._stream.unconsumed_tail
+
+
+def too_large(size: int, limit: int) -> TooLarge:
+    """Return the error for a body that is larger than the limit."""
+    return TooLarge("body", got=f"{size} bytes or more", allowed=f"at most {limit} bytes")
+
+
+def json_route(limits: Callable[[], BodyLimits]) -> type[APIRoute]:
+    """Return a class of routes with a JSON body. A missing Content-Type is accepted as JSON.
+
+    Args:
+        limits: returns what the body of a request may contain.
+    """
+
+    class JsonRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            """Return the handler, with this module's parser in place of the default one."""
+            handler = super().get_route_handler()
+            declared = self.body_field.field_info.annotation if self.body_field is not None else None
+            model = declared if isinstance(declared, type) and issubclass(declared, BaseModel) else None
+
+            async def handle(request: Request) -> Response:
+                kind = request.headers.get("content-type", "")
+                if self.body_field is not None and kind and "json" not in kind.lower():
+                    raise InvalidInput("Content-Type", got=kind, allowed="application/json")
+                scope = request.scope
+                if not kind:
+                    # Without this header FastAPI would read the body as text.
+                    headers = [*scope["headers"], (b"content-type", b"application/json")]
+                    scope = {**scope, "headers": headers}
+                return await handler(_JsonRequest(scope, request.receive, model, limits()))
+
+            return handle
+
+    return JsonRoute
 
 
 class _JsonRequest(Request):
+    """A request whose JSON is a validated model, which FastAPI then passes on as it is."""
+
+    def __init__(self, scope: Any, receive: Any, model: type[BaseModel] | None, limits: BodyLimits) -> None:  # noqa: ANN401
+        super().__init__(scope, receive)
+        self._model = model
+        self._limits = limits
+
     async def json(self) -> Any:  # noqa: ANN401 - as in the base class
-        return parse_json(await self.body())
+        data = await self.body()
+        return await _in_thread_if_large(lambda: self._validated(data), len(data))
 
-
-class JsonRoute(APIRoute):
-    """A route with a JSON body. A missing Content-Type is accepted as JSON."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler, with this module's parser in place of the default one."""
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            kind = request.headers.get("content-type", "")
-            if self.body_field is not None and kind and "json" not in kind.lower():
-                raise InvalidInput("Content-Type", got=kind, allowed="application/json")
-            scope = request.scope
-            if not kind:
-                # Without this header FastAPI would read the body as text.
-                headers = [*scope["headers"], (b"content-type", b"application/json")]
-                scope = {**scope, "headers": headers}
-            return await handler(_JsonRequest(scope, request.receive))
-
-        return handle
+    def _validated(self, data: bytes) -> Any:  # noqa: ANN401 - without a model, any JSON
+        found = _checked(data, self._limits)
+        if self._model is None:
+            return found
+        try:
+            return self._model.model_validate(found)
+        except ValidationError as error:
+            raise invalid_input(error.errors(include_url=False)) from None

@@ -32,6 +32,10 @@ class HttpCall:
     """When the caller stops waiting, on the same clock."""
     authorization: str | None = field(default=None, repr=False)
     """The value of the header Authorization, as received."""
+    timeout: bytes | None = None
+    """The value of the header X-Request-Timeout, as received."""
+    stream_status: int | None = None
+    """HTTP status of the error that ended a response after its start; None if there was none."""
 
     @classmethod
     def of(cls, headers: Iterable[tuple[bytes, bytes]], *, timeout_seconds: float) -> HttpCall:
@@ -40,9 +44,6 @@ class HttpCall:
         Args:
             headers: with names in lower case.
             timeout_seconds: the gateway's own timeout.
-
-        Raises:
-            InvalidInput: X-Request-Timeout is not a positive number.
         """
         found = {name: value for name, value in headers if name in _READ}
         name = found.get(REQUEST_ID.encode(), b"").decode("latin-1")
@@ -50,10 +51,17 @@ class HttpCall:
         call.deadline = call.started + timeout_seconds
         shown = found.get(b"authorization")
         call.authorization = None if shown is None else shown.decode("latin-1")
-        wanted = found.get(TIMEOUT_HEADER.encode())
-        if wanted is not None:
-            call.deadline = min(call.deadline, call.started + _seconds(wanted))
+        call.timeout = found.get(TIMEOUT_HEADER.encode())
         return call
+
+    def apply_timeout(self) -> None:
+        """Shorten the deadline to what the caller asks for.
+
+        Raises:
+            InvalidInput: X-Request-Timeout is not a positive number.
+        """
+        if self.timeout is not None:
+            self.deadline = min(self.deadline, self.started + _seconds(self.timeout))
 
     def remaining(self) -> float:
         """Return the seconds until the deadline.

@@ -10,20 +10,21 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable, Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fairlead import metrics
 from fairlead.config.infrastructure import AccessLog
 from fairlead.config.serving import GatewaySection
-from fairlead.errors import DeadlineExceeded, Overloaded, PermissionDenied, Unauthenticated
+from fairlead.errors import DeadlineExceeded, Overloaded, PermissionDenied, Unauthenticated, Unavailable
 from fairlead.rpc.status import REQUEST_ID
 from services.gateway import failures
-from services.gateway.body import decompressed
+from services.gateway.body import BodyBuffer, too_large
 from services.gateway.call import HttpCall
 from services.gateway.failures import TooLarge
 from services.gateway.scopes import need_of
-from services.runtime.access import AccessControl, Caller
+from services.runtime.access import AccessControl, Caller, Need
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("services.gateway.access")
@@ -33,6 +34,8 @@ _UNLOGGED = ("/healthz", "/readyz", "/metrics")
 _LOGGED_BYTES = 4_096
 _DISCARDED_BYTES = 64 << 20
 _DISCARD_SECONDS = 2.0
+_BODY_IDLE_SECONDS = 20.0
+"""Longest pause between two parts of a body."""
 _BEFORE_BODY = (TooLarge, Unauthenticated, PermissionDenied, Overloaded)
 """Errors that may be raised before the whole body was read."""
 _CLIENT_CLOSED = 499
@@ -49,17 +52,20 @@ class HttpEdge:
         gateway_metrics: metrics.GatewayMetrics,
         access: AccessControl,
         *,
+        exists: Callable[[Scope], bool],
         access_log: AccessLog = "auto",
     ) -> None:
         """
         Args:
             app: handles the request.
+            exists: whether the app has a route for the path of a request.
             section: the limits.
             gateway_metrics: counts requests.
             access: authenticates callers and enforces the limits of their keys.
             access_log: whether to log each request, and whether with its body; `auto` means `plain`.
         """
         self._app = app
+        self._exists = exists
         self._access = access
         self._access_log = access_log
         self._section = section
@@ -72,46 +78,65 @@ class HttpEdge:
             await self._app(scope, receive, send)
             return
         exchange = _HttpExchange(scope, receive, send)
-        self._in_flight += 1
-        self._metrics.in_flight.set(self._in_flight)
         try:
             await self._serve(exchange, scope)
         except asyncio.CancelledError:
-            exchange.cut_off()
-            raise
+            # The drain's grace period ended. Raised again, it would be logged as a bug of the app.
+            await exchange.cut_off()
         except Exception as error:  # noqa: BLE001 - the outermost edge
             if isinstance(error, _BEFORE_BODY):
                 await exchange.discard_body()
             await exchange.fail(error)
         finally:
-            self._in_flight -= 1
-            self._metrics.in_flight.set(self._in_flight)
             self._record(exchange, scope)
 
     async def _serve(self, exchange: _HttpExchange, scope: Scope) -> None:
-        exchange.call = HttpCall.of(scope["headers"], timeout_seconds=self._section.timeout_seconds)
-        exchange.call.store_in(scope)
-        if self._in_flight > self._section.max_in_flight and scope["path"] not in _UNLOGGED:
+        call = HttpCall.of(scope["headers"], timeout_seconds=self._section.timeout_seconds)
+        exchange.call = call
+        call.store_in(scope)
+        call.apply_timeout()
+        exchange.caller = Caller(call.request_id)
+        self._access.authorize(exchange.caller, bearer=call.authorization, scope=self._need(scope))
+        with self._slot(limited=scope["path"] not in _UNLOGGED):
+            async with self._access.request(exchange.caller):
+                try:
+                    async with asyncio.timeout(call.remaining()):
+                        await exchange.read_body(limit=self._section.max_body_bytes)
+                except TimeoutError:
+                    raise DeadlineExceeded("the deadline passed before the whole body was received") from None
+                await exchange.run(self._app)
+
+    def _need(self, scope: Scope) -> Need:
+        """Return what the path of a request requires; any valid key may learn that a path does not exist."""
+        need = need_of(scope["path"])
+        return "any" if need == "admin" and not self._exists(scope) else need
+
+    @contextlib.contextmanager
+    def _slot(self, *, limited: bool) -> Iterator[None]:
+        """Count a request while it is in flight: its caller is known, and its response is not complete.
+
+        Raises:
+            Overloaded: too many requests are in flight.
+        """
+        if limited and self._in_flight >= self._section.max_in_flight:
             raise Overloaded(
                 f"{self._section.max_in_flight} requests are in flight, the limit of this gateway",
                 retry_after_seconds=1.0,
             )
-        exchange.caller = Caller(exchange.call.request_id)
-        bearer = exchange.call.authorization
-        self._access.authorize(exchange.caller, bearer=bearer, scope=need_of(scope["path"]))
-        async with self._access.request(exchange.caller):
-            try:
-                async with asyncio.timeout(exchange.call.remaining()):
-                    await exchange.read_body(limit=self._section.max_body_bytes)
-            except TimeoutError:
-                raise DeadlineExceeded("the deadline passed before the whole body was received") from None
-            await exchange.run(self._app)
+        self._in_flight += 1
+        self._metrics.in_flight.set(self._in_flight)
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            self._metrics.in_flight.set(self._in_flight)
 
     def _record(self, exchange: _HttpExchange, scope: Scope) -> None:
         """Count and log a request that has ended."""
         seconds = time.monotonic() - exchange.started
+        status = exchange.final_status
         dialect = failures.dialect_of(scope["path"])
-        self._metrics.requests.labels(dialect=dialect, status=str(exchange.status)).inc()
+        self._metrics.requests.labels(dialect=dialect, status=str(status)).inc()
         self._metrics.seconds.labels(dialect=dialect).observe(seconds)
         unlogged = self._access_log == "off" or scope["path"] in _UNLOGGED
         if unlogged or not access_logger.isEnabledFor(logging.INFO):
@@ -119,7 +144,7 @@ class HttpEdge:
         fields: dict[str, object] = {
             "method": scope["method"],
             "path": scope["path"][:200],
-            "status": exchange.status,
+            "status": status,
             "seconds": round(seconds, 4),
             "request_bytes": len(exchange.body),
             "response_bytes": exchange.sent_bytes,
@@ -130,7 +155,7 @@ class HttpEdge:
         }
         if self._access_log == "texts":
             fields["body"] = exchange.body[:_LOGGED_BYTES].decode(errors="replace")
-        access_logger.info("%s %s %d", fields["method"], fields["path"], exchange.status, extra=fields)
+        access_logger.info("%s %s %d", fields["method"], fields["path"], status, extra=fields)
 
 
 class _HttpExchange:
@@ -155,6 +180,12 @@ class _HttpExchange:
         """The id of the request; empty if its headers could not be read."""
         return self.call.request_id if self.call is not None else ""
 
+    @property
+    def final_status(self) -> int:
+        """The status for logs and metrics: that of the failure if a stream broke off."""
+        broken = self.call.stream_status if self.call is not None else None
+        return broken or self.status
+
     async def read_body(self, *, limit: int) -> None:
         """Receive the body, and decompress it if it is compressed.
 
@@ -162,33 +193,39 @@ class _HttpExchange:
             TooLarge: it exceeds the limit in bytes; the rest is not read.
             InvalidInput: it cannot be decompressed.
         """
-        for name, value in self._scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value) > limit:
-                raise _too_large(int(value), limit)
-        parts: list[bytes] = []
-        size = 0
+        headers = dict(self._scope["headers"])
+        length = headers.get(b"content-length", b"")
+        # h11 accepts at most 20 digits.
+        if length.isdigit() and int(length) > limit:
+            raise too_large(int(length), limit)
+        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").lower()
+        body = BodyBuffer(encoding, limit=limit)
         while True:
-            message = await self._receive()
+            try:
+                async with asyncio.timeout(_BODY_IDLE_SECONDS):
+                    message = await self._receive()
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"no part of the body was received for {_BODY_IDLE_SECONDS:g} s"
+                ) from None
             if message["type"] == "http.disconnect":
                 self._disconnected.set()
                 return
-            size += len(message.get("body", b""))
-            if size > limit:
-                raise _too_large(size, limit)
-            parts.append(message.get("body", b""))
-            if not message.get("more_body", False):
+            more = message.get("more_body", False)
+            self.body_received = not more
+            await body.add(message.get("body", b""))
+            if not more:
                 break
-        self.body_received = True
-        self.body = b"".join(parts)
-        encoding = (
-            dict(self._scope["headers"]).get(b"content-encoding", b"identity").decode("latin-1").lower()
-        )
-        if encoding != "identity":
-            self.body = await asyncio.to_thread(decompressed, self.body, encoding, limit=limit)
+        self.body = body.finish()
 
     async def discard_body(self) -> None:
-        """Read some more of the body and drop it: many clients read no response until they have sent it."""
-        if self.body_received:
+        """Read some more of the body and drop it: many clients read no response until they have sent it.
+
+        A client that sends `Expect: 100-continue` waits for the response instead; reading would invite it to
+        send the body.
+        """
+        expects = dict(self._scope["headers"]).get(b"expect", b"").lower()
+        if self.body_received or expects == b"100-continue":
             return
         left = _DISCARDED_BYTES
         with contextlib.suppress(TimeoutError):
@@ -261,11 +298,11 @@ class _HttpExchange:
         response = failures.response_to(error, path=self._scope["path"], request_id=self.request_id)
         await response(self._scope, self._receive, self.send)
 
-    def cut_off(self) -> None:
-        """Record that the drain's grace period ended before the response started."""
-        if not self.response_started:
-            self.status = 503
-
-
-def _too_large(size: int, limit: int) -> TooLarge:
-    return TooLarge("body", got=f"{size} bytes or more", allowed=f"at most {limit} bytes")
+    async def cut_off(self) -> None:
+        """Answer that the drain's grace period ended; a response that has started is cut off."""
+        if self.response_started:
+            logger.warning("the drain ended before the response to request %s", self.request_id)
+            if self.call is not None:
+                self.call.stream_status = self.call.stream_status or 503
+            return
+        await self.fail(Unavailable("the gateway is draining, and the request took too long"))

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 UNION_TAGS = ("as text", "as messages")
 """Names that pydantic gives to the alternatives of a union; they are not part of a field's path."""
+_FIELD_CHARACTERS = 80
+_SHOWN_KEYS = 16
 _REPORTED = "fairlead.error_reported"
 _UNAVAILABLE_RETRY_SECONDS = 1.0
 _HTTP_KINDS = {404: "not_found", 405: "method_not_allowed", 413: "invalid_argument", 415: "invalid_argument"}
@@ -76,7 +79,7 @@ def failure_of(error: Exception, *, path: str = "") -> Failure:
         path: of the request, for the log.
     """
     if isinstance(error, RequestValidationError):
-        error = _invalid_input(error.errors())
+        error = invalid_input(error.errors())
     if isinstance(error, HTTPException):
         if isinstance(error.__cause__, FairleadError):
             error = error.__cause__
@@ -181,7 +184,7 @@ def _open_inference(failure: Failure, request_id: str) -> dict[str, Any]:
 _CONTENT = {"open_inference": _open_inference, "openrlhf": _openrlhf, "vllm": _openai, "openai": _openai}
 
 
-def _invalid_input(errors: Sequence[Any]) -> InvalidInput:
+def invalid_input(errors: Sequence[Any]) -> InvalidInput:
     """Return the most specific validation error, with its path as a program writes it: `items[3].prompt`."""
     first = max(errors, key=lambda one: len(one["loc"])) if errors else {"loc": (), "msg": "a valid body"}
     place = ""
@@ -189,11 +192,12 @@ def _invalid_input(errors: Sequence[Any]) -> InvalidInput:
         if isinstance(part, int):
             place += f"[{part}]"
         elif part not in UNION_TAGS and not (part == "body" and not place):
-            place += f".{part}" if place else str(part)
+            place += f".{part}"[:_FIELD_CHARACTERS] if place else str(part)[:_FIELD_CHARACTERS]
     message = str(first["msg"]).removeprefix("Value error, ")
     got: object = first.get("input")
     if isinstance(got, dict):
-        got = f"the keys {', '.join(map(str, got))}" if got else "no keys"
+        names = [str(key)[:_FIELD_CHARACTERS] for key in islice(got, _SHOWN_KEYS)]
+        got = f"the keys {', '.join(names)}" if names else "no keys"
     elif isinstance(got, list):
         got = f"{len(got)} entries"
     return InvalidInput(place or "body", got=got, allowed=message)

@@ -5,8 +5,10 @@ Sits between the servicer or router, which take messages apart, and the function
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from fairlead.errors import InvalidInput, NotFound, RemoteInvalidInput, Unavailable
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores
@@ -120,13 +122,16 @@ class InferenceModel:
             return []
         return [messages.index_entry(self.name, info.model_version, ready=ready) for info in self._models()]
 
-    async def score(self, version: str, read: Callable[[], InferenceRequest], run: Run) -> Scores:
+    async def score(
+        self, version: str, read: Callable[[], InferenceRequest], run: Run, *, in_thread: bool = False
+    ) -> Scores:
         """Check an inference request, score its items, and count it.
 
         Args:
             version: the requested version; empty for any.
             read: takes the request out of its framing; raises InvalidInput.
             run: computes the scores.
+            in_thread: whether to read the request in a thread, because it is large.
 
         Raises:
             NotFound: the version is not served.
@@ -136,11 +141,8 @@ class InferenceModel:
         info = self._known(version)
         with self._statistics.counting(info.model_version if info is not None else "") as count:
             try:
-                request = read()
-                tensors.check_outputs(request.outputs)
-                items = tensors.read_items(request.inputs, info, max_items=self._max_batch_size)
-                priority = _priority(request.parameters)
-                timeout_seconds = _timeout_seconds(request.parameters)
+                work = partial(self._read, read, info)
+                items, priority, timeout_seconds = await asyncio.to_thread(work) if in_thread else work()
                 scores = await run(items, priority, timeout_seconds)
             except InvalidInput as error:
                 renamed = _in_request_fields(error)
@@ -149,6 +151,16 @@ class InferenceModel:
                 raise renamed from error
             count(scores)
         return scores
+
+    def _read(
+        self, read: Callable[[], InferenceRequest], info: RewardInfo | None
+    ) -> tuple[list[ScoreItem], Priority, float | None]:
+        request = read()
+        tensors.check_outputs(request.outputs)
+        priority = _priority(request.parameters)
+        timeout_seconds = _timeout_seconds(request.parameters)
+        items = tensors.read_items(request.inputs, info, max_items=self._max_batch_size)
+        return items, priority, timeout_seconds
 
     def _known(self, version: str) -> RewardInfo | None:
         if version:

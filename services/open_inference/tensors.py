@@ -60,7 +60,7 @@ class InputTensor:
     """The dimensions that the caller states."""
     parameters: tuple[str, ...] = ()
     """Names of the tensor's parameters."""
-    raw: bytes | None = None
+    raw: bytes | memoryview | None = None
     """The elements as bytes, little-endian; each element of BYTES follows its length in four bytes."""
     values: Sequence[Any] = ()
     """The elements row by row, if `raw` is None: integers, or `str` or UTF-8 `bytes` for BYTES."""
@@ -170,7 +170,7 @@ def _texts(tensor: InputTensor) -> list[str]:
     return texts
 
 
-def _raw_elements(tensor: InputTensor, raw: bytes) -> list[bytes]:
+def _raw_elements(tensor: InputTensor, raw: bytes | memoryview) -> list[bytes]:
     elements: list[bytes] = []
     start = 0
     for index in range(tensor.rows):
@@ -181,15 +181,15 @@ def _raw_elements(tensor: InputTensor, raw: bytes) -> list[bytes]:
         if start + size > len(raw):
             got = f"a length of {size} bytes, but {len(raw) - start} bytes follow"
             raise tensor.error(index=index, got=got, allowed="a length within the data")
-        elements.append(raw[start : start + size])
+        elements.append(bytes(raw[start : start + size]))
         start += size
     if start != len(raw):
         raise tensor.error(got=f"{len(raw) - start} bytes after the last element", allowed="none")
     return elements
 
 
-def _integers(tensor: InputTensor) -> NDArray[np.int64]:
-    """Return the elements row by row, flat."""
+def _integers(tensor: InputTensor) -> NDArray[np.integer[Any]]:
+    """Return the elements row by row, flat; those of `raw` in their own type, without a copy."""
     count = math.prod(tensor.shape)
     dtype = np.dtype(INTEGERS[tensor.datatype])
     if tensor.raw is None:
@@ -209,7 +209,7 @@ def _integers(tensor: InputTensor) -> NDArray[np.int64]:
     if dtype == np.dtype("<u8") and int(numbers.max()) > _MAX_INT64:
         index = int(numbers.argmax())
         raise tensor.error(index=index, got=int(numbers[index]), allowed=f"from 0 to {_MAX_INT64}")
-    return numbers.astype(np.int64, copy=False)
+    return numbers
 
 
 def _token_items(tokens: InputTensor, lengths: InputTensor, info: RewardInfo | None) -> list[ScoreItem]:
@@ -234,11 +234,16 @@ def _token_items(tokens: InputTensor, lengths: InputTensor, info: RewardInfo | N
 
 
 def _check_ids(
-    tokens: InputTensor, tokens_BS: NDArray[np.int64], lengths_B: NDArray[np.int64], size: int
+    tokens: InputTensor,
+    tokens_BS: NDArray[np.integer[Any]],
+    lengths_B: NDArray[np.integer[Any]],
+    size: int,
 ) -> None:
-    real_BS = np.arange(tokens_BS.shape[1]) < lengths_B[:, None]
-    bad_N2 = np.argwhere(real_BS & ((tokens_BS < 0) | (tokens_BS >= size)))
-    if bad_N2.size:
-        row, position = (int(number) for number in bad_N2[0])
-        got = f"{tokens_BS[row, position]} at position {position}"
+    # One row at a time, which needs little memory.
+    for row, (tokens_S, length) in enumerate(zip(tokens_BS, lengths_B, strict=True)):
+        real_S = tokens_S[:length]
+        if real_S.min() >= 0 and real_S.max() < size:
+            continue
+        position = int(np.flatnonzero((real_S < 0) | (real_S >= size))[0])
+        got = f"{real_S[position]} at position {position}"
         raise tokens.error(index=row, got=got, allowed=f"ids from 0 to {size - 1}")

@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse
 
 from fairlead.errors import InvalidInput
 from fairlead.types import Scores
-from services.gateway.body import parse_json
+from services.gateway.body import read_json
+from services.gateway.json_limits import BodyLimits
 from services.open_inference import messages, tensors
 from services.open_inference.model import InferenceRequest
 from services.open_inference.tensors import InputTensor
@@ -23,15 +24,38 @@ from services.open_inference.versions import number_of
 
 HEADER_LENGTH = "inference-header-content-length"
 """Header with the number of bytes of a body that are JSON; binary tensors follow."""
+_MAX_TENSORS = 16
+_MAX_DIMENSIONS = 8
 _MAX_DIGITS = 19
 """Digits of a 64-bit number."""
 
 
-def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], bytes]:
+def body_limits(*, max_items: int, max_sequence_tokens: int, max_request_tokens: int) -> BodyLimits:
+    """Return what the JSON of a request may contain.
+
+    Args:
+        max_items: largest B.
+        max_sequence_tokens: longest sequence.
+        max_request_tokens: tokens of all sequences; as many again may be padding.
+    """
+    numbers = min(max_items * max_sequence_tokens, 2 * max_request_tokens) + 2 * max_items
+    # Where few rows are too many, services/open_inference refuses them, in the same words as over gRPC.
+    rows = 4 * max_items
+    return BodyLimits(
+        entries={"inputs": _MAX_TENSORS, "outputs": _MAX_TENSORS, "inputs[].data": rows},
+        numbers={"inputs[].shape": _MAX_DIMENSIONS},
+        max_values=2 * rows + 512,
+        max_numbers=numbers,
+    )
+
+
+async def split(
+    body: bytes, header_length: str | None, limits: BodyLimits
+) -> tuple[dict[str, Any], memoryview]:
     """Return the JSON of a request, and the bytes after it.
 
     Raises:
-        InvalidInput: the header is not valid, or the JSON is not an object.
+        InvalidInput: the header is not valid, the JSON exceeds a limit or is not an object.
     """
     size = len(body)
     if header_length is not None:
@@ -42,13 +66,13 @@ def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], bytes
             raise InvalidInput(
                 "Inference-Header-Content-Length", got=header_length[:80], allowed=f"from 0 to {len(body)}"
             )
-    request = parse_json(body[:size])
+    request = await read_json(body[:size], limits)
     if not isinstance(request, dict):
         raise InvalidInput("body", got=_kind(request), allowed="an inference request")
-    return request, body[size:]
+    return request, memoryview(body)[size:]
 
 
-def read(request: Mapping[str, Any], binary: bytes) -> InferenceRequest:
+def read(request: Mapping[str, Any], binary: memoryview) -> InferenceRequest:
     """Take an inference request out of its JSON and the bytes after it.
 
     Raises:
@@ -94,7 +118,7 @@ def response(request: Mapping[str, Any], scores: Scores, *, name: str, binary: b
     return Response(head + raw, media_type="application/octet-stream", headers=headers)
 
 
-def _inputs(request: Mapping[str, Any], binary: bytes) -> list[InputTensor]:
+def _inputs(request: Mapping[str, Any], binary: memoryview) -> list[InputTensor]:
     entries = request.get("inputs")
     if not isinstance(entries, list):
         raise InvalidInput("inputs", got=_kind(entries), allowed="a list of tensors")
@@ -104,7 +128,7 @@ def _inputs(request: Mapping[str, Any], binary: bytes) -> list[InputTensor]:
         if not isinstance(entry, dict):
             raise InvalidInput("inputs", index=index, got=_kind(entry), allowed="a tensor")
         size = _binary_size(entry, index)
-        raw: bytes | None = None
+        raw: memoryview | None = None
         if size is not None:
             raw = binary[offset : offset + size]
             if len(raw) < size:
@@ -120,7 +144,7 @@ def _inputs(request: Mapping[str, Any], binary: bytes) -> list[InputTensor]:
     return found
 
 
-def _input_tensor(entry: Mapping[str, Any], raw: bytes | None, index: int) -> InputTensor:
+def _input_tensor(entry: Mapping[str, Any], raw: memoryview | None, index: int) -> InputTensor:
     name = entry.get("name")
     if not isinstance(name, str) or not name:
         raise InvalidInput("inputs", index=index, got=_kind(name), allowed="a `name`")

@@ -17,10 +17,18 @@ from pydantic import BaseModel
 from fairlead.errors import NotOffered
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores
 from services.gateway.backend import Backend
-from services.gateway.body import parse_json
+from services.gateway.body import LARGE_BYTES, read_json
 from services.gateway.call import CurrentCall
-from services.gateway.dialects.inference_requests import HEADER_LENGTH, read, response, split, wants_binary
+from services.gateway.dialects.inference_requests import (
+    HEADER_LENGTH,
+    body_limits,
+    read,
+    response,
+    split,
+    wants_binary,
+)
 from services.gateway.failures import error_responses
+from services.gateway.json_limits import BodyLimits
 from services.open_inference import messages
 from services.open_inference.model import NOT_OFFERED, InferenceModel
 
@@ -97,7 +105,13 @@ def _add_inference(routes: APIRouter, model: InferenceModel, backend: Backend) -
         )
         async def infer(request: Request, call: CurrentCall) -> Response:
             """Score `sentences` [B,1], or `tokens` [B,S] with `sequence_lengths` [B,1] → `rewards` [B,1]."""
-            body, binary = split(await request.body(), request.headers.get(HEADER_LENGTH))
+            data = await request.body()
+            limits = body_limits(
+                max_items=backend.max_items,
+                max_sequence_tokens=backend.max_sequence_tokens,
+                max_request_tokens=backend.max_request_tokens,
+            )
+            body, binary = await split(data, request.headers.get(HEADER_LENGTH), limits)
 
             async def run(
                 items: list[ScoreItem], priority: Priority, timeout_seconds: float | None
@@ -109,7 +123,8 @@ def _add_inference(routes: APIRouter, model: InferenceModel, backend: Backend) -
                 return await backend.score(items, limited, priority=priority)
 
             version = request.path_params.get("version", "")
-            scores = await model.score(version, lambda: read(body, binary), run)
+            large = len(data) >= LARGE_BYTES
+            scores = await model.score(version, lambda: read(body, binary), run, in_thread=large)
             return response(body, scores, name=model.name, binary=wants_binary(body))
 
 
@@ -145,7 +160,8 @@ def _add_server(routes: APIRouter, model: InferenceModel) -> None:
 
     @routes.post("/repository/index", summary="Every model")
     async def index(request: Request) -> JSONResponse:
-        body = parse_json(await request.body()) if await request.body() else {}
+        data = await request.body()
+        body = await read_json(data, BodyLimits(max_values=64)) if data else {}
         only_ready = isinstance(body, dict) and bool(body.get("ready"))
         return JSONResponse(model.index(only_ready=only_ready))
 

@@ -22,14 +22,17 @@ from fairlead.errors import CorruptData, InvalidInput
 from fairlead.types import Completion, GeneratedPiece, Message, SamplingParams
 from services.gateway import failures
 from services.gateway.backend import Backend
-from services.gateway.body import JsonRoute
+from services.gateway.body import json_route
 from services.gateway.call import CurrentCall, HttpCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.failures import error_responses
+from services.gateway.json_limits import BodyLimits
 
 _ROLES = {"developer": "system"}
 """Newer names of roles, and those that chat templates know."""
+_MAX_TURNS = 4_096
+_BODY_LIMITS = BodyLimits(entries={"messages": _MAX_TURNS, "messages[].content": _MAX_TURNS, "stop": 16})
 _STREAMED = {
     "description": "The answers. With `stream`: chunks of them as server-sent events, then `[DONE]`.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -56,7 +59,7 @@ class ChatMessage(_ChatBody):
 
     role: Literal["system", "developer", "user", "assistant"]
     """Author of the message; `developer` is treated as `system`."""
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     """The text, whole or in parts."""
 
     def message(self) -> Message:
@@ -89,7 +92,7 @@ class ChatRequest(_ChatBody):
 
     model: str = ""
     """An id from /v1/models, or `policy`; empty is the policy, too."""
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4_096)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=_MAX_TURNS, fail_fast=True)]
     """The conversation so far. Its last turn must not be the assistant's."""
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Maximum number of tokens of an answer."""
@@ -216,7 +219,9 @@ def router(backend: Backend, *, exchange_log: ExchangeLog | None, default_max_to
         default_max_tokens: maximum tokens of an answer whose request sets no limit.
     """
     routes = APIRouter(
-        tags=["OpenAI"], route_class=JsonRoute, responses={200: _STREAMED, **error_responses(OpenAiError)}
+        tags=["OpenAI"],
+        route_class=json_route(lambda: _BODY_LIMITS),
+        responses={200: _STREAMED, **error_responses(OpenAiError)},
     )
 
     @routes.post("/v1/chat/completions", response_model=ChatResponse, summary="Complete a conversation")
@@ -308,6 +313,7 @@ class _ChatExchange:
                     piece = await anext(pieces, None)
             except Exception as error:  # noqa: BLE001 - the edge of a stream that has started
                 failure = failures.failure_of(error)
+                self.call.stream_status = failure.status
                 yield _event(failures.content("openai", failure, self.call.request_id))
                 return
         self._log([(answer.text, answer.completion) for answer in answers])

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fairlead.types import WholeText
 from services.gateway.backend import Backend
-from services.gateway.body import JsonRoute
+from services.gateway.body import json_route
 from services.gateway.call import CurrentCall
 from services.gateway.failures import error_responses
+from services.gateway.json_limits import BodyLimits
 
 
 class GetRewardRequest(BaseModel):
@@ -32,7 +33,7 @@ class GetRewardRequest(BaseModel):
         },
     )
 
-    query: Annotated[list[str], Field(min_length=1)]
+    query: Annotated[list[str], Field(min_length=1, fail_fast=True)]
     """Prompt and response as one text, with special tokens as text; scored without changes."""
     prompts: list[Any] | None = None
     """Ignored: `query` contains the prompts."""
@@ -62,7 +63,13 @@ class OpenRlhfError(BaseModel):
 
 def router(backend: Backend) -> APIRouter:
     """Return the route."""
-    routes = APIRouter(tags=["OpenRLHF"], route_class=JsonRoute, responses=error_responses(OpenRlhfError))
+    limits = BodyLimits(
+        entries=dict.fromkeys(("query", "prompts", "labels"), backend.max_items),
+        max_values=8 * backend.max_items + 64,
+    )
+    routes = APIRouter(
+        tags=["OpenRLHF"], route_class=json_route(lambda: limits), responses=error_responses(OpenRlhfError)
+    )
 
     @routes.post("/get_reward", response_model=GetRewardResponse, summary="Score for OpenRLHF")
     async def get_reward(body: GetRewardRequest, call: CurrentCall) -> JSONResponse:

@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from fairlead.clients import ranking
 from fairlead.types import Message, Priority, SamplingParams, ScoreItem, Scores, TextPair
 from services.gateway.backend import Backend, PromptInput
-from services.gateway.body import JsonRoute
+from services.gateway.body import json_route
 from services.gateway.call import CurrentCall, HttpCall
 from services.gateway.dialects.openai_chat import cut_at_stop
 from services.gateway.failures import ERROR_RESPONSES, UNION_TAGS
+from services.gateway.json_limits import BodyLimits
 
 _PROMPT = "my lamp arrived broken ."
 _RESPONSES = ["sorry about the lamp . we send a new one .", "that is your problem ."]
@@ -58,7 +59,9 @@ def _prompt_tag(value: object) -> str:
     return UNION_TAGS[1] if isinstance(value, (list, tuple)) else UNION_TAGS[0]
 
 
-Turns = Annotated[list[Turn], Field(min_length=1, max_length=4_096)]
+_MAX_TURNS = 4_096
+
+Turns = Annotated[list[Turn], Field(min_length=1, max_length=_MAX_TURNS, fail_fast=True)]
 Prompt = Annotated[
     Annotated[str, Tag(UNION_TAGS[0])] | Annotated[Turns, Tag(UNION_TAGS[1])], Discriminator(_prompt_tag)
 ]
@@ -131,11 +134,11 @@ class RewardsRequest(RequestBody):
         )
     )
 
-    items: Annotated[list[Item], Field(min_length=1)] | None = None
+    items: Annotated[list[Item], Field(min_length=1, fail_fast=True)] | None = None
     """Responses, each with its own prompt."""
     prompt: Prompt = ""
     """The prompt of all `responses`."""
-    responses: Annotated[list[str], Field(min_length=1)] | None = None
+    responses: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
     """Responses to `prompt`. The reward model reads the prompt once for all of them."""
     calibrated: bool = False
     """Whether to divide the scores by the model's calibration temperature. The probability that a labeler
@@ -232,7 +235,7 @@ class RankRequest(RequestBody):
 
     prompt: Prompt = ""
     """The prompt of all responses."""
-    responses: Annotated[list[str], Field(min_length=1)]
+    responses: Annotated[list[str], Field(min_length=1, fail_fast=True)]
     """The candidates."""
     calibrated: bool | None = None
     """As for /v1/rewards; null: calibrate if the model has a calibration temperature."""
@@ -311,7 +314,7 @@ class BestOfNRequest(RequestBody):
 
     prompt: Prompt = ""
     """The prompt of all candidates."""
-    responses: Annotated[list[str], Field(min_length=1)] | None = None
+    responses: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
     """The candidates; null: generate them."""
     sampling: CandidateSampling | None = None
     """How to generate candidates; null: with the defaults."""
@@ -345,7 +348,8 @@ class BestOfNResponse(ScoredResponse):
 
 def router(backend: Backend) -> APIRouter:
     """Return the routes."""
-    routes = APIRouter(tags=["rewards"], route_class=JsonRoute, responses=ERROR_RESPONSES)
+    limits = _body_limits(max_items=backend.max_items)
+    routes = APIRouter(tags=["rewards"], route_class=json_route(lambda: limits), responses=ERROR_RESPONSES)
 
     @routes.post("/v1/rewards", response_model=RewardsResponse, summary="Score responses")
     async def rewards(body: RewardsRequest, call: CurrentCall) -> Response:
@@ -381,6 +385,19 @@ def router(backend: Backend) -> APIRouter:
         )
 
     return routes
+
+
+def _body_limits(*, max_items: int) -> BodyLimits:
+    return BodyLimits(
+        entries={
+            "items": max_items,
+            "responses": max_items,
+            "prompt": _MAX_TURNS,
+            "items[].prompt": _MAX_TURNS,
+            "items[].messages": _MAX_TURNS,
+            "sampling.stop": 16,
+        }
+    )
 
 
 async def _ranked(

@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from fairlead.errors import InvalidInput
 from fairlead.types import ScoreItem, TokenPair, WholeText
 from services.gateway.backend import Backend
-from services.gateway.body import JsonRoute
+from services.gateway.body import json_route
 from services.gateway.call import CurrentCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
 from services.gateway.failures import error_responses
+from services.gateway.json_limits import BodyLimits
 
-_Ids = Annotated[list[int], Field(min_length=1)]
+_Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+_Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
 class ClassifyRequest(BaseModel):
@@ -40,7 +42,7 @@ class ClassifyRequest(BaseModel):
 
     model: str | None = None
     """An id from /v1/models, or `reward`; may be omitted."""
-    input: str | Annotated[list[str], Field(min_length=1)] | _Ids | Annotated[list[_Ids], Field(min_length=1)]
+    input: str | _Texts | _Ids | Annotated[list[_Ids], Field(min_length=1, fail_fast=True)]
     """Prompt and response as one text, as the chat template renders them, or as token ids; one or many."""
     use_activation: bool | None = None
     """False returns the score itself; otherwise σ(score), vLLM's default for a model with one label."""
@@ -84,7 +86,19 @@ class ClassifyResponse(BaseModel):
 
 def router(backend: Backend) -> APIRouter:
     """Return the route."""
-    routes = APIRouter(tags=["vLLM and verl"], route_class=JsonRoute, responses=error_responses(OpenAiError))
+
+    def limits() -> BodyLimits:
+        tokens = backend.max_sequence_tokens
+        return BodyLimits(
+            entries={"input": backend.max_items},
+            numbers={"input": tokens, "input[]": tokens},
+            max_values=2 * backend.max_items + 64,
+            max_numbers=backend.max_request_tokens,
+        )
+
+    routes = APIRouter(
+        tags=["vLLM and verl"], route_class=json_route(limits), responses=error_responses(OpenAiError)
+    )
 
     @routes.post("/classify", response_model=ClassifyResponse, summary="Score for vLLM clients such as verl")
     async def classify(body: ClassifyRequest, call: CurrentCall) -> JSONResponse:

@@ -87,7 +87,9 @@ async def test_body_above_the_limit_is_refused_while_it_is_received():
         assert (answer.status, answer.error["type"]) == (413, "invalid_argument")
         assert answer.error["message"] == "body: got '4019 bytes or more', allowed: at most 2048 bytes"
         assert answer.headers["connection"] == "close"
-        head = b"POST /get_reward HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = (
+            b"POST /get_reward HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         chunk = b"400\r\n" + b"w" * 0x400 + b"\r\n"
         chunked = await raw(http, head, *[chunk] * 4, b"0\r\n\r\n")
         assert chunked.startswith(b"HTTP/1.1 413")

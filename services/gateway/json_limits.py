@@ -1,0 +1,197 @@
+"""Check the size of a JSON body before it is parsed: entries of each list, keys, values, numbers.
+
+The scan creates no object for a value of the body and stops at the first limit that is exceeded, so that a
+refusal costs neither time nor memory. It does not check whether the JSON is valid; the parser does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fairlead.errors import InvalidInput
+
+MAX_DEPTH = 200
+"""Levels of nesting that the parser accepts."""
+MAX_KEYS = 1_024
+"""Keys of one object."""
+MAX_VALUES = 100_000
+"""Keys, texts, lists, objects and literals of one body, numbers excluded: 20 turns in each of 1,024 items."""
+
+_RUN = 1 << 16
+_TOKEN = re.compile(
+    rb"[ \t\r\n]*+(?:"
+    rb'(?P<text>"[^"\\]{0,%(run)d}+"[ \t\r\n]*+:?+)'
+    rb"|(?P<mark>[\[\]{},:])"
+    rb"|(?P<numbers>[-+.0-9][-+.0-9eE, \t\r\n]{0,%(run)d}+)"
+    rb'|(?P<long>")'
+    rb"|(?P<other>[^\s\[\]{},:\"]{1,16}+))" % {b"run": _RUN}
+)
+_COLON = re.compile(rb"[ \t\r\n]*+:")
+_ESCAPED = re.compile(rb'(?:[^"\\]{1,4096}+|\\.){0,4096}+', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyLimits:
+    """What the bodies of a route may contain. A path names the keys and has `[]` after each list:
+    `items[].messages`.
+    """
+
+    entries: Mapping[str, int] = field(default_factory=dict)
+    """Maximum number of entries of the list at a path, numbers excluded."""
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    """Maximum number of numbers of the list at a path."""
+    max_values: int = MAX_VALUES
+    """Maximum number of keys, texts, lists, objects and literals of the whole body."""
+    max_numbers: int = 10_000
+    """Maximum number of numbers of the whole body."""
+
+
+class _Container:
+    """An open list or object."""
+
+    __slots__ = ("count", "is_list", "key", "max_entries", "max_numbers", "numbers", "path")
+
+    def __init__(self, path: str, limits: BodyLimits, *, is_list: bool) -> None:
+        self.path = path
+        self.is_list = is_list
+        self.key = ""
+        self.count = 0
+        self.numbers = 0
+        self.max_entries = limits.entries.get(path, limits.max_values) if is_list else MAX_KEYS
+        self.max_numbers = limits.numbers.get(path, limits.max_numbers)
+
+    def child_path(self) -> str:
+        if self.is_list:
+            return f"{self.path}[]"
+        return f"{self.path}.{self.key}" if self.path else self.key
+
+
+class _Scan:
+    """The state of one scan."""
+
+    def __init__(self, limits: BodyLimits) -> None:
+        self._limits = limits
+        self._stack: list[_Container] = []
+        self._values = 0
+        self._numbers = 0
+
+    def open(self, *, is_list: bool) -> None:
+        path = self._stack[-1].child_path() if self._stack else ""
+        self.value()
+        if len(self._stack) >= MAX_DEPTH:
+            raise InvalidInput("body", got="deeper nesting", allowed=f"at most {MAX_DEPTH} levels")
+        self._stack.append(_Container(path, self._limits, is_list=is_list))
+
+    def close(self) -> None:
+        if self._stack:
+            self._stack.pop()
+
+    def value(self) -> None:
+        self._values += 1
+        limit = self._limits.max_values
+        if self._values > limit:
+            raise InvalidInput(
+                self._top_field(), got=f"more than {limit} values", allowed=f"at most {limit} in one request"
+            )
+        if self._stack and self._stack[-1].is_list:
+            top = self._stack[-1]
+            top.count += 1
+            if top.count > top.max_entries:
+                raise self._too_many(top.max_entries)
+
+    def key(self, raw: bytes) -> None:
+        top = self._stack[-1] if self._stack else None
+        if top is None or top.is_list:
+            return  # not JSON; the parser refuses it
+        self._values += 1
+        top.count += 1
+        top.key = raw[:64].decode(errors="replace")
+        if top.count > top.max_entries:
+            got = f"an object with more than {MAX_KEYS} keys"
+            raise InvalidInput(_shown(top.path) or "body", got=got, allowed=f"at most {MAX_KEYS}")
+
+    def numbers(self, count: int) -> None:
+        self._numbers += count
+        if self._numbers > self._limits.max_numbers:
+            allowed = f"at most {self._limits.max_numbers} in one request"
+            raise InvalidInput(
+                self._top_field(), got=f"more than {self._limits.max_numbers} numbers", allowed=allowed
+            )
+        if self._stack and self._stack[-1].is_list:
+            top = self._stack[-1]
+            top.numbers += count
+            if top.numbers > top.max_numbers:
+                raise self._too_many(top.max_numbers)
+
+    def _too_many(self, limit: int) -> InvalidInput:
+        top = self._stack[-1]
+        index = None
+        if len(self._stack) > 1 and self._stack[-2].is_list:
+            index = max(self._stack[-2].count - 1, 0)
+        return InvalidInput(
+            _shown(top.path) or "body",
+            index=index,
+            got=f"more than {limit} entries",
+            allowed=f"at most {limit}",
+        )
+
+    def _top_field(self) -> str:
+        return self._stack[0].key or "body" if self._stack else "body"
+
+
+def check_json(data: bytes, limits: BodyLimits) -> None:
+    """Check that a body is within limits.
+
+    Raises:
+        InvalidInput: names the list or object that exceeds a limit.
+    """
+    scan = _Scan(limits)
+    position = 0
+    while token := _TOKEN.match(data, position):
+        position = token.end()
+        kind = token.lastgroup
+        if kind == "text":
+            if data[position - 1] == 0x3A:  # colon
+                scan.key(token[0].strip(b" \t\r\n:")[1:-1])
+            else:
+                scan.value()
+        elif kind == "mark":
+            mark = data[position - 1]
+            if mark in b"[{":
+                scan.open(is_list=mark == 0x5B)
+            elif mark in b"]}":
+                scan.close()
+        elif kind == "numbers":
+            scan.numbers(data.count(b",", token.start(), position) + 1)
+        elif kind == "other":
+            scan.value()
+        else:
+            position, key = _end_of_text(data, position)
+            if key is None:
+                scan.value()
+            else:
+                scan.key(key)
+
+
+def _end_of_text(data: bytes, start: int) -> tuple[int, bytes | None]:
+    """Return the position after a long or escaped text, and the text if it is a key."""
+    position = start
+    while True:
+        quote = data.find(b'"', position)
+        backslash = data.find(b"\\", position, quote if quote >= 0 else len(data))
+        if backslash < 0:
+            position = quote
+            break
+        found = _ESCAPED.match(data, backslash)
+        position = found.end() if found and found.end() > backslash else len(data)
+    if position < 0:
+        return len(data), None
+    colon = _COLON.match(data, position + 1)
+    return (colon.end(), data[start : min(position, start + 64)]) if colon else (position + 1, None)
+
+
+def _shown(path: str) -> str:
+    """Return a path as errors show it."""
+    return path.replace("[]", "")
