@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import pydantic_core
 from fastapi import Request, Response
@@ -19,11 +19,8 @@ from pydantic import BaseModel, ValidationError
 from fairlead.errors import InvalidInput
 from services.gateway.failures import TooLarge, invalid_input
 from services.gateway.json_limits import BodyLimits, check_json
+from services.runtime.large import in_thread_if_large
 
-_T = TypeVar("_T")
-
-LARGE_BYTES = 1 << 14
-"""Size from which a body is processed in a thread; benchmarks/hostile.py measures smaller ones, too."""
 _STEP_BYTES = 1 << 20
 
 
@@ -45,16 +42,12 @@ async def read_json(data: bytes, limits: BodyLimits) -> Any:  # noqa: ANN401 - J
     Raises:
         InvalidInput: the body exceeds a limit or is not valid JSON.
     """
-    return await _in_thread_if_large(lambda: _checked(data, limits), len(data))
+    return await in_thread_if_large(lambda: _checked(data, limits), len(data))
 
 
 def _checked(data: bytes, limits: BodyLimits) -> Any:  # noqa: ANN401 - JSON may be anything
     check_json(data, limits)
     return parse_json(data)
-
-
-async def _in_thread_if_large(work: Callable[[], _T], size: int) -> _T:
-    return work() if size < LARGE_BYTES else await asyncio.to_thread(work)
 
 
 class BodyBuffer:
@@ -170,7 +163,7 @@ class _JsonRequest(Request):
 
     async def json(self) -> Any:  # noqa: ANN401 - as in the base class
         data = await self.body()
-        return await _in_thread_if_large(lambda: self._validated(data), len(data))
+        return await in_thread_if_large(lambda: self._validated(data), len(data))
 
     def _validated(self, data: bytes) -> Any:  # noqa: ANN401 - without a model, any JSON
         found = _checked(data, self._limits)

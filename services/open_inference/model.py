@@ -5,7 +5,6 @@ Sits between the servicer or router, which take messages apart, and the function
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ from services.open_inference.messages import Message
 from services.open_inference.statistics import InferenceStatistics
 from services.open_inference.tensors import InputTensor
 from services.open_inference.versions import find
+from services.runtime.large import in_thread_if_large
 
 NOT_OFFERED = {
     "repository": "models are not loaded or unloaded by this protocol: use `fairlead reload`",
@@ -123,7 +123,7 @@ class InferenceModel:
         return [messages.index_entry(self.name, info.model_version, ready=ready) for info in self._models()]
 
     async def score(
-        self, version: str, read: Callable[[], InferenceRequest], run: Run, *, in_thread: bool = False
+        self, version: str, read: Callable[[], InferenceRequest], run: Run, *, num_bytes: int
     ) -> Scores:
         """Check an inference request, score its items, and count it.
 
@@ -131,7 +131,7 @@ class InferenceModel:
             version: the requested version; empty for any.
             read: takes the request out of its framing; raises InvalidInput.
             run: computes the scores.
-            in_thread: whether to read the request in a thread, because it is large.
+            num_bytes: size of the request.
 
         Raises:
             NotFound: the version is not served.
@@ -142,7 +142,7 @@ class InferenceModel:
         with self._statistics.counting(info.model_version if info is not None else "") as count:
             try:
                 work = partial(self._read, read, info)
-                items, priority, timeout_seconds = await asyncio.to_thread(work) if in_thread else work()
+                items, priority, timeout_seconds = await in_thread_if_large(work, num_bytes)
                 scores = await run(items, priority, timeout_seconds)
             except InvalidInput as error:
                 renamed = _in_request_fields(error)

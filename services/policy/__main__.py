@@ -100,7 +100,7 @@ async def run(config: RunConfig) -> None:
     ):
         policy_metrics = metrics.PolicyMetrics()
         engine, encode = await server.load(lambda: _load(config, policy_metrics))
-        from services.policy.servicer import SERVICE_NAME, PolicyServicer
+        from services.policy.servicer import SERVICE_NAME, PolicyServicer, wire_limits
 
         watcher = WeightWatcher(
             weights.source,
@@ -117,7 +117,8 @@ async def run(config: RunConfig) -> None:
                 weights.relay.add_to(to)
 
         try:
-            address = await server.start(add, [SERVICE_NAME, *([RELAY_NAME] if weights.relay else [])])
+            names = [SERVICE_NAME, *([RELAY_NAME] if weights.relay else [])]
+            address = await server.start(add, names, wire_limits(engine.info.model))
             weights.announce(config.weights.relay_address or address)
             server.set_ready(engine.version is not None)
             await _until_stopped(server, engine, watcher)

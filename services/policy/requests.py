@@ -14,13 +14,11 @@ from fairlead.data.chat import ROLES, Chat, Prompt
 from fairlead.data.encoding import encode_prompt
 from fairlead.errors import InvalidInput
 from fairlead.types import GenerationRequest, Message, ModelInfo, SamplingParams
-from services.runtime.limits import check_count, check_temperature, check_text, check_token_ids
+from services.runtime.limits import MAX_TURNS, check_count, check_temperature, check_text, check_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAX_TURNS = 4_096
-"""Limit on the turns of a conversation."""
 MAX_STOP_STRINGS = 16
 """Limit on the stop strings of a request."""
 MAX_STOP_STRING_BYTES = 1_024

@@ -14,14 +14,20 @@ from fairlead import codec
 from fairlead.config.serving import PolicySection
 from fairlead.data.chat import Prompt
 from fairlead.errors import InvalidInput
-from fairlead.types import GenerationRequest, WeightVersion
+from fairlead.types import GenerationRequest, ModelInfo, WeightVersion
 from fairlead.v1 import policy_service_pb2 as pb
 from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
 from services.policy.engine import Engine
-from services.policy.requests import check_request, checked_chat
+from services.policy.requests import (
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    check_request,
+    checked_chat,
+)
 from services.runtime.access import caller
 from services.runtime.edge import deadline, start_notice
-from services.runtime.limits import check_text
+from services.runtime.limits import MAX_TURNS, check_text
+from services.runtime.wire_limits import WireLimits
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
 """Full name of the service, for health and reflection."""
@@ -30,6 +36,18 @@ _LONG_TEXT = 10_000
 """Number of characters from which a text is tokenized in a thread, because it would block the event loop."""
 
 _Context = aio.ServicerContext[Any, Any]
+
+
+def wire_limits(model: ModelInfo) -> WireLimits:
+    """Return what a request may contain; `check_request` refuses smaller excesses, with their number."""
+    return WireLimits(
+        entries={
+            "fairlead.v1.Conversation.messages": MAX_TURNS,
+            "fairlead.v1.SamplingParams.stop_strings": 4 * MAX_STOP_STRINGS,
+            "fairlead.v1.SamplingParams.stop_token_ids": 4 * MAX_STOP_TOKEN_IDS,
+        },
+        max_numbers=4 * (model.max_sequence_tokens + MAX_STOP_TOKEN_IDS),
+    )
 
 
 class PolicyServicer(pb_grpc.PolicyServiceServicer):

@@ -10,6 +10,7 @@ from fairlead.config import RunConfig
 from services.batching.batcher import MicroBatcher
 from services.runtime import allocator, process
 from services.runtime.server import ModelServer
+from services.runtime.wire_limits import WireLimits
 
 if TYPE_CHECKING:
     from services.reference.scorer import ReferenceScorer
@@ -46,7 +47,12 @@ async def run(config: RunConfig) -> None:
             field_name="sequences",
         )
         async with batcher:
-            await server.start(ReferenceServicer(scorer, batcher).add_to, [SERVICE_NAME])
+            batching = config.reference.batching
+            limits = WireLimits(
+                entries={"fairlead.v1.LogProbsRequest.sequences": batching.max_items},
+                max_numbers=batching.max_queue_tokens,
+            )
+            await server.start(ReferenceServicer(scorer, batcher).add_to, [SERVICE_NAME], limits)
             server.set_ready(True)
             await server.run_until_stopped()
 

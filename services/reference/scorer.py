@@ -85,6 +85,14 @@ class ReferenceScorer:
         )
         """The model as callers see it."""
 
+    def check_count(self, count: int) -> None:
+        """Check the number of sequences of a request.
+
+        Raises:
+            InvalidInput: there are none, or more than `reference.batching.max_items`.
+        """
+        limits.check_count("sequences", count, limit=self._section.batching.max_items)
+
     def check(self, pairs: Sequence[TokenPair], temperature: float) -> list[Lookup]:
         """Return the lookups of a request, checked against the model's limits.
 
@@ -92,7 +100,7 @@ class ReferenceScorer:
             InvalidInput: for a temperature that is not a positive number, or the first invalid sequence.
         """
         limits.check_temperature("temperature", temperature, allow_zero=False)
-        limits.check_count("sequences", len(pairs), limit=self._section.batching.max_items)
+        self.check_count(len(pairs))
         size = self.info.model.vocabulary_size
         for index, pair in enumerate(pairs):
             for field, ids in (

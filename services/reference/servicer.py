@@ -15,6 +15,7 @@ from services.reference.scorer import Lookup, ReferenceScorer
 from services.runtime.access import caller
 from services.runtime.edge import deadline, start_notice
 from services.runtime.exclusive import ExclusiveGate
+from services.runtime.large import in_thread_if_large
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ReferenceService"].full_name
 """Full name of the service, for health and reflection."""
@@ -43,10 +44,10 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
         )
 
     async def _look_up(self, request: pb.LogProbsRequest, context: _Context) -> pb.LogProbsResponse:
-        pairs = [
-            TokenPair(tuple(one.prompt_token_ids), tuple(one.response_token_ids)) for one in request.sequences
-        ]
-        lookups = self._scorer.check(pairs, request.temperature)
+        self._scorer.check_count(len(request.sequences))
+        lookups = await in_thread_if_large(
+            lambda: self._scorer.check(_pairs(request), request.temperature), request.ByteSize()
+        )
         num_tokens = [lookup.num_tokens for lookup in lookups]
         await caller().admit(tokens=sum(num_tokens))
         found = await self._batcher.submit(lookups, num_tokens, deadline=deadline(context))
@@ -57,3 +58,9 @@ class ReferenceServicer(pb_grpc.ReferenceServiceServicer):
     ) -> pb.GetReferenceInfoResponse:
         """Return the model that is served."""
         return pb.GetReferenceInfoResponse(model=codec.model_info_to_pb(self._scorer.info.model))
+
+
+def _pairs(request: pb.LogProbsRequest) -> list[TokenPair]:
+    return [
+        TokenPair(tuple(one.prompt_token_ids), tuple(one.response_token_ids)) for one in request.sequences
+    ]

@@ -51,7 +51,7 @@ async def _start(config: RunConfig, server: ModelServer, scoring: Scoring) -> No
         ready=lambda: server.ready,
         limits=config.server_limits("reward"),
     )
-    await server.start(dialects.add_to, dialects.names)
+    await server.start(dialects.add_to, dialects.names, dialects.wire_limits)
 
 
 @asynccontextmanager

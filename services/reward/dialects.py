@@ -13,12 +13,18 @@ from fairlead.errors import install_command
 from services.reward import admin_servicer
 from services.reward.scoring import Scoring
 from services.reward.servicer import SERVICE_NAME, RewardServicer
+from services.runtime.limits import MAX_TURNS
 from services.runtime.streams import Bounds
+from services.runtime.wire_limits import WireLimits
 
 logger = logging.getLogger(__name__)
 
 STREAM_MAX_REQUESTS = 256
 """Requests of one stream in progress, enough to fill batches; no more are read until results are sent."""
+
+
+MAX_TENSORS = 16
+"""Tensors, and dimensions of a tensor, of a request of the Open Inference Protocol; more are never valid."""
 
 
 class Dialects:
@@ -45,9 +51,23 @@ class Dialects:
         bounds = Bounds(STREAM_MAX_REQUESTS, limits.max_message_bytes)
         may_replace = {"auto": requires_keys, "always": True, "never": False}[section.allow_reload]
         self._adders: list[Callable[[aio.Server], None]] = [
-            RewardServicer(scoring, bounds).add_to,
+            RewardServicer(scoring, bounds, max_items=section.batching.max_items).add_to,
             admin_servicer.RewardAdminServicer(scoring, allowed=may_replace).add_to,
         ]
+        self.wire_limits = WireLimits(
+            entries={
+                "fairlead.v1.ScoreRequest.items": section.batching.max_items,
+                "fairlead.v1.TextPair.messages": MAX_TURNS,
+                "inference.ModelInferRequest.inputs": MAX_TENSORS,
+                "inference.ModelInferRequest.outputs": MAX_TENSORS,
+                "inference.ModelInferRequest.raw_input_contents": MAX_TENSORS,
+                "inference.ModelInferRequest.InferInputTensor.shape": MAX_TENSORS,
+                # Where few rows are too many, services/open_inference refuses them, with their number.
+                "inference.InferTensorContents.bytes_contents": 4 * section.batching.max_items,
+            },
+            max_numbers=2 * section.batching.max_queue_tokens,
+        )
+        """What the requests may contain."""
         self.names = [SERVICE_NAME, admin_servicer.SERVICE_NAME]
         """Full names of the services, for health and reflection."""
         try:

@@ -117,7 +117,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
             )
             return await self._scoring.score(items, call)
 
-        scores = await self._model.score(version, lambda: _read(request), run)
+        scores = await self._model.score(version, lambda: _read(request), run, num_bytes=request.ByteSize())
         return _response(request, scores)
 
     async def ServerLive(self, request: Any, context: _Context) -> Any:

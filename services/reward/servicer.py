@@ -15,6 +15,8 @@ from services.reward.scoring import ScoreCall, Scoring
 from services.runtime.access import caller
 from services.runtime.edge import deadline, start_notice
 from services.runtime.error_reply import rpc_error_reply
+from services.runtime.large import in_thread_if_large
+from services.runtime.limits import check_count
 from services.runtime.streams import Bounds, process_bounded
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RewardService"].full_name
@@ -27,13 +29,15 @@ _Context = aio.ServicerContext[Any, Any]
 class RewardServicer(pb_grpc.RewardServiceServicer):
     """The RPCs of fairlead.v1.RewardService."""
 
-    def __init__(self, scoring: Scoring, bounds: Bounds) -> None:
+    def __init__(self, scoring: Scoring, bounds: Bounds, *, max_items: int) -> None:
         """
         Args:
             scoring: computes the scores.
             bounds: limits of each stream.
+            max_items: maximum number of items of a request.
         """
         self._scoring = scoring
+        self._max_items = max_items
         self._bounds = bounds
 
     def add_to(self, server: aio.Server) -> None:
@@ -86,7 +90,10 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
             exclusive=caller().exclusive(request.alone),
             on_start=on_start,
         )
-        return codec.scores_to_pb(await self._scoring.score(codec.score_items_from_pb(request.items), call))
+        # Before an item is converted; the scorer checks it again for its other callers.
+        check_count("items", len(request.items), limit=self._max_items)
+        items = await in_thread_if_large(lambda: codec.score_items_from_pb(request.items), request.ByteSize())
+        return codec.scores_to_pb(await self._scoring.score(items, call))
 
     async def GetRewardInfo(
         self, request: pb.GetRewardInfoRequest, context: _Context

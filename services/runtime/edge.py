@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, closing
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeAlias
 
@@ -24,7 +25,9 @@ from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavaila
 from fairlead.rpc.status import EXCLUSIVE_START, MAX_REQUEST_TOKENS, REQUEST_ID, RETRY_PUSHBACK
 from services.runtime.access import AccessControl, Caller, parse_token_limit, request_id_or_new, scope_of
 from services.runtime.error_reply import rpc_error_reply
+from services.runtime.large import in_thread_if_large
 from services.runtime.streams import IncomingRequests
+from services.runtime.wire_limits import WireLimits, check_wire
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,8 @@ class EdgeInterceptor(aio.ServerInterceptor):
         self._max_bytes = max_in_flight_bytes
         self._in_flight = 0
         self._bytes = 0
+        self.wire_limits = WireLimits()
+        """What a request may contain."""
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -117,7 +122,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
             async with self._started(method, context, len(body)) as call:
                 self._admit(len(body))
                 async with self._access.request(call.authorize(self._access)):
-                    request = call.note_request(_parse(handler, body, context))
+                    request = call.note_request(await self._parsed(method, handler, body, context))
                     return await behaviour(request, context)
 
         return call
@@ -131,7 +136,7 @@ class EdgeInterceptor(aio.ServerInterceptor):
             async with self._started(method, context, len(body)) as call:
                 self._admit(len(body))
                 async with self._access.request(call.authorize(self._access)):
-                    request = call.note_request(_parse(handler, body, context))
+                    request = call.note_request(await self._parsed(method, handler, body, context))
                     async with aclosing(behaviour(request, context)) as responses:
                         async for response in responses:
                             call.count_sent()
@@ -147,9 +152,9 @@ class EdgeInterceptor(aio.ServerInterceptor):
         async def call(bodies: AsyncIterator[bytes], context: _Context) -> AsyncIterator[Any]:
             async with self._started(method, context) as call:
 
-                def parse(body: bytes) -> object:
+                async def parse(body: bytes) -> object:
                     call.count_received()
-                    return call.note_request(_parse(handler, body, context))
+                    return call.note_request(await self._parsed(method, handler, body, context))
 
                 self._check_open()
                 with closing(IncomingRequests(bodies, parse=parse, draining=self._draining)) as requests:
@@ -164,6 +169,11 @@ class EdgeInterceptor(aio.ServerInterceptor):
                     requests.check_complete()
 
         return call
+
+    async def _parsed(self, method: str, handler: _Handler, body: bytes, context: _Context) -> object:
+        """Parse a request, after the check of its size."""
+        await in_thread_if_large(partial(check_wire, method, body, self.wire_limits), len(body))
+        return _parse(handler, body, context)
 
     def _started(self, method: str, context: _Context, size: int = 0) -> RpcCall:
         call = RpcCall(self._metrics, method, context, self._access_log)

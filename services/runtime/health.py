@@ -55,7 +55,9 @@ class Health:
     ) -> health_pb2.HealthCheckResponse:
         """Return the current status; fail with NOT_FOUND for an unknown service."""
         if request.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"this server has no service {request.service!r}")
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"this server has no service {request.service[:80]!r}"
+            )
         return self._response(request.service)
 
     async def Watch(  # noqa: N802

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 from fairlead.errors import InvalidInput
 
+MAX_TURNS = 4_096
+"""Limit on the turns of a conversation."""
+
 
 def check_token_ids(
     field: str,

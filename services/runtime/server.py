@@ -31,6 +31,7 @@ from services.runtime.access import AccessControl
 from services.runtime.edge import EdgeInterceptor
 from services.runtime.health import Health
 from services.runtime.process import Stopped, on_stop
+from services.runtime.wire_limits import WireLimits
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -173,12 +174,18 @@ class ModelServer:
             raise Stopped
         return await result
 
-    async def start(self, add: Callable[[aio.Server], None], services: Sequence[str]) -> str:
+    async def start(
+        self,
+        add: Callable[[aio.Server], None],
+        services: Sequence[str],
+        wire_limits: WireLimits | None = None,
+    ) -> str:
         """Start listening. Health is NOT_SERVING until `set_ready(True)`.
 
         Args:
             add: registers the servicers.
             services: full names of the services, for health and reflection.
+            wire_limits: what a request may contain; None for the defaults.
 
         Returns:
             The address, with the actual port.
@@ -187,6 +194,7 @@ class ModelServer:
             ConfigError: if the port is in use.
         """
         self._health = Health(services)
+        self._edge.wire_limits = wire_limits or WireLimits()
         self._server = aio.server(interceptors=[self._edge], options=self._options())
         add(self._server)
         self._health.add_to(self._server)

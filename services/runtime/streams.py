@@ -111,7 +111,11 @@ class IncomingRequests:
     """Async iterator over the requests that a client sends, parsed on demand until the server drains."""
 
     def __init__(
-        self, bodies: AsyncIterator[bytes], *, parse: Callable[[bytes], object], draining: asyncio.Event
+        self,
+        bodies: AsyncIterator[bytes],
+        *,
+        parse: Callable[[bytes], Awaitable[object]],
+        draining: asyncio.Event,
     ) -> None:
         """
         Args:
@@ -149,7 +153,7 @@ class IncomingRequests:
         body = finished.result()
         if body is None:
             raise StopAsyncIteration
-        return self._parse(body)
+        return await self._parse(body)
 
     def check_complete(self) -> None:
         """Check, once all requests got their response, that the client had no more to send.

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from fairlead.errors import NotOffered
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores
 from services.gateway.backend import Backend
-from services.gateway.body import LARGE_BYTES, read_json
+from services.gateway.body import read_json
 from services.gateway.call import CurrentCall
 from services.gateway.dialects.inference_requests import (
     HEADER_LENGTH,
@@ -123,8 +123,7 @@ def _add_inference(routes: APIRouter, model: InferenceModel, backend: Backend) -
                 return await backend.score(items, limited, priority=priority)
 
             version = request.path_params.get("version", "")
-            large = len(data) >= LARGE_BYTES
-            scores = await model.score(version, lambda: read(body, binary), run, in_thread=large)
+            scores = await model.score(version, lambda: read(body, binary), run, num_bytes=len(data))
             return response(body, scores, name=model.name, binary=wants_binary(body))
 
 

@@ -102,7 +102,7 @@ async def reward_service(
         )
         async with scoring:
             dialects = Dialects(scoring, section, requires_keys=keys is not None, ready=lambda: server.ready)
-            address = await server.start(dialects.add_to, dialects.names)
+            address = await server.start(dialects.add_to, dialects.names, dialects.wire_limits)
             server.set_ready(True)
             yield World(address, server, scoring, registry)
             # The gRPC server stops before its models, as in the process.

@@ -1,0 +1,196 @@
+"""Check the size of a serialized protobuf request before it is parsed: entries, fields, numbers.
+
+The scan walks over tags and lengths, creates no message, and stops at the first limit that is exceeded. It
+does not check whether the bytes are valid; the parser does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from fairlead.errors import InvalidInput
+
+_SCANNED_BYTES = 1 << 10
+"""Smaller requests are not checked: parsing one costs less than the scan."""
+_MAX_FIELDS = 100_000
+_MAX_NUMBERS = 1 << 20
+_BLOCK_BYTES = 1 << 16
+_VARINT = 0
+_LENGTH = 2
+_WIDTHS = {1: 8, 5: 4}
+"""Bytes of the values of fixed width, by wire type."""
+_CONTINUED = bytes(range(0x80, 0x100))
+"""Bytes of a varint that are not its last."""
+_FIXED_BYTES = {
+    FieldDescriptor.TYPE_DOUBLE: 8,
+    FieldDescriptor.TYPE_FIXED64: 8,
+    FieldDescriptor.TYPE_SFIXED64: 8,
+    FieldDescriptor.TYPE_FLOAT: 4,
+    FieldDescriptor.TYPE_FIXED32: 4,
+    FieldDescriptor.TYPE_SFIXED32: 4,
+    FieldDescriptor.TYPE_BOOL: 1,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireLimits:
+    """What a request may contain."""
+
+    entries: Mapping[str, int] = field(default_factory=dict)
+    """Maximum number of entries of a repeated field, by its full name: `fairlead.v1.ScoreRequest.items`."""
+    max_fields: int = _MAX_FIELDS
+    """Maximum number of fields of all messages in the request; a packed field counts as one."""
+    max_numbers: int = _MAX_NUMBERS
+    """Maximum number of numbers in packed fields, such as token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    name: str
+    full_name: str
+    child: Descriptor | None
+    """The message that the field holds, if it does."""
+    number_bytes: int | None
+    """Size of a number of a packed field; 0 for varints, None if the field holds no numbers."""
+
+
+def check_wire(method: str, body: bytes, limits: WireLimits) -> None:
+    """Check that the serialized request of an RPC is within limits.
+
+    Args:
+        method: full name, such as `/fairlead.v1.RewardService/Score`.
+        body: the request.
+        limits: what it may contain.
+
+    Raises:
+        InvalidInput: names the field that exceeds a limit.
+    """
+    if len(body) < _SCANNED_BYTES:
+        return
+    descriptor = _request_of(method)
+    if descriptor is not None:
+        _Scan(body, limits).message(0, len(body), descriptor, "")
+
+
+class _Scan:
+    """The state of one scan."""
+
+    def __init__(self, body: bytes, limits: WireLimits) -> None:
+        self._body = body
+        self._limits = limits
+        self._fields = 0
+        self._numbers = 0
+
+    def message(self, position: int, end: int, descriptor: Descriptor, path: str) -> None:
+        """Check the message between two positions.
+
+        Args:
+            position: where it starts.
+            end: where it ends.
+            descriptor: describes it.
+            path: the fields that lead to it, each followed by a dot.
+        """
+        known = _fields_of(descriptor)
+        counts: Counter[str] = Counter()
+        while position < end:
+            tag, position = self._varint(position)
+            found = known.get(tag >> 3)
+            self._count_field(path if found is None else path + found.name)
+            start, position = self._value(tag & 7, position)
+            if found is None or position > end:
+                continue
+            count = 1
+            if found.child is not None:
+                self.message(start, position, found.child, f"{path}{found.name}.")
+            elif found.number_bytes is not None and tag & 7 == _LENGTH:
+                count = self._count_numbers(start, position, found.number_bytes, path + found.name)
+            limit = self._limits.entries.get(found.full_name)
+            if limit is not None:
+                counts[found.name] += count
+                if counts[found.name] > limit:
+                    got = f"more than {limit} entries"
+                    raise InvalidInput(path + found.name, got=got, allowed=f"at most {limit}")
+
+    def _value(self, wire_type: int, position: int) -> tuple[int, int]:
+        """Return where the value of a field starts and ends."""
+        if wire_type == _VARINT:
+            return position, self._varint(position)[1]
+        if wire_type == _LENGTH:
+            size, start = self._varint(position)
+            return start, start + size
+        if wire_type in _WIDTHS:
+            return position, position + _WIDTHS[wire_type]
+        raise InvalidInput("request", got=f"wire type {wire_type}", allowed="a serialized request")
+
+    def _count_field(self, name: str) -> None:
+        self._fields += 1
+        limit = self._limits.max_fields
+        if self._fields > limit:
+            field = name.rstrip(".") or "request"
+            raise InvalidInput(
+                field, got=f"more than {limit} fields", allowed=f"at most {limit} in one request"
+            )
+
+    def _count_numbers(self, start: int, end: int, number_bytes: int, name: str) -> int:
+        """Count the numbers of a packed field; return how many there are."""
+        if number_bytes:
+            count = (end - start) // number_bytes
+        else:
+            blocks = range(start, end, _BLOCK_BYTES)
+            parts = (self._body[begin : min(begin + _BLOCK_BYTES, end)] for begin in blocks)
+            count = sum(len(part.translate(None, _CONTINUED)) for part in parts)
+        self._numbers += count
+        limit = self._limits.max_numbers
+        if self._numbers > limit:
+            raise InvalidInput(
+                name, got=f"more than {limit} numbers", allowed=f"at most {limit} in one request"
+            )
+        return count
+
+    def _varint(self, position: int) -> tuple[int, int]:
+        body = self._body
+        value = shift = 0
+        while position < len(body) and shift < 70:
+            byte = body[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, position
+            shift += 7
+        return 0, len(body)  # truncated: the parser refuses it
+
+
+@cache
+def _request_of(method: str) -> Descriptor | None:
+    service, _, name = method.removeprefix("/").partition("/")
+    try:
+        found = descriptor_pool.Default().FindServiceByName(service)
+    except KeyError:
+        return None
+    rpc = found.methods_by_name.get(name)
+    return None if rpc is None else rpc.input_type
+
+
+@cache
+def _fields_of(descriptor: Descriptor) -> dict[int, _Field]:
+    return {
+        each.number: _Field(each.name, each.full_name, each.message_type, _number_bytes(each))
+        for each in descriptor.fields
+    }
+
+
+def _number_bytes(described: FieldDescriptor) -> int | None:
+    if described.type in (
+        FieldDescriptor.TYPE_STRING,
+        FieldDescriptor.TYPE_BYTES,
+        FieldDescriptor.TYPE_MESSAGE,
+        FieldDescriptor.TYPE_GROUP,
+    ):
+        return None
+    return _FIXED_BYTES.get(described.type, 0)
