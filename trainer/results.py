@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fairlead.config import RunConfig
 from fairlead.errors import EXIT_CODE, StoppedByGuard
@@ -27,8 +27,14 @@ def config_hash(stage: str, config: RunConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def exit_code_if_done(stage: str, config: RunConfig) -> int | None:
-    """Return the exit code of a stage that is already done, and log it; None if there is work left."""
+def exit_code_if_done(stage: str, config: RunConfig, differences: Sequence[str] = ()) -> int | None:
+    """Return the exit code of a stage that is already done, and log it; None if there is work left.
+
+    Args:
+        stage: `sft`, `reward_model` or `ppo`.
+        config: the run.
+        differences: what the result was made from that has changed since.
+    """
     path = config.folder.result(stage)
     if not path.exists():
         return None
@@ -42,11 +48,15 @@ def exit_code_if_done(stage: str, config: RunConfig) -> int | None:
             return None
         logger.warning("%s (--force runs it again)", result["stopped_by_guard"])
         return EXIT_CODE[StoppedByGuard]
-    changed = result.get("config_hash") != config_hash(stage, config)
+    # Results of earlier versions have only the hash of their settings.
+    changed = not config.folder.inputs(stage).exists() and result.get("config_hash") != config_hash(
+        stage, config
+    )
+    how = f", but with other inputs ({'; '.join(differences)})" if differences else ""
     logger.warning(
         "%s is already done%s: see %s (--force runs it again)",
         stage,
-        ", but with different settings" if changed else "",
+        ", but with different settings" if changed else how,
         path,
     )
     return 0

@@ -16,7 +16,7 @@ from types import FrameType
 from prometheus_client import REGISTRY, CollectorRegistry
 from transformers.utils import logging as transformers_logging
 
-from fairlead import log, watchdog
+from fairlead import inputs, log, watchdog
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import FairleadError, exit_code
 from fairlead.metrics import ProcessMetrics, TrainerMetrics
@@ -57,7 +57,9 @@ def run(
         log.setup(style=config.observe.log_style, level=config.observe.log_level)
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         _stop_on_signals()
-        done = results.exit_code_if_done(stage, config)
+        made_from = inputs.collect(stage, config)
+        changed = inputs.differences(stage, config, made_from)
+        done = results.exit_code_if_done(stage, config, changed)
         if done is not None:
             if not options.force:
                 return done
@@ -65,6 +67,9 @@ def run(
             if forget is not None:
                 forget(config)
             config.folder.result(stage).unlink()
+        else:
+            inputs.warn_if_continued(stage, config, changed)
+        inputs.record_start(stage, config, made_from)
         _, stop_serving = metrics_page.serve(
             config.observe, tls=config.tls, ready=lambda: True, registry=registry
         )

@@ -20,12 +20,12 @@ from typing import Any
 
 from torch import Tensor
 
+from fairlead import inputs
 from fairlead.config import RunConfig
 from fairlead.errors import CorruptCheckpoint
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import WeightVersion
 from trainer.checkpoint import Checkpoint, CheckpointStore
-from trainer.results import config_hash
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +35,19 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StageCheckpoints:
     """The checkpoints of one stage of a run. A stage has one process, so no incarnation has to be fenced."""
 
-    def __init__(
-        self, stage: str, config: RunConfig, *, sequences: Iterable[tuple[int, ...]], model: str
-    ) -> None:
+    def __init__(self, stage: str, config: RunConfig, *, sequences: Iterable[tuple[int, ...]]) -> None:
         """
         Args:
             stage: `sft` or `reward_model`.
             config: the run.
             sequences: token ids of everything that the stage learns from, in its order.
-            model: folder or hub id of the initial model; empty for one from scratch.
         """
         self._root = root(stage, config)
         self._stage = stage
         self._every = config.checkpoint.every_steps
         self._keep = config.checkpoint.keep
         self._store = CheckpointStore(self._root)
-        self._made_from = _digest(config_hash(stage, config), sequences, model)
+        self._made_from = _digest(inputs.collect(stage, config).digest, sequences)
 
     def load(self) -> Checkpoint | None:
         """Return the newest undamaged checkpoint; None without one that was made from the same inputs."""
@@ -89,7 +86,7 @@ _LINEAGE = (Ancestor(1, 0),)
 
 def root(stage: str, config: RunConfig) -> Path:
     """Return the folder of a stage's checkpoints."""
-    return config.folder.root / f"checkpoints_{stage}"
+    return config.folder.stage_checkpoints(stage)
 
 
 @dataclass(slots=True)
@@ -152,14 +149,9 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(received[0])
 
 
-def _digest(settings: str, sequences: Iterable[tuple[int, ...]], model: str) -> str:
-    digest = hashlib.sha256(settings.encode())
+def _digest(made_from: str, sequences: Iterable[tuple[int, ...]]) -> str:
+    """Return one digest of the inputs and of the token ids, which depend on this version of the code too."""
+    digest = hashlib.sha256(made_from.encode())
     for sequence in sequences:
         digest.update(repr(sequence).encode())
-    folder = Path(model).expanduser()
-    digest.update(model.encode())
-    # Size and time stand for the content of large files.
-    for file in sorted(folder.glob("*")) if model and folder.is_dir() else ():
-        stat = file.stat()
-        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()

@@ -124,6 +124,19 @@ class RunFolder:
         """Some answers of every update of PPO with their scores, one JSON object per line."""
         return self.root / "samples_ppo.jsonl"
 
+    @property
+    def digests(self) -> Path:
+        """Cache of the digests of data and models; may be deleted at any time."""
+        return self.root / "digests.json"
+
+    def inputs(self, stage: str) -> Path:
+        """Return the JSON file with the settings of a stage, and the digests of its data and models."""
+        return self.root / f"inputs_{stage}.json"
+
+    def stage_checkpoints(self, stage: str) -> Path:
+        """Return the folder of the checkpoints of `sft` or `reward_model`."""
+        return self.root / f"checkpoints_{stage}"
+
     def result(self, stage: str) -> Path:
         """Return the JSON file with the final figures of a stage."""
         return self.root / f"result_{stage}.json"

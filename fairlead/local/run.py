@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 
-from fairlead import log
+from fairlead import inputs, log
 from fairlead.config import RunConfig
 from fairlead.config.saving import save
 from fairlead.local.addresses import allocate
@@ -48,14 +48,28 @@ def run_stage(config: RunConfig, stage: str, *, console: Console, force: bool = 
     stopped = stopped_by_guard(config) if stage == "ppo" and not force else ""
     if stopped:
         return RunOutcome(EXIT_GUARDED, f"{stopped}; --force runs it again")
-    if not force and is_finished(config, stage):
-        return RunOutcome(0, f"{_verb(stage)} has already finished; --force runs it again")
+    changed = inputs.differences(stage, config, inputs.collect(stage, config))
+    finished = is_finished(config, stage)
+    if finished and not force:
+        return _finished(stage, changed)
+    if not finished:
+        inputs.warn_if_continued(stage, config, changed)
     with RunLock(folder), _log_to_file(config):
         save(config, folder.config)
         # The progress of an earlier stage must not be shown as the progress of this one.
         folder.progress.unlink(missing_ok=True)
         specs, environment = processes(config, stage, force=force)
         return asyncio.run(_supervise(config, stage, specs, environment=environment, console=console))
+
+
+def _finished(stage: str, changed: Sequence[str]) -> RunOutcome:
+    """Return the outcome of a stage that has already finished, and log what has changed since."""
+    if not changed:
+        return RunOutcome(0, f"{_verb(stage)} has already finished; --force runs it again")
+    logger.warning("%s has finished with other inputs than these: %s", _verb(stage), "; ".join(changed))
+    return RunOutcome(
+        0, f"{_verb(stage)} has already finished, with other inputs; --force runs it again with these"
+    )
 
 
 def is_finished(config: RunConfig, stage: str) -> bool:

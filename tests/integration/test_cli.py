@@ -141,8 +141,17 @@ def test_stage_runs_to_its_end_and_writes_its_files(run_file: Path):
     status = fairlead("status", folder.root, cwd=run_file.parent).stdout
     assert "tiny · finished · sft · step " in status
     assert "sft has finished: " in status
-    again = fairlead("sft", run_file, cwd=run_file.parent)
+    same = ("--set", "sft.epochs=2")
+    again = fairlead("sft", run_file, *same, cwd=run_file.parent)
     assert again.stdout.startswith("sft has already finished; --force runs it again: runs/tiny (seconds ")
+    data = run_file.parent / "demos.jsonl"
+    data.write_text(data.read_text() + data.read_text().splitlines()[0] + "\n")
+    other = fairlead("sft", run_file, "--set", "sft.epochs=3", cwd=run_file.parent)
+    assert other.returncode == 0
+    assert other.stdout.startswith(
+        "sft has already finished, with other inputs; --force runs it again with these"
+    )
+    assert "sft.epochs: 2 before, 3 now; data.demonstrations: demos.jsonl now has" in other.stderr
 
 
 def test_failed_stage_passes_on_its_message_and_exit_code(run_file: Path):

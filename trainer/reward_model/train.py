@@ -84,7 +84,6 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         sequences=(
             sequence for ranking in known.rankings for sequence in (*ranking.sequences, *ranking.pairs)
         ),
-        model=path,
     )
     train_loss = _epochs(config, members, known.rankings, heldout.rankings, metrics, checkpoints)
     centred = _centre(config, members, tokenizer, limit)

@@ -78,9 +78,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         logger.warning("%d demonstrations are longer than %d tokens and were cut", truncated, limit)
     if section.batching == "packing":
         packing.check(model, sequences)
-    checkpoints = StageCheckpoints(
-        "sft", config, sequences=(one.token_ids for one in sequences), model=config.model.path
-    )
+    checkpoints = StageCheckpoints("sft", config, sequences=(one.token_ids for one in sequences))
     train_loss, heldout_losses = _epochs(config, model, sequences, heldout, metrics, checkpoints)
     with durable.new_folder(config.folder.sft_model) as folder:
         adapters.save(model, folder, merge=section.lora.merge)

@@ -88,7 +88,7 @@ def test_finished_stage_is_not_repeated_unless_forced_or_extended(run, capsys):
     assert body.runs == 1
     assert "ppo is already done" in capsys.readouterr().err
     assert run(body, "--set", "ppo.kl_coefficient=0.5") == 0
-    assert "but with different settings" in capsys.readouterr().err
+    assert "but with other inputs (ppo.kl_coefficient: 0.05 before, 0.5 now)" in capsys.readouterr().err
     assert (body.runs, body.forgotten) == (1, 0)
     assert run(body, "--force") == 0
     assert (body.runs, body.forgotten) == (2, 1)

@@ -150,7 +150,7 @@ def test_signal_within_a_step_takes_effect_after_it(stops_on_sigterm: None):
 
 def test_loss_that_is_not_finite_survives_the_checkpoint(tmp_path: Path):
     config = sft_run(tmp_path, **SFT)
-    checkpoints = StageCheckpoints("sft", config, sequences=[(1, 2)], model="")
+    checkpoints = StageCheckpoints("sft", config, sequences=[(1, 2)])
     checkpoints.save(Position(step=2, epoch=1, losses=[1.5, float("nan")]), {})
     found = checkpoints.load()
     assert found is not None

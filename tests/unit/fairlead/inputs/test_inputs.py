@@ -1,0 +1,156 @@
+"""What a result was made from: every change of a setting or of contents is named, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fairlead import inputs
+from fairlead.config import RunConfig, load
+
+MODELS = ("base", "sft", "rm")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("demonstrations", "preferences", "prompts"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a"}\n')
+    for name in MODELS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode() * 100)
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    return tmp_path
+
+
+def configured(folder: Path, **changes: object) -> RunConfig:
+    settings: dict[str, object] = {"runs": str(folder / "runs"), "base": str(folder)}
+    settings |= {f"data.{name}": f"{name}.jsonl" for name in ("demonstrations", "preferences", "prompts")}
+    settings |= {"model.path": str(folder / "base"), "reward_model.path": str(folder / "sft")}
+    settings |= {"policy.path": str(folder / "sft"), "reference.path": str(folder / "sft")}
+    settings |= {"reward.path": str(folder / "rm")}
+    return load(overrides=settings | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def started(stage: str, config: RunConfig) -> None:
+    inputs.record_start(stage, config, inputs.collect(stage, config))
+
+
+def changed(stage: str, config: RunConfig) -> list[str]:
+    return inputs.differences(stage, config, inputs.collect(stage, config))
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "expected"),
+    [
+        ("sft", {"sft__epochs": 7}, ["sft.epochs: 2 before, 7 now"]),
+        ("sft", {"sft__lora": {"rank": 8}}, ["sft.lora.rank: 0 before, 8 now"]),
+        ("sft", {"seed": 5}, ["seed: 0 before, 5 now"]),
+        ("sft", {"data__heldout_fraction": 0.5}, ["data.heldout_fraction: 0.1 before, 0.5 now"]),
+        ("reward_model", {"data__tie_margin": 1}, ["data.tie_margin: 0.0 before, 1.0 now"]),
+        ("ppo", {"sampling__temperature": 2}, ["sampling.temperature: 1.0 before, 2.0 now"]),
+        ("ppo", {"reward__ensemble": "min"}, ['reward.ensemble: "mean" before, "min" now']),
+        ("ppo", {"policy__dtype": "bfloat16"}, ['policy.dtype: "float32" before, "bfloat16" now']),
+        # Speed, memory, the length of PPO, and what another stage reads.
+        ("sft", {"sft__threads": 3, "sft__device": "cpu", "ppo__epochs": 3, "data__tie_margin": 1}, []),
+        ("ppo", {"ppo__updates": 7, "ppo__max_micro_batch_tokens": 9, "reward__replicas": 3}, []),
+    ],
+)
+def test_changed_settings_are_named(folder: Path, stage: str, change: dict, expected: list[str]) -> None:
+    config = configured(folder)
+    started(stage, config)
+    assert changed(stage, config) == []
+    assert changed(stage, configured(folder, **change)) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "key"),
+    [
+        ("sft", "demonstrations.jsonl", "data.demonstrations: demonstrations.jsonl"),
+        ("sft", "base/model.safetensors", "model.path: {}/base"),
+        ("reward_model", "preferences.jsonl", "data.preferences: preferences.jsonl"),
+        ("reward_model", "sft/model.safetensors", "reward_model.path: {}/sft"),
+        ("ppo", "prompts.jsonl", "data.prompts: prompts.jsonl"),
+        ("ppo", "rm/config.json", "reward.path: {}/rm"),
+    ],
+)
+def test_changed_contents_are_named_also_at_equal_size_and_time(
+    folder: Path, stage: str, file: str, key: str
+) -> None:
+    config = configured(folder)
+    started(stage, config)
+    path = folder / file
+    before, status = path.read_bytes(), path.stat()
+    path.write_bytes(bytes(reversed(before[:-1])) + b" ")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    [line] = changed(stage, config)
+    assert line.startswith(f"{key.format(folder)} now has other contents (")
+    path.write_bytes(before)
+    assert changed(stage, config) == []
+
+
+def test_other_folder_counts_only_with_other_contents(folder: Path) -> None:
+    started("ppo", configured(folder))
+    shutil.copytree(folder / "rm", folder / "copy")
+    (folder / "moved.jsonl").write_bytes((folder / "prompts.jsonl").read_bytes())
+    same = configured(folder, reward__path=str(folder / "copy"), data__prompts="moved.jsonl")
+    assert changed("ppo", same) == []
+    assert inputs.collect("ppo", same).digest == inputs.collect("ppo", configured(folder)).digest
+    [line] = changed("ppo", configured(folder, reward__path=str(folder / "sft")))
+    assert line == (
+        f"reward.path: {folder}/rm before, {folder}/sft now has other contents (202 bytes before, 302 now)"
+    )
+    [line] = changed("ppo", configured(folder, data__prompts=["prompts.jsonl", "moved.jsonl"]))
+    assert line == "data.prompts: prompts.jsonl before, prompts.jsonl, moved.jsonl now"
+
+
+def test_unchanged_files_are_not_read_again(folder: Path) -> None:
+    for path in folder.rglob("*.*"):
+        os.utime(path, (1, 1))
+    config = configured(folder)
+    first = inputs.collect("ppo", config)
+    # Files changed in the last seconds are read again: only later starts rely on the cache.
+    cache = {
+        str(path.resolve()): [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, "f" * 64]
+        for path in folder.rglob("*.*")
+        if path.is_file()
+        for s in [path.stat()]
+    }
+    config.folder.digests.write_text(json.dumps(cache))
+    assert inputs.collect("ppo", config).sources["data.prompts"][0].digest == "f" * 64
+    config.folder.digests.write_text("{")
+    assert inputs.collect("ppo", config) == first
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "org/dataset?split=test"])
+def test_source_that_cannot_be_read_counts_by_its_name(folder: Path, name: str) -> None:
+    config = configured(folder, data__prompts=name)
+    started("ppo", config)
+    assert changed("ppo", config) == []
+    assert changed("ppo", configured(folder)) == [f"data.prompts: {name} before, prompts.jsonl now"]
+
+
+def test_continued_run_is_warned_of_and_the_change_is_kept(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, other = configured(folder), configured(folder, reward__path=str(folder / "sft"))
+    started("ppo", config)
+    inputs.warn_if_continued("ppo", other, changed("ppo", other))
+    assert caplog.messages == []  # it has no checkpoint
+    checkpoint = config.folder.checkpoints / "1-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    found = changed("ppo", other)
+    inputs.warn_if_continued("ppo", other, found)
+    [message] = caplog.messages
+    assert "continues a run that began with other inputs" in message
+    assert "--set name=" in message
+    assert found[0] in message
+    started("ppo", other)
+    assert changed("ppo", other) == []
+    [entry] = json.loads(config.folder.inputs("ppo").read_text())["changes"]
+    assert entry["changed"] == found
