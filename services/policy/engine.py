@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fairlead.transports.weights.base import Adapter
-from fairlead.types import Completion, GenerationRequest, PolicyInfo, WeightVersion
+from fairlead.types import Completion, GenerationRequest, ModelInfo, PolicyInfo, WeightVersion
 
 
 class Engine(Protocol):
@@ -20,6 +20,11 @@ class Engine(Protocol):
     @property
     def version(self) -> WeightVersion | None:
         """The weights in use; None before the first."""
+        ...
+
+    @property
+    def model(self) -> ModelInfo:
+        """The architecture of the served model, which is known before the first weights."""
         ...
 
     @property

@@ -92,6 +92,11 @@ class TransformersEngine:
         return self._thread.version
 
     @property
+    def model(self) -> ModelInfo:
+        """The architecture of the served model, which is known before the first weights."""
+        return self._info
+
+    @property
     def info(self) -> PolicyInfo:
         """Description of the served model.
 
