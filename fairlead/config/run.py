@@ -6,8 +6,10 @@ Precedence: flags > environment (`FAIRLEAD_SECTION__FIELD`) > TOML file > defaul
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from pydantic_settings import (
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from fairlead.config import determinism, retired
@@ -52,6 +55,9 @@ from fairlead.config.training import (
 from fairlead.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+_CREDENTIALS = re.compile(r"://\S*@")
+"""The part of a URL that may contain a password."""
 
 
 class RunConfig(BaseSettings):
@@ -187,7 +193,7 @@ def load(path: Path | None = None, *, overrides: Mapping[str, object] | None = N
         values = _read_toml(path)
         warnings += retired.apply(values)
         values.setdefault("base", str(path.resolve().parent))
-    environment = dict(EnvSettingsSource(RunConfig)())
+    environment = _environment()
     warnings += retired.apply(environment, named=_variable)
     _merge(values, environment)
     flags: dict[str, Any] = {}
@@ -229,6 +235,24 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError("config", got=str(path), allowed="a TOML file that exists") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError("config", got=f"{path}: {error}", allowed="a readable TOML file") from error
+
+
+def _environment() -> dict[str, Any]:
+    try:
+        return dict(EnvSettingsSource(RunConfig)())
+    except SettingsError:
+        # The value of FAIRLEAD_QUEUE, a section, is read as JSON.
+        sections = {name.rpartition(".")[0] for name in field_names()} - {""}
+        wrong = next((name for name in sections if not _is_json(os.environ.get(_variable(name), "{}"))), "")
+        raise _not_a_table(_variable(wrong), "") from None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _toml_value(value: object) -> object:
@@ -311,11 +335,20 @@ def _config_error(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"]) or "config"
     if first["type"] == "extra_forbidden":
-        return ConfigError(key, got="an unknown key", allowed=_nearest(key))
+        shown = _CREDENTIALS.sub("://…@", key)
+        return ConfigError(shown, got="an unknown key", allowed=_nearest(key))
+    if first["type"] == "model_type":
+        return _not_a_table(key, first.get("input"))
     got = first.get("input")
     if "password" in key:
         got = "…"
-    elif key.endswith("redis_url"):
+    elif key.endswith("redis_url") or _CREDENTIALS.search(str(got)):
         # Not quoted: it may contain a password.
         got = "an invalid URL"
     return ConfigError(key, got=got, allowed=first["msg"].removeprefix("Value error, "))
+
+
+def _not_a_table(key: str, got: object) -> ConfigError:
+    """Return the error for a value in place of a section. Text may contain a password and is not quoted."""
+    shown = got if isinstance(got, int | float) else "a value"
+    return ConfigError(key, got=shown, allowed="a table of settings")

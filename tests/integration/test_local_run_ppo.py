@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
-from fairlead.config import load
+from fairlead.config import RunFolder, load
 from fairlead.local.run_files import running_pids
 from tests.integration.ppo_run import check, make, started
+
+
+def check_secrets(folder: RunFolder, output: str) -> None:
+    """The password of the embedded queue is only in its own file, which only its owner can read."""
+    own = folder.redis / "server.conf"
+    password = next(
+        line.split()[1] for line in own.read_text().splitlines() if line.startswith("requirepass ")
+    )
+    files = [path for path in folder.root.rglob("*") if path.is_file() and path != own]
+    assert folder.root / "supervisor.json" in files
+    assert [path for path in files if password.encode() in path.read_bytes()] == []
+    assert password not in output
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (own, folder.config)} == {0o600}
 
 
 def test_run_from_start_to_end_writes_all_its_files(tmp_path: Path):
@@ -25,12 +39,8 @@ def test_run_from_start_to_end_writes_all_its_files(tmp_path: Path):
             line.partition(" is ready after ")[0] for line in lines if " is ready after " in line
         } == names
         assert any(line.startswith("ppo 3/3 · done · reward ") for line in lines)
-        config = run.folder.config.read_text()
         assert load(run.folder.config).ppo.updates == 3
-        # The password of the embedded queue is in its own file and nowhere else.
-        written = (run.folder.redis / "server.conf").read_text()
-        password = next(line.split()[1] for line in written.splitlines() if line.startswith("requirepass "))
-        assert password not in config + output + run.log_tails()
+        check_secrets(run.folder, output)
     with started(file) as run:
         output = run.process.communicate(timeout=30)[0]
         assert output.startswith(

@@ -15,7 +15,7 @@ from fairlead.config import load
 from fairlead.config.infrastructure import QueueSection, redis_url_without_secrets
 from fairlead.config.saving import as_toml, save
 from fairlead.errors import ConfigError
-from fairlead.transports.rollouts.redis_connection import check_url, client_options
+from fairlead.transports.rollouts.redis_connection import address, check_url, client_options
 
 MARK = "hunter2"
 SECRETS = st.text(alphabet="abZ09:/?#@%&=[]!$ \"'\\é☃", max_size=8).flatmap(
@@ -49,6 +49,7 @@ def test_secret_of_a_redis_url_is_in_no_file_and_no_message(
         assert f"{section}.redis_url" in str(error)
         return
     assert MARK not in as_toml(config)
+    assert MARK not in address(url), "the name of the server in logs and errors"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,32 @@ def test_invalid_url_is_refused_with_a_remedy_and_without_its_content(url: str) 
     with pytest.raises(ConfigError) as caught:
         check_url(QueueSection.model_construct(redis_url=url))
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("queue", "redis://:hunter2@h"),
+        ("queue", ["redis://:hunter2@h"]),
+        ("keys", "hunter2"),
+        ("queue.redis_url", ["redis://:hunter2@h"]),
+        ("queue.redis_password", {"hunter2": "hunter2"}),
+        ("queue.redis_ulr", "redis://:hunter2@h"),
+        ("policy.addresses", "redis://:hunter2@h"),
+        ("queue.redis://:hunter2@h", 1),
+    ],
+)
+def test_secret_in_the_wrong_place_is_not_quoted(key: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(overrides={key: value})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_section_in_the_environment_must_be_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRLEAD_NAME", "my-run")
+    monkeypatch.setenv("FAIRLEAD_QUEUE", "redis://:hunter2@h")
+    with pytest.raises(ConfigError, match=r"FAIRLEAD_QUEUE: got 'a value', allowed: a table of settings"):
+        load()
 
 
 def test_saved_configuration_is_readable_only_by_its_owner(tmp_path: Path) -> None:
