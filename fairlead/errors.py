@@ -38,7 +38,10 @@ All parts raise these; only the outermost layer of a process converts them to a 
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+from pathlib import Path
 
 import grpc
 
@@ -291,8 +294,26 @@ def pickle_refused(model: str, file: str) -> ModelLoadError:
         model: folder or hub id.
         file: name of the file of weights.
     """
+    local = Path(model).expanduser()
+    folder = local if local.is_dir() else Path(local.name)
+    download = "" if local.is_dir() else f"run `hf download {model} --local-dir {folder}`, then "
     return ModelLoadError(
-        f"{model!r} has its weights only as pickle ({file}), which is not read; if you trust them, convert "
-        "them once: python -c 'from transformers import AutoModelForCausalLM as M; "
-        f'M.from_pretrained("{model}").save_pretrained("converted")\''
+        f"{model!r} has its weights only as pickle ({file}), which is not read; to convert them once, "
+        f"{download}run in this folder: python -c {shlex.quote(_conversion(folder, file))}"
+        + ("" if local.is_dir() else f", and give the folder {str(folder)!r}")
+    )
+
+
+def _conversion(folder: Path, file: str) -> str:
+    """Return a program that writes the tensors of a file, or of all its parts, beside it as safetensors.
+
+    It names no class of models, which could leave out a head, and runs no code that the pickle contains.
+    """
+    kind = next((kind for kind in ("adapter_model", "pytorch_model") if file.startswith(kind)), "")
+    source = json.dumps(str(folder / (f"{kind}*.bin" if kind else file)))
+    target = json.dumps(str(folder / f"{kind.replace('pytorch_', '') or 'model'}.safetensors"))
+    return (
+        "import glob, torch; from safetensors.torch import save_file; "
+        f"save_file({{k: v.contiguous().clone() for f in sorted(glob.glob({source})) for k, v in "
+        f'torch.load(f, map_location="cpu", weights_only=True).items()}}, {target}, {{"format": "pt"}})'
     )

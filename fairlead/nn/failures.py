@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -17,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from fairlead.errors import ModelLoadError
+from fairlead.errors import ModelLoadError, pickle_refused
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -31,6 +32,8 @@ def load_failure(what: str, path: str, error: BaseException) -> ModelLoadError:
         error: the error of transformers.
     """
     for cause in _causes(error):
+        if "cannot be loaded with `safetensors`" in str(cause) and not Path(path).expanduser().is_dir():
+            return pickle_refused(path, "pytorch_model.bin")
         reason = _of_the_hub(path, cause) or _of_the_machine(what, cause)
         if reason:
             return ModelLoadError(reason)

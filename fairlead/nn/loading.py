@@ -239,13 +239,13 @@ def load_pretrained(
     base = adapters.base_of(path)
     if base is not None:
         # In float32: bfloat16 would lose small adapters.
-        _refuse_pickle(path, "adapter_model*.bin")
+        _refuse_pickle(path, "adapter_model*.bin", unless="adapter_model*.safetensors*")
         exact = section.model_copy(update={"dtype": "float32"})
         model = load_pretrained(auto, base, exact, allowed_missing=allowed_missing, **settings)
         model = adapters.load_merged(model, path)
         nn.Module.to(model, torch_dtype(section))
         return model
-    _refuse_pickle(path, "pytorch_model*.bin", "*.pt", "*.pth")
+    _refuse_pickle(path, "pytorch_model*.bin", "*.pth", "*.pt", unless="model*.safetensors*")
     loader: Any = auto
     try:
         with _quiet_transformers():
@@ -281,18 +281,23 @@ def _quiet_transformers() -> Iterator[None]:
             settings.enable_progress_bar()
 
 
-def _refuse_pickle(path: str, *patterns: str) -> None:
-    """Reject a folder that has weights only in files that match the patterns.
+_STATE_OF_TRAINING = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
+"""Beginnings of the names of files that other trainers write next to weights."""
+
+
+def _refuse_pickle(path: str, *patterns: str, unless: str) -> None:
+    """Reject a folder that has weights in files that match the patterns, and none that match `unless`.
 
     Raises:
         ModelLoadError: if so; names the file and how to convert it.
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+    if not folder.is_dir() or any(folder.glob(unless)):
         return
     for pattern in patterns:
         for file in sorted(folder.glob(pattern)):
-            raise pickle_refused(path, file.name)
+            if not file.name.startswith(_STATE_OF_TRAINING):
+                raise pickle_refused(path, file.name)
 
 
 def _check_path(path: str) -> None:

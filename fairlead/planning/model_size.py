@@ -92,6 +92,9 @@ def model_size(path: str) -> ModelSize:
     if not folder.is_dir():
         folder = _cached(path)
     if (folder / "adapter_config.json").is_file():
+        if not any(folder.glob("adapter_model*.safetensors*")):
+            for file in sorted(folder.glob("adapter_model*.bin")):
+                raise pickle_refused(path, file.name)
         return _base_of(folder, path)
     config = _config(folder, path)
     tensors = _tensors(folder, path)

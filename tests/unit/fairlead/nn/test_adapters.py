@@ -19,6 +19,7 @@ from fairlead.nn import adapters
 from fairlead.nn.loading import load_causal_lm, load_tokenizer
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
+from tests.unit.fairlead.nn.test_nn import run_conversion
 
 CPU = ComputeSection(device="cpu")
 LORA = LoraSection(rank=4, alpha=8.0)
@@ -215,8 +216,10 @@ def test_pickled_adapter_is_refused(base, tmp_path):
     path = saved(base, tmp_path / "a")
     torch.save(load_file(tmp_path / "a" / adapters.WEIGHTS_FILE), tmp_path / "a" / "adapter_model.bin")
     (tmp_path / "a" / adapters.WEIGHTS_FILE).unlink()
-    with pytest.raises(ModelLoadError, match=r"only as pickle \(adapter_model\.bin\)"):
+    with pytest.raises(ModelLoadError, match=r"only as pickle \(adapter_model\.bin\)") as refused:
         load_causal_lm(path, CPU)
+    run_conversion(refused.value)
+    load_causal_lm(path, CPU)
 
 
 def test_adapter_without_its_base_is_rejected(base, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from fairlead.config.base import ComputeSection
 from fairlead.errors import ModelLoadError
 from fairlead.nn import loading
+from fairlead.nn.failures import load_failure
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.logprobs import entropy, hidden_logprobs, hidden_logprobs_and_entropies, token_logprobs
 from fairlead.nn.reward_model import load_reward_model
@@ -161,6 +163,41 @@ def test_pickled_weights_are_refused_and_not_read(tmp_path: Path):
         loading.load_causal_lm(str(folder), CPU)
     with pytest.raises(ModelLoadError, match="only as pickle"):
         load_reward_model(str(folder), CPU, fresh_head=True)
+
+
+def test_command_of_the_refusal_converts_pickled_weights(tmp_path: Path):
+    """Sharded weights with a head of their own, in a folder whose name needs quotes."""
+    folder = tiny_reward_model(tmp_path / "it's a model")
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        torch.save({name: weights[name] for name in part}, folder / f"pytorch_model-{number:05}-of-00002.bin")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "optimizer.pt")
+    with pytest.raises(ModelLoadError) as refused:
+        load_reward_model(str(folder), CPU)
+    run_conversion(refused.value)
+    load_reward_model(str(folder), CPU)
+    converted = load_file(folder / "model.safetensors")
+    assert converted.keys() == weights.keys()
+    assert all(torch.equal(converted[name], weights[name]) for name in weights)
+
+
+def run_conversion(refused: ModelLoadError) -> None:
+    """Run the Python program that the message of a refusal contains."""
+    words = shlex.split(str(refused)[str(refused).index("python -c ") :])
+    exec(words[2], {})
+
+
+def test_model_of_the_hub_with_pickled_weights_is_named():
+    cause = OSError(
+        "org/old does not appear to have a file named model.safetensors or model.safetensors.index.json and "
+        "thus cannot be loaded with `safetensors`. Please do not set `use_safetensors=True`."
+    )
+    message = str(load_failure("the model 'org/old'", "org/old", cause))
+    assert "`hf download org/old --local-dir old`" in message
+    assert "old/pytorch_model*.bin" in message
+    assert message.endswith("and give the folder 'old'")
 
 
 def test_tokenizer_fingerprints_differ_and_survive_saving(tmp_path: Path):
