@@ -300,7 +300,7 @@ class GuardSection(Section):
     length_ratio_warn_above: float | None = Field(default=None, ge=0)
     """Warn if the tokens per answer, divided by those of the first update, are above this."""
     length_ratio_stop_below: float | None = Field(default=0.7, ge=0)
-    """Stop if the tokens per answer, divided by those of the first update, are below this."""
+    """Stop limit of the signal of `length_ratio_warn_below`."""
     length_ratio_stop_above: float | None = Field(default=1.5, ge=0)
     """Stop if the tokens per answer, divided by those of the first update, are above this."""
 
@@ -308,32 +308,30 @@ class GuardSection(Section):
     """Warn if the fraction of repeated 3-grams within an answer, minus three times that of the first update,
     is above this."""
     repetition_stop_above: float | None = 0.05
-    """Stop if the fraction of repeated 3-grams within an answer, minus three times that of the first update,
-    is above this."""
+    """Stop limit of the signal of `repetition_warn_above`."""
 
     eos_ratio_warn_below: float | None = Field(default=None, ge=0)
     """Warn if the fraction of answers that are not cut off, divided by that of the first update, is below
     this. A drop within sampling error is not counted."""
     eos_ratio_stop_below: float | None = Field(default=0.98, ge=0)
-    """Stop if the fraction of answers that are not cut off, divided by that of the first update, is below
-    this. A drop within sampling error is not counted."""
+    """Stop limit of the signal of `eos_ratio_warn_below`."""
 
     kl_warn_above: float | None = None
     """Warn if the divergence from the reference by estimator k1, in nats per answer, is above this."""
     kl_stop_above: float | None = 10.0
-    """Stop if the divergence from the reference by estimator k1, in nats per answer, is above this."""
+    """Stop limit of the signal of `kl_warn_above`."""
     kl_k3_warn_above: float | None = 20.0
     """Warn if the divergence from the reference by estimator k3, in nats per answer, is above this. k3 has a
     heavy tail."""
     kl_k3_stop_above: float | None = None
-    """Stop if the divergence from the reference by estimator k3, in nats per answer, is above this."""
+    """Stop limit of the signal of `kl_k3_warn_above`."""
 
     overconfidence_warn_above: float | None = Field(default=None, ge=0, le=1)
     """Warn if the reward model is overconfident by more than this on the rankings in `data.fresh_rankings`:
     the fraction of labels that it claims to predict, minus the fraction that it does predict. At most 0.13 in
     16 healthy runs of the quickstart."""
     overconfidence_stop_above: float | None = Field(default=0.15, ge=0, le=1)
-    """Stop if the reward model is overconfident by more than this; see `overconfidence_warn_above`."""
+    """Stop limit of the signal of `overconfidence_warn_above`."""
     fresh_label_pairs: int = Field(default=500, ge=20, le=100_000)
     """Number of newest pairs of fresh labels from which overconfidence is computed; 500 give a standard error
     of 0.02."""
@@ -341,26 +339,25 @@ class GuardSection(Section):
     entropy_ratio_warn_below: float | None = Field(default=0.5, ge=0)
     """Warn if the entropy per token, divided by that of the first update, is below this."""
     entropy_ratio_stop_below: float | None = Field(default=None, ge=0)
-    """Stop if the entropy per token, divided by that of the first update, is below this."""
+    """Stop limit of the signal of `entropy_ratio_warn_below`."""
 
     distinct_ratio_warn_below: float | None = Field(default=0.5, ge=0)
     """Warn if the fraction of distinct answers, divided by that of the first update, is below this."""
     distinct_ratio_stop_below: float | None = Field(default=None, ge=0)
-    """Stop if the fraction of distinct answers, divided by that of the first update, is below this."""
+    """Stop limit of the signal of `distinct_ratio_warn_below`."""
 
     score_length_warn_above: float | None = 0.8
     """Warn if Spearman's correlation of score and length over the answers of an update is above this."""
     score_length_warn_below: float | None = None
     """Warn if Spearman's correlation of score and length over the answers of an update is below this."""
     score_length_stop_above: float | None = None
-    """Stop if Spearman's correlation of score and length over the answers of an update is above this."""
+    """Stop limit of the signal of `score_length_warn_above`."""
 
     scores_outside_warn_above: float | None = Field(default=0.5, ge=0)
     """Warn if the fraction of scores outside the 0.5% to 99.5% quantiles of the reward model's training
     scores is above this. It is 0.01 on the training data."""
     scores_outside_stop_above: float | None = Field(default=None, ge=0)
-    """Stop if the fraction of scores outside the 0.5% to 99.5% quantiles of the reward model's training
-    scores is above this."""
+    """Stop limit of the signal of `scores_outside_warn_above`."""
 
 
 class EvaluationSection(Section):
