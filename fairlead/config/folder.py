@@ -19,6 +19,11 @@ class RunFolder:
         return self.root / "config.toml"
 
     @property
+    def run_id(self) -> Path:
+        """Random id of the run, by which Redis distinguishes runs of one name."""
+        return self.root / "run_id"
+
+    @property
     def logs(self) -> Path:
         """Folder with one log per process."""
         return self.root / "logs"

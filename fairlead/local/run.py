@@ -24,6 +24,7 @@ from fairlead.local.restart_policy import EXIT_GUARDED, RunOutcome
 from fairlead.local.run_files import RunLock
 from fairlead.local.supervisor import Supervisor
 from fairlead.local.view import View
+from fairlead.transports.rollouts.run_claim import check_name
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def run_stage(config: RunConfig, stage: str, *, console: Console, force: bool = 
         The outcome; its code is 130 or 143 if a signal stopped the run, 5 if a guard did.
 
     Raises:
-        ConfigError: if a port is taken, or the addresses do not fit the number of replicas.
+        ConfigError: if a port is taken, the addresses do not fit the number of replicas, or another active
+            run on the same Redis has this name.
         ProcessFailed: if another supervisor is working on the run.
     """
     folder = config.folder
@@ -54,6 +56,8 @@ def run_stage(config: RunConfig, stage: str, *, console: Console, force: bool = 
         return _finished(stage, changed)
     if not finished:
         inputs.warn_if_continued(stage, config, changed)
+    if stage == "ppo" and config.queue.redis_url:
+        check_name(config.queue, run=config.name, folder=folder)
     with RunLock(folder), _log_to_file(config):
         save(config, folder.config)
         # The progress of an earlier stage must not be shown as the progress of this one.

@@ -8,6 +8,7 @@ from fairlead.config import RunConfig
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn.loading import require_determinism
 from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
+from fairlead.transports.rollouts.run_claim import RunClaim, RunOwner
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from trainer import stage
 from trainer.checkpoint import CheckpointStore
@@ -23,7 +24,10 @@ def body(config: RunConfig, metrics: TrainerMetrics) -> None:
     queue = retry.call(lambda: RedisTrainerQueue.connect(config.queue, run=config.name))
     try:
         store = FilesystemWeightStore(config.weights_path)
-        PpoTrainer(config, queue=queue, store=store, metrics=metrics).run()
+        claim = RunClaim(config.queue, run=config.name, owner=RunOwner.of(config.folder))
+        retry.call(claim.take)
+        with claim:
+            PpoTrainer(config, queue=queue, store=store, metrics=metrics).run()
     finally:
         queue.close()
 

@@ -48,7 +48,7 @@ _APPENDFSYNC = {
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one run. The run's name is a hash tag, so that a cluster stores all of them in one slot."""
+    """The keys of one run. The run's name is a hash tag, so that one node of a cluster holds all of them."""
 
     run: str
     """Name of the run."""
@@ -72,6 +72,11 @@ class Keys:
     def fence(self) -> str:
         """String: `<incarnation>:<token>` of the trainer that may write."""
         return f"fairlead:{{{self.run}}}:fence"
+
+    @property
+    def claim(self) -> str:
+        """String that expires: which run uses the name (`run_claim`); no script reads it."""
+        return f"fairlead:{{{self.run}}}:claim"
 
     def all(self) -> tuple[str, str, str, str]:
         """Return all keys in the order that every script expects."""
@@ -202,14 +207,32 @@ def _from_reply(where: str, error: redis.ResponseError) -> Exception:
         ("MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY ", "UNBLOCKED", "LOADING")
     ):
         return QueueUnavailable(f"Redis at {where} does not accept writes now ({text})")
-    if "NOPERM" in text or "NOAUTH" in text:
-        return QueueMisconfigured(
-            f"Redis at {where} rejects the credentials ({text}): "
-            "set queue.redis_password, or grant its user access"
-        )
+    if refusal := _misconfigured(where, error, text):
+        return QueueMisconfigured(refusal)
     if "WRONGTYPE" in text:
         return CorruptData(f"Redis at {where} has a key of this run with another type ({text})")
     return error
+
+
+def _misconfigured(where: str, error: redis.ResponseError, text: str) -> str:
+    """Return what is wrong with the settings; empty if nothing is."""
+    # `MovedError` is an `AskError`; its text is slot and address of the node that holds the key.
+    if isinstance(error, redis.exceptions.AskError):
+        return (
+            f"Redis at {where} is a node of a cluster, and another node holds the keys of this run ({text}): "
+            "set queue.redis_url to a single server, or to a cluster of one shard"
+        )
+    if "DB index is out of range" in text or "SELECT is not allowed" in text:
+        return (
+            f"Redis at {where} does not have the database of queue.redis_url ({text}): use a lower number, "
+            "or 0 in a cluster"
+        )
+    if "NOPERM" in text or "NOAUTH" in text:
+        return (
+            f"Redis at {where} rejects the credentials ({text}): "
+            "set queue.redis_password, or grant its user access"
+        )
+    return ""
 
 
 def _first_line(error: Exception) -> str:
@@ -227,6 +250,11 @@ def check_server(info: Mapping[str, object], config: Mapping[str, object], *, wh
     Raises:
         QueueMisconfigured: if the server is too old, or evicts keys when it is full.
     """
+    if "sentinel" in (info.get("redis_mode"), info.get("server_mode")):  # of Redis, of Valkey
+        raise QueueMisconfigured(
+            f"Redis at {where} is a Sentinel, which holds no data: set queue.redis_url to the server that it "
+            "names (`SENTINEL get-master-addr-by-name`), or to a proxy that follows it"
+        )
     version = str(info.get("redis_version", "0"))
     if int(version.partition(".")[0]) < _OLDEST_MAJOR_VERSION:
         raise QueueMisconfigured(f"Redis at {where} is version {version}: use Redis 7 or newer, or Valkey")

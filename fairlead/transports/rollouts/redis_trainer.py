@@ -83,6 +83,7 @@ class RedisTrainerQueue:
                 with suppress(redis.ResponseError):
                     settings = cast("Mapping[str, object]", queue._client.config_get("appendfsync"))
             check_server(info, settings, where=queue._where)
+            queue.known_incarnation()  # a node of a cluster may refer to another one
         except BaseException:
             queue.close()
             raise

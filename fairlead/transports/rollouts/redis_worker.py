@@ -134,6 +134,8 @@ class RedisWorkerQueue:
                 with suppress(redis.ResponseError):
                     settings = cast("Mapping[str, object]", await client.config_get("appendfsync"))
             check_server(info, settings, where=address(url))
+            with errors_of(address(url)):
+                await client.exists(Keys(run).fence)  # a node of a cluster may refer to another one
             return cls(client, section, run=run, consumer=consumer, on_dead_letter=on_dead_letter)
         except BaseException:
             await client.aclose()
