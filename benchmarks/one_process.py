@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from benchmarks.generation import decode
 from fairlead.config import RunConfig, load
+from fairlead.data.control import policy_stop_ids
 from fairlead.data.records import load_prompts
 from fairlead.nn.loading import eos_token_ids, load_tokenizer, set_threads
 from fairlead.types import Completion, Outcome, PromptTask, Rollout, TokenPair, WeightVersion
@@ -41,7 +42,7 @@ class Loop:
         self._reward = RewardScorer(config.reward.path, config.reward)
         self._reference = ReferenceScorer(config.reference.path, config.reference)
         policy = self._learner.models.policy
-        self._eos = eos_token_ids(policy, tokenizer)
+        self._stop_ids = eos_token_ids(policy, tokenizer) | policy_stop_ids(tokenizer)
         self._decoder = Decoder(policy, slots=config.policy.max_slots)
         self._prompts = PromptOrder(
             load_prompts(config).train, tokenizer, sampling=config.sampling, seed=config.seed
@@ -72,7 +73,7 @@ class Loop:
                 prompt=task.prompt_token_ids,
                 sampling=task.sampling,
                 key=stream_key(task.sampling.seed, 0),
-                stop_ids=self._eos,
+                stop_ids=self._stop_ids,
                 limit=task.sampling.max_new_tokens,
             )
             for task in tasks

@@ -138,7 +138,9 @@ async def generate_and_score(
     generated = time.monotonic()
     tokens = TokenPair(prompt.token_ids, completion.token_ids)
     text = TextPair(prompt.text, completion.text, prompt.messages)
-    inputs = ScoreInputs(text if scored_as_text else tokens, tokens)
+    # Every answer is scored at its end, also one that was cut off or that a stop string ended.
+    ended = TokenPair(prompt.token_ids, completion.token_ids, append_end=True)
+    inputs = ScoreInputs(text if scored_as_text else ended, tokens)
     if reference is None:
         scores, logprobs = await score(inputs), None
     else:

@@ -31,7 +31,9 @@ def score_item_to_pb(item: ScoreItem) -> reward_service_pb2.ScoreItem:
         )
     return reward_service_pb2.ScoreItem(
         tokens=reward_service_pb2.TokenPair(
-            prompt_token_ids=item.prompt_token_ids, response_token_ids=item.response_token_ids
+            prompt_token_ids=item.prompt_token_ids,
+            response_token_ids=item.response_token_ids,
+            append_end=item.append_end,
         )
     )
 
@@ -49,8 +51,9 @@ def score_items_from_pb(messages: Sequence[reward_service_pb2.ScoreItem]) -> lis
             text = message.text
             items.append(TextPair(text.prompt, text.response, messages_from_pb(text.messages)))
         elif content == "tokens":
+            tokens = message.tokens
             items.append(
-                TokenPair(tuple(message.tokens.prompt_token_ids), tuple(message.tokens.response_token_ids))
+                TokenPair(tuple(tokens.prompt_token_ids), tuple(tokens.response_token_ids), tokens.append_end)
             )
         elif content == "whole_text":
             items.append(WholeText(message.whole_text))

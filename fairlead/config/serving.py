@@ -114,8 +114,8 @@ class RewardSection(ModelServiceSection):
     """Compile the model with torch.compile at load time, which takes a while and needs a C++ compiler.
     Attention is then `padded`."""
     append_eos: bool = True
-    """Append the EOS token of the tokenizer to a response that is sent as text; token ids are scored
-    unchanged."""
+    """Score every answer at the end that the model was trained to read: append that end to a response or
+    whole text without one, and to the answers of PPO. With false, text and token ids are scored unchanged."""
     chat_template: Literal["auto", "always", "never"] = "auto"
     """Whether a prompt that is sent as plain text is formatted as a user's turn in the chat template of the
     model. `auto`: if the model has a template and was not trained by Fairlead. Conversations always use the

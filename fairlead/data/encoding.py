@@ -1,7 +1,8 @@
 """Encode text and conversations as token ids, in one place, since stages and services must agree on every id.
 
 Plain prompts get the tokenizer's special tokens, conversations those that the chat template writes, responses
-only EOS. Knows neither files nor models.
+only their end. Prompts, messages and responses are data: a control token in them is encoded as ordinary text.
+Knows neither files nor models.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fairlead.data.chat import Chat, Prompt
-from fairlead.errors import DataError, InvalidInput, ModelLoadError
+from fairlead.data.control import control_tokens, reading_rules
+from fairlead.data.reading import CUT, ReadingRules, cut
+from fairlead.data.template import refused, render
+from fairlead.errors import ModelLoadError
 from fairlead.types import Message
 
 if TYPE_CHECKING:
@@ -28,9 +32,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
         DataError, InvalidInput: see `render`.
     """
     if isinstance(prompt, Chat):
-        ids = _ids(tokenizer, render(tokenizer, prompt, generate=True), special=False)
+        ids = _ids(tokenizer, render(tokenizer, _as_data(tokenizer, prompt), generate=True))
     else:
-        ids = _ids(tokenizer, prompt, special=True)
+        text = _text_as_data(tokenizer, prompt)
+        before, after = control_tokens(tokenizer).affixes
+        ids = [*before, *_ids(tokenizer, text), *after] if CUT in text else tokenize(tokenizer, text)
     if ids:
         return ids
     for name in ("bos_token_id", "eos_token_id"):
@@ -46,7 +52,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, *, eos: bool)
     Raises:
         ModelLoadError: if `eos` and the tokenizer has no EOS token.
     """
-    ids = _ids(tokenizer, text, special=False)
+    ids = _ids(tokenizer, _text_as_data(tokenizer, text))
     if eos:
         end = tokenizer.eos_token_id
         if not isinstance(end, int):
@@ -56,9 +62,16 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, *, eos: bool)
 
 
 def encode_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str, *, rules: ReadingRules | None = None
 ) -> tuple[list[int], list[int]]:
-    """Return the ids of a prompt, and of a complete answer that ends with EOS.
+    """Return the ids of a prompt, and of a complete answer with its end.
+
+    Args:
+        tokenizer: encodes both.
+        prompt: what is answered.
+        answer: the text of the answer.
+        rules: how answers end for a reward model; None for everything that Fairlead trains: with the token at
+            which the policy stops.
 
     Raises:
         ModelLoadError: if the tokenizer has no EOS token.
@@ -66,15 +79,46 @@ def encode_answer(
     """
     if not isinstance(prompt, Chat):
         return encode_prompt(tokenizer, prompt), encode_response(tokenizer, answer, eos=True)
-    before = render(tokenizer, prompt, generate=True)
-    said = Chat((*prompt.messages, Message("assistant", answer)), file=prompt.file, line=prompt.line)
-    whole = render(tokenizer, said, generate=False)
+    asked = _as_data(tokenizer, prompt)
+    before = render(tokenizer, asked, generate=True)
+    said = Message("assistant", _text_as_data(tokenizer, answer))
+    whole = render(
+        tokenizer, Chat((*asked.messages, said), file=prompt.file, line=prompt.line), generate=False
+    )
     if not whole.startswith(before):
-        raise _refused(
+        raise refused(
             prompt, "an answer that changes the text before it in the chat template", "another chat template"
         )
-    ids = _ids(tokenizer, before, special=False)
-    return ids, _ended(encode_response(tokenizer, whole[len(before) :], eos=False), tokenizer)
+    rules = rules or reading_rules(tokenizer, trained_here=True)
+    if not rules.conversation_end:
+        encode_response(tokenizer, "", eos=True)
+    ids = _ids(tokenizer, before)
+    finished = rules.finish([*ids, *_ids(tokenizer, whole[len(before) :])], start=len(ids), append=True)
+    return ids, list(finished[len(ids) :])
+
+
+def encode_conversation(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> list[int]:
+    """Return the ids of all that the chat template writes for a conversation with its last answer.
+
+    Raises:
+        DataError, InvalidInput: see `render`.
+    """
+    return _ids(tokenizer, render(tokenizer, _as_data(tokenizer, chat), generate=False))
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:
+    """Return the ids of a text, with the tokenizer's special tokens if `special`.
+
+    A control token in the text is read as such, so the text of a caller goes through `encode_prompt`,
+    `encode_response` or `ReadingRules.whole_ids`.
+    """
+    # verbose=False: the sequence limit is enforced by the caller, with a better message than a warning.
+    return [int(token) for token in tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]]
+
+
+def as_data(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Return a text of a caller with a space within every control token, for tokenizers that encode pairs."""
+    return _text_as_data(tokenizer, text).replace(CUT, " ")
 
 
 def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> None:
@@ -88,53 +132,17 @@ def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt])
             render(tokenizer, prompt, generate=True)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, generate: bool) -> str:
-    """Render messages with the tokenizer's chat template.
-
-    Args:
-        tokenizer: has the template.
-        chat: the messages.
-        generate: end with the start of the assistant's turn.
-
-    Raises:
-        DataError: if there is no template, or it rejects the messages; names the line that they come from.
-        InvalidInput: the same for messages that do not come from a file.
-    """
-    from jinja2 import TemplateError
-
-    if not tokenizer.chat_template:
-        raise _refused(
-            chat,
-            "`messages`, and the tokenizer has no chat template",
-            "a model whose tokenizer has one, or plain text",
-        )
-    turns = [{"role": message.role, "content": message.content} for message in chat.messages]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate)
-    except (TemplateError, ValueError, TypeError) as error:
-        raise _refused(
-            chat, f"`messages` that the chat template rejects: {error}", "other messages"
-        ) from error
-    assert isinstance(text, str)
-    return text
+def _as_data(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> Chat:
+    """Return a conversation whose contents have no control token in one piece."""
+    names = control_tokens(tokenizer).names
+    messages = tuple(Message(message.role, cut(message.content, names)) for message in chat.messages)
+    return Chat(messages, file=chat.file, line=chat.line)
 
 
-def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Cut after EOS, since no policy samples the line break that templates write after it; add EOS if
-    missing.
-    """
-    end = tokenizer.eos_token_id
-    if end not in ids:
-        return [*ids, *encode_response(tokenizer, "", eos=True)]
-    return ids[: len(ids) - ids[::-1].index(end)]
+def _text_as_data(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    return cut(text, control_tokens(tokenizer).names)
 
 
-def _refused(chat: Chat, got: str, allowed: str) -> InvalidInput:
-    if chat.file:
-        return DataError(chat.file, chat.line, got=got, allowed=allowed)
-    return InvalidInput("messages", got=got, allowed=allowed)
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
-    # verbose=False: the sequence limit is enforced by the caller, with a better message than a warning.
-    return [int(token) for token in tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]]
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of a text without further special tokens; no token spans a CUT."""
+    return [token for part in text.split(CUT) for token in tokenize(tokenizer, part, special=False)]

@@ -9,6 +9,7 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,9 @@ REWARD_BIAS = "fairlead_reward_bias"
 """Key of the bias in config.json; only models trained by Fairlead have it."""
 REWARD_TEMPERATURE = "fairlead_reward_temperature"
 """Key of the temperature in config.json: scores divided by it are calibrated. Absent if none was fitted."""
+REWARD_ANSWER_END = "fairlead_answer_end"
+"""Key in config.json of the token ids that end an answer: {"conversation": [ids], "text": [ids]}. Models that
+were trained before it existed, and those of the hub, lack it."""
 
 _TOLERANCE = 1e-2
 """Separates two ways of reading a score: bfloat16 moves a score by less, another way by far more."""
@@ -64,6 +68,11 @@ class RewardModel:
     def is_ours(self) -> bool:
         """Whether Fairlead trained the model."""
         return hasattr(self.model.config, REWARD_BIAS)
+
+    @property
+    def answer_end(self) -> object:
+        """How answers end in the model's training, as saved; None if its configuration does not say."""
+        return getattr(self.model.config, REWARD_ANSWER_END, None)
 
     @property
     def temperature(self) -> float:
@@ -101,6 +110,10 @@ class RewardModel:
             setattr(self.model.config, REWARD_TEMPERATURE, temperature)
         elif hasattr(self.model.config, REWARD_TEMPERATURE):
             delattr(self.model.config, REWARD_TEMPERATURE)
+
+    def set_answer_end(self, answer_end: Mapping[str, list[int]]) -> None:
+        """Set the ids that end an answer, which are saved with the weights."""
+        setattr(self.model.config, REWARD_ANSWER_END, dict(answer_end))
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write a folder that this module and AutoModelForSequenceClassification can load."""

@@ -28,6 +28,9 @@ class TokenPair:
     """Ids of the prompt."""
     response_token_ids: tuple[int, ...]
     """Ids of the response, at least one."""
+    append_end: bool = False
+    """End a response that has no end, such as one cut off at `max_new_tokens`, as the reward model was
+    trained to read it. Otherwise it is scored at its last id."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,11 @@ class TokenPair(_message.Message):
 
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     RESPONSE_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    APPEND_END_FIELD_NUMBER: _builtins.int
+    append_end: _builtins.bool
+    """End a response that has no end, such as one that reached max_new_tokens, as the reward model was trained to
+    read it. Otherwise its last id is where it is scored.
+    """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ids of the prompt."""
@@ -97,10 +102,11 @@ class TokenPair(_message.Message):
         *,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         response_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        append_end: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_token_ids", b"prompt_token_ids", "response_token_ids", b"response_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_end", b"append_end", "prompt_token_ids", b"prompt_token_ids", "response_token_ids", b"response_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -116,8 +122,8 @@ class ScoreItem(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     WHOLE_TEXT_FIELD_NUMBER: _builtins.int
     whole_text: _builtins.str
-    """Prompt and response in one text, read without a chat template. The tokenizer's BOS and EOS are added
-    unless the text contains them.
+    """Prompt and response in one text, read without a chat template. The tokenizer's BOS and the end of an
+    answer are added unless the text contains them.
     """
     @_builtins.property
     def text(self) -> Global___TextPair:

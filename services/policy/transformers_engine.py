@@ -15,6 +15,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlead import metrics
+from fairlead.data.control import policy_stop_ids
 from fairlead.errors import Unavailable
 from fairlead.nn.loading import eos_token_ids
 from fairlead.transports.weights.base import Adapter
@@ -77,7 +78,7 @@ class TransformersEngine:
         self._tokenizer = tokenizer
         self._info = info
         self._limits = limits
-        self._eos = eos_token_ids(model, tokenizer)
+        self._stop_ids = eos_token_ids(model, tokenizer) | policy_stop_ids(tokenizer)
         self._thread = EngineThread(
             Decoder(model, slots=limits.max_slots),
             Scheduler(slots=limits.max_slots, max_queue_tokens=limits.max_queue_tokens),
@@ -176,7 +177,7 @@ class TransformersEngine:
                 prompt=request.prompt_token_ids,
                 sampling=sampling,
                 key=stream_key(sampling.seed, index),
-                stop_ids=self._eos.union(sampling.stop_token_ids),
+                stop_ids=self._stop_ids.union(sampling.stop_token_ids),
                 limit=min(sampling.max_new_tokens, max_new_tokens),
                 detokenizer=Detokenizer(self._decode, stop_strings=sampling.stop_strings)
                 if streams or sampling.stop_strings

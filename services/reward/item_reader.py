@@ -8,11 +8,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fairlead.config.serving import RewardSection
 from fairlead.data.chat import ROLES, Chat
-from fairlead.data.encoding import encode_answer, encode_prompt, encode_response, render
+from fairlead.data.control import reading_rules
+from fairlead.data.encoding import (
+    as_data,
+    encode_answer,
+    encode_conversation,
+    encode_prompt,
+    encode_response,
+    tokenize,
+)
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.types import Message, ModelInfo, ScoreItem, TextPair, TokenPair, WholeText
 from services.runtime import limits
@@ -60,6 +69,8 @@ class ReadingStyle:
     """Trained by Fairlead: plain prompts as they are, and responses up to their EOS."""
     is_encoder: bool
     """An encoder that reads pairs of texts."""
+    answer_end: object = None
+    """`fairlead_answer_end` of the model's configuration; None if it has none."""
 
 
 class ItemReader:
@@ -92,6 +103,7 @@ class ItemReader:
         foreign = bool(tokenizer.chat_template) and not style.is_ours
         self._wraps = section.chat_template == "always" or (section.chat_template == "auto" and foreign)
         self._tokenizer = tokenizer
+        self._rules = reading_rules(tokenizer, trained_here=style.is_ours, saved=style.answer_end)
         # A tokenizer that was saved with padding or truncation changes its own state when it is called.
         self._tokenizing = threading.Lock()
         self._section = section
@@ -137,7 +149,22 @@ class ItemReader:
         limits.check_token_ids(
             f"{_TOKENS}.response_token_ids", item.response_token_ids, vocabulary_size=size, index=index
         )
-        return EncodedItem(item.prompt_token_ids, item.response_token_ids)
+        if not self._section.append_eos:
+            return EncodedItem(item.prompt_token_ids, item.response_token_ids)
+        return self._ended(item)
+
+    def _ended(self, item: TokenPair) -> EncodedItem:
+        """Return the ids with their end as the model reads it.
+
+        An end that is appended takes the place of the last ids of an answer that fills the model's context.
+        """
+        ids = (*item.prompt_token_ids, *item.response_token_ids)
+        start = len(item.prompt_token_ids)
+        found = self._rules.finish(ids, start=start, append=item.append_end)
+        excess = len(found) - self._model.max_sequence_tokens
+        if 0 < excess <= len(found) - len(ids):
+            found = self._rules.finish(ids[:-excess], start=start, append=True)
+        return EncodedItem(found[:start], found[start:])
 
     def _read_pair(self, index: int, pair: TextPair) -> tuple[int, ...]:
         self._check_pair(index, pair)
@@ -146,7 +173,8 @@ class ItemReader:
             turns = (Message("user", pair.prompt),)
         if self._style.is_encoder and not self._tokenizer.chat_template and len(turns) < 2:
             prompt = turns[0].content if turns else pair.prompt
-            return tuple(self._tokenizer(prompt, pair.response, verbose=False)["input_ids"])
+            texts = [as_data(self._tokenizer, text) for text in (prompt, pair.response)]
+            return tuple(self._tokenizer(*texts, verbose=False)["input_ids"])
         if turns:
             return self._read_conversation(index, Chat(turns), pair.response)
         prompt_ids = encode_prompt(self._tokenizer, pair.prompt)
@@ -156,31 +184,25 @@ class ItemReader:
     def _read_conversation(self, index: int, prompt: Chat, response: str) -> tuple[int, ...]:
         try:
             if self._style.is_ours:
-                return EncodedItem(*encode_answer(self._tokenizer, prompt, response))
+                return EncodedItem(*encode_answer(self._tokenizer, prompt, response, rules=self._rules))
             # Up to the end of what the template writes: reward models on the hub are trained to score there.
             whole = Chat((*prompt.messages, Message("assistant", response)))
-            text = render(self._tokenizer, whole, generate=False)
-            return tuple(encode_response(self._tokenizer, text, eos=False))
+            return tuple(encode_conversation(self._tokenizer, whole))
         except InvalidInput as error:
             raise InvalidInput(_MESSAGES, index=index, got=error.got, allowed=error.allowed) from error
 
     def _read_whole(self, index: int, whole: WholeText) -> tuple[int, ...]:
-        """Return the ids of a text that holds prompt and response, with no chat template.
+        """Return the ids of a text that holds prompt and response, as rendered by the chat template or plain.
 
-        The tokenizer adds its special tokens as for any text. A second BOS is dropped. EOS (if configured;
-        encoders have their own end) is appended unless the text ends with it.
+        The end of its answer (if configured; encoders have their own) is that of every other item.
         """
         limits.check_text(_WHOLE, whole.text, max_bytes=self._section.max_text_bytes, index=index)
-        tokenizer = self._tokenizer
-        ids = [int(token) for token in tokenizer(whole.text, verbose=False)["input_ids"]]
-        if ids[:2] == [tokenizer.bos_token_id] * 2:
-            ids = ids[1:]
-        end = tokenizer.eos_token
-        if self._section.append_eos and not self._style.is_encoder and not _ends_with(whole.text, end):
-            ids += encode_response(tokenizer, "", eos=True)
+        ids = self._rules.whole_ids(whole.text, partial(tokenize, self._tokenizer))
+        if self._section.append_eos and not self._style.is_encoder:
+            ids = self._rules.finish(ids, append=True)
         if not ids:
             raise InvalidInput(_WHOLE, index=index, got="a text without tokens", allowed="at least one token")
-        return tuple(ids)
+        return ids
 
     def _check_pair(self, index: int, pair: TextPair) -> None:
         maximum = self._section.max_text_bytes
@@ -197,8 +219,3 @@ class ItemReader:
         if not self._section.append_eos and not self._wraps and not pair.messages:
             # An empty response is scored at its EOS; without EOS there is no token to score.
             limits.check_not_empty(_RESPONSE, pair.response, index=index)
-
-
-def _ends_with(text: str, end: str | None) -> bool:
-    # Chat templates write a line break after the last EOS.
-    return bool(end) and text.rstrip().endswith(str(end))

@@ -56,7 +56,7 @@ class RewardScorer:
             max_sequence_tokens=_max_sequence_tokens(first, section, tokenizer.model_max_length),
             dtype=section.dtype,
         )
-        style = ReadingStyle(is_ours=first.is_ours, is_encoder=first.is_encoder)
+        style = ReadingStyle(first.is_ours, first.is_encoder, answer_end=first.answer_end)
         self._reader = ItemReader(path, tokenizer, section, style=style, model=model)
         loading.check_vocabulary(path, first.model, tokenizer)
         self.info = RewardInfo(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fairlead.config import load
 from fairlead.config.serving import RewardSection
 from fairlead.data.chat import Chat
-from fairlead.data.encoding import render
+from fairlead.data.template import render
 from fairlead.types import Message, TextPair
 from services.reward.scorer import RewardScorer
 from tests import architectures

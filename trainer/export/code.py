@@ -46,15 +46,19 @@ print(score({prompt}, "…"))"""
 _PLAIN_PAIR = """\
 def encode(prompt, response):
     ids = tokenizer(prompt)["input_ids"]
-    return ids + tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]"""
+    ids += tokenizer(response, add_special_tokens=False)["input_ids"]
+    return ids + model.config.fairlead_answer_end["text"]"""
 
 _CHAT_PAIR = """\
 def encode(prompt, response):
+    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     turns = [*prompt, {"role": "assistant", "content": response}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    end = tokenizer.eos_token_id  # what a template writes after it is not read
-    return ids[: len(ids) - ids[::-1].index(end)] if end in ids else [*ids, end]"""
+    answer = tokenizer.apply_chat_template(turns, tokenize=False)[len(before) :]
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    end = model.config.fairlead_answer_end["conversation"]  # what the template writes after it is not read
+    if end[0] in ids:
+        ids = ids[: len(ids) - 1 - ids[::-1].index(end[0])]
+    return tokenizer(before, add_special_tokens=False)["input_ids"] + ids + end"""
 
 
 def policy(*, chat: bool) -> str:

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from fairlead.config import RunConfig, RunFolder
 from fairlead.config.base import ComputeSection
 from fairlead.config.training import SamplingSection
+from fairlead.data.control import policy_stop_ids
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.nn import adapters
 from fairlead.nn.loading import eos_token_ids, load_causal_lm, load_tokenizer
@@ -114,7 +115,7 @@ def save(policy: ExportedPolicy, folder: Path, sampling: SamplingSection, *, dty
     """
     model = policy.model
     tokenizer = policy.tokenizer
-    ends = sorted(eos_token_ids(model, tokenizer))
+    ends = sorted(eos_token_ids(model, tokenizer) | policy_stop_ids(tokenizer))
     pad = tokenizer.pad_token_id
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,

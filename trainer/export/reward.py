@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunFolder
 from fairlead.config.base import ComputeSection
+from fairlead.data.control import trained_end
 from fairlead.nn.ensemble import EnsembleTemperature, member_paths, temperature_of, write_members
 from fairlead.nn.loading import load_tokenizer
 from fairlead.nn.reward_model import RewardModel, load_reward_model
@@ -46,6 +47,9 @@ def read(folder: RunFolder) -> ExportedRewardModel | None:
     tokenizer = load_tokenizer(paths[0])
     tokenizer.pad_token = padding_token(tokenizer)
     members = tuple(load_reward_model(path, _EXACT) for path in paths)
+    for member in members:
+        if member.answer_end is None:
+            member.set_answer_end(trained_end(tokenizer))
     return ExportedRewardModel(members, tokenizer, temperature_of(str(folder.reward_model)))
 
 

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig
+from fairlead.data.control import trained_end
 from fairlead.data.records import load_preferences
 from fairlead.errors import ConfigError, FairleadError
 from fairlead.metrics import TrainerMetrics
@@ -321,6 +322,7 @@ def _save(
     for model, path in zip(members, paths, strict=True):
         # An ensemble has one temperature for all members.
         model.set_temperature(temperature if len(members) == 1 else None)
+        model.set_answer_end(trained_end(tokenizer))
         model.save(path, tokenizer)
 
 

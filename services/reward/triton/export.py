@@ -1,8 +1,8 @@
 """`python -m services.reward.triton.export MODEL DIR`: write a reward model into a Triton model repository.
 
 `fairlead export-triton` starts it. It loads the model as the reward service does, with the same errors. It
-writes `DIR/<name>/`: config.pbtxt (Python backend, ragged batching), `1/model.py`, the model's folder and a
-README; all of it or nothing.
+writes `DIR/<name>/`: config.pbtxt (Python backend, ragged batching), `1/model.py` with the copy of reading.py
+that it imports, the model's folder and a README; all of it or nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from transformers.utils import logging as transformers_logging
 from fairlead import log
 from fairlead.config.base import DType
 from fairlead.config.serving import RewardSection
+from fairlead.data import reading
+from fairlead.data.control import reading_rules
 from fairlead.errors import ConfigError, FairleadError, exit_code
 from fairlead.nn import adapters
 from fairlead.nn.ensemble import RewardEnsemble, load_ensemble, member_paths
@@ -79,6 +81,7 @@ def export(request: TritonExport) -> Path:
     limit = max_sequence_tokens(first.model, 0)
     if first.is_encoder:
         limit = min(limit, tokenizer.model_max_length)
+    rules = reading_rules(tokenizer, trained_here=first.is_ours, saved=first.answer_end)
     parameters = {
         **_reading(first),
         "members": ",".join(_names(ensemble)),
@@ -86,6 +89,7 @@ def export(request: TritonExport) -> Path:
         "ensemble_std_weight": str(ensemble.std_weight),
         "dtype": request.dtype,
         "append_eos": "false" if first.is_encoder else "true",
+        "reading_rules": rules.to_json(),
         "max_sequence_tokens": str(limit),
         "max_batch_tokens": str(request.max_batch_tokens),
         "packing": request.packing,
@@ -141,6 +145,7 @@ def _write(
         (aside / "config.pbtxt").write_text(config_text(request, parameters), encoding="utf-8")
         (aside / "README.md").write_text(_readme(request, parameters), encoding="utf-8")
         shutil.copyfile(_MODEL_FILE, version / "model.py")
+        shutil.copyfile(str(reading.__file__), version / "reading.py")
         paths = member_paths(request.model)
         for name, path, member in zip(_names(ensemble), paths, ensemble.members, strict=True):
             _place(version / name, path, member, link=request.link)

@@ -1,8 +1,8 @@
 """A reward model for Triton's Python backend: the `model.py` that `fairlead export-triton` writes.
 
-The file is copied unchanged, so it imports nothing from Fairlead; the server needs only torch and
-transformers. Scores equal those of Fairlead's own service: the hidden state at each row's last real token, a
-float32 head and its bias; for an encoder, its own forward pass.
+The file is copied unchanged. It imports nothing from Fairlead but the copy of reading.py next to it; the
+server needs only torch and transformers. Scores equal those of Fairlead's own service: the hidden state at
+each row's last real token, a float32 head and its bias; for an encoder, its own forward pass.
 
 The dynamic batcher merges requests of any lengths, because ragged batching is allowed.
 Shapes: R rows of all requests, B rows of a forward pass, S tokens of a request, T positions.
@@ -10,8 +10,10 @@ Shapes: R rows of all requests, B rows of a forward pass, S tokens of a request,
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,6 +76,7 @@ class TritonPythonModel:
             _Member(folder, dtype=self.settings["dtype"], device=self.device, is_encoder=encoder)
             for folder in folders
         ]
+        self.rules = _reading(here).ReadingRules.from_json(self.settings["reading_rules"])
         self.tokenizer = AutoTokenizer.from_pretrained(folders[0], trust_remote_code=False)
         self.vocabulary = self.members[0].model.get_input_embeddings().num_embeddings
 
@@ -111,6 +114,8 @@ class TritonPythonModel:
                 allowed = f"one of 1 to {width} for each row of `tokens`"
                 raise _InvalidRequest(f"sequence_lengths: got {lengths[:8]}, allowed: {allowed}")
             rows = [row[:length].tolist() for row, length in zip(tokens_BS, lengths, strict=True)]
+            if self.settings["append_eos"] == "true":
+                rows = [list(self.rules.finish(row, append=False)) for row in rows]
         limit = int(self.settings["max_sequence_tokens"])
         for index, row in enumerate(rows):
             if not 1 <= len(row) <= limit:
@@ -123,18 +128,17 @@ class TritonPythonModel:
         return rows
 
     def _encode(self, index: int, text: bytes) -> list[int]:
-        """Return the ids of a whole text: with special tokens, one BOS, and EOS unless it ends with EOS."""
+        """Return the ids of a whole text: with special tokens, one BOS, and the end of an answer."""
         try:
             content = text.decode()
         except UnicodeDecodeError as error:
             raise _InvalidRequest(f"sentences[{index}]: got {error.reason}, allowed: UTF-8") from None
-        ids = [int(token) for token in self.tokenizer(content, verbose=False)["input_ids"]]
-        if ids[:2] == [self.tokenizer.bos_token_id] * 2:
-            ids = ids[1:]
-        end = self.tokenizer.eos_token
-        if self.settings["append_eos"] == "true" and end and not content.rstrip().endswith(end):
-            ids.append(self.tokenizer.eos_token_id)
-        return ids
+        ids = self.rules.whole_ids(content, self._tokenize)
+        return list(self.rules.finish(ids, append=True) if self.settings["append_eos"] == "true" else ids)
+
+    def _tokenize(self, text: str, special: bool) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        return [int(token) for token in ids]
 
     @torch.inference_mode()
     def _scores(self, rows: Sequence[list[int]]) -> list[float]:
@@ -185,6 +189,17 @@ class TritonPythonModel:
         if rule == "mean":
             return mean_B
         return mean_B - float(self.settings["ensemble_std_weight"]) * scores_MB.std(dim=0, correction=0)
+
+
+def _reading(folder: str) -> Any:  # noqa: ANN401 - a module
+    """Return the module reading.py of the folder."""
+    spec = importlib.util.spec_from_file_location("fairlead_reading", os.path.join(folder, "reading.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
 
 
 def _response(rows: Sequence[list[int]], scores: Sequence[float]) -> Any:  # noqa: ANN401 - the backend's own

@@ -132,12 +132,14 @@ def _item_reader(
     path: str, tokenizer: PreTrainedTokenizerBase, section: RewardSection, model: ModelInfo, reads: str | None
 ) -> ItemReader:
     from fairlead.nn import loading
-    from fairlead.nn.reward_model import REWARD_BIAS
+    from fairlead.nn.reward_model import REWARD_ANSWER_END, REWARD_BIAS
     from services.reward.item_reader import ItemReader, ReadingStyle
 
+    config = loading.load_config(path)
     if reads is None:
-        reads = "ours" if hasattr(loading.load_config(path), REWARD_BIAS) else "hub"
-    style = ReadingStyle(is_ours=reads == "ours", is_encoder=reads == "encoder")
+        reads = "ours" if hasattr(config, REWARD_BIAS) else "hub"
+    answer_end = getattr(config, REWARD_ANSWER_END, None)
+    style = ReadingStyle(reads == "ours", reads == "encoder", answer_end=answer_end)
     return ItemReader(path, tokenizer, section, style=style, model=model)
 
 
