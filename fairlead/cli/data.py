@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from enum import StrEnum
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import Json, Overrides, fail, need, with_examples
+from fairlead.cli.output import Json, Overrides, fail, json_text, need, with_examples
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +93,8 @@ def check(
     if not reports:
         fail(f"data: got no source in {source}, allowed: at least one")
     if as_json:
-        typer.echo(json.dumps({report.kind: asdict(report) for report in reports}, ensure_ascii=False))
+        found = {report.kind: asdict(report) for report in reports}
+        typer.echo(json_text(found, encoding=sys.stdout.encoding))
     else:
         _show(Console(), reports, notes)
     if errors := _errors(reports):

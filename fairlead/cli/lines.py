@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO, TypeVar
 
+from fairlead.cli.output import json_text
 from fairlead.data.files import scan_file
 from fairlead.data.lines import Line, parse
 from fairlead.errors import ConfigError, DataError, FairleadError
@@ -266,18 +267,12 @@ def _lock(file: IO[bytes], path: Path) -> bool:
 
 
 def dumps(values: Mapping[str, object]) -> bytes:
-    """Return a JSON line. Dates and other values of table rows are written as text."""
-    # Half a surrogate pair has no UTF-8 encoding; escaped, it is written as it was read.
-    text = json.dumps(values, ensure_ascii=False, default=str)
-    try:
-        return (text + "\n").encode()
-    except UnicodeEncodeError:
-        return (json.dumps(values, default=str) + "\n").encode()
+    """Return a JSON line in UTF-8."""
+    return (json_text(values, encoding="utf-8") + "\n").encode()
 
 
 def _write(file: TextIO, values: Mapping[str, object]) -> None:
-    # Dates and other values of table rows are written as text.
-    file.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
+    file.write(json_text(values, encoding=file.encoding) + "\n")
     if file is sys.stdout:
         file.flush()
 

@@ -25,7 +25,7 @@ from fairlead.cli import (
     stages,
     status,
 )
-from fairlead.cli.output import fail
+from fairlead.cli.output import fail, write_any_text
 
 _EPILOG = """\b
 Start here:     fairlead quickstart
@@ -50,6 +50,11 @@ class _Group(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - click's own signature
         """Return the names of verbs and groups in the order in which they are used."""
         return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - click's own signature
+        """Run the command line."""
+        write_any_text()
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - click's own signature
         """Run the verb."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -105,6 +108,32 @@ def need(extra: str) -> None:
     if missing:
         names = ", ".join(missing)
         fail(f"this verb needs {names}, which a light install does not include: {install_command(extra)}")
+
+
+def write_any_text() -> None:
+    """Write `?` for a character that standard output cannot encode, such as `…` on a terminal in Latin-1.
+
+    Standard error already has such a rule.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def json_text(values: object, *, encoding: str | None) -> str:
+    """Return JSON on one line for a stream of an encoding; it is ASCII unless the encoding is UTF-8.
+
+    Dates and other values of table rows are written as text.
+    """
+    import json
+
+    text = json.dumps(values, ensure_ascii=False, default=str)
+    try:
+        if codecs.lookup(encoding or "ascii").name == "utf-8":
+            text.encode()  # half a surrogate pair has no UTF-8 encoding
+            return text
+    except (LookupError, UnicodeEncodeError):
+        pass
+    return json.dumps(values, default=str)
 
 
 def say(text: str, *, err: bool = False, **style: Any) -> None:  # noqa: ANN401 - typer's own styles

@@ -27,17 +27,19 @@ class _Loop:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._process = 0
+        # A forked process has the loop, but not the thread that runs it; another thread may hold the lock.
+        os.register_at_fork(after_in_child=self._forget)
 
     def get(self) -> asyncio.AbstractEventLoop:
         """Return the running loop."""
         with self._lock:
-            # A forked process has the loop, but not the thread that runs it.
-            if self._loop is None or self._process != os.getpid():
-                self._process = os.getpid()
+            if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="fairlead-clients", daemon=True).start()
             return self._loop
+
+    def _forget(self) -> None:
+        self._lock, self._loop = threading.Lock(), None
 
 
 _LOOP = _Loop()
@@ -51,7 +53,6 @@ class Blocking(Generic[_Client]):
     def __init__(self, addresses: str | Sequence[str], **options: Unpack[ClientOptions]) -> None:
         """Create the asynchronous client with these arguments."""
         self._client = self._kind(addresses, **options)
-        self._loop = _LOOP.get()
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -70,11 +71,15 @@ class Blocking(Generic[_Client]):
         self._closed = True
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Return the result of the coroutine; an interrupt of the waiting thread cancels it."""
+        """Return the result of the coroutine; an interrupt of the waiting thread cancels it.
+
+        Raises:
+            RuntimeError: if the client is closed, or the process was forked while its parent had connections.
+        """
         if self._closed:
             work.close()
             raise RuntimeError("this client is closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = asyncio.run_coroutine_threadsafe(work, _LOOP.get())
         try:
             return future.result()
         except BaseException:

@@ -22,6 +22,7 @@ import grpc
 from grpc import aio
 
 from fairlead.errors import ConfigError, ReplicaLost
+from fairlead.rpc import forks
 from fairlead.rpc.credentials import Credentials, Metadata
 from fairlead.rpc.hedging import Hedging
 from fairlead.rpc.retry import Attempts, RetryBudget, RetryPolicy
@@ -148,11 +149,14 @@ class Replicas(Generic[_Stub]):
     async def close(self) -> None:
         """Cancel the calls in progress and close the connections."""
         replicas, self._replicas = self._replicas, []
+        if forks.is_broken():
+            return  # they belong to the parent process
         watchers, self._watchers = self._watchers, []
         for task in (*watchers, *self._closing):
             task.cancel()
         await asyncio.gather(*watchers, *self._closing, return_exceptions=True)
         await asyncio.gather(*(replica.channel.close() for replica in replicas))
+        forks.closed(self)
 
     async def call(
         self,
@@ -320,7 +324,12 @@ class Replicas(Generic[_Stub]):
                     await self._changed.wait()
 
     def _connect_if_needed(self) -> None:
-        """Connect at the first call, and again when certificates have changed: a channel keeps its own."""
+        """Connect at the first call, and again when certificates have changed: a channel keeps its own.
+
+        Raises:
+            RuntimeError: in a process that was forked while its parent had connections.
+        """
+        forks.check()
         now = time.monotonic()
         if self._replicas and now - self._checked_at < _CERTIFICATE_SECONDS:
             return
@@ -329,6 +338,7 @@ class Replicas(Generic[_Stub]):
         if self._replicas and generation == self._generation:
             return
         self._generation = generation
+        forks.connected(self)
         for replica, watcher in zip(self._replicas, self._watchers, strict=True):
             watcher.cancel()
             # Closes after the calls on it have ended.

@@ -1,11 +1,13 @@
-"""Errors for missing extras, and colours on a terminal."""
+"""Errors for missing extras; colours on a terminal; text that a terminal cannot encode."""
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -41,3 +43,42 @@ def test_terminal_shows_colours_unless_no_color_is_set(no_color: str, shown: str
         subprocess.run([sys.executable, "-c", program], env=environment, stderr=theirs, check=False)
         os.close(theirs)
         assert terminal.read(200).decode().splitlines()[0] == shown
+
+
+def test_verbs_write_to_a_terminal_of_another_encoding(tmp_path: Path):
+    run = tmp_path / "läuft…"
+    (run / "checkpoints").mkdir(parents=True)
+    data = tmp_path / "日本.jsonl"
+    data.write_text('{"prompt": "日本 …"}\n{"prompt": 5}\n')
+    for encoding, arguments, code in (
+        ("latin-1", ("status", run), 0),
+        ("ascii", ("audit", run), 0),
+        ("ascii", ("data", "check", data, "--json"), 2),
+    ):
+        shown = subprocess.run(
+            [sys.executable, "-m", "fairlead.cli", *map(str, arguments)],
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        shown.stdout.decode(encoding)
+        assert b"Traceback" not in shown.stdout + shown.stderr, shown.stderr.decode()
+        assert b"Unicode" not in shown.stdout + shown.stderr, shown.stderr.decode()
+        assert shown.returncode == code, (arguments, shown.stderr)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "is_ascii"),
+    [
+        ("utf-8", "日本 …", False),
+        ("UTF8", "日本 …", False),
+        ("utf-8", "half \ud83d", True),
+        ("latin-1", "naïve 日本", True),
+        (None, "é", True),
+    ],
+)
+def test_json_is_valid_in_every_encoding(encoding: str | None, text: str, is_ascii: bool):
+    found = output.json_text({"text": text}, encoding=encoding)
+    assert json.loads(found) == {"text": text}
+    assert found.isascii() is is_ascii
+    found.encode(encoding or "ascii")

@@ -93,7 +93,7 @@ async def scripted(scoring, bounds):
     registry = CollectorRegistry()
     section = RewardSection(bind="127.0.0.1:0")
     async with ModelServer("reward", section, ObserveSection(), registry=registry) as server:
-        servicer = RewardServicer(scoring, bounds)
+        servicer = RewardServicer(scoring, bounds, max_items=section.batching.max_items)
         address = await server.start(servicer.add_to, [SERVICE_NAME])
         server.set_ready(True)
         async with aio.insecure_channel(address) as channel:
