@@ -21,7 +21,7 @@ from fairlead.clients.client import AsyncClient, building, token_limit
 from fairlead.clients.policy import AsyncPolicyClient, PolicyClient
 from fairlead.clients.ranking import Ranked, Ranking
 from fairlead.clients.score_stream import ScoreStream
-from fairlead.errors import CorruptData, FairleadError, InvalidInput
+from fairlead.errors import CorruptData, FairleadError, InvalidInput, NotOffered
 from fairlead.types import (
     Message,
     Priority,
@@ -59,6 +59,8 @@ class ScoreOptions(TypedDict, total=False):
     """`BULK` requests are served after online ones. Default: `ONLINE`."""
     request_id: str | None
     """Id of the request in logs. Default: random."""
+    model_version: str
+    """Version that must score the items, of the current model or its canary. Default: the service chooses."""
     max_request_tokens: int | None
     """Largest number of tokens of the request. Default: the limit of the service."""
     timeout_seconds: float | None
@@ -134,6 +136,7 @@ class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
         Raises:
             InvalidInput: if an item is invalid (no item is then scored), or if calibrated scores are
                 requested and the model has no calibration temperature.
+            NotFound: if `model_version` is not served.
             FairleadError: Unavailable, Overloaded, DeadlineExceeded …, after retries.
         """
         request = _request(items, options)
@@ -147,6 +150,12 @@ class AsyncRewardClient(AsyncClient["pb_grpc.RewardServiceAsyncStub"]):
         )
         if len(response.scores) != len(items):
             raise CorruptData(f"reward: received {len(response.scores)} scores for {len(items)} items")
+        wanted = options.get("model_version", "")
+        if wanted not in ("", response.model_version):
+            # A service of an older release does not know the field.
+            raise NotOffered(
+                f"reward: version {wanted[:80]!r} was asked for, {response.model_version} scored"
+            )
         scores = codec.scores_from_pb(response)
         return ranking.calibrated(scores) if options.get("calibrated") else scores
 
@@ -318,6 +327,7 @@ def _request(items: Sequence[ScoreInput], options: ScoreOptions) -> pb.ScoreRequ
             request_id=options.get("request_id") or secrets.token_hex(8),
             priority=codec.priority_to_pb(options.get("priority", Priority.ONLINE)),
             alone=options.get("exclusive", False),
+            model_version=options.get("model_version", ""),
         )
 
 

@@ -111,12 +111,15 @@ def scores_from_pb(message: reward_service_pb2.ScoreResponse) -> Scores:
 
 def reward_info_to_pb(info: RewardInfo) -> reward_service_pb2.GetRewardInfoResponse:
     """Return a description of a reward replica as a message."""
+    canary = info.canary_model
     return reward_service_pb2.GetRewardInfoResponse(
         model=model_info_to_pb(info.model),
         model_version=info.model_version,
         calibration_temperature=info.calibration_temperature,
         canary_model_version=info.canary_model_version,
         canary_share=info.canary_share,
+        canary_model=model_info_to_pb(canary) if canary is not None else None,
+        canary_calibration_temperature=info.canary_calibration_temperature,
     )
 
 
@@ -128,6 +131,8 @@ def reward_info_from_pb(message: reward_service_pb2.GetRewardInfoResponse) -> Re
         calibration_temperature=message.calibration_temperature,
         canary_model_version=message.canary_model_version,
         canary_share=message.canary_share,
+        canary_model=model_info_from_pb(message.canary_model) if message.HasField("canary_model") else None,
+        canary_calibration_temperature=message.canary_calibration_temperature,
     )
 
 

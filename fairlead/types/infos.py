@@ -51,6 +51,19 @@ class RewardInfo:
     """Version of the canary, which scores a share of the requests; empty if there is none."""
     canary_share: float = 0.0
     """The canary's share of the requests, from 0 to 1."""
+    canary_model: ModelInfo | None = None
+    """The canary's model; None if there is no canary."""
+    canary_calibration_temperature: float = 0.0
+    """As `calibration_temperature`, of the canary."""
+
+    @property
+    def served(self) -> tuple[RewardInfo, ...]:
+        """The current model, then the canary if there is one, each described as if it were the only one."""
+        current = RewardInfo(self.model, self.model_version, self.calibration_temperature)
+        if self.canary_model is None:
+            return (current,)
+        temperature = self.canary_calibration_temperature
+        return (current, RewardInfo(self.canary_model, self.canary_model_version, temperature))
 
 
 @dataclass(frozen=True, slots=True)

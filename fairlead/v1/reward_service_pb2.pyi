@@ -160,6 +160,7 @@ class ScoreRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     ALONE_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the request in logs; also selects the current model or the canary. Repeated in retries."""
     priority: Global___ScorePriority.ValueType
@@ -170,6 +171,8 @@ class ScoreRequest(_message.Message):
     service that forwards to Triton, since it survives when Triton dies. If API keys are required, the key
     needs the scope `generate` as well.
     """
+    model_version: _builtins.str
+    """Version that must score the items; NOT_FOUND if the replica does not serve it. Empty: any."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]:
         """The responses; each is scored independently."""
@@ -181,10 +184,11 @@ class ScoreRequest(_message.Message):
         request_id: _builtins.str = ...,
         priority: Global___ScorePriority.ValueType = ...,
         alone: _builtins.bool = ...,
+        model_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "items", b"items", "priority", b"priority", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "items", b"items", "model_version", b"model_version", "priority", b"priority", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -360,6 +364,8 @@ class GetRewardInfoResponse(_message.Message):
     CALIBRATION_TEMPERATURE_FIELD_NUMBER: _builtins.int
     CANARY_MODEL_VERSION_FIELD_NUMBER: _builtins.int
     CANARY_SHARE_FIELD_NUMBER: _builtins.int
+    CANARY_MODEL_FIELD_NUMBER: _builtins.int
+    CANARY_CALIBRATION_TEMPERATURE_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Version of the model: the SHA-256 of its weights, shortened."""
     calibration_temperature: _builtins.float
@@ -368,9 +374,15 @@ class GetRewardInfoResponse(_message.Message):
     """Version of the canary, which scores a share of the requests; empty if there is none."""
     canary_share: _builtins.float
     """The canary's share of the requests, from 0 to 1."""
+    canary_calibration_temperature: _builtins.float
+    """As calibration_temperature, of the canary."""
     @_builtins.property
     def model(self) -> _tokens_pb2.ModelInfo:
         """The model."""
+
+    @_builtins.property
+    def canary_model(self) -> _tokens_pb2.ModelInfo:
+        """The canary's model, if there is one."""
 
     def __init__(
         self,
@@ -380,10 +392,12 @@ class GetRewardInfoResponse(_message.Message):
         calibration_temperature: _builtins.float = ...,
         canary_model_version: _builtins.str = ...,
         canary_share: _builtins.float = ...,
+        canary_model: _tokens_pb2.ModelInfo | None = ...,
+        canary_calibration_temperature: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary_model", b"canary_model", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_temperature", b"calibration_temperature", "canary_model_version", b"canary_model_version", "canary_share", b"canary_share", "model", b"model", "model_version", b"model_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_temperature", b"calibration_temperature", "canary_calibration_temperature", b"canary_calibration_temperature", "canary_model", b"canary_model", "canary_model_version", b"canary_model_version", "canary_share", b"canary_share", "model", b"model", "model_version", b"model_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

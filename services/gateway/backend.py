@@ -174,10 +174,12 @@ class Backend:
         """Whether at least one of the services is available."""
         return any(each.available for each in (self.reward, self.policy) if each is not None)
 
-    @property
-    def reward_model(self) -> str:
-        """Id of the reward model; empty until the service has answered."""
-        return self.reward.name if self.reward is not None else ""
+    def reward_model(self, version: str) -> str:
+        """Return the id of the reward model of a version; of the current one if the version is not known."""
+        if self.reward is None or not self.reward.name:
+            return ""
+        served = {info.model_version: info.model.model_id for info in self.reward.info.served}
+        return served.get(version, self.reward.name)
 
     @property
     def reward_available(self) -> bool:
@@ -204,7 +206,12 @@ class Backend:
         return min(limit or self.max_request_tokens, self.max_request_tokens)
 
     async def score(
-        self, items: Sequence[ScoreItem], call: HttpCall, *, priority: Priority = Priority.ONLINE
+        self,
+        items: Sequence[ScoreItem],
+        call: HttpCall,
+        *,
+        priority: Priority = Priority.ONLINE,
+        model_version: str = "",
     ) -> Scores:
         """Return one score for each item, in order.
 
@@ -212,10 +219,12 @@ class Backend:
             items: at least one.
             call: the request, for its id and deadline.
             priority: as requested; the caller's API key may lower it.
+            model_version: version that must score; empty for any.
 
         Raises:
             InvalidInput: there are no items, or an item cannot be scored; then no item is.
             NotOffered: no reward service is configured.
+            NotFound: the version is not served.
             FairleadError: Overloaded, DeadlineExceeded and other errors of the call.
         """
         if not items:
@@ -226,6 +235,7 @@ class Backend:
         scores = await self._reward.score(
             items,
             priority=who.priority(priority),
+            model_version=model_version,
             **_options(call, who),
         )
         if not all(map(math.isfinite, scores.scores)):

@@ -107,8 +107,6 @@ class InferenceModel:
         """Return ModelStatisticsResponse of a version, of all served ones if `version` is empty."""
         infos = [self.find(version)] if version else self._models()
         versions = [info.model_version for info in infos]
-        if not version and infos[0].canary_model_version not in ("", *versions):
-            versions.append(infos[0].canary_model_version)
         return {
             "model_stats": [
                 messages.statistics(self.name, each, self._statistics.of(each)) for each in versions

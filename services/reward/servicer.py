@@ -86,6 +86,7 @@ class RewardServicer(pb_grpc.RewardServiceServicer):
             deadline=until,
             priority=codec.priority_from_pb(int(request.priority)),
             request_id=request.request_id or ("" if waits else caller().request_id),
+            model_version=request.model_version,
             waits=waits,
             exclusive=caller().exclusive(request.alone),
             on_start=on_start,

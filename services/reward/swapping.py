@@ -102,8 +102,14 @@ class SwappingScoring:
         """The current model, with the version and share of the canary."""
         if self._canary is None:
             return self._current.info
-        version = self._canary.info.model_version
-        return replace(self._current.info, canary_model_version=version, canary_share=self._share)
+        canary = self._canary.info
+        return replace(
+            self._current.info,
+            canary_model_version=canary.model_version,
+            canary_share=self._share,
+            canary_model=canary.model,
+            canary_calibration_temperature=canary.calibration_temperature,
+        )
 
     @property
     def models(self) -> Sequence[RewardInfo]:

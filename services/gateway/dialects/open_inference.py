@@ -78,8 +78,7 @@ def router(backend: Backend) -> APIRouter:
     )
 
     def models() -> Sequence[RewardInfo]:
-        # The reward service chooses between its models, so a canary cannot be requested here.
-        return (backend.reward_info,)
+        return backend.reward_info.served
 
     model = InferenceModel(
         backend.model_name,
@@ -120,7 +119,8 @@ def _add_inference(routes: APIRouter, model: InferenceModel, backend: Backend) -
                 if timeout_seconds is not None:
                     deadline = min(call.deadline, call.started + timeout_seconds)
                     limited = replace(call, deadline=deadline)
-                return await backend.score(items, limited, priority=priority)
+                pinned = model.find(version).model_version if version else ""
+                return await backend.score(items, limited, priority=priority, model_version=pinned)
 
             version = request.path_params.get("version", "")
             scores = await model.score(version, lambda: read(body, binary), run, num_bytes=len(data))

@@ -427,7 +427,7 @@ def _scored(backend: Backend, call: HttpCall, scores: Scores, is_calibrated: boo
     """Return the fields of `ScoredResponse`."""
     return {
         "request_id": call.request_id,
-        "model": backend.reward_model,
+        "model": backend.reward_model(scores.model_version),
         "model_version": scores.model_version,
         "calibrated": is_calibrated,
         "calibration_temperature": scores.calibration_temperature or None,

@@ -113,7 +113,7 @@ def router(backend: Backend) -> APIRouter:
                 "id": f"classify-{call.request_id}",
                 "object": "list",
                 "created": int(time.time()),
-                "model": backend.reward_model,
+                "model": backend.reward_model(found.model_version),
                 "data": [
                     {
                         "index": index,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
 from fairlead.errors import HTTP_STATUS
+from services.open_inference.versions import number_of
 from tests.gateway_world import Gateway, gateway
 from tests.tiny import tiny_reward_model
 from tests.unit.services.reward.reward_world import World, reward_service
@@ -315,3 +317,50 @@ async def test_unsupported_parts_are_refused_alike(served: Both):
         assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
         answer = await served.http.post(f"/v2/{path}", {})
         assert (answer.status, answer.error) == (501, error.value.details())
+
+
+async def test_both_versions_of_a_canary_are_listed_and_score_what_is_asked_of_them(
+    served: Both, tmp_path_factory
+):
+    stub, http, scoring = served.stub, served.http, served.world.scoring
+    newer = tiny_reward_model(tmp_path_factory.mktemp("canary"), seed=9)
+    await scoring.load(str(newer), canary_share=0.5)
+    versions = [info.model_version for info in scoring.models]
+    numbers_of = [number_of(version) for version in versions]
+
+    async with asyncio.timeout(30):
+        # The gateway asks for the served models at an interval.
+        while (await http.get("/v2/models/reward")).json["versions"] != numbers_of:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    index = (await http.post("/v2/repository/index", {})).json
+    assert numbers(index) == as_json(await stub.RepositoryIndex(pb.RepositoryIndexRequest()))["models"]
+    expected = {}
+    for version, number in zip(versions, numbers_of, strict=True):
+        for asked in (version, number):
+            request = Request([sentences("w1 w2 w3")], version=asked)
+            _, over_grpc = await served.grpc_outcome(request)
+            expected[number] = over_grpc.outputs[0].contents.fp32_contents[0]
+            for at in range(10):
+                answer = await http.post(request.path, request.as_json(), x_request_id=f"r{at}")
+                assert answer.json["model_version"] == number
+                assert answer.json["outputs"][0]["data"] == pytest.approx([expected[number]], abs=1e-6)
+            path = request.path.removesuffix("/infer")
+            for part in ("", "/ready", "/config", "/stats"):
+                assert (await http.get(path + part)).status == 200, part
+        config = (await http.get(f"/v2/models/reward/versions/{number}/config")).json
+        assert config["parameters"]["model_version"]["string_value"] == version
+    assert len(set(expected.values())) == 2
+    ids = {
+        body["model_version"]: body["model"]
+        for at in range(20)
+        if (
+            body := (
+                await http.post("/v1/rewards", {"prompt": "a", "responses": ["b"]}, x_request_id=f"r{at}")
+            ).json
+        )
+    }
+    assert ids == {info.model_version: info.model.model_id for info in scoring.models}
+    await scoring.abandon()
+    gone = Request([sentences("w1")], version=versions[1])
+    status, _ = await served.http_outcome(gone)
+    assert status == 404
