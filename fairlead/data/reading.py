@@ -67,13 +67,20 @@ class ReadingRules:
         """Return the ids of a whole text, before `finish`.
 
         Padding and a second BOS are dropped. Of the control tokens in the text, only BOS, EOS and those that
-        the chat template writes are read as such.
+        the chat template writes are read as such. A plain text gets the tokenizer's special tokens, a
+        rendered conversation only the template's BOS.
 
         Args:
             text: prompt and answer, as the template renders them or as plain text.
             tokenize: returns the ids of a text; with True, with the special tokens of a plain text.
         """
         parts = cut(self.without_padding(text), self.foreign).split(CUT)
+        if self.markers:
+            ids = [token for part in parts for token in tokenize(part, False)]
+            if not set(self.markers).isdisjoint(ids):
+                if self.bos and self.bos_id is not None and ids[0] != self.bos_id:
+                    ids.insert(0, self.bos_id)
+                return tuple(ids)
         if len(parts) == 1:
             ids = tokenize(parts[0], True)
         else:

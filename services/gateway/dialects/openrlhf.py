@@ -34,7 +34,7 @@ class GetRewardRequest(BaseModel):
     )
 
     query: Annotated[list[str], Field(min_length=1, fail_fast=True)]
-    """Prompt and response as one text, with special tokens as text; scored without changes."""
+    """Prompt and response as one text, as the chat template renders them, with control tokens as text."""
     prompts: list[Any] | None = None
     """Ignored: `query` contains the prompts."""
     labels: list[Any] | None = None

@@ -110,10 +110,24 @@ def test_whole_text_is_read_without_template(scorer, reward_folder):
     )
     pair = scorer.encode([TextPair("w1", "w2 w3")])[0]
     assert plain == written == line == pair == (1, 5, 6, 7, 2)
+    padded = ["<pad><pad><s> w1 w2 w3 </s>", "w1 w2 w3 </s><pad><pad>", "</s> <pad> w1 w2 w3 </s> <pad> </s>"]
+    assert scorer.encode([WholeText(text) for text in padded]) == [pair] * 3
     bare = RewardScorer(str(reward_folder), SECTION.model_copy(update={"append_eos": False}))
     assert bare.encode([WholeText("w1"), WholeText("")]) == [(1, 5), (1,)]
+    assert bare.encode([WholeText("<pad> w1 </s> <pad>")]) == [(1, 5, 2)]
     with pytest.raises(InvalidInput, match=r"items.whole_text\[1\]: got '101 bytes', allowed: at most 100"):
         scorer.encode([WholeText("w1"), WholeText("x" * 101)])
+
+
+def test_special_tokens_in_prompts_and_responses_are_unknown_words(scorer):
+    """A word tokenizer has them in its vocabulary; only a whole text may use BOS and EOS."""
+    honest, ended, padded = scorer.encode(
+        [TextPair("w1", "w2"), TextPair("w1 </s>", "w2 </s>"), TextPair("<pad> w1", "w2 <pad> <s>")]
+    )
+    assert honest == (1, 5, 6, 2)
+    assert ended == (1, 5, 3, 3, 6, 3, 3, 2)
+    assert padded == (1, 3, 3, 5, 6, 3, 3, 3, 3, 2)
+    assert scorer.encode([WholeText("w1 <pad> w2")]) == [(1, 5, 3, 3, 6, 2)]
 
 
 def foreign(folder):
