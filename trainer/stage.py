@@ -69,7 +69,6 @@ def run(
             config.folder.result(stage).unlink()
         else:
             inputs.warn_if_continued(stage, config, changed)
-        inputs.record_start(stage, config, made_from)
         _, stop_serving = metrics_page.serve(
             config.observe, tls=config.tls, ready=lambda: True, registry=registry
         )
@@ -82,6 +81,7 @@ def run(
                 memory.explained_memory_errors(stage, getattr(config, stage)),
                 durable.explained_disk_errors(),
             ):
+                inputs.record_start(stage, config, made_from)
                 ProcessMetrics(registry)
                 body(config, TrainerMetrics(registry))
         finally:

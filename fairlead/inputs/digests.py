@@ -6,7 +6,9 @@ changed in the last seconds is not cached, because a later change might leave no
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,16 +59,20 @@ class Digests:
             name = file.relative_to(path)
             if file.is_file() and not any(part.startswith(".") for part in name.parts):
                 found = self._of_file(file)
-                whole.update(f"{name.as_posix()}\0{found.digest}\n".encode())
+                whole.update(os.fsencode(name.as_posix()) + f"\0{found.digest}\n".encode())
                 size += found.size_bytes
         return Content(whole.hexdigest(), size)
 
     def save(self) -> None:
-        """Write the digests to the cache; those of files that are gone are dropped."""
+        """Write the digests to the cache; those of files that are gone are dropped.
+
+        Nothing depends on the cache: a disk that is full or read-only is left to what must be written.
+        """
         kept = {path: entry for path, entry in self._known.items() if Path(path).is_file()} | self._used
         if kept != self._known:
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(self._cache, json.dumps(kept, indent=1) + "\n")
+            with contextlib.suppress(OSError):
+                self._cache.parent.mkdir(parents=True, exist_ok=True)
+                replace_text(self._cache, json.dumps(kept, indent=1) + "\n")
 
     def _of_file(self, path: Path) -> Content:
         path = path.resolve()

@@ -265,8 +265,12 @@ def _source_changes(key: str, before: tuple[Source, ...], now: tuple[Source, ...
         if old.digest and new.digest:
             if old.digest != new.digest:
                 sizes = f"{old.size_bytes:,} bytes before, {new.size_bytes:,} now"
-                where = f"{old.name} before, {new.name}" if old.name != new.name else new.name
-                found.append(f"{key}: {where} now has other contents ({sizes})")
+                where = (
+                    f"{new.name} instead of {old.name}, with"
+                    if old.name != new.name
+                    else f"{new.name} now has"
+                )
+                found.append(f"{key}: {where} other contents ({sizes})")
         elif old.name != new.name:
             found.append(f"{key}: {old.name} before, {new.name} now")
     return found

@@ -102,7 +102,7 @@ def test_other_folder_counts_only_with_other_contents(folder: Path) -> None:
     assert inputs.collect("ppo", same).digest == inputs.collect("ppo", configured(folder)).digest
     [line] = changed("ppo", configured(folder, reward__path=str(folder / "sft")))
     assert line == (
-        f"reward.path: {folder}/rm before, {folder}/sft now has other contents (202 bytes before, 302 now)"
+        f"reward.path: {folder}/sft instead of {folder}/rm, with other contents (202 bytes before, 302 now)"
     )
     [line] = changed("ppo", configured(folder, data__prompts=["prompts.jsonl", "moved.jsonl"]))
     assert line == "data.prompts: prompts.jsonl before, prompts.jsonl, moved.jsonl now"
