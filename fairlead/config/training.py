@@ -31,7 +31,7 @@ class ModelSection(Section):
     """The base model: an existing model, or one from scratch."""
 
     path: str = ""
-    """Local folder or Hugging Face id of a causal language model. Empty: a model from scratch."""
+    """Local folder, GGUF file or Hugging Face id of a causal language model. Empty: a model from scratch."""
     scratch: ScratchModel = ScratchModel()
     """Sizes of a model from scratch; used if `path` is empty."""
 
@@ -141,7 +141,8 @@ class RewardModelSection(TrainingSection):
     """
 
     path: str = ""
-    """Local folder or Hugging Face id of the model to start from. Empty: the SFT model of the run."""
+    """Local folder, GGUF file or Hugging Face id of the model to start from. Empty: the SFT model of the
+    run."""
     ensemble_size: int = Field(default=1, ge=1, le=64)
     """Number of models to train, each with its own random head and data order. They are served as one
     ensemble."""

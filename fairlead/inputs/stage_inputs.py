@@ -229,7 +229,7 @@ def _models(stage: str, config: RunConfig, digests: Digests) -> Iterator[tuple[s
         if path:
             folder = Path(path).expanduser()
             source = (
-                Source(path, *_content(digests, folder)) if folder.is_dir() else Source(path, _commit(path))
+                Source(path, *_content(digests, folder)) if folder.exists() else Source(path, _commit(path))
             )
             yield key, (source,)
 

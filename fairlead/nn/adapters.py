@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from fairlead.config.gguf import gguf_file
 from fairlead.config.training import DropoutLoraSection, LoraSection
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn.failures import load_failure
@@ -85,7 +86,7 @@ def add(
         # GPT-2 stores its matrices transposed.
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
         bias="none",
-        base_model_name_or_path=str(Path(base).resolve()) if Path(base).is_dir() else base,
+        base_model_name_or_path=str(Path(base).resolve()) if Path(base).exists() else base,
     )
     nn.Module.requires_grad_(model, False)
     with torch.random.fork_rng(devices=[]):
@@ -184,6 +185,8 @@ def base_of(path: str) -> str | None:
         ModelLoadError: if its configuration names no base, or the hub denies access.
     """
     folder = Path(path).expanduser()
+    if folder.suffix == ".gguf" and not folder.is_dir():
+        return None
     try:
         file = str(folder / CONFIG_FILE) if folder.is_dir() else _hub_config_file(path)
     except OSError as error:
@@ -248,6 +251,10 @@ def fingerprint(path: str) -> str:
     Args:
         path: a folder, or a hub id that has been loaded before.
     """
+    file = gguf_file(path)
+    if file is not None:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
     base = base_of(path)
     folder = Path(path).expanduser()
     if not folder.is_dir():

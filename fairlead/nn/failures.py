@@ -37,10 +37,12 @@ def load_failure(what: str, path: str, error: BaseException) -> ModelLoadError:
         reason = _of_the_hub(path, cause) or _of_the_machine(what, cause)
         if reason:
             return ModelLoadError(reason)
-    return ModelLoadError(
-        f"cannot load {what}: {first_line(error)}. Check that the folder is complete, "
-        "with config.json and *.safetensors"
+    check = (
+        "file is complete"
+        if path.endswith(".gguf")
+        else "folder is complete, with config.json and *.safetensors"
     )
+    return ModelLoadError(f"cannot load {what}: {first_line(error)}. Check that the {check}")
 
 
 def _of_the_hub(path: str, cause: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Load tokenizers and language models from a local folder or the hub.
+"""Load tokenizers and language models from a local folder, a GGUF file or the hub.
 
 Every failure is a ModelLoadError that names the model, the cause and a remedy. Remote code is never run.
 Reward models are loaded by reward_model.py.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fairlead.config.base import ComputeSection, Device
+from fairlead.config.gguf import gguf_file
 from fairlead.errors import ModelLoadError, pickle_refused
 from fairlead.nn import adapters
 from fairlead.nn.failures import load_failure
@@ -45,6 +47,8 @@ _LOAD_ERRORS = (
     SafetensorError,
     ImportError,
     AttributeError,
+    IndexError,  # of damaged GGUF files, as the next
+    struct.error,
 )
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
@@ -90,14 +94,18 @@ def require_determinism() -> None:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder or hub id; for an adapter without one, that of its base.
+    """Load the tokenizer of a model; for an adapter without one, that of its base.
+
+    A `tokenizer.json` in the folder of a GGUF file is read instead of the tokenizer in the file.
 
     Raises:
         ModelLoadError: if there is none.
     """
     _check_path(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            **_source(path, own="tokenizer.json"), trust_remote_code=False
+        )
     except _LOAD_ERRORS as error:
         base = adapters.base_of(path)
         if base is not None:
@@ -173,7 +181,7 @@ def load_config(path: str) -> PreTrainedConfig:
         except ModelLoadError as error:
             raise ModelLoadError(f"the adapter {path!r} needs its base: {error}") from error
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**_source(path), trust_remote_code=False)
     except _LOAD_ERRORS as error:
         raise load_failure(f"the model {path!r}", path, error) from error
     assert isinstance(config, PreTrainedConfig)
@@ -250,7 +258,7 @@ def load_pretrained(
     try:
         with _quiet_transformers():
             model, report = loader.from_pretrained(
-                path,
+                **_source(path),
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch_dtype(section),
@@ -263,6 +271,38 @@ def load_pretrained(
     if missing:
         raise ModelLoadError(f"{path!r} lacks the weights {', '.join(missing[:5])}")
     assert isinstance(model, PreTrainedModel)
+    return _unquantized(model) if gguf_file(path) is not None else model
+
+
+def _source(path: str, *, own: str = "") -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that name a model.
+
+    Args:
+        path: folder, GGUF file or hub id.
+        own: name of a file that is read instead of a GGUF file in its folder, if it exists.
+    """
+    file = gguf_file(path)
+    if file is None:
+        return {"pretrained_model_name_or_path": path}
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent.resolve())}
+    return source if own and (file.parent / own).is_file() else source | {"gguf_file": file.name}
+
+
+def _unquantized(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a model from a GGUF file an ordinary one, which `save_pretrained` saves as safetensors.
+
+    Raises:
+        ModelLoadError: if transformers left weights in the blocks of the file.
+    """
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        model.__dict__.pop(name, None)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    if any("Gguf" in type(module).__name__ for module in model.modules()):
+        raise ModelLoadError(
+            f"transformers keeps the weights of this {type(model).__name__} in GGUF blocks, which cannot be "
+            "trained: uninstall the package `kernels`, or convert the file to safetensors"
+        )
     return model
 
 
@@ -302,5 +342,5 @@ def _refuse_pickle(path: str, *patterns: str, unless: str) -> None:
 
 def _check_path(path: str) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if not path or (looks_local and not Path(path).expanduser().is_dir()):
+    if gguf_file(path) is None and (not path or (looks_local and not Path(path).expanduser().is_dir())):
         raise ModelLoadError(f"no model folder {path!r}: give an existing folder or a hub id")

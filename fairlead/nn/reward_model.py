@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from fairlead.config.base import ComputeSection
+from fairlead.config.gguf import gguf_file
 from fairlead.errors import ModelLoadError
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import load_config, load_pretrained, ready
@@ -175,7 +176,9 @@ def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = 
 def _check_kind(path: str, config: PreTrainedConfig) -> None:
     """Reject models that would load but give meaningless scores, before their weights are read."""
     made_for = next(iter(config.architectures or ()), "")
-    if made_for in _CAUSAL:
+    if gguf_file(path) is not None:
+        made_for = "the model in a GGUF file"
+    if made_for in _CAUSAL or gguf_file(path) is not None:
         raise ModelLoadError(
             f"{path!r} lacks the weights score.weight: {made_for} is a language model without a reward head. "
             "Train one with `fairlead reward-model`, or give a sequence-classification model with one label"

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairlead.config.gguf import gguf_file
 from fairlead.config.training import ScratchModel
 from fairlead.errors import ModelLoadError, install_command, pickle_refused
+from fairlead.planning.gguf_size import read_gguf
 
 _UNEMBEDDINGS = ("lm_head", "embed_out", "output_layer")
 _HEADS = ("score", "classifier", "v_head")
@@ -83,11 +85,14 @@ def scratch_size(scratch: ScratchModel) -> ModelSize:
 
 
 def model_size(path: str) -> ModelSize:
-    """Return the size of a model in a folder or in the cache of the Hugging Face Hub.
+    """Return the size of a model in a folder, a GGUF file or the cache of the Hugging Face Hub.
 
     Raises:
         ModelLoadError: if the model does not exist, or its files do not define its size.
     """
+    file = gguf_file(path)
+    if file is not None:
+        return _from_tensors(*read_gguf(file), name=path)
     folder = Path(path).expanduser()
     if not folder.is_dir():
         folder = _cached(path)
