@@ -5,13 +5,14 @@ Formatters write records as they are: code that logs must not pass the texts of 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import sys
-import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -56,7 +57,7 @@ class HumanFormatter(logging.Formatter):
 class LogSummary:
     """Logs events that come in great numbers: the first few of a kind, then only how many more there were.
 
-    Thread-safe. The others are logged at DEBUG.
+    Used within event loops. The other events are logged at DEBUG.
     """
 
     def __init__(
@@ -73,25 +74,33 @@ class LogSummary:
         self._level = level
         self._shown = shown
         self._seconds = seconds
-        self._lock = threading.Lock()
-        self._seen: dict[str, int] = {}
+        self._periods: dict[str, _Period] = {}
 
     def add(self, kind: str, detail: object, *, extra: Mapping[str, object] | None = None) -> None:
         """Log an event as `kind: detail`, or count it. `kind` is one of a few texts, never a caller's."""
-        with self._lock:
-            seen = self._seen[kind] = self._seen.get(kind, 0) + 1
-        if seen == 1:
-            period = threading.Timer(self._seconds, self._sum_up, (kind,))
-            period.daemon = True
-            period.start()
-        level = self._level if seen <= self._shown else logging.DEBUG
+        now = time.monotonic()
+        period = self._periods.get(kind)
+        if period is None or now - period.began > 2 * self._seconds:  # its event loop has ended
+            period = self._periods[kind] = _Period(now)
+            asyncio.get_running_loop().call_later(self._seconds, self._sum_up, kind, period)
+        period.seen += 1
+        level = self._level if period.seen <= self._shown else logging.DEBUG
         self._logger.log(level, "%s: %s", kind, detail, extra=extra)
 
-    def _sum_up(self, kind: str) -> None:
-        with self._lock:
-            more = self._seen.pop(kind) - self._shown
+    def _sum_up(self, kind: str, period: _Period) -> None:
+        if self._periods.get(kind) is period:
+            del self._periods[kind]
+        more = period.seen - self._shown
         if more > 0:
             self._logger.log(self._level, "%s: %d more in %g s", kind, more, self._seconds)
+
+
+@dataclass(slots=True, eq=False)
+class _Period:
+    """The events of one kind since the first that was logged."""
+
+    began: float
+    seen: int = 0
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
