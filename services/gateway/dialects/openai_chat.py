@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fairlead.errors import CorruptData, InvalidInput
 from fairlead.types import Completion, GeneratedPiece, Message, SamplingParams
@@ -25,6 +25,7 @@ from services.gateway.backend import Backend
 from services.gateway.body import json_route
 from services.gateway.call import CurrentCall, HttpCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
+from services.gateway.dialects.unread import check_messages, check_request
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.failures import error_responses
 from services.gateway.json_limits import BodyLimits
@@ -40,7 +41,7 @@ _STREAMED = {
 
 
 class _ChatBody(BaseModel):
-    """A part of a request. Unknown keys are ignored, as OpenAI keeps adding some."""
+    """A part of a request. `unread` decides which other keys are accepted."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -102,6 +103,8 @@ class ChatRequest(_ChatBody):
     """The logits are divided by it; 1 by default."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Probability mass kept in nucleus sampling; 1 by default."""
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    """Number of most likely tokens kept; 0 and -1 keep all."""
     n: Annotated[int, Field(ge=1, le=4_096)] | None = None
     """Number of answers; the policy service may allow fewer."""
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
@@ -112,32 +115,13 @@ class ChatRequest(_ChatBody):
     """Whether to send the answer as it is generated, as server-sent events."""
     stream_options: ChatStreamOptions | None = None
     """Options of the stream."""
-    frequency_penalty: float | None = None
-    """Not supported: must be 0."""
-    presence_penalty: float | None = None
-    """Not supported: must be 0."""
-    logit_bias: dict[str, float] | None = None
-    """Not supported: must be empty."""
-    logprobs: bool | None = None
-    """Not supported: must be false."""
-    tools: list[dict[str, Any]] | None = None
-    """Not supported: must be empty."""
-    response_format: dict[str, Any] | None = None
-    """Only `{"type": "text"}` is supported."""
 
-    @field_validator("frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "tools")
+    @model_validator(mode="before")
     @classmethod
-    def _check_unsupported(cls, value: object) -> object:
-        if value:
-            raise ValueError("no value: the policy service does not support this option")
-        return value
-
-    @field_validator("response_format")
-    @classmethod
-    def _check_text_format(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and value.get("type") != "text":
-            raise ValueError('{"type": "text"}')
-        return value
+    def _check_unread(cls, body: object) -> object:
+        check_request(body, frozenset(cls.model_fields))
+        check_messages(body)
+        return body
 
     def turns(self) -> tuple[Message, ...]:
         """Convert the messages to the services' type.
@@ -165,6 +149,7 @@ class ChatRequest(_ChatBody):
         return SamplingParams(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=max(self.top_k or 0, 0),
             max_new_tokens=self.max_completion_tokens or self.max_tokens or default_max_tokens,
             stop_strings=self.stops,
             seed=secrets.randbits(62) if self.seed is None else self.seed,

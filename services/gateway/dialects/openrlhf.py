@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fairlead.types import WholeText
 from services.gateway.backend import Backend
 from services.gateway.body import json_route
 from services.gateway.call import CurrentCall
+from services.gateway.dialects.unread import check_request
 from services.gateway.failures import error_responses
 from services.gateway.json_limits import BodyLimits
 
@@ -39,6 +40,12 @@ class GetRewardRequest(BaseModel):
     """Ignored: `query` contains the prompts."""
     labels: list[Any] | None = None
     """Ignored: the reward model uses no labels."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_unread(cls, body: object) -> object:
+        check_request(body, frozenset(cls.model_fields))
+        return body
 
 
 class GetRewardResponse(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fairlead.errors import InvalidInput
 from fairlead.types import ScoreItem, TokenPair, WholeText
@@ -16,6 +16,7 @@ from services.gateway.backend import Backend
 from services.gateway.body import json_route
 from services.gateway.call import CurrentCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
+from services.gateway.dialects.unread import check_request
 from services.gateway.failures import error_responses
 from services.gateway.json_limits import BodyLimits
 
@@ -24,7 +25,7 @@ _Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
 class ClassifyRequest(BaseModel):
-    """A request of verl. Other fields of vLLM's API are ignored."""
+    """A request of verl. Other fields of vLLM's API are refused if they would change the scores."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
@@ -48,6 +49,12 @@ class ClassifyRequest(BaseModel):
     """False returns the score itself; otherwise σ(score), vLLM's default for a model with one label."""
     activation: bool | None = None
     """The name of `use_activation` before vLLM 0.11.2, which verl 0.7 sends."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_unread(cls, body: object) -> object:
+        check_request(body, frozenset(cls.model_fields))
+        return body
 
 
 class Classified(BaseModel):
