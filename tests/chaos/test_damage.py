@@ -42,9 +42,17 @@ def unsupervised(run: Started) -> Iterator[None]:
     """Pause the supervisor, so that it restarts nothing inside the block."""
     os.kill(run.process.pid, signal.SIGSTOP)
     try:
+        # A thread that has not stopped yet could still reap a process that is killed now.
+        run.until(lambda: set(thread_states(run.process.pid)) == {"T"})
         yield
     finally:
         os.kill(run.process.pid, signal.SIGCONT)
+
+
+def thread_states(pid: int) -> list[str]:
+    """Return the state letter of each thread of a process, see proc_pid_stat(5)."""
+    files = Path(f"/proc/{pid}/task").glob("*/stat")
+    return [file.read_text().rpartition(")")[2].split()[0] for file in files]
 
 
 def kill(run: Started, name: str) -> None:
