@@ -41,6 +41,8 @@ class Conversation:
     """All messages. At least one after the context is the assistant's; assistant messages are never blank."""
     context: int = 0
     """Number of leading messages that are context only: the prompt, where the line gives it separately."""
+    unlearnt: frozenset[int] = frozenset()
+    """Indices of assistant messages of weight 0, which are context as well."""
     file: str = field(default="", compare=False)
     """Source file, for errors that only the tokenizer can detect."""
     line: int = field(default=0, compare=False)
@@ -53,9 +55,9 @@ class Conversation:
 
     @property
     def turns(self) -> Iterator[tuple[Prompt, str]]:
-        """(prompt, answer) pairs to learn: one for every assistant message after the context."""
+        """(prompt, answer) pairs to learn: one for every assistant message to learn."""
         for end, message in enumerate(self.messages):
-            if message.role == "assistant" and end >= self.context:
+            if message.role == "assistant" and end >= self.context and end not in self.unlearnt:
                 yield Chat(self.messages[:end], file=self.file, line=self.line), message.content
 
     @property
@@ -116,6 +118,19 @@ def _conversation(line: Line, before: tuple[Message, ...], key: str) -> Conversa
     for number, message in enumerate(messages):
         if message.role == "assistant" and not message.content.strip():
             raise line.error(got=f"blank `{key}[{number}].content`", allowed="an assistant message with text")
-    if not any(message.role == "assistant" for message in messages):
+    answers = {number for number, message in enumerate(messages) if message.role == "assistant"}
+    if not answers:
         raise line.error(got=f"`{key}` without an assistant message", allowed="at least one to learn from")
-    return Conversation((*before, *messages), context=len(before), file=line.file, line=line.number)
+    turns = line.objects(key)
+    skipped = {
+        n for n in answers if turns[n].values.get("weight") is not None and not turns[n].binary("weight")
+    }
+    if skipped == answers:
+        raise line.error(got=f"`{key}` with assistant messages of weight 0 only", allowed="one of weight 1")
+    return Conversation(
+        (*before, *messages),
+        context=len(before),
+        unlearnt=frozenset(len(before) + number for number in skipped),
+        file=line.file,
+        line=line.number,
+    )

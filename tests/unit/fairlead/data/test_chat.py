@@ -11,8 +11,9 @@ from fairlead.config import RunConfig, load
 from fairlead.config.training import SamplingSection
 from fairlead.data.chat import Chat
 from fairlead.data.comparisons import Preference, RankedResponses
-from fairlead.data.demonstrations import Conversation, Demonstration
+from fairlead.data.demonstrations import Conversation, Demonstration, example
 from fairlead.data.encoding import encode_answer, encode_prompt
+from fairlead.data.lines import Line
 from fairlead.data.records import is_heldout, load_demonstrations, load_preferences, load_prompts
 from fairlead.errors import DataError, InvalidInput
 from fairlead.types import Message, WeightVersion
@@ -321,3 +322,46 @@ def test_messages_without_a_file_are_rejected_as_invalid_input():
     with pytest.raises(InvalidInput, match="^messages: got .*system speaks first") as caught:
         encode_prompt(chat_tokenizer(), Chat(messages("user: w5", "system: w6")))
     assert not isinstance(caught.value, DataError)
+
+
+@pytest.mark.parametrize(
+    ("extra", "within"),
+    [
+        ({"reasoning_content": "17*24=408"}, True),
+        ({"reasoning": "x"}, True),
+        ({"thinking": "x"}, True),
+        ({"tool_calls": [{"id": "1"}]}, True),
+        ({"function_call": {"name": "f"}}, True),
+        ({"tools": [{"type": "function"}]}, False),
+        ({"functions": [{"name": "f"}]}, False),
+    ],
+)
+def test_text_that_is_not_read_is_refused_by_name(extra, within):
+    (key,) = extra
+    turns = said("user: w5", "assistant: w6")
+    for value, refused in ((extra[key], True), (None, False), (type(extra[key])(), False)):
+        added = {key: value}
+        row = {"messages": [turns[0], turns[1] | added]} if within else {"messages": turns, **added}
+        line = Line("a.jsonl", 3, row)
+        if refused:
+            with pytest.raises(
+                DataError, match=f"^a.jsonl:3: got '`(messages.1..)?{key}`, which is not read"
+            ):
+                example(line)
+        else:
+            example(line)
+
+
+def test_assistant_messages_of_weight_0_are_not_learnt():
+    turns = said("user: w5", "assistant: bad", "user: w6", "assistant: good")
+    turns[1]["weight"] = 0
+    turns[3]["weight"] = 1
+    found = list(example(Line("a.jsonl", 1, {"messages": turns})).turns)
+    assert [answer for _, answer in found] == ["good"]
+    assert len(found[0][0].messages) == 3
+    turns[3]["weight"] = 0
+    with pytest.raises(DataError, match="weight 0 only"):
+        example(Line("a.jsonl", 1, {"messages": turns}))
+    turns[3]["weight"] = 0.5
+    with pytest.raises(DataError, match="weight"):
+        example(Line("a.jsonl", 1, {"messages": turns}))
