@@ -334,7 +334,11 @@ def _request(items: Sequence[ScoreInput], options: ScoreOptions) -> pb.ScoreRequ
 def _item(item: ScoreInput) -> ScoreItem:
     if isinstance(item, (TextPair, TokenPair, WholeText)):
         return item
-    if len(item) != 2 or not all(isinstance(text, str) for text in item):
+    # A text of two letters is a sequence of two texts as well.
+    is_pair = (
+        isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(text, str) for text in item)
+    )
+    if not is_pair:
         raise InvalidInput(
             "items", got=item, allowed="(prompt, response) as texts, TextPair, TokenPair or WholeText"
         )
