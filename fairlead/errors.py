@@ -30,6 +30,8 @@ All parts raise these; only the outermost layer of a process converts them to a 
     │   ├── CorruptCheckpoint
     │   └── CorruptOutcome          an entry of the queue cannot be decoded; carries its id
     ├── Stalled                     waited too long; names what for, and how long
+    ├── NotFinite                   a loss, a gradient, a weight or a score is NaN or infinite; names it
+    ├── NothingToTrain              every task of several updates was a dead letter; names the reasons
     ├── StoppedByGuard              reward hacking was detected; names the checkpoint that was restored
     ├── ProcessFailed               a process of a local run failed for good
     ├── ClusterRefused              the Kubernetes API refused a request; names the object and what to do
@@ -189,6 +191,14 @@ class Stalled(FairleadError):
     """A wait lasted too long; names what it was for."""
 
 
+class NotFinite(FairleadError):
+    """Training stopped because a number is NaN or infinite; nothing of that kind was written."""
+
+
+class NothingToTrain(FairleadError):
+    """PPO stopped because every task of several updates in a row was a dead letter."""
+
+
 class StoppedByGuard(FairleadError):
     """PPO stopped because of reward hacking, after restoring its last good checkpoint."""
 
@@ -265,6 +275,8 @@ EXIT_CODE: dict[type[BaseException], int] = {
     QueueMisconfigured: 2,
     SchemaTooNew: 2,
     OutOfMemory: 2,
+    NotFinite: 2,
+    NothingToTrain: 2,
     ClusterRefused: 2,
     Fenced: 3,
     Stalled: 4,

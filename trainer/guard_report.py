@@ -34,10 +34,11 @@ def guards(record: RunRecord) -> list[PageSection]:
     summary = "No signal crossed a stop limit."
     if stops:
         first = min(stops, key=lambda alert: float(alert["update"]))
-        summary = (
-            f"The first stop limit was crossed at update {first['update']}: {first['signal']} at "
-            f"{first['value']:.3g}, with a limit of {first['threshold']:g}."
-        )
+        summary = f"The first stop limit was crossed at update {first['update']}: {first['signal']} "
+        if first["threshold"] is None:
+            summary += "was not finite."
+        else:
+            summary += f"at {first['value']:.3g}, with a limit of {first['threshold']:g}."
     if "stopped_by_guard" in record.ppo:
         summary += f" {record.ppo['stopped_by_guard']}."
     text = (

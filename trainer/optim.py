@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -53,15 +54,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clipped_step(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, max_norm: float
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, max_norm: float, loss: float
 ) -> float:
     """Clip the gradients, step, and clear them; return the norm before clipping.
 
-    If the norm is not finite, the weights stay unchanged.
+    If the norm or the loss is not finite, weights and optimizer stay unchanged (see `finite`).
     """
     norm: Tensor = torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)
     value = float(norm)
-    if norm.isfinite():
+    if math.isfinite(value) and math.isfinite(loss):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return value

@@ -25,6 +25,7 @@ from fairlead.config import RunConfig
 from fairlead.errors import CorruptCheckpoint
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import WeightVersion
+from trainer import finite
 from trainer.checkpoint import Checkpoint, CheckpointStore
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,15 @@ class StageCheckpoints:
         return step % self._every == 0
 
     def save(self, position: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Write the checkpoint of a position and delete old ones."""
+        """Write the checkpoint of a position and delete old ones.
+
+        Raises:
+            NotFinite: if a tensor is not finite.
+        """
+        for name, group in tensors.items():
+            finite.check_weights(
+                group, what=f"{self._stage}: the {name}", rate=f"{self._stage}.learning_rate"
+            )
         version = WeightVersion(_LINEAGE[0].incarnation, position.step)
         self._store.save(version, tensors=tensors, state={**asdict(position), "made_from": self._made_from})
         self._store.prune(keep=self._keep, lineage=_LINEAGE)

@@ -34,7 +34,7 @@ from fairlead.nn.loading import (
 from fairlead.nn.reward_model import load_reward_model
 from fairlead.nn.unembedding import check_unembedding, output_layer
 from fairlead.transports.weights.base import Adapter
-from trainer import memory, optim, seeds
+from trainer import finite, memory, optim, seeds
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.sequences import (
     PaddedSequences,
@@ -72,6 +72,7 @@ class ActorCritic:
         self._section = section
         self.policy_optimizer = _adam(policy, section.learning_rate)
         self.critic_optimizer = _adam(critic, section.critic_learning_rate)
+        self._finite_steps = finite.FiniteSteps("ppo", rate="ppo.learning_rate and ppo.critic_learning_rate")
 
     @property
     def device(self) -> torch.device:
@@ -95,12 +96,62 @@ class ActorCritic:
         optim.set_learning_rate(self.critic_optimizer, self._section.critic_learning_rate * factor)
         return self._section.learning_rate * factor
 
-    def step(self) -> tuple[float, float]:
-        """Step both optimizers; return the gradient norms of policy and critic before clipping."""
+    def step(self, losses: Mapping[str, float], *, where: str) -> dict[str, float]:
+        """Step both optimizers; return the gradient norms before clipping and the number of skipped steps.
+
+        A model whose loss or gradient is not finite stays unchanged.
+
+        Args:
+            losses: figures of the step; read are `policy_loss`, `value_loss` and `ptx_loss`.
+            where: the step, for messages.
+
+        Raises:
+            NotFinite: if too many steps in a row were skipped.
+        """
         limit = self._section.max_gradient_norm
-        return (
-            optim.clipped_step(self.policy_optimizer, optim.learning(self.policy), max_norm=limit),
-            optim.clipped_step(self.critic_optimizer, optim.learning(self.critic), max_norm=limit),
+        policy_loss = losses["policy_loss"]
+        ptx_loss = losses.get("ptx_loss", 0.0)
+        value_loss = losses["value_loss"]
+        policy_norm = optim.clipped_step(
+            self.policy_optimizer,
+            optim.learning(self.policy),
+            max_norm=limit,
+            loss=policy_loss + ptx_loss,
+        )
+        critic_norm = optim.clipped_step(
+            self.critic_optimizer, optim.learning(self.critic), max_norm=limit, loss=value_loss
+        )
+        numbers = {
+            "the loss of the critic": value_loss,
+            "the loss of the policy": policy_loss,
+            "the loss on demonstrations": ptx_loss,
+            "the gradient of the critic": critic_norm,
+            "the gradient of the policy": policy_norm,
+        }
+        skipped = not self._finite_steps.check(numbers, where=where)
+        return {
+            "policy_gradient_norm": policy_norm,
+            "critic_gradient_norm": critic_norm,
+            "skipped_steps": float(skipped),
+        }
+
+    def check_ended(self) -> None:
+        """Check, before a result is written, that the last step was not skipped.
+
+        Raises:
+            NotFinite: if it was.
+        """
+        self._finite_steps.check_ended()
+
+    def check_weights(self) -> None:
+        """Check the trained weights of both models.
+
+        Raises:
+            NotFinite: if one is not finite.
+        """
+        finite.check_weights(trained_tensors(self.policy), what="ppo: the policy", rate="ppo.learning_rate")
+        finite.check_weights(
+            trained_tensors(self.critic), what="ppo: the critic", rate="ppo.critic_learning_rate"
         )
 
     def state(self) -> dict[str, dict[str, Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -224,10 +225,16 @@ def figures(answers: list[EvaluatedAnswer]) -> dict[str, float]:
     """Return means over the answers, named as in metrics_ppo.jsonl.
 
     Raises:
-        FairleadError: if there are no answers.
+        FairleadError: if there are no answers, or a score or log-prob is not finite.
     """
     if not answers:
         raise FairleadError("the services refused every held-out prompt")
+    for answer in answers:
+        if not math.isfinite(answer.score) or not math.isfinite(answer.divergence or 0.0):
+            raise FairleadError(
+                f"an answer has the score {answer.score} and the divergence {answer.divergence}: "
+                "one of them is not finite"
+            )
     found = {
         "eval_reward": _mean([answer.score for answer in answers]),
         "eval_length": _mean([float(answer.length) for answer in answers]),

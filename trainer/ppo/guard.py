@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,12 +39,14 @@ class Alert:
     """Number of the update whose rollouts showed it, as in metrics_ppo.jsonl."""
     value: float
     """Value of the signal in that update."""
-    threshold: float
-    """The limit that it crossed."""
+    threshold: float | None
+    """The limit that it crossed; None for a value that is not finite."""
     level: str
     """`warn` or `stop`."""
 
     def __str__(self) -> str:
+        if self.threshold is None:
+            return f"{self.signal} is {self.value:.3g} at update {self.update}, which is not finite"
         side = "above" if self.value > self.threshold else "below"
         return f"{self.signal} is {self.value:.3g} at update {self.update}, {side} {self.threshold:g}"
 
@@ -103,7 +106,7 @@ class Guard:
         """
         now = signals.measure(batch, figures, quantiles=self._quantiles)
         if self._first is None:
-            self._first = now
+            self._first = {name: value for name, value in now.items() if math.isfinite(value)}
         found = signals.values(now, self._first)
         if overconfidence is not None:
             found[signals.OVERCONFIDENCE] = overconfidence
@@ -133,7 +136,11 @@ class Guard:
             first = state["first"]
             self._first = None if first is None else {str(k): float(v) for k, v in first.items()}
             self._levels = {str(signal): str(level) for signal, level in state["levels"].items()}
-            self._alerts = [Alert(**alert) for alert in state["alerts"]]
+            # In JSON a number that is not finite is null.
+            self._alerts = [
+                Alert(**{**alert, "value": math.nan if alert["value"] is None else alert["value"]})
+                for alert in state["alerts"]
+            ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptCheckpoint(f"the checkpoint has an invalid guard: {error!r}") from error
 
@@ -144,7 +151,7 @@ class Guard:
         if level == self._levels.get(signal, "quiet"):
             return
         self._levels[signal] = level
-        if limit is None:
+        if level == "quiet":
             logger.info("guard: %s is back within its limits at update %d: %.3g", signal, update, value)
             return
         alert = Alert(signal, update, value, limit, level)
@@ -154,7 +161,12 @@ class Guard:
             self._stop = alert
 
     def _level(self, signal: str, value: float) -> tuple[str, float | None]:
-        """Return the level of a value and the limit that it crossed, None if it crossed none."""
+        """Return the level of a value and the limit that it crossed.
+
+        The limit is None if it crossed none, and for a value that is not finite, which is a reason to stop.
+        """
+        if not math.isfinite(value):
+            return "stop", None
         for level in ("stop", "warn"):
             low = getattr(self._section, f"{signal}_{level}_below", None)
             high = getattr(self._section, f"{signal}_{level}_above", None)

@@ -7,6 +7,7 @@ versions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
@@ -102,6 +103,9 @@ class Learner:
             rollouts: the batch.
             update: updates done before; determines learning rates and the order of mini-batches.
             on_phase: called with `prepare` and `train` when these phases begin.
+
+        Raises:
+            NotFinite: if too many optimizer steps in a row were skipped, or a weight is not finite.
         """
         section = self._section
         on_phase("prepare")
@@ -126,7 +130,8 @@ class Learner:
             update=update,
             demonstrations=self._stream,
         )
-        if section.kl_control == "adaptive":
+        self.models.check_weights()
+        if section.kl_control == "adaptive" and math.isfinite(figures["kl"]):
             self.kl_coefficient = objective.adapted_coefficient(
                 self.kl_coefficient,
                 divergence=figures["kl"],

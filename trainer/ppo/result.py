@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fairlead.config import RunConfig
 from fairlead.transports.weights.base import Ancestor, is_valid
@@ -57,7 +58,7 @@ def summarise(
         "proxy_first": _mean(first_scores),
         "proxy_last": _mean(last_scores),
         "kl": curves[-1].get("kl") if curves else None,
-        "mismatch_max": max((line.get("mismatch_max") or 0.0 for line in curves), default=None),
+        "mismatch_max": _largest([line["mismatch_max"] for line in curves if "mismatch_max" in line]),
         "tokens": sum(line.get("tokens") or 0.0 for line in curves),
         "seconds": seconds,
         "incarnations": len(lineage),
@@ -123,11 +124,17 @@ def count_outcomes(
     )
 
 
+def _largest(values: Sequence[float | None]) -> float | None:
+    """Return the largest value; None for none, or if one was not finite, which is null in the file."""
+    known = [value for value in values if value is not None]
+    return max(known) if known and len(known) == len(values) else None
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _metrics(config: RunConfig) -> list[dict[str, float]]:
+def _metrics(config: RunConfig) -> list[dict[str, Any]]:
     path = config.folder.metrics("ppo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]

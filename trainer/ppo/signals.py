@@ -48,7 +48,7 @@ def measure(
     found = {
         name: figures[name]
         for name in ("response_length", "eos_rate", "kl", "kl_k3", "entropy")
-        if math.isfinite(figures.get(name, math.nan))
+        if name in figures
     }
     found["repeated"] = sum(map(repeated_share, responses)) / len(responses)
     found["distinct"] = len(set(responses)) / len(responses)
@@ -65,6 +65,8 @@ def measure(
 def values(now: Mapping[str, float], first: Mapping[str, float]) -> dict[str, float]:
     """Return the signals; a signal without a baseline (a rate that began at 0) is left out.
 
+    A measurement that is not finite stays so in its signal, with or without a baseline.
+
     Args:
         now: the result of `measure` for this update.
         first: the result of `measure` for the first update of the run.
@@ -76,7 +78,9 @@ def values(now: Mapping[str, float], first: Mapping[str, float]) -> dict[str, fl
         ("entropy_ratio", "entropy"),
         ("distinct_ratio", "distinct"),
     ):
-        if figure in now and first.get(figure, 0.0) > 0:
+        if figure in now and not math.isfinite(now[figure]):
+            found[signal] = now[figure]
+        elif figure in now and first.get(figure, 0.0) > 0:
             found[signal] = now[figure] / first[figure]
     if first.get("eos_rate", 0.0) > 0 and "eos_rate" in now:
         rate = first["eos_rate"]

@@ -175,8 +175,11 @@ def optimise(
 ) -> dict[str, float]:
     """Train for some epochs over the batch, each in a new permutation, with one step per mini-batch.
 
-    Returns the figures: losses, clip fraction, entropy and gradient norms; and, over the first mini-batch
-    before the first step, the mean ratio and |log π_trainer − log π_behaviour|.
+    Returns the figures: losses, clip fraction, entropy, gradient norms and the number of skipped steps; and,
+    over the first mini-batch before the first step, the mean ratio and |log π_trainer − log π_behaviour|.
+
+    Raises:
+        NotFinite: if too many steps in a row were skipped.
     """
     learning_rate = models.set_learning_rates(update)
     sums: defaultdict[str, float] = defaultdict(float)
@@ -190,14 +193,15 @@ def optimise(
             if demonstrations is not None:
                 drawn = demonstrations.take(section.ptx_batch_size)
                 figures["ptx_loss"] = accumulate_ptx_gradients(models, drawn, section)
-            policy_norm, critic_norm = models.step()
             first = first or figures
-            figures |= {"policy_gradient_norm": policy_norm, "critic_gradient_norm": critic_norm, "steps": 1}
+            figures |= models.step(figures, where=f"update {update + 1}")
+            figures["steps"] = 1.0
             for name, value in figures.items():
                 sums[name] += value
     steps = sums.pop("steps")
     return (
         {name: sums[name] / steps for name in _OF_EVERY_STEP if name in sums}
+        | {"skipped_steps": sums["skipped_steps"]}
         | {name: first[name] for name in _OF_THE_FIRST_STEP if name in first}
         | {"ratio_first": first["ratio"], "lr": learning_rate}
     )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
-from fairlead.errors import StoppedByGuard
+from fairlead.errors import NothingToTrain, StoppedByGuard
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn.loading import load_tokenizer, max_sequence_tokens, set_threads
 from fairlead.transports.rollouts.base import OutcomeEntry, TrainerQueue
@@ -36,6 +37,9 @@ from trainer.results import config_hash
 from trainer.tracking import Tracker, write_waiting
 
 logger = logging.getLogger(__name__)
+
+MAX_EMPTY_UPDATES = 3
+"""Updates in a row without any rollout to train on that end the run."""
 
 
 def report_waiting(config: RunConfig, waiting_for: str) -> None:
@@ -85,6 +89,7 @@ class PpoTrainer:
         self._parent: WeightVersion | None = None
         self._checkpoint_update = 0
         self._sent_open_tasks = False
+        self._empty_updates = 0
         log_capacity(config, queue, longest_prompt_bytes=self._prompts.longest_bytes, metrics=metrics)
 
     @property
@@ -102,6 +107,8 @@ class PpoTrainer:
             Fenced: if a newer trainer has taken over.
             Stalled: if the queue is unavailable, or no rollout arrives, for too long.
             StoppedByGuard: if a signal of reward hacking ended the run; policy and result are written.
+            NotFinite: if losses, gradients or weights are not finite; the last checkpoint stays.
+            NothingToTrain: if every task of some updates in a row was a dead letter.
         """
         config = self._config
         self._take_over(QueueRetry(config.queue, lambda what: report_waiting(config, what)))
@@ -127,6 +134,7 @@ class PpoTrainer:
             )
             try:
                 records.events.begun(self._progress.update, config.ppo)
+                self.models.check_weights()
                 self._publish(tracker)
                 self._send(collector)
                 while self._progress.update < config.ppo.updates and self._monitor.stopped_by is None:
@@ -238,10 +246,28 @@ class PpoTrainer:
             [entry.outcome for entry in entries], self.models.device, version=self._version
         )
         if rollouts is None:
-            logger.error("every task of update %d is a dead letter: there is nothing to train on", update)
+            self._note_empty_update(entries)
             return {"tokens": 0.0, "kl_coefficient": self._learner.kl_coefficient}
+        self._empty_updates = 0
         figures = self._learner.learn(rollouts, update=update, on_phase=tracker.phase)
         return figures | self._monitor.observe(rollouts, figures, update=update + 1)
+
+    def _note_empty_update(self, entries: Sequence[OutcomeEntry]) -> None:
+        """Log an update whose tasks are all dead, and end the run after some of them in a row."""
+        self._empty_updates += 1
+        letters = [entry.outcome.result for entry in entries if isinstance(entry.outcome.result, DeadLetter)]
+        reasons = Counter(letter.reason for letter in letters).most_common()
+        example = next(letter for letter in letters if letter.reason == reasons[0][0])
+        message = (
+            f"every task of update {self._progress.update + 1} is a dead letter, with nothing to train on "
+            f"({', '.join(f'{reason} {count} times' for reason, count in reasons)}), for example: "
+            f"{example.detail}"
+        )
+        if self._empty_updates == MAX_EMPTY_UPDATES:
+            raise NothingToTrain(
+                f"ppo: {message}. The same was true of the {MAX_EMPTY_UPDATES - 1} updates before"
+            )
+        logger.error("%s", message)
 
     def _settle(self, entries: Sequence[OutcomeEntry]) -> None:
         for entry in entries:
@@ -293,6 +319,7 @@ class PpoTrainer:
 
     def _finish(self, tracker: Tracker) -> dict[str, object]:
         """Write the trained policy and the result, unless a newer trainer will do it."""
+        self.models.check_ended()
         self._incarnation.confirm()
         publish.save_model(
             self._config.folder.policy_model,

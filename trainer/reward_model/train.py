@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.data.control import trained_end
 from fairlead.data.records import load_preferences
-from fairlead.errors import ConfigError, FairleadError
+from fairlead.errors import ConfigError
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn.ensemble import EnsembleTemperature, RewardEnsemble, write_members
 from fairlead.nn.loading import (
@@ -30,7 +30,7 @@ from fairlead.nn.loading import (
     torch_dtype,
 )
 from fairlead.nn.reward_model import RewardModel, load_reward_model
-from trainer import durable, memory, optim, seeds
+from trainer import durable, finite, memory, optim, seeds
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.results import config_hash
 from trainer.reward_model import calibration, data, loss
@@ -59,6 +59,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     Raises:
         ConfigError: if there are no comparisons.
         ModelLoadError: if the initial model cannot be loaded.
+        NotFinite: if losses, gradients or weights are not finite.
     """
     begun = time.monotonic()
     section = config.reward_model
@@ -88,6 +89,12 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     )
     train_loss = _epochs(config, members, known.rankings, heldout.rankings, metrics, checkpoints)
     centred = _centre(config, members, tokenizer, limit)
+    for model in members:
+        finite.check_weights(
+            trained_tensors(_trained(model)),
+            what="reward_model: the model",
+            rate="reward_model.learning_rate",
+        )
     figures, temperature = _figures(config, members, known.rankings, heldout.rankings)
     with durable.new_folder(config.folder.reward_model) as folder:
         _save(config, folder, members, tokenizer, temperature)
@@ -129,6 +136,7 @@ class _Training:
         self._config = config
         self._members = members
         self._checkpoints = checkpoints
+        self.finite_steps = finite.FiniteSteps("reward_model", rate="reward_model.learning_rate")
         self.position = Position()
         checkpoint = checkpoints.load()
         if checkpoint is not None:
@@ -220,10 +228,7 @@ def _epochs(
                     if checkpoints.is_due(training.position.step):
                         training.save()
                 train_loss = _mean(training.position.losses)
-                if not math.isfinite(train_loss):
-                    raise FairleadError(
-                        f"reward_model: the loss is {train_loss}: lower reward_model.learning_rate"
-                    )
+                finite.check_mean("reward_model", "loss", train_loss)
                 tracker.phase("evaluate")
                 if heldout:
                     found = evaluate(
@@ -233,6 +238,7 @@ def _epochs(
                         dtype=torch_dtype(section),
                     )
                     tracker.record(tracker.step, {f"heldout_{name}": value for name, value in found.items()})
+                    finite.check_mean("reward_model", "held-out loss", found["loss"])
                 if not training.advance():
                     break
         except SystemExit:
@@ -271,7 +277,11 @@ def _epoch(
             ):
                 part.backward()  # type: ignore[no-untyped-call]
                 step_loss += float(part.detach())
-            norm = optim.clipped_step(optimizer, parameters, max_norm=section.max_gradient_norm)
+            norm = optim.clipped_step(
+                optimizer, parameters, max_norm=section.max_gradient_norm, loss=step_loss
+            )
+            numbers = {"the loss": step_loss, "the gradient": norm}
+            training.finite_steps.check(numbers, where=f"step {position.step + 1}")
             position.losses.append(step_loss)
             position.step += 1
             # Within the block: the figures of a step are recorded before a signal takes effect.

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.data.demonstrations import FORMATS, Conversation, Demonstration, Example
 from fairlead.data.records import Split, load_demonstrations
-from fairlead.errors import ConfigError, FairleadError
+from fairlead.errors import ConfigError
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn import adapters
 from fairlead.nn.loading import (
@@ -33,7 +33,7 @@ from fairlead.nn.loading import (
 )
 from fairlead.nn.unembedding import check_unembedding
 from trainer import demonstrations as encoding
-from trainer import durable, memory, optim, seeds
+from trainer import durable, finite, memory, optim, seeds
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.results import config_hash
 from trainer.sequences import TokenSequence
@@ -54,6 +54,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         ConfigError: if no demonstration fits the model, or the model does not support packing.
         DataError: for conversations without a chat template.
         ModelLoadError: if the base model cannot be loaded.
+        NotFinite: if losses, gradients or weights are not finite.
     """
     begun = time.monotonic()
     section = config.sft
@@ -80,6 +81,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         packing.check(model, sequences)
     checkpoints = StageCheckpoints("sft", config, sequences=(one.token_ids for one in sequences))
     train_loss, heldout_losses = _epochs(config, model, sequences, heldout, metrics, checkpoints)
+    finite.check_weights(trained_tensors(model), what="sft: the model", rate="sft.learning_rate")
     with durable.new_folder(config.folder.sft_model) as folder:
         adapters.save(model, folder, merge=section.lora.merge)
         tokenizer.save_pretrained(folder)
@@ -155,7 +157,6 @@ def _epochs(
 ) -> tuple[float, dict[str, float]]:
     """Train from the newest checkpoint to the last epoch; return its mean loss and the held-out losses."""
     section = config.sft
-    dtype = torch_dtype(section)
     # Evaluation mode throughout: only the dropout of adapters is on while learning.
     optimizer = optim.adamw(
         optim.learning(model), learning_rate=section.learning_rate, weight_decay=section.weight_decay
@@ -171,6 +172,7 @@ def _epochs(
         tensors = {"model": trained_tensors(model), "optimizer": optimizer_tensors(model, optimizer)}
         checkpoints.save(position, tensors)
 
+    finite_steps = finite.FiniteSteps("sft", rate="sft.learning_rate")
     train_loss = float("nan")
     losses: dict[str, float] = {}
     with Tracker(
@@ -191,6 +193,8 @@ def _epochs(
                     with uninterrupted():
                         batch = [sequences[index] for index in indices]
                         figures = _step(config, model, optimizer, batch, step=position.step, total=total)
+                        numbers = {"the loss": figures["loss"], "the gradient": figures["gradient_norm"]}
+                        finite_steps.check(numbers, where=f"step {position.step + 1}")
                         position.step += 1
                         position.losses.append(figures["loss"])
                         tracker.record(position.step, {**figures, "epoch": position.epoch + 1})
@@ -199,17 +203,13 @@ def _epochs(
                 tracker.phase("evaluate")
                 train_loss = sum(position.losses) / len(position.losses)
                 losses = heldout_losses(
-                    model, heldout, max_tokens=section.max_micro_batch_tokens, dtype=dtype
+                    model, heldout, max_tokens=section.max_micro_batch_tokens, dtype=torch_dtype(section)
                 )
-                if math.isfinite(losses["all"]):
-                    tracker.record(
-                        position.step, {"heldout_loss": losses["all"], "epoch": position.epoch + 1}
-                    )
-                if not math.isfinite(train_loss):
-                    raise FairleadError(
-                        f"sft: the loss is {train_loss} after epoch {position.epoch + 1}: "
-                        "lower sft.learning_rate"
-                    )
+                if any(heldout.values()):
+                    figures = {"heldout_loss": losses["all"], "epoch": position.epoch + 1}
+                    tracker.record(position.step, figures)
+                    finite.check_mean("sft", "held-out loss", losses["all"])
+                finite.check_mean("sft", "loss", train_loss)
                 if position.epoch + 1 == section.epochs:
                     break
                 with uninterrupted():
@@ -250,7 +250,9 @@ def _step(
         ):
             part.backward()  # type: ignore[no-untyped-call]
             step_loss += float(part.detach())
-    norm = optim.clipped_step(optimizer, optim.learning(model), max_norm=section.max_gradient_norm)
+    norm = optim.clipped_step(
+        optimizer, optim.learning(model), max_norm=section.max_gradient_norm, loss=step_loss
+    )
     return {"loss": step_loss, "gradient_norm": norm}
 
 

@@ -16,6 +16,7 @@ from fairlead.config import load
 from fairlead.config.training import GuardSection
 from fairlead.errors import CorruptCheckpoint
 from fairlead.metrics import TrainerMetrics
+from trainer import durable
 from trainer.ppo import signals
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.guard import Alert, Guard, read_quantiles
@@ -48,7 +49,7 @@ def test_measures_match_values_computed_by_hand():
     found = signals.measure(
         # 3-grams: (5,6,7) (6,7,5) (7,5,6) (5,6,7) → one of four again; none; too short for any.
         batch([(5, 6, 7, 5, 6, 7), (5, 6, 7, 8), (5, 6), (5, 6)], [1.0, 0.0, 3.0, -9.0]),
-        figures(entropy=math.nan),
+        {"response_length": 4.0},
         quantiles=(-1.0, 2.0),
     )
     assert found["repeated"] == pytest.approx(0.25 / 4)
@@ -112,6 +113,29 @@ def test_signals_at_their_limits(changed: dict[str, float], signal: str, value: 
     assert guard._level(signal, found[signal])[0] == level
     others = {name: guard._level(name, found[name])[0] for name in found if name != signal}
     assert set(others.values()) == {"quiet"}
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("update", [1, 2])
+def test_signal_that_is_not_finite_stops_the_run(number: float, update: int):
+    guard = Guard(GuardSection(action="stop"))
+    rollouts = batch([(5, 6), (7, 8)], [1.0, 0.0])
+    for now in range(1, update):
+        guard.judge(rollouts, figures(), update=now)
+    found = guard.judge(rollouts, figures(entropy=number, kl=number), update=update)
+    assert not math.isfinite(found["guard_entropy_ratio"])
+    assert not math.isfinite(found["guard_kl"])
+    assert [(alert.signal, alert.level, alert.threshold) for alert in guard.alerts] == [
+        ("kl", "stop", None),
+        ("entropy_ratio", "stop", None),
+    ]
+    assert str(guard.stopped_by) == f"kl is {number:.3g} at update {update}, which is not finite"
+    restored = Guard(GuardSection(action="stop"))
+    restored.load_state(json.loads(durable.dumps(guard.state())))
+    assert [alert.signal for alert in restored.alerts] == ["kl", "entropy_ratio"]
+    # The next finite value has a baseline, unless the first update had none.
+    now = restored.judge(rollouts, figures(entropy=0.5), update=update + 1)
+    assert now.get("guard_entropy_ratio") == (0.5 if update == 2 else None)
 
 
 def test_low_eos_rate_falls_only_beyond_chance():
