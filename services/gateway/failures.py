@@ -119,6 +119,8 @@ def dialect_of(path: str) -> str:
         return "open_inference"
     if path.startswith("/v1/rewards"):
         return "fairlead"
+    if path.startswith("/v1/models/"):
+        return "openai"
     return _DIALECTS.get(path, "other")
 
 

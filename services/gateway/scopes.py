@@ -40,6 +40,8 @@ def need_of(path: str) -> Need:
         return _EXACT[path]
     if path.startswith(f"{DOCS_FILES}/") or _MODEL_READY.fullmatch(path):
         return None
+    if path.startswith("/v1/models/"):
+        return "any"
     if path.startswith("/v2/") and not path.endswith(_LOADING):
         return "score"
     return "admin"

@@ -1,4 +1,4 @@
-"""OpenAI's `GET /v1/models`, OpenAI's error object, and the check of a request's `model`."""
+"""OpenAI's `/v1/models` and `/v1/models/{id}`, its error object, and the check of a request's `model`."""
 
 from __future__ import annotations
 
@@ -55,25 +55,36 @@ class ModelList(BaseModel):
 
 
 def router(backend: Backend) -> APIRouter:
-    """Return the route."""
+    """Return the routes."""
     routes = APIRouter(tags=["OpenAI"], responses=error_responses(OpenAiError))
 
     @routes.get("/v1/models", response_model=ModelList, summary="List models")
     async def models() -> JSONResponse:
         """List the models of the services that are available."""
-        found = [
-            Model(
-                id=each.info.model.model_id,
-                kind=each.kind,
-                version=each.version,
-                max_model_len=each.info.model.max_sequence_tokens,
-            )
-            for each in (backend.reward, backend.policy)
-            if each is not None and each.available
-        ]
-        return JSONResponse(ModelList(data=found).model_dump())
+        return JSONResponse(ModelList(data=_served(backend)).model_dump())
+
+    @routes.get("/v1/models/{name:path}", response_model=Model, summary="Describe a model")
+    async def model(name: str) -> JSONResponse:
+        """Return the model of this id, or of the kind `reward` or `policy`."""
+        for found in _served(backend):
+            if name in (found.id, found.kind):
+                return JSONResponse(found.model_dump())
+        raise NotFound(f"no model {name[:200]!r}; /v1/models lists the models")
 
     return routes
+
+
+def _served(backend: Backend) -> list[Model]:
+    return [
+        Model(
+            id=each.info.model.model_id,
+            kind=each.kind,
+            version=each.version,
+            max_model_len=each.info.model.max_sequence_tokens,
+        )
+        for each in (backend.reward, backend.policy)
+        if each is not None and each.available
+    ]
 
 
 def check_model(name: str | None, served: PolledService[RewardInfo | PolicyInfo] | None) -> None:

@@ -290,3 +290,11 @@ async def test_invalid_bytes_are_refused(http: Gateway, raw, error):
         assert answer.error.startswith("Inference-Header-Content-Length")
     extra = await http.ask("POST", "/v2/models/reward/infer", head + raw + b"x", headers)
     assert "1 bytes after the last tensor" in extra.error or error in extra.error
+
+
+async def test_one_model_is_described(http: Gateway, reward_folder):
+    (listed,) = (await http.get("/v1/models")).json["data"]
+    for name in ("reward", str(reward_folder)):
+        assert (await http.get(f"/v1/models/{name}")).json == listed
+    missing = await http.get("/v1/models/other")
+    assert (missing.status, missing.error["type"]) == (404, "invalid_request_error")
