@@ -19,6 +19,9 @@ from fairlead import __version__
 from fairlead.config import RunFolder, load
 from fairlead.local.run_files import RunLock, read_pids, read_progress
 
+# A busy machine may take a minute to start a process that imports torch.
+pytestmark = pytest.mark.timeout(300)
+
 
 def fairlead(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -27,7 +30,7 @@ def fairlead(*arguments: object, cwd: Path, **environment: str) -> subprocess.Co
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 

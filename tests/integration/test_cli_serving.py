@@ -19,6 +19,9 @@ from fairlead.local.run_files import ProcessRecord
 from tests.service_process import Starter, free_address
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
+# A busy machine may take a minute to start a process that imports torch.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
@@ -30,7 +33,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         settings = {"policy.serve_initial": "true"}
         policy = start("policy", tiny_causal_lm(folder / "policy", seed=1), **settings)
         for process in (reward, policy):
-            process.until(lambda ready=process: ready.get("/readyz")[0] == 200, seconds=110)
+            process.until(lambda ready=process: ready.get("/readyz")[0] == 200, seconds=240)
         yield {"reward": reward.address, "policy": policy.address}
     finally:
         start.stop()
@@ -43,7 +46,7 @@ def fairlead(*arguments: object, cwd: Path, given: str = "") -> subprocess.Compl
         input=given,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 

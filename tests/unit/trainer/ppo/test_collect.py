@@ -231,6 +231,7 @@ def test_collector_waits_through_an_outage_and_reports_it(bench):
         "snapshot": [unavailable, unavailable],
         "read": [unavailable, bench.work, unavailable, bench.work],
     }
+    bench.section = QueueSection(stall_seconds=0.05, give_up_seconds=60)
     collector = bench.take_over(Interruptions(bench.queue, **first))
     collector.send([task(10)], update=5)
     assert len(collector.wait()) == 1
