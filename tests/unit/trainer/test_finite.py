@@ -88,7 +88,7 @@ def test_ppo_stops_when_a_model_is_not_finite(tmp_path, model_path, broken, part
         rows = run.config.folder.metrics("ppo").read_text().splitlines()
         assert [json.loads(row)["skipped_steps"] for row in rows] == [0, 0, 0]
         assert not run.config.folder.result("ppo").exists()
-        # The same command goes on from the last checkpoint.
+        # The same command continues from the last checkpoint.
         assert run.trainer().run()["updates"] == 6
 
 
