@@ -6,9 +6,13 @@ The names that most users need can be imported from here; each is loaded when it
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+# Read when grpc is imported, so set before every other import; why: fairlead/rpc/forks.py.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 if TYPE_CHECKING:
     from fairlead.clients import (

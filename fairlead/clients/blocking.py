@@ -74,7 +74,7 @@ class Blocking(Generic[_Client]):
         """Return the result of the coroutine; an interrupt of the waiting thread cancels it.
 
         Raises:
-            RuntimeError: if the client is closed, or the process was forked while its parent had connections.
+            RuntimeError: if the client is closed, or the process was forked after its parent had used gRPC.
         """
         if self._closed:
             work.close()

@@ -148,15 +148,14 @@ class Replicas(Generic[_Stub]):
 
     async def close(self) -> None:
         """Cancel the calls in progress and close the connections."""
-        replicas, self._replicas = self._replicas, []
         if forks.is_broken():
-            return  # they belong to the parent process
+            return  # the connections belong to the parent process
+        replicas, self._replicas = self._replicas, []
         watchers, self._watchers = self._watchers, []
         for task in (*watchers, *self._closing):
             task.cancel()
         await asyncio.gather(*watchers, *self._closing, return_exceptions=True)
         await asyncio.gather(*(replica.channel.close() for replica in replicas))
-        forks.closed(self)
 
     async def call(
         self,
@@ -327,7 +326,7 @@ class Replicas(Generic[_Stub]):
         """Connect at the first call, and again when certificates have changed: a channel keeps its own.
 
         Raises:
-            RuntimeError: in a process that was forked while its parent had connections.
+            RuntimeError: in a process that was forked after its parent had used gRPC.
         """
         forks.check()
         now = time.monotonic()
@@ -338,7 +337,7 @@ class Replicas(Generic[_Stub]):
         if self._replicas and generation == self._generation:
             return
         self._generation = generation
-        forks.connected(self)
+        forks.connected()
         for replica, watcher in zip(self._replicas, self._watchers, strict=True):
             watcher.cancel()
             # Closes after the calls on it have ended.
