@@ -1,11 +1,11 @@
 """Forked processes: gRPC may abort or hang in a child of a process that used it.
 
-The clients say so at once instead, also when the parent had closed all of them. A process that is forked before the
-first call is not affected.
+The clients say so at once instead, also when the parent had closed all of them. A process that is forked before
+the first call is not affected.
 
-gRPC's own support for forks is switched off (`GRPC_ENABLE_FORK_SUPPORT=0`, unless the user has set it): it starts
-gRPC's threads in every child, where they sometimes abort a process that does not use gRPC at all, such as a
-worker of a data loader.
+gRPC's own support for forks is switched off (`GRPC_ENABLE_FORK_SUPPORT=0`, unless the user has set it): it
+starts gRPC's threads in every child, where they sometimes abort a process that does not use gRPC at all, such
+as a worker of a data loader.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 
 _MESSAGE = (
-    "this process was forked after its parent had used gRPC, and gRPC does not work in it: start it with the "
-    'method "spawn" or "forkserver" (multiprocessing.get_context), or fork it before the first call of a client'
+    "this process was forked after its parent had used gRPC, and gRPC does not work in it: start it with "
+    'the method "spawn" or "forkserver" (multiprocessing.get_context), or fork it before the first call of '
+    "a client"
 )
 
 
