@@ -1,7 +1,7 @@
 """Forked processes: gRPC may abort or hang in a child of a process that used it.
 
-The clients say so at once instead, also when the parent had closed all of them. A process that is forked before
-the first call is not affected.
+The clients say so at once instead, also when the parent had closed all of them. A process that is forked
+before the first call is not affected.
 
 gRPC's own support for forks is switched off (`GRPC_ENABLE_FORK_SUPPORT=0`, unless the user has set it): it
 starts gRPC's threads in every child, where they sometimes abort a process that does not use gRPC at all, such
