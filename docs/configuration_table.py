@@ -26,8 +26,8 @@ COMMON = {
     "": "name runs seed deterministic",
     "model": "path",
     "model.scratch": "hidden_size num_layers num_heads max_position_embeddings tokenizer vocabulary_size",
-    "data": "demonstrations preferences tie_margin prompts fresh_rankings sentences bad_lines prompt_words "
-    "heldout_fraction",
+    "data": "demonstrations heldout_demonstrations preferences heldout_preferences tie_margin prompts "
+    "heldout_prompts fresh_rankings sentences bad_lines prompt_words heldout_fraction",
     "sft": "device dtype threads max_micro_batch_tokens gradient_checkpointing epochs batch_size batching "
     "learning_rate weight_decay max_sequence_tokens",
     "sft.lora": "rank alpha",

@@ -120,6 +120,7 @@ def _rulers(config: RunConfig, tokenizer: str) -> tuple[dict[str, Ruler], dict[s
     """Return the ruler of each kind, the longest sequence of its stage, and notes for the user."""
     from fairlead.data.kinds import KINDS
     from fairlead.data.lengths import Words
+    from fairlead.data.records import heldout_names
     from fairlead.errors import ModelLoadError
 
     trained = str(config.folder.sft_model) if config.folder.sft_model.is_dir() else config.model.path
@@ -136,7 +137,7 @@ def _rulers(config: RunConfig, tokenizer: str) -> tuple[dict[str, Ruler], dict[s
         need("torch")
     elif find_spec("transformers") is None or find_spec("torch") is None:
         return rulers, limits, ["lengths are counted in words: a light install has no tokenizers"]
-    for kind in (kind for kind in KINDS if getattr(config.data, kind)):
+    for kind in (kind for kind in KINDS if getattr(config.data, kind) or heldout_names(config, kind)):
         path, most = readers[kind]
         if not (tokenizer or path):
             notes["lengths are counted in words; use --tokenizer for tokens and truncation"] = None
@@ -172,7 +173,7 @@ def _show(console: Console, reports: Sequence[SourceReport], notes: Sequence[str
     from rich.text import Text
 
     for report in reports:
-        console.print(Text.assemble(f"{report.kind}: ", (", ".join(report.sources), "dim")), soft_wrap=True)
+        _show_sources(console, report)
     console.print()
     if any(report.lines for report in reports):
         console.print(_lines(reports), "", sep="\n")
@@ -192,6 +193,15 @@ def _show(console: Console, reports: Sequence[SourceReport], notes: Sequence[str
         hidden = report.bad + report.broken - len(report.errors)
         if hidden:
             console.print(Text(f"and {hidden:,} more in {report.kind}; --limit shows more", style="dim"))
+
+
+def _show_sources(console: Console, report: SourceReport) -> None:
+    from rich.text import Text
+
+    parts = {report.kind: report.sources, f"{report.kind}, held out": report.heldout_sources}
+    for what, names in parts.items():
+        if names:
+            console.print(Text.assemble(f"{what}: ", (", ".join(names), "dim")), soft_wrap=True)
 
 
 def _errors(reports: Sequence[SourceReport]) -> str:

@@ -45,16 +45,23 @@ class DataSection(Section):
     demonstrations: str | tuple[str, ...] = ""
     """For SFT: one source or several, with `{"prompt", "completion"}`, `{"messages": [{"role", "content"}]}`
     or plain `{"text"}` per line. Formats may be mixed; prompt and completion may also be messages."""
+    heldout_demonstrations: str | tuple[str, ...] = ""
+    """Demonstrations that are only evaluated on. All `demonstrations` are then trained on, and
+    `heldout_fraction` does not apply to them."""
     preferences: str | tuple[str, ...] = ""
     """For the reward model: one source or several. A line is `{"prompt", "responses": [{"text", "rank"}]}`
     (rank 1 is best, equal ranks are ties), the same with `score` (higher is better), or `{"prompt", "chosen",
     "rejected"}`; texts may also be messages. Without `prompt`, the common beginning of `chosen` and
     `rejected` is the prompt."""
+    heldout_preferences: str | tuple[str, ...] = ""
+    """Comparisons that are only evaluated on, in place of a fraction of `preferences`."""
     tie_margin: float = Field(default=0.0, ge=0)
     """Responses whose scores differ by less than this are ties. Does not apply to ranks."""
     prompts: str | tuple[str, ...] = ""
     """For PPO: one source or several, with `{"prompt"}`, as text or as messages, or `{"messages"}` per
     line."""
+    heldout_prompts: str | tuple[str, ...] = ""
+    """Prompts that PPO is only evaluated on, in place of a fraction of `prompts`."""
     fresh_rankings: str = ""
     """For PPO's guard: a file of rankings of answers in the run's samples_ppo.jsonl, in a format of
     `preferences`. Labelers append to it while the run is in progress; it need not exist at the start."""
@@ -67,7 +74,8 @@ class DataSection(Section):
     prompt_words: int = Field(default=3, ge=1, le=100)
     """Number of words of a sentence that form the prompt, with `sentences`."""
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Fraction of the prompts that is held out of training; the split is by prompt."""
+    """Fraction of the prompts that is held out of training; the split is by prompt. It does not apply to a
+    stage whose held-out data has a source of its own."""
 
 
 class TrainingSection(ComputeSection):

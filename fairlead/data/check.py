@@ -20,7 +20,7 @@ from fairlead.data.demonstrations import Conversation, Demonstration, PlainText
 from fairlead.data.kinds import KINDS, Found, parser
 from fairlead.data.lengths import Record, Ruler, measure
 from fairlead.data.lines import Line
-from fairlead.data.records import is_heldout
+from fairlead.data.records import heldout_key, heldout_names, is_heldout, near
 from fairlead.errors import DataError, InvalidInput
 
 
@@ -46,6 +46,8 @@ class SourceReport:
     """One of KINDS."""
     sources: tuple[str, ...]
     """Files, folders and datasets, as the configuration names them."""
+    heldout_sources: tuple[str, ...]
+    """Those of records that are only evaluated on; empty if a fraction of `sources` is held out."""
     unit: str
     """Unit of all lengths: `tokens` or `words`."""
     limit: int | None = None
@@ -106,7 +108,7 @@ def check(
     checks = [
         _KindCheck(config, kind, rulers[kind], limits.get(kind), max_errors)
         for kind in KINDS
-        if sources.names(config, kind)
+        if sources.names(config, kind) or heldout_names(config, kind)
     ]
     for one in checks:
         one.read()
@@ -130,6 +132,7 @@ class _KindCheck:
         self.report = SourceReport(
             kind=kind,
             sources=sources.names(config, kind),
+            heldout_sources=heldout_names(config, kind),
             unit=ruler.unit,
             limit=limit if ruler.unit == "tokens" else None,
         )
@@ -146,20 +149,25 @@ class _KindCheck:
         """Read the sources and fill the report."""
         report = self.report
         for name in report.sources:
-            try:
-                for line in sources.scan(self._config, name, field=f"data.{self._kind}"):
-                    report.lines += 1
-                    self._add(line)
-            except InvalidInput as error:
-                report.broken += 1
-                self._record(error)
+            self._read_source(name, f"data.{self._kind}", heldout=False)
+        for name in report.heldout_sources:
+            self._read_source(name, f"data.{heldout_key(self._kind)}", heldout=True)
         report.prompt = _spread([length for length in self._prompt_lengths if length])
         report.answer = _spread(self._answer_lengths) if self._kind != "prompts" else None
         report.on_both_sides = sum(key in self.trained for key in self.heldout)
         if report.limit is not None:
             self._fit(report.limit)
 
-    def _add(self, line: Line | DataError) -> None:
+    def _read_source(self, name: str, field: str, *, heldout: bool) -> None:
+        try:
+            for line in sources.scan(self._config, name, field=field):
+                self.report.lines += 1
+                self._add(line, heldout=heldout)
+        except InvalidInput as error:
+            self.report.broken += 1
+            self._record(error)
+
+    def _add(self, line: Line | DataError, *, heldout: bool) -> None:
         found = sources.attempt(line, self._parse)
         try:
             if isinstance(found, DataError):
@@ -173,23 +181,24 @@ class _KindCheck:
         for prompt_length, answer_length in lengths:
             self._prompt_lengths.append(prompt_length)
             self._answer_lengths.append(answer_length)
-        self._count(found)
+        if not self.report.heldout_sources:
+            heldout = is_heldout(self._config, found.split_key)
+        self._count(found, heldout=heldout)
 
     def _record(self, error: InvalidInput) -> None:
         if len(self.report.errors) < self._max_errors:
             self.report.errors.append(str(error))
 
-    def _count(self, found: Found) -> None:
+    def _count(self, found: Found, *, heldout: bool) -> None:
         record, report = found.record, self.report
         report.formats[found.format] = report.formats.get(found.format, 0) + 1
-        heldout = is_heldout(self._config, found.split_key)
         report.heldout += heldout
         report.train += not heldout
-        near = hash(" ".join(found.split_key.casefold().split()))
+        key = hash(near(found.split_key))
         if heldout:
-            self.heldout.append(near)
+            self.heldout.append(key)
         else:
-            self.trained.add(near)
+            self.trained.add(key)
         report.duplicates += _seen(self._lines, record)
         prompt = _prompt_of(record)
         report.repeated_prompts += bool(prompt) and _seen(self._prompts, prompt)

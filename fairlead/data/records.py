@@ -1,14 +1,15 @@
 """Load the demonstrations, preferences and prompts of a run, split into training and held-out records.
 
-The entry point of the stages. A hash of the run's seed and the prompt decides whether a prompt is held out,
-so it is the same in every file, for plain text and for a first user message. Does not know tokenizers or
-torch.
+The entry point of the stages. Held-out records come from a source of their own, or a hash of the run's seed
+and the prompt decides, so it is the same in every file, for plain text and for a first user message. Does not
+know tokenizers or torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -18,6 +19,7 @@ from fairlead.data import sentences, sources
 from fairlead.data.chat import Prompt, prompt, question
 from fairlead.data.comparisons import Comparisons, Preference, comparisons
 from fairlead.data.demonstrations import Demonstration, Example, example
+from fairlead.data.lines import Line
 from fairlead.errors import ConfigError
 
 __all__ = [
@@ -30,7 +32,12 @@ __all__ = [
     "load_prompts",
 ]
 
+logger = logging.getLogger(__name__)
+
 Record = TypeVar("Record")
+
+HELDOUT_KINDS = ("demonstrations", "preferences", "prompts")
+"""Kinds of data whose held-out records may have sources of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class Split(Generic[Record]):
     train: tuple[Record, ...]
     """Never empty."""
     heldout: tuple[Record, ...]
-    """Empty if no prompt of a small file is held out."""
+    """Empty if no prompt of a small file is held out. In the order of their own file if they have one."""
 
 
 def load_demonstrations(config: RunConfig) -> Split[Example]:
@@ -62,7 +69,7 @@ def load_demonstrations(config: RunConfig) -> Split[Example]:
             Demonstration(prompt=sentence.prompt, completion=sentence.completion)
             for sentence in _sentences(config, "demonstrations").demonstrations
         ]
-    return _split(config, "demonstrations", found, lambda record: record.split_key)
+    return _split(config, "demonstrations", found, example, lambda record: record.split_key)
 
 
 def load_preferences(config: RunConfig) -> Split[Comparisons]:
@@ -76,24 +83,16 @@ def load_preferences(config: RunConfig) -> Split[Comparisons]:
         ConfigError: if no file is named, it cannot be opened, or every prompt is held out.
         DataError: for an invalid line.
     """
+    parse = partial(comparisons, tie_margin=config.data.tie_margin)
     if config.data.preferences:
-        parse = partial(comparisons, tie_margin=config.data.tie_margin)
         found = sources.read(config, "preferences", parse)
-        return _split(config, "preferences", found, lambda record: record.split_key)
+        return _split(config, "preferences", found, parse, lambda record: record.split_key)
     pool = _sentences(config, "preferences").preferences
-    sides = _split(config, "preferences", pool, lambda sentence: sentence.prompt)
-    train, heldout = (
-        tuple[Comparisons, ...](
-            Preference(prompt="", chosen=chosen.text, rejected=rejected.text)
-            for chosen, rejected in sentences.pairs(side, seed=config.seed)
-        )
-        for side in (sides.train, sides.heldout)
-    )
-    if not train:
-        raise ConfigError(
-            "data.sentences", got="sentences of only one label", allowed="sentences of both labels, 0 and 1"
-        )
-    return Split(train=train, heldout=heldout)
+    if heldout_names(config, "preferences"):
+        known = _pairs(config, pool)
+        return _split(config, "preferences", known, parse, lambda record: record.split_key)
+    train, heldout = _sides(config, "preferences", pool, lambda sentence: sentence.prompt)
+    return Split(train=_pairs(config, train), heldout=_pairs(config, heldout, train=False))
 
 
 def load_prompts(config: RunConfig) -> Split[Prompt]:
@@ -109,13 +108,28 @@ def load_prompts(config: RunConfig) -> Split[Prompt]:
     else:
         pool = _sentences(config, "prompts").demonstrations
         found = dict.fromkeys(sentence.prompt for sentence in pool)
-    return _split(config, "prompts", found, question)
+    return _split(config, "prompts", found, prompt, question)
+
+
+def heldout_names(config: RunConfig, kind: str) -> tuple[str, ...]:
+    """Return the sources of held-out records of a kind; empty if they are a fraction of its other sources."""
+    return sources.names(config, heldout_key(kind)) if kind in HELDOUT_KINDS else ()
+
+
+def heldout_key(kind: str) -> str:
+    """Return the key of `[data]` that names the held-out sources of a kind."""
+    return f"heldout_{kind}"
 
 
 def is_heldout(config: RunConfig, prompt: str) -> bool:
-    """Return whether a prompt is held out in this run."""
+    """Return whether the seed and `data.heldout_fraction` hold a prompt out in this run."""
     digest = hashlib.sha256(f"{config.seed}\0heldout\0{prompt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < config.data.heldout_fraction * 2**64
+
+
+def near(split_key: str) -> str:
+    """Return the text that decides the side of the split without case and white space, to compare prompts."""
+    return " ".join(split_key.casefold().split())
 
 
 def _sentences(config: RunConfig, kind: str) -> sentences.Parts:
@@ -127,9 +141,45 @@ def _sentences(config: RunConfig, kind: str) -> sentences.Parts:
     return sentences.divide(found, prompt_words=config.data.prompt_words, seed=config.seed)
 
 
+def _pairs(
+    config: RunConfig, pool: Sequence[sentences.Sentence], *, train: bool = True
+) -> tuple[Comparisons, ...]:
+    """Return pairs of sentences of different labels."""
+    found = tuple(
+        Preference(prompt="", chosen=chosen.text, rejected=rejected.text)
+        for chosen, rejected in sentences.pairs(pool, seed=config.seed)
+    )
+    if train and not found:
+        raise ConfigError(
+            "data.sentences", got="sentences of only one label", allowed="sentences of both labels, 0 and 1"
+        )
+    return found
+
+
 def _split(
-    config: RunConfig, kind: str, records: Iterable[Record], prompt_of: Callable[[Record], str]
+    config: RunConfig,
+    kind: str,
+    records: Iterable[Record],
+    parse: Callable[[Line], Record],
+    prompt_of: Callable[[Record], str],
 ) -> Split[Record]:
+    """Split records, or read the held-out ones with `parse` from their own source."""
+    if not heldout_names(config, kind):
+        return Split(*_sides(config, kind, records, prompt_of))
+    train = tuple(records)
+    heldout = tuple(sources.read(config, heldout_key(kind), parse))
+    known = {near(prompt_of(record)) for record in train}
+    if both := sum(near(prompt_of(record)) in known for record in heldout):
+        logger.warning(
+            "data.%s: %d of %d records have a prompt of data.%s, so the held-out figures are too good",
+            *(heldout_key(kind), both, len(heldout), kind),
+        )
+    return Split(train=train, heldout=heldout)
+
+
+def _sides(
+    config: RunConfig, kind: str, records: Iterable[Record], prompt_of: Callable[[Record], str]
+) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
     train: list[Record] = []
     heldout: list[Record] = []
     for record in records:
@@ -140,4 +190,4 @@ def _split(
             got=f"{len(heldout)} records, all held out",
             allowed="more prompts, or a smaller data.heldout_fraction",
         )
-    return Split(train=tuple(train), heldout=tuple(heldout))
+    return tuple(train), tuple(heldout)

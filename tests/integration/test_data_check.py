@@ -171,6 +171,21 @@ def test_run_is_checked_with_its_tokenizer_and_limits(run_file):
     assert found["preferences"]["answer"]["longest"] == 2
 
 
+def test_heldout_source_is_checked_with_its_kind(run_file):
+    folder = run_file.parent
+    rows = [{"prompt": f"W{n}", "chosen": "w3", "rejected": "w4"} for n in range(43, 49)]
+    write(folder / "test.jsonl", *rows, {"prompt": "w1", "chosen": "w3"})
+    named = ("run.toml", "--set", "data.heldout_preferences=test.jsonl")
+    result = check(*named, "--json", cwd=folder)
+    assert result.exit_code == 2
+    found = json.loads(result.stdout)["preferences"]
+    assert (found["train"], found["heldout"], found["bad"], found["on_both_sides"]) == (40, 6, 1, 2)
+    assert found["errors"][0].startswith(f"{folder / 'test.jsonl'}:7: got")
+    shown = check(*named, cwd=folder).stdout
+    assert "preferences, held out: test.jsonl" in shown
+    assert "2 held-out lines have a prompt that is also trained on" in shown
+
+
 def test_stage_reads_data_after_it_is_repaired(run_file):
     folder = run_file.parent
     turns = [{"role": "system", "content": "w5"}, {"role": "user", "content": "w6"}]

@@ -18,6 +18,7 @@ from fairlead import __version__
 from fairlead.config import RunConfig, RunFolder
 from fairlead.data import sources
 from fairlead.data.hub import may_be_hub_id
+from fairlead.data.records import heldout_names
 from trainer import lineage
 from trainer.run_record import RunRecord
 
@@ -123,6 +124,8 @@ def data_rows(config: RunConfig, folder: RunFolder, kinds: Sequence[str]) -> tup
     for kind in kinds:
         for name in sources.names(config, kind):
             rows.append(_row(_USES[kind], name, config.data_path(name), trained))
+        for name in heldout_names(config, kind):
+            rows.append(_row(f"{_USES[kind]}, held out", name, config.data_path(name), trained))
     return tuple(rows)
 
 

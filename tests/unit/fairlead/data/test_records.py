@@ -69,6 +69,36 @@ def test_split_is_by_prompt_and_equal_for_every_kind(tmp_path: Path) -> None:
     assert asked.train == tuple(p for p in reversed(prompts) if p not in heldout)
 
 
+@pytest.mark.parametrize("loader", [load_demonstrations, load_preferences, load_prompts])
+@pytest.mark.parametrize("derived", [False, True], ids=["own", "sentences"])
+def test_heldout_source_replaces_the_split_of_its_kind(tmp_path, caplog, loader, derived):
+    kind = loader.__name__.removeprefix("load_")
+    rows = [
+        {"prompt": f"question {i}", "completion": "a", "chosen": "yes", "rejected": "no"} for i in range(100)
+    ]
+    _lines(tmp_path / "train", *rows[:80])
+    _lines(tmp_path / "s", *({"text": f"question {i} and {i} more", "label": i % 2} for i in range(80)))
+    _lines(tmp_path / "test", *rows[80:])
+    _lines(tmp_path / "mixed", *rows[90:], {**rows[0], "prompt": "Question  0"}, {"odd": 1})
+    known = {"sentences": "s", "prompt_words": 2} if derived else {kind: "train"}
+    split = loader(_config(tmp_path, **known))
+    own = loader(_config(tmp_path, **known, **{f"heldout_{kind}": "test"}))
+
+    asked = [record if isinstance(record, str) else record.prompt for record in own.heldout]
+    assert asked == [row["prompt"] for row in rows[80:]]
+    assert split.heldout
+    assert len(own.train) > len(split.train)
+    if not derived:
+        assert len(own.train) == 80
+        assert not caplog.records
+        with pytest.raises(DataError, match=r"mixed:12: got"):
+            loader(_config(tmp_path, **known, **{f"heldout_{kind}": "mixed"}))
+        loader(_config(tmp_path, **known, bad_lines="skip", **{f"heldout_{kind}": "mixed"}))
+        assert f"data.heldout_{kind}: 1 of 11 records have a prompt of data.{kind}" in caplog.text
+    with pytest.raises(ConfigError, match=f"data.heldout_{kind}: got .*none.*a file that exists"):
+        loader(_config(tmp_path, **known, **{f"heldout_{kind}": "none"}))
+
+
 def test_split_depends_on_the_seed_and_not_on_the_process(tmp_path: Path) -> None:
     prompts = [f"question {i}" for i in range(40)]
     sides = {
