@@ -13,7 +13,15 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Literal
+
+ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+_MAX_CHARACTERS = 20_000
+"""Limit on a message, on a text field, and on a traceback."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line separators, marks that change the direction of text, and surrogates."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -30,12 +38,16 @@ class JsonFormatter(logging.Formatter):
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
         }
-        entry.update({key: value for key, value in vars(record).items() if key not in self._standard})
+        extra = {key: value for key, value in vars(record).items() if key not in self._standard}
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str, ensure_ascii=False)
+            extra["exception"] = self.formatException(record.exc_info)
+        entry["message"] = _bounded(record.getMessage())
+        entry.update(
+            {key: _bounded(value) if isinstance(value, str) else value for key, value in extra.items()}
+        )
+        line = json.dumps(entry, default=str, ensure_ascii=False)
+        return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 class HumanFormatter(logging.Formatter):
@@ -50,8 +62,24 @@ class HumanFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides logging's method
         """Return the line of the record, without its traceback."""
-        record.message = _CONTROL.sub(lambda found: repr(found[0])[1:-1], record.message)
+        record.message = _CONTROL.sub(_escaped, _bounded(record.message))
         return super().formatMessage(record)
+
+    def formatException(self, ei: ExceptionInfo) -> str:  # noqa: N802 - overrides logging's method
+        """Return a traceback, in which control characters are escaped, too."""
+        lines = _bounded(super().formatException(ei)).split("\n")
+        return "\n".join(_CONTROL.sub(_escaped, line) for line in lines)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]
+
+
+def _bounded(text: str) -> str:
+    if len(text) <= _MAX_CHARACTERS:
+        return text
+    half = _MAX_CHARACTERS // 2
+    return f"{text[:half]} … ({len(text)} characters) … {text[-half:]}"
 
 
 class LogSummary:

@@ -27,7 +27,7 @@ from services.gateway.backend import Backend
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.server import HttpServer
 from services.policy.requests import encode
-from services.policy.servicer import SERVICE_NAME, PolicyServicer
+from services.policy.servicer import SERVICE_NAME, PolicyServicer, wire_limits
 from services.runtime.access import AccessControl
 from services.runtime.server import ModelServer
 from tests.unit.services.policy.policy_world import model_without_end, running
@@ -140,7 +140,8 @@ async def policy_server(folder: Path, *, chat_template: str | None = None) -> As
                 encode=lambda prompt: encode(tokenizer, prompt),
                 on_newer_weights=lambda _: None,
             )
-            address = await server.start(servicer.add_to, [SERVICE_NAME])
+            limits = wire_limits(engine.info.model, max_text_bytes=section.max_text_bytes)
+            address = await server.start(servicer.add_to, [SERVICE_NAME], limits)
             server.set_ready(True)
             yield RunningPolicy(address, tokenizer, registry)
 

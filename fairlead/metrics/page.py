@@ -117,6 +117,10 @@ def _app(
         if path == "/waiting":
             start_response("200 OK", [("Content-Type", "application/json")])
             return [watchdog.PROCESS.to_json().encode()]
-        return metrics_app(environ, start_response)  # type: ignore[no-any-return]
+        if path in ("/", "/metrics"):
+            return metrics_app(environ, start_response)  # type: ignore[no-any-return]
+        # A misspelt path of a probe must not look healthy.
+        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"not found: /metrics, /healthz, /readyz, /waiting\n"]
 
     return app

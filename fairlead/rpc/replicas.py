@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -21,7 +22,7 @@ from typing import Generic, TypeVar
 import grpc
 from grpc import aio
 
-from fairlead.errors import ConfigError, ReplicaLost
+from fairlead.errors import ConfigError, InvalidInput, ReplicaLost
 from fairlead.rpc import forks
 from fairlead.rpc.credentials import Credentials, Metadata
 from fairlead.rpc.hedging import Hedging
@@ -364,7 +365,9 @@ class Replicas(Generic[_Stub]):
             replica.hold_until = max(replica.hold_until, time.monotonic() + pushback)
 
     def _attempts(self, timeout_seconds: float | None) -> Attempts:
-        timeout = timeout_seconds or self._timeout_seconds
+        timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        if not timeout > 0:
+            raise InvalidInput("timeout_seconds", got=timeout, allowed="more than 0, or None for the default")
         return Attempts(self._service, self._retry, self._budget, timeout)
 
     def _least_busy(self, replicas: list[Replica[_Stub]]) -> Replica[_Stub]:
@@ -378,16 +381,23 @@ async def _messages(call: aio.UnaryStreamCall[_Request, _Response]) -> AsyncGene
         yield response
 
 
+_HOST = re.compile(r"[^\[\]:/\s]+|\[[0-9a-fA-F:.%\w]+\]")
+"""A host name, an IPv4 address, or an IPv6 address in brackets."""
+
+
 def _checked(addresses: str | Sequence[str]) -> tuple[str, ...]:
     """Return the addresses of a service.
 
     Raises:
-        ConfigError: for no address, or an address without a port.
+        ConfigError: for no address, or one that is not a host or name with a port.
     """
     found = (addresses,) if isinstance(addresses, str) else tuple(addresses)
     if not found:
         raise ConfigError("addresses", got="none", allowed="at least one host:port")
     for address in found:
-        if not address.rpartition(":")[2].isdigit():
+        host, _, port = address.removeprefix("dns:///").rpartition(":")
+        # gRPC would take a larger port modulo 65,536, and a scheme for a part of the name.
+        has_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65_535
+        if not has_port or not _HOST.fullmatch(host):
             raise ConfigError("addresses", got=address, allowed="host:port or dns:///name:port")
     return found

@@ -151,8 +151,12 @@ class Attempts:
 
     def error(self, address: str, error: aio.AioRpcError) -> FairleadError:
         """Return the error of a failed attempt."""
-        return error_from_status(error, where=f"{self._service} at {address}", so_far=self._so_far())
+        return error_from_status(
+            error, where=f"{self._service} at {address}", so_far=self._so_far(at_least=1)
+        )
 
-    def _so_far(self) -> str:
+    def _so_far(self, *, at_least: int = 0) -> str:
+        # A stream that breaks off has not been counted as a failed attempt yet.
+        made = max(self._made, at_least)
         seconds = time.monotonic() - self._start
-        return f"after {self._made} {'attempt' if self._made == 1 else 'attempts'} in {seconds:.1f} s"
+        return f"after {made} {'attempt' if made == 1 else 'attempts'} in {seconds:.1f} s"

@@ -149,6 +149,10 @@ class Backend:
         """Maximum number of items in a request; the reward service refuses larger ones."""
         self.max_request_tokens = config.reward.batching.max_queue_tokens
         """Maximum number of tokens in a request: the reward service cannot queue more."""
+        self.max_text_bytes = config.reward.max_text_bytes
+        """Maximum size of a text that the reward service scores."""
+        self.max_prompt_bytes = config.policy.max_text_bytes
+        """Maximum size of a prompt that the policy service answers."""
         self.model_name = config.reward.model_name
         """Name of the reward model in the Open Inference Protocol."""
         self._polling: list[asyncio.Task[None]] = []
@@ -171,8 +175,8 @@ class Backend:
 
     @property
     def available(self) -> bool:
-        """Whether at least one of the services is available."""
-        return any(each.available for each in (self.reward, self.policy) if each is not None)
+        """Whether every service that is configured is available."""
+        return all(each.available for each in (self.reward, self.policy) if each is not None)
 
     def reward_model(self, version: str) -> str:
         """Return the id of the reward model of a version; of the current one if the version is not known."""

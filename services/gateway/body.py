@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, MutableMapping
 from typing import Any
 
 import pydantic_core
@@ -22,9 +22,10 @@ from services.gateway.json_limits import BodyLimits, check_json
 from services.runtime.large import in_thread_if_large
 
 _STEP_BYTES = 1 << 20
+_KEY = "fairlead.body"
 
 
-def parse_json(data: bytes) -> Any:  # noqa: ANN401 - JSON may be anything
+def parse_json(data: bytes | bytearray) -> Any:  # noqa: ANN401 - JSON may be anything
     """Return the value that a body holds.
 
     Raises:
@@ -36,7 +37,7 @@ def parse_json(data: bytes) -> Any:  # noqa: ANN401 - JSON may be anything
         raise InvalidInput("body", got=f"{len(data)} bytes: {error}", allowed="valid JSON") from None
 
 
-async def read_json(data: bytes, limits: BodyLimits) -> Any:  # noqa: ANN401 - JSON may be anything
+async def read_json(data: bytes | bytearray, limits: BodyLimits) -> Any:  # noqa: ANN401 - JSON may be anything
     """Return the value that a body holds, after the check of its size.
 
     Raises:
@@ -45,18 +46,31 @@ async def read_json(data: bytes, limits: BodyLimits) -> Any:  # noqa: ANN401 - J
     return await in_thread_if_large(lambda: _checked(data, limits), len(data))
 
 
-def _checked(data: bytes, limits: BodyLimits) -> Any:  # noqa: ANN401 - JSON may be anything
+def _checked(data: bytes | bytearray, limits: BodyLimits) -> Any:  # noqa: ANN401 - JSON may be anything
     check_json(data, limits)
     return parse_json(data)
+
+
+def store_body(scope: MutableMapping[str, Any], body: bytearray) -> None:
+    """Store the body of a request in its ASGI scope, where the dialects find it."""
+    scope[_KEY] = body
+
+
+def body_of(scope: MutableMapping[str, Any]) -> bytearray:
+    """Return the body that `store_body` stored. It must not be changed."""
+    found = scope[_KEY]
+    assert isinstance(found, bytearray)
+    return found
 
 
 class BodyBuffer:
     """Collects a body as it is received, and decompresses it on the way."""
 
-    def __init__(self, encoding: str, *, limit: int) -> None:
+    def __init__(self, encoding: str, *, num_bytes: int, limit: int) -> None:
         """
         Args:
             encoding: value of Content-Encoding.
+            num_bytes: value of Content-Length; 0 if it is not known.
             limit: maximum size in bytes, as received and after decompression.
 
         Raises:
@@ -67,7 +81,9 @@ class BodyBuffer:
         self._encoding = encoding
         self._limit = limit
         self._received = 0
-        self._found = bytearray()
+        # Of its final size from the start, if that is known: a buffer that grows takes more memory.
+        self._found = bytearray(num_bytes if encoding == "identity" else 0)
+        self._size = 0
         # 32 + 15: detect whether the header is that of gzip or zlib.
         self._stream = None if encoding == "identity" else zlib.decompressobj(wbits=47)
 
@@ -82,11 +98,12 @@ class BodyBuffer:
         if self._received > self._limit:
             raise too_large(self._received, self._limit)
         if self._stream is None:
-            self._found += part
+            self._found[self._size : self._size + len(part)] = part
+            self._size += len(part)
         elif part:
             await asyncio.to_thread(self._decompress, part)
 
-    def finish(self) -> bytes:
+    def finish(self) -> bytearray:
         """Return the whole body.
 
         Raises:
@@ -95,9 +112,7 @@ class BodyBuffer:
         if self._stream is not None and not self._stream.eof:
             got = f"{self._received} bytes, truncated"
             raise InvalidInput("body", got=got, allowed=f"a complete {self._encoding} stream")
-        found = bytes(self._found)
-        self._found = bytearray()
-        return found
+        return self._found
 
     def _decompress(self, part: bytes) -> None:
         assert self._stream is not None
@@ -161,11 +176,15 @@ class _JsonRequest(Request):
         self._model = model
         self._limits = limits
 
+    async def body(self) -> bytes:
+        """Return the body as it was received, without a copy."""
+        return body_of(self.scope)  # type: ignore[return-value]  # FastAPI asks only whether it is empty
+
     async def json(self) -> Any:  # noqa: ANN401 - as in the base class
-        data = await self.body()
+        data = body_of(self.scope)
         return await in_thread_if_large(lambda: self._validated(data), len(data))
 
-    def _validated(self, data: bytes) -> Any:  # noqa: ANN401 - without a model, any JSON
+    def _validated(self, data: bytearray) -> Any:  # noqa: ANN401 - without a model, any JSON
         found = _checked(data, self._limits)
         if self._model is None:
             return found

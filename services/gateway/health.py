@@ -14,21 +14,26 @@ def router(*, ready: Callable[[], bool], registry: CollectorRegistry) -> APIRout
     """Return the routes."""
     routes = APIRouter(tags=["health"])
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz", response_class=PlainTextResponse, summary="Liveness")
     async def healthz() -> str:
         """200 while the process can answer requests."""
         return "ok\n"
 
+    @routes.head("/readyz", include_in_schema=False)
     @routes.get(
         "/readyz",
         response_class=PlainTextResponse,
         summary="Readiness",
-        responses={503: {"description": "No service is available, or the gateway is draining."}},
+        responses={
+            503: {"description": "A configured service is not available, or the gateway is draining."}
+        },
     )
     async def readyz() -> Response:
-        """200 while at least one service is available and the gateway is not draining."""
+        """200 while every configured service is available and the gateway is not draining."""
         return PlainTextResponse("ok\n") if ready() else PlainTextResponse("not ready\n", 503)
 
+    @routes.head("/metrics", include_in_schema=False)
     @routes.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics")
     async def prometheus() -> Response:
         """All metrics of this process; docs/metrics.md describes them."""

@@ -16,10 +16,14 @@ MAX_DEPTH = 200
 """Levels of nesting that the parser accepts."""
 MAX_KEYS = 1_024
 """Keys of one object."""
-MAX_VALUES = 100_000
+MAX_KEY_BYTES = 1_024
+"""Size of a key."""
+MAX_VALUES = 120_000
 """Keys, texts, lists, objects and literals of one body, numbers excluded: 20 turns in each of 1,024 items."""
 
 _RUN = 1 << 16
+_BYTES_PER_CHARACTER = 6
+"""Bytes of a character of one byte that is escaped by its number."""
 _TOKEN = re.compile(
     rb"[ \t\r\n]*+(?:"
     rb'(?P<text>"[^"\\]{0,%(run)d}+"[ \t\r\n]*+:?+)'
@@ -28,6 +32,7 @@ _TOKEN = re.compile(
     rb'|(?P<long>")'
     rb"|(?P<other>[^\s\[\]{},:\"]{1,16}+))" % {b"run": _RUN}
 )
+_COLON_BYTE = b":"[0]
 _COLON = re.compile(rb"[ \t\r\n]*+:")
 _ESCAPED = re.compile(rb'(?:[^"\\]{1,4096}+|\\.){0,4096}+', re.DOTALL)
 
@@ -42,6 +47,8 @@ class BodyLimits:
     """Maximum number of entries of the list at a path, numbers excluded."""
     numbers: Mapping[str, int] = field(default_factory=dict)
     """Maximum number of numbers of the list at a path."""
+    max_text_bytes: int = 1 << 20
+    """Maximum size of a text in UTF-8. The scan is generous: in JSON, a character may take six bytes."""
     max_values: int = MAX_VALUES
     """Maximum number of keys, texts, lists, objects and literals of the whole body."""
     max_numbers: int = 10_000
@@ -84,8 +91,10 @@ class _Scan:
             raise InvalidInput("body", got="deeper nesting", allowed=f"at most {MAX_DEPTH} levels")
         self._stack.append(_Container(path, self._limits, is_list=is_list))
 
-    def close(self) -> None:
-        if self._stack:
+    def mark(self, byte: int) -> None:
+        if byte in b"[{":
+            self.open(is_list=byte == b"["[0])
+        elif byte in b"]}" and self._stack:
             self._stack.pop()
 
     def value(self) -> None:
@@ -101,7 +110,10 @@ class _Scan:
             if top.count > top.max_entries:
                 raise self._too_many(top.max_entries)
 
-    def key(self, raw: bytes) -> None:
+    def key(self, raw: bytes | bytearray) -> None:
+        if len(raw) > MAX_KEY_BYTES:
+            allowed = f"at most {MAX_KEY_BYTES} bytes"
+            raise InvalidInput(self._top_field(), got="a longer key", allowed=allowed)
         top = self._stack[-1] if self._stack else None
         if top is None or top.is_list:
             return  # not JSON; the parser refuses it
@@ -125,6 +137,13 @@ class _Scan:
             if top.numbers > top.max_numbers:
                 raise self._too_many(top.max_numbers)
 
+    def text_too_long(self) -> InvalidInput:
+        """Return the error for a text that is longer than its limit."""
+        top = self._stack[-1] if self._stack else None
+        field = _shown(top.child_path()) if top is not None else "body"
+        limit = self._limits.max_text_bytes
+        return InvalidInput(field, got="a longer text", allowed=f"at most {limit} bytes of UTF-8")
+
     def _too_many(self, limit: int) -> InvalidInput:
         top = self._stack[-1]
         index = None
@@ -141,7 +160,7 @@ class _Scan:
         return self._stack[0].key or "body" if self._stack else "body"
 
 
-def check_json(data: bytes, limits: BodyLimits) -> None:
+def check_json(data: bytes | bytearray, limits: BodyLimits) -> None:
     """Check that a body is within limits.
 
     Raises:
@@ -153,43 +172,47 @@ def check_json(data: bytes, limits: BodyLimits) -> None:
         position = token.end()
         kind = token.lastgroup
         if kind == "text":
-            if data[position - 1] == 0x3A:  # colon
+            if data[position - 1] == _COLON_BYTE:
                 scan.key(token[0].strip(b" \t\r\n:")[1:-1])
             else:
                 scan.value()
         elif kind == "mark":
-            mark = data[position - 1]
-            if mark in b"[{":
-                scan.open(is_list=mark == 0x5B)
-            elif mark in b"]}":
-                scan.close()
+            scan.mark(data[position - 1])
         elif kind == "numbers":
             scan.numbers(data.count(b",", token.start(), position) + 1)
         elif kind == "other":
             scan.value()
         else:
-            position, key = _end_of_text(data, position)
-            if key is None:
-                scan.value()
-            else:
-                scan.key(key)
+            position = _long_text(scan, data, position, limits)
 
 
-def _end_of_text(data: bytes, start: int) -> tuple[int, bytes | None]:
-    """Return the position after a long or escaped text, and the text if it is a key."""
+def _long_text(scan: _Scan, data: bytes | bytearray, start: int, limits: BodyLimits) -> int:
+    """Count a text that is long or has escapes; return the position after it."""
+    end = _end_of_text(data, start, limit=_BYTES_PER_CHARACTER * limits.max_text_bytes)
+    if end is None:
+        raise scan.text_too_long()
+    colon = _COLON.match(data, end + 1)
+    if colon is None:
+        scan.value()
+        return end + 1
+    scan.key(data[start : min(end, start + MAX_KEY_BYTES + 1)])
+    return colon.end()
+
+
+def _end_of_text(data: bytes | bytearray, start: int, *, limit: int) -> int | None:
+    """Return the position of the quote that ends a text, or of the end of the data; None beyond the limit."""
     position = start
-    while True:
-        quote = data.find(b'"', position)
-        backslash = data.find(b"\\", position, quote if quote >= 0 else len(data))
+    while position - start <= limit:
+        quote = data.find(b'"', position, start + limit + 1)
+        end = min(len(data), start + limit + 1) if quote < 0 else quote
+        backslash = data.find(b"\\", position, end)
         if backslash < 0:
-            position = quote
-            break
+            return None if quote < 0 and end < len(data) else end
         found = _ESCAPED.match(data, backslash)
-        position = found.end() if found and found.end() > backslash else len(data)
-    if position < 0:
-        return len(data), None
-    colon = _COLON.match(data, position + 1)
-    return (colon.end(), data[start : min(position, start + 64)]) if colon else (position + 1, None)
+        if found is None or found.end() == backslash:
+            return len(data)  # a lone backslash at the end; the parser refuses it
+        position = found.end()
+    return None
 
 
 def _shown(path: str) -> str:

@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import Self
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fairlead.config.base import TlsSection
 from fairlead.config.serving import GatewaySection
 from fairlead.errors import ConfigError
 from fairlead.rpc.credentials import is_loopback
 from fairlead.rpc.tls import Certificates
+from services.gateway.connections import Connection
 from services.runtime.process import on_stop
 
 logger = logging.getLogger(__name__)
@@ -38,19 +39,26 @@ class HttpServer:
     """A server on one port, from start to drain. An async context manager."""
 
     def __init__(
-        self, section: GatewaySection, *, drain_seconds: float = 30.0, tls: TlsSection | None = None
+        self,
+        section: GatewaySection,
+        *,
+        drain_seconds: float = 30.0,
+        tls: TlsSection | None = None,
+        protocol: type[Connection] = Connection,
     ) -> None:
         """
         Args:
             section: the address and the limits.
             drain_seconds: time that requests in progress have after a signal.
             tls: the certificate; None serves plain text.
+            protocol: handles a connection.
 
         Raises:
             ConfigError: the certificate cannot be used.
         """
         self._section = section
         self._drain_seconds = drain_seconds
+        self._protocol = protocol
         self._certificates = _certificates(section, tls)
         self._stop = asyncio.Event()
         self._socket: socket.socket | None = None
@@ -103,8 +111,8 @@ class HttpServer:
         assert self._socket is not None
         server = _Uvicorn(
             uvicorn.Config(
-                app,
-                http="h11",
+                self._closing(app),
+                http=self._protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -135,6 +143,23 @@ class HttpServer:
             stopped.cancel()
             serving.cancel()
         logger.info("gateway stopped")
+
+    def _closing(self, app: ASGIApp) -> ASGIApp:
+        """Return an app whose responses close their connections once the drain has begun.
+
+        Callers then do not send their next request on a connection that is about to close.
+        """
+
+        async def closing(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_closing(message: Message) -> None:
+                if self.draining and message["type"] == "http.response.start":
+                    kept = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"connection"]
+                    message = {**message, "headers": [*kept, (b"connection", b"close")]}
+                await send(message)
+
+            await app(scope, receive, send_closing)
+
+        return closing
 
 
 def _certificates(section: GatewaySection, tls: TlsSection | None) -> Certificates | None:

@@ -118,7 +118,8 @@ async def run(config: RunConfig) -> None:
 
         try:
             names = [SERVICE_NAME, *([RELAY_NAME] if weights.relay else [])]
-            address = await server.start(add, names, wire_limits(engine.model))
+            limits = wire_limits(engine.model, max_text_bytes=config.policy.max_text_bytes)
+            address = await server.start(add, names, limits)
             weights.announce(config.weights.relay_address or address)
             server.set_ready(engine.version is not None)
             await _until_stopped(server, engine, watcher)

@@ -38,7 +38,7 @@ _LONG_TEXT = 10_000
 _Context = aio.ServicerContext[Any, Any]
 
 
-def wire_limits(model: ModelInfo) -> WireLimits:
+def wire_limits(model: ModelInfo, *, max_text_bytes: int) -> WireLimits:
     """Return what a request may contain; `check_request` refuses smaller excesses, with their number."""
     return WireLimits(
         entries={
@@ -46,6 +46,7 @@ def wire_limits(model: ModelInfo) -> WireLimits:
             "fairlead.v1.SamplingParams.stop_strings": 4 * MAX_STOP_STRINGS,
             "fairlead.v1.SamplingParams.stop_token_ids": 4 * MAX_STOP_TOKEN_IDS,
         },
+        max_text_bytes=max_text_bytes,
         max_numbers=4 * (model.max_sequence_tokens + MAX_STOP_TOKEN_IDS),
     )
 

@@ -10,7 +10,6 @@ from fairlead.config import RunConfig
 from services.batching.batcher import MicroBatcher
 from services.runtime import allocator, process
 from services.runtime.server import ModelServer
-from services.runtime.wire_limits import WireLimits
 
 if TYPE_CHECKING:
     from services.reference.scorer import ReferenceScorer
@@ -38,7 +37,7 @@ async def run(config: RunConfig) -> None:
         tls=config.tls,
     ) as server:
         scorer = await server.load(lambda: _load(config))
-        from services.reference.servicer import SERVICE_NAME, ReferenceServicer
+        from services.reference.servicer import SERVICE_NAME, ReferenceServicer, wire_limits
 
         batcher = MicroBatcher(
             scorer.logprobs,
@@ -47,12 +46,8 @@ async def run(config: RunConfig) -> None:
             field_name="sequences",
         )
         async with batcher:
-            batching = config.reference.batching
-            limits = WireLimits(
-                entries={"fairlead.v1.LogProbsRequest.sequences": batching.max_items},
-                max_numbers=batching.max_queue_tokens,
-            )
-            await server.start(ReferenceServicer(scorer, batcher).add_to, [SERVICE_NAME], limits)
+            servicer = ReferenceServicer(scorer, batcher)
+            await server.start(servicer.add_to, [SERVICE_NAME], wire_limits(config.reference))
             server.set_ready(True)
             await server.run_until_stopped()
 

@@ -7,6 +7,7 @@ from typing import Any
 from grpc import aio
 
 from fairlead import codec
+from fairlead.config.serving import ReferenceSection
 from fairlead.types import TokenPair
 from fairlead.v1 import reference_service_pb2 as pb
 from fairlead.v1 import reference_service_pb2_grpc as pb_grpc
@@ -16,11 +17,20 @@ from services.runtime.access import caller
 from services.runtime.edge import deadline, start_notice
 from services.runtime.exclusive import ExclusiveGate
 from services.runtime.large import in_thread_if_large
+from services.runtime.wire_limits import WireLimits
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ReferenceService"].full_name
 """Full name of the service, for health and reflection."""
 
 _Context = aio.ServicerContext[Any, Any]
+
+
+def wire_limits(section: ReferenceSection) -> WireLimits:
+    """Return what a request may contain."""
+    return WireLimits(
+        entries={"fairlead.v1.LogProbsRequest.sequences": section.batching.max_items},
+        max_numbers=2 * section.batching.max_queue_tokens,
+    )
 
 
 class ReferenceServicer(pb_grpc.ReferenceServiceServicer):

@@ -12,9 +12,13 @@ from fairlead.v1 import reward_admin_service_pb2 as pb
 from fairlead.v1 import reward_admin_service_pb2_grpc as pb_grpc
 from services.reward.scoring import Scoring
 from services.reward.swapping import SwappingScoring
+from services.runtime.limits import check_text
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["RewardAdminService"].full_name
 """Full name of the service, for health and reflection."""
+
+_MAX_PATH_BYTES = 4_000
+"""Limit on a path, below that of Linux."""
 
 _Context = aio.ServicerContext[Any, Any]
 
@@ -58,6 +62,7 @@ class RewardAdminServicer(pb_grpc.RewardAdminServiceServicer):
         """Load a model; return when it scores requests."""
         if not request.path:
             raise InvalidInput("path", got="nothing", allowed="a folder or hub id")
+        check_text("path", request.path, max_bytes=_MAX_PATH_BYTES)
         try:
             served = await self._scoring.load(request.path, canary_share=request.canary_share)
         except ModelLoadError as error:

@@ -27,6 +27,20 @@ MAX_TENSORS = 16
 """Tensors, and dimensions of a tensor, of a request of the Open Inference Protocol; more are never valid."""
 
 
+_NAMES = frozenset(
+    {
+        "inference.ModelInferRequest.model_name",
+        "inference.ModelInferRequest.model_version",
+        *(
+            f"inference.{message}Request.{field}"
+            for message in ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+            for field in ("name", "version")
+        ),
+    }
+)
+"""Fields of the Open Inference Protocol that name a model or a version."""
+
+
 class Dialects:
     """The servicers of the reward service."""
 
@@ -66,6 +80,8 @@ class Dialects:
                 "inference.InferTensorContents.bytes_contents": 4 * section.batching.max_items,
             },
             max_numbers=2 * section.batching.max_queue_tokens,
+            max_text_bytes=section.max_text_bytes,
+            names=_NAMES,
         )
         """What the requests may contain."""
         self.names = [SERVICE_NAME, admin_servicer.SERVICE_NAME]

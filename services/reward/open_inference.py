@@ -34,6 +34,9 @@ from services.runtime.streams import Bounds, process_bounded
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 """Full name of the service, for health and reflection."""
 
+MAX_NAME_CHARACTERS = 1_024
+"""Characters of a name or id that an error repeats."""
+
 _STREAM = f"/{SERVICE_NAME}/ModelStreamInfer"
 _CONTENTS = {
     "BYTES": "bytes_contents",
@@ -91,7 +94,9 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
                 response = await self._infer(request, until, waits=True)
             except Exception as error:  # noqa: BLE001 - the edge of one request; the stream continues
                 what = rpc_error_reply(error, method=_STREAM, peer=context.peer())
-                response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+                response = pb.ModelInferResponse(
+                    model_name=request.model_name[:MAX_NAME_CHARACTERS], id=request.id[:MAX_NAME_CHARACTERS]
+                )
                 return pb.ModelStreamInferResponse(error_message=what.message, infer_response=response)
             # For clients of models that answer more than once.
             response.parameters["triton_final_response"].bool_param = True

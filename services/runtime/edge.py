@@ -35,12 +35,14 @@ _FULL_RETRY_SECONDS = 0.5
 _SLOW_SECONDS = 30.0
 """A slower RPC is logged even if the access log is off."""
 _LOGGED_CHARACTERS = 10_000
+_MAX_OPEN_BYTES = 1 << 14
+"""Limit on a request to a service that requires no key."""
 _Context = aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class EdgeInterceptor(aio.ServerInterceptor):
-    """Wraps every handler except those of the `grpc.` services (health, reflection)."""
+    """Wraps every handler. For the `grpc.` services (health, reflection) it only bounds the requests."""
 
     def __init__(
         self,
@@ -99,8 +101,10 @@ class EdgeInterceptor(aio.ServerInterceptor):
         """Return the handler, wrapped."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith("/grpc."):
-            return handler
+        if handler is None:
+            return None
+        if method.startswith("/grpc."):
+            return _bounded(handler)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(method, handler), response_serializer=handler.response_serializer
@@ -316,6 +320,36 @@ class RpcCall:
             if self._text:
                 fields["request"] = self._text
             logger.log(level, "rpc", extra=fields)
+
+
+def _bounded(handler: _Handler) -> _Handler:
+    """Return the handler of an open service, which refuses large requests unparsed."""
+    parse: Any = handler.request_deserializer
+    behaviour: Any = handler.unary_unary or handler.unary_stream
+    if behaviour is None or parse is None:
+        return handler
+
+    async def checked(body: bytes, context: _Context) -> object:
+        if len(body) > _MAX_OPEN_BYTES:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"request: got {len(body)} bytes, allowed: at most {_MAX_OPEN_BYTES}",
+            )
+        try:
+            return parse(body)
+        except Exception:  # noqa: BLE001 - whatever the parser raises, the bytes are the caller's
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: got bytes that cannot be parsed")
+
+    async def call(body: bytes, context: _Context) -> object:
+        return await behaviour(await checked(body, context), context)
+
+    async def stream(body: bytes, context: _Context) -> AsyncIterator[object]:
+        async for response in behaviour(await checked(body, context), context):
+            yield response
+
+    if handler.unary_unary is not None:
+        return grpc.unary_unary_rpc_method_handler(call, response_serializer=handler.response_serializer)
+    return grpc.unary_stream_rpc_method_handler(stream, response_serializer=handler.response_serializer)
 
 
 def deadline(context: _Context) -> float | None:

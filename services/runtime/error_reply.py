@@ -22,6 +22,10 @@ _REFUSALS = LogSummary(logger)
 """Refusals by kind and method: callers that retry would fill the log."""
 
 
+_MESSAGE_BYTES = 2_000
+"""Limit on a message in UTF-8. gRPC sends a byte as up to three; most clients refuse trailers of 8 KiB."""
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
     """An error as the caller sees it."""
@@ -49,9 +53,8 @@ def error_reply(error: Exception, *, log_name: str, where: str = "") -> ErrorRep
     """
     code = grpc_status(error)
     if code is not grpc.StatusCode.INTERNAL:
-        return ErrorReply(
-            code, str(error), error.retry_after_seconds if isinstance(error, Overloaded) else None
-        )
+        delay = error.retry_after_seconds if isinstance(error, Overloaded) else None
+        return ErrorReply(code, _bounded(str(error)), delay)
     error_id = secrets.token_hex(6)
     logger.error(
         "internal error %s%s",
@@ -62,7 +65,15 @@ def error_reply(error: Exception, *, log_name: str, where: str = "") -> ErrorRep
     )
     # The message of an InternalError is meant for callers; that of any other error may reveal internals.
     what = str(error) if isinstance(error, InternalError) else "internal error"
-    return ErrorReply(code, f"{what} ({error_id} in the {log_name}'s log)")
+    return ErrorReply(code, _bounded(f"{what} ({error_id} in the {log_name}'s log)"))
+
+
+def _bounded(message: str) -> str:
+    """Return a message that fits into the trailers of an RPC."""
+    encoded = message.encode(errors="replace")
+    if len(encoded) <= _MESSAGE_BYTES:
+        return message
+    return encoded[:_MESSAGE_BYTES].decode(errors="ignore") + "…"
 
 
 def rpc_error_reply(error: Exception, *, method: str, peer: str) -> ErrorReply:
@@ -76,7 +87,7 @@ def rpc_error_reply(error: Exception, *, method: str, peer: str) -> ErrorReply:
     reply = error_reply(error, log_name="server", where=method)
     if reply.code is not grpc.StatusCode.INTERNAL:
         # `got` of an InvalidInput may be a person's text, so only the field is logged.
-        what = error.where if isinstance(error, InvalidInput) else str(error)
+        what = error.where if isinstance(error, InvalidInput) else reply.message
         kind = type(error).__name__ if isinstance(error, FairleadError) else "error"
         fields = {"method": method, "code": reply.code.name, "peer": peer, "request_id": caller().request_id}
         _REFUSALS.add(f"refused: {kind} in {method}", what, extra=fields)

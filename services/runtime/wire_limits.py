@@ -14,12 +14,15 @@ from functools import cache
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from fairlead.errors import InvalidInput
+from fairlead.errors import InvalidInput, NotFound
 
 _SCANNED_BYTES = 1 << 10
 """Smaller requests are not checked: parsing one costs less than the scan."""
 _MAX_FIELDS = 100_000
 _MAX_NUMBERS = 1 << 20
+_MAX_TEXT_BYTES = 1 << 20
+_MAX_UNKNOWN_BYTES = 1 << 16
+"""Limit on a field that this version does not know."""
 _BLOCK_BYTES = 1 << 16
 _VARINT = 0
 _LENGTH = 2
@@ -48,6 +51,10 @@ class WireLimits:
     """Maximum number of fields of all messages in the request; a packed field counts as one."""
     max_numbers: int = _MAX_NUMBERS
     """Maximum number of numbers in packed fields, such as token ids."""
+    max_text_bytes: int = _MAX_TEXT_BYTES
+    """Maximum size of a text. Fields of type `bytes` have no limit but that of the message."""
+    names: frozenset[str] = frozenset()
+    """Full names of the text fields that name a model or version: a larger one is not found, not invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,7 @@ class _Field:
     """The message that the field holds, if it does."""
     number_bytes: int | None
     """Size of a number of a packed field; 0 for varints, None if the field holds no numbers."""
+    is_text: bool
 
 
 def check_wire(method: str, body: bytes, limits: WireLimits) -> None:
@@ -103,7 +111,10 @@ class _Scan:
             found = known.get(tag >> 3)
             self._count_field(path if found is None else path + found.name)
             start, position = self._value(tag & 7, position)
-            if found is None or position > end:
+            if position > end:
+                continue  # truncated: the parser refuses it
+            self._check_size(found, position - start, path)
+            if found is None:
                 continue
             count = 1
             if found.child is not None:
@@ -127,6 +138,20 @@ class _Scan:
         if wire_type in _WIDTHS:
             return position, position + _WIDTHS[wire_type]
         raise InvalidInput("request", got=f"wire type {wire_type}", allowed="a serialized request")
+
+    def _check_size(self, found: _Field | None, size: int, path: str) -> None:
+        limit = self._limits.max_text_bytes
+        if found is None:
+            if size > _MAX_UNKNOWN_BYTES:
+                got = f"an unknown field of {size} bytes"
+                raise InvalidInput(
+                    path.rstrip(".") or "request", got=got, allowed="the fields of the protocol"
+                )
+        elif found.is_text and size > limit:
+            if found.full_name in self._limits.names:
+                raise NotFound(f"{path}{found.name}: no model or version has a name of {size} bytes")
+            got = f"{size} bytes"
+            raise InvalidInput(path + found.name, got=got, allowed=f"at most {limit} bytes of UTF-8")
 
     def _count_field(self, name: str) -> None:
         self._fields += 1
@@ -180,7 +205,9 @@ def _request_of(method: str) -> Descriptor | None:
 @cache
 def _fields_of(descriptor: Descriptor) -> dict[int, _Field]:
     return {
-        each.number: _Field(each.name, each.full_name, each.message_type, _number_bytes(each))
+        each.number: _Field(
+            each.name, each.full_name, each.message_type, _number_bytes(each), each.type == each.TYPE_STRING
+        )
         for each in descriptor.fields
     }
 

@@ -30,13 +30,16 @@ _MAX_DIGITS = 19
 """Digits of a 64-bit number."""
 
 
-def body_limits(*, max_items: int, max_sequence_tokens: int, max_request_tokens: int) -> BodyLimits:
+def body_limits(
+    *, max_items: int, max_sequence_tokens: int, max_request_tokens: int, max_text_bytes: int
+) -> BodyLimits:
     """Return what the JSON of a request may contain.
 
     Args:
         max_items: largest B.
         max_sequence_tokens: longest sequence.
         max_request_tokens: tokens of all sequences; as many again may be padding.
+        max_text_bytes: size of a text.
     """
     numbers = min(max_items * max_sequence_tokens, 2 * max_request_tokens) + 2 * max_items
     # Where few rows are too many, services/open_inference refuses them, in the same words as over gRPC.
@@ -44,13 +47,14 @@ def body_limits(*, max_items: int, max_sequence_tokens: int, max_request_tokens:
     return BodyLimits(
         entries={"inputs": _MAX_TENSORS, "outputs": _MAX_TENSORS, "inputs[].data": rows},
         numbers={"inputs[].shape": _MAX_DIMENSIONS},
+        max_text_bytes=max_text_bytes,
         max_values=2 * rows + 512,
         max_numbers=numbers,
     )
 
 
 async def split(
-    body: bytes, header_length: str | None, limits: BodyLimits
+    body: bytearray, header_length: str | None, limits: BodyLimits
 ) -> tuple[dict[str, Any], memoryview]:
     """Return the JSON of a request, and the bytes after it.
 
@@ -66,7 +70,7 @@ async def split(
             raise InvalidInput(
                 "Inference-Header-Content-Length", got=header_length[:80], allowed=f"from 0 to {len(body)}"
             )
-    request = await read_json(body[:size], limits)
+    request = await read_json(body if size == len(body) else body[:size], limits)
     if not isinstance(request, dict):
         raise InvalidInput("body", got=_kind(request), allowed="an inference request")
     return request, memoryview(body)[size:]

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from fairlead.errors import NotOffered
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores
 from services.gateway.backend import Backend
-from services.gateway.body import read_json
+from services.gateway.body import body_of, read_json
 from services.gateway.call import CurrentCall
 from services.gateway.dialects.inference_requests import (
     HEADER_LENGTH,
@@ -104,11 +104,12 @@ def _add_inference(routes: APIRouter, model: InferenceModel, backend: Backend) -
         )
         async def infer(request: Request, call: CurrentCall) -> Response:
             """Score `sentences` [B,1], or `tokens` [B,S] with `sequence_lengths` [B,1] → `rewards` [B,1]."""
-            data = await request.body()
+            data = body_of(request.scope)
             limits = body_limits(
                 max_items=backend.max_items,
                 max_sequence_tokens=backend.max_sequence_tokens,
                 max_request_tokens=backend.max_request_tokens,
+                max_text_bytes=backend.max_text_bytes,
             )
             body, binary = await split(data, request.headers.get(HEADER_LENGTH), limits)
 
@@ -145,10 +146,12 @@ def _paths(model: InferenceModel) -> list[tuple[str, list[Any]]]:
 
 def _add_server(routes: APIRouter, model: InferenceModel) -> None:
     # The protocol asks only for the status; KServe's own client also reads the body.
+    @routes.head("/health/live", include_in_schema=False)
     @routes.get("/health/live", summary="Whether the process is alive")
     async def live() -> JSONResponse:
         return JSONResponse({"live": True})
 
+    @routes.head("/health/ready", include_in_schema=False)
     @routes.get("/health/ready", summary="Whether the reward service is available")
     async def ready() -> JSONResponse:
         return JSONResponse({"ready": model.ready}, 200 if model.ready else 503)
@@ -159,7 +162,7 @@ def _add_server(routes: APIRouter, model: InferenceModel) -> None:
 
     @routes.post("/repository/index", summary="Every model")
     async def index(request: Request) -> JSONResponse:
-        data = await request.body()
+        data = body_of(request.scope)
         body = await read_json(data, BodyLimits(max_values=64)) if data else {}
         only_ready = isinstance(body, dict) and bool(body.get("ready"))
         return JSONResponse(model.index(only_ready=only_ready))

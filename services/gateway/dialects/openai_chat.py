@@ -33,7 +33,6 @@ from services.gateway.json_limits import BodyLimits
 _ROLES = {"developer": "system"}
 """Newer names of roles, and those that chat templates know."""
 _MAX_TURNS = 4_096
-_BODY_LIMITS = BodyLimits(entries={"messages": _MAX_TURNS, "messages[].content": _MAX_TURNS, "stop": 16})
 _STREAMED = {
     "description": "The answers. With `stream`: chunks of them as server-sent events, then `[DONE]`.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -203,9 +202,13 @@ def router(backend: Backend, *, exchange_log: ExchangeLog | None, default_max_to
         exchange_log: where prompts and answers are logged, if they are.
         default_max_tokens: maximum tokens of an answer whose request sets no limit.
     """
+    limits = BodyLimits(
+        entries={"messages": _MAX_TURNS, "messages[].content": _MAX_TURNS, "stop": 16},
+        max_text_bytes=backend.max_prompt_bytes,
+    )
     routes = APIRouter(
         tags=["OpenAI"],
-        route_class=json_route(lambda: _BODY_LIMITS),
+        route_class=json_route(lambda: limits),
         responses={200: _STREAMED, **error_responses(OpenAiError)},
     )
 

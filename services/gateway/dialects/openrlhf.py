@@ -72,6 +72,7 @@ def router(backend: Backend) -> APIRouter:
     """Return the route."""
     limits = BodyLimits(
         entries=dict.fromkeys(("query", "prompts", "labels"), backend.max_items),
+        max_text_bytes=backend.max_text_bytes,
         max_values=8 * backend.max_items + 64,
     )
     routes = APIRouter(

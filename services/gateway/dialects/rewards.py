@@ -348,7 +348,7 @@ class BestOfNResponse(ScoredResponse):
 
 def router(backend: Backend) -> APIRouter:
     """Return the routes."""
-    limits = _body_limits(max_items=backend.max_items)
+    limits = _body_limits(max_items=backend.max_items, max_text_bytes=backend.max_text_bytes)
     routes = APIRouter(tags=["rewards"], route_class=json_route(lambda: limits), responses=ERROR_RESPONSES)
 
     @routes.post("/v1/rewards", response_model=RewardsResponse, summary="Score responses")
@@ -387,7 +387,7 @@ def router(backend: Backend) -> APIRouter:
     return routes
 
 
-def _body_limits(*, max_items: int) -> BodyLimits:
+def _body_limits(*, max_items: int, max_text_bytes: int) -> BodyLimits:
     return BodyLimits(
         entries={
             "items": max_items,
@@ -396,7 +396,8 @@ def _body_limits(*, max_items: int) -> BodyLimits:
             "items[].prompt": _MAX_TURNS,
             "items[].messages": _MAX_TURNS,
             "sampling.stop": 16,
-        }
+        },
+        max_text_bytes=max_text_bytes,
     )
 
 

@@ -99,6 +99,7 @@ def router(backend: Backend) -> APIRouter:
         return BodyLimits(
             entries={"input": backend.max_items},
             numbers={"input": tokens, "input[]": tokens},
+            max_text_bytes=backend.max_text_bytes,
             max_values=2 * backend.max_items + 64,
             max_numbers=backend.max_request_tokens,
         )
