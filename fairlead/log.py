@@ -131,10 +131,6 @@ class _Period:
     seen: int = 0
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Control characters, line separators, and marks that change the direction of text."""
-
-
 def setup(*, style: Literal["json", "human", "auto"] = "auto", level: str = "INFO") -> None:
     """Send all log records to standard error.
 

@@ -337,7 +337,7 @@ def _bounded(handler: _Handler) -> _Handler:
             )
         try:
             return parse(body)
-        except Exception:  # noqa: BLE001 - whatever the parser raises, the bytes are the caller's
+        except Exception:  # noqa: BLE001 - any error of the parser is an error of the caller
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: got bytes that cannot be parsed")
 
     async def call(body: bytes, context: _Context) -> object:

@@ -38,7 +38,7 @@ TURN = {"role": "user", "content": "w"}
         ({"k" * 2_000: 1}, "body", None),
         ({"prompt": "w" * (8 << 20)}, "prompt", None),
         ({"prompt": '\\"' * (4 << 20)}, "prompt", None),
-        (eval("[" * 250 + "]" * 250), "body", None),
+        (json.loads("[" * 250 + "]" * 250), "body", None),
     ],
     ids=str,
 )
