@@ -98,17 +98,19 @@ class _Scan:
             self._stack.pop()
 
     def value(self) -> None:
-        self._values += 1
-        limit = self._limits.max_values
-        if self._values > limit:
-            raise InvalidInput(
-                self._top_field(), got=f"more than {limit} values", allowed=f"at most {limit} in one request"
-            )
+        self._count()
         if self._stack and self._stack[-1].is_list:
             top = self._stack[-1]
             top.count += 1
             if top.count > top.max_entries:
                 raise self._too_many(top.max_entries)
+
+    def _count(self) -> None:
+        self._values += 1
+        limit = self._limits.max_values
+        if self._values > limit:
+            allowed = f"at most {limit} in one request"
+            raise InvalidInput(self._top_field(), got=f"more than {limit} values", allowed=allowed)
 
     def key(self, raw: bytes | bytearray) -> None:
         if len(raw) > MAX_KEY_BYTES:
@@ -117,7 +119,7 @@ class _Scan:
         top = self._stack[-1] if self._stack else None
         if top is None or top.is_list:
             return  # not JSON; the parser refuses it
-        self._values += 1
+        self._count()
         top.count += 1
         top.key = raw[:64].decode(errors="replace")
         if top.count > top.max_entries:
@@ -146,9 +148,8 @@ class _Scan:
 
     def _too_many(self, limit: int) -> InvalidInput:
         top = self._stack[-1]
-        index = None
-        if len(self._stack) > 1 and self._stack[-2].is_list:
-            index = max(self._stack[-2].count - 1, 0)
+        around = next((one for one in reversed(self._stack[:-1]) if one.is_list), None)
+        index = max(around.count - 1, 0) if around is not None else None
         return InvalidInput(
             _shown(top.path) or "body",
             index=index,

@@ -94,6 +94,8 @@ class _Scan:
         self._limits = limits
         self._fields = 0
         self._numbers = 0
+        self._index: int | None = None
+        """The entry of a list of the request that is being checked."""
 
     def message(self, position: int, end: int, descriptor: Descriptor, path: str) -> None:
         """Check the message between two positions.
@@ -118,6 +120,8 @@ class _Scan:
                 continue
             count = 1
             if found.child is not None:
+                if not path:
+                    self._index = counts[found.name] if found.full_name in self._limits.entries else None
                 self.message(start, position, found.child, f"{path}{found.name}.")
             elif found.number_bytes is not None and tag & 7 == _LENGTH:
                 count = self._count_numbers(start, position, found.number_bytes, path + found.name)
@@ -126,7 +130,7 @@ class _Scan:
                 counts[found.name] += count
                 if counts[found.name] > limit:
                     got = f"more than {limit} entries"
-                    raise InvalidInput(path + found.name, got=got, allowed=f"at most {limit}")
+                    raise self._refused(path + found.name, got=got, allowed=f"at most {limit}")
 
     def _value(self, wire_type: int, position: int) -> tuple[int, int]:
         """Return where the value of a field starts and ends."""
@@ -137,30 +141,26 @@ class _Scan:
             return start, start + size
         if wire_type in _WIDTHS:
             return position, position + _WIDTHS[wire_type]
-        raise InvalidInput("request", got=f"wire type {wire_type}", allowed="a serialized request")
+        raise self._refused("request", got=f"wire type {wire_type}", allowed="a serialized request")
 
     def _check_size(self, found: _Field | None, size: int, path: str) -> None:
         limit = self._limits.max_text_bytes
         if found is None:
             if size > _MAX_UNKNOWN_BYTES:
                 got = f"an unknown field of {size} bytes"
-                raise InvalidInput(
-                    path.rstrip(".") or "request", got=got, allowed="the fields of the protocol"
-                )
+                raise self._refused(path.rstrip("."), got=got, allowed="the fields of the protocol")
         elif found.is_text and size > limit:
             if found.full_name in self._limits.names:
                 raise NotFound(f"{path}{found.name}: no model or version has a name of {size} bytes")
             got = f"{size} bytes"
-            raise InvalidInput(path + found.name, got=got, allowed=f"at most {limit} bytes of UTF-8")
+            raise self._refused(path + found.name, got=got, allowed=f"at most {limit} bytes of UTF-8")
 
     def _count_field(self, name: str) -> None:
         self._fields += 1
         limit = self._limits.max_fields
         if self._fields > limit:
-            field = name.rstrip(".") or "request"
-            raise InvalidInput(
-                field, got=f"more than {limit} fields", allowed=f"at most {limit} in one request"
-            )
+            allowed = f"at most {limit} in one request"
+            raise self._refused(name.rstrip("."), got=f"more than {limit} fields", allowed=allowed)
 
     def _count_numbers(self, start: int, end: int, number_bytes: int, name: str) -> int:
         """Count the numbers of a packed field; return how many there are."""
@@ -173,10 +173,14 @@ class _Scan:
         self._numbers += count
         limit = self._limits.max_numbers
         if self._numbers > limit:
-            raise InvalidInput(
-                name, got=f"more than {limit} numbers", allowed=f"at most {limit} in one request"
-            )
+            allowed = f"at most {limit} in one request"
+            raise self._refused(name, got=f"more than {limit} numbers", allowed=allowed)
         return count
+
+    def _refused(self, field: str, *, got: str, allowed: str) -> InvalidInput:
+        """Return the error for a field, with its entry where it is part of a list of the request."""
+        index = self._index if "." in field else None
+        return InvalidInput(field or "request", index=index, got=got, allowed=allowed)
 
     def _varint(self, position: int) -> tuple[int, int]:
         body = self._body

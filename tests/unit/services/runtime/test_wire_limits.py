@@ -37,9 +37,12 @@ def conversation(turns: int) -> pb.ScoreItem:
     ("body", "message"),
     [
         (pb.ScoreRequest(items=[TEXT] * 301), "items: got 'more than 300 entries', allowed: at most 300"),
-        (pb.ScoreRequest(items=[conversation(4)]), "items.text.messages: got 'more than 3 entries'"),
-        (pb.ScoreRequest(items=[IDS]), "items.tokens.response_token_ids: got 'more than 2000 numbers'"),
-        (pb.ScoreRequest(items=[LONG]), "items.text.response: got '4002 bytes', allowed: at most 4000"),
+        (pb.ScoreRequest(items=[TEXT, conversation(4)]), "items.text.messages[1]: got 'more than 3 entries'"),
+        (pb.ScoreRequest(items=[IDS]), "items.tokens.response_token_ids[0]: got 'more than 2000 numbers'"),
+        (
+            pb.ScoreRequest(items=[TEXT, TEXT, LONG]),
+            "items.text.response[2]: got '4002 bytes', allowed: at most 4000",
+        ),
     ],
     ids=["items", "turns", "ids", "text"],
 )
