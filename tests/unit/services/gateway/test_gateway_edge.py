@@ -291,4 +291,5 @@ async def test_drain_finishes_requests_in_flight_and_refuses_new_ones():
         with pytest.raises(ConnectionError):
             await http.get("/readyz")
         release.set()
-        assert (await held).status == 200
+        answer = await held
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
