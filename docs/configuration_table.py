@@ -42,7 +42,7 @@ COMMON = {
     "evaluation": "every_updates num_prompts",
     "policy": "path replicas addresses device dtype threads max_sequence_tokens max_slots serve_initial",
     "reward": "path replicas addresses device dtype threads max_sequence_tokens watch allow_reload engine "
-    "chat_template",
+    "chat_template aliases",
     "reward.batching": "max_batch_tokens",
     "reference": "path replicas addresses device dtype threads max_sequence_tokens",
     "reference.batching": "max_batch_tokens",

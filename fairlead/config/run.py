@@ -146,6 +146,17 @@ class RunConfig(BaseSettings):
             determinism.check(self)
         return self
 
+    @model_validator(mode="after")
+    def _check_aliases(self) -> Self:
+        taken = {"policy": self.policy.aliases, "reward": (*self.reward.aliases, self.reward.model_name)}
+        for section, other in (("policy", "reward"), ("reward", "policy")):
+            for name in getattr(self, section).aliases:
+                if name == other or name in taken[other]:
+                    raise ConfigError(
+                        f"{section}.aliases", got=name, allowed=f"names that [{other}] does not have"
+                    )
+        return self
+
     @property
     def folder(self) -> RunFolder:
         """The folder of the run."""

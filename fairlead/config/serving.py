@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fairlead.config.base import ComputeSection, Section, ServiceSection, TlsSection
 
@@ -21,6 +21,20 @@ class ModelServiceSection(ServiceSection, ComputeSection):
     """Maximum length of a sequence, in tokens; 0 is the limit of the model."""
     max_text_bytes: int = Field(default=1 << 20, ge=1, le=1 << 30)
     """Maximum size of a single text, in bytes of UTF-8."""
+
+
+def _all_different(names: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"each name once, not {repeated!r} several times")
+    return names
+
+
+Aliases = Annotated[
+    tuple[Annotated[str, Field(max_length=512, pattern=r"^[^\s\x00-\x1f\x7f]+$")], ...],
+    AfterValidator(_all_different),
+]
+"""Further names of a model: a path, a hub id or any other text without spaces."""
 
 
 class BatchingSection(Section):
@@ -43,6 +57,9 @@ class BatchingSection(Section):
 class PolicySection(ModelServiceSection):
     """The service that generates completions with the policy."""
 
+    aliases: Aliases = ()
+    """Further names that callers of the gateway may give as the `model` of a chat completion, beside `policy`
+    and the id of the model."""
     max_slots: int = Field(default=32, ge=1, le=4_096)
     """Maximum number of sequences that are decoded at the same time."""
     max_samples: int = Field(default=64, ge=1, le=4_096)
@@ -92,6 +109,10 @@ class RewardSection(ModelServiceSection):
     port."""
     model_name: str = Field(default="reward", min_length=1, max_length=128)
     """Name of the model in the Open Inference Protocol."""
+    aliases: Aliases = ()
+    """Further names of the model in requests, beside `reward`, its id and `model_name`, for clients with a
+    name of their own, such as the path of the model on their machine. Set it for the gateway and the service
+    alike."""
     engine: Literal["local", "triton"] = "local"
     """What computes the scores: `local`, a model in this process, or `triton`, a Triton server."""
     triton: TritonSection = TritonSection()

@@ -102,8 +102,8 @@ class GatewayMetrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.requests = Counter(
             "fairlead_gateway_requests_total",
-            "Requests by dialect (fairlead, openrlhf, vllm, open_inference, openai, other) and HTTP status; "
-            "499: the caller disconnected.",
+            "Requests by dialect (fairlead, openrlhf, vllm, sglang, open_inference, openai, other) and HTTP "
+            "status; 499: the caller disconnected.",
             ["dialect", "status"],
             registry=registry,
         )

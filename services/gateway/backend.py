@@ -52,16 +52,24 @@ class PolledService(Generic[_Info_co]):
     """The description of one service, fetched at a fixed interval."""
 
     def __init__(
-        self, kind: ServiceKind, fetch: Callable[[], Awaitable[_Info_co]], *, every_seconds: float
+        self,
+        kind: ServiceKind,
+        fetch: Callable[[], Awaitable[_Info_co]],
+        *,
+        every_seconds: float,
+        aliases: Sequence[str] = (),
     ) -> None:
         """
         Args:
             kind: which service it is.
             fetch: requests its description.
             every_seconds: the interval.
+            aliases: further names of its model in requests.
         """
         self.kind: ServiceKind = kind
         """Which service it is."""
+        self.aliases = tuple(aliases)
+        """Further names of its model in requests."""
         self._fetch: Callable[[], Awaitable[_Info_co]] = fetch
         self._every_seconds = every_seconds
         self._info: _Info_co | None = None
@@ -137,6 +145,7 @@ class Backend:
                 "reward",
                 partial(self._reward.info, timeout_seconds=_INFO_TIMEOUT_SECONDS),
                 every_seconds=poll_seconds,
+                aliases=config.reward.aliases,
             )
         if _is_configured(config.policy):
             self._policy = AsyncPolicyClient(config.policy.addresses, **options)
@@ -144,6 +153,7 @@ class Backend:
                 "policy",
                 partial(self._policy.info, timeout_seconds=_INFO_TIMEOUT_SECONDS),
                 every_seconds=poll_seconds,
+                aliases=config.policy.aliases,
             )
         self.max_items = config.reward.batching.max_items
         """Maximum number of items in a request; the reward service refuses larger ones."""
@@ -155,6 +165,8 @@ class Backend:
         """Maximum size of a prompt that the policy service answers."""
         self.model_name = config.reward.model_name
         """Name of the reward model in the Open Inference Protocol."""
+        self.model_aliases = config.reward.aliases
+        """Further names of the reward model in requests."""
         self._polling: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:

@@ -127,6 +127,7 @@ def dialect_of(path: str) -> str:
 _DIALECTS = {
     "/get_reward": "openrlhf",
     "/classify": "vllm",
+    "/v1/embeddings": "sglang",
     "/v1/chat/completions": "openai",
     "/v1/models": "openai",
 }
@@ -183,7 +184,13 @@ def _open_inference(failure: Failure, request_id: str) -> dict[str, Any]:
     return {"error": failure.message}
 
 
-_CONTENT = {"open_inference": _open_inference, "openrlhf": _openrlhf, "vllm": _openai, "openai": _openai}
+_CONTENT = {
+    "open_inference": _open_inference,
+    "openrlhf": _openrlhf,
+    "vllm": _openai,
+    "sglang": _openai,
+    "openai": _openai,
+}
 
 
 def invalid_input(errors: Sequence[Any]) -> InvalidInput:

@@ -23,6 +23,7 @@ _EXACT: dict[str, Need] = {
     "/v1/rewards:best-of-n": "score",
     "/get_reward": "score",
     "/classify": "score",
+    "/v1/embeddings": "score",
     "/v2": "score",
     "/v1/chat/completions": "generate",
 }

@@ -62,6 +62,7 @@ class InferenceModel:
         max_batch_size: int,
         models: Callable[[], Sequence[RewardInfo]],
         ready: Callable[[], bool],
+        aliases: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -69,8 +70,10 @@ class InferenceModel:
             max_batch_size: largest number of rows of a request.
             models: returns the versions that can be requested, the current one first.
             ready: returns whether requests can be scored.
+            aliases: further names of the model in requests.
         """
         self.name = name
+        self._names = frozenset((name, *aliases))
         self._max_batch_size = max_batch_size
         self._models = models
         self._ready = ready
@@ -82,8 +85,8 @@ class InferenceModel:
         return self._ready()
 
     def check_name(self, name: str) -> None:
-        """Raise NotFound unless `name` is the model's."""
-        if name != self.name:
+        """Raise NotFound unless `name` is a name of the model."""
+        if name not in self._names:
             raise NotFound(f"no model {name[:80]!r}; this server has {self.name!r}")
 
     def find(self, version: str) -> RewardInfo:

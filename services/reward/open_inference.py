@@ -73,6 +73,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):  # type: igno
             max_batch_size=section.batching.max_items,
             models=lambda: scoring.models,
             ready=ready,
+            aliases=section.aliases,
         )
 
     def add_to(self, server: aio.Server) -> None:

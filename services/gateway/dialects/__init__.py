@@ -1,4 +1,4 @@
-"""The HTTP dialects that the gateway speaks: Fairlead's own, OpenAI's, OpenRLHF's, vLLM's and KServe's.
+"""The HTTP dialects of the gateway: Fairlead's own, OpenAI's, OpenRLHF's, vLLM's, SGLang's and KServe's.
 
 One module per dialect, each with its bodies and its routes. `routers` is the entry point.
 """
@@ -14,6 +14,7 @@ from services.gateway.dialects import (
     openai_models,
     openrlhf,
     rewards,
+    sglang,
     vllm,
 )
 from services.gateway.exchange_log import ExchangeLog
@@ -27,6 +28,6 @@ def routers(backend: Backend, *, exchange_log: ExchangeLog | None, chat_max_toke
         exchange_log: where chat completions are logged, if they are.
         chat_max_tokens: maximum tokens of a chat completion whose request sets no limit.
     """
-    simple = (rewards, openrlhf, vllm, open_inference, openai_models)
+    simple = (rewards, openrlhf, vllm, sglang, open_inference, openai_models)
     chat = openai_chat.router(backend, exchange_log=exchange_log, default_max_tokens=chat_max_tokens)
     return [*(dialect.router(backend) for dialect in simple), chat]

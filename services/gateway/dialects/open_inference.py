@@ -85,6 +85,7 @@ def router(backend: Backend) -> APIRouter:
         max_batch_size=backend.max_items,
         models=models,
         ready=lambda: backend.reward_available,
+        aliases=backend.model_aliases,
     )
     _add_server(routes, model)
     _add_model(routes, model)
@@ -125,7 +126,8 @@ def _add_inference(routes: APIRouter, model: InferenceModel, backend: Backend) -
 
             version = request.path_params.get("version", "")
             scores = await model.score(version, lambda: read(body, binary), run, num_bytes=len(data))
-            return response(body, scores, name=model.name, binary=wants_binary(body))
+            name = request.path_params["name"]
+            return response(body, scores, name=name, binary=wants_binary(body))
 
 
 def _paths(model: InferenceModel) -> list[tuple[str, list[Any]]]:

@@ -35,7 +35,9 @@ class Model(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: str
-    """The configured model: a path or a Hugging Face Hub id."""
+    """The configured model, a path or a Hugging Face Hub id; or an alias of it."""
+    root: str
+    """The configured model."""
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: Literal["fairlead"] = "fairlead"
@@ -65,7 +67,7 @@ def router(backend: Backend) -> APIRouter:
 
     @routes.get("/v1/models/{name:path}", response_model=Model, summary="Describe a model")
     async def model(name: str) -> JSONResponse:
-        """Return the model of this id, or of the kind `reward` or `policy`."""
+        """Return the model of this id or alias, or of the kind `reward` or `policy`."""
         for found in _served(backend):
             if name in (found.id, found.kind):
                 return JSONResponse(found.model_dump())
@@ -77,22 +79,27 @@ def router(backend: Backend) -> APIRouter:
 def _served(backend: Backend) -> list[Model]:
     return [
         Model(
-            id=each.info.model.model_id,
+            id=name,
+            root=each.info.model.model_id,
             kind=each.kind,
             version=each.version,
             max_model_len=each.info.model.max_sequence_tokens,
         )
         for each in (backend.reward, backend.policy)
         if each is not None and each.available
+        for name in dict.fromkeys((each.info.model.model_id, *each.aliases))
     ]
 
 
 def check_model(name: str | None, served: PolledService[RewardInfo | PolicyInfo] | None) -> None:
-    """Check that the `model` of a request is what a service serves: its kind, its id, or empty.
+    """Check that the `model` of a request is what a service serves: its kind, id or alias, or empty.
 
     Raises:
         NotFound: it is something else.
     """
-    if not name or served is None or name in (served.kind, served.name) or not served.name:
+    if not name or served is None or not served.name or name in (served.kind, served.name, *served.aliases):
         return
-    raise NotFound(f"no model {name[:200]!r}; use {served.kind!r} or {served.name!r}")
+    raise NotFound(
+        f"no model {name[:200]!r}; use {served.kind!r} or {served.name!r}, or add the name to "
+        f"{served.kind}.aliases of the gateway's configuration"
+    )

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from fairlead.errors import InvalidInput
-from fairlead.types import ScoreItem, TokenPair, WholeText
 from services.gateway.backend import Backend
 from services.gateway.body import json_route
 from services.gateway.call import CurrentCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
 from services.gateway.dialects.unread import check_request
+from services.gateway.dialects.whole_inputs import WholeInput, body_limits, items_of
 from services.gateway.failures import error_responses
-from services.gateway.json_limits import BodyLimits
-
-_Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
-_Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
 class ClassifyRequest(BaseModel):
@@ -43,12 +37,14 @@ class ClassifyRequest(BaseModel):
 
     model: str | None = None
     """An id from /v1/models, or `reward`; may be omitted."""
-    input: str | _Texts | _Ids | Annotated[list[_Ids], Field(min_length=1, fail_fast=True)]
+    input: WholeInput
     """Prompt and response as one text, as the chat template renders them, or as token ids; one or many."""
     use_activation: bool | None = None
     """False returns the score itself; otherwise σ(score), vLLM's default for a model with one label."""
     activation: bool | None = None
     """The name of `use_activation` before vLLM 0.11.2, which verl 0.7 sends."""
+    softmax: bool | None = None
+    """An even older name of `use_activation`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -93,28 +89,19 @@ class ClassifyResponse(BaseModel):
 
 def router(backend: Backend) -> APIRouter:
     """Return the route."""
-
-    def limits() -> BodyLimits:
-        tokens = backend.max_sequence_tokens
-        return BodyLimits(
-            entries={"input": backend.max_items},
-            numbers={"input": tokens, "input[]": tokens},
-            max_text_bytes=backend.max_text_bytes,
-            max_values=2 * backend.max_items + 64,
-            max_numbers=backend.max_request_tokens,
-        )
-
     routes = APIRouter(
-        tags=["vLLM and verl"], route_class=json_route(limits), responses=error_responses(OpenAiError)
+        tags=["vLLM and verl"],
+        route_class=json_route(lambda: body_limits(backend)),
+        responses=error_responses(OpenAiError),
     )
 
     @routes.post("/classify", response_model=ClassifyResponse, summary="Score for vLLM clients such as verl")
     async def classify(body: ClassifyRequest, call: CurrentCall) -> JSONResponse:
         """Score each input and return the scores in order."""
         check_model(body.model, backend.reward)
-        found = await backend.score(_items(body.input), call)
-        activation = body.activation if body.use_activation is None else body.use_activation
-        plain = activation is False
+        found = await backend.score(items_of(body.input), call)
+        names = (body.use_activation, body.activation, body.softmax)
+        plain = next((value for value in names if value is not None), True) is False
         total = sum(found.num_tokens)
         return JSONResponse(
             {
@@ -136,25 +123,6 @@ def router(backend: Backend) -> APIRouter:
         )
 
     return routes
-
-
-def _items(given: str | list[str] | list[int] | list[list[int]]) -> list[ScoreItem]:
-    if isinstance(given, str):
-        return [WholeText(given)]
-    if isinstance(given[0], int):
-        return [_tokens(0, given)]
-    return [
-        WholeText(one) if isinstance(one, str) else _tokens(index, one) for index, one in enumerate(given)
-    ]
-
-
-def _tokens(index: int, given: object) -> TokenPair:
-    ids = [int(token) for token in given] if isinstance(given, list) else []
-    if not all(0 <= token < 2**31 for token in ids):
-        raise InvalidInput(
-            "input", index=index, got="an id out of range", allowed="token ids from 0 to 2³¹ − 1"
-        )
-    return TokenPair((), tuple(ids))
 
 
 def _sigmoid(score: float) -> float:

@@ -47,6 +47,19 @@ def test_environment_sets_lists_as_json(monkeypatch: pytest.MonkeyPatch):
         ),
         ("name = '../up'", "name: got '../up', allowed: String should match pattern"),
         ("[ppo", "config: got "),
+        ("[reward]\naliases = ['']", "reward.aliases.0: got '', allowed: String should match pattern"),
+        (
+            "[reward]\naliases = ['a', 'a']",
+            "reward.aliases: got ['a', 'a'], allowed: each name once, not 'a' several times",
+        ),
+        (
+            "[reward]\naliases = ['policy']",
+            "reward.aliases: got 'policy', allowed: names that [policy] does not have",
+        ),
+        (
+            "[reward]\nmodel_name = 'a'\n[policy]\naliases = ['a']",
+            "policy.aliases: got 'a', allowed: names that [reward] does not have",
+        ),
     ],
 )
 def test_error_names_the_key(tmp_path: Path, text: str, message: str):

@@ -104,6 +104,7 @@ SCORED = {
     "output and parameters": Request(
         [sentences("w1 w2")], outputs=["rewards"], parameters={"priority": 2, "timeout": 20_000_000}
     ),
+    "alias": Request([sentences("w1 w2")], model="judge"),
 }
 
 REFUSED = {
@@ -171,11 +172,14 @@ class Both:
 
 @asynccontextmanager
 async def both(folder):
-    settings = {"batching": {"max_items": MAX_ROWS}, "max_text_bytes": 1000}
+    settings = {"batching": {"max_items": MAX_ROWS}, "max_text_bytes": 1000, "aliases": ["judge"]}
     async with (
         reward_service(folder, calibration_temperature=1.5, **settings) as world,
         aio.insecure_channel(world.address) as channel,
-        gateway(reward=world.address, sections={"reward.batching.max_items": MAX_ROWS}) as http,
+        gateway(
+            reward=world.address,
+            sections={"reward.batching.max_items": MAX_ROWS, "reward.aliases": ["judge"]},
+        ) as http,
     ):
         yield Both(pb_grpc.GRPCInferenceServiceStub(channel), http, world)
 

@@ -5,6 +5,7 @@ Every score is compared with the one that the reward service returns for the sam
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import struct
@@ -76,8 +77,10 @@ async def test_classify_returns_the_score_or_its_sigmoid(http: Gateway, expected
     assert [one["num_classes"] for one in many] == [1, 1, 1]
     for one, score in zip(many, expected, strict=True):
         assert one["probs"] == pytest.approx([1 / (1 + math.exp(-score))])
-    # verl 0.7 sends the older name; the newer one wins.
+    # verl 0.7 sends an older name; the newest one wins.
     for flags, plain in (
+        ({"softmax": False}, True),
+        ({"softmax": False, "activation": True}, False),
         ({"activation": False}, True),
         ({"activation": True}, False),
         ({"activation": False, "use_activation": True}, False),
@@ -106,6 +109,40 @@ async def test_classify_accepts_token_ids(http: Gateway, reward):
     for bad, place in (([5, 10**6], "items.tokens"), ([-1], "input"), ([2**31], "input")):
         answer = await http.post("/classify", {"input": bad})
         assert (answer.status, place in answer.error["message"]) == (400, True)
+
+
+async def test_verl_names_the_model_by_a_path_of_its_own(reward, expected, reward_folder):
+    path = "/data/models/my-reward-model"
+    async with gateway(reward=reward, sections={"reward.aliases": [path]}) as http:
+        # The bodies of RewardLoopWorker.compute_score_disrm with rollout.name vllm and sglang.
+        classify = {"model": path, "input": TEXTS[0], "use_activation": False}
+        found = (await http.post("/classify", classify)).json
+        assert found["data"][-1]["probs"][-1] == pytest.approx(expected[0], abs=1e-5)
+        embeddings = {"model": path, "input": TEXTS[0]}
+        found = (await http.post("/v1/embeddings", embeddings)).json
+        assert found["data"][-1]["embedding"][-1] == pytest.approx(expected[0], abs=1e-5)
+        listed = (await http.get("/v1/models")).json["data"]
+        assert [(one["id"], one["root"]) for one in listed] == [
+            (name, str(reward_folder)) for name in (str(reward_folder), path)
+        ]
+        assert (await http.get(f"/v1/models/{path}")).json == listed[1]
+    async with gateway(reward=reward) as http:
+        for route, body in (("/classify", classify), ("/v1/embeddings", embeddings)):
+            refused = await http.post(route, body)
+            assert (refused.status, refused.error["code"]) == (404, "not_found")
+            assert "add the name to reward.aliases" in refused.error["message"]
+
+
+async def test_embeddings_are_scores(http: Gateway, expected):
+    many = (await http.post("/v1/embeddings", {"input": TEXTS})).json
+    assert [one["embedding"] for one in many["data"]] == [pytest.approx([score]) for score in expected]
+    # OpenAI's own client asks for base64.
+    found = (await http.post("/v1/embeddings", {"input": TEXTS[0], "encoding_format": "base64"})).json
+    raw = base64.b64decode(found["data"][0]["embedding"])
+    assert np.frombuffer(raw, "<f4") == pytest.approx([expected[0]])
+    assert many["usage"] == {"prompt_tokens": 15, "total_tokens": 15}
+    refused = await http.post("/v1/embeddings", {"input": "w1", "dimensions": 8})
+    assert (refused.status, refused.error["param"]) == (400, "dimensions")
 
 
 async def test_models_are_listed_in_openais_format(http: Gateway, reward_folder):
