@@ -24,7 +24,7 @@ from fairlead.config.serving import BatchingSection
 
 COMMON = {
     "": "name runs seed deterministic",
-    "model": "path",
+    "model": "path chat_template template_arguments",
     "model.scratch": "hidden_size num_layers num_heads max_position_embeddings tokenizer vocabulary_size",
     "data": "demonstrations heldout_demonstrations preferences heldout_preferences tie_margin prompts "
     "heldout_prompts fresh_rankings sentences bad_lines prompt_words heldout_fraction",
@@ -158,6 +158,8 @@ def _type_name(kind: object) -> str:
         return " or ".join(f"`{json.dumps(choice)}`" for choice in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type_name(choice) for choice in arguments if choice is not type(None))
+    if origin is dict:
+        return "table"
     if origin in (tuple, list):
         return f"list of {_type_name(arguments[0])}"
     return _NAMES.get(kind, str(kind))  # type: ignore[call-overload, no-any-return]

@@ -1,9 +1,10 @@
-"""Tiny checkpoints of five families of chat templates, which differ in how an assistant's turn ends.
+"""Tiny checkpoints of six families of chat templates, which differ in how an assistant's turn ends.
 
 ChatML: another EOS than the end of a turn, and a line break after it. Llama 3: BOS, no line break. Gemma 3:
 EOS is never written. Phi-3: the end of a turn takes the white space after it, EOS follows the conversation,
-and no BOS is written though the tokenizer adds one to plain text. Mistral: EOS itself ends a turn. The
-generation configurations list the ids as those of the real models do.
+and no BOS is written though the tokenizer adds one to plain text. Mistral: EOS itself ends a turn. Qwen 3
+without thinking: an argument of the template is part of it. The generation configurations list the ids as
+those of the real models do.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fairlead.data.template import bind
 from tests.tiny import add_head
 
 TEXTS = ("the lamp is broken .", "where is my parcel ?", "we are sorry for that , and send a new one .")
@@ -37,6 +39,16 @@ class Family:
     strips: bool = False
     """Whether the stop token takes the white space after it."""
 
+
+QWEN3 = (
+    "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}"
+    "{%- if m.role == 'assistant' and loop.last %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{{- m.content + '<|im_end|>' }}{{ '\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+)
+"""The part of the template of Qwen 3 that concerns thinking."""
 
 FAMILIES: Mapping[str, Family] = {
     "chatml": Family(
@@ -87,6 +99,14 @@ FAMILIES: Mapping[str, Family] = {
         "</s>",
         "",
         ("[INST]", "[/INST]"),
+    ),
+    "qwen3_no_thinking": Family(
+        bind(QWEN3, {"enable_thinking": False}),
+        None,
+        "<|endoftext|>",
+        "<|im_end|>",
+        "\n",
+        ("<|im_start|>", "<think>", "</think>"),
     ),
 }
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from enum import StrEnum
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -143,7 +142,7 @@ def _rulers(config: RunConfig, tokenizer: str) -> tuple[dict[str, Ruler], dict[s
             notes["lengths are counted in words; use --tokenizer for tokens and truncation"] = None
             continue
         try:
-            rulers[kind], own = _reader(tokenizer or path)
+            rulers[kind], own = _reader(tokenizer or path, config)
         except ModelLoadError as error:
             if tokenizer:
                 raise
@@ -154,14 +153,17 @@ def _rulers(config: RunConfig, tokenizer: str) -> tuple[dict[str, Ruler], dict[s
     return rulers, limits, list(notes)
 
 
-@cache
-def _reader(path: str) -> tuple[Ruler, int]:
+def _reader(path: str, config: RunConfig) -> tuple[Ruler, int]:
     """Return a counter of a model's tokens, and the longest sequence that the model reads; 0 if unknown."""
     from fairlead.data.lengths import Tokens
+    from fairlead.data.template import apply_settings
     from fairlead.errors import ModelLoadError
     from fairlead.nn.loading import load_config, load_tokenizer, max_sequence_tokens
 
-    ruler = Tokens(load_tokenizer(path))
+    tokenizer = load_tokenizer(path)
+    if path != str(config.folder.sft_model):
+        apply_settings(tokenizer, config)
+    ruler = Tokens(tokenizer)
     try:
         return ruler, max_sequence_tokens(load_config(path), 0)
     except ModelLoadError:  # a folder with only a tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -27,13 +28,38 @@ class ScratchModel(Section):
     """Maximum number of entries of the tokenizer."""
 
 
+TemplateArgument = bool | int | float | str
+"""A value that a chat template can read."""
+_RENDERED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+"""Variables of a chat template that every rendering sets itself."""
+
+
 class ModelSection(Section):
     """The base model: an existing model, or one from scratch."""
 
     path: str = ""
     """Local folder, GGUF file or Hugging Face id of a causal language model. Empty: a model from scratch."""
+    chat_template: str = ""
+    """File with a chat template in Jinja, relative to the folder of the run's file, for the models that a run
+    starts from: `model.path`, `reward_model.path` and `policy.path`. Trained models are saved with it. Empty:
+    the template of the model's tokenizer."""
+    template_arguments: dict[str, TemplateArgument] = Field(default={})
+    """Values of variables of that chat template, such as `{ enable_thinking = false }`. They become a part of
+    the template, so that every stage, service and exported model renders the same."""
     scratch: ScratchModel = ScratchModel()
     """Sizes of a model from scratch; used if `path` is empty."""
+
+    @model_validator(mode="after")
+    def _check_template_arguments(self) -> Self:
+        for name, value in self.template_arguments.items():
+            if not name.isidentifier() or name in _RENDERED:
+                raise ValueError(
+                    f"template_arguments.{name}: use the name of a variable of the chat template, but not "
+                    f"{', '.join(_RENDERED)}, which every rendering sets"
+                )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"template_arguments.{name}: {value} is not a finite number")
+        return self
 
 
 class DataSection(Section):

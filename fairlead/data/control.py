@@ -126,12 +126,14 @@ def _checked(saved: object) -> dict[str, list[int]]:
 
 
 def _derive(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
-    frame, tail_text = _rendered(tokenizer)
+    frame, last_turn, tail_text = _rendered(tokenizer)
     ids = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= {str(name) for name in tokenizer.all_special_tokens}
     # A one-character token cannot be cut apart.
-    written = sorted(name for name in {*ids, *special} if name in frame and len(name) > 1)
+    found = {name for name in {*ids, *special} if name in frame and len(name) > 1}
+    # Not the others of the last turn, such as Qwen's `<think>`: an answer may contain them.
+    written = sorted(found | {name for name in special if name in last_turn and len(name) > 1})
     names = {name for name in special if name != tokenizer.unk_token and len(name) > 1} | set(written)
     tail = _encode(tokenizer, tail_text)
     vocabulary = ids if names <= ids.keys() else tokenizer.get_vocab()
@@ -149,18 +151,20 @@ def _derive(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
     )
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return what the template writes around the turns of a conversation, and after its last answer."""
+def _rendered(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """Return what the template writes around the turns of a conversation, around the last answer, and after
+    it.
+    """
     if not tokenizer.chat_template:
-        return "", ""
+        return "", "", ""
     asked, answered = Message("user", _ASKED), Message("assistant", _ANSWERED)
     try:
         whole = render(tokenizer, Chat((asked, answered)), generate=False)
         frame = render(tokenizer, Chat((asked, answered, asked)), generate=False)
     except InvalidInput:
-        return "", ""
+        return "", "", ""
     _, found, tail = whole.rpartition(_ANSWERED)
-    return frame, tail if found else ""
+    return frame, whole, tail if found else ""
 
 
 def _affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -178,15 +178,24 @@ def _settings(stage: str, config: RunConfig) -> Iterator[tuple[str, object]]:
     data = config.data.model_dump(mode="json")
     kept = [name for name in data if not any(word in name for word in _SOURCES)]
     yield from _flat("data", {name: data[name] for name in kept if _ONE_STAGE.get(name, stage) == stage})
-    left_out = (*_SPEED, "path", *(("updates",) if stage == "ppo" else ()))
-    yield from _flat(stage, getattr(config, stage).model_dump(mode="json", exclude=set(left_out)))
+    left_out = {*_SPEED, "path", *(("updates",) if stage == "ppo" else ())}
+    yield from _flat(stage, getattr(config, stage).model_dump(mode="json", exclude=left_out))
     if stage == "sft":
-        yield from _flat("model", config.model.model_dump(mode="json", exclude={"path"}))
+        left_out = {"path", "chat_template", "template_arguments"}
+        yield from _flat("model", config.model.model_dump(mode="json", exclude=left_out))
+    if _renders(stage, config):
+        yield "model.template_arguments", dict(config.model.template_arguments)
     if stage == "ppo":
         yield from _flat("sampling", config.sampling.model_dump(mode="json"))
         for service, keys in (("policy", _SERVING), ("reference", _SERVING), ("reward", _SCORING)):
             values = getattr(config, service).model_dump(mode="json")
             yield from _flat(service, {key: values[key] for key in keys if key in values})
+
+
+def _renders(stage: str, config: RunConfig) -> bool:
+    """Return whether the stage starts from a model that gets the chat template of `[model]`."""
+    start = {"reward_model": config.reward_model.path, "ppo": config.policy.path}
+    return stage == "sft" or bool(start[stage])
 
 
 def _flat(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -232,6 +241,9 @@ def _models(stage: str, config: RunConfig, digests: Digests) -> Iterator[tuple[s
                 Source(path, *_content(digests, folder)) if folder.exists() else Source(path, _commit(path))
             )
             yield key, (source,)
+    if config.model.chat_template and _renders(stage, config):
+        file = config.data_path(config.model.chat_template)
+        yield "model.chat_template", (Source(config.model.chat_template, *_content(digests, file)),)
 
 
 def _content(digests: Digests, path: Path) -> tuple[str, int]:

@@ -43,6 +43,7 @@ def _load(
 ) -> tuple[Engine, Callable[[Prompt], list[int]]]:
     # Imported here because torch takes seconds, during which the process already answers probes and signals.
     from fairlead.data.encoding import encode_prompt
+    from fairlead.data.template import apply_settings
     from fairlead.nn import adapters, loading
     from services.policy.decoder import vocabulary_size
     from services.policy.requests import encode
@@ -55,6 +56,8 @@ def _load(
     path = section.path or str(config.folder.sft_model)
     model = loading.load_causal_lm(path, section)
     tokenizer = loading.load_tokenizer(path)
+    if section.path:
+        apply_settings(tokenizer, config)
     loading.check_vocabulary(path, model, tokenizer)
     info = ModelInfo(
         model_id=path,

@@ -19,6 +19,7 @@ from fairlead.config import RunConfig, RunFolder
 from fairlead.config.base import ComputeSection
 from fairlead.config.training import SamplingSection
 from fairlead.data.control import policy_stop_ids
+from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError, InvalidInput
 from fairlead.nn import adapters
 from fairlead.nn.loading import eos_token_ids, load_causal_lm, load_tokenizer
@@ -181,7 +182,10 @@ def _with_tensors(
     model = load_causal_lm(path, _EXACT)
     if config.ppo.lora.rank:
         adapters.add(model, config.ppo.lora, base=path, field="ppo.lora", seed=0)
-    return ExportedPolicy(actor_critic.with_tensors(model, tensors), load_tokenizer(path), which, version)
+    tokenizer = load_tokenizer(path)
+    if config.policy.path:
+        apply_settings(tokenizer, config)
+    return ExportedPolicy(actor_critic.with_tensors(model, tensors), tokenizer, which, version)
 
 
 def _store(config: RunConfig, folder: RunFolder) -> FilesystemWeightStore:

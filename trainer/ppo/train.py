@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
+from fairlead.data.template import apply_settings
 from fairlead.errors import NothingToTrain, StoppedByGuard
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn.loading import load_tokenizer, max_sequence_tokens, set_threads
@@ -71,6 +72,8 @@ class PpoTrainer:
         self._begun = time.monotonic()
         set_threads(config.ppo)
         self._tokenizer = load_tokenizer(config.policy.path or str(config.folder.sft_model))
+        if config.policy.path:
+            apply_settings(self._tokenizer, config)
         self._learner = learner.load(config, self._tokenizer)
         self._evaluation = Evaluation(config, self._tokenizer)
         self._prompts = PromptOrder(

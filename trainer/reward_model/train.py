@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.data.control import trained_end
 from fairlead.data.records import load_preferences
+from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn.ensemble import EnsembleTemperature, RewardEnsemble, write_members
@@ -67,6 +68,8 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     path = section.path or str(config.folder.sft_model)
     preferences = load_preferences(config)
     tokenizer = load_tokenizer(path)
+    if section.path:
+        apply_settings(tokenizer, config)
     members = tuple(_fresh(config, path, member) for member in range(section.ensemble_size))
     check_vocabulary(path, members[0].model, tokenizer)
     limit = max_sequence_tokens(members[0].model, section.max_sequence_tokens)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.data.demonstrations import FORMATS, Conversation, Demonstration, Example
 from fairlead.data.records import Split, load_demonstrations
+from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn import adapters
@@ -116,9 +117,11 @@ def base_model(
     if config.model.path:
         model = load_causal_lm(config.model.path, section)
         tokenizer = load_tokenizer(config.model.path)
+        apply_settings(tokenizer, config)
         check_vocabulary(config.model.path, model, tokenizer)
         return model, tokenizer
     tokenizer = scratch.make_tokenizer(_texts(demonstrations), config.model.scratch)
+    apply_settings(tokenizer, config)
     seed = seeds.derive(config.seed, "scratch")
     model = scratch.make_model(tokenizer, config.model.scratch, seed=seed)
     nn.Module.to(model, torch_device(section.device))

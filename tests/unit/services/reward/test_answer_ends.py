@@ -1,6 +1,6 @@
 """An answer has one end: training, PPO and every protocol read it up to the same token.
 
-Five families of chat templates, whose turns end with other tokens than EOS. The oracle is the model of
+Six families of chat templates, most of whose turns end with other tokens than EOS. The oracle is the model of
 transformers on the ids that the tests put together themselves.
 """
 
