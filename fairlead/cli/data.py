@@ -212,7 +212,10 @@ def _errors(reports: Sequence[SourceReport]) -> str:
         (sum(report.bad for report in reports), "bad line"),
         (sum(report.broken for report in reports), "unreadable source"),
     )
-    return ", ".join(_count(number, what) for number, what in counts if number)
+    found = [_count(number, what) for number, what in counts if number]
+    if any(report.left_out is not None and report.left_out.is_most for report in reports):
+        found.append("most pairs cannot be learnt, so the reward model refuses them")
+    return ", ".join(found)
 
 
 def _lines(reports: Sequence[SourceReport]) -> Table:
@@ -269,6 +272,8 @@ def _remarks(report: SourceReport) -> Iterator[str]:
     for count, one, many, what in counts:
         if count:
             yield f"{count:,} {one if count == 1 else many} {what}"
+    if report.left_out is not None:
+        yield from report.left_out.sentences(report.limit or 0)
     if report.train and not report.heldout:
         yield "no line is held out: there will be no held-out figures"
     if report.heldout and not report.train:

@@ -194,8 +194,8 @@ class RewardModelSection(TrainingSection):
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Maximum norm of the gradient; larger gradients are clipped."""
     max_sequence_tokens: int = Field(default=512, ge=2)
-    """Maximum length of prompt and response, in tokens. In longer pairs the beginning of the prompt is cut
-    off, and they are counted."""
+    """Maximum length of prompt and response, in tokens. A longer prompt loses its beginning, the same for all
+    its responses; pairs of a response that leaves no space for the prompt are left out."""
 
 
 class SamplingSection(Section):

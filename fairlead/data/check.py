@@ -6,6 +6,7 @@ and reading continues. Does not know the terminal.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from fairlead.data import sources
 from fairlead.data.chat import Chat
 from fairlead.data.comparisons import ALIKE, Preference, RankedResponses
 from fairlead.data.demonstrations import Conversation, Demonstration, PlainText
+from fairlead.data.fitting import EncodedAnswer, LeftOutPairs, fit
 from fairlead.data.kinds import KINDS, Found, parser
-from fairlead.data.lengths import Record, Ruler, measure
+from fairlead.data.lengths import Lengths, Record, Ruler, compared_texts, measure
 from fairlead.data.lines import Line
 from fairlead.data.records import heldout_key, heldout_names, is_heldout, near
 from fairlead.errors import DataError, InvalidInput
@@ -73,7 +75,10 @@ class SourceReport:
     truncated: int | None = None
     """Sequences longer than the limit, which are truncated; None if lengths are not in tokens."""
     dropped: int | None = None
-    """Sequences left out because the prompt fills the limit; None if lengths are not in tokens."""
+    """Sequences left out because the prompt fills the limit, or, of preferences, the answer; None if lengths
+    are not in tokens."""
+    left_out: LeftOutPairs | None = None
+    """Pairs of preferences that cannot be learnt; None if lengths are not in tokens."""
     too_short: int = 0
     """Sentences left out because nothing follows the prompt."""
     duplicates: int = 0
@@ -144,6 +149,9 @@ class _KindCheck:
         self._answer_lengths = array("q")
         self._lines = set[int]()
         self._prompts = set[int]()
+        self._cut_answers = self._long_answers = 0
+        if kind == "preferences" and ruler.unit == "tokens":
+            self.report.left_out = LeftOutPairs()
 
     def read(self) -> None:
         """Read the sources and fill the report."""
@@ -178,9 +186,11 @@ class _KindCheck:
             self.report.alike += error.got == ALIKE
             self._record(error)
             return
-        for prompt_length, answer_length in lengths:
-            self._prompt_lengths.append(prompt_length)
-            self._answer_lengths.append(answer_length)
+        for one in lengths:
+            self._prompt_lengths.append(one.prompt)
+            self._answer_lengths.append(one.answer)
+        if isinstance(found.record, Preference | RankedResponses) and lengths:
+            self._fit_pairs(found.record, lengths)
         if not self.report.heldout_sources:
             heldout = is_heldout(self._config, found.split_key)
         self._count(found, heldout=heldout)
@@ -212,13 +222,35 @@ class _KindCheck:
             # Only sentences can have an empty completion: a demonstration without one is an invalid line.
             report.too_short += not record.completion
 
+    def _fit_pairs(self, record: Preference | RankedResponses, lengths: Sequence[Lengths]) -> None:
+        """Count the pairs of a line that cannot be learnt, and the answers whose prompt will be cut."""
+        report = self.report
+        if report.left_out is None:
+            return
+        limit = report.limit or sys.maxsize
+        texts = compared_texts(record)
+        answers = {
+            text: EncodedAnswer(one.answer, one.content) for text, one in zip(texts, lengths, strict=True)
+        }
+        pairs = record.compared
+        indices = [(texts.index(pair.winner), texts.index(pair.loser)) for pair in pairs]
+        fitted = fit(lengths[0].prompt, list(answers.values()), indices, max_tokens=limit)
+        report.left_out.add(pairs, fitted, answers, max_tokens=limit)
+        if report.limit is not None:
+            cut = fitted.prompt_tokens < lengths[0].prompt
+            self._cut_answers += len(fitted.answers) * cut
+            self._long_answers += sum(one.answer >= limit for one in lengths)
+
     def _fit(self, limit: int) -> None:
         """Count the sequences that the stage will drop or truncate, by its own rules."""
+        if self._kind == "preferences":  # counted line by line
+            self.report.truncated, self.report.dropped = self._cut_answers, self._long_answers
+            return
         prompts = np.array(self._prompt_lengths)
         answers = np.array(self._answer_lengths)
         added = self._config.sampling.max_new_tokens if self._kind == "prompts" else answers
-        # The prompt of a comparison is cut on its left; plain text has no prompt and is split into rows.
-        dropped = prompts >= limit if self._kind != "preferences" else np.zeros(len(prompts), bool)
+        # Plain text has no prompt and is split into rows.
+        dropped = prompts >= limit
         self.report.dropped = int(dropped.sum())
         self.report.truncated = int((~dropped & (prompts > 0) & (prompts + added > limit)).sum())
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from fairlead.data.chat import Chat, Prompt, messages_at, prompt_at, question, turns_of
 from fairlead.data.lines import Line
@@ -18,6 +18,26 @@ _ASSISTANT = "\n\nAssistant:"
 
 
 @dataclass(frozen=True, slots=True)
+class ComparedPair:
+    """Two answers of a record, one preferred to the other."""
+
+    winner: str
+    """The preferred answer."""
+    loser: str
+    """The other answer; differs from the preferred one."""
+    file: str
+    """Source file of the record; empty if it is derived from other data."""
+    line: int
+    """Line number, from 1."""
+    keys: tuple[str, str]
+    """Keys of winner and loser in the line."""
+
+    def place(self, *keys: str) -> str:
+        """Return file, line and keys as messages name them; empty if the record is of no line."""
+        return f"{self.file}:{self.line} {' and '.join(f'`{key}`' for key in keys)}" if self.file else ""
+
+
+@dataclass(frozen=True, slots=True)
 class Preference:
     """Two answers to one prompt, one preferred to the other."""
 
@@ -27,6 +47,15 @@ class Preference:
     """The preferred answer. May be empty: a policy may say nothing, and that may be better."""
     rejected: str
     """The other answer; differs from the preferred one."""
+    file: str = field(default="", compare=False)
+    """Source file; empty if the pair is derived from other data."""
+    line: int = field(default=0, compare=False)
+    """Line number, from 1."""
+
+    @property
+    def compared(self) -> tuple[ComparedPair, ...]:
+        """The pair."""
+        return (ComparedPair(self.chosen, self.rejected, self.file, self.line, ("chosen", "rejected")),)
 
     @property
     def split_key(self) -> str:
@@ -48,6 +77,19 @@ class RankedResponses:
     """Worth of each text; higher is better. A rank r is a worth of −r."""
     tie_margin: float = 0.0
     """Worths closer than this are ties. Equal worths and equal texts always are."""
+    file: str = field(default="", compare=False)
+    """Source file."""
+    line: int = field(default=0, compare=False)
+    """Line number, from 1."""
+
+    @property
+    def compared(self) -> tuple[ComparedPair, ...]:
+        """All pairs that are not ties."""
+        keys = [f"responses[{index}].text" for index in range(len(self.texts))]
+        return tuple(
+            ComparedPair(self.texts[i], self.texts[j], self.file, self.line, (keys[i], keys[j]))
+            for i, j in self.pairs
+        )
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -102,6 +144,8 @@ def comparisons(line: Line, *, tie_margin: float) -> Comparisons:
         texts=tuple(response.text("text") for response in responses),
         worths=tuple(-value if key == "rank" else value for value in values),
         tie_margin=tie_margin if key == "score" else 0.0,
+        file=line.file,
+        line=line.number,
     )
 
 
@@ -118,7 +162,7 @@ def _preference(line: Line) -> Preference:
             found = Preference(prompt=chosen[:end], chosen=chosen[end:], rejected=rejected[end:])
     if found.chosen == found.rejected:
         raise line.error(got=ALIKE, allowed="two different answers")
-    return found
+    return replace(found, file=line.file, line=line.number)
 
 
 def _shared(chosen: str, rejected: str) -> int:

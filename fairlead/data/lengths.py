@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fairlead.data.chat import Prompt
 from fairlead.data.comparisons import Preference, RankedResponses
@@ -19,8 +19,17 @@ if TYPE_CHECKING:
 
 Record = Demonstration | Conversation | PlainText | Preference | RankedResponses | Prompt
 """A record of any source."""
-Lengths = tuple[int, int]
-"""Lengths of a prompt and of an answer to it."""
+
+
+class Lengths(NamedTuple):
+    """Lengths of a prompt and of an answer to it."""
+
+    prompt: int
+    """Length of the prompt; 0 without one."""
+    answer: int
+    """Length of the answer."""
+    content: int = 0
+    """Hash of the answer's token ids; 0 where words are counted."""
 
 
 class Ruler(Protocol):
@@ -57,7 +66,7 @@ class Words:
 
     def answer(self, prompt: Prompt, answer: str) -> Lengths:
         """Return the words of a prompt and an answer."""
-        return self.prompt(prompt), len(answer.split())
+        return Lengths(self.prompt(prompt), len(answer.split()))
 
     def text(self, text: str) -> int:
         """Return the words of plain text."""
@@ -83,7 +92,7 @@ class Tokens:
     def answer(self, prompt: Prompt, answer: str) -> Lengths:
         """Return the tokens of a prompt and an answer. Raises as `encoding.encode_answer`."""
         prompt_ids, answer_ids = encode_answer(self.tokenizer, prompt, answer)
-        return len(prompt_ids), len(answer_ids)
+        return Lengths(len(prompt_ids), len(answer_ids), hash(tuple(answer_ids)))
 
     def text(self, text: str) -> int:
         """Return the tokens of plain text."""
@@ -98,15 +107,17 @@ def measure(record: Record, ruler: Ruler) -> Iterator[Lengths]:
         DataError: for a conversation that the tokenizer's chat template rejects.
     """
     if isinstance(record, PlainText):
-        yield 0, ruler.text(record.text)
+        yield Lengths(0, ruler.text(record.text))
     elif isinstance(record, Demonstration | Conversation):
         for prompt, answer in record.turns:
             yield ruler.answer(prompt, answer)
-    elif isinstance(record, Preference):
-        for answer in (record.chosen, record.rejected):
-            yield ruler.answer(record.prompt, answer)
-    elif isinstance(record, RankedResponses):
-        for text in dict.fromkeys(record.texts[index] for pair in record.pairs for index in pair):
+    elif isinstance(record, Preference | RankedResponses):
+        for text in compared_texts(record):
             yield ruler.answer(record.prompt, text)
     else:
-        yield ruler.prompt(record), 0
+        yield Lengths(ruler.prompt(record), 0)
+
+
+def compared_texts(record: Preference | RankedResponses) -> tuple[str, ...]:
+    """Return the answers that are in a pair, every text once, in the order in which they are measured."""
+    return tuple(dict.fromkeys(text for pair in record.compared for text in (pair.winner, pair.loser)))

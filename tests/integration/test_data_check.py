@@ -171,6 +171,35 @@ def test_run_is_checked_with_its_tokenizer_and_limits(run_file):
     assert found["preferences"]["answer"]["longest"] == 2
 
 
+def test_pairs_that_cannot_be_learnt_are_counted_as_the_stage_counts_them(run_file):
+    folder = run_file.parent
+    long, longer = "w5 " * 15, "w5 " * 16
+    rows = [
+        {"prompt": "w1", "chosen": long, "rejected": "w3"},
+        {"prompt": "w5 " * 13, "chosen": "w3", "rejected": "w4 w5 w6"},
+        {"prompt": "w1", "chosen": "unknown", "rejected": "other"},
+        {"prompt": "w2", "responses": [{"text": t, "rank": n} for n, t in enumerate(("w3", "w4", longer))]},
+    ]
+    write(folder / "pairs.jsonl", *rows)
+    result = check("run.toml", "--json", cwd=folder)
+    assert result.exit_code == 2
+    assert result.stderr == "error: most pairs cannot be learnt, so the reward model refuses them\n"
+    found = json.loads(result.stdout)["preferences"]
+    assert (found["truncated"], found["dropped"]) == (2, 2)
+    file = folder / "pairs.jsonl"
+    assert found["left_out"] == {
+        **{"pairs": 6, "too_long": 3, "alike": 1},
+        "too_long_at": [f"{file}:1 `chosen`", *[f"{file}:4 `responses[2].text`"] * 2],
+        "alike_at": [f"{file}:3 `chosen` and `rejected`"],
+    }
+    write(folder / "pairs.jsonl", *rows[1:3], rows[1] | {"prompt": "w7"})
+    shown = check("run.toml", cwd=folder)
+    assert shown.exit_code == 0
+    assert (
+        "preferences: 1 of 3 pairs are left out: the tokenizer reads both answers as the same" in shown.stdout
+    )
+
+
 def test_heldout_source_is_checked_with_its_kind(run_file):
     folder = run_file.parent
     rows = [{"prompt": f"W{n}", "chosen": "w3", "rejected": "w4"} for n in range(43, 49)]

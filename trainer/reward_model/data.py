@@ -9,15 +9,14 @@ Shapes: K responses of a prompt.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from fairlead.data.chat import Prompt
 from fairlead.data.comparisons import Comparisons, Preference, RankedResponses
 from fairlead.data.encoding import encode_answer
+from fairlead.data.fitting import EncodedAnswer, LeftOutPairs, fit
 from trainer.seeds import permutation
 
 
@@ -47,7 +46,7 @@ class EncodedRanking:
 
 @dataclass(frozen=True, slots=True)
 class EncodedComparisons:
-    """The encoded rankings of a file, and how many others were cut or skipped."""
+    """The encoded rankings of a file, and how many others were cut or left out."""
 
     rankings: tuple[EncodedRanking, ...]
     """Rankings with at least one pair."""
@@ -57,6 +56,8 @@ class EncodedComparisons:
     """Pairs that were left out: of equal rank, with scores too close, or of the same text."""
     skipped: int
     """Rankings without any pair because everything is tied."""
+    left_out: LeftOutPairs
+    """Pairs that compare nothing within the limit."""
 
 
 def elements(records: Iterable[Comparisons]) -> Iterator[RankedResponses | list[Preference]]:
@@ -79,43 +80,58 @@ def elements(records: Iterable[Comparisons]) -> Iterator[RankedResponses | list[
         yield current
 
 
-def compared(element: RankedResponses | list[Preference]) -> tuple[Prompt, list[tuple[str, str]], int]:
-    """Return the prompt, the (winner, loser) texts of all pairs except ties, and the number of ties."""
-    if not isinstance(element, RankedResponses):
-        return element[0].prompt, [(pair.chosen, pair.rejected) for pair in element], 0
-    texts = element.texts
-    return element.prompt, [(texts[i], texts[j]) for i, j in element.pairs], element.num_ties
-
-
 def encode(
     records: Iterable[Comparisons], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> EncodedComparisons:
     """Encode comparisons as token sequences; a response that is in no pair is left out.
+
+    Within a ranking every response is read after the same prompt, see `fairlead.data.fitting`.
 
     Raises:
         DataError: for a conversation, if there is no chat template or the template refuses it.
     """
     rankings: list[EncodedRanking] = []
     truncated = ties = skipped = 0
+    left_out = LeftOutPairs()
     for element in elements(records):
-        asked, pairs, tied = compared(element)
-        ties += tied
+        compared = element if isinstance(element, list) else [element]
+        ties += sum(record.num_ties for record in compared if isinstance(record, RankedResponses))
+        pairs = [pair for record in compared for pair in record.compared]
         if not pairs:
             skipped += 1
             continue
-        texts = tuple(dict.fromkeys(text for pair in pairs for text in pair))
-        sequences = [list(itertools.chain(*encode_answer(tokenizer, asked, text))) for text in texts]
-        truncated += sum(len(ids) > max_tokens for ids in sequences)
+        prompt = compared[0].prompt
+        texts = tuple(dict.fromkeys(text for pair in pairs for text in (pair.winner, pair.loser)))
+        encoded = [encode_answer(tokenizer, prompt, text) for text in texts]
+        prompt_ids = encoded[0][0]
+        answers = {
+            text: EncodedAnswer(len(ids), tuple(ids)) for text, (_, ids) in zip(texts, encoded, strict=True)
+        }
         index = {text: position for position, text in enumerate(texts)}
+        fitted = fit(
+            len(prompt_ids),
+            list(answers.values()),
+            [(index[pair.winner], index[pair.loser]) for pair in pairs],
+            max_tokens=max_tokens,
+        )
+        left_out.add(pairs, fitted, answers, max_tokens=max_tokens)
+        if not fitted.pairs:
+            continue
+        read = fitted.answers
+        truncated += len(read) * (fitted.prompt_tokens < len(prompt_ids))
         rankings.append(
             EncodedRanking(
-                sequences=tuple(tuple(ids[-max_tokens:]) for ids in sequences),
-                pairs=tuple((index[winner], index[loser]) for winner, loser in pairs),
-                prompt=str(asked),
-                texts=texts,
+                sequences=tuple(
+                    (*prompt_ids[-fitted.prompt_tokens :], *encoded[number][1]) for number in read
+                ),
+                pairs=tuple((read.index(winner), read.index(loser)) for winner, loser in fitted.pairs),
+                prompt=str(prompt),
+                texts=tuple(texts[number] for number in read),
             )
         )
-    return EncodedComparisons(tuple(rankings), truncated=truncated, ties=ties, skipped=skipped)
+    return EncodedComparisons(
+        tuple(rankings), truncated=truncated, ties=ties, skipped=skipped, left_out=left_out
+    )
 
 
 def batches(count: int, *, size: int, seed: int, epoch: int, member: int = 0) -> Iterator[list[int]]:

@@ -58,7 +58,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     """Train, write the model folder and the result, and return the result.
 
     Raises:
-        ConfigError: if there are no comparisons.
+        ConfigError: if there are no comparisons, or most of them cannot be learnt within the limit of tokens.
         ModelLoadError: if the initial model cannot be loaded.
         NotFinite: if losses, gradients or weights are not finite.
     """
@@ -66,23 +66,13 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     section = config.reward_model
     set_threads(section)
     path = section.path or str(config.folder.sft_model)
-    preferences = load_preferences(config)
     tokenizer = load_tokenizer(path)
     if section.path:
         apply_settings(tokenizer, config)
     members = tuple(_fresh(config, path, member) for member in range(section.ensemble_size))
     check_vocabulary(path, members[0].model, tokenizer)
     limit = max_sequence_tokens(members[0].model, section.max_sequence_tokens)
-    known = data.encode(preferences.train, tokenizer, max_tokens=limit)
-    heldout = data.encode(preferences.heldout, tokenizer, max_tokens=limit)
-    if not known.rankings:
-        raise ConfigError("data.preferences", got="no comparisons", allowed="at least one to train on")
-    if known.truncated:
-        logger.warning(
-            "%d responses are longer than %d tokens; their prompts were cut", known.truncated, limit
-        )
-    if known.skipped:
-        logger.warning("%d rankings were left out: all their responses are tied", known.skipped)
+    known, heldout = _encoded(config, tokenizer, max_tokens=limit)
     checkpoints = StageCheckpoints(
         "reward_model",
         config,
@@ -116,6 +106,35 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     pairs = result["heldout_comparisons"]
     logger.info("reward_model: held-out accuracy %.4f of %d pairs", result["accuracy"], pairs)
     return result
+
+
+def _encoded(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+) -> tuple[data.EncodedComparisons, data.EncodedComparisons]:
+    """Return the training and the held-out comparisons, and log what is cut and left out."""
+    preferences = load_preferences(config)
+    known = data.encode(preferences.train, tokenizer, max_tokens=max_tokens)
+    heldout = data.encode(preferences.heldout, tokenizer, max_tokens=max_tokens)
+    left_out = known.left_out.plus(heldout.left_out)
+    left_out_for = "; ".join(left_out.sentences(max_tokens))
+    if left_out.is_most:
+        raise ConfigError(
+            "data.preferences" if config.data.preferences else "data.sentences",
+            got="pairs of which most cannot be learnt",
+            allowed=f"less than half of that kind: {left_out_for}",
+        )
+    if not known.rankings:
+        raise ConfigError("data.preferences", got="no comparisons", allowed="at least one to train on")
+    if left_out_for:
+        logger.warning("%s", left_out_for)
+    if known.truncated:
+        logger.warning(
+            "%d responses are longer than %d tokens with their prompts, which were cut on the left",
+            *(known.truncated, max_tokens),
+        )
+    if known.skipped:
+        logger.warning("%d rankings were left out: all their responses are tied", known.skipped)
+    return known, heldout
 
 
 def _fresh(config: RunConfig, path: str, member: int) -> RewardModel:
@@ -381,4 +400,6 @@ def _counts(known: data.EncodedComparisons, heldout: data.EncodedComparisons) ->
         "ties": known.ties + heldout.ties,
         "skipped": known.skipped + heldout.skipped,
         "truncated": known.truncated,
+        "too_long": known.left_out.too_long + heldout.left_out.too_long,
+        "alike": known.left_out.alike + heldout.left_out.alike,
     }

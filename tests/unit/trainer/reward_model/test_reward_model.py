@@ -51,12 +51,6 @@ def test_elements_join_pairs_of_one_ranking():
     assert (encoded.truncated, encoded.ties, encoded.skipped) == (0, 0, 0)
 
 
-def test_long_pairs_are_cut_at_the_left_of_the_prompt():
-    encoded = data.encode(ranked("w1 w2 w3", "w4 w5", "w6"), tiny_tokenizer(), max_tokens=4)
-    assert encoded.rankings[0].sequences == ((7, 8, 9, 2), (6, 7, 10, 2))
-    assert encoded.truncated == 2
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tiny_reward_model(tmp_path_factory.mktemp("rm"))
