@@ -17,8 +17,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig
+from fairlead.data.comparisons import Comparisons
 from fairlead.data.control import trained_end
-from fairlead.data.records import load_preferences
+from fairlead.data.records import Split, load_preferences
 from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError
 from fairlead.metrics import TrainerMetrics
@@ -66,13 +67,14 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     section = config.reward_model
     set_threads(section)
     path = section.path or str(config.folder.sft_model)
+    preferences = load_preferences(config)
     tokenizer = load_tokenizer(path)
     if section.path:
         apply_settings(tokenizer, config)
     members = tuple(_fresh(config, path, member) for member in range(section.ensemble_size))
     check_vocabulary(path, members[0].model, tokenizer)
     limit = max_sequence_tokens(members[0].model, section.max_sequence_tokens)
-    known, heldout = _encoded(config, tokenizer, max_tokens=limit)
+    known, heldout = _encoded(config, preferences, tokenizer, max_tokens=limit)
     checkpoints = StageCheckpoints(
         "reward_model",
         config,
@@ -109,10 +111,13 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
 
 
 def _encoded(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+    config: RunConfig,
+    preferences: Split[Comparisons],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
 ) -> tuple[data.EncodedComparisons, data.EncodedComparisons]:
     """Return the training and the held-out comparisons, and log what is cut and left out."""
-    preferences = load_preferences(config)
     known = data.encode(preferences.train, tokenizer, max_tokens=max_tokens)
     heldout = data.encode(preferences.heldout, tokenizer, max_tokens=max_tokens)
     left_out = known.left_out.plus(heldout.left_out)
