@@ -35,6 +35,10 @@ _CHECK = with_examples(
 )
 
 
+_SHOWN_KEYS = 20
+"""Keys that are not read of which the report names the most frequent ones."""
+
+
 class DataKind(StrEnum):
     """The kinds of data that `[data]` may name."""
 
@@ -184,17 +188,15 @@ def _show(console: Console, reports: Sequence[SourceReport], notes: Sequence[str
         console.print(lengths, "", sep="\n")
     for note in notes if lengths.row_count else ():
         console.print(Text(note, style="dim"))
+    for report in reports:
+        _show_keys(console, report)
     remarks = [(report.kind, remark) for report in reports for remark in _remarks(report)]
     for kind, remark in remarks:
         console.print(Text.assemble((f"{kind}: ", "yellow"), remark))
     if remarks and any(report.errors for report in reports):
         console.print()
     for report in reports:
-        for error in report.errors:
-            console.print(Text(error, style="red"), soft_wrap=True)
-        hidden = report.bad + report.broken - len(report.errors)
-        if hidden:
-            console.print(Text(f"and {hidden:,} more in {report.kind}; --limit shows more", style="dim"))
+        _show_errors(console, report)
 
 
 def _show_sources(console: Console, report: SourceReport) -> None:
@@ -204,6 +206,29 @@ def _show_sources(console: Console, report: SourceReport) -> None:
     for what, names in parts.items():
         if names:
             console.print(Text.assemble(f"{what}: ", (", ".join(names), "dim")), soft_wrap=True)
+
+
+def _show_errors(console: Console, report: SourceReport) -> None:
+    from rich.text import Text
+
+    for error in report.errors:
+        console.print(Text(error, style="red"), soft_wrap=True)
+    hidden = report.bad + report.broken - len(report.errors)
+    if hidden:
+        console.print(Text(f"and {hidden:,} more in {report.kind}; --limit shows more", style="dim"))
+
+
+def _show_keys(console: Console, report: SourceReport) -> None:
+    from rich.text import Text
+
+    read = ", ".join(f"`{key}` as {meaning}" for key, meaning in report.read_as.items())
+    often = sorted(report.not_read.items(), key=lambda item: -item[1])[:_SHOWN_KEYS]
+    unread = ", ".join(f"`{key}` ({count:,} ×)" for key, count in often)
+    if hidden := len(report.not_read) - len(often):
+        unread += f" and {hidden:,} more"
+    for what, keys in (("read", read), ("not read:", unread)):
+        if keys:
+            console.print(Text(f"{report.kind}: {what} {keys}", style="dim"))
 
 
 def _errors(reports: Sequence[SourceReport]) -> str:
@@ -274,6 +299,12 @@ def _remarks(report: SourceReport) -> Iterator[str]:
             yield f"{count:,} {one if count == 1 else many} {what}"
     if report.left_out is not None:
         yield from report.left_out.sentences(report.limit or 0)
+    if report.control_tokens:
+        name, count = max(report.control_tokens.items(), key=lambda item: item[1])
+        yield (
+            f"{count:,} plain prompts or texts contain {name}, which is read as ordinary text there: write "
+            "conversations as messages, not as text that a template has rendered"
+        )
     if report.train and not report.heldout:
         yield "no line is held out: there will be no held-out figures"
     if report.heldout and not report.train:

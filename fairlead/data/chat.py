@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fairlead.data.foreign import native
 from fairlead.data.lines import Line
 from fairlead.types import Message
 
@@ -109,6 +110,7 @@ def prompt(line: Line) -> Prompt:
     Raises:
         DataError: if a key is missing or has a value of another type, or there is nothing to answer.
     """
+    line = native(line)
     if line.has("prompt") or not line.has("messages"):
         return prompt_at(line, empty=False)
     messages = messages_at(line, "messages")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fairlead.config import RunConfig
-from fairlead.data import sources
+from fairlead.data import columns, sources
 from fairlead.data.chat import Chat
 from fairlead.data.comparisons import ALIKE, Preference, RankedResponses
 from fairlead.data.demonstrations import Conversation, Demonstration, PlainText
@@ -24,6 +24,9 @@ from fairlead.data.lengths import Lengths, Record, Ruler, compared_texts, measur
 from fairlead.data.lines import Line
 from fairlead.data.records import heldout_key, heldout_names, is_heldout, near
 from fairlead.errors import DataError, InvalidInput
+
+_MAX_KEYS = 200
+"""Keys that are counted: a line may use data as keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,10 @@ class SourceReport:
     """Messages of the first invalid lines and broken sources."""
     formats: dict[str, int] = field(default_factory=dict)
     """Lines of each format."""
+    read_as: dict[str, str] = field(default_factory=dict)
+    """Keys of lines that are read, and as what."""
+    not_read: dict[str, int] = field(default_factory=dict)
+    """Occurrences of keys that are not read; one of messages is `messages[].name`."""
     train: int = 0
     """Training lines."""
     heldout: int = 0
@@ -97,6 +104,9 @@ class SourceReport:
     """Invalid lines whose two answers are identical."""
     empty_answers: int = 0
     """Blank answers, where they are allowed."""
+    control_tokens: dict[str, int] = field(default_factory=dict)
+    """Plain prompts and plain texts that contain a control token of the tokenizer, as a text that a chat
+    template has already rendered does; by token."""
 
 
 def check(
@@ -193,11 +203,22 @@ class _KindCheck:
             self._fit_pairs(found.record, lengths)
         if not self.report.heldout_sources:
             heldout = is_heldout(self._config, found.split_key)
+        assert isinstance(line, Line)
+        self._count_keys(line)
+        for name in self._ruler.control_tokens(_plain_prompt(found.record)):
+            self.report.control_tokens[name] = self.report.control_tokens.get(name, 0) + 1
         self._count(found, heldout=heldout)
 
     def _record(self, error: InvalidInput) -> None:
         if len(self.report.errors) < self._max_errors:
             self.report.errors.append(str(error))
+
+    def _count_keys(self, line: Line) -> None:
+        for key, meaning in columns.read_as(self._kind, line).items():
+            self.report.read_as.setdefault(key, meaning)
+        for key in columns.not_read(self._kind, line):
+            if key in self.report.not_read or len(self.report.not_read) < _MAX_KEYS:
+                self.report.not_read[key] = self.report.not_read.get(key, 0) + 1
 
     def _count(self, found: Found, *, heldout: bool) -> None:
         record, report = found.record, self.report
@@ -274,3 +295,11 @@ def _prompt_of(record: Record) -> object:
     if isinstance(record, str | Chat | PlainText):
         return None  # the whole line is the prompt
     return record.messages[:-1] if isinstance(record, Conversation) else record.prompt
+
+
+def _plain_prompt(record: Record) -> str:
+    """Return the prompt of a record, or its plain text; empty if the prompt is messages."""
+    if isinstance(record, PlainText):
+        return record.text
+    prompt = record if isinstance(record, str | Chat | Conversation) else record.prompt
+    return prompt if isinstance(prompt, str) else ""

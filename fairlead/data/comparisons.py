@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from fairlead.data.chat import Chat, Prompt, messages_at, prompt_at, question, turns_of
+from fairlead.data.foreign import native
 from fairlead.data.lines import Line
 from fairlead.types import Message
 
@@ -127,6 +128,7 @@ def comparisons(line: Line, *, tie_margin: float) -> Comparisons:
     Raises:
         DataError: if a key is missing or has a value of another type.
     """
+    line = native(line)
     if not line.has("responses"):
         return _preference(line)
     responses = line.objects("responses")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fairlead.data.chat import Chat, Prompt, first_question, messages_at, prompt_at, turns_of
+from fairlead.data.foreign import native
 from fairlead.data.lines import Line
 from fairlead.types import Message
 
@@ -98,6 +99,7 @@ def example(line: Line) -> Example:
     Raises:
         DataError: if a key is missing or has a value of another type.
     """
+    line = native(line)
     if line.has("messages"):
         return _conversation(line, (), "messages")
     if line.has("text") and not line.has("completion"):

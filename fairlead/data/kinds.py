@@ -15,6 +15,7 @@ from fairlead.data import sources
 from fairlead.data.chat import Chat, prompt, question
 from fairlead.data.comparisons import Preference, comparisons
 from fairlead.data.demonstrations import FORMATS, Demonstration, example
+from fairlead.data.foreign import native, translated
 from fairlead.data.lengths import Record
 from fairlead.data.lines import Line
 from fairlead.data.sentences import labelled
@@ -41,17 +42,18 @@ def parser(config: RunConfig, kind: str) -> Callable[[Line], Found]:
 
     def demonstration(line: Line) -> Found:
         record = example(line)
-        return Found(record, record.split_key, FORMATS[type(record)])
+        return Found(record, record.split_key, FORMATS[type(record)] + _origin(line))
 
     def comparison(line: Line) -> Found:
         record = comparisons(line, tie_margin=config.data.tie_margin)
         form = "chosen, rejected" if isinstance(record, Preference) else "responses"
         turns = ", as messages" if isinstance(record.prompt, Chat) else ""
-        return Found(record, record.split_key, form + turns)
+        return Found(record, record.split_key, form + turns + _origin(line))
 
     def prompt_line(line: Line) -> Found:
         record = prompt(line)
-        return Found(record, question(record), "messages" if isinstance(record, Chat) else "prompt")
+        form = "messages" if isinstance(record, Chat) else "prompt"
+        return Found(record, question(record), form + _origin(line))
 
     def sentence(line: Line) -> Found:
         text, label = labelled(line)
@@ -80,13 +82,21 @@ def detect(config: RunConfig, name: str) -> str:
     good = [line for line in lines if isinstance(line, Line)]
     if not good:
         raise next(line for line in lines if isinstance(line, DataError))
-    kinds = Counter(kind for line in good if (kind := _kind(line)))
+    ours = [sources.attempt(line, native) for line in good]
+    kinds = Counter(kind for line in ours if isinstance(line, Line) and (kind := _kind(line)))
     if not kinds:
+        if isinstance(ours[0], DataError):
+            raise ours[0]
         raise good[0].error(
             got=f"the keys {', '.join(good[0].values) or 'none'}",
             allowed="the keys of a format in docs/data.md, or --as to name the kind",
         )
     return kinds.most_common(1)[0][0]
+
+
+def _origin(line: Line) -> str:
+    found = translated(line)
+    return f" ({found.name})" if found else ""
 
 
 def _kind(line: Line) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fairlead.data.chat import Prompt
 from fairlead.data.comparisons import Preference, RankedResponses
+from fairlead.data.control import control_tokens
 from fairlead.data.demonstrations import Conversation, Demonstration, PlainText
 from fairlead.data.encoding import encode_answer, encode_prompt, encode_response
 
@@ -52,6 +53,10 @@ class Ruler(Protocol):
         """Return the length of plain text."""
         ...
 
+    def control_tokens(self, text: str) -> tuple[str, ...]:
+        """Return the control tokens of the tokenizer that a text contains."""
+        ...
+
 
 class Words:
     """Counts words separated by white space; roles are not counted."""
@@ -71,6 +76,10 @@ class Words:
     def text(self, text: str) -> int:
         """Return the words of plain text."""
         return len(text.split())
+
+    def control_tokens(self, text: str) -> tuple[str, ...]:
+        """Return none, because no tokenizer is known."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +106,10 @@ class Tokens:
     def text(self, text: str) -> int:
         """Return the tokens of plain text."""
         return len(encode_response(self.tokenizer, text, eos=True))
+
+    def control_tokens(self, text: str) -> tuple[str, ...]:
+        """Return the control tokens in a text."""
+        return tuple(name for name in control_tokens(self.tokenizer).names if name in text)
 
 
 def measure(record: Record, ruler: Ruler) -> Iterator[Lengths]:

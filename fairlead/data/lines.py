@@ -25,6 +25,10 @@ class Line:
     """Parsed JSON object."""
     inside: str = ""
     """Path of a nested object within the line, such as `messages[2].`; empty for the line itself."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """(path in `values`, path in the file) of values that `foreign` has translated, for errors."""
+    keys: tuple[str, ...] | None = None
+    """Keys of the line in the file, if it was translated."""
 
     def has(self, key: str) -> bool:
         """Return whether a key has a value. Null counts as absent: a table has every column in every row."""
@@ -79,7 +83,7 @@ class Line:
             if not isinstance(value, dict):
                 raise self.error(got=f"`{key}[{index}]` of type {_type(value)}", allowed="a JSON object")
         return [
-            Line(self.file, self.number, value, inside=f"{key}[{index}].")
+            Line(self.file, self.number, value, inside=f"{key}[{index}].", renamed=self.renamed)
             for index, value in enumerate(values)
         ]
 
@@ -95,14 +99,17 @@ class Line:
         return int(value)
 
     def error(self, *, got: str, allowed: str) -> DataError:
-        """Return an error about this line."""
+        """Return an error about this line, in the names of the file."""
+        for ours, theirs in self.renamed:
+            got, allowed = (text.replace(f"`{ours}`", f"`{theirs}`") for text in (got, allowed))
         return DataError(self.file, self.number, got=got, allowed=allowed)
 
     def _value(self, key: str) -> object:
         if key not in self.values:
             where = f" in `{self.inside[:-1]}`" if self.inside else ""
             raise self.error(
-                got=f"the keys {', '.join(self.values) or 'none'}{where}", allowed=f"a key `{key}`"
+                got=f"the keys {', '.join(self.keys or self.values) or 'none'}{where}",
+                allowed=f"a key `{key}`",
             )
         return self.values[key]
 

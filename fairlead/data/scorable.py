@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fairlead.data.chat import Chat, Prompt, messages_at, prompt_at, turns_of
 from fairlead.data.comparisons import Preference, comparisons
+from fairlead.data.foreign import native
 from fairlead.data.lines import Line
 from fairlead.types import Message, ScoreItem, TextPair, WholeText
 
@@ -72,6 +73,13 @@ def scorable(line: Line) -> Scorable:
     Raises:
         DataError: if the line has nothing that can be scored.
     """
+    found = native(line)
+    if found is not line:
+        return replace(_scorable(found), line=line)
+    return _scorable(line)
+
+
+def _scorable(line: Line) -> Scorable:
     if line.has("chosen") or line.has("rejected"):
         pair = comparisons(line, tie_margin=0.0)
         assert isinstance(pair, Preference)
@@ -89,7 +97,7 @@ def scorable(line: Line) -> Scorable:
         return Scorable(line, _items(prompt, [answer]), Shape.ONE)
     if line.has("text") and not line.has("prompt"):
         return Scorable(line, (WholeText(line.text("text", empty=False)),), Shape.ONE)
-    raise line.error(got=f"the keys {', '.join(line.values)}", allowed=_ALLOWED)
+    raise line.error(got=f"the keys {', '.join(line.keys or line.values)}", allowed=_ALLOWED)
 
 
 def _answer(line: Line, key: str) -> tuple[Prompt, str]:

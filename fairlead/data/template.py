@@ -42,7 +42,7 @@ def render(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, generate: bool) ->
         raise refused(
             chat,
             "`messages`, and the tokenizer has no chat template",
-            "a model whose tokenizer has one, or plain text",
+            f"a model whose tokenizer has one{', model.chat_template' if chat.file else ''}, or plain text",
         )
     turns = [{"role": message.role, "content": message.content} for message in chat.messages]
     try:

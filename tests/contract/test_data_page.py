@@ -29,6 +29,10 @@ EXPECTED = {
         Conversation((*RAIN.messages, Message("assistant", "Not here.")), context=1),
         Conversation((Message("system", "Be brief."), *RAIN.messages, Message("assistant", "No."))),
         PlainText("A fairlead guides a line in the direction wanted and keeps it from chafing."),
+        Conversation(
+            (Message("user", "Translate to German.\nIs it raining?"), Message("assistant", "Regnet es?"))
+        ),
+        Conversation((*RAIN.messages, Message("assistant", "No."))),
     ],
     "preferences": [
         Preference(LAMP, "i am sorry . a new one is on its way .", "no ."),
@@ -37,6 +41,8 @@ EXPECTED = {
         Preference("\n\nHuman: Is it raining?\n\nAssistant:", " Not here.", " Maybe."),
         RankedResponses(LAMP, ("i am sorry .", "no .", "why ?"), (-1.0, -2.0, -2.0)),
         RankedResponses(RAIN, ("Not here.", "Maybe."), (0.9, 0.2)),
+        Preference(RAIN, "Not here.", "Maybe."),
+        Preference(RAIN, "Not here.", "Maybe."),
     ],
     "prompts": [LAMP, Chat((Message("system", "Be brief."), *RAIN.messages)), RAIN],
 }

@@ -200,6 +200,27 @@ def test_pairs_that_cannot_be_learnt_are_counted_as_the_stage_counts_them(run_fi
     )
 
 
+def test_keys_and_rendered_templates_are_reported(run_file):
+    folder = run_file.parent
+    turns = [{"role": "user", "content": "w7", "name": "x"}, {"role": "assistant", "content": "w8"}]
+    rows = [
+        {"messages": turns, "id": 1},
+        {"instruction": "w5", "output": "w6", "id": 2},
+        {"prompt": "w5 </s>", "completion": "w6"},
+        {"text": "w5 </s> w6"},
+    ]
+    write(folder / "chats.jsonl", *rows)
+    found = json.loads(check("run.toml", "--json", cwd=folder).stdout)["demonstrations"]
+    assert found["formats"] == {"completion": 41, "messages": 1, "messages (Alpaca)": 1, "text": 1}
+    assert found["not_read"] == {"messages[].name": 1, "id": 2}
+    assert found["read_as"]["output"] == "assistant message"
+    assert found["control_tokens"] == {"</s>": 2}
+    shown = " ".join(check("run.toml", cwd=folder).stdout.split())
+    assert "`instruction` as user message, `output` as assistant message" in shown
+    assert "demonstrations: not read: `id` (2 ×), `messages[].name` (1 ×)" in shown
+    assert "demonstrations: 2 plain prompts or texts contain </s>, which is read as ordinary text" in shown
+
+
 def test_heldout_source_is_checked_with_its_kind(run_file):
     folder = run_file.parent
     rows = [{"prompt": f"W{n}", "chosen": "w3", "rejected": "w4"} for n in range(43, 49)]
