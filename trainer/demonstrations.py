@@ -6,7 +6,9 @@ per assistant turn; everything before the turn is the prompt, exactly as the pol
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,10 +17,39 @@ from fairlead.data.encoding import encode_answer, encode_prompt, encode_response
 from trainer import seeds
 from trainer.sequences import TokenSequence
 
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExamples:
+    """The token sequences of demonstrations, and how many answers do not fit."""
+
+    sequences: list[TokenSequence]
+    """In the order of the examples."""
+    cut: int
+    """Answers that lost their end, so that the token at which the policy stops is not learnt from them."""
+    left_out: int
+    """Answers left out because the prompt fills the limit."""
+
+    def warn(self, what: str, *, max_tokens: int, remedy: str) -> None:
+        """Log how many answers are cut and left out, if any.
+
+        Args:
+            what: what the demonstrations are for.
+            max_tokens: the limit that they were encoded with.
+            remedy: what to do about it.
+        """
+        if self.cut or self.left_out:
+            logger.warning(
+                "%s: within %d tokens %d of %d answers lose their end, so that stopping is not learnt from "
+                "them, and %d are left out because their prompts fill the limit; %s",
+                *(what, max_tokens, self.cut, len(self.sequences) + self.left_out, self.left_out, remedy),
+            )
+
 
 def encode(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
-) -> tuple[list[TokenSequence], int]:
+) -> EncodedExamples:
     """Return the token sequences of all examples, and how many were cut or left out.
 
     Every response and every text ends with EOS. A response that is too long loses its end with the EOS; an
@@ -29,18 +60,29 @@ def encode(
         DataError: for a conversation, if there is no chat template or the template refuses it.
     """
     sequences: list[TokenSequence] = []
-    truncated = 0
+    cut = left_out = 0
     for example in examples:
         if isinstance(example, PlainText):
             sequences += _windows(example, tokenizer, max_tokens=max_tokens)
             continue
         for asked, answer in example.turns:
             prompt, response = encode_answer(tokenizer, asked, answer)
+            if len(prompt) >= max_tokens:
+                left_out += 1
+                continue
             ids = [*prompt, *response]
-            truncated += len(ids) > max_tokens
-            if len(prompt) < max_tokens:
-                sequences.append(TokenSequence(tuple(ids[:max_tokens]), len(prompt)))
-    return sequences, truncated
+            cut += len(ids) > max_tokens
+            sequences.append(TokenSequence(tuple(ids[:max_tokens]), len(prompt)))
+    return EncodedExamples(sequences, cut, left_out)
+
+
+def encode_whole(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+) -> list[TokenSequence]:
+    """Return the token sequences of the examples whose answers fit with their ends. Raises as `encode`."""
+    # A sequence that does not fit is longer than the limit here, too.
+    found = encode(examples, tokenizer, max_tokens=max_tokens + 1).sequences
+    return [sequence for sequence in found if len(sequence.token_ids) <= max_tokens]
 
 
 def _windows(

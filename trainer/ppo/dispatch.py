@@ -49,7 +49,9 @@ class PromptOrder:
             ConfigError: if every prompt is too long.
         """
         check_prompts(tokenizer, prompts)
-        self._prompts = _that_fit(prompts, tokenizer, context_tokens)
+        self._prompts = prompts_that_fit(
+            prompts, tokenizer, context_tokens=context_tokens, key="data.prompts"
+        )
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._seed = seed
@@ -82,9 +84,24 @@ class PromptOrder:
         return [self.task(task_id, min_version=min_version) for task_id in task_ids]
 
 
-def _that_fit(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, context_tokens: int | None
+def prompts_that_fit(
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context_tokens: int | None,
+    key: str,
 ) -> Sequence[Prompt]:
+    """Return the prompts that leave space for an answer, and log how many are left out.
+
+    Args:
+        prompts: as text or conversations.
+        tokenizer: the tokenizer of the policy.
+        context_tokens: longest sequence of the policy, prompt and answer together; None for no limit.
+        key: the configuration key that names their source.
+
+    Raises:
+        ConfigError: if every prompt is too long.
+    """
     if context_tokens is None:
         return prompts
     # A token is at least a byte, apart from the few special ones, so most prompts need no tokenizer here.
@@ -97,15 +114,13 @@ def _that_fit(
     ]
     if not kept:
         raise ConfigError(
-            "data.prompts",
+            key,
             got=f"{len(prompts)} prompts, all of {context_tokens} tokens or more",
             allowed=f"prompts that leave space for an answer in the context of {context_tokens} tokens",
         )
     if len(kept) < len(prompts):
         logger.warning(
-            "left out %d of %d prompts: they leave no space for an answer in the context of %d tokens",
-            len(prompts) - len(kept),
-            len(prompts),
-            context_tokens,
+            "%s: left out %d of %d prompts: they leave no space for an answer in the context of %d tokens",
+            *(key, len(prompts) - len(kept), len(prompts), context_tokens),
         )
     return kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from fairlead.backoff import Backoff, retry
 from fairlead.clients.rollout import RolloutClients, RolloutPrompt, ScoreInputs, generate_and_score
 from fairlead.config import RunConfig
-from fairlead.data.chat import Chat
+from fairlead.data.chat import Chat, Prompt
 from fairlead.data.encoding import check_prompts, encode_prompt
 from fairlead.data.records import load_prompts
 from fairlead.errors import (
@@ -29,6 +29,7 @@ from fairlead.errors import (
 )
 from fairlead.types import Completion, FinishReason, SamplingParams, Scores, WeightVersion
 from trainer import seeds
+from trainer.ppo.dispatch import prompts_that_fit
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +64,26 @@ class EvaluatedAnswer:
 class Evaluation:
     """Evaluates every few updates and remembers the best one."""
 
-    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, context_tokens: int | None = None
+    ) -> None:
         """Read the held-out prompts, if evaluations are configured.
 
+        Args:
+            config: names the prompts and the evaluations.
+            tokenizer: the tokenizer of the policy.
+            context_tokens: longest sequence of the policy; prompts without space for an answer are left out.
+
         Raises:
-            ConfigError: if evaluations are configured and no prompt is held out.
+            ConfigError: if evaluations are configured and no prompt is held out, or all are too long.
             DataError: for invalid prompts, and those that the chat template refuses.
         """
         self._config = config
         self._section = config.evaluation
         self._tokenizer = tokenizer
-        self._prompts = load_prompts(config).heldout if self._section.every_updates else ()
+        self._prompts: Sequence[Prompt] = ()
+        if self._section.every_updates:
+            self._prompts = load_prompts(config).heldout
         if self._section.every_updates and not self._prompts:
             raise ConfigError(
                 "evaluation.every_updates",
@@ -81,6 +91,11 @@ class Evaluation:
                 allowed="0, more prompts, or a larger data.heldout_fraction",
             )
         check_prompts(tokenizer, self._prompts)
+        if self._prompts:
+            key = "data.heldout_prompts" if config.data.heldout_prompts else "data.prompts"
+            self._prompts = prompts_that_fit(
+                self._prompts, tokenizer, context_tokens=context_tokens, key=f"{key}, held out"
+            )
         self.best: BestUpdate | None = None
         """The best update so far; None before the first evaluation."""
         self._waits_for = "waiting for an answer"

@@ -45,7 +45,9 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Learner:
     sequences: list[TokenSequence] = []
     if section.ptx_coefficient:
         limit = max_sequence_tokens(models.policy, 0)
-        sequences, _ = encode(load_demonstrations(config).train, tokenizer, max_tokens=limit)
+        encoded = encode(load_demonstrations(config).train, tokenizer, max_tokens=limit)
+        encoded.warn("ppo.ptx_coefficient", max_tokens=limit, remedy="the model reads no more")
+        sequences = encoded.sequences
     return Learner(
         models,
         section,

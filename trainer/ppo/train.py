@@ -75,13 +75,14 @@ class PpoTrainer:
         if config.policy.path:
             apply_settings(self._tokenizer, config)
         self._learner = learner.load(config, self._tokenizer)
-        self._evaluation = Evaluation(config, self._tokenizer)
+        context_tokens = max_sequence_tokens(self.models.policy, config.policy.max_sequence_tokens)
+        self._evaluation = Evaluation(config, self._tokenizer, context_tokens=context_tokens)
         self._prompts = PromptOrder(
             load_prompts(config).train,
             self._tokenizer,
             sampling=config.sampling,
             seed=config.seed,
-            context_tokens=max_sequence_tokens(self.models.policy, config.policy.max_sequence_tokens),
+            context_tokens=context_tokens,
         )
         self._checkpoints = CheckpointStore(config.folder.checkpoints)
         self._progress = TrainingProgress()

@@ -109,14 +109,17 @@ def baseline_accuracies(
 def demonstration_sequences(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
 ) -> Split[tuple[int, ...]] | None:
-    """Return demonstrations as token ids, at most MAX_DEMONSTRATIONS per split; None without any."""
+    """Return demonstrations as token ids, at most MAX_DEMONSTRATIONS per split; None without any.
+
+    Those that do not fit with the ends of their answers are left out, since no answer is scored without.
+    """
     if not (config.data.demonstrations or config.data.sentences):
         return None
     found = load_demonstrations(config)
     train, heldout = (
         tuple(
             tuple(sequence.token_ids)
-            for sequence in encoding.encode(_drawn(side, config.seed), tokenizer, max_tokens=max_tokens)[0]
+            for sequence in encoding.encode_whole(_drawn(side, config.seed), tokenizer, max_tokens=max_tokens)
         )
         for side in (found.train, found.heldout)
     )

@@ -65,19 +65,8 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     check_unembedding(model)
     _prepare(config, model)
     limit = max_sequence_tokens(model, section.max_sequence_tokens)
-    sequences, truncated = encoding.encode(demonstrations.train, tokenizer, max_tokens=limit)
-    heldout = {
-        name: encoding.encode(examples, tokenizer, max_tokens=limit)[0]
-        for name, examples in by_format(demonstrations.heldout).items()
-    }
-    if not sequences:
-        raise ConfigError(
-            "sft.max_sequence_tokens",
-            got=limit,
-            allowed="more tokens than the prompts of the demonstrations",
-        )
-    if truncated:
-        logger.warning("%d demonstrations are longer than %d tokens and were cut", truncated, limit)
+    known, heldout = _encoded(demonstrations, tokenizer, max_tokens=limit)
+    sequences = known.sequences
     if section.batching == "packing":
         packing.check(model, sequences)
     checkpoints = StageCheckpoints("sft", config, sequences=(one.token_ids for one in sequences))
@@ -93,7 +82,8 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         "seconds": time.monotonic() - begun,
         "demonstrations": len(sequences),
         "heldout_demonstrations": sum(map(len, heldout.values())),
-        "truncated": truncated,
+        "truncated": known.cut + known.left_out,
+        "left_out": known.left_out,
         "epochs": section.epochs,
         "parameters": sum(parameter.numel() for parameter in nn.Module.parameters(model)),
         "trained_parameters": sum(parameter.numel() for parameter in optim.learning(model)),
@@ -103,6 +93,26 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     checkpoints.forget()
     logger.info("sft: held-out loss %.4f after %.1f s", result["heldout_loss"], result["seconds"])
     return result
+
+
+def _encoded(
+    demonstrations: Split[Example], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+) -> tuple[encoding.EncodedExamples, dict[str, list[TokenSequence]]]:
+    """Return the training demonstrations, and the held-out ones by format."""
+    known = encoding.encode(demonstrations.train, tokenizer, max_tokens=max_tokens)
+    if not known.sequences:
+        raise ConfigError(
+            "sft.max_sequence_tokens",
+            got=max_tokens,
+            allowed="more tokens than the prompts of the demonstrations",
+        )
+    remedy = "raise sft.max_sequence_tokens if the model reads more"
+    known.warn("data.demonstrations", max_tokens=max_tokens, remedy=remedy)
+    heldout = {
+        name: encoding.encode(examples, tokenizer, max_tokens=max_tokens).sequences
+        for name, examples in by_format(demonstrations.heldout).items()
+    }
+    return known, heldout
 
 
 def base_model(
@@ -150,6 +160,75 @@ def _texts(demonstrations: Split[Example]) -> Iterable[str]:
             yield record.text
 
 
+class _Training:
+    """Model, optimizer and position of the stage, from the newest checkpoint on."""
+
+    def __init__(self, config: RunConfig, model: PreTrainedModel, checkpoints: StageCheckpoints) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        section = config.sft
+        self.config = config
+        self.model = model
+        # Evaluation mode throughout: only the dropout of adapters is on while learning.
+        self.optimizer = optim.adamw(
+            optim.learning(model), learning_rate=section.learning_rate, weight_decay=section.weight_decay
+        )
+        self.position = Position()
+        self._checkpoints = checkpoints
+        self._finite_steps = finite.FiniteSteps("sft", rate="sft.learning_rate")
+        if (checkpoint := checkpoints.load()) is not None:
+            self.position = Position.from_state(checkpoint.state)
+            load_tensors(model, checkpoint.tensors["model"], "model")
+            load_optimizer(model, self.optimizer, checkpoint.tensors["optimizer"])
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        tensors = {
+            "model": trained_tensors(self.model),
+            "optimizer": optimizer_tensors(self.model, self.optimizer),
+        }
+        self._checkpoints.save(self.position, tensors)
+
+    def epoch(self, sequences: Sequence[TokenSequence], *, total: int) -> Iterator[dict[str, float]]:
+        """Train the rest of the current epoch; yield the figures of each step and advance the position.
+
+        Args:
+            sequences: what is learnt.
+            total: steps of the whole stage.
+        """
+        position = self.position
+        section = self.config.sft
+        order = batches(len(sequences), size=section.batch_size, seed=self.config.seed, epoch=position.epoch)
+        for indices in itertools.islice(order, len(position.losses), None):
+            with uninterrupted():
+                batch = [sequences[index] for index in indices]
+                figures = _step(
+                    self.config, self.model, self.optimizer, batch, step=position.step, total=total
+                )
+                numbers = {"the loss": figures["loss"], "the gradient": figures["gradient_norm"]}
+                self._finite_steps.check(numbers, where=f"step {position.step + 1}")
+                position.step += 1
+                position.losses.append(figures["loss"])
+                # Within the block: the figures of a step are recorded before a signal takes effect.
+                yield {**figures, "epoch": position.epoch + 1}
+            if self._checkpoints.is_due(position.step):
+                self.save()
+
+    def mean_loss(self) -> float:
+        """Return the mean loss of the steps of the current epoch."""
+        mean = sum(self.position.losses) / len(self.position.losses)
+        finite.check_mean("sft", "loss", mean)
+        return mean
+
+    def advance(self) -> bool:
+        """Begin the next epoch; False if this was the last."""
+        if self.position.epoch + 1 == self.config.sft.epochs:
+            return False
+        with uninterrupted():
+            self.position.epoch += 1
+            self.position.losses = []
+        return True
+
+
 def _epochs(
     config: RunConfig,
     model: PreTrainedModel,
@@ -160,66 +239,34 @@ def _epochs(
 ) -> tuple[float, dict[str, float]]:
     """Train from the newest checkpoint to the last epoch; return its mean loss and the held-out losses."""
     section = config.sft
-    # Evaluation mode throughout: only the dropout of adapters is on while learning.
-    optimizer = optim.adamw(
-        optim.learning(model), learning_rate=section.learning_rate, weight_decay=section.weight_decay
-    )
     total = section.epochs * math.ceil(len(sequences) / section.batch_size)
-    position = Position()
-    if (checkpoint := checkpoints.load()) is not None:
-        position = Position.from_state(checkpoint.state)
-        load_tensors(model, checkpoint.tensors["model"], "model")
-        load_optimizer(model, optimizer, checkpoint.tensors["optimizer"])
-
-    def save() -> None:
-        tensors = {"model": trained_tensors(model), "optimizer": optimizer_tensors(model, optimizer)}
-        checkpoints.save(position, tensors)
-
-    finite_steps = finite.FiniteSteps("sft", rate="sft.learning_rate")
-    train_loss = float("nan")
-    losses: dict[str, float] = {}
+    training = _Training(config, model, checkpoints)
     with Tracker(
         "sft",
         config.folder,
         total=total,
-        first_step=position.step,
+        first_step=training.position.step,
         tensorboard=config.observe.tensorboard,
         metrics=metrics,
     ) as tracker:
         try:
             while True:
                 tracker.phase("train")
-                order = batches(
-                    len(sequences), size=section.batch_size, seed=config.seed, epoch=position.epoch
-                )
-                for indices in itertools.islice(order, len(position.losses), None):
-                    with uninterrupted():
-                        batch = [sequences[index] for index in indices]
-                        figures = _step(config, model, optimizer, batch, step=position.step, total=total)
-                        numbers = {"the loss": figures["loss"], "the gradient": figures["gradient_norm"]}
-                        finite_steps.check(numbers, where=f"step {position.step + 1}")
-                        position.step += 1
-                        position.losses.append(figures["loss"])
-                        tracker.record(position.step, {**figures, "epoch": position.epoch + 1})
-                    if checkpoints.is_due(position.step):
-                        save()
+                for figures in training.epoch(sequences, total=total):
+                    tracker.record(training.position.step, figures)
                 tracker.phase("evaluate")
-                train_loss = sum(position.losses) / len(position.losses)
                 losses = heldout_losses(
                     model, heldout, max_tokens=section.max_micro_batch_tokens, dtype=torch_dtype(section)
                 )
                 if any(heldout.values()):
-                    figures = {"heldout_loss": losses["all"], "epoch": position.epoch + 1}
-                    tracker.record(position.step, figures)
+                    figures = {"heldout_loss": losses["all"], "epoch": training.position.epoch + 1}
+                    tracker.record(training.position.step, figures)
                     finite.check_mean("sft", "held-out loss", losses["all"])
-                finite.check_mean("sft", "loss", train_loss)
-                if position.epoch + 1 == section.epochs:
+                train_loss = training.mean_loss()
+                if not training.advance():
                     break
-                with uninterrupted():
-                    position.epoch += 1
-                    position.losses = []
         except SystemExit:
-            save()
+            training.save()
             raise
         tracker.phase("done")
     return train_loss, losses

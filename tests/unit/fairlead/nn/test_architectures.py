@@ -294,7 +294,7 @@ def test_eos_is_learnt_when_it_is_the_padding_token():
         Demonstration("the lamp", " is broken ."),
         Demonstration("where", " is my parcel ? new one ."),
     ]
-    sequences, _ = encode(examples, tokenizer, max_tokens=CONTEXT)
+    sequences = encode(examples, tokenizer, max_tokens=CONTEXT).sequences
     batch = pad(sequences, torch.device("cpu"))
     ends = [int(batch.targets_N[batch.rows_N == row][-1]) for row in range(2)]
     assert ends == [tokenizer.eos_token_id] * 2

@@ -67,7 +67,7 @@ def test_training_ends_answers_where_the_policy_stops(name: str):
     tokenizer = tokenizer_of(name)
     asked = Chat(ASKED)
     conversation = Conversation((*ASKED, Message("assistant", ANSWER)))
-    [demonstration], _ = demonstrations.encode([conversation], tokenizer, max_tokens=256)
+    [demonstration] = demonstrations.encode([conversation], tokenizer, max_tokens=256).sequences
     ranked = data.encode([Preference(asked, ANSWER, "no .")], tokenizer, max_tokens=256)
     assert demonstration.token_ids == ranked.rankings[0].sequences[0] == trained(name)
     assert demonstration.token_ids[-1:] == ids_of(name, FAMILIES[name].stop)

@@ -137,6 +137,22 @@ def test_evaluation_requires_held_out_prompts(tmp_path, model_path):
         Evaluation(config, tiny_tokenizer())
 
 
+def test_held_out_prompts_without_space_for_an_answer_are_left_out_at_the_start(tmp_path, model_path, caplog):
+    rows = [{"prompt": text} for text in ("w1 w2", "w1 " * 40, "w3 " * 39)]
+    own = {"data.heldout_prompts": "own.jsonl", "evaluation.temperature": 0}
+    script = Script()
+    with services(script):
+        config = evaluated(tmp_path, model_path, script.address, **own)
+        (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        after(Evaluation(config, tiny_tokenizer(), context_tokens=41), 1)
+    assert sorted(len(request.tokens.token_ids) for request in script.requests) == [3, 40]
+    assert "data.heldout_prompts, held out: left out 1 of 3 prompts" in caplog.text
+    with pytest.raises(
+        ConfigError, match=r"^data\.heldout_prompts.*got '3 prompts, all of 3 tokens or more'"
+    ):
+        Evaluation(config, tiny_tokenizer(), context_tokens=3)
+
+
 def test_best_update_is_remembered(tmp_path, model_path):
     evaluation = Evaluation(configured(tmp_path, model_path), tiny_tokenizer())
     assert not any(evaluation.is_due(update) for update in range(10))

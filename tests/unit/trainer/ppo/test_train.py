@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from fairlead.audit import audit
 from fairlead.config import RunConfig, load
-from fairlead.errors import Fenced
+from fairlead.errors import ConfigError, Fenced
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn.loading import load_causal_lm
 from tests.memory_queue import MemoryBroker
@@ -232,6 +232,25 @@ def test_dead_tasks_are_left_out_and_counted(tmp_path, model_path):
     assert registry.get_sample_value("fairlead_trainer_tasks_total", tasks) == 9
     assert registry.get_sample_value("fairlead_trainer_phase", {"phase": "done"}) == 1
     assert registry.get_sample_value("fairlead_trainer_update") == 6
+
+
+def test_prompts_without_space_for_an_answer_are_left_out_before_anything_is_sent(
+    tmp_path, model_path, caplog
+):
+    """The limit is that of the policy service, which would refuse them one after the other."""
+    one = {"data.heldout_fraction": 1e-9, "ppo.updates": 1}
+    with Run(configured(tmp_path, model_path, **one), model_path) as run:
+        lines = ["w1", "w2", *(f"w{n} " * 40 for n in range(4))]
+        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": x}) + "\n" for x in lines))
+        run.config = run.config.model_copy(
+            update={"policy": run.config.policy.model_copy(update={"max_sequence_tokens": 32})}
+        )
+        result = run.trainer().run()
+        assert "data.prompts: left out 4 of 6 prompts" in caplog.text
+        assert (result["dead_letters"], result["tasks_trained"]) == (0, 8)
+        (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": lines[-1]}))
+        with pytest.raises(ConfigError, match=r"^data\.prompts: got '1 prompts, all of 32 tokens or more'"):
+            run.trainer()
 
 
 @pytest.mark.parametrize("paused_after", [3, 6])

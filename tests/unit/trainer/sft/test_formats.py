@@ -14,7 +14,7 @@ from fairlead.data.demonstrations import Conversation, Demonstration, Message, P
 from fairlead.errors import ConfigError, DataError
 from fairlead.nn.loading import load_causal_lm
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
-from trainer.demonstrations import encode
+from trainer.demonstrations import EncodedExamples, encode
 from trainer.sequences import TokenSequence
 from trainer.sft import loss, packing
 from trainer.sft.train import train
@@ -45,7 +45,7 @@ def test_only_assistant_turns_are_learned():
     spoken = conversation(
         ("system", "w9"), ("user", "w10"), ("assistant", "w11 w12"), ("user", "w13"), ("assistant", "w14")
     )
-    first, second = encode([spoken], chat_tokenizer(), max_tokens=64)[0]
+    first, second = encode([spoken], chat_tokenizer(), max_tokens=64).sequences
     prompt = ids("<s> w3 w9 w1 w10 w2")
     assert first == TokenSequence((*prompt, *ids("w11 w12 </s>")), len(prompt))
     prompt = (*prompt, *ids("w11 w12 </s> w4 w1 w13 w2"))
@@ -55,9 +55,8 @@ def test_only_assistant_turns_are_learned():
 
 def test_missing_end_of_a_template_is_added():
     plain = "{% for m in messages %}{{ m.content }} {% endfor %}"
-    found = encode([conversation(("user", "w5"), ("assistant", "w6"))], chat_tokenizer(plain), max_tokens=64)[
-        0
-    ]
+    spoken = conversation(("user", "w5"), ("assistant", "w6"))
+    found = encode([spoken], chat_tokenizer(plain), max_tokens=64).sequences
     assert found == [TokenSequence(ids("w5 w6 </s>"), 1)]
 
 
@@ -78,7 +77,8 @@ def test_invalid_conversations_name_their_line(template, message):
 @pytest.mark.parametrize("limit", [3, 4, 12, 13, 50])
 def test_every_token_of_plain_text_is_learned_once(limit):
     words = [f"w{number}" for number in range(5, 16)]
-    sequences, truncated = encode([PlainText(" ".join(words))], tiny_tokenizer(), max_tokens=limit)
+    encoded = encode([PlainText(" ".join(words))], tiny_tokenizer(), max_tokens=limit)
+    sequences = encoded.sequences
     whole = (1, *WORD(words), 2)
     learnt = [token for sequence in sequences for token in sequence.token_ids[sequence.prompt_length :]]
     assert learnt == list(whole[1:])
@@ -87,7 +87,7 @@ def test_every_token_of_plain_text_is_learned_once(limit):
     starts = [sequence.token_ids[0] for sequence in sequences]
     ends = [sequence.token_ids[-1] for sequence in sequences]
     assert starts == [1, *ends[:-1]]
-    assert truncated == 0
+    assert (encoded.cut, encoded.left_out) == (0, 0)
 
 
 SEQUENCES = [
@@ -190,5 +190,5 @@ def test_stage_packs_mixed_formats_and_reports_their_losses(tmp_path):
 
 
 def test_demonstrations_are_encoded_as_prompt_and_response():
-    found, truncated = encode([Demonstration("w5", "w6 w7")], chat_tokenizer(), max_tokens=64)
-    assert (found, truncated) == ([TokenSequence(ids("<s> w5 w6 w7 </s>"), 2)], 0)
+    found = encode([Demonstration("w5", "w6 w7")], chat_tokenizer(), max_tokens=64)
+    assert found == EncodedExamples([TokenSequence(ids("<s> w5 w6 w7 </s>"), 2)], cut=0, left_out=0)

@@ -16,7 +16,7 @@ from fairlead.errors import ConfigError
 from fairlead.nn.loading import load_causal_lm, load_tokenizer
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 from tests.unit.trainer.stage_world import sft_run
-from trainer.demonstrations import encode
+from trainer.demonstrations import encode, encode_whole
 from trainer.sequences import TokenSequence
 from trainer.sft import loss, scratch
 from trainer.sft.train import batches, train
@@ -68,7 +68,7 @@ def test_gradient_does_not_depend_on_micro_batches(model, max_tokens):
     assert torch.allclose(split, whole, rtol=1e-6, atol=1e-9)
 
 
-def test_sequences_end_with_eos_and_long_ones_are_cut_and_counted():
+def test_sequences_end_with_eos_and_long_ones_are_cut_and_counted(caplog):
     tokenizer = tiny_tokenizer()
     demonstrations = [
         Demonstration("w1 w2", "w3"),
@@ -76,14 +76,18 @@ def test_sequences_end_with_eos_and_long_ones_are_cut_and_counted():
         Demonstration("w1 w2", "w3 w4 w5 w6"),
         Demonstration("w1 w2 w3 w4 w5 w6", "w7"),
     ]
-    sequences, truncated = encode(demonstrations, tokenizer, max_tokens=5)
+    encoded = encode(demonstrations, tokenizer, max_tokens=5)
     ids = {f"w{number}": 4 + number for number in range(10)}
-    assert sequences == [
+    assert encoded.sequences == [
         TokenSequence((1, ids["w1"], ids["w2"], ids["w3"], 2), 3),
         TokenSequence((1, ids["w4"], ids["w5"], 2), 1),
         TokenSequence((1, ids["w1"], ids["w2"], ids["w3"], ids["w4"]), 3),
     ]
-    assert truncated == 2
+    assert (encoded.cut, encoded.left_out) == (1, 1)
+    assert encode_whole(demonstrations, tokenizer, max_tokens=5) == encoded.sequences[:2]
+    encoded.warn("data.demonstrations", max_tokens=5, remedy="raise the limit")
+    assert "within 5 tokens 1 of 4 answers lose their end" in caplog.text
+    assert "1 are left out because their prompts fill the limit; raise the limit" in caplog.text
 
 
 def test_every_demonstration_is_used_once_per_epoch():
