@@ -85,15 +85,15 @@ def test_stage_refuses_data_of_which_most_cannot_be_learnt(tmp_path, caplog, lon
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny_causal_lm(config.folder.sft_model)
     first = f"{tmp_path}/p.jsonl:1 `chosen`"
-    told = f"{long} of 50 pairs are left out: an answer leaves no space for its prompt within 32 tokens"
+    message = f"{long} of 50 pairs are left out: an answer leaves no space for its prompt within 32 tokens"
     if long > 25:
         with pytest.raises(ConfigError, match=r"^data\.preferences: got 'pairs of which most") as refused:
             train(config)
-        assert told in str(refused.value)
+        assert message in str(refused.value)
         assert first in str(refused.value)
         return
     with caplog.at_level(logging.WARNING):
         result = train(config)
     assert (result["too_long"], result["alike"]) == (25, 0)
     assert result["comparisons"] + result["heldout_comparisons"] == 25
-    assert told in caplog.text
+    assert message in caplog.text
