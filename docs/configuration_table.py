@@ -29,12 +29,13 @@ COMMON = {
     "data": "demonstrations heldout_demonstrations preferences heldout_preferences tie_margin prompts "
     "heldout_prompts fresh_rankings sentences bad_lines prompt_words heldout_fraction",
     "sft": "device dtype threads max_micro_batch_tokens gradient_checkpointing epochs batch_size batching "
-    "learning_rate weight_decay max_sequence_tokens",
+    "learning_rate learning_rate_schedule weight_decay max_sequence_tokens",
     "sft.lora": "rank alpha",
     "reward_model": "device dtype threads max_micro_batch_tokens path ensemble_size epochs batch_size "
-    "learning_rate weight_decay max_sequence_tokens",
+    "learning_rate learning_rate_schedule weight_decay max_sequence_tokens",
     "ppo": "device dtype threads max_micro_batch_tokens gradient_checkpointing updates batch_size "
-    "mini_batch_size epochs max_staleness learning_rate critic_learning_rate critic_init kl_coefficient "
+    "mini_batch_size epochs max_staleness learning_rate critic_learning_rate learning_rate_schedule "
+    "schedule_updates warmup_updates critic_init kl_coefficient "
     "kl_control kl_target missing_eos_penalty normalise_scores score_clip",
     "ppo.lora": "rank alpha",
     "guard": "action length_ratio_stop_above",

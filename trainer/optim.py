@@ -9,21 +9,42 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from fairlead.config.training import LearningRateSchedule, PpoSection, RewardModelSection, SftSection
+
 ADAM_EPSILON = 1e-5
 """For PPO (The N Implementation Details of RLHF with PPO); 1e-8 takes huge steps at tiny gradients."""
 
 
-def warmup_then_linear(step: int, *, total: int, warmup_fraction: float) -> float:
-    """Return the learning-rate factor of a step: linear to 1 during warm-up, then linear down to 0."""
-    warmup = int(total * warmup_fraction)
+def learning_rate_factor(step: int, *, total: int, warmup: int, schedule: LearningRateSchedule) -> float:
+    """Return the learning-rate factor of a step, from 0: linear to 1 during warm-up, then by the schedule."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return max(0.0, (total - step) / max(1, total - warmup))
+    if schedule == "constant":
+        return 1.0
+    left = max(0.0, (total - step) / max(1, total - warmup))
+    return left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
-def linear_decay(update: int, *, total: int) -> float:
-    """Return the learning-rate factor of an update: 1 at the first, 0 after the last."""
-    return max(0.0, 1 - update / total)
+def set_scheduled_rate(
+    optimizer: torch.optim.Optimizer, section: SftSection | RewardModelSection, step: int, total: int
+) -> None:
+    """Set the learning rate of a step of SFT or reward-model training, of `total` steps."""
+    factor = learning_rate_factor(
+        step,
+        total=total,
+        warmup=int(total * section.warmup_fraction),
+        schedule=section.learning_rate_schedule,
+    )
+    set_learning_rate(optimizer, section.learning_rate * factor)
+
+
+def ppo_learning_rate_factor(update: int, section: PpoSection) -> float:
+    """Return the learning-rate factor of an update, from 0."""
+    total, warmup = section.num_schedule_updates, section.warmup_updates
+    if section.learning_rate_schedule == "linear" and not warmup:
+        # Rounds otherwise than `learning_rate_factor`, and runs must stay equal bit for bit.
+        return max(0.0, 1 - update / total)
+    return learning_rate_factor(update, total=total, warmup=warmup, schedule=section.learning_rate_schedule)
 
 
 def learning(model: nn.Module) -> list[nn.Parameter]:

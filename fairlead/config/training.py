@@ -104,6 +104,10 @@ class DataSection(Section):
     stage whose held-out data has a source of its own."""
 
 
+LearningRateSchedule = Literal["linear", "cosine", "constant"]
+"""How a learning rate changes after its warm-up."""
+
+
 class TrainingSection(ComputeSection):
     """Memory limits of one training stage."""
 
@@ -155,9 +159,10 @@ class SftSection(TrainingSection):
     the same."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of AdamW."""
+    learning_rate_schedule: LearningRateSchedule = "linear"
+    """Learning rate after the warm-up: `linear` and `cosine` fall to 0 at the last step, `constant` stays."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Fraction of the steps during which the learning rate rises linearly; afterwards it falls linearly to
-    0."""
+    """Fraction of the steps during which the learning rate rises linearly."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
@@ -186,9 +191,10 @@ class RewardModelSection(TrainingSection):
     """Prompts per optimizer step, each with all its comparisons."""
     learning_rate: float = Field(default=9e-6, gt=0)
     """Peak learning rate of AdamW."""
+    learning_rate_schedule: LearningRateSchedule = "linear"
+    """Learning rate after the warm-up: `linear` and `cosine` fall to 0 at the last step, `constant` stays."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Fraction of the steps during which the learning rate rises linearly; afterwards it falls linearly to
-    0."""
+    """Fraction of the steps during which the learning rate rises linearly."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
@@ -254,9 +260,17 @@ class PpoSection(TrainingSection):
     0 is synchronous PPO. Above 0, max_staleness + 1 batches are in progress, and the trainer trains while
     rollouts are generated."""
     learning_rate: float = Field(default=1e-6, gt=0)
-    """Learning rate of Adam for the policy; falls linearly to 0 over `updates`."""
+    """Peak learning rate of Adam for the policy."""
     critic_learning_rate: float = Field(default=9e-6, gt=0)
-    """Learning rate of Adam for the critic; falls linearly to 0 over `updates`."""
+    """Peak learning rate of Adam for the critic."""
+    learning_rate_schedule: LearningRateSchedule = "linear"
+    """Both learning rates after the warm-up: `linear` and `cosine` fall to 0 over `schedule_updates`,
+    `constant` stays."""
+    schedule_updates: int = Field(default=0, ge=0, le=10_000_000)
+    """Number of updates after which `linear` and `cosine` reach 0, at least `updates`; 0 means `updates`.
+    Set it if you may raise `updates` later, because another number changes the learning rates."""
+    warmup_updates: int = Field(default=0, ge=0, le=10_000_000)
+    """Updates during which the learning rates rise linearly."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Maximum norm of the gradient; larger gradients are clipped."""
     critic_init: Literal["policy", "reward_model"] = "policy"
@@ -307,6 +321,24 @@ class PpoSection(TrainingSection):
     """Demonstrations per optimizer step, with `ptx_coefficient`."""
     lora: LoraSection = LoraSection()
     """Train one adapter for the policy and one for the critic on frozen weights, instead of all weights."""
+
+    @property
+    def num_schedule_updates(self) -> int:
+        """Number of updates that the learning-rate schedule counts to."""
+        return self.schedule_updates or self.updates
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.learning_rate_schedule != "constant" and self.num_schedule_updates < self.updates:
+            raise ValueError(
+                f"schedule_updates {self.schedule_updates} is less than updates {self.updates}: nothing is "
+                "learnt at a learning rate of 0; raise it, or set learning_rate_schedule = 'constant'"
+            )
+        if self.warmup_updates >= self.num_schedule_updates:
+            raise ValueError(
+                f"warmup_updates {self.warmup_updates} leaves nothing of {self.num_schedule_updates} updates"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_mini_batches(self) -> Self:

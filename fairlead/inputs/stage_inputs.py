@@ -178,7 +178,7 @@ def _settings(stage: str, config: RunConfig) -> Iterator[tuple[str, object]]:
     data = config.data.model_dump(mode="json")
     kept = [name for name in data if not any(word in name for word in _SOURCES)]
     yield from _flat("data", {name: data[name] for name in kept if _ONE_STAGE.get(name, stage) == stage})
-    left_out = {*_SPEED, "path", *(("updates",) if stage == "ppo" else ())}
+    left_out = {*_SPEED, "path", *(("updates", "schedule_updates") if stage == "ppo" else ())}
     yield from _flat(stage, getattr(config, stage).model_dump(mode="json", exclude=left_out))
     if stage == "sft":
         left_out = {"path", "chat_template", "template_arguments"}
@@ -186,6 +186,8 @@ def _settings(stage: str, config: RunConfig) -> Iterator[tuple[str, object]]:
     if _renders(stage, config):
         yield "model.template_arguments", dict(config.model.template_arguments)
     if stage == "ppo":
+        if config.ppo.learning_rate_schedule != "constant":
+            yield "ppo.schedule_updates", config.ppo.num_schedule_updates
         yield from _flat("sampling", config.sampling.model_dump(mode="json"))
         for service, keys in (("policy", _SERVING), ("reference", _SERVING), ("reward", _SCORING)):
             values = getattr(config, service).model_dump(mode="json")

@@ -91,7 +91,7 @@ class ActorCritic:
 
     def set_learning_rates(self, update: int) -> float:
         """Apply the learning-rate schedule of an update; return the policy's rate."""
-        factor = optim.linear_decay(update, total=self._section.updates)
+        factor = optim.ppo_learning_rate_factor(update, self._section)
         optim.set_learning_rate(self.policy_optimizer, self._section.learning_rate * factor)
         optim.set_learning_rate(self.critic_optimizer, self._section.critic_learning_rate * factor)
         return self._section.learning_rate * factor

@@ -291,10 +291,7 @@ def _epoch(
     for indices in itertools.islice(order, len(position.losses), None):
         with uninterrupted():
             step = position.epoch * per_epoch + len(position.losses)
-            factor = optim.warmup_then_linear(
-                step, total=section.epochs * per_epoch, warmup_fraction=section.warmup_fraction
-            )
-            optim.set_learning_rate(optimizer, section.learning_rate * factor)
+            optim.set_scheduled_rate(optimizer, section, step, section.epochs * per_epoch)
             step_loss = 0.0
             for part in loss.micro_batch_losses(
                 model,

@@ -283,8 +283,7 @@ def _step(
 ) -> dict[str, float]:
     """Train one optimizer step; return its loss and gradient norm."""
     section = config.sft
-    factor = optim.warmup_then_linear(step, total=total, warmup_fraction=section.warmup_fraction)
-    optim.set_learning_rate(optimizer, section.learning_rate * factor)
+    optim.set_scheduled_rate(optimizer, section, step, total)
     row_tokens = (
         max_sequence_tokens(model, section.max_sequence_tokens) if section.batching == "packing" else 0
     )

@@ -55,9 +55,12 @@ def changed(stage: str, config: RunConfig) -> list[str]:
         ("ppo", {"sampling__temperature": 2}, ["sampling.temperature: 1.0 before, 2.0 now"]),
         ("ppo", {"reward__ensemble": "min"}, ['reward.ensemble: "mean" before, "min" now']),
         ("ppo", {"policy__dtype": "bfloat16"}, ['policy.dtype: "float32" before, "bfloat16" now']),
+        # More updates change the learning rates, unless the schedule counts to another number.
+        ("ppo", {"ppo__updates": 200}, ["ppo.schedule_updates: 100 before, 200 now"]),
+        ("ppo", {"ppo__updates": 50, "ppo__schedule_updates": 100}, []),
         # Speed, memory, the length of PPO, and what another stage reads.
         ("sft", {"sft__threads": 3, "sft__device": "cpu", "ppo__epochs": 3, "data__tie_margin": 1}, []),
-        ("ppo", {"ppo__updates": 7, "ppo__max_micro_batch_tokens": 9, "reward__replicas": 3}, []),
+        ("ppo", {"ppo__max_micro_batch_tokens": 9, "reward__replicas": 3}, []),
     ],
 )
 def test_changed_settings_are_named(folder: Path, stage: str, change: dict, expected: list[str]) -> None:

@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from fairlead.config.training import PpoSection, SftSection
 from trainer import optim
 from trainer.ppo import objective
 from trainer.seeds import derive, permutation
@@ -124,10 +125,42 @@ def test_value_loss_follows_the_table(value, old, target, expected):
     assert found.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_schedules_count_steps():
-    factors = [optim.warmup_then_linear(step, total=10, warmup_fraction=0.2) for step in range(11)]
-    assert factors == pytest.approx([1 / 3, 2 / 3, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
-    assert [optim.linear_decay(update, total=4) for update in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+FALLING = {
+    "linear": [1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0],
+    # (1 + cos(π/8 · k)) / 2, by the half-angle formulas.
+    "cosine": [1.0, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060, 0],
+    "constant": [1.0] * 9,
+}
+
+
+@pytest.mark.parametrize("schedule", FALLING)
+def test_schedules_count_steps(schedule):
+    expected = [1 / 3, 2 / 3, *FALLING[schedule]]
+    section = SftSection(learning_rate=2.0, warmup_fraction=0.2, learning_rate_schedule=schedule)
+    ppo = PpoSection(updates=8, schedule_updates=10, warmup_updates=2, learning_rate_schedule=schedule)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    for step, factor in enumerate(expected):
+        optim.set_scheduled_rate(optimizer, section, step, 10)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * factor, abs=1e-6)
+        assert optim.ppo_learning_rate_factor(step, ppo) == pytest.approx(factor, abs=1e-6)
+
+
+def test_default_schedule_of_ppo_has_no_warm_up():
+    factors = [optim.ppo_learning_rate_factor(update, PpoSection(updates=7)) for update in range(8)]
+    assert factors == [1 - update / 7 for update in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"updates": 20, "schedule_updates": 10}, "schedule_updates 10 is less than updates 20"),
+        ({"updates": 20, "warmup_updates": 20}, "warmup_updates 20 leaves nothing of 20 updates"),
+    ],
+)
+def test_schedule_that_learns_nothing_is_rejected(settings, error):
+    with pytest.raises(ValueError, match=error):
+        PpoSection(**settings)
+    PpoSection(**settings | {"learning_rate_schedule": "constant", "warmup_updates": 0})
 
 
 @pytest.mark.parametrize(("gradient", "loss"), [(float("nan"), 1.0), (1.0, float("nan"))])
