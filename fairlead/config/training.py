@@ -129,8 +129,8 @@ class LoraSection(Section):
     alpha: float = Field(default=32.0, gt=0)
     """Scale of the adapter: its output is multiplied by alpha/rank."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the linear layers that get an adapter, such as `["q_proj", "v_proj"]`; `all-linear` means all
-    except the output layer."""
+    """Names of the linear layers and experts that get an adapter, such as `["q_proj", "v_proj"]`;
+    `all-linear` means all linear layers except the output layer, and no experts."""
     merge: bool = False
     """Save the trained model with the adapter merged into its weights, instead of the adapter on its own."""
 
@@ -141,7 +141,8 @@ class DropoutLoraSection(LoraSection):
     """
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout probability of the adapter's inputs during training; the base model has no dropout."""
+    """Dropout probability of the adapter's inputs during training; the base model has no dropout. Adapters of
+    experts have none either."""
 
 
 class SftSection(TrainingSection):

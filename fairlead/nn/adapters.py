@@ -10,11 +10,12 @@ import copy
 import functools
 import hashlib
 import json
+import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +34,8 @@ from fairlead.nn.failures import load_failure
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+logger = logging.getLogger(__name__)
+
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 """peft's names of the files in an adapter's folder."""
@@ -50,7 +53,10 @@ def add(
     seed: int,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Freeze a model and add adapters to its linear layers. They change nothing until they are trained.
+    """Freeze a model and add adapters to its linear layers and, by name, to its experts. They change nothing
+    until they are trained.
+
+    Logs how many parameters are in adapted layers, and warns of experts that get no adapter.
 
     Args:
         model: changed in place.
@@ -61,33 +67,29 @@ def add(
         dtype: of the adapters' weights.
 
     Raises:
-        ConfigError: if the model has no linear layer with a name in `target_modules`.
+        ConfigError: if the model has no layer with a name in `target_modules`, or dropout is set for experts.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = _linear_layers(model)
-    targets = section.target_modules
-    if targets == "all-linear":
-        # Use the last part of each name, as people write them, unless it is a number.
-        targets = tuple(
-            sorted({name if (last := name.rpartition(".")[2]).isdigit() else last for name in linear})
+    modules, parameters = _targets(model, linear, section.target_modules, field=field)
+    rate = section.dropout if isinstance(section, DropoutLoraSection) else 0.0
+    if parameters and rate:
+        raise ConfigError(
+            f"{field}.dropout", got=rate, allowed=f"0 with adapters of experts ({', '.join(parameters)})"
         )
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            known = sorted({name.rpartition(".")[2] for name in linear})
-            raise ConfigError(
-                f"{field}.target_modules", got=target, allowed=f"all-linear, or some of {', '.join(known)}"
-            )
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft divides it, so it need not be an integer
-        lora_dropout=section.dropout if isinstance(section, DropoutLoraSection) else 0.0,
-        target_modules=list(targets),
+        lora_dropout=rate,
+        target_modules=modules,
+        target_parameters=parameters or None,
         # GPT-2 stores its matrices transposed.
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
         bias="none",
         base_model_name_or_path=str(Path(base).resolve()) if Path(base).exists() else base,
     )
+    _report(model, linear, section, field=field)
     nn.Module.requires_grad_(model, False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -95,6 +97,54 @@ def add(
     nn.Module.eval(model)
     for parameter in tensors(model).values():
         parameter.data = parameter.data.to(dtype)
+
+
+def _targets(
+    model: PreTrainedModel,
+    linear: Mapping[str, nn.Module],
+    names: Literal["all-linear"] | tuple[str, ...],
+    *,
+    field: str,
+) -> tuple[list[str], list[str]]:
+    """Return which names mean linear layers, and which mean experts that are stacked into one parameter."""
+    if names == "all-linear":
+        return sorted(_short(linear)), []
+    experts = _experts(model)
+    modules = [target for target in names if any(_matches(name, target) for name in linear)]
+    parameters = [target for target in names if any(_matches(name, target) for name in experts)]
+    for target in names:
+        if target not in modules and target not in parameters:
+            known = sorted({name.rpartition(".")[2] for name in (*linear, *experts)})
+            raise ConfigError(
+                f"{field}.target_modules", got=target, allowed=f"all-linear, or some of {', '.join(known)}"
+            )
+    return modules, parameters
+
+
+def _report(
+    model: PreTrainedModel, linear: Mapping[str, nn.Module], section: LoraSection, *, field: str
+) -> None:
+    """Log how many parameters are in the layers that get adapters, and warn of experts that get none."""
+    weights = {name: sum(one.numel() for one in layer.parameters()) for name, layer in linear.items()}
+    experts = {name: parameter.numel() for name, parameter in _experts(model).items()}
+    chosen = section.target_modules
+    adapted = sum(
+        count
+        for name, count in (weights if chosen == "all-linear" else weights | experts).items()
+        if chosen == "all-linear" or any(_matches(name, target) for target in chosen)
+    )
+    total = sum(parameter.numel() for parameter in nn.Module.parameters(model))
+    logger.info(
+        "%s: adapters of rank %d on layers with %s of %s parameters",
+        *(field, section.rank, f"{adapted:,}", f"{total:,}"),
+    )
+    if chosen == "all-linear" and experts:
+        names = sorted(_short((*weights, *experts)))
+        logger.warning(
+            "%s.target_modules: `all-linear` adapts no experts, which have %s of %s parameters; to adapt "
+            "them too, which holds a second copy of their weights during a step, set it to %s",
+            *(field, f"{sum(experts.values()):,}", f"{total:,}", json.dumps(names)),
+        )
 
 
 @contextmanager
@@ -130,6 +180,7 @@ def tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 def config(model: nn.Module) -> dict[str, object]:
     """Return the content of `adapter_config.json` for the adapters of a model."""
     found: LoraConfig = model.peft_config[_NAME]  # type: ignore[index, assignment]
+    parameters = {"target_parameters": sorted(found.target_parameters)} if found.target_parameters else {}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -138,6 +189,7 @@ def config(model: nn.Module) -> dict[str, object]:
         "lora_alpha": found.lora_alpha,
         "lora_dropout": found.lora_dropout,
         "target_modules": sorted(found.target_modules or ()),
+        **parameters,
         "fan_in_fan_out": found.fan_in_fan_out,
         "bias": "none",
         "inference_mode": True,
@@ -163,9 +215,12 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
     found = copy.deepcopy(model)
     nn.Module.to(found, torch.float32)
-    for name, module in list(found.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
+    layers = {name: module for name, module in found.named_modules() if isinstance(module, BaseTunerLayer)}
+    for module in layers.values():
+        module.merge(safe_merge=True)
+    for name, module in layers.items():
+        # Adapters of several experts' parameters in one module are nested; the outermost is replaced.
+        if name.removesuffix(".base_layer") not in layers or not name.endswith(".base_layer"):
             found.set_submodule(name, module.get_base_layer())
     return _plain(found)
 
@@ -270,7 +325,7 @@ def differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> lis
     """Return the differences between two adapters' configurations that make them incompatible."""
     return [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
-        for key in ("r", "lora_alpha", "target_modules", "fan_in_fan_out")
+        for key in ("r", "lora_alpha", "target_modules", "target_parameters", "fan_in_fan_out")
         if theirs.get(key) != ours.get(key)
     ]
 
@@ -283,3 +338,23 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not output
     }
+
+
+def _experts(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return every parameter that stacks the matrices of all experts of a layer, by its full name."""
+    return {
+        f"{prefix}.{name}": parameter
+        for prefix, module in model.named_modules()
+        if not type(module).__module__.startswith("torch.")  # a convolution has three dimensions, too
+        for name, parameter in nn.Module.named_parameters(module, recurse=False)
+        if parameter.ndim == 3
+    }
+
+
+def _short(names: Iterable[str]) -> set[str]:
+    """Return the last part of each name, as people write them, unless it is a number."""
+    return {name if (last := name.rpartition(".")[2]).isdigit() else last for name in names}
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")

@@ -10,10 +10,18 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 from fairlead.config.base import ComputeSection
-from fairlead.config.training import LoraSection
+from fairlead.config.training import DropoutLoraSection, LoraSection
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn import adapters
 from fairlead.nn.loading import load_causal_lm, load_tokenizer
@@ -153,6 +161,60 @@ def test_target_modules_are_chosen_by_name_and_unknown_names_rejected(base):
     for wrong in ("query", "lm_head", "embed_tokens", "input_layernorm"):
         with pytest.raises(ConfigError, match=rf"ppo\.lora\.target_modules.*'{wrong}'.*q_proj, up_proj"):
             adapted(base, LoraSection(rank=4, target_modules=("q_proj", wrong)))
+
+
+SMALL = {
+    **{"vocab_size": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts_per_tok": 2},
+    **{"bos_token_id": 1, "eos_token_id": 2},
+}
+OF_EXPERTS = {
+    "Mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4)),
+    "Qwen2-MoE": lambda: Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(**SMALL, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=32)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", OF_EXPERTS)
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's own
+def test_experts_are_reported_and_adapted_by_name(family, tmp_path, caplog):
+    made = OF_EXPERTS[family]()
+    made.save_pretrained(tmp_path / "base")
+    base = str(tmp_path / "base")
+    weights = {name: parameter for name, parameter in made.named_parameters() if parameter.ndim > 1}
+    experts = sum(one.numel() for name, one in weights.items() if ".experts." in name)
+    total = sum(parameter.numel() for parameter in made.parameters())
+    with caplog.at_level("INFO"):
+        adapted(base)
+    assert f"`all-linear` adapts no experts, which have {experts:,} of {total:,} parameters" in caplog.text
+    names = tuple(json.loads(caplog.text[caplog.text.rindex("set it to ") :].removeprefix("set it to ")))
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        model = adapted(base, LoraSection(rank=4, alpha=8.0, target_modules=names))
+    left = sum(
+        one.numel() for name, one in made.named_parameters() if "norm" in name or "mlp.gate." in name
+    ) + sum(one.numel() for name, one in weights.items() if "embed" in name or "lm_head" in name)
+    assert f"layers with {total - left:,} of {total:,} parameters" in caplog.text
+    assert "adapts no experts" not in caplog.text
+    model(TOKENS).logits.sum().backward()
+    assert all(tensor.grad.abs().max() > 0 for tensor in adapters.tensors(model).values())
+    plain = load_causal_lm(base, CPU)
+    adapters.save(model, tmp_path / "a", merge=False)
+    adapters.save(model, tmp_path / "whole", merge=True)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "a").eval()
+    loaded = [load_causal_lm(str(tmp_path / name), CPU) for name in ("a", "whole")]
+    assert (logits(model) - logits(plain)).abs().max() > 1e-2
+    for one in (*loaded, theirs):
+        assert (logits(one) - logits(model)).abs().max() < 1e-5
+    assert all(one.state_dict().keys() == plain.state_dict().keys() for one in loaded)
+    only_linear = adapters.config(adapted(base))
+    assert adapters.differences(adapters.config(model), only_linear)
+    dropout = DropoutLoraSection(rank=4, dropout=0.1, target_modules=("experts.down_proj",))
+    with pytest.raises(
+        ConfigError, match=r"^ppo\.lora\.dropout: got 0\.1, allowed: 0 with adapters of experts"
+    ):
+        adapted(base, dropout)
 
 
 def test_fingerprint_depends_only_on_the_weights(base, tmp_path):
