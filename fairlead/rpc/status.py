@@ -38,6 +38,7 @@ RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 
 # The words of BoringSSL and of gRPC's check of host names.
 _UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED: (?P<why>[^:]+)|Hostname Verification Check failed")
+_SIZES = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 # The words of gRPC's core, which depend on where the break is noticed first.
 _BROKEN = re.compile(
     r"socket closed|connection reset|broken pipe|recvmsg|keepalive|ping timeout", re.IGNORECASE
@@ -99,6 +100,9 @@ def error_from_status(error: aio.AioRpcError, *, where: str, so_far: str) -> Fai
     """
     details = error.details() or ""
     if is_too_large(error):
+        sizes = _SIZES.search(details)
+        if sizes is not None:
+            details = f"request: got '{sizes[1]} bytes', allowed: at most {sizes[2]} bytes"
         return RemoteInvalidInput(details)
     if is_broken_stream(error):
         return Unavailable(f"{where}: the stream broke ({so_far})")

@@ -32,6 +32,7 @@ from fairlead.types import (
     Scores,
 )
 from services.gateway.call import HttpCall
+from services.gateway.request_size import check_request_size
 from services.runtime.access import Caller, caller
 
 logger = logging.getLogger(__name__)
@@ -163,6 +164,7 @@ class Backend:
         """Maximum size of a text that the reward service scores."""
         self.max_prompt_bytes = config.policy.max_text_bytes
         """Maximum size of a prompt that the policy service answers."""
+        self._max_message_bytes = config.server_limits("reward").max_message_bytes
         self.model_name = config.reward.model_name
         """Name of the reward model in the Open Inference Protocol."""
         self.model_aliases = config.reward.aliases
@@ -238,7 +240,8 @@ class Backend:
             model_version: version that must score; empty for any.
 
         Raises:
-            InvalidInput: there are no items, or an item cannot be scored; then no item is.
+            InvalidInput: there are no items, an item cannot be scored, or the request is too large; then no
+                item is scored.
             NotOffered: no reward service is configured.
             NotFound: the version is not served.
             FairleadError: Overloaded, DeadlineExceeded and other errors of the call.
@@ -247,6 +250,7 @@ class Backend:
             raise InvalidInput("items", got=0, allowed="at least one item to score")
         if self._reward is None:
             raise NotOffered(_NO_REWARD)
+        check_request_size(items, limit=self._max_message_bytes)
         who = caller()
         scores = await self._reward.score(
             items,

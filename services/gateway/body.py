@@ -191,4 +191,4 @@ class _JsonRequest(Request):
         try:
             return self._model.model_validate(found)
         except ValidationError as error:
-            raise invalid_input(error.errors(include_url=False)) from None
+            raise invalid_input(error.errors(include_url=False), found) from None

@@ -26,8 +26,6 @@ from services.runtime.error_reply import error_reply
 
 logger = logging.getLogger(__name__)
 
-UNION_TAGS = ("as text", "as messages")
-"""Names that pydantic gives to the alternatives of a union; they are not part of a field's path."""
 _FIELD_CHARACTERS = 80
 _SHOWN_KEYS = 16
 _REPORTED = "fairlead.error_reported"
@@ -50,13 +48,17 @@ class Failure:
     message: str
     """One sentence for people."""
     field: str | None = None
-    """The field of the body, or the header, that is invalid."""
-    index: int | None = None
-    """Index in the field, if the field is a list."""
+    """The field of the body, or the header, that is invalid, such as `items[3].prompt`."""
     retry_after_seconds: float | None = None
     """Delay before the next attempt, if one may succeed."""
     allow: str | None = None
     """Methods that the path supports, if the request used another one."""
+
+    @property
+    def index(self) -> int | None:
+        """The first index in the field."""
+        found = re.search(r"\[(\d+)\]", self.field or "")
+        return int(found[1]) if found is not None else None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -92,7 +94,7 @@ def failure_of(error: Exception, *, path: str = "") -> Failure:
     message = _without_addresses(reply.message)
     if isinstance(error, InvalidInput):
         status = 413 if isinstance(error, TooLarge) else reply.http_status
-        return Failure(status, kind, message, field=error.field or None, index=error.index)
+        return Failure(status, kind, message, field=error.where or None)
     delay = _UNAVAILABLE_RETRY_SECONDS if isinstance(error, Unavailable) else reply.retry_after_seconds
     return Failure(reply.http_status, kind, message, retry_after_seconds=delay)
 
@@ -193,15 +195,23 @@ _CONTENT = {
 }
 
 
-def invalid_input(errors: Sequence[Any]) -> InvalidInput:
-    """Return the most specific validation error, with its path as a program writes it: `items[3].prompt`."""
-    first = max(errors, key=lambda one: len(one["loc"])) if errors else {"loc": (), "msg": "a valid body"}
-    place = ""
-    for part in first["loc"]:
+def invalid_input(errors: Sequence[Any], body: object = None) -> InvalidInput:
+    """Return the most specific validation error, with its path as a program writes it: `items[3].prompt`.
+
+    Args:
+        errors: those of pydantic, as dictionaries.
+        body: the JSON that was validated, if it is at hand.
+    """
+    if not errors:
+        return InvalidInput("body", got="nothing", allowed="a valid body")
+    places = [_place(one, body) for one in errors]
+    place, first = max(zip(places, errors, strict=True), key=lambda pair: len(pair[0]))
+    where = ""
+    for part in place:
         if isinstance(part, int):
-            place += f"[{part}]"
-        elif part not in UNION_TAGS and not (part == "body" and not place):
-            place += f".{part}"[:_FIELD_CHARACTERS] if place else str(part)[:_FIELD_CHARACTERS]
+            where += f"[{part}]"
+        else:
+            where += f".{part}"[:_FIELD_CHARACTERS] if where else part[:_FIELD_CHARACTERS]
     message = str(first["msg"]).removeprefix("Value error, ")
     got: object = first.get("input")
     if isinstance(got, dict):
@@ -209,7 +219,22 @@ def invalid_input(errors: Sequence[Any]) -> InvalidInput:
         got = f"the keys {', '.join(names)}" if names else "no keys"
     elif isinstance(got, list):
         got = f"{len(got)} entries"
-    return InvalidInput(place or "body", got=got, allowed=message)
+    return InvalidInput(where or "body", got=got, allowed=message)
+
+
+def _place(error: Any, body: object) -> list[str | int]:  # noqa: ANN401 - pydantic's dictionary
+    """Return the part of an error's location that the caller sent, or left out.
+
+    Pydantic adds the names of types, of which a value had the choice: `content.list[TextPart].0.type`.
+    """
+    place: list[str | int] = []
+    value: Any = body
+    for part in error["loc"]:
+        inside = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if inside or (isinstance(value, dict) and part in value):
+            value = value[part]
+            place.append(part)
+    return [*place, error["loc"][-1]] if error["type"] == "missing" and body is not None else place
 
 
 class ErrorDetail(BaseModel):
@@ -226,7 +251,7 @@ class ErrorDetail(BaseModel):
     field: str | None = None
     """Path of the invalid field, such as `items[3].response`, or name of the invalid header."""
     index: int | None = None
-    """Index of the item that the reward service refused."""
+    """The first index in `field`."""
     retry_after_seconds: float | None = None
     """Delay before the next attempt, if one may succeed; also in the header Retry-After."""
     request_id: str

@@ -7,7 +7,7 @@ refusal costs neither time nor memory. It does not check whether the JSON is val
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fairlead.errors import InvalidInput
@@ -124,7 +124,8 @@ class _Scan:
         top.key = raw[:64].decode(errors="replace")
         if top.count > top.max_entries:
             got = f"an object with more than {MAX_KEYS} keys"
-            raise InvalidInput(_shown(top.path) or "body", got=got, allowed=f"at most {MAX_KEYS}")
+            place = self._place(self._stack[:-1], opened=1)
+            raise InvalidInput(place, got=got, allowed=f"at most {MAX_KEYS}")
 
     def numbers(self, count: int) -> None:
         self._numbers += count
@@ -141,21 +142,31 @@ class _Scan:
 
     def text_too_long(self) -> InvalidInput:
         """Return the error for a text that is longer than its limit."""
-        top = self._stack[-1] if self._stack else None
-        field = _shown(top.child_path()) if top is not None else "body"
         limit = self._limits.max_text_bytes
-        return InvalidInput(field, got="a longer text", allowed=f"at most {limit} bytes of UTF-8")
+        return InvalidInput(
+            self._place(self._stack, opened=0), got="a longer text", allowed=f"at most {limit} bytes of UTF-8"
+        )
 
     def _too_many(self, limit: int) -> InvalidInput:
-        top = self._stack[-1]
-        around = next((one for one in reversed(self._stack[:-1]) if one.is_list), None)
-        index = max(around.count - 1, 0) if around is not None else None
         return InvalidInput(
-            _shown(top.path) or "body",
-            index=index,
+            self._place(self._stack[:-1], opened=1),
             got=f"more than {limit} entries",
             allowed=f"at most {limit}",
         )
+
+    @staticmethod
+    def _place(stack: Sequence[_Container], *, opened: int) -> str:
+        """Return the path to the value at which the scan is, such as `items[3].response`.
+
+        Args:
+            stack: the lists and objects around it.
+            opened: 1 if the value is a list or object, which is counted in the last list already.
+        """
+        place = ""
+        for depth, one in enumerate(stack):
+            counted = opened if depth == len(stack) - 1 else 1
+            place += f"[{one.count - counted}]" if one.is_list else f".{one.key}"
+        return place.removeprefix(".") or "body"
 
     def _top_field(self) -> str:
         return self._stack[0].key or "body" if self._stack else "body"
@@ -214,8 +225,3 @@ def _end_of_text(data: bytes | bytearray, start: int, *, limit: int) -> int | No
             return len(data)  # a lone backslash at the end; the parser refuses it
         position = found.end()
     return None
-
-
-def _shown(path: str) -> str:
-    """Return a path as errors show it."""
-    return path.replace("[]", "")

@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from fairlead.errors import InvalidInput, NotFound, RemoteInvalidInput, Unavailable
+from fairlead.errors import InvalidInput, NotFound, Unavailable
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores
 from services.open_inference import messages, tensors
 from services.open_inference.messages import Message
 from services.open_inference.statistics import InferenceStatistics
 from services.open_inference.tensors import InputTensor
 from services.open_inference.versions import find
+from services.runtime.caller_fields import caller_fields
 from services.runtime.large import in_thread_if_large
 
 NOT_OFFERED = {
@@ -28,10 +29,10 @@ NOT_OFFERED = {
 
 _MAX_UINT64 = 2**64 - 1
 _REQUEST_FIELDS = {
-    "items": "inputs",
-    "items.whole_text": f"inputs.{tensors.SENTENCES}",
-    "items.tokens": f"inputs.{tensors.TOKENS}",
-    "items.tokens.response_token_ids": f"inputs.{tensors.TOKENS}",
+    "request": "inputs",
+    "items": "inputs[]",
+    "items.whole_text": f"inputs.{tensors.SENTENCES}[]",
+    "items.tokens": f"inputs.{tensors.TOKENS}[]",
 }
 """Fields of a score request as the caller of this protocol knows them."""
 
@@ -141,15 +142,10 @@ class InferenceModel:
         """
         info = self._known(version)
         with self._statistics.counting(info.model_version if info is not None else "") as count:
-            try:
-                work = partial(self._read, read, info)
-                items, priority, timeout_seconds = await in_thread_if_large(work, num_bytes)
+            work = partial(self._read, read, info)
+            items, priority, timeout_seconds = await in_thread_if_large(work, num_bytes)
+            with caller_fields(_REQUEST_FIELDS):
                 scores = await run(items, priority, timeout_seconds)
-            except InvalidInput as error:
-                renamed = _in_request_fields(error)
-                if renamed is error:
-                    raise
-                raise renamed from error
             count(scores)
         return scores
 
@@ -191,13 +187,3 @@ def _integer(parameters: Mapping[str, object], name: str) -> int:
     else:
         got = value if isinstance(value, bool | int | float) else f"a {type(value).__name__}"
     raise InvalidInput(f"parameters.{name}", got=got, allowed=f"an integer from 0 to {_MAX_UINT64}")
-
-
-def _in_request_fields(error: InvalidInput) -> InvalidInput:
-    field = _REQUEST_FIELDS.get(error.field)
-    if field is None:
-        return error
-    if isinstance(error, RemoteInvalidInput):
-        where = field if error.index is None else f"{field}[{error.index}]"
-        return RemoteInvalidInput(f"{where}: got {error.got}, allowed: {error.allowed}")
-    return InvalidInput(field, index=error.index, got=error.got, allowed=error.allowed)

@@ -60,9 +60,30 @@ class Target:
         assert status < 500, (status, body[:500], sent)
         assert b"Traceback" not in body
 
+    def check_field(self, path: str, body: object) -> None:
+        """Send JSON; if it is refused, the error must name a place in it, or a key that it lacks."""
+        answer = ask(self.address, "POST", path, body)
+        self.check(answer.status, answer.body, (path, body))
+        error = answer.json.get("error") if answer.status == 400 else None
+        if isinstance(error, dict):
+            named = error.get("field") or error.get("param") or "body"
+            known = set(places(body)) | {"body"}
+            assert named in known or named.rpartition(".")[0] in known | {""}, (named, body)
+
     def post(self, path: str, body: bytes, headers: dict[str, str] | None = None) -> None:
         answer = ask(self.address, "POST", path, body, headers)
         self.check(answer.status, answer.body, (path, body[:500], headers))
+
+
+def places(value: object, place: str = "") -> Iterator[str]:
+    """Yield the path of every value of a body as errors write it."""
+    yield place.removeprefix(".")
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from places(one, f"{place}.{key}")
+    if isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from places(one, f"{place}[{index}]")
 
 
 def shortened(path: str, body: object) -> object:
@@ -124,6 +145,7 @@ FIELDS = {
     "/v1/rewards:rank": ("prompt", "responses", "calibrated"),
     "/get_reward": ("query", "prompts", "labels"),
     "/classify": ("model", "input", "use_activation"),
+    "/v1/embeddings": ("model", "input", "encoding_format"),
     "/v1/chat/completions": ("model", "messages", "stop", "stream", "temperature", "logit_bias"),
     "/v2/models/reward/infer": ("id", "inputs", "outputs", "parameters"),
     "/v2/repository/index": ("ready",),
@@ -159,7 +181,7 @@ def fuzz_without_schema(target: Target, examples: int) -> None:
     def any_values(data: st.DataObject, path: str) -> None:
         names = st.sampled_from(FIELDS[path])
         body = data.draw(st.dictionaries(names, JSON, min_size=1, max_size=len(FIELDS[path])))
-        target.post(path, json.dumps(body).encode())
+        target.check_field(path, body)
 
     @limits(examples)
     @given(st.lists(TENSOR, min_size=1, max_size=3), TAILS, st.integers(-40, 40))

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -29,10 +29,23 @@ from services.gateway.dialects.unread import check_messages, check_request
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.failures import error_responses
 from services.gateway.json_limits import BodyLimits
+from services.runtime.caller_fields import Places, caller_fields
 
 _ROLES = {"developer": "system"}
 """Newer names of roles, and those that chat templates know."""
 _MAX_TURNS = 4_096
+_FIELDS = {
+    "request": "messages",
+    "prompt": "messages",
+    "prompt or sampling": "messages",
+    "tokens": "messages",
+    "conversation.messages": "messages[]",
+    "num_samples": "n",
+    "sampling.temperature": "temperature",
+    "sampling.top_p": "top_p",
+    "sampling.top_k": "top_k",
+}
+"""Fields of the policy service as callers know them."""
 _STREAMED = {
     "description": "The answers. With `stream`: chunks of them as server-sent events, then `[DONE]`.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -154,6 +167,12 @@ class ChatRequest(_ChatBody):
             seed=secrets.randbits(62) if self.seed is None else self.seed,
         )
 
+    def service_fields(self, index: int | None) -> Places:
+        """Return the fields of the policy service as this request names them, for the index of an error."""
+        limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        stop = "stop" if isinstance(self.stop, str) else stop_field("stop", self.stop or (), index)
+        return {**_FIELDS, "sampling.max_new_tokens": limit, "sampling.stop_strings": stop}
+
 
 class AnswerMessage(BaseModel):
     """The policy's message."""
@@ -222,6 +241,7 @@ def router(backend: Backend, *, exchange_log: ExchangeLog | None, default_max_to
             turns=body.turns(),
             sampling=body.sampling(default_max_tokens=default_max_tokens),
             num_samples=body.n or 1,
+            fields=body.service_fields,
             log=exchange_log,
         )
         if body.stream:
@@ -242,11 +262,13 @@ class _ChatExchange:
     turns: tuple[Message, ...]
     sampling: SamplingParams
     num_samples: int
+    fields: Callable[[int | None], Places]
     log: ExchangeLog | None
 
     async def whole(self, backend: Backend) -> Response:
         """Return the complete answers."""
-        found = await backend.generate(self.turns, self.sampling, self.call, num_samples=self.num_samples)
+        with caller_fields(self.fields):
+            found = await backend.generate(self.turns, self.sampling, self.call, num_samples=self.num_samples)
         texts = [cut_at_stop(one.text, self.sampling.stop_strings) for one in found.completions]
         choices = [
             {
@@ -270,7 +292,8 @@ class _ChatExchange:
     async def stream(self, backend: Backend, *, include_usage: bool) -> Response:
         """Return the answers as a stream; an error before the first token is an ordinary error response."""
         pieces = backend.generate_stream(self.turns, self.sampling, self.call, num_samples=self.num_samples)
-        first = await anext(pieces, None)
+        with caller_fields(self.fields):
+            first = await anext(pieces, None)
         if first is None:
             raise CorruptData("policy: the stream ended without an answer")
         return StreamingResponse(
@@ -394,6 +417,12 @@ class StopCutter:
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
     """Return a whole answer up to the stop text that is complete first."""
     return StopCutter(stops).add(text, last=True)
+
+
+def stop_field(name: str, given: Sequence[str], index: int | None) -> str:
+    """Return the caller's name of a stop text, given its index among those that are not empty."""
+    sent = [number for number, text in enumerate(given) if text]
+    return name if index is None or index >= len(sent) else f"{name}[{sent[index]}]"
 
 
 def _chunk(index: int, reason: str | None = None, **delta: str) -> dict[str, Any]:

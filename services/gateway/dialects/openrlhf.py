@@ -15,6 +15,7 @@ from services.gateway.call import CurrentCall
 from services.gateway.dialects.unread import check_request
 from services.gateway.failures import error_responses
 from services.gateway.json_limits import BodyLimits
+from services.runtime.caller_fields import caller_fields
 
 
 class GetRewardRequest(BaseModel):
@@ -82,7 +83,8 @@ def router(backend: Backend) -> APIRouter:
     @routes.post("/get_reward", response_model=GetRewardResponse, summary="Score for OpenRLHF")
     async def get_reward(body: GetRewardRequest, call: CurrentCall) -> JSONResponse:
         """Score each query and return the scores in order."""
-        found = await backend.score([WholeText(query) for query in body.query], call)
+        with caller_fields({"items": "query[]", "request": "query"}):
+            found = await backend.score([WholeText(query) for query in body.query], call)
         scores = list(found.scores)
         logs = {"reward_model_tokens": [float(tokens) for tokens in found.num_tokens]}
         return JSONResponse({"rewards": scores, "scores": scores, "extra_logs": logs})

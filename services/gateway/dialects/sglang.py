@@ -15,7 +15,7 @@ from services.gateway.body import json_route
 from services.gateway.call import CurrentCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
 from services.gateway.dialects.unread import check_request
-from services.gateway.dialects.whole_inputs import WholeInput, body_limits, items_of
+from services.gateway.dialects.whole_inputs import WholeInput, body_limits, score_inputs
 from services.gateway.failures import error_responses
 
 
@@ -91,7 +91,7 @@ def router(backend: Backend) -> APIRouter:
         for a reward model.
         """
         check_model(body.model, backend.reward)
-        found = await backend.score(items_of(body.input), call)
+        found = await score_inputs(backend, body.input, call)
         total = sum(found.num_tokens)
         return JSONResponse(
             {

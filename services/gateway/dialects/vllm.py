@@ -14,7 +14,7 @@ from services.gateway.body import json_route
 from services.gateway.call import CurrentCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
 from services.gateway.dialects.unread import check_request
-from services.gateway.dialects.whole_inputs import WholeInput, body_limits, items_of
+from services.gateway.dialects.whole_inputs import WholeInput, body_limits, score_inputs
 from services.gateway.failures import error_responses
 
 
@@ -99,7 +99,7 @@ def router(backend: Backend) -> APIRouter:
     async def classify(body: ClassifyRequest, call: CurrentCall) -> JSONResponse:
         """Score each input and return the scores in order."""
         check_model(body.model, backend.reward)
-        found = await backend.score(items_of(body.input), call)
+        found = await score_inputs(backend, body.input, call)
         names = (body.use_activation, body.activation, body.softmax)
         plain = next((value for value in names if value is not None), True) is False
         total = sum(found.num_tokens)

@@ -7,9 +7,11 @@ from typing import Annotated
 from pydantic import Field
 
 from fairlead.errors import InvalidInput
-from fairlead.types import ScoreItem, TokenPair, WholeText
+from fairlead.types import ScoreItem, Scores, TokenPair, WholeText
 from services.gateway.backend import Backend
+from services.gateway.call import HttpCall
 from services.gateway.json_limits import BodyLimits
+from services.runtime.caller_fields import caller_fields
 
 _Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 _Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
@@ -29,12 +31,19 @@ def body_limits(backend: Backend) -> BodyLimits:
     )
 
 
-def items_of(given: str | list[str] | list[int] | list[list[int]]) -> list[ScoreItem]:
-    """Convert an `input` to the services' type.
+async def score_inputs(backend: Backend, given: WholeInput, call: HttpCall) -> Scores:
+    """Return one score for each text of an `input`, in order.
 
     Raises:
-        InvalidInput: an id is out of range.
+        InvalidInput: an id is out of range, or a text cannot be scored; names the `input`.
+        FairleadError: as `Backend.score`.
     """
+    is_one = isinstance(given, str) or isinstance(given[0], int)
+    with caller_fields({"items": "input" if is_one else "input[]", "request": "input"}):
+        return await backend.score(_items(given), call)
+
+
+def _items(given: WholeInput) -> list[ScoreItem]:
     if isinstance(given, str):
         return [WholeText(given)]
     if isinstance(given[0], int):

@@ -213,7 +213,9 @@ async def test_message_that_is_too_large_raises_invalid_input():
     replica = Replica("r")
     async with serving(replica, max_receive_message_length=1000) as address:
         async with AsyncRewardClient(address, retry=FAST) as client:
-            with pytest.raises(InvalidInput, match="larger than max"):
+            with pytest.raises(
+                InvalidInput, match="^request: got '20.. bytes', allowed: at most 1000 bytes$"
+            ):
                 await client.score([("a" * 2000, "b")])
     assert replica.calls == 0
 

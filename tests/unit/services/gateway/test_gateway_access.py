@@ -99,9 +99,9 @@ async def test_request_above_token_limit_of_key_is_refused_before_scoring(http: 
         assert (answer.status, answer.error["type"], answer.error["field"]) == (
             400,
             "invalid_argument",
-            "request",
+            "responses",
         )
-        assert answer.error["message"] == "request: got '12 tokens', allowed: at most 11 in one request"
+        assert answer.error["message"] == "responses: got '12 tokens', allowed: at most 11 in one request"
     # Refused requests do not count.
     limited = keys.add("limited", max_request_tokens=NUM_TOKENS, tokens_per_day=NUM_TOKENS)
     assert (await post(http, limited, body={**BODY, "responses": ["w3 " * 20]})).status == 400

@@ -153,7 +153,7 @@ async def test_openais_own_client_works(http: Gateway, policy: RunningPolicy):
     assert found["usage"] == 15
     assert len(found["models"]) == 1
     assert found["model"] == (openai.NotFoundError, "not_found", None)
-    assert found["roles"] == (openai.BadRequestError, "invalid_argument", "messages")
+    assert found["roles"] == (openai.BadRequestError, "invalid_argument", "messages[0]")
     assert found["tools"] == (openai.BadRequestError, "invalid_argument", "logprobs")
 
 
@@ -166,7 +166,7 @@ async def test_policy_without_a_chat_template_accepts_a_single_user_message(tmp_
         answer = await http.post("/v1/chat/completions", body)
         assert answer.json["choices"][0]["message"]["content"] == expected
         answer = await http.post("/v1/chat/completions", GREEDY)
-        assert (answer.status, answer.error["param"]) == (400, "conversation.messages")
+        assert (answer.status, answer.error["param"]) == (400, "messages")
         assert "this policy has no chat template" in answer.error["message"]
         scores = await http.post("/v1/rewards", {"responses": ["w1"]})
         assert (scores.status, scores.error["type"]) == (501, "unimplemented")
@@ -231,7 +231,7 @@ async def test_disconnect_frees_the_policys_slots(http: Gateway, policy: Running
 async def test_best_of_n_generates_and_ranks_candidates(tmp_path, policy: RunningPolicy):
     async with reward_server(tiny_reward_model(tmp_path / "reward"), calibration_temperature=1.5) as reward:
         async with gateway(policy=policy.address, reward=reward) as http:
-            body = {"prompt": "w2 w3", "sampling": {"n": 4, "seed": 3, "max_new_tokens": 6}}
+            body = {"prompt": "w2 w3", "sampling": {"n": 4, "seed": 3, "max_new_tokens": 6, "stop": ["w99"]}}
             found = (await http.post("/v1/rewards:best-of-n", body)).json
             async with AsyncPolicyClient(policy.address) as client:
                 sampling = SamplingParams(seed=3, max_new_tokens=6)

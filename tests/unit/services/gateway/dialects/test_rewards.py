@@ -68,7 +68,7 @@ async def test_rewards_accepts_items_and_names_the_one_that_fails(http: Gateway,
     # This model has no chat template; the error names the item that needs one.
     answer = await http.post("/v1/rewards", {"items": items})
     assert (answer.status, answer.error["type"]) == (400, "invalid_argument")
-    assert (answer.error["field"], answer.error["index"]) == ("items.text.messages", 2)
+    assert (answer.error["field"], answer.error["index"]) == ("items[2].prompt", 2)
     assert "no chat template" in answer.error["message"]
 
 
@@ -146,16 +146,20 @@ async def test_calibrated_is_refused_without_a_calibration_temperature(reward_fo
         ({"responses": ["w1"], "promt": "w2"}, "promt", "Extra inputs are not permitted"),
         ({"items": [{"response": "w1"}], "responses": ["w1"]}, "body", "either `items`"),
         ({"items": [{"response": "w1"}, {"prompt": "w1"}]}, "items[1]", "`response`, or `messages`"),
-        ({"items": [{"messages": [{"role": "user", "content": "w1"}]}]}, "items[0]", "assistant's response"),
+        (
+            {"items": [{"messages": [{"role": "user", "content": "w1"}]}]},
+            "items[0].messages",
+            "assistant's response",
+        ),
         ({"prompt": [{"role": "tool", "content": ""}], "responses": ["w1"]}, "prompt[0].role", "'assistant'"),
         (
             {"prompt": [{"role": "assistant", "content": ""}], "responses": ["w1"]},
-            "body",
+            "prompt",
             "whose last turn is not the assistant's",
         ),
         ({"responses": ["w1"], "priority": "now"}, "priority", "'online' or 'bulk'"),
         ({"responses": ["w1"], "calibrated": "yes"}, "calibrated", "valid boolean"),
-        ({"prompt": "w1", "responses": ["w2", "w3 " * 200]}, "items.text", "at most 128 tokens"),
+        ({"prompt": "w1", "responses": ["w2", "w3 " * 200]}, "responses[1]", "at most 128 tokens"),
         ([], "body", "valid dictionary"),
     ],
 )
