@@ -282,7 +282,8 @@ class PpoSection(TrainingSection):
     """Coefficient β of the penalty −β·(log π − log π_ref) for each token; the initial value if it is
     adaptive."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of the KL divergence in the penalty; `k1` is unbiased."""
+    """Estimator of the KL divergence in the penalty; `k1` is unbiased. `k2` and `k3` of a token count at most
+    10 nats."""
     kl_control: Literal["fixed", "adaptive"] = "fixed"
     """`fixed` keeps `kl_coefficient`; `adaptive` adjusts it so that the divergence per answer approaches
     `kl_target` (Ziegler et al. 2019)."""

@@ -23,6 +23,9 @@ from trainer.ppo.score_scale import ScoreScale
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to ± this before exp; e²⁰ is beyond any clip range and far from overflow."""
+MAX_TOKEN_KL = 10.0
+"""Most nats that `k2` or `k3` of one token counts in the reward: both grow without bound where the reference
+finds a token improbable, and one token would decide an update. verl limits k3 to the same."""
 SCALE_EPSILON = 1e-8
 """Added to the standard deviation of the scores before dividing by it."""
 MAX_CONTROL_ERROR = 0.2
@@ -61,6 +64,20 @@ def k3(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
 
 KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 """The estimators by their name in `ppo.kl_estimator` (Schulman 2020)."""
+
+
+def penalty_kl(logprobs_N: Tensor, reference_N: Tensor, *, estimator: str) -> Tensor:
+    """Return the KL estimate of each token [N] as the reward charges it: `k2` and `k3` up to MAX_TOKEN_KL.
+
+    `k1`, whose mean is the divergence, is linear in the log-ratio and has no limit.
+
+    Args:
+        logprobs_N: log π of each token.
+        reference_N: log π_ref of each token.
+        estimator: a name of `KL_ESTIMATORS`.
+    """
+    kl_N = KL_ESTIMATORS[estimator](logprobs_N, reference_N)
+    return kl_N if estimator == "k1" else kl_N.clamp(max=MAX_TOKEN_KL)
 
 
 def penalised_rewards(kl_BT: Tensor, scores_B: Tensor, lengths_B: Tensor, *, coefficient: float) -> Tensor:

@@ -91,8 +91,9 @@ def prepare(
     all_rollouts = range(len(batch.sequences))
     for padded, where in micro_batches(batch, all_rollouts, max_tokens=section.max_micro_batch_tokens):
         old_values_N[where] = models.values(padded)
+    penalty_N = objective.penalty_kl(proximal_N, batch.reference_N, estimator=section.kl_estimator)
     rewards_BT = objective.penalised_rewards(
-        batch.rectangle(objective.KL_ESTIMATORS[section.kl_estimator](proximal_N, batch.reference_N)),
+        batch.rectangle(penalty_N),
         objective.shaped_scores(batch.scores_B, batch.cut_off_B, section, scale or ScoreScale()),
         batch.lengths_B,
         coefficient=section.kl_coefficient if kl_coefficient is None else kl_coefficient,

@@ -72,6 +72,23 @@ def test_estimators_agree_with_the_exact_divergence():
     assert torch.isfinite(objective.k3(*far)).all()
 
 
+def test_one_token_is_charged_at_most_ten_nats_by_k2_and_k3():
+    reference_N = torch.tensor([-1.0, -3.0, -5.5, -9.0, -200.0, -1.0, -1.0], dtype=torch.float64)
+    logprobs_N = torch.tensor([-1.0, -2.0, -1.0, -1.0, -1.0, -3.0, -200.0], dtype=torch.float64)
+    apart_N = logprobs_N - reference_N
+    by_hand = {
+        "k1": apart_N.tolist(),
+        "k2": [min(d * d / 2, 10.0) for d in apart_N.tolist()],
+        "k3": [min(math.expm1(min(-d, 50.0)) + d, 10.0) for d in apart_N.tolist()],
+    }
+    for name, expected in by_hand.items():
+        found = objective.penalty_kl(logprobs_N, reference_N, estimator=name)
+        # The log-ratio of k3 is limited to 20, which matters only where the charge is above the limit.
+        assert found.tolist() == pytest.approx(expected, abs=1e-9), name
+    assert by_hand["k2"][3:5] == [10.0, 10.0]
+    assert by_hand["k3"][6] == 10.0
+
+
 def test_penalised_rewards_put_the_score_on_the_last_token():
     kl_BT = torch.tensor([[0.1, 0.2, 0.0], [0.3, -0.4, 0.5]])
     rewards = objective.penalised_rewards(
