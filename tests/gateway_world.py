@@ -171,7 +171,10 @@ async def gateway(
     config: RunConfig = load(overrides={**(sections or {})} | overrides)
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(HttpServer(config.gateway, tls=config.tls))
+        limits = config.server_limits("gateway")
+        server = await stack.enter_async_context(
+            HttpServer(config.gateway, drain_seconds=limits.drain_seconds, tls=config.tls)
+        )
         backend = await stack.enter_async_context(Backend(config, poll_seconds=0.05))
         access = AccessControl(config.keys, access_metrics=metrics.AccessMetrics(registry))
         stack.push_async_callback(access.close)

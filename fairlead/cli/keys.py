@@ -38,7 +38,6 @@ class Scope(StrEnum):
 
     SCORE = "score"
     GENERATE = "generate"
-    FEEDBACK = "feedback"
     WEIGHTS = "weights"
     ADMIN = "admin"
 

@@ -26,10 +26,10 @@ from fairlead.config.base import Section
 from fairlead.errors import InvalidInput, PermissionDenied, Unauthenticated
 
 Scope = Literal["score", "generate", "feedback", "weights", "admin"]
-SCOPES: tuple[Scope, ...] = ("score", "generate", "feedback", "weights", "admin")
-"""score: rewards and reference log-probs; generate: completions; feedback: rankings; weights: fetching
-weights;
-admin: everything."""
+"""`feedback` allows nothing; files of earlier releases may contain it."""
+SCOPES: tuple[Scope, ...] = ("score", "generate", "weights", "admin")
+"""score: rewards and reference log-probs; generate: completions; weights: fetching weights; admin:
+everything."""
 
 _PREFIX = "fl"
 _SECRET_BYTES = 32

@@ -27,6 +27,14 @@ _LAME_DUCK_SECONDS = 0.1
 """Time between /readyz turning 503 and the port closing, for load balancers to notice."""
 
 
+_SAID_BY_THE_EDGE = ("Cancel %s running task(s)", "ASGI callable returned without completing response")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether the gateway itself does not log what uvicorn logs: responses that were cut off."""
+    return not str(record.msg).startswith(_SAID_BY_THE_EDGE)
+
+
 class _Uvicorn(uvicorn.Server):
     """Uvicorn without its own signal handlers."""
 
@@ -126,7 +134,9 @@ class HttpServer:
         if self._certificates is not None:
             server.config.load()
             server.config.ssl = self._certificates.server_context()
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        uvicorn_logger = logging.getLogger("uvicorn.error")
+        uvicorn_logger.setLevel(logging.WARNING)
+        uvicorn_logger.addFilter(_is_news)
         serving = asyncio.create_task(server.serve([self._socket]))
         stopped = asyncio.create_task(self._stop.wait())
         try:

@@ -9,9 +9,16 @@ import json
 import logging
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from fairlead import metrics
+from fairlead.config.infrastructure import KeysSection
+from fairlead.config.serving import GatewaySection
 from fairlead.errors import Overloaded, Unavailable
 from fairlead.v1 import reward_service_pb2 as pb
+from services.gateway.edge import HttpEdge
+from services.gateway.server import HttpServer
+from services.runtime.access import AccessControl
 from tests.gateway_world import Gateway, gateway
 from tests.unit.fairlead.rpc.rpc_world import Replica, dead_address, serving
 from tests.waiting import until
@@ -293,3 +300,31 @@ async def test_drain_finishes_requests_in_flight_and_refuses_new_ones():
         release.set()
         answer = await held
         assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+async def test_stream_that_the_drain_cuts_off_is_one_warning(caplog):
+    async def endless(_scope, _receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await asyncio.sleep(0.05)
+
+    registry = CollectorRegistry()
+    access = AccessControl(KeysSection(), access_metrics=metrics.AccessMetrics(registry))
+    edge = HttpEdge(
+        endless, GatewaySection(), metrics.GatewayMetrics(registry), access, exists=lambda _: True
+    )
+    async with HttpServer(GatewaySection(), drain_seconds=1) as server:
+        serving = asyncio.create_task(server.serve(edge))
+        host, port = server.address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        await reader.readuntil(b"x")
+        server.stop()
+        await serving
+        await until(lambda: "the drain ended before" in caplog.text)
+        writer.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Traceback" not in caplog.text
+    labels = {"dialect": "other", "status": "503"}
+    await until(lambda: registry.get_sample_value("fairlead_gateway_requests_total", labels) == 1)
