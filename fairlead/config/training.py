@@ -203,6 +203,8 @@ class RewardModelSection(TrainingSection):
     max_sequence_tokens: int = Field(default=512, ge=2)
     """Maximum length of prompt and response, in tokens. A longer prompt loses its beginning, the same for all
     its responses; pairs of a response that leaves no space for the prompt are left out."""
+    lora: DropoutLoraSection = DropoutLoraSection()
+    """Train an adapter on frozen weights, and the head, instead of all weights."""
 
 
 class SamplingSection(Section):

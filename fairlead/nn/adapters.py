@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
@@ -28,7 +28,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from fairlead.config.gguf import gguf_file
 from fairlead.config.training import DropoutLoraSection, LoraSection
-from fairlead.errors import ConfigError, ModelLoadError
+from fairlead.errors import ConfigError, ModelLoadError, pickle_refused
 from fairlead.nn.failures import load_failure
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 """peft's names of the files in an adapter's folder."""
+
+HEADS = ("score", "classifier")
+"""Names of the layer that a sequence-classification model computes its scores with."""
 
 _PREFIX = "base_model.model."
 _NAME = "default"
@@ -196,17 +199,30 @@ def config(model: nn.Module) -> dict[str, object]:
     }
 
 
-def save(model: PreTrainedModel, folder: Path, *, merge: bool) -> None:
+def save(
+    model: PreTrainedModel, folder: Path, *, merge: bool, head: Mapping[str, Tensor] | None = None
+) -> None:
     """Write the adapter as peft does; with `merge`, or without an adapter, the model as `save_pretrained`
     does.
+
+    Args:
+        model: with adapters or without.
+        folder: created if it does not exist.
+        merge: add the adapters to the weights.
+        head: weights of the model's head by name, which belong to the adapter (`modules_to_save` of peft).
     """
     if merge or not is_adapted(model):
         (merged(model) if is_adapted(model) else model).save_pretrained(folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: parameter.detach().cpu().contiguous() for name, parameter in tensors(model).items()}
+    settings = config(model)
+    if head:
+        kept |= {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in head.items()}
+        modules = sorted({name.partition(".")[0] for name in head})
+        settings |= {"task_type": "SEQ_CLS", "modules_to_save": modules}
     save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(config(model), indent=2), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
@@ -255,6 +271,31 @@ def base_of(path: str) -> str | None:
     if not base or not isinstance(base, str):
         raise ModelLoadError(f"the adapter {path!r}: base_model_name_or_path in {file} is empty")
     return base
+
+
+def replaced(path: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights that an adapter replaces as a whole, by their names in the model.
+
+    Args:
+        path: folder or hub id of an adapter.
+
+    Raises:
+        ModelLoadError: if its file of weights is missing or damaged.
+    """
+    folder = Path(path).expanduser()
+    pickled = sorted(folder.glob("adapter_model*.bin"))
+    if pickled and not (folder / WEIGHTS_FILE).exists():
+        raise pickle_refused(path, pickled[0].name)
+    try:
+        file = folder / WEIGHTS_FILE if folder.is_dir() else Path(str(cached_file(path, WEIGHTS_FILE)))
+        with safe_open(file, framework="pt") as weights:
+            return {
+                name.removeprefix(_PREFIX): tuple(weights.get_slice(name).get_shape())
+                for name in weights.keys()  # noqa: SIM118  # not a dict
+                if ".lora_" not in name
+            }
+    except (OSError, SafetensorError) as error:
+        raise load_failure(f"the adapter {path!r}", path, error) from error
 
 
 @functools.cache
@@ -331,12 +372,14 @@ def differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> lis
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Return every linear layer except the output layer, by its full name."""
+    """Return every linear layer except the output layer and a head, by its full name."""
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not output
+        and name.partition(".")[0] not in HEADS
     }
 
 

@@ -251,8 +251,7 @@ def load_pretrained(
         exact = section.model_copy(update={"dtype": "float32"})
         model = load_pretrained(auto, base, exact, allowed_missing=allowed_missing, **settings)
         model = adapters.load_merged(model, path)
-        nn.Module.to(model, torch_dtype(section))
-        return model
+        return _cast(model, torch_dtype(section))
     _refuse_pickle(path, "pytorch_model*.bin", "*.pth", "*.pt", unless="model*.safetensors*")
     loader: Any = auto
     try:
@@ -272,6 +271,15 @@ def load_pretrained(
         raise ModelLoadError(f"{path!r} lacks the weights {', '.join(missing[:5])}")
     assert isinstance(model, PreTrainedModel)
     return _unquantized(model) if gguf_file(path) is not None else model
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Convert the weights as `from_pretrained` does: buffers, such as rotary frequencies, stay exact."""
+    exact = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    for name, parameter in model.named_parameters():
+        if not set(exact).intersection(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _source(path: str, *, own: str = "") -> dict[str, Any]:

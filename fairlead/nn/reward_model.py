@@ -9,6 +9,7 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
+from transformers.utils.hub import cached_file
 
 from fairlead.config.base import ComputeSection
 from fairlead.config.gguf import gguf_file
 from fairlead.errors import ModelLoadError
+from fairlead.nn import adapters
+from fairlead.nn.failures import load_failure
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import load_config, load_pretrained, ready
 
@@ -102,8 +106,9 @@ class RewardModel:
         return scores_B
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return every trainable parameter of body and head."""
-        return [*self.body.parameters(), *self.head.parameters()]
+        """Return every trainable parameter of body and head; with adapters, those and the head."""
+        both = (*self.body.parameters(), *self.head.parameters())
+        return [parameter for parameter in both if parameter.requires_grad]
 
     def set_temperature(self, temperature: float | None) -> None:
         """Set the temperature that is saved with the weights; None removes that of an earlier training."""
@@ -116,8 +121,12 @@ class RewardModel:
         """Set the ids that end an answer, which are saved with the weights."""
         setattr(self.model.config, REWARD_ANSWER_END, dict(answer_end))
 
-    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write a folder that this module and AutoModelForSequenceClassification can load."""
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, merge: bool = True) -> None:
+        """Write a folder that this module can load.
+
+        AutoModelForSequenceClassification can load it too; without `merge`, a model with adapters is written
+        as peft writes an adapter with a head, next to the configuration.
+        """
         layer = _score_layer(self.model)
         assert layer is not None, "only models with our head are trained and saved"
         bias = self.head.bias.detach()
@@ -126,7 +135,11 @@ class RewardModel:
             if layer.bias is not None:
                 bias = bias - layer.bias.float()
         setattr(self.model.config, REWARD_BIAS, bias.item())
-        self.model.save_pretrained(folder)
+        name = next(name for name in adapters.HEADS if getattr(self.model, name, None) is layer)
+        adapters.save(self.model, folder, merge=merge, head={f"{name}.weight": self.head.weight})
+        if adapters.is_adapted(self.model) and not merge:
+            self.model.config.architectures = [type(self.model).__name__]
+            self.model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
@@ -143,13 +156,7 @@ def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = 
         ModelLoadError: if it cannot be loaded, has no head or more than one label, or reads its score neither
             from the last token nor as an encoder does.
     """
-    if fresh_head:
-        model = load_pretrained(
-            AutoModelForSequenceClassification, path, section, allowed_missing=("score.weight",), num_labels=1
-        )
-    else:
-        _check_kind(path, load_config(path))
-        model = load_pretrained(AutoModelForSequenceClassification, path, section)
+    model = _load(path, section, fresh_head=fresh_head)
     nn.Module.eval(model)
     body = model.base_model
     assert isinstance(body, PreTrainedModel)
@@ -173,15 +180,61 @@ def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = 
     return RewardModel(body, head.to(ready(model, section).device), model)
 
 
+def _load(path: str, section: ComputeSection, *, fresh_head: bool) -> PreTrainedModel:
+    missing: tuple[str, ...] | None = ("score.weight",) if fresh_head else None
+    if missing is None and adapters.base_of(path) is not None:
+        missing = _head_of_adapter(path)
+    if missing is not None:
+        model = load_pretrained(
+            AutoModelForSequenceClassification, path, section, allowed_missing=missing, num_labels=1
+        )
+        if not fresh_head:
+            _apply_own_settings(model, path)
+        return model
+    _check_kind(path, load_config(path))
+    return load_pretrained(AutoModelForSequenceClassification, path, section)
+
+
+def _head_of_adapter(path: str) -> tuple[str, ...] | None:
+    """Return the names of the weights that an adapter brings for a head; None if it has no head."""
+    shapes = adapters.replaced(path)
+    heads = [shape for name, shape in shapes.items() if name.partition(".")[0] in adapters.HEADS]
+    if not heads:
+        return None
+    # The last layer of a head of several layers has the fewest rows.
+    labels = min(shape[0] for shape in heads)
+    if labels != 1:
+        raise ModelLoadError(f"{path!r} has {labels} labels; a reward model has 1")
+    return tuple(shapes)
+
+
+def _apply_own_settings(model: PreTrainedModel, path: str) -> None:
+    """Set Fairlead's keys from the configuration next to an adapter; its base lacks them."""
+    try:
+        file = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False)
+        found = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError) as error:
+        raise load_failure(f"the configuration of {path!r}", path, error) from error
+    for key in (REWARD_BIAS, REWARD_TEMPERATURE, REWARD_ANSWER_END):
+        if hasattr(model.config, key):
+            delattr(model.config, key)
+        if key in found:
+            setattr(model.config, key, found[key])
+
+
 def _check_kind(path: str, config: PreTrainedConfig) -> None:
     """Reject models that would load but give meaningless scores, before their weights are read."""
     made_for = next(iter(config.architectures or ()), "")
     if gguf_file(path) is not None:
         made_for = "the model in a GGUF file"
     if made_for in _CAUSAL or gguf_file(path) is not None:
+        is_adapter = adapters.base_of(path) is not None
+        remedy = ', or save the head with the adapter (modules_to_save = ["score"])' if is_adapter else ""
+        what = f"an adapter of {made_for}" if is_adapter else made_for
         raise ModelLoadError(
-            f"{path!r} lacks the weights score.weight: {made_for} is a language model without a reward head. "
+            f"{path!r} lacks the weights score.weight: {what} is a language model without a reward head. "
             "Train one with `fairlead reward-model`, or give a sequence-classification model with one label"
+            f"{remedy}"
         )
     if made_for and made_for not in _CLASSIFIERS:
         raise ModelLoadError(
@@ -219,5 +272,5 @@ def _ignores_padding(model: PreTrainedModel) -> bool:
 
 
 def _score_layer(model: PreTrainedModel) -> nn.Linear | None:
-    layers = (getattr(model, name, None) for name in ("score", "classifier"))
+    layers = (getattr(model, name, None) for name in adapters.HEADS)
     return next((layer for layer in layers if isinstance(layer, nn.Linear)), None)

@@ -202,7 +202,9 @@ def _disk(config: RunConfig, sizes: dict[str, ModelSize]) -> DiskPlan:
     kept = config.checkpoint.keep + 1 + (1 if config.evaluation.every_updates else 0)
     versions = max(config.weights.keep, config.ppo.max_staleness + 1) + 1
     policies = 2 if config.evaluation.every_updates else 1
-    reward = sizes["reward_base"].body * config.reward_model.ensemble_size
+    start, reward_lora = sizes["reward_base"], config.reward_model.lora
+    adapter = adapter_parameters(start, reward_lora) if not reward_lora.merge else 0
+    reward = (adapter or start.body) * config.reward_model.ensemble_size
     return DiskPlan(
         checkpoints=kept * 3 * (trained * 4 + head_bytes(critic)),
         weight_store=versions * published * 4,

@@ -115,7 +115,9 @@ class MemoryPlanner:
         longest = min(section.max_sequence_tokens, size.max_positions)
         # A prompt has at least two responses, often four.
         tokens = _largest_batch(section, section.batch_size * 4, longest)
-        process = self._trained("reward-model", size, section, tokens=tokens, longest=longest, head=True)
+        process = self._trained(
+            "reward-model", size, section, tokens=tokens, longest=longest, lora=section.lora, head=True
+        )
         return [dataclasses.replace(process, weights=process.weights * section.ensemble_size)]
 
     def ppo(self) -> list[ProcessMemory]:

@@ -25,7 +25,7 @@ LATEST = "latest"
 """A link to the folder of a version, or a file that holds the folder's name."""
 
 _LONGEST_PAUSE_SECONDS = 300.0
-_MODEL_MARKERS = ("config.json", "ensemble.json")
+_MODEL_MARKERS = ("config.json", "adapter_config.json", "ensemble.json")
 _MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
 
 

@@ -33,6 +33,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
         "ensemble_size",
         "max_sequence_tokens",
         "dtype",
+        "lora.rank",
     ),
     "ppo": (
         *("updates", "batch_size", "mini_batch_size", "epochs", "learning_rate", "critic_learning_rate"),

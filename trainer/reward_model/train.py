@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from fairlead.data.records import Split, load_preferences
 from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError
 from fairlead.metrics import TrainerMetrics
+from fairlead.nn import adapters
 from fairlead.nn.ensemble import EnsembleTemperature, RewardEnsemble, write_members
 from fairlead.nn.loading import (
     check_vocabulary,
@@ -101,6 +103,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         "seconds": time.monotonic() - begun,
         "epochs": section.epochs,
         "ensemble_size": section.ensemble_size,
+        "trained_parameters": sum(parameter.numel() for model in members for parameter in model.parameters()),
         "config_hash": config_hash("reward_model", config),
     }
     durable.write_json(config.folder.result("reward_model"), result)
@@ -143,11 +146,16 @@ def _encoded(
 
 
 def _fresh(config: RunConfig, path: str, member: int) -> RewardModel:
-    # Weights stay float32; the body computes in `dtype`.
-    section = config.reward_model.model_copy(update={"dtype": "float32"})
+    section = config.reward_model
+    # Trained weights are float32, and the body computes in `dtype`; a frozen base may be kept in it.
+    exact = section if section.lora.rank else section.model_copy(update={"dtype": "float32"})
+    numbered = [member] if member else []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.derive(config.seed, "reward_head", *([member] if member else [])))
-        reward = load_reward_model(path, section, fresh_head=True)
+        torch.manual_seed(seeds.derive(config.seed, "reward_head", *numbered))
+        reward = load_reward_model(path, exact, fresh_head=True)
+    if section.lora.rank:
+        seed = seeds.derive(config.seed, "reward_lora", *numbered)
+        adapters.add(reward.model, section.lora, base=path, field="reward_model.lora", seed=seed)
     if section.gradient_checkpointing:
         memory.recompute_blocks(reward.body, field="reward_model")
     return reward
@@ -293,14 +301,15 @@ def _epoch(
             step = position.epoch * per_epoch + len(position.losses)
             optim.set_scheduled_rate(optimizer, section, step, section.epochs * per_epoch)
             step_loss = 0.0
-            for part in loss.micro_batch_losses(
-                model,
-                [rankings[index] for index in indices],
-                max_tokens=section.max_micro_batch_tokens,
-                dtype=torch_dtype(section),
-            ):
-                part.backward()  # type: ignore[no-untyped-call]
-                step_loss += float(part.detach())
+            with _dropout(config, model, position.step):
+                for part in loss.micro_batch_losses(
+                    model,
+                    [rankings[index] for index in indices],
+                    max_tokens=section.max_micro_batch_tokens,
+                    dtype=torch_dtype(section),
+                ):
+                    part.backward()  # type: ignore[no-untyped-call]
+                    step_loss += float(part.detach())
             norm = optim.clipped_step(
                 optimizer, parameters, max_norm=section.max_gradient_norm, loss=step_loss
             )
@@ -315,6 +324,13 @@ def _epoch(
                 "epoch": position.epoch + 1,
                 "member": position.member,
             }
+
+
+def _dropout(config: RunConfig, model: RewardModel, step: int) -> AbstractContextManager[None]:
+    """Return a context in which the dropout of adapters is on, if there is any."""
+    if not config.reward_model.lora.dropout:
+        return nullcontext()
+    return adapters.dropout(model.model, seed=seeds.derive(config.seed, "reward_dropout", step))
 
 
 def _centre(
@@ -357,7 +373,7 @@ def _save(
         # An ensemble has one temperature for all members.
         model.set_temperature(temperature if len(members) == 1 else None)
         model.set_answer_end(trained_end(tokenizer))
-        model.save(path, tokenizer)
+        model.save(path, tokenizer, merge=config.reward_model.lora.merge)
 
 
 def _figures(

@@ -98,8 +98,9 @@ def test_interrupted_sft_gives_the_same_bits(tmp_path: Path, stops_on_sigterm: N
     assert not root("sft", config).exists()
 
 
-def test_interrupted_ensemble_gives_the_same_bits(tmp_path: Path, stops_on_sigterm: None):
-    settings = {**REWARD_MODEL, "path": str(tiny_causal_lm(tmp_path / "base"))}
+@pytest.mark.parametrize("lora", [{}, {"lora.rank": 2, "lora.dropout": 0.2}], ids=["whole", "lora"])
+def test_interrupted_ensemble_gives_the_same_bits(tmp_path: Path, stops_on_sigterm: None, lora: dict):
+    settings = {**REWARD_MODEL, "path": str(tiny_causal_lm(tmp_path / "base")), **lora}
     whole = reward_model_run(tmp_path / "whole", comparisons=200, **settings)
     reward_model.train(whole)
     config = reward_model_run(tmp_path / "cut", comparisons=200, **settings)

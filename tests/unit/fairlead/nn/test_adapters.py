@@ -111,8 +111,11 @@ def test_saved_adapter_loads_like_manual_weights_and_in_peft(base, tmp_path):
         assert all(parameter.requires_grad for parameter in one.parameters())
     assert not (tmp_path / "whole" / adapters.CONFIG_FILE).exists()
     assert torch.equal(logits(model), logits(adapted(base)))  # saving left it as it was
-    exact = ComputeSection(device="cpu", dtype="bfloat16")
-    assert load_causal_lm(str(tmp_path / "a"), exact).dtype == torch.bfloat16
+    half = ComputeSection(device="cpu", dtype="bfloat16")
+    one, other = (load_causal_lm(str(tmp_path / name), half) for name in ("a", "whole"))
+    assert one.dtype == torch.bfloat16
+    # Rotary frequencies stay in float32, as in a whole model.
+    assert torch.equal(logits(one), logits(other))
 
 
 def test_adapter_on_an_adapter_and_reward_model_from_one(base, tmp_path):

@@ -18,9 +18,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fairlead.config import RunConfig
 from fairlead.config.base import ComputeSection
-from fairlead.config.training import LoraSection, PpoSection, ScratchModel
+from fairlead.config.training import LoraSection, PpoSection, RewardModelSection, ScratchModel
 from fairlead.errors import ModelLoadError
-from fairlead.nn import logprobs
+from fairlead.nn import adapters, logprobs
 from fairlead.nn.loading import load_causal_lm
 from fairlead.nn.reward_model import load_reward_model
 from fairlead.planning import formulas
@@ -80,6 +80,19 @@ def test_scratch_size_matches_created_model(hidden: int, layers: int):
     assert size.tensors == len({parameter.data_ptr() for parameter in model.parameters()})
     linear = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
     assert sorted(size.matrices) == sorted(tuple(module.weight.shape) for module in linear)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_reward_model_training_holds_the_planned_weights_and_gradients(
+    models: dict[str, str], tmp_path: Path, rank: int
+):
+    section = RewardModelSection(device="cpu", path=models["policy"], ensemble_size=2, lora={"rank": rank})  # type: ignore[arg-type]
+    training = process(planned(models, tmp_path, reward_model=section), "reward-model", "reward-model")
+    loaded = load_reward_model(models["policy"], CPU, fresh_head=True)
+    if rank:
+        adapters.add(loaded.model, section.lora, base=models["policy"], field="reward_model.lora", seed=0)
+    assert training.weights == 2 * nbytes([*loaded.body.parameters(), *loaded.head.parameters()])
+    assert training.gradients == nbytes(loaded.parameters()) == training.optimizer / 2
 
 
 @pytest.fixture
