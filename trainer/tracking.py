@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -20,6 +20,8 @@ from trainer import durable
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+Doing = Callable[[str, int, int], None]
+"""Reports what is done, how much of it and of how much: see `Tracker.doing`."""
 PROGRESS_SECONDS = 0.2
 """Within a phase, the progress file is replaced at most this often."""
 
@@ -50,6 +52,8 @@ class Tracker:
         self._since = time.time()
         self._seconds: dict[str, float] = {}
         self._waiting_for: str | None = None
+        self._activity = ""
+        self._doing: str | None = None
         self._figures: dict[str, float] = {}
         self._begun = time.monotonic()
         self._written = 0.0
@@ -71,7 +75,9 @@ class Tracker:
         if name != self._phase:
             self._close_phase(now)
             self._phase = name
+            self._since = now
         self._waiting_for = waiting_for
+        self._activity, self._doing = "", None
         self._waits.close()
         # Waiting for rollouts has its own limit; a stage that is done does not wait.
         waiting = watchdog.PROCESS.waiting("phase", name, limited=name not in ("wait", "done"))
@@ -87,6 +93,15 @@ class Tracker:
             self._wait.detail = f"{self._phase}: {what}"
         self._write_progress(force=False)
 
+    def doing(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Report what a phase without steps does, with how much of it is done if `total` is given."""
+        begins = what != self._activity
+        self._activity = what
+        self._doing = f"{what}, {done:,} of {total:,}" if total else what
+        if self._wait is not None:
+            self._wait.restart()
+        self._write_progress(force=begins)
+
     def seconds_per_phase(self) -> dict[str, float]:
         """Return the seconds spent in every phase since the last call, and start counting again."""
         now = time.time()
@@ -100,6 +115,7 @@ class Tracker:
     def record(self, step: int, figures: Mapping[str, float], *, scalars: bool = True) -> None:
         """Record a finished step: a line of metrics, TensorBoard scalars, Prometheus metrics, progress."""
         self._step = step
+        self._activity, self._doing = "", None
         if self._wait is not None:
             self._wait.restart()
         self._figures.update(figures)
@@ -149,7 +165,9 @@ class Tracker:
             return
         self._written = now
         done = self._step - self._first_step
-        eta = (now - self._begun) / done * (self._total - self._step) if done > 0 else None
+        left = self._total - self._step
+        # After the last step the estimate knows nothing of what is left.
+        eta = (now - self._begun) / done * left if done > 0 and (left or self._phase == "done") else None
         progress = {
             "stage": self._stage,
             "phase": self._phase,
@@ -158,6 +176,7 @@ class Tracker:
             "figures": self._figures,
             "since": self._since,
             "waiting_for": self._waiting_for,
+            "doing": self._doing,
             "eta_seconds": eta,
         }
         durable.write_json(self._folder.progress, progress, durable=False)

@@ -259,6 +259,8 @@ class StageProgress:
     """Unix time in seconds at which the phase began."""
     waiting_for: str | None = None
     """What the stage waits for, if it waits."""
+    doing: str | None = None
+    """What the stage does in a phase without steps."""
     eta_seconds: float | None = None
     """Estimated time left, if known."""
 
@@ -275,6 +277,7 @@ def read_progress(path: Path) -> StageProgress | None:
             figures={str(name): float(value) for name, value in (entry.get("figures") or {}).items()},
             since=float(entry.get("since") or 0.0),
             waiting_for=entry.get("waiting_for"),
+            doing=entry.get("doing"),
             eta_seconds=entry.get("eta_seconds"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

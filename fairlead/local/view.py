@@ -210,8 +210,8 @@ def duration(seconds: float) -> str:
 
 
 def phase(now: StageProgress) -> str:
-    """Return the current phase of a stage, and what it waits for."""
-    text = now.phase
+    """Return the current phase of a stage, and what it does or waits for."""
+    text = f"{now.phase}: {now.doing}" if now.doing else now.phase
     if now.waiting_for:
         text += f" for {now.waiting_for}" if now.phase == "wait" else f", waiting for {now.waiting_for}"
     return text

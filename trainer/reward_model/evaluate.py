@@ -6,7 +6,8 @@ differences does not determine the zero, and PPO's first values and the report n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,12 +21,27 @@ from trainer import demonstrations as encoding
 from trainer import seeds
 from trainer.reward_model import baselines, calibration, data, loss
 from trainer.sequences import pack
+from trainer.tracking import Doing
 
+_T = TypeVar("_T")
 Model = RewardModel | RewardEnsemble
 MAX_DEMONSTRATIONS = 2_048
 """Most demonstrations to score; their mean is then known to about 2% of their standard deviation."""
 MAX_RANKINGS = 2_048
 """Most rankings whose scores the quantiles are computed from."""
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def _reported(groups: Iterable[list[_T]], what: str, total: int, *, doing: Doing) -> Iterator[list[_T]]:
+    """Yield the groups, and report before each how many of their members are done."""
+    done = 0
+    for group in groups:
+        doing(what, done, total)
+        yield group
+        done += len(group)
 
 
 @torch.no_grad()
@@ -35,11 +51,13 @@ def margins_by_prompt(
     *,
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
+    doing: Doing = _silent,
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Return the margins of the pairs of each prompt, and the loss of each ranking."""
     margins: dict[str, list[float]] = {}
     losses: list[float] = []
-    for members in data.pack(rankings, max_tokens=max_tokens):
+    what = ("comparing held-out responses", len(rankings))
+    for members in _reported(data.pack(rankings, max_tokens=max_tokens), *what, doing=doing):
         for scores_K, ranking in zip(loss.forward(model, members, dtype=dtype), members, strict=True):
             margins.setdefault(ranking.prompt, []).extend(loss.margins(scores_K, ranking.pairs).tolist())
             losses.append(float(loss.ranking_loss(scores_K, ranking.pairs)))
@@ -52,9 +70,10 @@ def evaluate(
     *,
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
+    doing: Doing = _silent,
 ) -> dict[str, float]:
     """Return `accuracy`, `ece` and `loss` on comparisons; NaN without comparisons."""
-    margins, losses = margins_by_prompt(model, rankings, max_tokens=max_tokens, dtype=dtype)
+    margins, losses = margins_by_prompt(model, rankings, max_tokens=max_tokens, dtype=dtype, doing=doing)
     return summary([margin for found in margins.values() for margin in found], losses)
 
 
@@ -65,11 +84,14 @@ def score_quantiles(
     *,
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
+    doing: Doing = _silent,
 ) -> list[float]:
     """Return the 0.5% and 99.5% quantiles of the scores of responses, which PPO's guard uses as a range."""
+    drawn = rankings[:MAX_RANKINGS]
+    groups = data.pack(drawn, max_tokens=max_tokens)
     scores = [
         scores_K
-        for members in data.pack(rankings[:MAX_RANKINGS], max_tokens=max_tokens)
+        for members in _reported(groups, "scoring rankings", len(drawn), doing=doing)
         for scores_K in loss.forward(model, members, dtype=dtype)
     ]
     shares = torch.tensor([0.005, 0.995])
@@ -133,10 +155,12 @@ def mean_score(
     *,
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
+    doing: Doing = _silent,
 ) -> float:
     """Return the mean score of the sequences; NaN without sequences."""
     total = 0.0
-    for group in pack([len(sequence) for sequence in sequences], max_tokens=max_tokens):
+    groups = pack([len(sequence) for sequence in sequences], max_tokens=max_tokens)
+    for group in _reported(groups, "scoring demonstrations", len(sequences), doing=doing):
         total += float(loss.score(model, [sequences[index] for index in group], dtype=dtype).double().sum())
     return total / len(sequences) if sequences else float("nan")
 

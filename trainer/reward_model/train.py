@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ from trainer.reward_model.evaluate import (
     summary,
 )
 from trainer.stage_checkpoint import Position, StageCheckpoints, uninterrupted
-from trainer.tracking import Tracker
+from trainer.tracking import Doing, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -84,30 +85,33 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
             sequence for ranking in known.rankings for sequence in (*ranking.sequences, *ranking.pairs)
         ),
     )
-    train_loss = _epochs(config, members, known.rankings, heldout.rankings, metrics, checkpoints)
-    centred = _centre(config, members, tokenizer, limit)
-    for model in members:
-        finite.check_weights(
-            trained_tensors(_trained(model)),
-            what="reward_model: the model",
-            rate="reward_model.learning_rate",
-        )
-    figures, temperature = _figures(config, members, known.rankings, heldout.rankings)
-    with durable.new_folder(config.folder.reward_model) as folder:
-        _save(config, folder, members, tokenizer, temperature)
-    result: Result = {
-        **figures,
-        **centred,
-        **_counts(known, heldout),
-        "train_loss": train_loss,
-        "seconds": time.monotonic() - begun,
-        "epochs": section.epochs,
-        "ensemble_size": section.ensemble_size,
-        "trained_parameters": sum(parameter.numel() for model in members for parameter in model.parameters()),
-        "config_hash": config_hash("reward_model", config),
-    }
-    durable.write_json(config.folder.result("reward_model"), result)
-    checkpoints.forget()
+    training = _Training(config, members, checkpoints)
+    with _tracker(config, training, num_rankings=len(known.rankings), metrics=metrics) as tracker:
+        train_loss = _epochs(config, training, known.rankings, heldout.rankings, tracker)
+        _check_weights(members)
+        training.save()  # what follows takes a while on long data, and starts from here if it is interrupted
+        tracker.phase("evaluate")
+        centred = _centre(config, members, tokenizer, limit, tracker.doing)
+        _check_weights(members)
+        figures, temperature = _figures(config, members, known.rankings, heldout.rankings, tracker.doing)
+        tracker.phase("publish")
+        tracker.doing("writing the model")
+        with durable.new_folder(config.folder.reward_model) as folder:
+            _save(config, folder, members, tokenizer, temperature)
+        result: Result = {
+            **figures,
+            **centred,
+            **_counts(known, heldout),
+            "train_loss": train_loss,
+            "seconds": time.monotonic() - begun,
+            "epochs": section.epochs,
+            "ensemble_size": section.ensemble_size,
+            "trained_parameters": sum(p.numel() for model in members for p in model.parameters()),
+            "config_hash": config_hash("reward_model", config),
+        }
+        durable.write_json(config.folder.result("reward_model"), result)
+        checkpoints.forget()
+        tracker.phase("done")
     pairs = result["heldout_comparisons"]
     logger.info("reward_model: held-out accuracy %.4f of %d pairs", result["accuracy"], pairs)
     return result
@@ -197,6 +201,11 @@ class _Training:
         tensors["optimizer"] = optimizer_tensors(_trained(self.model), self.optimizer)
         self._checkpoints.save(self.position, tensors)
 
+    def save_if_due(self) -> None:
+        """Write a checkpoint every `checkpoint.every_steps` steps."""
+        if self._checkpoints.is_due(self.position.step):
+            self.save()
+
     def advance(self) -> bool:
         """Begin the next epoch, of the next member after the last one; False if everything is trained."""
         position = self.position
@@ -235,51 +244,63 @@ def _trained(model: RewardModel) -> torch.nn.Module:
     return torch.nn.ModuleDict({"body": model.body, "head": model.head})
 
 
-def _epochs(
-    config: RunConfig,
-    members: Sequence[RewardModel],
-    rankings: Sequence[data.EncodedRanking],
-    heldout: Sequence[data.EncodedRanking],
-    metrics: TrainerMetrics | None,
-    checkpoints: StageCheckpoints,
-) -> float:
-    """Train every member, from the newest checkpoint on; return the mean loss of their last epochs."""
+def _check_weights(members: Sequence[RewardModel]) -> None:
+    for model in members:
+        finite.check_weights(
+            trained_tensors(_trained(model)),
+            what="reward_model: the model",
+            rate="reward_model.learning_rate",
+        )
+
+
+def _tracker(
+    config: RunConfig, training: _Training, *, num_rankings: int, metrics: TrainerMetrics | None
+) -> Tracker:
     section = config.reward_model
-    steps = section.epochs * math.ceil(len(rankings) / section.batch_size)
-    training = _Training(config, members, checkpoints)
-    with Tracker(
+    steps = section.epochs * math.ceil(num_rankings / section.batch_size)
+    return Tracker(
         "reward_model",
         config.folder,
-        total=steps * len(members),
+        total=steps * section.ensemble_size,
         first_step=training.position.step,
         tensorboard=config.observe.tensorboard,
         metrics=metrics,
-    ) as tracker:
-        try:
-            while True:
-                tracker.phase("train")
-                for figures in _epoch(config, training, rankings):
-                    tracker.record(training.position.step, figures)
-                    if checkpoints.is_due(training.position.step):
-                        training.save()
-                train_loss = _mean(training.position.losses)
-                finite.check_mean("reward_model", "loss", train_loss)
-                tracker.phase("evaluate")
-                if heldout:
-                    found = evaluate(
-                        training.model,
-                        heldout,
-                        max_tokens=section.max_micro_batch_tokens,
-                        dtype=torch_dtype(section),
-                    )
-                    tracker.record(tracker.step, {f"heldout_{name}": value for name, value in found.items()})
-                    finite.check_mean("reward_model", "held-out loss", found["loss"])
-                if not training.advance():
-                    break
-        except SystemExit:
-            training.save()
-            raise
-        tracker.phase("done")
+    )
+
+
+def _epochs(
+    config: RunConfig,
+    training: _Training,
+    rankings: Sequence[data.EncodedRanking],
+    heldout: Sequence[data.EncodedRanking],
+    tracker: Tracker,
+) -> float:
+    """Train every member, from the newest checkpoint on; return the mean loss of their last epochs."""
+    section = config.reward_model
+    try:
+        while True:
+            tracker.phase("train")
+            for figures in _epoch(config, training, rankings):
+                tracker.record(training.position.step, figures)
+                training.save_if_due()
+            train_loss = _mean(training.position.losses)
+            finite.check_mean("reward_model", "loss", train_loss)
+            tracker.phase("evaluate")
+            if heldout:
+                found = evaluate(
+                    training.model,
+                    heldout,
+                    max_tokens=section.max_micro_batch_tokens,
+                    dtype=torch_dtype(section),
+                    doing=tracker.doing,
+                )
+                tracker.record(tracker.step, {f"heldout_{name}": value for name, value in found.items()})
+                finite.check_mean("reward_model", "held-out loss", found["loss"])
+            if not training.advance():
+                break
+    except SystemExit:
+        training.save()
+        raise
     return training.train_loss()
 
 
@@ -334,20 +355,28 @@ def _dropout(config: RunConfig, model: RewardModel, step: int) -> AbstractContex
 
 
 def _centre(
-    config: RunConfig, members: Sequence[RewardModel], tokenizer: PreTrainedTokenizerBase, limit: int
+    config: RunConfig,
+    members: Sequence[RewardModel],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    doing: Doing,
 ) -> dict[str, float]:
     """Shift every member so that demonstrations score 0 on average; return their mean scores afterwards."""
     sequences = demonstration_sequences(config, tokenizer, max_tokens=limit)
     if sequences is None:
         return {}
-    budget = config.reward_model.max_micro_batch_tokens
-    dtype = torch_dtype(config.reward_model)
+    mean = partial(
+        mean_score,
+        max_tokens=config.reward_model.max_micro_batch_tokens,
+        dtype=torch_dtype(config.reward_model),
+        doing=doing,
+    )
     for model in members:
-        shift(model, -mean_score(model, sequences.train, max_tokens=budget, dtype=dtype))
+        shift(model, -mean(model, sequences.train))
     served = _served(config, members)
     return {
-        "demonstrations_mean": mean_score(served, sequences.train, max_tokens=budget, dtype=dtype),
-        "heldout_demonstrations_mean": mean_score(served, sequences.heldout, max_tokens=budget, dtype=dtype),
+        "demonstrations_mean": mean(served, sequences.train),
+        "heldout_demonstrations_mean": mean(served, sequences.heldout),
     }
 
 
@@ -381,12 +410,15 @@ def _figures(
     members: Sequence[RewardModel],
     rankings: Sequence[data.EncodedRanking],
     heldout: Sequence[data.EncodedRanking],
+    doing: Doing,
 ) -> tuple[Result, float | None]:
     """Return the figures of the served model on held-out prompts, and its calibration temperature."""
     budget = config.reward_model.max_micro_batch_tokens
     dtype = torch_dtype(config.reward_model)
     served = _served(config, members)
-    margins, losses = margins_by_prompt(served, heldout, max_tokens=budget, dtype=dtype)
+    margins, losses = margins_by_prompt(served, heldout, max_tokens=budget, dtype=dtype, doing=doing)
+    quantiles = score_quantiles(served, rankings, max_tokens=budget, dtype=dtype, doing=doing)
+    doing("fitting the calibration and the baselines", 0, 0)
     flat = [margin for group in margins.values() for margin in group]
     temperature = calibration.fit_temperature(flat)
     found: Result = {
@@ -394,12 +426,13 @@ def _figures(
         "temperature": float("nan") if temperature is None else temperature,
         "ece_calibrated": calibration.calibrated_error(margins),
         **intervals(margins, seed=config.seed),
-        "score_quantiles": score_quantiles(served, rankings, max_tokens=budget, dtype=dtype),
+        "score_quantiles": quantiles,
         "baselines": baseline_accuracies(rankings, heldout),
     }
     if len(members) > 1:
         found["member_accuracies"] = [
-            evaluate(member, heldout, max_tokens=budget, dtype=dtype)["accuracy"] for member in members
+            evaluate(member, heldout, max_tokens=budget, dtype=dtype, doing=doing)["accuracy"]
+            for member in members
         ]
     if temperature is None:
         logger.warning("no calibration temperature: %d held-out pairs do not determine one", len(flat))

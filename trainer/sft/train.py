@@ -70,27 +70,32 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     if section.batching == "packing":
         packing.check(model, sequences)
     checkpoints = StageCheckpoints("sft", config, sequences=(one.token_ids for one in sequences))
-    train_loss, heldout_losses = _epochs(config, model, sequences, heldout, metrics, checkpoints)
-    finite.check_weights(trained_tensors(model), what="sft: the model", rate="sft.learning_rate")
-    with durable.new_folder(config.folder.sft_model) as folder:
-        adapters.save(model, folder, merge=section.lora.merge)
-        tokenizer.save_pretrained(folder)
-    result: Result = {
-        "train_loss": train_loss,
-        "heldout_loss": heldout_losses.pop("all"),
-        "heldout_loss_by_format": heldout_losses,
-        "seconds": time.monotonic() - begun,
-        "demonstrations": len(sequences),
-        "heldout_demonstrations": sum(map(len, heldout.values())),
-        "truncated": known.cut + known.left_out,
-        "left_out": known.left_out,
-        "epochs": section.epochs,
-        "parameters": sum(parameter.numel() for parameter in nn.Module.parameters(model)),
-        "trained_parameters": sum(parameter.numel() for parameter in optim.learning(model)),
-        "config_hash": config_hash("sft", config),
-    }
-    durable.write_json(config.folder.result("sft"), result)
-    checkpoints.forget()
+    training = _Training(config, model, checkpoints)
+    with _tracker(config, training, num_sequences=len(sequences), metrics=metrics) as tracker:
+        train_loss, heldout_losses = _epochs(config, training, sequences, heldout, tracker)
+        finite.check_weights(trained_tensors(model), what="sft: the model", rate="sft.learning_rate")
+        tracker.phase("publish")
+        tracker.doing("writing the model")
+        with durable.new_folder(config.folder.sft_model) as folder:
+            adapters.save(model, folder, merge=section.lora.merge)
+            tokenizer.save_pretrained(folder)
+        result: Result = {
+            "train_loss": train_loss,
+            "heldout_loss": heldout_losses.pop("all"),
+            "heldout_loss_by_format": heldout_losses,
+            "seconds": time.monotonic() - begun,
+            "demonstrations": len(sequences),
+            "heldout_demonstrations": sum(map(len, heldout.values())),
+            "truncated": known.cut + known.left_out,
+            "left_out": known.left_out,
+            "epochs": section.epochs,
+            "parameters": sum(parameter.numel() for parameter in nn.Module.parameters(model)),
+            "trained_parameters": sum(parameter.numel() for parameter in optim.learning(model)),
+            "config_hash": config_hash("sft", config),
+        }
+        durable.write_json(config.folder.result("sft"), result)
+        checkpoints.forget()
+        tracker.phase("done")
     logger.info("sft: held-out loss %.4f after %.1f s", result["heldout_loss"], result["seconds"])
     return result
 
@@ -188,15 +193,16 @@ class _Training:
         }
         self._checkpoints.save(self.position, tensors)
 
-    def epoch(self, sequences: Sequence[TokenSequence], *, total: int) -> Iterator[dict[str, float]]:
-        """Train the rest of the current epoch; yield the figures of each step and advance the position.
+    def num_steps(self, num_sequences: int) -> int:
+        """Return the number of optimizer steps of the whole stage."""
+        section = self.config.sft
+        return section.epochs * math.ceil(num_sequences / section.batch_size)
 
-        Args:
-            sequences: what is learnt.
-            total: steps of the whole stage.
-        """
+    def epoch(self, sequences: Sequence[TokenSequence]) -> Iterator[dict[str, float]]:
+        """Train the rest of the current epoch; yield the figures of each step and advance the position."""
         position = self.position
         section = self.config.sft
+        total = self.num_steps(len(sequences))
         order = batches(len(sequences), size=section.batch_size, seed=self.config.seed, epoch=position.epoch)
         for indices in itertools.islice(order, len(position.losses), None):
             with uninterrupted():
@@ -229,46 +235,50 @@ class _Training:
         return True
 
 
-def _epochs(
-    config: RunConfig,
-    model: PreTrainedModel,
-    sequences: list[TokenSequence],
-    heldout: dict[str, list[TokenSequence]],
-    metrics: TrainerMetrics | None,
-    checkpoints: StageCheckpoints,
-) -> tuple[float, dict[str, float]]:
-    """Train from the newest checkpoint to the last epoch; return its mean loss and the held-out losses."""
-    section = config.sft
-    total = section.epochs * math.ceil(len(sequences) / section.batch_size)
-    training = _Training(config, model, checkpoints)
-    with Tracker(
+def _tracker(
+    config: RunConfig, training: _Training, *, num_sequences: int, metrics: TrainerMetrics | None
+) -> Tracker:
+    return Tracker(
         "sft",
         config.folder,
-        total=total,
+        total=training.num_steps(num_sequences),
         first_step=training.position.step,
         tensorboard=config.observe.tensorboard,
         metrics=metrics,
-    ) as tracker:
-        try:
-            while True:
-                tracker.phase("train")
-                for figures in training.epoch(sequences, total=total):
-                    tracker.record(training.position.step, figures)
-                tracker.phase("evaluate")
-                losses = heldout_losses(
-                    model, heldout, max_tokens=section.max_micro_batch_tokens, dtype=torch_dtype(section)
-                )
-                if any(heldout.values()):
-                    figures = {"heldout_loss": losses["all"], "epoch": training.position.epoch + 1}
-                    tracker.record(training.position.step, figures)
-                    finite.check_mean("sft", "held-out loss", losses["all"])
-                train_loss = training.mean_loss()
-                if not training.advance():
-                    break
-        except SystemExit:
-            training.save()
-            raise
-        tracker.phase("done")
+    )
+
+
+def _epochs(
+    config: RunConfig,
+    training: _Training,
+    sequences: list[TokenSequence],
+    heldout: dict[str, list[TokenSequence]],
+    tracker: Tracker,
+) -> tuple[float, dict[str, float]]:
+    """Train from the newest checkpoint to the last epoch; return its mean loss and the held-out losses."""
+    section = config.sft
+    try:
+        while True:
+            tracker.phase("train")
+            for figures in training.epoch(sequences):
+                tracker.record(training.position.step, figures)
+            tracker.phase("evaluate")
+            losses = heldout_losses(
+                training.model,
+                heldout,
+                max_tokens=section.max_micro_batch_tokens,
+                dtype=torch_dtype(section),
+            )
+            if any(heldout.values()):
+                figures = {"heldout_loss": losses["all"], "epoch": training.position.epoch + 1}
+                tracker.record(training.position.step, figures)
+                finite.check_mean("sft", "held-out loss", losses["all"])
+            train_loss = training.mean_loss()
+            if not training.advance():
+                break
+    except SystemExit:
+        training.save()
+        raise
     return train_loss, losses
 
 

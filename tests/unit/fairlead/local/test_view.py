@@ -104,6 +104,21 @@ def test_line_before_the_first_progress_names_waiting_processes(tmp_path: Path):
     assert "starting" in drawn(quiet, 80)[0]
 
 
+def test_line_of_a_phase_without_steps_names_what_is_done(tmp_path: Path):
+    changes = {
+        "stage": "reward_model",
+        "step": 24,
+        "phase": "evaluate",
+        "waiting_for": None,
+        "eta_seconds": None,
+    }
+    doing = "scoring demonstrations, 256 of 2,048"
+    found = view(tmp_path, **changes, doing=doing)
+    found = View("r", stage="reward_model", path=tmp_path / "progress.json", processes=[])
+    assert found.line().startswith(f"reward_model 24/24 · evaluate: {doing} · reward 1.23")
+    assert f"evaluate: {doing}" in "\n".join(drawn(found, 120))
+
+
 def test_line_of_a_finished_run_has_no_eta(tmp_path: Path):
     line = view(tmp_path, step=24, phase="done", waiting_for=None, eta_seconds=0.0).line()
     assert line == "ppo 24/24 · done · reward 1.23 · KL 4.0e-05 · tokens/s 12,346 · entropy 3.5"

@@ -21,6 +21,7 @@ from fairlead.nn.loading import weights_digest
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trainer.reward_model import baselines, calibration, data, loss
+from trainer.reward_model.evaluate import evaluate, mean_score, score_quantiles
 from trainer.reward_model.train import train
 
 CPU = ComputeSection(device="cpu")
@@ -191,6 +192,43 @@ def test_stage_reads_several_files_and_centres_demonstrations(tmp_path):
     assert max(known) - min(known) > 0.01
     unseen = demonstration_scores(saved, config, demonstrations, heldout=True)
     assert result["heldout_demonstrations_mean"] == pytest.approx(sum(unseen) / len(unseen), abs=1e-5)
+
+
+def test_stage_is_done_after_its_result_is_written(tmp_path):
+    config, _ = configured(tmp_path, **{"reward_model.epochs": 1})
+    train(config)
+    phases = [json.loads(line) for line in config.folder.phases.read_text().splitlines()]
+    assert [entry["phase"] for entry in phases] == ["start", "train", "evaluate", "publish", "done"]
+    assert phases[-1]["start"] >= config.folder.result("reward_model").stat().st_mtime
+    progress = json.loads(config.folder.progress.read_text())
+    assert (progress["phase"], progress["doing"], progress["eta_seconds"]) == ("done", None, 0.0)
+
+
+def test_measurements_report_how_much_is_done(model):
+    rankings = data.encode(RECORDS, tiny_tokenizer(), max_tokens=100).rankings
+    sequences = [ranking.sequences[0] for ranking in rankings]
+    found: list[tuple[str, int, int]] = []
+
+    def doing(what: str, done: int, total: int) -> None:
+        found.append((what, done, total))
+
+    quiet = [
+        evaluate(model, rankings, max_tokens=30),
+        score_quantiles(model, rankings, max_tokens=30),
+        mean_score(model, sequences, max_tokens=10),
+    ]
+    assert quiet == [
+        evaluate(model, rankings, max_tokens=30, doing=doing),
+        score_quantiles(model, rankings, max_tokens=30, doing=doing),
+        mean_score(model, sequences, max_tokens=10, doing=doing),
+    ]
+    by_activity = {what: [done for one, done, _ in found if one == what] for what, _, _ in found}
+    assert list(by_activity) == ["comparing held-out responses", "scoring rankings", "scoring demonstrations"]
+    assert {total for _, _, total in found} == {len(rankings)} == {4}
+    for steps in by_activity.values():
+        assert steps[0] == 0
+        assert steps == sorted(set(steps))
+        assert len(steps) > 1
 
 
 def test_ensemble_members_differ_and_the_first_equals_the_single_model(tmp_path):
