@@ -12,21 +12,17 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig
 from fairlead.data.comparisons import Comparisons
-from fairlead.data.control import trained_end
 from fairlead.data.records import Split, load_preferences
 from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn import adapters
-from fairlead.nn.ensemble import EnsembleTemperature, RewardEnsemble, write_members
 from fairlead.nn.loading import (
     check_vocabulary,
     load_tokenizer,
@@ -38,27 +34,15 @@ from fairlead.nn.reward_model import RewardModel, load_reward_model
 from trainer import durable, finite, memory, optim, seeds
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.results import config_hash
-from trainer.reward_model import calibration, data, loss
-from trainer.reward_model.evaluate import (
-    baseline_accuracies,
-    demonstration_sequences,
-    evaluate,
-    intervals,
-    margins_by_prompt,
-    mean_score,
-    score_quantiles,
-    shift,
-    summary,
-)
+from trainer.reward_model import data, finish, loss
+from trainer.reward_model.evaluate import evaluate
 from trainer.stage_checkpoint import Position, StageCheckpoints, uninterrupted
-from trainer.tracking import Doing, Tracker
+from trainer.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
-Result = dict[str, float | str | list[float] | dict[str, dict[str, float]]]
 
-
-def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
+def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> finish.Result:
     """Train, write the model folder and the result, and return the result.
 
     Raises:
@@ -91,17 +75,19 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
         _check_weights(members)
         training.save()  # what follows takes a while on long data, and starts from here if it is interrupted
         tracker.phase("evaluate")
-        centred = _centre(config, members, tokenizer, limit, tracker.doing)
+        centred = finish.centre(config, members, tokenizer, limit, tracker.doing)
         _check_weights(members)
-        figures, temperature = _figures(config, members, known.rankings, heldout.rankings, tracker.doing)
+        figures, temperature = finish.measure(
+            config, members, known.rankings, heldout.rankings, tracker.doing
+        )
         tracker.phase("publish")
         tracker.doing("writing the model")
         with durable.new_folder(config.folder.reward_model) as folder:
-            _save(config, folder, members, tokenizer, temperature)
-        result: Result = {
+            finish.save(config, folder, members, tokenizer, temperature)
+        result: finish.Result = {
             **figures,
             **centred,
-            **_counts(known, heldout),
+            **finish.counts(known, heldout),
             "train_loss": train_loss,
             "seconds": time.monotonic() - begun,
             "epochs": section.epochs,
@@ -352,105 +338,3 @@ def _dropout(config: RunConfig, model: RewardModel, step: int) -> AbstractContex
     if not config.reward_model.lora.dropout:
         return nullcontext()
     return adapters.dropout(model.model, seed=seeds.derive(config.seed, "reward_dropout", step))
-
-
-def _centre(
-    config: RunConfig,
-    members: Sequence[RewardModel],
-    tokenizer: PreTrainedTokenizerBase,
-    limit: int,
-    doing: Doing,
-) -> dict[str, float]:
-    """Shift every member so that demonstrations score 0 on average; return their mean scores afterwards."""
-    sequences = demonstration_sequences(config, tokenizer, max_tokens=limit)
-    if sequences is None:
-        return {}
-    mean = partial(
-        mean_score,
-        max_tokens=config.reward_model.max_micro_batch_tokens,
-        dtype=torch_dtype(config.reward_model),
-        doing=doing,
-    )
-    for model in members:
-        shift(model, -mean(model, sequences.train))
-    served = _served(config, members)
-    return {
-        "demonstrations_mean": mean(served, sequences.train),
-        "heldout_demonstrations_mean": mean(served, sequences.heldout),
-    }
-
-
-def _served(config: RunConfig, members: Sequence[RewardModel]) -> RewardEnsemble:
-    reward = config.reward
-    return RewardEnsemble(tuple(members), rule=reward.ensemble, std_weight=reward.ensemble_std_weight)
-
-
-def _save(
-    config: RunConfig,
-    folder: Path,
-    members: Sequence[RewardModel],
-    tokenizer: PreTrainedTokenizerBase,
-    temperature: float | None,
-) -> None:
-    paths = [folder]
-    if len(members) > 1:
-        rule = config.reward.ensemble
-        weight = config.reward.ensemble_std_weight
-        fitted = None if temperature is None else EnsembleTemperature(temperature, rule, weight)
-        paths = write_members(folder, len(members), temperature=fitted)
-    for model, path in zip(members, paths, strict=True):
-        # An ensemble has one temperature for all members.
-        model.set_temperature(temperature if len(members) == 1 else None)
-        model.set_answer_end(trained_end(tokenizer))
-        model.save(path, tokenizer, merge=config.reward_model.lora.merge)
-
-
-def _figures(
-    config: RunConfig,
-    members: Sequence[RewardModel],
-    rankings: Sequence[data.EncodedRanking],
-    heldout: Sequence[data.EncodedRanking],
-    doing: Doing,
-) -> tuple[Result, float | None]:
-    """Return the figures of the served model on held-out prompts, and its calibration temperature."""
-    budget = config.reward_model.max_micro_batch_tokens
-    dtype = torch_dtype(config.reward_model)
-    served = _served(config, members)
-    margins, losses = margins_by_prompt(served, heldout, max_tokens=budget, dtype=dtype, doing=doing)
-    quantiles = score_quantiles(served, rankings, max_tokens=budget, dtype=dtype, doing=doing)
-    doing("fitting the calibration and the baselines", 0, 0)
-    flat = [margin for group in margins.values() for margin in group]
-    temperature = calibration.fit_temperature(flat)
-    found: Result = {
-        **summary(flat, losses),
-        "temperature": float("nan") if temperature is None else temperature,
-        "ece_calibrated": calibration.calibrated_error(margins),
-        **intervals(margins, seed=config.seed),
-        "score_quantiles": quantiles,
-        "baselines": baseline_accuracies(rankings, heldout),
-    }
-    if len(members) > 1:
-        found["member_accuracies"] = [
-            evaluate(member, heldout, max_tokens=budget, dtype=dtype, doing=doing)["accuracy"]
-            for member in members
-        ]
-    if temperature is None:
-        logger.warning("no calibration temperature: %d held-out pairs do not determine one", len(flat))
-    return found, temperature
-
-
-def _counts(known: data.EncodedComparisons, heldout: data.EncodedComparisons) -> dict[str, float]:
-    both = (*known.rankings, *heldout.rankings)
-    return {
-        "comparisons": sum(len(ranking.pairs) for ranking in known.rankings),
-        "rankings": len(known.rankings),
-        "heldout_comparisons": sum(len(ranking.pairs) for ranking in heldout.rankings),
-        "heldout_prompts": len({ranking.prompt for ranking in heldout.rankings}),
-        "prompts": len({ranking.prompt for ranking in both}),
-        "responses": sum(len(ranking.sequences) for ranking in both),
-        "ties": known.ties + heldout.ties,
-        "skipped": known.skipped + heldout.skipped,
-        "truncated": known.truncated,
-        "too_long": known.left_out.too_long + heldout.left_out.too_long,
-        "alike": known.left_out.alike + heldout.left_out.alike,
-    }
