@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -145,7 +145,11 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def max_sequence_tokens(model: PreTrainedModel | PreTrainedConfig, configured: int) -> int:
-    """Return the configured limit, at most the model's own; the model's own if none is configured."""
+    """Return the configured limit, at most the model's own; the model's own if none is configured.
+
+    A model that computes long sequences by other positions than short ones is limited to the short ones,
+    because the values of a sequence would depend on the others in its batch, and on how much of it is cached.
+    """
     config = model.config if isinstance(model, PreTrainedModel) else model
     own = next(
         (
@@ -155,7 +159,30 @@ def max_sequence_tokens(model: PreTrainedModel | PreTrainedConfig, configured: i
         ),
         2_048,
     )
-    return min(configured, own) if configured else own
+    limit = min(configured, own) if configured else own
+    steady = min([limit, *_changes_of_positions(config)])
+    if steady < limit:
+        logger.warning(
+            "sequences are limited to %d tokens instead of %d: %s computes longer ones by other positions",
+            steady,
+            limit,
+            type(model).__name__,
+        )
+    return steady
+
+
+def _changes_of_positions(config: PreTrainedConfig) -> Iterator[int]:
+    """Yield the lengths of sequences after which a model changes what it computes of all positions."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for rope in (parameters, *parameters.values()):
+        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+            own = getattr(config, "original_max_position_embeddings", None)
+            length = rope.get("original_max_position_embeddings") or own
+            if isinstance(length, int):
+                yield length
+    # Llama 4 scales queries by the column in a batch instead of the position.
+    if getattr(config, "attn_temperature_tuning", False):
+        yield int(config.floor_scale) - 1
 
 
 def load_causal_lm(path: str, section: ComputeSection) -> PreTrainedModel:
@@ -186,6 +213,13 @@ def load_config(path: str) -> PreTrainedConfig:
         raise load_failure(f"the model {path!r}", path, error) from error
     assert isinstance(config, PreTrainedConfig)
     return config
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return the number of rows of the embedding."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]
 
 
 def check_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -45,7 +45,6 @@ def _load(
     from fairlead.data.encoding import encode_prompt
     from fairlead.data.template import apply_settings
     from fairlead.nn import adapters, loading
-    from services.policy.decoder import vocabulary_size
     from services.policy.requests import encode
     from services.policy.transformers_engine import EngineLimits, TransformersEngine
 
@@ -62,7 +61,7 @@ def _load(
     info = ModelInfo(
         model_id=path,
         tokenizer_fingerprint=loading.tokenizer_fingerprint(tokenizer),
-        vocabulary_size=vocabulary_size(model),
+        vocabulary_size=loading.vocabulary_size(model),
         max_sequence_tokens=loading.max_sequence_tokens(model, section.max_sequence_tokens),
         dtype=section.dtype,
     )

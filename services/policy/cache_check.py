@@ -1,4 +1,4 @@
-"""Check, when a model is loaded, that it can be decoded with the slot cache.
+"""Check, when a model is loaded, that the decoder computes what the model's own forward pass computes.
 
 Any causal language model works whose only state is keys and values; others keep more state (convolutions,
 recurrences).
@@ -6,7 +6,7 @@ recurrences).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,60 +14,59 @@ from transformers import PreTrainedModel
 
 from fairlead.errors import ModelLoadError
 from fairlead.nn import trial
-from services.policy.decoder import vocabulary_size
-from services.policy.slot_cache import SlotCache
+from fairlead.nn.logprobs import token_logprobs
+from fairlead.nn.trial import Comparison, Probe
+from fairlead.types import SamplingParams, WeightVersion
+from services.policy.decoder import Decoder
+from services.policy.sample_state import SampleState
+from services.policy.sampler import stream_key
+
+_VERSION = WeightVersion(0, 0)
 
 
-def check_cache(model: PreTrainedModel) -> None:
-    """Compare a decoding step of two rows of different length with a plain forward pass.
+def check_cache(model: PreTrainedModel, *, longest: int) -> None:
+    """Compare the log-probs of a few samples with those of plain forward passes.
+
+    The samples have prompts of different length, and one joins while others run and another leaves.
+
+    Args:
+        model: the model.
+        longest: tokens of the longest sequence that will be decoded.
 
     Raises:
         ModelLoadError: if they differ, because the architecture keeps state that the slot cache does not
-            store.
+            store, or computes padded rows differently.
     """
-    reason = trial.obstacle(lambda: _difference(model))
+    reason = trial.obstacle(model, lambda probe: _comparisons(model, probe), longest=longest)
     if reason:
         raise ModelLoadError(
             f"{type(model).__name__} cannot be decoded with a cache of only keys and values ({reason})"
         )
 
 
-def _difference(model: PreTrainedModel) -> str:
-    size = vocabulary_size(model)
-    prompts = [[token % size for token in range(3, 3 + length)] for length in (7, 4)]
-    for ours, prompt in zip(_two_rows(model, prompts), prompts, strict=True):
-        ids = torch.tensor([prompt], device=model.device)
-        plain = model(input_ids=ids, use_cache=False).logits[0, -1]
-        difference = float((ours - plain).abs().max() / plain.abs().max().clamp(min=1))
-        if not difference < trial.tolerance(model.dtype):
-            return f"logits differ by {difference:.2g}"
-    return ""
+def _comparisons(model: PreTrainedModel, probe: Probe) -> Iterator[Comparison]:
+    prompts = [probe.ids(3), probe.long_ids(6), probe.ids(4)]
+    samples = [
+        SampleState(prompt, SamplingParams(), stream_key(0, index), frozenset(), limit=6)
+        for index, prompt in enumerate(prompts)
+    ]
+    decoder = Decoder(model, slots=3)
+    decoder.add(samples[:2], _VERSION)
+    decoder.step(_VERSION)
+    decoder.add(samples[2:], _VERSION)
+    decoder.step(_VERSION)
+    decoder.remove(samples[:1])
+    for _ in range(3):
+        decoder.step(_VERSION)
+    for sample in samples:
+        elsewhere = (*probe.ids(len(sample.prompt) - 1), sample.prompt[-1])
+        yield Comparison(
+            torch.tensor(sample.logprobs),
+            _logprobs(model, sample.prompt, sample.token_ids),
+            _logprobs(model, elsewhere, sample.token_ids),
+        )
 
 
-def _two_rows(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Return the logits of each prompt's last token, computed as a decoding step after a padded prefill."""
-    cache = SlotCache(len(prompts))
-    longest = max(map(len, prompts)) - 1
-    starts = torch.tensor([[longest - len(prompt) + 1] for prompt in prompts], device=model.device)
-    columns = torch.arange(longest + 1, device=model.device)
-    rows = torch.tensor([[0] * (longest + 1 - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = (columns >= starts).long()
-    positions = (columns - starts).clamp(min=0)
-    cache.reserve(left=0, before=longest, after=1)
-    cache.open_prefill(first_row=0, end_row=len(prompts), length=longest)
-    model(
-        input_ids=rows[:, :-1],
-        attention_mask=mask[:, :-1],
-        position_ids=positions[:, :-1],
-        past_key_values=cache,
-        use_cache=True,
-    )
-    cache.open_step(rows=len(prompts), left=0)
-    logits: Tensor = model(
-        input_ids=rows[:, -1:],
-        attention_mask=mask,
-        position_ids=positions[:, -1:],
-        past_key_values=cache,
-        use_cache=True,
-    ).logits[:, -1]
-    return logits
+def _logprobs(model: PreTrainedModel, prompt: tuple[int, ...], response: list[int]) -> Tensor:
+    logits_TV = trial.own(model, (*prompt, *response), count=len(response) + 1)[:-1]
+    return token_logprobs(logits_TV, torch.tensor(response, device=logits_TV.device), temperature=1.0).cpu()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fairlead.nn.loading import vocabulary_size
 from fairlead.types import WeightVersion
 from services.policy.sample_state import SampleState
 from services.policy.sampler import SamplingPlan, draw, uniforms
@@ -212,13 +213,6 @@ class Decoder:
         if len(self._columns) < end:
             self._columns = torch.arange(2 * end, device=self._device)
         return self._columns[:end]
-
-
-def vocabulary_size(model: PreTrainedModel) -> int:
-    """Return the number of rows of the embedding."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[0]
 
 
 def _keys(samples: Sequence[SampleState]) -> npt.NDArray[np.uint64]:

@@ -70,9 +70,9 @@ class TransformersEngine:
             adapter: the adapters that were added to the model; versions then hold adapters, too.
 
         Raises:
-            ModelLoadError: if the model cannot be decoded with a cache of keys and values.
+            ModelLoadError: if the decoder does not compute what the model computes.
         """
-        check_cache(model)
+        check_cache(model, longest=info.max_sequence_tokens)
         self._model = model
         self._adapter = adapter
         self._tokenizer = tokenizer

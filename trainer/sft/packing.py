@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fairlead.errors import ConfigError
-from fairlead.nn.logprobs import hidden_logprobs_and_entropies
+from fairlead.nn import trial
+from fairlead.nn.logprobs import hidden_logprobs_and_entropies, token_logprobs
+from fairlead.nn.trial import Comparison, Probe
 from fairlead.nn.unembedding import output_layer
-from trainer.sequences import TokenSequence, autocast, pad, response_logprobs
+from trainer.sequences import TokenSequence, autocast
 
 Row = list[TokenSequence]
-TOLERANCE = 1e-3
-"""In nats. Attention to other sequences changes log-probs far more, another order of sums far less."""
 
 
 def rows(sequences: Sequence[TokenSequence], *, width: int) -> list[Row]:
@@ -83,23 +83,42 @@ def row_logprobs(
         return hidden_logprobs_and_entropies(hidden_NH, output_layer(model), targets_N, temperature=1.0)[0]
 
 
-@torch.no_grad()
-def check(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> None:
-    """Check that a few sequences have the same log-probs packed in one row as padded.
+def check(model: PreTrainedModel, *, longest: int) -> None:
+    """Check that a few sequences have the same log-probs packed in one row as one by one.
+
+    Args:
+        model: the model.
+        longest: tokens of the longest sequence that is trained on.
 
     Raises:
         ConfigError: if the architecture does not separate packed sequences.
     """
-    row = sorted(sequences, key=lambda sequence: len(sequence.token_ids))[:4]
-    packed = row_logprobs(model, [row])
-    padded, _ = response_logprobs(model, pad(row, model.device), temperature=1.0)
-    difference = float((packed - padded).abs().max())
-    if not difference <= TOLERANCE:
+    reason = trial.obstacle(model, lambda probe: _comparisons(model, probe), longest=longest)
+    if reason:
         raise ConfigError(
             "sft.batching",
-            got=f"'packing', but {type(model).__name__} lets packed sequences attend to one another",
+            got=f"'packing', but {type(model).__name__} does not separate packed sequences ({reason})",
             allowed="'length' for this architecture",
         )
+
+
+def _comparisons(model: PreTrainedModel, probe: Probe) -> Iterator[Comparison]:
+    sequences = [
+        TokenSequence(ids, 2) for ids in (probe.ids(5), probe.long_ids(11), probe.ids(4), probe.ids(9))
+    ]
+    # The shorter row is padded.
+    packed = row_logprobs(model, [sequences, sequences[:2]])
+    lengths = [sequence.response_length for sequence in (*sequences, *sequences[:2])]
+    for found, sequence in zip(torch.split(packed, lengths), (*sequences, *sequences[:2]), strict=True):
+        prompt = sequence.token_ids[: sequence.prompt_length]
+        response = sequence.token_ids[sequence.prompt_length :]
+        elsewhere = (*probe.ids(1), *prompt[1:])
+        yield Comparison(found, *(_own_logprobs(model, before, response) for before in (prompt, elsewhere)))
+
+
+def _own_logprobs(model: PreTrainedModel, prompt: tuple[int, ...], response: tuple[int, ...]) -> Tensor:
+    logits_TV = trial.own(model, (*prompt, *response), count=len(response) + 1)[:-1]
+    return token_logprobs(logits_TV, torch.tensor(response, device=logits_TV.device), temperature=1.0)
 
 
 def _length(row: Row) -> int:

@@ -68,7 +68,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     known, heldout = _encoded(demonstrations, tokenizer, max_tokens=limit)
     sequences = known.sequences
     if section.batching == "packing":
-        packing.check(model, sequences)
+        packing.check(model, longest=limit)
     checkpoints = StageCheckpoints("sft", config, sequences=(one.token_ids for one in sequences))
     training = _Training(config, model, checkpoints)
     with _tracker(config, training, num_sequences=len(sequences), metrics=metrics) as tracker:

@@ -8,7 +8,8 @@ Shapes: B sequences, T positions, M members.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -19,6 +20,9 @@ from fairlead.config.serving import RewardSection
 from fairlead.errors import ConfigError
 from fairlead.nn import trial
 from fairlead.nn.ensemble import RewardEnsemble, combine
+from fairlead.nn.heads import ScalarHead
+from fairlead.nn.reward_model import RewardModel
+from fairlead.nn.trial import Comparison, Probe
 from services.batching.packing import Packing, PaddedPacking, SharedPacking
 from services.reward.compute import segments
 from services.reward.compute.prefix_sharing import MIN_TOKENS, Planner, PrefixCache
@@ -27,9 +31,6 @@ from services.reward.item_reader import EncodedItem, prompt_key
 logger = logging.getLogger(__name__)
 
 Ids = tuple[int, ...]
-
-_MOVING_POSITIONS = ("dynamic", "longrope")
-"""Rotary positions that depend on the longest sequence: a score would depend on the rest of its batch."""
 
 
 class Forward(Protocol):
@@ -141,12 +142,7 @@ def choose(
     if section.compile or asked == "padded" or (asked == "auto" and device.type != "cpu"):
         return padded
     name = type(reward.members[0].model).__name__
-    reason = _obstacle(reward, longest)
-    if not reason:
-        probe = section.model_copy(update={"share_prompts": True, "prefix_cache_bytes": 64 << 20})
-        ours = SegmentForward(reward, probe, longest=longest, reward_metrics=None)
-        reason = trial.obstacle(lambda: _difference(ours, padded, reward))
-        ours.close()
+    reason = next(filter(None, (_obstacle(member, longest) for member in reward.members)), "")
     if not reason:
         return SegmentForward(reward, section, longest=longest, reward_metrics=reward_metrics)
     if asked == "segments":
@@ -155,33 +151,33 @@ def choose(
     return padded
 
 
-def _obstacle(reward: RewardEnsemble, longest: int) -> str:
-    """Return why segments cannot work, from the configuration of the models; empty if they may."""
-    for member in reward.members:
-        config = member.body.config
-        rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-        kind = rotary.get("rope_type") or rotary.get("type")
-        if member.is_encoder:
-            return "it is an encoder"
-        if kind in _MOVING_POSITIONS:
-            return f"its positions ({kind}) depend on the longest sequence of a batch"
-    return "" if longest >= 2 * MIN_TOKENS + 2 else f"its sequences have at most {longest} tokens"
+def _obstacle(member: RewardModel, longest: int) -> str:
+    """Return why a member cannot be run in segments; empty if it can."""
+    if member.is_encoder:
+        return "it is an encoder"
+    if longest < 2 * MIN_TOKENS + 2:
+        return f"its sequences have at most {longest} tokens"
+    return trial.obstacle(member.body, lambda probe: _comparisons(member, probe, longest), longest=longest)
 
 
-def _difference(ours: SegmentForward, padded: PaddedForward, reward: RewardEnsemble) -> str:
-    """Compare scores of a tree of sequences, new and then cached, with padded ones; empty if equal."""
-    embedding = reward.members[0].body.get_input_embeddings()
-    assert isinstance(embedding, torch.nn.Embedding)
-    size = embedding.num_embeddings
-    stem = tuple((7 * n + 3) % size for n in range(MIN_TOKENS + 1))
-    answers = [tuple((m * n + 5) % size for n in range(m)) for m in (1, 4, MIN_TOKENS)]
-    batch: list[Ids] = [EncodedItem(stem, answer) for answer in answers]
-    batch += [answers[2], (5 % size,)]
-    tolerance = trial.tolerance(reward.members[0].body.dtype)
+def _comparisons(member: RewardModel, probe: Probe, longest: int) -> Iterator[Comparison]:
+    """Compare hidden states of a tree of sequences, which is new and then cached."""
+    body, section = member.body, RewardSection(prefix_cache_bytes=64 << 20)
+    hidden = RewardEnsemble((replace(member, head=_NoHead(1, std=0).to(member.device)),))
+    ours = SegmentForward(hidden, section, longest=longest, reward_metrics=None)
+    stem = probe.long_ids(MIN_TOKENS + 1)
+    batch: list[Ids] = [EncodedItem(stem, probe.ids(length)) for length in (1, 4, MIN_TOKENS)]
+    batch += [probe.ids(MIN_TOKENS), probe.ids(2)]
+    expected = [trial.own(body, ids, count=1)[0] for ids in batch]
+    elsewhere = [trial.own(body, (*probe.ids(len(ids) - 1), ids[-1]), count=1)[0] for ids in batch]
     for _ in range(2):
-        found = ours.prepare(batch)().tolist()
-        for sequence, score in zip(batch, found, strict=True):
-            expected = float(padded.prepare([sequence])())
-            if abs(score - expected) > tolerance * max(1.0, abs(expected)):
-                return f"segments score {score:.6g} instead of {expected:.6g}"
-    return ""
+        found_BH = ours.prepare(batch)()
+        yield from map(Comparison, found_BH, expected, elsewhere)
+    ours.close()
+
+
+class _NoHead(ScalarHead):
+    """Returns hidden states, which show more than a score does."""
+
+    def forward(self, hidden_NH: Tensor) -> Tensor:
+        return hidden_NH

@@ -117,7 +117,7 @@ def worst_difference(model: PreTrainedModel, samples: list[SampleState]) -> floa
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_logprobs_match_a_plain_forward_pass(name: str, temperature: float) -> None:
     model = make_model(name)
-    check_cache(model)
+    check_cache(model, longest=512)
     samples = make_samples(24, seed=1, temperature=temperature)
     drive(Decoder(model, slots=7), samples, seed=1)
     assert all(sample.token_ids for sample in samples)
@@ -292,4 +292,4 @@ def _bidirectional() -> PreTrainedModel:
 @pytest.mark.parametrize("build", [_mamba, _bidirectional])
 def test_architecture_with_other_state_is_refused(build: Callable[[], PreTrainedModel]) -> None:
     with pytest.raises(ModelLoadError, match="cannot be decoded with a cache of only keys and values"):
-        check_cache(build())
+        check_cache(build(), longest=512)

@@ -115,7 +115,7 @@ def gpt2(folder):
 @pytest.mark.parametrize(("width", "max_tokens"), [(12, 24), (32, 1000), (4, 4)])
 def test_packed_loss_and_gradient_equal_padded_ones(tmp_path, make, width, max_tokens):
     model = make(tmp_path)
-    packing.check(model, SEQUENCES)
+    packing.check(model, longest=32)
 
     def total(**how) -> tuple[float, torch.Tensor]:
         model.zero_grad()
@@ -149,7 +149,7 @@ def test_architecture_that_mixes_packed_sequences_is_rejected():
     sizes = {"vocab_size": 60, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}
     model = BloomForCausalLM(BloomConfig(**sizes)).eval()
     with pytest.raises(ConfigError, match=r"^sft.batching: got .*BloomForCausalLM.*'length'"):
-        packing.check(model, SEQUENCES)
+        packing.check(model, longest=32)
 
 
 def test_stage_packs_mixed_formats_and_reports_their_losses(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
-from transformers import AutoModelForSequenceClassification, LlamaConfig, MistralConfig
+from transformers import AutoModelForSequenceClassification, BloomConfig, MistralConfig
 
 from fairlead import metrics
 from fairlead.config.serving import RewardSection
@@ -199,11 +199,10 @@ def test_model_without_segment_support_is_padded_and_logs_the_reason(
 ):
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     shape |= {"vocab_size": VOCABULARY_SIZE, "num_labels": 1, "pad_token_id": 0, "num_key_value_heads": 2}
-    rotary = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     cases = {
         "a sliding window of 9 tokens": MistralConfig(**shape, sliding_window=9),
-        "its positions (dynamic) depend on": LlamaConfig(
-            **shape, max_position_embeddings=64, rope_parameters=rotary
+        "its values differ by": BloomConfig(
+            vocab_size=VOCABULARY_SIZE, hidden_size=32, n_layer=2, n_head=4, num_labels=1, pad_token_id=0
         ),
     }
     for number, (reason, config) in enumerate(cases.items()):
