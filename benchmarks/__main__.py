@@ -43,6 +43,7 @@ LONG = {
     "scale": "benchmarks.scale",
     "endurance": "benchmarks.endurance",
     "replica_death": "benchmarks.replica_death",
+    "scoring_memory": "benchmarks.scoring_memory",
 }
 """Complete runs, which take minutes."""
 ALL = SHORT | TUNING | LONG

@@ -27,7 +27,6 @@ def _load(config: RunConfig) -> ReferenceScorer:
 
 async def run(config: RunConfig) -> None:
     """Serve until a signal, then drain."""
-    allocator.keep_freed_memory()
     async with ModelServer(
         "reference",
         config.reference,
@@ -53,4 +52,5 @@ async def run(config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
+    allocator.keep_freed_memory()
     sys.exit(process.main("reference", run))

@@ -23,7 +23,6 @@ from services.runtime.server import ModelServer
 
 async def run(config: RunConfig) -> None:
     """Serve until a signal, then drain."""
-    allocator.keep_freed_memory()
     async with ModelServer(
         "reward",
         config.reward,
@@ -109,4 +108,5 @@ async def _serve_triton(config: RunConfig, server: ModelServer) -> None:
 
 
 if __name__ == "__main__":
+    allocator.keep_freed_memory()
     sys.exit(process.main("reward", run))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import mmap
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,8 @@ _LARGE = 1 << 30
 def keep_freed_memory() -> None:
     """Keep freed memory in the process, shared by all its threads, instead of returning it to the system.
 
-    Memory use then stays at its peak. Call this before threads start.
+    Memory use then stays at its peak. Call this before the first thread starts: each thread that exists gets
+    a heap of its own, and freed memory of one is no use to another.
     """
     library = _glibc()
     if library is None:
@@ -33,6 +35,15 @@ def give_back() -> None:
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
+
+
+def long_lived(num_bytes: int) -> mmap.mmap:
+    """Return zeroed memory apart from the heap, which the system gets back when the last view of it is gone.
+
+    For what outlives the work that it was allocated in: in the heap it would lie between the tensors of that
+    work, and their freed memory could not be used as a whole again.
+    """
+    return mmap.mmap(-1, num_bytes)
 
 
 def _glibc() -> ctypes.CDLL | None:

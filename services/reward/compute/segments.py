@@ -21,12 +21,15 @@ from transformers import AttentionInterface
 
 from fairlead.nn.linear import ROWS
 from fairlead.nn.reward_model import RewardModel
-from services.reward.compute.prefix_sharing import CachedPrefix, Keep, Plan, Segment
+from services.reward.compute.prefix_sharing import CachedPrefix, Keep, KeysValues, Plan, Segment
+from services.runtime import allocator
 
 NAME = "fairlead_segments"
 """Name under which the attention is registered with transformers."""
 _GROUPED = 64
 """Segments up to this length run together, padded: another call costs more than the padding."""
+_APART_BYTES = 256 << 10
+"""Smaller keys and values stay in the heap, where they fill gaps: memory of its own costs a mapping each."""
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "sinks", "indexer")
 """Arguments of attention variants that are not supported."""
 
@@ -203,8 +206,22 @@ def scores(model: RewardModel, work: Work) -> Tensor:
 def cached(plan: Plan, works: Sequence[Work]) -> Iterator[tuple[CachedPrefix, bool]]:
     """Yield the beginnings that a computed plan adds to the cache, and whether each is a whole prompt."""
     for keep in plan.keeps:
-        tensors = {place: pair for work in works for place, pair in work.kept.get(keep.key, {}).items()}
-        yield CachedPrefix(keep.key, keep.length, tensors), keep.is_prompt
+        tensors = {place: pair for work in works for place, pair in work.kept.pop(keep.key, {}).items()}
+        yield CachedPrefix(keep.key, keep.length, apart(tensors)), keep.is_prompt
+
+
+def apart(tensors: KeysValues) -> KeysValues:
+    """Copy large keys and values on the CPU out of the heap: they outlive the batch."""
+    flat = [tensor for pair in tensors.values() for tensor in pair]
+    size = sum(tensor.nbytes for tensor in flat)
+    if size < _APART_BYTES or flat[0].device.type != "cpu":
+        return tensors
+    memory = torch.frombuffer(allocator.long_lived(size), dtype=flat[0].dtype)
+    copies = [
+        part.view(tensor.shape).copy_(tensor)
+        for part, tensor in zip(torch.split(memory, [tensor.numel() for tensor in flat]), flat, strict=True)
+    ]
+    return dict(zip(tensors, zip(copies[::2], copies[1::2], strict=True), strict=True))
 
 
 def _groups(segments: Sequence[Segment]) -> Iterator[list[Segment]]:

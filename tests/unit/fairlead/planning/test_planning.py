@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fairlead.config import RunConfig
 from fairlead.config.base import ComputeSection
+from fairlead.config.serving import RewardSection
 from fairlead.config.training import LoraSection, PpoSection, RewardModelSection, ScratchModel
 from fairlead.errors import ModelLoadError
 from fairlead.nn import adapters, logprobs
@@ -215,6 +216,21 @@ def test_forward_pass_without_gradients_needs_one_block(wider: Path):
     assert 0.3 < peak_bytes(work) / estimate < 1.25
 
 
+def test_cache_of_beginnings_is_planned_where_they_are_shared(models: dict[str, str], tmp_path: Path):
+    reward: dict[str, object] = {"path": models["reward"], "device": "cpu", "prefix_cache_bytes": 1 << 20}
+    # Layers, keys and values, their width, bytes of a number; and the tokens of a batch.
+    size = model_size(models["reward"])
+    of_a_batch = size.layers * 2 * size.key_value_width * 4 * RewardSection().batching.max_batch_tokens
+    for settings, expected in (
+        ({}, (1 << 20) + of_a_batch),
+        ({"share_prompts": False}, 0),
+        ({"attention": "padded"}, 0),
+        ({"device": "cuda"}, 0),
+    ):
+        found = process(planned(models, tmp_path, reward=reward | settings), "ppo", "reward")
+        assert found.cache == expected
+
+
 def test_cache_grows_to_the_planned_size(tmp_path: Path):
     folder = tiny_causal_lm(tmp_path / "policy")
     model, size = load_causal_lm(str(folder), CPU), model_size(str(folder))
@@ -284,7 +300,7 @@ def test_warning_names_what_does_not_fit(models: dict[str, str], tmp_path: Path)
     small = dataclasses.replace(plan, machine=Machine(host_bytes=1 << 30, gpu_bytes=0))
     need = in_words(plan.stage("ppo").on("cpu"))
     found = small.warnings("ppo")
-    assert found[0].startswith(f"ppo needs about {need} of main memory, most of it trainer (")
+    assert found[0].startswith(f"ppo needs about {need} of main memory, most of it reward (")
     assert found[0].endswith(", but only 1 GiB are available")
     full = dataclasses.replace(plan, disk=dataclasses.replace(plan.disk, free=10))
     assert full.warnings("sft")[0].endswith(" of disk space, but only 10 B are free")

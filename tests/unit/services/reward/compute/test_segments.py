@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, BloomConfig, Mistra
 from fairlead import metrics
 from fairlead.config.serving import RewardSection
 from fairlead.errors import ConfigError
+from services.reward.compute import segments
 from services.reward.compute.prefix_sharing import MAX_TAIL, MIN_TOKENS, CachedPrefix, Planner, PrefixCache
 from services.reward.item_reader import EncodedItem
 from services.reward.scorer import RewardScorer
@@ -192,6 +193,20 @@ def test_cache_stays_within_its_bytes_and_evicts_least_recently_used():
     assert len(cache) == 3, "an entry larger than the cache is not kept"
     cache.clear()
     assert (len(cache), cache.num_bytes) == (0, 0)
+
+
+def test_large_cached_beginnings_are_copied_out_of_the_heap():
+    batch = torch.randn(2, 4, 400, 32)
+    for length, moved in ((4, False), (300, True)):
+        kept = {
+            (0, 0): (batch[0, :, :length], batch[1, :, :length]),
+            (0, 1): (batch[1, :, 1:9], batch[0, :, 1:9]),
+        }
+        found = segments.apart(kept)
+        for place, pair in kept.items():
+            for copy, original in zip(found[place], pair, strict=True):
+                assert torch.equal(copy, original)
+                assert (copy.data_ptr() != original.data_ptr()) == moved
 
 
 def test_model_without_segment_support_is_padded_and_logs_the_reason(
