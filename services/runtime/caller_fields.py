@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from fairlead.errors import InvalidInput, RemoteInvalidInput
 
 Places = Mapping[str, str]
-"""Field of a service → field of the caller. A key stands for the fields inside it too; the longest that fits
-counts. `[]` in a value stands for the index of the error, as in `items[].response`."""
+"""Field of a service → field of the caller. A key applies to the fields inside it too; the longest that fits
+counts. `[]` in a value is replaced by the index of the error, as in `items[].response`."""
 
 
 @contextmanager
