@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from transformers import AutoTokenizer
 
 from fairlead.config import load
@@ -12,8 +13,11 @@ from fairlead.data.chat import Chat
 from fairlead.data.encoding import encode_answer, encode_prompt
 from fairlead.data.template import apply_settings, bind, render
 from fairlead.errors import ConfigError
+from fairlead.metrics import PolicyMetrics
 from fairlead.types import Message
-from tests.template_families import QWEN3, tokenizer_of
+from services.policy.__main__ import _load as serve_policy
+from tests.template_families import QWEN3, causal_lm, tokenizer_of
+from tests.unit.trainer.ppo.test_train import Run
 from trainer.reward_model.train import train as train_reward_model
 from trainer.sft.train import train as train_sft
 
@@ -105,3 +109,25 @@ def test_stages_train_save_and_score_with_the_template_of_the_run(tmp_path: Path
         assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
         assert prompt == encode_prompt(tokenizer, ASKED)
         assert tokenizer.decode(answer).startswith("sorry .")
+
+
+def test_policy_that_the_run_starts_from_gets_the_template_in_service_and_trainer(tmp_path: Path):
+    base = causal_lm("qwen3_no_thinking", tmp_path / "base")
+    qwen3().save_pretrained(base)
+    rows = (f'{{"prompt": [{{"role": "user", "content": "{n} ?"}}]}}\n' for n in range(20))
+    (tmp_path / "p").write_text("".join(rows))
+    config = load(
+        overrides={
+            **{"base": str(tmp_path), "runs": tmp_path / "runs", "data.prompts": "p"},
+            **{"policy.path": str(base), "policy.device": "cpu", "ppo.device": "cpu", "ppo.updates": 1},
+            **{"ppo.batch_size": 4, "ppo.mini_batch_size": 4, "sampling.max_new_tokens": 4},
+            **{"observe.tensorboard": False, "model.template_arguments.enable_thinking": False},
+        }
+    )
+    engine, encode = serve_policy(config, PolicyMetrics(CollectorRegistry()))
+    engine.close()
+    with Run(config, base) as run:
+        run.trainer().run()
+    trained = AutoTokenizer.from_pretrained(config.folder.policy_model)
+    assert trained.decode(encode(ASKED)).endswith("</think>\n\n")
+    assert encode_prompt(trained, ASKED) == encode(ASKED) != encode_prompt(qwen3(), ASKED)
