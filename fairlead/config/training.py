@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fairlead.config.base import ComputeSection, Section
 from fairlead.types import SamplingParams
@@ -49,17 +49,20 @@ class ModelSection(Section):
     scratch: ScratchModel = ScratchModel()
     """Sizes of a model from scratch; used if `path` is empty."""
 
-    @model_validator(mode="after")
-    def _check_template_arguments(self) -> Self:
-        for name, value in self.template_arguments.items():
-            if not name.isidentifier() or name in _RENDERED:
+    @field_validator("template_arguments", mode="before")
+    @classmethod
+    def _check_template_arguments(cls, arguments: object) -> object:
+        for name, value in arguments.items() if isinstance(arguments, dict) else ():
+            if not str(name).isidentifier() or name in _RENDERED:
                 raise ValueError(
-                    f"template_arguments.{name}: use the name of a variable of the chat template, but not "
+                    f"the name of a variable of the chat template in place of {name!r}, and not "
                     f"{', '.join(_RENDERED)}, which every rendering sets"
                 )
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"template_arguments.{name}: {value} is not a finite number")
-        return self
+            if not isinstance(value, bool | int | float | str) or (
+                isinstance(value, float) and not math.isfinite(value)
+            ):
+                raise ValueError(f"text, a finite number, true or false as {name}")
+        return arguments
 
 
 class DataSection(Section):
