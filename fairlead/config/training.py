@@ -438,8 +438,9 @@ class EvaluationSection(Section):
     """Evaluation on held-out prompts before, during and after training."""
 
     every_updates: int = Field(default=0, ge=0)
-    """Updates between evaluations during PPO. The last update is always evaluated, and the best checkpoint is
-    saved as `policy_best/`. 0 disables evaluation."""
+    """Updates between evaluations during PPO. The last update is always evaluated, and the checkpoint with
+    the highest mean score − β·KL − `missing_eos_penalty`·(share of answers without EOS) is saved as
+    `policy_best/`. 0 disables evaluation."""
     max_seconds: float = Field(default=120.0, gt=0, le=86_400)
     """Maximum duration of an evaluation during PPO. A longer one is abandoned, and training continues."""
     num_prompts: int = Field(default=256, ge=1)

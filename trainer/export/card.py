@@ -166,7 +166,7 @@ def metrics(record: RunRecord, kind: ModelKind) -> tuple[tuple[str, str], ...]:
             ("PPO: mean score in the first update", record.ppo.get("proxy_first")),
             ("PPO: mean score in the last update", record.ppo.get("proxy_last")),
             ("PPO: KL to the reference, nats per answer", record.ppo.get("kl")),
-            ("PPO: best mean score on held-out prompts", record.ppo.get("best_eval_reward")),
+            ("PPO: mean score on held-out prompts of the best update", record.ppo.get("best_eval_reward")),
             ("PPO: largest log-prob difference of sampler and trainer", record.ppo.get("mismatch_max")),
             *((name.replace("_", " "), value) for name, value in record.queue.items()),
         ]

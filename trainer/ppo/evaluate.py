@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from fairlead.backoff import Backoff, retry
 from fairlead.clients.rollout import RolloutClients, RolloutPrompt, ScoreInputs, generate_and_score
 from fairlead.config import RunConfig
+from fairlead.config.training import PpoSection
 from fairlead.data.chat import Chat, Prompt
 from fairlead.data.encoding import check_prompts, encode_prompt
 from fairlead.data.records import load_prompts
@@ -39,12 +40,14 @@ _RETRY = Backoff(first_seconds=0.25, longest_seconds=0.25, jitter=0.0)
 
 @dataclass(frozen=True, slots=True)
 class BestUpdate:
-    """The update with the highest reward on held-out prompts so far."""
+    """The update with the highest objective on held-out prompts so far."""
 
     version: WeightVersion
     """Version of its weights and of its checkpoint."""
     reward: float
     """Mean score of its answers."""
+    objective: float
+    """What PPO maximises, on those answers: see `objective`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +110,19 @@ class Evaluation:
         every = self._section.every_updates
         return bool(every) and (update % every == 0 or update == self._config.ppo.updates)
 
-    def after(self, version: WeightVersion, *, on_phase: Callable[[str], None]) -> dict[str, float]:
+    def after(
+        self, version: WeightVersion, *, on_phase: Callable[[str], None], score_unit: float = 1.0
+    ) -> dict[str, float]:
         """Evaluate the weights just published if they are due, and remember them if they are the best.
 
-        Returns the figures; empty if no evaluation is due, or if it was not done within `max_seconds`.
+        Args:
+            version: the weights.
+            on_phase: called with the phase of the trainer.
+            score_unit: the score that counts as 1 in PPO's reward: the deviation of the scores if they are
+                normalised.
+
+        Returns:
+            The figures; empty if no evaluation is due, or if it was not done within `max_seconds`.
         """
         if not self.is_due(version.update):
             return {}
@@ -122,8 +134,9 @@ class Evaluation:
             reason = str(error) or f"not done within {self._section.max_seconds:.0f} s: {self._waits_for}"
             logger.warning("update %d is not evaluated: %s", version.update, reason)
             return {}
-        if self.best is None or figures["eval_reward"] > self.best.reward:
-            self.best = BestUpdate(version, figures["eval_reward"])
+        figures["eval_objective"] = objective(figures, self._config.ppo, score_unit=score_unit)
+        if self.best is None or figures["eval_objective"] > self.best.objective:
+            self.best = BestUpdate(version, figures["eval_reward"], figures["eval_objective"])
         return figures
 
     def close(self) -> None:
@@ -143,7 +156,10 @@ class Evaluation:
     def state(self) -> dict[str, object]:
         """Return the state for the checkpoint."""
         best = self.best
-        return {"best": None if best is None else {"version": str(best.version), "reward": best.reward}}
+        if best is None:
+            return {"best": None}
+        numbers = {"reward": best.reward, "objective": best.objective}
+        return {"best": {"version": str(best.version), **numbers}}
 
     def load_state(self, state: Mapping[str, object]) -> None:
         """Restore what `state` returned.
@@ -154,7 +170,10 @@ class Evaluation:
         content: Any = state.get("best")
         try:
             self.best = content and BestUpdate(
-                WeightVersion.parse(content["version"]), float(content["reward"])
+                WeightVersion.parse(content["version"]),
+                float(content["reward"]),
+                # Checkpoints of 0.1.0 compare rewards.
+                float(content.get("objective", content["reward"])),
             )
         except (KeyError, TypeError, ValueError, InvalidInput) as error:
             raise CorruptCheckpoint(f"the checkpoint has an invalid best evaluation: {error!r}") from error
@@ -257,6 +276,18 @@ def figures(answers: list[EvaluatedAnswer]) -> dict[str, float]:
     }
     divergences = [answer.divergence for answer in answers if answer.divergence is not None]
     return found | ({"eval_kl": _mean(divergences)} if divergences else {})
+
+
+def objective(figures: Mapping[str, float], section: PpoSection, *, score_unit: float = 1.0) -> float:
+    """Return what PPO maximises: mean score − β·KL − penalty·(share of answers without EOS).
+
+    The score by itself would prefer the update that has moved furthest from the reference, where the reward
+    model is least reliable. β is `kl_coefficient`, so that updates are comparable if control is adaptive.
+    Greedy answers have no KL.
+    """
+    penalty = section.kl_coefficient * figures.get("eval_kl", 0.0)
+    penalty += section.missing_eos_penalty * (1.0 - figures["eval_eos_rate"])
+    return figures["eval_reward"] - penalty * score_unit
 
 
 def _mean(values: list[float]) -> float:

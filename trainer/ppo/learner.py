@@ -96,6 +96,11 @@ class Learner:
             )
         self._stream = DemonstrationStream(demonstrations, seed=seed) if section.ptx_coefficient else None
 
+    @property
+    def score_unit(self) -> float:
+        """The score that counts as 1 in the reward: the deviation of all scores with `normalise_scores`."""
+        return self.scale.deviation if self._section.normalise_scores else 1.0
+
     def learn(
         self, rollouts: RolloutBatch, *, update: int, on_phase: Callable[[str], None] = lambda name: None
     ) -> dict[str, float]:

@@ -87,7 +87,8 @@ def save_best(
         tokenizer: saved next to the weights.
 
     Returns:
-        `best_update` and `best_eval_reward` for the result; empty if nothing was written.
+        `best_update`, `best_eval_reward` and `best_eval_objective` for the result; empty if nothing was
+        written.
     """
     path = config.folder.best_policy_model
     shutil.rmtree(path, ignore_errors=True)  # of an earlier run, before --force
@@ -99,7 +100,11 @@ def save_best(
         logger.error("%s is not written: its checkpoint cannot be read: %s", path, error)
         return {}
     save_model(path, with_tensors(like, tensors), tokenizer, merge=config.ppo.lora.merge)
-    return {"best_update": best.version.update, "best_eval_reward": best.reward}
+    return {
+        "best_update": best.version.update,
+        "best_eval_reward": best.reward,
+        "best_eval_objective": best.objective,
+    }
 
 
 def shards(tensors: Mapping[str, Tensor], *, limit_bytes: int = SHARD_BYTES) -> Iterator[dict[str, Tensor]]:

@@ -238,7 +238,9 @@ class PpoTrainer:
         # Workers continue to generate while this batch is written down.
         self._send(collector)
         collector.settled(entries, checkpoint_update=self._checkpoint_update)
-        figures |= self._evaluation.after(self._version, on_phase=tracker.phase)
+        figures |= self._evaluation.after(
+            self._version, on_phase=tracker.phase, score_unit=self._learner.score_unit
+        )
         self._maybe_checkpoint(collector, tracker)
         self._record(figures, collector, tracker)
 

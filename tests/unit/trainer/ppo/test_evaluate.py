@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from fairlead.config import RunConfig
+from fairlead.config.training import PpoSection
 from fairlead.data.records import load_prompts
 from fairlead.errors import ConfigError, CorruptCheckpoint
 from fairlead.types import WeightVersion
@@ -20,7 +21,7 @@ from tests.scripted_services import Script, completion, serving
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 from tests.unit.trainer.ppo.test_train import Run, configured
 from trainer import seeds
-from trainer.ppo.evaluate import BestUpdate, Evaluation
+from trainer.ppo.evaluate import BestUpdate, Evaluation, objective
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_figures_are_means_over_held_out_prompts(tmp_path, model_path):
     assert phases == ["evaluate"]
     # Lengths 1 to 4, rewarded by length; −0.5 a token under the policy, −temperature under the reference.
     assert found == pytest.approx(
-        {"eval_reward": 2.5, "eval_length": 2.5, "eval_eos_rate": 1.0, "eval_kl": 0.0}
+        {"eval_reward": 2.5, "eval_length": 2.5, "eval_eos_rate": 1.0, "eval_kl": 0.0, "eval_objective": 2.5}
     )
     heldout = load_prompts(config).heldout
     encoded = [tuple(tiny_tokenizer()(prompt)["input_ids"]) for prompt in heldout]
@@ -157,12 +158,40 @@ def test_best_update_is_remembered(tmp_path, model_path):
     evaluation = Evaluation(configured(tmp_path, model_path), tiny_tokenizer())
     assert not any(evaluation.is_due(update) for update in range(10))
     assert evaluation.state() == {"best": None}
-    evaluation.best = BestUpdate(WeightVersion(2, 7), 0.1)
+    evaluation.best = BestUpdate(WeightVersion(2, 7), 0.1, 0.05)
     other = Evaluation(configured(tmp_path, model_path), tiny_tokenizer())
     other.load_state(json.loads(json.dumps(evaluation.state())))
     assert other.best == evaluation.best
+    other.load_state({"best": {"version": "2-7", "reward": 0.1}})  # written by 0.1.0
+    assert other.best == BestUpdate(WeightVersion(2, 7), 0.1, 0.1)
     with pytest.raises(CorruptCheckpoint):
         other.load_state({"best": {"version": "x", "reward": 1}})
+
+
+def test_best_update_has_the_highest_objective_and_not_the_highest_score():
+    section = PpoSection(kl_coefficient=0.1, missing_eos_penalty=0.5)
+    hacked = {"eval_reward": 3.0, "eval_kl": 20.0, "eval_eos_rate": 0.6}
+    honest = {"eval_reward": 2.5, "eval_kl": 4.0, "eval_eos_rate": 1.0}
+    assert objective(hacked, section) == pytest.approx(3.0 - 0.1 * 20.0 - 0.5 * 0.4)
+    assert objective(honest, section) == pytest.approx(2.1)
+    assert objective(honest, section, score_unit=2.0) == pytest.approx(2.5 - 2.0 * 0.4)
+    greedy = {name: value for name, value in hacked.items() if name != "eval_kl"}
+    assert objective(greedy, section) == pytest.approx(2.8)
+
+
+def test_evaluation_remembers_the_update_with_the_highest_objective(tmp_path, model_path):
+    """Answers of update 2 score higher by 1, but are further from the reference by far more."""
+    script = Script()
+    script.generate = lambda request, _: answer_of_length({1: 3, 2: 4}[request.min_version.update])
+    with services(script):
+        changes = {"ppo.kl_coefficient": 0.5, "evaluation.temperature": 4.5}  # −0.5 and −4.5 a token
+        evaluation = Evaluation(evaluated(tmp_path, model_path, script.address, **changes), tiny_tokenizer())
+        versions = [WeightVersion(1, 1), WeightVersion(1, 2)]
+        found = [evaluation.after(version, on_phase=lambda name: None) for version in versions]
+        evaluation.close()
+    assert [figures["eval_reward"] for figures in found] == [3.0, 4.0]
+    assert [figures["eval_objective"] for figures in found] == [3.0 - 0.5 * 12, 4.0 - 0.5 * 16]
+    assert evaluation.best == BestUpdate(versions[0], 3.0, -3.0)
 
 
 @pytest.mark.parametrize("killed_at", [None, 3])

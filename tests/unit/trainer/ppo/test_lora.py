@@ -125,7 +125,7 @@ def test_trained_and_best_policy_can_be_saved_merged(tmp_path, model_path):
         trainer = run.trainer()
         trainer.run()
     config, checkpoints = run.config, CheckpointStore(run.config.folder.checkpoints)
-    best_one = BestUpdate(WeightVersion(1, 2), 0.5)
+    best_one = BestUpdate(WeightVersion(1, 2), 0.5, 0.5)
     policy = trainer.models.policy
     assert publish.save_best(
         config, best_one, checkpoints, like=policy, tokenizer=load_tokenizer(str(model_path))
