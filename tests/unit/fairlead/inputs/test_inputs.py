@@ -55,6 +55,17 @@ def changed(stage: str, config: RunConfig) -> list[str]:
         ("ppo", {"sampling__temperature": 2}, ["sampling.temperature: 1.0 before, 2.0 now"]),
         ("ppo", {"reward__ensemble": "min"}, ['reward.ensemble: "mean" before, "min" now']),
         ("ppo", {"policy__dtype": "bfloat16"}, ['policy.dtype: "float32" before, "bfloat16" now']),
+        (
+            "sft",
+            {"model__template_arguments": {"a": 1}, "data__heldout_demonstrations": "demonstrations.jsonl"},
+            [
+                'model.template_arguments: {} before, {"a": 1} now',
+                "data.heldout_demonstrations: nothing before, demonstrations.jsonl now",
+            ],
+        ),
+        # With `policy.path` PPO starts from a model that gets the template too.
+        ("ppo", {"model__chat_template": "t"}, ["model.chat_template: nothing before, t now"]),
+        ("reward_model", {"reward_model__lora": {"rank": 8}}, ["reward_model.lora.rank: 0 before, 8 now"]),
         # More updates change the learning rates, unless the schedule counts to another number.
         ("ppo", {"ppo__updates": 200}, ["ppo.schedule_updates: 100 before, 200 now"]),
         ("ppo", {"ppo__updates": 50, "ppo__schedule_updates": 100}, []),
