@@ -156,6 +156,8 @@ def _kind(field: FieldInfo) -> str:
 
 def _type_name(kind: object) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
     if origin is typing.Literal:
         return " or ".join(f"`{json.dumps(choice)}`" for choice in arguments)
     if origin in (typing.Union, types.UnionType):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -178,6 +180,23 @@ class RolloutWorkerSection(Section):
     queue."""
 
 
+def _network(text: str) -> str:
+    ipaddress.ip_network(text)
+    return text
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not re.fullmatch(r"https?://[^/\s*?#@]+", text):
+        raise ValueError("an origin without a path, such as https://tools.example.com, or *")
+    return text
+
+
+def _prefix(text: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", text):
+        raise ValueError("a path such as /scoring, without a slash at its end")
+    return text
+
+
 class GatewaySection(Section):
     """The HTTP gateway of the services at `reward.addresses` and `policy.addresses`. An address with port 0
     means that the service does not exist.
@@ -193,6 +212,15 @@ class GatewaySection(Section):
     """How the gateway applies `[tls]` to its callers: `full` does so completely; `server` presents the
     certificate but requires none of callers; `off` serves plain HTTP, for a proxy in front of it that
     terminates TLS. Calls to the services always follow `[tls]`."""
+    root_path: Annotated[str, AfterValidator(_prefix)] = Field(default="", max_length=200)
+    """Path prefix under which a proxy publishes the gateway, such as `/scoring`, whether the proxy removes it
+    from requests or not. The page /docs needs it."""
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
+    """Origins of web pages that may call the gateway from a browser (CORS), such as
+    `https://tools.example.com`; `*` allows every page. Empty: none."""
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    """Addresses or networks, such as `10.0.0.0/8`, of proxies whose `X-Forwarded-For` is believed: the log
+    then has the address of the caller in place of the proxy's."""
     timeout_seconds: float = Field(default=120.0, gt=0, le=86_400)
     """Deadline of a request, including the time to read it. A caller may set a shorter one with
     `X-Request-Timeout`."""

@@ -7,21 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import REGISTRY, CollectorRegistry
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 from starlette.types import ASGIApp, Scope
 
 from fairlead import __version__, metrics
 from fairlead.config.infrastructure import AccessLog
 from fairlead.config.serving import GatewaySection
+from fairlead.errors import ConfigError
+from fairlead.rpc.status import REQUEST_ID
 from services.gateway import dialects, failures, health
 from services.gateway.backend import Backend
+from services.gateway.dialects.inference_requests import HEADER_LENGTH
 from services.gateway.edge import HttpEdge
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.scopes import DOCS_FILES
 from services.runtime.access import AccessControl
 
+_EXPOSED = (REQUEST_ID, "retry-after", "retry-after-ms", HEADER_LENGTH)
+"""Headers of responses that a web page may read."""
 _DESCRIPTION = """Scores from the reward model and completions from the policy, over HTTP.
 
 The gateway accepts the request formats of several clients. The reward service computes the scores and batches
@@ -73,6 +80,29 @@ def make_app(
     def exists(scope: Scope) -> bool:
         return any(route.matches(scope)[0] is not Match.NONE for route in app.router.routes)
 
-    return HttpEdge(
+    if section.root_path:
+        _check_root(section.root_path, app)
+    edge = HttpEdge(
         app, section, metrics.GatewayMetrics(registry), access, exists=exists, access_log=access_log
     )
+    if not section.cors_origins:
+        return edge
+    # Any header, as clients add their own; cookies are not read, so pages cannot use those of a person.
+    return CORSMiddleware(
+        edge,
+        allow_origins=section.cors_origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=_EXPOSED,
+    )
+
+
+def _check_root(root_path: str, app: FastAPI) -> None:
+    """Check that no path of the API begins with the prefix: it would not be clear whether a proxy removed it.
+
+    Raises:
+        ConfigError: a path does.
+    """
+    paths = {*app.openapi()["paths"], DOCS_FILES, "/openapi.json"}
+    if any(f"{path}/".startswith(f"{root_path}/") for path in paths):
+        raise ConfigError("gateway.root_path", got=root_path, allowed="a prefix that no path of the API has")

@@ -23,6 +23,8 @@ from services.gateway import failures
 from services.gateway.body import BodyBuffer, store_body, too_large
 from services.gateway.call import HttpCall
 from services.gateway.failures import TooLarge
+from services.gateway.paths import path_of, set_root
+from services.gateway.proxies import ProxyChain
 from services.gateway.scopes import need_of
 from services.runtime.access import AccessControl, Caller, Need
 
@@ -70,6 +72,7 @@ class HttpEdge:
         self._access_log = access_log
         self._section = section
         self._metrics = gateway_metrics
+        self._proxies = ProxyChain(section.trusted_proxies)
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,6 +80,7 @@ class HttpEdge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        set_root(scope, self._section.root_path)
         exchange = _HttpExchange(scope, receive, send)
         try:
             await self._serve(exchange, scope)
@@ -97,7 +101,7 @@ class HttpEdge:
         call.apply_timeout()
         exchange.caller = Caller(call.request_id)
         self._access.authorize(exchange.caller, bearer=call.authorization, scope=self._need(scope))
-        with self._slot(limited=scope["path"] not in _UNLOGGED):
+        with self._slot(limited=path_of(scope) not in _UNLOGGED):
             async with self._access.request(exchange.caller):
                 try:
                     async with asyncio.timeout(call.remaining()):
@@ -108,7 +112,7 @@ class HttpEdge:
 
     def _need(self, scope: Scope) -> Need:
         """Return what the path of a request requires; any valid key may learn that a path does not exist."""
-        need = need_of(scope["path"])
+        need = need_of(path_of(scope))
         return "any" if need == "admin" and not self._exists(scope) else need
 
     @contextlib.contextmanager
@@ -135,20 +139,21 @@ class HttpEdge:
         """Count and log a request that has ended."""
         seconds = time.monotonic() - exchange.started
         status = exchange.final_status
-        dialect = failures.dialect_of(scope["path"])
+        path = path_of(scope)
+        dialect = failures.dialect_of(path)
         self._metrics.requests.labels(dialect=dialect, status=str(status)).inc()
         self._metrics.seconds.labels(dialect=dialect).observe(seconds)
-        unlogged = self._access_log == "off" or scope["path"] in _UNLOGGED
+        unlogged = self._access_log == "off" or path in _UNLOGGED
         if unlogged or not access_logger.isEnabledFor(logging.INFO):
             return
         fields: dict[str, object] = {
             "method": scope["method"],
-            "path": scope["path"][:200],
+            "path": path[:200],
             "status": status,
             "seconds": round(seconds, 4),
             "request_bytes": len(exchange.body),
             "response_bytes": exchange.sent_bytes,
-            "peer": (scope.get("client") or ("?",))[0],
+            "peer": self._proxies.client(scope),
             "request_id": exchange.request_id,
             "key": exchange.caller.key_id,
             "tokens": exchange.caller.num_tokens,
@@ -296,7 +301,7 @@ class _HttpExchange:
             if not failures.is_reported(self._scope):
                 logger.error("the response to request %s broke off", self.request_id, exc_info=error)
             return
-        response = failures.response_to(error, path=self._scope["path"], request_id=self.request_id)
+        response = failures.response_to(error, path=path_of(self._scope), request_id=self.request_id)
         await response(self._scope, self._receive, self.send)
 
     async def cut_off(self) -> None:

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from fairlead.errors import FairleadError, InvalidInput, Unavailable
 from services.gateway.call import call_of
+from services.gateway.paths import path_of
 from services.runtime.error_reply import error_reply
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def install(app: FastAPI) -> None:
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         request.scope[_REPORTED] = True
-        return response_to(error, path=request.scope["path"], request_id=call_of(request.scope).request_id)
+        return response_to(error, path=path_of(request.scope), request_id=call_of(request.scope).request_id)
 
     for kind in (FairleadError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)

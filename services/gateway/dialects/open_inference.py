@@ -29,6 +29,7 @@ from services.gateway.dialects.inference_requests import (
 )
 from services.gateway.failures import error_responses
 from services.gateway.json_limits import BodyLimits
+from services.gateway.paths import path_of
 from services.open_inference import messages
 from services.open_inference.model import NOT_OFFERED, InferenceModel
 
@@ -191,7 +192,7 @@ async def _unregistered() -> Response:
 
 
 async def _not_offered(request: Request) -> None:
-    path = request.url.path.removeprefix("/v2/")
+    path = path_of(request.scope).removeprefix("/v2/")
     reason = next(reason for start, reason in _NOT_OFFERED.items() if path.startswith(start))
     raise NotOffered(NOT_OFFERED[reason])
 
