@@ -181,6 +181,7 @@ def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = 
 
 
 def _load(path: str, section: ComputeSection, *, fresh_head: bool) -> PreTrainedModel:
+    config = load_config(path)
     missing: tuple[str, ...] | None = ("score.weight",) if fresh_head else None
     if missing is None and adapters.base_of(path) is not None:
         missing = _head_of_adapter(path)
@@ -191,7 +192,7 @@ def _load(path: str, section: ComputeSection, *, fresh_head: bool) -> PreTrained
         if not fresh_head:
             _apply_own_settings(model, path)
         return model
-    _check_kind(path, load_config(path))
+    _check_kind(path, config)
     return load_pretrained(AutoModelForSequenceClassification, path, section)
 
 
