@@ -38,6 +38,8 @@ _SOURCES = ("demonstrations", "preferences", "prompts", "sentences", _LIVE)
 """Words in the names of the keys of `[data]` that name sources; the other keys are settings."""
 _ONE_STAGE = {"tie_margin": "reward_model"}
 """Settings of `[data]` that only one stage reads."""
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""Files that are read instead of the tokenizer in a GGUF file, if the first is in its folder."""
 _SHOWN_CHARACTERS = 80
 
 
@@ -238,14 +240,30 @@ def _models(stage: str, config: RunConfig, digests: Digests) -> Iterator[tuple[s
             named["reward.path"] = config.reward.path or str(config.folder.reward_model)
     for key, path in named.items():
         if path:
-            folder = Path(path).expanduser()
-            source = (
-                Source(path, *_content(digests, folder)) if folder.exists() else Source(path, _commit(path))
-            )
-            yield key, (source,)
+            yield key, tuple(_model(path, digests))
     if config.model.chat_template and _renders(stage, config):
         file = config.data_path(config.model.chat_template)
         yield "model.chat_template", (Source(config.model.chat_template, *_content(digests, file)),)
+
+
+def _model(path: str, digests: Digests) -> Iterator[Source]:
+    """Yield a model, the tokenizer next to a GGUF file, and the base of an adapter."""
+    local = Path(path).expanduser()
+    if not local.exists():
+        yield Source(path, _commit(path))
+        return
+    yield Source(path, *_content(digests, local))
+    if local.is_file() and (local.parent / _TOKENIZER[0]).is_file():
+        for file in (local.parent / name for name in _TOKENIZER):
+            if file.is_file():
+                yield Source(str(file), *_content(digests, file))
+    try:
+        adapter = json.loads((local / "adapter_config.json").read_text(encoding="utf-8"))
+        base = str(adapter["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if Path(base).expanduser() != local:
+        yield from _model(base, digests)
 
 
 def _content(digests: Digests, path: Path) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fairlead.config import RunConfig
 from tests.tiny import tiny_causal_lm
@@ -123,6 +124,31 @@ def test_checkpoint_of_other_inputs_is_not_used(tmp_path: Path, stops_on_sigterm
     assert "was made with different settings, data or initial model" in caplog.text
     assert steps(changed, "sft") == list(range(1, len(steps(changed, "sft")) + 1))
     assert not root("sft", config).exists()
+
+
+def gguf_sft_run(folder: Path) -> RunConfig:
+    config = sft_run(folder)
+    model = config.model.model_copy(update={"path": str(folder / "model.gguf")})
+    return config.model_copy(update={"model": model})
+
+
+@pytest.mark.parametrize("changed", ["model.gguf", "tokenizer.json"])
+def test_checkpoint_of_a_changed_gguf_file_is_not_used(tmp_path: Path, changed: str, caplog):
+    """A file of the same name and size counts by its contents, and so does the tokenizer next to it."""
+    for name in ("model.gguf", "tokenizer.json"):
+        (tmp_path / name).write_bytes(name.encode() * 100)
+    for config in (
+        gguf_sft_run(tmp_path),
+        reward_model_run(tmp_path, comparisons=3, path=str(tmp_path / "model.gguf")),
+    ):
+        stage = "sft" if config.model.path else "reward_model"
+        checkpoints = StageCheckpoints(stage, config, sequences=[(1, 2)])
+        checkpoints.save(Position(step=5), {"model": {"weight": torch.ones(2)}})
+        assert StageCheckpoints(stage, config, sequences=[(1, 2)]).load() is not None
+        file = tmp_path / changed
+        file.write_bytes(bytes(reversed(file.read_bytes())))
+        assert StageCheckpoints(stage, config, sequences=[(1, 2)]).load() is None
+        assert f"{stage} starts from the beginning" in caplog.text
 
 
 def test_damaged_checkpoint_is_skipped(tmp_path: Path, stops_on_sigterm: None, caplog):

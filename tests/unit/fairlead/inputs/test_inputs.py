@@ -107,6 +107,22 @@ def test_changed_contents_are_named_also_at_equal_size_and_time(
     assert changed(stage, config) == []
 
 
+@pytest.mark.parametrize("name", ["model.gguf", "tokenizer.json", "base/model.safetensors"])
+def test_changes_next_to_a_gguf_file_and_of_the_base_of_an_adapter_are_named(folder: Path, name: str) -> None:
+    (folder / "model.gguf").write_bytes(b"GGUF" * 50)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "rm" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(folder / "base")})
+    )
+    config = configured(folder, policy__path=str(folder / "model.gguf"))
+    started("ppo", config)
+    assert changed("ppo", config) == []
+    file = folder / name
+    file.write_bytes(bytes(reversed(file.read_bytes())))
+    [line] = changed("ppo", config)
+    assert f"{file if file.parent == folder else file.parent} now has other contents (" in line
+
+
 def test_other_folder_counts_only_with_other_contents(folder: Path) -> None:
     started("ppo", configured(folder))
     shutil.copytree(folder / "rm", folder / "copy")
