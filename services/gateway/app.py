@@ -20,6 +20,7 @@ from fairlead.config.serving import GatewaySection
 from fairlead.errors import ConfigError
 from fairlead.rpc.status import REQUEST_ID
 from services.gateway import dialects, failures, health
+from services.gateway.api_page import describe_headers
 from services.gateway.backend import Backend
 from services.gateway.dialects.inference_requests import HEADER_LENGTH
 from services.gateway.edge import HttpEdge
@@ -76,6 +77,8 @@ def make_app(
     ):
         app.include_router(router)
     app.include_router(health.router(ready=ready, registry=registry))
+
+    describe_headers(app, requires_keys=access.requires_keys)
 
     def exists(scope: Scope) -> bool:
         return any(route.matches(scope)[0] is not Match.NONE for route in app.router.routes)

@@ -31,7 +31,7 @@ class HttpCall:
     deadline: float
     """When the caller stops waiting, on the same clock."""
     authorization: str | None = field(default=None, repr=False)
-    """The value of the header Authorization, as received."""
+    """The value of the header Authorization, or that of X-API-Key in its form."""
     timeout: bytes | None = None
     """The value of the header X-Request-Timeout, as received."""
     stream_status: int | None = None
@@ -49,7 +49,9 @@ class HttpCall:
         name = found.get(REQUEST_ID.encode(), b"").decode("latin-1")
         call = cls(request_id_or_new(name), time.monotonic(), math.inf)
         call.deadline = call.started + timeout_seconds
-        shown = found.get(b"authorization")
+        shown, key = found.get(b"authorization"), found.get(_API_KEY)
+        if shown is None and key is not None:
+            shown = b"Bearer " + key
         call.authorization = None if shown is None else shown.decode("latin-1")
         call.timeout = found.get(TIMEOUT_HEADER.encode())
         return call
@@ -79,7 +81,8 @@ class HttpCall:
         scope[_KEY] = self
 
 
-_READ = {TIMEOUT_HEADER.encode(), REQUEST_ID.encode(), b"authorization"}
+_API_KEY = b"x-api-key"
+_READ = {TIMEOUT_HEADER.encode(), REQUEST_ID.encode(), b"authorization", _API_KEY}
 
 
 def _seconds(value: bytes) -> float:

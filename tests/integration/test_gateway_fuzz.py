@@ -118,6 +118,8 @@ def fuzz_with_schema(target: Target, examples: int) -> None:
             @given(case=operation.as_strategy(generation_mode=mode))
             def one(case) -> None:
                 case.body = shortened(case.operation.path, case.body)
+                # A short time would rightly end many requests with 504.
+                case.headers.pop("X-Request-Timeout", None)
                 response = case.call(timeout=100)
                 target.check(response.status_code, response.content, case.body)
                 case.validate_response(response, checks=CHECKS)

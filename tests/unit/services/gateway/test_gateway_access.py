@@ -121,6 +121,28 @@ async def test_generation_above_token_limit_of_key_is_refused_before_it_starts(k
                 assert "at most 20 in one request" in answer.error["message"]
 
 
+async def test_key_in_either_header_and_in_the_description(http: Gateway, keys: Keys):
+    good, other = keys.add("good"), keys.add("other", scopes=("generate",))
+    for headers, status in (
+        ({"x-api-key": good}, 200),
+        ({"X-API-Key": good, "Authorization": f"Bearer {good}"}, 200),
+        ({"x-api-key": good, "authorization": f"Bearer {other}"}, 403),
+        ({"x-api-key": f"{good}0"}, 401),
+        ({"x-api-key": ""}, 401),
+        ({}, 401),
+    ):
+        assert (await http.ask("POST", "/v1/rewards", BODY, headers)).status == status, headers
+    schema = (await http.get("/openapi.json")).json
+    assert set(schema["components"]["securitySchemes"]) == {"bearer", "x-api-key"}
+    for path, methods in schema["paths"].items():
+        for operation in methods.values():
+            assert ("security" in operation) == (need_of(path) is not None), path
+            names = [one["$ref"].rpartition("/")[2] for one in operation["parameters"] if "$ref" in one]
+            assert names == ["X-Request-Id", "X-Request-Timeout"]
+    assert "security" not in schema["paths"]["/healthz"]["get"]
+    assert "swagger-ui-bundle.js" in (await http.get("/docs")).body.decode()
+
+
 async def test_open_paths_and_paths_that_need_other_scopes(http: Gateway, keys: Keys):
     for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json"):
         assert (await http.get(path)).status == 200, path
