@@ -18,6 +18,10 @@ RUNTIME_BYTES = {"light": 64 << 20, "torch": 420 << 20, "cuda": 500 << 20}
 both in main memory; and the context of a GPU (`cuda`). tests/unit/fairlead/planning/test_planning.py measures
 all but the last."""
 
+_HEAP_SHARE = 1.5
+"""Memory of the heap of a service on a CPU, as a multiple of one batch: it keeps what it was given, and a batch
+fits only in part into what others left. benchmarks/scoring_memory.py measures it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessMemory:
@@ -183,9 +187,14 @@ class MemoryPlanner:
             section,
             size,
             weights=members * (size.body * formulas.DTYPE_BYTES[section.dtype] + head_bytes(size)),
-            activations=formulas.forward_bytes(size, section.dtype, tokens=tokens, longest=longest),
+            activations=self._forward(size, section, tokens=tokens, longest=longest),
             cache=self._prefix_cache(size, tokens=tokens, members=members),
         )
+
+    def _forward(self, size: ModelSize, section: ModelServiceSection, *, tokens: int, longest: int) -> int:
+        """Return the memory of one batch, and on a CPU of what the heap keeps of batches of other sizes."""
+        share = _HEAP_SHARE if self._device(section) == "cpu" else 1.0
+        return int(share * formulas.forward_bytes(size, section.dtype, tokens=tokens, longest=longest))
 
     def _prefix_cache(self, size: ModelSize, *, tokens: int, members: int) -> int:
         """Return the memory of cached beginnings, and of those that a batch adds before others are removed.
@@ -210,7 +219,7 @@ class MemoryPlanner:
             section,
             size,
             weights=size.parameters * formulas.DTYPE_BYTES[section.dtype],
-            activations=formulas.forward_bytes(size, section.dtype, tokens=tokens, longest=longest)
+            activations=self._forward(size, section, tokens=tokens, longest=longest)
             + formulas.logits_bytes(size, tokens, self._device(section)),
         )
 
