@@ -31,6 +31,7 @@ _FIELD_CHARACTERS = 80
 _SHOWN_KEYS = 16
 _REPORTED = "fairlead.error_reported"
 _UNAVAILABLE_RETRY_SECONDS = 1.0
+_TOO_LONG = "context_length_exceeded"
 _HTTP_KINDS = {404: "not_found", 405: "method_not_allowed", 413: "invalid_argument", 415: "invalid_argument"}
 
 
@@ -50,6 +51,8 @@ class Failure:
     """One sentence for people."""
     field: str | None = None
     """The field of the body, or the header, that is invalid, such as `items[3].prompt`."""
+    is_too_long: bool = False
+    """Whether a text has more tokens than the model's context."""
     retry_after_seconds: float | None = None
     """Delay before the next attempt, if one may succeed."""
     allow: str | None = None
@@ -95,9 +98,15 @@ def failure_of(error: Exception, *, path: str = "") -> Failure:
     message = _without_addresses(reply.message)
     if isinstance(error, InvalidInput):
         status = 413 if isinstance(error, TooLarge) else reply.http_status
-        return Failure(status, kind, message, field=error.where or None)
+        return Failure(status, kind, message, field=error.where or None, is_too_long=_is_too_long(error))
     delay = _UNAVAILABLE_RETRY_SECONDS if isinstance(error, Unavailable) else reply.retry_after_seconds
     return Failure(reply.http_status, kind, message, retry_after_seconds=delay)
+
+
+def _is_too_long(error: InvalidInput) -> bool:
+    """Return whether a text exceeds the model's context, in the words of services/runtime/limits.py."""
+    got, allowed = str(error.got).strip("'"), str(error.allowed)
+    return bool(re.fullmatch(r"\d+ tokens", got) and re.match(r"at most \d+ tokens\b", allowed))
 
 
 def _without_addresses(message: str) -> str:
@@ -169,12 +178,16 @@ def _openai(failure: Failure, request_id: str) -> dict[str, Any]:
     """As OpenAI's clients read it: https://platform.openai.com/docs/guides/error-codes."""
     kinds = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"}
     kind = kinds.get(failure.status, "rate_limit_error" if failure.status == 429 else failure.kind)
+    message, code = failure.message, failure.kind
+    if failure.is_too_long:
+        # Some clients look for the code, others for OpenAI's sentence, to choose a model for longer texts.
+        message, code = f"{message}. This model's maximum context length is exceeded.", _TOO_LONG
     return {
         "error": {
-            "message": failure.message,
+            "message": message,
             "type": "invalid_request_error" if failure.status in (404, 405, 413) else kind,
             "param": failure.field,
-            "code": failure.kind,
+            "code": code,
         }
     }
 

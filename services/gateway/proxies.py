@@ -1,4 +1,4 @@
-"""The address of a caller behind proxies, for the log."""
+"""The address of a caller whose requests come through proxies, for the log."""
 
 from __future__ import annotations
 

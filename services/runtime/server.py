@@ -17,7 +17,6 @@ from typing import Self, TypeVar
 
 from grpc import aio
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from fairlead import metrics
@@ -31,6 +30,7 @@ from services.runtime.access import AccessControl
 from services.runtime.edge import EdgeInterceptor
 from services.runtime.health import Health
 from services.runtime.process import Stopped, on_stop
+from services.runtime.reflection import add_reflection
 from services.runtime.wire_limits import WireLimits
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ class ModelServer:
         add(self._server)
         self._health.add_to(self._server)
         names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
-        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self._server)
+        add_reflection(self._server, names)
         address = self._section.bind_address
         try:
             port = self._listen(self._server, address)

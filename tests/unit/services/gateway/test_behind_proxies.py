@@ -1,4 +1,4 @@
-"""The gateway in a browser's page (CORS), under a path prefix, and behind proxies that name the caller."""
+"""The gateway in a browser's page (CORS), under a path prefix, and through proxies that name the caller."""
 
 from __future__ import annotations
 

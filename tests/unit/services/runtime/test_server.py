@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from prometheus_client import CollectorRegistry
 
 from fairlead.config.base import ServerSection
@@ -145,14 +145,20 @@ async def test_all_watchers_get_changes_after_one_cancels(server, channel):
         assert await watch.read() == aio.EOF
 
 
-async def test_reflection_lists_services(channel):
-    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_lists_services(channel, version):
+    call = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )()
     await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     answer = await call.read()
     names = {service.name for service in answer.list_services_response.service}
     assert {NAME, "grpc.health.v1.Health"} <= names
-    await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=NAME))
-    assert (await call.read()).file_descriptor_response.file_descriptor_proto
+    for name in names:
+        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=name))
+        assert (await call.read()).file_descriptor_response.file_descriptor_proto
     await call.done_writing()
     assert await call.read() == aio.EOF
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.gateway_world import gateway, policy_server, reward_server
@@ -71,6 +73,10 @@ async def test_errors_name_fields_of_the_request(reward_folder, tmp_path):
                 named = answer.error["field" if path.startswith("/v1/rewards") else "param"]
                 assert answer.error["message"].startswith(f"{field}: got ")
             assert named == field, answer.body
+            if "param" in answer.body.decode():
+                is_long = LONG in json.dumps(body)
+                assert answer.error["code"] == ("context_length_exceeded" if is_long else "invalid_argument")
+                assert answer.error["message"].endswith("context length is exceeded.") == is_long
         lengths = {"name": "sequence_lengths", "datatype": "INT64", "shape": [1, 1], "data": [2]}
         for tensor, field in TENSORS:
             inputs = [tensor] if tensor["name"] == "sentences" else [tensor, lengths]
