@@ -118,8 +118,8 @@ def _encoded(
     if left_out.is_most:
         raise ConfigError(
             "data.preferences" if config.data.preferences else "data.sentences",
-            got="pairs of which most cannot be learnt",
-            allowed=f"less than half of that kind: {left_out_for}",
+            got=f"{left_out.too_long + left_out.alike} of {left_out.pairs} pairs that cannot be learnt",
+            allowed=f"at most half of them: {left_out_for}",
         )
     if not known.rankings:
         raise ConfigError("data.preferences", got="no comparisons", allowed="at least one to train on")

@@ -87,7 +87,9 @@ def test_stage_refuses_data_of_which_most_cannot_be_learnt(tmp_path, caplog, lon
     first = f"{tmp_path}/p.jsonl:1 `chosen`"
     message = f"{long} of 50 pairs are left out: an answer leaves no space for its prompt within 32 tokens"
     if long > 25:
-        with pytest.raises(ConfigError, match=r"^data\.preferences: got 'pairs of which most") as refused:
+        with pytest.raises(
+            ConfigError, match=r"^data\.preferences: got '31 of 50 pairs that cannot be learnt'"
+        ) as refused:
             train(config)
         assert message in str(refused.value)
         assert first in str(refused.value)
