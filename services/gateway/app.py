@@ -19,7 +19,7 @@ from fairlead.config.infrastructure import AccessLog
 from fairlead.config.serving import GatewaySection
 from fairlead.errors import ConfigError
 from fairlead.rpc.status import REQUEST_ID
-from services.gateway import dialects, failures, health
+from services.gateway import dialects, failures, health, limit_headers
 from services.gateway.api_page import describe_headers
 from services.gateway.backend import Backend
 from services.gateway.dialects.inference_requests import HEADER_LENGTH
@@ -28,7 +28,7 @@ from services.gateway.exchange_log import ExchangeLog
 from services.gateway.scopes import DOCS_FILES
 from services.runtime.access import AccessControl
 
-_EXPOSED = (REQUEST_ID, "retry-after", "retry-after-ms", HEADER_LENGTH)
+_EXPOSED = (REQUEST_ID, "retry-after", "retry-after-ms", HEADER_LENGTH, *limit_headers.NAMES)
 """Headers of responses that a web page may read."""
 _DESCRIPTION = """Scores from the reward model and completions from the policy, over HTTP.
 

@@ -23,6 +23,7 @@ from services.gateway import failures
 from services.gateway.body import BodyBuffer, store_body, too_large
 from services.gateway.call import HttpCall
 from services.gateway.failures import TooLarge
+from services.gateway.limit_headers import limit_headers
 from services.gateway.paths import path_of, set_root
 from services.gateway.proxies import ProxyChain
 from services.gateway.scopes import need_of
@@ -287,6 +288,7 @@ class _HttpExchange:
             self.response_started = True
             self.status = message["status"]
             extra = [(REQUEST_ID.encode(), self.request_id.encode())] if self.request_id else []
+            extra += limit_headers(self.caller)
             if not self.body_received:
                 # The rest of the body would be read as the next request.
                 extra.append((b"connection", b"close"))

@@ -3,7 +3,7 @@
 --
 -- KEYS[1]: hash of the key's account. ARGV: requests, tokens, requests per second, tokens per second, capacity
 -- of the token bucket, tokens per day (0: no limit), 1 to take them even beyond the limits.
--- Returns {'' or the limit that refuses, seconds to wait}.
+-- Returns {'' or the limit that refuses, seconds to wait, levels of the buckets of requests and tokens}.
 local requests, tokens = tonumber(ARGV[1]), tonumber(ARGV[2])
 local request_rate, token_rate = tonumber(ARGV[3]), tonumber(ARGV[4])
 local token_capacity, quota = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -23,17 +23,21 @@ local used = tonumber(kept[4] or today) == today and tonumber(kept[5] or 0) or 0
 request_level = math.min(request_capacity, request_level + elapsed * request_rate)
 token_level = math.min(token_capacity, token_level + elapsed * token_rate)
 
+local function reply(limit, wait)
+  return {limit, tostring(wait), string.format('%.17g', request_level), string.format('%.17g', token_level)}
+end
+
 if not force then
   local short = math.min(requests, request_capacity) - request_level
   if request_rate > 0 and short > 1e-6 then
-    return {'requests', tostring(short / request_rate)}
+    return reply('requests', short / request_rate)
   end
   short = math.min(tokens, token_capacity) - token_level
   if token_rate > 0 and short > 1e-6 then
-    return {'tokens', tostring(short / token_rate)}
+    return reply('tokens', short / token_rate)
   end
   if quota > 0 and (used >= quota or used + tokens > quota) then
-    return {'quota', tostring((today + 1) * 86400 - now)}
+    return reply('quota', (today + 1) * 86400 - now)
   end
 end
 
@@ -46,4 +50,4 @@ redis.call('HSET', KEYS[1],
   'day', string.format('%d', today),
   'used', string.format('%.17g', used + tokens))
 redis.call('EXPIRE', KEYS[1], 172800)
-return {'', '0'}
+return reply('', 0)

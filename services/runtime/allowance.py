@@ -10,6 +10,7 @@ goes into debt, so that the average rate holds and no request waits forever.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,6 +90,18 @@ class _Account:
         return "", 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """What a key has left of one of its rates."""
+
+    rate: float
+    """Requests or tokens that are added every second."""
+    capacity: float
+    """The most that it holds."""
+    level: float
+    """What it holds now; negative if the key is in debt."""
+
+
 class Allowance:
     """Remaining rates and quotas of all keys."""
 
@@ -111,6 +124,8 @@ class Allowance:
         self._metrics = access_metrics
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
+        self._reported: dict[str, tuple[float, float, float]] = {}
+        """Levels of requests and tokens that Redis reported last for a key, and when."""
         self._redis = _client(section) if section.redis_url else None
         self._script = self._redis.register_script(_source()) if self._redis else None
         self._unavailable_until = 0.0
@@ -150,6 +165,18 @@ class Allowance:
         """
         await self._take(key, requests=0, tokens=tokens, force=True)
 
+    def buckets(self, key: ApiKey) -> tuple[Bucket | None, Bucket | None]:
+        """Return the buckets of requests and of tokens of a key as last counted; None without a rate."""
+        request_rate, token_rate, capacity, _ = _rates(key)
+        account = self._accounts.get(key.id)
+        levels = (account.requests, account.tokens, account.at) if account is not None else None
+        requests, tokens, at = self._reported.get(key.id) or levels or (math.inf, math.inf, 0.0)
+        elapsed = max(0.0, self._clock() - at)
+        return (
+            _bucket(request_rate, max(1.0, request_rate), requests, elapsed),
+            _bucket(token_rate, capacity, tokens, elapsed),
+        )
+
     def _too_large(self, key: ApiKey, tokens: int, allowed: str) -> InvalidInput:
         self._metrics.refusals.labels(reason="request_tokens").inc()
         return InvalidInput("request", got=f"{tokens} tokens", allowed=f"{allowed} for the API key {key.id}")
@@ -162,15 +189,17 @@ class Allowance:
         if self._script is not None and time.monotonic() >= self._unavailable_until:
             arguments = [requests, tokens, *rates, int(force)]
             try:
-                which, wait = cast(
-                    tuple[bytes, bytes],
+                which, wait, request_level, token_level = cast(
+                    tuple[bytes, bytes, bytes, bytes],
                     await self._script(keys=[f"fairlead:keys:{key.id}"], args=arguments),
                 )
             except (redis.RedisError, OSError) as error:
                 self._redis_failed(error)
             else:
                 self._redis_answered()
+                self._reported[key.id] = (float(request_level), float(token_level), self._clock())
                 return which.decode(), float(wait)
+        self._reported.pop(key.id, None)
         now = self._clock()
         account = self._accounts.get(key.id)
         if account is None:
@@ -199,6 +228,10 @@ def _rates(key: ApiKey) -> tuple[float, float, float, int]:
     """
     per_minute = key.tokens_per_minute or 0
     return key.requests_per_second or 0.0, per_minute / 60, float(per_minute), key.tokens_per_day or 0
+
+
+def _bucket(rate: float, capacity: float, level: float, elapsed: float) -> Bucket | None:
+    return Bucket(rate, capacity, min(capacity, level + elapsed * rate)) if rate else None
 
 
 def _client(section: KeysSection) -> Redis:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.rpc.api_keys import draw
+from services.gateway.limit_headers import NAMES
 from services.gateway.scopes import need_of
 from tests.gateway_world import Gateway, gateway, policy_server, reward_server
 from tests.unit.fairlead.rpc.tls_world import Authority
@@ -141,6 +142,21 @@ async def test_key_in_either_header_and_in_the_description(http: Gateway, keys: 
             assert names == ["X-Request-Id", "X-Request-Timeout"]
     assert "security" not in schema["paths"]["/healthz"]["get"]
     assert "swagger-ui-bundle.js" in (await http.get("/docs")).body.decode()
+
+
+async def test_rates_of_a_key_are_in_the_headers_of_its_responses(http: Gateway, keys: Keys):
+    key = keys.add("rated", requests_per_second=0.01, tokens_per_minute=6_000)
+    answer = await post(http, key)
+    found = {name: value for name, value in answer.headers.items() if name.startswith("x-ratelimit-")}
+    assert set(found) == set(NAMES)
+    assert (found["x-ratelimit-limit-requests"], found["x-ratelimit-remaining-requests"]) == ("1", "0")
+    assert 90 < float(found["x-ratelimit-reset-requests"].removesuffix("s")) <= 100
+    assert found["x-ratelimit-limit-tokens"] == "6000"
+    assert 6_000 - NUM_TOKENS <= int(found["x-ratelimit-remaining-tokens"]) < 6_000
+    refused = await post(http, key)
+    assert (refused.status, refused.headers["x-ratelimit-remaining-requests"]) == (429, "0")
+    for headers in ((await post(http, keys.add("free"))).headers, (await http.get("/healthz")).headers):
+        assert not set(NAMES) & set(headers)
 
 
 async def test_open_paths_and_paths_that_need_other_scopes(http: Gateway, keys: Keys):

@@ -156,11 +156,14 @@ async def test_redis_script_counts_like_the_process(server: ValkeyServer):
                 requests, tokens = draw.choice([0, 1]), draw.choice([0, 5, 500, 7_000])
                 force = draw.random() < 0.2
                 expected = account.take(api_key, requests=requests, tokens=tokens, now=now, force=force)
-                which, wait = await script(
+                which, wait, *levels = await script(
                     keys=[f"test:{api_key.id}"], args=[requests, tokens, *rates, int(force), now]
                 )
                 assert which.decode() == expected[0]
                 assert float(wait) == pytest.approx(expected[1], abs=1e-3)
+                if not which:
+                    kept = [account.requests, account.tokens]
+                    assert list(map(float, levels)) == pytest.approx(kept, abs=1e-3)
                 passed += which == b""
         assert 200 < passed < 900
 
@@ -171,7 +174,10 @@ async def test_replicas_share_limits_through_redis(server: ValkeyServer):
     api_key = key("shared", requests_per_second=0.01, tokens_per_minute=60)
     try:
         await first.admit(api_key, requests=1, tokens=60)
+        requests, tokens = first.buckets(api_key)
+        assert (requests.level, tokens.level) == pytest.approx((0, 0), abs=0.1)
         error = await refused(second, api_key, requests=1)
+        assert second.buckets(api_key)[1].level == pytest.approx(0, abs=5)
         assert error.retry_after_seconds == pytest.approx(100, abs=5)
         await second.charge(api_key, tokens=30)
         assert (await refused(first, api_key, tokens=60)).retry_after_seconds == pytest.approx(90, abs=5)
