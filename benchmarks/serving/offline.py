@@ -20,9 +20,9 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks.serving import workload
 from fairlead.config.serving import RewardSection
+from fairlead.nn.allocator import keep_freed_memory
 from services.reward.item_reader import EncodedItem
 from services.reward.scorer import RewardScorer
-from services.runtime.allocator import keep_freed_memory
 
 BUDGETS = (2_048, 8_192)
 """Batch sizes in tokens that are tried; the best is reported."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ from fairlead.nn import adapters
 from fairlead.nn.failures import load_failure
 
 logger = logging.getLogger(__name__)
+
+# Otherwise transformers silently loads a hub model with only .bin weights from a pull request of a bot.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LOAD_ERRORS = (

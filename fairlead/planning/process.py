@@ -23,6 +23,11 @@ _HEAP_SHARE = 1.5
 batch fits only in part into what others left. benchmarks/scoring_memory.py measures it."""
 
 
+_TRAINING_HEAP_SHARE = 1.6
+"""Memory of activations in training on a CPU, relative to their tensors: freed temporaries leave gaps in the
+heap of the C library. tests/integration/test_smollm2.py compares plan and peak."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessMemory:
     """The peak memory of one process, in bytes."""
@@ -262,6 +267,8 @@ class MemoryPlanner:
         trained += head_bytes(size) if head else 0
         device = self._device(section)
         activations = formulas.activation_bytes(size, section, tokens=tokens, longest=longest, device=device)
+        if device == "cpu":
+            activations = int(activations * _TRAINING_HEAP_SHARE)
         return ProcessMemory(
             name=name,
             device=device,

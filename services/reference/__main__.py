@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from fairlead import metrics
 from fairlead.config import RunConfig
+from fairlead.nn import allocator
 from services.batching.batcher import MicroBatcher
-from services.runtime import allocator, process
+from services.runtime import process
 from services.runtime.server import ModelServer
 
 if TYPE_CHECKING:

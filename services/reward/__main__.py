@@ -12,11 +12,12 @@ from pathlib import Path
 from fairlead import metrics
 from fairlead.config import RunConfig
 from fairlead.errors import ConfigError, install_command
+from fairlead.nn import allocator
 from services.reward.dialects import Dialects
 from services.reward.model_watcher import ModelWatcher, first
 from services.reward.scoring import Scoring
 from services.reward.swapping import SwappingScoring
-from services.runtime import allocator, process
+from services.runtime import process
 from services.runtime.process import Stopped
 from services.runtime.server import ModelServer
 

@@ -16,11 +16,11 @@ from fairlead import metrics
 from fairlead.backoff import Backoff, retry
 from fairlead.config.serving import RewardSection
 from fairlead.errors import InternalError, InvalidInput, ModelLoadError, Overloaded
+from fairlead.nn import allocator
 from fairlead.types import RewardInfo, ScoreItem, Scores, TextPair, TokenPair
 from services.batching.batch_queue import BatchResult
 from services.batching.batcher import MicroBatcher
 from services.reward.scoring import ScoreCall
-from services.runtime import allocator
 from services.runtime.access import caller
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fairlead.config.training import PpoSection
+from fairlead.nn import allocator
 from trainer.demonstrations import DemonstrationStream
 from trainer.ppo import objective
 from trainer.ppo.actor_critic import ActorCritic
@@ -236,6 +237,7 @@ def accumulate_gradients(
             ratios_N, advantages_N, clip_range=section.clip_range, **clips
         )
         (policy_loss_N.sum() / total_tokens).backward()  # type: ignore[no-untyped-call]
+        allocator.give_back()
         value_loss_N = objective.value_loss(
             models.values(padded),
             prepared.old_values_N[where],
@@ -243,6 +245,7 @@ def accumulate_gradients(
             clip_width=prepared.value_clip_width,
         )
         (value_loss_N.sum() / total_tokens).backward()  # type: ignore[no-untyped-call]
+        allocator.give_back()
         with torch.no_grad():
             clipped_N = objective.is_clipped(ratios_N, advantages_N, clip_range=section.clip_range, **clips)
             sums["policy_loss"] += float(policy_loss_N.sum())

@@ -19,10 +19,10 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from fairlead.nn import allocator
 from fairlead.nn.linear import ROWS
 from fairlead.nn.reward_model import RewardModel
 from services.reward.compute.prefix_sharing import CachedPrefix, Keep, KeysValues, Plan, Segment
-from services.runtime import allocator
 
 NAME = "fairlead_segments"
 """Name under which the attention is registered with transformers."""

@@ -31,7 +31,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back() -> None:
-    """Return free memory to the system once, for example after a model was unloaded."""
+    """Return free memory to the system once, for example after a model was unloaded or a backward pass."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)

@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, resource, sys
-from services.runtime import allocator
+from fairlead.nn import allocator
 if sys.argv[1] == "keep":
     allocator.keep_freed_memory()
 libc = ctypes.CDLL("libc.so.6")
