@@ -28,7 +28,7 @@ from services.gateway.exchange_log import ExchangeLog
 from services.gateway.server import HttpServer
 from services.policy.requests import encode
 from services.policy.servicer import SERVICE_NAME, PolicyServicer, wire_limits
-from services.runtime.access import AccessControl
+from services.runtime.access.control import AccessControl
 from services.runtime.server import ModelServer
 from tests.unit.services.policy.policy_world import model_without_end, running
 from tests.unit.services.reward.reward_world import reward_service

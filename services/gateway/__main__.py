@@ -16,7 +16,7 @@ from services.gateway.backend import Backend
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.server import HttpServer
 from services.runtime import process
-from services.runtime.access import AccessControl
+from services.runtime.access.control import AccessControl
 
 logger = logging.getLogger(__name__)
 

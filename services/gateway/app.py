@@ -23,10 +23,10 @@ from services.gateway import dialects, failures, health, limit_headers
 from services.gateway.api_page import describe_headers
 from services.gateway.backend import Backend
 from services.gateway.dialects.inference_requests import HEADER_LENGTH
-from services.gateway.edge import HttpEdge
 from services.gateway.exchange_log import ExchangeLog
+from services.gateway.http.edge import HttpEdge
 from services.gateway.scopes import DOCS_FILES
-from services.runtime.access import AccessControl
+from services.runtime.access.control import AccessControl
 
 _EXPOSED = (REQUEST_ID, "retry-after", "retry-after-ms", HEADER_LENGTH, *limit_headers.NAMES)
 """Headers of responses that a web page may read."""

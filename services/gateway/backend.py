@@ -32,8 +32,8 @@ from fairlead.types import (
     Scores,
 )
 from services.gateway.call import HttpCall
-from services.gateway.request_size import check_request_size
-from services.runtime.access import Caller, caller
+from services.gateway.http.request_size import check_request_size
+from services.runtime.access.control import Caller, caller
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 
 from fairlead.errors import DeadlineExceeded, InvalidInput
 from fairlead.rpc.status import REQUEST_ID
-from services.runtime.access import request_id_or_new
+from services.runtime.access.control import request_id_or_new
 
 TIMEOUT_HEADER = "x-request-timeout"
 """Seconds until the caller stops waiting. The gateway's own timeout applies if it is shorter."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.runtime.access import Caller
-from services.runtime.allowance import Bucket
+from services.runtime.access.allowance import Bucket
+from services.runtime.access.control import Caller
 
 _PREFIX = "x-ratelimit"
 NAMES = tuple(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from services.runtime.access import Need
+from services.runtime.access.control import Need
 
 DOCS_FILES = "/docs/files"
 """Path of the scripts and styles that the API page loads."""

@@ -18,7 +18,7 @@ from fairlead.config.serving import GatewaySection
 from fairlead.errors import ConfigError
 from fairlead.rpc.credentials import is_loopback
 from fairlead.rpc.tls import Certificates
-from services.gateway.connections import Connection
+from services.gateway.http.connections import Connection
 from services.runtime.process import on_stop
 
 logger = logging.getLogger(__name__)

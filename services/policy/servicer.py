@@ -24,7 +24,7 @@ from services.policy.requests import (
     check_request,
     checked_chat,
 )
-from services.runtime.access import caller
+from services.runtime.access.control import caller
 from services.runtime.edge import deadline, start_notice
 from services.runtime.limits import MAX_TURNS, check_text
 from services.runtime.wire_limits import WireLimits

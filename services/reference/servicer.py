@@ -13,7 +13,7 @@ from fairlead.v1 import reference_service_pb2 as pb
 from fairlead.v1 import reference_service_pb2_grpc as pb_grpc
 from services.batching.batcher import MicroBatcher
 from services.reference.scorer import Lookup, ReferenceScorer
-from services.runtime.access import caller
+from services.runtime.access.control import caller
 from services.runtime.edge import deadline, start_notice
 from services.runtime.exclusive import ExclusiveGate
 from services.runtime.large import in_thread_if_large

@@ -21,7 +21,7 @@ from fairlead.types import RewardInfo, ScoreItem, Scores, TextPair, TokenPair
 from services.batching.batch_queue import BatchResult
 from services.batching.batcher import MicroBatcher
 from services.reward.scoring import ScoreCall
-from services.runtime.access import caller
+from services.runtime.access.control import caller
 
 if TYPE_CHECKING:
     from services.reward.scorer import RewardScorer

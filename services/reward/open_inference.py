@@ -26,7 +26,7 @@ from services.open_inference.model import NOT_OFFERED, InferenceModel, Inference
 from services.open_inference.tensors import InputTensor
 from services.open_inference.versions import number_of
 from services.reward.scoring import ScoreCall, Scoring
-from services.runtime.access import caller
+from services.runtime.access.control import caller
 from services.runtime.edge import deadline
 from services.runtime.error_reply import rpc_error_reply
 from services.runtime.streams import Bounds, process_bounded

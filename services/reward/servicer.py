@@ -12,7 +12,7 @@ from fairlead import codec
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
 from services.reward.scoring import ScoreCall, Scoring
-from services.runtime.access import caller
+from services.runtime.access.control import caller
 from services.runtime.edge import deadline, start_notice
 from services.runtime.error_reply import rpc_error_reply
 from services.runtime.large import in_thread_if_large

@@ -23,7 +23,13 @@ from fairlead import metrics
 from fairlead.config.infrastructure import AccessLog
 from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
 from fairlead.rpc.status import EXCLUSIVE_START, MAX_REQUEST_TOKENS, REQUEST_ID, RETRY_PUSHBACK
-from services.runtime.access import AccessControl, Caller, parse_token_limit, request_id_or_new, scope_of
+from services.runtime.access.control import (
+    AccessControl,
+    Caller,
+    parse_token_limit,
+    request_id_or_new,
+    scope_of,
+)
 from services.runtime.error_reply import rpc_error_reply
 from services.runtime.large import in_thread_if_large
 from services.runtime.streams import IncomingRequests

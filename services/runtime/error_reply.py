@@ -14,7 +14,7 @@ import grpc
 
 from fairlead.errors import HTTP_STATUS, FairleadError, InternalError, InvalidInput, Overloaded, grpc_status
 from fairlead.log import LogSummary
-from services.runtime.access import caller
+from services.runtime.access.control import caller
 
 logger = logging.getLogger(__name__)
 

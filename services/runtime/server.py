@@ -26,7 +26,7 @@ from fairlead.errors import ConfigError
 from fairlead.metrics import page as metrics_page
 from fairlead.rpc.credentials import is_loopback
 from fairlead.rpc.tls import Certificates
-from services.runtime.access import AccessControl
+from services.runtime.access.control import AccessControl
 from services.runtime.edge import EdgeInterceptor
 from services.runtime.health import Health
 from services.runtime.process import Stopped, on_stop

@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse
 
 from fairlead.errors import InvalidInput
 from fairlead.types import Scores
-from services.gateway.body import read_json
-from services.gateway.json_limits import BodyLimits
+from services.gateway.http.body import read_json
+from services.gateway.http.json_limits import BodyLimits
 from services.open_inference import messages, tensors
 from services.open_inference.model import InferenceRequest
 from services.open_inference.tensors import InputTensor

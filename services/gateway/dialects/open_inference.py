@@ -17,7 +17,6 @@ from pydantic import BaseModel
 from fairlead.errors import NotOffered
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores
 from services.gateway.backend import Backend
-from services.gateway.body import body_of, read_json
 from services.gateway.call import CurrentCall
 from services.gateway.dialects.inference_requests import (
     HEADER_LENGTH,
@@ -28,7 +27,8 @@ from services.gateway.dialects.inference_requests import (
     wants_binary,
 )
 from services.gateway.failures import error_responses
-from services.gateway.json_limits import BodyLimits
+from services.gateway.http.body import body_of, read_json
+from services.gateway.http.json_limits import BodyLimits
 from services.gateway.paths import path_of
 from services.open_inference import messages
 from services.open_inference.model import NOT_OFFERED, InferenceModel

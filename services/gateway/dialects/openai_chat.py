@@ -22,13 +22,13 @@ from fairlead.errors import CorruptData, InvalidInput
 from fairlead.types import Completion, GeneratedPiece, Message, SamplingParams
 from services.gateway import failures
 from services.gateway.backend import Backend
-from services.gateway.body import json_route
 from services.gateway.call import CurrentCall, HttpCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
 from services.gateway.dialects.unread import check_messages, check_request
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.failures import error_responses
-from services.gateway.json_limits import BodyLimits
+from services.gateway.http.body import json_route
+from services.gateway.http.json_limits import BodyLimits
 from services.runtime.caller_fields import Places, caller_fields
 
 _ROLES = {"developer": "system"}

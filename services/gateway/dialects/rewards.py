@@ -11,7 +11,6 @@ from fastapi import APIRouter, Response
 from fairlead.clients import ranking
 from fairlead.types import Priority, ScoreItem, Scores
 from services.gateway.backend import Backend
-from services.gateway.body import json_route
 from services.gateway.call import CurrentCall, HttpCall
 from services.gateway.dialects.openai_chat import cut_at_stop
 from services.gateway.dialects.rewards_bodies import (
@@ -29,7 +28,8 @@ from services.gateway.dialects.rewards_bodies import (
     Timing,
 )
 from services.gateway.failures import ERROR_RESPONSES
-from services.gateway.json_limits import BodyLimits
+from services.gateway.http.body import json_route
+from services.gateway.http.json_limits import BodyLimits
 from services.runtime.caller_fields import caller_fields
 
 

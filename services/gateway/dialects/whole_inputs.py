@@ -10,7 +10,7 @@ from fairlead.errors import InvalidInput
 from fairlead.types import ScoreItem, Scores, TokenPair, WholeText
 from services.gateway.backend import Backend
 from services.gateway.call import HttpCall
-from services.gateway.json_limits import BodyLimits
+from services.gateway.http.json_limits import BodyLimits
 from services.runtime.caller_fields import caller_fields
 
 _Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]

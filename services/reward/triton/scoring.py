@@ -31,7 +31,7 @@ from fairlead.types import RewardInfo, ScoreItem, Scores, TokenPair
 from services.batching.packing import pack
 from services.reward.scoring import ScoreCall
 from services.reward.triton.reader import TritonReader
-from services.runtime.access import caller
+from services.runtime.access.control import caller
 
 logger = logging.getLogger(__name__)
 _Row = TypeVar("_Row")

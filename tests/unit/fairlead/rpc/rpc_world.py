@@ -16,7 +16,7 @@ from fairlead.rpc.retry import RetryPolicy
 from fairlead.v1 import policy_service_pb2, policy_service_pb2_grpc, tokens_pb2
 from fairlead.v1 import reward_service_pb2 as pb
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
-from services.runtime.access import AccessControl
+from services.runtime.access.control import AccessControl
 from services.runtime.edge import EdgeInterceptor
 from services.runtime.health import Health
 

@@ -26,7 +26,7 @@ from fairlead.config.infrastructure import KeysSection
 from fairlead.errors import ConfigError, InvalidInput, PermissionDenied, Unauthenticated
 from fairlead.rpc import api_keys
 from fairlead.rpc.api_keys import ApiKey, KeyFile
-from services.runtime.keys import KeyRing
+from services.runtime.access.keys import KeyRing
 
 
 class World:

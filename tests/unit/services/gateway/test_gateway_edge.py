@@ -16,9 +16,9 @@ from fairlead.config.infrastructure import KeysSection
 from fairlead.config.serving import GatewaySection
 from fairlead.errors import Overloaded, Unavailable
 from fairlead.v1 import reward_service_pb2 as pb
-from services.gateway.edge import HttpEdge
+from services.gateway.http.edge import HttpEdge
 from services.gateway.server import HttpServer
-from services.runtime.access import AccessControl
+from services.runtime.access.control import AccessControl
 from tests.gateway_world import Gateway, gateway
 from tests.unit.fairlead.rpc.rpc_world import Replica, dead_address, serving
 from tests.waiting import until

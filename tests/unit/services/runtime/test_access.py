@@ -19,7 +19,7 @@ from fairlead.v1 import (
     weight_service_pb2,
 )
 from fairlead.v1 import reward_service_pb2 as pb
-from services.runtime.access import Caller, scope_of
+from services.runtime.access.control import Caller, scope_of
 from tests.unit.services.reward.reward_world import World, reward_service
 from tests.unit.services.runtime.access_world import TEN_TOKENS, client, refusal, refusals, scored
 from tests.unit.services.runtime.keys_world import Keys

@@ -18,7 +18,7 @@ from fairlead.errors import ConfigError, InvalidInput, Overloaded
 from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer
 from fairlead.rpc.api_keys import ApiKey
-from services.runtime.allowance import Allowance, _Account, _rates, _source
+from services.runtime.access.allowance import Allowance, _Account, _rates, _source
 
 MIDNIGHT = 20_000 * 86_400.0
 

@@ -21,7 +21,7 @@ from fairlead.local.valkey import ValkeyServer
 from fairlead.rpc.api_keys import ApiKey
 from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
 from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
-from services.runtime.allowance import Allowance
+from services.runtime.access.allowance import Allowance
 from tests.unit.fairlead.rpc.tls_world import Authority
 
 

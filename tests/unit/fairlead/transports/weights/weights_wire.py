@@ -22,7 +22,7 @@ from fairlead.transports.weights.grpc import GrpcWeightSource
 from fairlead.transports.weights.sender import Sender
 from fairlead.types import WeightVersion
 from services.policy.relay_servicer import RelayServicer
-from services.runtime.access import AccessControl
+from services.runtime.access.control import AccessControl
 from services.runtime.edge import EdgeInterceptor
 from services.runtime.health import Health
 from services.weights.registry import Registry

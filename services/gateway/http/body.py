@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from fairlead.errors import InvalidInput
 from services.gateway.failures import TooLarge, invalid_input
-from services.gateway.json_limits import BodyLimits, check_json
+from services.gateway.http.json_limits import BodyLimits, check_json
 from services.runtime.large import in_thread_if_large
 
 _STEP_BYTES = 1 << 20

@@ -22,8 +22,8 @@ from fairlead.errors import InvalidInput, Overloaded, PermissionDenied
 from fairlead.rpc.api_keys import ApiKey, Scope
 from fairlead.rpc.status import MAX_REQUEST_TOKENS
 from fairlead.types import Priority
-from services.runtime.allowance import Allowance
-from services.runtime.keys import KeyRing
+from services.runtime.access.allowance import Allowance
+from services.runtime.access.keys import KeyRing
 
 Need = Scope | Literal["any"] | None
 """What a call requires: a key with this scope, any key, or no key."""

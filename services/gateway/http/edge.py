@@ -20,14 +20,14 @@ from fairlead.config.serving import GatewaySection
 from fairlead.errors import DeadlineExceeded, Overloaded, PermissionDenied, Unauthenticated, Unavailable
 from fairlead.rpc.status import REQUEST_ID
 from services.gateway import failures
-from services.gateway.body import BodyBuffer, store_body, too_large
 from services.gateway.call import HttpCall
 from services.gateway.failures import TooLarge
+from services.gateway.http.body import BodyBuffer, store_body, too_large
+from services.gateway.http.proxies import ProxyChain
 from services.gateway.limit_headers import limit_headers
 from services.gateway.paths import path_of, set_root
-from services.gateway.proxies import ProxyChain
 from services.gateway.scopes import need_of
-from services.runtime.access import AccessControl, Caller, Need
+from services.runtime.access.control import AccessControl, Caller, Need
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("services.gateway.access")
