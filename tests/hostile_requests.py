@@ -72,7 +72,14 @@ ANY_JSON = {
 }
 """For every route with a JSON body."""
 
-ROUTES = ("/v1/rewards", "/v1/rewards:rank", "/v1/rewards:best-of-n", "/get_reward", "/classify")
+ROUTES = (
+    "/v1/rewards",
+    "/v1/rewards:rank",
+    "/v1/rewards:best-of-n",
+    "/get_reward",
+    "/classify",
+    "/v1/embeddings",
+)
 OTHER_ROUTES = ("/v1/chat/completions", INFER, "/v2/repository/index")
 
 

@@ -284,10 +284,29 @@ def test_backoff_is_uniform_below_a_bound_that_doubles():
         assert 0.95 * bound < max(waits) <= bound
 
 
-@pytest.mark.parametrize("addresses", [[], "localhost", ["127.0.0.1:80", "nowhere"], "", "dns:///name"])
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        [],
+        "localhost",
+        ["127.0.0.1:80", "nowhere"],
+        "",
+        "dns:///name",
+        "localhost:99999",
+        "http://localhost:80",
+        "dns:a:b:80",
+        "ipv4:1.2.3.4:80",
+    ],
+)
 def test_invalid_addresses_are_refused(addresses):
     with pytest.raises(ConfigError, match="addresses: got"):
         AsyncRewardClient(addresses)
+
+
+async def test_no_time_for_a_call_is_invalid():
+    async with AsyncRewardClient("localhost:80") as client:
+        with pytest.raises(InvalidInput, match="timeout_seconds"):
+            await client.score(ITEM, timeout_seconds=0)
 
 
 async def test_stream_is_retried_only_before_its_first_message():

@@ -170,6 +170,7 @@ async def test_deadline_is_the_shorter_of_callers_and_gateways():
         for bad in ("soon", "0", "-1", "nan", "inf"):
             answer = await http.post("/v1/rewards", BODY, x_request_timeout=bad)
             assert (answer.status, answer.error["field"]) == (400, "X-Request-Timeout")
+            assert answer.error["request_id"] == answer.headers["x-request-id"]
         triton = {
             "inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [1, 1], "data": ["w1"]}],
             "parameters": {"timeout": 200_000},
@@ -258,6 +259,8 @@ async def test_errors_have_the_format_of_their_dialect():
         assert isinstance((await http.get("/v2/nothing")).json["error"], str)
         chat = await http.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "w1"}]})
         assert (chat.status, chat.error["code"]) == (501, "unimplemented")
+        for path in ("/healthz", "/readyz"):
+            assert (await http.ask("HEAD", path)).status == 200
         broken = await raw(http, b"NO HTTP\r\n\r\n")
         assert broken.startswith(b"HTTP/1.1 400")
         big = await raw(http, b"GET / HTTP/1.1\r\nX: " + b"x" * 200_000)
