@@ -8,6 +8,7 @@ JSON line after every update.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -82,7 +83,8 @@ class Loop:
         return [sample.completion() for sample in samples]
 
     def _scores(self, pairs: Sequence[TokenPair]) -> list[float]:
-        sequences = self._reward.encode(pairs)
+        ended = [dataclasses.replace(pair, append_end=True) for pair in pairs]
+        sequences = self._reward.encode(ended)
         found: dict[int, float | Exception] = {}
         budget = self._config.reward.batching.max_batch_tokens
         for members in pack([len(sequence) for sequence in sequences], max_batch_tokens=budget):

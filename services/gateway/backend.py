@@ -189,8 +189,12 @@ class Backend:
 
     @property
     def available(self) -> bool:
-        """Whether every service that is configured is available."""
-        return all(each.available for each in (self.reward, self.policy) if each is not None)
+        """Whether the reward service is available; of a gateway without one, the policy.
+
+        While only the policy is not, such as before its first weights, scores are still served.
+        """
+        needed = self.reward or self.policy
+        return needed is not None and needed.available
 
     def reward_model(self, version: str) -> str:
         """Return the id of the reward model of a version; of the current one if the version is not known."""

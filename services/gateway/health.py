@@ -26,11 +26,14 @@ def router(*, ready: Callable[[], bool], registry: CollectorRegistry) -> APIRout
         response_class=PlainTextResponse,
         summary="Readiness",
         responses={
-            503: {"description": "A configured service is not available, or the gateway is draining."}
+            503: {"description": "The reward service is not available, or the gateway is draining."}
         },
     )
     async def readyz() -> Response:
-        """200 while every configured service is available and the gateway is not draining."""
+        """200 while the reward service is available and the gateway is not draining.
+
+        Without a reward service in the configuration, the policy counts.
+        """
         return PlainTextResponse("ok\n") if ready() else PlainTextResponse("not ready\n", 503)
 
     @routes.head("/metrics", include_in_schema=False)
