@@ -25,9 +25,7 @@ def router(*, ready: Callable[[], bool], registry: CollectorRegistry) -> APIRout
         "/readyz",
         response_class=PlainTextResponse,
         summary="Readiness",
-        responses={
-            503: {"description": "The reward service is not available, or the gateway is draining."}
-        },
+        responses={503: {"description": "The reward service is not available, or the gateway is draining."}},
     )
     async def readyz() -> Response:
         """200 while the reward service is available and the gateway is not draining.
