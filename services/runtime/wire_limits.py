@@ -180,7 +180,9 @@ class _Scan:
     def _refused(self, field: str, *, got: str, allowed: str) -> InvalidInput:
         """Return the error for a field, with its entry where it is part of a list of the request."""
         index = self._index if "." in field else None
-        return InvalidInput(field or "request", index=index, got=got, allowed=allowed)
+        # A stream's request holds that of the call without a stream: both name the same field.
+        name = field.removeprefix("request.") or "request"
+        return InvalidInput(name, index=index, got=got, allowed=allowed)
 
     def _varint(self, position: int) -> tuple[int, int]:
         body = self._body

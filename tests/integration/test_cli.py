@@ -186,7 +186,7 @@ def test_nohup_survives_hangup_and_ctrl_c_stops_a_stage_and_all_its_processes(ru
             assert time.monotonic() < deadline
             assert started.poll() is None
             time.sleep(0.05)
-        refused = fairlead("sft", run_file, cwd=run_file.parent)
+        refused = fairlead("sft", run_file, "--set", "sft.epochs=1000", cwd=run_file.parent)
         assert refused.returncode == 1
         assert refused.stderr == (
             f"error: runs/tiny: another fairlead process (pid {started.pid}) is working on this run\n"

@@ -141,7 +141,7 @@ BAD: dict[str, tuple[pb.GenerateRequest, str]] = {
         "conversation.messages[1]: got 'a turn of the assistant', allowed: a last turn of another role",
     ),
     "5 MB of turns": (
-        request(conversation=talk(("user", "x" * 2_500_000), ("user", "x" * 2_500_000))),
+        request(conversation=talk(*[("user", "x" * 1_000_000)] * 5)),
         "conversation.messages: got '5000000 bytes', allowed: at most 1048576 bytes of UTF-8",
     ),
     "turns without a template": (
