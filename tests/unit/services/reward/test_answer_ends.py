@@ -6,11 +6,16 @@ transformers on the ids that the tests put together themselves.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import tritonclient.grpc.aio as triton_grpc
 from transformers import AutoModelForSequenceClassification
 
 from fairlead.clients import AsyncRewardClient
@@ -116,6 +121,8 @@ async def scores_of(name: str, folder: Path, repository: Path) -> dict[str, floa
             answer = await http.post(path, body)
             assert answer.status == 200, answer.body
             found[what] = first_number(answer.json)
+        found["OIP over gRPC"] = await infer(address, whole)
+        found["fairlead score"] = await asyncio.to_thread(score_file, folder, address, turns)
     exported = export(TritonExport(model=str(folder), target=repository))
     triton = triton_backend.load(exported)
     requests = {
@@ -125,6 +132,24 @@ async def scores_of(name: str, folder: Path, repository: Path) -> dict[str, floa
     for what, response in zip(requests, triton.execute(list(requests.values())), strict=True):
         found[what] = response.of("rewards")[0]
     return found
+
+
+async def infer(address: str, text: str) -> float:
+    """Return the score of a text by tritonclient."""
+    async with triton_grpc.InferenceServerClient(address) as client:
+        given = triton_grpc.InferInput("sentences", [1, 1], "BYTES")
+        given.set_data_from_numpy(np.array([[text.encode()]], dtype=object))
+        answer = await client.infer("reward", [given])
+    return float(answer.as_numpy("rewards")[0, 0])
+
+
+def score_file(folder: Path, address: str, turns: list[dict[str, str]]) -> float:
+    """Return the score that `fairlead score` writes for a file with one conversation."""
+    file = folder.parent / f"{folder.name}.jsonl"
+    file.write_text(json.dumps({"messages": turns}) + "\n")
+    command = [sys.executable, "-m", "fairlead.cli", "score", str(file), "--address", address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return float(json.loads(done.stdout)["score"])
 
 
 def tensor(name: str, datatype: str, row: list) -> dict[str, object]:
