@@ -325,7 +325,7 @@ class RpcCall:
             }
             if self._text:
                 fields["request"] = self._text
-            logger.log(level, "rpc", extra=fields)
+            logger.log(level, "rpc %s %s", fields["method"], fields["code"], extra=fields)
 
 
 def _bounded(handler: _Handler) -> _Handler:

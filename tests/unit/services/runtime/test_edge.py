@@ -57,7 +57,7 @@ async def test_access_log_has_key_and_tokens_but_no_text(reward_folder, keys: Ke
         await refusal(world, None)
 
         def lines() -> list[dict[str, object]]:
-            return [vars(record) for record in caplog.records if record.getMessage() == "rpc"]
+            return [vars(record) for record in caplog.records if record.getMessage().startswith("rpc /")]
 
         # A call is logged after its caller has the answer.
         await until(lambda: len(lines()) == 2)
@@ -78,7 +78,7 @@ async def test_texts_are_logged_only_if_enabled(reward_folder, caplog):
     async with reward_service(reward_folder, observe=ObserveSection(access_log="texts")) as world:
         async with client(world, "") as reward:
             await reward.score([("w1 w2", "w3")])
-    [line] = [vars(record) for record in caplog.records if record.getMessage() == "rpc"]
+    [line] = [vars(record) for record in caplog.records if record.getMessage().startswith("rpc /")]
     assert "w1 w2" in line["request"]
     assert "logs the texts of requests" in caplog.text
 
