@@ -7,6 +7,7 @@ to the system and gets it back page by page, which took a quarter of the scoring
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import mmap
 
@@ -46,6 +47,7 @@ def long_lived(num_bytes: int) -> mmap.mmap:
     return mmap.mmap(-1, num_bytes)
 
 
+@functools.cache
 def _glibc() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL("libc.so.6")

@@ -9,8 +9,8 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 LARGE_BYTES = 1 << 14
-"""Size from which a request counts as large. Less takes at most a few milliseconds, as benchmarks/hostile.py
-shows.
+"""Size from which a request counts as large. Less takes at most a few milliseconds of the event
+loop: tests/integration/test_hostile_requests.py.
 """
 
 

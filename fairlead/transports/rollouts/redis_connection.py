@@ -130,6 +130,15 @@ def client_options(section: QueueSection) -> dict[str, Any]:
     }
 
 
+def connect(section: QueueSection) -> redis.Redis:
+    """Return a client that connects at its first command.
+
+    Raises:
+        ConfigError: as `check_url`.
+    """
+    return redis.Redis.from_url(check_url(section), retry=no_retry(), **client_options(section))
+
+
 def keepalive_options(section: RedisSection) -> dict[str, bool]:
     """Return the TCP keepalive option of a client; a Unix socket has none."""
     return {} if urlsplit(section.redis_url).scheme == "unix" else {"socket_keepalive": True}

@@ -8,17 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import redis
-
 from fairlead.config.infrastructure import QueueSection
 from fairlead.transports.rollouts.base import QueuedOutcome, QueuedPrompt, QueueSnapshot, Sending
 from fairlead.transports.rollouts.redis_connection import (
     Keys,
     address,
-    check_url,
-    client_options,
+    connect,
     errors_of,
-    no_retry,
     script,
 )
 
@@ -32,11 +28,10 @@ def take_snapshot(section: QueueSection, *, run: str) -> QueueSnapshot:
         QueueMisconfigured: if Redis rejects the credentials.
         CorruptData: if a key of the run has another type.
     """
-    url = check_url(section)
+    client = connect(section)
     keys = Keys(run)
-    client = redis.Redis.from_url(url, retry=no_retry(), **client_options(section))
     try:
-        with errors_of(address(url)):
+        with errors_of(address(section.redis_url)):
             return decode_snapshot(client.register_script(script("snapshot"))(keys=keys.all()))
     finally:
         client.close()

@@ -16,18 +16,14 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Self, cast
 
-import redis
-
 from fairlead.config import RunFolder
 from fairlead.config.infrastructure import QueueSection
 from fairlead.errors import ConfigError, FairleadError
 from fairlead.transports.rollouts.redis_connection import (
     Keys,
     address,
-    check_url,
-    client_options,
+    connect,
     errors_of,
-    no_retry,
 )
 
 logger = logging.getLogger(__name__)
@@ -79,8 +75,8 @@ class RunClaim:
         self._run = run
         self._owner = owner
         self._key = Keys(run).claim
-        self._where = address(check_url(section))
-        self._client = redis.Redis.from_url(section.redis_url, retry=no_retry(), **client_options(section))
+        self._client = connect(section)
+        self._where = address(section.redis_url)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name="run-claim", daemon=True)
 
