@@ -209,6 +209,13 @@ def optimise(
     )
 
 
+def _backward(loss: Tensor) -> None:
+    """Add the gradients of a loss; on a CPU, return the gaps of the heap, which would add up."""
+    loss.backward()  # type: ignore[no-untyped-call]
+    if loss.device.type == "cpu":
+        allocator.give_back()
+
+
 def accumulate_gradients(
     models: ActorCritic,
     prepared: PreparedBatch,
@@ -236,16 +243,14 @@ def accumulate_gradients(
         policy_loss_N = prepared.behaviour_weights_N[where] * objective.policy_loss(
             ratios_N, advantages_N, clip_range=section.clip_range, **clips
         )
-        (policy_loss_N.sum() / total_tokens).backward()  # type: ignore[no-untyped-call]
-        allocator.give_back()
+        _backward(policy_loss_N.sum() / total_tokens)
         value_loss_N = objective.value_loss(
             models.values(padded),
             prepared.old_values_N[where],
             prepared.returns_N[where],
             clip_width=prepared.value_clip_width,
         )
-        (value_loss_N.sum() / total_tokens).backward()  # type: ignore[no-untyped-call]
-        allocator.give_back()
+        _backward(value_loss_N.sum() / total_tokens)
         with torch.no_grad():
             clipped_N = objective.is_clipped(ratios_N, advantages_N, clip_range=section.clip_range, **clips)
             sums["policy_loss"] += float(policy_loss_N.sum())
