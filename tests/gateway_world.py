@@ -9,7 +9,7 @@ import asyncio
 import http.client
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
 from fairlead.config import RunConfig, load
+from fairlead.config.base import ServerSection
 from fairlead.config.infrastructure import ObserveSection
 from fairlead.config.serving import PolicySection
 from fairlead.nn.loading import load_tokenizer
@@ -118,6 +119,8 @@ class RunningPolicy:
     address: str
     tokenizer: Any
     registry: CollectorRegistry
+    drain: Callable[[], Awaitable[None]]
+    """Stops the service as a signal does; running calls have a second."""
 
     @property
     def slots_used(self) -> float:
@@ -125,25 +128,38 @@ class RunningPolicy:
 
 
 @asynccontextmanager
-async def policy_server(folder: Path, *, chat_template: str | None = None) -> AsyncIterator[RunningPolicy]:
-    """Run the policy service in this event loop, with a model that never ends an answer."""
+async def policy_server(
+    folder: Path, *, chat_template: str | None = None, before_step: Callable[[], None] | None = None
+) -> AsyncIterator[RunningPolicy]:
+    """Run the policy service in this event loop, with a model that never ends an answer.
+
+    Args:
+        folder: where the model is written.
+        chat_template: of the tokenizer.
+        before_step: called before each step of the model.
+    """
     registry = CollectorRegistry()
     model = model_without_end(folder)
+    if before_step is not None:
+        model.register_forward_pre_hook(lambda *_: before_step())
     tokenizer = load_tokenizer(str(folder))
     tokenizer.chat_template = chat_template
     section = PolicySection(bind="127.0.0.1:0", timeout_seconds=30)
     async with running(model, registry=registry) as engine:
-        async with ModelServer("policy", section, ObserveSection(), registry=registry) as server:
+        limits = ServerSection(drain_seconds=1)
+        async with ModelServer(
+            "policy", section, ObserveSection(), limits=limits, registry=registry
+        ) as server:
             servicer = PolicyServicer(
                 engine,
                 section,
                 encode=lambda prompt: encode(tokenizer, prompt),
                 on_newer_weights=lambda _: None,
             )
-            limits = wire_limits(engine.info.model, max_text_bytes=section.max_text_bytes)
-            address = await server.start(servicer.add_to, [SERVICE_NAME], limits)
+            accepted = wire_limits(engine.info.model, max_text_bytes=section.max_text_bytes)
+            address = await server.start(servicer.add_to, [SERVICE_NAME], accepted)
             server.set_ready(True)
-            yield RunningPolicy(address, tokenizer, registry)
+            yield RunningPolicy(address, tokenizer, registry, server.drain)
 
 
 @asynccontextmanager

@@ -97,7 +97,7 @@ class Attempts:
         """
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise self._last or DeadlineExceeded(f"{self._service}: no answer {self._so_far()}")
+            raise self._last or self._never_called()
         return left
 
     def timeout(self) -> float:
@@ -111,9 +111,7 @@ class Attempts:
             FairleadError: the last error.
         """
         if seconds >= self._deadline - time.monotonic():
-            raise self._last or DeadlineExceeded(
-                f"{self._service}: no replica accepts calls {self._so_far()}"
-            )
+            raise self._last or self._never_called()
 
     def failed(self, address: str, error: aio.AioRpcError) -> None:
         """Count a failed attempt.
@@ -151,12 +149,13 @@ class Attempts:
 
     def error(self, address: str, error: aio.AioRpcError) -> FairleadError:
         """Return the error of a failed attempt."""
-        return error_from_status(
-            error, where=f"{self._service} at {address}", so_far=self._so_far(at_least=1)
-        )
-
-    def _so_far(self, *, at_least: int = 0) -> str:
         # A stream that breaks off has not been counted as a failed attempt yet.
-        made = max(self._made, at_least)
+        made = max(self._made, 1)
         seconds = time.monotonic() - self._start
-        return f"after {made} {'attempt' if made == 1 else 'attempts'} in {seconds:.1f} s"
+        so_far = f"after {made} {'attempt' if made == 1 else 'attempts'} in {seconds:.1f} s"
+        return error_from_status(error, where=f"{self._service} at {address}", so_far=so_far)
+
+    def _never_called(self) -> DeadlineExceeded:
+        """Return the error of a call that ends before its first attempt."""
+        seconds = self._deadline - self._start
+        return DeadlineExceeded(f"{self._service}: no replica accepted the call within {seconds:.1f} s")

@@ -29,6 +29,8 @@ MAX_TENSORS = 16
 
 _NAMES = frozenset(
     {
+        "fairlead.v1.ScoreRequest.model_version",
+        "fairlead.v1.PromoteCanaryRequest.model_version",
         "inference.ModelInferRequest.model_name",
         "inference.ModelInferRequest.model_version",
         *(
@@ -38,7 +40,7 @@ _NAMES = frozenset(
         ),
     }
 )
-"""Fields of the Open Inference Protocol that name a model or a version."""
+"""Fields of requests that name a model or a version."""
 
 
 class Dialects:

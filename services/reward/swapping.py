@@ -171,9 +171,8 @@ class SwappingScoring:
             if not version or version != self._current.info.model_version:
                 model = self._need_canary()
                 if version and model.info.model_version != version:
-                    raise NotFound(
-                        f"no canary of version {version!r}: the canary has {model.info.model_version}"
-                    )
+                    has = model.info.model_version
+                    raise NotFound(f"no canary of version {version[:80]!r}: the canary has {has}")
                 self._canary = None
                 self._set_share(0.0)
                 self._swap(model)
@@ -204,7 +203,9 @@ class SwappingScoring:
             if model is not None and model.info.model_version == version:
                 return model
         served = ", ".join(info.model_version for info in self.models)
-        raise NotFound(f"the reward model has no version {version!r} on this replica; it serves {served}")
+        raise NotFound(
+            f"the reward model has no version {version[:80]!r} on this replica; it serves {served}"
+        )
 
     async def _load(self, path: str, share: float) -> list[ServedReward]:
         async with self._changing:

@@ -11,8 +11,10 @@ import sys
 import pytest
 
 from fairlead.v1 import reward_service_pb2_grpc as pb_grpc
-from tests.gateway_world import ask
+from services.gateway import backend
+from tests.gateway_world import ask, gateway, policy_server
 from tests.service_process import Starter
+from tests.tiny import tiny_reward_model
 from tests.unit.fairlead.rpc.rpc_world import Replica, serving
 from tests.waiting import until
 
@@ -43,6 +45,35 @@ async def test_sigterm_ends_readiness_and_finishes_requests_in_flight(start: Sta
         log = process.log.read_text()
         assert "gateway is draining" in log
         assert "gateway stopped" in log
+
+
+async def test_reward_service_that_hangs_turns_readiness_off_beside_a_live_policy(
+    start: Starter, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(backend, "_INFO_TIMEOUT_SECONDS", 0.5)
+    reward = start("reward", tiny_reward_model(tmp_path / "reward"))
+    await asyncio.to_thread(reward.wait_for, "/readyz")
+    async with (
+        policy_server(tmp_path / "policy") as policy,
+        gateway(reward=reward.address, policy=policy.address) as http,
+    ):
+
+        async def until_ready(path: str, status: int) -> None:
+            async with asyncio.timeout(30):
+                while (await http.get(path)).status != status:  # noqa: ASYNC110 - asked over HTTP
+                    await asyncio.sleep(0.02)
+
+        await until_ready("/readyz", 200)
+        reward.popen.send_signal(signal.SIGSTOP)
+        try:
+            await until_ready("/readyz", 503)
+            assert (await http.get("/v2/health/ready")).status == 503
+            assert (await http.get("/healthz")).status == 200
+            chat = {"messages": [{"role": "user", "content": "w1"}], "max_tokens": 2}
+            assert (await http.post("/v1/chat/completions", chat)).status == 200
+        finally:
+            reward.popen.send_signal(signal.SIGCONT)
+        await until_ready("/readyz", 200)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ class WeightCache:
             raise NotFound(f"weights {version} are not in this cache; versions in it: {held}")
         entry = next((entry for entry in manifest.shards if entry.name == shard), None)
         if entry is None:
-            raise NotFound(f"weights {version} have no shard {shard!r}")
+            raise NotFound(f"weights {version} have no shard {shard[:80]!r}")
         for folder in folders:
             with suppress(FileNotFoundError):
                 descriptor = os.open(folder / shard, os.O_RDONLY | os.O_CLOEXEC)

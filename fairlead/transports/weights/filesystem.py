@@ -183,7 +183,7 @@ class FilesystemWeightStore:
         try:
             known = {entry.name for entry in self._manifest(version).shards}
             if shard not in known:
-                raise NotFound(f"weights {version} have no shard {shard!r}")
+                raise NotFound(f"weights {version} have no shard {shard[:80]!r}")
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except (CorruptWeights, FileNotFoundError) as error:
             held = ", ".join(map(str, self.versions())) or "none"

@@ -86,10 +86,8 @@ class TritonScoring:
         `call.exclusive` isolates nothing: a request that crashes the server leaves this process running.
         """
         if call.model_version not in ("", self.info.model_version):
-            served = self.info.model_version
-            raise NotFound(
-                f"the reward model has no version {call.model_version!r} on this replica; it serves {served}"
-            )
+            served, asked = self.info.model_version, call.model_version[:80]
+            raise NotFound(f"the reward model has no version {asked!r} on this replica; it serves {served}")
         if call.exclusive and call.on_start is not None:
             call.on_start()
         began = time.monotonic()

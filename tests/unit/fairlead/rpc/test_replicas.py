@@ -179,6 +179,12 @@ async def test_attempt_that_hangs_is_retried_after_its_timeout():
     assert hangs.calls == 2
 
 
+async def test_call_that_no_replica_accepts_ends_at_its_deadline(silent_address):
+    async with AsyncRewardClient(silent_address, retry=FAST) as client:
+        with pytest.raises(DeadlineExceeded, match=r"no replica accepted the call within 0\.2 s"):
+            await client.score(ITEM, timeout_seconds=0.2)
+
+
 async def test_call_ends_at_its_deadline():
     async def behave(call: int) -> None:
         await asyncio.sleep(3600)
@@ -317,7 +323,7 @@ async def test_stream_is_retried_only_before_its_first_message():
         assert ids == [(0,), (1,), (2,)]
         assert streamer.calls == 3
         seen = []
-        with pytest.raises(Unavailable, match="draining"):  # noqa: PT012
+        with pytest.raises(Unavailable, match=r"draining \(UNAVAILABLE after 1 attempt in "):  # noqa: PT012
             async for _, piece in client.generate_stream([1], SamplingParams()):
                 seen.append(piece.token_ids)
         assert seen == [(0,)]

@@ -72,3 +72,11 @@ async def test_callers_without_a_key_hold_no_place_and_get_no_invitation(reward_
         body = {"prompt": "w1", "responses": ["w2"]}
         answer = await http.post("/v1/rewards", body, authorization=f"Bearer {good}")
         assert answer.status == 200
+
+
+async def test_callers_with_a_body_that_is_too_large_get_no_invitation():
+    async with serving(Replica("one")) as reward, gateway(reward=reward, max_body_bytes=1_024) as http:
+        for length, status in ((500, b"100"), (5_000, b"413")):
+            head = HEAD.replace(b"500", str(length).encode()) + b"Expect: 100-continue\r\n\r\n"
+            async with opened(http, head) as (reader, _), asyncio.timeout(20):
+                assert (await reader.readline()).startswith(b"HTTP/1.1 " + status)

@@ -173,7 +173,10 @@ async def test_open_paths_and_paths_that_need_other_scopes(http: Gateway, keys: 
     assert (await http.get("/metrics", authorization=f"Bearer {good}")).status == 403
     assert (await http.get("/metrics", authorization=f"Bearer {root}")).status == 200
     # Without a key, unknown paths look like known ones.
-    assert (await http.get("/nothing")).status == 401
+    for path in ("/nothing", "/v1/rewards/nothing", "/v1/models/nothing"):
+        assert (await http.get(path)).status == 401, path
+        for key in (good, any_key):
+            assert (await http.get(path, authorization=f"Bearer {key}")).status == 404, path
     for path in ("/v2/repository/models/x/load", "/v2/models/../../metrics", "/nothing"):
         assert need_of(path) in ("admin", "score")
 

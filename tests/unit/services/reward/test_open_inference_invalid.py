@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import grpc
@@ -9,6 +10,14 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
+from fairlead.config.infrastructure import ObserveSection
+from fairlead.log import HumanFormatter, JsonFormatter
+from fairlead.v1 import (
+    reward_admin_service_pb2,
+    reward_admin_service_pb2_grpc,
+    reward_service_pb2,
+    reward_service_pb2_grpc,
+)
 from tests.tiny import tiny_reward_model
 from tests.unit.services.open_inference.grpc_requests import W1, integers, request
 from tests.unit.services.reward.reward_world import Threaded, reward_service
@@ -200,3 +209,43 @@ def test_shared_memory_and_classification_are_refused(channel):
             stub.ModelInfer(message, timeout=20)
         assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert error.value.details().startswith(field)
+
+
+@pytest.mark.parametrize("size", [100_000, 2_000_000], ids=["within", "beyond the limit of a text"])
+def test_long_name_is_not_found_with_a_short_message_and_log_line(reward_folder, caplog, size: int):
+    # The log shows the first refusals of a kind at INFO, and the others at DEBUG.
+    caplog.set_level(logging.DEBUG, "services.runtime")
+    long = "é\n" * (size // 3)
+    with Threaded() as threaded:
+        observe = ObserveSection(access_log="plain")
+        world = threaded.serve(reward_service(reward_folder, observe=observe, allow_reload="always"))
+        with grpc.insecure_channel(world.address) as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+            scoring = reward_service_pb2_grpc.RewardServiceStub(channel)
+            admin = reward_admin_service_pb2_grpc.RewardAdminServiceStub(channel)
+            item = reward_service_pb2.ScoreItem(whole_text="w1")
+            infer = request(("sentences", "BYTES", [1, 1]), raw=[W1])
+            calls = [
+                (stub.ModelInfer, pb.ModelInferRequest(model_name=long, inputs=infer.inputs)),
+                (stub.ModelInfer, pb.ModelInferRequest(model_name="reward", model_version=long)),
+                (stub.ModelMetadata, pb.ModelMetadataRequest(name=long)),
+                (stub.ModelConfig, pb.ModelConfigRequest(name="reward", version=long)),
+                (stub.ModelStatistics, pb.ModelStatisticsRequest(name=long)),
+                (
+                    admin.PromoteCanary,
+                    reward_admin_service_pb2.PromoteCanaryRequest(model_version=long),
+                ),
+                (scoring.Score, reward_service_pb2.ScoreRequest(items=[item], model_version=long)),
+            ]
+            for call, message in calls:
+                with pytest.raises(grpc.RpcError) as error:
+                    call(message, timeout=20)
+                assert error.value.code() is grpc.StatusCode.NOT_FOUND, error.value
+                assert len(error.value.details()) < 300
+    refused = [record for record in caplog.records if "NotFound" in record.getMessage()]
+    assert len(refused) == len(calls)
+    for record in caplog.records:
+        for formatter in (HumanFormatter(), JsonFormatter()):
+            line = formatter.format(record)
+            assert "\n" not in line
+            assert len(line) < 800, line

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import logging
+import threading
 from pathlib import Path
 
 import openai
@@ -92,6 +95,19 @@ async def test_streamed_pieces_join_to_the_whole_answer(http: Gateway, policy: R
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert usage["choices"] == []
     assert usage["usage"] == {"prompt_tokens": 6, "completion_tokens": 9, "total_tokens": 15}
+
+
+async def test_top_k_is_honoured_and_unsupported_options_are_refused(http: Gateway, policy: RunningPolicy):
+    expected = await greedy(policy, TURNS, 9)
+    body = {"messages": TURNS, "max_tokens": 9, "seed": 3}
+    most_likely = (await http.post("/v1/chat/completions", body | {"top_k": 1})).json
+    assert most_likely["choices"][0]["message"]["content"] == expected.text
+    for key, value in {"min_p": 0.1, "tools": [{"type": "function"}], "stop_token_ids": [1]}.items():
+        answer = await http.post("/v1/chat/completions", body | {key: value})
+        assert (answer.status, answer.error["param"]) == (400, key)
+    named = {**TURNS[1], "name": "anna"}
+    answer = await http.post("/v1/chat/completions", body | {"messages": [TURNS[0], named]})
+    assert (answer.status, answer.error["param"]) == (400, "messages[1].name")
 
 
 async def test_stop_text_ends_an_answer_and_is_not_part_of_it(http: Gateway):
@@ -226,6 +242,47 @@ async def test_disconnect_frees_the_policys_slots(http: Gateway, policy: Running
         await until(lambda: policy.slots_used == 0)
         await until(lambda: http.registry.get_sample_value("fairlead_gateway_in_flight_requests") == 0)
     assert http.count(dialect="openai", status="499") == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "kind"), [("deadline", 504, "deadline_exceeded"), ("stop", 503, "unavailable")]
+)
+async def test_stream_that_breaks_off_is_counted_with_the_status_of_its_error(
+    tmp_path, caplog, reason, status, kind
+):
+    caplog.set_level(logging.INFO, "services.gateway.access")
+    reached, resume = threading.Event(), threading.Event()
+    steps = itertools.count(1)
+
+    def before_step() -> None:
+        # The engine checks its model in the thread that creates it.
+        if threading.current_thread().name == "engine" and next(steps) > 3:
+            reached.set()
+            resume.wait(60)
+
+    body = {"messages": TURNS[1:], "stream": True, "max_tokens": 50}
+    seconds = "2" if reason == "deadline" else "60"
+    async with (
+        policy_server(tmp_path / "policy", before_step=before_step) as policy,
+        gateway(policy=policy.address) as http,
+    ):
+        try:
+            asked = asyncio.create_task(http.post("/v1/chat/completions", body, x_request_timeout=seconds))
+            await until(reached.is_set)
+            if reason == "stop":
+                await policy.drain()
+            answer = await asked
+        finally:
+            resume.set()
+        await until(lambda: http.count(dialect="openai", status=str(status)) == 1)
+        assert http.count(dialect="openai", status="200") == 0
+    assert answer.status == 200, "the status was sent before the error"
+    parts = [part for part in answer.body.decode().split("\n\n") if part]
+    *chunks, last = [json.loads(part.removeprefix("data: ")) for part in parts]
+    assert len([one for one in chunks if one["choices"][0]["delta"].get("content")]) >= 2
+    assert last["error"]["code"] == kind
+    (line,) = [record for record in caplog.records if record.name == "services.gateway.access"]
+    assert line.status == status
 
 
 async def test_best_of_n_generates_and_ranks_candidates(tmp_path, policy: RunningPolicy):

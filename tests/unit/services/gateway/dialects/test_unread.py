@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from fairlead.errors import InvalidInput
 from services.gateway.dialects.openai_chat import ChatRequest
 from services.gateway.dialects.openrlhf import GetRewardRequest
+from services.gateway.dialects.sglang import EmbeddingsRequest
 from services.gateway.dialects.vllm import ClassifyRequest
 
 USER = {"role": "user", "content": "w1"}
@@ -15,6 +16,7 @@ BODIES: dict[type[BaseModel], dict[str, object]] = {
     ChatRequest: {"messages": [USER]},
     ClassifyRequest: {"input": "w1"},
     GetRewardRequest: {"query": ["w1"]},
+    EmbeddingsRequest: {"input": "w1"},
 }
 CHANGES = {
     "functions": [{"name": "f"}],
