@@ -30,6 +30,7 @@ All parts raise these; only the outermost layer of a process converts them to a 
     │   ├── CorruptCheckpoint
     │   └── CorruptOutcome          an entry of the queue cannot be decoded; carries its id
     ├── Stalled                     waited too long; names what for, and how long
+    ├── RankLost                    a rank of the trainer died, hangs or does not answer; names it
     ├── NotFinite                   a loss, a gradient, a weight or a score is NaN or infinite; names it
     ├── NothingToTrain              every task of several updates was a dead letter; names the reasons
     ├── StoppedByGuard              reward hacking was detected; names the checkpoint that was restored
@@ -189,6 +190,10 @@ class CorruptOutcome(CorruptData):
 
 class Stalled(FairleadError):
     """A wait lasted too long; names what it was for."""
+
+
+class RankLost(FairleadError):
+    """A rank of the trainer died, hangs or does not answer; all ranks must start again."""
 
 
 class NotFinite(FairleadError):

@@ -183,3 +183,26 @@ class LocalSection(Section):
     backoff_seconds: float = Field(default=0.5, gt=0, le=60)
     """Delay before the first restart. It doubles with each restart up to 30 s, and is reset after a minute of
     good health. A longer delay keeps a crashing process down while you look for the cause."""
+
+
+class RanksSection(Section):
+    """Several processes that train one model together, each with a share of it; see
+    [docs/architecture.md](architecture.md).
+    """
+
+    per_node: int = Field(default=1, ge=1, le=1_024)
+    """Ranks on each machine or pod, one for each of its GPUs."""
+    nodes: int = Field(default=1, ge=1, le=65_536)
+    """Number of machines or pods with `per_node` ranks each; a run on one machine has 1."""
+    address: str = ""
+    """Address, `host:port`, at which rank 0 waits for the others; needed if `nodes` is above 1. On one
+    machine a free port is used."""
+    join_seconds: float = Field(default=600.0, gt=0, le=604_800)
+    """Time that the ranks wait for one another at the start."""
+    lost_seconds: float = Field(default=15.0, ge=1, le=3_600)
+    """A rank from which no heartbeat arrives for this time is lost: all ranks end and are restarted from the
+    last checkpoint."""
+    stall_seconds: float = Field(default=300.0, ge=1, le=86_400)
+    """A rank that has begun an update, a checkpoint or a version and makes no progress for this time hangs:
+    all ranks end and are restarted from the last checkpoint. It must be longer than one micro-batch, and than
+    writing one file."""

@@ -32,6 +32,7 @@ from fairlead.config.infrastructure import (
     LocalSection,
     ObserveSection,
     QueueSection,
+    RanksSection,
     WeightsSection,
 )
 from fairlead.config.serving import (
@@ -119,6 +120,8 @@ class RunConfig(BaseSettings):
     """The weight store."""
     checkpoint: CheckpointSection = CheckpointSection()
     """Checkpoints of PPO."""
+    ranks: RanksSection = RanksSection()
+    """The ranks of the trainer."""
     observe: ObserveSection = ObserveSection()
     """Logs and metrics."""
     keys: KeysSection = KeysSection()
