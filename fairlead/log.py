@@ -29,6 +29,11 @@ class JsonFormatter(logging.Formatter):
     fields.
     """
 
+    def __init__(self, fields: Mapping[str, object] | None = None) -> None:
+        """`fields` are added to every line."""
+        super().__init__()
+        self._fields = dict(fields or {})
+
     _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
@@ -38,6 +43,7 @@ class JsonFormatter(logging.Formatter):
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
+            **self._fields,
         }
         extra = {key: value for key, value in vars(record).items() if key not in self._standard}
         if record.exc_info:
@@ -131,18 +137,24 @@ class _Period:
     seen: int = 0
 
 
-def setup(*, style: Literal["json", "human", "auto"] = "auto", level: str = "INFO") -> None:
+def setup(
+    *,
+    style: Literal["json", "human", "auto"] = "auto",
+    level: str = "INFO",
+    fields: Mapping[str, object] | None = None,
+) -> None:
     """Send all log records to standard error.
 
     Args:
         style: `auto` for human-readable lines if standard error is a terminal, else JSON.
         level: lowest level logged.
+        fields: added to every line of JSON.
     """
     if style == "auto":
         style = "human" if sys.stderr.isatty() else "json"
     handler = logging.StreamHandler(sys.stderr)
     if style == "json":
-        handler.setFormatter(JsonFormatter())
+        handler.setFormatter(JsonFormatter(fields))
     else:
         handler.setFormatter(HumanFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,11 +1,13 @@
 """The process that runs every `python -m trainer.<stage>`: flags, logs, metrics page, signals, exit codes.
 
-Knows nothing about the stages: each `__main__` passes its own body.
+With several ranks each of them is such a process. Only the first writes the files of the run and shows its
+metrics. Knows nothing about the stages: each `__main__` passes its own body.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import signal
 import sys
@@ -22,26 +24,32 @@ from fairlead.errors import FairleadError, exit_code
 from fairlead.metrics import ProcessMetrics, TrainerMetrics
 from fairlead.metrics import page as metrics_page
 from trainer import durable, memory, results
+from trainer.distributed.group import Group, join
+from trainer.distributed.place import place
 
 logger = logging.getLogger(__name__)
 
 
+Body = Callable[[RunConfig, TrainerMetrics, Group], None]
+"""The work of a stage: gets the configuration, the trainer's metrics, and the ranks that share the work."""
+
+
 def run(
     stage: str,
-    body: Callable[[RunConfig, TrainerMetrics], None],
+    body: Body,
     argv: Sequence[str] | None = None,
     *,
     forget: Callable[[RunConfig], None] | None = None,
     registry: CollectorRegistry = REGISTRY,
 ) -> int:
-    """Read the configuration and run the body of a stage, unless the stage is already done.
+    """Read the configuration, join the other ranks, and run the body of a stage unless it is already done.
 
     SIGTERM and SIGINT end the body at once with 143 and 130; the same command then continues from what is on
     disk. The code is not 0, which a Kubernetes Job would take for the success of the run.
 
     Args:
         stage: `sft`, `reward_model` or `ppo`; names the result file.
-        body: the stage; gets the configuration and the trainer's metrics.
+        body: the stage.
         argv: flags, without the name of the program.
         forget: deletes what a finished stage would continue from; called before `--force` runs it again.
         registry: holds the metrics of this process.
@@ -54,43 +62,79 @@ def run(
         # Warnings about the configuration come before it says how to log.
         log.setup()
         config = load(options.config, overrides=parse_overrides(options.set))
-        log.setup(style=config.observe.log_style, level=config.observe.log_level)
+        position = place(config.ranks)
+        log.setup(
+            style=config.observe.log_style,
+            level=config.observe.log_level,
+            fields={"rank": position.rank} if position.size > 1 else {},
+        )
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         _stop_on_signals()
-        made_from = inputs.collect(stage, config)
-        changed = inputs.differences(stage, config, made_from)
-        done = results.exit_code_if_done(stage, config, changed)
-        if done is not None:
-            if not options.force:
-                return done
-            # Only a finished stage starts from scratch: an interrupted one continues, with --force as well.
-            if forget is not None:
-                forget(config)
-            config.folder.result(stage).unlink()
-        else:
-            inputs.warn_if_continued(stage, config, changed)
-        _, stop_serving = metrics_page.serve(
-            config.observe, tls=config.tls, ready=lambda: True, registry=registry
-        )
-        # Other stages have phases as long as the stage itself.
-        stop_watching = watchdog.PROCESS.start(
-            limit_seconds=config.observe.stall_seconds if stage == "ppo" else 0.0
-        )
-        try:
-            with (
-                memory.explained_memory_errors(stage, getattr(config, stage)),
-                durable.explained_disk_errors(),
-            ):
-                inputs.record_start(stage, config, made_from)
-                ProcessMetrics(registry)
-                body(config, TrainerMetrics(registry))
-        finally:
-            stop_watching()
-            stop_serving()
+        with join(position, config.ranks, device=getattr(config, stage).device) as group:
+            done = _begin(stage, config, forget, force=options.force, group=group)
+            if done is None:
+                _work(stage, config, body, registry=registry, group=group)
+            return done or 0
     except FairleadError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return exit_code(error)
-    return 0
+
+
+def _begin(
+    stage: str,
+    config: RunConfig,
+    forget: Callable[[RunConfig], None] | None,
+    *,
+    force: bool,
+    group: Group,
+) -> int | None:
+    """Return, on every rank, the exit code of a stage that is already done; None if there is work left.
+
+    The first rank decides, and records what the stage is made from.
+    """
+    done: int | None = None
+    if group.is_first:
+        made_from = inputs.collect(stage, config)
+        changed = inputs.differences(stage, config, made_from)
+        done = results.exit_code_if_done(stage, config, changed)
+        if done is None:
+            inputs.warn_if_continued(stage, config, changed)
+        elif force:
+            # Only a finished stage starts from scratch: an interrupted one continues, with --force as well.
+            done = None
+            if forget is not None:
+                forget(config)
+            config.folder.result(stage).unlink()
+        if done is None:
+            with durable.explained_disk_errors():
+                inputs.record_start(stage, config, made_from)
+    agreed: int | None = json.loads(group.broadcast(json.dumps(done).encode()))
+    return agreed
+
+
+def _work(stage: str, config: RunConfig, body: Body, *, registry: CollectorRegistry, group: Group) -> None:
+    """Run the body, with the metrics page and the watchdog of this process."""
+    stop_serving = _serve(config, registry, group)
+    # Other stages have phases as long as the stage itself.
+    stop_watching = watchdog.PROCESS.start(
+        limit_seconds=config.observe.stall_seconds if stage == "ppo" else 0.0
+    )
+    try:
+        with memory.explained_memory_errors(stage, getattr(config, stage)), durable.explained_disk_errors():
+            ProcessMetrics(registry)
+            # Metrics of the other ranks would be counted twice.
+            body(config, TrainerMetrics(registry if group.is_first else CollectorRegistry()), group)
+    finally:
+        stop_watching()
+        stop_serving()
+
+
+def _serve(config: RunConfig, registry: CollectorRegistry, group: Group) -> Callable[[], None]:
+    """Serve the metrics page, which also answers the probes of a pod, from the first rank of every node."""
+    if group.local_rank:
+        return lambda: None
+    _, stop = metrics_page.serve(config.observe, tls=config.tls, ready=lambda: True, registry=registry)
+    return stop
 
 
 def _flags(stage: str) -> argparse.ArgumentParser:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,15 +53,36 @@ def _host_bytes() -> int:
     return total
 
 
-def _gpu_bytes() -> int:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    first = visible.split(",")[0].strip() if visible is not None else "0"
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Return the GPUs that processes of this machine may use, as `CUDA_VISIBLE_DEVICES` names them.
+
+    Args:
+        environment: its `CUDA_VISIBLE_DEVICES` restricts the GPUs of the machine.
+    """
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return tuple(index for index, _, _ in _gpus())
+    found = [part.strip() for part in visible.split(",")]
+    # CUDA ignores everything from the first invalid entry on; -1 is the usual one.
+    return tuple(itertools.takewhile(lambda name: name not in ("", "-1"), found))
+
+
+def _gpus() -> list[tuple[str, str, int]]:
+    """Return index, UUID and memory in MiB of every GPU; none without a driver."""
     try:
         answer = subprocess.run(_GPU_QUERY, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return 0
+        return []
+    found = []
     for line in answer.splitlines():
         index, uuid, mebibytes = (part.strip() for part in line.split(","))
-        if first and (first == index or uuid.startswith(first)):
-            return int(mebibytes) << 20
+        found.append((index, uuid, int(mebibytes)))
+    return found
+
+
+def _gpu_bytes() -> int:
+    first = next(iter(visible_gpus()), "")
+    for index, uuid, mebibytes in _gpus() if first else ():
+        if first == index or uuid.startswith(first):
+            return mebibytes << 20
     return 0

@@ -74,7 +74,7 @@ class Group:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which alone speaks to the queue and writes the files of the run."""
+        """Whether this is rank 0, the only one that speaks to the queue and writes the files of the run."""
         return self._place.rank == 0
 
     def broadcast(self, data: bytes, *, source: int = 0) -> bytes:
@@ -210,7 +210,7 @@ def join(place: Place, section: RanksSection, *, device: str = "auto") -> Iterat
 
 
 def _leave(place: Place, heartbeat: Heartbeat, error: BaseException) -> None:
-    """Tell the others why this rank ends, unless it ends because another one did.
+    """Report to the others why this rank ends, unless it ends because another one did.
 
     Raises:
         RankLost: if another rank has ended.

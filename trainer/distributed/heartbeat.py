@@ -253,7 +253,7 @@ class Heartbeat:
             )
 
     def fail(self, code: int, reason: str) -> None:
-        """Tell the other ranks that this one ends with an error, so that they end too."""
+        """Report to the other ranks that this one ends with an error, so that they end too."""
         with self._lock:
             self._beat = replace(self._beat, code=code, reason=reason)
         self._wait(lambda: bool(self._sent.reason), 3 * self.interval_seconds)
@@ -262,7 +262,7 @@ class Heartbeat:
             self._stopped.wait(2 * self.interval_seconds)
 
     def finish(self) -> None:
-        """Tell the other ranks that this one has finished; the first rank waits until all have."""
+        """Report to the other ranks that this one has finished; the first rank waits until all have."""
         with self._lock:
             self._beat = replace(self._beat, done=True, busy=False, doing="done")
         self._wait(

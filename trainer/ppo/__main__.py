@@ -12,11 +12,12 @@ from fairlead.transports.rollouts.run_claim import RunClaim, RunOwner
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from trainer import stage
 from trainer.checkpoint import CheckpointStore
+from trainer.distributed.group import Group
 from trainer.ppo.retry_queue import QueueRetry
 from trainer.ppo.train import PpoTrainer, report_waiting
 
 
-def body(config: RunConfig, metrics: TrainerMetrics) -> None:
+def body(config: RunConfig, metrics: TrainerMetrics, group: Group) -> None:
     """Connect the queue and the weight store, and train."""
     if config.deterministic:
         require_determinism()

@@ -7,10 +7,11 @@ import sys
 from fairlead.config import RunConfig
 from fairlead.metrics import TrainerMetrics
 from trainer import stage
+from trainer.distributed.group import Group
 from trainer.sft.train import train
 
 
-def body(config: RunConfig, metrics: TrainerMetrics) -> None:
+def body(config: RunConfig, metrics: TrainerMetrics, group: Group) -> None:
     """Run the stage."""
     train(config, metrics)
 

@@ -56,7 +56,7 @@ import os, re, resource
 from trainer import stage
 from trainer.sft import train as sft
 
-def body(config, gauges):
+def body(config, gauges, group):
     taken = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1])
     resource.setrlimit(resource.RLIMIT_AS, (taken + (150 << 20), resource.RLIM_INFINITY))
     sft.train(config, gauges)

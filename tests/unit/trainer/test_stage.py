@@ -34,7 +34,7 @@ class Body:
     def __init__(self, error: BaseException | None = None):
         self.error, self.runs, self.forgotten = error, 0, 0
 
-    def __call__(self, config, metrics):
+    def __call__(self, config, metrics, group):
         self.runs += 1
         if self.error is not None:
             raise self.error
@@ -71,7 +71,7 @@ def test_misspelt_setting_is_rejected_with_the_nearest_right_one(run, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_ends_a_stage_with_its_exit_code(run, number, code):
-    def body(config, metrics):
+    def body(config, metrics, group):
         signal.raise_signal(number)
         pytest.fail("the signal did not end the stage")
 
