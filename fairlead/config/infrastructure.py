@@ -183,6 +183,9 @@ class LocalSection(Section):
     backoff_seconds: float = Field(default=0.5, gt=0, le=60)
     """Delay before the first restart. It doubles with each restart up to 30 s, and is reset after a minute of
     good health. A longer delay keeps a crashing process down while you look for the cause."""
+    gpus: dict[str, str] = Field(default={})
+    """GPUs of single processes, as in `CUDA_VISIBLE_DEVICES`: `{ trainer = "0,1", "policy-0" = "2" }`. Empty:
+    one for each rank of the trainer, and the model services share the others."""
 
 
 class RanksSection(Section):

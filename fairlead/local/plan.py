@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.config import RunConfig
 from fairlead.config.run import field_names
+from fairlead.errors import ConfigError
 from fairlead.local.addresses import MODEL_SERVICES, Addresses, join_address, reachable_host, split_address
+from fairlead.local.devices import place_gpus
 from fairlead.local.probes import ALIVE_PATH, READY_PATH, GrpcHealth, HttpHealth, Probe
 from fairlead.local.process import ProcessSpec
 
@@ -24,6 +26,8 @@ STAGE_PROCESSES = {"sft": "sft", "reward_model": "reward-model"}
 QUEUE_RANK = 2
 """Drain rank of the queue: it stops last, after the clients of the services (0) and the services (1)."""
 
+_PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PET_NNODES", "PET_NPROC_PER_NODE")
+"""Variables that would make a child one of several ranks of whatever has started this run."""
 _CLIENT_RANK = 0
 _SERVICE_RANK = 1
 
@@ -34,6 +38,7 @@ def ppo_plan(
     *,
     config_file: Path,
     queue: ProcessSpec | None,
+    gpus: Sequence[str] = (),
     force: bool = False,
 ) -> list[ProcessSpec]:
     """Return every process of a PPO run; all of them are started at once.
@@ -43,9 +48,18 @@ def ppo_plan(
         addresses: the address of every process.
         config_file: the file that every process reads.
         queue: the embedded Valkey, if the run has one.
+        gpus: the GPUs of the machine, as `CUDA_VISIBLE_DEVICES` names them.
         force: repeat a finished run from its start.
+
+    Raises:
+        ConfigError: if the run needs several machines, or more GPUs than there are.
     """
-    build = _Processes(config, addresses, config_file)
+    replicas = [
+        (name, f"{name}-{index}")
+        for name in MODEL_SERVICES
+        for index in range(len(addresses.services[name].binds))
+    ]
+    build = _Processes(config, addresses, config_file, place_gpus(config, replicas, gpus))
     services = [
         build.model_service(name, index, bind)
         for name in MODEL_SERVICES
@@ -66,12 +80,16 @@ def ppo_plan(
     return [*queues, trainer, *services, *workers, *gateways]
 
 
-def stage_plan(stage: str, *, config_file: Path, force: bool = False) -> list[ProcessSpec]:
-    """Return the only process of a stage without services, `sft` or `reward_model`, as a list."""
+def stage_plan(config: RunConfig, stage: str, *, config_file: Path, force: bool = False) -> list[ProcessSpec]:
+    """Return the only process of a stage without services, `sft` or `reward_model`, as a list.
+
+    Raises:
+        ConfigError: if the run needs several machines.
+    """
     return [
         ProcessSpec(
             name=STAGE_PROCESSES[stage],
-            command=_module(f"trainer.{stage}", config_file, force=force),
+            command=_trainer(config, stage, config_file, force=force),
             is_main=True,
             restarts=False,
         )
@@ -85,7 +103,11 @@ def base_environment(config: RunConfig, environment: Mapping[str, str] = os.envi
     the environment they would override flags that are in that file too.
     """
     settings = {f"FAIRLEAD_{name.upper().replace('.', '__')}" for name in field_names()}
-    kept = {name: value for name, value in environment.items() if name.upper() not in settings}
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name.upper() not in settings and name not in _PLACES
+    }
     # In synchronous PPO the trainer and the services take turns, so each may use every core. Threads that
     # wait for work must sleep: spinning would take the cores from the process whose turn it is.
     kept.setdefault("OMP_NUM_THREADS", str(_cores()))
@@ -111,6 +133,7 @@ class _Processes:
     config: RunConfig
     addresses: Addresses
     file: Path
+    gpus: Mapping[str, str]
 
     def model_service(self, name: str, index: int, bind: str) -> ProcessSpec:
         host, port = split_address(bind, field=f"{name}.bind")
@@ -172,7 +195,7 @@ class _Processes:
     def trainer(self, *, ready_after: tuple[str, ...], force: bool) -> ProcessSpec:
         return ProcessSpec(
             name="trainer",
-            command=_module("trainer.ppo", self.file, force=force),
+            command=_trainer(self.config, "ppo", self.file, force=force),
             environment=self._environment("trainer"),
             probe=self._readyz("trainer"),
             alive=self._healthz("trainer"),
@@ -189,6 +212,8 @@ class _Processes:
         }
         if self.config.weights.transport == "grpc":
             found["FAIRLEAD_WEIGHTS__ADDRESSES"] = json.dumps(list(self.addresses.weights.clients))
+        if process in self.gpus:
+            found["CUDA_VISIBLE_DEVICES"] = self.gpus[process]
         return found | {"FAIRLEAD_OBSERVE__METRICS_PORT": str(self.addresses.metrics[process])}
 
     def _health(self, host: str, port: int) -> Probe:
@@ -212,6 +237,17 @@ class _Processes:
     def _metrics(self, process: str) -> str:
         port = self.addresses.metrics[process]
         return join_address(reachable_host(self.config.observe.metrics_host), port) if port > 0 else ""
+
+
+def _trainer(config: RunConfig, stage: str, file: Path, *, force: bool) -> tuple[str, ...]:
+    """Return the command of a stage: its module, or the launcher of its ranks."""
+    if config.ranks.nodes > 1:
+        raise ConfigError("ranks.nodes", got=config.ranks.nodes, allowed="1 for a run on one machine")
+    module = f"trainer.{stage}"
+    if config.ranks.per_node == 1:
+        return _module(module, file, force=force)
+    program, option, _, *rest = _module(module, file, force=force)
+    return (program, option, "trainer.distributed.launch", module, *rest)
 
 
 def _module(name: str, file: Path, *, force: bool = False) -> tuple[str, ...]:

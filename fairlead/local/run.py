@@ -24,6 +24,7 @@ from fairlead.local.restart_policy import EXIT_GUARDED, RunOutcome
 from fairlead.local.run_files import RunLock
 from fairlead.local.supervisor import Supervisor
 from fairlead.local.view import View
+from fairlead.planning.machine import visible_gpus
 from fairlead.transports.rollouts.run_claim import check_name
 
 logger = logging.getLogger(__name__)
@@ -107,13 +108,16 @@ def processes(
     environment = base_environment(config)
     file = config.folder.config.absolute()
     if stage != "ppo":
-        return stage_plan(stage, config_file=file, force=force), environment
+        return stage_plan(config, stage, config_file=file, force=force), environment
     addresses = allocate(config)
     queue = None
     if not config.queue.redis_url:
         queue, variables = _embedded_queue(config, addresses.redis_port)
         environment |= variables
-    return ppo_plan(config, addresses, config_file=file, queue=queue, force=force), environment
+    specs = ppo_plan(
+        config, addresses, config_file=file, queue=queue, gpus=visible_gpus(environment), force=force
+    )
+    return specs, environment
 
 
 async def _supervise(

@@ -222,7 +222,14 @@ def test_free_ports_are_free_and_distinct():
 
 def test_settings_of_the_environment_do_not_reach_children_but_secrets_do():
     config = load(overrides={"queue.redis_url": "redis://:open@queue:1", "queue.redis_password": "sesame"})
-    caller = {"PATH": "/bin", "FAIRLEAD_PPO__UPDATES": "7", "FAIRLEAD_SEED": "3", "FAIRLEAD_OTHER": "kept"}
+    caller = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "PATH": "/bin",
+        "FAIRLEAD_PPO__UPDATES": "7",
+        "FAIRLEAD_SEED": "3",
+        "FAIRLEAD_OTHER": "kept",
+    }
     assert base_environment(config, caller | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "ACTIVE"}) == {
         "PATH": "/bin",
         "FAIRLEAD_OTHER": "kept",
@@ -239,8 +246,52 @@ def test_settings_of_the_environment_do_not_reach_children_but_secrets_do():
 
 
 def test_stage_has_one_process_without_restarts():
-    (spec,) = stage_plan("reward_model", config_file=FILE, force=True)
+    (spec,) = stage_plan(load(), "reward_model", config_file=FILE, force=True)
     assert spec.name == "reward-model"
     assert spec.command[1:] == ("-m", "trainer.reward_model", "--config", "run.toml", "--force")
     assert spec.is_main
     assert not spec.restarts
+
+
+def gpus_of(*gpus: str, **overrides: object) -> dict[str, str]:
+    config: RunConfig = load(overrides={key.replace("__", "."): value for key, value in overrides.items()})
+    specs = ppo_plan(config, allocate(config), config_file=FILE, queue=VALKEY, gpus=gpus)
+    found = {spec.name: spec.environment.get("CUDA_VISIBLE_DEVICES", "") for spec in specs}
+    return {name: value for name, value in found.items() if value}
+
+
+def test_every_rank_has_a_gpu_and_the_services_share_the_others():
+    assert gpus_of() == gpus_of("0") == {}
+    assert gpus_of(*"0123", ranks__per_node=2, policy__replicas=2) == {
+        "trainer": "0,1",
+        "policy-0": "2",
+        "policy-1": "3",
+        "reward-0": "2",
+        "reference-0": "3",
+    }
+    assert gpus_of("4", "5", ranks__per_node=2) == {
+        "trainer": "4,5",
+        "policy-0": "4",
+        "reward-0": "5",
+        "reference-0": "4",
+    }
+    chosen = {"trainer": "3,2", "reward-0": "1"}
+    found = gpus_of(*"0123", ranks__per_node=2, reference__device="cpu", local__gpus=chosen)
+    assert found == {"trainer": "3,2", "policy-0": "2", "reward-0": "1"}
+    with pytest.raises(ConfigError, match=r"ranks.per_node: got 3, allowed: at most the number of GPUs, 2"):
+        gpus_of("0", "1", ranks__per_node=3)
+    assert "trainer" not in gpus_of("0", "1", ranks__per_node=3, ppo__device="cpu")
+    with pytest.raises(
+        ConfigError, match=r"local.gpus: got 'policy-1', allowed: the processes trainer, policy-0"
+    ):
+        gpus_of(local__gpus={"policy-1": "0"})
+
+
+def test_several_ranks_are_started_by_the_launcher_on_one_machine_only():
+    ranks = load(overrides={"ranks.per_node": 2})
+    (spec,) = stage_plan(ranks, "sft", config_file=FILE, force=True)
+    launcher = ("-m", "trainer.distributed.launch", "trainer.sft", "--config", "run.toml", "--force")
+    assert spec.command[1:] == launcher
+    assert plan(ranks__per_node=2)["trainer"].command[1:4] == (*launcher[:2], "trainer.ppo")
+    with pytest.raises(ConfigError, match="ranks.nodes: got 2, allowed: 1 for a run on one machine"):
+        plan(ranks__nodes=2)
