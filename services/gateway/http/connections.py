@@ -1,4 +1,5 @@
-"""One HTTP connection: uvicorn's protocol with a limit on the time that the head of a request may take.
+"""One HTTP connection: uvicorn's protocol with a limit on the time that the head of a request may take, and
+with a later end of idle connections when the server drains.
 
 Uvicorn limits only the time between two requests. A caller that sends nothing, or half a head, would
 otherwise keep its connection for ever.
@@ -13,6 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 20.0
 """Time from opening a connection, or from the first byte of a later request, to the end of the head."""
+_IDLE_DRAIN_SECONDS = 0.5
+"""Time that an idle connection stays open in a drain: the next request of its caller may be under way."""
 
 
 class Connection(H11Protocol):
@@ -45,6 +48,16 @@ class Connection(H11Protocol):
         super().on_response_complete()
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             self._watch_head()
+
+    def shutdown(self) -> None:
+        """Close an idle connection a little later, and another one after its response.
+
+        A request that arrives meanwhile is answered, and its response closes the connection.
+        """
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_IDLE_DRAIN_SECONDS, super().shutdown)
+        else:
+            super().shutdown()
 
     def _watch_head(self) -> None:
         if self._head_timer is None:

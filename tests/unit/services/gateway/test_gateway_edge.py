@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import http.client
 import json
 import logging
+import time
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -16,6 +18,7 @@ from fairlead.config.infrastructure import KeysSection
 from fairlead.config.serving import GatewaySection
 from fairlead.errors import Overloaded, Unavailable
 from fairlead.v1 import reward_service_pb2 as pb
+from services.gateway.http import connections
 from services.gateway.http.edge import HttpEdge
 from services.gateway.server import HttpServer
 from services.runtime.access.control import AccessControl
@@ -303,6 +306,49 @@ async def test_drain_finishes_requests_in_flight_and_refuses_new_ones():
         release.set()
         answer = await held
         assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+def send_on(kept: http.client.HTTPConnection) -> http.client.HTTPResponse:
+    """Send a request on a connection that stays open; return the response."""
+    kept.request("POST", "/v1/rewards", json.dumps(BODY), {"content-type": "application/json"})
+    response = kept.getresponse()
+    response.read()
+    return response
+
+
+def call_until_closed(address: str, pause_seconds: float) -> list[int]:
+    """Send requests on one connection until a response closes it; return their statuses."""
+    kept = http.client.HTTPConnection(address, timeout=60)
+    kept.connect()
+    statuses = []
+    with contextlib.closing(kept):
+        while kept.sock:
+            statuses.append(send_on(kept).status)
+            time.sleep(pause_seconds)
+    return statuses
+
+
+async def test_callers_with_kept_connections_lose_no_request_in_a_drain(monkeypatch):
+    monkeypatch.setattr(connections, "_IDLE_DRAIN_SECONDS", 30.0)
+    reward = ScriptedReward()
+    async with world(reward) as found:
+        idle = http.client.HTTPConnection(found.address, timeout=60)
+        assert (await asyncio.to_thread(send_on, idle)).status == 200
+        pauses = (0, 0, 0, 0, 0.02, 0.05, 0.1, 0.2)
+        callers = [
+            asyncio.create_task(asyncio.to_thread(call_until_closed, found.address, pause_seconds))
+            for pause_seconds in pauses
+        ]
+        await until(lambda: len(reward.requests) > 50)
+        found.server.stop()
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            while True:
+                await found.get("/readyz")
+        last = await asyncio.to_thread(send_on, idle)
+        assert (last.status, last.getheader("connection"), idle.sock) == (200, "close", None)
+        statuses = await asyncio.gather(*callers)
+    assert all(set(each) == {200} for each in statuses)
+    assert sum(map(len, statuses)) + 2 == len(reward.requests)
 
 
 async def test_stream_that_the_drain_cuts_off_is_one_warning(caplog):
