@@ -10,6 +10,7 @@ import ctypes
 import functools
 import logging
 import mmap
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,44 @@ def give_back() -> None:
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
+
+
+class HeapBound:
+    """Bounds the memory that the heap keeps between batches, in a process that keeps freed memory.
+
+    A batch fits only in part into what batches of other sizes left, so the heap would grow to a multiple of
+    what the largest batch needs.
+    """
+
+    _LARGEST_BATCHES = 1.25
+    """Growth, in batches of the largest size seen, after which free memory is returned. More is faster:
+    memory that was returned is requested again page by page."""
+
+    def __init__(self) -> None:
+        self._after_return = 0
+        """Resident memory after free memory was last returned, in bytes."""
+        self._largest = 0
+        """Most that one batch added to it."""
+        self._is_first = False
+
+    def after_batch(self) -> None:
+        """Return free memory to the system if the process has grown by more than a batch needs."""
+        growth = resident_bytes() - self._after_return
+        if self._is_first:
+            self._largest = max(self._largest, growth)
+            self._is_first = False
+        if growth > self._LARGEST_BATCHES * self._largest:
+            give_back()
+            self._after_return = resident_bytes()
+            self._is_first = True
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process that is in main memory; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 def long_lived(num_bytes: int) -> mmap.mmap:

@@ -19,8 +19,9 @@ both in main memory; and the context of a GPU (`cuda`). tests/unit/fairlead/plan
 all but the last."""
 
 _HEAP_SHARE = 1.5
-"""Memory of the heap of a service on a CPU, as a multiple of one batch: it keeps what it was given, and a
-batch fits only in part into what others left. benchmarks/scoring_memory.py measures it."""
+"""Memory of the heap of a service on a CPU, as a multiple of one batch: it keeps 1.25 batches
+(`allocator.HeapBound`), and a batch fits only in part into what others left. benchmarks/scoring_memory.py
+measures it."""
 
 
 _TRAINING_HEAP_SHARE = 1.6

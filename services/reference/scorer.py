@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fairlead.config.serving import ReferenceSection
 from fairlead.errors import InternalError
-from fairlead.nn import loading
+from fairlead.nn import allocator, loading
 from fairlead.nn.linear import ROWS, pack_linears
 from fairlead.nn.logprobs import hidden_logprobs
 from fairlead.nn.unembedding import check_unembedding, output_layer
@@ -66,6 +66,7 @@ class ReferenceScorer:
         self._body = body
         self._unembedding = output_layer(self._model)
         self._device = loading.torch_device(section.device)
+        self._heap = allocator.HeapBound() if self._device.type == "cpu" else None
         self._positions = loading.max_sequence_tokens(self._model, 0)
         self._multiple = 1
         if section.pack_weights and self._device.type == "cpu":
@@ -113,9 +114,15 @@ class ReferenceScorer:
             limits.check_sequence_tokens("sequences", num_tokens, limit=maximum, index=index)
         return [Lookup(pair, temperature) for pair in pairs]
 
-    @torch.inference_mode()
     def logprobs(self, lookups: Sequence[Lookup]) -> list[tuple[float, ...] | Exception]:
         """Return log π_ref of every response id of each lookup, or an error where one is not finite."""
+        found = self._logprobs(lookups)
+        if self._heap is not None:
+            self._heap.after_batch()
+        return found
+
+    @torch.inference_mode()
+    def _logprobs(self, lookups: Sequence[Lookup]) -> list[tuple[float, ...] | Exception]:
         # A batch may mix temperatures: the body runs once, the output layer once per temperature.
         order = sorted(range(len(lookups)), key=lambda row: lookups[row].temperature)
         ordered = [lookups[row] for row in order]

@@ -11,7 +11,7 @@ import torch
 from fairlead import metrics
 from fairlead.config.serving import RewardSection
 from fairlead.errors import InternalError
-from fairlead.nn import loading
+from fairlead.nn import allocator, loading
 from fairlead.nn.compiling import compile_model
 from fairlead.nn.ensemble import load_ensemble, member_paths
 from fairlead.nn.linear import pack_linears
@@ -66,6 +66,7 @@ class RewardScorer:
         )
         """The model as callers see it."""
         self._optimize(path)
+        self._heap = allocator.HeapBound() if self._device.type == "cpu" else None
         self._forward = forward.choose(
             self._reward, section, longest=model.max_sequence_tokens, reward_metrics=reward_metrics
         )
@@ -93,7 +94,10 @@ class RewardScorer:
 
         @torch.inference_mode()
         def run() -> list[float | Exception]:
-            return [score if math.isfinite(score) else _not_finite(score) for score in compute().tolist()]
+            scores = compute().tolist()
+            if self._heap is not None:
+                self._heap.after_batch()
+            return [score if math.isfinite(score) else _not_finite(score) for score in scores]
 
         return run
 

@@ -48,3 +48,41 @@ def test_freed_memory_is_kept_until_given_back():
     assert faults < 1_000, "out of about 50,000 pages"
     assert given_back >= 35
     assert found["default"][0] > 20_000, "by default every page is requested again"
+
+
+BATCHES = """
+import ctypes
+from fairlead.nn import allocator
+allocator.keep_freed_memory()
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+heap = allocator.HeapBound()
+
+def batch(megabytes):
+    blocks = []
+    for _ in range(40 // megabytes):
+        blocks.append(libc.malloc(megabytes << 20))
+        libc.malloc(1 << 10)  # what outlives the batch keeps its gaps apart
+    for block in blocks:
+        ctypes.memset(block, 1, megabytes << 20)
+    for block in blocks:
+        libc.free(block)
+    heap.after_batch()
+
+batch(1)
+start = allocator.resident_bytes()
+growth = []
+for size in (1, 2, 4, 5, 8, 10, 20, 40):
+    batch(size)
+    growth.append(allocator.resident_bytes() - start >> 20)
+print(max(growth))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_heap_keeps_little_more_than_the_largest_batch():
+    output = subprocess.run(
+        [sys.executable, "-c", BATCHES], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert int(output) <= 1.25 * 40 + 1
