@@ -56,18 +56,15 @@ from fairlead.nn import allocator
 allocator.keep_freed_memory()
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.free.argtypes = [ctypes.c_void_p]
+libc.realloc.restype, libc.realloc.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t]
 heap = allocator.HeapBound()
 
 def batch(megabytes):
-    blocks = []
-    for _ in range(40 // megabytes):
-        blocks.append(libc.malloc(megabytes << 20))
-        libc.malloc(1 << 10)  # what outlives the batch keeps its gaps apart
+    blocks = [libc.malloc(megabytes << 20) for _ in range(40 // megabytes)]
     for block in blocks:
         ctypes.memset(block, 1, megabytes << 20)
     for block in blocks:
-        libc.free(block)
+        libc.realloc(block, 1 << 10)  # what outlives the batch keeps its gaps apart
     heap.after_batch()
 
 batch(1)
