@@ -53,6 +53,7 @@ COMMON = {
     "queue": "redis_url redis_password",
     "weights": "transport",
     "checkpoint": "every_updates keep",
+    "ranks": "per_node nodes",
     "observe": "log_level log_style access_log metrics_host metrics_port tensorboard rollout_samples",
     "keys": "file redis_url",
     "tls": "certificate key ca mutual",

@@ -24,6 +24,7 @@ VARIANTS = {
     "kind, gpu": ("kind", ("gpu",)),
     "kind, keys, tls": ("kind", ("keys", "tls")),
     "kind, weights": ("kind", ("weights-over-grpc",)),
+    "gpu, ranks": ("gpu", ("network-policies",)),
     "everything": (
         "gpu",
         tuple(
@@ -40,7 +41,8 @@ def rendered(variant: str, config: Path | None = None) -> tuple[Manifest, ...]:
     target = Target(
         overlay=overlay, components=components, namespace="fairlead", registry="registry.test/team"
     )
-    return tuple(render(load(config), target))
+    ranks = {"ranks.nodes": 2, "ranks.per_node": 8} if "ranks" in variant else {}
+    return tuple(render(load(config, overrides=ranks), target))
 
 
 def of_kind(objects: Sequence[Manifest], *kinds: str) -> dict[str, Manifest]:

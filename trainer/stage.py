@@ -11,7 +11,9 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -25,7 +27,7 @@ from fairlead.metrics import ProcessMetrics, TrainerMetrics
 from fairlead.metrics import page as metrics_page
 from trainer import durable, memory, results
 from trainer.distributed.group import Group, join
-from trainer.distributed.place import place
+from trainer.distributed.place import Place, place
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,11 @@ def run(
         )
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         _stop_on_signals()
-        with join(position, config.ranks, device=getattr(config, stage).device) as group:
+        with (
+            _serving(config, registry, position) as joined,
+            join(position, config.ranks, device=getattr(config, stage).device) as group,
+        ):
+            joined.set()
             done = _begin(stage, config, forget, force=options.force, group=group)
             if done is None:
                 _work(stage, config, body, registry=registry, group=group)
@@ -113,8 +119,7 @@ def _begin(
 
 
 def _work(stage: str, config: RunConfig, body: Body, *, registry: CollectorRegistry, group: Group) -> None:
-    """Run the body, with the metrics page and the watchdog of this process."""
-    stop_serving = _serve(config, registry, group)
+    """Run the body, with the watchdog of this process."""
     # Other stages have phases as long as the stage itself.
     stop_watching = watchdog.PROCESS.start(
         limit_seconds=config.observe.stall_seconds if stage == "ppo" else 0.0
@@ -126,15 +131,23 @@ def _work(stage: str, config: RunConfig, body: Body, *, registry: CollectorRegis
             body(config, TrainerMetrics(registry if group.is_first else CollectorRegistry()), group)
     finally:
         stop_watching()
-        stop_serving()
 
 
-def _serve(config: RunConfig, registry: CollectorRegistry, group: Group) -> Callable[[], None]:
-    """Serve the metrics page, which also answers the probes of a pod, from the first rank of every node."""
-    if group.local_rank:
-        return lambda: None
-    _, stop = metrics_page.serve(config.observe, tls=config.tls, ready=lambda: True, registry=registry)
-    return stop
+@contextmanager
+def _serving(config: RunConfig, registry: CollectorRegistry, position: Place) -> Iterator[threading.Event]:
+    """Serve the metrics page from the first rank of every node; it also answers the probes of a pod.
+
+    The process is ready once the event is set. It must not be killed while it waits for the other ranks.
+    """
+    joined = threading.Event()
+    if position.local_rank:
+        yield joined
+        return
+    _, stop = metrics_page.serve(config.observe, tls=config.tls, ready=joined.is_set, registry=registry)
+    try:
+        yield joined
+    finally:
+        stop()
 
 
 def _flags(stage: str) -> argparse.ArgumentParser:

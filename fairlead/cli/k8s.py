@@ -192,7 +192,7 @@ def status(
 @app.command(
     "scale",
     help=with_examples(
-        "Set the number of pods of a process. The trainer and the queue always have one.",
+        "Set the number of pods of a process. The queue always has one, the trainer `ranks.nodes`.",
         "fairlead k8s scale rollout-worker=8 reward=2",
     ),
 )

@@ -20,6 +20,7 @@ import yaml
 
 from fairlead import __version__
 from fairlead.config import RunConfig
+from fairlead.config.infrastructure import RanksSection
 from fairlead.config.saving import as_toml
 from fairlead.errors import ConfigError
 
@@ -32,6 +33,10 @@ NAME = "app.kubernetes.io/name"
 OURS = f"{PART_OF}=fairlead"
 """Label selector of the objects of these manifests."""
 
+GPU = "nvidia.com/gpu"
+"""Resource of GPUs."""
+RANKS_PORT = 29500
+"""Port at which rank 0 waits for the others; in k8s/base/trainer/."""
 _PARTS = {
     "files": ("shared", "files"),
     "sft": ("shared", "files", "trainer"),
@@ -170,7 +175,7 @@ def _existing(folder: Path, name: str, flag: str) -> Path:
 
 
 def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
-    """Set what kustomize cannot: the queue keys that the autoscaler reads, and the stage of the trainer."""
+    """Set what kustomize cannot: the queue keys that the autoscaler reads, the trainer's stage and ranks."""
     if manifest["kind"] == "ScaledObject":
         for trigger in manifest["spec"]["triggers"]:
             if trigger["type"] == "redis-streams":
@@ -179,7 +184,25 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
     if manifest["kind"] == "Job" and manifest["metadata"]["name"] == "trainer" and target.stage != "files":
         arguments = manifest["spec"]["template"]["spec"]["containers"][0]["args"]
         arguments[arguments.index("trainer.ppo")] = f"trainer.{target.stage.replace('-', '_')}"
+        _set_ranks(manifest["spec"], config.ranks)
     return manifest
+
+
+def _set_ranks(job: Manifest, section: RanksSection) -> None:
+    """Give a Job one pod for each node of ranks, and each pod a launcher and a GPU for each of its ranks."""
+    if section.nodes * section.per_node == 1:
+        return
+    (container,) = job["template"]["spec"]["containers"]
+    arguments = container["args"]
+    arguments.insert(arguments.index("-m") + 1, "trainer.distributed.launch")
+    if GPU in container["resources"]["limits"]:
+        container["resources"]["limits"][GPU] = str(section.per_node)
+    job["completions"] = job["parallelism"] = section.nodes
+    # A lost rank ends the pods of all others, which count as failures, too.
+    job["backoffLimit"] *= section.nodes
+    if section.nodes > 1 and not section.address:
+        address = f"trainer-0.{job['template']['spec']['subdomain']}:{RANKS_PORT}"
+        container["env"].append({"name": "FAIRLEAD_RANKS__ADDRESS", "value": address})
 
 
 def _check_images(objects: Sequence[Manifest]) -> None:

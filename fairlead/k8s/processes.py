@@ -95,8 +95,8 @@ def _state(owner: Manifest, pods: Sequence[Manifest]) -> ProcessState:
         is_settled=settled,
         done=done,
         failed=str(failed.get("message") or failed.get("reason") or ""),
-        # The pods of earlier attempts of a Job still exist; only the newest shows what it does.
-        doing="done" if done else _doing(pods[:1] if is_job else pods),
+        # The pods of earlier attempts of a Job still exist; only the newest show what it does.
+        doing="done" if done else _doing(pods[:wanted] if is_job else pods),
         restarts=sum(int(one.get("restartCount", 0)) for pod in pods for one in _containers(pod)),
         started=min(starts, default=None),
         end=_last_end(current),

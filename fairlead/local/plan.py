@@ -27,7 +27,7 @@ QUEUE_RANK = 2
 """Drain rank of the queue: it stops last, after the clients of the services (0) and the services (1)."""
 
 _PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PET_NNODES", "PET_NPROC_PER_NODE")
-"""Variables that would make a child one of several ranks of whatever has started this run."""
+"""Variables that would make a child one of several ranks of the caller that started this run."""
 _CLIENT_RANK = 0
 _SERVICE_RANK = 1
 

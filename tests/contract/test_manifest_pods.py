@@ -22,6 +22,7 @@ from tests.rendered import (
     rendered,
     templates,
 )
+from trainer.distributed import launch
 
 pytestmark = needs_kubectl
 
@@ -255,3 +256,33 @@ def test_images_match_the_dockerfiles_and_run_unprivileged():
         assert not re.search(r"^(ARG|ENV) .*(PASSWORD|TOKEN|SECRET)", text, re.MULTILINE)
     for name in ("rollout-worker", "gateway"):
         assert images[name].split("/")[-1].startswith("fairlead-light")
+
+
+def test_ranks_of_the_trainer_are_pods_with_a_launcher_and_its_gpus(tmp_path, monkeypatch):
+    job = of_kind(rendered("gpu, ranks"), "Job")["trainer"]["spec"]
+    single = of_kind(rendered("gpu"), "Job")["trainer"]["spec"]
+    assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 2, 2)
+    assert job["backoffLimit"] == 2 * single["backoffLimit"]
+    assert job["podFailurePolicy"] == single["podFailurePolicy"]
+    assert single["completions"] == 1
+    assert container(single["template"])["args"][:3] == ["python", "-m", "trainer.ppo"]
+    found = container(job["template"])
+    assert found["args"][:4] == ["python", "-m", "trainer.distributed.launch", "trainer.ppo"]
+    assert found["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert "/dev/shm" in {mount["mountPath"] for mount in found["volumeMounts"]}
+    # The place of every rank, as the launcher in each pod computes it.
+    (tmp_path / "run.toml").write_text(data_of(rendered("gpu, ranks"), "run")["run.toml"])
+    for variable in found["env"]:
+        if "value" in variable:
+            monkeypatch.setenv(variable["name"], variable["value"])
+    config = load(tmp_path / "run.toml")
+    environments = {}
+    for index in ("0", "1"):
+        place = launch.node(config.ranks, {"JOB_COMPLETION_INDEX": index})
+        environments |= launch.environments(config, "ppo", place, {})
+    assert [int(one["RANK"]) for one in environments.values()] == list(range(16))
+    assert {one["WORLD_SIZE"] for one in environments.values()} == {"16"}
+    host = {one["MASTER_ADDR"] for one in environments.values()}
+    assert host == {f"trainer-0.{job['template']['spec']['subdomain']}"}
+    ports = {port["name"]: port["containerPort"] for port in found["ports"]}
+    assert {one["MASTER_PORT"] for one in environments.values()} == {str(ports["ranks"])}

@@ -101,7 +101,7 @@ class Launcher:
         reader = threading.Thread(target=self._pass_on, args=(rank, process, lines), daemon=True)
         reader.start()
         code = process.wait()
-        # A process that it has left behind may hold its output open.
+        # A process that it started may still hold its output open.
         reader.join(_LAST_LINES_SECONDS)
         self._ends.put(End(rank, code, lines[-1].decode(errors="replace").strip()))
 

@@ -68,7 +68,7 @@ def test_a_suspended_observer_does_not_take_the_others_for_lost():
         ([Beat(order=5, busy=True, steps=3 + (rank > 0), in_collective=True) for rank in range(3)], [0]),
         # It has not carried out the order, the others have.
         ([Beat(order=5, busy=True, steps=3), Beat(order=5, steps=3), Beat(order=5, steps=3)], [0]),
-        # Nothing tells them apart.
+        # No difference between them.
         ([Beat(order=5, busy=True, steps=3)] * 3, [0, 1, 2]),
     ],
 )
