@@ -28,7 +28,10 @@ _PLAN = with_examples(
 
 _GIB = 1 << 30
 # Columns are left out from the last to the first if the terminal is too narrow.
-_COLUMNS = ("total", "weights", "activations", "optimizer", "gradients", "cache", "incoming", "runtime")
+_COLUMNS = (
+    *("total", "weights", "activations", "optimizer", "gradients", "gathered", "cache", "incoming"),
+    "runtime",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -58,26 +61,30 @@ def plan(
         float | None,
         typer.Option("--gpu-gib", min=0, help="GPU memory of the machine to plan for; 0 for no GPU."),
     ] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="Number of GPUs of the machine to plan for.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print the plan; the exit code is 0 whether the run fits or not."""
     from fairlead.planning.plan import plan_run
 
     settings = load_config(run, config, overrides)
-    found = plan_run(settings, machine=_machine(memory_gib, gpu_gib), prompt_tokens=prompt_tokens)
+    found = plan_run(settings, machine=_machine(memory_gib, gpu_gib, gpus), prompt_tokens=prompt_tokens)
     if as_json:
         typer.echo(json.dumps(_as_json(found), indent=2))
     else:
         _show(found, str(settings.folder.root))
 
 
-def _machine(memory_gib: float | None, gpu_gib: float | None) -> Machine:
+def _machine(memory_gib: float | None, gpu_gib: float | None, gpus: int | None) -> Machine:
     from fairlead.planning.machine import Machine, this_machine
 
     here = this_machine()
     return Machine(
         host_bytes=here.host_bytes if memory_gib is None else int(memory_gib * _GIB),
         gpu_bytes=here.gpu_bytes if gpu_gib is None else int(gpu_gib * _GIB),
+        num_gpus=here.num_gpus if gpus is None else gpus,
     )
 
 
@@ -109,7 +116,10 @@ def _show(found: RunPlan, folder: str) -> None:
     for stage in found.stages:
         sums = [f"{in_words(stage.on('cpu'))} of main memory"]
         if stage.on("cuda"):
-            sums.append(f"{in_words(stage.on('cuda'))} on the GPU")
+            loads = stage.on_gpus(found.machine.num_gpus)
+            one = f"{in_words(loads[0])} on the GPU"
+            each = f"{', '.join(map(in_words, loads))} on {len(loads)} GPUs"
+            sums.append(one if len(loads) == 1 else each)
         console.print(f"[bold]{stage.stage}[/bold]: {' and '.join(sums)}")
         console.print(_table(list(stage.processes), console.width), soft_wrap=False)
         console.print()
@@ -120,7 +130,9 @@ def _show(found: RunPlan, folder: str) -> None:
         f"{in_words(disk.free)} free"
     )
     has = f"{in_words(found.machine.host_bytes)} of main memory"
-    gpu = f", a GPU of {in_words(found.machine.gpu_bytes)}" if found.machine.has_gpu else ", no GPU"
+    number = found.machine.num_gpus
+    gpu = f", {'a GPU' if number == 1 else f'{number} GPUs'} of {in_words(found.machine.gpu_bytes)}"
+    gpu = gpu if found.machine.has_gpu else ", no GPU"
     console.print(f"[bold]machine[/bold]: {has}{gpu}")
     for note in found.notes:
         console.print(f"note: {note}", style="dim", markup=False)

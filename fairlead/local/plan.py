@@ -16,9 +16,9 @@ from fairlead.config import RunConfig
 from fairlead.config.run import field_names
 from fairlead.errors import ConfigError
 from fairlead.local.addresses import MODEL_SERVICES, Addresses, join_address, reachable_host, split_address
-from fairlead.local.devices import place_gpus
 from fairlead.local.probes import ALIVE_PATH, READY_PATH, GrpcHealth, HttpHealth, Probe
 from fairlead.local.process import ProcessSpec
+from fairlead.planning.gpus import visible_devices
 
 STAGE_PROCESSES = {"sft": "sft", "reward_model": "reward-model"}
 """Name of the only process of a stage without services, by stage."""
@@ -59,7 +59,7 @@ def ppo_plan(
         for name in MODEL_SERVICES
         for index in range(len(addresses.services[name].binds))
     ]
-    build = _Processes(config, addresses, config_file, place_gpus(config, replicas, gpus))
+    build = _Processes(config, addresses, config_file, visible_devices(config, replicas, gpus))
     services = [
         build.model_service(name, index, bind)
         for name in MODEL_SERVICES

@@ -74,6 +74,24 @@ def cache_bytes(size: ModelSize, dtype: DType, *, slots: int, longest: int) -> i
     return slots * 2 * (longest + 1) * size.layers * 2 * size.key_value_width * DTYPE_BYTES[dtype]
 
 
+def gathered_bytes(size: ModelSize, dtype: DType, *, is_trained: bool) -> int:
+    """Return the memory of what one of several ranks gathers from the others to compute.
+
+    That is everything outside of the blocks until the backward pass has ended, and two blocks, as the next is
+    fetched in advance; and the gradients of both before they are divided again.
+
+    Args:
+        size: the model.
+        dtype: data type in which it computes.
+        is_trained: whether the gathered weights have gradients; frozen ones under an adapter have none.
+    """
+    blocks = sum(rows * columns for rows, columns in size.matrices)
+    block = blocks // max(1, size.layers)
+    around = size.parameters - blocks
+    gradients = around + block if is_trained else 0
+    return (around + 2 * block + gradients) * DTYPE_BYTES[dtype]
+
+
 def autocast_bytes(size: ModelSize, section: TrainingSection) -> int:
     """Return the memory of the bfloat16 copies of float32 weights that a bfloat16 pass makes and keeps."""
     return size.body * 2 if section.dtype == "bfloat16" else 0

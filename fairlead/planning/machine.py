@@ -23,7 +23,9 @@ class Machine:
     host_bytes: int
     """Main memory, or the memory limit of the container."""
     gpu_bytes: int
-    """Memory of the first visible GPU, the one that processes use; 0 without a GPU."""
+    """Memory of the first visible GPU; 0 without a GPU."""
+    num_gpus: int = 1
+    """Number of visible GPUs, which are taken to be equal; has no meaning without one."""
 
     @property
     def has_gpu(self) -> bool:
@@ -33,7 +35,7 @@ class Machine:
 
 def this_machine() -> Machine:
     """Return the resources of this machine."""
-    return Machine(host_bytes=_host_bytes(), gpu_bytes=_gpu_bytes())
+    return Machine(_host_bytes(), _gpu_bytes(), max(1, len(visible_gpus())))
 
 
 def free_disk_bytes(path: Path) -> int:

@@ -9,6 +9,7 @@ from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
 from fairlead.errors import ConfigError, DataError, ModelLoadError
 from fairlead.planning.formulas import adapter_parameters
+from fairlead.planning.gpus import assign
 from fairlead.planning.machine import Machine, free_disk_bytes, this_machine
 from fairlead.planning.model_size import ModelSize, model_size, scratch_size
 from fairlead.planning.process import Lengths, MemoryPlanner, ProcessMemory, head_bytes
@@ -31,6 +32,28 @@ class StagePlan:
     def on(self, device: str) -> int:
         """Return the peak memory on `cpu` or `cuda`, in bytes."""
         return sum(process.on(device) for process in self.processes)
+
+    def on_gpus(self, number: int) -> list[int]:
+        """Return the peak memory of each GPU of one machine, in bytes, as `gpus.assign` assigns them.
+
+        Args:
+            number: GPUs of the machine; if the trainer has more ranks, they are counted with more GPUs.
+        """
+        using = [process for process in self.processes if process.device == "cuda"]
+        trainer = [process for process in using if process.is_trainer]
+        ranks = sum(process.replicas for process in trainer)
+        size_of = {
+            f"{process.name}-{replica}": process.on("cuda") // process.replicas
+            for process in using
+            if not process.is_trainer
+            for replica in range(process.replicas)
+        }
+        gpus = [str(index) for index in range(max(number, ranks))]
+        loads = dict.fromkeys(gpus, 0)
+        for name, placed in assign(gpus, ranks=ranks, services=list(size_of)).items():
+            for gpu in placed:
+                loads[gpu] += size_of[name] if name in size_of else trainer[0].on("cuda") // ranks
+        return list(loads.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +87,8 @@ class RunPlan:
     """The machine that the plan is for."""
     notes: tuple[str, ...]
     """The assumptions of the plan."""
+    nodes: int = 1
+    """Machines or pods of the trainer; with several, every process has GPUs of its own."""
 
     def stage(self, name: str) -> StagePlan:
         """Return the plan of one stage."""
@@ -74,24 +99,41 @@ class RunPlan:
         stage.
         """
         found = []
-        has = {"cpu": self.machine.host_bytes, "cuda": self.machine.gpu_bytes}
         for each in self.stages:
-            if stage not in (None, each.stage):
-                continue
-            for device, place in (("cpu", "main memory"), ("cuda", "GPU memory")):
-                if each.on(device) > has[device]:
-                    largest = max(each.processes, key=lambda process: process.on(device))
-                    found.append(
-                        f"{each.stage} needs about {in_words(each.on(device))} of {place}, most of it "
-                        f"{largest.name} ({in_words(largest.on(device))}), but only "
-                        f"{in_words(has[device])} are available"
-                    )
+            if stage in (None, each.stage):
+                found += self._shortages(each)
         if self.disk.total > self.disk.free:
             found.append(
                 f"the run needs about {in_words(self.disk.total)} of disk space, but only "
                 f"{in_words(self.disk.free)} are free"
             )
         return tuple(found)
+
+    def _shortages(self, stage: StagePlan) -> list[str]:
+        found = []
+        if self.nodes == 1:
+            needs = {"main memory": ("cpu", stage.on("cpu"), self.machine.host_bytes)}
+            worst = max(stage.on_gpus(self.machine.num_gpus), default=0)
+        else:
+            # Every pod is on a machine of its own size: only the largest process can be compared.
+            needs = {}
+            worst = max((process.on("cuda") // process.replicas for process in stage.processes), default=0)
+        where = "GPU memory" if self.machine.num_gpus == 1 else "memory of one GPU"
+        needs[where] = ("cuda", worst, self.machine.gpu_bytes)
+        for place, (device, needed, available) in needs.items():
+            if needed > available:
+                largest = max(stage.processes, key=lambda process: process.on(device) // process.replicas)
+                found.append(
+                    f"{stage.stage} needs about {in_words(needed)} of {place}, most of it {largest.name} "
+                    f"({in_words(largest.on(device))}), but only {in_words(available)} are available"
+                )
+        ranks = sum(process.replicas for process in stage.processes if process.is_trainer)
+        if self.machine.has_gpu and ranks > self.machine.num_gpus:
+            found.append(
+                f"{stage.stage} has {ranks} ranks on each machine (ranks.per_node), which has "
+                f"{self.machine.num_gpus} GPUs"
+            )
+        return found
 
 
 def plan_run(
@@ -129,7 +171,7 @@ def plan_run(
         StagePlan("reward-model", tuple(planner.reward_model())),
         StagePlan("ppo", tuple(planner.ppo())),
     )
-    return RunPlan(stages, _disk(config, sizes), machine, tuple(notes))
+    return RunPlan(stages, _disk(config, sizes), machine, tuple(notes), config.ranks.nodes)
 
 
 def in_words(size: float) -> str:

@@ -47,6 +47,8 @@ class ProcessMemory:
     """Gradients of the trained weights, float32."""
     optimizer: int = 0
     """Adam's two moments, float32."""
+    gathered: int = 0
+    """Weights and gradients that one of several ranks gathers from the others to compute."""
     activations: int = 0
     """Activations of the largest forward and backward pass; an estimate."""
     cache: int = 0
@@ -57,9 +59,15 @@ class ProcessMemory:
     """Python and libraries, in main memory."""
 
     @property
+    def is_trainer(self) -> bool:
+        """Whether it trains a model; its replicas are the ranks of one machine, which share that model."""
+        return self.optimizer > 0
+
+    @property
     def model_bytes(self) -> int:
         """Everything except `runtime`, of one process."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.cache + self.incoming
+        trained = self.weights + self.gradients + self.optimizer + self.gathered
+        return trained + self.activations + self.cache + self.incoming
 
     def on(self, device: str) -> int:
         """Return the memory on `cpu` or `cuda` of all replicas, in bytes."""
@@ -149,8 +157,9 @@ class MemoryPlanner:
         critic = self._trained(
             "critic", start, section, tokens=tokens, longest=longest, lora=section.lora, head=True
         )
-        # The frozen body exists once: the adapters of policy and critic share it.
-        shared = section.lora.rank > 0 and section.critic_init == "policy"
+        # The frozen body exists once: the adapters of policy and critic share it. Not with several ranks,
+        # where each model is divided on its own.
+        shared = section.lora.rank > 0 and section.critic_init == "policy" and self._ranks == 1
         base = start.body * formulas.DTYPE_BYTES[section.dtype] if shared else 0
         return dataclasses.replace(
             actor,
@@ -158,6 +167,7 @@ class MemoryPlanner:
             gradients=actor.gradients + critic.gradients,
             optimizer=actor.optimizer + critic.optimizer,
             # Policy and critic run one after the other: the first activations are freed before the second.
+            gathered=max(actor.gathered, critic.gathered),
             activations=max(actor.activations, critic.activations),
         )
 
@@ -270,16 +280,27 @@ class MemoryPlanner:
         activations = formulas.activation_bytes(size, section, tokens=tokens, longest=longest, device=device)
         if device == "cpu":
             activations = int(activations * _TRAINING_HEAP_SHARE)
+        gathered = 0
+        if self._ranks > 1:
+            gathered = formulas.gathered_bytes(size, section.dtype, is_trained=not adapter)
+        elif not adapter:
+            activations += formulas.autocast_bytes(size, section)
         return ProcessMemory(
             name=name,
+            replicas=self._config.ranks.per_node,
             device=device,
             model=size.name,
-            weights=weights + trained,
-            gradients=trained,
-            optimizer=2 * trained,
-            activations=activations + (0 if adapter else formulas.autocast_bytes(size, section)),
+            weights=-(-(weights + trained) // self._ranks),
+            gradients=-(-trained // self._ranks),
+            optimizer=-(-2 * trained // self._ranks),
+            gathered=gathered,
+            activations=activations,
             runtime=RUNTIME_BYTES["torch"],
         )
+
+    @property
+    def _ranks(self) -> int:
+        return self._config.ranks.nodes * self._config.ranks.per_node
 
     def _device(self, section: ComputeSection) -> str:
         return "cuda" if section.device == "cuda" or (section.device == "auto" and self._has_gpu) else "cpu"

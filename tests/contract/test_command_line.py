@@ -131,7 +131,7 @@ def completions(line: str, tmp_path: Path) -> list[str]:
     [
         ("fairlead s", {"sft", "serve", "score", "status"}),
         ("fairlead serve re", {"reward", "reference"}),
-        ("fairlead plan --g", {"--gpu-gib"}),
+        ("fairlead plan --g", {"--gpu-gib", "--gpus"}),
         ("fairlead status --w", {"--watch"}),
     ],
 )

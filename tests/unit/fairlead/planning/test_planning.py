@@ -317,6 +317,47 @@ def test_models_on_a_gpu_need_no_main_memory(models: dict[str, str], tmp_path: P
     assert (reward.on("cuda"), reward.on("cpu")) == (0, reward.runtime + reward.model_bytes)
 
 
+def test_ranks_divide_what_is_trained_and_gather_what_they_compute_with(
+    models: dict[str, str], tmp_path: Path
+):
+    machine = Machine(host_bytes=1 << 40, gpu_bytes=1 << 40, num_gpus=4)
+    settings = {"policy": {"path": models["policy"]}, "reward": {"path": models["reward"]}}
+
+    def planned_on(**ranks: int) -> RunPlan:
+        config = RunConfig(runs=tmp_path, ranks=ranks, **settings)  # type: ignore[arg-type]
+        return plan_run(config, machine=machine, prompt_tokens=16)
+
+    one, four = (planned_on(per_node=number) for number in (1, 4))
+    for stage, name in (("sft", "sft"), ("ppo", "trainer")):
+        single, rank = process(one, stage, name), process(four, stage, name)
+        assert (single.replicas, rank.replicas, single.gathered) == (1, 4, 0)
+        assert 4 * rank.weights == pytest.approx(single.weights, abs=4)
+        assert 4 * (rank.gradients + rank.optimizer) == pytest.approx(
+            single.gradients + single.optimizer, abs=8
+        )
+        assert rank.gathered > 0
+        assert rank.activations == single.activations
+    # Everything is on the first GPU, or every rank on its own with the services in turn.
+    ppo = one.stage("ppo")
+    assert ppo.on_gpus(1) == [ppo.on("cuda")]
+    services = [process(four, "ppo", name).on("cuda") for name in ("policy", "reward", "reference")]
+    rank = process(four, "ppo", "trainer").on("cuda") // 4
+    assert four.stage("ppo").on_gpus(4) == [*(rank + service for service in services), rank]
+    assert four.warnings() == ()
+    small = dataclasses.replace(four, machine=dataclasses.replace(machine, gpu_bytes=1 << 20, num_gpus=2))
+    needed = in_words(max(four.stage("ppo").on_gpus(4)))
+    ppo_warnings = small.warnings("ppo")
+    assert ppo_warnings[0].startswith(f"ppo needs about {needed} of memory of one GPU, most of it ")
+    assert ppo_warnings[1] == "ppo has 4 ranks on each machine (ranks.per_node), which has 2 GPUs"
+    pods = planned_on(per_node=2, nodes=2)
+    assert process(pods, "ppo", "trainer").weights == rank_of(four).weights
+    assert pods.warnings() == ()
+
+
+def rank_of(plan: RunPlan) -> ProcessMemory:
+    return process(plan, "ppo", "trainer")
+
+
 def test_services_on_other_machines_are_not_counted(models: dict[str, str], tmp_path: Path):
     away = {"path": models["reward"], "addresses": ["dns:///reward:5002"]}
     names = [each.name for each in planned(models, tmp_path, reward=away).stage("ppo").processes]

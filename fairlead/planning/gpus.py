@@ -1,0 +1,63 @@
+"""Which GPUs of one machine each process of a run uses.
+
+The trainer has one GPU for each rank. Replicas of the model services share the GPUs that are left, in turn;
+if none is left, those of the trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fairlead.config import RunConfig
+from fairlead.errors import ConfigError
+
+TRAINER = "trainer"
+"""Name of the trainer among the processes."""
+
+
+def assign(gpus: Sequence[str], *, ranks: int, services: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the GPUs of the trainer and of each service.
+
+    Args:
+        gpus: at least as many as ranks.
+        ranks: GPUs that the trainer needs; 0 if it trains on the CPU.
+        services: names of the processes that use one GPU each.
+    """
+    left = gpus[ranks:] or gpus
+    placed: dict[str, tuple[str, ...]] = {TRAINER: tuple(gpus[:ranks])} if ranks else {}
+    for number, name in enumerate(services):
+        placed[name] = (left[number % len(left)],)
+    return placed
+
+
+def visible_devices(
+    config: RunConfig, replicas: Sequence[tuple[str, str]], gpus: Sequence[str]
+) -> Mapping[str, str]:
+    """Return the value of `CUDA_VISIBLE_DEVICES` by process; the others see what the caller sees.
+
+    With fewer than two GPUs there is nothing to assign.
+
+    Args:
+        config: the run; `local.gpus` overrides the plan for single processes.
+        replicas: section and name of each process of a model service on this machine.
+        gpus: the GPUs of the machine, as `CUDA_VISIBLE_DEVICES` names them.
+
+    Raises:
+        ConfigError: if there are fewer GPUs than ranks, or if `local.gpus` names an unknown process.
+    """
+    known = [TRAINER, *(name for _, name in replicas)]
+    for name in config.local.gpus:
+        if name not in known:
+            raise ConfigError("local.gpus", got=name, allowed=f"the processes {', '.join(known)}")
+    placed: dict[str, tuple[str, ...]] = {}
+    if len(gpus) > 1:
+        ranks = config.ranks.per_node if config.ppo.device != "cpu" else 0
+        if ranks > len(gpus):
+            raise ConfigError(
+                "ranks.per_node",
+                got=ranks,
+                allowed=f"at most the number of GPUs, {len(gpus)}, or ppo.device = 'cpu'",
+            )
+        services = [name for section, name in replicas if getattr(config, section).device != "cpu"]
+        placed = assign(gpus, ranks=ranks, services=services)
+    return {name: ",".join(found) for name, found in placed.items()} | dict(config.local.gpus)
