@@ -143,6 +143,8 @@ class Replicas(Generic[_Stub]):
         self._budget = RetryBudget(retry)
         self._replicas: list[Replica[_Stub]] = []
         self._watchers: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The event loop that the connections belong to, once there are any."""
         self._changed = asyncio.Condition()
         self._turn = 0
         self._hedging = Hedging(retry.hedge_factor)
@@ -151,6 +153,8 @@ class Replicas(Generic[_Stub]):
         """Cancel the calls in progress and close the connections."""
         if forks.is_broken():
             return  # the connections belong to the parent process
+        if self._loop is not asyncio.get_running_loop():
+            return  # there are none, or they ended with the event loop that they belong to
         replicas, self._replicas = self._replicas, []
         watchers, self._watchers = self._watchers, []
         for task in (*watchers, *self._closing):
@@ -327,9 +331,17 @@ class Replicas(Generic[_Stub]):
         """Connect at the first call, and again when certificates have changed: a channel keeps its own.
 
         Raises:
-            RuntimeError: in a process that was forked after its parent had used gRPC.
+            RuntimeError: in a process that was forked after its parent had used gRPC, or in an event loop that
+                is not that of the first call.
         """
         forks.check()
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            raise RuntimeError(
+                "this client was used in another event loop, which its connections belong to: create a "
+                "client in each event loop, or use the blocking client"
+            )
+        self._loop = loop
         now = time.monotonic()
         if self._replicas and now - self._checked_at < _CERTIFICATE_SECONDS:
             return

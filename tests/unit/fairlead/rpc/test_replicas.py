@@ -315,6 +315,20 @@ async def test_no_time_for_a_call_is_invalid():
             await client.score(ITEM, timeout_seconds=0)
 
 
+def test_client_of_another_event_loop_says_so():
+    async def score(client: AsyncRewardClient | None) -> AsyncRewardClient:
+        async with serving(replica) as address:
+            client = client or AsyncRewardClient(address)
+            await client.score(ITEM)
+        return client
+
+    replica = Replica("a")
+    client = asyncio.run(score(None))
+    with pytest.raises(RuntimeError, match="in another event loop.*create a client in each"):
+        asyncio.run(score(client))
+    asyncio.run(client.close())
+
+
 async def test_stream_is_retried_only_before_its_first_message():
     streamer = Streamer()
     add = policy_service_pb2_grpc.add_PolicyServiceServicer_to_server
