@@ -331,8 +331,8 @@ class Replicas(Generic[_Stub]):
         """Connect at the first call, and again when certificates have changed: a channel keeps its own.
 
         Raises:
-            RuntimeError: in a process that was forked after its parent had used gRPC, or in an event loop that
-                is not that of the first call.
+            RuntimeError: in a process that was forked after its parent had used gRPC, or in another event
+                loop than that of the first call.
         """
         forks.check()
         loop = asyncio.get_running_loop()
