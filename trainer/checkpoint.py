@@ -1,36 +1,40 @@
 """Checkpoints: the only authority on what was trained. Atomic, checksummed, without pickle.
 
 A checkpoint is a folder `<incarnation>-<update>` of safetensors files, `state.json`, and `manifest.json` with
-the SHA-256 of each. The claims of incarnations are in the same parent folder (trainer/lineage.py). Does not
-know what the tensors are.
+the SHA-256 of each. One rank writes a file for each group of tensors; several write a file each, and the
+manifest says which rows of a tensor are where (trainer/distributed/slices.py). The claims of incarnations are
+in the same parent folder (trainer/lineage.py). Does not know what the tensors are.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fairlead.errors import CorruptCheckpoint, Fenced, InvalidInput
 from fairlead.transports.weights.base import Ancestor, is_valid
+from fairlead.transports.weights.manifest import sha256
 from fairlead.types import WeightVersion
 from trainer import durable
 from trainer import lineage as claims
+from trainer.distributed import slices
 
 logger = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _SUFFIX = ".safetensors"
+_SCHEMA = 2
+"""Schema 1 has no key `schema`, and whole tensors in a file for each group."""
 _LEFTOVER = re.compile(r"\.(\d+)-\d+\.\w+")
 
 
@@ -77,15 +81,48 @@ class CheckpointStore:
         Raises:
             Fenced: if a newer incarnation was claimed.
         """
-        self._check_fence(version.incarnation)
-        with durable.new_folder(self.root / str(version)) as folder:
+
+        def write(folder: Path) -> Mapping[str, object]:
             for name, group in tensors.items():
                 save_file(
                     {key: value.contiguous() for key, value in group.items()}, folder / f"{name}{_SUFFIX}"
                 )
+            return {"files": {file.name: sha256(file) for file in sorted(folder.iterdir())}}
+
+        self._commit(version, write, state)
+
+    def save_slices(
+        self,
+        version: WeightVersion,
+        *,
+        write: Callable[[Path], Mapping[str, object]],
+        state: Mapping[str, object],
+    ) -> None:
+        """Write a checkpoint whose tensors all ranks write, on rank 0; atomic as `save`.
+
+        Args:
+            version: the checkpoint.
+            write: makes all ranks write their slices into a folder; returns what `slices.write` does.
+            state: as in `save`.
+
+        Raises:
+            Fenced: if a newer incarnation was claimed.
+        """
+        self._commit(version, lambda folder: {"schema": _SCHEMA, **write(folder)}, state)
+
+    def _commit(
+        self,
+        version: WeightVersion,
+        write: Callable[[Path], Mapping[str, object]],
+        state: Mapping[str, object],
+    ) -> None:
+        """Write tensors by `write`, which returns the manifest without the state's digest, then the rest."""
+        self._check_fence(version.incarnation)
+        with durable.new_folder(self.root / str(version)) as folder:
+            manifest: dict[str, Any] = dict(write(folder))
             durable.write_json(folder / _STATE, state, durable=False)
-            digests = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-            durable.write_json(folder / _MANIFEST, {"files": digests}, durable=False)
+            manifest["files"] = {**manifest["files"], _STATE: sha256(folder / _STATE)}
+            durable.write_json(folder / _MANIFEST, manifest, durable=False)
         self._damaged.discard(version)
 
     def load_newest(self, lineage: Sequence[Ancestor]) -> Checkpoint | None:
@@ -107,25 +144,27 @@ class CheckpointStore:
             if self._candidates(lineage) == candidates:
                 return None
 
-    def load(self, version: WeightVersion) -> Checkpoint:
-        """Read and verify one checkpoint.
+    def load(self, version: WeightVersion, *, verify: bool = True) -> Checkpoint:
+        """Open one checkpoint; its tensors are read when they are asked for.
+
+        Args:
+            version: the checkpoint.
+            verify: check every file now, and not only those that are read when they are.
 
         Raises:
             CorruptCheckpoint: if a file is missing or its SHA-256 differs; the message names it.
         """
         folder = self.root / str(version)
         try:
-            digests = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
-            for name, digest in digests.items():
-                if _sha256(folder / name) != digest:
-                    raise CorruptCheckpoint(f"{folder / name}: its SHA-256 differs from the manifest")
-            tensors = {
-                name.removesuffix(_SUFFIX): load_file(folder / name)
-                for name in digests
-                if name.endswith(_SUFFIX)
-            }
+            manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+            if manifest.get("schema", 1) not in range(1, _SCHEMA + 1):
+                raise ValueError(f"schema {manifest['schema']}; this version reads schemas 1 to {_SCHEMA}")
+            files = slices.StoredFiles(folder, manifest["files"])
+            if verify:
+                files.verify()
+            tensors = slices.open_groups(files, manifest["files"], manifest.get("tensors"))
             state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise CorruptCheckpoint(f"{folder}: {type(error).__name__}: {error}") from error
         return Checkpoint(version=version, tensors=tensors, state=state)
 
@@ -164,8 +203,3 @@ class CheckpointStore:
     def _candidates(self, lineage: Sequence[Ancestor]) -> list[WeightVersion]:
         valid = [version for version in self.versions() if is_valid(version, lineage)]
         return sorted(valid, key=lambda version: (version.update, version.incarnation), reverse=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

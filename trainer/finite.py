@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from fairlead.errors import NotFinite
+from trainer.distributed.collectives import smallest
+from trainer.distributed.group import Group
+from trainer.distributed.sharding import local
 
 logger = logging.getLogger(__name__)
 
@@ -84,30 +87,35 @@ def check_mean(stage: str, name: str, value: float) -> None:
         )
 
 
-def check_weights(tensors: Mapping[str, Tensor], *, what: str, rate: str) -> None:
+def check_weights(tensors: Mapping[str, Tensor], *, what: str, rate: str, group: Group | None = None) -> None:
     """Check that every floating-point tensor is finite.
 
     Args:
         tensors: weights by name.
         what: what they belong to, for the message: `the policy`.
         rate: the key of the learning rate, for the message.
+        group: the ranks that hold parts of them, all of which get the same answer.
 
     Raises:
         NotFinite: if one is not; names the first.
     """
+    names = list(tensors)
     floats = {
-        name: tensor.detach()
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and tensor.numel()
+        number: local(tensor.detach())
+        for number, tensor in enumerate(tensors.values())
+        if tensor.is_floating_point()
     }
-    if not floats:
-        return
-    # NaN is the least and the greatest of any tensor that contains it; one transfer from the device for all.
-    bounds = torch.stack([torch.stack(torch.aminmax(tensor)).float() for tensor in floats.values()])
-    finite = bounds.isfinite().all(1).tolist()
-    for name, good in zip(floats, finite, strict=True):
-        if not good:
-            raise NotFinite(
-                f"{what} has weights that are not finite ({name}), which are not written: lower {rate}, "
-                "or start from another model"
-            )
+    floats = {number: tensor for number, tensor in floats.items() if tensor.numel()}
+    first = len(names)
+    if floats:
+        # NaN is the least and the greatest of any tensor that contains it; one transfer from the device for
+        # all.
+        bounds = torch.stack([torch.stack(torch.aminmax(tensor)).float() for tensor in floats.values()])
+        finite = bounds.isfinite().all(1).tolist()
+        first = next((number for number, good in zip(floats, finite, strict=True) if not good), first)
+    first = first if group is None else smallest(first, group)
+    if first < len(names):
+        raise NotFinite(
+            f"{what} has weights that are not finite ({names[first]}), which are not written: lower {rate}, "
+            "or start from another model"
+        )

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from fairlead.errors import CorruptCheckpoint
 from fairlead.nn import adapters
+from trainer.distributed.sharding import is_divided, local
+from trainer.distributed.slices import rows_for, shape_of
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -26,13 +28,15 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict with every tied tensor once, under its first name."""
-    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
+    """Return the state dict with every tied tensor once, under its first name.
+
+    Tied means the same parameter: the addresses of divided tensors say nothing.
+    """
+    seen: set[int] = set()
     tensors = {}
-    for name, tensor in nn.Module.state_dict(model).items():
-        key = tensor.data_ptr(), tensor.shape, tensor.stride()
-        if key not in seen or not tensor.numel():
-            seen.add(key)
+    for name, tensor in nn.Module.state_dict(model, keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
             tensors[name] = tensor.detach()
     return tensors
 
@@ -44,11 +48,13 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
         CorruptCheckpoint: if names or shapes do not match; names `what`.
     """
     expected = trained_tensors(model)
-    if set(expected) != set(tensors) or any(expected[name].shape != tensors[name].shape for name in expected):
+    if set(expected) != set(tensors) or any(
+        tuple(expected[name].shape) != shape_of(tensors, name) for name in expected
+    ):
         raise CorruptCheckpoint(f"the {what} of the checkpoint has another architecture than the run's model")
     with torch.no_grad():
         for name, tensor in expected.items():
-            tensor.copy_(tensors[name])
+            local(tensor).copy_(rows_for(tensor, tensors, name))
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -69,13 +75,18 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     """
     parameters = dict(nn.Module.named_parameters(model))
     optimizer.state.clear()
-    for joined, tensor in tensors.items():
+    for joined in tensors:
         name, _, key = joined.rpartition(":")
         if name not in parameters:
             raise CorruptCheckpoint(
                 f"the optimizer of the checkpoint has a parameter {name!r} that the model does not have"
             )
         parameter = parameters[name]
-        # Adam keeps its step count on the device where it was created, everything else with the parameter.
-        target = tensor.clone() if key == "step" else tensor.to(parameter.device, copy=True)
-        optimizer.state[parameter][key] = target
+        if key == "step":  # Adam keeps it on the device where it was created, all else with the parameter
+            optimizer.state[parameter][key] = tensors[joined].clone()
+        elif is_divided(parameter):
+            target = torch.zeros_like(parameter)
+            local(target).copy_(rows_for(parameter, tensors, joined))
+            optimizer.state[parameter][key] = target
+        else:
+            optimizer.state[parameter][key] = tensors[joined].to(parameter.device, copy=True)

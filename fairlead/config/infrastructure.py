@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, SecretStr, field_validator
 
-from fairlead.config.base import Section, ServiceSection
+from fairlead.config.base import DType, Section, ServiceSection
 
 REDIS_URLS = (
     "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix://PATH; percent-encode special characters of a "
@@ -98,6 +98,9 @@ class WeightsSection(ServiceSection):
     """Folder of the store. Empty: `weights/` in the run's folder."""
     keep: int = Field(default=3, ge=2, le=1_000)
     """Number of newest versions to keep."""
+    dtype: DType = "float32"
+    """Data type of the tensors of a whole model in a version. `bfloat16` halves what the trainer writes and
+    every replica reads; a replica computes in `policy.dtype` either way. Adapters are always float32."""
     cache: str = ""
     """With `grpc`: folder for the versions that a replica has fetched; replicas cannot share it. Empty: a
     folder in `weight_caches/` of the run's folder, named after the replica's port."""

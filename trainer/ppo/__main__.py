@@ -13,14 +13,18 @@ from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from trainer import stage
 from trainer.checkpoint import CheckpointStore
 from trainer.distributed.group import Group
+from trainer.ppo import orders
 from trainer.ppo.retry_queue import QueueRetry
 from trainer.ppo.train import PpoTrainer, report_waiting
 
 
 def body(config: RunConfig, metrics: TrainerMetrics, group: Group) -> None:
-    """Connect the queue and the weight store, and train."""
+    """Connect the queue and the weight store, and train; on another rank than the first, follow it."""
     if config.deterministic:
         require_determinism()
+    if not group.is_first:
+        orders.follow(config, group)
+        return
     retry = QueueRetry(config.queue, lambda what: report_waiting(config, what))
     queue = retry.call(lambda: RedisTrainerQueue.connect(config.queue, run=config.name))
     try:
@@ -28,7 +32,9 @@ def body(config: RunConfig, metrics: TrainerMetrics, group: Group) -> None:
         claim = RunClaim(config.queue, run=config.name, owner=RunOwner.of(config.folder))
         retry.call(claim.take)
         with claim:
-            PpoTrainer(config, queue=queue, store=store, metrics=metrics).run()
+            trainer = PpoTrainer(config, queue=queue, store=store, metrics=metrics, group=group)
+            trainer.run()
+            trainer.close()
     finally:
         queue.close()
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fairlead.config import RunConfig
 from fairlead.config.training import PpoSection
 from fairlead.errors import ModelLoadError
 from fairlead.nn import adapters
@@ -35,6 +36,8 @@ from fairlead.nn.reward_model import load_reward_model
 from fairlead.nn.unembedding import check_unembedding, output_layer
 from fairlead.transports.weights.base import Adapter
 from trainer import finite, memory, optim, seeds
+from trainer.distributed import sharding
+from trainer.distributed.group import Group
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.sequences import (
     PaddedSequences,
@@ -62,13 +65,33 @@ class ActorCritic:
     """Policy, critic and their optimizers."""
 
     def __init__(
-        self, policy: PreTrainedModel, critic: Critic, section: PpoSection, *, adapter: Adapter | None = None
+        self,
+        policy: PreTrainedModel,
+        critic: Critic,
+        section: PpoSection,
+        *,
+        adapter: Adapter | None = None,
+        group: Group | None = None,
     ) -> None:
-        """`adapter` describes the policy's adapter, which is then published instead of the whole model."""
+        """
+        Args:
+            policy: its weights are divided among the ranks.
+            critic: the same.
+            section: the recipe.
+            adapter: describes the policy's adapter, which is then published instead of the whole model.
+            group: the ranks that train together; None: only this process.
+        """
         self.policy = policy
         self.critic = critic
         self.adapter = adapter
-        self.dtype = torch_dtype(section)
+        self.group = group or Group.single()
+        compute = torch_dtype(section)
+        device = torch_device(section.device)
+        self._policy_root = sharding.Root(policy)
+        for root in (self._policy_root, critic):
+            sharding.shard(root, device, compute=compute, group=self.group)
+        # Divided weights are gathered in the type that is computed in; autocast is for whole ones.
+        self.dtype = compute if self.group.size == 1 else torch.float32
         self._section = section
         self.policy_optimizer = _adam(policy, section.learning_rate)
         self.critic_optimizer = _adam(critic, section.critic_learning_rate)
@@ -81,7 +104,10 @@ class ActorCritic:
 
     def logprobs(self, batch: PaddedSequences, *, temperature: float) -> tuple[Tensor, Tensor]:
         """Return log-probs [N] and entropies [N] of the response tokens under the policy."""
-        return response_logprobs(self.policy, batch, temperature=temperature, dtype=self.dtype)
+        found: tuple[Tensor, Tensor] = self._policy_root(
+            response_logprobs, batch, temperature=temperature, dtype=self.dtype
+        )
+        return found
 
     def values(self, batch: PaddedSequences) -> Tensor:
         """Return the values [N] of the critic."""
@@ -149,10 +175,11 @@ class ActorCritic:
         Raises:
             NotFinite: if one is not finite.
         """
-        finite.check_weights(trained_tensors(self.policy), what="ppo: the policy", rate="ppo.learning_rate")
-        finite.check_weights(
-            trained_tensors(self.critic), what="ppo: the critic", rate="ppo.critic_learning_rate"
-        )
+        for model, what, rate in (
+            (self.policy, "ppo: the policy", "ppo.learning_rate"),
+            (self.critic, "ppo: the critic", "ppo.critic_learning_rate"),
+        ):
+            finite.check_weights(trained_tensors(model), what=what, rate=rate, group=self.group)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return every tensor that a resumed run needs, by file name."""
@@ -175,7 +202,14 @@ class ActorCritic:
         load_optimizer(self.critic, self.critic_optimizer, state["critic_optimizer"])
 
 
-def load(path: str, section: PpoSection, *, critic_path: str | None = None, seed: int = 0) -> ActorCritic:
+def load(
+    path: str,
+    section: PpoSection,
+    *,
+    critic_path: str | None = None,
+    seed: int = 0,
+    group: Group | None = None,
+) -> ActorCritic:
     """Load policy and critic.
 
     Args:
@@ -183,6 +217,7 @@ def load(path: str, section: PpoSection, *, critic_path: str | None = None, seed
         section: device, dtype, learning rates and adapters.
         critic_path: the reward model that the critic starts from; None: a fresh critic.
         seed: the seed of the run, from which adapters are initialised.
+        group: the ranks that train together; None: only this process.
 
     Raises:
         ModelLoadError: if a model cannot be loaded, its architecture cannot be trained, or the two have
@@ -191,6 +226,8 @@ def load(path: str, section: PpoSection, *, critic_path: str | None = None, seed
     """
     # A frozen base may be kept in the dtype that it computes in.
     exact = section if section.lora.rank else section.model_copy(update={"dtype": "float32"})
+    if group is not None and group.size > 1:
+        exact = exact.model_copy(update={"device": "cpu"})  # whole models need not fit on a GPU
     policy = load_causal_lm(path, exact)
     check_vocabulary(path, policy, load_tokenizer(path))
     check_unembedding(policy)
@@ -204,7 +241,23 @@ def load(path: str, section: PpoSection, *, critic_path: str | None = None, seed
     if section.gradient_checkpointing:
         for model in (policy, critic.body):
             memory.recompute_blocks(model, field="ppo")
-    return ActorCritic(policy, critic, section, adapter=adapter)
+    return ActorCritic(policy, critic, section, adapter=adapter, group=group)
+
+
+def initial_policy(config: RunConfig) -> PreTrainedModel:
+    """Return the policy that a run starts from, whole and on the CPU, with its adapters.
+
+    Raises:
+        ModelLoadError: if it cannot be loaded.
+    """
+    section = config.ppo.model_copy(update={"device": "cpu"})
+    exact = section if section.lora.rank else section.model_copy(update={"dtype": "float32"})
+    path = config.policy.path or str(config.folder.sft_model)
+    policy = load_causal_lm(path, exact)
+    if section.lora.rank:
+        drawn = seeds.derive(config.seed, "lora", 0)
+        adapters.add(policy, section.lora, base=path, field="ppo.lora", seed=drawn)
+    return policy
 
 
 def _fresh_critic(policy: PreTrainedModel, section: PpoSection) -> Critic:
@@ -213,7 +266,7 @@ def _fresh_critic(policy: PreTrainedModel, section: PpoSection) -> Critic:
     body = copy.deepcopy(policy.base_model, dict(shared))
     assert isinstance(body, PreTrainedModel)
     width = next(iter(output_layer(policy).parameters())).shape[1]
-    return Critic(body, ScalarHead(width, std=0.0).to(torch_device(section.device)))
+    return Critic(body, ScalarHead(width, std=0.0).to(policy.device))
 
 
 def _critic_from(critic_path: str, path: str, section: PpoSection) -> Critic:

@@ -47,7 +47,7 @@ class RolloutBatch:
         for length in lengths:
             starts.append(starts[-1] + length)
         parts = [torch.arange(starts[index], starts[index] + lengths[index]) for index in members]
-        return torch.cat(parts).to(self.scores_B.device)
+        return torch.cat([torch.arange(0), *parts]).to(self.scores_B.device)
 
     def per_token(self, rollouts_B: Tensor) -> Tensor:
         """Return [N]: at each response token the value of its rollout in [B]."""

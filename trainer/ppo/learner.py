@@ -20,6 +20,7 @@ from fairlead.errors import ConfigError, CorruptCheckpoint
 from fairlead.nn import adapters
 from fairlead.nn.loading import max_sequence_tokens
 from trainer.demonstrations import DemonstrationStream, encode
+from trainer.distributed.group import Group
 from trainer.ppo import actor_critic, objective, step
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.batch import RolloutBatch
@@ -27,8 +28,13 @@ from trainer.ppo.score_scale import ScoreScale
 from trainer.sequences import TokenSequence
 
 
-def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Learner:
+def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, group: Group | None = None) -> Learner:
     """Return an untrained learner with the models and demonstrations that a run names.
+
+    Args:
+        config: the run.
+        tokenizer: the policy's.
+        group: the ranks that train together, all of which call this; None: only this process.
 
     Raises:
         ModelLoadError: if policy or reward model cannot be loaded.
@@ -41,6 +47,7 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Learner:
         section,
         critic_path=reward_model if section.critic_init == "reward_model" else None,
         seed=config.seed,
+        group=group,
     )
     sequences: list[TokenSequence] = []
     if section.ptx_coefficient:
@@ -104,7 +111,7 @@ class Learner:
     def learn(
         self, rollouts: RolloutBatch, *, update: int, on_phase: Callable[[str], None] = lambda name: None
     ) -> dict[str, float]:
-        """Do one update; return its figures, including β.
+        """Do one update; return its figures, including β, the same on every rank.
 
         Args:
             rollouts: the batch.

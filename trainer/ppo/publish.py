@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,13 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.errors import CorruptCheckpoint
 from fairlead.nn import adapters
-from fairlead.transports.weights.base import Adapter, Ancestor
+from fairlead.transports.weights.base import Adapter, Ancestor, Shard
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
 from trainer import durable
 from trainer.checkpoint import CheckpointStore
+from trainer.distributed import whole_files
 from trainer.model_state import unique_tensors
-from trainer.ppo.actor_critic import with_tensors
+from trainer.ppo.actor_critic import ActorCritic, with_tensors
 from trainer.ppo.evaluate import BestUpdate
 
 logger = logging.getLogger(__name__)
@@ -34,23 +36,60 @@ SHARD_BYTES = 2 << 30
 
 def publish(
     store: FilesystemWeightStore,
-    policy: PreTrainedModel,
     version: WeightVersion,
     *,
+    write: Callable[[Path], Sequence[Shard]],
     parent: WeightVersion | None,
     lineage: Sequence[Ancestor],
     keep: int,
     adapter: Adapter | None = None,
 ) -> None:
-    """Write the state dict of the policy, tied tensors once, and prune the store to `keep` versions.
+    """Publish a version and prune the store to `keep` versions.
 
-    With `adapter` only the adapter is written, and the manifest names the base that it belongs to.
+    Args:
+        store: where it is published.
+        version: the version.
+        write: writes the shards into a folder; returns those that it has described.
+        parent: the version that it was trained from.
+        lineage: the incarnations whose versions count.
+        keep: number of newest versions to keep.
+        adapter: what the shards hold, if not a whole model; the manifest names the base that it belongs to.
     """
-    tensors: Mapping[str, Tensor] = adapters.tensors(policy) if adapter else unique_tensors(policy)
-    with store.publish(version, parent=parent, lineage=lineage, adapter=adapter) as folder:
-        for number, shard in enumerate(shards(tensors), start=1):
-            save_file(shard, folder / f"model-{number:05d}.safetensors")
+    described: dict[str, Shard] = {}
+    with store.publish(
+        version, parent=parent, lineage=lineage, adapter=adapter, described=described
+    ) as folder:
+        described |= {shard.name: shard for shard in write(folder)}
     store.prune(keep=keep)
+
+
+def write_shards(models: ActorCritic, folder: Path, *, dtype: torch.dtype = torch.float32) -> list[Shard]:
+    """Write the state dict of the policy, tied tensors once; of a policy with adapters only the adapters.
+
+    Every rank calls this and writes a part.
+
+    Args:
+        models: the policy.
+        folder: exists.
+        dtype: type of a whole model's tensors; adapters stay float32.
+
+    Returns:
+        On rank 0 the files that are described already.
+    """
+    policy = models.policy
+    tensors: Mapping[str, Tensor] = adapters.tensors(policy) if models.adapter else unique_tensors(policy)
+    lower = None if models.adapter or dtype == torch.float32 else dtype
+    if models.group.size > 1:
+        return whole_files.write(folder, tensors, models.group, limit_bytes=SHARD_BYTES, dtype=lower)
+    if lower is not None:
+        tensors = {name: _as_type(tensor, lower) for name, tensor in tensors.items()}
+    for number, shard in enumerate(shards(tensors), start=1):
+        save_file(shard, folder / f"model-{number:05d}.safetensors")
+    return []
+
+
+def _as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
 
 
 def save_model(

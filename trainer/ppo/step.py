@@ -1,7 +1,8 @@
 """One update of PPO: prepare a rollout batch once, then optimise over it in mini-batches.
 
 The formulas are in `objective`. Knows neither queue nor versions. The loss of an optimizer step is the mean
-over all its response tokens, so the gradient does not depend on how it is split into micro-batches.
+over all its response tokens, so the gradient depends neither on how it is split into micro-batches nor on
+the number of ranks.
 
 Shapes: B rollouts, T response positions, N response tokens.
 """
@@ -9,7 +10,7 @@ Shapes: B rollouts, T response positions, N response tokens.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,15 @@ from torch import Tensor
 from fairlead.config.training import PpoSection
 from fairlead.nn import allocator
 from trainer.demonstrations import DemonstrationStream
+from trainer.distributed import collectives
+from trainer.distributed import micro_batches as divided
+from trainer.distributed.group import Group
 from trainer.ppo import objective
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.score_scale import ScoreScale
 from trainer.seeds import permutation
-from trainer.sequences import PaddedSequences, TokenSequence, pack, pad
+from trainer.sequences import PaddedSequences, TokenSequence
 
 _OF_EVERY_STEP = (
     "policy_loss",
@@ -58,13 +62,14 @@ class PreparedBatch:
 
 
 def micro_batches(
-    batch: RolloutBatch, members: Sequence[int], *, max_tokens: int
+    batch: RolloutBatch, members: Sequence[int], *, max_tokens: int, group: Group | None = None
 ) -> Iterator[tuple[PaddedSequences, Tensor]]:
-    """Yield the padded sequences of each micro-batch, and the positions of its tokens in the flat tensors."""
+    """Yield the padded sequences of each micro-batch of this rank, and the positions of its tokens in the
+    flat tensors.
+    """
     sequences = [batch.sequences[index] for index in members]
-    for group in pack([len(sequence.token_ids) for sequence in sequences], max_tokens=max_tokens):
-        padded = pad([sequences[index] for index in group], batch.scores_B.device)
-        yield padded, batch.token_indices([members[index] for index in group])
+    for part, padded in divided.padded(sequences, batch.scores_B.device, max_tokens=max_tokens, group=group):
+        yield padded, batch.token_indices([members[index] for index in part])
 
 
 @torch.no_grad()
@@ -88,10 +93,9 @@ def prepare(
         scale: mean and deviation of the scores, including this batch; only with `normalise_scores`.
     """
     proximal_N = _proximal(models, batch, section, temperature=temperature)
-    old_values_N = torch.empty_like(batch.behaviour_N)
-    all_rollouts = range(len(batch.sequences))
-    for padded, where in micro_batches(batch, all_rollouts, max_tokens=section.max_micro_batch_tokens):
-        old_values_N[where] = models.values(padded)
+    old_values_N = _for_each(
+        models, batch, range(len(batch.sequences)), models.values, max_tokens=section.max_micro_batch_tokens
+    )
     penalty_N = objective.penalty_kl(proximal_N, batch.reference_N, estimator=section.kl_estimator)
     rewards_BT = objective.penalised_rewards(
         batch.rectangle(penalty_N),
@@ -129,10 +133,29 @@ def _proximal(models: ActorCritic, batch: RolloutBatch, section: PpoSection, *, 
     stale = [index for index, is_stale in enumerate(batch.stale_B.tolist()) if is_stale]
     if not stale:
         return batch.behaviour_N
-    proximal_N = batch.behaviour_N.clone()
-    for padded, where in micro_batches(batch, stale, max_tokens=section.max_micro_batch_tokens):
-        proximal_N[where] = models.logprobs(padded, temperature=temperature)[0]
-    return proximal_N
+    computed_N = _for_each(
+        models,
+        batch,
+        stale,
+        lambda padded: models.logprobs(padded, temperature=temperature)[0],
+        max_tokens=section.max_micro_batch_tokens,
+    )
+    return torch.where(batch.per_token(batch.stale_B), computed_N, batch.behaviour_N)
+
+
+def _for_each(
+    models: ActorCritic,
+    batch: RolloutBatch,
+    members: Sequence[int],
+    compute: Callable[[PaddedSequences], Tensor],
+    *,
+    max_tokens: int,
+) -> Tensor:
+    """Return what `compute` gives for each response token [N] of some rollouts, on all ranks; else 0."""
+    found_N = torch.zeros_like(batch.behaviour_N)
+    for padded, where in micro_batches(batch, members, max_tokens=max_tokens, group=models.group):
+        found_N[where] = compute(padded)
+    return collectives.combined(found_N, models.group)
 
 
 def _figures(prepared: PreparedBatch, rewards_BT: Tensor, section: PpoSection) -> dict[str, float]:
@@ -226,6 +249,8 @@ def accumulate_gradients(
 ) -> dict[str, float]:
     """Add the gradients of one mini-batch, micro-batch by micro-batch; return its figures per token.
 
+    Each rank takes its share of the rollouts; the figures are those of all ranks.
+
     The mismatch is measured on tokens that were sampled by these weights according to their version; it is
     left out if there are none.
     """
@@ -235,7 +260,9 @@ def accumulate_gradients(
     sums: defaultdict[str, float] = defaultdict(float)
     mismatches: list[Tensor] = []
     stale_N = batch.per_token(batch.stale_B)
-    for padded, where in micro_batches(batch, members, max_tokens=section.max_micro_batch_tokens):
+    for padded, where in micro_batches(
+        batch, members, max_tokens=section.max_micro_batch_tokens, group=models.group
+    ):
         old_N = prepared.old_logprobs_N[where]
         advantages_N = prepared.advantages_N[where]
         logprobs_N, entropies_N = models.logprobs(padded, temperature=temperature)
@@ -260,8 +287,8 @@ def accumulate_gradients(
             sums["ratio"] += float(ratios_N.sum())
             sums["policy_kl"] += float(objective.k3(old_N, logprobs_N).sum())
             mismatches.append((logprobs_N - batch.behaviour_N[where]).abs()[~stale_N[where]])
-    figures = {name: value / total_tokens for name, value in sums.items()}
-    mismatch_N = torch.cat(mismatches)
+    figures = {name: value / total_tokens for name, value in collectives.summed(sums, models.group).items()}
+    mismatch_N = collectives.concatenated(torch.cat(mismatches), models.group)
     if len(mismatch_N):
         figures |= {"mismatch_mean": float(mismatch_N.mean()), "mismatch_max": float(mismatch_N.max())}
     return figures
@@ -276,14 +303,14 @@ def accumulate_ptx_gradients(
     """
     total_tokens = sum(demonstration.response_length for demonstration in demonstrations)
     total_loss = 0.0
-    lengths = [len(demonstration.token_ids) for demonstration in demonstrations]
-    for group in pack(lengths, max_tokens=section.max_micro_batch_tokens):
-        padded = pad([demonstrations[index] for index in group], models.device)
+    for _, padded in divided.padded(
+        demonstrations, models.device, max_tokens=section.max_micro_batch_tokens, group=models.group
+    ):
         logprobs_N, _ = models.logprobs(padded, temperature=1.0)
         part = -logprobs_N.sum() / total_tokens
         (section.ptx_coefficient * part).backward()  # type: ignore[no-untyped-call]
         total_loss += float(part.detach())
-    return total_loss
+    return collectives.summed({"loss": total_loss}, models.group)["loss"]
 
 
 def _explained_variance(values_N: Tensor, returns_N: Tensor) -> float:

@@ -12,10 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from transformers import PreTrainedModel
+
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
 from fairlead.data.template import apply_settings
-from fairlead.errors import NothingToTrain, StoppedByGuard
+from fairlead.errors import CorruptCheckpoint, NothingToTrain, StoppedByGuard
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn.loading import load_tokenizer, max_sequence_tokens, set_threads
 from fairlead.transports.rollouts.base import OutcomeEntry, TrainerQueue
@@ -23,13 +25,17 @@ from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import DeadLetter, WeightVersion
 from trainer import durable
 from trainer.checkpoint import Checkpoint, CheckpointStore
-from trainer.ppo import batch, learner, publish, result, update_metrics
+from trainer.distributed.group import Group
+from trainer.model_state import load_tensors
+from trainer.ppo import actor_critic, batch, publish, result, update_metrics
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.collect import Collector
 from trainer.ppo.dispatch import PromptOrder
 from trainer.ppo.evaluate import Evaluation
 from trainer.ppo.incarnation import Incarnation
+from trainer.ppo.learner import Learner
 from trainer.ppo.monitor import Monitor
+from trainer.ppo.orders import Leader
 from trainer.ppo.progress import TrainingProgress
 from trainer.ppo.queue_capacity import log_capacity
 from trainer.ppo.retry_queue import QueueRetry
@@ -58,8 +64,16 @@ class PpoTrainer:
         queue: TrainerQueue,
         store: FilesystemWeightStore,
         metrics: TrainerMetrics | None = None,
+        group: Group | None = None,
     ) -> None:
         """Load models and prompts; nothing is claimed yet.
+
+        Args:
+            config: the run.
+            queue: carries tasks and outcomes.
+            store: gets the versions of the policy.
+            metrics: of this process.
+            group: the ranks that train together, of which this is rank 0; None: only this process.
 
         Raises:
             ModelLoadError: if a model cannot be loaded.
@@ -74,7 +88,7 @@ class PpoTrainer:
         self._tokenizer = load_tokenizer(config.policy.path or str(config.folder.sft_model))
         if config.policy.path:
             apply_settings(self._tokenizer, config)
-        self._learner = learner.load(config, self._tokenizer)
+        self._leader = Leader(config, self._tokenizer, group or Group.single())
         context_tokens = max_sequence_tokens(self.models.policy, config.policy.max_sequence_tokens)
         self._evaluation = Evaluation(config, self._tokenizer, context_tokens=context_tokens)
         self._prompts = PromptOrder(
@@ -100,6 +114,10 @@ class PpoTrainer:
     def models(self) -> ActorCritic:
         """Policy and critic in their present state."""
         return self._learner.models
+
+    @property
+    def _learner(self) -> Learner:
+        return self._leader.learner
 
     def run(self, *, on_update: Callable[[int], None] | None = None) -> dict[str, object]:
         """Train to the last update and return the result, which is also written to the run's folder.
@@ -138,7 +156,7 @@ class PpoTrainer:
             )
             try:
                 records.events.begun(self._progress.update, config.ppo)
-                self.models.check_weights()
+                self._leader.check_weights()
                 self._publish(tracker)
                 self._send(collector)
                 while self._progress.update < config.ppo.updates and self._monitor.stopped_by is None:
@@ -152,6 +170,10 @@ class PpoTrainer:
                 records.close()
                 self._evaluation.close()
 
+    def close(self) -> None:
+        """End the other ranks."""
+        self._leader.stop()
+
     def _take_over(self, retry: QueueRetry) -> None:
         checkpoint = self._incarnation.claim(retry)
         if checkpoint is not None:
@@ -163,8 +185,7 @@ class PpoTrainer:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         self._progress = TrainingProgress.from_checkpoint(checkpoint)
-        self._learner.load_state(checkpoint.state)
-        self.models.load_state(checkpoint.tensors)
+        self._leader.load(checkpoint)
         self._evaluation.load_state(checkpoint.state)
         self._parent = checkpoint.version
         self._checkpoint_update = self._progress.update
@@ -183,7 +204,7 @@ class PpoTrainer:
         else:
             self._progress = TrainingProgress()
             self._parent = None
-            self._learner = learner.load(self._config, self._tokenizer)
+            self._leader.load(None)
             self._evaluation.best = None
         self._progress.seconds = seconds
         self._incarnation.begin(self._progress.update)
@@ -197,8 +218,8 @@ class PpoTrainer:
         tracker.phase("publish")
         publish.publish(
             self._store,
-            self.models.policy,
             self._version,
+            write=self._leader.write_shards,
             parent=self._parent,
             lineage=self._incarnation.lineage,
             # A rollout under way may have been begun with weights as old as staleness allows.
@@ -255,7 +276,7 @@ class PpoTrainer:
             self._note_empty_update(entries)
             return {"tokens": 0.0, "kl_coefficient": self._learner.kl_coefficient}
         self._empty_updates = 0
-        figures = self._learner.learn(rollouts, update=update, on_phase=tracker.phase)
+        figures = self._leader.learn(rollouts, update=update, on_phase=tracker.phase)
         return figures | self._monitor.observe(rollouts, figures, update=update + 1)
 
     def _note_empty_update(self, entries: Sequence[OutcomeEntry]) -> None:
@@ -299,7 +320,7 @@ class PpoTrainer:
             "config_hash": config_hash("ppo", self._config),
             "guard": self._monitor.state(),
         }
-        self._checkpoints.save(self._version, tensors=self.models.state(), state=state)
+        self._leader.save(self._checkpoints, self._version, state)
         # The guard judges the newest checkpoint by its own answers, one update later: the one before is
         # kept in case it fails.
         keep = max(self._config.checkpoint.keep, 2 if self._config.guard.action == "stop" else 1)
@@ -323,13 +344,29 @@ class PpoTrainer:
             figures.get("kl", float("nan")),
         )
 
+    def _whole_policy(self) -> PreTrainedModel:
+        """Return the trained policy; with several ranks, a copy in the memory of this process."""
+        if self._leader.group.size == 1:
+            return self.models.policy
+        policy = actor_critic.initial_policy(self._config)
+        checkpoint = self._checkpoints.load_newest(self._incarnation.lineage)
+        if (checkpoint.version.update if checkpoint else 0) != self._progress.update:
+            raise CorruptCheckpoint(
+                f"the checkpoint of update {self._progress.update} cannot be read, from which the trained "
+                "policy is written; run the same command again to continue from an earlier one"
+            )
+        if checkpoint is not None:
+            load_tensors(policy, checkpoint.tensors["policy"], "policy")
+        return policy
+
     def _finish(self, tracker: Tracker) -> dict[str, object]:
         """Write the trained policy and the result, unless a newer trainer will do it."""
         self.models.check_ended()
         self._incarnation.confirm()
+        policy = self._whole_policy()
         publish.save_model(
             self._config.folder.policy_model,
-            self.models.policy,
+            policy,
             self._tokenizer,
             merge=self._config.ppo.lora.merge,
         )
@@ -343,7 +380,7 @@ class PpoTrainer:
             self._config,
             self._evaluation.best,
             self._checkpoints,
-            like=self.models.policy,
+            like=policy,
             tokenizer=self._tokenizer,
         )
         final |= self._monitor.result(updates=self._progress.update)

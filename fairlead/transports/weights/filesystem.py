@@ -12,14 +12,14 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fairlead.errors import CorruptWeights, Fenced, InvalidInput, NotFound
 from fairlead.transports.weights import disk
 from fairlead.transports.weights import manifest as manifests
-from fairlead.transports.weights.base import Adapter, Ancestor, Manifest, OpenShard
+from fairlead.transports.weights.base import Adapter, Ancestor, Manifest, OpenShard, Shard
 from fairlead.types import WeightVersion
 
 logger = logging.getLogger(__name__)
@@ -67,12 +67,14 @@ class FilesystemWeightStore:
         parent: WeightVersion | None,
         lineage: Sequence[Ancestor],
         adapter: Adapter | None = None,
+        described: Mapping[str, Shard] = {},
     ) -> Iterator[Path]:
         """Yield a folder for `*.safetensors` files; publish the version when the block ends without error.
 
         Publishing is atomic and durable: shards and manifest are synced, the folder is renamed, then the hint
         `latest` is updated. If the version exists already, it is left unchanged. With `adapter`, the files
-        contain only an adapter's tensors, under the names that peft uses.
+        contain only an adapter's tensors, under the names that peft uses. `described` may be filled
+        within the block with shards that other processes have written and hashed.
 
         Raises:
             Fenced: if the store has a version of a higher incarnation.
@@ -81,7 +83,9 @@ class FilesystemWeightStore:
         """
         with (
             disk.named_disk_errors(self.root, f"weights {version}"),
-            self._publish(version, parent=parent, lineage=lineage, adapter=adapter) as staging,
+            self._publish(
+                version, parent=parent, lineage=lineage, adapter=adapter, described=described
+            ) as staging,
         ):
             yield staging
 
@@ -93,6 +97,7 @@ class FilesystemWeightStore:
         parent: WeightVersion | None,
         lineage: Sequence[Ancestor],
         adapter: Adapter | None,
+        described: Mapping[str, Shard],
     ) -> Iterator[Path]:
         self._check_fence(version)
         self._make_root()
@@ -102,7 +107,9 @@ class FilesystemWeightStore:
         self._writing.add(staging)
         try:
             yield staging
-            manifest = manifests.build(staging, version, parent=parent, lineage=lineage, adapter=adapter)
+            manifest = manifests.build(
+                staging, version, parent=parent, lineage=lineage, adapter=adapter, described=described
+            )
             (staging / manifests.FILE_NAME).write_bytes(manifests.encode(manifest))
             for path in staging.iterdir():
                 disk.sync(path)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -69,8 +69,17 @@ def build(
     parent: WeightVersion | None,
     lineage: Sequence[Ancestor],
     adapter: Adapter | None = None,
+    described: Mapping[str, Shard] = {},
 ) -> Manifest:
     """Build the manifest of the shards in a folder.
+
+    Args:
+        folder: contains the shards and nothing else.
+        version: the version that they are.
+        parent: the version that it was trained from.
+        lineage: the incarnations whose versions count.
+        adapter: the adapter that the shards hold; None for a whole model.
+        described: shards, by name, that their writers have described; the others are hashed here.
 
     Raises:
         InvalidInput: if the folder contains no shard, other files than shards, or a tensor twice, or if the
@@ -85,7 +94,7 @@ def build(
         if not _SHARD_NAME.fullmatch(path.name) or path.is_symlink() or not path.is_file():
             raise InvalidInput("shards", got=path.name, allowed="plain files named *.safetensors")
         tensors.extend(read_header(path))
-        shards.append(describe_shard(path))
+        shards.append(described.get(path.name) or describe_shard(path))
     if not tensors:
         raise InvalidInput("shards", got="no tensors", allowed="at least one")
     name, times = Counter(tensor.name for tensor in tensors).most_common(1)[0]
@@ -276,12 +285,17 @@ def _decode(body: dict[str, Any]) -> Manifest:
             TensorEntry(str(t["name"]), str(t["dtype"]), tuple(map(int, t["shape"])), str(t["shard"]))
             for t in body["tensors"]
         ),
-        shards=tuple(map(_decode_shard, body["shards"])),
+        shards=tuple(map(decode_shard, body["shards"])),
         adapter=_decode_adapter(body["adapter"]) if body.get("adapter") else None,
     )
 
 
-def _decode_shard(body: dict[str, Any]) -> Shard:
+def decode_shard(body: dict[str, Any]) -> Shard:
+    """Return a shard from its fields as JSON.
+
+    Raises:
+        ValueError, KeyError: if a field is missing or invalid.
+    """
     size, piece_bytes = int(body["size_bytes"]), int(body.get("piece_bytes", 0))
     digests = tuple(map(str, body.get("pieces", ())))
     if digests and (piece_bytes < 1 or len(digests) != -(-size // piece_bytes)):

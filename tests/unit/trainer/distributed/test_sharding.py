@@ -1,0 +1,73 @@
+"""Several ranks train as one does: the same gradients, steps, figures, checkpoints and published files."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.ranks import Ranks
+from tests.unit.trainer.distributed import sharded_cases
+from tests.unit.trainer.distributed.sharded_cases import CASES
+from trainer.distributed.micro_batches import plan
+from trainer.distributed.sharding import owners
+
+TARGET = "tests.unit.trainer.distributed.sharded_cases"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    sharded_cases.make_models(folder)
+    return folder
+
+
+def check_equal_to_one_rank(results: list[dict[str, object]]) -> None:
+    for one in results:
+        bound = 1e-12 if one["double"] else 1e-5
+        for what in ("gradient", "weights", "figures"):
+            assert one[what] <= bound, one
+        assert one["moved"] > 1e-4, one
+
+
+def test_two_ranks_train_as_one(models):
+    """Tied weights, recomputed blocks, adapters; the last mini-batch leaves a rank without work."""
+    numbers = [0, 3, 6, 8]
+    (results, _) = Ranks(2, f"{TARGET}:compare", str(models), numbers).results()
+    assert len(results) == len(numbers)
+    check_equal_to_one_rank(results)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_every_architecture_trains_on_several_ranks_as_on_one(models, size):
+    results = Ranks(size, f"{TARGET}:compare", str(models), [*range(len(CASES))]).results(seconds=600)[0]
+    assert len(results) == len(CASES)
+    check_equal_to_one_rank(results)
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    st.integers(1, 100),
+    st.integers(1, 9),
+)
+def test_plan_gives_every_sequence_to_one_rank_and_every_rank_as_many_micro_batches(lengths, budget, ranks):
+    found = plan(lengths, max_tokens=budget, ranks=ranks)
+    assert sorted(index for own in found for group in own for index in group) == list(range(len(lengths)))
+    assert len(found) == ranks
+    assert len({len(own) for own in found}) == 1
+    for own in found:
+        for group in own:
+            assert len(group) <= 1 or len(group) * max(lengths[index] for index in group) <= budget
+    tokens = [sum(lengths[index] for group in own for index in group) for own in found]
+    assert max(tokens) - min(tokens) <= max(lengths)
+
+
+def test_owners_have_about_as_many_bytes_each():
+    sizes = [7, 100, 3, 3, 50, 20, 10, 90, 4, 4]
+    found = owners(sizes, ranks=3)
+    bytes_of = [
+        sum(size for size, owner in zip(sizes, found, strict=True) if owner == rank) for rank in range(3)
+    ]
+    assert max(bytes_of) - min(bytes_of) <= max(sizes)
+    assert owners(sizes, ranks=1) == [0] * len(sizes)

@@ -1,0 +1,76 @@
+"""Results of all ranks brought together: sums of figures, flat tensors, and whole tensors at one rank.
+
+Every rank calls these in the same order. With one rank each returns what it got.
+Shapes: N response tokens of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.distributed.group import Group
+from trainer.distributed.sharding import is_divided, local
+
+
+def summed(figures: Mapping[str, float], group: Group) -> dict[str, float]:
+    """Return the sum of each figure over all ranks, which have the same names in the same order."""
+    if group.size == 1 or not figures:
+        return dict(figures)
+    values = torch.tensor(list(figures.values()), dtype=torch.float64)
+    dist.all_reduce(values)
+    return dict(zip(figures, values.tolist(), strict=True))
+
+
+def combined(flat_N: Tensor, group: Group) -> Tensor:
+    """Return a flat tensor each of whose entries one rank has computed; it is 0 on the others."""
+    if group.size > 1:
+        dist.all_reduce(flat_N)
+    return flat_N
+
+
+def concatenated(part_N: Tensor, group: Group) -> Tensor:
+    """Return the flat tensors of all ranks, of any length each, one after the other."""
+    if group.size == 1:
+        return part_N
+    lengths = torch.zeros(group.size, dtype=torch.long)
+    lengths[group.rank] = len(part_N)
+    dist.all_reduce(lengths)
+    starts = lengths.cumsum(0) - lengths
+    whole_N = part_N.new_zeros(int(lengths.sum()))
+    start = int(starts[group.rank])
+    whole_N[start : start + len(part_N)] = part_N
+    dist.all_reduce(whole_N)
+    return whole_N
+
+
+def smallest(number: int, group: Group) -> int:
+    """Return the smallest number that any rank has."""
+    if group.size == 1:
+        return number
+    value = torch.tensor(number)
+    dist.all_reduce(value, dist.ReduceOp.MIN)
+    return int(value)
+
+
+def whole_at(tensor: Tensor, owner: int, group: Group, *, dtype: torch.dtype | None = None) -> Tensor | None:
+    """Return a whole tensor on one rank, None on the others; only that rank needs memory for it.
+
+    Args:
+        tensor: divided among the ranks, or the same on all of them.
+        owner: the rank that gets it.
+        group: the ranks.
+        dtype: type that it is converted to before it is sent; None: its own.
+    """
+    if not is_divided(tensor):
+        return tensor.detach().to(dtype or tensor.dtype) if group.rank == owner else None
+    each = -(-tensor.shape[0] // group.size)
+    mine = local(tensor).detach().to(dtype or tensor.dtype)
+    part = mine.new_zeros(each, *mine.shape[1:])
+    part[: len(mine)] = mine
+    parts = [torch.empty_like(part) for _ in range(group.size)] if group.rank == owner else None
+    dist.gather(part, parts, dst=owner)
+    return None if parts is None else torch.cat(parts)[: tensor.shape[0]]

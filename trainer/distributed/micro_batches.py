@@ -1,0 +1,71 @@
+"""The micro-batches of each rank: balanced by tokens, and as many for every rank.
+
+FSDP gathers weights in step on all ranks, so a rank with fewer micro-batches than another would hang both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from trainer.distributed.group import Group
+from trainer.sequences import PaddedSequences, TokenSequence, pack, pad
+
+_NOTHING = TokenSequence((0,), 1)
+"""Fills a micro-batch without sequences: no response token, so it changes no gradient."""
+
+
+def plan(lengths: Sequence[int], *, max_tokens: int, ranks: int) -> list[list[list[int]]]:
+    """Divide sequences into the micro-batches of every rank, as many for each.
+
+    The longest sequence left goes to the rank with the fewest tokens, and each rank packs its own. A rank
+    with fewer micro-batches than another gets empty ones. The result depends only on the lengths, so all
+    ranks compute the same one.
+
+    Args:
+        lengths: tokens of each sequence.
+        max_tokens: padded tokens of a micro-batch.
+        ranks: how many there are.
+
+    Returns:
+        For each rank its micro-batches, as indices of sequences.
+    """
+    members: list[list[int]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for index in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
+        rank = min(range(ranks), key=lambda one: (tokens[one], len(members[one]), one))
+        members[rank].append(index)
+        tokens[rank] += lengths[index]
+    found = [
+        [[own[index] for index in group] for group in pack([lengths[i] for i in own], max_tokens=max_tokens)]
+        for own in members
+    ]
+    most = max(map(len, found))
+    return [[*own, *([] for _ in range(most - len(own)))] for own in found]
+
+
+def share(lengths: Sequence[int], *, max_tokens: int, group: Group) -> list[list[int]]:
+    """Return the micro-batches of this rank by `plan`."""
+    if group.size == 1:
+        return list(pack(lengths, max_tokens=max_tokens))
+    return plan(lengths, max_tokens=max_tokens, ranks=group.size)[group.rank]
+
+
+def padded(
+    sequences: Sequence[TokenSequence],
+    device: torch.device,
+    *,
+    max_tokens: int,
+    group: Group | None = None,
+) -> Iterator[tuple[list[int], PaddedSequences]]:
+    """Yield the indices and the padded sequences of each micro-batch of this rank.
+
+    One that fills up has no indices and no response token.
+    """
+    group = group or Group.single()
+    lengths = [len(sequence.token_ids) for sequence in sequences]
+    parts = share(lengths, max_tokens=max_tokens, group=group)
+    for number, part in enumerate(parts, start=1):
+        group.progress(f"micro-batch {number} of {len(parts)}")
+        yield part, pad([sequences[index] for index in part] or [_NOTHING], device)

@@ -1,0 +1,114 @@
+"""Models divided among ranks by FSDP2.
+
+Every function that reads weights runs inside `Root`, which is what FSDP wraps. A gradient is the sum of all
+ranks' gradients, so a loss is divided by the tokens of all ranks. Knows no stage and no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from fairlead.nn.heads import ScalarHead
+from trainer.distributed.group import Group
+
+_Model = TypeVar("_Model", bound=nn.Module)
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+class Root(nn.Module):
+    """The root of a sharded model: gathers the weights outside of its blocks for as long as a function runs.
+
+    FSDP prepares weights when a module is called, so a function that uses parts of a model on their own, such
+    as body and output layer, has to run inside a call. Without sharding it is only a call.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        function: Callable[Concatenate[_Model, _Given], _Result],
+        *args: _Given.args,
+        **kwargs: _Given.kwargs,
+    ) -> _Result:
+        """Return `function(model, ...)`, a tensor or a tuple of tensors."""
+        return function(self.model, *args, **kwargs)  # type: ignore[arg-type]
+
+
+def shard(root: nn.Module, device: torch.device, *, compute: torch.dtype, group: Group) -> None:
+    """Divide the weights of a model among all ranks, block by block.
+
+    A tensor is divided by rows. Tied weights, embeddings and the output layer belong to the group of the
+    root. Weights, gradients and their sum over ranks keep the type of the weights; blocks compute in
+    `compute`, heads in float32.
+
+    Args:
+        root: what is called to compute; its weights are equal on all ranks, on the CPU or on `device`.
+        device: the device of this rank.
+        compute: float32 or bfloat16.
+        group: the ranks; nothing is changed for one.
+    """
+    if group.size == 1:
+        return
+    mesh = init_device_mesh(device.type, (group.size,))
+    lower = compute == torch.bfloat16
+    policy = MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)
+    blocks = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
+    heads = [module for module in root.modules() if isinstance(module, ScalarHead)] if lower else []
+    for head in heads:
+        _shard(head, mesh, MixedPrecisionPolicy())
+    for module in (*blocks, root):
+        _shard(module, mesh, policy if lower else MixedPrecisionPolicy())
+
+
+def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    assert isinstance(module, FSDPModule)
+    # A plain sum: gloo has no scaled one, and that of NCCL has returned zeros in bfloat16.
+    module.set_gradient_divide_factor(1.0)
+    module.set_force_sum_reduction_for_comms(True)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the rows of a tensor that this rank holds; all of them if it is not divided."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_divided(tensor: Tensor) -> bool:
+    """Return whether each rank holds only some of the rows."""
+    return isinstance(tensor, DTensor)
+
+
+def own_rows(tensor: Tensor) -> tuple[int, int]:
+    """Return the first row that this rank holds, and the row after its last one.
+
+    Every rank but the last ones holds ⌈rows/ranks⌉ of them, as `torch.chunk` divides.
+    """
+    rows = tensor.shape[0] if tensor.ndim else 0
+    if not isinstance(tensor, DTensor):
+        return 0, rows
+    assert tensor.placements == (Shard(0),)
+    each = -(-rows // tensor.device_mesh.size())
+    rank = tensor.device_mesh.get_local_rank()
+    return min(rank * each, rows), min((rank + 1) * each, rows)
+
+
+def owners(sizes: Iterable[int], *, ranks: int) -> list[int]:
+    """Return the rank that writes each tensor: in their order, the one with the fewest bytes so far."""
+    bytes_of = [0] * ranks
+    found = []
+    for size in sizes:
+        rank = min(range(ranks), key=lambda one: (bytes_of[one], one))
+        bytes_of[rank] += size
+        found.append(rank)
+    return found

@@ -1,0 +1,252 @@
+"""The tensors of a checkpoint in slices: each rank writes the rows that it holds, any number of ranks reads.
+
+A file `rank-00000.safetensors` has the slices of one rank, named `<group>/<tensor>`; the manifest says which
+rows are where. Without pickle, and without moving a tensor between ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fairlead.errors import CorruptCheckpoint
+from fairlead.transports.weights.disk import sync
+from fairlead.transports.weights.manifest import sha256
+from trainer.distributed.group import Group
+from trainer.distributed.sharding import is_divided, local, own_rows
+from trainer.tensor_file import Shape, TensorFile
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by the name of their group, such as `policy_optimizer`, then by their own name."""
+
+SUFFIX = ".safetensors"
+
+
+def write(folder: Path, tensors: Groups, group: Group) -> dict[str, object]:
+    """Write the slices of this rank; return on rank 0 the entries `files` and `tensors` of the manifest.
+
+    Tensors that are not divided are written by rank 0. Every file is synced when this returns on rank 0.
+    """
+    slices: dict[str, Tensor] = {}
+    rows: dict[str, tuple[int, int] | None] = {}
+    for name, tensor in _joined(tensors):
+        if is_divided(tensor):
+            slices[name] = local(tensor)
+            rows[name] = own_rows(tensor)
+        elif group.rank == 0:
+            slices[name] = tensor
+            rows[name] = None
+    file = f"rank-{group.rank:05d}{SUFFIX}"
+    digest = hashlib.sha256()
+    target = TensorFile(
+        folder / file, {name: Shape.of(tensor) for name, tensor in slices.items()}, digest=digest
+    )
+    try:
+        for name, tensor in slices.items():
+            group.progress(f"writing {name} to {file}")
+            target.add(name, tensor)
+        target.close()
+    finally:
+        target.abandon()
+    sync(folder / file)
+    own = {"file": file, "sha256": digest.hexdigest(), "rows": rows}
+    written = group.gather(json.dumps(own).encode())
+    return _listing([json.loads(one) for one in written], tensors) if group.rank == 0 else {}
+
+
+def _joined(tensors: Groups) -> Iterator[tuple[str, Tensor]]:
+    for group, named in tensors.items():
+        for name, tensor in named.items():
+            yield f"{group}/{name}", tensor
+
+
+def _listing(written: list[dict[str, Any]], tensors: Groups) -> dict[str, object]:
+    entries = {
+        name: {
+            "shape": list(tensor.shape),
+            "slices": [
+                {"file": one["file"], "rows": one["rows"][name]} for one in written if name in one["rows"]
+            ],
+        }
+        for name, tensor in _joined(tensors)
+    }
+    return {"files": {one["file"]: one["sha256"] for one in written}, "tensors": entries}
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    file: str
+    first: int
+    end: int
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of one group in a checkpoint, read when they are asked for, whole or by rows."""
+
+    def __init__(self, files: StoredFiles, prefix: str, entries: Mapping[str, Any]) -> None:
+        self._files = files
+        self._prefix = prefix
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._slices: dict[str, tuple[_Slice, ...]] = {}
+        for name, entry in entries.items():
+            self._shapes[name] = tuple(map(int, entry["shape"]))
+            rows = self._shapes[name][0] if self._shapes[name] else 0
+            self._slices[name] = tuple(
+                _Slice(str(one["file"]), *map(int, one["rows"] or (0, rows))) for one in entry["slices"]
+            )
+            self._check(name, rows)
+
+    def _check(self, name: str, rows: int) -> None:
+        """Check that the slices are all rows, once each and in order."""
+        end = 0
+        for one in self._slices[name]:
+            if one.first != end or one.end < one.first:
+                raise ValueError(f"the slices of {name} do not follow one another: {self._slices[name]}")
+            end = one.end
+        if end != rows or not self._slices[name] or (not self._shapes[name] and len(self._slices[name]) > 1):
+            raise ValueError(f"the slices of {name} end at row {end} of {rows}")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a whole tensor without reading it."""
+        return self._shapes[name]
+
+    def rows(self, name: str, first: int, end: int) -> Tensor:
+        """Read some rows of a tensor.
+
+        Raises:
+            CorruptCheckpoint: if a file is missing or damaged.
+        """
+        parts = [
+            self._files.rows(
+                one.file,
+                self._prefix + name,
+                max(first, one.first) - one.first,
+                min(end, one.end) - one.first,
+            )
+            for one in self._slices[name]
+            if max(first, one.first) < min(end, one.end)
+        ]
+        if not parts:  # no row: any slice gives the type
+            return self._files.rows(self._slices[name][0].file, self._prefix + name, 0, 0)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if shape:
+            found = self.rows(name, 0, shape[0])
+        else:
+            found = self._files.whole(self._slices[name][0].file, self._prefix + name)
+        if tuple(found.shape) != shape:
+            raise CorruptCheckpoint(f"{name} has the shape {tuple(found.shape)} instead of {shape}")
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+class StoredFiles:
+    """The files of a checkpoint's folder, each verified before it is first read."""
+
+    def __init__(self, folder: Path, digests: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._digests = digests
+        self._open: dict[str, Any] = {}
+        self._verified_files: set[str] = set()
+
+    def verify(self) -> None:
+        """Verify every file now.
+
+        Raises:
+            CorruptCheckpoint: if one is missing or its SHA-256 differs; the message names it.
+        """
+        for name in self._digests:
+            self._verified(name)
+
+    def rows(self, file: str, name: str, first: int, end: int) -> Tensor:
+        """Read rows of a tensor, counted from the first row in the file."""
+        found: Tensor = self._opened(file).get_slice(name)[first:end]
+        return found
+
+    def whole(self, file: str, name: str) -> Tensor:
+        """Read a tensor, which may be a scalar."""
+        found: Tensor = self._opened(file).get_tensor(name)
+        return found
+
+    def entries(self, file: str) -> dict[str, object]:
+        """Return the entry of each tensor in a file that holds whole ones, as in a manifest."""
+        opened = self._opened(file)
+        return {
+            name: {"shape": opened.get_slice(name).get_shape(), "slices": [{"file": file, "rows": None}]}
+            for name in opened.keys()  # noqa: SIM118  # not a dict
+        }
+
+    def _opened(self, file: str) -> Any:  # noqa: ANN401  # safetensors has no types
+        if file not in self._open:
+            path = self._verified(file)
+            try:
+                # Held open: another trainer may delete the checkpoint while it is read.
+                self._open[file] = safe_open(path, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CorruptCheckpoint(f"{path}: {type(error).__name__}: {error}") from error
+        return self._open[file]
+
+    def _verified(self, file: str) -> Path:
+        path = self._folder / file
+        if file not in self._verified_files:
+            try:
+                found = sha256(path)
+            except OSError as error:
+                raise CorruptCheckpoint(f"{path}: {type(error).__name__}: {error}") from error
+            if found != self._digests.get(file):
+                raise CorruptCheckpoint(f"{path}: its SHA-256 differs from the manifest")
+            self._verified_files.add(file)
+        return path
+
+
+def open_groups(files: StoredFiles, names: Iterable[str], entries: Mapping[str, Any] | None) -> Groups:
+    """Return the tensors of a checkpoint, which are read when they are asked for.
+
+    Args:
+        files: the files in its folder.
+        names: all of their names.
+        entries: `tensors` of the manifest; None if each group is a file of whole tensors.
+
+    Raises:
+        CorruptCheckpoint: if an entry is invalid, or a file cannot be read.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    if entries is None:
+        for file in names:
+            if file.endswith(SUFFIX):
+                groups[file.removesuffix(SUFFIX)] = files.entries(file)
+        return {group: StoredTensors(files, "", found) for group, found in groups.items()}
+    for joined, entry in entries.items():
+        group, _, name = joined.partition("/")
+        groups.setdefault(group, {})[name] = entry
+    return {group: StoredTensors(files, f"{group}/", found) for group, found in groups.items()}
+
+
+def rows_for(tensor: Tensor, stored: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return the stored values of the rows of a tensor that this rank holds."""
+    if not is_divided(tensor):
+        return stored[name]
+    first, end = own_rows(tensor)
+    if isinstance(stored, StoredTensors):
+        return stored.rows(name, first, end)
+    return stored[name][first:end]
+
+
+def shape_of(stored: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """Return the shape of a stored tensor, without reading it where that is possible."""
+    return stored.shape(name) if isinstance(stored, StoredTensors) else tuple(stored[name].shape)

@@ -1,0 +1,190 @@
+"""The orders of rank 0 to the other ranks, and what all of them then do with their part of the models.
+
+Rank 0 is the trainer: only it speaks to the queue and commits files. The others load the same models and
+follow. Every rank carries out an order with the same calls, because each of them has collectives in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from fairlead.config import RunConfig
+from fairlead.data.template import apply_settings
+from fairlead.nn.loading import load_tokenizer, set_threads
+from fairlead.transports.weights.base import Shard
+from fairlead.types import WeightVersion
+from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.distributed import slices
+from trainer.distributed.group import Group
+from trainer.ppo import learner, publish
+from trainer.ppo.batch import RolloutBatch
+from trainer.ppo.learner import Learner
+from trainer.sequences import TokenSequence
+
+
+class Leader:
+    """The models of all ranks, as rank 0 uses them. With one rank it only calls them."""
+
+    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase, group: Group) -> None:
+        """Load the part of this rank; the others load theirs when they begin to follow."""
+        self._config = config
+        self._tokenizer = tokenizer
+        self.group = group
+        self.learner = learner.load(config, tokenizer, group=group)
+
+    def check_weights(self) -> None:
+        """Check the weights before they are published for the first time; see `ActorCritic.check_weights`."""
+        self.group.send("check")
+        self.learner.models.check_weights()
+        self.group.idle()
+
+    def learn(
+        self, rollouts: RolloutBatch, *, update: int, on_phase: Callable[[str], None]
+    ) -> dict[str, float]:
+        """Do one update; see `Learner.learn`."""
+        if self.group.size > 1:
+            self.group.send("learn", encode(rollouts, update=update))
+        figures = self.learner.learn(rollouts, update=update, on_phase=on_phase)
+        self.group.idle()
+        return figures
+
+    def save(self, checkpoints: CheckpointStore, version: WeightVersion, state: Mapping[str, object]) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            Fenced: if a newer incarnation was claimed.
+        """
+        models = self.learner.models
+        if self.group.size == 1:
+            checkpoints.save(version, tensors=models.state(), state=state)
+            return
+
+        def write(folder: Path) -> Mapping[str, object]:
+            self.group.send("save", _folder(folder))
+            return slices.write(folder, models.state(), self.group)
+
+        checkpoints.save_slices(version, write=write, state=state)
+        self.group.idle()
+
+    def write_shards(self, folder: Path) -> list[Shard]:
+        """Write the policy's weights; see `publish.write_shards`."""
+        self.group.send("publish", _folder(folder))
+        found = _write_shards(self._config, self.learner, folder)
+        self.group.idle()
+        return found
+
+    def load(self, checkpoint: Checkpoint | None) -> None:
+        """Continue from a checkpoint; None: begin with the initial models.
+
+        Raises:
+            CorruptCheckpoint: if it does not fit the models.
+        """
+        if checkpoint is None:
+            self.group.send("reset")
+            self.learner = learner.load(self._config, self._tokenizer, group=self.group)
+        else:
+            self.group.send("load", json.dumps({"version": str(checkpoint.version)}).encode())
+            _load(self.learner, checkpoint)
+        self.group.idle()
+
+    def stop(self) -> None:
+        """End the other ranks."""
+        self.group.send("stop")
+
+
+def follow(config: RunConfig, group: Group) -> None:
+    """Carry out the orders of rank 0 until it says stop.
+
+    Raises:
+        RankLost: if another rank has ended.
+        FairleadError: what `Learner.learn` and the others raise, the same as on rank 0.
+    """
+    set_threads(config.ppo)
+    tokenizer = load_tokenizer(config.policy.path or str(config.folder.sft_model))
+    if config.policy.path:
+        apply_settings(tokenizer, config)
+    ours = learner.load(config, tokenizer, group=group)
+    while True:
+        order, payload = group.next_order()
+        if order == "stop":
+            return
+        if order == "reset":
+            ours = learner.load(config, tokenizer, group=group)
+        else:
+            _carry_out(config, ours, order, payload, group)
+
+
+def _carry_out(config: RunConfig, ours: Learner, order: str, payload: bytes, group: Group) -> None:
+    if order == "learn":
+        rollouts, update = decode(payload, ours.models.device)
+        ours.learn(rollouts, update=update)
+        return
+    if order == "check":
+        ours.models.check_weights()
+        return
+    content = json.loads(payload)
+    if order == "save":
+        slices.write(Path(content["folder"]), ours.models.state(), group)
+    elif order == "publish":
+        _write_shards(config, ours, Path(content["folder"]))
+    elif order == "load":
+        store = CheckpointStore(config.folder.checkpoints)
+        # Rank 0 has verified every file; this rank verifies those that it reads.
+        _load(ours, store.load(WeightVersion.parse(content["version"]), verify=False))
+    else:
+        raise ValueError(f"rank {group.rank} got the order {order!r}, which it does not know")
+
+
+def _load(ours: Learner, checkpoint: Checkpoint) -> None:
+    ours.load_state(checkpoint.state)
+    ours.models.load_state(checkpoint.tensors)
+
+
+def _write_shards(config: RunConfig, ours: Learner, folder: Path) -> list[Shard]:
+    return publish.write_shards(ours.models, folder, dtype=getattr(torch, config.weights.dtype))
+
+
+def _folder(folder: Path) -> bytes:
+    return json.dumps({"folder": str(folder.absolute())}).encode()
+
+
+_TENSORS = ("behaviour_N", "reference_N", "scores_B", "cut_off_B", "stale_B", "lengths_B", "mask_BT")
+
+
+def encode(rollouts: RolloutBatch, *, update: int) -> bytes:
+    """Return a batch and the number of its update as a safetensors file."""
+    sequences = rollouts.sequences
+    tensors: dict[str, Tensor] = {
+        "update": torch.tensor(update),
+        "task_ids": torch.tensor(rollouts.task_ids),
+        "token_ids": torch.tensor([token for sequence in sequences for token in sequence.token_ids]),
+        "sequence_lengths": torch.tensor([len(sequence.token_ids) for sequence in sequences]),
+        "prompt_lengths": torch.tensor([sequence.prompt_length for sequence in sequences]),
+    }
+    tensors |= {name: getattr(rollouts, name).cpu().contiguous() for name in _TENSORS}
+    found: bytes = to_bytes(tensors)
+    return found
+
+
+def decode(payload: bytes, device: torch.device) -> tuple[RolloutBatch, int]:
+    """Return what `encode` got, with tensors on a device."""
+    tensors: dict[str, Tensor] = from_bytes(payload)
+    parts = torch.split(tensors["token_ids"], tensors["sequence_lengths"].tolist())
+    sequences = tuple(
+        TokenSequence(tuple(part.tolist()), prompt_length)
+        for part, prompt_length in zip(parts, tensors["prompt_lengths"].tolist(), strict=True)
+    )
+    rollouts = RolloutBatch(
+        task_ids=tuple(tensors["task_ids"].tolist()),
+        sequences=sequences,
+        **{name: tensors[name].to(device) for name in _TENSORS},
+    )
+    return rollouts, int(tensors["update"])
