@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     found.append(measure(place, process, gateway=gateway))
                 print(_row(process, found), flush=True)
         finally:
-            run.send_signal(signal.SIGINT)
+            run.send_signal(signal.SIGTERM)
             run.wait()
     return 0
 

@@ -81,7 +81,7 @@ def measure(folder: Path) -> Death:
         try:
             return _kill(place)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             process.wait()
 
 

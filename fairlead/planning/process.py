@@ -18,10 +18,9 @@ RUNTIME_BYTES = {"light": 64 << 20, "torch": 420 << 20, "cuda": 500 << 20}
 both in main memory; and the context of a GPU (`cuda`). tests/unit/fairlead/planning/test_planning.py measures
 all but the last."""
 
-_HEAP_SHARE = 1.5
-"""Memory of the heap of a service on a CPU, as a multiple of one batch: it keeps 1.25 batches
-(`allocator.HeapBound`), and a batch fits only in part into what others left. benchmarks/scoring_memory.py
-measures it."""
+_HEAP_SHARE = 1.25
+"""Memory of the heap of a service on a CPU, as a multiple of one batch (`allocator.HeapBound`).
+benchmarks/scoring_memory.py and tests/integration/test_smollm2.py compare plan and peak."""
 
 
 _TRAINING_HEAP_SHARE = 1.6
