@@ -54,6 +54,10 @@ class Wait:
         """Begin again, after progress."""
         self.since, self.begun = time.time(), time.monotonic()
 
+    def extend(self) -> None:
+        """Begin the limit again: what is waited for has not come, but the thread that waits still works."""
+        self.begun = time.monotonic()
+
     def __str__(self) -> str:
         what = self.detail or f"the {self.what}"
         return what if self.task is None else f"{what} for task {self.task}"

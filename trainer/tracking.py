@@ -79,8 +79,8 @@ class Tracker:
         self._waiting_for = waiting_for
         self._activity, self._doing = "", None
         self._waits.close()
-        # Waiting for rollouts has its own limit; a stage that is done does not wait.
-        waiting = watchdog.PROCESS.waiting("phase", name, limited=name not in ("wait", "done"))
+        # Waiting for rollouts has its own limit, and extends this one; a stage that is done does not wait.
+        waiting = watchdog.PROCESS.waiting("phase", name, limited=name != "done")
         self._wait = self._waits.enter_context(waiting)
         if self._metrics is not None:
             self._metrics.set_phase(name)
@@ -91,6 +91,7 @@ class Tracker:
         self._waiting_for = what
         if self._wait is not None:
             self._wait.detail = f"{self._phase}: {what}"
+            self._wait.extend()
         self._write_progress(force=False)
 
     def doing(self, what: str, done: int = 0, total: int = 0) -> None:

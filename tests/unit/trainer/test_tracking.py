@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from fairlead import watchdog
 from fairlead.config import RunFolder
 from trainer.tracking import Tracker
 
@@ -52,3 +53,18 @@ def test_progress_names_work_without_steps_and_estimates_no_end_of_it(tmp_path):
         assert now()["doing"] == "fitting"
         tracker.phase("done")
         assert (now()["doing"], now()["eta_seconds"]) == (None, 0.0)
+
+
+def test_reports_while_waiting_for_rollouts_extend_the_limit_of_a_hang_and_not_the_shown_time(tmp_path):
+    def waiting() -> watchdog.Wait:
+        return watchdog.PROCESS.longest()["phase"]
+
+    with Tracker("ppo", RunFolder(tmp_path / "run"), total=2, tensorboard=False) as tracker:
+        tracker.phase("wait")
+        began, since = waiting().begun, waiting().since
+        tracker.waiting_for("8 rollouts")
+        assert waiting().limited
+        assert waiting().begun > began
+        assert waiting().since == since
+        tracker.phase("done")
+        assert not waiting().limited
