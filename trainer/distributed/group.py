@@ -154,7 +154,7 @@ class Group:
         self._report(doing, busy=True)
 
     def idle(self, doing: str = "waits for rollouts") -> None:
-        """Report, on rank 0, that the last order is carried out."""
+        """Report that the last order is carried out, or is one without a limit."""
         self._report(doing, busy=False)
 
     def _report(self, doing: str, *, busy: bool, new: bool = False) -> None:

@@ -29,6 +29,9 @@ from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.learner import Learner
 from trainer.sequences import TokenSequence
 
+_LOADING = "loads its models"
+"""Has no limit: how long it takes depends on where the models are."""
+
 
 class Leader:
     """The models of all ranks, as rank 0 uses them. With one rank it only calls them."""
@@ -38,6 +41,8 @@ class Leader:
         self._config = config
         self._tokenizer = tokenizer
         self.group = group
+        self.group.send("start")
+        self.group.idle(_LOADING)
         self.learner = learner.load(config, tokenizer, group=group)
 
     def check_weights(self) -> None:
@@ -101,7 +106,7 @@ class Leader:
 
 
 def follow(config: RunConfig, group: Group) -> None:
-    """Carry out the orders of rank 0 until it says stop.
+    """Carry out the orders of rank 0 until it says stop; the first is to load the models.
 
     Raises:
         RankLost: if another rank has ended.
@@ -111,6 +116,9 @@ def follow(config: RunConfig, group: Group) -> None:
     tokenizer = load_tokenizer(config.policy.path or str(config.folder.sft_model))
     if config.policy.path:
         apply_settings(tokenizer, config)
+    # Rank 0 may wait for the queue for long before it loads.
+    group.next_order()
+    group.idle(_LOADING)
     ours = learner.load(config, tokenizer, group=group)
     while True:
         order, payload = group.next_order()
