@@ -34,6 +34,7 @@ TUNING = {"logprobs": "benchmarks.logprobs", "batching": "benchmarks.batching"}
 """They decide constants of the code and are repeated only when that code changes."""
 LONG = {
     "weights": "benchmarks.weights",
+    "ranks": "benchmarks.ranks",
     "overload": "benchmarks.overload",
     "stages": "benchmarks.stages",
     "services": "benchmarks.services",

@@ -162,8 +162,8 @@ class Group:
             self._heartbeat.report(doing, busy=busy, order=self._order if new else None)
 
     def _lengths(self, data: bytes) -> list[int]:
-        found = torch.empty(self.size, dtype=torch.int64)
-        dist.all_gather_into_tensor(found, torch.tensor([len(data)]))
+        found = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(found, torch.tensor([len(data)]))
         return [int(length) for length in found]
 
 

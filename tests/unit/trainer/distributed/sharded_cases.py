@@ -53,6 +53,9 @@ CASES = (
     Case("gpt2", double=False, lora=True, recompute=True),
 )
 
+FAST = (0, 3, 6, 8)
+"""Numbers of the cases that `make test` tries."""
+
 
 def make_models(folder: Path) -> None:
     """Save the models of the cases."""

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from tests.ranks import Ranks
 from tests.unit.trainer.distributed import sharded_cases
-from tests.unit.trainer.distributed.sharded_cases import CASES
+from tests.unit.trainer.distributed.sharded_cases import CASES, FAST
 from trainer.distributed.micro_batches import plan
 from trainer.distributed.sharding import owners
 
-TARGET = "tests.unit.trainer.distributed.sharded_cases"
+TARGET = "tests.unit.trainer.distributed.sharded"
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +30,56 @@ def check_equal_to_one_rank(results: list[dict[str, object]]) -> None:
         assert one["moved"] > 1e-4, one
 
 
-def test_two_ranks_train_as_one(models):
+@pytest.fixture(scope="module")
+def two(models):
+    """What each of two ranks found; they are started once for all tests."""
+    return Ranks(2, f"{TARGET}_files:everything", str(models)).results()
+
+
+def test_two_ranks_train_as_one(two):
     """Tied weights, recomputed blocks, adapters; the last mini-batch leaves a rank without work."""
-    numbers = [0, 3, 6, 8]
-    (results, _) = Ranks(2, f"{TARGET}:compare", str(models), numbers).results()
-    assert len(results) == len(numbers)
+    results = two[0]["training"]
+    assert [one["case"] for one in results] == [CASES[number].name for number in FAST]
     check_equal_to_one_rank(results)
+
+
+def test_checkpoint_of_two_ranks_is_read_by_two_to_the_bit_and_by_one(two):
+    assert two[1]["checkpoints"]
+    for one in two[0]["checkpoints"]:
+        assert one["written"] == one["read"]
+        assert one["by_one"] <= 1e-6
+        assert one["groups"] == ["critic", "critic_optimizer", "policy", "policy_optimizer"]
+        assert one["of_one"] <= 1e-6
+
+
+def test_version_of_two_ranks_has_the_tensors_of_a_full_gather(two):
+    for one in two[0]["versions"]:
+        assert one["files"] == ["model-00001-00001.safetensors", "model-00002-00001.safetensors"]
+        assert one["tensors"] > 7
+
+
+def test_weight_that_is_not_finite_is_the_same_error_on_every_rank(two):
+    assert "the critic has weights that are not finite" in two[0]["damaged"]
+    assert two[0]["damaged"] == two[1]["damaged"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_every_architecture_trains_on_several_ranks_as_on_one(models, size):
-    results = Ranks(size, f"{TARGET}:compare", str(models), [*range(len(CASES))]).results(seconds=600)[0]
+    results = Ranks(size, f"{TARGET}_cases:compare", str(models), [*range(len(CASES))]).results(seconds=600)[
+        0
+    ]
     assert len(results) == len(CASES)
     check_equal_to_one_rank(results)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [3, 4])
+def test_checkpoint_of_two_ranks_is_read_by_more(models, size):
+    Ranks(2, f"{TARGET}_files:write_all", str(models)).results()
+    differences = Ranks(size, f"{TARGET}_files:resume_all", str(models)).results()[0]
+    assert len(differences) == 2
+    assert max(differences) <= 1e-6
 
 
 @given(

@@ -1,0 +1,194 @@
+"""What each rank of a test does: writes checkpoints and versions with the others, and reads them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fairlead.errors import NotFinite
+from fairlead.transports.weights.base import Ancestor
+from fairlead.transports.weights.filesystem import FilesystemWeightStore
+from fairlead.types import WeightVersion
+from tests.unit.trainer.distributed.sharded_cases import (
+    CASES,
+    FAST,
+    WHOLE,
+    Case,
+    compare,
+    models_of,
+    rollouts_of,
+    section_of,
+    weights,
+    whole,
+)
+from trainer.checkpoint import CheckpointStore
+from trainer.distributed import slices
+from trainer.distributed.collectives import whole_at
+from trainer.distributed.group import Group
+from trainer.distributed.sharding import local
+from trainer.model_state import trained_tensors
+from trainer.ppo import publish, step
+from trainer.ppo.actor_critic import ActorCritic
+
+VERSION = WeightVersion(1, 1)
+LINEAGE = (Ancestor(1, 0),)
+TIED, LORA = CASES[6], CASES[9]
+
+
+def update(models: ActorCritic, case: Case, number: int) -> None:
+    """An update of two steps."""
+    section = section_of(case).model_copy(update={"mini_batch_size": 5})
+    prepared, _ = step.prepare(models, rollouts_of(case), section, temperature=0.8)
+    step.optimise(models, prepared, section, temperature=0.8, seed=1, update=number)
+
+
+def digest(row: Tensor) -> str:
+    return hashlib.sha256(row.numpy().tobytes()).hexdigest()
+
+
+def folder_of(case: Case, folder: Path) -> Path:
+    return folder / f"checkpoints-{case.name.replace(' ', '-')}"
+
+
+def write(group: Group, folder: Path, case: Case) -> str:
+    """Train an update, write a checkpoint, and train another one; the weights then are kept in a file."""
+    models = models_of(case, folder, group)
+    update(models, case, 0)
+    store = CheckpointStore(folder_of(case, folder))
+    if group.size == 1:
+        store.save(VERSION, tensors=models.state(), state={"update": 1})
+    elif group.is_first:
+        made = folder / "made"
+
+        def write_slices(temporary: Path) -> Mapping[str, object]:
+            made.write_text(str(temporary))
+            group.broadcast(b"")
+            return slices.write(temporary, models.state(), group)
+
+        store.save_slices(VERSION, write=write_slices, state={"update": 1})
+    else:
+        group.broadcast(b"")
+        slices.write(Path((folder / "made").read_text()), models.state(), group)
+    group.barrier()
+    update(models, case, 1)
+    row = whole(weights(models), group)
+    if group.is_first:
+        save_file({"weights": row}, folder_of(case, folder) / "after.safetensors")
+    return digest(row)
+
+
+def resume(group: Group, folder: Path, case: Case) -> tuple[str, float]:
+    """Read the checkpoint and train another update; return the digest of the weights, and how far they are
+    from those of the ranks that wrote it.
+    """
+    models = models_of(case, folder, group)
+    found = CheckpointStore(folder_of(case, folder)).load(VERSION, verify=group.is_first)
+    assert found.state == {"update": 1}
+    models.load_state(found.tensors)
+    update(models, case, 1)
+    row = whole(weights(models), group)
+    if not group.is_first:
+        return "", 0.0
+    theirs = load_file(folder_of(case, folder) / "after.safetensors")["weights"]
+    return digest(row), float((row - theirs).abs().max() / theirs.abs().max())
+
+
+def checkpoints(group: Group, folder: Path) -> list[dict[str, object]]:
+    """Written by these ranks and read by them and by one; and written by one and read by these ranks."""
+    found = []
+    for case in (TIED, LORA):
+        written = write(group, folder, case)
+        group.barrier()
+        read, difference = resume(group, folder, case)
+        assert difference == 0
+        entry: dict[str, object] = {"written": written, "read": read}
+        if group.is_first:
+            entry["by_one"] = resume(WHOLE, folder, case)[1]
+            stored = CheckpointStore(folder_of(case, folder)).load(VERSION).tensors
+            entry["groups"] = sorted(stored)
+            write(WHOLE, folder, case)
+        group.barrier()
+        entry["of_one"] = resume(group, folder, case)[1]
+        found.append(entry)
+    return found
+
+
+def resume_all(group: Group, folder: str) -> list[float]:
+    """How far these ranks are from those that wrote the checkpoints, after another update."""
+    return [resume(group, Path(folder), case)[1] for case in (TIED, LORA)]
+
+
+def versions(group: Group, folder: Path) -> list[dict[str, object]]:
+    """Versions that all ranks write, compared with whole tensors that are gathered at one."""
+    found = []
+    for number, (case, dtype) in enumerate(
+        ((TIED, torch.float32), (TIED, torch.bfloat16), (LORA, torch.bfloat16))
+    ):
+        models = models_of(case, folder, group)
+        update(models, case, 0)
+        gathered = {name: whole_at(one, 0, group) for name, one in trained_tensors(models.policy).items()}
+        store = FilesystemWeightStore(folder / "weights")
+        version = WeightVersion(1, number)
+
+        def write_shards(staging: Path, models: ActorCritic = models, dtype: torch.dtype = dtype) -> list:
+            (folder / "staging").write_text(str(staging))
+            group.broadcast(b"")
+            return publish.write_shards(models, staging, dtype=dtype)
+
+        if not group.is_first:
+            group.broadcast(b"")
+            publish.write_shards(models, Path((folder / "staging").read_text()), dtype=dtype)
+            group.barrier()
+            continue
+        publish.publish(
+            store,
+            version,
+            write=write_shards,
+            parent=None,
+            lineage=LINEAGE,
+            keep=9,
+            adapter=models.adapter,
+        )
+        group.barrier()
+        files = sorted(store.fetch(version).glob("*.safetensors"))  # verifies every digest
+        written = {name: one for file in files for name, one in load_file(file).items()}
+        kept = torch.float32 if case.lora else dtype
+        assert {one.dtype for one in written.values()} == {kept}
+        assert written.keys() == gathered.keys()
+        assert all(torch.equal(written[name], gathered[name].to(kept)) for name in written)
+        found.append({"files": [file.name for file in files], "tensors": len(written)})
+    return found
+
+
+def damaged_weight(group: Group, folder: Path) -> str:
+    """The error of a weight that is not finite, in a row that only the last rank holds."""
+    models = models_of(TIED, folder, group)
+    last = list(trained_tensors(models.critic).values())[3]
+    if group.rank == group.size - 1:
+        local(last)[-1, 0] = float("nan")
+    try:
+        models.check_weights()
+    except NotFinite as error:
+        return str(error)
+    return ""
+
+
+def write_all(group: Group, folder: str) -> None:
+    """Write the checkpoints that `resume_all` reads."""
+    for case in (TIED, LORA):
+        write(group, Path(folder), case)
+
+
+def everything(group: Group, folder: str) -> dict[str, object]:
+    """All of the above, for one start of the processes."""
+    return {
+        "training": compare(group, folder, list(FAST)),
+        "checkpoints": checkpoints(group, Path(folder)),
+        "versions": versions(group, Path(folder)),
+        "damaged": damaged_weight(group, Path(folder)),
+    }
