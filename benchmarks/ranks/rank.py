@@ -42,10 +42,16 @@ def main() -> None:
 
 def _model(*, quick: bool) -> PreTrainedModel:
     """Return a model of the shape of SmolLM2-135M, or a tiny one."""
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49_152}
-    if quick:
-        shape = {"hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 512}
-    config = LlamaConfig(num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True, **shape)
+    width, inner, layers, vocabulary = (72, 96, 2, 512) if quick else (576, 1536, 30, 49_152)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
     torch.manual_seed(0)
     model: PreTrainedModel = LlamaForCausalLM(config)
     return model
