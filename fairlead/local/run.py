@@ -23,7 +23,7 @@ from fairlead.local.process import ProcessSpec
 from fairlead.local.restart_policy import EXIT_GUARDED, RunOutcome
 from fairlead.local.run_files import RunLock
 from fairlead.local.supervisor import Supervisor
-from fairlead.local.view import View
+from fairlead.local.view import View, leave_closed_terminal
 from fairlead.planning.machine import visible_gpus
 from fairlead.transports.rollouts.run_claim import check_name
 
@@ -51,15 +51,15 @@ def run_stage(config: RunConfig, stage: str, *, console: Console, force: bool = 
     stopped = stopped_by_guard(config) if stage == "ppo" and not force else ""
     if stopped:
         return RunOutcome(EXIT_GUARDED, f"{stopped}; --force runs it again")
-    changed = inputs.differences(stage, config, inputs.collect(stage, config))
     finished = is_finished(config, stage)
     if finished and not force:
-        return _finished(stage, changed)
-    if not finished:
-        inputs.warn_if_continued(stage, config, changed)
+        return _finished(stage, inputs.differences(stage, config, inputs.collect(stage, config)))
     if stage == "ppo" and config.queue.redis_url:
         check_name(config.queue, run=config.name, folder=folder)
     with RunLock(folder), _log_to_file(config):
+        if not finished:
+            changed = inputs.differences(stage, config, inputs.collect(stage, config))
+            inputs.warn_if_continued(stage, config, changed)
         save(config, folder.config)
         # The progress of an earlier stage must not be shown as the progress of this one.
         folder.progress.unlink(missing_ok=True)
@@ -151,6 +151,7 @@ async def _supervise(
     finally:
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)
+        leave_closed_terminal()
     if view.read() is not None:
         view.log_line()
     return outcome if outcome.code else RunOutcome(0, f"{_verb(stage)} has finished")

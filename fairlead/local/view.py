@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
+import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -255,6 +258,21 @@ def _short(path: Path) -> str:
     return str(path)
 
 
+def leave_closed_terminal() -> None:
+    """Send standard output and error to the null device if their terminal has been closed.
+
+    Every further line would fail, and with it what is done after the line.
+    """
+    for descriptor in (1, 2):
+        try:
+            termios.tcgetattr(descriptor)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, descriptor)
+                os.close(null)
+
+
 class _ConsoleHandler(logging.Handler):
     """Prints log lines above the live display."""
 
@@ -266,7 +284,10 @@ class _ConsoleHandler(logging.Handler):
         """Print one line, coloured by its level."""
         style = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}.get(record.levelname, "")
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        self._console.print(Text.assemble((f"{clock} ", "dim"), (record.getMessage(), style)))
+        try:
+            self._console.print(Text.assemble((f"{clock} ", "dim"), (record.getMessage(), style)))
+        except OSError:
+            self.handleError(record)  # the terminal has been closed
 
 
 @contextlib.contextmanager

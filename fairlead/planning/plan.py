@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fairlead.config import RunConfig
+from fairlead.config.training import LoraSection
 from fairlead.data.records import load_prompts
 from fairlead.errors import ConfigError, DataError, ModelLoadError
 from fairlead.planning.formulas import adapter_parameters
@@ -243,13 +244,20 @@ def _disk(config: RunConfig, sizes: dict[str, ModelSize]) -> DiskPlan:
         published = policy.parameters
     kept = config.checkpoint.keep + 1 + (1 if config.evaluation.every_updates else 0)
     versions = max(config.weights.keep, config.ppo.max_staleness + 1) + 1
-    policies = 2 if config.evaluation.every_updates else 1
-    start, reward_lora = sizes["reward_base"], config.reward_model.lora
-    adapter = adapter_parameters(start, reward_lora) if not reward_lora.merge else 0
-    reward = (adapter or start.body) * config.reward_model.ensemble_size
+    start = sizes["reward_base"]
+    saved = (
+        _adapter(sizes["base"], config.sft.lora) or sizes["base"].parameters,
+        (_adapter(start, config.reward_model.lora) or start.body) * config.reward_model.ensemble_size,
+        (_adapter(policy, lora) or policy.parameters) * (2 if config.evaluation.every_updates else 1),
+    )
     return DiskPlan(
         checkpoints=kept * 3 * (trained * 4 + head_bytes(critic)),
         weight_store=versions * published * 4,
-        models=4 * (sizes["base"].parameters + reward + policies * policy.parameters),
+        models=4 * sum(saved),
         free=free_disk_bytes(config.folder.root),
     )
+
+
+def _adapter(size: ModelSize, lora: LoraSection) -> int:
+    """Return the parameters of a model that is saved as an adapter; 0 if it is saved whole."""
+    return 0 if lora.merge else adapter_parameters(size, lora)

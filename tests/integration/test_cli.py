@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -18,6 +21,7 @@ import pytest
 from fairlead import __version__
 from fairlead.config import RunFolder, load
 from fairlead.local.run_files import RunLock, read_pids, read_progress
+from tests.tiny import tiny_causal_lm
 
 # A busy machine may take a minute to start a process that imports torch.
 pytestmark = pytest.mark.timeout(300)
@@ -167,7 +171,17 @@ def test_failed_stage_passes_on_its_message_and_exit_code(run_file: Path):
 
 
 def test_nohup_survives_hangup_and_ctrl_c_stops_a_stage_and_all_its_processes(run_file: Path):
-    stage = [sys.executable, "-m", "fairlead.cli", "sft", str(run_file), "--set", "sft.epochs=1000"]
+    stage = [
+        sys.executable,
+        "-m",
+        "fairlead.cli",
+        "sft",
+        str(run_file),
+        "--set",
+        "sft.epochs=1000",
+        "--set",
+        "checkpoint.every_steps=20",
+    ]
     # As `nohup`: the process starts with SIGHUP ignored.
     command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *stage]
     started = subprocess.Popen(command, cwd=run_file.parent, stderr=subprocess.PIPE, text=True)
@@ -186,7 +200,11 @@ def test_nohup_survives_hangup_and_ctrl_c_stops_a_stage_and_all_its_processes(ru
             assert time.monotonic() < deadline
             assert started.poll() is None
             time.sleep(0.05)
-        refused = fairlead("sft", run_file, "--set", "sft.epochs=1000", cwd=run_file.parent)
+        # With a checkpoint, a start that is not refused would warn of the changed setting.
+        while not list(folder.stage_checkpoints("sft").glob("*/manifest.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        refused = fairlead("sft", run_file, "--set", "sft.epochs=7", cwd=run_file.parent)
         assert refused.returncode == 1
         assert refused.stderr == (
             f"error: runs/tiny: another fairlead process (pid {started.pid}) is working on this run\n"
@@ -210,6 +228,55 @@ def test_nohup_survives_hangup_and_ctrl_c_stops_a_stage_and_all_its_processes(ru
         started.wait()
         if started.stderr:
             started.stderr.close()
+
+
+# Makes the terminal at its standard input the one that controls it, as a login shell has it.
+ON_ITS_TERMINAL = (
+    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execvp(sys.argv[1], sys.argv[1:])"
+)
+
+
+def test_stage_whose_terminal_closes_stops_in_order(run_file: Path):
+    pairs = [{"prompt": f"w{n}", "chosen": f"w{n} w{n + 1}", "rejected": "w2"} for n in range(16)]
+    (run_file.parent / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    tiny_causal_lm(run_file.parent / "base")
+    settings = ("data.preferences=pairs.jsonl", "reward_model.path=base", "reward_model.epochs=1000")
+    flags = [part for setting in settings for part in ("--set", setting)]
+    stage = [sys.executable, "-m", "fairlead.cli", "reward-model", str(run_file), *flags]
+    terminal, inside = pty.openpty()
+    started = subprocess.Popen(
+        [sys.executable, "-c", ON_ITS_TERMINAL, *stage],
+        cwd=run_file.parent,
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+    )
+    os.close(inside)
+    folder = RunFolder(run_file.parent / "runs" / "tiny")
+    try:
+        shown = b""
+        deadline = time.monotonic() + 120
+        while (now := read_progress(folder.progress)) is None or now.step < 2:
+            assert time.monotonic() < deadline, shown
+            if select.select([terminal], [], [], 0.05)[0]:
+                with contextlib.suppress(OSError):  # it has ended
+                    shown += os.read(terminal, 65_536)
+            assert started.poll() is None, shown
+        (pid,) = read_pids(folder.processes).values()
+        child = psutil.Process(pid)
+        os.close(terminal)
+        terminal = -1
+        assert started.wait(60) == 128 + signal.SIGHUP
+        assert not child.is_running()
+        ended = json.loads(fairlead("status", folder.root, "--json", cwd=run_file.parent).stdout)
+        assert ended["reason"] == "stopped by SIGHUP; the same command continues the run"
+        assert list(folder.stage_checkpoints("reward_model").glob("*/manifest.json"))
+    finally:
+        started.kill()
+        started.wait()
+        if terminal >= 0:
+            os.close(terminal)
 
 
 def test_serve_is_replaced_by_the_service(run_file: Path):

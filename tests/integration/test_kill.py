@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.integration.ppo_run import BATCH, Started, audited, check, left_over, make, started
+from tests.tiny import tiny_reward_model
 
 # Every start of a process costs seconds of torch; on a busy machine many.
 pytestmark = pytest.mark.timeout(600)
@@ -46,9 +47,16 @@ def test_run_survives_kills_of_worker_and_trainer_and_ctrl_c(tmp_path: Path):
         stopped = audited(run.folder)
         assert (stopped.ended, stopped.queue) == (False, None)
         assert stopped.trained >= 4 * BATCH
+    # Another reward model, and other prompts, while the run is stopped.
+    tiny_reward_model(tmp_path / "reward", seed=3)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(prompts.read_text() + json.dumps({"prompt": "w3 w4"}) + "\n")
     with started(file) as run:
         code, output = run.finish()
         assert code == 0, output + run.log_tails()
+        [warning] = [line for line in output.splitlines() if "began with other inputs" in line]
+        for changed in ("data.prompts: prompts.jsonl now has", "reward.path: reward now has"):
+            assert f"{changed} other contents (" in warning
         resumed = json.loads((run.folder.checkpoints / "incarnation-3.resumed-from.json").read_text())
         assert resumed["resumed_from"] >= 4
         check(run.folder)

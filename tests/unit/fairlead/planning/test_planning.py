@@ -157,6 +157,23 @@ def test_trainer_holds_the_planned_weights_gradients_and_moments(
     assert plan.disk.checkpoints == 3 * (sum(tensor.nbytes for tensor in tensors) - counters)
 
 
+def test_models_on_disk_are_adapters_unless_they_are_merged(models: dict[str, str], tmp_path: Path):
+    size = model_size(models["policy"])
+    lora = LoraSection(rank=4)
+    model = load_causal_lm(models["policy"], CPU)
+    adapters.add(model, lora, field="sft.lora", base=models["policy"], seed=0)
+    adapter = nbytes(adapters.tensors(model).values())
+    whole, body = 4 * size.parameters, 4 * size.body
+    stages = ("sft", "reward_model", "ppo")
+    for adapted in itertools.chain.from_iterable(itertools.combinations(stages, n) for n in range(4)):
+        for merge in (False, True):
+            sections = {stage: {"lora": {"rank": 4, "merge": merge}} for stage in adapted}
+            plan = planned(models, tmp_path, **sections)
+            sft, reward, policy = (not merge and stage in adapted for stage in stages)
+            expected = (adapter if sft else whole, adapter if reward else body, adapter if policy else whole)
+            assert plan.disk.models == sum(expected), (adapted, merge)
+
+
 def peak_bytes(work: Callable[[], object]) -> int:
     """Return the peak memory that a computation allocates."""
     work()  # what is made once and kept

@@ -17,6 +17,7 @@ from fairlead.config.serving import RolloutWorkerSection
 from fairlead.errors import ConfigError, QueueUnavailable, SchemaTooNew
 from fairlead.transports.rollouts.base import OutcomeEntry
 from fairlead.types import DeadLetter, PromptTask, Rollout, SamplingParams, WeightVersion
+from fairlead.v1 import tokens_pb2
 from services.rollout_worker import coalesced_calls
 from services.rollout_worker.model_services import ModelServices
 from services.rollout_worker.worker import RolloutWorker
@@ -122,6 +123,38 @@ async def test_rollout_has_the_results_of_the_services() -> None:
     assert request.request_id == "tests-4"
     assert (request.sampling.seed, request.num_samples) == (1004, 1)
     assert (request.min_version.incarnation, request.min_version.update) == (1, 3)
+
+
+async def test_every_answer_is_scored_at_its_end_also_one_that_was_cut_off_or_stopped_by_a_text() -> None:
+    finish = {
+        0: tokens_pb2.FINISH_REASON_STOP,  # by EOS or by a stop string
+        1: tokens_pb2.FINISH_REASON_LENGTH,
+    }
+    scored, looked_up = [], []
+
+    async def generate(request, _):
+        number = request.sampling.seed - 1000
+        found = completion([5, 6, 7 + number])
+        found.finish_reason = finish[number]
+        return found
+
+    async def score(item, context):
+        scored.append(item)
+        return await score_length(item, context)
+
+    async def logprobs(sequence, temperature, context):
+        looked_up.append(tuple(sequence.response_token_ids))
+        return await minus_one(sequence, temperature, context)
+
+    script = Script(generate=generate, score=score, logprobs=logprobs)
+    async with bench(script, tasks=[task(number) for number in finish]) as b:
+        outcomes = await b.outcomes(len(finish))
+    answers = [(5, 6, 7), (5, 6, 8)]
+    assert sorted(tuple(item.tokens.response_token_ids) for item in scored) == answers
+    assert all(item.tokens.append_end for item in scored)
+    # The end that the reward model reads is no token of the policy: it has no log-prob.
+    assert sorted(looked_up) == answers
+    assert [outcomes[number].completion.token_ids for number in finish] == answers
 
 
 async def test_reward_and_reference_are_called_at_the_same_time() -> None:
