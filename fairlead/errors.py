@@ -35,6 +35,7 @@ All parts raise these; only the outermost layer of a process converts them to a 
     ├── NothingToTrain              every task of several updates was a dead letter; names the reasons
     ├── StoppedByGuard              reward hacking was detected; names the checkpoint that was restored
     ├── ProcessFailed               a process of a local run failed for good
+    ├── EngineFailed                vLLM cannot start or continue; a restart may help
     ├── ClusterRefused              the Kubernetes API refused a request; names the object and what to do
     └── InternalError               a bug; carries the id of its log entry
 """
@@ -210,6 +211,10 @@ class StoppedByGuard(FairleadError):
 
 class ProcessFailed(FairleadError):
     """A process of a local run ended and is not restarted."""
+
+
+class EngineFailed(FairleadError):
+    """The engine of the policy service cannot start or continue; a restart of the process may help."""
 
 
 class ClusterRefused(FairleadError):

@@ -23,8 +23,9 @@ from fairlead import metrics
 from fairlead.transports.weights.base import Ancestor
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import GenerationRequest, ModelInfo, SamplingParams, WeightVersion
+from services.policy.front import EngineLimits
 from services.policy.replacement import Replacement
-from services.policy.transformers_engine import EngineLimits, TransformersEngine
+from services.policy.transformers_engine import TransformersEngine
 from trainer.model_state import unique_tensors
 
 SEQUENCES, SWAPS, STEPS_BETWEEN = 8, 12, 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -56,6 +57,42 @@ class BatchingSection(Section):
     """Maximum number of sequences in one request."""
 
 
+VLLM_OPTIONS_SET_BY_FAIRLEAD: Mapping[str, str] = {
+    "model": "policy.path",
+    "tokenizer": "policy.path",
+    "dtype": "policy.dtype",
+    "max_model_len": "policy.max_sequence_tokens",
+    "max_num_seqs": "policy.max_slots",
+    "seed": "the seed of each request",
+    "enable_lora": "ppo.lora.rank",
+    "max_lora_rank": "ppo.lora.rank",
+    "data_parallel_size": "several replicas of the policy service",
+    "load_format": "safetensors files, which the trainer publishes",
+    "trust_remote_code": "false: code from a model's folder is never run",
+} | dict.fromkeys(
+    (
+        "max_loras",
+        "max_cpu_loras",
+        "skip_tokenizer_init",
+        "generation_config",
+        "logprobs_mode",
+        "scheduling_policy",
+        "worker_extension_cls",
+        "enable_log_requests",
+        "disable_log_stats",
+    ),
+    "the policy service itself",
+)
+"""Options of vLLM that `[policy.vllm]` does not take, and what decides instead."""
+
+
+def _vllm_options(options: dict[str, object]) -> dict[str, object]:
+    for name in options:
+        if name in VLLM_OPTIONS_SET_BY_FAIRLEAD:
+            raise ValueError(f"no option {name!r}: set by {VLLM_OPTIONS_SET_BY_FAIRLEAD[name]}")
+    return options
+
+
 class PolicySection(ModelServiceSection):
     """The service that generates completions with the policy."""
 
@@ -71,6 +108,12 @@ class PolicySection(ModelServiceSection):
     serve_initial: bool = False
     """Serve the model at `path` as version 0-0 instead of waiting for the weight store, for serving without a
     training run."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates the completions: `transformers`, a transformers model in this process, or `vllm`, which
+    must be installed; see [docs/vllm.md](vllm.md)."""
+    vllm: Annotated[dict[str, object], AfterValidator(_vllm_options)] = {}  # noqa: RUF012  # pydantic copies it
+    """Options of vLLM, with `engine = "vllm"`, by the names of its `AsyncEngineArgs`, such as
+    `tensor_parallel_size = 8`. Those that other settings decide are refused."""
 
 
 class TritonSection(Section):

@@ -306,7 +306,13 @@ class PpoSection(TrainingSection):
     """Bound of the loss of a token with a negative advantage, as a multiple of the advantage (Ye et al. 2020,
     usually 3). Unset: no bound."""
     max_behaviour_weight: float = Field(default=2.0, ge=1)
-    """Maximum of the importance weight π_prox/π_behav of a token; applies if `max_staleness` is above 0."""
+    """Maximum of the importance weight π_prox/π_behav of a token; applies to rollouts whose π_prox is
+    computed."""
+    proximal_logprobs: Literal["auto", "stale", "all"] = "auto"
+    """Rollouts whose log π_prox the trainer computes before the first step, instead of taking the recorded
+    log-probs: those of older weights (`stale`), or `all`, which costs a forward pass. `auto` is `stale` if
+    `policy.engine` is `transformers` and policy and trainer compute in float32, else `all`: the log-probs of
+    the engine then differ by more than rounding, which must not be in the probability ratio."""
     value_clip_range: float = Field(default=0.2, gt=0)
     """Clip range of the change of the value, in standard deviations of the returns."""
     gae_gamma: float = Field(default=1.0, gt=0, le=1)

@@ -12,7 +12,7 @@ import logging
 import os
 import struct
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -217,6 +218,25 @@ def load_config(path: str) -> PreTrainedConfig:
         raise load_failure(f"the model {path!r}", path, error) from error
     assert isinstance(config, PreTrainedConfig)
     return config
+
+
+def causal_lm_without_weights(path: str) -> PreTrainedModel:
+    """Return a language model on torch's meta device: its modules, configuration and shapes, but no values.
+
+    Raises:
+        ModelLoadError: if its configuration cannot be read.
+    """
+    config = load_config(path)
+    try:
+        with torch.device("meta"):
+            auto: Any = AutoModelForCausalLM
+            model = auto.from_config(config, trust_remote_code=False)
+        with suppress(OSError):  # a model may have none
+            model.generation_config = GenerationConfig.from_pretrained(path)
+    except _LOAD_ERRORS as error:
+        raise load_failure(f"the model {path!r}", path, error) from error
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

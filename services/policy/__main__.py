@@ -45,15 +45,16 @@ def _load(
     from fairlead.data.encoding import encode_prompt
     from fairlead.data.template import apply_settings
     from fairlead.nn import adapters, loading
+    from services.policy.front import EngineLimits
     from services.policy.requests import encode
-    from services.policy.transformers_engine import EngineLimits, TransformersEngine
 
     section = config.policy
     if config.deterministic:
         loading.require_determinism()
     loading.set_threads(section)
     path = section.path or str(config.folder.sft_model)
-    model = loading.load_causal_lm(path, section)
+    uses_vllm = section.engine == "vllm"
+    model = loading.causal_lm_without_weights(path) if uses_vllm else loading.load_causal_lm(path, section)
     tokenizer = loading.load_tokenizer(path)
     if section.path:
         apply_settings(tokenizer, config)
@@ -70,20 +71,37 @@ def _load(
         adapters.add(model, config.ppo.lora, base=path, field="ppo.lora", seed=config.seed, dtype=model.dtype)
         adapter = Adapter(adapters.fingerprint(path), adapters.config(model))
     encode_prompt(tokenizer, "a")  # sets the tokenizer's padding and truncation before threads share it
-    engine = TransformersEngine(
-        model,
-        tokenizer,
-        info,
-        limits=EngineLimits(
-            max_slots=section.max_slots,
-            max_samples=section.max_samples,
-            max_queue_tokens=section.max_queue_tokens,
-            finish_before_swap=config.ppo.max_staleness == 0,
-        ),
-        policy_metrics=policy_metrics,
-        initial=WeightVersion(0, 0) if section.serve_initial else None,
-        adapter=adapter,
+    limits = EngineLimits(
+        max_slots=section.max_slots,
+        max_samples=section.max_samples,
+        max_queue_tokens=section.max_queue_tokens,
+        finish_before_swap=config.ppo.max_staleness == 0,
     )
+    engine: Engine
+    if uses_vllm:
+        from services.policy.vllm.engine import VllmEngine
+
+        engine = VllmEngine(
+            model,
+            tokenizer,
+            info,
+            config=config,
+            limits=limits,
+            policy_metrics=policy_metrics,
+            adapter=adapter,
+        )
+    else:
+        from services.policy.transformers_engine import TransformersEngine
+
+        engine = TransformersEngine(
+            model,
+            tokenizer,
+            info,
+            limits=limits,
+            policy_metrics=policy_metrics,
+            initial=WeightVersion(0, 0) if section.serve_initial else None,
+            adapter=adapter,
+        )
     return engine, lambda prompt: encode(tokenizer, prompt)
 
 

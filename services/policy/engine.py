@@ -1,7 +1,7 @@
 """The contract between the policy servicer and a generation engine.
 
 The servicer checks requests and knows the wire; an engine knows neither. `transformers_engine.py` implements
-the contract with a transformers model in this process; an engine that drives a vLLM server is planned.
+the contract with a transformers model in this process, `vllm/engine.py` with vLLM.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Protocol
 
-from fairlead.transports.weights.base import Adapter
+from fairlead.transports.weights.base import Adapter, Probe
 from fairlead.types import Completion, GenerationRequest, ModelInfo, PolicyInfo, WeightVersion
 
 
@@ -70,11 +70,23 @@ class Engine(Protocol):
         """
         ...
 
-    async def load(self, version: WeightVersion, folder: Path, *, adapter: Adapter | None = None) -> None:
-        """Read verified safetensors files next to the weights in use, then swap between two decoding steps.
+    async def load(
+        self,
+        version: WeightVersion,
+        folder: Path,
+        *,
+        adapter: Adapter | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        """Swap to the weights in verified safetensors files, between two decoding steps.
 
-        Returns when the new weights are in use. Ignores a version that is not newer than the one in use. With
-        `adapter`, the files hold an adapter instead of a whole model.
+        Returns when the new weights are in use. Ignores a version that is not newer than the one in use.
+
+        Args:
+            version: the version.
+            folder: its files.
+            adapter: base model, if the files hold an adapter instead of a whole model.
+            probe: what the weights compute, for engines that load them by code of others.
 
         Raises:
             CorruptWeights: if the files do not fit the model; the weights in use stay.

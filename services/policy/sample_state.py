@@ -39,6 +39,8 @@ class SampleState:
     """Set with the last token."""
     start: int = 0
     """Column of the cache where it starts."""
+    recomputed: bool = False
+    """Whether keys and values of older weights are computed again after a swap."""
 
     @property
     def num_tokens(self) -> int:
@@ -76,7 +78,7 @@ class SampleState:
             logprobs=tuple(self.logprobs),
             finish_reason=self.finish_reason,
             version_spans=self.spans,
-            mixed_cache=len(self.changes) > 1,
+            mixed_cache=len(self.changes) > 1 and not self.recomputed,
         )
 
     def delta(self) -> Completion:
@@ -88,5 +90,5 @@ class SampleState:
             finish_reason=self.finish_reason,
             version_spans=(VersionSpan(self.changes[-1][0], 0, 1),),
             text=self.detokenizer.take(last=self.finish_reason is not None),
-            mixed_cache=len(self.changes) > 1,
+            mixed_cache=len(self.changes) > 1 and not self.recomputed,
         )

@@ -24,8 +24,12 @@ _FREE_FRACTION = 8
 class Scheduler:
     """The waiting samples."""
 
-    def __init__(self, *, slots: int, max_queue_tokens: int) -> None:
+    def __init__(
+        self, *, slots: int, max_queue_tokens: int, max_deferred_steps: int = _MAX_DEFERRED_STEPS
+    ) -> None:
+        """`max_deferred_steps` is the number of calls of `take` that may wait for more free slots."""
         self._slots = slots
+        self._max_deferred_steps = max_deferred_steps
         self._max_queue_tokens = max_queue_tokens
         self._lock = Lock()
         self._waiting: deque[tuple[PendingRequest, SampleState]] = deque()
@@ -74,7 +78,7 @@ class Scheduler:
             wanted = min(ready, max(1, self._slots // _FREE_FRACTION))
             if not ready:
                 return []
-            if free < wanted and self._deferred_steps < _MAX_DEFERRED_STEPS:
+            if free < wanted and self._deferred_steps < self._max_deferred_steps:
                 self._deferred_steps += 1
                 return []
             self._deferred_steps = 0

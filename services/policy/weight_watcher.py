@@ -112,7 +112,7 @@ class WeightWatcher:
                 return
             version = manifest.version
             folder = await self._source.fetch(manifest)
-            await self._engine.load(version, folder, adapter=manifest.adapter)
+            await self._engine.load(version, folder, adapter=manifest.adapter, probe=manifest.probe)
         except NotFound:
             self.kick()  # pruned while it was fetched, so there is a newer version by now
             return

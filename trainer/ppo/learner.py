@@ -40,7 +40,7 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, group: Group 
         ModelLoadError: if policy or reward model cannot be loaded.
         ConfigError, DataError: for invalid demonstrations.
     """
-    section = config.ppo
+    section = config.ppo.model_copy(update={"proximal_logprobs": _proximal_logprobs(config)})
     reward_model = config.reward.path or str(config.folder.reward_model)
     models = actor_critic.load(
         config.policy.path or str(config.folder.sft_model),
@@ -62,6 +62,19 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, group: Group 
         seed=config.seed,
         demonstrations=sequences,
     )
+
+
+def _proximal_logprobs(config: RunConfig) -> str:
+    """Return `ppo.proximal_logprobs` with `auto` resolved.
+
+    An engine of others, and bfloat16, compute log-probs that differ from the trainer's by more than the
+    rounding of float32. That noise must not be in the probability ratio.
+    """
+    section = config.ppo
+    if section.proximal_logprobs != "auto":
+        return section.proximal_logprobs
+    is_exact = config.policy.dtype == section.dtype == config.weights.dtype == "float32"
+    return "stale" if config.policy.engine == "transformers" and is_exact else "all"
 
 
 class Learner:

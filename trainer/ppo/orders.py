@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.data.template import apply_settings
 from fairlead.nn.loading import load_tokenizer, set_threads
-from fairlead.transports.weights.base import Shard
+from fairlead.transports.weights.base import Probe, Shard
 from fairlead.types import WeightVersion
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.distributed import slices
@@ -27,6 +27,7 @@ from trainer.distributed.group import Group
 from trainer.ppo import learner, publish
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.learner import Learner
+from trainer.ppo.probe import probe
 from trainer.sequences import TokenSequence
 
 _LOADING = "loads its models"
@@ -86,6 +87,18 @@ class Leader:
         self.group.idle()
         return found
 
+    def probe(self) -> Probe | None:
+        """Return what the policy's weights compute if the engine of the policy is vLLM, which is compared with it.
+
+        The embedded engine replaces every tensor by itself.
+        """
+        if self._config.policy.engine != "vllm":
+            return None
+        self.group.send("probe")
+        found = probe(self.learner.models, published_as=self._config.weights.dtype)
+        self.group.idle()
+        return found
+
     def load(self, checkpoint: Checkpoint | None) -> None:
         """Continue from a checkpoint; None: begin with the initial models.
 
@@ -137,6 +150,9 @@ def _carry_out(config: RunConfig, ours: Learner, order: str, payload: bytes, gro
         return
     if order == "check":
         ours.models.check_weights()
+        return
+    if order == "probe":
+        probe(ours.models, published_as=config.weights.dtype)
         return
     content = json.loads(payload)
     if order == "save":

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.errors import CorruptCheckpoint
 from fairlead.nn import adapters
-from fairlead.transports.weights.base import Adapter, Ancestor, Shard
+from fairlead.transports.weights.base import Adapter, Ancestor, Probe, Shard
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
 from trainer import durable
@@ -43,6 +43,7 @@ def publish(
     lineage: Sequence[Ancestor],
     keep: int,
     adapter: Adapter | None = None,
+    probe: Probe | None = None,
 ) -> None:
     """Publish a version and prune the store to `keep` versions.
 
@@ -54,10 +55,11 @@ def publish(
         lineage: the incarnations whose versions count.
         keep: number of newest versions to keep.
         adapter: what the shards hold, if not a whole model; the manifest names the base that it belongs to.
+        probe: what the weights compute.
     """
     described: dict[str, Shard] = {}
     with store.publish(
-        version, parent=parent, lineage=lineage, adapter=adapter, described=described
+        version, parent=parent, lineage=lineage, adapter=adapter, probe=probe, described=described
     ) as folder:
         described |= {shard.name: shard for shard in write(folder)}
     store.prune(keep=keep)

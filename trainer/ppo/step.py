@@ -48,9 +48,9 @@ class PreparedBatch:
     batch: RolloutBatch
     """The rollouts."""
     old_logprobs_N: Tensor
-    """log π_prox; for rollouts that are not stale, the recorded behaviour log-probs."""
+    """log π_prox; where it is not computed, the recorded behaviour log-probs."""
     behaviour_weights_N: Tensor
-    """Truncated π_prox/π_behaviour; exactly 1 for rollouts that are not stale."""
+    """Truncated π_prox/π_behaviour; exactly 1 where π_prox is not computed."""
     old_values_N: Tensor
     """The critic's values before the first step."""
     advantages_N: Tensor
@@ -129,18 +129,22 @@ def prepare(
 
 
 def _proximal(models: ActorCritic, batch: RolloutBatch, section: PpoSection, *, temperature: float) -> Tensor:
-    """Return log π_prox [N]: computed for stale rollouts, else the recorded log π_behaviour."""
-    stale = [index for index, is_stale in enumerate(batch.stale_B.tolist()) if is_stale]
-    if not stale:
+    """Return log π_prox [N]: computed for stale rollouts, else the recorded log π_behaviour.
+
+    With `proximal_logprobs = "all"`, it is computed for every rollout.
+    """
+    is_computed = batch.stale_B | (section.proximal_logprobs == "all")
+    computed = [index for index, wanted in enumerate(is_computed.tolist()) if wanted]
+    if not computed:
         return batch.behaviour_N
     computed_N = _for_each(
         models,
         batch,
-        stale,
+        computed,
         lambda padded: models.logprobs(padded, temperature=temperature)[0],
         max_tokens=section.max_micro_batch_tokens,
     )
-    return torch.where(batch.per_token(batch.stale_B), computed_N, batch.behaviour_N)
+    return torch.where(batch.per_token(is_computed), computed_N, batch.behaviour_N)
 
 
 def _for_each(
@@ -179,9 +183,11 @@ def _figures(prepared: PreparedBatch, rewards_BT: Tensor, section: PpoSection) -
         "tokens": float(len(batch.behaviour_N)),
     }
     if batch.stale_B.any():
-        weights_N = prepared.behaviour_weights_N[batch.per_token(batch.stale_B)]
+        figures["stale_rollouts"] = float(batch.stale_B.sum()) / count
+    is_corrected = batch.stale_B | (section.proximal_logprobs == "all")
+    if is_corrected.any():
+        weights_N = prepared.behaviour_weights_N[batch.per_token(is_corrected)]
         figures |= {
-            "stale_rollouts": float(batch.stale_B.sum()) / count,
             "behaviour_weight": float(weights_N.mean()),
             "behaviour_weight_cut": float((weights_N >= section.max_behaviour_weight).float().mean()),
         }

@@ -225,6 +225,7 @@ class PpoTrainer:
             # A rollout under way may have been begun with weights as old as staleness allows.
             keep=max(self._config.weights.keep, self._config.ppo.max_staleness + 1),
             adapter=self.models.adapter,
+            probe=self._leader.probe(),
         )
         self._parent = self._version
         if self._metrics is not None:

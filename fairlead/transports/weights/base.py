@@ -77,6 +77,18 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Log-probs of a fixed sequence, computed by the trainer; an engine that loaded the weights agrees."""
+
+    token_ids: tuple[int, ...]
+    """The sequence."""
+    logprobs: tuple[float, ...]
+    """Log-prob of each token but the first, given those before it, at temperature 1."""
+    dtype: str
+    """`float32`; or `bfloat16` if the trainer computes in it, or publishes weights that are rounded to it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The content of a version."""
 
@@ -92,6 +104,8 @@ class Manifest:
     """Every file."""
     adapter: Adapter | None = None
     """Base model, if the version contains only an adapter; None if it contains the whole model."""
+    probe: Probe | None = None
+    """What the weights compute; None in versions of older trainers."""
 
 
 def is_valid(version: WeightVersion, lineage: Sequence[Ancestor]) -> bool:

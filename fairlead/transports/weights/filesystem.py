@@ -19,7 +19,7 @@ from pathlib import Path
 from fairlead.errors import CorruptWeights, Fenced, InvalidInput, NotFound
 from fairlead.transports.weights import disk
 from fairlead.transports.weights import manifest as manifests
-from fairlead.transports.weights.base import Adapter, Ancestor, Manifest, OpenShard, Shard
+from fairlead.transports.weights.base import Adapter, Ancestor, Manifest, OpenShard, Probe, Shard
 from fairlead.types import WeightVersion
 
 logger = logging.getLogger(__name__)
@@ -68,13 +68,15 @@ class FilesystemWeightStore:
         lineage: Sequence[Ancestor],
         adapter: Adapter | None = None,
         described: Mapping[str, Shard] = {},
+        probe: Probe | None = None,
     ) -> Iterator[Path]:
         """Yield a folder for `*.safetensors` files; publish the version when the block ends without error.
 
         Publishing is atomic and durable: shards and manifest are synced, the folder is renamed, then the hint
         `latest` is updated. If the version exists already, it is left unchanged. With `adapter`, the files
-        contain only an adapter's tensors, under the names that peft uses. `described` may be filled
-        within the block with shards that other processes have written and hashed.
+        contain only an adapter's tensors, under the names that peft uses. `probe` is what the weights
+        compute. `described` may be filled within the block with shards that other processes have written
+        and hashed.
 
         Raises:
             Fenced: if the store has a version of a higher incarnation.
@@ -84,7 +86,7 @@ class FilesystemWeightStore:
         with (
             disk.named_disk_errors(self.root, f"weights {version}"),
             self._publish(
-                version, parent=parent, lineage=lineage, adapter=adapter, described=described
+                version, parent=parent, lineage=lineage, adapter=adapter, probe=probe, described=described
             ) as staging,
         ):
             yield staging
@@ -98,6 +100,7 @@ class FilesystemWeightStore:
         lineage: Sequence[Ancestor],
         adapter: Adapter | None,
         described: Mapping[str, Shard],
+        probe: Probe | None,
     ) -> Iterator[Path]:
         self._check_fence(version)
         self._make_root()
@@ -108,7 +111,13 @@ class FilesystemWeightStore:
         try:
             yield staging
             manifest = manifests.build(
-                staging, version, parent=parent, lineage=lineage, adapter=adapter, described=described
+                staging,
+                version,
+                parent=parent,
+                lineage=lineage,
+                adapter=adapter,
+                probe=probe,
+                described=described,
             )
             (staging / manifests.FILE_NAME).write_bytes(manifests.encode(manifest))
             for path in staging.iterdir():

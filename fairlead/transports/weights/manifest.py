@@ -26,6 +26,7 @@ from fairlead.transports.weights.base import (
     Ancestor,
     Manifest,
     PieceHash,
+    Probe,
     Shard,
     TensorEntry,
     is_valid,
@@ -69,6 +70,7 @@ def build(
     parent: WeightVersion | None,
     lineage: Sequence[Ancestor],
     adapter: Adapter | None = None,
+    probe: Probe | None = None,
     described: Mapping[str, Shard] = {},
 ) -> Manifest:
     """Build the manifest of the shards in a folder.
@@ -79,6 +81,7 @@ def build(
         parent: the version that it was trained from.
         lineage: the incarnations whose versions count.
         adapter: the adapter that the shards hold; None for a whole model.
+        probe: what the weights compute.
         described: shards, by name, that their writers have described; the others are hashed here.
 
     Raises:
@@ -100,7 +103,7 @@ def build(
     name, times = Counter(tensor.name for tensor in tensors).most_common(1)[0]
     if times > 1:
         raise InvalidInput("shards", got=f"tensor {name} {times} times", allowed="every tensor once")
-    return Manifest(version, parent, tuple(lineage), tuple(tensors), tuple(shards), adapter)
+    return Manifest(version, parent, tuple(lineage), tuple(tensors), tuple(shards), adapter, probe)
 
 
 def describe_shard(path: Path, *, piece_bytes: int = PIECE_BYTES) -> Shard:
@@ -201,6 +204,8 @@ def encode(manifest: Manifest) -> bytes:
         "tensors": [asdict(tensor) for tensor in manifest.tensors],
         "adapter": asdict(manifest.adapter) if manifest.adapter else None,
     }
+    if manifest.probe:
+        body["probe"] = asdict(manifest.probe)
     return json.dumps({"sha256": _body_digest(body), "manifest": body}, indent=1).encode()
 
 
@@ -287,6 +292,7 @@ def _decode(body: dict[str, Any]) -> Manifest:
         ),
         shards=tuple(map(decode_shard, body["shards"])),
         adapter=_decode_adapter(body["adapter"]) if body.get("adapter") else None,
+        probe=_decode_probe(body["probe"]) if body.get("probe") else None,
     )
 
 
@@ -308,6 +314,14 @@ def decode_shard(body: dict[str, Any]) -> Shard:
 
 def _decode_adapter(body: dict[str, Any]) -> Adapter:
     return Adapter(str(body["base_fingerprint"]), dict(body["config"]))
+
+
+def _decode_probe(body: dict[str, Any]) -> Probe:
+    token_ids = tuple(map(int, body["token_ids"]))
+    logprobs = tuple(map(float, body["logprobs"]))
+    if len(logprobs) != len(token_ids) - 1:
+        raise ValueError(f"a probe of {len(token_ids)} tokens with {len(logprobs)} log-probs")
+    return Probe(token_ids, logprobs, str(body["dtype"]))
 
 
 def _body_digest(body: object) -> str:

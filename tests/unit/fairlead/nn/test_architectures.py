@@ -36,7 +36,8 @@ from fairlead.types import (
     TokenPair,
     WeightVersion,
 )
-from services.policy.transformers_engine import EngineLimits, TransformersEngine
+from services.policy.front import EngineLimits
+from services.policy.transformers_engine import TransformersEngine
 from services.reference.scorer import ReferenceScorer
 from services.reward.scorer import RewardScorer
 from tests import architectures

@@ -21,7 +21,8 @@ from fairlead.types import (
     WeightVersion,
 )
 from services.policy.engine import Engine
-from services.policy.transformers_engine import EngineLimits, TransformersEngine
+from services.policy.front import EngineLimits
+from services.policy.transformers_engine import TransformersEngine
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_tokenizer
 
 V0, V1, V2 = WeightVersion(0, 0), WeightVersion(1, 1), WeightVersion(1, 2)

@@ -18,7 +18,8 @@ from fairlead.nn.loading import load_causal_lm
 from fairlead.transports.weights.base import Adapter, Ancestor
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import GenerationRequest, ModelInfo, SamplingParams, WeightVersion
-from services.policy.transformers_engine import EngineLimits, TransformersEngine
+from services.policy.front import EngineLimits
+from services.policy.transformers_engine import TransformersEngine
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_tokenizer
 from trainer.ppo import publish
 from trainer.sequences import TokenSequence, pad, response_logprobs

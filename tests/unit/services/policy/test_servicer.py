@@ -23,9 +23,10 @@ from fairlead.types import ModelInfo, WeightVersion
 from fairlead.v1 import policy_service_pb2 as pb
 from fairlead.v1 import policy_service_pb2_grpc as pb_grpc
 from fairlead.v1 import tokens_pb2
+from services.policy.front import EngineLimits
 from services.policy.requests import encode
 from services.policy.servicer import SERVICE_NAME, PolicyServicer
-from services.policy.transformers_engine import EngineLimits, TransformersEngine
+from services.policy.transformers_engine import TransformersEngine
 from services.runtime.server import ModelServer
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm
 

@@ -17,7 +17,8 @@ from fairlead import metrics
 from fairlead.transports.weights.base import Ancestor
 from fairlead.transports.weights.filesystem import FilesystemWeightSource, FilesystemWeightStore
 from fairlead.types import GenerationRequest, ModelInfo, SamplingParams, WeightVersion
-from services.policy.transformers_engine import EngineLimits, TransformersEngine
+from services.policy.front import EngineLimits
+from services.policy.transformers_engine import TransformersEngine
 from services.policy.weight_watcher import WeightWatcher
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_tokenizer
 

