@@ -174,7 +174,7 @@ class ObserveSection(Section):
 class LocalSection(Section):
     """The supervisor of a run on one machine."""
 
-    ready_seconds: float = Field(default=120.0, gt=0, le=3_600)
+    ready_seconds: float = Field(default=600.0, gt=0, le=3_600)
     """Time that a process has to become ready; a slower start counts as a failure."""
     hung_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """A process that was ready and does not respond to probes for this time is killed and restarted."""

@@ -1,4 +1,4 @@
-"""vLLM behind the engine's contract in float32: log-probs, seeds, swaps, bad versions, ends of requests."""
+"""vLLM as an engine, in float32: log-probs, seeds, swaps, bad versions, ends of requests."""
 
 from __future__ import annotations
 
@@ -105,9 +105,9 @@ async def test_logprobs_are_those_of_the_sampled_distribution(world: World, samp
 
 async def test_greedy_and_sampled_requests_share_a_batch(world: World):
     asked = [request(temperature=0.0), request(temperature=0.7, top_k=5), request()]
-    alone = [(await world.engine.generate(each, deadline=None))[0] for each in asked]
+    single = [(await world.engine.generate(each, deadline=None))[0] for each in asked]
     together = await asyncio.gather(*(world.engine.generate(each, deadline=None) for each in asked))
-    for one, sampling, before in zip(together, asked, alone, strict=True):
+    for one, sampling, before in zip(together, asked, single, strict=True):
         assert one[0].token_ids == before.token_ids
         assert differences(world.models, one[0], sampling=sampling.sampling).max() <= TOLERANCE
 
@@ -116,9 +116,9 @@ async def test_seeds_decide_the_samples(world: World):
     first, again, other = [
         await world.engine.generate(request(samples=4, seed=seed), deadline=None) for seed in (3, 3, 4)
     ]
-    single = await world.engine.generate(request(samples=1, seed=3), deadline=None)
+    one = await world.engine.generate(request(samples=1, seed=3), deadline=None)
     assert [each.token_ids for each in first] == [each.token_ids for each in again]
-    assert single[0].token_ids == first[0].token_ids
+    assert one[0].token_ids == first[0].token_ids
     assert len({each.token_ids for each in (*first, *other)}) == 8
 
 

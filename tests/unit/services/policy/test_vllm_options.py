@@ -70,7 +70,7 @@ def test_vllm_is_refused_in_a_deterministic_run():
         config.load(overrides={"deterministic": "true", "policy.engine": "vllm"})
 
 
-def test_process_identity_tells_processes_apart():
+def test_process_identity_is_stable():
     assert process_identity(1) == process_identity(1)
     assert process_identity(1).startswith("1:")
 
