@@ -1,0 +1,64 @@
+"""`fairlead ppo` with vLLM as the engine and real processes; the policy is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks import tiny_run
+from tests.integration.ppo_run import check, left_over, started
+from tests.tiny import tiny_causal_lm, tiny_reward_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+UPDATES = 8
+SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+
+
+def make(folder: Path, **settings: object) -> Path:
+    """Write models with heads that vLLM's CPU build supports, prompts and `run.toml`; return the file."""
+    tiny_causal_lm(folder / "policy", seed=1, **SHAPE)
+    tiny_reward_model(folder / "reward", seed=2)
+    file = tiny_run.write(
+        folder,
+        name="tiny",
+        prompts=(f"w{n} w{n * 7 % 56} w{n * 3 % 56}" for n in range(40)),
+        settings={
+            "ppo.updates": UPDATES,
+            "ppo.learning_rate": 1e-3,
+            "policy.engine": "vllm",
+            "queue.lease_seconds": 5.0,
+            "local.backoff_seconds": 0.2,
+            **settings,
+        },
+    )
+    with file.open("a") as text:
+        text.write("[policy.vllm]\nkv_cache_memory_bytes = 67108864\nenforce_eager = true\n")
+    return file
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_policy_is_killed_and_nothing_is_lost(tmp_path: Path, max_staleness: int):
+    with started(make(tmp_path, **{"ppo.max_staleness": max_staleness})) as run:
+        run.until(lambda: run.step() >= 3, seconds=600)
+        (policy,) = [pid for name, pid in run.pids().items() if name.startswith("policy")]
+        workers = psutil.Process(policy).children(recursive=True)
+        os.kill(policy, signal.SIGKILL)
+        _, alive = psutil.wait_procs(workers, timeout=60)
+        assert alive == []  # vLLM's processes end with the service
+        code, output = run.finish(seconds=900)
+        assert code == 0, output + run.log_tails()
+        check(run.folder)
+        assert left_over(run.folder) == []
+    lines = [json.loads(line) for line in run.folder.metrics("ppo").read_text().splitlines()]
+    assert [line["update"] for line in lines] == list(range(1, UPDATES + 1))
+    assert max(line["mismatch_max"] for line in lines) <= 1e-4
+    # π_prox is computed by the trainer for every rollout.
+    assert all("behaviour_weight" in line for line in lines)
+    assert max(abs(line["ratio_first"] - 1) for line in lines) < 1e-5
+    print(f"\nmismatch_max {max(line['mismatch_max'] for line in lines):.1e}")  # noqa: T201
