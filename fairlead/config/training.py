@@ -311,8 +311,9 @@ class PpoSection(TrainingSection):
     proximal_logprobs: Literal["auto", "stale", "all"] = "auto"
     """Rollouts whose log π_prox the trainer computes before the first step, instead of taking the recorded
     log-probs: those of older weights (`stale`), or `all`, which costs a forward pass. `auto` is `stale` if
-    `policy.engine` is `transformers` and policy and trainer compute in float32, else `all`: the log-probs of
-    the engine then differ by more than rounding, which must not be in the probability ratio."""
+    `policy.engine` is `transformers` and `dtype` is `float32` here, in `[policy]` and in `[weights]`, else
+    `all`: the log-probs of the engine then differ by more than rounding, which must not be in the probability
+    ratio."""
     value_clip_range: float = Field(default=0.2, gt=0)
     """Clip range of the change of the value, in standard deviations of the returns."""
     gae_gamma: float = Field(default=1.0, gt=0, le=1)

@@ -88,9 +88,9 @@ class Leader:
         return found
 
     def probe(self) -> Probe | None:
-        """Return what the policy's weights compute if the engine of the policy is vLLM, which is compared with it.
+        """Return what the policy's weights compute, with which vLLM is compared; None for the other engine.
 
-        The embedded engine replaces every tensor by itself.
+        The other engine replaces every tensor by itself.
         """
         if self._config.policy.engine != "vllm":
             return None
