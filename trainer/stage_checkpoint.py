@@ -27,6 +27,9 @@ from fairlead.transports.weights.base import Ancestor
 from fairlead.types import WeightVersion
 from trainer import finite
 from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.distributed import slices
+from trainer.distributed.collectives import largest
+from trainer.distributed.group import Group
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +37,26 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StageCheckpoints:
-    """The checkpoints of one stage of a run. A stage has one process, so no incarnation has to be fenced."""
+    """The checkpoints of one stage of a run. A stage runs only once at a time, so no incarnation has to be
+    fenced.
+    """
 
-    def __init__(self, stage: str, config: RunConfig, *, sequences: Iterable[tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        stage: str,
+        config: RunConfig,
+        *,
+        sequences: Iterable[tuple[int, ...]],
+        group: Group | None = None,
+    ) -> None:
         """
         Args:
             stage: `sft` or `reward_model`.
             config: the run.
             sequences: token ids of everything that the stage learns from, in its order.
+            group: the ranks that train together, all of which make the same calls; None: only this process.
         """
+        self._group = group or Group.single()
         self._root = root(stage, config)
         self._stage = stage
         self._every = config.checkpoint.every_steps
@@ -52,7 +66,8 @@ class StageCheckpoints:
 
     def load(self) -> Checkpoint | None:
         """Return the newest undamaged checkpoint; None without one that was made from the same inputs."""
-        found = self._store.load_newest(_LINEAGE)
+        found = self._store.load_newest(_LINEAGE) if self._group.is_first else None
+        found = self._agreed(found)
         if found is None:
             return None
         if found.state.get("made_from") != self._made_from:
@@ -67,6 +82,14 @@ class StageCheckpoints:
         logger.info("%s continues from the checkpoint of step %d", self._stage, found.version.update)
         return found
 
+    def _agreed(self, found: Checkpoint | None) -> Checkpoint | None:
+        """Return on every rank the checkpoint that the first one has found."""
+        version = self._group.broadcast(str(found.version).encode() if found else b"").decode()
+        if version and not self._group.is_first:
+            found = self._store.load(WeightVersion.parse(version), verify=False)
+        self._group.barrier()  # it may be deleted next
+        return found
+
     def is_due(self, step: int) -> bool:
         """Return whether a checkpoint is due after a step."""
         return step % self._every == 0
@@ -79,15 +102,31 @@ class StageCheckpoints:
         """
         for name, group in tensors.items():
             finite.check_weights(
-                group, what=f"{self._stage}: the {name}", rate=f"{self._stage}.learning_rate"
+                group,
+                what=f"{self._stage}: the {name}",
+                rate=f"{self._stage}.learning_rate",
+                group=self._group,
             )
         version = WeightVersion(_LINEAGE[0].incarnation, position.step)
-        self._store.save(version, tensors=tensors, state={**asdict(position), "made_from": self._made_from})
+        state = {**asdict(position), "made_from": self._made_from}
+        if not self._group.is_first:
+            slices.write(Path(self._group.broadcast(b"").decode()), tensors, self._group)
+            return
+        if self._group.size == 1:
+            self._store.save(version, tensors=tensors, state=state)
+        else:
+
+            def write(folder: Path) -> Mapping[str, object]:
+                self._group.broadcast(str(folder.absolute()).encode())
+                return slices.write(folder, tensors, self._group)
+
+            self._store.save_slices(version, write=write, state=state)
         self._store.prune(keep=self._keep, lineage=_LINEAGE)
 
     def forget(self) -> None:
-        """Delete every checkpoint."""
-        shutil.rmtree(self._root, ignore_errors=True)
+        """Delete every checkpoint, on the first rank."""
+        if self._group.is_first:
+            shutil.rmtree(self._root, ignore_errors=True)
 
 
 _LINEAGE = (Ancestor(1, 0),)
@@ -137,9 +176,21 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
+class AgreedStop(SystemExit):
+    """The end of the process at the same step on every rank, so that all of them can write a checkpoint."""
+
+
+def may_save(stop: SystemExit, group: Group) -> bool:
+    """Return whether a checkpoint can be written when the stage is stopped: several ranks have to agree."""
+    return group.size == 1 or isinstance(stop, AgreedStop)
+
+
 @contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Delay SIGTERM and SIGINT to the end of the block, so that no optimizer step is interrupted halfway."""
+def uninterrupted(group: Group | None = None) -> Iterator[None]:
+    """Delay SIGTERM and SIGINT to the end of the block, so that no optimizer step is interrupted halfway.
+
+    If any rank of a group got one, all stop at the end of the block.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -154,8 +205,13 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if received:
+        if received and (group is None or group.size == 1):
             signal.raise_signal(received[0])
+    if group is not None and group.size > 1:
+        stopped = largest(received[0] if received else 0, group)
+        if stopped:
+            logger.info("stopped by %s; run the same command again to continue", signal.Signals(stopped).name)
+            raise AgreedStop(128 + stopped)
 
 
 def _digest(made_from: str, sequences: Iterable[tuple[int, ...]]) -> str:

@@ -183,6 +183,30 @@ class Tracker:
         durable.write_json(self._folder.progress, progress, durable=False)
 
 
+class SilentTracker(Tracker):
+    """The tracker of a rank that reports nothing, because rank 0 does."""
+
+    def __init__(self, *, first_step: int = 0) -> None:
+        """Start at a step."""
+        self._step = first_step
+
+    def phase(self, name: str, *, waiting_for: str | None = None) -> None:
+        """Do nothing."""
+
+    def waiting_for(self, what: str) -> None:
+        """Do nothing."""
+
+    def doing(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Do nothing."""
+
+    def record(self, step: int, figures: Mapping[str, float], *, scalars: bool = True) -> None:
+        """Remember the step."""
+        self._step = step
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def write_waiting(stage: str, folder: RunFolder, *, total: int, waiting_for: str) -> None:
     """Write the progress of a stage that cannot start yet."""
     progress = {

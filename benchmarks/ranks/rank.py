@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fairlead.config.infrastructure import RanksSection
+from fairlead.nn import allocator
 from fairlead.transports.weights.base import Ancestor, Shard
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
@@ -100,8 +101,10 @@ class _Writing:
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
         own = json.dumps([seconds, cpu, _peak() - before]).encode()
         all_ranks = [json.loads(one) for one in self._group.all_gather(own)]
-        root = self._weights.root if write.__name__.startswith("_version") else self._checkpoints.root
-        size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
+        folder = self._checkpoints.root / "1-1"
+        if write.__name__.startswith("_version"):
+            folder = self._weights.root / str(WeightVersion(1, number))
+        size = sum(file.stat().st_size for file in folder.iterdir())
         self._group.barrier()
         if self._group.is_first:
             self._weights.prune(keep=1)
@@ -170,6 +173,7 @@ def _gathered(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
 
 def _reset_peak() -> int:
     """Forget the peak memory of this process; return what it uses now, in bytes."""
+    allocator.give_back()
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 

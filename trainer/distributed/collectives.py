@@ -74,3 +74,19 @@ def whole_at(tensor: Tensor, owner: int, group: Group, *, dtype: torch.dtype | N
     parts = [torch.empty_like(part) for _ in range(group.size)] if group.rank == owner else None
     dist.gather(part, parts, dst=owner)
     return None if parts is None else torch.cat(parts)[: tensor.shape[0]]
+
+
+def whole_on_cpu(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
+    """Return whole tensors in the memory of rank 0; on the other ranks nothing."""
+    found = {}
+    for name, tensor in tensors.items():
+        group.progress(f"gathering {name}")
+        whole = whole_at(tensor, 0, group)
+        if whole is not None:
+            found[name] = whole.cpu()
+    return found
+
+
+def largest(number: int, group: Group) -> int:
+    """Return the largest number that any rank has."""
+    return -smallest(-number, group)

@@ -6,13 +6,16 @@ FSDP gathers weights in step on all ranks, so a rank with fewer micro-batches th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 
 from trainer.distributed.group import Group
 from trainer.sequences import PaddedSequences, TokenSequence, pack, pad
 
-_NOTHING = TokenSequence((0,), 1)
+_Item = TypeVar("_Item")
+
+NOTHING = TokenSequence((0,), 1)
 """Fills a micro-batch without sequences: no response token, so it changes no gradient."""
 
 
@@ -31,18 +34,28 @@ def plan(lengths: Sequence[int], *, max_tokens: int, ranks: int) -> list[list[li
     Returns:
         For each rank its micro-batches, as indices of sequences.
     """
-    members: list[list[int]] = [[] for _ in range(ranks)]
-    tokens = [0] * ranks
-    for index in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
-        rank = min(range(ranks), key=lambda one: (tokens[one], len(members[one]), one))
-        members[rank].append(index)
-        tokens[rank] += lengths[index]
     found = [
         [[own[index] for index in group] for group in pack([lengths[i] for i in own], max_tokens=max_tokens)]
-        for own in members
+        for own in deal(lengths, ranks=ranks)
     ]
-    most = max(map(len, found))
-    return [[*own, *([] for _ in range(most - len(own)))] for own in found]
+    return filled(found)
+
+
+def deal(sizes: Sequence[int], *, ranks: int) -> list[list[int]]:
+    """Return the items of each rank: the largest one left goes to the rank with the least so far."""
+    members: list[list[int]] = [[] for _ in range(ranks)]
+    total = [0] * ranks
+    for index in sorted(range(len(sizes)), key=lambda one: (-sizes[one], one)):
+        rank = min(range(ranks), key=lambda one: (total[one], len(members[one]), one))
+        members[rank].append(index)
+        total[rank] += sizes[index]
+    return members
+
+
+def filled(parts: list[list[list[_Item]]]) -> list[list[list[_Item]]]:
+    """Return the micro-batches of every rank, with empty ones up to the number of the rank with most."""
+    most = max(map(len, parts))
+    return [[*own, *([] for _ in range(most - len(own)))] for own in parts]
 
 
 def share(lengths: Sequence[int], *, max_tokens: int, group: Group) -> list[list[int]]:
@@ -68,4 +81,4 @@ def padded(
     parts = share(lengths, max_tokens=max_tokens, group=group)
     for number, part in enumerate(parts, start=1):
         group.progress(f"micro-batch {number} of {len(parts)}")
-        yield part, pad([sequences[index] for index in part] or [_NOTHING], device)
+        yield part, pad([sequences[index] for index in part] or [NOTHING], device)

@@ -31,9 +31,15 @@ class Root(nn.Module):
     as body and output layer, has to run inside a call. Without sharding it is only a call.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, group: Group | None = None) -> None:
+        """
+        Args:
+            model: the model.
+            group: the ranks that share it; None: only this process.
+        """
         super().__init__()
         self.model = model
+        self.group = group or Group.single()
 
     def forward(
         self,

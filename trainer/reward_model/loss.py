@@ -13,6 +13,8 @@ from torch.nn.functional import logsigmoid
 
 from fairlead.nn.ensemble import RewardEnsemble
 from fairlead.nn.reward_model import RewardModel
+from trainer.distributed import micro_batches
+from trainer.distributed.group import Group
 from trainer.reward_model.data import EncodedRanking, pack
 from trainer.sequences import autocast
 
@@ -63,11 +65,32 @@ def micro_batch_losses(
     *,
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
+    group: Group | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the loss of each micro-batch, as its share of the mean over all rankings given."""
-    for members in pack(rankings, max_tokens=max_tokens):
+    """Yield the loss of each micro-batch, as its share of the mean over all rankings given.
+
+    Each rank takes some of the rankings.
+    """
+    for members in _share(rankings, group or Group.single(), max_tokens=max_tokens):
+        if not members:  # as many micro-batches as other ranks; no gradient
+            yield score(model, [(0,)], dtype=dtype)[:0].sum()
+            continue
         scores = forward(model, members, dtype=dtype)
         losses = [
             ranking_loss(scores_K, ranking.pairs) for scores_K, ranking in zip(scores, members, strict=True)
         ]
         yield torch.stack(losses).sum() / len(rankings)
+
+
+def _share(
+    rankings: Sequence[EncodedRanking], group: Group, *, max_tokens: int
+) -> list[list[EncodedRanking]]:
+    """Return the micro-batches of this rank, balanced by tokens."""
+    if group.size == 1:
+        return list(pack(rankings, max_tokens=max_tokens))
+    sizes = [len(ranking.sequences) * ranking.longest for ranking in rankings]
+    parts = [
+        list(pack([rankings[index] for index in own], max_tokens=max_tokens))
+        for own in micro_batches.deal(sizes, ranks=group.size)
+    ]
+    return micro_batches.filled(parts)[group.rank]

@@ -28,22 +28,34 @@ from fairlead.nn.loading import (
     load_tokenizer,
     max_sequence_tokens,
     set_threads,
+    torch_device,
     torch_dtype,
 )
 from fairlead.nn.reward_model import RewardModel, load_reward_model
 from trainer import durable, finite, memory, optim, seeds
+from trainer.distributed.collectives import summed, whole_on_cpu
+from trainer.distributed.group import Group
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.results import config_hash
 from trainer.reward_model import data, finish, loss
+from trainer.reward_model.divided import body_and_head, divide
 from trainer.reward_model.evaluate import evaluate
-from trainer.stage_checkpoint import Position, StageCheckpoints, uninterrupted
-from trainer.tracking import Tracker
+from trainer.stage_checkpoint import Position, StageCheckpoints, may_save, uninterrupted
+from trainer.tracking import SilentTracker, Tracker
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> finish.Result:
+def train(
+    config: RunConfig, metrics: TrainerMetrics | None = None, *, group: Group | None = None
+) -> finish.Result:
     """Train, write the model folder and the result, and return the result.
+
+    Args:
+        config: the run.
+        metrics: of this process.
+        group: the ranks that train together, all of which call this; None: only this process. The first
+            rank writes the files.
 
     Raises:
         ConfigError: if there are no comparisons, or most of them cannot be learnt within the limit of tokens.
@@ -52,13 +64,14 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> finish.Re
     """
     begun = time.monotonic()
     section = config.reward_model
+    group = group or Group.single()
     set_threads(section)
     path = section.path or str(config.folder.sft_model)
     preferences = load_preferences(config)
     tokenizer = load_tokenizer(path)
     if section.path:
         apply_settings(tokenizer, config)
-    members = tuple(_fresh(config, path, member) for member in range(section.ensemble_size))
+    members = tuple(_fresh(config, path, number, group) for number in range(section.ensemble_size))
     check_vocabulary(path, members[0].model, tokenizer)
     limit = max_sequence_tokens(members[0].model, section.max_sequence_tokens)
     known, heldout = _encoded(config, preferences, tokenizer, max_tokens=limit)
@@ -68,22 +81,26 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> finish.Re
         sequences=(
             sequence for ranking in known.rankings for sequence in (*ranking.sequences, *ranking.pairs)
         ),
+        group=group,
     )
-    training = _Training(config, members, checkpoints)
+    training = _Training(config, members, checkpoints, group)
+    members = training.members
     with _tracker(config, training, num_rankings=len(known.rankings), metrics=metrics) as tracker:
         train_loss = _epochs(config, training, known.rankings, heldout.rankings, tracker)
-        _check_weights(members)
+        _check_weights(members, group)
         training.save()  # what follows takes a while on long data, and starts from here if it is interrupted
         tracker.phase("evaluate")
         centred = finish.centre(config, members, tokenizer, limit, tracker.doing)
-        _check_weights(members)
+        _check_weights(members, group)
         figures, temperature = finish.measure(
             config, members, known.rankings, heldout.rankings, tracker.doing
         )
         tracker.phase("publish")
         tracker.doing("writing the model")
-        with durable.new_folder(config.folder.reward_model) as folder:
-            finish.save(config, folder, members, tokenizer, temperature)
+        whole = _whole(config, path, members, group)
+        if whole:
+            with durable.new_folder(config.folder.reward_model) as folder:
+                finish.save(config, folder, whole, tokenizer, temperature)
         result: finish.Result = {
             **figures,
             **centred,
@@ -95,7 +112,8 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> finish.Re
             "trained_parameters": sum(p.numel() for model in members for p in model.parameters()),
             "config_hash": config_hash("reward_model", config),
         }
-        durable.write_json(config.folder.result("reward_model"), result)
+        if group.is_first:
+            durable.write_json(config.folder.result("reward_model"), result)
         checkpoints.forget()
         tracker.phase("done")
     pairs = result["heldout_comparisons"]
@@ -135,8 +153,10 @@ def _encoded(
     return known, heldout
 
 
-def _fresh(config: RunConfig, path: str, member: int) -> RewardModel:
+def _fresh(config: RunConfig, path: str, member: int, group: Group) -> RewardModel:
     section = config.reward_model
+    if group.size > 1:
+        section = section.model_copy(update={"device": "cpu"})  # a whole model need not fit on a GPU
     # Trained weights are float32, and the body computes in `dtype`; a frozen base may be kept in it.
     exact = section if section.lora.rank else section.model_copy(update={"dtype": "float32"})
     numbered = [member] if member else []
@@ -155,11 +175,18 @@ class _Training:
     """The members of an ensemble, trained one after the other, and how far that has come."""
 
     def __init__(
-        self, config: RunConfig, members: Sequence[RewardModel], checkpoints: StageCheckpoints
+        self, config: RunConfig, members: Sequence[RewardModel], checkpoints: StageCheckpoints, group: Group
     ) -> None:
-        """Continue from the newest checkpoint, if there is one."""
+        """Divide the members among the ranks, and continue from the newest checkpoint, if there is one."""
+        section = config.reward_model
         self._config = config
-        self._members = members
+        self.group = group
+        self.dtype = _autocast_dtype(config, group)
+        """Type that autocast computes in."""
+        self.members = tuple(
+            divide(model, torch_device(section.device), compute=torch_dtype(section), group=group)
+            for model in members
+        )
         self._checkpoints = checkpoints
         self.finite_steps = finite.FiniteSteps("reward_model", rate="reward_model.learning_rate")
         self.position = Position()
@@ -168,23 +195,23 @@ class _Training:
             self.position = Position.from_state(checkpoint.state)
             for number in range(self.position.member + 1):
                 tensors = checkpoint.tensors[f"member-{number}"]
-                load_tensors(_trained(members[number]), tensors, "reward model")
+                load_tensors(body_and_head(self.members[number]), tensors, "reward model")
         self.optimizer = self._new_optimizer()
         if checkpoint is not None:
-            load_optimizer(_trained(self.model), self.optimizer, checkpoint.tensors["optimizer"])
+            load_optimizer(body_and_head(self.model), self.optimizer, checkpoint.tensors["optimizer"])
 
     @property
     def model(self) -> RewardModel:
         """The member that is being trained."""
-        return self._members[self.position.member]
+        return self.members[self.position.member]
 
     def save(self) -> None:
         """Write a checkpoint."""
         tensors = {
-            f"member-{number}": trained_tensors(_trained(self._members[number]))
+            f"member-{number}": trained_tensors(body_and_head(self.members[number]))
             for number in range(self.position.member + 1)
         }
-        tensors["optimizer"] = optimizer_tensors(_trained(self.model), self.optimizer)
+        tensors["optimizer"] = optimizer_tensors(body_and_head(self.model), self.optimizer)
         self._checkpoints.save(self.position, tensors)
 
     def save_if_due(self) -> None:
@@ -196,9 +223,9 @@ class _Training:
         """Begin the next epoch, of the next member after the last one; False if everything is trained."""
         position = self.position
         last_epoch = position.epoch + 1 == self._config.reward_model.epochs
-        if last_epoch and position.member + 1 == len(self._members):
+        if last_epoch and position.member + 1 == len(self.members):
             return False
-        with uninterrupted():
+        with uninterrupted(self.group):
             if last_epoch:
                 position.member_losses.append(_mean(position.losses))
                 position.member += 1
@@ -211,7 +238,7 @@ class _Training:
         """Return the mean loss of the last epochs of all members."""
         found = 0.0
         for member_loss in (*self.position.member_losses, _mean(self.position.losses)):
-            found += member_loss / len(self._members)
+            found += member_loss / len(self.members)
         return found
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
@@ -225,23 +252,42 @@ def _mean(losses: Sequence[float]) -> float:
     return sum(losses) / len(losses)
 
 
-def _trained(model: RewardModel) -> torch.nn.Module:
-    """Return body and head as one module, for checkpoints."""
-    return torch.nn.ModuleDict({"body": model.body, "head": model.head})
+def _autocast_dtype(config: RunConfig, group: Group) -> torch.dtype:
+    """Return the type that autocast computes in: divided weights are gathered in the section's type."""
+    return torch_dtype(config.reward_model) if group.size == 1 else torch.float32
 
 
-def _check_weights(members: Sequence[RewardModel]) -> None:
+def _whole(
+    config: RunConfig, path: str, members: Sequence[RewardModel], group: Group
+) -> tuple[RewardModel, ...]:
+    """Return the trained members; with several ranks, copies in the memory of the first one, else none."""
+    if group.size == 1:
+        return tuple(members)
+    gathered = [whole_on_cpu(trained_tensors(body_and_head(model)), group) for model in members]
+    group.idle("the first rank writes the model")
+    if not group.is_first:
+        return ()
+    found = tuple(_fresh(config, path, number, group) for number in range(len(members)))
+    for model, tensors in zip(found, gathered, strict=True):
+        load_tensors(body_and_head(model), tensors, "reward model")
+    return found
+
+
+def _check_weights(members: Sequence[RewardModel], group: Group) -> None:
     for model in members:
         finite.check_weights(
-            trained_tensors(_trained(model)),
+            trained_tensors(body_and_head(model)),
             what="reward_model: the model",
             rate="reward_model.learning_rate",
+            group=group,
         )
 
 
 def _tracker(
     config: RunConfig, training: _Training, *, num_rankings: int, metrics: TrainerMetrics | None
 ) -> Tracker:
+    if not training.group.is_first:
+        return SilentTracker(first_step=training.position.step)
     section = config.reward_model
     steps = section.epochs * math.ceil(num_rankings / section.batch_size)
     return Tracker(
@@ -277,15 +323,16 @@ def _epochs(
                     training.model,
                     heldout,
                     max_tokens=section.max_micro_batch_tokens,
-                    dtype=torch_dtype(section),
+                    dtype=training.dtype,
                     doing=tracker.doing,
                 )
                 tracker.record(tracker.step, {f"heldout_{name}": value for name, value in found.items()})
                 finite.check_mean("reward_model", "held-out loss", found["loss"])
             if not training.advance():
                 break
-    except SystemExit:
-        training.save()
+    except SystemExit as stop:
+        if may_save(stop, training.group):
+            training.save()
         raise
     return training.train_loss()
 
@@ -304,19 +351,21 @@ def _epoch(
         len(rankings), size=section.batch_size, seed=config.seed, epoch=position.epoch, member=position.member
     )
     for indices in itertools.islice(order, len(position.losses), None):
-        with uninterrupted():
+        with uninterrupted(training.group):
             step = position.epoch * per_epoch + len(position.losses)
             optim.set_scheduled_rate(optimizer, section, step, section.epochs * per_epoch)
             step_loss = 0.0
-            with _dropout(config, model, position.step):
+            with _dropout(config, model, position.step, training.group):
                 for part in loss.micro_batch_losses(
                     model,
                     [rankings[index] for index in indices],
                     max_tokens=section.max_micro_batch_tokens,
-                    dtype=torch_dtype(section),
+                    dtype=training.dtype,
+                    group=training.group,
                 ):
                     part.backward()  # type: ignore[no-untyped-call]
                     step_loss += float(part.detach())
+            step_loss = summed({"loss": step_loss}, training.group)["loss"]
             norm = optim.clipped_step(
                 optimizer, parameters, max_norm=section.max_gradient_norm, loss=step_loss
             )
@@ -333,8 +382,10 @@ def _epoch(
             }
 
 
-def _dropout(config: RunConfig, model: RewardModel, step: int) -> AbstractContextManager[None]:
+def _dropout(config: RunConfig, model: RewardModel, step: int, group: Group) -> AbstractContextManager[None]:
     """Return a context in which the dropout of adapters is on, if there is any."""
     if not config.reward_model.lora.dropout:
         return nullcontext()
-    return adapters.dropout(model.model, seed=seeds.derive(config.seed, "reward_dropout", step))
+    numbered = [group.rank] if group.rank else []
+    seed = seeds.derive(config.seed, "reward_dropout", step, *numbered)
+    return adapters.dropout(model.model, seed=seed)

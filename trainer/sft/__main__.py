@@ -13,7 +13,7 @@ from trainer.sft.train import train
 
 def body(config: RunConfig, metrics: TrainerMetrics, group: Group) -> None:
     """Run the stage."""
-    train(config, metrics)
+    train(config, metrics, group=group)
 
 
 if __name__ == "__main__":

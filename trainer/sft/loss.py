@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trainer.sequences import TokenSequence, pack, pad, response_logprobs
+from trainer.distributed import collectives, micro_batches
+from trainer.distributed.sharding import Root
+from trainer.sequences import TokenSequence, response_logprobs
 from trainer.sft import packing
 
 
 def micro_batch_losses(
-    model: PreTrainedModel,
+    root: Root,
     sequences: Sequence[TokenSequence],
     *,
     max_tokens: int,
@@ -25,22 +27,27 @@ def micro_batch_losses(
 ) -> Iterator[Tensor]:
     """Yield the loss of each micro-batch, as its share of the mean over all response tokens of the sequences.
 
-    The sum of the gradients does not depend on the split into micro-batches.
+    The sum of the gradients depends neither on the split into micro-batches nor on the number of ranks, each
+    of which takes some of them.
     """
     total_tokens = sum(sequence.response_length for sequence in sequences)
+    model = root.model
+    assert isinstance(model, PreTrainedModel)
     if row_tokens:
-        for rows in packing.groups(packing.rows(sequences, width=row_tokens), max_tokens=max_tokens):
-            yield -packing.row_logprobs(model, rows, dtype=dtype).sum() / total_tokens
+        rows = packing.rows(sequences, width=row_tokens)
+        lengths = [packing.row_length(row) for row in rows]
+        for part in micro_batches.share(lengths, max_tokens=max_tokens, group=root.group):
+            packed = [rows[index] for index in part] or [[micro_batches.NOTHING]]
+            yield -root(packing.row_logprobs, packed, dtype=dtype).sum() / total_tokens
         return
-    for group in pack([len(sequence.token_ids) for sequence in sequences], max_tokens=max_tokens):
-        batch = pad([sequences[index] for index in group], model.device)
-        logprobs_N, _ = response_logprobs(model, batch, temperature=1.0, dtype=dtype)
+    for _, batch in micro_batches.padded(sequences, model.device, max_tokens=max_tokens, group=root.group):
+        logprobs_N, _ = root(response_logprobs, batch, temperature=1.0, dtype=dtype)
         yield -logprobs_N.sum() / total_tokens
 
 
 @torch.no_grad()
 def mean_loss(
-    model: PreTrainedModel,
+    root: Root,
     sequences: Sequence[TokenSequence],
     *,
     max_tokens: int,
@@ -49,5 +56,5 @@ def mean_loss(
     """Return nats per response token over all sequences; NaN without sequences."""
     if not sequences:
         return float("nan")
-    parts = micro_batch_losses(model, sequences, max_tokens=max_tokens, dtype=dtype)
-    return float(sum(float(part) for part in parts))
+    parts = micro_batch_losses(root, sequences, max_tokens=max_tokens, dtype=dtype)
+    return collectives.summed({"loss": float(sum(float(part) for part in parts))}, root.group)["loss"]

@@ -39,23 +39,16 @@ def rows(sequences: Sequence[TokenSequence], *, width: int) -> list[Row]:
     return found
 
 
-def groups(packed: Sequence[Row], *, max_tokens: int) -> Iterator[list[Row]]:
-    """Yield groups of rows of similar length with at most `max_tokens` padded tokens, or one row."""
-    group: list[Row] = []
-    for row in sorted(packed, key=lambda row: -_length(row)):
-        if group and (len(group) + 1) * _length(group[0]) > max_tokens:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
+def row_length(row: Row) -> int:
+    """Return the number of tokens in a row."""
+    return sum(len(sequence.token_ids) for sequence in row)
 
 
 def row_logprobs(
     model: PreTrainedModel, packed: Sequence[Row], *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Return log-probs [N] of the response tokens, row by row and sequence by sequence."""
-    width = max(map(_length, packed))
+    width = max(map(row_length, packed))
     tokens_BT = torch.zeros(len(packed), width, dtype=torch.long)
     # The rest of a row is a separate sequence whose outputs are not used.
     positions_BT = torch.zeros(len(packed), width, dtype=torch.long)
@@ -119,7 +112,3 @@ def _comparisons(model: PreTrainedModel, probe: Probe) -> Iterator[Comparison]:
 def _own_logprobs(model: PreTrainedModel, prompt: tuple[int, ...], response: tuple[int, ...]) -> Tensor:
     logits_TV = trial.own(model, (*prompt, *response), count=len(response) + 1)[:-1]
     return token_logprobs(logits_TV, torch.tensor(response, device=logits_TV.device), temperature=1.0)
-
-
-def _length(row: Row) -> int:
-    return sum(len(sequence.token_ids) for sequence in row)

@@ -35,12 +35,16 @@ from fairlead.nn.loading import (
 from fairlead.nn.unembedding import check_unembedding
 from trainer import demonstrations as encoding
 from trainer import durable, finite, memory, optim, seeds
+from trainer.distributed import sharding
+from trainer.distributed.collectives import summed, whole_on_cpu
+from trainer.distributed.group import Group
+from trainer.distributed.sharding import Root
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.results import config_hash
 from trainer.sequences import TokenSequence
 from trainer.sft import loss, packing, scratch
-from trainer.stage_checkpoint import Position, StageCheckpoints, uninterrupted
-from trainer.tracking import Tracker
+from trainer.stage_checkpoint import Position, StageCheckpoints, may_save, uninterrupted
+from trainer.tracking import SilentTracker, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +52,14 @@ logger = logging.getLogger(__name__)
 Result = dict[str, float | str | dict[str, float]]
 
 
-def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
+def train(config: RunConfig, metrics: TrainerMetrics | None = None, *, group: Group | None = None) -> Result:
     """Fine-tune, write the model folder and the result, and return the result.
+
+    Args:
+        config: the run.
+        metrics: of this process.
+        group: the ranks that train together, all of which call this; None: only this process. The first
+            rank writes the files.
 
     Raises:
         ConfigError: if no demonstration fits the model, or the model does not support packing.
@@ -59,9 +69,10 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     """
     begun = time.monotonic()
     section = config.sft
+    group = group or Group.single()
     set_threads(section)
     demonstrations = load_demonstrations(config)
-    model, tokenizer = base_model(config, demonstrations)
+    model, tokenizer = base_model(config, demonstrations, on_cpu=group.size > 1)
     check_unembedding(model)
     _prepare(config, model)
     limit = max_sequence_tokens(model, section.max_sequence_tokens)
@@ -69,16 +80,20 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
     sequences = known.sequences
     if section.batching == "packing":
         packing.check(model, longest=limit)
-    checkpoints = StageCheckpoints("sft", config, sequences=(one.token_ids for one in sequences))
-    training = _Training(config, model, checkpoints)
+    checkpoints = StageCheckpoints("sft", config, sequences=(one.token_ids for one in sequences), group=group)
+    training = _Training(config, model, checkpoints, group)
     with _tracker(config, training, num_sequences=len(sequences), metrics=metrics) as tracker:
         train_loss, heldout_losses = _epochs(config, training, sequences, heldout, tracker)
-        finite.check_weights(trained_tensors(model), what="sft: the model", rate="sft.learning_rate")
+        finite.check_weights(
+            trained_tensors(model), what="sft: the model", rate="sft.learning_rate", group=group
+        )
         tracker.phase("publish")
         tracker.doing("writing the model")
-        with durable.new_folder(config.folder.sft_model) as folder:
-            adapters.save(model, folder, merge=section.lora.merge)
-            tokenizer.save_pretrained(folder)
+        whole = _whole(config, training, demonstrations)
+        if whole is not None:
+            with durable.new_folder(config.folder.sft_model) as folder:
+                adapters.save(whole, folder, merge=section.lora.merge)
+                tokenizer.save_pretrained(folder)
         result: Result = {
             "train_loss": train_loss,
             "heldout_loss": heldout_losses.pop("all"),
@@ -93,7 +108,8 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None) -> Result:
             "trained_parameters": sum(parameter.numel() for parameter in optim.learning(model)),
             "config_hash": config_hash("sft", config),
         }
-        durable.write_json(config.folder.result("sft"), result)
+        if group.is_first:
+            durable.write_json(config.folder.result("sft"), result)
         checkpoints.forget()
         tracker.phase("done")
     logger.info("sft: held-out loss %.4f after %.1f s", result["heldout_loss"], result["seconds"])
@@ -121,10 +137,10 @@ def _encoded(
 
 
 def base_model(
-    config: RunConfig, demonstrations: Split[Example]
+    config: RunConfig, demonstrations: Split[Example], *, on_cpu: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return model and tokenizer of `[model] path`, or new ones; trained weights are float32."""
-    section = config.sft
+    section = config.sft.model_copy(update={"device": "cpu"}) if on_cpu else config.sft
     if not section.lora.rank:
         section = section.model_copy(update={"dtype": "float32"})
     elif not config.model.path:
@@ -154,6 +170,22 @@ def _prepare(config: RunConfig, model: PreTrainedModel) -> None:
         memory.recompute_blocks(model, field="sft")
 
 
+def _whole(config: RunConfig, training: _Training, demonstrations: Split[Example]) -> PreTrainedModel | None:
+    """Return the trained model; with several ranks, a copy in the memory of the first one, else None."""
+    group = training.root.group
+    if group.size == 1:
+        return training.model
+    tensors = whole_on_cpu(trained_tensors(training.model), group)
+    group.idle("the first rank writes the model")
+    if not group.is_first:
+        return None
+    found, _ = base_model(config, demonstrations, on_cpu=True)
+    if config.sft.lora.rank:
+        adapters.add(found, config.sft.lora, base=config.model.path, field="sft.lora", seed=0)
+    load_tensors(found, tensors, "model")
+    return found
+
+
 def _texts(demonstrations: Split[Example]) -> Iterable[str]:
     for record in itertools.chain(demonstrations.train, demonstrations.heldout):
         if isinstance(record, Demonstration):
@@ -168,11 +200,19 @@ def _texts(demonstrations: Split[Example]) -> Iterable[str]:
 class _Training:
     """Model, optimizer and position of the stage, from the newest checkpoint on."""
 
-    def __init__(self, config: RunConfig, model: PreTrainedModel, checkpoints: StageCheckpoints) -> None:
-        """Continue from the newest checkpoint, if there is one."""
+    def __init__(
+        self, config: RunConfig, model: PreTrainedModel, checkpoints: StageCheckpoints, group: Group
+    ) -> None:
+        """Divide the model among the ranks, and continue from the newest checkpoint, if there is one."""
         section = config.sft
         self.config = config
         self.model = model
+        self.root = Root(model, group)
+        self.dtype = torch_dtype(section)
+        """Type that autocast computes in."""
+        sharding.shard(self.root, torch_device(section.device), compute=self.dtype, group=group)
+        if group.size > 1:
+            self.dtype = torch.float32
         # Evaluation mode throughout: only the dropout of adapters is on while learning.
         self.optimizer = optim.adamw(
             optim.learning(model), learning_rate=section.learning_rate, weight_decay=section.weight_decay
@@ -205,11 +245,9 @@ class _Training:
         total = self.num_steps(len(sequences))
         order = batches(len(sequences), size=section.batch_size, seed=self.config.seed, epoch=position.epoch)
         for indices in itertools.islice(order, len(position.losses), None):
-            with uninterrupted():
+            with uninterrupted(self.root.group):
                 batch = [sequences[index] for index in indices]
-                figures = _step(
-                    self.config, self.model, self.optimizer, batch, step=position.step, total=total
-                )
+                figures = _step(self, batch, total=total)
                 numbers = {"the loss": figures["loss"], "the gradient": figures["gradient_norm"]}
                 self._finite_steps.check(numbers, where=f"step {position.step + 1}")
                 position.step += 1
@@ -229,7 +267,7 @@ class _Training:
         """Begin the next epoch; False if this was the last."""
         if self.position.epoch + 1 == self.config.sft.epochs:
             return False
-        with uninterrupted():
+        with uninterrupted(self.root.group):
             self.position.epoch += 1
             self.position.losses = []
         return True
@@ -238,6 +276,8 @@ class _Training:
 def _tracker(
     config: RunConfig, training: _Training, *, num_sequences: int, metrics: TrainerMetrics | None
 ) -> Tracker:
+    if not training.root.group.is_first:
+        return SilentTracker(first_step=training.position.step)
     return Tracker(
         "sft",
         config.folder,
@@ -264,10 +304,10 @@ def _epochs(
                 tracker.record(training.position.step, figures)
             tracker.phase("evaluate")
             losses = heldout_losses(
-                training.model,
+                training.root,
                 heldout,
                 max_tokens=section.max_micro_batch_tokens,
-                dtype=torch_dtype(section),
+                dtype=training.dtype,
             )
             if any(heldout.values()):
                 figures = {"heldout_loss": losses["all"], "epoch": training.position.epoch + 1}
@@ -276,51 +316,47 @@ def _epochs(
             train_loss = training.mean_loss()
             if not training.advance():
                 break
-    except SystemExit:
-        training.save()
+    except SystemExit as stop:
+        if may_save(stop, training.root.group):
+            training.save()
         raise
     return train_loss, losses
 
 
-def _step(
-    config: RunConfig,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    batch: list[TokenSequence],
-    *,
-    step: int,
-    total: int,
-) -> dict[str, float]:
-    """Train one optimizer step; return its loss and gradient norm."""
-    section = config.sft
-    optim.set_scheduled_rate(optimizer, section, step, total)
+def _step(training: _Training, batch: list[TokenSequence], *, total: int) -> dict[str, float]:
+    """Train one optimizer step, of `total`; return its loss and gradient norm."""
+    section = training.config.sft
+    model, step, group = training.model, training.position.step, training.root.group
+    optim.set_scheduled_rate(training.optimizer, section, step, total)
     row_tokens = (
         max_sequence_tokens(model, section.max_sequence_tokens) if section.batching == "packing" else 0
     )
     step_loss = 0.0
-    drops = adapters.dropout(model, seed=seeds.derive(config.seed, "dropout", step))
+    numbered = [group.rank] if group.rank else []
+    drops = adapters.dropout(model, seed=seeds.derive(training.config.seed, "dropout", step, *numbered))
     with drops if section.lora.dropout else nullcontext():
         for part in loss.micro_batch_losses(
-            model,
+            training.root,
             batch,
             max_tokens=section.max_micro_batch_tokens,
             row_tokens=row_tokens,
-            dtype=torch_dtype(section),
+            dtype=training.dtype,
         ):
             part.backward()  # type: ignore[no-untyped-call]
             step_loss += float(part.detach())
+    step_loss = summed({"loss": step_loss}, group)["loss"]
     norm = optim.clipped_step(
-        optimizer, optim.learning(model), max_norm=section.max_gradient_norm, loss=step_loss
+        training.optimizer, optim.learning(model), max_norm=section.max_gradient_norm, loss=step_loss
     )
     return {"loss": step_loss, "gradient_norm": norm}
 
 
 def heldout_losses(
-    model: PreTrainedModel, heldout: dict[str, list[TokenSequence]], *, max_tokens: int, dtype: torch.dtype
+    root: Root, heldout: dict[str, list[TokenSequence]], *, max_tokens: int, dtype: torch.dtype
 ) -> dict[str, float]:
     """Return nats per learned token of each format, and of `all` tokens together; NaN without tokens."""
     losses = {
-        name: loss.mean_loss(model, sequences, max_tokens=max_tokens, dtype=dtype)
+        name: loss.mean_loss(root, sequences, max_tokens=max_tokens, dtype=dtype)
         for name, sequences in heldout.items()
     }
     tokens = {name: sum(s.response_length for s in sequences) for name, sequences in heldout.items()}

@@ -18,6 +18,7 @@ from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts
 from tests.unit.trainer.reward_model.test_reward_model import RANKINGS
 from tests.unit.trainer.sft.test_sft import SEQUENCES
 from trainer import memory
+from trainer.distributed.sharding import Root
 from trainer.ppo import actor_critic, step
 from trainer.reward_model import loss as ranking
 from trainer.sft import loss
@@ -79,7 +80,7 @@ def test_sft_recomputes_blocks_with_equal_gradients(tmp_path, row_tokens):
     model = load_causal_lm(path, CPU).double()
 
     def parts() -> Iterator[torch.Tensor]:
-        return loss.micro_batch_losses(model, SEQUENCES, max_tokens=16, row_tokens=row_tokens)
+        return loss.micro_batch_losses(Root(model), SEQUENCES, max_tokens=16, row_tokens=row_tokens)
 
     whole = gradients(model.parameters(), parts)
     memory.recompute_blocks(model, field="sft")

@@ -26,6 +26,7 @@ from tests.unit.trainer.distributed.sharded_cases import (
     weights,
     whole,
 )
+from tests.unit.trainer.stage_world import reward_model_run, sft_run
 from trainer.checkpoint import CheckpointStore
 from trainer.distributed import slices
 from trainer.distributed.collectives import whole_at
@@ -34,6 +35,8 @@ from trainer.distributed.sharding import local
 from trainer.model_state import trained_tensors
 from trainer.ppo import publish, step
 from trainer.ppo.actor_critic import ActorCritic
+from trainer.reward_model import train as reward_model
+from trainer.sft import train as sft
 
 VERSION = WeightVersion(1, 1)
 LINEAGE = (Ancestor(1, 0),)
@@ -178,6 +181,42 @@ def damaged_weight(group: Group, folder: Path) -> str:
     return ""
 
 
+def stages(group: Group, folder: Path) -> list[dict[str, object]]:
+    """SFT and reward-model training by these ranks and by one, each with a checkpoint on the way."""
+    found = []
+    for train, make, file in (
+        (sft.train, sft_config, "sft/model.safetensors"),
+        (reward_model.train, reward_model_config, "reward_model/model.safetensors"),
+    ):
+        ours = train(make(folder, "ranks"), group=group)
+        if not group.is_first:
+            continue
+        theirs = train(make(folder, "one"))
+        paths = [folder / name / "runs" / "run" / file for name in ("ranks", "one")]
+        first, second = (
+            torch.cat([one.flatten() for _, one in sorted(load_file(path).items())]) for path in paths
+        )
+        found.append(
+            {
+                "same_keys": ours.keys() == theirs.keys(),
+                "train_loss": [ours["train_loss"], theirs["train_loss"]],
+                "accuracy": [ours.get("accuracy"), theirs.get("accuracy")],
+                "weights": float((first - second).abs().max() / second.abs().max()),
+            }
+        )
+    return found
+
+
+def sft_config(folder: Path, name: str):
+    changes = {"epochs": 1, "max_micro_batch_tokens": 40}
+    return sft_run(folder / name, **changes, gradient_checkpointing=True)
+
+
+def reward_model_config(folder: Path, name: str):
+    path = str(folder / "tiny")
+    return reward_model_run(folder / name, comparisons=60, path=path, epochs=1, max_micro_batch_tokens=40)
+
+
 def write_all(group: Group, folder: str) -> None:
     """Write the checkpoints that `resume_all` reads."""
     for case in (TIED, LORA):
@@ -190,5 +229,6 @@ def everything(group: Group, folder: str) -> dict[str, object]:
         "training": compare(group, folder, list(FAST)),
         "checkpoints": checkpoints(group, Path(folder)),
         "versions": versions(group, Path(folder)),
+        "stages": stages(group, Path(folder)),
         "damaged": damaged_weight(group, Path(folder)),
     }

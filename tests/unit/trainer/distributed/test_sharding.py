@@ -58,6 +58,17 @@ def test_version_of_two_ranks_has_the_tensors_of_a_full_gather(two):
         assert one["tensors"] > 7
 
 
+def test_sft_and_reward_model_of_two_ranks_equal_those_of_one(two):
+    sft, reward_model = two[0]["stages"]
+    for one in (sft, reward_model):
+        assert one["same_keys"]
+        ours, theirs = one["train_loss"]
+        assert ours == pytest.approx(theirs, rel=1e-4)
+        assert one["weights"] < 1e-3
+    ours, theirs = reward_model["accuracy"]
+    assert ours == pytest.approx(theirs, abs=0.05)
+
+
 def test_weight_that_is_not_finite_is_the_same_error_on_every_rank(two):
     assert "the critic has weights that are not finite" in two[0]["damaged"]
     assert two[0]["damaged"] == two[1]["damaged"]

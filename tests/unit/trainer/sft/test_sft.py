@@ -17,6 +17,7 @@ from fairlead.nn.loading import load_causal_lm, load_tokenizer
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 from tests.unit.trainer.stage_world import sft_run
 from trainer.demonstrations import encode, encode_whole
+from trainer.distributed.sharding import Root
 from trainer.sequences import TokenSequence
 from trainer.sft import loss, scratch
 from trainer.sft.train import batches, train
@@ -57,13 +58,17 @@ def gradient(model, parts) -> tuple[float, torch.Tensor]:
 
 
 def test_only_responses_are_learned_with_equal_token_weights(model):
-    assert loss.mean_loss(model, SEQUENCES, max_tokens=1000) == pytest.approx(naive_loss(model), abs=1e-9)
+    assert loss.mean_loss(Root(model), SEQUENCES, max_tokens=1000) == pytest.approx(
+        naive_loss(model), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("max_tokens", [1, 8, 16])
 def test_gradient_does_not_depend_on_micro_batches(model, max_tokens):
-    whole_loss, whole = gradient(model, loss.micro_batch_losses(model, SEQUENCES, max_tokens=1000))
-    split_loss, split = gradient(model, loss.micro_batch_losses(model, SEQUENCES, max_tokens=max_tokens))
+    whole_loss, whole = gradient(model, loss.micro_batch_losses(Root(model), SEQUENCES, max_tokens=1000))
+    split_loss, split = gradient(
+        model, loss.micro_batch_losses(Root(model), SEQUENCES, max_tokens=max_tokens)
+    )
     assert split_loss == pytest.approx(whole_loss, abs=1e-9)
     assert torch.allclose(split, whole, rtol=1e-6, atol=1e-9)
 
