@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from fairlead.planning.machine import Machine
     from fairlead.planning.plan import RunPlan
     from fairlead.planning.process import ProcessMemory
+    from fairlead.planning.proposal import Proposal
 
 _PLAN = with_examples(
     "Show the memory of every process and the disk space that a run needs.\n\n"
     "Reads the configuration, the config.json of its models and the headers of their files. Loads no weights "
-    "and does not need torch. Weights, gradients and optimizer states are exact, the rest is an estimate.",
+    "and does not need torch. Weights, gradients and optimizer states are exact, the rest is an estimate. If "
+    "PPO does not fit on the GPUs, it also shows settings with which it does: ranks, recomputed blocks, "
+    "smaller micro-batches, adapters.",
     "fairlead plan run.toml",
     "fairlead plan run.toml --set ppo.lora.rank=16 --set ppo.gradient_checkpointing=true",
     "fairlead plan run.toml --gpu-gib 80 --memory-gib 256 --json",
+    "fairlead plan run.toml --gpus 8 --gpu-gib 80 --set ranks.nodes=2",
 )
 
 _GIB = 1 << 30
@@ -67,14 +71,36 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Print the plan; the exit code is 0 whether the run fits or not."""
+    from fairlead.planning import proposal as proposals
     from fairlead.planning.plan import plan_run
 
     settings = load_config(run, config, overrides)
-    found = plan_run(settings, machine=_machine(memory_gib, gpu_gib, gpus), prompt_tokens=prompt_tokens)
+    machine = _machine(memory_gib, gpu_gib, gpus)
+    found = plan_run(settings, machine=machine, prompt_tokens=prompt_tokens)
+    proposal = None
+    if machine.has_gpu and proposals.obstacle(found):
+        proposal = proposals.propose(
+            settings, machine=machine, nodes=settings.ranks.nodes, prompt_tokens=prompt_tokens
+        )
     if as_json:
-        typer.echo(json.dumps(_as_json(found), indent=2))
+        typer.echo(json.dumps(_as_json(found) | _proposal_as_json(proposal), indent=2))
     else:
         _show(found, str(settings.folder.root))
+        if proposal is not None:
+            typer.echo(_proposal_line(proposal))
+
+
+def _proposal_as_json(proposal: Proposal | None) -> dict[str, object]:
+    if proposal is None:
+        return {}
+    return {"proposal": {"settings": dict(proposal.settings), "obstacle": proposal.obstacle}}
+
+
+def _proposal_line(proposal: Proposal) -> str:
+    if proposal.obstacle:
+        return f"PPO does not fit, even with adapters and the smallest batches: {proposal.obstacle}"
+    flags = " ".join(f"--set {key}={json.dumps(value)}" for key, value in proposal.settings.items())
+    return f"PPO fits with {flags or 'these settings'}"
 
 
 def _machine(memory_gib: float | None, gpu_gib: float | None, gpus: int | None) -> Machine:

@@ -161,7 +161,7 @@ def plan_run(
     sizes = _sizes(config, notes)
     lengths = Lengths(
         prompt=min(
-            prompt_tokens or (_prompt_tokens(config, notes) if read_data else _UNKNOWN_PROMPT_TOKENS),
+            prompt_tokens or (prompt_tokens_of(config, notes) if read_data else _UNKNOWN_PROMPT_TOKENS),
             sizes["policy"].max_positions,
         ),
         answer=config.sampling.max_new_tokens,
@@ -215,7 +215,8 @@ def _trained_reward(config: RunConfig) -> ModelSize | None:
     return None
 
 
-def _prompt_tokens(config: RunConfig, notes: list[str]) -> int:
+def prompt_tokens_of(config: RunConfig, notes: list[str]) -> int:
+    """Return an estimate of the tokens of the longest prompt of a run; its assumption is added to `notes`."""
     try:
         prompts = load_prompts(config).train
     except (ConfigError, DataError) as error:

@@ -206,6 +206,8 @@ def environments(
             "LOCAL_RANK": str(local_rank),
             "MASTER_ADDR": host,
             "MASTER_PORT": str(port),
+            # The end of a peer is reported by the heartbeat, in one line.
+            "TORCH_CPP_LOG_LEVEL": base.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         }
         if gpus:
             own["CUDA_VISIBLE_DEVICES"] = gpus[local_rank]
