@@ -162,7 +162,7 @@ class CheckpointStore:
             files = slices.StoredFiles(folder, manifest["files"])
             if verify:
                 files.verify()
-            tensors = slices.open_groups(files, manifest["files"], manifest.get("tensors"))
+            tensors = slices.open_groups(files, manifest)
             state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise CorruptCheckpoint(f"{folder}: {type(error).__name__}: {error}") from error

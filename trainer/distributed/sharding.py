@@ -6,7 +6,8 @@ ranks' gradients, so a loss is divided by the tokens of all ranks. Knows no stag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -83,6 +84,34 @@ def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) ->
     # A plain sum: gloo has no scaled one, and that of NCCL has returned zeros in bfloat16.
     module.set_gradient_divide_factor(1.0)
     module.set_force_sum_reduction_for_comms(True)
+
+
+@contextmanager
+def sharing(first: nn.Module, second: nn.Module) -> Iterator[None]:
+    """Divide two models within the block, and let them have the same rows of frozen weights they share.
+
+    Each call of `shard` makes rows of its own; those of the second model are then replaced by the first's.
+    """
+    owners_of = {
+        id(parameter): (module, name)
+        for module in first.modules()
+        for name, parameter in _own_parameters(module)
+        if not parameter.requires_grad
+    }
+    shared = [
+        (module, name, *owners_of[id(parameter)])
+        for module in second.modules()
+        for name, parameter in _own_parameters(module)
+        if id(parameter) in owners_of
+    ]
+    yield
+    for module, name, owner, own_name in shared:
+        # FSDP looks for replaced parameters before the first forward pass.
+        setattr(module, name, getattr(owner, own_name))
+
+
+def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return nn.Module.named_parameters(module, recurse=False)
 
 
 def local(tensor: Tensor) -> Tensor:

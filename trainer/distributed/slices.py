@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ SUFFIX = ".safetensors"
 
 
 def write(folder: Path, tensors: Groups, group: Group) -> dict[str, object]:
-    """Write the slices of this rank; return on rank 0 the entries `files` and `tensors` of the manifest.
+    """Write the slices of this rank; return on rank 0 the entries `files`, `groups` and `tensors` of the
+    manifest.
 
     Tensors that are not divided are written by rank 0. Every file is synced when this returns on rank 0.
     """
@@ -78,7 +80,11 @@ def _listing(written: list[dict[str, Any]], tensors: Groups) -> dict[str, object
         }
         for name, tensor in _joined(tensors)
     }
-    return {"files": {one["file"]: one["sha256"] for one in written}, "tensors": entries}
+    return {
+        "files": {one["file"]: one["sha256"] for one in written},
+        "groups": list(tensors),
+        "tensors": entries,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +141,22 @@ class StoredTensors(Mapping[str, Tensor]):
             if max(first, one.first) < min(end, one.end)
         ]
         if not parts:  # no row: any slice gives the type
-            return self._files.rows(self._slices[name][0].file, self._prefix + name, 0, 0)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            parts = [self._files.rows(self._slices[name][0].file, self._prefix + name, 0, 0)]
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._checked(name, found, (end - first, *self._shapes[name][1:]))
 
     def __getitem__(self, name: str) -> Tensor:
         shape = self._shapes[name]
         if shape:
-            found = self.rows(name, 0, shape[0])
-        else:
-            found = self._files.whole(self._slices[name][0].file, self._prefix + name)
+            return self.rows(name, 0, shape[0])
+        return self._checked(name, self._files.whole(self._slices[name][0].file, self._prefix + name), shape)
+
+    def _checked(self, name: str, found: Tensor, shape: tuple[int, ...]) -> Tensor:
         if tuple(found.shape) != shape:
-            raise CorruptCheckpoint(f"{name} has the shape {tuple(found.shape)} instead of {shape}")
+            raise CorruptCheckpoint(
+                f"{self._prefix}{name} has the shape {tuple(found.shape)} in its files, and {shape} in the "
+                "manifest"
+            )
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -175,13 +186,15 @@ class StoredFiles:
 
     def rows(self, file: str, name: str, first: int, end: int) -> Tensor:
         """Read rows of a tensor, counted from the first row in the file."""
-        found: Tensor = self._opened(file).get_slice(name)[first:end]
-        return found
+        with self._explained(file):
+            found: Tensor = self._opened(file).get_slice(name)[first:end]
+            return found
 
     def whole(self, file: str, name: str) -> Tensor:
         """Read a tensor, which may be a scalar."""
-        found: Tensor = self._opened(file).get_tensor(name)
-        return found
+        with self._explained(file):
+            found: Tensor = self._opened(file).get_tensor(name)
+            return found
 
     def entries(self, file: str) -> dict[str, object]:
         """Return the entry of each tensor in a file that holds whole ones, as in a manifest."""
@@ -194,46 +207,48 @@ class StoredFiles:
     def _opened(self, file: str) -> Any:  # noqa: ANN401  # safetensors has no types
         if file not in self._open:
             path = self._verified(file)
-            try:
+            with self._explained(file):
                 # Held open: another trainer may delete the checkpoint while it is read.
                 self._open[file] = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise CorruptCheckpoint(f"{path}: {type(error).__name__}: {error}") from error
         return self._open[file]
+
+    @contextmanager
+    def _explained(self, file: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise CorruptCheckpoint(f"{self._folder / file}: {type(error).__name__}: {error}") from error
 
     def _verified(self, file: str) -> Path:
         path = self._folder / file
         if file not in self._verified_files:
-            try:
+            with self._explained(file):
                 found = sha256(path)
-            except OSError as error:
-                raise CorruptCheckpoint(f"{path}: {type(error).__name__}: {error}") from error
             if found != self._digests.get(file):
                 raise CorruptCheckpoint(f"{path}: its SHA-256 differs from the manifest")
             self._verified_files.add(file)
         return path
 
 
-def open_groups(files: StoredFiles, names: Iterable[str], entries: Mapping[str, Any] | None) -> Groups:
+def open_groups(files: StoredFiles, manifest: Mapping[str, Any]) -> Groups:
     """Return the tensors of a checkpoint, which are read when they are asked for.
 
-    Args:
-        files: the files in its folder.
-        names: all of their names.
-        entries: `tensors` of the manifest; None if each group is a file of whole tensors.
+    Without an entry `tensors` in the manifest, each group is a file of whole tensors.
 
     Raises:
-        CorruptCheckpoint: if an entry is invalid, or a file cannot be read.
+        CorruptCheckpoint: if a file cannot be read.
+        ValueError, KeyError, TypeError, AttributeError: if an entry is invalid.
     """
-    groups: dict[str, dict[str, Any]] = {}
-    if entries is None:
-        for file in names:
-            if file.endswith(SUFFIX):
-                groups[file.removesuffix(SUFFIX)] = files.entries(file)
-        return {group: StoredTensors(files, "", found) for group, found in groups.items()}
-    for joined, entry in entries.items():
+    if "tensors" not in manifest:
+        return {
+            file.removesuffix(SUFFIX): StoredTensors(files, "", files.entries(file))
+            for file in manifest["files"]
+            if file.endswith(SUFFIX)
+        }
+    groups: dict[str, dict[str, Any]] = {str(group): {} for group in manifest["groups"]}
+    for joined, entry in manifest["tensors"].items():
         group, _, name = joined.partition("/")
-        groups.setdefault(group, {})[name] = entry
+        groups[group][name] = entry
     return {group: StoredTensors(files, f"{group}/", found) for group, found in groups.items()}
 
 

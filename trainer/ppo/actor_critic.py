@@ -88,8 +88,9 @@ class ActorCritic:
         compute = torch_dtype(section)
         device = torch_device(section.device)
         self._policy_root = sharding.Root(policy)
-        for root in (self._policy_root, critic):
-            sharding.shard(root, device, compute=compute, group=self.group)
+        with sharding.sharing(policy, critic):
+            for root in (self._policy_root, critic):
+                sharding.shard(root, device, compute=compute, group=self.group)
         # Divided weights are gathered in the type that is computed in; autocast is for whole ones.
         self.dtype = compute if self.group.size == 1 else torch.float32
         self._section = section

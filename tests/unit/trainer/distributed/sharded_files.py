@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairlead.errors import NotFinite
 from fairlead.transports.weights.base import Ancestor
@@ -181,6 +181,29 @@ def damaged_weight(group: Group, folder: Path) -> str:
     return ""
 
 
+def held(group: Group, folder: Path) -> list[dict[str, float]]:
+    """The parts of policy and critic that this rank holds after a step, each storage once."""
+    found = []
+    for case in (TIED, LORA):
+        models = models_of(case, folder, group)
+        update(models, case, 0)
+        whole_bytes, own = 0, {}
+        for model in (models.policy, models.critic):
+            for one in nn.Module.parameters(model):
+                whole_bytes += one.nbytes
+                rows = local(one.detach())
+                own[rows.untyped_storage().data_ptr()] = rows.untyped_storage().nbytes()
+        states = (models.policy_optimizer.state, models.critic_optimizer.state)
+        moments = [one["exp_avg"] for state in states for one in state.values()]
+        found.append(
+            {
+                "weights": sum(own.values()) / whole_bytes,
+                "moments": sum(local(one).nbytes for one in moments) / sum(one.nbytes for one in moments),
+            }
+        )
+    return found
+
+
 def stages(group: Group, folder: Path) -> list[dict[str, object]]:
     """SFT and reward-model training by these ranks and by one, each with a checkpoint on the way."""
     found = []
@@ -229,6 +252,7 @@ def everything(group: Group, folder: str) -> dict[str, object]:
         "training": compare(group, folder, list(FAST)),
         "checkpoints": checkpoints(group, Path(folder)),
         "versions": versions(group, Path(folder)),
+        "held": held(group, Path(folder)),
         "stages": stages(group, Path(folder)),
         "damaged": damaged_weight(group, Path(folder)),
     }

@@ -69,6 +69,16 @@ def test_sft_and_reward_model_of_two_ranks_equal_those_of_one(two):
     assert ours == pytest.approx(theirs, abs=0.05)
 
 
+def test_rank_holds_half_of_everything_and_a_frozen_base_once(two):
+    for rank in two:
+        whole, adapted = rank["held"]
+        assert whole["weights"] < 0.53
+        assert whole["moments"] < 0.53
+        assert adapted["moments"] < 0.53
+        # Of two equal models, one of which is nearly all of the other.
+        assert adapted["weights"] < 0.35
+
+
 def test_weight_that_is_not_finite_is_the_same_error_on_every_rank(two):
     assert "the critic has weights that are not finite" in two[0]["damaged"]
     assert two[0]["damaged"] == two[1]["damaged"]
