@@ -440,6 +440,13 @@ class GuardSection(Section):
     scores_outside_stop_above: float | None = Field(default=None, ge=0)
     """Stop limit of the signal of `scores_outside_warn_above`."""
 
+    mismatch_warn_above: float | None = Field(default=0.1, ge=0)
+    """Warn if the mean difference between the log-probs that the policy service recorded and those of the
+    trainer, for the same weights, is above this, in nats per token: the service then has other weights than
+    the trainer, or computes something else. It is below 0.0001 in float32 and about 0.05 in bfloat16."""
+    mismatch_stop_above: float | None = Field(default=None, ge=0)
+    """Stop limit of the signal of `mismatch_warn_above`."""
+
 
 class EvaluationSection(Section):
     """Evaluation on held-out prompts before, during and after training."""

@@ -29,7 +29,7 @@ def probe(models: ActorCritic, *, published_as: DType) -> Probe:
         models: the policy.
         published_as: type of the published tensors, if they are not an adapter's.
     """
-    length = min(_LENGTH, max_sequence_tokens(models.policy, _LENGTH) - 1)
+    length = min(_LENGTH, max_sequence_tokens(models.policy, 0) - 1)
     size = vocabulary_size(models.policy)
     drawn = random.Random(0)
     token_ids = tuple(drawn.randrange(size) for _ in range(length))

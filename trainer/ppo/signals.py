@@ -22,6 +22,7 @@ SIGNALS = (
     "distinct_ratio",
     "score_length",
     "scores_outside",
+    "mismatch",
 )
 """Every signal measured on the rollouts of an update, in the order of the report."""
 
@@ -40,7 +41,8 @@ def measure(
 
     Args:
         batch: the rollouts.
-        figures: of the update; read are `response_length`, `eos_rate`, `kl`, `kl_k3` and `entropy`.
+        figures: of the update; read are `response_length`, `eos_rate`, `kl`, `kl_k3`, `entropy` and
+            `mismatch_mean`.
         quantiles: 0.5% and 99.5% quantiles of the reward model's training scores, if known.
     """
     responses = [sequence.token_ids[sequence.prompt_length :] for sequence in batch.sequences]
@@ -50,6 +52,8 @@ def measure(
         for name in ("response_length", "eos_rate", "kl", "kl_k3", "entropy")
         if name in figures
     }
+    if "mismatch_mean" in figures:
+        found["mismatch"] = figures["mismatch_mean"]
     found["repeated"] = sum(map(repeated_share, responses)) / len(responses)
     found["distinct"] = len(set(responses)) / len(responses)
     found["episodes"] = float(len(responses))
@@ -71,7 +75,11 @@ def values(now: Mapping[str, float], first: Mapping[str, float]) -> dict[str, fl
         now: the result of `measure` for this update.
         first: the result of `measure` for the first update of the run.
     """
-    found = {name: now[name] for name in ("kl", "kl_k3", "score_length", "scores_outside") if name in now}
+    found = {
+        name: now[name]
+        for name in ("kl", "kl_k3", "score_length", "scores_outside", "mismatch")
+        if name in now
+    }
     found["repetition"] = now["repeated"] - 3 * first["repeated"]
     for signal, figure in (
         ("length_ratio", "response_length"),

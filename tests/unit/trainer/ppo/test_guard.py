@@ -81,6 +81,7 @@ FIRST = {
     "episodes": 256.0,
     "score_length": 0.0,
     "scores_outside": 0.01,
+    "mismatch": 0.05,
 }
 
 
@@ -103,6 +104,7 @@ FIRST = {
         ({"score_length": 0.81}, "score_length", 0.81, "warn"),
         ({"score_length": -0.95}, "score_length", -0.95, "quiet"),
         ({"scores_outside": 0.51}, "scores_outside", 0.51, "warn"),
+        ({"mismatch": 0.11}, "mismatch", 0.11, "warn"),
     ],
 )
 def test_signals_at_their_limits(changed: dict[str, float], signal: str, value: float, level: str):

@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 
+from fairlead.config import load
 from fairlead.config.base import ComputeSection
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts, rollouts
-from trainer.ppo import actor_critic, objective, step
+from trainer.ppo import actor_critic, learner, objective, step
 from trainer.ppo.learner import Learner
 from trainer.sequences import TokenSequence, pad
 
@@ -59,6 +60,42 @@ def test_gradient_of_the_full_recipe_does_not_depend_on_micro_batches(models, bu
     one, many = whole(10_000), whole(budget)
     assert one.abs().max() > 1e-2
     assert torch.allclose(many, one, rtol=1e-6, atol=1e-9)
+
+
+def test_all_proximal_logprobs_are_the_trainers_with_truncated_weights(models):
+    """With noisy log-probs of the engine the first ratio is 1, and the noise is in the weights."""
+    found = copy.deepcopy(models)
+    section = with_changes(proximal_logprobs="all", max_behaviour_weight=1.2)
+    prepared, figures = step.prepare(found, rollouts(), section, temperature=0.7)
+    batch = prepared.batch
+    members = [0, 1, 2, 3]
+    for padded, where in step.micro_batches(batch, members, max_tokens=7):
+        computed_N, _ = found.logprobs(padded, temperature=0.7)
+        assert torch.allclose(prepared.old_logprobs_N[where], computed_N, atol=1e-6)
+    expected_N = (prepared.old_logprobs_N - batch.behaviour_N).exp().clamp(max=1.2)
+    assert torch.allclose(prepared.behaviour_weights_N, expected_N)
+    assert figures["behaviour_weight"] == pytest.approx(float(expected_N.mean()))
+    assert "stale_rollouts" not in figures
+    figures = step.accumulate_gradients(found, prepared, members, section, temperature=0.7)
+    assert figures["ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert figures["mismatch_mean"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resolved"),
+    [
+        ({}, "stale"),
+        ({"policy.engine": "vllm"}, "all"),
+        ({"policy.dtype": "bfloat16"}, "all"),
+        ({"ppo.dtype": "bfloat16"}, "all"),
+        ({"weights.dtype": "bfloat16"}, "all"),
+        ({"policy.engine": "vllm", "ppo.proximal_logprobs": "stale"}, "stale"),
+        ({"ppo.proximal_logprobs": "all"}, "all"),
+    ],
+    ids=str,
+)
+def test_proximal_logprobs_are_computed_where_the_engine_is_not_exact(overrides, resolved: str):
+    assert learner._proximal_logprobs(load(overrides=overrides)) == resolved
 
 
 def test_gradient_at_zero_staleness_equals_plain_ppo_bit_for_bit(models):
