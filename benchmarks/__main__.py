@@ -33,6 +33,7 @@ SHORT = {
 TUNING = {"logprobs": "benchmarks.logprobs", "batching": "benchmarks.batching"}
 """They decide constants of the code and are repeated only when that code changes."""
 LONG = {
+    "engines": "benchmarks.engines",
     "weights": "benchmarks.weights",
     "ranks": "benchmarks.ranks",
     "overload": "benchmarks.overload",

@@ -54,23 +54,24 @@ def _measure(
     name: str, model: PreTrainedModel, lengths: list[int], slots: int, settings: Settings
 ) -> dict[str, Result]:
     spent = interleaved(
-        {"ours": lambda: _ours(model, lengths, slots), "generate": lambda: _generate(model, lengths, slots)},
+        {"ours": lambda: ours(model, lengths, slots), "generate": lambda: generate(model, lengths, slots)},
         rounds=settings.rounds(5),
     )
     what = "transformers generate, log-probs included"
     return rates(name, sum(lengths), "tokens", spent["ours"], spent["generate"], what, at_least=AT_LEAST)
 
 
-def _prompts(count: int) -> list[tuple[int, ...]]:
+def prompts(count: int) -> list[tuple[int, ...]]:
+    """Return prompts of equal length."""
     rng = random.Random(1)
     return [tuple(rng.randrange(4, VOCABULARY) for _ in range(PROMPT_TOKENS)) for _ in range(count)]
 
 
-def _ours(model: PreTrainedModel, lengths: list[int], slots: int) -> None:
-    prompts = _prompts(len(lengths))
+def ours(model: PreTrainedModel, lengths: list[int], slots: int) -> None:
+    """Generate answers of these lengths with the decoder."""
     samples = [
         SampleState(prompt, SamplingParams(), stream_key(0, index), frozenset(), limit=length)
-        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+        for index, (prompt, length) in enumerate(zip(prompts(len(lengths)), lengths, strict=True))
     ]
     decode(Decoder(model, slots=slots), samples, VERSION)
 
@@ -90,11 +91,12 @@ def decode(decoder: Decoder, samples: Sequence[SampleState], version: WeightVers
             decoder.remove([sample for sample in decoder.running if sample.finish_reason])
 
 
-def _generate(model: PreTrainedModel, lengths: list[int], slots: int) -> None:
-    prompts = _prompts(len(lengths))
+def generate(model: PreTrainedModel, lengths: list[int], slots: int) -> None:
+    """Generate answers of these lengths with transformers, batch after batch, with their log-probs."""
+    given = prompts(len(lengths))
     generates: Any = model  # the stubs of transformers declare its methods as tensors
-    for start in range(0, len(prompts), slots):
-        ids = torch.tensor(prompts[start : start + slots], device=model.device)
+    for start in range(0, len(given), slots):
+        ids = torch.tensor(given[start : start + slots], device=model.device)
         longest = max(lengths[start : start + slots])
         with torch.inference_mode():
             output = generates.generate(

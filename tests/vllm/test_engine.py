@@ -262,6 +262,8 @@ async def test_version_that_computes_something_else_is_replaced_by_the_one_befor
     completion = (await world.engine.generate(request(), deadline=None))[0]
     assert completion.version_spans[0].version == in_use
     assert differences(world.models, completion).max() <= TOLERANCE
+    async for _, delta in world.engine.stream(request(), deadline=None):
+        assert delta.version_spans[0].version == in_use
 
 
 async def test_requests_end_at_deadlines_when_cancelled_and_when_refused(world: World):

@@ -161,6 +161,7 @@ class VllmBackend:
         try:
             yield
         finally:
+            self._sampling = self.version  # `use` follows if the trial succeeded
             self._trusted.set()
 
     async def drop_running(self, error: FairleadError) -> None:

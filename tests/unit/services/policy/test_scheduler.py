@@ -57,6 +57,12 @@ def test_prefill_is_deferred_for_more_free_slots() -> None:
     assert one.take(free=0, version=OLD) == []
 
 
+def test_prefill_is_not_deferred_for_an_engine_that_batches_by_itself() -> None:
+    scheduler = Scheduler(slots=32, max_queue_tokens=10_000, max_deferred_steps=0)
+    put(scheduler, pending(20))
+    assert len(scheduler.take(free=1, version=OLD)) == 1
+
+
 def test_queue_is_limited_in_tokens_and_drops_cancelled_requests() -> None:
     scheduler = Scheduler(slots=1, max_queue_tokens=35)
     huge = pending(9)
