@@ -36,9 +36,12 @@ _ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     # Requests from the network that run any function of the workers.
     "VLLM_SERVER_DEV_MODE": "0",
+    # Threads as in the other services; vLLM would bind them to cores that other processes use, too.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Lines that are not errors belong to vLLM's server, not to this service.
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
+_PROBE_REQUESTS = 32
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -82,6 +85,8 @@ def engine_args(config: RunConfig, path: str, *, max_sequence_tokens: int) -> As
     _check_source(path)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if config.policy.threads:
+        os.environ["OMP_NUM_THREADS"] = str(config.policy.threads)
     os.environ["FAIRLEAD_POLICY_PROCESS"] = process_identity(os.getpid())
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -116,8 +121,8 @@ def _own(config: RunConfig, path: str, max_sequence_tokens: int) -> dict[str, An
         "model": path,
         "dtype": section.dtype,
         "max_model_len": max_sequence_tokens,
-        # One more for the probe, which must not wait for the samples that it vouches for.
-        "max_num_seqs": section.max_slots + 1,
+        # More for the probe, which must not wait for samples that wait for it.
+        "max_num_seqs": section.max_slots + _PROBE_REQUESTS,
         "scheduling_policy": "priority",
         "seed": config.seed % (1 << 32),
         "skip_tokenizer_init": True,

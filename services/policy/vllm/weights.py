@@ -195,19 +195,33 @@ class WeightSwap:
         logger.info("probe of weights %s", version, extra={"largest": largest, "mean": mean})
 
     async def _logprobs(self, token_ids: tuple[int, ...], lora: LoRARequest | None) -> list[float]:
-        """Return the log-prob of each token but the first."""
+        """Return the log-prob of each token but the first, in requests of their own.
+
+        vLLM could compute all of them as log-probs of a prompt, but not with an adapter.
+        """
+        return await asyncio.gather(
+            *(self._logprob(token_ids[:end], token_ids[end], lora) for end in range(1, len(token_ids)))
+        )
+
+    async def _logprob(self, prompt: tuple[int, ...], token: int, lora: LoRARequest | None) -> float:
+        """Return the log-prob of a token after a prompt."""
         params = SamplingParams(
-            max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+            max_tokens=1,
+            temperature=0.0,
+            logprob_token_ids=[token],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         async for output in self._llm.generate(
-            TokensPrompt(prompt_token_ids=list(token_ids)),
+            TokensPrompt(prompt_token_ids=list(prompt)),
             params,
             request_id=f"probe-{uuid.uuid4().hex}",
             lora_request=lora,
             priority=_BEFORE_OTHERS,
         ):
-            rows = (output.prompt_logprobs or [])[1:]
-            return [row[token].logprob for row, token in zip(rows, token_ids[1:], strict=True)]
+            logprobs = output.outputs[0].logprobs
+            if logprobs:
+                return float(logprobs[0][token].logprob)
         raise Unavailable("vLLM did not answer the probe")
 
     def _report(self, version: WeightVersion, seconds: float) -> None:
