@@ -54,6 +54,8 @@ class ProcessMemory:
     """Maximum size of the keys and values of running sequences."""
     incoming: int = 0
     """New weights that exist together with the old ones during a swap."""
+    loading: int = 0
+    """Whole models in main memory, which each of several ranks loads before it keeps its part of them."""
     runtime: int = 0
     """Python and libraries, in main memory."""
 
@@ -64,7 +66,7 @@ class ProcessMemory:
 
     @property
     def model_bytes(self) -> int:
-        """Everything except `runtime`, of one process."""
+        """Everything except `loading` and `runtime`, of one process."""
         trained = self.weights + self.gradients + self.optimizer + self.gathered
         return trained + self.activations + self.cache + self.incoming
 
@@ -74,7 +76,7 @@ class ProcessMemory:
             return self.replicas * (self.model_bytes + RUNTIME_BYTES["cuda"]) if self.device == "cuda" else 0
         # Weights for a GPU pass through main memory when they are loaded, saved and published.
         here = self.model_bytes if self.device == "cpu" else self.weights
-        return self.replicas * (self.runtime + here)
+        return self.replicas * (self.runtime + max(here, self.loading))
 
     def as_dict(self) -> dict[str, object]:
         """Return the fields and their total, for JSON."""
@@ -167,6 +169,7 @@ class MemoryPlanner:
             optimizer=actor.optimizer + critic.optimizer,
             # Policy and critic run one after the other: the first activations are freed before the second.
             gathered=max(actor.gathered, critic.gathered),
+            loading=actor.loading + critic.loading,
             activations=max(actor.activations, critic.activations),
         )
 
@@ -294,6 +297,7 @@ class MemoryPlanner:
             optimizer=-(-2 * trained // self._ranks),
             gathered=gathered,
             activations=activations,
+            loading=weights + trained if self._ranks > 1 else 0,
             runtime=RUNTIME_BYTES["torch"],
         )
 

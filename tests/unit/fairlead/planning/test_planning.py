@@ -33,6 +33,7 @@ from fairlead.types import SamplingParams, WeightVersion
 from services.policy import decoder
 from services.policy.sample_state import SampleState
 from tests import architectures
+from tests.ranks import Ranks
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 from trainer.checkpoint import CheckpointStore
 from trainer.ppo import actor_critic
@@ -354,6 +355,8 @@ def test_ranks_divide_what_is_trained_and_gather_what_they_compute_with(
         )
         assert rank.gathered > 0
         assert rank.activations == single.activations
+        # Every rank loads whole models.
+        assert (rank.loading, rank.on("cpu")) == (single.weights, 4 * (rank.runtime + single.weights))
     # Everything is on the first GPU, or every rank on its own with the services in turn.
     ppo = one.stage("ppo")
     assert ppo.on_gpus(1) == [ppo.on("cuda")]
@@ -369,6 +372,20 @@ def test_ranks_divide_what_is_trained_and_gather_what_they_compute_with(
     pods = planned_on(per_node=2, nodes=2)
     assert process(pods, "ppo", "trainer").weights == rank_of(four).weights
     assert pods.warnings() == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_every_rank_holds_what_is_planned_within_15_percent(
+    models: dict[str, str], tmp_path: Path, lora_rank: int
+):
+    ranks = Ranks(2, "tests.unit.trainer.distributed.group_world:held", models["policy"], lora_rank)
+    section = PpoSection(device="cpu", lora=LoraSection(rank=lora_rank))
+    plan = planned(models, tmp_path, ppo=section, ranks={"per_node": 2})
+    expected = process(plan, "ppo", "trainer")
+    for rank in ranks.results():
+        for name, measured in rank.items():  # type: ignore[attr-defined]
+            assert measured == pytest.approx(getattr(expected, name), rel=0.15), name
 
 
 def rank_of(plan: RunPlan) -> ProcessMemory:

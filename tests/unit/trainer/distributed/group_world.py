@@ -5,8 +5,14 @@ from __future__ import annotations
 import sys
 import time
 
+from torch import nn
+
+from fairlead.config.training import LoraSection, PpoSection
 from fairlead.errors import NotFinite
 from trainer.distributed.group import Group
+from trainer.distributed.sharding import local
+from trainer.ppo import actor_critic
+from trainer.sequences import TokenSequence, pad
 
 
 def exchange(group: Group) -> dict[str, object]:
@@ -61,3 +67,28 @@ def wait(group: Group) -> None:
     if group.is_first:
         time.sleep(1000)
     group.next_order()
+
+
+def held(group: Group, path: str, lora_rank: int) -> dict[str, int]:
+    """Return the bytes of weights, gradients and moments of the trainer that this rank holds after a step."""
+    section = PpoSection(device="cpu", lora=LoraSection(rank=lora_rank))
+    models = actor_critic.load(path, section, group=group)
+    batch = pad([TokenSequence((5, 6, 7, 8, 9), 2)], models.device)
+    (models.logprobs(batch, temperature=1.0)[0].sum() + models.values(batch).sum()).backward()
+    parameters = [
+        parameter for model in (models.policy, models.critic) for parameter in nn.Module.parameters(model)
+    ]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradient_bytes = sum(local(gradient).nbytes for gradient in gradients)
+    models.step({"policy_loss": 0.0, "value_loss": 0.0}, where="in the test")
+    moments = [
+        tensor
+        for optimizer in (models.policy_optimizer, models.critic_optimizer)
+        for state in optimizer.state.values()
+        for tensor in (state["exp_avg"], state["exp_avg_sq"])
+    ]
+    return {
+        "weights": sum({id(one): local(one).nbytes for one in parameters}.values()),
+        "gradients": gradient_bytes,
+        "optimizer": sum(local(tensor).nbytes for tensor in moments),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from fairlead.errors import exit_code
+from fairlead.local.addresses import Ports
 from tests.ranks import Ranks
 from trainer.distributed.group import Group
 
@@ -122,3 +124,26 @@ def test_a_rank_that_was_started_again_ends_the_others_and_then_waits_for_them()
     finally:
         ranks.processes.append(again)
         ranks.kill()
+
+
+@pytest.mark.slow
+def test_torchrun_and_a_job_of_pods_with_one_rank_start_the_ranks_too():
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    work = ["-m", "tests.ranks", f"{WORLD}:exchange", "{}", "[]"]
+    done = subprocess.run([*torchrun, *work], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"broadcast": [true, true]') == 2
+    address = f"127.0.0.1:{Ports().free('ranks')}"
+    work[3] = json.dumps({"nodes": 2, "address": address})
+    pods = [
+        subprocess.Popen(
+            [sys.executable, *work],
+            env=os.environ | {"JOB_COMPLETION_INDEX": index},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in ("1", "0")
+    ]
+    for pod in pods:
+        output, _ = pod.communicate(timeout=100)
+        assert '"broadcast": [true, true]' in output
