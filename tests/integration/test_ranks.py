@@ -1,17 +1,15 @@
-"""A PPO run with a trainer of two ranks: every rank killed, suspended and hanging in every phase."""
+"""A PPO run with a trainer of two ranks: each rank killed, suspended and hanging in every phase."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import json
 import os
 import signal
-import statistics
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -20,20 +18,20 @@ import pytest
 from fairlead.local.run_files import read_progress
 from tests.integration.ppo_run import Started, audited, check, make, started
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_000)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
 PHASES = ("wait", "prepare", "train", "publish", "checkpoint")
-FAULTS = ("kill", "stop", "hang")
 SETTINGS = {
     "ranks.per_node": 2,
-    "ranks.lost_seconds": 4.0,
-    "ranks.stall_seconds": 4.0,
+    "ranks.lost_seconds": 5.0,
+    # The first step of a rank takes seconds on a busy machine.
+    "ranks.stall_seconds": 10.0,
     # Of the main thread of rank 0, between its orders.
-    "observe.stall_seconds": 8.0,
-    "local.max_restarts": 1_000,
-    "local.ready_seconds": 600,
+    "observe.stall_seconds": 12.0,
+    # Failures that follow one another at once do not lengthen the recovery.
+    "local.backoff_seconds": 0.005,
 }
-_PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
+_PTRACE_SEIZE, _PTRACE_INTERRUPT, _WALL = 0x4206, 0x4207, 0x40000000
 
 
 def ranks_of(run: Started) -> dict[int, psutil.Process]:
@@ -48,11 +46,10 @@ def ranks_of(run: Started) -> dict[int, psutil.Process]:
     return found
 
 
-@contextlib.contextmanager
-def in_phase(run: Started, phase: str) -> Iterator[dict[int, psutil.Process]]:
-    """Suspend rank 0 within a phase for the duration of the block; gives the ranks."""
+def suspended_in(run: Started, phase: str) -> dict[int, psutil.Process]:
+    """Suspend rank 0 within a phase; return the ranks."""
     ranks: dict[int, psutil.Process] = {}
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
 
     def now() -> str:
         found = read_progress(run.folder.progress)
@@ -71,20 +68,29 @@ def in_phase(run: Started, phase: str) -> Iterator[dict[int, psutil.Process]]:
         with contextlib.suppress(psutil.Error):
             ranks[0].suspend()
             if now() == phase:
-                break
+                return ranks
             ranks[0].resume()
-    yield ranks
-    with contextlib.suppress(psutil.Error):
-        ranks[0].resume()
 
 
 def hang(process: psutil.Process) -> None:
-    """Suspend the main thread of a process; its other threads continue."""
-    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
-    ptrace.argtypes = [ctypes.c_ulong] * 4
-    ptrace.restype = ctypes.c_long
-    assert ptrace(_PTRACE_SEIZE, process.pid, 0, 0) == 0, os.strerror(ctypes.get_errno())
-    assert ptrace(_PTRACE_INTERRUPT, process.pid, 0, 0) == 0, os.strerror(ctypes.get_errno())
+    """Suspend the main thread of a process until it is killed; its other threads continue."""
+    hangs = threading.Event()
+
+    def trace() -> None:
+        ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+        ptrace.argtypes = [ctypes.c_ulong] * 4
+        ptrace.restype = ctypes.c_long
+        if ptrace(_PTRACE_SEIZE, process.pid, 0, 0) or ptrace(_PTRACE_INTERRUPT, process.pid, 0, 0):
+            return
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, _WALL)
+            hangs.set()
+            # Its parent learns of its end only when the tracer has.
+            os.waitpid(process.pid, _WALL)
+
+    threading.Thread(target=trace, daemon=True).start()
+    process.resume()
+    assert hangs.wait(10), "ptrace is not permitted"
 
 
 def incarnations(run: Started) -> int:
@@ -97,16 +103,16 @@ def incarnations(run: Started) -> int:
 def inject(run: Started, fault: str, rank: int, phase: str) -> float:
     """Inject a fault; return the seconds until an update is trained that began after it."""
     before = incarnations(run)
-    with in_phase(run, phase) as ranks:
-        began = time.monotonic()
-        if fault == "kill":
-            ranks[rank].kill()
-        elif fault == "hang":
-            hang(ranks[rank])
-        elif rank == 1:
-            ranks[1].suspend()
-    if fault == "stop" and rank == 0:
-        ranks[0].suspend()
+    ranks = suspended_in(run, phase)
+    began = time.monotonic()
+    if fault == "kill":
+        ranks[rank].kill()
+    elif fault == "hang":
+        hang(ranks[rank])
+    elif rank == 1:
+        ranks[1].suspend()
+    if (fault, rank) not in (("stop", 0), ("kill", 0)):
+        ranks[0].resume()
     run.until(lambda: incarnations(run) > before, seconds=400)
     resumed = run.step()
     run.until(lambda: run.step() > resumed and trained_by(run, incarnations(run)), seconds=400)
@@ -124,38 +130,38 @@ def trained_by(run: Started, incarnation: int) -> bool:
     )
 
 
-def set_ranks(file: Path) -> list[str]:
+def flags() -> list[str]:
     return [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread is suspended with ptrace")
-def test_run_survives_every_fault_of_every_rank_in_every_phase(tmp_path: Path):
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("fault", ["kill", "stop", "hang"])
+def test_run_survives_a_fault_of_every_rank_in_every_phase(fault: str, rank: int, tmp_path: Path):
     file = make(tmp_path, updates=1_000)
-    seconds: dict[tuple[str, int, str], float] = {}
-    with started(file, *set_ranks(file)) as run:
+    seconds = {}
+    with started(file, *flags()) as run:
         run.until(lambda: run.step() >= 2, seconds=400)
         services = {name: pid for name, pid in run.pids().items() if name != "trainer"}
-        for fault, rank, phase in itertools.product(FAULTS, (0, 1), PHASES):
-            seconds[fault, rank, phase] = inject(run, fault, rank, phase)
-            print(fault, rank, phase, round(seconds[fault, rank, phase], 1), flush=True)  # noqa: T201
+        for phase in PHASES:
+            seconds[phase] = inject(run, fault, rank, phase)
             audited(run.folder)
         assert {name: pid for name, pid in run.pids().items() if name != "trainer"} == services
         run.process.send_signal(signal.SIGINT)
         code, output = run.finish()
         assert code == 130, output + run.log_tails()
-    for name in FAULTS:
-        found = [value for (fault, _, _), value in seconds.items() if fault == name]
-        print(name, "median", statistics.median(found), "longest", max(found))  # noqa: T201
+    # Shown with -s; docs/reliability.md has the figures of an idle machine.
+    print(fault, rank, {phase: round(value, 1) for phase, value in seconds.items()})  # noqa: T201
     step = run.step()
-    with started(file, *set_ranks(file), "--set", f"ppo.updates={step + 4}") as run:
-        code, output = run.finish(seconds=300)
+    with started(file, *flags(), "--set", f"ppo.updates={step + 2}") as run:
+        code, output = run.finish(seconds=400)
         assert code == 0, output + run.log_tails()
         check(run.folder)
 
 
 def test_exit_codes_of_ranks_reach_the_caller(tmp_path: Path):
     file = make(tmp_path, updates=4)
-    with started(file, *set_ranks(file), "--set", "policy.path=missing") as run:
+    with started(file, *flags(), "--set", "policy.path=missing") as run:
         code, output = run.finish()
         assert code == 2, output + run.log_tails()
         assert "missing" in output.splitlines()[-1]

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from torch._C._distributed_c10d import Store
 
@@ -33,8 +32,8 @@ _SUSPENDED_SECONDS = 2.0
 """A check that is this late means that this process was suspended, which says nothing about the others."""
 RESTARTED = "restarted"
 """Key of the store for the number of a rank whose process was started again while the others still ran."""
-_COLLECTIVES = f"{os.sep}torch{os.sep}distributed{os.sep}"
-"""Part of the paths of the code that waits for other ranks."""
+_COLLECTIVES = ("distributed_c10d.py", "_fsdp_collectives.py", "_fsdp_param_group.py")
+"""Files of torch whose code waits for other ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,12 +358,7 @@ def _main_thread() -> tuple[str, bool]:
         return "", False
     file = Path(frame.f_code.co_filename)
     line = f"{file.parent.name}/{file.name}:{frame.f_lineno} in {frame.f_code.co_name}"
-    outer: FrameType | None = frame
-    while outer is not None:
-        if _COLLECTIVES in outer.f_code.co_filename:
-            return line, True
-        outer = outer.f_back
-    return line, False
+    return line, file.name in _COLLECTIVES
 
 
 def _brief(error: BaseException) -> str:
