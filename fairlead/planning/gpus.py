@@ -6,27 +6,39 @@ if none is left, those of the trainer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from fairlead.config import RunConfig
+from fairlead.config.serving import PolicySection
 from fairlead.errors import ConfigError
 
 TRAINER = "trainer"
 """Name of the trainer among the processes."""
 
 
-def assign(gpus: Sequence[str], *, ranks: int, services: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def engine_gpus(section: PolicySection) -> int:
+    """Return the number of GPUs among which an engine of the policy service divides its model."""
+    if section.engine != "vllm":
+        return 1
+    sizes = (section.vllm.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
+    return math.prod(size for size in sizes if isinstance(size, int))
+
+
+def assign(gpus: Sequence[str], *, ranks: int, services: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
     """Return the GPUs of the trainer and of each service.
 
     Args:
         gpus: at least as many as ranks.
         ranks: GPUs that the trainer needs; 0 if it trains on the CPU.
-        services: names of the processes that use one GPU each.
+        services: GPUs that each process of a service needs, by its name.
     """
     left = gpus[ranks:] or gpus
     placed: dict[str, tuple[str, ...]] = {TRAINER: tuple(gpus[:ranks])} if ranks else {}
-    for number, name in enumerate(services):
-        placed[name] = (left[number % len(left)],)
+    used = 0
+    for name, number in services.items():
+        placed[name] = tuple(left[(used + index) % len(left)] for index in range(min(number, len(left))))
+        used += number
     return placed
 
 
@@ -58,6 +70,10 @@ def visible_devices(
                 got=ranks,
                 allowed=f"at most the number of GPUs, {len(gpus)}, or ppo.device = 'cpu'",
             )
-        services = [name for section, name in replicas if getattr(config, section).device != "cpu"]
+        services = {
+            name: engine_gpus(config.policy) if section == "policy" else 1
+            for section, name in replicas
+            if getattr(config, section).device != "cpu"
+        }
         placed = assign(gpus, ranks=ranks, services=services)
     return {name: ",".join(found) for name, found in placed.items()} | dict(config.local.gpus)

@@ -10,7 +10,7 @@ from fairlead.config.training import LoraSection
 from fairlead.data.records import load_prompts
 from fairlead.errors import ConfigError, DataError, ModelLoadError
 from fairlead.planning.formulas import adapter_parameters
-from fairlead.planning.gpus import assign
+from fairlead.planning.gpus import TRAINER, assign
 from fairlead.planning.machine import Machine, free_disk_bytes, this_machine
 from fairlead.planning.model_size import ModelSize, model_size, scratch_size
 from fairlead.planning.process import Lengths, MemoryPlanner, ProcessMemory, head_bytes
@@ -41,19 +41,18 @@ class StagePlan:
             number: GPUs of the machine; if the trainer has more ranks, they are counted with more GPUs.
         """
         using = [process for process in self.processes if process.device == "cuda"]
-        trainer = [process for process in using if process.is_trainer]
-        ranks = sum(process.replicas for process in trainer)
-        size_of = {
-            f"{process.name}-{replica}": process.on("cuda") // process.replicas
+        ranks = sum(process.replicas for process in using if process.is_trainer)
+        owner = {
+            TRAINER if process.is_trainer else f"{process.name}-{replica}": process
             for process in using
-            if not process.is_trainer
             for replica in range(process.replicas)
         }
-        gpus = [str(index) for index in range(max(number, ranks))]
+        services = {name: process.gpus for name, process in owner.items() if name != TRAINER}
+        gpus = [str(index) for index in range(max(number, ranks, *services.values(), 1))]
         loads = dict.fromkeys(gpus, 0)
-        for name, placed in assign(gpus, ranks=ranks, services=list(size_of)).items():
+        for name, placed in assign(gpus, ranks=ranks, services=services).items():
             for gpu in placed:
-                loads[gpu] += size_of[name] if name in size_of else trainer[0].on("cuda") // ranks
+                loads[gpu] += owner[name].gpu_bytes
         return list(loads.values())
 
 
@@ -118,7 +117,7 @@ class RunPlan:
         else:
             # Every pod is on a machine of its own size: only the largest process can be compared.
             needs = {}
-            worst = max((process.on("cuda") // process.replicas for process in stage.processes), default=0)
+            worst = max((process.gpu_bytes for process in stage.processes), default=0)
         where = "GPU memory" if self.machine.num_gpus == 1 else "memory of one GPU"
         needs[where] = ("cuda", worst, self.machine.gpu_bytes)
         for place, (device, needed, available) in needs.items():

@@ -11,6 +11,7 @@ from fairlead.config.base import ComputeSection
 from fairlead.config.serving import ModelServiceSection
 from fairlead.config.training import LoraSection, TrainingSection
 from fairlead.planning import formulas
+from fairlead.planning import gpus as gpus_of
 from fairlead.planning.model_size import ModelSize
 
 RUNTIME_BYTES = {"light": 64 << 20, "torch": 420 << 20, "cuda": 500 << 20}
@@ -36,6 +37,8 @@ class ProcessMemory:
     """Name of the process in the run, without its number."""
     replicas: int = 1
     """Number of processes of this kind."""
+    gpus: int = 1
+    """GPUs among which each of them divides its model. All sizes but `runtime` are those of one GPU."""
     device: str = "cpu"
     """`cpu` or `cuda`: the device of everything except `runtime`."""
     model: str = ""
@@ -70,12 +73,17 @@ class ProcessMemory:
         trained = self.weights + self.gradients + self.optimizer + self.gathered
         return trained + self.activations + self.cache + self.incoming
 
+    @property
+    def gpu_bytes(self) -> int:
+        """The memory on each GPU that one process uses; 0 if it uses none."""
+        return self.model_bytes + RUNTIME_BYTES["cuda"] if self.device == "cuda" else 0
+
     def on(self, device: str) -> int:
         """Return the memory on `cpu` or `cuda` of all replicas, in bytes."""
         if device == "cuda":
-            return self.replicas * (self.model_bytes + RUNTIME_BYTES["cuda"]) if self.device == "cuda" else 0
+            return self.replicas * self.gpus * self.gpu_bytes
         # Weights for a GPU pass through main memory when they are loaded, saved and published.
-        here = self.model_bytes if self.device == "cpu" else self.weights
+        here = self.model_bytes if self.device == "cpu" else self.weights * self.gpus
         return self.replicas * (self.runtime + max(here, self.loading))
 
     def as_dict(self) -> dict[str, object]:
@@ -158,18 +166,17 @@ class MemoryPlanner:
         critic = self._trained(
             "critic", start, section, tokens=tokens, longest=longest, lora=section.lora, head=True
         )
-        # The frozen body exists once: the adapters of policy and critic share it. Not with several ranks,
-        # where each model is divided on its own.
-        shared = section.lora.rank > 0 and section.critic_init == "policy" and self._ranks == 1
+        # The frozen body exists once: the adapters of policy and critic share it.
+        shared = section.lora.rank > 0 and section.critic_init == "policy"
         base = start.body * formulas.DTYPE_BYTES[section.dtype] if shared else 0
         return dataclasses.replace(
             actor,
-            weights=actor.weights + critic.weights - base,
+            weights=actor.weights + critic.weights - base // self._ranks,
             gradients=actor.gradients + critic.gradients,
             optimizer=actor.optimizer + critic.optimizer,
             # Policy and critic run one after the other: the first activations are freed before the second.
             gathered=max(actor.gathered, critic.gathered),
-            loading=actor.loading + critic.loading,
+            loading=max(0, actor.loading + critic.loading - base),
             activations=max(actor.activations, critic.activations),
         )
 
@@ -184,14 +191,19 @@ class MemoryPlanner:
         prompts = min(formulas.PREFILL_TOKENS, section.max_slots * self._lengths.prompt)
         prefill = formulas.forward_bytes(size, section.dtype, tokens=prompts, longest=self._lengths.prompt)
         logits = 3 * section.max_slots * size.vocabulary * 4
+        cache = formulas.cache_bytes(size, section.dtype, slots=section.max_slots, longest=longest)
+        gpus = gpus_of.engine_gpus(section)
+        incoming = adapter if lora.rank else weights
         return self._service(
             "policy",
             section,
             size,
-            weights=weights + adapter,
+            gpus=gpus,
+            weights=-(-(weights + adapter) // gpus),
             activations=prefill + logits,
-            cache=formulas.cache_bytes(size, section.dtype, slots=section.max_slots, longest=longest),
-            incoming=adapter if lora.rank else weights,
+            cache=-(-cache // gpus),
+            # vLLM reads new weights into the tensors of the old ones.
+            incoming=0 if section.engine == "vllm" else incoming,
         )
 
     def _reward(self) -> ProcessMemory:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from fairlead.config import RunConfig
+from fairlead.planning.gpus import engine_gpus
 from fairlead.planning.machine import Machine
 from fairlead.planning.plan import RunPlan, in_words, plan_run, prompt_tokens_of
 
@@ -88,7 +89,8 @@ def _candidates(config: RunConfig, gpus: int, nodes: int) -> Iterator[dict[str, 
 
 def _ranks(config: RunConfig, gpus: int, nodes: int) -> list[int]:
     """Return numbers of ranks per node: a GPU for every service, then fewer, then shared ones."""
-    services = sum(getattr(config, name).replicas for name in _MODEL_SERVICES)
+    services = sum(getattr(config, name).replicas for name in ("reward", "reference"))
+    services += config.policy.replicas * engine_gpus(config.policy)
     if nodes > 1:
         return [max(1, (nodes * gpus - services) // nodes)]
     first = max(1, gpus - services)
@@ -100,17 +102,17 @@ def obstacle(plan: RunPlan) -> str:
     stage, machine = plan.stage("ppo"), plan.machine
     available = int(machine.gpu_bytes * SPARE_SHARE)
     if plan.nodes > 1:
-        loads = {process.name: process.on("cuda") // process.replicas for process in stage.processes}
+        loads = {process.name: process.gpu_bytes for process in stage.processes}
     else:
         loads = {f"GPU {index}": load for index, load in enumerate(stage.on_gpus(machine.num_gpus))}
     name, most = max(loads.items(), key=lambda one: one[1])
     if most <= available:
         return ""
-    largest = max(stage.processes, key=lambda process: process.on("cuda") // process.replicas)
-    need = largest.on("cuda") // largest.replicas
+    largest = max(stage.processes, key=lambda process: process.gpu_bytes)
     return (
         f"{name} would need {in_words(most)}, but a plan may use {in_words(available)} of "
-        f"{in_words(machine.gpu_bytes)}; the largest process is {largest.name} with {in_words(need)}"
+        f"{in_words(machine.gpu_bytes)}; the largest process is {largest.name} with "
+        f"{in_words(largest.gpu_bytes)}"
     )
 
 

@@ -109,3 +109,20 @@ def test_what_does_not_fit_is_named_after_everything_was_tried(
 def test_adapters_are_proposed_if_all_weights_do_not_fit(tmp_path: Path):
     found = proposed(tmp_path, "8B", 1, gpu_gib=141)
     assert (found.settings["ppo.lora.rank"], found.obstacle) == (16, "")
+
+
+def test_policy_of_vllm_is_divided_among_its_gpus(tmp_path: Path):
+    model = {"path": str(llama(tmp_path / "70B", "70B"))}
+    settings = {**model, "max_sequence_tokens": 2_048, "dtype": "bfloat16"}
+    vllm = {"engine": "vllm", "vllm": {"tensor_parallel_size": 4}}
+    config = RunConfig(runs=tmp_path, policy=settings | vllm, reward=settings, reference=settings)  # type: ignore[arg-type]
+    machine = Machine(host_bytes=8 << 40, gpu_bytes=80 << 30, num_gpus=8)
+    found = propose(config, machine=machine, nodes=2, prompt_tokens=512)
+    processes = {process.name: process for process in found.plan.stage("ppo").processes}
+    assert processes["policy"].gpus == 4
+    assert processes["policy"].weights == pytest.approx(70.6e9 * 2 / 4, rel=0.01)
+    assert processes["policy"].gpu_bytes < 80 << 30
+    # Sixteen GPUs less four, one and one.
+    assert found.settings["ranks.per_node"] == 5
+    assert processes["trainer"].gpu_bytes < 80 << 30
+    assert "the largest process is re" in found.obstacle  # reward and reference have one GPU each
