@@ -57,8 +57,11 @@ def test_policy_is_killed_and_nothing_is_lost(tmp_path: Path, max_staleness: int
         assert left_over(run.folder) == []
     lines = [json.loads(line) for line in run.folder.metrics("ppo").read_text().splitlines()]
     assert [line["update"] for line in lines] == list(range(1, UPDATES + 1))
-    assert max(line["mismatch_max"] for line in lines) <= 1e-4
+    # Not measured in an update whose rollouts are all stale.
+    mismatches = [line["mismatch_max"] for line in lines if "mismatch_max" in line]
+    assert mismatches
+    assert max(mismatches) <= 1e-4
     # π_prox is computed by the trainer for every rollout.
     assert all("behaviour_weight" in line for line in lines)
     assert max(abs(line["ratio_first"] - 1) for line in lines) < 1e-5
-    print(f"\nmismatch_max {max(line['mismatch_max'] for line in lines):.1e}")  # noqa: T201
+    print(f"\nmismatch_max {max(mismatches):.1e}")  # noqa: T201

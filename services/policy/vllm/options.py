@@ -34,8 +34,6 @@ _ENVIRONMENT = {
     "VLLM_DO_NOT_TRACK": "1",
     # A fork of a process with threads of gRPC or torch may hang.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    # Requests from the network that run any function of the workers.
-    "VLLM_SERVER_DEV_MODE": "0",
     # Threads as in the other services; vLLM would bind them to cores that other processes use, too.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Lines that are not errors belong to vLLM's server, not to this service.
@@ -127,6 +125,8 @@ def _own(config: RunConfig, path: str, max_sequence_tokens: int) -> dict[str, An
         "seed": config.seed % (1 << 32),
         "skip_tokenizer_init": True,
         "trust_remote_code": False,
+        # Never pickle, which vLLM would read from a folder without safetensors.
+        "load_format": "safetensors",
         # No defaults from the model's generation_config.json: requests are complete.
         "generation_config": "vllm",
         # Of the distribution that is sampled from, after temperature, top-k and top-p.
