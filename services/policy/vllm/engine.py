@@ -111,6 +111,11 @@ class VllmEngine(EngineFront):
         else:
             await self._weights.add(version, folder, adapter, probe)
 
+    async def wait_failed(self) -> None:
+        """Wait until vLLM has ended, and raise the error; see `Engine.wait_failed`."""
+        self._vllm.start()
+        await super().wait_failed()
+
     def close(self) -> None:
         """Stop vLLM; pending requests fail with Unavailable."""
         super().close()
