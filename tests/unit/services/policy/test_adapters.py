@@ -21,6 +21,7 @@ from fairlead.types import GenerationRequest, ModelInfo, SamplingParams, WeightV
 from services.policy.front import EngineLimits
 from services.policy.transformers_engine import TransformersEngine
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_tokenizer
+from trainer.model_state import unique_tensors
 from trainer.ppo import publish
 from trainer.sequences import TokenSequence, pad, response_logprobs
 
@@ -73,15 +74,12 @@ class Replica:
 
 
 def published(store: FilesystemWeightStore, policy, update: int, adapter: Adapter | None) -> None:
-    publish.publish(
-        store,
-        policy,
-        WeightVersion(1, update),
-        parent=None,
-        lineage=(Ancestor(1, 0),),
-        keep=3,
-        adapter=adapter,
-    )
+    tensors = adapters.tensors(policy) if adapter else unique_tensors(policy)
+    version, lineage = WeightVersion(1, update), (Ancestor(1, 0),)
+    with store.publish(version, parent=None, lineage=lineage, adapter=adapter) as folder:
+        for number, shard in enumerate(publish.shards(tensors), start=1):
+            save_file(shard, folder / f"model-{number:05d}.safetensors")
+    store.prune(keep=3)
 
 
 def trainer_logprobs(model, prompt, answer, dtype: torch.dtype) -> torch.Tensor:
