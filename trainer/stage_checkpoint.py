@@ -34,6 +34,8 @@ from trainer.distributed.group import Group
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_RECEIVED: list[int] = []
+"""Signals of this process on which several ranks have to agree."""
 
 
 class StageCheckpoints:
@@ -111,6 +113,7 @@ class StageCheckpoints:
         state = {**asdict(position), "made_from": self._made_from}
         if not self._group.is_first:
             slices.write(Path(self._group.broadcast(b"").decode()), tensors, self._group)
+            self._group.idle("has written a checkpoint")
             return
         if self._group.size == 1:
             self._store.save(version, tensors=tensors, state=state)
@@ -121,6 +124,7 @@ class StageCheckpoints:
                 return slices.write(folder, tensors, self._group)
 
             self._store.save_slices(version, write=write, state=state)
+        self._group.idle("has written a checkpoint")
         self._store.prune(keep=self._keep, lineage=_LINEAGE)
 
     def forget(self) -> None:
@@ -194,24 +198,29 @@ def uninterrupted(group: Group | None = None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    received: list[int] = []
+    several = group is not None and group.size > 1
+    # One that arrives after the ranks have agreed counts in the next block.
+    received = _RECEIVED if several else []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
     handlers = {number: signal.signal(number, note) for number in _SIGNALS}
+    stopped = 0
     try:
         yield
+        if several:
+            assert group is not None
+            stopped = largest(received[0] if received else 0, group)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if received and (group is None or group.size == 1):
+        if received and not several:
             signal.raise_signal(received[0])
-    if group is not None and group.size > 1:
-        stopped = largest(received[0] if received else 0, group)
-        if stopped:
-            logger.info("stopped by %s; run the same command again to continue", signal.Signals(stopped).name)
-            raise AgreedStop(128 + stopped)
+    if stopped:
+        received.clear()
+        logger.info("stopped by %s; run the same command again to continue", signal.Signals(stopped).name)
+        raise AgreedStop(128 + stopped)
 
 
 def _digest(made_from: str, sequences: Iterable[tuple[int, ...]]) -> str:

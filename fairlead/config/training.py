@@ -119,6 +119,10 @@ class TrainingSection(ComputeSection):
     gradient_checkpointing: bool = False
     """Store only the inputs of each block and recompute the rest in the backward pass: about a third more
     compute, much less memory, the same gradient."""
+    offload: bool = False
+    """With several ranks, keep weights, gradients and the optimizer's state in the memory of the host; a GPU
+    then holds the weights of the blocks that it computes, and activations. Slower. No effect with one
+    rank."""
 
 
 class LoraSection(Section):

@@ -68,12 +68,15 @@ def whole_at(tensor: Tensor, owner: int, group: Group, *, dtype: torch.dtype | N
     if not is_divided(tensor):
         return tensor.detach().to(dtype or tensor.dtype) if group.rank == owner else None
     each = -(-tensor.shape[0] // group.size)
-    mine = local(tensor).detach().to(dtype or tensor.dtype)
-    part = mine.new_zeros(each, *mine.shape[1:])
-    part[: len(mine)] = mine
-    parts = [torch.empty_like(part) for _ in range(group.size)] if group.rank == owner else None
-    dist.gather(part, parts, dst=owner)
-    return None if parts is None else torch.cat(parts)[: tensor.shape[0]]
+    part = local(tensor).detach().to(dtype or tensor.dtype).contiguous()
+    if len(part) < each:
+        part = torch.cat([part, part.new_zeros(each - len(part), *part.shape[1:])])
+    if group.rank != owner:
+        dist.gather(part, dst=owner)
+        return None
+    whole = part.new_empty(each * group.size, *part.shape[1:])
+    dist.gather(part, list(torch.chunk(whole, group.size)), dst=owner)
+    return whole[: tensor.shape[0]]
 
 
 def whole_on_cpu(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:

@@ -13,7 +13,13 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, Shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -32,15 +38,19 @@ class Root(nn.Module):
     as body and output layer, has to run inside a call. Without sharding it is only a call.
     """
 
-    def __init__(self, model: nn.Module, group: Group | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, group: Group | None = None, *, device: torch.device | None = None
+    ) -> None:
         """
         Args:
             model: the model.
             group: the ranks that share it; None: only this process.
+            device: the device that it computes on; None: that of its weights.
         """
         super().__init__()
         self.model = model
         self.group = group or Group.single()
+        self.device = device or next(nn.Module.parameters(model)).device
 
     def forward(
         self,
@@ -52,7 +62,14 @@ class Root(nn.Module):
         return function(self.model, *args, **kwargs)  # type: ignore[arg-type]
 
 
-def shard(root: nn.Module, device: torch.device, *, compute: torch.dtype, group: Group) -> None:
+def shard(
+    root: nn.Module,
+    device: torch.device,
+    *,
+    compute: torch.dtype,
+    group: Group,
+    offload: bool = False,
+) -> None:
     """Divide the weights of a model among all ranks, block by block.
 
     A tensor is divided by rows. Tied weights, embeddings and the output layer belong to the group of the
@@ -64,22 +81,25 @@ def shard(root: nn.Module, device: torch.device, *, compute: torch.dtype, group:
         device: the device of this rank.
         compute: float32 or bfloat16.
         group: the ranks; nothing is changed for one.
+        offload: keep weights, gradients and the optimizer's state in the memory of the host; those of a block
+            are copied to the device while it computes.
     """
     if group.size == 1:
         return
+    where = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
     mesh = init_device_mesh(device.type, (group.size,))
     lower = compute == torch.bfloat16
     policy = MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)
     blocks = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
     heads = [module for module in root.modules() if isinstance(module, ScalarHead)] if lower else []
     for head in heads:
-        _shard(head, mesh, MixedPrecisionPolicy())
+        _shard(head, mesh, MixedPrecisionPolicy(), where)
     for module in (*blocks, root):
-        _shard(module, mesh, policy if lower else MixedPrecisionPolicy())
+        _shard(module, mesh, policy if lower else MixedPrecisionPolicy(), where)
 
 
-def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
-    fully_shard(module, mesh=mesh, mp_policy=policy)
+def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, where: OffloadPolicy) -> None:
+    fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=where)
     assert isinstance(module, FSDPModule)
     # A plain sum: gloo has no scaled one, and that of NCCL has returned zeros in bfloat16.
     module.set_gradient_divide_factor(1.0)

@@ -86,22 +86,18 @@ class ActorCritic:
         self.adapter = adapter
         self.group = group or Group.single()
         compute = torch_dtype(section)
-        device = torch_device(section.device)
+        self.device = policy.device if self.group.size == 1 else torch_device(section.device)
+        """The device that both models compute on."""
         self._policy_root = sharding.Root(policy)
         with sharding.sharing(policy, critic):
             for root in (self._policy_root, critic):
-                sharding.shard(root, device, compute=compute, group=self.group)
+                sharding.shard(root, self.device, compute=compute, group=self.group, offload=section.offload)
         # Divided weights are gathered in the type that is computed in; autocast is for whole ones.
         self.dtype = compute if self.group.size == 1 else torch.float32
         self._section = section
         self.policy_optimizer = _adam(policy, section.learning_rate)
         self.critic_optimizer = _adam(critic, section.critic_learning_rate)
         self._finite_steps = finite.FiniteSteps("ppo", rate="ppo.learning_rate and ppo.critic_learning_rate")
-
-    @property
-    def device(self) -> torch.device:
-        """The device of both models."""
-        return self.policy.device
 
     def logprobs(self, batch: PaddedSequences, *, temperature: float) -> tuple[Tensor, Tensor]:
         """Return log-probs [N] and entropies [N] of the response tokens under the policy."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fairlead.config.training import RewardModelSection
+from fairlead.nn.loading import torch_device, torch_dtype
 from fairlead.nn.reward_model import RewardModel
 from trainer.distributed import sharding
 from trainer.distributed.group import Group
@@ -20,6 +22,12 @@ class DividedRewardModel(RewardModel):
     root: Root | None = None
     """Body and head, divided."""
 
+    @property
+    def device(self) -> torch.device:
+        """See `RewardModel.device`; the weights themselves may be in the memory of the host."""
+        assert self.root is not None
+        return self.root.device
+
     def scores(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """See `RewardModel.scores`."""
         assert self.root is not None
@@ -32,10 +40,11 @@ def body_and_head(model: RewardModel) -> nn.Module:
     return nn.ModuleDict({"body": model.body, "head": model.head})
 
 
-def divide(model: RewardModel, device: torch.device, *, compute: torch.dtype, group: Group) -> RewardModel:
+def divide(model: RewardModel, section: RewardModelSection, group: Group) -> RewardModel:
     """Divide the weights of a model among all ranks; see `sharding.shard`."""
     if group.size == 1:
         return model
-    root = Root(body_and_head(model), group)
-    sharding.shard(root, device, compute=compute, group=group)
+    device = torch_device(section.device)
+    root = Root(body_and_head(model), group, device=device)
+    sharding.shard(root, device, compute=torch_dtype(section), group=group, offload=section.offload)
     return DividedRewardModel(model.body, model.head, model.model, model.is_encoder, root)

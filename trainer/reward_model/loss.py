@@ -71,7 +71,9 @@ def micro_batch_losses(
 
     Each rank takes some of the rankings.
     """
-    for members in _share(rankings, group or Group.single(), max_tokens=max_tokens):
+    group = group or Group.single()
+    for members in _share(rankings, group, max_tokens=max_tokens):
+        group.progress(f"micro-batch of {len(members)} rankings")
         if not members:  # as many micro-batches as other ranks; no gradient
             yield score(model, [(0,)], dtype=dtype)[:0].sum()
             continue

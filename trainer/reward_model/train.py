@@ -28,7 +28,6 @@ from fairlead.nn.loading import (
     load_tokenizer,
     max_sequence_tokens,
     set_threads,
-    torch_device,
     torch_dtype,
 )
 from fairlead.nn.reward_model import RewardModel, load_reward_model
@@ -178,15 +177,11 @@ class _Training:
         self, config: RunConfig, members: Sequence[RewardModel], checkpoints: StageCheckpoints, group: Group
     ) -> None:
         """Divide the members among the ranks, and continue from the newest checkpoint, if there is one."""
-        section = config.reward_model
         self._config = config
         self.group = group
         self.dtype = _autocast_dtype(config, group)
         """Type that autocast computes in."""
-        self.members = tuple(
-            divide(model, torch_device(section.device), compute=torch_dtype(section), group=group)
-            for model in members
-        )
+        self.members = tuple(divide(model, config.reward_model, group) for model in members)
         self._checkpoints = checkpoints
         self.finite_steps = finite.FiniteSteps("reward_model", rate="reward_model.learning_rate")
         self.position = Position()
@@ -369,6 +364,7 @@ def _epoch(
             norm = optim.clipped_step(
                 optimizer, parameters, max_norm=section.max_gradient_norm, loss=step_loss
             )
+            training.group.idle("has finished a step")
             numbers = {"the loss": step_loss, "the gradient": norm}
             training.finite_steps.check(numbers, where=f"step {position.step + 1}")
             position.losses.append(step_loss)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from trainer.distributed import collectives, micro_batches
 from trainer.distributed.sharding import Root
@@ -31,16 +30,15 @@ def micro_batch_losses(
     of which takes some of them.
     """
     total_tokens = sum(sequence.response_length for sequence in sequences)
-    model = root.model
-    assert isinstance(model, PreTrainedModel)
     if row_tokens:
         rows = packing.rows(sequences, width=row_tokens)
         lengths = [packing.row_length(row) for row in rows]
         for part in micro_batches.share(lengths, max_tokens=max_tokens, group=root.group):
+            root.group.progress("packed micro-batch")
             packed = [rows[index] for index in part] or [[micro_batches.NOTHING]]
             yield -root(packing.row_logprobs, packed, dtype=dtype).sum() / total_tokens
         return
-    for _, batch in micro_batches.padded(sequences, model.device, max_tokens=max_tokens, group=root.group):
+    for _, batch in micro_batches.padded(sequences, root.device, max_tokens=max_tokens, group=root.group):
         logprobs_N, _ = root(response_logprobs, batch, temperature=1.0, dtype=dtype)
         yield -logprobs_N.sum() / total_tokens
 

@@ -207,10 +207,11 @@ class _Training:
         section = config.sft
         self.config = config
         self.model = model
-        self.root = Root(model, group)
+        device = torch_device(section.device) if group.size > 1 else model.device
+        self.root = Root(model, group, device=device)
         self.dtype = torch_dtype(section)
         """Type that autocast computes in."""
-        sharding.shard(self.root, torch_device(section.device), compute=self.dtype, group=group)
+        sharding.shard(self.root, device, compute=self.dtype, group=group, offload=section.offload)
         if group.size > 1:
             self.dtype = torch.float32
         # Evaluation mode throughout: only the dropout of adapters is on while learning.
@@ -348,6 +349,7 @@ def _step(training: _Training, batch: list[TokenSequence], *, total: int) -> dic
     norm = optim.clipped_step(
         training.optimizer, optim.learning(model), max_norm=section.max_gradient_norm, loss=step_loss
     )
+    group.idle("has finished a step")
     return {"loss": step_loss, "gradient_norm": norm}
 
 

@@ -71,6 +71,7 @@ def section_of(case: Case):
         update={
             "max_micro_batch_tokens": 24,
             "gradient_checkpointing": case.recompute,
+            "offload": case.recompute,  # changes no number
             "lora": LoraSection(rank=2, alpha=8) if case.lora else LoraSection(),
         }
     )

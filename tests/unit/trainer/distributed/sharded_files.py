@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
+import signal
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fairlead.errors import NotFinite
+from fairlead.local.run_files import read_progress
 from fairlead.transports.weights.base import Ancestor
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
@@ -27,6 +33,7 @@ from tests.unit.trainer.distributed.sharded_cases import (
     whole,
 )
 from tests.unit.trainer.stage_world import reward_model_run, sft_run
+from tests.waiting import until
 from trainer.checkpoint import CheckpointStore
 from trainer.distributed import slices
 from trainer.distributed.collectives import whole_at
@@ -230,14 +237,43 @@ def stages(group: Group, folder: Path) -> list[dict[str, object]]:
     return found
 
 
-def sft_config(folder: Path, name: str):
-    changes = {"epochs": 1, "max_micro_batch_tokens": 40}
+def sft_config(folder: Path, name: str, *, epochs: int = 1):
+    changes = {"epochs": epochs, "max_micro_batch_tokens": 40}
     return sft_run(folder / name, **changes, gradient_checkpointing=True)
 
 
 def reward_model_config(folder: Path, name: str):
     path = str(folder / "tiny")
     return reward_model_run(folder / name, comparisons=60, path=path, epochs=1, max_micro_batch_tokens=40)
+
+
+def interrupted(group: Group, folder: str) -> dict[str, object]:
+    """SFT of which the last rank gets SIGTERM, and which then continues; and the same undisturbed."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    config = sft_config(Path(folder), "stopped", epochs=6)
+    if group.rank == group.size - 1:
+        threading.Thread(target=stop_at, args=(config.folder.progress, 4), daemon=True).start()
+    code: object = None
+    try:
+        sft.train(config, group=group)
+    except SystemExit as stop:
+        code = stop.code
+    written = sorted(path.name for path in config.folder.stage_checkpoints("sft").glob("*-*/*"))
+    group.barrier()
+    sft.train(config, group=group)
+    undisturbed = sft_config(Path(folder), "undisturbed", epochs=6)
+    sft.train(undisturbed, group=group)
+    if not group.is_first:
+        return {"code": code}
+    first, second = (load_file(one.folder.sft_model / "model.safetensors") for one in (config, undisturbed))
+    same = all(torch.equal(first[name], value) for name, value in second.items())
+    return {"code": code, "written": written, "same": same}
+
+
+def stop_at(progress: Path, step: int) -> None:
+    """Send SIGTERM to this process when rank 0 has reported a step."""
+    asyncio.run(until(lambda: (now := read_progress(progress)) is not None and now.step >= step))
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def write_all(group: Group, folder: str) -> None:

@@ -103,6 +103,14 @@ def test_checkpoint_of_two_ranks_is_read_by_more(models, size):
     assert max(differences) <= 1e-6
 
 
+@pytest.mark.slow
+def test_sigterm_of_one_rank_stops_all_at_the_same_step_and_they_continue_to_the_same_bits(tmp_path):
+    first, second = Ranks(2, f"{TARGET}_files:interrupted", str(tmp_path)).results(seconds=400)
+    assert first["code"] == second["code"] == 143
+    assert "rank-00001.safetensors" in first["written"]
+    assert first["same"]
+
+
 @given(
     st.lists(st.integers(1, 60), min_size=1, max_size=40),
     st.integers(1, 100),
