@@ -205,9 +205,9 @@ class RanksSection(Section):
     machine a free port is used."""
     join_seconds: float = Field(default=600.0, gt=0, le=604_800)
     """Time that the ranks wait for one another at the start."""
-    lost_seconds: float = Field(default=15.0, ge=1, le=3_600)
+    lost_seconds: float = Field(default=30.0, ge=1, le=3_600)
     """A rank from which no heartbeat arrives for this time is lost: all ranks end and are restarted from the
-    last checkpoint."""
+    last checkpoint. The end of a rank on the same machine is noticed at once."""
     stall_seconds: float = Field(default=300.0, ge=1, le=86_400)
     """A rank that has begun an update, a checkpoint or a version and makes no progress for this time hangs:
     all ranks end and are restarted from the last checkpoint. It must be longer than one micro-batch, and than

@@ -17,7 +17,10 @@ from tests.ranks import Ranks
 from trainer.distributed.group import Group
 
 WORLD = "tests.unit.trainer.distributed.group_world"
-SETTINGS = {"lost_seconds": 2.0, "stall_seconds": 2.0}
+SETTINGS = {"lost_seconds": 60.0, "stall_seconds": 60.0}
+"""Limits that a busy machine does not exceed by itself."""
+SHORT_SECONDS = 8.0
+"""The limit that a test is about."""
 
 
 def test_a_single_rank_has_no_process_group():
@@ -38,10 +41,10 @@ def test_a_single_rank_has_no_process_group():
 
 
 def test_bytes_and_orders_arrive_on_every_rank():
-    found = Ranks(3, f"{WORLD}:exchange").results()
-    assert [result["gather"] for result in found] == [[0, 1000, 2000], [], []]
+    found = Ranks(2, f"{WORLD}:exchange").results()
+    assert [result["gather"] for result in found] == [[0, 1000], []]
     assert all(result["broadcast"] == [True, True] for result in found)
-    assert all(result["all_gather"] == [True, True, True] for result in found)
+    assert all(result["all_gather"] == [True, True] for result in found)
 
 
 def started(target: str, *arguments: object, settings: dict[str, float] = SETTINGS) -> Ranks:
@@ -57,7 +60,7 @@ def started(target: str, *arguments: object, settings: dict[str, float] = SETTIN
     ("target", "rank", "number"),
     [
         ("wait", 0, signal.SIGSTOP),
-        ("work", 1, signal.SIGKILL),
+        pytest.param("work", 1, signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("wait", 0, signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("wait", 1, signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("wait", 1, signal.SIGSTOP, marks=pytest.mark.slow),
@@ -67,7 +70,8 @@ def started(target: str, *arguments: object, settings: dict[str, float] = SETTIN
     ],
 )
 def test_a_killed_or_suspended_rank_ends_the_others(target: str, rank: int, number: signal.Signals):
-    ranks = started(target, *(["none", 0] if target == "work" else []))
+    limits = SETTINGS | ({"lost_seconds": SHORT_SECONDS} if number == signal.SIGSTOP else {})
+    ranks = started(target, *(["none", 0] if target == "work" else []), settings=limits)
     began = time.monotonic()
     os.kill(ranks.processes[rank].pid, number)
     other = ranks.processes[1 - rank]
@@ -77,18 +81,18 @@ def test_a_killed_or_suspended_rank_ends_the_others(target: str, rank: int, numb
     errors = other.stderr.read()
     ranks.kill()
     assert code == 1, errors
-    assert seconds < 30
+    assert seconds < 60
     last = errors.splitlines()[-1]
     assert last.startswith("RankLost: ")
     assert f"rank {rank}" in last, last
     if number == signal.SIGSTOP:
-        assert "ranks.lost_seconds = 2" in last
+        assert "ranks.lost_seconds = 8" in last
 
 
 @pytest.mark.parametrize(
     ("fault", "rank", "code", "message"),
     [
-        ("hang", 1, 1, "because of rank 1 of 2"),
+        pytest.param("hang", 1, 1, "because of rank 1 of 2", marks=pytest.mark.slow),
         ("error", 0, 2, "ended: NotFinite: ppo: the loss is nan"),
         pytest.param("error", 1, 2, "ended: NotFinite: ppo: the loss is nan", marks=pytest.mark.slow),
         pytest.param("bug", 1, 1, "ended: ZeroDivisionError: division by zero", marks=pytest.mark.slow),
@@ -96,7 +100,8 @@ def test_a_killed_or_suspended_rank_ends_the_others(target: str, rank: int, numb
     ],
 )
 def test_a_failing_rank_ends_the_others_with_its_exit_code(fault: str, rank: int, code: int, message: str):
-    found = started("work", fault, rank).wait()
+    limits = SETTINGS | ({"stall_seconds": SHORT_SECONDS} if fault == "hang" else {})
+    found = started("work", fault, rank, settings=limits).wait()
     other_code, _, errors = found[1 - rank]
     assert other_code == code, errors
     last = errors.splitlines()[-1]
@@ -106,7 +111,7 @@ def test_a_failing_rank_ends_the_others_with_its_exit_code(fault: str, rank: int
     assert own_code == code, own_errors
     if fault == "hang":
         assert "at: micro-batch 3 (distributed/group_world.py:" in last
-        assert "ranks.stall_seconds = 2" in last
+        assert "ranks.stall_seconds = 8" in last
 
 
 @pytest.mark.slow
