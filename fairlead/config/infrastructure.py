@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from typing import Literal
 
@@ -33,6 +34,9 @@ def redis_url_without_secrets(url: str) -> str:
     if "#" in url or "@" in rest or parts.scheme not in ("redis", "rediss", "unix"):
         raise invalid
     if parts.scheme == "unix" and not parts.path.strip("/"):
+        raise invalid
+    # Clients would connect to database 0, or to 12 for `/1/2`.
+    if parts.scheme != "unix" and not re.fullmatch(r"/?([0-9]{1,9}/?)?", parts.path):
         raise invalid
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host

@@ -13,10 +13,8 @@ from fairlead.types import Message
 
 ROLES = ("system", "user", "assistant")
 """Roles that a message may have."""
-_NOT_READ = ("tool_calls", "function_call", "reasoning", "reasoning_content", "thinking")
+NOT_READ = ("tool_calls", "function_call", "reasoning", "reasoning_content", "thinking")
 """Keys of a message whose text a template may write; not read, so a message that has some is refused."""
-_TOOLS = ("tools", "functions")
-"""Keys of a line that a template may write; not read either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +76,11 @@ def messages_at(line: Line, key: str) -> tuple[Message, ...]:
 
     Raises:
         DataError: if it is absent, not an array of `{"role", "content"}` objects, a role is not in ROLES, or
-            the line or a message has tools, tool calls or reasoning, which are not read.
+            a message has tool calls or reasoning, which are not read.
     """
     turns = line.objects(key)
-    _refuse(line, _TOOLS)
     for turn in turns:
-        _refuse(turn, _NOT_READ)
+        turn.refuse(NOT_READ)
     messages = tuple(Message(role=turn.text("role"), content=turn.text("content")) for turn in turns)
     for number, message in enumerate(messages):
         if message.role not in ROLES:
@@ -91,15 +88,6 @@ def messages_at(line: Line, key: str) -> tuple[Message, ...]:
                 got=f"`{key}[{number}].role` = {message.role!r}", allowed=f"one of {', '.join(ROLES)}"
             )
     return messages
-
-
-def _refuse(line: Line, keys: tuple[str, ...]) -> None:
-    for key in keys:
-        if line.values.get(key):
-            raise line.error(
-                got=f"`{line.inside}{key}`, which is not read",
-                allowed=f"no `{key}`: remove it, or write it into `content` as the model should see it",
-            )
 
 
 def prompt(line: Line) -> Prompt:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from fairlead.data.chat import Chat, Prompt, messages_at, prompt_at, question, turns_of
+from fairlead.data.chat import NOT_READ, Chat, Prompt, messages_at, prompt_at, question, turns_of
 from fairlead.data.foreign import native
 from fairlead.data.lines import Line
 from fairlead.types import Message
@@ -140,6 +140,8 @@ def comparisons(line: Line, *, tie_margin: float) -> Comparisons:
             got="responses without a common measure", allowed="`rank` in each, or `score` in each"
         )
     key = keys[0].pop()
+    for response in responses:
+        response.refuse(NOT_READ)
     values = [response.number_at(key) for response in responses]
     return RankedResponses(
         prompt=prompt_at(line),
@@ -187,6 +189,13 @@ def _of_messages(line: Line) -> Preference:
     before: tuple[Message, ...] = ()
     if line.has("prompt") and chosen and chosen[0].role == "assistant":
         before = turns_of(prompt_at(line))
+    elif isinstance(line.values.get("prompt"), list):
+        asked = messages_at(line, "prompt")
+        if chosen[: len(asked)] != asked:
+            raise line.error(
+                got="`prompt` that is not the beginning of `chosen`",
+                allowed="the same messages, or answers without a prompt of their own",
+            )
     chosen, rejected = (*before, *chosen), (*before, *rejected)
     for key, messages in (("chosen", chosen), ("rejected", rejected)):
         if not messages or messages[-1].role != "assistant":

@@ -19,6 +19,8 @@ _ROLES = {
 """Names of ShareGPT's `from`, and the role that each is."""
 _OURS = ("prompt", "messages", "completion", "responses")
 """Keys of this project's formats; a line with one of them is not translated."""
+_TOOLS = ("tools", "functions")
+"""Keys of a line that a chat template may write; no format reads them."""
 _ANSWERS = {"chosen": "preferred answer", "rejected": "other answer"}
 
 Turn = dict[str, Any]
@@ -40,8 +42,9 @@ def native(line: Line) -> Line:
     """Return the line in this project's keys.
 
     Raises:
-        DataError: see `translated`.
+        DataError: see `translated`; or the line has tools, which are not read.
     """
+    line.refuse(_TOOLS)
     found = translated(line)
     return line if found is None else found.line
 
@@ -67,7 +70,9 @@ def _alpaca(line: Line) -> Foreign:
     renamed = []
     if line.has("history"):
         read_as["history"] = "earlier turns"
-        turns += _history(line)
+        for index, (name, turn) in enumerate(_history(line), start=len(turns)):
+            turns.append(turn)
+            renamed.append((f"messages[{index}].content", name))
     asked = line.text("instruction")
     if line.has("input"):
         read_as["input"] = "user message, after `instruction`"
@@ -115,20 +120,30 @@ def _system(line: Line, read_as: dict[str, str]) -> Iterator[Turn]:
             yield {"role": "system", "content": content}
 
 
-def _history(line: Line) -> Iterator[Turn]:
+def _history(line: Line) -> Iterator[tuple[str, Turn]]:
+    """Yield the earlier turns, each with its place in the line."""
     pairs = line.values["history"]
     if not isinstance(pairs, list):
         raise line.error(got="`history` that is not an array", allowed="an array of [question, answer]")
     for index, pair in enumerate(pairs):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise line.error(got=f"`history[{index}]` = {pair!r}", allowed="[question, answer] as two texts")
-        yield {"role": "user", "content": pair[0]}
-        yield {"role": "assistant", "content": pair[1]}
+        for part, (role, text) in enumerate(zip(("user", "assistant"), pair, strict=True)):
+            yield f"history[{index}][{part}]", {"role": role, "content": text}
 
 
 def _turn(turn: Line) -> Turn:
-    """Return a turn with `role` and `content`; one that has them already is unchanged."""
-    if not turn.has("from"):
+    """Return a turn with `role` and `content`; one that has them already is unchanged.
+
+    Raises:
+        DataError: if it has keys of both forms, or of neither.
+    """
+    both = [key for key in ("role", "content") if turn.has("from") and turn.has(key)]
+    if both:
+        raise turn.error(
+            got=f"`{turn.inside}from` and `{turn.inside}{both[0]}`", allowed="`from` and `value`"
+        )
+    if turn.has("role"):
         return turn.values
     said = turn.text("from")
     role = _ROLES.get(said.lower())

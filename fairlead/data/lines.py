@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from fairlead.errors import DataError
+
+_NO_VALUES: tuple[Any, ...] = (None, "", [], {}, 0, "[]", "{}", "null")
+"""What a key without a value may have; tables often hold JSON as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +97,23 @@ class Line:
         Raises:
             DataError: if it is absent or another value.
         """
-        value = self._value(key)
+        value, name = self._value(key), self.inside + key
         if not isinstance(value, int | float) or isinstance(value, bool) or value not in (0, 1):
-            raise self.error(got=f"`{key}` = {value!r}", allowed=f"`{key}` = 0 or 1")
+            raise self.error(got=f"`{name}` = {value!r}", allowed=f"`{name}` = 0 or 1")
         return int(value)
+
+    def refuse(self, keys: Iterable[str]) -> None:
+        """Refuse the keys, whose values would be left unread, unless they have none.
+
+        Raises:
+            DataError: for the first key with a value; an empty one, also as the text `[]`, counts as none.
+        """
+        for key in keys:
+            if self.values.get(key) not in _NO_VALUES:
+                raise self.error(
+                    got=f"`{self.inside}{key}`, which is not read",
+                    allowed=f"no `{key}`: remove it, or write it into `content` as the model should see it",
+                )
 
     def error(self, *, got: str, allowed: str) -> DataError:
         """Return an error about this line, in the names of the file."""

@@ -81,6 +81,8 @@ def scorable(line: Line) -> Scorable:
 
 def _scorable(line: Line) -> Scorable:
     if line.has("chosen") or line.has("rejected"):
+        if line.has("responses"):
+            raise line.error(got=f"the keys {', '.join(line.keys or line.values)}", allowed=_ALLOWED)
         pair = comparisons(line, tie_margin=0.0)
         assert isinstance(pair, Preference)
         return Scorable(line, _items(pair.prompt, [pair.chosen, pair.rejected]), Shape.PAIR)
@@ -122,9 +124,12 @@ def _responses(line: Line) -> list[str]:
     found = line.values["responses"]
     if not isinstance(found, list) or not found:
         raise line.error(got="`responses` without a response", allowed="an array of at least one text")
-    if all(isinstance(response, str) for response in found):
-        return found
-    return [response.text("text") for response in line.objects("responses")]
+    if not isinstance(found[0], str):
+        return [response.text("text") for response in line.objects("responses")]
+    # As a line of its own, so that errors name the place of a response.
+    places = {f"responses[{index}]": response for index, response in enumerate(found)}
+    texts = replace(line, values=places)
+    return [texts.text(place) for place in places]
 
 
 def _items(prompt: Prompt, responses: Sequence[str]) -> tuple[ScoreItem, ...]:

@@ -82,19 +82,30 @@ def read(request: Mapping[str, Any], binary: memoryview) -> InferenceRequest:
     Raises:
         InvalidInput: for the first part of a wrong JSON type, or bytes that belong to no tensor.
     """
-    return InferenceRequest(
+    found = InferenceRequest(
         inputs=_inputs(request, binary),
         outputs=[(name, tuple(parameters)) for name, parameters in _outputs(request)],
         parameters=_object(request, "parameters"),
     )
+    wants_binary(request)  # refuses what `response` could only refuse after the scores were computed
+    return found
 
 
 def wants_binary(request: Mapping[str, Any]) -> bool:
-    """Return whether a binary tensor is asked for, by the output or else by the whole request."""
-    binary = _object(request, "parameters").get("binary_data_output", False)
-    for _, parameters in _outputs(request):
-        binary = parameters.get("binary_data", binary)
-    return bool(binary)
+    """Return whether a binary tensor is asked for, by the output or else by the whole request.
+
+    Raises:
+        InvalidInput: the parameter is not a boolean.
+    """
+    places = {"parameters.binary_data_output": _object(request, "parameters").get("binary_data_output")}
+    for index, (_, parameters) in enumerate(_outputs(request)):
+        places[f"outputs[{index}].parameters.binary_data"] = parameters.get("binary_data")
+    binary = False
+    for place, value in places.items():
+        if value is not None and not isinstance(value, bool):
+            raise InvalidInput(place, got=_kind(value), allowed="true or false")
+        binary = binary if value is None else value
+    return binary
 
 
 def response(request: Mapping[str, Any], scores: Scores, *, name: str, binary: bool) -> Response:

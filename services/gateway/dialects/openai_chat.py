@@ -24,7 +24,7 @@ from services.gateway import failures
 from services.gateway.backend import Backend
 from services.gateway.call import CurrentCall, HttpCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
-from services.gateway.dialects.unread import check_messages, check_request
+from services.gateway.dialects.unread import check_messages, check_request, check_stream_options
 from services.gateway.exchange_log import ExchangeLog
 from services.gateway.failures import error_responses
 from services.gateway.http.body import json_route
@@ -103,8 +103,8 @@ class ChatRequest(_ChatBody):
         }
     )
 
-    model: str = ""
-    """An id from /v1/models, or `policy`; empty is the policy, too."""
+    model: str | None = None
+    """An id from /v1/models, or `policy`; absent or empty is the policy, too."""
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=_MAX_TURNS, fail_fast=True)]
     """The conversation so far. Its last turn must not be the assistant's."""
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
@@ -133,6 +133,7 @@ class ChatRequest(_ChatBody):
     def _check_unread(cls, body: object) -> object:
         check_request(body, frozenset(cls.model_fields))
         check_messages(body)
+        check_stream_options(body)
         return body
 
     def turns(self) -> tuple[Message, ...]:

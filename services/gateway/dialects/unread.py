@@ -77,6 +77,23 @@ def check_request(body: object, read: frozenset[str]) -> None:
         _check(body, read, ignored=IGNORED, neutral=_NEUTRAL, place="")
 
 
+def check_stream_options(body: object) -> None:
+    """Do the same for `stream_options`, of which only `include_usage` is read.
+
+    Raises:
+        InvalidInput: names the key with its place.
+    """
+    options = body.get("stream_options") if isinstance(body, dict) else None
+    if isinstance(options, dict):
+        _check(
+            options,
+            frozenset({"include_usage"}),
+            ignored=frozenset({"include_obfuscation"}),
+            neutral={"continuous_usage_stats": (False,)},
+            place="stream_options.",
+        )
+
+
 def check_messages(body: object) -> None:
     """Do the same for the messages of a conversation and for their parts.
 

@@ -109,6 +109,9 @@ class BodyBuffer:
         Raises:
             InvalidInput: the compressed body is truncated.
         """
+        if self._stream is None:
+            # A body without Content-Length may be shorter than one that was announced beside it.
+            del self._found[self._size :]
         if self._stream is not None and not self._stream.eof:
             got = f"{self._received} bytes, truncated"
             raise InvalidInput("body", got=got, allowed=f"a complete {self._encoding} stream")
@@ -117,7 +120,11 @@ class BodyBuffer:
     def _decompress(self, part: bytes) -> None:
         assert self._stream is not None
         left = part
-        while left and not self._stream.eof:
+        while left:
+            if self._stream.eof:
+                # Another stream would be left unread. Many short ones would cost much more than their bytes.
+                got = f"bytes after the end of the {self._encoding} stream"
+                raise InvalidInput("body", got=got, allowed="one compressed stream")
             step = min(_STEP_BYTES, self._limit + 1 - len(self._found))
             try:
                 self._found += self._stream.decompress(left, step)
@@ -130,7 +137,7 @@ class BodyBuffer:
                     got=f"more than {self._limit} bytes after decompression ({self._encoding})",
                     allowed=f"at most {self._limit} bytes",
                 )
-            left = self._stream.unconsumed_tail
+            left = self._stream.unconsumed_tail or self._stream.unused_data
 
 
 def too_large(size: int, limit: int) -> TooLarge:

@@ -78,6 +78,9 @@ def test_url_is_shown_without_secrets(url: str, shown: str) -> None:
         "redis://[hunter2/0",
         "http://:hunter2@h:1",
         "unix://?password=hunter2",
+        "redis://h:1/hunter2",
+        "redis://h:1/1/2",
+        "redis://h:1/-1",
         "hunter2",
     ],
 )

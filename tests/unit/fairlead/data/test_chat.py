@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fairlead.config import RunConfig, load
 from fairlead.config.training import SamplingSection
-from fairlead.data.chat import Chat
-from fairlead.data.comparisons import Preference, RankedResponses
+from fairlead.data.chat import Chat, prompt
+from fairlead.data.comparisons import Preference, RankedResponses, comparisons
 from fairlead.data.demonstrations import Conversation, Demonstration, example
 from fairlead.data.encoding import encode_answer, encode_prompt
 from fairlead.data.lines import Line
 from fairlead.data.records import is_heldout, load_demonstrations, load_preferences, load_prompts
+from fairlead.data.scorable import scorable
 from fairlead.errors import DataError, InvalidInput
 from fairlead.types import Message, WeightVersion
 from tests.tiny import tiny_tokenizer
@@ -352,6 +354,48 @@ def test_text_that_is_not_read_is_refused_by_name(extra, within):
             example(line)
 
 
+def test_unread_text_is_refused_in_lines_of_plain_text_and_in_rankings_too():
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    compare = partial(comparisons, tie_margin=0.0)
+    plain = [
+        (example, {"prompt": "p", "completion": "c"}),
+        (prompt, {"prompt": "p"}),
+        (compare, pair),
+        (scorable, {"prompt": "p", "response": "r"}),
+    ]
+    for parse, row in plain:
+        for key in ("tools", "functions"):
+            with pytest.raises(DataError, match=f"got '`{key}`, which is not read'"):
+                parse(Line("a.jsonl", 1, row | {key: [{"name": "f"}]}))
+            for nothing in (None, [], "", "[]"):
+                parse(Line("a.jsonl", 1, row | {key: nothing}))
+    ranked = [{"text": "a", "rank": 1}, {"text": "b", "rank": 2, "reasoning_content": "why"}]
+    with pytest.raises(DataError, match=r"got '`responses\[1\].reasoning_content`, which is not read'"):
+        compare(Line("a.jsonl", 1, {"prompt": "p", "responses": ranked}))
+
+
+def test_prompt_that_whole_conversations_do_not_begin_with_is_refused():
+    compare = partial(comparisons, tie_margin=0.0)
+    whole = {"chosen": said("user: q", "assistant: a"), "rejected": said("user: q", "assistant: b")}
+    assert compare(Line("a.jsonl", 1, whole | {"prompt": said("user: q")})).chosen == "a"
+    with pytest.raises(DataError, match="got '`prompt` that is not the beginning of `chosen`'"):
+        compare(Line("a.jsonl", 1, whole | {"prompt": said("system: s")}))
+
+
+def test_responses_to_score_are_named_by_their_place():
+    for responses, message in (
+        (["a", None], r"`responses\[1\]` of type null"),
+        (["a", {"text": "b"}], r"`responses\[1\]` of type object"),
+        (["a", "\ud800"], r"`responses\[1\]` with an unpaired surrogate"),
+    ):
+        with pytest.raises(DataError, match=message):
+            scorable(Line("a.jsonl", 1, {"prompt": "p", "responses": responses}))
+    ranked = [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]
+    both = {"prompt": "p", "responses": ranked, "chosen": "a", "rejected": "b"}
+    with pytest.raises(DataError, match="got 'the keys prompt, responses, chosen, rejected'"):
+        scorable(Line("a.jsonl", 1, both))
+
+
 def test_assistant_messages_of_weight_0_are_not_learnt():
     turns = said("user: w5", "assistant: bad", "user: w6", "assistant: good")
     turns[1]["weight"] = 0
@@ -363,5 +407,5 @@ def test_assistant_messages_of_weight_0_are_not_learnt():
     with pytest.raises(DataError, match="weight 0 only"):
         example(Line("a.jsonl", 1, {"messages": turns}))
     turns[3]["weight"] = 0.5
-    with pytest.raises(DataError, match="weight"):
+    with pytest.raises(DataError, match=r"got '`messages\[3\].weight` = 0.5'"):
         example(Line("a.jsonl", 1, {"messages": turns}))

@@ -93,6 +93,21 @@ def test_scores_are_added_to_the_line_as_it_is_in_the_file():
             {"conversations": [{"from": "gpt"}]},
             r"keys from in `conversations\[0\]`', .*`value`",
         ),
+        (
+            example,
+            {"instruction": "u", "history": [["u", ""]], "output": "a"},
+            r"got 'blank `history\[0\]\[1\]`'",
+        ),
+        (
+            example,
+            {"conversations": [SAID[0], {"value": "a"}]},
+            r"keys value in `conversations\[1\]`', .*`from`",
+        ),
+        (
+            example,
+            {"conversations": [SAID[0], {"from": "gpt", "value": "a", "content": "b"}]},
+            r"got '`conversations\[1\].from` and `conversations\[1\].content`'",
+        ),
         (example, {"conversations": SAID, "tools": "[f]"}, "got '`tools`, which is not read'"),
         (
             compared,

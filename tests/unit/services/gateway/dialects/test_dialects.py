@@ -295,6 +295,16 @@ async def test_invalid_tensors_are_refused(http: Gateway, inputs, error):
     assert error in answer.error
 
 
+async def test_form_of_the_response_is_a_boolean(http: Gateway):
+    named = {"name": "rewards", "parameters": {"binary_data": 1}}
+    for extra, error in (
+        ({"parameters": {"binary_data_output": "false"}}, "parameters.binary_data_output: got 'a text'"),
+        ({"outputs": [named]}, "outputs[0].parameters.binary_data: got 'a whole number'"),
+    ):
+        answer = await http.post("/v2/models/reward/infer", {"inputs": [SENTENCES], **extra})
+        assert (answer.status, answer.error) == (400, f"{error}, allowed: true or false")
+
+
 @pytest.mark.parametrize(
     ("raw", "error"),
     [

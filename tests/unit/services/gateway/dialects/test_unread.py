@@ -71,6 +71,18 @@ def test_messages_with_unread_keys(key, value):
     ChatRequest.model_validate({"messages": [USER, said | {key: None}, USER]})
 
 
+def test_options_of_a_stream_are_read_or_refused():
+    body = {"messages": [USER], "stream": True, "model": None}
+    ChatRequest.model_validate(
+        body | {"stream_options": {"include_usage": True, "include_obfuscation": False}}
+    )
+    ChatRequest.model_validate(body | {"stream_options": {"continuous_usage_stats": False}})
+    for key in ("continuous_usage_stats", "include_usages"):
+        with pytest.raises(InvalidInput) as caught:
+            ChatRequest.model_validate(body | {"stream_options": {key: True}})
+        assert caught.value.field == f"stream_options.{key}"
+
+
 def test_top_k_is_honoured():
     body = {"messages": [USER]}
     sampled = [
