@@ -23,6 +23,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from fairlead.config.infrastructure import RanksSection
 from fairlead.errors import ConfigError, FairleadError, RankLost, exit_code
+from fairlead.local.addresses import LOOPBACK
 from trainer.distributed.heartbeat import RESTARTED, Beat, Heartbeat
 from trainer.distributed.place import Place
 
@@ -269,6 +270,7 @@ def _connected(place: Place) -> TCPStore | None:
 
 
 def _connection(place: Place, *, serves: bool) -> TCPStore:
+    listener = _loopback_listener(place) if serves else None
     return TCPStore(
         place.host,
         place.port,
@@ -276,7 +278,22 @@ def _connection(place: Place, *, serves: bool) -> TCPStore:
         is_master=serves,
         timeout=timedelta(seconds=_CONNECT_SECONDS),
         wait_for_workers=False,
+        master_listen_fd=listener,
     )
+
+
+def _loopback_listener(place: Place) -> int | None:
+    """Return a listening socket if all ranks are on this machine; the store would listen on every address."""
+    if place.host != LOOPBACK:
+        return None
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((place.host, place.port))
+        listener.listen()
+    except OSError as error:
+        raise RankLost(f"rank 0 cannot listen at {place.address}: {error}") from error
+    return listener.detach()
 
 
 def _registered(store: TCPStore, place: Place) -> bool:

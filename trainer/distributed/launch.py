@@ -40,7 +40,8 @@ _REASON_SECONDS = 2.0
 """Time in which the other ranks can end by themselves after the first has failed, with their reasons."""
 _STOP_SECONDS = 10.0
 """Time that the ranks have to end after a signal; they have nothing to save."""
-_LAST_LINES_SECONDS = 1.0
+_LAST_LINES_SECONDS = 5.0
+"""Time to read the last lines of a rank that has ended."""
 _STATED_CODES = frozenset(EXIT_CODE.values())
 """Exit codes that state a reason; a rank that has one is the cause, whichever rank ended first."""
 
@@ -152,7 +153,7 @@ class Launcher:
         if not failed:
             return 0
         cause = next((end for end in failed if end.code in _STATED_CODES), failed[0])
-        if cause.code in _STATED_CODES:
+        if cause.code in _STATED_CODES and cause.line:
             reason = cause.line
         else:
             reason = f"rank {cause.rank} of the trainer: {describe_exit(cause.code)}"
@@ -209,6 +210,9 @@ def environments(
             # The end of a peer is reported by the heartbeat, in one line.
             "TORCH_CPP_LOG_LEVEL": base.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         }
+        if place.nodes == 1 and sys.platform == "linux":
+            # Collectives have no access control, so they must not be reachable from other machines.
+            own["GLOO_SOCKET_IFNAME"] = base.get("GLOO_SOCKET_IFNAME", "lo")
         if gpus:
             own["CUDA_VISIBLE_DEVICES"] = gpus[local_rank]
         if threads.isdecimal():
