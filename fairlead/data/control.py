@@ -20,7 +20,8 @@ from fairlead.types import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ASKED, _ANSWERED = "ask", "answer"
+_ASKED, _ANSWERED = "ask", "the answer of a trial"
+"""Contents of the conversation that is rendered; no template writes the second, as it would `answer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +159,19 @@ def _rendered(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
     if not tokenizer.chat_template:
         return "", "", ""
     asked, answered = Message("user", _ASKED), Message("assistant", _ANSWERED)
-    try:
-        whole = render(tokenizer, Chat((asked, answered)), generate=False)
-        frame = render(tokenizer, Chat((asked, answered, asked)), generate=False)
-    except InvalidInput:
-        return "", "", ""
-    _, found, tail = whole.rpartition(_ANSWERED)
-    return frame, whole, tail if found else ""
+    # Some templates require a system message, and some render one exchange only.
+    for before in ((), (Message("system", _ASKED),)):
+        try:
+            whole = render(tokenizer, Chat((*before, asked, answered)), generate=False)
+        except InvalidInput:
+            continue
+        try:
+            frame = render(tokenizer, Chat((*before, asked, answered, asked)), generate=False)
+        except InvalidInput:
+            frame = whole
+        _, found, tail = whole.rpartition(_ANSWERED)
+        return frame, whole, tail if found else ""
+    return "", "", ""
 
 
 def _affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from fairlead.data.control import policy_stop_ids, trained_end
 from fairlead.data.encoding import encode_prompt, encode_response
 from fairlead.errors import ModelLoadError
 from tests.tiny import tiny_tokenizer
@@ -45,3 +46,23 @@ def test_response_needs_a_tokenizer_with_eos() -> None:
 def test_long_texts_do_not_warn() -> None:
     tokenizer = _plain(bos_token="<s>", model_max_length=4)
     assert len(encode_response(tokenizer, "a " * 100, eos=False)) == 100
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "",
+        "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}",
+        "{% if messages | length > 2 %}{{ raise_exception('one exchange') }}{% endif %}",
+    ],
+)
+def test_end_of_a_turn_is_found_in_unusual_templates(refusal: str) -> None:
+    tokenizer = _plain(eos_token="</s>")
+    tokenizer.add_tokens([AddedToken("<end_of_answer>", special=True)], special_tokens=True)
+    tokenizer.chat_template = refusal + (
+        "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}<end_of_answer> {% endif %}"
+        "{% endfor %}"
+    )
+    end = tokenizer.convert_tokens_to_ids("<end_of_answer>")
+    assert policy_stop_ids(tokenizer) == {end}
+    assert trained_end(tokenizer) == {"conversation": [end], "text": [tokenizer.eos_token_id]}
