@@ -53,7 +53,7 @@ CASES = (
     Case("gpt2", double=False, lora=True, recompute=True),
 )
 
-FAST = (0, 3, 6, 8)
+FAST = (3, 6, 8)
 """Numbers of the cases that `make test` tries."""
 
 

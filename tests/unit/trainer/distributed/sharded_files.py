@@ -244,13 +244,13 @@ def sft_config(folder: Path, name: str, *, epochs: int = 1):
 
 def reward_model_config(folder: Path, name: str):
     path = str(folder / "tiny")
-    return reward_model_run(folder / name, comparisons=60, path=path, epochs=1, max_micro_batch_tokens=40)
+    return reward_model_run(folder / name, comparisons=30, path=path, epochs=1, max_micro_batch_tokens=40)
 
 
 def interrupted(group: Group, folder: str) -> dict[str, object]:
     """SFT of which the last rank gets SIGTERM, and which then continues; and the same undisturbed."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    config = sft_config(Path(folder), "stopped", epochs=6)
+    config = sft_config(Path(folder), "stopped", epochs=2)
     if group.rank == group.size - 1:
         threading.Thread(target=stop_at, args=(config.folder.progress, 4), daemon=True).start()
     code: object = None
@@ -261,7 +261,7 @@ def interrupted(group: Group, folder: str) -> dict[str, object]:
     written = sorted(path.name for path in config.folder.stage_checkpoints("sft").glob("*-*/*"))
     group.barrier()
     sft.train(config, group=group)
-    undisturbed = sft_config(Path(folder), "undisturbed", epochs=6)
+    undisturbed = sft_config(Path(folder), "undisturbed", epochs=2)
     sft.train(undisturbed, group=group)
     if not group.is_first:
         return {"code": code}

@@ -12,6 +12,7 @@ from tests.unit.trainer.distributed.sharded_cases import CASES, FAST
 from trainer.distributed.micro_batches import plan
 from trainer.distributed.sharding import owners
 
+pytestmark = pytest.mark.timeout(600)  # processes that import torch, on a machine that may be busy
 TARGET = "tests.unit.trainer.distributed.sharded"
 
 
@@ -33,7 +34,7 @@ def check_equal_to_one_rank(results: list[dict[str, object]]) -> None:
 @pytest.fixture(scope="module")
 def two(models):
     """What each of two ranks found; they are started once for all tests."""
-    return Ranks(2, f"{TARGET}_files:everything", str(models)).results()
+    return Ranks(2, f"{TARGET}_files:everything", str(models)).results(seconds=500)
 
 
 def test_two_ranks_train_as_one(two):
@@ -97,8 +98,8 @@ def test_every_architecture_trains_on_several_ranks_as_on_one(models, size):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 4])
 def test_checkpoint_of_two_ranks_is_read_by_more(models, size):
-    Ranks(2, f"{TARGET}_files:write_all", str(models)).results()
-    differences = Ranks(size, f"{TARGET}_files:resume_all", str(models)).results()[0]
+    Ranks(2, f"{TARGET}_files:write_all", str(models)).results(seconds=250)
+    differences = Ranks(size, f"{TARGET}_files:resume_all", str(models)).results(seconds=250)[0]
     assert len(differences) == 2
     assert max(differences) <= 1e-6
 
