@@ -38,8 +38,9 @@ STAGES = {"trainer.sft": "sft", "trainer.reward_model": "reward_model", "trainer
 
 _REASON_SECONDS = 2.0
 """Time in which the other ranks can end by themselves after the first has failed, with their reasons."""
-_STOP_SECONDS = 10.0
-"""Time that the ranks have to end after a signal; they have nothing to save."""
+_STOP_SECONDS = 25.0
+"""Time that the ranks have to end after a signal; some stages write a checkpoint. It is shorter than the time
+that `local.drain_seconds` and the manifests give the launcher itself."""
 _LAST_LINES_SECONDS = 5.0
 """Time to read the last lines of a rank that has ended."""
 _STATED_CODES = frozenset(EXIT_CODE.values())
