@@ -237,6 +237,7 @@ ON_ITS_TERMINAL = (
 )
 
 
+@pytest.mark.timeout(400)
 def test_stage_whose_terminal_closes_stops_in_order(run_file: Path):
     pairs = [{"prompt": f"w{n}", "chosen": f"w{n} w{n + 1}", "rejected": "w2"} for n in range(16)]
     (run_file.parent / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -267,7 +268,7 @@ def test_stage_whose_terminal_closes_stops_in_order(run_file: Path):
         child = psutil.Process(pid)
         os.close(terminal)
         terminal = -1
-        assert started.wait(60) == 128 + signal.SIGHUP
+        assert started.wait(180) == 128 + signal.SIGHUP
         assert not child.is_running()
         ended = json.loads(fairlead("status", folder.root, "--json", cwd=run_file.parent).stdout)
         assert ended["reason"] == "stopped by SIGHUP; the same command continues the run"
