@@ -1,4 +1,5 @@
-"""A local hub with the endpoints that `datasets` uses: available, gated and missing datasets.
+"""A local hub with the endpoints that `datasets` and `transformers` use: available, gated and missing
+datasets, and models.
 
 Serves HTTP on a free port; HF_ENDPOINT, which the library reads on import, points to it.
 """
@@ -8,24 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-Datasets = dict[str, dict[str, bytes] | None]
-"""Files by dataset id; None for a gated one."""
+Repositories = dict[str, dict[str, bytes] | None]
+"""Files by id; None for a gated one."""
 
 
 @contextmanager
-def hub(datasets: Datasets) -> Iterator[str]:
-    """Serve the datasets; yield the address."""
-
-    class Handler(_Handler):
-        held = datasets
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+def hub(
+    datasets: Repositories, *, models: Repositories | None = None, asked: list[str] | None = None
+) -> Iterator[str]:
+    """Serve datasets and models; yield the address. The paths of all requests are added to `asked`."""
+    served = {"datasets": datasets, "models": models or {}}
+    handler = type("Handler", (_Handler,), {"held": served, "paths": [] if asked is None else asked})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -37,7 +38,8 @@ def hub(datasets: Datasets) -> Iterator[str]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    held: Datasets
+    held: Mapping[str, Repositories]
+    paths: list[str]
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
@@ -54,13 +56,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.paths.append(self.path)
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         api = parts[0] == "api"
         parts = parts[1:] if api else parts
+        if parts[0] not in self.held:
+            parts = ["models", *parts]  # the files of models have no prefix
         name, rest = "/".join(parts[1:3]), parts[3:]
-        if parts[0] != "datasets" or name not in self.held:
+        if name not in self.held[parts[0]]:
             self._refuse(404, "RepoNotFound", "Repository not found")
-        elif (files := self.held[name]) is None:
+        elif (files := self.held[parts[0]][name]) is None:
             self._refuse(403, "GatedRepo", f"Access to dataset {name} is restricted")
         elif api:
             self._describe(name, files, rest, body)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from fairlead.nn.failures import load_failure
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.logprobs import entropy, hidden_logprobs, hidden_logprobs_and_entropies, token_logprobs
 from fairlead.nn.reward_model import load_reward_model
+from tests.hub_stand_in import COMMIT, hub
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 
 CPU = ComputeSection(device="cpu")
@@ -187,6 +191,30 @@ def run_conversion(refused: ModelLoadError) -> None:
     """Run the Python program that the message of a refusal contains."""
     words = shlex.split(str(refused)[str(refused).index("python -c ") :])
     exec(words[2], {})
+
+
+def test_model_of_the_hub_with_pickled_weights_is_not_taken_from_a_pull_request(tmp_path: Path):
+    folder = tiny_causal_lm(tmp_path / "model")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    program = (
+        "from fairlead.config.base import ComputeSection\n"
+        "from fairlead.errors import ModelLoadError\n"
+        "from fairlead.nn.loading import load_causal_lm\n"
+        "try: load_causal_lm('org/old', ComputeSection(device='cpu'))\n"
+        "except ModelLoadError as error: print(error)\n"
+    )
+    asked: list[str] = []
+    with hub({}, models={"org/old": files}, asked=asked) as address:
+        variables = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(
+            command, env=os.environ | variables, capture_output=True, text=True, check=True, timeout=120
+        )
+    assert "`hf download org/old --local-dir old`" in done.stdout
+    assert f"/org/old/resolve/{COMMIT}/model.safetensors" in asked
+    assert not [path for path in asked if "pr/" in path or "discussions" in path or "commits" in path]
 
 
 def test_model_of_the_hub_with_pickled_weights_is_named():
