@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
+from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2 as inference
 
 from fairlead.v1 import (
@@ -14,7 +16,9 @@ from fairlead.v1 import (
     reference_service_pb2,
     reward_admin_service_pb2,
     reward_service_pb2,
+    weight_service_pb2,
 )
+from fairlead.v1.tokens_pb2 import WeightVersion
 
 MANY = 1_000_000
 REWARD = "/fairlead.v1.RewardService"
@@ -167,28 +171,31 @@ ANY_MESSAGE = {
 }
 """For every RPC."""
 
+
+def _methods(*services: ServiceDescriptor) -> tuple[str, ...]:
+    return tuple(f"/{service.full_name}/{method.name}" for service in services for method in service.methods)
+
+
+def _service(file: FileDescriptor, name: str) -> ServiceDescriptor:
+    return file.services_by_name[name]
+
+
 RPCS = {
-    "reward": (
-        f"{REWARD}/Score",
-        f"{REWARD}/ScoreStream",
-        f"{REWARD}/GetRewardInfo",
-        "/fairlead.v1.RewardAdminService/LoadRewardModel",
-        "/fairlead.v1.RewardAdminService/PromoteCanary",
-        "/inference.GRPCInferenceService/ModelInfer",
-        "/inference.GRPCInferenceService/ModelStreamInfer",
-        "/inference.GRPCInferenceService/ModelMetadata",
-        "/inference.GRPCInferenceService/ModelStatistics",
-        "/grpc.health.v1.Health/Check",
+    "reward": _methods(
+        _service(reward_service_pb2.DESCRIPTOR, "RewardService"),
+        _service(reward_admin_service_pb2.DESCRIPTOR, "RewardAdminService"),
+        _service(inference.DESCRIPTOR, "GRPCInferenceService"),
+        _service(health_pb2.DESCRIPTOR, "Health"),
     ),
-    "reference": ("/fairlead.v1.ReferenceService/LogProbs", "/fairlead.v1.ReferenceService/GetReferenceInfo"),
-    "policy": (
-        "/fairlead.v1.PolicyService/Generate",
-        "/fairlead.v1.PolicyService/GenerateStream",
-        "/fairlead.v1.PolicyService/GetPolicyInfo",
-    ),
+    "reference": _methods(_service(reference_service_pb2.DESCRIPTOR, "ReferenceService")),
+    "policy": _methods(_service(policy_service_pb2.DESCRIPTOR, "PolicyService")),
+    "weights": _methods(_service(weight_service_pb2.DESCRIPTOR, "WeightService")),
 }
+"""All methods by the service that serves them."""
 STREAMS = ("ScoreStream", "ModelStreamInfer")
 """RPCs whose requests are a stream."""
+RESPONSE_STREAMS = ("GenerateStream", "FetchShard", "Watch")
+"""RPCs with one request and a stream of responses."""
 
 
 def grpc_requests() -> Iterator[tuple[str, Request]]:
@@ -199,14 +206,14 @@ def grpc_requests() -> Iterator[tuple[str, Request]]:
                 yield service, Request(name, method, make)
     yield from (("reward", request) for request in _score_requests())
     pb = reference_service_pb2
-    method = RPCS["reference"][0]
+    method = "/fairlead.v1.ReferenceService/LogProbs"
     row = pb.LogProbsSequence(prompt_token_ids=[1], response_token_ids=[1])
     rows = pb.LogProbsRequest(sequences=[row] * MANY, temperature=1).SerializeToString
     yield "reference", Request("sequences", method, rows)
     ids = pb.LogProbsSequence(prompt_token_ids=[1], response_token_ids=[1] * 15 * MANY)
     yield "reference", Request("ids", method, pb.LogProbsRequest(sequences=[ids]).SerializeToString)
     policy = policy_service_pb2.GenerateRequest
-    method = RPCS["policy"][0]
+    method = "/fairlead.v1.PolicyService/Generate"
     tokens = policy(num_samples=1)
     tokens.tokens.token_ids.extend([1] * 15 * MANY)
     tokens.sampling.max_new_tokens = 1
@@ -219,11 +226,30 @@ def grpc_requests() -> Iterator[tuple[str, Request]]:
     stops = policy(text="w1", num_samples=1)
     stops.sampling.stop_strings.extend(["w1"] * MANY)
     yield "policy", Request("stop strings", method, stops.SerializeToString)
+    yield from (("weights", request) for request in _weight_requests())
+
+
+def _weight_requests() -> Iterator[Request]:
+    pb = weight_service_pb2
+    find = "/fairlead.v1.WeightService/FindWeightSource"
+    latest = "/fairlead.v1.WeightService/GetLatestManifest"
+    for number in range(2):
+        name = "x" * (15 * MANY) if number else "a"
+        held = [WeightVersion(incarnation=1, update=1)] * (1 if number else MANY)
+        replica = pb.WeightReplica(replica_id="a", relay_address=name, versions=held)
+        what = "address" if number else "versions"
+        yield Request(what, latest, pb.GetLatestManifestRequest(replica=replica).SerializeToString)
+        yield Request(what, find, pb.FindWeightSourceRequest(replica=replica).SerializeToString)
+    failed = [pb.FailedSource(relay_address="a:1", failure=pb.SOURCE_FAILURE_BROKEN)] * MANY
+    replica = pb.WeightReplica(replica_id="a")
+    yield Request(
+        "failed", find, pb.FindWeightSourceRequest(replica=replica, failed=failed).SerializeToString
+    )
 
 
 def _score_requests() -> Iterator[Request]:
     pb = reward_service_pb2
-    score = RPCS["reward"][0]
+    score = f"{REWARD}/Score"
     whole = pb.ScoreItem(whole_text="w1")
     yield Request("items", score, pb.ScoreRequest(items=[whole] * MANY).SerializeToString)
     ids = pb.ScoreItem(tokens=pb.TokenPair(response_token_ids=[1] * 15 * MANY))
@@ -237,7 +263,7 @@ def _score_requests() -> Iterator[Request]:
     yield Request("conversations", score, talks)
     load = reward_admin_service_pb2.LoadRewardModelRequest(path="x" * 20_000).SerializeToString
     yield Request("path", "/fairlead.v1.RewardAdminService/LoadRewardModel", load)
-    infer = RPCS["reward"][5]
+    infer = "/inference.GRPCInferenceService/ModelInfer"
     request = inference.ModelInferRequest(model_name="reward")
     sentences = request.inputs.add(name="sentences", datatype="BYTES", shape=[MANY, 1])
     sentences.contents.bytes_contents.extend([b"w1"] * MANY)

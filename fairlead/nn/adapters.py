@@ -26,10 +26,10 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from fairlead.config.gguf import gguf_file
 from fairlead.config.training import DropoutLoraSection, LoraSection
 from fairlead.errors import ConfigError, ModelLoadError, pickle_refused
 from fairlead.nn.failures import load_failure
+from fairlead.nn.gguf import gguf_file
 
 if TYPE_CHECKING:
     from peft import LoraConfig

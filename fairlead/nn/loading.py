@@ -32,10 +32,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fairlead.config.base import ComputeSection, Device
-from fairlead.config.gguf import gguf_file
 from fairlead.errors import ModelLoadError, pickle_refused
 from fairlead.nn import adapters
 from fairlead.nn.failures import load_failure
+from fairlead.nn.gguf import gguf_file
 
 logger = logging.getLogger(__name__)
 

@@ -29,10 +29,10 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils.hub import cached_file
 
 from fairlead.config.base import ComputeSection
-from fairlead.config.gguf import gguf_file
 from fairlead.errors import ModelLoadError
 from fairlead.nn import adapters
 from fairlead.nn.failures import load_failure
+from fairlead.nn.gguf import gguf_file
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import load_config, load_pretrained, ready
 

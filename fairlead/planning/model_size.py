@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.config.gguf import gguf_file
 from fairlead.config.training import ScratchModel
 from fairlead.errors import ModelLoadError, install_command, pickle_refused
+from fairlead.nn.gguf import gguf_file
 from fairlead.planning.gguf_size import read_gguf
 
 _UNEMBEDDINGS = ("lm_head", "embed_out", "output_layer")

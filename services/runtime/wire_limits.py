@@ -151,7 +151,7 @@ class _Scan:
                 raise self._refused(path.rstrip("."), got=got, allowed="the fields of the protocol")
         elif found.is_text and size > limit:
             if found.full_name in self._limits.names:
-                raise NotFound(f"{path}{found.name}: no model or version has a name of {size} bytes")
+                raise NotFound(f"{path}{found.name}: no name of {size} bytes is known")
             got = f"{size} bytes"
             raise self._refused(path + found.name, got=got, allowed=f"at most {limit} bytes of UTF-8")
 

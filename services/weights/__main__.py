@@ -14,7 +14,7 @@ from fairlead.transports.weights.shard_servicer import SERVICE_NAME
 from services.runtime import process
 from services.runtime.server import ModelServer
 from services.weights.registry import Registry
-from services.weights.servicer import WeightServicer
+from services.weights.servicer import WeightServicer, wire_limits
 
 
 async def run(config: RunConfig) -> None:
@@ -35,7 +35,7 @@ async def run(config: RunConfig) -> None:
         registry = Registry(fan_out=section.relay_fan_out, lease_seconds=LEASE_SECONDS)
         sender = Sender(store, section, metrics.WeightsMetrics(), direct=direct_port)
         servicer = WeightServicer(store, registry, sender)
-        await server.start(servicer.add_to, [SERVICE_NAME])
+        await server.start(servicer.add_to, [SERVICE_NAME], wire_limits())
         # Ready even without a version: that there is none yet is a valid reply.
         server.set_ready(True)
         await server.run_until_stopped()

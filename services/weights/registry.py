@@ -141,7 +141,9 @@ class Registry:
         return known
 
     def _record_failure(self, caller: _Known, source: FailedSource, version: WeightVersion) -> None:
-        caller.avoids[source.relay_address] = self._clock() + _AVOID_SECONDS
+        now = self._clock()
+        caller.avoids = {address: until for address, until in caller.avoids.items() if until > now}
+        caller.avoids[source.relay_address] = now + _AVOID_SECONDS
         logger.warning(
             "source %s failed replica %s for weights %s: %s",
             source.relay_address or "the origin",

@@ -11,7 +11,28 @@ from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.transports.weights.sender import Sender
 from fairlead.transports.weights.shard_servicer import Context, ShardServicer
 from fairlead.v1 import weight_service_pb2 as pb
+from services.runtime.wire_limits import WireLimits
 from services.weights.registry import Registry
+
+_MAX_NAME_BYTES = 1_000
+"""Limit on the id and the address of a replica, and on the name of a shard."""
+_MAX_VERSIONS = 256
+"""Limit on the versions that a replica reports; it keeps a few."""
+_MAX_FAILURES = 256
+"""Limit on the failed sources that a replica reports in one call; each is logged."""
+
+
+def wire_limits() -> WireLimits:
+    """Return what a request may contain."""
+    return WireLimits(
+        entries={
+            "fairlead.v1.WeightReplica.versions": _MAX_VERSIONS,
+            "fairlead.v1.FindWeightSourceRequest.failed": _MAX_FAILURES,
+        },
+        max_fields=4 * (_MAX_VERSIONS + _MAX_FAILURES),
+        max_text_bytes=_MAX_NAME_BYTES,
+        names=frozenset({"fairlead.v1.FetchShardRequest.shard"}),
+    )
 
 
 class WeightServicer(ShardServicer):

@@ -14,6 +14,7 @@ import http.client
 import multiprocessing
 import sys
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -79,6 +80,31 @@ def reset_memory() -> int:
     return memory("VmRSS")
 
 
+@contextlib.asynccontextmanager
+async def weights_server(folder: Path) -> AsyncIterator[str]:
+    """Run the weights service of an empty store; yield its address."""
+    from prometheus_client import CollectorRegistry
+
+    from fairlead import metrics
+    from fairlead.config.infrastructure import ObserveSection, WeightsSection
+    from fairlead.transports.weights.filesystem import FilesystemWeightStore
+    from fairlead.transports.weights.sender import Sender
+    from fairlead.transports.weights.shard_servicer import SERVICE_NAME
+    from services.runtime.server import ModelServer
+    from services.weights.registry import Registry
+    from services.weights.servicer import WeightServicer, wire_limits
+
+    section = WeightsSection(bind="127.0.0.1:0")
+    registry = CollectorRegistry()
+    store = FilesystemWeightStore(folder)
+    sender = Sender(store, section, metrics.WeightsMetrics(registry))
+    servicer = WeightServicer(store, Registry(fan_out=2, lease_seconds=10.0), sender)
+    async with ModelServer("weights", section, ObserveSection(), registry=registry) as server:
+        address = await server.start(servicer.add_to, [SERVICE_NAME], wire_limits())
+        server.set_ready(True)
+        yield address
+
+
 async def serve(folder: Path, pipe: Connection) -> None:
     from prometheus_client import CollectorRegistry
 
@@ -115,11 +141,13 @@ async def serve(folder: Path, pipe: Connection) -> None:
             ReferenceServicer(scorer, batcher).add_to, [SERVICE_NAME], wire_limits(section)
         )
         server.set_ready(True)
+        weights = await stack.enter_async_context(weights_server(folder / "weights"))
         addresses = {
             "gateway": http.address,
             "reward": reward.address,
             "policy": policy.address,
             "reference": reference,
+            "weights": weights,
         }
         await measure(pipe, addresses)
 
@@ -180,7 +208,7 @@ def send_grpc(channel: grpc.Channel, request: Request, body: bytes) -> str:
     try:
         if request.path.endswith(hostile.STREAMS):
             list(channel.stream_stream(request.path)(iter([body]), timeout=60))
-        elif request.path.endswith("GenerateStream"):
+        elif request.path.endswith(hostile.RESPONSE_STREAMS):
             list(channel.unary_stream(request.path)(body, timeout=60))
         else:
             channel.unary_unary(request.path)(body, timeout=60)

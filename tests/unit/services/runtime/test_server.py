@@ -117,6 +117,8 @@ async def test_health_is_serving_only_while_ready(server, channel):
     assert await check("liveness") == serving
     assert (await http(server, "/readyz"))[0] == 503
     assert (await http(server, "/healthz"))[0] == 200
+    for misspelt in ("/health", "/ready", "/metrics/x"):
+        assert (await http(server, misspelt))[0] == 404, misspelt
     server.set_ready(True)
     assert [await check(""), await check(NAME)] == [serving, serving]
     assert (await http(server, "/readyz"))[0] == 200
