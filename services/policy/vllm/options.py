@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairlead.config import RunConfig
-from fairlead.config.gguf import gguf_file
 from fairlead.config.serving import VLLM_OPTIONS_SET_BY_FAIRLEAD
 from fairlead.errors import ConfigError
 from fairlead.nn import adapters
+from fairlead.nn.gguf import gguf_file
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
