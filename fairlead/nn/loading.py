@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +49,7 @@ _LOAD_ERRORS = (
     OSError,
     ValueError,
     KeyError,
+    TypeError,  # of a configuration with values of another type, or too large
     RuntimeError,
     SafetensorError,
     ImportError,
@@ -55,6 +57,9 @@ _LOAD_ERRORS = (
     IndexError,  # of damaged GGUF files, as the next
     struct.error,
 )
+
+_NUMBER = re.compile(r"\.\d+\.")
+"""The number of a layer or expert in the name of a weight."""
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 """The class that a model is loaded as."""
@@ -299,7 +304,8 @@ def load_pretrained(
         settings: changes to its configuration.
 
     Raises:
-        ModelLoadError: if it is missing, truncated, or weights are missing from the checkpoint.
+        ModelLoadError: if it is missing, truncated, weights are missing from the checkpoint, or it has more
+            layers than its configuration says.
     """
     load_config(path)
     base = adapters.base_of(path)
@@ -328,7 +334,30 @@ def load_pretrained(
     if missing:
         raise ModelLoadError(f"{path!r} lacks the weights {', '.join(missing[:5])}")
     assert isinstance(model, PreTrainedModel)
+    _check_unread(path, model, report["unexpected_keys"])
     return _unquantized(model) if gguf_file(path) is not None else model
+
+
+def _check_unread(path: str, model: PreTrainedModel, unread: Collection[str]) -> None:
+    """Warn of weights of a checkpoint that the model does not read, other than a head for another task.
+
+    Raises:
+        ModelLoadError: if they are of further layers or experts: the model would be another one.
+    """
+    others = sorted(name for name in unread if name.partition(".")[0] not in (*adapters.HEADS, "lm_head"))
+    prefix = f"{model.base_model_prefix}."
+    read = {_NUMBER.sub(".N.", name.removeprefix(prefix)) for name in model.state_dict()}
+    more = [name for name in others if _NUMBER.sub(".N.", name.removeprefix(prefix)) in read]
+    if more:
+        raise ModelLoadError(
+            f"{path!r} has weights of more layers or experts than its config.json says, such as {more[0]}: "
+            "give the config.json that belongs to the weights"
+        )
+    if others:
+        logger.warning(
+            "%d weights of %r are not read, because %s has none of their names: %s",
+            *(len(others), path, type(model).__name__, ", ".join(others[:5])),
+        )
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -408,5 +437,9 @@ def _refuse_pickle(path: str, *patterns: str, unless: str) -> None:
 
 def _check_path(path: str) -> None:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if gguf_file(path) is None and (not path or (looks_local and not Path(path).expanduser().is_dir())):
+    try:
+        is_missing = gguf_file(path) is None and looks_local and not Path(path).expanduser().is_dir()
+    except RuntimeError:  # `~name` of no user
+        is_missing = True
+    if not path or is_missing:
         raise ModelLoadError(f"no model folder {path!r}: give an existing folder or a hub id")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from fairlead.config.base import ComputeSection
@@ -167,6 +167,38 @@ def test_pickled_weights_are_refused_and_not_read(tmp_path: Path):
         loading.load_causal_lm(str(folder), CPU)
     with pytest.raises(ModelLoadError, match="only as pickle"):
         load_reward_model(str(folder), CPU, fresh_head=True)
+
+
+def test_weights_that_the_model_does_not_read_are_refused_or_reported(tmp_path: Path, caplog):
+    def configured(folder: Path, **values: object) -> str:
+        found = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(found | values))
+        return str(folder)
+
+    cut = configured(tiny_causal_lm(tmp_path / "cut"), num_hidden_layers=1)
+    with pytest.raises(ModelLoadError, match=r"more layers or experts .* model\.layers\.1\..*config\.json"):
+        loading.load_causal_lm(cut, CPU)
+    with pytest.raises(ModelLoadError, match="more layers or experts"):
+        load_reward_model(configured(tiny_reward_model(tmp_path / "reward"), num_hidden_layers=1), CPU)
+    more = tiny_causal_lm(tmp_path / "more")
+    weights = load_file(more / "model.safetensors")
+    save_file(weights | {"model.extra.weight": torch.zeros(1)}, more / "model.safetensors", {"format": "pt"})
+    assert not caplog.messages
+    loading.load_causal_lm(str(more), CPU)
+    (message,) = caplog.messages
+    assert message.endswith("LlamaForCausalLM has none of their names: model.extra.weight")
+    # A head for another task is no surprise.
+    load_reward_model(str(tiny_causal_lm(tmp_path / "head")), CPU, fresh_head=True)
+    assert len(caplog.messages) == 1
+
+
+def test_impossible_configurations_and_paths_are_refused_by_name(tmp_path: Path):
+    folder = tiny_causal_lm(tmp_path)
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(found | {"hidden_size": 10**30}))
+    for path in (str(folder), "~nobody-of-this-name/model"):
+        with pytest.raises(ModelLoadError, match=path):
+            loading.load_causal_lm(path, CPU)
 
 
 def test_command_of_the_refusal_converts_pickled_weights(tmp_path: Path):
