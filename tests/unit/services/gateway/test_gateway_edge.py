@@ -267,7 +267,7 @@ async def test_errors_have_the_format_of_their_dialect():
         assert (await http.get("/v1/chat/completions")).error["type"] == "invalid_request_error"
         assert isinstance((await http.get("/v2/nothing")).json["error"], str)
         # Not a redirect to the host that the caller named.
-        for path in ("/v1/models/", "/healthz/", "//evil.example/v1/models"):
+        for path in ("/v1/rewards/", "/healthz/", "//evil.example/v1/models"):
             found = await http.ask("GET", path, headers={"host": "evil.example", "accept": "text/html"})
             assert (found.status, found.headers.get("location")) == (404, None), path
         chat = await http.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "w1"}]})
