@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from fairlead.local.addresses import LOOPBACK, Ports
 
 
 @dataclass
@@ -49,9 +50,8 @@ class Process:
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    """Return an address whose port the system does not give to outgoing connections."""
+    return f"{LOOPBACK}:{Ports().free('a process of a test')}"
 
 
 class Starter:
