@@ -27,6 +27,7 @@ from fairlead.types import WeightVersion
 from trainer import durable
 from trainer import lineage as claims
 from trainer.distributed import slices
+from trainer.distributed.group import Group
 
 logger = logging.getLogger(__name__)
 
@@ -75,40 +76,35 @@ class CheckpointStore:
         *,
         tensors: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, object],
+        group: Group | None = None,
+        announce: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """Write a checkpoint to a temporary folder, sync it, and rename it.
-
-        Raises:
-            Fenced: if a newer incarnation was claimed.
-        """
-
-        def write(folder: Path) -> Mapping[str, object]:
-            for name, group in tensors.items():
-                save_file(
-                    {key: value.contiguous() for key, value in group.items()}, folder / f"{name}{_SUFFIX}"
-                )
-            return {"files": {file.name: sha256(file) for file in sorted(folder.iterdir())}}
-
-        self._commit(version, write, state)
-
-    def save_slices(
-        self,
-        version: WeightVersion,
-        *,
-        write: Callable[[Path], Mapping[str, object]],
-        state: Mapping[str, object],
-    ) -> None:
-        """Write a checkpoint whose tensors all ranks write, on rank 0; atomic as `save`.
+        """Write a checkpoint to a temporary folder, sync it, and rename it; with several ranks, on rank 0.
 
         Args:
             version: the checkpoint.
-            write: makes all ranks write their slices into a folder; returns what `slices.write` does.
-            state: as in `save`.
+            tensors: by the name of their file, then by their own name; of several ranks, this one's part.
+            state: everything else, as JSON values.
+            group: the ranks, each of which writes its slices; None: only this process, which writes whole
+                tensors.
+            announce: makes the other ranks write theirs into the folder by `slices.write`.
 
         Raises:
             Fenced: if a newer incarnation was claimed.
         """
-        self._commit(version, lambda folder: {"schema": _SCHEMA, **write(folder)}, state)
+
+        def whole(folder: Path) -> Mapping[str, object]:
+            for name, named in tensors.items():
+                contiguous = {key: value.contiguous() for key, value in named.items()}
+                save_file(contiguous, folder / f"{name}{_SUFFIX}")
+            return {"files": {file.name: sha256(file) for file in sorted(folder.iterdir())}}
+
+        def divided(folder: Path) -> Mapping[str, object]:
+            announce(folder)
+            assert group is not None
+            return {"schema": _SCHEMA, **slices.write(folder, tensors, group)}
+
+        self._commit(version, whole if group is None or group.size == 1 else divided, state)
 
     def _commit(
         self,

@@ -115,17 +115,18 @@ class StageCheckpoints:
             slices.write(Path(self._group.broadcast(b"").decode()), tensors, self._group)
             self._group.idle("has written a checkpoint")
             return
-        if self._group.size == 1:
-            self._store.save(version, tensors=tensors, state=state)
-        else:
-
-            def write(folder: Path) -> Mapping[str, object]:
-                self._group.broadcast(str(folder.absolute()).encode())
-                return slices.write(folder, tensors, self._group)
-
-            self._store.save_slices(version, write=write, state=state)
+        self._store.save(
+            version,
+            tensors=tensors,
+            state=state,
+            group=self._group,
+            announce=self._announce,
+        )
         self._group.idle("has written a checkpoint")
         self._store.prune(keep=self._keep, lineage=_LINEAGE)
+
+    def _announce(self, folder: Path) -> None:
+        self._group.broadcast(str(folder.absolute()).encode())
 
     def forget(self) -> None:
         """Delete every checkpoint, on the first rank."""

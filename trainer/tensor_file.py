@@ -52,6 +52,24 @@ class Shape:
         return size
 
 
+def split(sizes: Mapping[str, int], *, limit_bytes: int) -> list[list[str]]:
+    """Divide tensors, in their order, among files of at most `limit_bytes`, or of one tensor.
+
+    Args:
+        sizes: bytes of each tensor by name.
+        limit_bytes: largest size of a file with more than one tensor.
+    """
+    files: list[list[str]] = []
+    size_bytes = 0
+    for name, nbytes in sizes.items():
+        if not files or size_bytes + nbytes > limit_bytes:
+            files.append([])
+            size_bytes = 0
+        files[-1].append(name)
+        size_bytes += nbytes
+    return files
+
+
 class TensorFile:
     """A safetensors file that is being written; its tensors come in the order of the header."""
 

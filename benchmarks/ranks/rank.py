@@ -146,12 +146,13 @@ class _Writing:
                 save_file(tensors, folder / "model-00001.safetensors")
 
     def _checkpoint_in_shares(self, number: int) -> None:
-        def write(folder: Path) -> Mapping[str, object]:
+        def announce(folder: Path) -> None:
             self._group.broadcast(str(folder).encode())
-            return slices.write(folder, self._state(), self._group)
 
         if self._group.is_first:
-            self._checkpoints.save_slices(WeightVersion(1, 1), write=write, state={})
+            self._checkpoints.save(
+                WeightVersion(1, 1), tensors=self._state(), state={}, group=self._group, announce=announce
+            )
         else:
             slices.write(Path(self._group.broadcast(b"").decode()), self._state(), self._group)
 

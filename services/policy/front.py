@@ -7,18 +7,22 @@ A backend decodes the samples: a thread with a transformers model (engine_thread
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from fairlead.errors import Unavailable
+from fairlead.transports.weights.base import Adapter, Probe
 from fairlead.types import Completion, GenerationRequest, ModelInfo, PolicyInfo, WeightVersion
 from services.policy.detokenizer import Detokenizer
 from services.policy.pending_request import PendingRequest
+from services.policy.replacement import check_kind
 from services.policy.sample_state import SampleState
 from services.policy.sampler import stream_key
 
@@ -66,8 +70,8 @@ class Backend(Protocol):
         ...
 
 
-class EngineFront:
-    """The part of `Engine` that does not depend on the backend; an engine adds `load`."""
+class EngineFront(ABC):
+    """The part of `Engine` that does not depend on the backend; an engine adds how it swaps weights."""
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class EngineFront:
         *,
         limits: EngineLimits,
         stop_ids: frozenset[int],
+        adapter: Adapter | None,
     ) -> None:
         """
         Args:
@@ -85,12 +90,14 @@ class EngineFront:
             info: description of the model.
             limits: limits and options.
             stop_ids: token ids that end every completion.
+            adapter: the adapters that were added to the model; versions then hold adapters, too.
         """
         self._backend = backend
         self._tokenizer = tokenizer
         self._info = info
         self._limits = limits
         self._stop_ids = stop_ids
+        self._adapter = adapter
 
     @property
     def version(self) -> WeightVersion | None:
@@ -151,6 +158,25 @@ class EngineFront:
             pending.future.result()
         finally:
             self._cancel_if_open(pending)
+
+    async def load(
+        self,
+        version: WeightVersion,
+        folder: Path,
+        *,
+        adapter: Adapter | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        """Swap to the weights of a newer version; see `Engine.load`."""
+        if self.version is None or version > self.version:
+            check_kind(adapter, self._adapter)
+            await self._swap(version, folder, adapter, probe)
+
+    @abstractmethod
+    async def _swap(
+        self, version: WeightVersion, folder: Path, adapter: Adapter | None, probe: Probe | None
+    ) -> None:
+        """Check the files of a newer version, of the kind that the model needs, and swap to it."""
 
     async def wait_failed(self) -> None:
         """Wait until the engine cannot continue, and raise its error."""

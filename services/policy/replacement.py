@@ -6,7 +6,7 @@ runs in a separate thread; `apply` is fast and runs between two decoding steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -47,6 +47,44 @@ def check_kind(theirs: Adapter | None, ours: Adapter | None) -> None:
         )
 
 
+class ModelTensors:
+    """The tensors that every version must hold: those of a model, or if it has adapters, only those."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """`model` has shapes, but need not have values."""
+        current: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
+        if adapters.is_adapted(model):
+            current = adapters.tensors(model)
+        self._by_name = current
+
+    def named(self, path: Path, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return the tensor that one of a file is for; a tied tensor may be stored under any of its names.
+
+        Raises:
+            CorruptWeights: if the model has none of this name, or it has another shape.
+        """
+        found = self._by_name.get(name)
+        if found is None:
+            raise CorruptWeights(f"{path} holds {name}, which the model does not have")
+        if shape != tuple(found.shape):
+            raise CorruptWeights(f"{path}: {name} has shape {shape}, the model needs {tuple(found.shape)}")
+        return found
+
+    def check_complete(self, folder: Path, found: Collection[int]) -> None:
+        """Check that a folder holds everything.
+
+        Args:
+            folder: the version.
+            found: the `id` of each tensor that `named` returned for it.
+
+        Raises:
+            CorruptWeights: if a tensor is missing.
+        """
+        missing = [name for name, tensor in self._by_name.items() if id(tensor) not in found]
+        if missing:
+            raise CorruptWeights(f"{folder} lacks {', '.join(missing[:5])}, which the model needs")
+
+
 class Replacement:
     """A new value for each parameter and saved buffer of a model, or, if it has adapters, only for those."""
 
@@ -60,34 +98,22 @@ class Replacement:
         Raises:
             CorruptWeights: if a tensor is missing, unknown or has another shape, or a file cannot be read.
         """
-        current: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
-        if adapters.is_adapted(model):
-            current = adapters.tensors(model)
-        found: dict[int, Tensor] = {}
+        tensors = ModelTensors(model)
+        found: dict[int, tuple[Tensor, Tensor]] = {}
         for path in sorted(folder.glob("*.safetensors")):
             try:
                 with safe_open(path, framework="pt") as file:
                     for name in file.keys():  # noqa: SIM118 - not a mapping
-                        old = current.get(name)
-                        if old is None:
-                            raise CorruptWeights(f"{path} holds {name}, which the model does not have")
-                        found[id(old)] = _checked_copy(file.get_tensor(name), old, f"{path}: {name}")
+                        new = file.get_tensor(name)
+                        old = tensors.named(path, name, tuple(new.shape))
+                        # A copy, because safetensors may return a map of the file, which may be pruned.
+                        found[id(old)] = old, torch.empty_like(old.data).copy_(new)
             except (OSError, SafetensorError) as error:
                 raise CorruptWeights(f"{path} cannot be read: {error}") from error
-        missing = [name for name, old in current.items() if id(old) not in found]
-        if missing:
-            raise CorruptWeights(f"{folder} lacks {', '.join(missing[:5])}, which the model needs")
-        unique = {id(old): old for old in current.values()}
-        return cls([(old, found[key]) for key, old in unique.items()])
+        tensors.check_complete(folder, found)
+        return cls(list(found.values()))
 
     def apply(self) -> None:
         """Replace the values in the model. No forward pass may be running."""
         for old, new in self._pairs:
             old.data = new
-
-
-def _checked_copy(new: Tensor, old: Tensor, where: str) -> Tensor:
-    if new.shape != old.shape:
-        raise CorruptWeights(f"{where} has shape {tuple(new.shape)}, the model needs {tuple(old.shape)}")
-    # A copy, because safetensors may return a map of the file, and the file may be pruned.
-    return torch.empty_like(old.data).copy_(new)

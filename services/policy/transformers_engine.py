@@ -19,7 +19,7 @@ from services.policy.cache_check import check_cache
 from services.policy.decoder import Decoder
 from services.policy.engine_thread import EngineThread
 from services.policy.front import EngineFront, EngineLimits
-from services.policy.replacement import Replacement, check_kind
+from services.policy.replacement import Replacement
 from services.policy.scheduler import Scheduler
 
 
@@ -52,7 +52,6 @@ class TransformersEngine(EngineFront):
         """
         check_cache(model, longest=info.max_sequence_tokens)
         self._model = model
-        self._adapter = adapter
         self._thread = EngineThread(
             Decoder(model, slots=limits.max_slots),
             Scheduler(slots=limits.max_slots, max_queue_tokens=limits.max_queue_tokens),
@@ -61,21 +60,14 @@ class TransformersEngine(EngineFront):
             initial=initial,
         )
         stop_ids = eos_token_ids(model, tokenizer) | policy_stop_ids(tokenizer)
-        super().__init__(self._thread, tokenizer, info, limits=limits, stop_ids=stop_ids)
+        super().__init__(self._thread, tokenizer, info, limits=limits, stop_ids=stop_ids, adapter=adapter)
 
-    async def load(
-        self,
-        version: WeightVersion,
-        folder: Path,
-        *,
-        adapter: Adapter | None = None,
-        probe: Probe | None = None,
+    async def _swap(
+        self, version: WeightVersion, folder: Path, adapter: Adapter | None, probe: Probe | None
     ) -> None:
-        """Read weights next to those in use, then swap; see `Engine.load`.
+        """Read weights next to those in use, then swap.
 
         The probe is not used: every tensor of the files replaces the tensor of its name in the model.
         """
-        if self.version is None or version > self.version:
-            check_kind(adapter, self._adapter)
-            replacement = await asyncio.to_thread(Replacement.read, folder, self._model)
-            await asyncio.wrap_future(self._thread.swap(version, replacement))
+        replacement = await asyncio.to_thread(Replacement.read, folder, self._model)
+        await asyncio.wrap_future(self._thread.swap(version, replacement))

@@ -23,7 +23,9 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, Shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from fairlead.config.training import TrainingSection
 from fairlead.nn.heads import ScalarHead
+from fairlead.nn.loading import torch_dtype
 from trainer.distributed.group import Group
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -96,6 +98,11 @@ def shard(
         _shard(head, mesh, MixedPrecisionPolicy(), where)
     for module in (*blocks, root):
         _shard(module, mesh, policy if lower else MixedPrecisionPolicy(), where)
+
+
+def autocast_dtype(section: TrainingSection, group: Group) -> torch.dtype:
+    """Return the type that autocast computes in; divided weights are gathered in the section's type."""
+    return torch_dtype(section) if group.size == 1 else torch.float32
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, where: OffloadPolicy) -> None:

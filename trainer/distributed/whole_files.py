@@ -7,7 +7,6 @@ are as one rank would write them: every tensor once, whole, under its own name.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from fairlead.transports.weights.manifest import decode_shard, describe_shard
 from trainer.distributed.collectives import whole_at
 from trainer.distributed.group import Group
 from trainer.distributed.sharding import owners
-from trainer.tensor_file import Shape, TensorFile
+from trainer.tensor_file import Shape, TensorFile, split
 
 _PENDING = 2
 """Whole tensors that a rank holds at most while it writes another one."""
@@ -43,7 +42,9 @@ def write(
     Returns:
         On rank 0 the files with their digests, all of them synced; on the others nothing.
     """
-    shapes = {name: Shape(tuple(tensor.shape), _type(tensor, dtype)) for name, tensor in tensors.items()}
+    shapes = {
+        name: Shape(tuple(tensor.shape), stored_type(tensor, dtype)) for name, tensor in tensors.items()
+    }
     owner_of = dict(
         zip(shapes, owners((shape.nbytes for shape in shapes.values()), ranks=group.size), strict=True)
     )
@@ -67,7 +68,8 @@ def write(
     return [decode_shard(one) for part in found for one in json.loads(part)]
 
 
-def _type(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+def stored_type(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the type that a tensor is written in; only floating-point ones are converted to `dtype`."""
     return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
@@ -75,16 +77,11 @@ class _Files:
     """The files of one rank, written in another thread while the next tensors are gathered."""
 
     def __init__(self, folder: Path, stem: str, shapes: Mapping[str, Shape], *, limit_bytes: int) -> None:
-        self._parts: dict[int, dict[str, Shape]] = defaultdict(dict)
-        self._part_of: dict[str, int] = {}
-        size = part = 0
-        for name, shape in shapes.items():
-            if size and size + shape.nbytes > limit_bytes:
-                part, size = part + 1, 0
-            self._parts[part][name] = shape
-            self._part_of[name] = part
-            size += shape.nbytes
-        self._paths = {part: folder / f"{stem}-{part + 1:05d}.safetensors" for part in self._parts}
+        sizes = {name: shape.nbytes for name, shape in shapes.items()}
+        names = split(sizes, limit_bytes=limit_bytes)
+        self._parts = [{name: shapes[name] for name in part} for part in names]
+        self._part_of = {name: number for number, part in enumerate(names) for name in part}
+        self._paths = [folder / f"{stem}-{part + 1:05d}.safetensors" for part in range(len(names))]
         self._open: tuple[int, TensorFile] | None = None
         self._thread = ThreadPoolExecutor(1)
         self._pending: list[Future[None]] = []
@@ -92,7 +89,7 @@ class _Files:
     @property
     def paths(self) -> list[Path]:
         """Every file, in order."""
-        return list(self._paths.values())
+        return self._paths
 
     def close(self) -> None:
         """Wait until everything is written, and close the files."""

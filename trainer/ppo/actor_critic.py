@@ -92,8 +92,7 @@ class ActorCritic:
         with sharding.sharing(policy, critic):
             for root in (self._policy_root, critic):
                 sharding.shard(root, self.device, compute=compute, group=self.group, offload=section.offload)
-        # Divided weights are gathered in the type that is computed in; autocast is for whole ones.
-        self.dtype = compute if self.group.size == 1 else torch.float32
+        self.dtype = sharding.autocast_dtype(section, self.group)
         self._section = section
         self.policy_optimizer = _adam(policy, section.learning_rate)
         self.critic_optimizer = _adam(critic, section.critic_learning_rate)
@@ -221,10 +220,8 @@ def load(
             different tokenizers: the critic reads the policy's token ids.
         ConfigError: if `[ppo.lora]` names layers that the model does not have.
     """
-    # A frozen base may be kept in the dtype that it computes in.
-    exact = section if section.lora.rank else section.model_copy(update={"dtype": "float32"})
-    if group is not None and group.size > 1:
-        exact = exact.model_copy(update={"device": "cpu"})  # whole models need not fit on a GPU
+    # Whole models need not fit on the GPU of one of several ranks.
+    exact = _exact(section, on_cpu=group is not None and group.size > 1)
     policy = load_causal_lm(path, exact)
     check_vocabulary(path, policy, load_tokenizer(path))
     check_unembedding(policy)
@@ -232,8 +229,7 @@ def load(
     adapter = None
     if section.lora.rank:
         for number, model in enumerate((policy, critic.body)):
-            drawn = seeds.derive(seed, "lora", number)
-            adapters.add(model, section.lora, base=path, field="ppo.lora", seed=drawn)
+            _adapt(model, section, path, seed=seed, number=number)
         adapter = Adapter(adapters.fingerprint(path), adapters.config(policy))
     if section.gradient_checkpointing:
         for model in (policy, critic.body):
@@ -247,14 +243,29 @@ def initial_policy(config: RunConfig) -> PreTrainedModel:
     Raises:
         ModelLoadError: if it cannot be loaded.
     """
-    section = config.ppo.model_copy(update={"device": "cpu"})
-    exact = section if section.lora.rank else section.model_copy(update={"dtype": "float32"})
-    path = config.policy.path or str(config.folder.sft_model)
-    policy = load_causal_lm(path, exact)
+    section = config.ppo
+    path = initial_path(config)
+    policy = load_causal_lm(path, _exact(section, on_cpu=True))
     if section.lora.rank:
-        drawn = seeds.derive(config.seed, "lora", 0)
-        adapters.add(policy, section.lora, base=path, field="ppo.lora", seed=drawn)
+        _adapt(policy, section, path, seed=config.seed, number=0)
     return policy
+
+
+def initial_path(config: RunConfig) -> str:
+    """Return the folder or hub id of the policy that a run starts from."""
+    return config.policy.path or str(config.folder.sft_model)
+
+
+def _exact(section: PpoSection, *, on_cpu: bool) -> PpoSection:
+    """Return the section to load models with; a frozen base may be kept in the dtype that it computes in."""
+    changes = {} if section.lora.rank else {"dtype": "float32"}
+    return section.model_copy(update=changes | ({"device": "cpu"} if on_cpu else {}))
+
+
+def _adapt(model: PreTrainedModel, section: PpoSection, path: str, *, seed: int, number: int) -> None:
+    """Add adapters; `number` is 0 for the policy and 1 for the critic."""
+    drawn = seeds.derive(seed, "lora", number)
+    adapters.add(model, section.lora, base=path, field="ppo.lora", seed=drawn)
 
 
 def _fresh_critic(policy: PreTrainedModel, section: PpoSection) -> Critic:

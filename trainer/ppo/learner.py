@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.config.training import PpoSection
 from fairlead.data.records import load_demonstrations
+from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError, CorruptCheckpoint
 from fairlead.nn import adapters
-from fairlead.nn.loading import max_sequence_tokens
+from fairlead.nn.loading import load_tokenizer, max_sequence_tokens
 from trainer.demonstrations import DemonstrationStream, encode
 from trainer.distributed.group import Group
 from trainer.ppo import actor_critic, objective, step
@@ -26,6 +27,18 @@ from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.score_scale import ScoreScale
 from trainer.sequences import TokenSequence
+
+
+def initial_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the policy that a run starts from, with the template that is configured for it.
+
+    Raises:
+        ModelLoadError: if it cannot be loaded.
+    """
+    tokenizer = load_tokenizer(actor_critic.initial_path(config))
+    if config.policy.path:
+        apply_settings(tokenizer, config)
+    return tokenizer
 
 
 def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, group: Group | None = None) -> Learner:
@@ -43,7 +56,7 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, group: Group 
     section = config.ppo.model_copy(update={"proximal_logprobs": _proximal_logprobs(config)})
     reward_model = config.reward.path or str(config.folder.reward_model)
     models = actor_critic.load(
-        config.policy.path or str(config.folder.sft_model),
+        actor_critic.initial_path(config),
         section,
         critic_path=reward_model if section.critic_init == "reward_model" else None,
         seed=config.seed,

@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig
-from fairlead.data.template import apply_settings
-from fairlead.nn.loading import load_tokenizer, set_threads
+from fairlead.nn.loading import set_threads
 from fairlead.transports.weights.base import Probe, Shard
 from fairlead.types import WeightVersion
 from trainer.checkpoint import Checkpoint, CheckpointStore
@@ -68,16 +67,13 @@ class Leader:
         Raises:
             Fenced: if a newer incarnation was claimed.
         """
-        models = self.learner.models
-        if self.group.size == 1:
-            checkpoints.save(version, tensors=models.state(), state=state)
-            return
-
-        def write(folder: Path) -> Mapping[str, object]:
-            self.group.send("save", _folder(folder))
-            return slices.write(folder, models.state(), self.group)
-
-        checkpoints.save_slices(version, write=write, state=state)
+        checkpoints.save(
+            version,
+            tensors=self.learner.models.state(),
+            state=state,
+            group=self.group,
+            announce=lambda folder: self.group.send("save", _folder(folder)),
+        )
         self.group.idle()
 
     def write_shards(self, folder: Path) -> list[Shard]:
@@ -126,9 +122,7 @@ def follow(config: RunConfig, group: Group) -> None:
         FairleadError: what `Learner.learn` and the others raise, the same as on rank 0.
     """
     set_threads(config.ppo)
-    tokenizer = load_tokenizer(config.policy.path or str(config.folder.sft_model))
-    if config.policy.path:
-        apply_settings(tokenizer, config)
+    tokenizer = learner.initial_tokenizer(config)
     # Rank 0 may wait for the queue for long before it loads.
     group.next_order()
     group.idle(_LOADING)

@@ -27,6 +27,7 @@ from trainer.distributed import whole_files
 from trainer.model_state import unique_tensors
 from trainer.ppo.actor_critic import ActorCritic, with_tensors
 from trainer.ppo.evaluate import BestUpdate
+from trainer.tensor_file import split
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +85,13 @@ def write_shards(models: ActorCritic, folder: Path, *, dtype: torch.dtype = torc
     if models.group.size > 1:
         return whole_files.write(folder, tensors, models.group, limit_bytes=SHARD_BYTES, dtype=lower)
     if lower is not None:
-        tensors = {name: _as_type(tensor, lower) for name, tensor in tensors.items()}
+        tensors = {
+            name: tensor.detach().to(whole_files.stored_type(tensor, lower))
+            for name, tensor in tensors.items()
+        }
     for number, shard in enumerate(shards(tensors), start=1):
         save_file(shard, folder / f"model-{number:05d}.safetensors")
     return []
-
-
-def _as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
 
 
 def save_model(
@@ -150,14 +150,6 @@ def save_best(
 
 def shards(tensors: Mapping[str, Tensor], *, limit_bytes: int = SHARD_BYTES) -> Iterator[dict[str, Tensor]]:
     """Split a state dict, in its own order, into groups of at most `limit_bytes` or of one tensor."""
-    group: dict[str, Tensor] = {}
-    size_bytes = 0
-    for name, tensor in tensors.items():
-        if group and size_bytes + tensor.nbytes > limit_bytes:
-            yield group
-            group = {}
-            size_bytes = 0
-        group[name] = tensor.detach().cpu().contiguous()
-        size_bytes += tensor.nbytes
-    if group:
-        yield group
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    for names in split(sizes, limit_bytes=limit_bytes):
+        yield {name: tensors[name].detach().cpu().contiguous() for name in names}

@@ -16,10 +16,9 @@ from transformers import PreTrainedModel
 
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
-from fairlead.data.template import apply_settings
 from fairlead.errors import CorruptCheckpoint, NothingToTrain, StoppedByGuard
 from fairlead.metrics import TrainerMetrics
-from fairlead.nn.loading import load_tokenizer, max_sequence_tokens, set_threads
+from fairlead.nn.loading import max_sequence_tokens, set_threads
 from fairlead.transports.rollouts.base import OutcomeEntry, TrainerQueue
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import DeadLetter, WeightVersion
@@ -27,7 +26,7 @@ from trainer import durable
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.distributed.group import Group
 from trainer.model_state import load_tensors
-from trainer.ppo import actor_critic, batch, publish, result, update_metrics
+from trainer.ppo import actor_critic, batch, learner, publish, result, update_metrics
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.collect import Collector
 from trainer.ppo.dispatch import PromptOrder
@@ -85,9 +84,7 @@ class PpoTrainer:
         self._metrics = metrics
         self._begun = time.monotonic()
         set_threads(config.ppo)
-        self._tokenizer = load_tokenizer(config.policy.path or str(config.folder.sft_model))
-        if config.policy.path:
-            apply_settings(self._tokenizer, config)
+        self._tokenizer = learner.initial_tokenizer(config)
         self._leader = Leader(config, self._tokenizer, group or Group.single())
         context_tokens = max_sequence_tokens(self.models.policy, config.policy.max_sequence_tokens)
         self._evaluation = Evaluation(config, self._tokenizer, context_tokens=context_tokens)

@@ -28,10 +28,10 @@ from fairlead.nn.loading import (
     load_tokenizer,
     max_sequence_tokens,
     set_threads,
-    torch_dtype,
 )
 from fairlead.nn.reward_model import RewardModel, load_reward_model
 from trainer import durable, finite, memory, optim, seeds
+from trainer.distributed import sharding
 from trainer.distributed.collectives import summed, whole_on_cpu
 from trainer.distributed.group import Group
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
@@ -179,7 +179,7 @@ class _Training:
         """Divide the members among the ranks, and continue from the newest checkpoint, if there is one."""
         self._config = config
         self.group = group
-        self.dtype = _autocast_dtype(config, group)
+        self.dtype = sharding.autocast_dtype(config.reward_model, group)
         """Type that autocast computes in."""
         self.members = tuple(divide(model, config.reward_model, group) for model in members)
         self._checkpoints = checkpoints
@@ -245,11 +245,6 @@ class _Training:
 
 def _mean(losses: Sequence[float]) -> float:
     return sum(losses) / len(losses)
-
-
-def _autocast_dtype(config: RunConfig, group: Group) -> torch.dtype:
-    """Return the type that autocast computes in: divided weights are gathered in the section's type."""
-    return torch_dtype(config.reward_model) if group.size == 1 else torch.float32
 
 
 def _whole(

@@ -209,11 +209,10 @@ class _Training:
         self.model = model
         device = torch_device(section.device) if group.size > 1 else model.device
         self.root = Root(model, group, device=device)
-        self.dtype = torch_dtype(section)
+        self.dtype = sharding.autocast_dtype(section, group)
         """Type that autocast computes in."""
-        sharding.shard(self.root, device, compute=self.dtype, group=group, offload=section.offload)
-        if group.size > 1:
-            self.dtype = torch.float32
+        compute = torch_dtype(section)
+        sharding.shard(self.root, device, compute=compute, group=group, offload=section.offload)
         # Evaluation mode throughout: only the dropout of adapters is on while learning.
         self.optimizer = optim.adamw(
             optim.learning(model), learning_rate=section.learning_rate, weight_decay=section.weight_decay

@@ -19,7 +19,6 @@ from fairlead.nn.loading import eos_token_ids
 from fairlead.transports.weights.base import Adapter, Probe
 from fairlead.types import ModelInfo, WeightVersion
 from services.policy.front import EngineFront, EngineLimits
-from services.policy.replacement import check_kind
 from services.policy.vllm import options
 from services.policy.vllm.version_files import ExpectedTensors
 
@@ -63,7 +62,6 @@ class VllmEngine(EngineFront):
         from services.policy.vllm.weights import WeightSwap
 
         self._expected = ExpectedTensors(model)
-        self._adapter = adapter
         try:
             settings = arguments.create_engine_config()
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -87,24 +85,16 @@ class VllmEngine(EngineFront):
         if config.policy.serve_initial:
             self._vllm.use(InUse(WeightVersion(0, 0)))
         stop_ids = eos_token_ids(model, tokenizer) | policy_stop_ids(tokenizer)
-        super().__init__(self._vllm, tokenizer, info, limits=limits, stop_ids=stop_ids)
+        super().__init__(self._vllm, tokenizer, info, limits=limits, stop_ids=stop_ids, adapter=adapter)
 
-    async def load(
-        self,
-        version: WeightVersion,
-        folder: Path,
-        *,
-        adapter: Adapter | None = None,
-        probe: Probe | None = None,
+    async def _swap(
+        self, version: WeightVersion, folder: Path, adapter: Adapter | None, probe: Probe | None
     ) -> None:
-        """Check the files against the model, then swap; see `Engine.load`.
+        """Check the files against the model, then swap.
 
         An adapter is loaded next to the one in use: running samples keep theirs to their end.
         """
         self._vllm.start()
-        if self.version is not None and version <= self.version:
-            return
-        check_kind(adapter, self._adapter)
         await asyncio.to_thread(self._expected.check, folder)
         if adapter is None:
             await self._weights.swap(version, folder, probe)

@@ -10,16 +10,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from fairlead.errors import CorruptWeights
 from fairlead.nn import adapters
 from fairlead.transports.weights import manifest
 from fairlead.transports.weights.base import Adapter
+from services.policy.replacement import ModelTensors
 
 _DTYPES = ("F32", "BF16", "F16")
 
@@ -29,11 +28,7 @@ class ExpectedTensors:
 
     def __init__(self, model: PreTrainedModel) -> None:
         """`model` has shapes, but need not have values; if it has adapters, versions hold only those."""
-        current: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
-        if adapters.is_adapted(model):
-            current = adapters.tensors(model)
-        self._tied = {name: id(tensor) for name, tensor in current.items()}
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in current.items()}
+        self._tensors = ModelTensors(model)
 
     def check(self, folder: Path) -> None:
         """Check the headers of every *.safetensors file. A tied tensor may be stored under any of its names.
@@ -48,21 +43,13 @@ class ExpectedTensors:
             except OSError as error:
                 raise CorruptWeights(f"{path} cannot be read: {error}") from error
             for entry in entries:
-                wanted = self._shapes.get(entry.name)
-                if wanted is None:
-                    raise CorruptWeights(f"{path} holds {entry.name}, which the model does not have")
-                if entry.shape != wanted:
-                    raise CorruptWeights(
-                        f"{path}: {entry.name} has shape {entry.shape}, the model needs {wanted}"
-                    )
+                wanted = self._tensors.named(path, entry.name, entry.shape)
                 if entry.dtype not in _DTYPES:
                     raise CorruptWeights(
                         f"{path}: {entry.name} has type {entry.dtype}, allowed: {', '.join(_DTYPES)}"
                     )
-                found.add(self._tied[entry.name])
-        missing = [name for name, key in self._tied.items() if key not in found]
-        if missing:
-            raise CorruptWeights(f"{folder} lacks {', '.join(missing[:5])}, which the model needs")
+                found.add(id(wanted))
+        self._tensors.check_complete(folder, found)
 
 
 class HeldVersion:

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -75,12 +74,11 @@ def write(group: Group, folder: Path, case: Case) -> str:
     elif group.is_first:
         made = folder / "made"
 
-        def write_slices(temporary: Path) -> Mapping[str, object]:
+        def announce(temporary: Path) -> None:
             made.write_text(str(temporary))
             group.broadcast(b"")
-            return slices.write(temporary, models.state(), group)
 
-        store.save_slices(VERSION, write=write_slices, state={"update": 1})
+        store.save(VERSION, tensors=models.state(), state={"update": 1}, group=group, announce=announce)
     else:
         group.broadcast(b"")
         slices.write(Path((folder / "made").read_text()), models.state(), group)
