@@ -38,7 +38,9 @@ def stops_on_sigterm() -> Iterator[None]:
 
 
 def lines(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Return the lines of a file, without one that is being written."""
+    complete, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
+    return [json.loads(line) for line in complete.splitlines()]
 
 
 def steps(config: RunConfig, stage: str) -> list[int]:
