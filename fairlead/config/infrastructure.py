@@ -185,11 +185,12 @@ class LocalSection(Section):
     drain_seconds: float = Field(default=30.0, gt=0, le=3_600)
     """Time that processes have to end after SIGTERM, before SIGKILL."""
     max_restarts: int = Field(default=20, ge=0, le=100_000)
-    """Maximum number of restarts of one process without a minute of good health in between; then the run
-    stops with the reason."""
+    """Maximum number of restarts of one process without progress in between; then the run stops with the
+    reason. Progress of the trainer is a checkpoint of a later update; of another process, a minute of good
+    health."""
     backoff_seconds: float = Field(default=0.5, gt=0, le=60)
-    """Delay before the first restart. It doubles with each restart up to 30 s, and is reset after a minute of
-    good health. A longer delay keeps a crashing process down while you look for the cause."""
+    """Delay before the first restart. It doubles with each restart without progress in between, up to 30 s. A
+    longer delay keeps a crashing process down while you look for the cause."""
     gpus: dict[str, str] = Field(default={})
     """GPUs of single processes, as in `CUDA_VISIBLE_DEVICES`: `{ trainer = "0,1", "policy-0" = "2" }`. Empty:
     one for each rank of the trainer, and the model services share the others."""

@@ -16,6 +16,7 @@ from fairlead.config import RunConfig
 from fairlead.config.run import field_names
 from fairlead.errors import ConfigError
 from fairlead.local.addresses import MODEL_SERVICES, Addresses, join_address, reachable_host, split_address
+from fairlead.local.committed import CommittedUpdates
 from fairlead.local.probes import ALIVE_PATH, READY_PATH, GrpcHealth, HttpHealth, Probe
 from fairlead.local.process import ProcessSpec
 from fairlead.planning.gpus import visible_devices
@@ -203,6 +204,7 @@ class _Processes:
             ready_after=ready_after,
             drain_rank=_CLIENT_RANK,
             is_main=True,
+            committed=CommittedUpdates(self.config.folder.checkpoints),
         )
 
     def _environment(self, process: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,6 +61,8 @@ class ProcessSpec:
     """Whether the run ends when this process succeeds."""
     restarts: bool = True
     """Whether it is restarted when it dies."""
+    committed: Callable[[], int] | None = None
+    """Returns how far its work has come on disk; None if that is not known."""
 
 
 class ChildProcess:
@@ -73,9 +75,11 @@ class ChildProcess:
         self.starts = 0
         """Number of starts."""
         self.failures = 0
-        """Failures in a row, without a minute of health in between."""
+        """Failures without progress in between; see `restart_policy`."""
         self.stalls = 0
-        """Ends in a row because the process had waited too long for something."""
+        """Those of them in which the process had waited too long for something."""
+        self.committed = 0
+        """What `spec.committed` returned at the first start or at the last failure."""
         self.was_ready = False
         """Whether any of its children was ever ready."""
         self.ready_at: float | None = None
@@ -104,6 +108,8 @@ class ChildProcess:
 
     async def start(self) -> None:
         """Start the child; its output is appended to its log."""
+        if not self.starts and self.spec.committed is not None:
+            self.committed = self.spec.committed()
         self.starts += 1
         self.started_at = time.monotonic()
         self.ready_at = None

@@ -2,6 +2,9 @@
 
 The supervisor asks this after every exit. The exit codes are the contract with every process of the project;
 this module knows nothing else about them.
+
+Failures are counted as long as there is no progress between them. Progress of the trainer is an update in a
+checkpoint; of a process that commits nothing, a minute of health.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ EXIT_GUARDED = 5
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 _HEALTHY_SECONDS = 60.0
-# Of the main process, in a row: a second restart would not bring what it waits for.
+# Of the main process, without progress: a second restart would not bring what it waits for.
 _MAX_STALLS = 1
 # Failures of a process that was never ready: it most likely never will be.
 _MAX_FAILURES_BEFORE_READY = 3
@@ -64,8 +67,10 @@ def after_exit(
     }
     if code in final:
         return RunOutcome(code, final[code])
-    process.stalls = process.stalls + 1 if code == EXIT_STALLED else 0
-    if process.stalls and (not spec.restarts or (spec.is_main and process.stalls > _MAX_STALLS)):
+    if _has_progressed(process):
+        process.failures = process.stalls = 0
+    process.stalls += code == EXIT_STALLED
+    if code == EXIT_STALLED and (not spec.restarts or (spec.is_main and process.stalls > _MAX_STALLS)):
         return RunOutcome(code, f"{spec.name} gave up: {reason}")
     if not spec.restarts and code == 0:
         return RunOutcome(1, f"{spec.name} was stopped before it finished")
@@ -83,15 +88,21 @@ def last_line_note(process: ChildProcess, code: int | None = None) -> str:
     return f", last line: {line}" if line else ""
 
 
+def _has_progressed(process: ChildProcess) -> bool:
+    """Return whether the process made progress since its last failure."""
+    if process.spec.committed is None:
+        return process.ready_at is not None and time.monotonic() - process.ready_at >= _HEALTHY_SECONDS
+    before, process.committed = process.committed, process.spec.committed()
+    return process.committed > before
+
+
 def _restart_delay(process: ChildProcess, code: int, local: LocalSection) -> RunOutcome | float:
-    if process.ready_at is not None and time.monotonic() - process.ready_at >= _HEALTHY_SECONDS:
-        process.failures = 0
     process.failures += 1
     limit = local.max_restarts
     if not process.was_ready:
         limit = min(limit, _MAX_FAILURES_BEFORE_READY)
     if process.failures > limit:
-        times = "once" if process.failures == 1 else f"{process.failures} times in a row"
+        times = "once" if process.failures == 1 else f"{process.failures} times without progress"
         return RunOutcome(
             1,
             f"{process.name} died {times} ({describe_exit(code)}{last_line_note(process, code)}); "

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ import pytest
 from fairlead.config import RunFolder
 from fairlead.local.run_files import read_progress
 from tests.integration.ppo_run import Started, check, make, started
+from tests.integration.rank_processes import ranks_of
 
 # Every run starts six processes or more, each with seconds of torch.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -53,7 +55,7 @@ def finished(
     folder.mkdir()
     with started(make(folder, updates=updates), *SETTINGS, *arguments) as run:
         during(run)
-        code, output = run.finish(seconds=300)
+        code, output = run.finish(seconds=1_500)
         assert code == 0, output + run.log_tails()
         check(run.folder)
         return digests(run.folder)
@@ -82,6 +84,19 @@ def kill_in(phase: str) -> Callable[[Started], None]:
         run.until(lambda: run.step() > 3)
 
     return during
+
+
+def kill_ranks(run: Started) -> None:
+    """Kill each rank of the trainer once, with updates between that end in a checkpoint."""
+    for rank in (1, 0):
+        after = run.step() + 2
+        run.until(partial(has_ranks_and, run, after), seconds=1_500)
+        ranks_of(run.pids().get("trainer"))[rank].kill()
+
+
+def has_ranks_and(run: Started, step: int) -> bool:
+    """Return whether the trainer has done some updates and its second rank runs."""
+    return run.step() >= step and 1 in ranks_of(run.pids().get("trainer"))
 
 
 def kill_in_start(run: Started) -> None:
@@ -135,3 +150,11 @@ def test_same_bits_after_any_kill(tmp_path: Path):
         assert killed == undisturbed, f"killed in {phase}"
     assert finished(tmp_path / "killed-in-start", updates=updates, during=kill_in_start) == undisturbed
     assert finished(tmp_path / "all", updates=updates, during=kill_all) == undisturbed
+
+
+def test_same_bits_on_two_ranks_after_each_is_killed(tmp_path: Path):
+    ranks = ("--set", "ranks.per_node=2")
+    undisturbed = finished(tmp_path / "peace", *ranks, updates=8)
+    killed = finished(tmp_path / "killed", *ranks, updates=8, during=kill_ranks)
+    assert [name for name in undisturbed if "rank-00001" in name]
+    assert killed == undisturbed

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from fairlead.config import RunFolder
+from fairlead.local.committed import CommittedUpdates
 from fairlead.local.process import ChildProcess, ProcessSpec, State
 from fairlead.local.restart_policy import RunOutcome
 from tests.integration.supervised import FOREVER, child, lines, process, run_folder, run_while, supervisor
@@ -184,7 +185,7 @@ async def test_process_that_was_never_ready_gets_few_restarts(folder: RunFolder)
     outcome = await run.run()
     assert outcome.code == 1
     assert outcome.message == (
-        "policy-0 died 4 times in a row (exit code 1, last line: no such module); "
+        "policy-0 died 4 times without progress (exit code 1, last line: no such module); "
         f"its log: {folder.log('policy-0')}"
     )
 
@@ -192,7 +193,7 @@ async def test_process_that_was_never_ready_gets_few_restarts(folder: RunFolder)
 async def test_restarts_are_limited(folder: RunFolder):
     run = supervisor(folder, child("a", "raise SystemExit(1)"), child("main", FOREVER), max_restarts=1)
     outcome = await run.run()
-    assert outcome.message.startswith("a died 2 times in a row (exit code 1);")
+    assert outcome.message.startswith("a died 2 times without progress (exit code 1);")
 
 
 async def test_process_that_is_not_ready_in_time_is_named(folder: RunFolder):
@@ -239,3 +240,39 @@ async def test_missing_program_is_reported(folder: RunFolder):
     assert await supervisor(folder, spec).run() == RunOutcome(
         1, "valkey: /no/such/server: No such file or directory"
     )
+
+
+@pytest.mark.parametrize(
+    ("committed", "starts"),
+    [
+        # After the first stall update 1 is committed, after the second and the crash nothing.
+        ((0, 0, 1, 1, 1), 4),
+        ((0, 1, 2, 3, 4, 5), 6),
+        ((5, 3, 3), 2),  # a run that begins again
+    ],
+)
+async def test_stalls_are_counted_while_no_update_is_committed(
+    folder: RunFolder, tmp_path: Path, committed: tuple[int, ...], starts: int
+):
+    file = tmp_path / "starts"
+    stalls_and_crashes = """
+        import pathlib, sys
+        starts = pathlib.Path(sys.argv[1])
+        starts.write_text((starts.read_text() if starts.exists() else "") + "x")
+        number = len(starts.read_text())
+        print("Stalled: waited")
+        sys.exit({3: 1, 6: 0}.get(number, 4))
+    """
+    values = iter(committed)
+    spec = child("main", stalls_and_crashes, file, is_main=True, committed=lambda: next(values))
+    outcome = await supervisor(folder, spec).run()
+    assert len(file.read_text()) == starts
+    assert outcome.code == (0 if starts == 6 else 4)
+
+
+def test_the_updates_in_checkpoints_are_progress(tmp_path: Path):
+    committed = CommittedUpdates(tmp_path / "checkpoints")
+    assert committed() == 0
+    for name in ("1-7", "2-3", ".2-9.new", "incarnation-3.json"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert committed() == 3

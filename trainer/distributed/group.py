@@ -25,7 +25,7 @@ from fairlead.config.infrastructure import RanksSection
 from fairlead.errors import ConfigError, FairleadError, RankLost, exit_code
 from fairlead.local.addresses import LOOPBACK
 from trainer.distributed.heartbeat import RESTARTED, Beat, Heartbeat
-from trainer.distributed.place import Place
+from trainer.distributed.place import LISTENER, Place
 
 logger = logging.getLogger(__name__)
 
@@ -286,14 +286,23 @@ def _loopback_listener(place: Place) -> int | None:
     """Return a listening socket if all ranks are on this machine; the store would listen on every address."""
     if place.host != LOOPBACK:
         return None
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((place.host, place.port))
-        listener.listen()
+        with socket.socket(fileno=place.listener) as listener:
+            if place.listener is None:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((place.host, place.port))
+            bound = listener.getsockname()
+            if bound != (place.host, place.port):
+                raise ConfigError(
+                    LISTENER,
+                    got=f"{place.listener}, a socket at {bound}",
+                    allowed=f"one that is bound to {place.address}, as the launcher passes it",
+                )
+            listener.set_inheritable(False)
+            listener.listen()
+            return listener.detach()
     except OSError as error:
         raise RankLost(f"rank 0 cannot listen at {place.address}: {error}") from error
-    return listener.detach()
 
 
 def _registered(store: TCPStore, place: Place) -> bool:

@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,10 +27,10 @@ from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import EXIT_CODE, ConfigError, FairleadError, exit_code
 from fairlead.local import launch as parent_bound
-from fairlead.local.addresses import LOOPBACK, Ports
+from fairlead.local.addresses import LOOPBACK
 from fairlead.local.process import describe_exit
 from fairlead.planning.machine import visible_gpus
-from trainer.distributed.place import Node, node
+from trainer.distributed.place import LISTENER, Node, node
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +63,22 @@ class End:
 class Launcher:
     """The ranks of one node, from their start to the end of the last of them."""
 
-    def __init__(self, command: Sequence[str], environments: Mapping[int, Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environments: Mapping[int, Mapping[str, str]],
+        *,
+        listener: socket.socket | None = None,
+    ) -> None:
         """
         Args:
             command: program and arguments of every rank.
             environments: environment of each rank of this node, by its number.
+            listener: the socket that rank 0 gets; it is closed here.
         """
         self._command = command
         self._environments = environments
+        self._listener = listener
         self._ends: queue.Queue[End | signal.Signals] = queue.Queue()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._output = threading.Lock()
@@ -81,6 +90,9 @@ class Launcher:
         try:
             for rank, environment in self._environments.items():
                 self._start(rank, environment)
+            if self._listener is not None:
+                # Otherwise the port would still accept connections after the end of rank 0.
+                self._listener.close()
             return self._wait()
         finally:
             self._kill()
@@ -93,6 +105,7 @@ class Launcher:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            pass_fds=() if rank or self._listener is None else (self._listener.fileno(),),
         )
         self._processes[rank] = process
         threading.Thread(target=self._follow, args=(rank, process), daemon=True).start()
@@ -175,7 +188,12 @@ class Launcher:
 
 
 def environments(
-    config: RunConfig, stage: str, place: Node, base: Mapping[str, str] = os.environ
+    config: RunConfig,
+    stage: str,
+    place: Node,
+    base: Mapping[str, str] = os.environ,
+    *,
+    listener: socket.socket | None = None,
 ) -> dict[int, dict[str, str]]:
     """Return the environment of each rank of a node, by the number of the rank.
 
@@ -183,14 +201,14 @@ def environments(
         config: the run.
         stage: the section that is trained.
         place: the node.
+        listener: a socket at the port of rank 0, if all ranks are on this node.
         base: the environment of the launcher. Its `CUDA_VISIBLE_DEVICES` lists the GPUs to use, one for each
             rank; its `OMP_NUM_THREADS` is the number of threads of all ranks of the node together.
 
     Raises:
-        ConfigError: if there are fewer GPUs than ranks, or if no port is free.
+        ConfigError: if there are fewer GPUs than ranks.
     """
-    host = place.host or LOOPBACK
-    port = place.port or Ports().free("the ranks of the trainer")
+    host, port = (place.host, place.port) if listener is None else listener.getsockname()
     gpus = visible_gpus(base) if getattr(config, stage).device != "cpu" else ()
     if gpus and len(gpus) < place.per_node:
         raise ConfigError(
@@ -211,6 +229,8 @@ def environments(
             # The end of a peer is reported by the heartbeat, in one line.
             "TORCH_CPP_LOG_LEVEL": base.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         }
+        if listener is not None and rank == 0:
+            own[LISTENER] = str(listener.fileno())
         if place.nodes == 1 and sys.platform == "linux":
             # Collectives have no access control, so they must not be reachable from other machines.
             own["GLOO_SOCKET_IFNAME"] = base.get("GLOO_SOCKET_IFNAME", "lo")
@@ -219,6 +239,14 @@ def environments(
         if threads.isdecimal():
             own["OMP_NUM_THREADS"] = str(max(1, int(threads) // place.per_node))
         found[rank] = {**base, **own}
+    return found
+
+
+def bound_socket() -> socket.socket:
+    """Return a socket that holds a free port of this machine until rank 0 listens on it."""
+    found = socket.socket()
+    # Without SO_REUSEADDR: no other socket can be bound to the port.
+    found.bind((LOOPBACK, 0))
     return found
 
 
@@ -239,9 +267,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = (sys.executable, "-m", *arguments)
         if place.size == 1:
             os.execv(command[0], command)
-        started = environments(config, STAGES[options.module], place)
+        listener = bound_socket() if place.nodes == 1 else None
+        started = environments(config, STAGES[options.module], place, listener=listener)
         logger.info("starting ranks %s of %d", ", ".join(map(str, started)), place.size)
-        return Launcher(command, started).run()
+        return Launcher(command, started, listener=listener).run()
     except FairleadError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return exit_code(error)

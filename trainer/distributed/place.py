@@ -22,6 +22,9 @@ from fairlead.errors import ConfigError
 
 _MAX_RANKS = 65_536
 _PROCESS_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LISTENER = "FAIRLEAD_RANKS_LISTENER"
+"""Variable of rank 0 on one machine: the descriptor of a socket that the launcher has bound to the port. No
+other process can take the port meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Place:
     """Port of rank 0; 0 for a single rank."""
     serves_store: bool = False
     """Whether this process serves the store over which the ranks find one another."""
+    listener: int | None = None
+    """Descriptor of a socket that is bound to the port already; None: the store binds one."""
 
     @property
     def address(self) -> str:
@@ -133,7 +138,9 @@ def _own_place(environment: Mapping[str, str]) -> Place:
     port = _number(environment, "MASTER_PORT", 1, 65_535)
     # The agent of torchrun serves a store at this address for all of its ranks.
     served_by_agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Place(rank, size, local_rank, host, port, serves_store=rank == 0 and not served_by_agent)
+    serves_store = rank == 0 and not served_by_agent
+    listener = _number(environment, LISTENER, 0, 2**20) if serves_store and LISTENER in environment else None
+    return Place(rank, size, local_rank, host, port, serves_store=serves_store, listener=listener)
 
 
 def _address(section: RanksSection, environment: Mapping[str, str]) -> tuple[str, int]:

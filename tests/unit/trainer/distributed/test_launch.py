@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from fairlead.config import RunConfig
 from fairlead.config.infrastructure import RanksSection
 from fairlead.config.training import PpoSection
 from fairlead.errors import ConfigError
-from trainer.distributed.launch import Launcher, environments
+from trainer.distributed.group import join
+from trainer.distributed.launch import Launcher, bound_socket, environments
 from trainer.distributed.place import Node, Place, place
 
 ONE_NODE = Node(0, 1, 2)
@@ -80,6 +82,26 @@ def test_lines_of_the_other_ranks_are_marked(capfd):
     ]
 
 
+def test_rank_0_listens_at_the_port_that_the_launcher_has_bound(capfd):
+    listener = bound_socket()
+    started = environments(RunConfig(), "ppo", ONE_NODE, listener=listener)
+    command = [sys.executable, "-m", "tests.ranks", "tests.unit.trainer.distributed.group_world:exchange"]
+    assert Launcher([*command, "{}", "[]"], started, listener=listener).run() == 0
+    assert capfd.readouterr().err.count('"broadcast": [true, true]') == 2
+    assert listener.fileno() == -1
+
+
+def test_a_descriptor_of_another_socket_is_refused():
+    with bound_socket() as one, bound_socket() as other:
+        port = one.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"FAIRLEAD_RANKS_LISTENER.*bound to 127\.0\.0\.1:{port}"):
+            with join(
+                Place(0, 2, 0, "127.0.0.1", port, serves_store=True, listener=other.fileno()), RanksSection()
+            ):
+                pass
+        other.detach()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_is_passed_on_to_every_rank(number: signal.Signals, code: int):
     rank = (
@@ -103,12 +125,18 @@ def test_a_signal_is_passed_on_to_every_rank(number: signal.Signals, code: int):
 
 def test_every_rank_gets_its_place_its_gpu_and_its_share_of_the_threads():
     base = {"CUDA_VISIBLE_DEVICES": "4,GPU-5", "OMP_NUM_THREADS": "5", "HOME": "/root"}
-    found = environments(RunConfig(), "ppo", ONE_NODE, base)
-    places = [place(RanksSection(per_node=2), environment) for environment in found.values()]
-    assert [(one.rank, one.size, one.local_rank, one.serves_store) for one in places] == [
-        (0, 2, 0, True),
-        (1, 2, 1, False),
-    ]
+    with bound_socket() as listener:
+        found = environments(RunConfig(), "ppo", ONE_NODE, base, listener=listener)
+        places = [place(RanksSection(per_node=2), environment) for environment in found.values()]
+        assert [(one.rank, one.size, one.local_rank, one.serves_store, one.listener) for one in places] == [
+            (0, 2, 0, True, listener.fileno()),
+            (1, 2, 1, False, None),
+        ]
+        assert places[0].port == listener.getsockname()[1]
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                other.bind(listener.getsockname())
     assert places[0].address == places[1].address
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in found.values()] == ["4", "GPU-5"]
     assert {environment["OMP_NUM_THREADS"] for environment in found.values()} == {"2"}
