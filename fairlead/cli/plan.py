@@ -136,7 +136,7 @@ def _as_json(found: RunPlan) -> dict[str, object]:
 def _show(found: RunPlan, folder: str) -> None:
     from rich.console import Console
 
-    from fairlead.planning.plan import in_words
+    from fairlead.planning.formulas import in_words
 
     console = Console(highlight=False, soft_wrap=True)
     for stage in found.stages:
@@ -172,7 +172,7 @@ def _table(processes: list[ProcessMemory], width: int) -> Table:
     """Return a table with a row per process; columns that are empty or do not fit are left out."""
     from rich.table import Table
 
-    from fairlead.planning.plan import in_words
+    from fairlead.planning.formulas import in_words
 
     names = [
         process.name + (f" × {process.replicas}" if process.replicas > 1 else "") for process in processes

@@ -27,6 +27,15 @@ _AUTOCAST_SHARE = 0.6
 norms and rotations are not."""
 
 
+def in_words(size: float) -> str:
+    """Return a number of bytes as text, such as 512 B, 3.2 MiB or 16 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB" if size < 1000 else f"{size:,.0f} TiB"
+
+
 def adapter_parameters(size: ModelSize, lora: LoraSection) -> int:
     """Return the number of parameters of a low-rank adapter on every linear layer of the blocks, which is the
     maximum.

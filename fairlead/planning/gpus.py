@@ -12,17 +12,19 @@ from collections.abc import Mapping, Sequence
 from fairlead.config import RunConfig
 from fairlead.config.serving import PolicySection
 from fairlead.errors import ConfigError
+from fairlead.planning.vllm_memory import parallel_sizes
 
 TRAINER = "trainer"
 """Name of the trainer among the processes."""
 
 
 def engine_gpus(section: PolicySection) -> int:
-    """Return the number of GPUs among which an engine of the policy service divides its model."""
-    if section.engine != "vllm":
-        return 1
-    sizes = (section.vllm.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
-    return math.prod(size for size in sizes if isinstance(size, int))
+    """Return the number of GPUs among which an engine of the policy service divides its model.
+
+    Raises:
+        ConfigError: if vLLM's options do not say so in numbers.
+    """
+    return math.prod(parallel_sizes(section)) if section.engine == "vllm" else 1
 
 
 def assign(gpus: Sequence[str], *, ranks: int, services: Mapping[str, int]) -> dict[str, tuple[str, ...]]:

@@ -44,6 +44,10 @@ class ModelSize:
     """Width inside the feed-forward layers."""
     layers: int
     """Number of blocks."""
+    heads: int
+    """Attention heads of a block."""
+    head_width: int
+    """Width of the keys of one head."""
     key_value_width: int
     """Total width of the keys of one token in one layer; the values have the same."""
     vocabulary: int
@@ -77,6 +81,8 @@ def scratch_size(scratch: ScratchModel) -> ModelSize:
         hidden=hidden,
         intermediate=intermediate,
         layers=layers,
+        heads=scratch.num_heads,
+        head_width=hidden // scratch.num_heads,
         key_value_width=hidden,
         vocabulary=scratch.vocabulary_size,
         max_positions=scratch.max_position_embeddings,
@@ -181,6 +187,8 @@ def _from_config(
         hidden=hidden,
         intermediate=number("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden),
         layers=number("num_hidden_layers", "n_layer", "num_layers"),
+        heads=heads,
+        head_width=head_width,
         key_value_width=number("num_key_value_heads", default=heads) * head_width,
         vocabulary=number("vocab_size"),
         max_positions=number("max_position_embeddings", "n_positions", "n_ctx", default=2_048),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fairlead.config import RunConfig
 from fairlead.config.training import LoraSection
 from fairlead.data.records import load_prompts
 from fairlead.errors import ConfigError, DataError, ModelLoadError
-from fairlead.planning.formulas import adapter_parameters
+from fairlead.planning.formulas import DTYPE_BYTES, adapter_parameters, in_words
 from fairlead.planning.gpus import TRAINER, assign
 from fairlead.planning.machine import Machine, free_disk_bytes, this_machine
 from fairlead.planning.model_size import ModelSize, model_size, scratch_size
 from fairlead.planning.process import Lengths, MemoryPlanner, ProcessMemory, head_bytes
+from fairlead.planning.vllm_memory import VllmMemory
 
 _BYTES_PER_TOKEN = 3
 """Bytes of UTF-8 per token, to estimate the length of prompts without a tokenizer; real tokenizers have 3.5
@@ -29,13 +31,15 @@ class StagePlan:
     """`sft`, `reward-model` or `ppo`."""
     processes: tuple[ProcessMemory, ...]
     """Each kind of process once."""
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    """GPUs of single processes, as in `local.gpus`."""
 
     def on(self, device: str) -> int:
         """Return the peak memory on `cpu` or `cuda`, in bytes."""
         return sum(process.on(device) for process in self.processes)
 
-    def on_gpus(self, number: int) -> list[int]:
-        """Return the peak memory of each GPU of one machine, in bytes, as `gpus.assign` assigns them.
+    def gpu_processes(self, number: int) -> list[dict[str, ProcessMemory]]:
+        """Return the processes on each GPU of one machine, by name, as `gpus.visible_devices` places them.
 
         Args:
             number: GPUs of the machine; if the trainer has more ranks, they are counted with more GPUs.
@@ -49,11 +53,21 @@ class StagePlan:
         }
         services = {name: process.gpus for name, process in owner.items() if name != TRAINER}
         gpus = [str(index) for index in range(max(number, ranks, *services.values(), 1))]
-        loads = dict.fromkeys(gpus, 0)
-        for name, placed in assign(gpus, ranks=ranks, services=services).items():
-            for gpu in placed:
-                loads[gpu] += owner[name].gpu_bytes
-        return list(loads.values())
+        placed = assign(gpus, ranks=ranks, services=services)
+        placed |= {
+            name: tuple(gpu.strip() for gpu in named.split(",") if gpu.strip())
+            for name, named in self.pinned.items()
+            if name in owner and number > 1
+        }
+        found: dict[str, dict[str, ProcessMemory]] = {gpu: {} for gpu in gpus}
+        for name, using_gpus in placed.items():
+            for gpu in using_gpus:
+                found.setdefault(gpu, {})[name] = owner[name]
+        return list(found.values())
+
+    def on_gpus(self, number: int) -> list[int]:
+        """Return the peak memory of each GPU of one machine, in bytes; see `gpu_processes`."""
+        return [sum(process.gpu_bytes for process in one.values()) for one in self.gpu_processes(number)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,31 +123,47 @@ class RunPlan:
             )
         return tuple(found)
 
-    def _shortages(self, stage: StagePlan) -> list[str]:
-        found = []
+    def loads(self, stage: StagePlan) -> list[dict[str, ProcessMemory]]:
+        """Return the processes that share a GPU, by name, for each GPU; in a cluster none do."""
         if self.nodes == 1:
-            needs = {"main memory": ("cpu", stage.on("cpu"), self.machine.host_bytes)}
-            worst = max(stage.on_gpus(self.machine.num_gpus), default=0)
-        else:
-            # Every pod is on a machine of its own size: only the largest process can be compared.
-            needs = {}
-            worst = max((process.gpu_bytes for process in stage.processes), default=0)
-        where = "GPU memory" if self.machine.num_gpus == 1 else "memory of one GPU"
-        needs[where] = ("cuda", worst, self.machine.gpu_bytes)
-        for place, (device, needed, available) in needs.items():
-            if needed > available:
-                largest = max(stage.processes, key=lambda process: process.on(device) // process.replicas)
-                found.append(
-                    f"{stage.stage} needs about {in_words(needed)} of {place}, most of it {largest.name} "
-                    f"({in_words(largest.on(device))}), but only {in_words(available)} are available"
-                )
-        ranks = sum(process.replicas for process in stage.processes if process.is_trainer)
-        if self.machine.has_gpu and ranks > self.machine.num_gpus:
+            return stage.gpu_processes(self.machine.num_gpus)
+        return [{process.name: process} for process in stage.processes if process.device == "cuda"]
+
+    def _shortages(self, stage: StagePlan) -> list[str]:
+        found = [f"{process.name}: {process.problem}" for process in stage.processes if process.problem]
+        # In a cluster every pod is on a machine of its own size: only its GPUs can be compared.
+        if self.nodes == 1 and stage.on("cpu") > self.machine.host_bytes:
+            largest = max(stage.processes, key=lambda process: process.on("cpu") // process.replicas)
             found.append(
-                f"{stage.stage} has {ranks} ranks on each machine (ranks.per_node), which has "
-                f"{self.machine.num_gpus} GPUs"
+                f"{stage.stage} needs about {in_words(stage.on('cpu'))} of main memory, most of it "
+                f"{largest.name} ({in_words(largest.on('cpu'))}), but only "
+                f"{in_words(self.machine.host_bytes)} are available"
             )
+        found += self._full_gpus(stage)
+        for process in stage.processes:
+            number = process.replicas if process.is_trainer else process.gpus
+            if self.machine.has_gpu and process.device == "cuda" and number > self.machine.num_gpus:
+                what = (
+                    f"{stage.stage} has {number} ranks on each machine (ranks.per_node)"
+                    if process.is_trainer
+                    else f"{process.name} divides its model among {number} GPUs"
+                )
+                found.append(f"{what}, but a machine has {self.machine.num_gpus}")
         return found
+
+    def _full_gpus(self, stage: StagePlan) -> list[str]:
+        """Return a warning for the fullest GPU, if it is too small."""
+        loads = self.loads(stage)
+        worst = max(loads, key=lambda one: sum(process.gpu_bytes for process in one.values()), default={})
+        needed = sum(process.gpu_bytes for process in worst.values())
+        if needed <= self.machine.gpu_bytes:
+            return []
+        parts = ", ".join(f"{name} {in_words(process.gpu_bytes)}" for name, process in worst.items())
+        where = "GPU memory" if self.machine.num_gpus == 1 else "memory of one GPU"
+        return [
+            f"{stage.stage} needs about {in_words(needed)} of {where} ({parts}), but only "
+            f"{in_words(self.machine.gpu_bytes)} are available"
+        ]
 
 
 def plan_run(
@@ -154,6 +184,7 @@ def plan_run(
 
     Raises:
         ModelLoadError: if the size of a model cannot be determined.
+        ConfigError: if an option of vLLM that decides its memory is not a number.
     """
     machine = machine or this_machine()
     notes: list[str] = []
@@ -165,22 +196,36 @@ def plan_run(
         ),
         answer=config.sampling.max_new_tokens,
     )
-    planner = MemoryPlanner(config, sizes, lengths, has_gpu=machine.has_gpu)
+    planner = MemoryPlanner(config, sizes, lengths, machine)
     stages = (
         StagePlan("sft", tuple(planner.sft())),
         StagePlan("reward-model", tuple(planner.reward_model())),
-        StagePlan("ppo", tuple(planner.ppo())),
+        StagePlan("ppo", tuple(planner.ppo()), config.local.gpus),
     )
+    if config.policy.engine == "vllm":
+        notes.append(_cache_note(config, planner.vllm(), lengths))
+    if config.ranks.nodes > 1:
+        notes.append(_gpus_note(stages[-1], config.ranks.nodes))
     return RunPlan(stages, _disk(config, sizes), machine, tuple(notes), config.ranks.nodes)
 
 
-def in_words(size: float) -> str:
-    """Return a number of bytes as text, such as 512 B, 3.2 MiB or 16 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB" if size < 1000 else f"{size:,.0f} TiB"
+def _cache_note(config: RunConfig, found: VllmMemory, lengths: Lengths) -> str:
+    return (
+        f"the cache of vLLM holds {found.cached_tokens:,} tokens: {found.sequences(lengths.sequence):,} "
+        f"sequences of the longest prompt and answer ({lengths.sequence:,} tokens) at a time; "
+        f"policy.max_slots is {config.policy.max_slots:,}"
+    )
+
+
+def _gpus_note(stage: StagePlan, nodes: int) -> str:
+    """Return how many GPUs a run in a cluster uses."""
+    numbers = {
+        process.name: (process.replicas * nodes if process.is_trainer else process.replicas * process.gpus)
+        for process in stage.processes
+        if process.device == "cuda"
+    }
+    parts = ", ".join(f"{name} {number}" for name, number in numbers.items())
+    return f"GPUs in all: {sum(numbers.values())} ({parts})"
 
 
 def _sizes(config: RunConfig, notes: list[str]) -> dict[str, ModelSize]:
@@ -231,7 +276,7 @@ def prompt_tokens_of(config: RunConfig, notes: list[str]) -> int:
 
 def _disk(config: RunConfig, sizes: dict[str, ModelSize]) -> DiskPlan:
     """Checkpoints contain weights and Adam's moments of what is trained, versions the policy's weights;
-    float32.
+    float32 or in `weights.dtype`.
     """
     policy = sizes["policy"]
     lora = config.ppo.lora
@@ -243,6 +288,8 @@ def _disk(config: RunConfig, sizes: dict[str, ModelSize]) -> DiskPlan:
         trained = policy.parameters + critic.body
         published = policy.parameters
     kept = config.checkpoint.keep + 1 + (1 if config.evaluation.every_updates else 0)
+    # Adapters are always float32.
+    bytes_each = 4 if lora.rank else DTYPE_BYTES[config.weights.dtype]
     versions = max(config.weights.keep, config.ppo.max_staleness + 1) + 1
     start = sizes["reward_base"]
     saved = (
@@ -252,7 +299,7 @@ def _disk(config: RunConfig, sizes: dict[str, ModelSize]) -> DiskPlan:
     )
     return DiskPlan(
         checkpoints=kept * 3 * (trained * 4 + head_bytes(critic)),
-        weight_store=versions * published * 4,
+        weight_store=versions * published * bytes_each,
         models=4 * sum(saved),
         free=free_disk_bytes(config.folder.root),
     )

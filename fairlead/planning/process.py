@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from fairlead.config import RunConfig
 from fairlead.config.base import ComputeSection
-from fairlead.config.serving import ModelServiceSection
+from fairlead.config.serving import ModelServiceSection, PolicySection
 from fairlead.config.training import LoraSection, TrainingSection
-from fairlead.planning import formulas
-from fairlead.planning import gpus as gpus_of
+from fairlead.planning import formulas, vllm_memory
+from fairlead.planning.machine import Machine
 from fairlead.planning.model_size import ModelSize
+from fairlead.planning.vllm_memory import VllmMemory
 
 RUNTIME_BYTES = {"light": 64 << 20, "torch": 420 << 20, "cuda": 500 << 20}
 """Memory of a process before it loads a model: Python only (`light`), with torch and transformers (`torch`),
@@ -61,6 +62,12 @@ class ProcessMemory:
     """Whole models in main memory, which each of several ranks loads before it keeps its part of them."""
     runtime: int = 0
     """Python and libraries, in main memory."""
+    is_offloaded: bool = False
+    """Whether weights, gradients and optimizer are in main memory while the rest is on a GPU."""
+    takes_share: bool = False
+    """Whether it takes a fixed share of each GPU: its total is exact, and `cache` is what is left of it."""
+    problem: str = ""
+    """Why it would not start, and what to change; empty if it would."""
 
     @property
     def is_trainer(self) -> bool:
@@ -76,14 +83,24 @@ class ProcessMemory:
     @property
     def gpu_bytes(self) -> int:
         """The memory on each GPU that one process uses; 0 if it uses none."""
-        return self.model_bytes + RUNTIME_BYTES["cuda"] if self.device == "cuda" else 0
+        if self.device == "cpu":
+            return 0
+        return self.model_bytes - self._offloaded + RUNTIME_BYTES["cuda"]
+
+    @property
+    def _offloaded(self) -> int:
+        return self.weights + self.gradients + self.optimizer if self.is_offloaded else 0
 
     def on(self, device: str) -> int:
         """Return the memory on `cpu` or `cuda` of all replicas, in bytes."""
         if device == "cuda":
             return self.replicas * self.gpus * self.gpu_bytes
-        # Weights for a GPU pass through main memory when they are loaded, saved and published.
-        here = self.model_bytes if self.device == "cpu" else self.weights * self.gpus
+        if self.device == "cpu":
+            here = self.model_bytes * self.gpus
+        else:
+            # Weights for a GPU pass through main memory when they are loaded, saved and published; vLLM reads
+            # them from the page cache.
+            here = self._offloaded or (0 if self.takes_share else self.weights * self.gpus)
         return self.replicas * (self.runtime + max(here, self.loading))
 
     def as_dict(self) -> dict[str, object]:
@@ -110,7 +127,7 @@ class MemoryPlanner:
     """Computes the memory of the processes of one run."""
 
     def __init__(
-        self, config: RunConfig, sizes: Mapping[str, ModelSize], lengths: Lengths, *, has_gpu: bool
+        self, config: RunConfig, sizes: Mapping[str, ModelSize], lengths: Lengths, machine: Machine
     ) -> None:
         """
         Args:
@@ -118,12 +135,12 @@ class MemoryPlanner:
             sizes: sizes of the models `base`, `policy`, `reward`, `reference`, and `reward_base`, from which
                 reward-model training starts.
             lengths: lengths of PPO's sequences.
-            has_gpu: whether `device = "auto"` means a GPU.
+            machine: the machine that they run on.
         """
         self._config = config
         self._sizes = sizes
         self._lengths = lengths
-        self._has_gpu = has_gpu
+        self._machine = machine
 
     def sft(self) -> list[ProcessMemory]:
         """Return the process of supervised fine-tuning."""
@@ -183,28 +200,53 @@ class MemoryPlanner:
     def _policy(self) -> ProcessMemory:
         section = self._config.policy
         size = self._sizes["policy"]
+        if section.engine == "vllm":
+            return self._policy_of_vllm(section, size)
         lora = self._config.ppo.lora
-        bytes_each = formulas.DTYPE_BYTES[section.dtype]
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
-        weights = size.parameters * bytes_each
+        weights = size.parameters * formulas.DTYPE_BYTES[section.dtype]
         adapter = formulas.adapter_parameters(size, lora) * 4
         prompts = min(formulas.PREFILL_TOKENS, section.max_slots * self._lengths.prompt)
         prefill = formulas.forward_bytes(size, section.dtype, tokens=prompts, longest=self._lengths.prompt)
         logits = 3 * section.max_slots * size.vocabulary * 4
-        cache = formulas.cache_bytes(size, section.dtype, slots=section.max_slots, longest=longest)
-        gpus = gpus_of.engine_gpus(section)
-        incoming = adapter if lora.rank else weights
-        return self._service(
-            "policy",
-            section,
-            size,
-            gpus=gpus,
-            weights=-(-(weights + adapter) // gpus),
+        return dataclasses.replace(
+            self._service("policy", section, size),
+            weights=weights + adapter,
             activations=prefill + logits,
-            cache=-(-cache // gpus),
-            # vLLM reads new weights into the tensors of the old ones.
-            incoming=0 if section.engine == "vllm" else incoming,
+            cache=formulas.cache_bytes(size, section.dtype, slots=section.max_slots, longest=longest),
+            incoming=adapter if lora.rank else weights,
         )
+
+    def _policy_of_vllm(self, section: PolicySection, size: ModelSize) -> ProcessMemory:
+        found = self.vllm()
+        process = self._service("policy", section, size)
+        return dataclasses.replace(
+            process,
+            gpus=found.gpus,
+            weights=found.weights,
+            activations=found.activations,
+            cache=max(0, found.cache),
+            # `policy.device` has no effect on vLLM, which runs in processes of its own.
+            device=self._vllm_device,
+            runtime=process.runtime + found.gpus * vllm_memory.RUNTIME_BYTES,
+            takes_share=True,
+            problem=vllm_memory.problem(found, size, section),
+        )
+
+    def vllm(self) -> VllmMemory:
+        """Return the memory of vLLM, if it is the policy's engine."""
+        machine, device = self._machine, self._vllm_device
+        return vllm_memory.vllm_memory(
+            self._sizes["policy"],
+            self._config.policy,
+            self._config.ppo.lora,
+            device=device,
+            device_bytes=machine.gpu_bytes if device == "cuda" else machine.host_bytes,
+        )
+
+    @property
+    def _vllm_device(self) -> str:
+        return "cuda" if self._machine.has_gpu else "cpu"
 
     def _reward(self) -> ProcessMemory:
         section = self._config.reward
@@ -212,10 +254,8 @@ class MemoryPlanner:
         members = self._config.reward_model.ensemble_size if not section.path else 1
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
         tokens = max(section.batching.max_batch_tokens, longest)
-        return self._service(
-            "reward",
-            section,
-            size,
+        return dataclasses.replace(
+            self._service("reward", section, size),
             weights=members * (size.body * formulas.DTYPE_BYTES[section.dtype] + head_bytes(size)),
             activations=self._forward(size, section, tokens=tokens, longest=longest),
             cache=self._prefix_cache(size, tokens=tokens, members=members),
@@ -244,18 +284,14 @@ class MemoryPlanner:
         size = self._sizes["reference"]
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
         tokens = max(section.batching.max_batch_tokens, longest)
-        return self._service(
-            "reference",
-            section,
-            size,
+        return dataclasses.replace(
+            self._service("reference", section, size),
             weights=size.parameters * formulas.DTYPE_BYTES[section.dtype],
             activations=self._forward(size, section, tokens=tokens, longest=longest)
             + formulas.logits_bytes(size, tokens, self._device(section)),
         )
 
-    def _service(
-        self, name: str, section: ModelServiceSection, size: ModelSize, **parts: int
-    ) -> ProcessMemory:
+    def _service(self, name: str, section: ModelServiceSection, size: ModelSize) -> ProcessMemory:
         on_other_machines = any("://" in address for address in section.addresses)
         return ProcessMemory(
             name=name,
@@ -264,7 +300,6 @@ class MemoryPlanner:
             device=self._device(section),
             model=size.name,
             runtime=RUNTIME_BYTES["torch"],
-            **parts,
         )
 
     def _trained(
@@ -311,6 +346,7 @@ class MemoryPlanner:
             activations=activations,
             loading=weights + trained if self._ranks > 1 else 0,
             runtime=RUNTIME_BYTES["torch"],
+            is_offloaded=section.offload and self._ranks > 1 and device == "cuda",
         )
 
     @property
@@ -318,7 +354,11 @@ class MemoryPlanner:
         return self._config.ranks.nodes * self._config.ranks.per_node
 
     def _device(self, section: ComputeSection) -> str:
-        return "cuda" if section.device == "cuda" or (section.device == "auto" and self._has_gpu) else "cpu"
+        return (
+            "cuda"
+            if section.device == "cuda" or (section.device == "auto" and self._machine.has_gpu)
+            else "cpu"
+        )
 
 
 def _largest_batch(section: TrainingSection, sequences: int, longest: int) -> int:

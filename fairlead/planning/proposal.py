@@ -13,14 +13,17 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from fairlead.config import RunConfig
+from fairlead.planning.formulas import in_words
 from fairlead.planning.gpus import engine_gpus
 from fairlead.planning.machine import Machine
-from fairlead.planning.plan import RunPlan, in_words, plan_run, prompt_tokens_of
+from fairlead.planning.plan import RunPlan, plan_run, prompt_tokens_of
+from fairlead.planning.process import ProcessMemory
 
 ADAPTER_RANK = 16
 """Rank of the adapters that are proposed if training all weights does not fit."""
 SPARE_SHARE = 0.9
-"""Share of a GPU that a plan may fill: activations are estimates, and allocators leave gaps."""
+"""Share of a GPU that a plan may fill: activations are estimates, and allocators leave gaps. It does not
+apply to vLLM, which takes what it is given."""
 _MODEL_SERVICES = ("policy", "reward", "reference")
 
 
@@ -100,20 +103,23 @@ def _ranks(config: RunConfig, gpus: int, nodes: int) -> list[int]:
 def obstacle(plan: RunPlan) -> str:
     """Return why PPO does not fit on the GPUs of its plan, with some to spare; empty if it fits."""
     stage, machine = plan.stage("ppo"), plan.machine
-    available = int(machine.gpu_bytes * SPARE_SHARE)
-    if plan.nodes > 1:
-        loads = {process.name: process.gpu_bytes for process in stage.processes}
-    else:
-        loads = {f"GPU {index}": load for index, load in enumerate(stage.on_gpus(machine.num_gpus))}
-    name, most = max(loads.items(), key=lambda one: one[1])
-    if most <= available:
+    for process in stage.processes:
+        if process.problem:
+            return f"{process.name}: {process.problem}"
+    worst = max(plan.loads(stage), key=lambda one: sum(map(_with_spare, one.values())))
+    needed = sum(map(_with_spare, worst.values()))
+    if needed <= machine.gpu_bytes:
         return ""
-    largest = max(stage.processes, key=lambda process: process.gpu_bytes)
+    parts = ", ".join(f"{name} {in_words(process.gpu_bytes)}" for name, process in worst.items())
     return (
-        f"{name} would need {in_words(most)}, but a plan may use {in_words(available)} of "
-        f"{in_words(machine.gpu_bytes)}; the largest process is {largest.name} with "
-        f"{in_words(largest.gpu_bytes)}"
+        f"a GPU would hold {parts}; with {1 - SPARE_SHARE:.0%} in reserve, for estimates, that is "
+        f"{in_words(needed)}, but it has {in_words(machine.gpu_bytes)}"
     )
+
+
+def _with_spare(process: ProcessMemory) -> float:
+    """Return the memory on a GPU, with a reserve if it is an estimate."""
+    return process.gpu_bytes / (1 if process.takes_share else SPARE_SHARE)
 
 
 _Section = TypeVar("_Section", bound=BaseModel)

@@ -25,9 +25,10 @@ from fairlead.nn import adapters, logprobs
 from fairlead.nn.loading import load_causal_lm
 from fairlead.nn.reward_model import load_reward_model
 from fairlead.planning import formulas
+from fairlead.planning.formulas import in_words
 from fairlead.planning.machine import Machine
 from fairlead.planning.model_size import model_size, scratch_size
-from fairlead.planning.plan import RunPlan, in_words, plan_run
+from fairlead.planning.plan import RunPlan, plan_run
 from fairlead.planning.process import RUNTIME_BYTES, ProcessMemory
 from fairlead.types import SamplingParams, WeightVersion
 from services.policy import decoder
@@ -367,8 +368,8 @@ def test_ranks_divide_what_is_trained_and_gather_what_they_compute_with(
     small = dataclasses.replace(four, machine=dataclasses.replace(machine, gpu_bytes=1 << 20, num_gpus=2))
     needed = in_words(max(four.stage("ppo").on_gpus(4)))
     ppo_warnings = small.warnings("ppo")
-    assert ppo_warnings[0].startswith(f"ppo needs about {needed} of memory of one GPU, most of it ")
-    assert ppo_warnings[1] == "ppo has 4 ranks on each machine (ranks.per_node), which has 2 GPUs"
+    assert ppo_warnings[0].startswith(f"ppo needs about {needed} of memory of one GPU (trainer ")
+    assert ppo_warnings[1] == "ppo has 4 ranks on each machine (ranks.per_node), but a machine has 2"
     pods = planned_on(per_node=2, nodes=2)
     assert process(pods, "ppo", "trainer").weights == rank_of(four).weights
     assert pods.warnings() == ()
