@@ -72,7 +72,7 @@ images:
 
 gpu-check: setup
 	$(BIN)/python -m pytest tests/gpu -rs
-	$(BIN)/python -m benchmarks --gpu
+	$(BIN)/python -m benchmarks.gpu_check
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

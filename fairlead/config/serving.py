@@ -108,6 +108,9 @@ class PolicySection(ModelServiceSection):
     serve_initial: bool = False
     """Serve the model at `path` as version 0-0 instead of waiting for the weight store, for serving without a
     training run."""
+    static_cache: Literal["auto", "always", "never"] = "auto"
+    """With the engine `transformers`: whether keys and values are at fixed addresses, so that a decoding step
+    on a GPU is replayed as a CUDA graph. `auto`: on a GPU, if the architecture supports it."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What generates the completions: `transformers`, a transformers model in this process, or `vllm`, which
     must be installed; see [docs/vllm.md](vllm.md)."""

@@ -99,6 +99,7 @@ def _load(
             info,
             limits=limits,
             policy_metrics=policy_metrics,
+            section=section,
             initial=WeightVersion(0, 0) if section.serve_initial else None,
             adapter=adapter,
         )

@@ -6,7 +6,7 @@ recurrences).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from fairlead.nn.logprobs import token_logprobs
 from fairlead.nn.trial import Comparison, Probe
 from fairlead.types import SamplingParams, WeightVersion
 from services.policy.decoder import Decoder
+from services.policy.running_batch import RunningBatch
 from services.policy.sample_state import SampleState
 from services.policy.sampler import stream_key
 
@@ -37,20 +38,33 @@ def check_cache(model: PreTrainedModel, *, longest: int) -> None:
         ModelLoadError: if they differ, because the architecture keeps state that the slot cache does not
             store, or computes padded rows differently.
     """
-    reason = trial.obstacle(model, lambda probe: _comparisons(model, probe), longest=longest)
+    reason = obstacle(model, lambda slots: Decoder(model, slots=slots), longest=longest)
     if reason:
         raise ModelLoadError(
             f"{type(model).__name__} cannot be decoded with a cache of only keys and values ({reason})"
         )
 
 
-def _comparisons(model: PreTrainedModel, probe: Probe) -> Iterator[Comparison]:
+def obstacle(model: PreTrainedModel, batch: Callable[[int], RunningBatch], *, longest: int) -> str:
+    """Return why a model cannot be decoded in some way; empty if it can.
+
+    Args:
+        model: the model.
+        batch: returns an empty running batch of the model with a number of slots.
+        longest: tokens of the longest sequence that will be decoded.
+    """
+    return trial.obstacle(model, lambda probe: _comparisons(model, batch, probe), longest=longest)
+
+
+def _comparisons(
+    model: PreTrainedModel, batch: Callable[[int], RunningBatch], probe: Probe
+) -> Iterator[Comparison]:
     prompts = [probe.ids(3), probe.long_ids(6), probe.ids(4)]
     samples = [
         SampleState(prompt, SamplingParams(), stream_key(0, index), frozenset(), limit=6)
         for index, prompt in enumerate(prompts)
     ]
-    decoder = Decoder(model, slots=3)
+    decoder = batch(3)
     decoder.add(samples[:2], _VERSION)
     decoder.step(_VERSION)
     decoder.add(samples[2:], _VERSION)

@@ -41,7 +41,9 @@ class _Batch:
 
 
 class Decoder:
-    """The model, its cache, and the running samples."""
+    """Implements `RunningBatch`: the model, its cache, and the running samples."""
+
+    keeps_addresses = False
 
     def __init__(self, model: PreTrainedModel, *, slots: int) -> None:
         self._model = model
@@ -58,8 +60,8 @@ class Decoder:
         """Running samples in the order of their rows."""
 
     @torch.inference_mode()
-    def add(self, samples: Sequence[SampleState], version: WeightVersion) -> None:
-        """Prefill the prompts of new samples and sample the first token of each.
+    def add(self, samples: Sequence[SampleState], version: WeightVersion) -> Sequence[SampleState]:
+        """Prefill the prompts of new samples and sample the first token of each; return the samples.
 
         Raises:
             ValueError: if there are more samples than free slots.
@@ -70,12 +72,13 @@ class Decoder:
             # A sample that is decoded by itself always starts at the same column of a new block, regardless
             # of earlier samples, so that its numbers are equal bit for bit.
             self._cache = SlotCache(1)
-        for group in _prefill_groups(samples):
+        for group in prefill_groups(samples):
             self._prefill(group, version)
+        return samples
 
     @torch.inference_mode()
-    def step(self, version: WeightVersion) -> None:
-        """Sample the next token of every running sample."""
+    def step(self, version: WeightVersion) -> Sequence[SampleState]:
+        """Sample the next token of every running sample; return the samples."""
         if self._batch is None:
             self._batch = self._make_batch()
         batch = self._batch
@@ -95,6 +98,7 @@ class Decoder:
         batch.tokens_B = self._draw(
             logits_BV, batch.plan, batch.keys_B, batch.positions_B, self.running, version
         )
+        return tuple(self.running)
 
     def remove(self, samples: Sequence[SampleState]) -> None:
         """Free the slots of some samples; the last rows move into the gaps."""
@@ -224,8 +228,8 @@ def _positions(samples: Sequence[SampleState]) -> npt.NDArray[np.uint64]:
     return np.array([len(sample.token_ids) for sample in samples], dtype=np.uint64)
 
 
-def _prefill_groups(samples: Sequence[SampleState]) -> Iterator[list[SampleState]]:
-    """Group prompts of similar length, within the token budget."""
+def prefill_groups(samples: Sequence[SampleState]) -> Iterator[list[SampleState]]:
+    """Yield groups of prompts of similar length, each within the token budget of a forward pass."""
     group: list[SampleState] = []
     for sample in sorted(samples, key=lambda sample: -len(sample.prompt)):
         if group and len(group[0].prompt) * (len(group) + 1) > _PREFILL_TOKENS:

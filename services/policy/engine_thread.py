@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from fairlead import metrics, watchdog
 from fairlead.errors import Unavailable
 from fairlead.types import WeightVersion
-from services.policy.decoder import Decoder
 from services.policy.pending_request import PendingRequest
 from services.policy.replacement import Replacement
+from services.policy.running_batch import RunningBatch
 from services.policy.sample_state import SampleState
 from services.policy.scheduler import Scheduler
 from services.runtime.exclusive import ExclusiveSlot
@@ -45,7 +45,7 @@ class EngineThread:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: RunningBatch,
         scheduler: Scheduler,
         policy_metrics: metrics.PolicyMetrics,
         *,
@@ -169,13 +169,10 @@ class EngineThread:
         if not swapping:
             taken = self._take(self.version)
             if taken:
-                samples = [sample for _, sample in taken]
-                self._decoder.add(samples, self.version)
-                self._deliver(samples)
+                self._deliver(self._decoder.add([sample for _, sample in taken], self.version))
         if self._decoder.running:
             start = time.monotonic()
-            samples = list(self._decoder.running)
-            self._decoder.step(self.version)
+            samples = self._decoder.step(self.version)
             self._metrics.steps.inc()
             self._deliver(samples)
             rate = len(samples) / (time.monotonic() - start)
@@ -212,7 +209,7 @@ class EngineThread:
             swap, self._swap = self._swap, None
         start = time.perf_counter()
         if self.version is None or swap.version > self.version:
-            swap.replacement.apply()
+            swap.replacement.apply(in_place=self._decoder.keeps_addresses)
             self._use(swap.version)
             self._metrics.swaps.inc()
             self._metrics.swap_seconds.observe(time.perf_counter() - start)

@@ -113,7 +113,14 @@ class Replacement:
         tensors.check_complete(folder, found)
         return cls(list(found.values()))
 
-    def apply(self) -> None:
-        """Replace the values in the model. No forward pass may be running."""
+    def apply(self, *, in_place: bool = False) -> None:
+        """Replace the values in the model. No forward pass may be running.
+
+        Args:
+            in_place: copy them into the memory of the old ones, whose addresses are in CUDA graphs.
+        """
         for old, new in self._pairs:
-            old.data = new
+            if in_place:
+                old.data.copy_(new)
+            else:
+                old.data = new

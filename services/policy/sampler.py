@@ -41,6 +41,29 @@ def uniforms(keys_B: npt.NDArray[np.uint64], positions_B: npt.NDArray[np.uint64]
     return numbers_B
 
 
+def device_uniforms(keys_B: Tensor, positions_B: Tensor) -> Tensor:
+    """Return the numbers of `uniforms`, computed on the device of the arguments.
+
+    Args:
+        keys_B: keys, int64 with the bits of the unsigned ones.
+        positions_B: positions, int64.
+
+    Returns:
+        float64 [B].
+    """
+    golden, mix_1, mix_2 = (int(constant.view(np.int64)) for constant in (_GOLDEN, _MIX_1, _MIX_2))
+    mixed_B = keys_B + (positions_B + 1) * golden
+    mixed_B = (mixed_B ^ _shifted(mixed_B, 30)) * mix_1
+    mixed_B = (mixed_B ^ _shifted(mixed_B, 27)) * mix_2
+    mixed_B = mixed_B ^ _shifted(mixed_B, 31)
+    return _shifted(mixed_B, 11).double() * 2.0**-53
+
+
+def _shifted(values: Tensor, bits: int) -> Tensor:
+    """Shift int64 to the right as if it were unsigned; torch has few operations for uint64."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingPlan:
     """Sampling parameters of the rows of a batch, as tensors; rebuilt when rows are added or removed."""

@@ -11,16 +11,16 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlead import metrics
+from fairlead.config.serving import PolicySection
 from fairlead.data.control import policy_stop_ids
 from fairlead.nn.loading import eos_token_ids
 from fairlead.transports.weights.base import Adapter, Probe
 from fairlead.types import ModelInfo, WeightVersion
-from services.policy.cache_check import check_cache
-from services.policy.decoder import Decoder
 from services.policy.engine_thread import EngineThread
 from services.policy.front import EngineFront, EngineLimits
 from services.policy.replacement import Replacement
 from services.policy.scheduler import Scheduler
+from services.policy.static.choice import choose
 
 
 class TransformersEngine(EngineFront):
@@ -34,6 +34,7 @@ class TransformersEngine(EngineFront):
         *,
         limits: EngineLimits,
         policy_metrics: metrics.PolicyMetrics,
+        section: PolicySection | None = None,
         initial: WeightVersion | None = None,
         adapter: Adapter | None = None,
     ) -> None:
@@ -44,16 +45,19 @@ class TransformersEngine(EngineFront):
             info: description of the model.
             limits: limits and options.
             policy_metrics: metrics of the policy service.
+            section: says how samples are decoded; None for the default.
             initial: version of the weights that the model has already; None if `load` brings the first.
             adapter: the adapters that were added to the model; versions then hold adapters, too.
 
         Raises:
             ModelLoadError: if the decoder does not compute what the model computes.
+            ConfigError: if the model does not support a setting of the section.
         """
-        check_cache(model, longest=info.max_sequence_tokens)
         self._model = model
         self._thread = EngineThread(
-            Decoder(model, slots=limits.max_slots),
+            choose(
+                model, section or PolicySection(), slots=limits.max_slots, longest=info.max_sequence_tokens
+            ),
             Scheduler(slots=limits.max_slots, max_queue_tokens=limits.max_queue_tokens),
             policy_metrics,
             finish_before_swap=limits.finish_before_swap,

@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from fairlead import metrics
+from fairlead.config.serving import PolicySection
 from fairlead.types import (
     GenerationRequest,
     ModelInfo,
@@ -28,6 +30,7 @@ from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm, tiny_tokenizer
 V0, V1, V2 = WeightVersion(0, 0), WeightVersion(1, 1), WeightVersion(1, 2)
 CONTEXT = 128
 SAMPLING = SamplingParams(max_new_tokens=12, seed=7)
+EACH_CACHE = pytest.mark.parametrize("static_cache", ["never", "always"])
 LONG = SamplingParams(max_new_tokens=10_000, seed=7)  # until the context is full
 
 
@@ -51,6 +54,7 @@ async def running(
     *,
     initial: WeightVersion | None = V0,
     registry: CollectorRegistry | None = None,
+    static_cache: str = "auto",
     **limits,
 ) -> AsyncIterator[TransformersEngine]:
     engine = TransformersEngine(
@@ -59,6 +63,7 @@ async def running(
         ModelInfo("tiny", "f", VOCABULARY_SIZE, CONTEXT, "float32"),
         limits=EngineLimits(**limits),
         policy_metrics=metrics.PolicyMetrics(registry or CollectorRegistry()),
+        section=PolicySection(static_cache=static_cache),
         initial=initial,
     )
     contract: Engine = engine

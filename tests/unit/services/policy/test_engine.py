@@ -21,6 +21,7 @@ from fairlead.types import (
 from tests.tiny import VOCABULARY_SIZE, tiny_tokenizer
 from tests.unit.services.policy.policy_world import (
     CONTEXT,
+    EACH_CACHE,
     LONG,
     SAMPLING,
     V0,
@@ -48,8 +49,11 @@ async def test_completion_matches_the_model(loaded: PreTrainedModel) -> None:
     assert not completion.mixed_cache
 
 
-async def test_samples_differ_and_are_reproducible_under_load(loaded: PreTrainedModel) -> None:
-    async with running(loaded, max_slots=5) as engine:
+@EACH_CACHE
+async def test_samples_differ_and_are_reproducible_under_load(
+    loaded: PreTrainedModel, static_cache: str
+) -> None:
+    async with running(loaded, static_cache=static_cache, max_slots=5) as engine:
         single = await engine.generate(request(num_samples=3), deadline=None)
         busy = await asyncio.gather(
             *[engine.generate(request(prompt=(1, 9 + i)), deadline=None) for i in range(9)],
@@ -59,9 +63,10 @@ async def test_samples_differ_and_are_reproducible_under_load(loaded: PreTrained
     assert [c.token_ids for c in busy[-1]] == [c.token_ids for c in single]
 
 
-async def test_stream_adds_up_to_the_completion(loaded: PreTrainedModel) -> None:
+@EACH_CACHE
+async def test_stream_adds_up_to_the_completion(loaded: PreTrainedModel, static_cache: str) -> None:
     wanted = request(num_samples=2)
-    async with running(loaded) as engine:
+    async with running(loaded, static_cache=static_cache) as engine:
         whole = await engine.generate(wanted, deadline=None)
         deltas: dict[int, list[Completion]] = {0: [], 1: []}
         async for index, delta in engine.stream(wanted, deadline=None):
@@ -75,8 +80,11 @@ async def test_stream_adds_up_to_the_completion(loaded: PreTrainedModel) -> None
         assert all(part.version_spans == (VersionSpan(V0, 0, 1),) for part in parts)
 
 
-async def test_stop_string_stop_token_and_context_end_a_completion(loaded: PreTrainedModel) -> None:
-    async with running(loaded) as engine:
+@EACH_CACHE
+async def test_stop_string_stop_token_and_context_end_a_completion(
+    loaded: PreTrainedModel, static_cache: str
+) -> None:
+    async with running(loaded, static_cache=static_cache) as engine:
         (free,) = await engine.generate(request(), deadline=None)
         words = free.text.split()
         stop = f"{words[4][-1]} {words[5]}"
@@ -94,9 +102,10 @@ async def test_stop_string_stop_token_and_context_end_a_completion(loaded: PreTr
         assert full.finish_reason is FinishReason.LENGTH
 
 
-async def test_cancelled_request_frees_its_slots(loaded: PreTrainedModel) -> None:
+@EACH_CACHE
+async def test_cancelled_request_frees_its_slots(loaded: PreTrainedModel, static_cache: str) -> None:
     registry = CollectorRegistry()
-    async with running(loaded, max_slots=2, registry=registry) as engine:
+    async with running(loaded, static_cache=static_cache, max_slots=2, registry=registry) as engine:
         both = asyncio.create_task(engine.generate(request(LONG, num_samples=2), deadline=None))
         await until(lambda: registry.get_sample_value("fairlead_policy_slots_used") == 2)
         stream = engine.stream(request(LONG), deadline=None)

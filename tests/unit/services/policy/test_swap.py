@@ -20,6 +20,7 @@ from fairlead.types import (
 )
 from tests.tiny import tiny_causal_lm
 from tests.unit.services.policy.policy_world import (
+    EACH_CACHE,
     LONG,
     V0,
     V1,
@@ -37,9 +38,12 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     return model_without_end(tmp_path_factory.mktemp("model"))
 
 
-async def test_swap_during_a_sample_is_in_its_spans(loaded: PreTrainedModel, tmp_path: Path) -> None:
+@EACH_CACHE
+async def test_swap_during_a_sample_is_in_its_spans(
+    loaded: PreTrainedModel, tmp_path: Path, static_cache: str
+) -> None:
     weights = new_weights(tmp_path / "1-1", loaded, seed=1)
-    async with running(loaded) as engine:
+    async with running(loaded, static_cache=static_cache) as engine:
         versions: list[WeightVersion] = []
         mixed = []
         loading: asyncio.Task[None] | None = None
@@ -72,12 +76,15 @@ async def test_completion_uses_the_new_weights(loaded: PreTrainedModel, tmp_path
         assert torch.allclose(torch.tensor(completion.logprobs), expected, atol=1e-5)
 
 
+@EACH_CACHE
 async def test_with_finish_before_swap_no_sequence_spans_two_versions(
-    loaded: PreTrainedModel, tmp_path: Path
+    loaded: PreTrainedModel, tmp_path: Path, static_cache: str
 ) -> None:
     folders = [new_weights(tmp_path / f"1-{u}", loaded, seed=u) for u in (1, 2)]
     registry = CollectorRegistry()
-    async with running(loaded, max_slots=4, finish_before_swap=True, registry=registry) as engine:
+    async with running(
+        loaded, static_cache=static_cache, max_slots=4, finish_before_swap=True, registry=registry
+    ) as engine:
         long = [asyncio.create_task(engine.generate(request(LONG), deadline=None)) for _ in range(3)]
         await until(lambda: (registry.get_sample_value("fairlead_policy_slots_used") or 0) > 0)
         loading = asyncio.create_task(engine.load(V1, folders[0]))
@@ -167,14 +174,15 @@ async def test_tied_weights_may_be_stored_under_either_name(tmp_path: Path) -> N
             assert torch.equal(model.get_input_embeddings().weight, expected)
 
 
+@EACH_CACHE
 async def test_nan_weights_fail_requests_until_valid_weights_arrive(
-    loaded: PreTrainedModel, tmp_path: Path
+    loaded: PreTrainedModel, tmp_path: Path, static_cache: str
 ) -> None:
     for update, factor in ((1, torch.nan), (2, 1.0)):
         target = tmp_path / f"1-{update}"
         target.mkdir()
         save_file({n: t * factor for n, t in loaded.state_dict().items()}, target / "model.safetensors")
-    async with running(loaded, max_slots=3) as engine:
+    async with running(loaded, static_cache=static_cache, max_slots=3) as engine:
         before = await engine.generate(request(num_samples=3), deadline=None)
         await engine.load(V1, tmp_path / "1-1")
         with pytest.raises(FloatingPointError, match="under weights 1-1"):
