@@ -8,6 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fairlead.k8s.manifests import job_spec
+
+JOBS = ("jobs", "jobsets")
+"""Kinds whose pods run to their end."""
 Key = tuple[str, str, str]
 """Plural, namespace, name."""
 
@@ -51,12 +55,13 @@ class Controllers:
     def applied(self, key: Key) -> None:
         """Create the pods that an object wants, and end those with other settings."""
         owner = self.objects[key]
-        if "template" not in owner.get("spec", {}):
+        if not _owns_pods(owner):
             return
+        spec = job_spec(owner)
         pods = self._pods_of(key)
-        stale = [one for one in pods if self.objects[one]["spec"] != owner["spec"]["template"]["spec"]]
+        stale = [one for one in pods if self.objects[one]["spec"] != spec["template"]["spec"]]
         fresh = [one for one in pods if one not in stale]
-        wanted = owner["spec"].get("parallelism" if key[0] == "jobs" else "replicas", 1)
+        wanted = spec.get("parallelism" if key[0] in JOBS else "replicas", 1)
         for gone in stale + fresh[wanted:]:
             self._end(gone)
         for _ in range(len(fresh), wanted):
@@ -67,7 +72,7 @@ class Controllers:
         for pod in self._pods_of(key):
             self._end(pod)
         for owner, found in list(self.objects.items()):
-            if key[2].startswith(f"{owner[2]}-pod-") and "template" in found.get("spec", {}):
+            if key[2].startswith(f"{owner[2]}-pod-") and _owns_pods(found):
                 self._make(owner)
 
     def tick(self) -> None:
@@ -81,7 +86,7 @@ class Controllers:
             else:
                 self._move(pod)
         for key, owner in self.objects.items():
-            if "template" in owner.get("spec", {}):
+            if _owns_pods(owner):
                 self._roll_up(key, owner)
 
     def _pods_of(self, owner: Key) -> list[Key]:
@@ -97,7 +102,7 @@ class Controllers:
     def _make(self, owner: Key) -> None:
         self.made += 1
         name = f"{owner[2]}-pod-{self.made}"
-        template = self.objects[owner]["spec"]["template"]
+        template = job_spec(self.objects[owner])["template"]
         created = f"2026-01-01T00:00:{self.made % 60:02}Z"
         self.objects["pods", owner[1], name] = {
             "metadata": {
@@ -128,7 +133,7 @@ class Controllers:
         pods = [self.objects[pod] for pod in self._pods_of(key)]
         states = [state for pod in pods for state in pod["status"].get("containerStatuses", ())]
         ready = sum(1 for state in states if state["ready"])
-        if key[0] != "jobs":
+        if key[0] not in JOBS:
             owner["status"] = {
                 "observedGeneration": owner["metadata"]["generation"],
                 "replicas": len(pods),
@@ -141,3 +146,13 @@ class Controllers:
         if ends:
             kind = "Failed" if ends[0]["exitCode"] else "Complete"
             owner["status"]["conditions"] = [{"type": kind, "status": "True", "message": "a pod failed"}]
+        if key[0] == "jobsets":
+            all_ready = ready == job_spec(owner)["parallelism"]
+            owner["status"] |= {"ready": None, "replicatedJobsStatus": [{"ready": int(all_ready)}]}
+            if ends and not ends[0]["exitCode"]:
+                owner["status"]["conditions"][0]["type"] = "Completed"
+
+
+def _owns_pods(manifest: dict[str, Any]) -> bool:
+    spec = manifest.get("spec", {})
+    return "template" in spec or "replicatedJobs" in spec

@@ -43,6 +43,7 @@ BUILT_IN = {
 KEDA = {
     "keda.sh/v1alpha1": {"ScaledObject": "scaledobjects", "TriggerAuthentication": "triggerauthentications"}
 }
+JOB_SETS = {"jobset.x-k8s.io/v1alpha2": {"JobSet": "jobsets"}}
 
 
 class Refusal(Exception):
@@ -177,6 +178,12 @@ class StandIn:
         if version in BUILT_IN and (mistake := _mistake(json.dumps(wanted))):
             raise Refusal(400, "BadRequest", f"strict decoding error: {mistake}")
         old = self.objects.get(key)
+        if old and key[0] == "jobsets" and old["spec"]["replicatedJobs"] != wanted["spec"]["replicatedJobs"]:
+            raise Refusal(
+                403,
+                "Forbidden",
+                'admission webhook "vjobset.kb.io" denied the request: replicatedJobs: field is immutable',
+            )
         if old and key[0] == "jobs" and old["spec"]["template"] != wanted["spec"]["template"]:
             raise Refusal(
                 422,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fairlead.config import load
-from fairlead.k8s.manifests import Manifest, Target, checkout, render
+from fairlead.k8s.manifests import Manifest, Target, checkout, job_spec, render
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
 MODEL_SERVICES = {"policy": 5001, "reward": 5002, "reference": 5003}
@@ -25,6 +25,7 @@ VARIANTS = {
     "kind, keys, tls": ("kind", ("keys", "tls")),
     "kind, weights": ("kind", ("weights-over-grpc",)),
     "gpu, ranks": ("gpu", ("network-policies",)),
+    "gpu, ranks, jobset": ("gpu", ("jobset",)),
     "everything": (
         "gpu",
         tuple(
@@ -53,8 +54,8 @@ def of_kind(objects: Sequence[Manifest], *kinds: str) -> dict[str, Manifest]:
 def templates(objects: Sequence[Manifest]) -> dict[str, Manifest]:
     """Return the pod templates by process."""
     return {
-        name: one["spec"]["template"]
-        for name, one in of_kind(objects, "Deployment", "StatefulSet", "Job").items()
+        name: job_spec(one)["template"]
+        for name, one in of_kind(objects, "Deployment", "StatefulSet", "Job", "JobSet").items()
     }
 
 

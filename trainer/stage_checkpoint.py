@@ -182,7 +182,7 @@ def _number(value: float | None) -> float:
 
 
 class AgreedStop(SystemExit):
-    """The end of the process at the same step on every rank, so that all of them can write a checkpoint."""
+    """The end of the process at the same place on every rank, so that all of them can write a checkpoint."""
 
 
 def may_save(stop: SystemExit, group: Group) -> bool:
@@ -191,37 +191,69 @@ def may_save(stop: SystemExit, group: Group) -> bool:
 
 
 @contextlib.contextmanager
+def stops_agreed(group: Group) -> Iterator[None]:
+    """Let several ranks stop only together: in the block SIGTERM and SIGINT take effect in `agree_to_stop`.
+
+    It is called at the end of the block, too. With one rank they take effect at once.
+    """
+    if group.size == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        _RECEIVED.append(number)
+
+    handlers = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield
+        agree_to_stop(group)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def agree_to_stop(group: Group) -> None:
+    """Stop if any rank got a signal in `stops_agreed`. Every rank of several calls this at the same place.
+
+    Raises:
+        AgreedStop: on every rank.
+    """
+    if group.size == 1:
+        return
+    # A signal that arrives after this counts the next time.
+    stopped = largest(_RECEIVED[0] if _RECEIVED else 0, group)
+    if stopped:
+        _RECEIVED.clear()
+        logger.info("stopped by %s; run the same command again to continue", signal.Signals(stopped).name)
+        raise AgreedStop(128 + stopped)
+
+
+@contextlib.contextmanager
 def uninterrupted(group: Group | None = None) -> Iterator[None]:
     """Delay SIGTERM and SIGINT to the end of the block, so that no optimizer step is interrupted halfway.
 
-    If any rank of a group got one, all stop at the end of the block.
+    Several ranks are in `stops_agreed`, and agree at the end of the block.
     """
+    if group is not None and group.size > 1:
+        yield
+        agree_to_stop(group)
+        return
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    several = group is not None and group.size > 1
-    # One that arrives after the ranks have agreed counts in the next block.
-    received = _RECEIVED if several else []
+    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
     handlers = {number: signal.signal(number, note) for number in _SIGNALS}
-    stopped = 0
     try:
         yield
-        if several:
-            assert group is not None
-            stopped = largest(received[0] if received else 0, group)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if received and not several:
+        if received:
             signal.raise_signal(received[0])
-    if stopped:
-        received.clear()
-        logger.info("stopped by %s; run the same command again to continue", signal.Signals(stopped).name)
-        raise AgreedStop(128 + stopped)
 
 
 def _digest(made_from: str, sequences: Iterable[tuple[int, ...]]) -> str:

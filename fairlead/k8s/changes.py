@@ -1,8 +1,8 @@
 """The changes that `fairlead k8s` makes to a run in a cluster: apply, scale, take down.
 
 `apply_all` uses server-side apply, so that fields with another owner (an autoscaler's replicas) keep their
-values. The template of a Job is immutable: a Job that has failed or needs other settings is replaced by a new
-one, which continues from the checkpoint.
+values. The template of a Job or JobSet is immutable: one that has failed or needs other settings is replaced
+by a new one, which continues from the checkpoint.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from fairlead.errors import ClusterRefused, ConfigError, Stalled
-from fairlead.k8s.cluster import Cluster, ImmutableObject, ObjectNotFound
-from fairlead.k8s.manifests import COMPONENT, NAME, OURS, Manifest
+from fairlead.k8s.cluster import Cluster, ImmutableObject
+from fairlead.k8s.manifests import COMPONENT, JOB_SET, NAME, OURS, Manifest
 
 _Kinds = tuple[tuple[str, str], ...]
 
@@ -20,11 +20,13 @@ _APPLIED_FIRST = ("ServiceAccount", "Secret", "ConfigMap", "PersistentVolumeClai
 _POLL_SECONDS = 0.5
 
 _AUTOSCALER = ("keda.sh/v1alpha1", "ScaledObject")
+_JOB = ("batch/v1", "Job")
 _STOP_ORDER: tuple[tuple[tuple[str, str], str], ...] = (
     # The autoscaler, which creates pods; then clients of the services, the services and the queue, as on one
     # machine.
     (_AUTOSCALER, OURS),
-    (("batch/v1", "Job"), OURS),
+    (JOB_SET, OURS),
+    (_JOB, OURS),
     (("apps/v1", "Deployment"), f"{OURS},{COMPONENT} in (worker,gateway)"),
     (("apps/v1", "Deployment"), OURS),
     (("apps/v1", "StatefulSet"), OURS),
@@ -66,7 +68,7 @@ def apply_all(
     for api_version, kind in sorted({(one["apiVersion"], one["kind"]) for one in manifests}):
         cluster.path(api_version, kind)
     for manifest in sorted(manifests, key=_order):
-        if manifest["kind"] == "Job":
+        if manifest["kind"] in ("Job", "JobSet"):
             _apply_job(cluster, manifest, force_conflicts, timeout_seconds, report)
         else:
             cluster.apply(manifest, force_conflicts=force_conflicts)
@@ -101,7 +103,7 @@ def scale(cluster: Cluster, wanted: Mapping[str, int]) -> None:
     """
     scalable = f"{OURS},{COMPONENT} in (model-service,worker,gateway)"
     known = [one["metadata"]["name"] for one in cluster.list("apps/v1", "Deployment", scalable)]
-    scaled = {one["spec"]["scaleTargetRef"]["name"]: one for one in _list_if_known(cluster, *_AUTOSCALER)}
+    scaled = {one["spec"]["scaleTargetRef"]["name"]: one for one in cluster.list_if_known(*_AUTOSCALER)}
     for name in wanted:
         if name not in known:
             allowed = (
@@ -137,7 +139,7 @@ def take_down(
         Stalled: if pods do not end.
     """
     for kind, selector in _STOP_ORDER:
-        found = _list_if_known(cluster, *kind, selector=selector)
+        found = cluster.list_if_known(*kind, selector=selector)
         for manifest in found:
             report(f"stopping {manifest['metadata']['name']}")
             cluster.delete(*kind, manifest["metadata"]["name"])
@@ -146,22 +148,14 @@ def take_down(
                 name = manifest["metadata"]["labels"][NAME]
                 wait_until_gone(cluster, name, timeout_seconds=timeout_seconds)
     for kind in (*_WITHOUT_PODS, *(_KEPT if purge else ())):
-        for manifest in _list_if_known(cluster, *kind):
+        for manifest in cluster.list_if_known(*kind):
             cluster.delete(*kind, manifest["metadata"]["name"])
     return [
         f"{name} {one['metadata']['name']}"
         for version, name in _KEPT
-        for one in _list_if_known(cluster, version, name)
+        for one in cluster.list_if_known(version, name)
         if "deletionTimestamp" not in one["metadata"]
     ]
-
-
-def _list_if_known(cluster: Cluster, api_version: str, kind: str, *, selector: str = OURS) -> list[Manifest]:
-    """Return the objects of a kind; none if the cluster does not know the kind."""
-    try:
-        return cluster.list(api_version, kind, selector)
-    except ObjectNotFound:
-        return []
 
 
 def _order(manifest: Manifest) -> int:
@@ -176,23 +170,27 @@ def _apply_job(
     timeout_seconds: float,
     report: Callable[[str], None],
 ) -> None:
-    name = manifest["metadata"]["name"]
-    found = cluster.get("batch/v1", "Job", name)
+    name, kind = manifest["metadata"]["name"], manifest["kind"]
+    other = JOB_SET if kind == "Job" else _JOB
+    if any(one["metadata"]["name"] == name for one in cluster.list_if_known(*other)):
+        report(f"{name} was a {other[1]}: a {kind} replaces it and continues from the checkpoint")
+        _delete_job(cluster, other, name, timeout_seconds)
+    found = cluster.get(manifest["apiVersion"], kind, name)
     if found is not None and condition(found, "Failed"):
-        report(f"{name} had failed: a new Job continues from the checkpoint")
+        report(f"{name} had failed: a new {kind} continues from the checkpoint")
     else:
         try:
             cluster.apply(manifest, force_conflicts=force_conflicts)
         except ImmutableObject:
-            report(f"{name} has new settings: a new Job replaces it and continues from the checkpoint")
+            report(f"{name} has new settings: a new {kind} replaces it and continues from the checkpoint")
         else:
             return
-    _replace_job(cluster, name, timeout_seconds)
+    _delete_job(cluster, (manifest["apiVersion"], kind), name, timeout_seconds)
     cluster.apply(manifest, force_conflicts=force_conflicts)
 
 
-def _replace_job(cluster: Cluster, name: str, timeout_seconds: float) -> None:
-    cluster.delete("batch/v1", "Job", name)
+def _delete_job(cluster: Cluster, kind: tuple[str, str], name: str, timeout_seconds: float) -> None:
+    cluster.delete(*kind, name)
     wait_until_gone(cluster, name, timeout_seconds=timeout_seconds)
-    if cluster.get("batch/v1", "Job", name) is not None:
-        raise ClusterRefused(f"Job {name} was deleted but still exists: a finalizer keeps it")
+    if cluster.get(*kind, name) is not None:
+        raise ClusterRefused(f"{kind[1]} {name} was deleted but still exists: a finalizer keeps it")

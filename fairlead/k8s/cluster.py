@@ -107,6 +107,13 @@ class Cluster:
         )
         return list(answer.get("items") or ())
 
+    def list_if_known(self, api_version: str, kind: str, *, selector: str = OURS) -> Sequence[Manifest]:
+        """Return what `list` returns; nothing if the cluster does not know the kind."""
+        try:
+            return self.list(api_version, kind, selector)
+        except ObjectNotFound:
+            return []
+
     def apply(self, manifest: Manifest, *, force_conflicts: bool = False) -> Manifest:
         """Create or change an object by server-side apply.
 
@@ -248,7 +255,8 @@ def refusal(error: Any, what: str, *, host: str, namespace: str) -> FairleadErro
     details = _status_object(error.body)
     message = str(details.get("message") or error.reason or "").strip()
     where = f"{what} in namespace {namespace}"
-    if status == 422 and "immutable" in message:
+    # 403 is the answer of a webhook, such as that of JobSets.
+    if status in (403, 422) and "immutable" in message:
         return ImmutableObject(f"{where}: {message}")
     if status == 429 or status >= 500:
         return Unavailable(f"the cluster at {host} is unavailable ({where}: {status} {message})")

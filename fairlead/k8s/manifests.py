@@ -33,6 +33,8 @@ NAME = "app.kubernetes.io/name"
 OURS = f"{PART_OF}=fairlead"
 """Label selector of the objects of these manifests."""
 
+JOB_SET = ("jobset.x-k8s.io/v1alpha2", "JobSet")
+"""Version and kind of the object that owns the trainer with the component `jobset`."""
 GPU = "nvidia.com/gpu"
 """Resource of GPUs."""
 RANKS_PORT = 29500
@@ -139,7 +141,9 @@ def _run_file(config: RunConfig) -> str:
 
 def _kustomization(config: RunConfig, target: Target, folder: Path) -> Mapping[str, object]:
     manifests = checkout()
-    components = [_existing(manifests / "components", name, "component") for name in target.components]
+    # The JobSet takes over the Job as the other components have changed it.
+    names = sorted(target.components, key=lambda name: name == "jobset")
+    components = [_existing(manifests / "components", name, "component") for name in names]
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
@@ -181,14 +185,26 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
             if trigger["type"] == "redis-streams":
                 trigger["metadata"]["stream"] = f"fairlead:{{{config.name}}}:prompts"
                 trigger["metadata"]["address"] = f"redis.{target.namespace}.svc:6379"
-    if manifest["kind"] == "Job" and manifest["metadata"]["name"] == "trainer" and target.stage != "files":
-        arguments = manifest["spec"]["template"]["spec"]["containers"][0]["args"]
+    is_trainer = manifest["kind"] in ("Job", "JobSet") and manifest["metadata"]["name"] == "trainer"
+    if is_trainer and target.stage != "files":
+        job = job_spec(manifest)
+        arguments = job["template"]["spec"]["containers"][0]["args"]
         arguments[arguments.index("trainer.ppo")] = f"trainer.{target.stage.replace('-', '_')}"
-        _set_ranks(manifest["spec"], config.ranks)
+        first_pod = "trainer-0" if manifest["kind"] == "Job" else "trainer-ranks-0-0"
+        _set_ranks(job, config.ranks, first_pod=first_pod)
     return manifest
 
 
-def _set_ranks(job: Manifest, section: RanksSection) -> None:
+def job_spec(manifest: Manifest) -> Manifest:
+    """Return the specification of a Job, or of the only Job of a JobSet."""
+    spec: Manifest = manifest["spec"]
+    if manifest["kind"] == "JobSet":
+        (ranks,) = spec["replicatedJobs"]
+        spec = ranks["template"]["spec"]
+    return spec
+
+
+def _set_ranks(job: Manifest, section: RanksSection, *, first_pod: str) -> None:
     """Give a Job one pod for each node of ranks, and each pod a launcher and a GPU for each of its ranks."""
     if section.nodes * section.per_node == 1:
         return
@@ -198,17 +214,18 @@ def _set_ranks(job: Manifest, section: RanksSection) -> None:
     if GPU in container["resources"]["limits"]:
         container["resources"]["limits"][GPU] = str(section.per_node)
     job["completions"] = job["parallelism"] = section.nodes
-    # A lost rank ends the pods of all others, which count as failures, too.
+    # A lost rank ends the pods of all others, which count as failures, too; in a JobSet the limit is 0.
     job["backoffLimit"] *= section.nodes
     if section.nodes > 1 and not section.address:
-        address = f"trainer-0.{job['template']['spec']['subdomain']}:{RANKS_PORT}"
+        address = f"{first_pod}.{job['template']['spec']['subdomain']}:{RANKS_PORT}"
         container["env"].append({"name": "FAIRLEAD_RANKS__ADDRESS", "value": address})
 
 
 def _check_images(objects: Sequence[Manifest]) -> None:
     """Refuse an image without a registry: Docker Hub would be searched, where anyone may own the name."""
     for manifest in objects:
-        pod = manifest.get("spec", {}).get("template", {}).get("spec", {})
+        spec = job_spec(manifest) if manifest["kind"] == "JobSet" else manifest.get("spec", {})
+        pod = spec.get("template", {}).get("spec", {})
         for container in pod.get("containers", ()):
             if "/" not in container["image"]:
                 raise ConfigError(

@@ -1,6 +1,6 @@
 """The state of a run's processes in the cluster: how many pods are ready, and why the others are not.
 
-Reads Deployments, StatefulSets, Jobs and their pods; changes nothing.
+Reads Deployments, StatefulSets, Jobs, JobSets and their pods; changes nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fairlead.k8s.cluster import Cluster
-from fairlead.k8s.manifests import NAME, Manifest
+from fairlead.k8s.manifests import JOB_SET, NAME, Manifest, job_spec
 
 KINDS = (("apps/v1", "StatefulSet"), ("apps/v1", "Deployment"), ("batch/v1", "Job"))
-"""Kinds of objects that own pods."""
+"""Kinds of objects that own pods, besides JobSets."""
+_JOB_SET_NAME = "jobset.sigs.k8s.io/jobset-name"
+"""Label of the Jobs of a JobSet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,26 @@ class ProcessState:
 def process_states(cluster: Cluster) -> list[ProcessState]:
     """Return the state of every process, the queue first."""
     owners = [one | {"kind": kind} for version, kind in KINDS for one in cluster.list(version, kind)]
+    # The Job of a JobSet fails whenever the JobSet restarts it.
+    owners = [one for one in owners if _JOB_SET_NAME not in (one["metadata"].get("labels") or {})]
+    owners += [_as_job(one) for one in cluster.list_if_known(*JOB_SET)]
     pods = cluster.list("v1", "Pod")
     pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
     return [_state(owner, [pod for pod in pods if _name(pod) == _name(owner)]) for owner in owners]
+
+
+def _as_job(job_set: Manifest) -> Manifest:
+    """Return a JobSet in the form of its only Job, with the end of the JobSet instead of the Job's."""
+    found = job_set | {"kind": "JobSet", "spec": job_spec(job_set | {"kind": "JobSet"})}
+    status = job_set.get("status") or {}
+    conditions = [
+        one | {"type": "Complete" if one["type"] == "Completed" else one["type"]}
+        for one in status.get("conditions") or ()
+    ]
+    # A Job is ready when all of its pods are.
+    ready = sum(int(one.get("ready") or 0) for one in status.get("replicatedJobsStatus") or ())
+    pods = ready * int(found["spec"].get("parallelism", 1))
+    return found | {"status": {"conditions": conditions, "ready": pods}}
 
 
 def is_crash_looping(pod: Manifest) -> bool:
@@ -80,7 +99,7 @@ def _state(owner: Manifest, pods: Sequence[Manifest]) -> ProcessState:
     status = owner.get("status") or {}
     current = [pod for pod in pods if _is_current(pod, spec["template"])]
     conditions = {one["type"]: one for one in status.get("conditions") or () if one["status"] == "True"}
-    is_job = owner["kind"] == "Job"
+    is_job = owner["kind"] in ("Job", "JobSet")
     wanted = int(spec.get("parallelism" if is_job else "replicas", 1))
     ready = int(status.get("ready" if is_job else "readyReplicas") or 0)
     done = "Complete" in conditions

@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.config import load
 from fairlead.errors import EXIT_CODE, Stalled
-from fairlead.k8s.manifests import checkout
+from fairlead.k8s.manifests import checkout, job_spec
 from fairlead.transports.rollouts.redis_connection import GROUP, Keys
 from tests.rendered import (
     MODEL_SERVICES,
@@ -148,12 +148,16 @@ def test_keys_and_certificates_are_mounted_where_settings_expect_them(variant, t
 
 
 def test_trainer_job_distinguishes_mistakes_from_other_failures(objects):
-    job = of_kind(objects, "Job")["trainer"]["spec"]
+    owner = of_kind(objects, "Job", "JobSet")["trainer"]
+    job = job_spec(owner)
     assert job["completionMode"] == "Indexed"
     assert job["template"]["spec"]["restartPolicy"] == "Never"
-    ignored, failed = job["podFailurePolicy"]["rules"]
-    assert ignored["action"] == "Ignore"
-    assert ignored["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    *ignored, failed = job["podFailurePolicy"]["rules"]
+    disrupted = {"type": "DisruptionTarget", "status": "True"}
+    # A JobSet restarts all pods then, too.
+    assert ignored == (
+        [{"action": "Ignore", "onPodConditions": [disrupted]}] if owner["kind"] == "Job" else []
+    )
     assert failed["action"] == "FailJob"
     final = {code for kind, code in EXIT_CODE.items() if kind is not Stalled}
     assert set(failed["onExitCodes"]["values"]) == final
@@ -258,12 +262,25 @@ def test_images_match_the_dockerfiles_and_run_unprivileged():
         assert images[name].split("/")[-1].startswith("fairlead-light")
 
 
-def test_ranks_of_the_trainer_are_pods_with_a_launcher_and_its_gpus(tmp_path, monkeypatch):
-    job = of_kind(rendered("gpu, ranks"), "Job")["trainer"]["spec"]
+def test_a_job_set_replaces_the_job_and_restarts_all_of_its_pods():
+    objects = rendered("gpu, ranks, jobset")
+    assert of_kind(objects, "Job") == {}
+    job_set = of_kind(objects, "JobSet")["trainer"]
+    single = of_kind(rendered("gpu"), "Job")["trainer"]["spec"]
+    assert job_set["spec"]["failurePolicy"]["maxRestarts"] == single["backoffLimit"]
+    assert job_spec(job_set)["backoffLimit"] == 0
+    assert job_spec(job_set)["podFailurePolicy"]["rules"] == single["podFailurePolicy"]["rules"][1:]
+
+
+@pytest.mark.parametrize("variant", ["gpu, ranks", "gpu, ranks, jobset"])
+def test_ranks_of_the_trainer_are_pods_with_a_launcher_and_its_gpus(variant, tmp_path, monkeypatch):
+    owner = of_kind(rendered(variant), "Job", "JobSet")["trainer"]
+    job = job_spec(owner)
     single = of_kind(rendered("gpu"), "Job")["trainer"]["spec"]
     assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 2, 2)
-    assert job["backoffLimit"] == 2 * single["backoffLimit"]
-    assert job["podFailurePolicy"] == single["podFailurePolicy"]
+    if owner["kind"] == "Job":
+        assert job["backoffLimit"] == 2 * single["backoffLimit"]
+        assert job["podFailurePolicy"] == single["podFailurePolicy"]
     assert single["completions"] == 1
     assert container(single["template"])["args"][:3] == ["python", "-m", "trainer.ppo"]
     found = container(job["template"])
@@ -271,7 +288,7 @@ def test_ranks_of_the_trainer_are_pods_with_a_launcher_and_its_gpus(tmp_path, mo
     assert found["resources"]["limits"]["nvidia.com/gpu"] == "8"
     assert "/dev/shm" in {mount["mountPath"] for mount in found["volumeMounts"]}
     # The place of every rank, as the launcher in each pod computes it.
-    (tmp_path / "run.toml").write_text(data_of(rendered("gpu, ranks"), "run")["run.toml"])
+    (tmp_path / "run.toml").write_text(data_of(rendered(variant), "run")["run.toml"])
     for variable in found["env"]:
         if "value" in variable:
             monkeypatch.setenv(variable["name"], variable["value"])
@@ -283,6 +300,8 @@ def test_ranks_of_the_trainer_are_pods_with_a_launcher_and_its_gpus(tmp_path, mo
     assert [int(one["RANK"]) for one in environments.values()] == list(range(16))
     assert {one["WORLD_SIZE"] for one in environments.values()} == {"16"}
     host = {one["MASTER_ADDR"] for one in environments.values()}
-    assert host == {f"trainer-0.{job['template']['spec']['subdomain']}"}
+    # The controller names the pods of an Indexed Job NAME-0, and the Job of a JobSet SET-NAME-0.
+    first = {"Job": "trainer-0", "JobSet": "trainer-ranks-0-0"}[owner["kind"]]
+    assert host == {f"{first}.{job['template']['spec']['subdomain']}"}
     ports = {port["name"]: port["containerPort"] for port in found["ports"]}
     assert {one["MASTER_PORT"] for one in environments.values()} == {str(ports["ranks"])}

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from fairlead.k8s.manifests import COMPONENT, NAME, PART_OF, checkout, kustomize
+from fairlead.k8s.manifests import COMPONENT, JOB_SET, NAME, PART_OF, checkout, job_spec, kustomize
 from tests.rendered import (
     MODEL_SERVICES,
     VARIANTS,
@@ -69,7 +69,29 @@ _TRIGGER = _exactly(
     authenticationRef=_exactly("name"),
 )
 
+_RULE = _exactly(
+    "name action onJobFailureReasons",
+    name={"pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
+    action={"const": "FailJobSet"},
+    onJobFailureReasons={"type": "array", "items": {"const": "PodFailurePolicy"}},
+)
+
 CUSTOM = {
+    # api/jobset/v1alpha2/jobset_types.go of kubernetes-sigs/jobset; `template` is that of a Job.
+    "JobSet": _exactly(
+        "network failurePolicy replicatedJobs",
+        network=_exactly("enableDNSHostnames", enableDNSHostnames={"type": "boolean"}),
+        failurePolicy=_exactly(
+            "maxRestarts restartStrategy rules",
+            maxRestarts=_NUMBER,
+            restartStrategy={"enum": ["Recreate", "BlockingRecreate", "InPlaceRestart"]},
+            rules={"type": "array", "items": _RULE},
+        ),
+        replicatedJobs={
+            "type": "array",
+            "items": _exactly("name replicas template", name=_TEXT, replicas=_NUMBER),
+        },
+    ),
     "ScaledObject": _exactly(
         "scaleTargetRef triggers minReplicaCount maxReplicaCount fallback pollingInterval cooldownPeriod",
         "advanced",
@@ -126,6 +148,12 @@ def test_strict_schemas(objects):
         if manifest["kind"] in CUSTOM:
             assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
             jsonschema.validate(manifest["spec"], CUSTOM[manifest["kind"]])
+        if manifest["kind"] == "JobSet":
+            assert (manifest["apiVersion"], manifest["kind"]) == JOB_SET
+            (ranks,) = manifest["spec"]["replicatedJobs"]
+            job = {"apiVersion": "batch/v1", "kind": "Job", **ranks["template"]}
+            _validate(json.dumps(job), OLDEST)
+            _validate(json.dumps(job), NEWEST)
 
 
 def test_objects_are_labelled_and_in_the_namespace(objects):
@@ -230,7 +258,7 @@ def test_every_reference_resolves(objects):
         assert manifest["spec"]["serviceName"] in of_kind(objects, "Service")
         claim = {one["metadata"]["name"] for one in manifest["spec"]["volumeClaimTemplates"]}
         assert claim == {"data"}, name
-    job = of_kind(objects, "Job")["trainer"]["spec"]
+    job = job_spec(of_kind(objects, "Job", "JobSet")["trainer"])
     service = of_kind(objects, "Service")[job["template"]["spec"]["subdomain"]]
     assert service["spec"]["publishNotReadyAddresses"] is True
 

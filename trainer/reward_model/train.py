@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -39,7 +40,14 @@ from trainer.results import config_hash
 from trainer.reward_model import data, finish, loss
 from trainer.reward_model.divided import body_and_head, divide
 from trainer.reward_model.evaluate import evaluate
-from trainer.stage_checkpoint import Position, StageCheckpoints, may_save, uninterrupted
+from trainer.stage_checkpoint import (
+    Position,
+    StageCheckpoints,
+    agree_to_stop,
+    may_save,
+    stops_agreed,
+    uninterrupted,
+)
 from trainer.tracking import SilentTracker, Tracker
 
 logger = logging.getLogger(__name__)
@@ -300,31 +308,38 @@ def _epochs(
     """Train every member, from the newest checkpoint on; return the mean loss of their last epochs."""
     section = config.reward_model
     try:
-        while True:
-            tracker.phase("train")
-            for figures in _epoch(config, training, rankings):
-                tracker.record(training.position.step, figures)
-                training.save_if_due()
-            train_loss = _mean(training.position.losses)
-            finite.check_mean("reward_model", "loss", train_loss)
-            tracker.phase("evaluate")
-            if heldout:
-                found = evaluate(
-                    training.model,
-                    heldout,
-                    max_tokens=section.max_micro_batch_tokens,
-                    dtype=training.dtype,
-                    doing=tracker.doing,
-                )
-                tracker.record(tracker.step, {f"heldout_{name}": value for name, value in found.items()})
-                finite.check_mean("reward_model", "held-out loss", found["loss"])
-            if not training.advance():
-                break
+        with stops_agreed(training.group):
+            while True:
+                tracker.phase("train")
+                for figures in _epoch(config, training, rankings):
+                    tracker.record(training.position.step, figures)
+                    training.save_if_due()
+                train_loss = _mean(training.position.losses)
+                finite.check_mean("reward_model", "loss", train_loss)
+                tracker.phase("evaluate")
+                if heldout:
+                    found = evaluate(
+                        training.model,
+                        heldout,
+                        max_tokens=section.max_micro_batch_tokens,
+                        dtype=training.dtype,
+                        doing=partial(_doing, tracker, training.group),
+                    )
+                    tracker.record(tracker.step, {f"heldout_{name}": value for name, value in found.items()})
+                    finite.check_mean("reward_model", "held-out loss", found["loss"])
+                if not training.advance():
+                    break
     except SystemExit as stop:
         if may_save(stop, training.group):
             training.save()
         raise
     return training.train_loss()
+
+
+def _doing(tracker: Tracker, group: Group, what: str, done: int, total: int) -> None:
+    """Report what is done; several ranks, which all do it, also agree whether to stop."""
+    agree_to_stop(group)
+    tracker.doing(what, done, total)
 
 
 def _epoch(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -50,9 +50,16 @@ def mean_loss(
     *,
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
+    on_micro_batch: Callable[[], None] = lambda: None,
 ) -> float:
-    """Return nats per response token over all sequences; NaN without sequences."""
+    """Return nats per response token over all sequences; NaN without sequences.
+
+    `on_micro_batch` is called after each micro-batch, equally often on every rank.
+    """
     if not sequences:
         return float("nan")
-    parts = micro_batch_losses(root, sequences, max_tokens=max_tokens, dtype=dtype)
-    return collectives.summed({"loss": float(sum(float(part) for part in parts))}, root.group)["loss"]
+    loss = 0.0
+    for part in micro_batch_losses(root, sequences, max_tokens=max_tokens, dtype=dtype):
+        loss += float(part)
+        on_micro_batch()
+    return collectives.summed({"loss": loss}, root.group)["loss"]

@@ -9,8 +9,9 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -43,7 +44,14 @@ from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors,
 from trainer.results import config_hash
 from trainer.sequences import TokenSequence
 from trainer.sft import loss, packing, scratch
-from trainer.stage_checkpoint import Position, StageCheckpoints, may_save, uninterrupted
+from trainer.stage_checkpoint import (
+    Position,
+    StageCheckpoints,
+    agree_to_stop,
+    may_save,
+    stops_agreed,
+    uninterrupted,
+)
 from trainer.tracking import SilentTracker, Tracker
 
 logger = logging.getLogger(__name__)
@@ -297,27 +305,30 @@ def _epochs(
 ) -> tuple[float, dict[str, float]]:
     """Train from the newest checkpoint to the last epoch; return its mean loss and the held-out losses."""
     section = config.sft
+    group = training.root.group
     try:
-        while True:
-            tracker.phase("train")
-            for figures in training.epoch(sequences):
-                tracker.record(training.position.step, figures)
-            tracker.phase("evaluate")
-            losses = heldout_losses(
-                training.root,
-                heldout,
-                max_tokens=section.max_micro_batch_tokens,
-                dtype=training.dtype,
-            )
-            if any(heldout.values()):
-                figures = {"heldout_loss": losses["all"], "epoch": training.position.epoch + 1}
-                tracker.record(training.position.step, figures)
-                finite.check_mean("sft", "held-out loss", losses["all"])
-            train_loss = training.mean_loss()
-            if not training.advance():
-                break
+        with stops_agreed(group):
+            while True:
+                tracker.phase("train")
+                for figures in training.epoch(sequences):
+                    tracker.record(training.position.step, figures)
+                tracker.phase("evaluate")
+                losses = heldout_losses(
+                    training.root,
+                    heldout,
+                    max_tokens=section.max_micro_batch_tokens,
+                    dtype=training.dtype,
+                    on_micro_batch=partial(agree_to_stop, group),
+                )
+                if any(heldout.values()):
+                    figures = {"heldout_loss": losses["all"], "epoch": training.position.epoch + 1}
+                    tracker.record(training.position.step, figures)
+                    finite.check_mean("sft", "held-out loss", losses["all"])
+                train_loss = training.mean_loss()
+                if not training.advance():
+                    break
     except SystemExit as stop:
-        if may_save(stop, training.root.group):
+        if may_save(stop, group):
             training.save()
         raise
     return train_loss, losses
@@ -353,11 +364,18 @@ def _step(training: _Training, batch: list[TokenSequence], *, total: int) -> dic
 
 
 def heldout_losses(
-    root: Root, heldout: dict[str, list[TokenSequence]], *, max_tokens: int, dtype: torch.dtype
+    root: Root,
+    heldout: dict[str, list[TokenSequence]],
+    *,
+    max_tokens: int,
+    dtype: torch.dtype,
+    on_micro_batch: Callable[[], None],
 ) -> dict[str, float]:
     """Return nats per learned token of each format, and of `all` tokens together; NaN without tokens."""
     losses = {
-        name: loss.mean_loss(root, sequences, max_tokens=max_tokens, dtype=dtype)
+        name: loss.mean_loss(
+            root, sequences, max_tokens=max_tokens, dtype=dtype, on_micro_batch=on_micro_batch
+        )
         for name, sequences in heldout.items()
     }
     tokens = {name: sum(s.response_length for s in sequences) for name, sequences in heldout.items()}

@@ -19,7 +19,7 @@ from fairlead.cli.main import app
 from fairlead.k8s import changes
 from tests import cluster_stand_in
 from tests.cluster_controllers import CREATING, NO_NODE, READY, STARTS, crash_loop, ended
-from tests.cluster_stand_in import KEDA, StandIn
+from tests.cluster_stand_in import JOB_SETS, KEDA, StandIn
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on the PATH")
 
@@ -142,6 +142,27 @@ def test_second_up_changes_nothing_and_new_settings_replace_only_the_job(cluster
     same = {pod for pod in pods if pod.startswith(("redis", "files"))}
     assert set(named(cluster, "pods")) & pods == same, "pods that do not read the run's file keep running"
     assert named(cluster, "secrets")["redis"] == password
+
+
+def test_trainer_as_a_job_set_replaces_its_job_and_is_replaced_when_settings_change(cluster, fairlead):
+    fairlead(*UP, "run.toml")
+    job_set = (*UP, "run.toml", "--component", "jobset")
+    assert "install the extension that defines it" in fairlead(*job_set, code=2).stderr
+    assert named(cluster, "jobs")
+    cluster.kinds |= JOB_SETS
+    shown = fairlead(*job_set)
+    assert "trainer was a Job: a JobSet replaces it" in shown.stderr
+    assert "trainer 1" in shown.stdout
+    assert (named(cluster, "jobs"), list(named(cluster, "jobsets"))) == ({}, ["trainer"])
+    cluster.controllers.scripts["trainer"] = [CREATING, READY, ended(2, "ConfigError: sft.epochs")]
+    shown = fairlead(*job_set, "--set", "ppo.updates=8", "--until-done", code=2)
+    assert "trainer has new settings: a new JobSet replaces it" in shown.stderr
+    assert "ConfigError: sft.epochs" in shown.stderr
+    cluster.controllers.scripts["trainer"] = [READY, ended(0, "")]
+    shown = fairlead(*job_set, "--set", "ppo.updates=8", "--until-done")
+    assert "trainer had failed: a new JobSet continues" in shown.stderr
+    fairlead("down")
+    assert named(cluster, "jobsets") == named(cluster, "pods") == {}
 
 
 def test_stage_without_services_runs_only_the_trainer_job(cluster, fairlead):
