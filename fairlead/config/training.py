@@ -252,8 +252,12 @@ class SamplingSection(Section):
         )
 
 
+WITH_CRITIC = frozenset({"gae"})
+"""Values of `ppo.estimator` that need a critic."""
+
+
 class PpoSection(TrainingSection):
-    """PPO with a separate critic and a KL penalty in the reward."""
+    """PPO with a KL penalty in the reward, and with a separate critic if `estimator` needs one."""
 
     updates: int = Field(default=100, ge=1, le=10_000_000)
     """Number of updates of the whole run, including those before a restart. An update trains on one batch of
@@ -269,6 +273,14 @@ class PpoSection(TrainingSection):
     """Maximum number of updates between the weights that produced a rollout and the weights that train on it.
     0 is synchronous PPO. Above 0, max_staleness + 1 batches are in progress, and the trainer trains while
     rollouts are generated."""
+    estimator: Literal["gae", "reinforce++"] = "gae"
+    """Estimator of advantages: `gae` with a critic; `reinforce++` without one, by the rewards from each token
+    on, whitened over the batch. Without a critic the trainer needs about half the memory; keys of the critic,
+    `gae_lambda` and `value_clip_range` then have no effect."""
+    loss: Literal["ppo", "cispo"] = "ppo"
+    """Loss of the policy: `ppo` clips the probability ratio, and a clipped token has no gradient; `cispo`
+    multiplies log π of every token by the clipped ratio, without a gradient through it (MiniMax-M1).
+    `dual_clip` applies to `ppo` only."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of Adam for the policy."""
     critic_learning_rate: float = Field(default=9e-6, gt=0)
@@ -339,6 +351,11 @@ class PpoSection(TrainingSection):
     """Demonstrations per optimizer step, with `ptx_coefficient`."""
     lora: LoraSection = LoraSection()
     """Train one adapter for the policy and one for the critic on frozen weights, instead of all weights."""
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether the estimator needs a critic."""
+        return self.estimator in WITH_CRITIC
 
     @property
     def num_schedule_updates(self) -> int:

@@ -282,11 +282,12 @@ def _disk(config: RunConfig, sizes: dict[str, ModelSize]) -> DiskPlan:
     lora = config.ppo.lora
     critic = sizes["reward"] if config.ppo.critic_init == "reward_model" else policy
     if lora.rank:
-        trained = adapter_parameters(policy, lora) + adapter_parameters(critic, lora)
+        trained, of_critic = adapter_parameters(policy, lora), adapter_parameters(critic, lora)
         published = adapter_parameters(policy, lora)
     else:
-        trained = policy.parameters + critic.body
+        trained, of_critic = policy.parameters, critic.body
         published = policy.parameters
+    trained_bytes = trained * 4 + (of_critic * 4 + head_bytes(critic) if config.ppo.has_critic else 0)
     kept = config.checkpoint.keep + 1 + (1 if config.evaluation.every_updates else 0)
     # Adapters are always float32.
     bytes_each = 4 if lora.rank else DTYPE_BYTES[config.weights.dtype]
@@ -298,7 +299,7 @@ def _disk(config: RunConfig, sizes: dict[str, ModelSize]) -> DiskPlan:
         (_adapter(policy, lora) or policy.parameters) * (2 if config.evaluation.every_updates else 1),
     )
     return DiskPlan(
-        checkpoints=kept * 3 * (trained * 4 + head_bytes(critic)),
+        checkpoints=kept * 3 * trained_bytes,
         weight_store=versions * published * bytes_each,
         models=4 * sum(saved),
         free=free_disk_bytes(config.folder.root),

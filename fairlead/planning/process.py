@@ -45,7 +45,7 @@ class ProcessMemory:
     model: str = ""
     """The model that it loads."""
     weights: int = 0
-    """Weights, of policy and critic together."""
+    """Weights, of the policy and the critic together."""
     gradients: int = 0
     """Gradients of the trained weights, float32."""
     optimizer: int = 0
@@ -179,6 +179,8 @@ class MemoryPlanner:
         longest = min(self._lengths.sequence, size.max_positions)
         tokens = _largest_batch(section, section.mini_batch_size, longest)
         actor = self._trained("trainer", size, section, tokens=tokens, longest=longest, lora=section.lora)
+        if not section.has_critic:
+            return actor
         start = self._sizes["reward"] if section.critic_init == "reward_model" else size
         critic = self._trained(
             "critic", start, section, tokens=tokens, longest=longest, lora=section.lora, head=True

@@ -114,10 +114,11 @@ def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, wh
 
 
 @contextmanager
-def sharing(first: nn.Module, second: nn.Module) -> Iterator[None]:
+def sharing(first: nn.Module, second: nn.Module | None) -> Iterator[None]:
     """Divide two models within the block, and let them have the same rows of frozen weights they share.
 
     Each call of `shard` makes rows of its own; those of the second model are then replaced by the first's.
+    Without a second model nothing is shared.
     """
     owners_of = {
         id(parameter): (module, name)
@@ -127,7 +128,7 @@ def sharing(first: nn.Module, second: nn.Module) -> Iterator[None]:
     }
     shared = [
         (module, name, *owners_of[id(parameter)])
-        for module in second.modules()
+        for module in (second.modules() if second is not None else ())
         for name, parameter in _own_parameters(module)
         if id(parameter) in owners_of
     ]

@@ -39,7 +39,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("updates", "batch_size", "mini_batch_size", "epochs", "learning_rate", "critic_learning_rate"),
         *("learning_rate_schedule", "warmup_updates"),
         *("kl_coefficient", "kl_control", "clip_range", "gae_lambda", "missing_eos_penalty", "max_staleness"),
-        *("critic_init", "ptx_coefficient", "dtype", "lora.rank", "lora.alpha"),
+        *("estimator", "loss", "critic_init", "ptx_coefficient", "dtype", "lora.rank", "lora.alpha"),
     ),
     "sampling": ("temperature", "top_p", "top_k", "max_new_tokens"),
 }

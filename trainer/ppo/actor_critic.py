@@ -1,8 +1,9 @@
 """The policy being trained and its critic: two separate models with one optimizer each.
 
-Both start from the SFT model, the critic with a new head that returns 0 everywhere; or the critic starts from
-the reward model, whose scalar at the last token it learns to predict at every token. Trained weights are
-float32; the bodies compute in the section's dtype. Evaluation mode throughout: dropout is off.
+Only estimators that need a critic have one (`PpoSection.has_critic`). Both start from the SFT model, the
+critic with a new head that returns 0 everywhere; or the critic starts from the reward model, whose scalar at
+the last token it learns to predict at every token. Trained weights are float32; the bodies compute in the
+section's dtype. Evaluation mode throughout: dropout is off.
 
 With `[ppo.lora]` both are frozen and get one adapter each; the head of the critic is trained as usual. The
 body of a fresh critic is then the base of the policy, held in memory once.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from transformers import PreTrainedModel
 
 from fairlead.config import RunConfig
 from fairlead.config.training import PpoSection
-from fairlead.errors import ModelLoadError
+from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn import adapters
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import (
@@ -61,13 +63,27 @@ class Critic(nn.Module):
         return values_N
 
 
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A model with its optimizer."""
+
+    name: str
+    """`policy` or `critic`, as in the names of checkpoint files and figures."""
+    model: nn.Module
+    optimizer: torch.optim.AdamW
+    learning_rate: float
+    """The peak of its schedule."""
+    rate_key: str
+    """The key of that rate, for messages."""
+
+
 class ActorCritic:
-    """Policy, critic and their optimizers."""
+    """Policy, critic if there is one, and their optimizers."""
 
     def __init__(
         self,
         policy: PreTrainedModel,
-        critic: Critic,
+        critic: Critic | None,
         section: PpoSection,
         *,
         adapter: Adapter | None = None,
@@ -76,7 +92,7 @@ class ActorCritic:
         """
         Args:
             policy: its weights are divided among the ranks.
-            critic: the same.
+            critic: the same; None: the estimator needs none.
             section: the recipe.
             adapter: describes the policy's adapter, which is then published instead of the whole model.
             group: the ranks that train together; None: only this process.
@@ -87,16 +103,27 @@ class ActorCritic:
         self.group = group or Group.single()
         compute = torch_dtype(section)
         self.device = policy.device if self.group.size == 1 else torch_device(section.device)
-        """The device that both models compute on."""
+        """The device that all models compute on."""
         self._policy_root = sharding.Root(policy)
         with sharding.sharing(policy, critic):
             for root in (self._policy_root, critic):
-                sharding.shard(root, self.device, compute=compute, group=self.group, offload=section.offload)
+                if root is not None:
+                    sharding.shard(
+                        root, self.device, compute=compute, group=self.group, offload=section.offload
+                    )
         self.dtype = sharding.autocast_dtype(section, self.group)
         self._section = section
-        self.policy_optimizer = _adam(policy, section.learning_rate)
-        self.critic_optimizer = _adam(critic, section.critic_learning_rate)
-        self._finite_steps = finite.FiniteSteps("ppo", rate="ppo.learning_rate and ppo.critic_learning_rate")
+        self._trained = [_trained("policy", policy, section.learning_rate, "ppo.learning_rate")]
+        if critic is not None:
+            rate = section.critic_learning_rate
+            self._trained.append(_trained("critic", critic, rate, "ppo.critic_learning_rate"))
+        rates = " and ".join(one.rate_key for one in self._trained)
+        self._finite_steps = finite.FiniteSteps("ppo", rate=rates)
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.AdamW]:
+        """The optimizer of each model, by `policy` and `critic`."""
+        return {one.name: one.optimizer for one in self._trained}
 
     def logprobs(self, batch: PaddedSequences, *, temperature: float) -> tuple[Tensor, Tensor]:
         """Return log-probs [N] and entropies [N] of the response tokens under the policy."""
@@ -106,7 +133,8 @@ class ActorCritic:
         return found
 
     def values(self, batch: PaddedSequences) -> Tensor:
-        """Return the values [N] of the critic."""
+        """Return the values [N] of the critic, which there must be."""
+        assert self.critic is not None
         with autocast(self.device, self.dtype):
             values_N: Tensor = self.critic(batch)
         return values_N
@@ -114,46 +142,43 @@ class ActorCritic:
     def set_learning_rates(self, update: int) -> float:
         """Apply the learning-rate schedule of an update; return the policy's rate."""
         factor = optim.ppo_learning_rate_factor(update, self._section)
-        optim.set_learning_rate(self.policy_optimizer, self._section.learning_rate * factor)
-        optim.set_learning_rate(self.critic_optimizer, self._section.critic_learning_rate * factor)
+        for one in self._trained:
+            optim.set_learning_rate(one.optimizer, one.learning_rate * factor)
         return self._section.learning_rate * factor
 
     def step(self, losses: Mapping[str, float], *, where: str) -> dict[str, float]:
-        """Step both optimizers; return the gradient norms before clipping and the number of skipped steps.
+        """Step every optimizer; return the gradient norms before clipping and the number of skipped steps.
 
         A model whose loss or gradient is not finite stays unchanged.
 
         Args:
-            losses: figures of the step; read are `policy_loss`, `value_loss` and `ptx_loss`.
+            losses: figures of the step; read are `policy_loss`, `ptx_loss`, and `value_loss` with a critic.
             where: the step, for messages.
 
         Raises:
             NotFinite: if too many steps in a row were skipped.
         """
-        limit = self._section.max_gradient_norm
-        policy_loss = losses["policy_loss"]
+        loss_of = {"policy": losses["policy_loss"], "critic": losses.get("value_loss", 0.0)}
         ptx_loss = losses.get("ptx_loss", 0.0)
-        value_loss = losses["value_loss"]
-        policy_norm = optim.clipped_step(
-            self.policy_optimizer,
-            optim.learning(self.policy),
-            max_norm=limit,
-            loss=policy_loss + ptx_loss,
-        )
-        critic_norm = optim.clipped_step(
-            self.critic_optimizer, optim.learning(self.critic), max_norm=limit, loss=value_loss
-        )
+        norms = {
+            one.name: optim.clipped_step(
+                one.optimizer,
+                optim.learning(one.model),
+                max_norm=self._section.max_gradient_norm,
+                loss=loss_of[one.name] + (ptx_loss if one.name == "policy" else 0.0),
+            )
+            for one in self._trained
+        }
+        # The critic first: the policy learns from its values.
+        names = [one.name for one in reversed(self._trained)]
         numbers = {
-            "the loss of the critic": value_loss,
-            "the loss of the policy": policy_loss,
+            **{f"the loss of the {name}": loss_of[name] for name in names},
             "the loss on demonstrations": ptx_loss,
-            "the gradient of the critic": critic_norm,
-            "the gradient of the policy": policy_norm,
+            **{f"the gradient of the {name}": norms[name] for name in names},
         }
         skipped = not self._finite_steps.check(numbers, where=where)
         return {
-            "policy_gradient_norm": policy_norm,
-            "critic_gradient_norm": critic_norm,
+            **{f"{name}_gradient_norm": norm for name, norm in norms.items()},
             "skipped_steps": float(skipped),
         }
 
@@ -166,24 +191,19 @@ class ActorCritic:
         self._finite_steps.check_ended()
 
     def check_weights(self) -> None:
-        """Check the trained weights of both models.
+        """Check the trained weights of every model.
 
         Raises:
             NotFinite: if one is not finite.
         """
-        for model, what, rate in (
-            (self.policy, "ppo: the policy", "ppo.learning_rate"),
-            (self.critic, "ppo: the critic", "ppo.critic_learning_rate"),
-        ):
-            finite.check_weights(trained_tensors(model), what=what, rate=rate, group=self.group)
+        for one in self._trained:
+            tensors = trained_tensors(one.model)
+            finite.check_weights(tensors, what=f"ppo: the {one.name}", rate=one.rate_key, group=self.group)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return every tensor that a resumed run needs, by file name."""
-        return {
-            "policy": trained_tensors(self.policy),
-            "critic": trained_tensors(self.critic),
-            "policy_optimizer": optimizer_tensors(self.policy, self.policy_optimizer),
-            "critic_optimizer": optimizer_tensors(self.critic, self.critic_optimizer),
+        return {one.name: trained_tensors(one.model) for one in self._trained} | {
+            f"{one.name}_optimizer": optimizer_tensors(one.model, one.optimizer) for one in self._trained
         }
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -191,11 +211,20 @@ class ActorCritic:
 
         Raises:
             CorruptCheckpoint: if names or shapes do not match this model.
+            ConfigError: if checkpoint and configuration differ in having a critic.
         """
-        for name, model in (("policy", self.policy), ("critic", self.critic)):
-            load_tensors(model, state[name], name)
-        load_optimizer(self.policy, self.policy_optimizer, state["policy_optimizer"])
-        load_optimizer(self.critic, self.critic_optimizer, state["critic_optimizer"])
+        if ("critic" in state) != (self.critic is not None):
+            holds = "a critic, which it does not use" if self.critic is None else "no critic"
+            raise ConfigError(
+                "ppo.estimator",
+                got=f"{self._section.estimator}, but the checkpoints hold {holds}",
+                allowed="the estimator that the run's checkpoints were written with, or another name for "
+                "the run",
+            )
+        for one in self._trained:
+            load_tensors(one.model, state[one.name], one.name)
+        for one in self._trained:
+            load_optimizer(one.model, one.optimizer, state[f"{one.name}_optimizer"])
 
 
 def load(
@@ -206,7 +235,7 @@ def load(
     seed: int = 0,
     group: Group | None = None,
 ) -> ActorCritic:
-    """Load policy and critic.
+    """Load the policy, and the critic if the section's estimator needs one.
 
     Args:
         path: the SFT model.
@@ -225,14 +254,17 @@ def load(
     policy = load_causal_lm(path, exact)
     check_vocabulary(path, policy, load_tokenizer(path))
     check_unembedding(policy)
-    critic = _critic_from(critic_path, path, exact) if critic_path else _fresh_critic(policy, exact)
+    critic = None
+    if section.has_critic:
+        critic = _critic_from(critic_path, path, exact) if critic_path else _fresh_critic(policy, exact)
+    bodies = [policy] if critic is None else [policy, critic.body]
     adapter = None
     if section.lora.rank:
-        for number, model in enumerate((policy, critic.body)):
+        for number, model in enumerate(bodies):
             _adapt(model, section, path, seed=seed, number=number)
         adapter = Adapter(adapters.fingerprint(path), adapters.config(policy))
     if section.gradient_checkpointing:
-        for model in (policy, critic.body):
+        for model in bodies:
             memory.recompute_blocks(model, field="ppo")
     return ActorCritic(policy, critic, section, adapter=adapter, group=group)
 
@@ -301,10 +333,11 @@ def with_tensors(policy: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreT
     return found
 
 
-def _adam(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
-    return optim.adamw(
+def _trained(name: str, model: nn.Module, learning_rate: float, rate_key: str) -> _Trained:
+    adam = optim.adamw(
         optim.learning(model),
         learning_rate=learning_rate,
         weight_decay=0.0,
         epsilon=optim.ADAM_EPSILON,
     )
+    return _Trained(name, model, adam, learning_rate, rate_key)

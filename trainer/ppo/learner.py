@@ -1,4 +1,4 @@
-"""Trains policy and critic on rollout batches, and keeps the state between them.
+"""Trains the policy, and the critic if there is one, on rollout batches, and keeps the state between them.
 
 Called by the trainer; calls the pure functions of an update in `step`. Holds β, the scale of scores and the
 position in the demonstrations of PPO-ptx, all part of the checkpoint. Knows nothing about the queue or
@@ -91,7 +91,7 @@ def _proximal_logprobs(config: RunConfig) -> str:
 
 
 class Learner:
-    """Policy and critic, trained by the recipe in `[ppo]`."""
+    """The models, trained by the recipe in `[ppo]`."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Learner:
     ) -> None:
         """
         Args:
-            models: policy and critic.
+            models: what is trained.
             section: the recipe.
             temperature: sampling temperature of the rollouts.
             seed: the seed of the run.

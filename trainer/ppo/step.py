@@ -24,7 +24,9 @@ from trainer.distributed import micro_batches as divided
 from trainer.distributed.group import Group
 from trainer.ppo import objective
 from trainer.ppo.actor_critic import ActorCritic
+from trainer.ppo.advantages import ESTIMATORS, RewardedTokens
 from trainer.ppo.batch import RolloutBatch
+from trainer.ppo.losses import LOSSES, LossTokens
 from trainer.ppo.score_scale import ScoreScale
 from trainer.seeds import permutation
 from trainer.sequences import PaddedSequences, TokenSequence
@@ -51,13 +53,21 @@ class PreparedBatch:
     """log π_prox; where it is not computed, the recorded behaviour log-probs."""
     behaviour_weights_N: Tensor
     """Truncated π_prox/π_behaviour; exactly 1 where π_prox is not computed."""
-    old_values_N: Tensor
-    """The critic's values before the first step."""
     advantages_N: Tensor
-    """Whitened over the batch."""
+    """By the section's estimator."""
+    values: ValueTargets | None
+    """What the critic learns; None without a critic."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueTargets:
+    """What the critic learns from a batch."""
+
+    old_values_N: Tensor
+    """Its values before the first step."""
     returns_N: Tensor
     """Unwhitened advantages + old values."""
-    value_clip_width: float
+    clip_width: float
     """Largest change of a value before the clip, in the unit of the returns."""
 
 
@@ -85,7 +95,7 @@ def prepare(
     """Compute proximal log-probs, old values, rewards, advantages, returns, and the figures of the rollouts.
 
     Args:
-        models: policy and critic before the first step on this batch.
+        models: before the first step on this batch.
         batch: the rollouts; those that are not stale were sampled by exactly these weights.
         section: the recipe.
         kl_coefficient: β of this update; None: the section's.
@@ -93,9 +103,7 @@ def prepare(
         scale: mean and deviation of the scores, including this batch; only with `normalise_scores`.
     """
     proximal_N = _proximal(models, batch, section, temperature=temperature)
-    old_values_N = _for_each(
-        models, batch, range(len(batch.sequences)), models.values, max_tokens=section.max_micro_batch_tokens
-    )
+    old_values_N = _old_values(models, batch, section)
     penalty_N = objective.penalty_kl(proximal_N, batch.reference_N, estimator=section.kl_estimator)
     rewards_BT = objective.penalised_rewards(
         batch.rectangle(penalty_N),
@@ -106,24 +114,20 @@ def prepare(
     learned_BT = rewards_BT
     if section.whiten_rewards:
         learned_BT = batch.rectangle(objective.whiten(rewards_BT[batch.mask_BT], shift_mean=False))
-    advantages_BT, returns_BT = objective.gae(
-        learned_BT,
-        batch.rectangle(old_values_N),
-        batch.mask_BT,
-        gamma=section.gae_gamma,
-        lam=section.gae_lambda,
-    )
-    returns_N = returns_BT[batch.mask_BT]
+    values_BT = None if old_values_N is None else batch.rectangle(old_values_N)
+    estimate = ESTIMATORS[section.estimator](RewardedTokens(learned_BT, batch.mask_BT, values_BT), section)
+    values = None
+    if old_values_N is not None and estimate.returns_N is not None:
+        width = section.value_clip_range * float(estimate.returns_N.std(unbiased=False))
+        values = ValueTargets(old_values_N, estimate.returns_N, width)
     prepared = PreparedBatch(
         batch=batch,
         old_logprobs_N=proximal_N,
         behaviour_weights_N=objective.behaviour_weights(
             proximal_N, batch.behaviour_N, limit=section.max_behaviour_weight
         ),
-        old_values_N=old_values_N,
-        advantages_N=objective.whiten(advantages_BT[batch.mask_BT]),
-        returns_N=returns_N,
-        value_clip_width=section.value_clip_range * float(returns_N.std(unbiased=False)),
+        advantages_N=estimate.advantages_N,
+        values=values,
     )
     return prepared, _figures(prepared, rewards_BT, section)
 
@@ -145,6 +149,15 @@ def _proximal(models: ActorCritic, batch: RolloutBatch, section: PpoSection, *, 
         max_tokens=section.max_micro_batch_tokens,
     )
     return torch.where(batch.per_token(is_computed), computed_N, batch.behaviour_N)
+
+
+def _old_values(models: ActorCritic, batch: RolloutBatch, section: PpoSection) -> Tensor | None:
+    """Return the values [N] of the critic before the first step; None without a critic."""
+    if not section.has_critic:
+        return None
+    return _for_each(
+        models, batch, range(len(batch.sequences)), models.values, max_tokens=section.max_micro_batch_tokens
+    )
 
 
 def _for_each(
@@ -177,7 +190,7 @@ def _figures(prepared: PreparedBatch, rewards_BT: Tensor, section: PpoSection) -
         "kl": divergences["k1"],
         "kl_k2": divergences["k2"],
         "kl_k3": divergences["k3"],
-        "explained_variance": _explained_variance(prepared.old_values_N, prepared.returns_N),
+        **({"explained_variance": _explained_variance(prepared.values)} if prepared.values else {}),
         "response_length": float(batch.lengths_B.float().mean()),
         "eos_rate": float((~batch.cut_off_B).float().mean()),
         "tokens": float(len(batch.behaviour_N)),
@@ -261,7 +274,6 @@ def accumulate_gradients(
     left out if there are none.
     """
     batch = prepared.batch
-    clips = {"clip_range_high": section.clip_range_high, "dual_clip": section.dual_clip}
     total_tokens = sum(batch.sequences[index].response_length for index in members)
     sums: defaultdict[str, float] = defaultdict(float)
     mismatches: list[Tensor] = []
@@ -270,27 +282,21 @@ def accumulate_gradients(
         batch, members, max_tokens=section.max_micro_batch_tokens, group=models.group
     ):
         old_N = prepared.old_logprobs_N[where]
-        advantages_N = prepared.advantages_N[where]
         logprobs_N, entropies_N = models.logprobs(padded, temperature=temperature)
-        ratios_N = objective.ratios(logprobs_N, old_N)
-        policy_loss_N = prepared.behaviour_weights_N[where] * objective.policy_loss(
-            ratios_N, advantages_N, clip_range=section.clip_range, **clips
+        losses = LOSSES[section.loss](
+            LossTokens(logprobs_N, old_N, prepared.advantages_N[where], padded.rows_N), section
         )
+        policy_loss_N = prepared.behaviour_weights_N[where] * losses.loss_N
         _backward(policy_loss_N.sum() / total_tokens)
-        value_loss_N = objective.value_loss(
-            models.values(padded),
-            prepared.old_values_N[where],
-            prepared.returns_N[where],
-            clip_width=prepared.value_clip_width,
-        )
-        _backward(value_loss_N.sum() / total_tokens)
+        sums["policy_loss"] += float(policy_loss_N.detach().sum())
+        if prepared.values is not None:
+            value_loss_N = _value_loss(models, prepared.values, padded, where)
+            _backward(value_loss_N.sum() / total_tokens)
+            sums["value_loss"] += float(value_loss_N.detach().sum())
         with torch.no_grad():
-            clipped_N = objective.is_clipped(ratios_N, advantages_N, clip_range=section.clip_range, **clips)
-            sums["policy_loss"] += float(policy_loss_N.sum())
-            sums["value_loss"] += float(value_loss_N.sum())
-            sums["clip_fraction"] += float(clipped_N.sum())
+            sums["clip_fraction"] += float(losses.is_clipped_N.sum())
             sums["entropy"] += float(entropies_N.sum())
-            sums["ratio"] += float(ratios_N.sum())
+            sums["ratio"] += float(losses.ratios_N.sum())
             sums["policy_kl"] += float(objective.k3(old_N, logprobs_N).sum())
             mismatches.append((logprobs_N - batch.behaviour_N[where]).abs()[~stale_N[where]])
     figures = {name: value / total_tokens for name, value in collectives.summed(sums, models.group).items()}
@@ -298,6 +304,15 @@ def accumulate_gradients(
     if len(mismatch_N):
         figures |= {"mismatch_mean": float(mismatch_N.mean()), "mismatch_max": float(mismatch_N.max())}
     return figures
+
+
+def _value_loss(models: ActorCritic, values: ValueTargets, padded: PaddedSequences, where: Tensor) -> Tensor:
+    return objective.value_loss(
+        models.values(padded),
+        values.old_values_N[where],
+        values.returns_N[where],
+        clip_width=values.clip_width,
+    )
 
 
 def accumulate_ptx_gradients(
@@ -319,6 +334,7 @@ def accumulate_ptx_gradients(
     return collectives.summed({"loss": total_loss}, models.group)["loss"]
 
 
-def _explained_variance(values_N: Tensor, returns_N: Tensor) -> float:
-    variance = returns_N.var(unbiased=False)
-    return float(1 - (returns_N - values_N).var(unbiased=False) / variance) if variance > 0 else float("nan")
+def _explained_variance(values: ValueTargets) -> float:
+    variance = values.returns_N.var(unbiased=False)
+    unexplained = (values.returns_N - values.old_values_N).var(unbiased=False)
+    return float(1 - unexplained / variance) if variance > 0 else float("nan")

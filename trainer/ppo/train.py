@@ -109,7 +109,7 @@ class PpoTrainer:
 
     @property
     def models(self) -> ActorCritic:
-        """Policy and critic in their present state."""
+        """The trained models in their present state."""
         return self._learner.models
 
     @property

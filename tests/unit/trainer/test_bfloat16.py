@@ -45,8 +45,8 @@ def test_trained_weights_are_float32_and_a_frozen_base_is_not(model_path, rank):
     assert all(torch.isfinite(torch.tensor(value)) for name, value in figures.items())
     frozen = set()
     for model, optimizer in (
-        (models.policy, models.policy_optimizer),
-        (models.critic, models.critic_optimizer),
+        (models.policy, models.optimizers["policy"]),
+        (models.critic, models.optimizers["critic"]),
     ):
         for parameter in model.parameters():
             if parameter.requires_grad:

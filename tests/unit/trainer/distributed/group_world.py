@@ -83,7 +83,7 @@ def held(group: Group, path: str, lora_rank: int) -> dict[str, int]:
     models.step({"policy_loss": 0.0, "value_loss": 0.0}, where="in the test")
     moments = [
         tensor
-        for optimizer in (models.policy_optimizer, models.critic_optimizer)
+        for optimizer in models.optimizers.values()
         for state in optimizer.state.values()
         for tensor in (state["exp_avg"], state["exp_avg_sq"])
     ]

@@ -34,6 +34,7 @@ class Case:
     lora: bool = False
     recompute: bool = False
     tied: bool = False
+    critic_free: bool = False
 
     @property
     def name(self) -> str:
@@ -51,9 +52,10 @@ CASES = (
     Case("gpt_neox", double=False),
     Case("llama", lora=True),
     Case("gpt2", double=False, lora=True, recompute=True),
+    Case("tiny", tied=True, critic_free=True),
 )
 
-FAST = (3, 6, 8)
+FAST = (3, 6, 8, 10)
 """Numbers of the cases that `make test` tries."""
 
 
@@ -73,6 +75,8 @@ def section_of(case: Case):
             "gradient_checkpointing": case.recompute,
             "offload": case.recompute,  # changes no number
             "lora": LoraSection(rank=2, alpha=8) if case.lora else LoraSection(),
+            "estimator": "reinforce++" if case.critic_free else "gae",
+            "loss": "cispo" if case.critic_free else "ppo",
         }
     )
 
@@ -81,9 +85,14 @@ def models_of(case: Case, folder: Path, group: Group) -> ActorCritic:
     """Policy and critic of a case, divided among the ranks."""
     found = actor_critic.load(str(folder / (case.model + "-tied" * case.tied)), section_of(case), seed=3)
     if case.double:
-        for model in (found.policy, found.critic):
+        for model in trained(found):
             nn.Module.double(model)
     return ActorCritic(found.policy, found.critic, section_of(case), adapter=found.adapter, group=group)
+
+
+def trained(models: ActorCritic) -> list[nn.Module]:
+    """The policy, and the critic if there is one."""
+    return [model for model in (models.policy, models.critic) if model is not None]
 
 
 def rollouts_of(case: Case) -> batch.RolloutBatch:
@@ -103,15 +112,15 @@ def rollouts_of(case: Case) -> batch.RolloutBatch:
 
 def gradients(models: ActorCritic) -> Iterator[Tensor]:
     """The gradient of every parameter, divided or not."""
-    for model in (models.policy, models.critic):
+    for model in trained(models):
         for parameter in nn.Module.parameters(model):
             if parameter.grad is not None:
                 yield parameter.grad
 
 
 def weights(models: ActorCritic) -> list[Tensor]:
-    """The trained tensors of both models."""
-    return [*trained_tensors(models.policy).values(), *trained_tensors(models.critic).values()]
+    """The trained tensors of every model."""
+    return [tensor for model in trained(models) for tensor in trained_tensors(model).values()]
 
 
 def whole(tensors: list[Tensor], group: Group) -> Tensor:
@@ -139,7 +148,7 @@ def train(case: Case, folder: Path, group: Group) -> Trained:
     prepared, figures = step.prepare(models, rollouts, section, temperature=0.8)
     step.accumulate_gradients(models, prepared, range(ROLLOUTS), section, temperature=0.8)
     gradient = whole(list(gradients(models)), group)
-    for optimizer in (models.policy_optimizer, models.critic_optimizer):
+    for optimizer in models.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     figures |= step.optimise(models, prepared, section, temperature=0.8, seed=1, update=0)
     models.check_weights()

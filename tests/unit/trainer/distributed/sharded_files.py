@@ -198,8 +198,9 @@ def held(group: Group, folder: Path) -> list[dict[str, float]]:
                 whole_bytes += one.nbytes
                 rows = local(one.detach())
                 own[rows.untyped_storage().data_ptr()] = rows.untyped_storage().nbytes()
-        states = (models.policy_optimizer.state, models.critic_optimizer.state)
-        moments = [one["exp_avg"] for state in states for one in state.values()]
+        moments = [
+            one["exp_avg"] for optimizer in models.optimizers.values() for one in optimizer.state.values()
+        ]
         found.append(
             {
                 "weights": sum(own.values()) / whole_bytes,

@@ -161,7 +161,7 @@ def test_whitened_rewards_keep_their_mean_and_are_learned(models):
     plain, _ = step.prepare(models, found, with_changes(gae_lambda=1.0))
     white, _ = step.prepare(models, found, with_changes(gae_lambda=1.0, whiten_rewards=True))
     # With γ = λ = 1 and a critic that returns 0, rewards are the differences of the returns.
-    plain_BT, white_BT = (found.rectangle(one.returns_N) for one in (plain, white))
+    plain_BT, white_BT = (found.rectangle(one.values.returns_N) for one in (plain, white))
     rewards_N, whitened_N = (
         (one - torch.cat([one[:, 1:], torch.zeros(4, 1)], 1))[found.mask_BT] for one in (plain_BT, white_BT)
     )

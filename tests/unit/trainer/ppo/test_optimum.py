@@ -161,6 +161,12 @@ def test_ppo_reaches_95_percent_of_the_optimum(tmp_path, beta):
     assert of_the_gain < 0.08  # without what the reference already has
 
 
+def test_reinforce_plus_plus_reaches_95_percent_of_the_optimum_without_a_critic(tmp_path):
+    bandit = Bandit(tmp_path, size=SMALL, section=recipe(0.5, estimator="reinforce++"))
+    assert bandit.models.critic is None
+    assert shortfall(bandit, bandit.learn(), 0.5)[0] < 0.05
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])

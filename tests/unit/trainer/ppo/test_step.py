@@ -36,7 +36,7 @@ def test_batch_is_in_task_order_without_dead_tasks():
 
 def test_prepared_figures_match_values_computed_by_hand(models):
     prepared, figures = step.prepare(models, rollouts(), SECTION)
-    assert not prepared.old_values_N.any()  # the fresh critic returns 0
+    assert not prepared.values.old_values_N.any()  # the fresh critic returns 0
     # k1 is 0.25 at each of 11 tokens; β = 0.1; scores 9 → 3 − 2 (cut off), −1, 1, 0.5 − 2 (cut off)
     assert figures["kl"] == pytest.approx(11 * 0.25 / 4, abs=1e-5)
     assert figures["reward"] == pytest.approx(9.5 / 4)
@@ -45,15 +45,15 @@ def test_prepared_figures_match_values_computed_by_hand(models):
     )
     assert figures["eos_rate"] == 0.5
     # values are 0, so returns = advantages = Σ (γλ)^k r; the last token of task 5 gets 3 − 2 − 0.025
-    returns = prepared.returns_N[:5].tolist()
+    returns = prepared.values.returns_N[:5].tolist()
     expected = [0.975]
     for _ in range(4):
         expected.insert(0, -0.025 + 0.95 * expected[0])
     assert returns == pytest.approx(expected, abs=1e-5)
     assert float(prepared.advantages_N.mean()) == pytest.approx(0.0, abs=1e-6)
     assert float(prepared.advantages_N.var(unbiased=False)) == pytest.approx(1.0, abs=1e-5)
-    width = 0.2 * float(prepared.returns_N.std(unbiased=False))
-    assert prepared.value_clip_width == pytest.approx(width)
+    width = 0.2 * float(prepared.values.returns_N.std(unbiased=False))
+    assert prepared.values.clip_width == pytest.approx(width)
 
 
 @pytest.mark.parametrize("budget", [1, 7, 12])
@@ -121,7 +121,9 @@ def test_step_raises_good_tokens_and_lowers_bad_ones(models):
         after, _ = fresh.logprobs(padded, temperature=1.0)
         values = fresh.values(padded)
     assert float(((after - before) * prepared.advantages_N).sum()) > 0
-    assert float((values - prepared.returns_N).square().mean()) < float(prepared.returns_N.square().mean())
+    assert float((values - prepared.values.returns_N).square().mean()) < float(
+        prepared.values.returns_N.square().mean()
+    )
 
 
 def test_tied_tensors_are_stored_once(tmp_path):

@@ -172,6 +172,26 @@ def test_killed_run_ends_with_the_same_weights_bit_for_bit(update, tmp_path, mod
     assert audited(run.config) == {"trained": 48, "dead": 0, "void": 8 * (update % 2)}
 
 
+def test_run_without_a_critic_keeps_only_the_policy_and_resumes_bit_for_bit(tmp_path, model_path):
+    found = []
+    for name, update in (("whole", None), ("killed", 3)):
+        config = configured(tmp_path / name, model_path, **{"ppo.estimator": "reinforce++"})
+        with Run(config, model_path) as run:
+            if update is not None:
+                run.killed_after(update)
+            run.trainer().run()
+            found.append(weights(run.models))
+        newest = CheckpointStore(config.folder.checkpoints).versions()[-1]
+        assert sorted(path.name for path in (config.folder.checkpoints / str(newest)).iterdir()) == [
+            "manifest.json",
+            "policy.safetensors",
+            "policy_optimizer.safetensors",
+            "state.json",
+        ]
+        assert audited(config)["trained"] == 48
+    assert same(*found)
+
+
 def test_run_killed_twice_with_the_queue_wiped_in_between(tmp_path, model_path, undisturbed):
     with Run(configured(tmp_path, model_path), model_path) as run:
         run.killed_after(3)
