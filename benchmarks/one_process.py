@@ -25,7 +25,8 @@ from services.batching.packing import pack
 from services.policy.decoder import Decoder
 from services.policy.sample_state import SampleState
 from services.policy.sampler import stream_key
-from services.reference.scorer import Lookup, ReferenceScorer
+from services.reference.model import Lookup
+from services.reference.scorer import ReferenceScorer
 from services.reward.scorer import RewardScorer
 from trainer.ppo import batch, learner
 from trainer.ppo.dispatch import PromptOrder

@@ -22,7 +22,8 @@ from benchmarks.result import Result, Settings, interleaved, rates
 from fairlead.config.serving import ReferenceSection
 from fairlead.types import TokenPair
 from services.batching.packing import pack
-from services.reference.scorer import Lookup, ReferenceScorer
+from services.reference.model import Lookup
+from services.reference.scorer import ReferenceScorer
 
 LONGEST = 1_024
 AT_LEAST = 0.85

@@ -160,3 +160,10 @@ def setup(
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("httpx", "urllib3", "transformers", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def current() -> tuple[Literal["json", "human"], str]:
+    """Return the style and the level of this process's log, for the processes that it starts."""
+    root = logging.getLogger()
+    is_json = any(isinstance(handler.formatter, JsonFormatter) for handler in root.handlers)
+    return "json" if is_json else "human", logging.getLevelName(root.level)

@@ -42,7 +42,8 @@ def rendered(variant: str, config: Path | None = None) -> tuple[Manifest, ...]:
     target = Target(
         overlay=overlay, components=components, namespace="fairlead", registry="registry.test/team"
     )
-    ranks = {"ranks.nodes": 2, "ranks.per_node": 8} if "ranks" in variant else {}
+    divided = {"ranks.nodes": 2, "ranks.per_node": 8, "reward.tensor_parallel": 4}
+    ranks = divided if "ranks" in variant else {}
     return tuple(render(load(config, overrides=ranks), target))
 
 

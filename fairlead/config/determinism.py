@@ -30,12 +30,19 @@ DEFAULTS: Mapping[str, object] = {
 }
 """Dotted key → default of a deterministic run."""
 
-_REQUIRED: Mapping[str, object] = {"ppo.max_staleness": 0, "policy.engine": "transformers"} | {
-    key: value for key, value in DEFAULTS.items() if not key.endswith(".threads")
-}
+_REQUIRED: Mapping[str, object] = {
+    "ppo.max_staleness": 0,
+    "policy.engine": "transformers",
+    "reference.engine": "local",
+    "reward.tensor_parallel": 1,
+    "reference.tensor_parallel": 1,
+} | {key: value for key, value in DEFAULTS.items() if not key.endswith(".threads")}
 _WHY = {
     "ppo.max_staleness": "the rollouts of an update must not depend on the speed of workers",
     "policy.engine": "the numbers of vLLM depend on what else is decoded",
+    "reference.engine": "the numbers of vLLM depend on what else is computed",
+    "reward.tensor_parallel": "a score must not depend on the number of processes",
+    "reference.tensor_parallel": "a log-prob must not depend on the number of processes",
     "policy.max_slots": "a completion must not depend on what else is decoded",
     "reward.batching.max_batch_tokens": "a score must not depend on what else is scored",
     "reward.attention": "a single sequence needs no padding, and must not share computation with others",

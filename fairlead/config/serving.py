@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -24,6 +24,15 @@ class ModelServiceSection(ServiceSection, ComputeSection):
     """Maximum length of a sequence, in tokens; 0 is the limit of the model."""
     max_text_bytes: int = Field(default=1 << 20, ge=1, le=1 << 30)
     """Maximum size of a single text, in bytes of UTF-8."""
+
+
+class DividedSection(ModelServiceSection):
+    """A model that may be divided among several GPUs."""
+
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
+    """GPUs among which each replica divides its model, by the tensor-parallel plan that transformers has for
+    it, with a process for each; on a CPU, the number of these processes. It must divide the numbers of
+    attention heads and of key-value heads."""
 
 
 def _all_different(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -86,11 +95,41 @@ VLLM_OPTIONS_SET_BY_FAIRLEAD: Mapping[str, str] = {
 """Options of vLLM that `[policy.vllm]` does not take, and what decides instead."""
 
 
-def _vllm_options(options: dict[str, object]) -> dict[str, object]:
-    for name in options:
-        if name in VLLM_OPTIONS_SET_BY_FAIRLEAD:
-            raise ValueError(f"no option {name!r}: set by {VLLM_OPTIONS_SET_BY_FAIRLEAD[name]}")
-    return options
+VLLM_OPTIONS_OF_SCORERS: Mapping[str, str] = {
+    "model": "path",
+    "tokenizer": "path",
+    "dtype": "dtype",
+    "max_model_len": "max_sequence_tokens",
+    "tensor_parallel_size": "tensor_parallel",
+    "data_parallel_size": "several replicas of the service",
+    "load_format": "safetensors files",
+    "trust_remote_code": "false: code from a model's folder is never run",
+} | dict.fromkeys(
+    (
+        "runner",
+        "convert",
+        "pooler_config",
+        "skip_tokenizer_init",
+        "generation_config",
+        "logprobs_mode",
+        "worker_extension_cls",
+        "enable_lora",
+        "enable_log_requests",
+        "disable_log_stats",
+    ),
+    "the service itself",
+)
+"""Options of vLLM that `[reward.vllm]` and `[reference.vllm]` do not take, and what decides instead."""
+
+
+def _without(refused: Mapping[str, str]) -> Callable[[dict[str, object]], dict[str, object]]:
+    def check(options: dict[str, object]) -> dict[str, object]:
+        for name in options:
+            if name in refused:
+                raise ValueError(f"no option {name!r}: set by {refused[name]}")
+        return options
+
+    return check
 
 
 class PolicySection(ModelServiceSection):
@@ -114,7 +153,7 @@ class PolicySection(ModelServiceSection):
     engine: Literal["transformers", "vllm"] = "transformers"
     """What generates the completions: `transformers`, a transformers model in this process, or `vllm`, which
     must be installed; see [docs/vllm.md](vllm.md)."""
-    vllm: Annotated[dict[str, object], AfterValidator(_vllm_options)] = {}  # noqa: RUF012  # pydantic copies it
+    vllm: Annotated[dict[str, object], AfterValidator(_without(VLLM_OPTIONS_SET_BY_FAIRLEAD))] = {}  # noqa: RUF012  # pydantic copies it
     """Options of vLLM, with `engine = "vllm"`, by the names of its `AsyncEngineArgs`, such as
     `tensor_parallel_size = 8`. Those that other settings decide are refused."""
 
@@ -141,7 +180,7 @@ class TritonSection(Section):
     """TLS for calls to the server, in place of `[tls]`. The server is never sent an API key."""
 
 
-class RewardSection(ModelServiceSection):
+class RewardSection(DividedSection):
     """The service that scores responses with the reward model."""
 
     watch: bool = False
@@ -161,8 +200,12 @@ class RewardSection(ModelServiceSection):
     """Further names of the model in requests, beside `reward`, its id and `model_name`, for clients with a
     name of their own, such as the path of the model on their machine. Set it for the gateway and the service
     alike."""
-    engine: Literal["local", "triton"] = "local"
-    """What computes the scores: `local`, a model in this process, or `triton`, a Triton server."""
+    engine: Literal["local", "triton", "vllm"] = "local"
+    """What computes the scores: `local`, transformers in processes of the service; `triton`, a Triton server;
+    or `vllm`, which must be installed and serves the model by itself, see [docs/vllm.md](vllm.md)."""
+    vllm: Annotated[dict[str, object], AfterValidator(_without(VLLM_OPTIONS_OF_SCORERS))] = {}  # noqa: RUF012
+    """Options of vLLM, with `engine = "vllm"`, by the names of its `AsyncEngineArgs`. Those that other
+    settings decide are refused."""
     triton: TritonSection = TritonSection()
     """The Triton server."""
     batching: BatchingSection = BatchingSection()
@@ -198,9 +241,15 @@ class RewardSection(ModelServiceSection):
     """λ of `mean_minus_std`: mean − λ · standard deviation over the members."""
 
 
-class ReferenceSection(ModelServiceSection):
+class ReferenceSection(DividedSection):
     """The service that computes log-probs with the frozen reference model."""
 
+    engine: Literal["local", "vllm"] = "local"
+    """What computes the log-probs: `local`, transformers in processes of the service, or `vllm`, which must
+    be installed; see [docs/vllm.md](vllm.md)."""
+    vllm: Annotated[dict[str, object], AfterValidator(_without(VLLM_OPTIONS_OF_SCORERS))] = {}  # noqa: RUF012
+    """Options of vLLM, with `engine = "vllm"`, by the names of its `AsyncEngineArgs`. Those that other
+    settings decide are refused."""
     batching: BatchingSection = BatchingSection()
     """Limits of batches and of the queue."""
     pack_weights: bool = True

@@ -23,6 +23,7 @@ from fairlead.config import RunConfig
 from fairlead.config.infrastructure import RanksSection
 from fairlead.config.saving import as_toml
 from fairlead.errors import ConfigError
+from fairlead.planning.gpus import engine_gpus
 
 Manifest = dict[str, Any]
 """A Kubernetes object as JSON values."""
@@ -179,7 +180,9 @@ def _existing(folder: Path, name: str, flag: str) -> Path:
 
 
 def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
-    """Set what kustomize cannot: the queue keys that the autoscaler reads, the trainer's stage and ranks."""
+    """Set what kustomize cannot: the queue keys that the autoscaler reads, the trainer's stage and ranks, and
+    the GPUs of the model services.
+    """
     if manifest["kind"] == "ScaledObject":
         for trigger in manifest["spec"]["triggers"]:
             if trigger["type"] == "redis-streams":
@@ -190,6 +193,7 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
         job = job_spec(manifest)
         arguments = job["template"]["spec"]["containers"][0]["args"]
         arguments[arguments.index("trainer.ppo")] = f"trainer.{target.stage.replace('-', '_')}"
+<<<<<<< HEAD
         first_pod = "trainer-0" if manifest["kind"] == "Job" else "trainer-ranks-0-0"
         _set_ranks(job, config.ranks, first_pod=first_pod)
     return manifest
@@ -205,14 +209,29 @@ def job_spec(manifest: Manifest) -> Manifest:
 
 
 def _set_ranks(job: Manifest, section: RanksSection, *, first_pod: str) -> None:
+=======
+        _set_ranks(manifest["spec"], config.ranks)
+    if manifest["metadata"]["labels"].get(COMPONENT) == "model-service" and manifest["kind"] == "Deployment":
+        _set_gpus(manifest["spec"], engine_gpus(getattr(config, manifest["metadata"]["name"])))
+    return manifest
+
+
+def _set_gpus(workload: Manifest, number: int) -> None:
+    """Set the number of GPUs of a pod that has one."""
+    (container,) = workload["template"]["spec"]["containers"]
+    if GPU in container["resources"]["limits"]:
+        container["resources"]["limits"][GPU] = str(number)
+
+
+def _set_ranks(job: Manifest, section: RanksSection) -> None:
+>>>>>>> 4170586 (Divide reward and reference models among GPUs, or serve them with vLLM)
     """Give a Job one pod for each node of ranks, and each pod a launcher and a GPU for each of its ranks."""
     if section.nodes * section.per_node == 1:
         return
     (container,) = job["template"]["spec"]["containers"]
     arguments = container["args"]
     arguments.insert(arguments.index("-m") + 1, "trainer.distributed.launch")
-    if GPU in container["resources"]["limits"]:
-        container["resources"]["limits"][GPU] = str(section.per_node)
+    _set_gpus(job, section.per_node)
     job["completions"] = job["parallelism"] = section.nodes
     # A lost rank ends the pods of all others, which count as failures, too; in a JobSet the limit is 0.
     job["backoffLimit"] *= section.nodes

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fairlead.config.serving import RewardSection
 from fairlead.errors import ModelLoadError
-from fairlead.nn.loading import load_tokenizer, tokenizer_fingerprint, weights_digest
+from fairlead.nn.loading import Loader, load_tokenizer, tokenizer_fingerprint, weights_digest
 from fairlead.nn.reward_model import RewardModel, load_reward_model
 
 FILE = "ensemble.json"
@@ -131,14 +131,19 @@ def temperature_of(path: str) -> EnsembleTemperature | None:
     return found
 
 
-def load_ensemble(path: str, section: RewardSection) -> RewardEnsemble:
+def load_ensemble(path: str, section: RewardSection, *, load: Loader | None = None) -> RewardEnsemble:
     """Load the reward model or the ensemble in a folder, with the section's rule.
+
+    Args:
+        path: folder or hub id.
+        section: the rule, and how to compute.
+        load: reads the weights; None: `load_pretrained`.
 
     Raises:
         ModelLoadError: if a member cannot be loaded, or the members' tokenizers differ.
     """
     paths = member_paths(path)
-    members = tuple(load_reward_model(member, section) for member in paths)
+    members = tuple(load_reward_model(member, section, load=load) for member in paths)
     if len(paths) > 1 and len({tokenizer_fingerprint(load_tokenizer(member)) for member in paths}) > 1:
         raise ModelLoadError(f"the members of {path!r} have different tokenizers")
     rule = section.ensemble

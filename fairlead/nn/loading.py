@@ -15,7 +15,7 @@ import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -37,6 +37,7 @@ from fairlead.errors import ModelLoadError, pickle_refused
 from fairlead.nn import adapters
 from fairlead.nn.failures import load_failure
 from fairlead.nn.gguf import gguf_file
+from fairlead.nn.tensor_parallel import whole
 
 logger = logging.getLogger(__name__)
 
@@ -195,13 +196,33 @@ def _changes_of_positions(config: PreTrainedConfig) -> Iterator[int]:
         yield int(config.floor_scale) - 1
 
 
-def load_causal_lm(path: str, section: ComputeSection) -> PreTrainedModel:
+class Loader(Protocol):
+    """Loads a model as `load_pretrained` does."""
+
+    def __call__(
+        self,
+        auto: AutoClass,
+        path: str,
+        section: ComputeSection,
+        *,
+        allowed_missing: Collection[str] = (),
+        **settings: object,
+    ) -> PreTrainedModel:
+        """See `load_pretrained`."""
+
+
+def load_causal_lm(path: str, section: ComputeSection, *, load: Loader | None = None) -> PreTrainedModel:
     """Load a causal language model in evaluation mode on the section's device and dtype.
+
+    Args:
+        path: folder or hub id.
+        section: device and dtype.
+        load: reads the weights; None: `load_pretrained`.
 
     Raises:
         ModelLoadError: if it is missing, truncated, or weights are missing from the checkpoint.
     """
-    return ready(load_pretrained(AutoModelForCausalLM, path, section), section)
+    return ready((load or load_pretrained)(AutoModelForCausalLM, path, section), section)
 
 
 def load_config(path: str) -> PreTrainedConfig:
@@ -270,12 +291,12 @@ def check_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTok
 
 def weights_digest(model: nn.Module) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 over a model's parameters: its reward-model
-    version.
+    version. If the model is divided among ranks, all of them must call this.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(whole(tensor.detach()).cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
 
 

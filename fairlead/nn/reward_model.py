@@ -34,7 +34,7 @@ from fairlead.nn import adapters
 from fairlead.nn.failures import load_failure
 from fairlead.nn.gguf import gguf_file
 from fairlead.nn.heads import ScalarHead
-from fairlead.nn.loading import load_config, load_pretrained, ready
+from fairlead.nn.loading import Loader, load_config, load_pretrained, ready
 
 REWARD_BIAS = "fairlead_reward_bias"
 """Key of the bias in config.json; only models trained by Fairlead have it."""
@@ -143,7 +143,9 @@ class RewardModel:
         tokenizer.save_pretrained(folder)
 
 
-def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = False) -> RewardModel:
+def load_reward_model(
+    path: str, section: ComputeSection, *, fresh_head: bool = False, load: Loader | None = None
+) -> RewardModel:
     """Load a sequence-classification model with one label.
 
     Args:
@@ -151,12 +153,13 @@ def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = 
         section: device and dtype.
         fresh_head: accept a causal language model and draw a random head (std 1/√(H+1)); otherwise a
             checkpoint without a head is rejected.
+        load: reads the weights; None: `load_pretrained`.
 
     Raises:
         ModelLoadError: if it cannot be loaded, has no head or more than one label, or reads its score neither
             from the last token nor as an encoder does.
     """
-    model = _load(path, section, fresh_head=fresh_head)
+    model = _load(path, section, load or load_pretrained, fresh_head=fresh_head)
     nn.Module.eval(model)
     body = model.base_model
     assert isinstance(body, PreTrainedModel)
@@ -180,20 +183,18 @@ def load_reward_model(path: str, section: ComputeSection, *, fresh_head: bool = 
     return RewardModel(body, head.to(ready(model, section).device), model)
 
 
-def _load(path: str, section: ComputeSection, *, fresh_head: bool) -> PreTrainedModel:
+def _load(path: str, section: ComputeSection, load: Loader, *, fresh_head: bool) -> PreTrainedModel:
     config = load_config(path)
     missing: tuple[str, ...] | None = ("score.weight",) if fresh_head else None
     if missing is None and adapters.base_of(path) is not None:
         missing = _head_of_adapter(path)
     if missing is not None:
-        model = load_pretrained(
-            AutoModelForSequenceClassification, path, section, allowed_missing=missing, num_labels=1
-        )
+        model = load(AutoModelForSequenceClassification, path, section, allowed_missing=missing, num_labels=1)
         if not fresh_head:
             _apply_own_settings(model, path)
         return model
-    _check_kind(path, config)
-    return load_pretrained(AutoModelForSequenceClassification, path, section)
+    check_kind(path, config)
+    return load(AutoModelForSequenceClassification, path, section)
 
 
 def _head_of_adapter(path: str) -> tuple[str, ...] | None:
@@ -223,8 +224,12 @@ def _apply_own_settings(model: PreTrainedModel, path: str) -> None:
             setattr(model.config, key, found[key])
 
 
-def _check_kind(path: str, config: PreTrainedConfig) -> None:
-    """Reject models that would load but give meaningless scores, before their weights are read."""
+def check_kind(path: str, config: PreTrainedConfig) -> None:
+    """Reject models that would load but give meaningless scores, before their weights are read.
+
+    Raises:
+        ModelLoadError: if the model is not a sequence classifier of transformers with one label.
+    """
     made_for = next(iter(config.architectures or ()), "")
     if gguf_file(path) is not None:
         made_for = "the model in a GGUF file"
@@ -251,7 +256,7 @@ def _check_kind(path: str, config: PreTrainedConfig) -> None:
 def _reads_last_token(model: PreTrainedModel, body: PreTrainedModel, layer: nn.Linear) -> bool:
     """Compare our reading with the model's own forward pass, without our bias."""
     pad = model.config.pad_token_id
-    tokens_BT = torch.tensor([[token for token in range(8) if token != pad]])
+    tokens_BT = torch.tensor([[token for token in range(8) if token != pad]], device=model.device)
     theirs = float(model(input_ids=tokens_BT).logits[0, 0])
     hidden_H = body(input_ids=tokens_BT)[0][0, -1]
     if hidden_H.shape[-1] != layer.weight.shape[1]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fairlead.config import RunConfig
-from fairlead.config.serving import PolicySection
+from fairlead.config.serving import DividedSection, ModelServiceSection, PolicySection
 from fairlead.errors import ConfigError
 from fairlead.planning.vllm_memory import parallel_sizes
 
@@ -18,13 +18,17 @@ TRAINER = "trainer"
 """Name of the trainer among the processes."""
 
 
-def engine_gpus(section: PolicySection) -> int:
-    """Return the number of GPUs among which an engine of the policy service divides its model.
+def engine_gpus(section: ModelServiceSection) -> int:
+    """Return the number of GPUs among which a replica of a model service divides its model.
 
     Raises:
         ConfigError: if vLLM's options do not say so in numbers.
     """
-    return math.prod(parallel_sizes(section)) if section.engine == "vllm" else 1
+    if isinstance(section, DividedSection):
+        return section.tensor_parallel
+    if isinstance(section, PolicySection) and section.engine == "vllm":
+        return math.prod(parallel_sizes(section))
+    return 1
 
 
 def assign(gpus: Sequence[str], *, ranks: int, services: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
@@ -39,7 +43,9 @@ def assign(gpus: Sequence[str], *, ranks: int, services: Mapping[str, int]) -> d
     placed: dict[str, tuple[str, ...]] = {TRAINER: tuple(gpus[:ranks])} if ranks else {}
     used = 0
     for name, number in services.items():
-        placed[name] = tuple(left[(used + index) % len(left)] for index in range(min(number, len(left))))
+        # A divided model needs as many as it has parts, even if some are the trainer's.
+        pool = left if number <= len(left) else gpus
+        placed[name] = tuple(pool[(used + index) % len(pool)] for index in range(min(number, len(pool))))
         used += number
     return placed
 
@@ -73,7 +79,7 @@ def visible_devices(
                 allowed=f"at most the number of GPUs, {len(gpus)}, or ppo.device = 'cpu'",
             )
         services = {
-            name: engine_gpus(config.policy) if section == "policy" else 1
+            name: engine_gpus(getattr(config, section))
             for section, name in replicas
             if getattr(config, section).device != "cpu"
         }

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from fairlead.config import RunConfig
 from fairlead.config.base import ComputeSection
-from fairlead.config.serving import ModelServiceSection, PolicySection
+from fairlead.config.serving import DividedSection, ModelServiceSection, PolicySection
 from fairlead.config.training import LoraSection, TrainingSection
 from fairlead.planning import formulas, vllm_memory
+from fairlead.planning.gpus import engine_gpus
 from fairlead.planning.machine import Machine
 from fairlead.planning.model_size import ModelSize
 from fairlead.planning.vllm_memory import VllmMemory
@@ -256,9 +257,11 @@ class MemoryPlanner:
         members = self._config.reward_model.ensemble_size if not section.path else 1
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
         tokens = max(section.batching.max_batch_tokens, longest)
+        process = self._divided("reward", section, size)
+        body = -(-size.body * formulas.DTYPE_BYTES[section.dtype] // process.gpus)
         return dataclasses.replace(
-            self._service("reward", section, size),
-            weights=members * (size.body * formulas.DTYPE_BYTES[section.dtype] + head_bytes(size)),
+            process,
+            weights=members * (body + head_bytes(size)),
             activations=self._forward(size, section, tokens=tokens, longest=longest),
             cache=self._prefix_cache(size, tokens=tokens, members=members),
         )
@@ -286,11 +289,26 @@ class MemoryPlanner:
         size = self._sizes["reference"]
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
         tokens = max(section.batching.max_batch_tokens, longest)
+        process = self._divided("reference", section, size)
         return dataclasses.replace(
-            self._service("reference", section, size),
-            weights=size.parameters * formulas.DTYPE_BYTES[section.dtype],
+            process,
+            weights=-(-size.parameters * formulas.DTYPE_BYTES[section.dtype] // process.gpus),
             activations=self._forward(size, section, tokens=tokens, longest=longest)
             + formulas.logits_bytes(size, tokens, self._device(section)),
+        )
+
+    def _divided(self, name: str, section: DividedSection, size: ModelSize) -> ProcessMemory:
+        """Return a service that may divide its model among processes, with a GPU for each."""
+        process = self._service(name, section, size)
+        gpus = engine_gpus(section)
+        if gpus == 1:
+            return process
+        problem = f"{name}.tensor_parallel = {gpus} does not divide the {size.heads} attention heads"
+        return dataclasses.replace(
+            process,
+            gpus=gpus,
+            runtime=process.runtime + gpus * RUNTIME_BYTES["torch"],
+            problem=problem if size.heads % gpus else "",
         )
 
     def _service(self, name: str, section: ModelServiceSection, size: ModelSize) -> ProcessMemory:

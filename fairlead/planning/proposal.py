@@ -92,8 +92,8 @@ def _candidates(config: RunConfig, gpus: int, nodes: int) -> Iterator[dict[str, 
 
 def _ranks(config: RunConfig, gpus: int, nodes: int) -> list[int]:
     """Return numbers of ranks per node: a GPU for every service, then fewer, then shared ones."""
-    services = sum(getattr(config, name).replicas for name in ("reward", "reference"))
-    services += config.policy.replicas * engine_gpus(config.policy)
+    sections = (config.policy, config.reward, config.reference)
+    services = sum(section.replicas * engine_gpus(section) for section in sections)
     if nodes > 1:
         return [max(1, (nodes * gpus - services) // nodes)]
     first = max(1, gpus - services)

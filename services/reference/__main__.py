@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING
 
 from fairlead import metrics
 from fairlead.config import RunConfig
+from fairlead.errors import ConfigError
 from fairlead.nn import allocator
 from services.batching.batcher import MicroBatcher
 from services.runtime import process
@@ -23,7 +25,15 @@ def _load(config: RunConfig) -> ReferenceScorer:
 
     if config.deterministic:
         require_determinism()
-    return ReferenceScorer(config.reference.path or str(config.folder.sft_model), config.reference)
+    temperature = config.sampling.temperature
+    if config.reference.engine == "vllm" and config.evaluation.temperature not in (0, temperature):
+        raise ConfigError(
+            "evaluation.temperature",
+            got=config.evaluation.temperature,
+            allowed=f"0 or {temperature:g} (sampling.temperature), because reference.engine is 'vllm'",
+        )
+    path = config.reference.path or str(config.folder.sft_model)
+    return ReferenceScorer(path, config.reference, temperature=temperature)
 
 
 async def run(config: RunConfig) -> None:
@@ -45,11 +55,14 @@ async def run(config: RunConfig) -> None:
             batcher_metrics=metrics.BatcherMetrics(),
             field_name="sequences",
         )
-        async with batcher:
-            servicer = ReferenceServicer(scorer, batcher)
-            await server.start(servicer.add_to, [SERVICE_NAME], wire_limits(config.reference))
-            server.set_ready(True)
-            await server.run_until_stopped()
+        try:
+            async with batcher:
+                servicer = ReferenceServicer(scorer, batcher)
+                await server.start(servicer.add_to, [SERVICE_NAME], wire_limits(config.reference))
+                server.set_ready(True)
+                await server.run_until_stopped(scorer.failure)
+        finally:
+            await asyncio.to_thread(scorer.close)
 
 
 if __name__ == "__main__":

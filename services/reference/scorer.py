@@ -1,90 +1,82 @@
-"""One frozen language model: ids → log-probs of the response. Knows torch, but neither the wire format nor
-the queue.
+"""The reference model as the servicer sees it: checks of requests, and log-probs by one of the engines.
 
-Shapes: B batch, T token positions, H hidden, N response tokens of the whole batch.
+What computes them is decided here: this process, the ranks among which the model is divided, or vLLM.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
-from transformers import PreTrainedModel
+from concurrent.futures import Future
+from typing import Protocol
 
 from fairlead.config.serving import ReferenceSection
-from fairlead.errors import InternalError
-from fairlead.nn import allocator, loading
-from fairlead.nn.linear import ROWS, pack_linears
-from fairlead.nn.logprobs import hidden_logprobs
-from fairlead.nn.unembedding import check_unembedding, output_layer
+from fairlead.errors import InternalError, InvalidInput
 from fairlead.types import ModelInfo, ReferenceInfo, TokenPair
+from services.reference.model import LocalModel, Lookup
+from services.reference.ranks import RankedModel
 from services.runtime import limits
+from services.vllm.install import require_vllm
 
-logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Lookup:
-    """One sequence whose response gets log-probs."""
-
-    pair: TokenPair
-    """Prompt and response."""
-    temperature: float
-    """Logits are divided by this."""
+class ReferenceModel(Protocol):
+    """Computes log-probs under the frozen model."""
 
     @property
-    def num_tokens(self) -> int:
-        """Number of tokens of prompt and response."""
-        return len(self.pair.prompt_token_ids) + len(self.pair.response_token_ids)
+    def info(self) -> ModelInfo:
+        """Description of the model."""
+        ...
+
+    @property
+    def failure(self) -> Future[None] | None:
+        """Fails with the error after which nothing can be computed; None if that is not possible."""
+        ...
+
+    @property
+    def temperature(self) -> float | None:
+        """The only temperature of lookups; None if any can be computed."""
+        ...
+
+    def logprobs(self, lookups: Sequence[Lookup]) -> Sequence[tuple[float, ...]]:
+        """Return log π_ref of every response id of each lookup."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
 
 
 class ReferenceScorer:
-    """One frozen language model on one device."""
+    """One frozen language model."""
 
-    def __init__(self, path: str, section: ReferenceSection) -> None:
+    def __init__(self, path: str, section: ReferenceSection, *, temperature: float = 1.0) -> None:
         """Load the model and its tokenizer.
 
         Args:
             path: folder or hub id.
             section: limits, and how to compute.
+            temperature: with vLLM, the only temperature of lookups.
 
         Raises:
             ModelLoadError: the model cannot be loaded.
+            ConfigError: it cannot be computed as the section says.
         """
-        loading.set_threads(section)
         self._section = section
-        tokenizer = loading.load_tokenizer(path)
-        self._model = loading.load_causal_lm(path, section)
-        loading.check_vocabulary(path, self._model, tokenizer)
-        check_unembedding(self._model)
-        body = self._model.base_model
-        assert isinstance(body, PreTrainedModel)
-        self._body = body
-        self._unembedding = output_layer(self._model)
-        self._device = loading.torch_device(section.device)
-        self._heap = allocator.HeapBound() if self._device.type == "cpu" else None
-        self._positions = loading.max_sequence_tokens(self._model, 0)
-        self._multiple = 1
-        if section.pack_weights and self._device.type == "cpu":
-            count = pack_linears(body)
-            self._multiple = ROWS if count else 1
-            logger.info("packed the weights of %d linear layers of %r for oneDNN", count, path)
-        embedding = body.get_input_embeddings()
-        assert isinstance(embedding, torch.nn.Embedding)
-        self.info = ReferenceInfo(
-            model=ModelInfo(
-                model_id=path,
-                tokenizer_fingerprint=loading.tokenizer_fingerprint(tokenizer),
-                vocabulary_size=embedding.num_embeddings,
-                max_sequence_tokens=loading.max_sequence_tokens(self._model, section.max_sequence_tokens),
-                dtype=section.dtype,
-            )
-        )
+        self.model: ReferenceModel
+        """The model."""
+        if section.engine == "vllm":
+            self.model = _vllm_model(path, section, temperature)
+        elif section.tensor_parallel > 1:
+            self.model = RankedModel(path, section)
+        else:
+            self.model = LocalModel(path, section)
+        self.info = ReferenceInfo(model=self.model.info)
         """The model as callers see it."""
+
+    @property
+    def failure(self) -> Future[None] | None:
+        """Fails with the error after which the service must end; None if there is no such error."""
+        return self.model.failure
 
     def check_count(self, count: int) -> None:
         """Check the number of sequences of a request.
@@ -98,9 +90,14 @@ class ReferenceScorer:
         """Return the lookups of a request, checked against the model's limits.
 
         Raises:
-            InvalidInput: for a temperature that is not a positive number, or the first invalid sequence.
+            InvalidInput: for a temperature that is not a positive number, or not the only one of vLLM, or
+                the first invalid sequence.
         """
         limits.check_temperature("temperature", temperature, allow_zero=False)
+        only = self.model.temperature
+        if only is not None and not math.isclose(temperature, only, rel_tol=1e-6):
+            allowed = f"{only:g} (sampling.temperature), because reference.engine is 'vllm'"
+            raise InvalidInput("temperature", got=temperature, allowed=allowed)
         self.check_count(len(pairs))
         size = self.info.model.vocabulary_size
         for index, pair in enumerate(pairs):
@@ -116,62 +113,19 @@ class ReferenceScorer:
 
     def logprobs(self, lookups: Sequence[Lookup]) -> list[tuple[float, ...] | Exception]:
         """Return log π_ref of every response id of each lookup, or an error where one is not finite."""
-        found = self._logprobs(lookups)
-        if self._heap is not None:
-            self._heap.after_batch()
-        return found
+        rows = self.model.logprobs(lookups)
+        return [row if all(map(math.isfinite, row)) else _not_finite() for row in rows]
 
-    @torch.inference_mode()
-    def _logprobs(self, lookups: Sequence[Lookup]) -> list[tuple[float, ...] | Exception]:
-        # A batch may mix temperatures: the body runs once, the output layer once per temperature.
-        order = sorted(range(len(lookups)), key=lambda row: lookups[row].temperature)
-        ordered = [lookups[row] for row in order]
-        found: list[tuple[float, ...] | Exception] = [()] * len(lookups)
-        hidden_BTH = self._hidden(ordered)
-        start = 0
-        for temperature, group in itertools.groupby(ordered, key=lambda lookup: lookup.temperature):
-            size = len(list(group))
-            rows = range(start, start + size)
-            for row, logprobs in zip(
-                rows, self._rows_logprobs(hidden_BTH, ordered, rows, temperature), strict=True
-            ):
-                found[order[row]] = logprobs
-            start += size
-        return found
+    def close(self) -> None:
+        """Free the model."""
+        self.model.close()
 
-    def _hidden(self, lookups: Sequence[Lookup]) -> torch.Tensor:
-        lengths_B = torch.tensor([lookup.num_tokens for lookup in lookups])
-        longest = int(lengths_B.max())
-        if len(lookups) > 1:  # a single sequence needs no padding
-            longest = min(-(-longest // self._multiple) * self._multiple, self._positions)
-        tokens_BT = torch.zeros(len(lookups), longest, dtype=torch.long)
-        for row, lookup in enumerate(lookups):
-            ids = (*lookup.pair.prompt_token_ids, *lookup.pair.response_token_ids)
-            tokens_BT[row, : len(ids)] = torch.tensor(ids)
-        mask_BT = (torch.arange(tokens_BT.shape[1]) < lengths_B[:, None]).long()
-        hidden_BTH: torch.Tensor = self._body(
-            input_ids=tokens_BT.to(self._device), attention_mask=mask_BT.to(self._device), use_cache=False
-        )[0]
-        return hidden_BTH
 
-    def _rows_logprobs(
-        self, hidden_BTH: torch.Tensor, lookups: Sequence[Lookup], rows: range, temperature: float
-    ) -> list[tuple[float, ...] | Exception]:
-        """Return the log-probs of rows that share a temperature."""
-        pairs = [lookups[row].pair for row in rows]
-        hidden_NH = torch.cat(
-            [
-                # The hidden state at the position before a token predicts it.
-                hidden_BTH[row, len(pair.prompt_token_ids) - 1 : lookups[row].num_tokens - 1]
-                for row, pair in zip(rows, pairs, strict=True)
-            ]
-        )
-        ids = itertools.chain.from_iterable(pair.response_token_ids for pair in pairs)
-        tokens_N = torch.tensor(list(ids), device=self._device)
-        logprobs_N = hidden_logprobs(hidden_NH, self._unembedding, tokens_N, temperature=temperature)
-        values = iter(logprobs_N.tolist())
-        rows_found = (tuple(itertools.islice(values, len(pair.response_token_ids))) for pair in pairs)
-        return [row if all(map(math.isfinite, row)) else _not_finite() for row in rows_found]
+def _vllm_model(path: str, section: ReferenceSection, temperature: float) -> ReferenceModel:
+    require_vllm("reference.engine", instead="local")
+    from services.reference.vllm import VllmModel
+
+    return VllmModel(path, section, temperature=temperature)
 
 
 def _not_finite() -> InternalError:

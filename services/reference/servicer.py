@@ -12,7 +12,8 @@ from fairlead.types import TokenPair
 from fairlead.v1 import reference_service_pb2 as pb
 from fairlead.v1 import reference_service_pb2_grpc as pb_grpc
 from services.batching.batcher import MicroBatcher
-from services.reference.scorer import Lookup, ReferenceScorer
+from services.reference.model import Lookup
+from services.reference.scorer import ReferenceScorer
 from services.runtime.access.control import caller
 from services.runtime.edge import deadline, start_notice
 from services.runtime.exclusive import ExclusiveGate

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from fairlead import metrics
@@ -101,6 +102,11 @@ class LoadedModel:
         """The model as callers see it."""
         return self._scorer.info
 
+    @property
+    def failure(self) -> Future[None] | None:
+        """Fails with the error after which the service must end; None if there is no such error."""
+        return self._scorer.model.failure
+
     async def run(self, items: Sequence[ScoreItem], call: ScoreCall) -> Scores:
         """Encode, admit and compute the items of one request; raises as `Scoring.score`.
 
@@ -119,7 +125,7 @@ class LoadedModel:
         """Wait for the requests in flight, then free the model's memory."""
         await self._idle.wait()
         await self._batcher.__aexit__(None, None, None)
-        self._scorer.close()
+        await asyncio.to_thread(self._scorer.close)
         del self._batcher, self._scorer
         await asyncio.to_thread(_free)
 

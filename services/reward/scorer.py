@@ -1,27 +1,55 @@
-"""One reward model on one device: items → ids → scalars. Knows neither the wire nor the queue."""
+"""One reward model: items → ids → scalars. Knows neither the wire nor the queue.
+
+What computes the scalars is decided here: this process, the ranks among which the model is divided, or vLLM.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Protocol
 
-import torch
+from transformers import PreTrainedTokenizerBase
 
 from fairlead import metrics
 from fairlead.config.serving import RewardSection
 from fairlead.errors import InternalError
-from fairlead.nn import allocator, loading
-from fairlead.nn.compiling import compile_model
-from fairlead.nn.ensemble import load_ensemble, member_paths
-from fairlead.nn.linear import pack_linears
-from fairlead.nn.reward_model import RewardModel
+from fairlead.nn import loading
+from fairlead.nn.ensemble import member_paths
 from fairlead.types import ModelInfo, RewardInfo, ScoreItem
 from services.batching.packing import Packing
-from services.reward.compute import forward
+from services.reward.compute.model import LocalModel, ModelFacts
 from services.reward.item_reader import ItemReader, ReadingStyle
+from services.reward.ranks import RankedModel
+from services.vllm.install import require_vllm
 
-logger = logging.getLogger(__name__)
+
+class ScoringModel(Protocol):
+    """Computes the scalars of sequences of ids."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What the service has to know about the model."""
+        ...
+
+    @property
+    def packing(self) -> Packing[tuple[int, ...]]:
+        """How to choose batches that are cheap to compute."""
+        ...
+
+    @property
+    def failure(self) -> Future[None] | None:
+        """Fails with the error after which nothing can be computed; None if that is not possible."""
+        ...
+
+    def prepare(self, sequences: Sequence[tuple[int, ...]]) -> Callable[[], list[float]]:
+        """Build a batch; return a function that computes the scalar of each sequence."""
+        ...
+
+    def close(self) -> None:
+        """Free memory that outlives the model."""
+        ...
 
 
 class RewardScorer:
@@ -41,40 +69,43 @@ class RewardScorer:
             ModelLoadError: the model cannot be loaded, or the checkpoint has no reward head.
             ConfigError: the model does not support a setting of the section.
         """
-        loading.set_threads(section)
-        self._section = section
         tokenizer = loading.load_tokenizer(member_paths(path)[0])
-        self._reward = load_ensemble(path, section)
-        self._device = loading.torch_device(section.device)
-        first = self._reward.members[0]
-        embedding = first.body.get_input_embeddings()
-        assert isinstance(embedding, torch.nn.Embedding)
+        self.model: ScoringModel
+        """The model."""
+        if section.engine == "vllm":
+            self.model = _vllm_model(path, section, tokenizer)
+        elif section.tensor_parallel > 1:
+            self.model = RankedModel(path, section)
+        else:
+            self.model = LocalModel(path, section, tokenizer, reward_metrics=reward_metrics)
+        try:
+            self._describe(path, section, tokenizer)
+        except BaseException:
+            self.model.close()
+            raise
+
+    def _describe(self, path: str, section: RewardSection, tokenizer: PreTrainedTokenizerBase) -> None:
+        facts = self.model.facts
         model = ModelInfo(
             model_id=path,
             tokenizer_fingerprint=loading.tokenizer_fingerprint(tokenizer),
-            vocabulary_size=embedding.num_embeddings,
-            max_sequence_tokens=_max_sequence_tokens(first, section, tokenizer.model_max_length),
+            vocabulary_size=facts.vocabulary_size,
+            max_sequence_tokens=facts.max_sequence_tokens,
             dtype=section.dtype,
         )
-        style = ReadingStyle(first.is_ours, first.is_encoder, answer_end=first.answer_end)
+        style = ReadingStyle(facts.is_ours, facts.is_encoder, answer_end=facts.answer_end)
         self._reader = ItemReader(path, tokenizer, section, style=style, model=model)
-        loading.check_vocabulary(path, first.model, tokenizer)
         self.info = RewardInfo(
             model=model,
-            model_version=self._reward.version,
-            calibration_temperature=section.calibration_temperature or self._reward.temperature,
+            model_version=facts.version,
+            calibration_temperature=section.calibration_temperature or facts.temperature,
         )
         """The model as callers see it."""
-        self._optimize(path)
-        self._heap = allocator.HeapBound() if self._device.type == "cpu" else None
-        self._forward = forward.choose(
-            self._reward, section, longest=model.max_sequence_tokens, reward_metrics=reward_metrics
-        )
 
     @property
     def packing(self) -> Packing[tuple[int, ...]]:
         """How to choose batches that are cheap to compute."""
-        return self._forward.packing
+        return self.model.packing
 
     def encode(self, items: Sequence[ScoreItem]) -> list[tuple[int, ...]]:
         """Return the ids of prompt and response of each item, joined and checked against the model's limits.
@@ -90,35 +121,19 @@ class RewardScorer:
 
     def prepare(self, sequences: Sequence[tuple[int, ...]]) -> Callable[[], list[float | Exception]]:
         """Build the tensors of a batch; return a function that computes what `score` returns."""
-        compute = self._forward.prepare(sequences)
-
-        @torch.inference_mode()
-        def run() -> list[float | Exception]:
-            scores = compute().tolist()
-            if self._heap is not None:
-                self._heap.after_batch()
-            return [score if math.isfinite(score) else _not_finite(score) for score in scores]
-
-        return run
+        compute = self.model.prepare(sequences)
+        return lambda: [score if math.isfinite(score) else _not_finite(score) for score in compute()]
 
     def close(self) -> None:
-        """Free the cache of prompts. The scorer can still be used."""
-        self._forward.close()
-
-    def _optimize(self, path: str) -> None:
-        """Change how the models compute, after their version was derived from the weights."""
-        for member in self._reward.members:
-            if self._section.pack_weights and self._device.type == "cpu":
-                count = pack_linears(member.body)
-                logger.info("packed the weights of %d linear layers of %r for oneDNN", count, path)
-            if self._section.compile:
-                compile_model(member.model if member.is_encoder else member.body, path=path)
+        """Free the memory that outlives the scorer."""
+        self.model.close()
 
 
-def _max_sequence_tokens(model: RewardModel, section: RewardSection, tokenizer_limit: int) -> int:
-    limit = loading.max_sequence_tokens(model.model, section.max_sequence_tokens)
-    # RoBERTa reserves positions for padding; only its tokenizer knows how many remain.
-    return min(limit, tokenizer_limit) if model.is_encoder else limit
+def _vllm_model(path: str, section: RewardSection, tokenizer: PreTrainedTokenizerBase) -> ScoringModel:
+    require_vllm("reward.engine", instead="local")
+    from services.reward.vllm import VllmModel
+
+    return VllmModel(path, section, tokenizer)
 
 
 def _not_finite(score: float) -> InternalError:

@@ -12,13 +12,14 @@ import hashlib
 import logging
 import random
 from collections.abc import Awaitable, Sequence
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
 
 from fairlead import metrics
 from fairlead.config.serving import RewardSection
-from fairlead.errors import InvalidInput, NotFound, Unavailable
+from fairlead.errors import InvalidInput, NotFound, NotOffered, Unavailable
 from fairlead.types import RewardInfo, ScoreItem, Scores, ServedReward
 from services.reward.loaded import Load, LoadedModel
 from services.reward.scoring import ScoreCall
@@ -45,7 +46,9 @@ class SwappingScoring:
         self._load_in_thread = load
         self.still_loading = False
         """Whether a thread still loads a model although the process is stopping."""
-        self._current = current
+        self.failure: Future[None] = Future()
+        """Fails with the error of a model after which the service must end."""
+        self._current = self._watched(current)
         self._canary: LoadedModel | None = None
         self._share = 0.0
         self._section = section
@@ -141,7 +144,12 @@ class SwappingScoring:
         Raises:
             ModelLoadError: the model cannot be loaded or cannot score; the served models are kept.
             InvalidInput: the share is out of range, or the canary would be the current model.
+            NotOffered: vLLM computes the scores, which has memory for one model.
         """
+        if self._section.engine == "vllm":
+            raise NotOffered(
+                "a model that vLLM serves (reward.engine) cannot be replaced: start a replica with another"
+            )
         _check_share(canary_share, least=0.0)
         return await self._finish(self._load(path, canary_share))
 
@@ -223,6 +231,7 @@ class SwappingScoring:
             except BaseException:
                 self._reward_metrics.load_failures.inc()
                 raise
+            self._watched(model)
             if _is_same(model.info, self._current.info):
                 self._retire(model)
                 if share:
@@ -264,6 +273,19 @@ class SwappingScoring:
     def _set_share(self, share: float) -> None:
         self._share = share
         self._reward_metrics.canary_share.set(share)
+
+    def _watched(self, model: LoadedModel) -> LoadedModel:
+        """Pass the failure of a model on; return the model."""
+
+        def on_done(done: Future[None]) -> None:
+            error = None if done.cancelled() else done.exception()
+            if error is not None:
+                with contextlib.suppress(InvalidStateError):
+                    self.failure.set_exception(error)
+
+        if model.failure is not None:
+            model.failure.add_done_callback(on_done)
+        return model
 
     def _need_canary(self) -> LoadedModel:
         if self._canary is None:

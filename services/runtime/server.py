@@ -229,10 +229,22 @@ class ModelServer:
         if self._observe.access_log == "texts":
             logger.warning("%s logs the texts of requests (observe.access_log)", self._name)
 
-    async def run_until_stopped(self) -> None:
-        """Wait for SIGTERM, SIGINT or `stop`, then drain."""
-        await self._stop.wait()
+    async def run_until_stopped(self, failure: futures.Future[None] | None = None) -> None:
+        """Wait for SIGTERM, SIGINT or `stop`, or until what is served has failed; then drain.
+
+        Args:
+            failure: fails with the error after which nothing can be served; that error is raised.
+        """
+        stopped = asyncio.create_task(self._stop.wait())
+        failed = (
+            asyncio.get_running_loop().create_future() if failure is None else asyncio.wrap_future(failure)
+        )
+        await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
         await self.drain()
+        if failed.done():
+            failed.result()
+        failed.cancel()
 
     async def drain(self) -> None:
         """Report NOT_SERVING, then refuse new RPCs with UNAVAILABLE; running ones have `drain_seconds`.

@@ -287,6 +287,12 @@ def test_ranks_of_the_trainer_are_pods_with_a_launcher_and_its_gpus(variant, tmp
     assert found["args"][:4] == ["python", "-m", "trainer.distributed.launch", "trainer.ppo"]
     assert found["resources"]["limits"]["nvidia.com/gpu"] == "8"
     assert "/dev/shm" in {mount["mountPath"] for mount in found["volumeMounts"]}
+    services = of_kind(rendered("gpu, ranks"), "Deployment")
+    gpus = {
+        name: container(services[name]["spec"]["template"])["resources"]["limits"]["nvidia.com/gpu"]
+        for name in MODEL_SERVICES
+    }
+    assert gpus == {"policy": "1", "reward": "4", "reference": "1"}
     # The place of every rank, as the launcher in each pod computes it.
     (tmp_path / "run.toml").write_text(data_of(rendered(variant), "run")["run.toml"])
     for variable in found["env"]:

@@ -9,7 +9,8 @@ import torch
 
 from fairlead.config.serving import BatchingSection, ReferenceSection, RewardSection
 from fairlead.types import TokenPair
-from services.reference.scorer import Lookup, ReferenceScorer
+from services.reference.model import Lookup
+from services.reference.scorer import ReferenceScorer
 from services.reward.scorer import RewardScorer
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 

@@ -21,6 +21,7 @@ from fairlead.types import ModelInfo, WeightVersion
 from services.policy.front import EngineFront, EngineLimits
 from services.policy.vllm import options
 from services.policy.vllm.version_files import ExpectedTensors
+from services.vllm.install import in_one_line
 
 
 class VllmEngine(EngineFront):
@@ -65,13 +66,13 @@ class VllmEngine(EngineFront):
         try:
             settings = arguments.create_engine_config()
         except (ValueError, TypeError, NotImplementedError) as error:
-            allowed = f"options that vLLM takes for this model: {_first_line(error)}"
+            allowed = f"options that vLLM takes for this model: {in_one_line(error)}"
             raise ConfigError("policy.vllm", got=config.policy.vllm, allowed=allowed) from error
         steps = StepRecorder(policy_metrics)
         try:
             llm = AsyncLLM.from_vllm_config(settings, stat_loggers=[steps], disable_log_stats=True)
         except Exception as error:
-            raise EngineFailed(f"vLLM did not start with {path!r}: {_first_line(error)}") from error
+            raise EngineFailed(f"vLLM did not start with {path!r}: {in_one_line(error)}") from error
         self._vllm = VllmBackend(
             llm, policy_metrics, steps, limits=limits, vocabulary_size=info.vocabulary_size
         )
@@ -110,7 +111,3 @@ class VllmEngine(EngineFront):
         """Stop vLLM; pending requests fail with Unavailable."""
         super().close()
         self._weights.close()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

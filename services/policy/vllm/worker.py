@@ -1,4 +1,4 @@
-"""What runs in vLLM's workers: loading a version completely, and ending with the policy service.
+"""What runs in vLLM's workers of the policy service: loading a version completely.
 
 vLLM imports this module in its worker processes by name and adds `WeightLoader` to its worker class. Imports
 nothing of this project, so that a worker starts as fast as without it.
@@ -6,26 +6,20 @@ nothing of this project, so that a worker starts as fast as without it.
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from services.vllm.worker import ServiceWorker
 
 if TYPE_CHECKING:
 
-    class _Worker:
+    class _Worker(ServiceWorker):
         """The part of vLLM's worker that is used here."""
-
-        model_runner: Any
 
         def reload_weights(self, *, weights_path: str) -> None:
             """Load the weights of a folder into the model."""
 
 else:
-    _Worker = object
-
-_CHECK_SECONDS = 1.0
+    _Worker = ServiceWorker
 
 
 class WeightLoader(_Worker):
@@ -41,28 +35,3 @@ class WeightLoader(_Worker):
         for layer in self.model_runner.get_model().modules():
             if type(layer).__name__ == "ParallelLMHead" and layer.weight.device.type == "cpu":
                 layer.quant_method.process_weights_after_loading(layer)
-
-
-def _end_with_the_service() -> None:
-    """End this worker when the policy service that it belongs to has ended; vLLM's engine then ends, too.
-
-    Only a process that ends normally stops its workers; after SIGKILL they would keep their memory.
-    """
-    identity = os.environ.get("FAIRLEAD_POLICY_PROCESS", "")
-    pid, _, started = identity.partition(":")
-
-    def watch() -> None:
-        while True:
-            try:
-                fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            except OSError:
-                os._exit(0)
-            if fields[19] != started or fields[0] == "Z":
-                os._exit(0)
-            time.sleep(_CHECK_SECONDS)
-
-    if pid:
-        threading.Thread(target=watch, name="policy-service", daemon=True).start()
-
-
-_end_with_the_service()

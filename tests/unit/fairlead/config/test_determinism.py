@@ -13,7 +13,8 @@ from fairlead.config import load
 from fairlead.errors import ConfigError
 from fairlead.types import SamplingParams, TokenPair
 from services.batching.batcher import MicroBatcher
-from services.reference.scorer import Lookup, ReferenceScorer
+from services.reference.model import Lookup
+from services.reference.scorer import ReferenceScorer
 from services.reward.scorer import RewardScorer
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 from tests.unit.services.policy.policy_world import model_without_end, request, running

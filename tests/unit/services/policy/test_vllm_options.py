@@ -16,8 +16,8 @@ from fairlead.errors import ConfigError, CorruptWeights
 from fairlead.nn import adapters
 from fairlead.nn.loading import causal_lm_without_weights, load_causal_lm
 from fairlead.transports.weights.base import Adapter
-from services.policy.vllm.options import check_options, process_identity, require_vllm
 from services.policy.vllm.version_files import ExpectedTensors, HeldVersion
+from services.vllm.install import check_options, process_identity, require_vllm
 from tests.tiny import tiny_causal_lm
 from trainer.model_state import unique_tensors
 
@@ -45,9 +45,15 @@ def test_options_that_other_settings_decide_are_refused():
 
 def test_unknown_option_is_refused_with_the_closest_names():
     known = ("tensor_parallel_size", "pipeline_parallel_size", "enforce_eager", "max_num_seqs")
-    check_options({"enforce_eager": True}, known)
+
+    def check(**options: object) -> None:
+        check_options(options, known, refused=("max_num_seqs",), field="policy.vllm")
+
+    check(enforce_eager=True)
     with pytest.raises(ConfigError, match=r"policy\.vllm\.tensor_paralel_size.*such as tensor_parallel_size"):
-        check_options({"tensor_paralel_size": 8}, known)
+        check(tensor_paralel_size=8)
+    with pytest.raises(ConfigError, match=r"policy\.vllm\.max_num_seqs"):
+        check(max_num_seqs=8)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_missing_or_other_vllm_is_refused(monkeypatch: pytest.MonkeyPatch, insta
 
     monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(ConfigError, match=message):
-        require_vllm()
+        require_vllm("policy.engine", instead="transformers")
 
 
 def test_vllm_is_refused_in_a_deterministic_run():

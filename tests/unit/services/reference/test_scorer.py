@@ -12,7 +12,8 @@ from fairlead.config.serving import BatchingSection, ReferenceSection
 from fairlead.errors import InvalidInput, ModelLoadError
 from fairlead.nn import logprobs
 from fairlead.types import TokenPair
-from services.reference.scorer import Lookup, ReferenceScorer
+from services.reference.model import Lookup
+from services.reference.scorer import ReferenceScorer
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
 SECTION = ReferenceSection(device="cpu", batching=BatchingSection(max_items=4))
@@ -75,7 +76,7 @@ def test_log_probs_match_float64_in_any_batch_and_at_mixed_temperatures(scorer, 
 
 def test_only_response_positions_are_unembedded_in_chunks(scorer, lookups, oracle, monkeypatch):
     rows = []
-    layer = scorer._unembedding
+    layer = scorer.model._unembedding
     hook = layer.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[0]))
     monkeypatch.setattr(logprobs.hidden_logprobs, "__kwdefaults__", {"chunk_rows": 50})
     try:

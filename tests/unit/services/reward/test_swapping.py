@@ -213,13 +213,13 @@ async def test_replaced_model_frees_its_memory(models):
     async with reward_service(first) as world, AsyncRewardClient(world.address) as client:
         await client.score([PAIRS[0]])
         scorer = world.scoring._current._scorer
-        gone = [weakref.ref(scorer), weakref.ref(scorer._reward.members[0].model)]
+        gone = [weakref.ref(scorer), weakref.ref(scorer.model.reward.members[0].model)]
         del scorer
         await world.scoring.load(second)
         await until(lambda: not any(ref() for ref in gone))
         canary = (await world.scoring.load(first, canary_share=0.5))[1]
         assert canary.share == 0.5
-        gone = [weakref.ref(world.scoring._canary._scorer._reward.members[0].model)]
+        gone = [weakref.ref(world.scoring._canary._scorer.model.reward.members[0].model)]
         await world.scoring.abandon()
         await until(lambda: not any(ref() for ref in gone))
 

@@ -1,0 +1,1 @@
+"""vLLM in a model service: what the policy, reward and reference services share."""

@@ -1,0 +1,140 @@
+"""Reward and reference models divided among ranks: the same numbers, swaps, and no hang without a message."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fairlead import ReferenceClient, RewardClient, TokenPair
+from fairlead.clients import AsyncReferenceClient, RewardAdminClient
+from fairlead.config.serving import ReferenceSection, RewardSection
+from fairlead.errors import Transient
+from fairlead.rpc.retry import RetryPolicy
+from services.reference.model import Lookup
+from services.reference.scorer import ReferenceScorer
+from services.reward.scorer import RewardScorer
+from tests.service_process import Process, Starter
+from tests.tiny import tiny_causal_lm, tiny_reward_model
+from tests.waiting import until
+
+pytestmark = pytest.mark.timeout(900)
+_START_SECONDS = 400.0
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "reference": tiny_causal_lm(folder / "reference", tie_word_embeddings=True),
+        "reward": tiny_reward_model(folder / "reward"),
+        "newer": tiny_reward_model(folder / "newer", seed=1),
+    }
+
+
+@pytest.fixture
+def starter(tmp_path: Path) -> Iterator[Starter]:
+    found = Starter(tmp_path)
+    try:
+        yield found
+    finally:
+        found.stop()
+
+
+def divided(starter: Starter, name: str, folder: Path, **settings: object) -> Process:
+    own = {"tensor_parallel": 2, "device": "cpu"} | settings
+    process = starter(name, folder, **{f"{name}.{key}": value for key, value in own.items()})
+    process.until(lambda: process.get("/readyz")[0] == 200, seconds=_START_SECONDS)
+    return process
+
+
+def ranks(process: Process) -> list[psutil.Process]:
+    """Return the ranks of a service, in the order in which they were started."""
+    found = psutil.Process(process.popen.pid).children()
+    return sorted(found, key=lambda one: one.create_time())
+
+
+def ended(processes: list[psutil.Process]) -> bool:
+    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+
+
+def pairs(seed: int = 0, count: int = 12) -> list[TokenPair]:
+    rng = random.Random(seed)
+
+    def ids(longest: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(4, 60) for _ in range(rng.randint(1, longest)))
+
+    prompt = ids(60)  # several items share a prompt
+    return [TokenPair(prompt if index % 3 else ids(60), ids(60)) for index in range(count)]
+
+
+def test_divided_reward_model_gives_the_scores_of_one_process_and_can_be_replaced(models, starter: Starter):
+    process = divided(starter, "reward", models["reward"], allow_reload="always")
+    section = RewardSection(device="cpu")
+    alone = {name: RewardScorer(str(models[name]), section) for name in ("reward", "newer")}
+
+    def check(name: str, **options: str) -> None:
+        found = client.score(pairs(), **options)
+        expected = alone[name].score(alone[name].encode(pairs()))
+        assert max(abs(a - b) for a, b in zip(found.scores, expected, strict=True)) <= TOLERANCE
+        assert found.model_version == alone[name].info.model_version
+
+    with RewardClient(process.address) as client, RewardAdminClient(process.address) as admin:
+        assert client.info().model == alone["reward"].info.model
+        for _ in range(2):  # the second time, prompts are in the cache
+            check("reward")
+        first = ranks(process)
+        assert len(first) == 2
+        admin.load(str(models["newer"]), canary_share=0.5)
+        both = ranks(process)
+        assert len(both) == 4
+        for name in ("reward", "newer"):
+            check(name, model_version=alone[name].info.model_version)
+        admin.promote()
+        check("newer")
+        process.until(lambda: ended(first))
+    assert process.stop() == 0
+    assert ended(both)
+
+
+async def test_service_ends_with_a_message_when_a_rank_is_killed(models, starter: Starter):
+    process = await asyncio.to_thread(divided, starter, "reference", models["reference"])
+    alone = ReferenceScorer(str(models["reference"]), ReferenceSection(device="cpu"))
+    with ReferenceClient(process.address) as client:
+        assert client.info().model == alone.info.model
+        for temperature in (0.7, 1.0):
+            found = client.logprobs(pairs(), temperature=temperature)
+            expected = alone.logprobs([Lookup(pair, temperature) for pair in pairs()])
+            for row, other in zip(found, expected, strict=True):
+                assert isinstance(other, tuple)
+                assert max(abs(a - b) for a, b in zip(row, other, strict=True)) <= TOLERANCE
+    failures: list[Exception] = []
+    calls = 0
+
+    async def load(client: AsyncReferenceClient) -> None:
+        nonlocal calls
+        while not failures:
+            try:
+                await client.logprobs(pairs(calls), temperature=1.0)
+                calls += 1
+            except Transient as error:
+                failures.append(error)
+
+    async with AsyncReferenceClient(process.address, retry=RetryPolicy(max_attempts=1)) as client:
+        tasks = [asyncio.create_task(load(client)) for _ in range(4)]
+        await until(lambda: calls > 20)
+        both = ranks(process)
+        both[1].send_signal(signal.SIGKILL)
+        await asyncio.wait_for(asyncio.gather(*tasks), 60)
+    assert await asyncio.to_thread(process.popen.wait, 60) == 1
+    assert re.search(
+        "rank 1 of 2 of the reference model has ended: killed by SIGKILL", process.log.read_text()
+    )
+    assert ended(both)
