@@ -78,16 +78,16 @@ def pairs(seed: int = 0, count: int = 12) -> list[TokenPair]:
 def test_divided_reward_model_gives_the_scores_of_one_process_and_can_be_replaced(models, starter: Starter):
     process = divided(starter, "reward", models["reward"], allow_reload="always")
     section = RewardSection(device="cpu")
-    alone = {name: RewardScorer(str(models[name]), section) for name in ("reward", "newer")}
+    own = {name: RewardScorer(str(models[name]), section) for name in ("reward", "newer")}
 
     def check(name: str, **options: str) -> None:
         found = client.score(pairs(), **options)
-        expected = alone[name].score(alone[name].encode(pairs()))
+        expected = own[name].score(own[name].encode(pairs()))
         assert max(abs(a - b) for a, b in zip(found.scores, expected, strict=True)) <= TOLERANCE
-        assert found.model_version == alone[name].info.model_version
+        assert found.model_version == own[name].info.model_version
 
     with RewardClient(process.address) as client, RewardAdminClient(process.address) as admin:
-        assert client.info().model == alone["reward"].info.model
+        assert client.info().model == own["reward"].info.model
         for _ in range(2):  # the second time, prompts are in the cache
             check("reward")
         first = ranks(process)
@@ -96,7 +96,7 @@ def test_divided_reward_model_gives_the_scores_of_one_process_and_can_be_replace
         both = ranks(process)
         assert len(both) == 4
         for name in ("reward", "newer"):
-            check(name, model_version=alone[name].info.model_version)
+            check(name, model_version=own[name].info.model_version)
         admin.promote()
         check("newer")
         process.until(lambda: ended(first))
@@ -106,12 +106,12 @@ def test_divided_reward_model_gives_the_scores_of_one_process_and_can_be_replace
 
 async def test_service_ends_with_a_message_when_a_rank_is_killed(models, starter: Starter):
     process = await asyncio.to_thread(divided, starter, "reference", models["reference"])
-    alone = ReferenceScorer(str(models["reference"]), ReferenceSection(device="cpu"))
+    own = ReferenceScorer(str(models["reference"]), ReferenceSection(device="cpu"))
     with ReferenceClient(process.address) as client:
-        assert client.info().model == alone.info.model
+        assert client.info().model == own.info.model
         for temperature in (0.7, 1.0):
             found = client.logprobs(pairs(), temperature=temperature)
-            expected = alone.logprobs([Lookup(pair, temperature) for pair in pairs()])
+            expected = own.logprobs([Lookup(pair, temperature) for pair in pairs()])
             for row, other in zip(found, expected, strict=True):
                 assert isinstance(other, tuple)
                 assert max(abs(a - b) for a, b in zip(row, other, strict=True)) <= TOLERANCE
