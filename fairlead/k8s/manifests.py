@@ -193,9 +193,10 @@ def _fitted(manifest: Manifest, config: RunConfig, target: Target) -> Manifest:
         job = job_spec(manifest)
         arguments = job["template"]["spec"]["containers"][0]["args"]
         arguments[arguments.index("trainer.ppo")] = f"trainer.{target.stage.replace('-', '_')}"
-<<<<<<< HEAD
         first_pod = "trainer-0" if manifest["kind"] == "Job" else "trainer-ranks-0-0"
         _set_ranks(job, config.ranks, first_pod=first_pod)
+    if manifest["metadata"]["labels"].get(COMPONENT) == "model-service" and manifest["kind"] == "Deployment":
+        _set_gpus(manifest["spec"], engine_gpus(getattr(config, manifest["metadata"]["name"])))
     return manifest
 
 
@@ -208,14 +209,6 @@ def job_spec(manifest: Manifest) -> Manifest:
     return spec
 
 
-def _set_ranks(job: Manifest, section: RanksSection, *, first_pod: str) -> None:
-=======
-        _set_ranks(manifest["spec"], config.ranks)
-    if manifest["metadata"]["labels"].get(COMPONENT) == "model-service" and manifest["kind"] == "Deployment":
-        _set_gpus(manifest["spec"], engine_gpus(getattr(config, manifest["metadata"]["name"])))
-    return manifest
-
-
 def _set_gpus(workload: Manifest, number: int) -> None:
     """Set the number of GPUs of a pod that has one."""
     (container,) = workload["template"]["spec"]["containers"]
@@ -223,8 +216,7 @@ def _set_gpus(workload: Manifest, number: int) -> None:
         container["resources"]["limits"][GPU] = str(number)
 
 
-def _set_ranks(job: Manifest, section: RanksSection) -> None:
->>>>>>> 4170586 (Divide reward and reference models among GPUs, or serve them with vLLM)
+def _set_ranks(job: Manifest, section: RanksSection, *, first_pod: str) -> None:
     """Give a Job one pod for each node of ranks, and each pod a launcher and a GPU for each of its ranks."""
     if section.nodes * section.per_node == 1:
         return
