@@ -18,7 +18,7 @@ import pytest
 from fairlead.config import RunFolder
 from fairlead.local.run_files import read_progress
 from tests.integration.ppo_run import Started, check, make, started
-from tests.integration.rank_processes import ranks_of
+from tests.integration.rank_faults import ranks_of
 
 # Every run starts six processes or more, each with seconds of torch.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
