@@ -40,8 +40,9 @@ vllm-env:
 # Real processes under seeded faults, minutes per seed; writes runs/chaos/summary.json. See docs/reliability.md.
 SEEDS ?= 3
 FAULTS ?= 40
+RANKS ?= 1
 chaos: setup
-	$(BIN)/python -m tests.chaos --seeds $(SEEDS) --faults $(FAULTS)
+	$(BIN)/python -m tests.chaos --seeds $(SEEDS) --faults $(FAULTS) --ranks $(RANKS)
 
 # Two minutes each on an idle machine; the limits are for busy ones.
 chaos-short: setup

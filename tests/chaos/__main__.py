@@ -20,7 +20,7 @@ from tests.chaos.faults import Fault, schedule
 from tests.chaos.findings import Findings, summary
 
 
-def _run(folder: Path, *, seed: int, faults: int) -> Findings:
+def _run(folder: Path, *, seed: int, faults: int, ranks: int) -> Findings:
     def plan(processes: Sequence[str], links: Sequence[str]) -> list[Fault]:
         return schedule(seed, count=faults, processes=processes, links=links)
 
@@ -32,6 +32,7 @@ def _run(folder: Path, *, seed: int, faults: int) -> Findings:
         updates=30 + 6 * faults,
         max_staleness=2 * (seed % 2),
         weights=("filesystem", "grpc", "direct")[seed % 3],
+        ranks=ranks,
     )
 
 
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="number of runs, one per seed")
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=40, help="faults of each run")
+    parser.add_argument("--ranks", type=int, default=1, help="ranks of the trainer; each is a target, too")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -51,7 +53,7 @@ def main() -> int:
         folder.mkdir(parents=True)
         logging.info("seed %d in %s", seed, folder)
         try:
-            runs.append(_run(folder, seed=seed, faults=options.faults))
+            runs.append(_run(folder, seed=seed, faults=options.faults, ranks=options.ranks))
         except chaos.Stuck as error:
             runs.append(Findings(seed, options.faults, problems=[str(error)]))
         found = summary(runs)

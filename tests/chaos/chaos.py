@@ -18,13 +18,14 @@ from fairlead.local.supervisor import Supervisor
 from tests.chaos.caller import Caller, Text, oracle
 from tests.chaos.faults import Fault
 from tests.chaos.findings import Findings, check_run
-from tests.chaos.injector import Injector
+from tests.chaos.injector import RANK, Injector
 from tests.chaos.wiring import REDIS_URL, with_proxies
 from tests.integration.ppo_run import make
+from tests.integration.rank_faults import limit_factor
 
 logger = logging.getLogger(__name__)
 
-_STUCK_SECONDS = 180.0
+_STUCK_SECONDS = 180.0 * limit_factor()
 _POLL_SECONDS = 0.05
 _SETTINGS = {
     "policy.replicas": 2,
@@ -32,6 +33,7 @@ _SETTINGS = {
     "gateway.replicas": 1,
     "local.max_restarts": 1000,
     "local.hung_seconds": 15.0,
+    "ranks.lost_seconds": 15.0,
 }
 
 
@@ -43,7 +45,16 @@ Plan = Callable[[Sequence[str], Sequence[str]], Sequence[Fault]]
 """Names of processes and of links → the faults in order."""
 
 
-def run(folder: Path, plan: Plan, *, seed: int, updates: int, max_staleness: int, weights: str) -> Findings:
+def run(
+    folder: Path,
+    plan: Plan,
+    *,
+    seed: int,
+    updates: int,
+    max_staleness: int,
+    weights: str,
+    ranks: int = 1,
+) -> Findings:
     """Start a run, inject the planned faults, wait for the end of the run and check it.
 
     Args:
@@ -54,9 +65,14 @@ def run(folder: Path, plan: Plan, *, seed: int, updates: int, max_staleness: int
         max_staleness: of the training.
         weights: how policies get weights: `filesystem`, `grpc`, or `direct`: over direct connections, which
             bypass the proxies.
+        ranks: of the trainer; of several, each is a target of faults besides their launcher, `trainer`.
     """
     transport = "filesystem" if weights == "filesystem" else "grpc"
-    settings = _SETTINGS | {"weights.transport": transport, "weights.direct": weights == "direct"}
+    settings = _SETTINGS | {
+        "weights.transport": transport,
+        "weights.direct": weights == "direct",
+        "ranks.per_node": ranks,
+    }
     config = configured(folder, updates=updates, max_staleness=max_staleness, **settings)
     scores = oracle(folder / "reward")
     began = time.monotonic()
@@ -96,7 +112,9 @@ def configured(folder: Path, *, updates: int, max_staleness: int = 0, **settings
 async def _run(config: RunConfig, plan: Plan, scores: Mapping[Text, float], *, seed: int) -> _EndedRun:
     specs, environment = processes(config, "ppo")
     specs, proxies = await with_proxies(specs, environment)
-    faults = plan([spec.name for spec in specs], list(proxies))
+    ranks = [f"{RANK}{number}" for number in range(config.ranks.per_node)]
+    targets = [*(spec.name for spec in specs), *(ranks if len(ranks) > 1 else ())]
+    faults = plan(targets, list(proxies))
     supervisor = Supervisor(
         specs,
         local=config.local,

@@ -149,7 +149,9 @@ def _proves(line: dict[str, Any], inject: InjectedFault, kind: str, newest: int)
     if kind == "weights":  # generated with weights that were published after it
         return any(int(version.split("-")[1]) > inject.update for version in line["versions"])
     # A batch that was complete before the fault proves nothing.
-    return line["incarnation"] > newest or (kind != "trainer" and line["update"] > inject.update)
+    return line["incarnation"] > newest or (
+        kind not in ("trainer", "trainer-rank") and line["update"] > inject.update
+    )
 
 
 def summary(runs: Sequence[Findings]) -> dict[str, object]:

@@ -15,7 +15,10 @@ import redis.asyncio
 from fairlead.local.supervisor import Supervisor
 from tests.chaos.faults import LATENCY_SECONDS, Fault
 from tests.chaos.proxy import Proxy
+from tests.integration.rank_faults import ranks_of
 
+RANK = "trainer-rank-"
+"""Begins the name of a rank of the trainer as a target; its number follows."""
 _NARROW_BYTES_PER_SECOND = 4_096
 
 
@@ -78,7 +81,7 @@ class Injector:
 
     def _signal(self, name: str, number: signal.Signals) -> int | None:
         """Send a signal to a process; return its PID, None if it is not running now."""
-        pid = self._processes[name].pid
+        pid = self._pid(name)
         if pid is None:
             return None
         try:
@@ -86,6 +89,13 @@ class Injector:
         except ProcessLookupError:  # it has died, and the supervisor has not noticed yet
             return None
         return pid
+
+    def _pid(self, name: str) -> int | None:
+        """Return the PID of a process of the supervisor, or of a rank, a child of the trainer."""
+        if name in self._processes:
+            return self._processes[name].pid
+        rank = ranks_of(self._processes["trainer"].pid).get(int(name.removeprefix(RANK)))
+        return rank.pid if rank else None
 
     async def _forget(self) -> None:
         async with redis.asyncio.Redis.from_url(self._redis_url) as client:

@@ -33,9 +33,9 @@ _PHASE_SECONDS = 200.0
 _RECOVERY_SECONDS = 400.0
 
 
-def patience() -> float:
-    """Return the factor of all limits, from RANKS_PATIENCE: above 1 on a machine with little CPU time."""
-    return float(os.environ.get("RANKS_PATIENCE", "1"))
+def limit_factor() -> float:
+    """Return the factor of all limits, from TEST_LIMIT_FACTOR: above 1 on a machine with little CPU time."""
+    return float(os.environ.get("TEST_LIMIT_FACTOR", "1"))
 
 
 def flags() -> list[str]:
@@ -43,13 +43,13 @@ def flags() -> list[str]:
     settings = {
         "ranks.per_node": 2,
         # On a busy machine a beat, or the first step of a rank, takes seconds.
-        "ranks.lost_seconds": 10.0 * patience(),
-        "ranks.stall_seconds": 15.0 * patience(),
+        "ranks.lost_seconds": 10.0 * limit_factor(),
+        "ranks.stall_seconds": 15.0 * limit_factor(),
         # Of the main thread of rank 0, between its orders.
-        "observe.stall_seconds": 20.0 * patience(),
+        "observe.stall_seconds": 20.0 * limit_factor(),
         # Failures that follow one another at once do not lengthen the recovery.
         "local.backoff_seconds": 0.005,
-        "local.hung_seconds": 60.0 * patience(),
+        "local.hung_seconds": 60.0 * limit_factor(),
     }
     return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 
@@ -68,7 +68,7 @@ def ranks_of(launcher: int | None) -> dict[int, psutil.Process]:
 def suspended_in(run: Started, phase: str) -> dict[int, psutil.Process]:
     """Suspend rank 0 within a phase; return the ranks."""
     ranks: dict[int, psutil.Process] = {}
-    deadline = time.monotonic() + _PHASE_SECONDS * patience()
+    deadline = time.monotonic() + _PHASE_SECONDS * limit_factor()
 
     def now() -> str:
         found = read_progress(run.folder.progress)
@@ -137,16 +137,16 @@ def inject(run: Started, fault: str, rank: int, phase: str) -> float:
         ranks[1].suspend()
     if (fault, rank) not in (("stop", 0), ("kill", 0)):
         ranks[0].resume()
-    run.until(lambda: incarnations(run) > before, seconds=_RECOVERY_SECONDS * patience())
+    run.until(lambda: incarnations(run) > before, seconds=_RECOVERY_SECONDS * limit_factor())
     resumed = run.step()
     run.until(
         lambda: run.step() > resumed and trained_by(run, incarnations(run)),
-        seconds=_RECOVERY_SECONDS * patience(),
+        seconds=_RECOVERY_SECONDS * limit_factor(),
     )
     for process in ranks.values():
         assert not process.is_running(), "a rank has survived"
     seconds = time.monotonic() - began
-    run.until(lambda: committed() > committed_before, seconds=_RECOVERY_SECONDS * patience())
+    run.until(lambda: committed() > committed_before, seconds=_RECOVERY_SECONDS * limit_factor())
     return seconds
 
 
@@ -180,7 +180,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = make(Path(folder), updates=100_000)
             with started(file, *flags()) as run:
-                run.until(lambda run=run: run.step() >= 2, seconds=_RECOVERY_SECONDS * patience())
+                run.until(lambda run=run: run.step() >= 2, seconds=_RECOVERY_SECONDS * limit_factor())
                 for number in range(2 * rounds):
                     for phase, seconds in recoveries(run, fault, number % 2).items():
                         found[fault, phase].append(seconds)

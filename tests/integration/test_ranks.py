@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.integration.ppo_run import check, make, started
-from tests.integration.rank_faults import FAULTS, flags, patience, recoveries
+from tests.integration.rank_faults import FAULTS, flags, limit_factor, recoveries
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800 * patience())]
-SECONDS = 400 * patience()
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800 * limit_factor())]
+SECONDS = 400 * limit_factor()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread is suspended with ptrace")
