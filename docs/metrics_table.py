@@ -20,6 +20,15 @@ Two useful PromQL expressions:
 - idle fraction of the trainer: `avg_over_time(fairlead_trainer_phase{phase="wait"}[10m])`
 - number of updates that each replica is missing: `scalar(fairlead_trainer_update) -
 fairlead_policy_weight_update`
+
+## Alerts
+
+`k8s/components/monitoring/prometheus-rule.yaml` has one, as a PrometheusRule. A Prometheus without the operator takes
+what is below `spec` as a rule file (`yq .spec`).
+
+| alert | fires | what to do |
+|---|---|---|
+| `LogprobMismatch` | 2 minutes after the mean difference between the log-probs of the policy service and of the trainer crossed `guard.mismatch_warn_above` | The service has other weights than the trainer, or computes something else. Compare `fairlead_policy_weight_update` with `fairlead_trainer_update`; with vLLM as the engine, see [its page](vllm.md#log-probs). With `guard.mismatch_stop_above` the run stops by itself. |
 """
 
 

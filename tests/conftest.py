@@ -13,6 +13,8 @@ from hypothesis import settings
 settings.register_profile("steady", derandomize=True)
 """Uses the same examples in every run of `make test`; `make test-slow` draws new ones."""
 
+pytest.register_assert_rewrite("tests.engine_contract")
+
 # Set before torch and transformers are imported, also for child processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -34,6 +34,7 @@ _STOP_ORDER: tuple[tuple[tuple[str, str], str], ...] = (
 _WITHOUT_PODS: _Kinds = (
     ("keda.sh/v1alpha1", "TriggerAuthentication"),
     ("monitoring.coreos.com/v1", "PodMonitor"),
+    ("monitoring.coreos.com/v1", "PrometheusRule"),
     ("networking.k8s.io/v1", "NetworkPolicy"),
     ("policy/v1", "PodDisruptionBudget"),
     ("v1", "Service"),

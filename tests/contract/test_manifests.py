@@ -76,6 +76,13 @@ _RULE = _exactly(
     onJobFailureReasons={"type": "array", "items": {"const": "PodFailurePolicy"}},
 )
 
+_ALERT = _exactly(
+    "alert expr for labels annotations",
+    **dict.fromkeys(("alert", "expr", "for"), _TEXT),
+    labels=_exactly("severity", severity={"enum": ["info", "warning", "critical"]}),
+    annotations=_exactly("summary description", summary=_TEXT, description=_TEXT),
+)
+
 CUSTOM = {
     # api/jobset/v1alpha2/jobset_types.go of kubernetes-sigs/jobset; `template` is that of a Job.
     "JobSet": _exactly(
@@ -113,6 +120,10 @@ CUSTOM = {
         "selector podMetricsEndpoints podTargetLabels",
         selector=_exactly("matchLabels"),
         podMetricsEndpoints={"type": "array", "items": _exactly("port path interval", interval=_TEXT)},
+    ),
+    "PrometheusRule": _exactly(
+        "groups",
+        groups={"type": "array", "items": _exactly("name rules", rules={"type": "array", "items": _ALERT})},
     ),
 }
 

@@ -16,7 +16,8 @@ from fairlead.errors import CorruptWeights
 from fairlead.nn import adapters
 from fairlead.transports.weights.base import Adapter
 from fairlead.types import WeightVersion
-from tests.vllm.world import differences, probe, request, serving, tiny, version_folder
+from tests.engine_world import differences, probe, request, tiny, version_folder
+from tests.vllm.world import serving
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from fairlead.errors import CorruptWeights
 from fairlead.types import WeightVersion
-from tests.vllm.world import differences, probe, request, serving, tiny, version_folder
+from tests.engine_world import differences, probe, request, tiny, version_folder
+from tests.vllm.world import serving
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

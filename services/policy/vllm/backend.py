@@ -184,7 +184,7 @@ class VllmBackend:
         """Stop; pending requests fail with Unavailable. Called from another thread than the loop's."""
         if self._loop is not None:
             asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self.llm.shutdown()
+        _shut_down(self.llm)
 
     async def _stop(self) -> None:
         self._stopping = True
@@ -332,6 +332,20 @@ class VllmBackend:
             if sample.detokenizer is None
             else RequestOutputKind.DELTA,
         )
+
+
+def _shut_down(llm: AsyncLLM) -> None:
+    """End vLLM's processes, and the zmq context that vLLM leaves to the garbage collector.
+
+    Called from another thread than the loop's.
+    """
+    resources = llm.engine_core.resources
+    reader = resources.output_queue_task
+    llm.shutdown()
+    if reader is not None and not reader.get_loop().is_closed():
+        # vLLM closes its sockets in that loop; its callback is before this one.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), reader.get_loop()).result()
+    resources.ctx.term()
 
 
 def _per_token(spans: Sequence[Any], default: Sequence[WeightVersion]) -> list[WeightVersion]:
