@@ -23,12 +23,13 @@ fairlead_policy_weight_update`
 
 ## Alerts
 
-`k8s/components/monitoring/prometheus-rule.yaml` has one, as a PrometheusRule. A Prometheus without the operator takes
-what is below `spec` as a rule file (`yq .spec`).
+`k8s/components/monitoring/prometheus-rule.yaml` has one, as a PrometheusRule. For a Prometheus without the
+operator, what is below `spec` is a rule file (`yq .spec`).
 
-| alert | fires | what to do |
-|---|---|---|
-| `LogprobMismatch` | 2 minutes after the mean difference between the log-probs of the policy service and of the trainer crossed `guard.mismatch_warn_above` | The service has other weights than the trainer, or computes something else. Compare `fairlead_policy_weight_update` with `fairlead_trainer_update`; with vLLM as the engine, see [its page](vllm.md#log-probs). With `guard.mismatch_stop_above` the run stops by itself. |
+`LogprobMismatch` fires 2 minutes after the mean difference between the log-probs of the policy service and of
+the trainer crossed `guard.mismatch_warn_above`: the service has other weights than the trainer, or computes
+something else. Compare `fairlead_policy_weight_update` with `fairlead_trainer_update`; with vLLM as the
+engine, see [its page](vllm.md#log-probs). With `guard.mismatch_stop_above` the run stops by itself.
 """
 
 

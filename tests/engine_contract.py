@@ -34,7 +34,7 @@ WAITING = "fairlead_policy_waiting_sequences"
 LONG = CONTEXT - len(PROMPT)
 
 
-async def alone(world: EngineWorld, **fields: object) -> Completion:
+async def answer(world: EngineWorld, **fields: object) -> Completion:
     """Return the completion of a request with one sample."""
     return (await world.engine.generate(request(**fields), deadline=None))[0]
 
@@ -72,8 +72,8 @@ async def test_logprobs_are_those_of_the_sampled_distribution(world: EngineWorld
 
 async def test_greedy_and_sampled_requests_share_a_batch(world: EngineWorld):
     settings = [{"temperature": 0.0}, {"temperature": 0.7, "top_k": 5}, {}]
-    single = [await alone(world, **each) for each in settings]
-    together = await asyncio.gather(*(alone(world, **each) for each in settings))
+    single = [await answer(world, **each) for each in settings]
+    together = await asyncio.gather(*(answer(world, **each) for each in settings))
     for one, each, before in zip(together, settings, single, strict=True):
         assert one.token_ids == before.token_ids
         assert world.largest_difference(one, request(**each).sampling) <= TOLERANCE
@@ -84,7 +84,7 @@ async def test_seed_and_index_decide_a_sample(world: EngineWorld):
         await world.engine.generate(request(samples=4, seed=seed), deadline=None) for seed in (3, 3, 4)
     ]
     assert [each.token_ids for each in first] == [each.token_ids for each in again]
-    assert (await alone(world, seed=3)).token_ids == first[0].token_ids
+    assert (await answer(world, seed=3)).token_ids == first[0].token_ids
     assert len({each.token_ids for each in (*first, *other)}) == 8
 
 
@@ -96,28 +96,28 @@ async def test_more_samples_than_slots_are_all_answered_in_order(world: EngineWo
 
 
 async def test_stop_ids_stop_strings_and_lengths_end_a_completion(world: EngineWorld):
-    whole = await alone(world)
+    whole = await answer(world)
     assert (whole.finish_reason, len(whole.token_ids)) == (FinishReason.LENGTH, 32)
     stop_id = whole.token_ids[9]
-    by_id = await alone(world, stop_token_ids=(stop_id,))
+    by_id = await answer(world, stop_token_ids=(stop_id,))
     end_by_id = whole.token_ids.index(stop_id) + 1
     # From the end of one token into the next.
     words = whole.text.split()
     stop = f"{words[4][-1]} {words[5]}"
-    by_text = await alone(world, stop_strings=("never", stop))
+    by_text = await answer(world, stop_strings=("never", stop))
     end_by_text = next(count for count in range(1, 33) if stop in " ".join(words[:count]))
     for stopped, end in ((by_id, end_by_id), (by_text, end_by_text)):
         assert stopped.token_ids == whole.token_ids[:end]
         assert stopped.text == " ".join(words[:end])
         assert stopped.logprobs == pytest.approx(whole.logprobs[:end], abs=1e-5)
         assert stopped.finish_reason is FinishReason.STOP
-    longest = await alone(world, max_new_tokens=10_000)
+    longest = await answer(world, max_new_tokens=10_000)
     assert (longest.finish_reason, len(longest.token_ids)) == (FinishReason.LENGTH, LONG)
 
 
 @pytest.mark.parametrize("stops", [False, True])
 async def test_stream_adds_up_to_the_completion(world: EngineWorld, stops: bool):
-    whole = await alone(world)
+    whole = await answer(world)
     asked = request(samples=2, stop_strings=(whole.text.split()[20],) if stops else ())
     completions = await world.engine.generate(asked, deadline=None)
     parts: list[list[Completion]] = [[], []]
@@ -160,7 +160,7 @@ async def test_request_for_newer_weights_waits_for_them_or_fails(world: EngineWo
         await world.engine.generate(newer, deadline=deadline)
     assert time.monotonic() < deadline  # early enough for the error to arrive
     waiting = asyncio.create_task(world.engine.generate(newer, deadline=time.monotonic() + 60))
-    assert {span.version for span in (await alone(world)).version_spans} == {newest}
+    assert {span.version for span in (await answer(world)).version_spans} == {newest}
     assert not waiting.done()
     version = await world.load(seed=200)
     (completion,) = await waiting
@@ -179,7 +179,7 @@ async def test_cancelled_requests_and_closed_streams_free_their_slots(world: Eng
     assert (index, len(delta.token_ids)) == (0, 1)
     await stream.aclose()
     await until(lambda: world.value(USED) == world.value(WAITING) == 0)
-    assert len((await alone(world)).token_ids) == 32
+    assert len((await answer(world)).token_ids) == 32
 
 
 async def test_full_queue_refuses_with_a_delay(world: EngineWorld):
@@ -190,7 +190,7 @@ async def test_full_queue_refuses_with_a_delay(world: EngineWorld):
     await until(lambda: world.value(WAITING) == fits)
     message = f"{fits * CONTEXT} tokens are waiting, {CONTEXT} more exceed the limit of {QUEUE_TOKENS}"
     with pytest.raises(Overloaded, match=message) as refused:
-        await alone(world, max_new_tokens=LONG)
+        await answer(world, max_new_tokens=LONG)
     assert 0.1 <= refused.value.retry_after_seconds <= 30
     await cancel(running, waiting)
     await until(lambda: world.value(USED) == world.value(WAITING) == 0)
@@ -232,7 +232,7 @@ async def test_cancelled_exclusive_request_blocks_nothing(world: EngineWorld, ot
     await until(lambda: world.value(USED) + world.value(WAITING) == others + 1)
     await cancel(gone)
     async with asyncio.timeout(60):
-        await alone(world)
+        await answer(world)
         await asyncio.gather(*running)
 
 
@@ -248,7 +248,7 @@ async def test_swap_during_a_stream_is_in_its_spans(world: EngineWorld):
     after = await loading
     cut = versions.index(after) if after in versions else LONG
     assert versions == [before] * cut + [after] * (LONG - cut)
-    fresh = await alone(world)
+    fresh = await answer(world)
     assert fresh.version_spans == (VersionSpan(after, 0, 32),)
     assert not fresh.mixed_cache
     assert world.largest_difference(fresh) <= TOLERANCE
@@ -261,7 +261,7 @@ async def test_older_weights_are_ignored(world: EngineWorld):
     for version in (WeightVersion(0, 999), newest):
         await world.engine.load(version, folder, probe=probe(world.model))
         assert world.engine.version == newest
-    assert world.largest_difference(await alone(world)) <= TOLERANCE
+    assert world.largest_difference(await answer(world)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -309,5 +309,5 @@ async def test_closed_engine_is_unavailable(world: EngineWorld):
         with pytest.raises(Unavailable, match="stopping"):
             await request_of_before
     with pytest.raises(Unavailable, match="stopping"):
-        await alone(world)
+        await answer(world)
     await asyncio.to_thread(world.engine.close)

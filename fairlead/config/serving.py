@@ -93,6 +93,11 @@ VLLM_OPTIONS_SET_BY_FAIRLEAD: Mapping[str, str] = {
     "the policy service itself",
 )
 """Options of vLLM that `[policy.vllm]` does not take, and what decides instead."""
+VLLM_OPTIONS_NOT_SUPPORTED: Mapping[str, str] = {
+    "enable_sleep_mode": "no service puts vLLM to sleep: trainer and service need GPUs of their own, or a "
+    "share of one each (gpu_memory_utilization)",
+}
+"""Options of vLLM that nothing in Fairlead uses, and why."""
 
 
 VLLM_OPTIONS_OF_SCORERS: Mapping[str, str] = {
@@ -125,6 +130,8 @@ VLLM_OPTIONS_OF_SCORERS: Mapping[str, str] = {
 def _without(refused: Mapping[str, str]) -> Callable[[dict[str, object]], dict[str, object]]:
     def check(options: dict[str, object]) -> dict[str, object]:
         for name in options:
+            if name in VLLM_OPTIONS_NOT_SUPPORTED:
+                raise ValueError(f"no option {name!r}: {VLLM_OPTIONS_NOT_SUPPORTED[name]}")
             if name in refused:
                 raise ValueError(f"no option {name!r}: set by {refused[name]}")
         return options

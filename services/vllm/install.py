@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 
+from fairlead.config.serving import VLLM_OPTIONS_NOT_SUPPORTED
 from fairlead.errors import ConfigError
 from fairlead.nn import adapters
 from fairlead.nn.gguf import gguf_file
@@ -88,7 +89,7 @@ def check_options(
     Raises:
         ConfigError: for the first that it does not have; names the closest that it has.
     """
-    free = [name for name in known if name not in refused]
+    free = [name for name in known if name not in refused and name not in VLLM_OPTIONS_NOT_SUPPORTED]
     for name in options:
         if name not in free:
             close = difflib.get_close_matches(name, free, n=3, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""`fairlead ppo` with vLLM as the engine and real processes; the policy is killed on the way."""
+"""`fairlead ppo` with vLLM as the engine and real processes: policy and a rank are killed on the way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from benchmarks import tiny_run
+from tests.integration import rank_processes
 from tests.integration.ppo_run import check, left_over, started
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
@@ -42,21 +43,28 @@ def make(folder: Path, **settings: object) -> Path:
     return file
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1])
-def test_policy_is_killed_and_nothing_is_lost(tmp_path: Path, max_staleness: int):
-    with started(make(tmp_path, **{"ppo.max_staleness": max_staleness})) as run:
-        run.until(lambda: run.step() >= 3, seconds=600)
+@pytest.mark.parametrize(("max_staleness", "ranks"), [(0, 1), (1, 2)])
+def test_processes_are_killed_and_nothing_is_lost(tmp_path: Path, max_staleness: int, ranks: int):
+    with started(make(tmp_path, **{"ppo.max_staleness": max_staleness, "ranks.per_node": ranks})) as run:
+        run.until(lambda: run.step() >= 3, seconds=900)
         (policy,) = [pid for name, pid in run.pids().items() if name.startswith("policy")]
         workers = psutil.Process(policy).children(recursive=True)
         os.kill(policy, signal.SIGKILL)
         _, alive = psutil.wait_procs(workers, timeout=60)
         assert alive == []  # vLLM's processes end with the service
-        code, output = run.finish(seconds=900)
+        if ranks > 1:
+            run.until(lambda: run.step() >= 5, seconds=900)
+            rank_processes.ranks_of(run.pids().get("trainer"))[1].kill()
+        code, output = run.finish(seconds=1500)
         assert code == 0, output + run.log_tails()
         check(run.folder)
         assert left_over(run.folder) == []
     lines = [json.loads(line) for line in run.folder.metrics("ppo").read_text().splitlines()]
-    assert [line["update"] for line in lines] == list(range(1, UPDATES + 1))
+    updates = [line["update"] for line in lines]
+    if ranks == 1:
+        assert updates == list(range(1, UPDATES + 1))
+    else:
+        assert len(list(run.folder.checkpoints.glob(f"*-{UPDATES}/rank-00001.safetensors"))) == 1
     # Not measured in an update whose rollouts are all stale.
     mismatches = [line["mismatch_max"] for line in lines if "mismatch_max" in line]
     assert mismatches
@@ -64,4 +72,4 @@ def test_policy_is_killed_and_nothing_is_lost(tmp_path: Path, max_staleness: int
     # π_prox is computed by the trainer for every rollout.
     assert all("behaviour_weight" in line for line in lines)
     assert max(abs(line["ratio_first"] - 1) for line in lines) < 1e-5
-    print(f"\nmismatch_max {max(mismatches):.1e}")  # noqa: T201
+    print(f"\n{ranks} ranks: mismatch_max {max(mismatches):.1e} in {len(mismatches)} updates")  # noqa: T201

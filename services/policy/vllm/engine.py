@@ -20,7 +20,7 @@ from fairlead.transports.weights.base import Adapter, Probe
 from fairlead.types import ModelInfo, WeightVersion
 from services.policy.front import EngineFront, EngineLimits
 from services.policy.vllm import options
-from services.policy.vllm.version_files import ExpectedTensors
+from services.policy.vllm.version_files import ExpectedTensors, check_names
 from services.vllm.install import in_one_line
 
 
@@ -50,7 +50,7 @@ class VllmEngine(EngineFront):
             adapter: the adapters that were added to the model; versions then hold adapters, too.
 
         Raises:
-            ConfigError: if vLLM is missing or refuses an option.
+            ConfigError: if vLLM is missing, refuses an option, or cannot load weight versions of the model.
             EngineFailed: if vLLM does not start with the model.
         """
         path = info.model_id
@@ -63,6 +63,8 @@ class VllmEngine(EngineFront):
         from services.policy.vllm.weights import WeightSwap
 
         self._expected = ExpectedTensors(model)
+        if adapter is None:
+            check_names(model)
         try:
             settings = arguments.create_engine_config()
         except (ValueError, TypeError, NotImplementedError) as error:

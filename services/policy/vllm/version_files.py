@@ -13,14 +13,41 @@ import tempfile
 from pathlib import Path
 
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
-from fairlead.errors import CorruptWeights
+from fairlead.errors import ConfigError, CorruptWeights
 from fairlead.nn import adapters
 from fairlead.transports.weights import manifest
 from fairlead.transports.weights.base import Adapter
 from services.policy.replacement import ModelTensors
 
 _DTYPES = ("F32", "BF16", "F16")
+_EXPERTS = ".experts."
+
+
+def check_names(model: PreTrainedModel) -> None:
+    """Check that vLLM finds the tensors of a version by their names.
+
+    A version has the names of transformers' modules; vLLM knows those of a model's files. Where transformers
+    gives tensors other names when it loads them, vLLM follows only if the matrices of the experts of a layer
+    become one tensor.
+
+    Args:
+        model: the model without adapters; it need not have values.
+
+    Raises:
+        ConfigError: if another tensor has another name.
+    """
+    ours = model.state_dict()
+    theirs = revert_weight_conversion(model, dict(ours))
+    layers = {name.partition(_EXPERTS)[0] for name in theirs if _EXPERTS in name}
+    for name in ours:
+        if name not in theirs and name.partition(_EXPERTS)[0] not in layers:
+            raise ConfigError(
+                "policy.engine",
+                got=f"vllm, for a model of the type {model.config.model_type}",
+                allowed=f"transformers: vLLM does not know the tensor {name} of this type's weight versions",
+            )
 
 
 class ExpectedTensors:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel, Qwen3MoeConfig
 
 from fairlead import config
 from fairlead.config.base import ComputeSection
@@ -16,7 +16,7 @@ from fairlead.errors import ConfigError, CorruptWeights
 from fairlead.nn import adapters
 from fairlead.nn.loading import causal_lm_without_weights, load_causal_lm
 from fairlead.transports.weights.base import Adapter
-from services.policy.vllm.version_files import ExpectedTensors, HeldVersion
+from services.policy.vllm.version_files import ExpectedTensors, HeldVersion, check_names
 from services.vllm.install import check_options, process_identity, require_vllm
 from tests.tiny import tiny_causal_lm
 from trainer.model_state import unique_tensors
@@ -38,6 +38,8 @@ def test_options_that_other_settings_decide_are_refused():
     for name, decides in (("max_num_seqs", "policy.max_slots"), ("trust_remote_code", "never run")):
         with pytest.raises(ConfigError, match=rf"policy\.vllm: .*no option '{name}': set by .*{decides}"):
             config.load(overrides={f"policy.vllm.{name}": "1"})
+    with pytest.raises(ConfigError, match=r"policy\.vllm: .*no option 'enable_sleep_mode': no service"):
+        config.load(overrides={"policy.vllm.enable_sleep_mode": "true"})
     assert config.load(overrides={"policy.vllm.tensor_parallel_size": "8"}).policy.vllm == {
         "tensor_parallel_size": 8
     }
@@ -88,6 +90,20 @@ def test_model_without_weights_has_the_shapes_of_the_model(folder: Path, loaded:
     }
     assert all(parameter.is_meta for parameter in empty.parameters())
     assert empty.generation_config.eos_token_id == loaded.generation_config.eos_token_id
+
+
+def test_model_whose_tensors_vllm_does_not_find_is_refused(folder: Path, tmp_path: Path):
+    shape = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    shape |= {"intermediate_size": 8, "num_key_value_heads": 1}
+    configs = {"mixtral": MixtralConfig(**shape), "qwen3": Qwen3MoeConfig(**shape, num_experts=2)}
+    for name, section in configs.items():
+        AutoModelForCausalLM.from_config(section).save_pretrained(tmp_path / name)
+    check_names(causal_lm_without_weights(str(folder)))
+    check_names(causal_lm_without_weights(str(tmp_path / "qwen3")))
+    with pytest.raises(
+        ConfigError, match=r"policy.engine: got 'vllm, for a model of the type mixtral'.*layers.0.mlp"
+    ):
+        check_names(causal_lm_without_weights(str(tmp_path / "mixtral")))
 
 
 @pytest.mark.parametrize(
