@@ -47,6 +47,8 @@ class Scheduler:
         """
         tokens = sum(sample.num_tokens for sample in request.samples)
         with self._lock:
+            if self._tokens + tokens > self._max_queue_tokens:
+                self._drop_closed()
             if self._waiting and self._tokens + tokens > self._max_queue_tokens:
                 delay = min(30.0, max(0.1, self._tokens / max(tokens_per_second, 1.0)))
                 raise Overloaded(
@@ -93,13 +95,16 @@ class Scheduler:
     def drop_closed(self) -> None:
         """Remove the samples of requests that have ended."""
         with self._lock:
-            if any(request.closed for request, _ in self._waiting):
-                self._keep(deque(entry for entry in self._waiting if not entry[0].closed))
+            self._drop_closed()
 
     def requests(self) -> list[PendingRequest]:
         """Return every request with a waiting sample, once."""
         with self._lock:
             return list(dict.fromkeys(request for request, _ in self._waiting))
+
+    def _drop_closed(self) -> None:
+        if any(request.closed for request, _ in self._waiting):
+            self._keep(deque(entry for entry in self._waiting if not entry[0].closed))
 
     def _keep(self, entries: deque[tuple[PendingRequest, SampleState]]) -> None:
         self._waiting = entries
