@@ -19,6 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from fairlead.errors import ConfigError, EngineFailed, Unavailable
 from services.vllm.install import in_one_line
+from services.vllm.shutdown import shut_down
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -88,8 +89,7 @@ class EngineThread:
         """End vLLM. A batch in progress fails."""
         self._closing = True
         self._watching.cancel()
-        self._wait(self._stop_reading())
-        self._llm.shutdown()
+        shut_down(self._llm)
         self._end_loop()
 
     def _wait(self, work: Coroutine[Any, Any, _Result]) -> _Result:
@@ -126,12 +126,6 @@ class EngineThread:
         if not self._closing:
             with suppress(InvalidStateError):
                 self.failure.set_exception(EngineFailed(_ENDED))
-
-    async def _stop_reading(self) -> None:
-        if self._llm.output_handler is not None:
-            # It would report the end of vLLM's processes as an error.
-            self._llm.output_handler.cancel()
-            await asyncio.gather(self._llm.output_handler, return_exceptions=True)
 
     def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

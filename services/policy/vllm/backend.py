@@ -34,6 +34,7 @@ from services.policy.sample_state import SampleState
 from services.policy.scheduler import Scheduler
 from services.policy.vllm.steps import StepRecorder
 from services.runtime.exclusive import ExclusiveSlot
+from services.vllm.shutdown import shut_down
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class VllmBackend:
         """Stop; pending requests fail with Unavailable. Called from another thread than the loop's."""
         if self._loop is not None:
             asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        _shut_down(self.llm)
+        shut_down(self.llm)
 
     async def _stop(self) -> None:
         self._stopping = True
@@ -192,10 +193,6 @@ class VllmBackend:
         if self._main is not None:
             self._main.cancel()
             await asyncio.gather(self._main, *self._tasks.values(), return_exceptions=True)
-        if self.llm.output_handler is not None:
-            # It would report the end of vLLM's processes as an error.
-            self.llm.output_handler.cancel()
-            await asyncio.gather(self.llm.output_handler, return_exceptions=True)
 
     def _fail_all(self, error: FairleadError) -> None:
         for request in (*self._request_of.values(), *self._scheduler.requests()):
@@ -332,20 +329,6 @@ class VllmBackend:
             if sample.detokenizer is None
             else RequestOutputKind.DELTA,
         )
-
-
-def _shut_down(llm: AsyncLLM) -> None:
-    """End vLLM's processes, and the zmq context that vLLM leaves to the garbage collector.
-
-    Called from another thread than the loop's.
-    """
-    resources = llm.engine_core.resources
-    reader = resources.output_queue_task
-    llm.shutdown()
-    if reader is not None and not reader.get_loop().is_closed():
-        # vLLM closes its sockets in that loop; its callback is before this one.
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), reader.get_loop()).result()
-    resources.ctx.term()
 
 
 def _per_token(spans: Sequence[Any], default: Sequence[WeightVersion]) -> list[WeightVersion]:
