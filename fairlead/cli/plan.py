@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fairlead.planning.machine import Machine
-    from fairlead.planning.plan import RunPlan
+    from fairlead.planning.plan import RunPlan, StagePlan
     from fairlead.planning.process import ProcessMemory
     from fairlead.planning.proposal import Proposal
 
@@ -140,13 +140,7 @@ def _show(found: RunPlan, folder: str) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     for stage in found.stages:
-        sums = [f"{in_words(stage.on('cpu'))} of main memory"]
-        if stage.on("cuda"):
-            loads = stage.on_gpus(found.machine.num_gpus)
-            one = f"{in_words(loads[0])} on the GPU"
-            each = f"{', '.join(map(in_words, loads))} on {len(loads)} GPUs"
-            sums.append(one if len(loads) == 1 else each)
-        console.print(f"[bold]{stage.stage}[/bold]: {' and '.join(sums)}")
+        console.print(f"[bold]{stage.stage}[/bold]: {_sums(found, stage)}")
         console.print(_table(list(stage.processes), console.width), soft_wrap=False)
         console.print()
     disk = found.disk
@@ -166,6 +160,24 @@ def _show(found: RunPlan, folder: str) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     if not found.warnings():
         console.print("The run fits.", style="green")
+
+
+def _sums(found: RunPlan, stage: StagePlan) -> str:
+    """Return the memory of a stage in one line: of the machine, or of a pod in a cluster."""
+    from fairlead.planning.formulas import in_words
+
+    if found.nodes > 1:
+        parts = [f"up to {in_words(max(process.pod_bytes for process in stage.processes))} of main memory"]
+        most = max(process.gpu_bytes for process in stage.processes)
+        parts += [f"{in_words(most)} on a GPU"] if most else []
+        return f"{' and '.join(parts)} of one pod"
+    parts = [f"{in_words(stage.on('cpu'))} of main memory"]
+    if stage.on("cuda"):
+        loads = stage.on_gpus(found.machine.num_gpus)
+        one = f"{in_words(loads[0])} on the GPU"
+        each = f"{', '.join(map(in_words, loads))} on {len(loads)} GPUs"
+        parts.append(one if len(loads) == 1 else each)
+    return " and ".join(parts)
 
 
 def _table(processes: list[ProcessMemory], width: int) -> Table:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fairlead.config import RunConfig
-from fairlead.config.serving import DividedSection, ModelServiceSection, PolicySection
+from fairlead.config.serving import ModelServiceSection, PolicySection, ReferenceSection, RewardSection
 from fairlead.errors import ConfigError
 from fairlead.planning.vllm_memory import parallel_sizes
 
@@ -24,8 +24,9 @@ def engine_gpus(section: ModelServiceSection) -> int:
     Raises:
         ConfigError: if vLLM's options do not say so in numbers.
     """
-    if isinstance(section, DividedSection):
-        return section.tensor_parallel
+    if isinstance(section, RewardSection | ReferenceSection):
+        pipeline = section.vllm.get("pipeline_parallel_size", 1) if section.engine == "vllm" else 1
+        return section.tensor_parallel * (pipeline if isinstance(pipeline, int) else 1)
     if isinstance(section, PolicySection) and section.engine == "vllm":
         return math.prod(parallel_sizes(section))
     return 1

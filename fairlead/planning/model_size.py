@@ -58,6 +58,11 @@ class ModelSize:
     """False if the number of parameters is an estimate."""
 
     @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values of a block."""
+        return self.key_value_width // self.head_width
+
+    @property
     def body(self) -> int:
         """Parameters without those of an untied output layer."""
         return self.parameters - self.unembedding

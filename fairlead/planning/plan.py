@@ -62,7 +62,8 @@ class StagePlan:
         found: dict[str, dict[str, ProcessMemory]] = {gpu: {} for gpu in gpus}
         for name, using_gpus in placed.items():
             for gpu in using_gpus:
-                found.setdefault(gpu, {})[name] = owner[name]
+                process = owner[name]
+                found.setdefault(gpu, {})[process.name if process.is_trainer else name] = process
         return list(found.values())
 
     def on_gpus(self, number: int) -> list[int]:
@@ -131,11 +132,13 @@ class RunPlan:
 
     def _shortages(self, stage: StagePlan) -> list[str]:
         found = [f"{process.name}: {process.problem}" for process in stage.processes if process.problem]
-        # In a cluster every pod is on a machine of its own size: only its GPUs can be compared.
-        if self.nodes == 1 and stage.on("cpu") > self.machine.host_bytes:
+        # In a cluster every pod has memory of its own.
+        pods = [process.pod_bytes for process in stage.processes]
+        needed = stage.on("cpu") if self.nodes == 1 else max(pods)
+        if needed > self.machine.host_bytes:
             largest = max(stage.processes, key=lambda process: process.on("cpu") // process.replicas)
             found.append(
-                f"{stage.stage} needs about {in_words(stage.on('cpu'))} of main memory, most of it "
+                f"{stage.stage} needs about {in_words(needed)} of main memory, most of it "
                 f"{largest.name} ({in_words(largest.on('cpu'))}), but only "
                 f"{in_words(self.machine.host_bytes)} are available"
             )
@@ -202,8 +205,8 @@ def plan_run(
         StagePlan("reward-model", tuple(planner.reward_model())),
         StagePlan("ppo", tuple(planner.ppo()), config.local.gpus),
     )
-    if config.policy.engine == "vllm":
-        notes.append(_cache_note(config, planner.vllm(), lengths))
+    if "policy" in (engines := planner.vllm()):
+        notes.append(_cache_note(config, engines["policy"], lengths))
     if config.ranks.nodes > 1:
         notes.append(_gpus_note(stages[-1], config.ranks.nodes))
     return RunPlan(stages, _disk(config, sizes), machine, tuple(notes), config.ranks.nodes)
@@ -211,7 +214,8 @@ def plan_run(
 
 def _cache_note(config: RunConfig, found: VllmMemory, lengths: Lengths) -> str:
     return (
-        f"the cache of vLLM holds {found.cached_tokens:,} tokens: {found.sequences(lengths.sequence):,} "
+        f"the cache of vLLM holds {found.cached_tokens:,} tokens: "
+        f"{found.cached_tokens // lengths.sequence:,} "
         f"sequences of the longest prompt and answer ({lengths.sequence:,} tokens) at a time; "
         f"policy.max_slots is {config.policy.max_slots:,}"
     )

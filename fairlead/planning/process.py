@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from fairlead.config import RunConfig
 from fairlead.config.base import ComputeSection
-from fairlead.config.serving import DividedSection, ModelServiceSection, PolicySection
+from fairlead.config.serving import DividedSection, ModelServiceSection
 from fairlead.config.training import LoraSection, TrainingSection
 from fairlead.planning import formulas, vllm_memory
 from fairlead.planning.gpus import engine_gpus
 from fairlead.planning.machine import Machine
 from fairlead.planning.model_size import ModelSize
-from fairlead.planning.vllm_memory import VllmMemory
+from fairlead.planning.vllm_memory import VllmMemory, VllmModel
 
 RUNTIME_BYTES = {"light": 64 << 20, "torch": 420 << 20, "cuda": 500 << 20}
 """Memory of a process before it loads a model: Python only (`light`), with torch and transformers (`torch`),
@@ -103,6 +103,11 @@ class ProcessMemory:
             # them from the page cache.
             here = self._offloaded or (0 if self.takes_share else self.weights * self.gpus)
         return self.replicas * (self.runtime + max(here, self.loading))
+
+    @property
+    def pod_bytes(self) -> int:
+        """The main memory of one pod: of a replica, or of all ranks of the trainer."""
+        return self.on("cpu") // (1 if self.is_trainer else self.replicas)
 
     def as_dict(self) -> dict[str, object]:
         """Return the fields and their total, for JSON."""
@@ -204,7 +209,7 @@ class MemoryPlanner:
         section = self._config.policy
         size = self._sizes["policy"]
         if section.engine == "vllm":
-            return self._policy_of_vllm(section, size)
+            return self._of_vllm("policy", section, size)
         lora = self._config.ppo.lora
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
         weights = size.parameters * formulas.DTYPE_BYTES[section.dtype]
@@ -220,31 +225,38 @@ class MemoryPlanner:
             incoming=adapter if lora.rank else weights,
         )
 
-    def _policy_of_vllm(self, section: PolicySection, size: ModelSize) -> ProcessMemory:
-        found = self.vllm()
-        process = self._service("policy", section, size)
+    def vllm(self) -> dict[str, VllmMemory]:
+        """Return the memory of vLLM in each model service whose engine it is."""
+        config, sizes, machine = self._config, self._sizes, self._machine
+        models: dict[str, VllmModel] = {}
+        if config.policy.engine == "vllm":
+            models["policy"] = vllm_memory.of_policy(config.policy, sizes["policy"], config.ppo.lora)
+        if config.reward.engine == "vllm":
+            models["reward"] = vllm_memory.of_scorer("reward", config.reward, sizes["reward"])
+        if config.reference.engine == "vllm":
+            models["reference"] = vllm_memory.of_scorer("reference", config.reference, sizes["reference"])
+        device = self._vllm_device
+        device_bytes = machine.gpu_bytes if device == "cuda" else machine.host_bytes
+        return {
+            name: vllm_memory.vllm_memory(model, device=device, device_bytes=device_bytes)
+            for name, model in models.items()
+        }
+
+    def _of_vllm(self, name: str, section: ModelServiceSection, size: ModelSize) -> ProcessMemory:
+        found = self.vllm()[name]
+        process = self._service(name, section, size)
+        gpus = engine_gpus(section)
         return dataclasses.replace(
             process,
-            gpus=found.gpus,
+            gpus=gpus,
             weights=found.weights,
-            activations=found.activations,
+            activations=found.activations + found.beyond,
             cache=max(0, found.cache),
-            # `policy.device` has no effect on vLLM, which runs in processes of its own.
+            # `device` has no effect on vLLM, which runs in processes of its own.
             device=self._vllm_device,
-            runtime=process.runtime + found.gpus * vllm_memory.RUNTIME_BYTES,
+            runtime=process.runtime + gpus * vllm_memory.RUNTIME_BYTES,
             takes_share=True,
-            problem=vllm_memory.problem(found, size, section),
-        )
-
-    def vllm(self) -> VllmMemory:
-        """Return the memory of vLLM, if it is the policy's engine."""
-        machine, device = self._machine, self._vllm_device
-        return vllm_memory.vllm_memory(
-            self._sizes["policy"],
-            self._config.policy,
-            self._config.ppo.lora,
-            device=device,
-            device_bytes=machine.gpu_bytes if device == "cuda" else machine.host_bytes,
+            problem=found.problem,
         )
 
     @property
@@ -254,6 +266,8 @@ class MemoryPlanner:
     def _reward(self) -> ProcessMemory:
         section = self._config.reward
         size = self._sizes["reward"]
+        if section.engine == "vllm":
+            return self._of_vllm("reward", section, size)
         members = self._config.reward_model.ensemble_size if not section.path else 1
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
         tokens = max(section.batching.max_batch_tokens, longest)
@@ -287,6 +301,8 @@ class MemoryPlanner:
     def _reference(self) -> ProcessMemory:
         section = self._config.reference
         size = self._sizes["reference"]
+        if section.engine == "vllm":
+            return self._of_vllm("reference", section, size)
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
         tokens = max(section.batching.max_batch_tokens, longest)
         process = self._divided("reference", section, size)
@@ -303,12 +319,13 @@ class MemoryPlanner:
         gpus = engine_gpus(section)
         if gpus == 1:
             return process
-        problem = f"{name}.tensor_parallel = {gpus} does not divide the {size.heads} attention heads"
+        heads = next((each for each in (size.heads, size.key_value_heads) if each % gpus), 0)
+        problem = f"{name}.tensor_parallel = {gpus} does not divide {heads} heads of the model"
         return dataclasses.replace(
             process,
             gpus=gpus,
             runtime=process.runtime + gpus * RUNTIME_BYTES["torch"],
-            problem=problem if size.heads % gpus else "",
+            problem=problem if heads else "",
         )
 
     def _service(self, name: str, section: ModelServiceSection, size: ModelSize) -> ProcessMemory:

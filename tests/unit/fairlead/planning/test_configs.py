@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,15 +16,22 @@ CONFIGS = Path(__file__).parents[4] / "configs"
 
 
 def planned(
-    name: str, models: Mapping[str, str], folder: Path, *, gpus: int, gpu_gib: int, **settings: object
+    name: str,
+    models: Mapping[str, str],
+    folder: Path,
+    *,
+    gpus: int,
+    gpu_gib: int,
+    settings: Mapping[str, object] | None = None,
 ) -> RunPlan:
     """Return the plan of a file, with models of the shapes of those that it names."""
     paths = {
-        key: str(model_shapes.write(folder / key, shape, is_reward=key.startswith("reward.")))
+        key: str(
+            model_shapes.write(folder / key.replace(".", "/"), shape, is_reward=key.startswith("reward."))
+        )
         for key, shape in models.items()
     }
-    flags = {key.replace("__", "."): value for key, value in settings.items()}
-    config = load(CONFIGS / name, overrides={"runs": str(folder / "runs")} | paths | flags)
+    config = load(CONFIGS / name, overrides={"runs": str(folder / "runs")} | paths | dict(settings or {}))
     machine = Machine(host_bytes=2 << 40, gpu_bytes=gpu_gib << 30, num_gpus=gpus)
     return plan_run(
         config,
@@ -33,18 +41,46 @@ def planned(
 
 
 LLAMA_8B = {"model.path": "Llama-3.1-8B"}
+LLAMA_70B = {"model.path": "Llama-3.1-70B", "reward_model.path": "Llama-3.1-8B"}
+QWEN = dict.fromkeys(("model.path", "policy.path", "reference.path"), "Qwen2.5-0.5B") | {
+    "reward.path": "Qwen3-0.6B"
+}
 
 
-def test_llama8b_fits_on_the_gpus_that_it_is_written_for(tmp_path: Path):
+def test_qwen_fits_on_one_gpu_of_24_gib_and_not_of_16(tmp_path: Path):
+    plan = planned("qwen.toml", QWEN, tmp_path, gpus=1, gpu_gib=24)
+    assert [warning for warning in plan.warnings() if "disk space" not in warning] == []
+    assert obstacle(plan) == ""
+    assert list(plan.loads(plan.stage("ppo"))[0]) == ["trainer", "policy-0", "reward-0", "reference-0"]
+    small = dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, gpu_bytes=16 << 30))
+    assert small.warnings("ppo")[0].startswith("ppo needs about 20.5 GiB of GPU memory (trainer 4.65 GiB, ")
+
+
+def test_llama8b_fits_on_eight_gpus_and_not_on_seven(tmp_path: Path):
     plan = planned("llama8b.toml", LLAMA_8B, tmp_path, gpus=8, gpu_gib=79)
     assert [warning for warning in plan.warnings() if "disk space" not in warning] == []
     assert obstacle(plan) == ""
     using = [list(names) for names in plan.loads(plan.stage("ppo"))]
     assert using == [["trainer"]] * 5 + [["policy-0"], ["reward-0"], ["reference-0"]]
     assert any("the cache of vLLM holds" in note for note in plan.notes)
-
-
-def test_llama8b_does_not_fit_on_fewer_gpus(tmp_path: Path):
-    plan = planned("llama8b.toml", LLAMA_8B, tmp_path, gpus=7, gpu_gib=79)
-    (warning, _) = plan.warnings("ppo")
+    seven = dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, num_gpus=7))
+    (warning, _) = seven.warnings("ppo")
     assert warning.startswith("ppo needs about 95 GiB of memory of one GPU (policy-0 71.6 GiB, reference-0 ")
+
+
+def test_llama70b_fits_on_four_nodes_of_eight_gpus(tmp_path: Path):
+    plan = planned("llama70b.toml", LLAMA_70B, tmp_path, gpus=8, gpu_gib=79)
+    assert [warning for warning in plan.warnings() if "disk space" not in warning] == []
+    assert obstacle(plan) == ""
+    assert plan.notes[-1] == "GPUs in all: 29 (trainer 16, policy 8, reward 1, reference 4)"
+
+
+def test_llama70b_does_not_fit_on_fewer_gpus(tmp_path: Path):
+    fewer = {"reference.tensor_parallel": 1, "policy.vllm.tensor_parallel_size": 1}
+    plan = planned("llama70b.toml", LLAMA_70B, tmp_path, gpus=4, gpu_gib=79, settings=fewer)
+    policy, gpus, ranks, _ = plan.warnings("ppo")
+    assert policy.startswith(
+        "policy: vLLM may use 0.9 of each GPU (policy.vllm.gpu_memory_utilization); weights "
+    )
+    assert gpus.startswith("ppo needs about 140 GiB of memory of one GPU (reference ")
+    assert ranks == "ppo has 8 ranks on each machine (ranks.per_node), but a machine has 4"
