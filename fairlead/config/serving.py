@@ -217,10 +217,10 @@ class RewardSection(DividedSection):
     """The Triton server."""
     batching: BatchingSection = BatchingSection()
     """Limits of batches and of the queue."""
-    attention: Literal["auto", "segments", "padded"] = "auto"
-    """Attention of a batch: `segments` uses no padding and computes a shared beginning once; `padded` pads
-    all sequences to the longest. `auto`: `segments` on a CPU, if the architecture of the model supports
-    it."""
+    attention: Literal["auto", "segments", "varlen", "padded"] = "auto"
+    """Attention of a batch: `segments` uses no padding and computes a shared beginning once; `varlen` uses no
+    padding and suits GPUs; `padded` pads all sequences to the longest. `auto`: `segments` on a CPU and
+    `varlen` on a GPU, if the architecture of the model supports it."""
     share_prompts: bool = True
     """With `segments`: compute a beginning that several sequences of a batch share only once."""
     prefix_cache_bytes: int = Field(default=256 << 20, ge=0)

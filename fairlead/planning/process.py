@@ -288,12 +288,12 @@ class MemoryPlanner:
     def _prefix_cache(self, size: ModelSize, *, tokens: int, members: int) -> int:
         """Return the memory of cached beginnings, and of those that a batch adds before others are removed.
 
-        Only the forward without padding shares beginnings; `auto` chooses it on a CPU.
+        Only segments share beginnings; `auto` chooses them on a CPU.
         """
         section = self._config.reward
-        padded = section.attention == "padded" or section.compile
+        others = section.attention in ("padded", "varlen") or section.compile
         automatic = section.attention == "auto" and self._device(section) == "cuda"
-        if padded or automatic or not (section.share_prompts and section.prefix_cache_bytes):
+        if others or automatic or not (section.share_prompts and section.prefix_cache_bytes):
             return 0
         token_bytes = size.layers * 2 * size.key_value_width * formulas.DTYPE_BYTES[section.dtype]
         return section.prefix_cache_bytes + members * tokens * token_bytes

@@ -1,4 +1,4 @@
-"""Two ways to run a batch through an ensemble: padded to the longest sequence, or without padding.
+"""Ways to run a batch through an ensemble: padded to the longest sequence, or without padding.
 
 `choose` decides when a model is loaded. Knows torch and the models, but no text and no queue.
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -26,6 +26,7 @@ from fairlead.nn.trial import Comparison, Probe
 from services.batching.packing import Packing, PaddedPacking, SharedPacking
 from services.reward.compute import segments
 from services.reward.compute.prefix_sharing import MIN_TOKENS, Planner, PrefixCache
+from services.reward.compute.varlen import Kernel, VarlenForward, kernels_of
 from services.reward.item_reader import EncodedItem, prompt_key
 
 logger = logging.getLogger(__name__)
@@ -77,16 +78,16 @@ class SegmentForward:
         self,
         reward: RewardEnsemble,
         section: RewardSection,
+        reward_metrics: metrics.RewardMetrics | None,
         *,
         longest: int,
-        reward_metrics: metrics.RewardMetrics | None,
     ) -> None:
         """
         Args:
             reward: the models.
             section: whether to share beginnings, and the size of their cache.
-            longest: tokens of the longest sequence that is accepted.
             reward_metrics: metrics of sharing.
+            longest: tokens of the longest sequence that is accepted.
         """
         self._reward = reward
         self._share = section.share_prompts
@@ -131,40 +132,67 @@ def choose(
     longest: int,
     reward_metrics: metrics.RewardMetrics | None = None,
 ) -> Forward:
-    """Return the forward that the section asks for, or with `auto` the faster one that the models support.
+    """Return the forward that the section asks for, or with `auto` the fastest for the device that the models
+    support.
 
     Raises:
-        ConfigError: `segments` is asked for and the models do not support it; gives the reason.
+        ConfigError: `segments` or `varlen` is asked for and the models do not support it; gives the reason.
     """
     device = reward.device
     padded = PaddedForward(reward, device)
     asked = section.attention
-    if section.compile or asked == "padded" or (asked == "auto" and device.type != "cpu"):
+    if section.compile or asked == "padded":
         return padded
+    wanted = ("segments" if device.type == "cpu" else "varlen") if asked == "auto" else asked
+    ways = [_segments(longest)] if wanted == "segments" else _varlen(reward, longest)
     name = type(reward.members[0].model).__name__
-    reason = next(filter(None, (_obstacle(member, longest) for member in reward.members)), "")
-    if not reason:
-        return SegmentForward(reward, section, longest=longest, reward_metrics=reward_metrics)
-    if asked == "segments":
-        raise ConfigError("reward.attention", got=f"segments for {name} ({reason})", allowed="auto or padded")
+    for way in ways:
+        reason = next(filter(None, (_obstacle(member, way, longest) for member in reward.members)), "")
+        if not reason:
+            return way.build(reward, section, reward_metrics)
+        logger.info("%s is not run by %s: %s", name, way.name, reason)
+    if asked != "auto":
+        raise ConfigError("reward.attention", got=f"{asked} for {name} ({reason})", allowed="auto or padded")
     logger.info("batches of %s are padded and share no prompts: %s", name, reason)
     return padded
 
 
-def _obstacle(member: RewardModel, longest: int) -> str:
-    """Return why a member cannot be run in segments; empty if it can."""
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A way to run sequences without padding."""
+
+    name: str
+    build: Callable[[RewardEnsemble, RewardSection, metrics.RewardMetrics | None], Forward]
+
+
+def _segments(longest: int) -> _Way:
+    return _Way("segments", lambda *given: SegmentForward(*given, longest=longest))
+
+
+def _varlen(reward: RewardEnsemble, longest: int) -> list[_Way]:
+    """Return a way for each kernel that suits the models, the fastest first."""
+
+    def way(kernel: Kernel) -> _Way:
+        name = f"varlen with {kernel.__name__} attention"
+        return _Way(name, lambda given, *_: VarlenForward(given, longest=longest, kernel=kernel))
+
+    return [way(kernel) for kernel in kernels_of(reward.members[0])]
+
+
+def _obstacle(member: RewardModel, way: _Way, longest: int) -> str:
+    """Return why a member cannot be run without padding; empty if it can."""
     if member.is_encoder:
         return "it is an encoder"
     if longest < 2 * MIN_TOKENS + 2:
         return f"its sequences have at most {longest} tokens"
-    return trial.obstacle(member.body, lambda probe: _comparisons(member, probe, longest), longest=longest)
+    return trial.obstacle(member.body, lambda probe: _comparisons(member, way, probe), longest=longest)
 
 
-def _comparisons(member: RewardModel, probe: Probe, longest: int) -> Iterator[Comparison]:
-    """Compare hidden states of a tree of sequences, which is new and then cached."""
+def _comparisons(member: RewardModel, way: _Way, probe: Probe) -> Iterator[Comparison]:
+    """Compare hidden states of a tree of sequences; the second time, its beginnings may be cached."""
     body, section = member.body, RewardSection(prefix_cache_bytes=64 << 20)
     hidden = RewardEnsemble((replace(member, head=_NoHead(1, std=0).to(member.device)),))
-    ours = SegmentForward(hidden, section, longest=longest, reward_metrics=None)
+    ours = way.build(hidden, section, None)
     stem = probe.long_ids(MIN_TOKENS + 1)
     batch: list[Ids] = [EncodedItem(stem, probe.ids(length)) for length in (1, 4, MIN_TOKENS)]
     batch += [probe.ids(MIN_TOKENS), probe.ids(2)]

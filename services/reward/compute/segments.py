@@ -1,37 +1,30 @@
 """Scores of a batch without padding: the model's own forward pass over one row of segments.
 
-Only attention is replaced: transformers calls `_attention` instead of its own. Linear layers see every real
-token once and no padding. Attention runs segment by segment, because a mask over the whole row would be
-computed in full.
+Only attention is replaced (`attention.py`). Linear layers see every real token once and no padding. Attention
+runs segment by segment, because a mask over the whole row would be computed in full.
 
 Shapes: N rows (tokens of the batch), H heads, D head size, L tokens of a segment, G segments of a group.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
-from torch import Tensor, nn
-from transformers import AttentionInterface
+from torch import Tensor
 
 from fairlead.nn import allocator
 from fairlead.nn.linear import ROWS
 from fairlead.nn.reward_model import RewardModel
+from services.reward.compute import attention
 from services.reward.compute.prefix_sharing import CachedPrefix, Keep, KeysValues, Plan, Segment
 
-NAME = "fairlead_segments"
-"""Name under which the attention is registered with transformers."""
 _GROUPED = 64
 """Segments up to this length run together, padded: another call costs more than the padding."""
 _APART_BYTES = 256 << 10
 """Smaller keys and values stay in the heap, where they fill gaps: memory of its own costs a mapping each."""
-_UNKNOWN = ("softcap", "s_aux", "position_bias", "sinks", "indexer")
-"""Arguments of attention variants that are not supported."""
 
 
 @dataclass(slots=True)
@@ -50,18 +43,7 @@ class Work:
     kept: dict[bytes, dict[tuple[int, int], tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """Compute the attention of one layer.
-
-        Args:
-            layer: number of the layer.
-            query: [1, H, N, D].
-            key: [1, key heads, N, D], positions applied.
-            value: [1, key heads, N, D].
-            scale: factor of the products; None for 1/√D.
-
-        Returns:
-            [1, N, H, D].
-        """
+        """As `attention.Work.attend`."""
         for keep in self.plan.keeps:
             self._keep(keep, layer, key, value)
         repeats = query.shape[1] // key.shape[1]
@@ -123,43 +105,6 @@ class Work:
         layers[self.member, layer] = (torch.cat(parts[0], dim=1), torch.cat(parts[1], dim=1))
 
 
-class _Current(threading.local):
-    """The work of the forward pass that this thread runs."""
-
-    work: Work | None = None
-
-
-_CURRENT = _Current()
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    **others: object,
-) -> tuple[Tensor, None]:
-    """Attention that transformers calls; raises NotImplementedError for unsupported variants."""
-    work = _CURRENT.work
-    if work is None or query.shape[0] != 1:
-        raise NotImplementedError("attention over segments without a plan")
-    if sliding_window is not None and sliding_window < work.longest:
-        raise NotImplementedError(f"a sliding window of {sliding_window} tokens")
-    odd = [name for name in _UNKNOWN if others.get(name) is not None]
-    if odd:
-        raise NotImplementedError(f"attention with {', '.join(odd)}")
-    layer = module.layer_idx
-    assert isinstance(layer, int)
-    return work.attend(layer, query, key, value, scaling), None
-
-
-AttentionInterface.register(NAME, _attention)
-
-
 def layout(plan: Plan, *, member: int, longest: int, dtype: torch.dtype, device: torch.device) -> Work:
     """Build the rows and masks of a plan for one member of an ensemble."""
     free = [segment for segment in plan.segments if not segment.num_before]
@@ -177,18 +122,6 @@ def layout(plan: Plan, *, member: int, longest: int, dtype: torch.dtype, device:
     return Work(plan, member, longest, squares, groups, tails)
 
 
-@contextmanager
-def _computing(work: Work, model: RewardModel) -> Iterator[None]:
-    config = model.body.config
-    before, config._attn_implementation = config._attn_implementation, NAME
-    _CURRENT.work = work
-    try:
-        yield
-    finally:
-        _CURRENT.work = None
-        config._attn_implementation = before
-
-
 def scores(model: RewardModel, work: Work) -> Tensor:
     """Return float32 scores [sequences of the plan]; leave beginnings for the cache in `work.kept`."""
     device = model.device
@@ -196,7 +129,7 @@ def scores(model: RewardModel, work: Work) -> Tensor:
         F.pad(torch.from_numpy(rows), (0, -len(rows) % ROWS))[None].to(device)
         for rows in (work.plan.ids, work.plan.positions)
     )
-    with _computing(work, model):
+    with attention.computing(work, model):
         hidden_NH: Tensor = model.body(input_ids=ids_1N, position_ids=positions_1N, use_cache=False)[0][0]
     rows = torch.tensor(work.plan.last_rows, device=device)
     found: Tensor = model.head(hidden_NH[rows])

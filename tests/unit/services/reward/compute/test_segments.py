@@ -91,6 +91,7 @@ def test_scores_depend_on_their_own_sequence_only(saved: Saved, name: str):
         {"prefix_cache_bytes": 40_000},
         {"pack_weights": False},
         {"attention": "padded"},
+        {"attention": "varlen"},
     ):
         section = RewardSection(device="cpu", **{"attention": "segments"} | settings)
         reward_metrics = metrics.RewardMetrics(registry := CollectorRegistry())
