@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _outcomes(options: argparse.Namespace, folder: Path, end: float) -> Iterator[Outcome]:
     with (folder / "sections.log").open("w") as log:
         for name in options.sections or SECTIONS:
-            limit = min(SECTIONS[name] * options.patience, end - time.monotonic())
+            limit = min(SECTIONS[name] * options.scale_limits, end - time.monotonic())
             yield _run(name, options, folder, limit, log.fileno())
 
 
@@ -99,7 +99,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="tiny models, which measure nothing; for tests")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out/gpu_check"), help="folder")
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="time limit of all sections")
-    parser.add_argument("--patience", type=float, default=1.0, help="factor of the limit of each section")
+    parser.add_argument("--scale-limits", type=float, default=1.0, help="factor of the limit of each section")
     options = parser.parse_args(argv)
     for name in options.sections:
         if name not in SECTIONS:

@@ -107,7 +107,7 @@ class StaticLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self._cache.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """Return -1 for no limit: the decoder makes room before a pass."""
+        """Return -1 for no limit: the decoder grows the block before a pass."""
         return -1
 
 
@@ -132,7 +132,7 @@ class StaticCache(Cache):
         return self.get_seq_length() + query_length, 0
 
     def grow(self, columns: int) -> None:
-        """Make room for longer samples. The blocks get new addresses."""
+        """Add columns for longer samples. The blocks get new addresses."""
         self.columns = columns
         for layer in self._written():
             layer.grow(columns)

@@ -80,7 +80,7 @@ class StaticDecoder:
         """
         if len(self.running) + len(samples) > self.slots:
             raise ValueError(f"{len(samples)} samples for {self.slots - len(self.running)} slots")
-        self._make_room(max((sample.num_tokens for sample in samples), default=0))
+        self._reserve(max((sample.num_tokens for sample in samples), default=0))
         for group in prefill_groups(samples):
             self._prefill(group, version)
         return ()
@@ -198,7 +198,7 @@ class StaticDecoder:
         finished.record()
         self._started.append(_Started(tuple(samples), version, target, finished))
 
-    def _make_room(self, num_tokens: int) -> None:
+    def _reserve(self, num_tokens: int) -> None:
         """Let the cache have a column for each token of a sample."""
         columns = min(self._longest, max(_FIRST_COLUMNS, 1 << (num_tokens - 1).bit_length()))
         if columns > self._cache.columns:

@@ -98,7 +98,7 @@ class Rows:
             logits_RV: logits of the rows.
             rows: the rows.
             is_cut: whether a row keeps only a part of its distribution.
-            last_position: largest position; rows whose sample has ended may go on, but not beyond it.
+            last_position: largest position; rows whose sample has ended may continue, but not beyond it.
         """
         plan = SamplingPlan(
             temperature=1.0,

@@ -71,7 +71,7 @@ def flash(query: Tensor, key: Tensor, value: Tensor, offsets: Offsets, scale: fl
 
     attend: Any = varlen.varlen_attn  # its arguments differ between versions of torch
     longest = offsets.longest
-    # Older versions share keys among heads without being told.
+    # Older versions share keys among heads without this argument.
     grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(attend).parameters else {}
     found: Tensor = attend(
         query,

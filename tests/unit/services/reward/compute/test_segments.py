@@ -234,3 +234,5 @@ def test_model_without_segment_support_is_padded_and_logs_the_reason(
             ConfigError, match=r"reward.attention: got 'segments for .*allowed: auto or padded"
         ):
             RewardScorer(str(path), RewardSection(device="cpu", attention="segments"))
+        with pytest.raises(ConfigError, match=r"reward.attention: got 'varlen for "):
+            RewardScorer(str(path), RewardSection(device="cpu", attention="varlen"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -20,7 +21,7 @@ def by_loop(query: Tensor, key: Tensor, value: Tensor, starts: list[int], scale:
     """Attend within each sequence on its own, in float64."""
     found = torch.zeros(query.shape, dtype=torch.float64)
     repeats = query.shape[1] // key.shape[1]
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in itertools.pairwise(starts):
         q, k, v = (part[start:end].double().transpose(0, 1) for part in (query, key, value))
         k, v = (part.repeat_interleave(repeats, 0) for part in (k, v))
         found[start:end] = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(
@@ -53,9 +54,9 @@ def test_padded_attention_stays_within_each_sequence(scale: float | None) -> Non
     assert torch.allclose(padded(*parts(), offsets, scale).double(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("is_told_of_groups", [True, False])
+@pytest.mark.parametrize("has_groups", [True, False])
 def test_flash_attention_is_called_with_the_offsets(
-    monkeypatch: pytest.MonkeyPatch, is_told_of_groups: bool
+    monkeypatch: pytest.MonkeyPatch, has_groups: bool
 ) -> None:
     """Torch's own call runs on GPUs only; a loop with its signature takes its place."""
 
@@ -69,7 +70,7 @@ def test_flash_attention_is_called_with_the_offsets(
         assert enable_gqa
         return stand_in(*given, scale=scale, window_size=window_size)
 
-    monkeypatch.setattr(torch_varlen, "varlen_attn", newer if is_told_of_groups else stand_in)
+    monkeypatch.setattr(torch_varlen, "varlen_attn", newer if has_groups else stand_in)
     offsets = Offsets.of(LENGTHS)
     found = flash(*parts(), offsets, 0.3)
     assert torch.allclose(found, padded(*parts(), offsets, 0.3), atol=1e-6)
