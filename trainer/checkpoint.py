@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _SUFFIX = ".safetensors"
-_SCHEMA = 2
-"""Schema 1 has no key `schema`, and whole tensors in a file for each group."""
+_SCHEMA = 3
+"""Schema 1 has no key `schema`, and whole tensors in a file for each group. Schema 3 has slices of columns,
+which only tensor parallelism writes; all others are schema 2."""
 _LEFTOVER = re.compile(r"\.(\d+)-\d+\.\w+")
 
 
@@ -102,7 +103,8 @@ class CheckpointStore:
         def divided(folder: Path) -> Mapping[str, object]:
             announce(folder)
             assert group is not None
-            return {"schema": _SCHEMA, **slices.write(folder, tensors, group)}
+            written = slices.write(folder, tensors, group)
+            return {"schema": 3 if slices.has_columns(written) else 2, **written}
 
         self._commit(version, whole if group is None or group.size == 1 else divided, state)
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from fairlead.nn.logprobs import hidden_logprobs_and_entropies
 from fairlead.nn.unembedding import output_layer
+from trainer.distributed import vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +105,10 @@ def response_logprobs(
     assert isinstance(body, PreTrainedModel)
     with autocast(batch.tokens_BT.device, dtype):
         hidden_NH = predictor_hidden(body, batch)
-        return hidden_logprobs_and_entropies(hidden_NH, unembedding, batch.targets_N, temperature=temperature)
+        return hidden_logprobs_and_entropies(
+            hidden_NH,
+            unembedding,
+            batch.targets_N,
+            temperature=temperature,
+            of_logits=vocabulary.of_logits(unembedding),
+        )

@@ -208,6 +208,11 @@ class RanksSection(Section):
     address: str = ""
     """Address, `host:port`, at which rank 0 waits for the others; needed if `nodes` is above 1. On one
     machine a free port is used."""
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
+    """Number of consecutive ranks that divide the matrices of each layer among them (tensor parallelism, by
+    transformers' plan for the architecture) and read the same sequences. It must divide the number of ranks
+    and of attention heads. They exchange data in every layer, so they should be on one machine. 1: layers are
+    divided by FSDP only."""
     join_seconds: float = Field(default=600.0, gt=0, le=604_800)
     """Time that the ranks wait for one another at the start."""
     lost_seconds: float = Field(default=30.0, ge=1, le=3_600)

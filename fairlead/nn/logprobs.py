@@ -17,6 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 _Result = TypeVar("_Result")
 
+OfLogits = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+"""Computes log-probs and entropies [N] from logits [N, V], ids [N] and a temperature."""
+
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits computed at a time; fastest on a CPU by benchmarks/logprobs.py, 256 MiB on a GPU."""
 
@@ -51,6 +54,13 @@ def _scaled(logits_NV: Tensor, temperature: float) -> Tensor:
     """Divide logits by the temperature. At 1 nothing is copied: that pass would cost a tenth of the total."""
     logits_NV = at_least_float32(logits_NV)
     return logits_NV if temperature in (0.0, 1.0) else logits_NV / temperature
+
+
+def logprobs_and_entropies(logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the results of `token_logprobs`, and of `entropy` without gradient."""
+    with torch.no_grad():
+        entropy_N = entropy(logits_NV, temperature=temperature)
+    return token_logprobs(logits_NV, tokens_N, temperature=temperature), entropy_N
 
 
 def hidden_logprobs(
@@ -91,16 +101,22 @@ def hidden_logprobs_and_entropies(
     *,
     temperature: float,
     chunk_rows: int | None = None,
+    of_logits: OfLogits = logprobs_and_entropies,
 ) -> tuple[Tensor, Tensor]:
     """Return the result of `hidden_logprobs`, and the entropies [N] of the same distributions without
     gradient.
+
+    Args:
+        hidden_NH: as in `hidden_logprobs`, and the next three.
+        unembedding: the output layer.
+        tokens_N: ids.
+        temperature: divides the logits.
+        chunk_rows: rows of logits computed at a time.
+        of_logits: computes both from the output of the layer, which may be a part of the logits.
     """
 
     def chunk(hidden_CH: Tensor, tokens_C: Tensor) -> tuple[Tensor, Tensor]:
-        logits_CV = unembedding(hidden_CH)
-        with torch.no_grad():
-            entropy_C = entropy(logits_CV, temperature=temperature)
-        return token_logprobs(logits_CV, tokens_C, temperature=temperature), entropy_C
+        return of_logits(unembedding(hidden_CH), tokens_C, temperature)
 
     parts = _each_chunk(chunk, hidden_NH, tokens_N, chunk_rows or _chunk_rows(unembedding, hidden_NH))
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

@@ -1,6 +1,7 @@
 """Results of all ranks brought together: sums of figures, flat tensors, and whole tensors at one rank.
 
-Every rank calls these in the same order. With one rank each returns what it got.
+Every rank calls these in the same order. With one rank each returns what it got. With tensor parallelism the
+figures of a share of the sequences, which several ranks compute, count once.
 Shapes: N response tokens of a batch.
 """
 
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.distributed.blocks import block_of
 from trainer.distributed.group import Group
 from trainer.distributed.sharding import is_divided, local
 
@@ -20,7 +22,7 @@ def summed(figures: Mapping[str, float], group: Group) -> dict[str, float]:
     """Return the sum of each figure over all ranks, which have the same names in the same order."""
     if group.size == 1 or not figures:
         return dict(figures)
-    values = torch.tensor(list(figures.values()), dtype=torch.float64)
+    values = torch.tensor(list(figures.values()), dtype=torch.float64) * group.counts
     dist.all_reduce(values)
     return dict(zip(figures, values.tolist(), strict=True))
 
@@ -28,7 +30,7 @@ def summed(figures: Mapping[str, float], group: Group) -> dict[str, float]:
 def combined(flat_N: Tensor, group: Group) -> Tensor:
     """Return a flat tensor each of whose entries one rank has computed; it is 0 on the others."""
     if group.size > 1:
-        dist.all_reduce(flat_N)
+        dist.all_reduce(flat_N if group.counts else flat_N.zero_())
     return flat_N
 
 
@@ -36,6 +38,7 @@ def concatenated(part_N: Tensor, group: Group) -> Tensor:
     """Return the flat tensors of all ranks, of any length each, one after the other."""
     if group.size == 1:
         return part_N
+    part_N = part_N if group.counts else part_N[:0]
     lengths = torch.zeros(group.size, dtype=torch.long)
     lengths[group.rank] = len(part_N)
     dist.all_reduce(lengths)
@@ -67,6 +70,8 @@ def whole_at(tensor: Tensor, owner: int, group: Group, *, dtype: torch.dtype | N
     """
     if not is_divided(tensor):
         return tensor.detach().to(dtype or tensor.dtype) if group.rank == owner else None
+    if group.tensor_parallel > 1:
+        return _assembled_at(tensor, owner, group, dtype=dtype or tensor.dtype)
     each = -(-tensor.shape[0] // group.size)
     part = local(tensor).detach().to(dtype or tensor.dtype).contiguous()
     if len(part) < each:
@@ -77,6 +82,24 @@ def whole_at(tensor: Tensor, owner: int, group: Group, *, dtype: torch.dtype | N
     whole = part.new_empty(each * group.size, *part.shape[1:])
     dist.gather(part, list(torch.chunk(whole, group.size)), dst=owner)
     return whole[: tensor.shape[0]]
+
+
+def _assembled_at(tensor: Tensor, owner: int, group: Group, *, dtype: torch.dtype) -> Tensor | None:
+    """Return on one rank a tensor of which each rank holds a block."""
+    blocks = [block_of(tensor, rank) for rank in range(group.size)]
+    row = local(tensor).detach().to(dtype).flatten()
+    most = max(block.size for block in blocks)
+    row = torch.cat([row, row.new_zeros(most - len(row))])
+    if group.rank != owner:
+        dist.gather(row, dst=owner)
+        return None
+    rows = [torch.empty_like(row) for _ in blocks]
+    dist.gather(row, rows, dst=owner)
+    whole = row.new_empty(tensor.shape)
+    for block, found in zip(blocks, rows, strict=True):
+        target = block.of(whole)
+        target.copy_(found[: block.size].view(target.shape))
+    return whole
 
 
 def whole_on_cpu(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:

@@ -45,10 +45,23 @@ class Group:
     """
 
     def __init__(
-        self, place: Place, *, store: Store | None = None, heartbeat: Heartbeat | None = None
+        self,
+        place: Place,
+        *,
+        tensor_parallel: int = 1,
+        store: Store | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
-        """`store` and `heartbeat` are those of the joined ranks; a single rank has neither."""
+        """
+        Args:
+            place: the place of this rank.
+            tensor_parallel: how many consecutive ranks divide a layer; divides their number.
+            store: of the joined ranks; None for a single one.
+            heartbeat: the same.
+        """
         self._place = place
+        self.tensor_parallel = tensor_parallel
+        """How many consecutive ranks divide a layer and read the same sequences; 1: none."""
         self._store = store
         self._heartbeat = heartbeat
         self._order = 0
@@ -77,6 +90,21 @@ class Group:
     def is_first(self) -> bool:
         """Whether this is rank 0, the only one that speaks to the queue and writes the files of the run."""
         return self._place.rank == 0
+
+    @property
+    def num_shares(self) -> int:
+        """Into how many shares the sequences of a mini-batch are divided."""
+        return self._place.size // self.tensor_parallel
+
+    @property
+    def share(self) -> int:
+        """The number of this rank's share, which those that divide a layer with it compute, too."""
+        return self._place.rank // self.tensor_parallel
+
+    @property
+    def counts(self) -> bool:
+        """Whether the figures of this rank count: those of the first rank of each share do."""
+        return self._place.rank % self.tensor_parallel == 0
 
     def broadcast(self, data: bytes, *, source: int = 0) -> bytes:
         """Return the bytes of the rank `source`, on every rank; those of the other ranks are ignored."""
@@ -180,9 +208,15 @@ def join(place: Place, section: RanksSection, *, device: str = "auto") -> Iterat
         device: device of the section that is trained: `auto`, `cpu` or `cuda`.
 
     Raises:
-        ConfigError: if this rank has no GPU of its own.
+        ConfigError: if this rank has no GPU of its own, or the ranks cannot be divided as configured.
         RankLost: if the ranks do not find one another in time, or if one ended during the block.
     """
+    if place.size % section.tensor_parallel:
+        raise ConfigError(
+            "ranks.tensor_parallel",
+            got=section.tensor_parallel,
+            allowed=f"a number that divides the number of ranks, {place.size}",
+        )
     if place.size == 1:
         yield Group(place)
         return
@@ -202,7 +236,7 @@ def join(place: Place, section: RanksSection, *, device: str = "auto") -> Iterat
     )
     logger.info("rank %d of %d has joined at %s", place.rank, place.size, place.address)
     try:
-        yield Group(place, store=store, heartbeat=heartbeat)
+        yield Group(place, tensor_parallel=section.tensor_parallel, store=store, heartbeat=heartbeat)
     except BaseException as error:
         _leave(place, heartbeat, error)
         raise

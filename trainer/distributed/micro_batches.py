@@ -1,4 +1,5 @@
-"""The micro-batches of each rank: balanced by tokens, and as many for every rank.
+"""The micro-batches of each rank: balanced by tokens, and as many for every rank. With tensor parallelism the
+ranks that divide a layer have the same ones, and count as one rank here.
 
 FSDP gathers weights in step on all ranks, so a rank with fewer micro-batches than another would hang both.
 """
@@ -60,9 +61,9 @@ def filled(parts: list[list[list[_Item]]]) -> list[list[list[_Item]]]:
 
 def share(lengths: Sequence[int], *, max_tokens: int, group: Group) -> list[list[int]]:
     """Return the micro-batches of this rank by `plan`."""
-    if group.size == 1:
+    if group.num_shares == 1:
         return list(pack(lengths, max_tokens=max_tokens))
-    return plan(lengths, max_tokens=max_tokens, ranks=group.size)[group.rank]
+    return plan(lengths, max_tokens=max_tokens, ranks=group.num_shares)[group.share]
 
 
 def padded(

@@ -6,6 +6,7 @@ ranks' gradients, so a loss is divided by the tokens of all ranks. Knows no stag
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Concatenate, ParamSpec, TypeVar
@@ -20,13 +21,17 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fairlead.config.training import TrainingSection
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import torch_dtype
+from trainer.distributed import tensor_parallel
 from trainer.distributed.group import Group
+
+SHARES, TENSOR_PARALLEL = "shares", "tp"
+"""Dimensions of the mesh: FSDP divides over the first, tensor parallelism over the second."""
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _Given = ParamSpec("_Given")
@@ -74,9 +79,9 @@ def shard(
 ) -> None:
     """Divide the weights of a model among all ranks, block by block.
 
-    A tensor is divided by rows. Tied weights, embeddings and the output layer belong to the group of the
-    root. Weights, gradients and their sum over ranks keep the type of the weights; blocks compute in
-    `compute`, heads in float32.
+    A tensor is divided by rows; with tensor parallelism, the part of it that some neighbouring ranks hold.
+    Tied weights, embeddings and the output layer belong to the group of the root. Weights, gradients and
+    their sum over ranks keep the type of the weights; blocks compute in `compute`, heads in float32.
 
     Args:
         root: what is called to compute; its weights are equal on all ranks, on the CPU or on `device`.
@@ -89,7 +94,10 @@ def shard(
     if group.size == 1:
         return
     where = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
-    mesh = init_device_mesh(device.type, (group.size,))
+    mesh = _mesh(device.type, group.num_shares, group.tensor_parallel)
+    if group.tensor_parallel > 1:
+        tensor_parallel.divide(root, mesh[TENSOR_PARALLEL])
+        mesh = mesh[SHARES]
     lower = compute == torch.bfloat16
     policy = MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False)
     blocks = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -98,6 +106,17 @@ def shard(
         _shard(head, mesh, MixedPrecisionPolicy(), where)
     for module in (*blocks, root):
         _shard(module, mesh, policy if lower else MixedPrecisionPolicy(), where)
+
+
+@functools.cache
+def _mesh(device: str, shares: int, parts: int) -> DeviceMesh:
+    """Return all ranks: those that divide a layer are neighbours."""
+    if parts == 1:
+        return init_device_mesh(device, (shares,))
+    mesh = init_device_mesh(device, (shares, parts), mesh_dim_names=(SHARES, TENSOR_PARALLEL))
+    # Sums over all ranks, such as a norm, then are one collective.
+    mesh._flatten("ranks")
+    return mesh
 
 
 def autocast_dtype(section: TrainingSection, group: Group) -> torch.dtype:
@@ -143,27 +162,13 @@ def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the rows of a tensor that this rank holds; all of them if it is not divided."""
+    """Return the part of a tensor that this rank holds; all of them if it is not divided."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def is_divided(tensor: Tensor) -> bool:
-    """Return whether each rank holds only some of the rows."""
+    """Return whether each rank holds only a part of a tensor."""
     return isinstance(tensor, DTensor)
-
-
-def own_rows(tensor: Tensor) -> tuple[int, int]:
-    """Return the first row that this rank holds, and the row after its last one.
-
-    Every rank but the last ones holds ⌈rows/ranks⌉ of them, as `torch.chunk` divides.
-    """
-    rows = tensor.shape[0] if tensor.ndim else 0
-    if not isinstance(tensor, DTensor):
-        return 0, rows
-    assert tensor.placements == (Shard(0),)
-    each = -(-rows // tensor.device_mesh.size())
-    rank = tensor.device_mesh.get_local_rank()
-    return min(rank * each, rows), min((rank + 1) * each, rows)
 
 
 def owners(sizes: Iterable[int], *, ranks: int) -> list[int]:

@@ -1,28 +1,32 @@
-"""The tensors of a checkpoint in slices: each rank writes the rows that it holds, any number of ranks reads.
+"""The tensors of a checkpoint in slices: each rank writes the part that it holds, any number of ranks reads.
 
 A file `rank-00000.safetensors` has the slices of one rank, named `<group>/<tensor>`; the manifest says which
-rows are where. Without pickle, and without moving a tensor between ranks.
+rows, and with tensor parallelism which columns, are where. Without pickle, and without moving a tensor
+between ranks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from fairlead.errors import CorruptCheckpoint
 from fairlead.transports.weights.disk import sync
 from fairlead.transports.weights.manifest import sha256
+from trainer.distributed.blocks import block_of, is_copy
 from trainer.distributed.group import Group
-from trainer.distributed.sharding import is_divided, local, own_rows
+from trainer.distributed.sharding import is_divided, local
 from trainer.tensor_file import Shape, TensorFile
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -38,14 +42,16 @@ def write(folder: Path, tensors: Groups, group: Group) -> dict[str, object]:
     Tensors that are not divided are written by rank 0. Every file is synced when this returns on rank 0.
     """
     slices: dict[str, Tensor] = {}
-    rows: dict[str, tuple[int, int] | None] = {}
+    places: dict[str, dict[str, object]] = {}
     for name, tensor in _joined(tensors):
-        if is_divided(tensor):
-            slices[name] = local(tensor)
-            rows[name] = own_rows(tensor)
-        elif group.rank == 0:
+        if is_divided(tensor) and not is_copy(tensor, group.rank):
+            block = block_of(tensor, group.rank)
+            slices[name] = local(tensor).contiguous()
+            columns = {"columns": block.columns} if block.columns is not None else {}
+            places[name] = {"rows": block.rows, **columns}
+        elif not is_divided(tensor) and group.rank == 0:
             slices[name] = tensor
-            rows[name] = None
+            places[name] = {"rows": None}
     file = f"rank-{group.rank:05d}{SUFFIX}"
     digest = hashlib.sha256()
     target = TensorFile(
@@ -59,7 +65,7 @@ def write(folder: Path, tensors: Groups, group: Group) -> dict[str, object]:
     finally:
         target.abandon()
     sync(folder / file)
-    own = {"file": file, "sha256": digest.hexdigest(), "rows": rows}
+    own = {"file": file, "sha256": digest.hexdigest(), "places": places}
     written = group.gather(json.dumps(own).encode())
     return _listing([json.loads(one) for one in written], tensors) if group.rank == 0 else {}
 
@@ -75,7 +81,9 @@ def _listing(written: list[dict[str, Any]], tensors: Groups) -> dict[str, object
         name: {
             "shape": list(tensor.shape),
             "slices": [
-                {"file": one["file"], "rows": one["rows"][name]} for one in written if name in one["rows"]
+                {"file": one["file"], **one["places"][name]}
+                for one in sorted(written, key=lambda one: _order(one["places"].get(name, {})))
+                if name in one["places"]
             ],
         }
         for name, tensor in _joined(tensors)
@@ -87,11 +95,22 @@ def _listing(written: list[dict[str, Any]], tensors: Groups) -> dict[str, object
     }
 
 
+def _order(place: Mapping[str, Any]) -> tuple[int, int]:
+    """Return what slices of a tensor are sorted by: first columns, then rows."""
+    return (place.get("columns") or (0,))[0], (place.get("rows") or (0,))[0]
+
+
+def has_columns(manifest: Mapping[str, Any]) -> bool:
+    """Return whether slices of a manifest are of columns, too."""
+    return any("columns" in one for entry in manifest["tensors"].values() for one in entry["slices"])
+
+
 @dataclass(frozen=True, slots=True)
 class _Slice:
     file: str
     first: int
     end: int
+    columns: tuple[int, int] | None = None
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -106,19 +125,28 @@ class StoredTensors(Mapping[str, Tensor]):
             self._shapes[name] = tuple(map(int, entry["shape"]))
             rows = self._shapes[name][0] if self._shapes[name] else 0
             self._slices[name] = tuple(
-                _Slice(str(one["file"]), *map(int, one["rows"] or (0, rows))) for one in entry["slices"]
+                _Slice(str(one["file"]), *_range(one["rows"] or (0, rows)), _columns(one))
+                for one in entry["slices"]
             )
             self._check(name, rows)
 
     def _check(self, name: str, rows: int) -> None:
-        """Check that the slices are all rows, once each and in order."""
-        end = 0
-        for one in self._slices[name]:
-            if one.first != end or one.end < one.first:
-                raise ValueError(f"the slices of {name} do not follow one another: {self._slices[name]}")
-            end = one.end
-        if end != rows or not self._slices[name] or (not self._shapes[name] and len(self._slices[name]) > 1):
-            raise ValueError(f"the slices of {name} end at row {end} of {rows}")
+        """Check that the slices are all columns, and all rows of each of them, once each and in order."""
+        found, shape = self._slices[name], self._shapes[name]
+        strips = list(dict.fromkeys(one.columns for one in found))
+        for columns in strips:
+            end = 0
+            for one in (each for each in found if each.columns == columns):
+                if one.first != end or one.end < one.first:
+                    raise ValueError(f"the slices of {name} do not follow one another: {found}")
+                end = one.end
+            if end != rows or (not shape and len(found) > 1):
+                raise ValueError(f"the slices of {name} end at row {end} of {rows}")
+        if strips != [None]:
+            edges = [0, *(columns[1] if columns else -1 for columns in strips)]
+            starts = [columns[0] if columns else -1 for columns in strips]
+            if edges[:-1] != starts or len(shape) < 2 or edges[-1] != shape[1]:
+                raise ValueError(f"the slices of {name} are not all of its columns once: {found}")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a whole tensor without reading it."""
@@ -130,20 +158,19 @@ class StoredTensors(Mapping[str, Tensor]):
         Raises:
             CorruptCheckpoint: if a file is missing or damaged.
         """
-        parts = [
-            self._files.rows(
-                one.file,
-                self._prefix + name,
-                max(first, one.first) - one.first,
-                min(end, one.end) - one.first,
-            )
-            for one in self._slices[name]
-            if max(first, one.first) < min(end, one.end)
-        ]
-        if not parts:  # no row: any slice gives the type
-            parts = [self._files.rows(self._slices[name][0].file, self._prefix + name, 0, 0)]
-        found = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return self._checked(name, found, (end - first, *self._shapes[name][1:]))
+        strips: dict[tuple[int, int] | None, list[Tensor]] = {}
+        for one in self._slices[name]:
+            if max(first, one.first) < min(end, one.end):
+                within = max(first, one.first) - one.first, min(end, one.end) - one.first
+                strips.setdefault(one.columns, []).append(
+                    self._files.rows(one.file, self._prefix + name, *within)
+                )
+        shape = (end - first, *self._shapes[name][1:])
+        if not strips:  # no row: any slice gives the type
+            nothing = self._files.rows(self._slices[name][0].file, self._prefix + name, 0, 0)
+            return nothing.new_empty(shape)
+        parts = [rows[0] if len(rows) == 1 else torch.cat(rows) for rows in strips.values()]
+        return self._checked(name, parts[0] if len(parts) == 1 else torch.cat(parts, 1), shape)
 
     def __getitem__(self, name: str) -> Tensor:
         shape = self._shapes[name]
@@ -230,6 +257,20 @@ class StoredFiles:
         return path
 
 
+def _range(numbers: Sequence[Any]) -> tuple[int, int]:
+    first, end = map(int, numbers)
+    return first, end
+
+
+def _columns(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    if entry.get("columns") is None:
+        return None
+    first, end = _range(entry["columns"])
+    if not 0 <= first < end:
+        raise ValueError(f"columns {first} to {end}")
+    return first, end
+
+
 def open_groups(files: StoredFiles, manifest: Mapping[str, Any]) -> Groups:
     """Return the tensors of a checkpoint, which are read when they are asked for.
 
@@ -253,13 +294,14 @@ def open_groups(files: StoredFiles, manifest: Mapping[str, Any]) -> Groups:
 
 
 def rows_for(tensor: Tensor, stored: Mapping[str, Tensor], name: str) -> Tensor:
-    """Return the stored values of the rows of a tensor that this rank holds."""
-    if not is_divided(tensor):
+    """Return the stored values of the part of a tensor that this rank holds."""
+    if not isinstance(tensor, DTensor):
         return stored[name]
-    first, end = own_rows(tensor)
+    block = block_of(tensor, dist.get_rank())
     if isinstance(stored, StoredTensors):
-        return stored.rows(name, first, end)
-    return stored[name][first:end]
+        rows = stored.rows(name, *block.rows)
+        return rows if block.columns is None else rows[:, slice(*block.columns)]
+    return block.of(stored[name])
 
 
 def shape_of(stored: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

@@ -88,11 +88,11 @@ def _share(
     rankings: Sequence[EncodedRanking], group: Group, *, max_tokens: int
 ) -> list[list[EncodedRanking]]:
     """Return the micro-batches of this rank, balanced by tokens."""
-    if group.size == 1:
+    if group.num_shares == 1:
         return list(pack(rankings, max_tokens=max_tokens))
     sizes = [len(ranking.sequences) * ranking.longest for ranking in rankings]
     parts = [
         list(pack([rankings[index] for index in own], max_tokens=max_tokens))
-        for own in micro_batches.deal(sizes, ranks=group.size)
+        for own in micro_batches.deal(sizes, ranks=group.num_shares)
     ]
-    return micro_batches.filled(parts)[group.rank]
+    return micro_batches.filled(parts)[group.share]

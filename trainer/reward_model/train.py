@@ -392,6 +392,6 @@ def _dropout(config: RunConfig, model: RewardModel, step: int, group: Group) -> 
     """Return a context in which the dropout of adapters is on, if there is any."""
     if not config.reward_model.lora.dropout:
         return nullcontext()
-    numbered = [group.rank] if group.rank else []
+    numbered = [group.share] if group.share else []
     seed = seeds.derive(config.seed, "reward_dropout", step, *numbered)
     return adapters.dropout(model.model, seed=seed)

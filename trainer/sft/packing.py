@@ -19,6 +19,7 @@ from fairlead.nn import trial
 from fairlead.nn.logprobs import hidden_logprobs_and_entropies, token_logprobs
 from fairlead.nn.trial import Comparison, Probe
 from fairlead.nn.unembedding import output_layer
+from trainer.distributed import vocabulary
 from trainer.sequences import TokenSequence, autocast
 
 Row = list[TokenSequence]
@@ -73,7 +74,10 @@ def row_logprobs(
         )[0]
         hidden_NH = hidden_BTH[torch.cat(numbers).to(device), torch.cat(columns).to(device)]
         targets_N = torch.cat(targets).to(device)
-        return hidden_logprobs_and_entropies(hidden_NH, output_layer(model), targets_N, temperature=1.0)[0]
+        unembedding = output_layer(model)
+        return hidden_logprobs_and_entropies(
+            hidden_NH, unembedding, targets_N, temperature=1.0, of_logits=vocabulary.of_logits(unembedding)
+        )[0]
 
 
 def check(model: PreTrainedModel, *, longest: int) -> None:

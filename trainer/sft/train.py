@@ -343,7 +343,7 @@ def _step(training: _Training, batch: list[TokenSequence], *, total: int) -> dic
         max_sequence_tokens(model, section.max_sequence_tokens) if section.batching == "packing" else 0
     )
     step_loss = 0.0
-    numbered = [group.rank] if group.rank else []
+    numbered = [group.share] if group.share else []
     drops = adapters.dropout(model, seed=seeds.derive(training.config.seed, "dropout", step, *numbered))
     with drops if section.lora.dropout else nullcontext():
         for part in loss.micro_batch_losses(

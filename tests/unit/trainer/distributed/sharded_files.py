@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from fairlead.errors import NotFinite
+from fairlead.errors import ConfigError, NotFinite
 from fairlead.local.run_files import read_progress
 from fairlead.transports.weights.base import Ancestor
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
@@ -35,18 +36,20 @@ from tests.unit.trainer.stage_world import reward_model_run, sft_run
 from tests.waiting import until
 from trainer.checkpoint import CheckpointStore
 from trainer.distributed import slices
-from trainer.distributed.collectives import whole_at
 from trainer.distributed.group import Group
 from trainer.distributed.sharding import local
 from trainer.model_state import trained_tensors
 from trainer.ppo import publish, step
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.reward_model import train as reward_model
+from trainer.sequences import pad
 from trainer.sft import train as sft
 
 VERSION = WeightVersion(1, 1)
 LINEAGE = (Ancestor(1, 0),)
 TIED, LORA = CASES[6], CASES[9]
+LLAMA_LORA = Case("llama", double=False, lora=True)
+"""With adapters, of an architecture that tensor parallelism divides."""
 
 
 def update(models: ActorCritic, case: Case, number: int) -> None:
@@ -106,10 +109,12 @@ def resume(group: Group, folder: Path, case: Case) -> tuple[str, float]:
     return digest(row), float((row - theirs).abs().max() / theirs.abs().max())
 
 
-def checkpoints(group: Group, folder: Path) -> list[dict[str, object]]:
+def checkpoints(
+    group: Group, folder: Path, cases: tuple[Case, ...] = (TIED, LORA)
+) -> list[dict[str, object]]:
     """Written by these ranks and read by them and by one; and written by one and read by these ranks."""
     found = []
-    for case in (TIED, LORA):
+    for case in cases:
         written = write(group, folder, case)
         group.barrier()
         read, difference = resume(group, folder, case)
@@ -131,15 +136,19 @@ def resume_all(group: Group, folder: str) -> list[float]:
     return [resume(group, Path(folder), case)[1] for case in (TIED, LORA)]
 
 
-def versions(group: Group, folder: Path) -> list[dict[str, object]]:
+def versions(group: Group, folder: Path, lora: Case = LORA) -> list[dict[str, object]]:
     """Versions that all ranks write, compared with whole tensors that are gathered at one."""
     found = []
     for number, (case, dtype) in enumerate(
-        ((TIED, torch.float32), (TIED, torch.bfloat16), (LORA, torch.bfloat16))
+        ((TIED, torch.float32), (TIED, torch.bfloat16), (lora, torch.bfloat16))
     ):
         models = models_of(case, folder, group)
         update(models, case, 0)
-        gathered = {name: whole_at(one, 0, group) for name, one in trained_tensors(models.policy).items()}
+        # By torch itself; `whole_at` is what is tested.
+        gathered = {
+            name: one.full_tensor() if isinstance(one, DTensor) else one
+            for name, one in trained_tensors(models.policy).items()
+        }
         store = FilesystemWeightStore(folder / "weights")
         version = WeightVersion(1, number)
 
@@ -186,10 +195,10 @@ def damaged_weight(group: Group, folder: Path) -> str:
     return ""
 
 
-def held(group: Group, folder: Path) -> list[dict[str, float]]:
+def held(group: Group, folder: Path, cases: tuple[Case, ...] = (TIED, LORA)) -> list[dict[str, float]]:
     """The parts of policy and critic that this rank holds after a step, each storage once."""
     found = []
-    for case in (TIED, LORA):
+    for case in cases:
         models = models_of(case, folder, group)
         update(models, case, 0)
         whole_bytes, own = 0, {}
@@ -279,6 +288,74 @@ def write_all(group: Group, folder: str) -> None:
     """Write the checkpoints that `resume_all` reads."""
     for case in (TIED, LORA):
         write(group, Path(folder), case)
+
+
+def trained_and_refused(group: Group, folder: str, numbers: list[int]) -> dict[str, object]:
+    """What ranks that divide layers find when they train."""
+    whole_norm = one_norm(WHOLE, Path(folder))
+    return {
+        "training": compare(group, folder, numbers),
+        "norms": [one_norm(group, Path(folder)), whole_norm],
+        "refused": refused(group, Path(folder)),
+        "logits": widest_logits(group, Path(folder)),
+    }
+
+
+def files_of_divided_layers(group: Group, folder: str) -> dict[str, object]:
+    """What ranks that divide layers write and read, and what each holds."""
+    cases = (TIED, LLAMA_LORA)
+    return {
+        "files": {
+            "checkpoints": checkpoints(group, Path(folder), cases),
+            "versions": versions(group, Path(folder), LLAMA_LORA),
+        },
+        "held": held(group, Path(folder), cases),
+    }
+
+
+def widest_logits(group: Group, folder: Path) -> int:
+    """The most logits of a token that this rank has at a time."""
+    models = models_of(TIED, folder, group)
+    widths = []
+    head = models.policy.get_output_embeddings()
+    call = head.forward
+
+    def forward(hidden_NH: Tensor) -> Tensor:
+        logits_NV = call(hidden_NH)
+        widths.append(logits_NV.shape[-1])
+        return logits_NV
+
+    head.forward = forward
+    models.logprobs(pad(rollouts_of(TIED).sequences, torch.device("cpu")), temperature=1.0)
+    return max(widths)
+
+
+def one_norm(group: Group, folder: Path) -> float:
+    """The norm of the gradient of the policy in the first step."""
+    models = models_of(LLAMA_LORA, folder, group)
+    prepared, _ = step.prepare(models, rollouts_of(LLAMA_LORA), section_of(LLAMA_LORA), temperature=0.8)
+    figures = step.accumulate_gradients(models, prepared, range(3), section_of(LLAMA_LORA), temperature=0.8)
+    return models.step(figures, where="in the test")["policy_gradient_norm"]
+
+
+def refused(group: Group, folder: Path) -> str:
+    """The error of an architecture that transformers has no plan for."""
+    try:
+        models_of(LORA, folder, group)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def write_divided(group: Group, folder: str) -> None:
+    """Write the checkpoints that `resume_divided` reads."""
+    for case in (TIED, LLAMA_LORA):
+        write(group, Path(folder), case)
+
+
+def resume_divided(group: Group, folder: str) -> list[float]:
+    """How far these ranks are from those that wrote the checkpoints, after another update."""
+    return [resume(group, Path(folder), case)[1] for case in (TIED, LLAMA_LORA)]
 
 
 def everything(group: Group, folder: str) -> dict[str, object]:

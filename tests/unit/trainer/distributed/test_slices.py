@@ -104,7 +104,7 @@ DAMAGE = {
     "unknown group": lambda manifest: manifest["groups"].remove("policy"),
     "no groups": lambda manifest: manifest.pop("groups"),
     "list as tensors": lambda manifest: manifest.update(tensors=[]),
-    "newer schema": lambda manifest: manifest.update(schema=3),
+    "newer schema": lambda manifest: manifest.update(schema=4),
     "text as schema": lambda manifest: manifest.update(schema="two"),
 }
 
@@ -136,6 +136,48 @@ def test_manifest_that_does_not_fit_its_files_is_a_corrupt_checkpoint(folder, da
     changed(folder, damage)
     with pytest.raises(CorruptCheckpoint):
         [dict(group) for group in load(folder).tensors.values()]
+
+
+LEFT, RIGHT = {"columns": [0, 2]}, {"columns": [2, 3]}
+BLOCKS = [{"rows": [0, 4]} | LEFT, {"rows": [4, 7]} | LEFT, {"rows": [0, 7]} | RIGHT]
+
+
+def with_blocks(folder, places):
+    """A checkpoint of ranks that divide layers: each has a block of rows and columns."""
+    for old in folder.glob("rank-*"):
+        old.unlink()
+    entries = []
+    for number, place in enumerate(places):
+        (first, end), (left, right) = place["rows"], place["columns"]
+        block = WEIGHT[first:end, left:right].contiguous()
+        save_file({"policy/weight": block}, folder / f"rank-{number:05d}.safetensors")
+        entries.append({"file": f"rank-{number:05d}.safetensors"} | place)
+    tensors = {"policy/weight": {"shape": [7, 3], "slices": entries}}
+    write_manifest(folder, {"schema": 3, "groups": ["policy"], "tensors": tensors})
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 7), (2, 5), (3, 3), (6, 7)])
+def test_blocks_are_read_by_rows(folder, first, end):
+    with_blocks(folder, BLOCKS)
+    stored = CheckpointStore(folder.parent).load(VERSION).tensors["policy"]
+    assert torch.equal(stored.rows("weight", first, end), WEIGHT[first:end])
+    assert torch.equal(stored["weight"], WEIGHT)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        BLOCKS[:2],
+        BLOCKS[1:],
+        [BLOCKS[0], BLOCKS[2]],
+        [*BLOCKS[:2], {"rows": [0, 7], "columns": [1, 3]}],
+        [*BLOCKS, {"rows": [0, 7], "columns": [2, 3]}],
+    ],
+)
+def test_blocks_that_are_not_a_whole_tensor_are_a_corrupt_checkpoint(folder, places):
+    with_blocks(folder, places)
+    with pytest.raises(CorruptCheckpoint, match="weight"):
+        CheckpointStore(folder.parent).load(VERSION)
 
 
 def test_one_rank_reads_what_it_wrote(tmp_path):

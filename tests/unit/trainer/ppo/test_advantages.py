@@ -37,7 +37,7 @@ def whitened(values: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 def test_reinforce_plus_plus_is_the_whitened_sum_of_the_rewards_to_come(gamma):
-    """A_t = Σ_k γ^k r_{t+k}, whitened over the tokens of all answers, whatever is in the padding."""
+    """A_t = Σ_k γ^k r_{t+k}, whitened over the tokens of all answers, for any content of the padding."""
     draw = random.Random(3)
     lengths = [5, 1, 3, 7]
     rewards = [[draw.gauss(0, 1) for _ in range(max(lengths))] for _ in lengths]
