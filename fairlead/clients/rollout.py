@@ -37,8 +37,8 @@ class RolloutClients:
     """Generates completions."""
     reward: AsyncRewardClient
     """Scores them."""
-    reference: AsyncReferenceClient
-    """Returns their log-probs under the frozen reference model."""
+    reference: AsyncReferenceClient | None
+    """Returns their log-probs under the frozen reference model; None if the trainer computes them."""
 
     @classmethod
     def of(cls, config: RunConfig, *, retry: RetryPolicy | None = None) -> Self:
@@ -54,7 +54,9 @@ class RolloutClients:
         return cls(
             AsyncPolicyClient(config.policy.addresses, **options(config.policy)),
             AsyncRewardClient(config.reward.addresses, **options(config.reward)),
-            AsyncReferenceClient(config.reference.addresses, **options(config.reference)),
+            None
+            if config.reference.engine == "trainer"
+            else AsyncReferenceClient(config.reference.addresses, **options(config.reference)),
         )
 
     async def __aenter__(self) -> Self:
@@ -67,7 +69,8 @@ class RolloutClients:
 
     async def close(self) -> None:
         """Close every connection."""
-        await asyncio.gather(self.policy.close(), self.reward.close(), self.reference.close())
+        clients = (self.policy, self.reward, self.reference)
+        await asyncio.gather(*(client.close() for client in clients if client is not None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,8 @@ def decode_outcome(payload: bytes) -> Outcome:
 
 def _rollout_from_pb(message: rollout_pb2.Rollout) -> Rollout:
     completion = completion_from_pb(message.completion)
-    if len(message.reference_logprobs) != len(completion.token_ids):
+    # None if the trainer computes them.
+    if message.reference_logprobs and len(message.reference_logprobs) != len(completion.token_ids):
         raise CorruptData(
             f"rollout has {len(completion.token_ids)} token ids and "
             f"{len(message.reference_logprobs)} reference log-probs"

@@ -160,6 +160,24 @@ class RunConfig(BaseSettings):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        if self.reference.engine != "trainer":
+            return self
+        if not self.ppo.lora.rank:
+            raise ConfigError(
+                "reference.engine",
+                got="trainer",
+                allowed="local or vllm without [ppo.lora]: only a policy with adapters has its reference",
+            )
+        if self.reference.path not in ("", self.policy.path):
+            raise ConfigError(
+                "reference.path",
+                got=self.reference.path,
+                allowed="no path, because reference.engine is 'trainer': the reference is the policy's base",
+            )
+        return self
+
     @property
     def folder(self) -> RunFolder:
         """The folder of the run."""

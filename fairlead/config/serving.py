@@ -251,9 +251,10 @@ class RewardSection(DividedSection):
 class ReferenceSection(DividedSection):
     """The service that computes log-probs with the frozen reference model."""
 
-    engine: Literal["local", "vllm"] = "local"
-    """What computes the log-probs: `local`, transformers in processes of the service, or `vllm`, which must
-    be installed; see [docs/vllm.md](vllm.md)."""
+    engine: Literal["local", "vllm", "trainer"] = "local"
+    """What computes the log-probs: `local`, transformers in processes of the service; `vllm`, which must be
+    installed, see [docs/vllm.md](vllm.md); or, with `[ppo.lora]`, `trainer`: the trainer itself, with its
+    policy's adapters switched off. There is then no reference service, and evaluations measure no KL."""
     vllm: Annotated[dict[str, object], AfterValidator(_without(VLLM_OPTIONS_OF_SCORERS))] = {}  # noqa: RUF012
     """Options of vLLM, with `engine = "vllm"`, by the names of its `AsyncEngineArgs`. Those that other
     settings decide are refused."""

@@ -98,6 +98,8 @@ def render(config: RunConfig, target: Target) -> list[Manifest]:
             yaml.safe_dump(_kustomization(config, target, folder), sort_keys=False), encoding="utf-8"
         )
         objects = kustomize(folder)
+    if config.reference.engine == "trainer":
+        objects = [one for one in objects if one["metadata"]["labels"].get(NAME) != "reference"]
     objects = [_fitted(manifest, config, target) for manifest in objects]
     if target.stage in _PARTS:
         parts = _PARTS[target.stage]

@@ -130,6 +130,12 @@ MODEL_SERVICES = ("policy", "reward", "reference")
 """Sections of the services that hold a model; each has one process per replica."""
 
 
+def model_services(config: RunConfig) -> tuple[str, ...]:
+    """Return the sections of those that a run has; the trainer may replace the reference service."""
+    without = {"reference"} if config.reference.engine == "trainer" else set()
+    return tuple(name for name in MODEL_SERVICES if name not in without)
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceAddresses:
     """The addresses of one service."""
@@ -165,10 +171,10 @@ def allocate(config: RunConfig) -> Addresses:
     """
     ports = Ports()
     services = {}
-    for name in MODEL_SERVICES:
+    for name in model_services(config):
         section = getattr(config, name)
         services[name] = _service(name, section, ports, replicas=section.replicas)
-    names = [f"{name}-{index}" for name in MODEL_SERVICES for index in range(len(services[name].binds))]
+    names = [f"{name}-{index}" for name, one in services.items() for index in range(len(one.binds))]
     names += [f"rollout-worker-{index}" for index in range(config.rollout_worker.replicas)]
     gateway = ServiceAddresses(config.gateway.addresses)
     if config.gateway.replicas:

@@ -15,7 +15,7 @@ from pathlib import Path
 from fairlead.config import RunConfig
 from fairlead.config.run import field_names
 from fairlead.errors import ConfigError
-from fairlead.local.addresses import MODEL_SERVICES, Addresses, join_address, reachable_host, split_address
+from fairlead.local.addresses import Addresses, join_address, reachable_host, split_address
 from fairlead.local.committed import CommittedUpdates
 from fairlead.local.probes import ALIVE_PATH, READY_PATH, GrpcHealth, HttpHealth, Probe
 from fairlead.local.process import ProcessSpec
@@ -57,13 +57,13 @@ def ppo_plan(
     """
     replicas = [
         (name, f"{name}-{index}")
-        for name in MODEL_SERVICES
+        for name in addresses.services
         for index in range(len(addresses.services[name].binds))
     ]
     build = _Processes(config, addresses, config_file, visible_devices(config, replicas, gpus))
     services = [
         build.model_service(name, index, bind)
-        for name in MODEL_SERVICES
+        for name in addresses.services
         for index, bind in enumerate(addresses.services[name].binds)
     ]
     services += [build.weights(index, bind) for index, bind in enumerate(addresses.weights.binds)]

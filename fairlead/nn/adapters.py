@@ -166,6 +166,22 @@ def dropout(model: PreTrainedModel, *, seed: int) -> Iterator[None]:
                 layer.eval()
 
 
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Compute with the frozen model only, for the duration of the block."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            # Its method would also switch the training of the adapters off and on.
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
 def is_adapted(model: nn.Module) -> bool:
     """Return whether the model has adapters."""
     return hasattr(model, "peft_config")

@@ -19,11 +19,14 @@ TRAINER = "trainer"
 
 
 def engine_gpus(section: ModelServiceSection) -> int:
-    """Return the number of GPUs among which a replica of a model service divides its model.
+    """Return the number of GPUs among which a replica of a model service divides its model; 0 if the trainer
+    takes its place.
 
     Raises:
         ConfigError: if vLLM's options do not say so in numbers.
     """
+    if isinstance(section, ReferenceSection) and section.engine == "trainer":
+        return 0
     if isinstance(section, RewardSection | ReferenceSection):
         pipeline = section.vllm.get("pipeline_parallel_size", 1) if section.engine == "vllm" else 1
         return section.tensor_parallel * (pipeline if isinstance(pipeline, int) else 1)

@@ -317,8 +317,8 @@ class MemoryPlanner:
         """Return a service that may divide its model among processes, with a GPU for each."""
         process = self._service(name, section, size)
         gpus = engine_gpus(section)
-        if gpus == 1:
-            return process
+        if gpus <= 1:
+            return dataclasses.replace(process, replicas=process.replicas * gpus)
         heads = next((each for each in (size.heads, size.key_value_heads) if each % gpus), 0)
         problem = f"{name}.tensor_parallel = {gpus} does not divide {heads} heads of the model"
         return dataclasses.replace(

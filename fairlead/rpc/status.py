@@ -33,6 +33,8 @@ of the caller's API key, since it cannot count tokens itself."""
 EXCLUSIVE_START = "x-exclusive-start"
 """Initial metadata of a response: the exclusive request begins to run. Without it, the replica died of
 another request."""
+REPLICA_LOST = "x-replica-lost"
+"""Trailing metadata of UNAVAILABLE: the replica lost a process of its model during this request, and ends."""
 RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: milliseconds to wait before a retry (key of gRFC A6)."""
 
@@ -57,11 +59,13 @@ def pushback_seconds(error: aio.AioRpcError) -> float | None:
 
 def is_lost(error: aio.AioRpcError) -> bool:
     """Return whether the connection broke during the call without a response, as when the server is
-    killed.
+    killed, or the server says that it ends because a process of its model was.
     """
     if error.code() is not grpc.StatusCode.UNAVAILABLE:
         return False
     trailers = error.trailing_metadata()
+    if trailers is not None and trailers.get(REPLICA_LOST) is not None:
+        return True
     answered = trailers is not None and trailers.get(REQUEST_ID) is not None
     return not answered and _BROKEN.search(error.details() or "") is not None
 

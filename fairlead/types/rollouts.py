@@ -37,7 +37,7 @@ class Rollout:
     reward_version: str
     """Version of the reward model."""
     reference_logprobs: tuple[float, ...]
-    """log π_ref of each completion token at the sampling temperature."""
+    """log π_ref of each completion token at the sampling temperature; empty if the trainer computes them."""
     scored_as_text: bool = False
     """Whether the reward model read text because its tokenizer differs."""
     generate_seconds: float = 0.0

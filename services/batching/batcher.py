@@ -63,7 +63,8 @@ class MicroBatcher(Generic[_Item, _Result]):
     ) -> None:
         """
         Args:
-            compute: runs one batch, never two at a time. If it raises, every item is retried in isolation.
+            compute: runs one batch, never two at a time. If it raises, every item is retried in isolation,
+                unless the model is unavailable.
             section: limits.
             batcher_metrics: counters of batchers.
             field_name: the request's name for its items, used in errors.
@@ -312,6 +313,9 @@ def isolate_failures(prepare: Prepare[_Item, _Result]) -> Prepare[_Item, _Result
                 results = compute()
                 if len(results) != len(items):
                     raise RuntimeError(f"the model returned {len(results)} results for {len(items)} items")
+            except Unavailable as error:
+                # There is no model any more to retry with.
+                return [error] * len(items)
             except Exception as error:  # noqa: BLE001 - returned to the callers of the items
                 return run_isolated(items, error)
             return results

@@ -25,6 +25,8 @@ def _load(config: RunConfig) -> ReferenceScorer:
 
     if config.deterministic:
         require_determinism()
+    if config.reference.engine == "trainer":
+        raise ConfigError("reference.engine", got="trainer", allowed="local or vllm, to start this service")
     temperature = config.sampling.temperature
     if config.reference.engine == "vllm" and config.evaluation.temperature not in (0, temperature):
         raise ConfigError(

@@ -94,14 +94,14 @@ def check_completion(task: PromptTask, completion: Completion) -> None:
 
 
 def assemble(found: ScoredCompletion, *, scored_as_text: bool) -> Rollout:
-    """Return the rollout of one completion, its score and its reference log-probs.
+    """Return the rollout of one completion, its score and its reference log-probs, if those were requested.
 
     Raises:
         UnusableResult: if a number is missing or not finite.
     """
     completion = found.completion
     scores = found.scores.scores
-    reference = found.reference_logprobs or ()
+    reference = found.reference_logprobs
     if len(scores) != 1:
         raise UnusableResult(
             "answer_malformed", f"the reward service returned {len(scores)} scores for one completion"
@@ -109,18 +109,18 @@ def assemble(found: ScoredCompletion, *, scored_as_text: bool) -> Rollout:
     [score] = scores
     if not math.isfinite(score):
         raise UnusableResult("reward_not_finite", f"the reward model returned score {score}")
-    if len(reference) != len(completion.token_ids):
+    if reference is not None and len(reference) != len(completion.token_ids):
         raise UnusableResult(
             "answer_malformed",
             f"the completion has {len(completion.token_ids)} tokens, but the reference service returned "
             f"{len(reference)} log-probs",
         )
-    _check_finite("reference_not_finite", "reference", reference)
+    _check_finite("reference_not_finite", "reference", reference or ())
     return Rollout(
         completion=completion,
         score=score,
         reward_version=found.scores.model_version,
-        reference_logprobs=reference,
+        reference_logprobs=reference or (),
         scored_as_text=scored_as_text,
         generate_seconds=found.generate_seconds,
         score_seconds=found.score_seconds,

@@ -15,11 +15,21 @@ from typing import TypeVar
 
 from fairlead import watchdog
 from fairlead.backoff import Backoff, retry
+from fairlead.clients import AsyncReferenceClient
 from fairlead.clients.rollout import RolloutClients, RolloutPrompt, ScoreInputs, generate_and_score
 from fairlead.errors import ConfigError, InvalidInput, ReplicaLost
 from fairlead.log import LogSummary
 from fairlead.metrics import WorkerMetrics
-from fairlead.types import Completion, ModelInfo, PromptTask, Rollout, ScoreItem, Scores, TokenPair
+from fairlead.types import (
+    Completion,
+    ModelInfo,
+    PromptTask,
+    ReferenceInfo,
+    Rollout,
+    ScoreItem,
+    Scores,
+    TokenPair,
+)
 from services.rollout_worker.assemble import (
     InvalidTask,
     UnusableResult,
@@ -51,13 +61,13 @@ async def wait_for(what: str, action: Callable[[], Awaitable[_T]], *, kind: str)
         return await retry(action, what=what, backoff=_RETRY)
 
 
-def check_tokenizers(policy: ModelInfo, reward: ModelInfo, reference: ModelInfo) -> bool:
+def check_tokenizers(policy: ModelInfo, reward: ModelInfo, reference: ModelInfo | None) -> bool:
     """Return whether the reward model must get text because its tokenizer differs from the policy's.
 
     Raises:
         ConfigError: if policy and reference have different tokenizers; names both.
     """
-    if policy.tokenizer_fingerprint != reference.tokenizer_fingerprint:
+    if reference is not None and policy.tokenizer_fingerprint != reference.tokenizer_fingerprint:
         raise ConfigError(
             "reference.path",
             got=f"{reference.model_id} with tokenizer {reference.tokenizer_fingerprint[:12]}",
@@ -75,8 +85,16 @@ def check_tokenizers(policy: ModelInfo, reward: ModelInfo, reference: ModelInfo)
     return True
 
 
+async def _reference_info(client: AsyncReferenceClient | None) -> ReferenceInfo | None:
+    if client is None:
+        return None
+    return await wait_for(
+        "the reference service", lambda: client.info(timeout_seconds=_INFO_SECONDS), kind="reference"
+    )
+
+
 class ModelServices:
-    """The three services of a run, whose tokenizers have been checked."""
+    """The services of a run, whose tokenizers have been checked."""
 
     def __init__(
         self,
@@ -102,7 +120,7 @@ class ModelServices:
     async def connect(
         cls, clients: RolloutClients, *, run: str, worker_metrics: WorkerMetrics
     ) -> ModelServices:
-        """Wait until all three services answer, and check their tokenizers.
+        """Wait until all services answer, and check their tokenizers.
 
         Raises:
             ConfigError: if policy and reference have different tokenizers; names both.
@@ -118,17 +136,15 @@ class ModelServices:
                 lambda: clients.reward.info(timeout_seconds=_INFO_SECONDS),
                 kind="reward",
             ),
-            wait_for(
-                "the reference service",
-                lambda: clients.reference.info(timeout_seconds=_INFO_SECONDS),
-                kind="reference",
-            ),
+            _reference_info(clients.reference),
         )
         return cls(
             clients,
             run=run,
             policy=policy.model,
-            scored_as_text=check_tokenizers(policy.model, reward.model, reference.model),
+            scored_as_text=check_tokenizers(
+                policy.model, reward.model, None if reference is None else reference.model
+            ),
             worker_metrics=worker_metrics,
         )
 
@@ -156,8 +172,11 @@ class ModelServices:
             call = self._scores.call(inputs.item, num_tokens=inputs.num_tokens, exclusive=exclusive)
             return await _replica_killed("reward", self._measured("score", "reward", call, task=task.task_id))
 
+        client = self._clients.reference
+
         async def reference(inputs: ScoreInputs) -> tuple[float, ...]:
-            logprobs = self._logprobs_at(task.sampling.temperature)
+            assert client is not None
+            logprobs = self._logprobs_at(client, task.sampling.temperature)
             call = logprobs.call(inputs.tokens, num_tokens=inputs.num_tokens, exclusive=exclusive)
             return await _replica_killed(
                 "reference", self._measured("reference", "reference", call, task=task.task_id)
@@ -167,7 +186,7 @@ class ModelServices:
             RolloutPrompt(task.prompt_token_ids, task.prompt_text, task.messages),
             generate=generate,
             score=score,
-            reference=reference,
+            reference=None if client is None else reference,
             scored_as_text=self._scored_as_text,
         )
         return assemble(found, scored_as_text=self._scored_as_text)
@@ -218,11 +237,13 @@ class ModelServices:
             for score, count in zip(found.scores, tokens, strict=True)
         ]
 
-    def _logprobs_at(self, temperature: float) -> CoalescedCalls[TokenPair, tuple[float, ...]]:
+    def _logprobs_at(
+        self, client: AsyncReferenceClient, temperature: float
+    ) -> CoalescedCalls[TokenPair, tuple[float, ...]]:
         """Return the calls of one temperature, which share RPCs; most runs have a single temperature."""
         if temperature not in self._logprobs:
             self._logprobs[temperature] = CoalescedCalls(
-                partial(self._clients.reference.logprobs, temperature=temperature, fatal_to_replica=True)
+                partial(client.logprobs, temperature=temperature, fatal_to_replica=True)
             )
         return self._logprobs[temperature]
 

@@ -22,7 +22,13 @@ from grpc import aio
 from fairlead import metrics
 from fairlead.config.infrastructure import AccessLog
 from fairlead.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
-from fairlead.rpc.status import EXCLUSIVE_START, MAX_REQUEST_TOKENS, REQUEST_ID, RETRY_PUSHBACK
+from fairlead.rpc.status import (
+    EXCLUSIVE_START,
+    MAX_REQUEST_TOKENS,
+    REPLICA_LOST,
+    REQUEST_ID,
+    RETRY_PUSHBACK,
+)
 from services.runtime.access.control import (
     AccessControl,
     Caller,
@@ -298,6 +304,8 @@ class RpcCall:
         trailers: tuple[tuple[str, str], ...] = ((REQUEST_ID, self._caller.request_id),)
         if reply.retry_after_seconds is not None:
             trailers += ((RETRY_PUSHBACK, str(max(1, round(reply.retry_after_seconds * 1000)))),)
+        if reply.replica_lost:
+            trailers += ((REPLICA_LOST, "1"),)
         await self._context.abort(reply.code, reply.message, trailers)
 
     def _set_cancelled(self) -> None:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 import grpc
 
-from fairlead.errors import HTTP_STATUS, FairleadError, InternalError, InvalidInput, Overloaded, grpc_status
+from fairlead.errors import (
+    HTTP_STATUS,
+    FairleadError,
+    InternalError,
+    InvalidInput,
+    Overloaded,
+    ReplicaLost,
+    grpc_status,
+)
 from fairlead.log import LogSummary
 from services.runtime.access.control import caller
 
@@ -36,6 +44,8 @@ class ErrorReply:
     """One sentence for people."""
     retry_after_seconds: float | None = None
     """Delay before the next attempt, if the server is overloaded."""
+    replica_lost: bool = False
+    """Whether the server ends because a process of its model died during the request."""
 
     @property
     def http_status(self) -> int:
@@ -54,7 +64,7 @@ def error_reply(error: Exception, *, log_name: str, where: str = "") -> ErrorRep
     code = grpc_status(error)
     if code is not grpc.StatusCode.INTERNAL:
         delay = error.retry_after_seconds if isinstance(error, Overloaded) else None
-        return ErrorReply(code, _bounded(str(error)), delay)
+        return ErrorReply(code, _bounded(str(error)), delay, replica_lost=isinstance(error, ReplicaLost))
     error_id = secrets.token_hex(6)
     logger.error(
         "internal error %s%s",

@@ -24,7 +24,15 @@ from typing import Any
 
 from fairlead import log
 from fairlead.config.serving import DividedSection
-from fairlead.errors import ConfigError, InternalError, ModelLoadError, RankLost, Unavailable, exit_code
+from fairlead.errors import (
+    ConfigError,
+    InternalError,
+    ModelLoadError,
+    RankLost,
+    ReplicaLost,
+    Unavailable,
+    exit_code,
+)
 from fairlead.local.process import describe_exit
 from fairlead.planning.machine import visible_gpus
 from services.tensor_parallel import frames
@@ -114,7 +122,8 @@ class RankGroup:
         """Run a batch on every rank; return the results of rank 0.
 
         Raises:
-            Unavailable: if a rank is lost, or the group is closed.
+            ReplicaLost: if a rank is lost during the batch.
+            Unavailable: if one was lost before, or the group is closed.
             InternalError: if the batch fails on every rank; the next one can be run.
         """
         with self._turn:
@@ -198,9 +207,15 @@ class RankGroup:
                 raise InternalError(f"rank {number} loaded another model than rank 0: {facts}, {found[0]}")
         return found[0]
 
-    def _check(self) -> None:
-        if self._lost is not None or self._closing:
-            raise Unavailable(f"the {self._name} service is stopping" if self._closing else str(self._lost))
+    def _check(self, *, running: bool = False) -> None:
+        """Check that the ranks are there; while a batch is running, it may be what killed one."""
+        if self._closing:
+            raise Unavailable(f"the {self._name} service is stopping")
+        if self._lost is not None:
+            kind = ReplicaLost if running else Unavailable
+            raise kind(
+                f"the {self._name} service has lost a process of its model and starts again; its log says why"
+            )
 
     def _send(self, rank: _Rank, header: Mapping[str, object], arrays: bytes) -> None:
         try:
@@ -215,7 +230,7 @@ class RankGroup:
         first = self._ranks[0]
         failed_at: float | None = None
         while True:
-            self._check()
+            self._check(running=True)
             finished = [rank for rank in self._ranks if rank.finished == number]
             failed = [rank for rank in finished if rank.error]
             if not failed and first in finished:

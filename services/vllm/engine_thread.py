@@ -17,7 +17,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from fairlead.errors import ConfigError, EngineFailed, Unavailable
+from fairlead.errors import ConfigError, EngineFailed, ReplicaLost, Unavailable
 from services.vllm.install import in_one_line
 from services.vllm.shutdown import shut_down
 
@@ -77,8 +77,11 @@ class EngineThread:
         """Run a request for each item; return their last outputs, in order.
 
         Raises:
-            Unavailable: if vLLM has ended.
+            ReplicaLost: if vLLM ends meanwhile.
+            Unavailable: if it has ended before.
         """
+        if self.failure.done():
+            raise Unavailable(_ENDED)
         return self._wait(self._run(request, items))
 
     def call_workers(self, method: str, *arguments: object) -> None:
@@ -102,7 +105,7 @@ class EngineThread:
         for result in found:
             if isinstance(result, EngineDeadError):
                 self._fail()
-                raise Unavailable(_ENDED) from result
+                raise ReplicaLost(_ENDED) from result
             if isinstance(result, BaseException):
                 raise result
             results.append(result)

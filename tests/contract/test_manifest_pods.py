@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.config import load
 from fairlead.errors import EXIT_CODE, Stalled
-from fairlead.k8s.manifests import checkout, job_spec
+from fairlead.k8s.manifests import Target, checkout, job_spec, render
 from fairlead.transports.rollouts.redis_connection import GROUP, Keys
 from tests.rendered import (
     MODEL_SERVICES,
@@ -273,6 +273,14 @@ def test_a_job_set_replaces_the_job_and_restarts_all_of_its_pods():
 
 
 @pytest.mark.parametrize("variant", ["gpu, ranks", "gpu, ranks, jobset"])
+def test_run_whose_trainer_computes_reference_logprobs_has_no_reference_service():
+    overrides = {"reference.engine": "trainer", "ppo.lora.rank": 8}
+    target = Target(overlay="kind", namespace="fairlead", registry="registry.test/team")
+    names = {one["metadata"]["name"] for one in render(load(overrides=overrides), target)}
+    assert "reward" in names
+    assert not any("reference" in name for name in names)
+
+
 def test_ranks_of_the_trainer_are_pods_with_a_launcher_and_its_gpus(variant, tmp_path, monkeypatch):
     owner = of_kind(rendered(variant), "Job", "JobSet")["trainer"]
     job = job_spec(owner)

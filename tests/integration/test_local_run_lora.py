@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -17,9 +18,11 @@ from tests.integration.ppo_run import check, make, started
 LORA = ("rank=4", "alpha=8", "target_modules=['q_proj','v_proj']")
 
 
-def test_three_updates_with_adapters_only(tmp_path: Path):
+@pytest.mark.parametrize("reference", ["local", pytest.param("trainer", marks=pytest.mark.slow)])
+def test_three_updates_with_adapters_only(tmp_path: Path, reference: str):
     file = make(tmp_path, updates=3)
     flags = [f"ppo.lora.{setting}" for setting in LORA] + ["ppo.learning_rate=1e-2"]
+    flags.append(f"reference.engine={reference}")
     with started(file, *(part for flag in flags for part in ("--set", flag))) as run:
         code, output = run.finish()
         assert code == 0, output + run.log_tails()
@@ -28,6 +31,7 @@ def test_three_updates_with_adapters_only(tmp_path: Path):
     assert max(line["mismatch_max"] for line in lines) < 1e-5
     assert abs(lines[0]["kl"]) < 1e-4  # the reference is the base
     assert abs(lines[2]["kl"]) > 1e-4  # and the policy has changed
+    assert run.folder.log("reference-0").exists() == (reference == "local")
     store = FilesystemWeightStore(run.folder.weights)
     assert [version.update for version in store.versions()] == [1, 2, 3]
     base = tmp_path / "policy"

@@ -132,6 +132,21 @@ class ActorCritic:
         )
         return found
 
+    def reference_logprobs(self, batch: PaddedSequences, *, temperature: float) -> Tensor:
+        """Return log-probs [N] under the policy without its adapters: the model that it started from.
+
+        Raises:
+            ConfigError: if it has none.
+        """
+        if not adapters.is_adapted(self.policy):
+            raise ConfigError(
+                "reference.engine",
+                got="'trainer' in the rollout workers, which send no reference log-probs",
+                allowed="the same setting for workers and trainer",
+            )
+        with adapters.disabled(self.policy):
+            return self.logprobs(batch, temperature=temperature)[0]
+
     def values(self, batch: PaddedSequences) -> Tensor:
         """Return the values [N] of the critic, which there must be."""
         assert self.critic is not None

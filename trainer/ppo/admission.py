@@ -99,7 +99,8 @@ def _fault(rollout: Rollout) -> str | None:
     length = len(completion.token_ids)
     if not length:
         return "the answer has no tokens"
-    if not length == len(completion.logprobs) == len(rollout.reference_logprobs):
+    # Without reference log-probs, the trainer computes them.
+    if length != len(completion.logprobs) or len(rollout.reference_logprobs) not in (0, length):
         return (
             f"{length} tokens, {len(completion.logprobs)} behaviour log-probs, "
             f"{len(rollout.reference_logprobs)} reference log-probs"

@@ -7,6 +7,7 @@ Shapes: B rollouts, T response positions, N response tokens of all rollouts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class RolloutBatch:
     behaviour_N: Tensor
     """log π_behaviour of each response token, as recorded when it was sampled."""
     reference_N: Tensor
-    """log π_ref of each response token."""
+    """log π_ref of each response token; NaN in rollouts without it, for which the trainer computes it."""
     scores_B: Tensor
     """Score of the reward model."""
     cut_off_B: Tensor
@@ -81,7 +82,11 @@ def from_outcomes(
     found.sort(key=lambda pair: pair[0].task.task_id)
     rollouts = [rollout for _, rollout in found]
     behaviour = [value for rollout in rollouts for value in rollout.completion.logprobs]
-    reference = [value for rollout in rollouts for value in rollout.reference_logprobs]
+    reference = [
+        value
+        for rollout in rollouts
+        for value in rollout.reference_logprobs or (math.nan,) * len(rollout.completion.token_ids)
+    ]
     lengths_B = torch.tensor([len(rollout.completion.token_ids) for rollout in rollouts], device=device)
     cut_off = [rollout.completion.finish_reason == FinishReason.LENGTH for rollout in rollouts]
     stale = [

@@ -222,10 +222,11 @@ class Evaluation:
         async def score(inputs: ScoreInputs) -> Scores:
             return await self._retry(lambda: clients.reward.score([inputs.item]))
 
+        client = clients.reference
+
         async def reference(inputs: ScoreInputs) -> tuple[float, ...]:
-            [logprobs] = await self._retry(
-                lambda: clients.reference.logprobs([inputs.tokens], temperature=temperature)
-            )
+            assert client is not None
+            [logprobs] = await self._retry(lambda: client.logprobs([inputs.tokens], temperature=temperature))
             return logprobs
 
         try:
@@ -233,7 +234,7 @@ class Evaluation:
                 RolloutPrompt(ids, str(prompt), prompt.messages if isinstance(prompt, Chat) else ()),
                 generate=generate,
                 score=score,
-                reference=reference if temperature else None,
+                reference=reference if temperature and client is not None else None,
                 scored_as_text=scored_as_text,
             )
         except InvalidInput as error:

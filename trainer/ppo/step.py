@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,7 @@ def prepare(
         temperature: sampling temperature of the rollouts.
         scale: mean and deviation of the scores, including this batch; only with `normalise_scores`.
     """
+    batch = _with_reference(models, batch, section, temperature=temperature)
     proximal_N = _proximal(models, batch, section, temperature=temperature)
     old_values_N = _old_values(models, batch, section)
     penalty_N = objective.penalty_kl(proximal_N, batch.reference_N, estimator=section.kl_estimator)
@@ -130,6 +131,28 @@ def prepare(
         values=values,
     )
     return prepared, _figures(prepared, rewards_BT, section)
+
+
+def _with_reference(
+    models: ActorCritic, batch: RolloutBatch, section: PpoSection, *, temperature: float
+) -> RolloutBatch:
+    """Return the batch with log π_ref of the rollouts that came without it.
+
+    Raises:
+        ConfigError: if the policy does not contain its reference.
+    """
+    missing_N = batch.reference_N.isnan()
+    if not missing_N.any():
+        return batch
+    rows = torch.split(missing_N, batch.lengths_B.tolist())
+    computed_N = _for_each(
+        models,
+        batch,
+        [index for index, row in enumerate(rows) if row.any()],
+        lambda padded: models.reference_logprobs(padded, temperature=temperature),
+        max_tokens=section.max_micro_batch_tokens,
+    )
+    return replace(batch, reference_N=torch.where(missing_N, computed_N, batch.reference_N))
 
 
 def _proximal(models: ActorCritic, batch: RolloutBatch, section: PpoSection, *, temperature: float) -> Tensor:

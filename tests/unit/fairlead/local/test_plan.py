@@ -275,6 +275,10 @@ def test_every_rank_has_a_gpu_and_the_services_share_the_others():
         "reward-0": "5",
         "reference-0": "4",
     }
+    # A divided model has a GPU for each of its parts, also where those left by the trainer are too few.
+    divided = {"ranks__per_node": 2, "reward__tensor_parallel": 2}
+    assert gpus_of(*"0123", **divided)["reward-0"] == "3,2"
+    assert sorted(gpus_of(*"012", **divided)["reward-0"].split(",")) == ["1", "2"]
     chosen = {"trainer": "3,2", "reward-0": "1"}
     found = gpus_of(*"0123", ranks__per_node=2, reference__device="cpu", local__gpus=chosen)
     assert found == {"trainer": "3,2", "policy-0": "2", "reward-0": "1"}
@@ -285,6 +289,19 @@ def test_every_rank_has_a_gpu_and_the_services_share_the_others():
         ConfigError, match=r"local.gpus: got 'policy-1', allowed: the processes trainer, policy-0"
     ):
         gpus_of(local__gpus={"policy-1": "0"})
+
+
+def test_no_reference_service_if_the_trainer_computes_its_logprobs():
+    config = load(overrides={"reference.engine": "trainer", "ppo.lora.rank": 8})
+    specs = ppo_plan(config, allocate(config), config_file=FILE, queue=VALKEY, gpus=("0", "1"))
+    assert [spec.name for spec in specs if spec.name.startswith("re")] == ["reward-0"]
+    assert not any("FAIRLEAD_REFERENCE__ADDRESSES" in spec.environment for spec in specs)
+    with pytest.raises(
+        ConfigError, match=r"reference.engine: got 'trainer', allowed: .* without \[ppo.lora\]"
+    ):
+        load(overrides={"reference.engine": "trainer"})
+    with pytest.raises(ConfigError, match=r"reference.path: got 'other', allowed: no path"):
+        load(overrides={"reference.engine": "trainer", "ppo.lora.rank": 8, "reference.path": "other"})
 
 
 def test_several_ranks_are_started_by_the_launcher_on_one_machine_only():

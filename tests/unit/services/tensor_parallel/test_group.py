@@ -14,7 +14,15 @@ import psutil
 import pytest
 
 from fairlead.config.serving import ReferenceSection
-from fairlead.errors import ConfigError, FairleadError, InternalError, ModelLoadError, RankLost, Unavailable
+from fairlead.errors import (
+    ConfigError,
+    FairleadError,
+    InternalError,
+    ModelLoadError,
+    RankLost,
+    ReplicaLost,
+    Unavailable,
+)
 from services.tensor_parallel import frames, group
 from services.tensor_parallel.group import RankGroup
 
@@ -91,12 +99,14 @@ def test_lost_rank_fails_the_batch_and_the_group(
     monkeypatch.setattr(group, "_OTHERS_SECONDS", 0.5)
     ranks = opened(open_groups, path, **section)
     assert total(ranks, 2) == 2
-    with pytest.raises(Unavailable, match=message):
+    with pytest.raises(ReplicaLost, match="the reference service has lost a process of its model"):
         total(ranks, -1)
     with pytest.raises(RankLost, match=message):
         ranks.failure.result(timeout=10)
-    with pytest.raises(Unavailable, match=message):
+    # A later batch is not the cause.
+    with pytest.raises(Unavailable, match="the reference service has lost a process") as later:
         total(ranks, 2)
+    assert not isinstance(later.value, ReplicaLost)
     assert wait_for_end()
 
 

@@ -96,7 +96,7 @@ def trained(models: ActorCritic) -> list[nn.Module]:
 
 
 def rollouts_of(case: Case) -> batch.RolloutBatch:
-    """Rollouts of very different lengths, two of them stale."""
+    """Rollouts of very different lengths, two of them stale; with adapters, half without log π_ref."""
     draw = random.Random(5)
     outcomes = []
     for task in range(ROLLOUTS):
@@ -106,6 +106,9 @@ def rollouts_of(case: Case) -> batch.RolloutBatch:
     found = batch.from_outcomes(outcomes, torch.device("cpu"), version=outcomes[0].task.min_version)
     assert found is not None
     found = replace(found, stale_B=torch.tensor([task in (2, 7) for task in range(ROLLOUTS)]))
+    if case.lora:
+        missing_N = found.per_token(torch.arange(ROLLOUTS) % 2 == 0)
+        found = replace(found, reference_N=found.reference_N.masked_fill(missing_N, torch.nan))
     names = ("behaviour_N", "reference_N", "scores_B")
     return replace(found, **{name: getattr(found, name).double() for name in names}) if case.double else found
 

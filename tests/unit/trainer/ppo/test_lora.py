@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.tiny import tiny_causal_lm, tiny_reward_model
 from tests.unit.trainer.ppo.ppo_batches import SECTION, rollouts
 from tests.unit.trainer.ppo.test_train import Run, configured, same, weights
 from trainer.checkpoint import CheckpointStore
-from trainer.ppo import actor_critic, publish
+from trainer.ppo import actor_critic, publish, step
 from trainer.ppo.evaluate import BestUpdate
 from trainer.ppo.learner import Learner
 
@@ -72,6 +73,33 @@ def test_fresh_critic_shares_the_base_and_has_its_own_values(model_path):
     apart = [(p, theirs[n]) for n, p in models.policy.base_model.named_parameters() if ".lora_A" in n]
     assert apart
     assert not any(torch.equal(one, other) for one, other in apart)
+
+
+def test_trainer_computes_missing_reference_logprobs_with_the_base(model_path):
+    fresh = actor_critic.load(str(model_path), section())
+    start = step.prepare(fresh, rollouts(), section(proximal_logprobs="all"), temperature=0.7)[0]
+    models = actor_critic.load(str(model_path), section())
+    learner = Learner(models, section(), temperature=1.0, seed=0)
+    for update in range(3):
+        learner.learn(rollouts(), update=update)
+    given = rollouts()
+    # The first and the third rollout came without.
+    missing_N = given.per_token(torch.tensor([True, False, True, False]))
+    incomplete = replace(given, reference_N=given.reference_N.where(~missing_N, torch.nan))
+    before = everything(models.policy)
+    prepared, _ = step.prepare(models, incomplete, section(proximal_logprobs="all"), temperature=0.7)
+    found_N = prepared.batch.reference_N
+    assert torch.equal(found_N[~missing_N], given.reference_N[~missing_N])
+    torch.testing.assert_close(found_N[missing_N], start.old_logprobs_N[missing_N], rtol=0, atol=1e-6)
+    # The policy itself has moved, and its adapters are on again and still trained.
+    assert (prepared.old_logprobs_N - start.old_logprobs_N).abs().max() > 1e-3
+    assert same(everything(models.policy), before)
+    assert all(parameter.requires_grad for parameter in adapters.tensors(models.policy).values())
+    whole = actor_critic.load(str(model_path), SECTION)
+    with pytest.raises(
+        ConfigError, match="reference.engine: got .* the same setting for workers and trainer"
+    ):
+        step.prepare(whole, incomplete, SECTION)
 
 
 def test_full_training_uses_two_separate_models(model_path):
