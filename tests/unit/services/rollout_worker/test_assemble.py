@@ -42,6 +42,8 @@ def test_complete_completion_is_accepted() -> None:
     check_completion(TASK, WHOLE)
     rollout = assembled()
     assert (rollout.completion, rollout.score, rollout.reference_logprobs) == (WHOLE, 1.0, (-1.0, -2.0, -3.0))
+    # The trainer computes them.
+    assert assembled(logprobs=None).reference_logprobs == ()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_weights_older_than_min_version_are_stale() -> None:
         ({"scores": ()}, "answer_malformed"),
         ({"scores": (1.0, 2.0)}, "answer_malformed"),
         ({"logprobs": (-1.0, -2.0)}, "answer_malformed"),
-        ({"logprobs": None}, "answer_malformed"),
+        ({"logprobs": ()}, "answer_malformed"),
         ({"logprobs": (-1.0, float("-inf"), -1.0)}, "reference_not_finite"),
     ],
 )
