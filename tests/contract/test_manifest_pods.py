@@ -272,7 +272,6 @@ def test_a_job_set_replaces_the_job_and_restarts_all_of_its_pods():
     assert job_spec(job_set)["podFailurePolicy"]["rules"] == single["podFailurePolicy"]["rules"][1:]
 
 
-@pytest.mark.parametrize("variant", ["gpu, ranks", "gpu, ranks, jobset"])
 def test_run_whose_trainer_computes_reference_logprobs_has_no_reference_service():
     overrides = {"reference.engine": "trainer", "ppo.lora.rank": 8}
     target = Target(overlay="kind", namespace="fairlead", registry="registry.test/team")
@@ -281,6 +280,7 @@ def test_run_whose_trainer_computes_reference_logprobs_has_no_reference_service(
     assert not any("reference" in name for name in names)
 
 
+@pytest.mark.parametrize("variant", ["gpu, ranks", "gpu, ranks, jobset"])
 def test_ranks_of_the_trainer_are_pods_with_a_launcher_and_its_gpus(variant, tmp_path, monkeypatch):
     owner = of_kind(rendered(variant), "Job", "JobSet")["trainer"]
     job = job_spec(owner)
