@@ -42,7 +42,8 @@ class RankedModel:
         """Return log π_ref of every response id of each lookup.
 
         Raises:
-            Unavailable: if a rank is lost.
+            ReplicaLost: if a rank is lost during the batch.
+            Unavailable: if one was lost before.
         """
         pairs = [lookup.pair for lookup in lookups]
         answer = self._group.run(

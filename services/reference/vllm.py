@@ -71,7 +71,8 @@ class VllmModel:
         """Return log π_ref of every response id of each lookup.
 
         Raises:
-            Unavailable: if vLLM has ended.
+            ReplicaLost: if vLLM ends meanwhile.
+            Unavailable: if it has ended before.
         """
         outputs = self._engine.run(_request, lookups)
         return [_logprobs(lookup, output) for lookup, output in zip(lookups, outputs, strict=True)]

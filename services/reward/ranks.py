@@ -45,7 +45,7 @@ class RankedModel:
     def prepare(self, sequences: Sequence[tuple[int, ...]]) -> Callable[[], list[float]]:
         """Build the message of a batch; return a function that runs it.
 
-        That function raises Unavailable if a rank is lost.
+        That function raises ReplicaLost if a rank is lost meanwhile, Unavailable if one was lost before.
         """
         arrays = frames.packed(
             {

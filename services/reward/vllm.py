@@ -96,7 +96,7 @@ class VllmModel:
     def prepare(self, sequences: Sequence[tuple[int, ...]]) -> Callable[[], list[float]]:
         """Return a function that computes the scalar of each sequence.
 
-        It raises Unavailable if vLLM has ended.
+        It raises ReplicaLost if vLLM ends meanwhile, Unavailable if it has ended before.
         """
         return partial(self._scores, sequences)
 

@@ -15,7 +15,7 @@ import pytest
 from fairlead import ReferenceClient, RewardClient, TokenPair
 from fairlead.clients import AsyncReferenceClient, RewardAdminClient
 from fairlead.config.serving import ReferenceSection, RewardSection
-from fairlead.errors import Transient
+from fairlead.errors import ReplicaLost, Unavailable
 from fairlead.rpc.retry import RetryPolicy
 from services.reference.model import Lookup
 from services.reference.scorer import ReferenceScorer
@@ -115,24 +115,20 @@ async def test_service_ends_with_a_message_when_a_rank_is_killed(models, starter
             for row, other in zip(found, expected, strict=True):
                 assert isinstance(other, tuple)
                 assert max(abs(a - b) for a, b in zip(row, other, strict=True)) <= TOLERANCE
-    failures: list[Exception] = []
-    calls = 0
-
-    async def load(client: AsyncReferenceClient) -> None:
-        nonlocal calls
-        while not failures:
-            try:
-                await client.logprobs(pairs(calls), temperature=1.0)
-                calls += 1
-            except Transient as error:
-                failures.append(error)
-
-    async with AsyncReferenceClient(process.address, retry=RetryPolicy(max_attempts=1)) as client:
-        tasks = [asyncio.create_task(load(client)) for _ in range(4)]
-        await until(lambda: calls > 20)
-        both = ranks(process)
+    both = ranks(process)
+    both[1].send_signal(signal.SIGSTOP)  # so that a batch is in progress
+    once = RetryPolicy(max_attempts=1)
+    async with AsyncReferenceClient(process.address, retry=once) as client:
+        calls = [
+            asyncio.create_task(client.logprobs(pairs(call), temperature=1.0, fatal_to_replica=True))
+            for call in range(4)
+        ]
+        await until(lambda: "a forward pass" in process.get("/waiting")[1])
         both[1].send_signal(signal.SIGKILL)
-        await asyncio.wait_for(asyncio.gather(*tasks), 60)
+        failures = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 60)
+    assert all(isinstance(failure, Unavailable) for failure in failures)
+    # Only the calls of that batch may have caused the death.
+    assert any(isinstance(failure, ReplicaLost) for failure in failures)
     assert await asyncio.to_thread(process.popen.wait, 60) == 1
     assert re.search(
         "rank 1 of 2 of the reference model has ended: killed by SIGKILL", process.log.read_text()

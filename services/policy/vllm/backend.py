@@ -26,7 +26,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from fairlead import metrics, watchdog
-from fairlead.errors import EngineFailed, FairleadError, InvalidInput, Unavailable
+from fairlead.errors import EngineFailed, FairleadError, InvalidInput, ReplicaLost, Unavailable
 from fairlead.types import WeightVersion
 from services.policy.front import EngineLimits
 from services.policy.pending_request import PendingRequest
@@ -179,6 +179,10 @@ class VllmBackend:
         with suppress(InvalidStateError):
             self.failure.set_exception(error)
         self._stopping = True
+        if self.llm.errored:
+            # Any running request may have killed vLLM, as it may kill a replica.
+            for request in dict.fromkeys(self._request_of.values()):
+                request.fail(ReplicaLost(_ENDED))
         self._fail_all(Unavailable("the policy is stopping"))
 
     def close(self) -> None:
@@ -265,7 +269,7 @@ class VllmBackend:
             self._decoding.close()
         error = None if task.cancelled() else task.exception()
         if isinstance(error, EngineDeadError):
-            request.fail(Unavailable(_ENDED))
+            request.fail(ReplicaLost(_ENDED))
             self.fail(EngineFailed(_ENDED))
         elif error is not None:
             logger.error("a request of vLLM failed", exc_info=error)
