@@ -1,4 +1,4 @@
-"""The end of an `AsyncLLM`, with everything that vLLM itself leaves behind."""
+"""The end of an `AsyncLLM`, and of everything that vLLM itself does not end."""
 
 from __future__ import annotations
 

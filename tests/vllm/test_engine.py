@@ -15,6 +15,7 @@ from fairlead.errors import (
     CorruptWeights,
     EngineFailed,
     InvalidInput,
+    ReplicaLost,
     Unavailable,
 )
 from tests.engine_world import TOLERANCE, V0, EngineWorld, differences, probe, request, tiny, version_folder

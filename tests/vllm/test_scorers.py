@@ -18,9 +18,9 @@ from fairlead.types import TokenPair
 from services.reference.model import Lookup
 from services.reference.scorer import ReferenceScorer
 from services.reward.scorer import RewardScorer
+from tests.engine_world import tiny
 from tests.tiny import add_head, tiny_tokenizer
 from tests.unit.services.reward.reward_world import reward_service
-from tests.vllm.world import tiny
 
 pytestmark = [
     pytest.mark.slow,
