@@ -32,9 +32,9 @@ class RankedModel:
         self._group = RankGroup("services.reward.ranks", path, section, name="reward")
         self.facts = ModelFacts(**self._group.facts)
         """What the service has to know about the model."""
-        shared = SharedPacking[tuple[int, ...]](prompt_key if section.share_prompts else lambda _: (None, 0))
-        padded = PaddedPacking[tuple[int, ...]]()
-        self.packing: Packing[tuple[int, ...]] = shared if self.facts.shares_prompts else padded
+        self.packing: Packing[tuple[int, ...]] = PaddedPacking()
+        if not self.facts.is_padded:
+            self.packing = SharedPacking(prompt_key if self.facts.shares_prompts else lambda _: (None, 0))
         """How to choose batches that are cheap to compute."""
 
     @property

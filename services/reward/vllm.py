@@ -27,7 +27,7 @@ from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn import loading
 from fairlead.nn.ensemble import member_paths
 from fairlead.nn.reward_model import REWARD_ANSWER_END, REWARD_BIAS, REWARD_TEMPERATURE, check_kind
-from services.batching.packing import Packing, PaddedPacking
+from services.batching.packing import Packing, SharedPacking
 from services.reward.compute.model import ModelFacts
 from services.vllm.arguments import engine_args
 from services.vllm.engine_thread import EngineThread
@@ -70,11 +70,12 @@ class VllmModel:
             is_ours=hasattr(config, REWARD_BIAS),
             is_encoder=False,
             answer_end=getattr(config, REWARD_ANSWER_END, None),
+            is_padded=False,
             shares_prompts=False,
         )
         """What the service has to know about the model."""
-        self.packing: Packing[tuple[int, ...]] = PaddedPacking()
-        """How to choose batches; vLLM divides them into steps of its own."""
+        self.packing: Packing[tuple[int, ...]] = SharedPacking(lambda _: (None, 0))
+        """How to choose batches: without padding. vLLM divides them into steps of its own."""
         self._engine = EngineThread(
             engine_args(
                 path,

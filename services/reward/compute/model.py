@@ -49,8 +49,10 @@ class ModelFacts:
     """Whether it is an encoder."""
     answer_end: object
     """How answers end in its training, as saved."""
+    is_padded: bool
+    """Whether all sequences of a batch are padded to the longest."""
     shares_prompts: bool
-    """Whether batches of items with the same prompt are cheaper."""
+    """Whether a prompt that several sequences of a batch share is computed once."""
 
 
 class LocalModel:
@@ -101,7 +103,8 @@ class LocalModel:
             is_ours=first.is_ours,
             is_encoder=first.is_encoder,
             answer_end=first.answer_end,
-            shares_prompts=isinstance(self._forward, forward.SegmentForward),
+            is_padded=isinstance(self._forward, forward.PaddedForward),
+            shares_prompts=isinstance(self._forward, forward.SegmentForward) and section.share_prompts,
         )
         """What the service has to know about it."""
 
