@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from benchmarks import tiny_run
-from tests.integration import rank_processes
 from tests.integration.ppo_run import check, left_over, started
+from tests.integration.rank_faults import ranks_of
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -54,7 +54,7 @@ def test_processes_are_killed_and_nothing_is_lost(tmp_path: Path, max_staleness:
         assert alive == []  # vLLM's processes end with the service
         if ranks > 1:
             run.until(lambda: run.step() >= 5, seconds=900)
-            rank_processes.ranks_of(run.pids().get("trainer"))[1].kill()
+            ranks_of(run.pids().get("trainer"))[1].kill()
         code, output = run.finish(seconds=1500)
         assert code == 0, output + run.log_tails()
         check(run.folder)

@@ -26,12 +26,16 @@ class WeightLoader(_Worker):
     """Methods that the policy service calls in every worker."""
 
     def load_version(self, weights_path: str) -> None:
-        """Load the weights of a folder; on a CPU, also into the packed copy of a tied output layer.
+        """Load the weights of a folder; on a CPU, pack again what vLLM packs at the first load only.
 
-        vLLM's CPU build packs linear layers when they are loaded. A tied output layer has no tensor of its
-        own in a checkpoint, so a reload would leave its packed copy as it was, without an error.
+        vLLM's CPU build packs the weights of layers for its kernels. After a reload, without an error, a tied
+        output layer, which has no tensor of its own in a checkpoint, keeps its old packed copy, and experts
+        have plain weights where the kernel reads packed ones.
         """
         self.reload_weights(weights_path=weights_path)
         for layer in self.model_runner.get_model().modules():
-            if type(layer).__name__ == "ParallelLMHead" and layer.weight.device.type == "cpu":
+            kind = type(layer).__name__
+            if kind == "ParallelLMHead" and layer.weight.device.type == "cpu":
                 layer.quant_method.process_weights_after_loading(layer)
+            elif kind == "RoutedExperts" and layer.w13_weight.device.type == "cpu":
+                layer.quant_method.moe_kernel.fused_experts.process_weights_after_loading(layer)
