@@ -7,6 +7,7 @@ run, and how the processes are started, is not known here. The trainer divides i
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import fields
 from datetime import timedelta
@@ -35,8 +36,10 @@ def join(rank: int, size: int, *, meeting_point: Path, device: torch.device) -> 
         rank: number of this process.
         size: number of processes, at least 2; all on this machine.
         meeting_point: a file that does not exist yet, over which the ranks find one another.
-        device: device of the model.
+        device: device of the model. Which GPU it is says `LOCAL_RANK`, as for transformers.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store = FileStore(str(meeting_point), size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_FOREVER)

@@ -176,7 +176,7 @@ class RankGroup:
                 [sys.executable, "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=_environment(gpus, number, size),
+                env=_environment(section, gpus, number),
             )
             ranks.append(_Rank(number, process, time.monotonic()))
             start = {
@@ -320,19 +320,20 @@ class RankGroup:
         return f"rank {rank.number} of {len(self._ranks)} of the {self._name} model"
 
 
-def _environment(gpus: Sequence[str], number: int, size: int) -> dict[str, str]:
+def _environment(section: DividedSection, gpus: Sequence[str], number: int) -> dict[str, str]:
     """Return the environment of a rank: a GPU of its own, or its share of the threads."""
     own = {
-        # -1 hides all of them.
-        "CUDA_VISIBLE_DEVICES": gpus[number] if gpus else "-1",
-        "LOCAL_RANK": "0",
+        # Chooses among the GPUs that a rank sees: only its own, or all of them if they are not known here.
+        "LOCAL_RANK": "0" if gpus else str(number),
         # The end of a rank is reported here, in one line.
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }
+    if gpus or section.device == "cpu":
+        own["CUDA_VISIBLE_DEVICES"] = gpus[number] if gpus else "-1"
     if sys.platform == "linux":
         # Collectives have no access control, so they must not be reachable from other machines.
         own["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():
-        own["OMP_NUM_THREADS"] = str(max(1, int(threads) // size))
+        own["OMP_NUM_THREADS"] = str(max(1, int(threads) // section.tensor_parallel))
     return {**os.environ, **own}
