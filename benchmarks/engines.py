@@ -11,9 +11,10 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -25,10 +26,14 @@ from benchmarks import generation, tiny_models
 from benchmarks.result import Result, Settings, Spent
 from fairlead import metrics
 from fairlead.config import RunConfig
+from fairlead.config.base import DType
 from fairlead.errors import ConfigError
 from fairlead.nn import loading
 from fairlead.types import GenerationRequest, ModelInfo, SamplingParams
 from services.policy.front import EngineLimits
+
+if TYPE_CHECKING:
+    from services.policy.vllm.engine import VllmEngine
 
 ANSWERS, TOKENS, POSITIONS = 32, 128, 512
 
@@ -68,44 +73,15 @@ def _shape(*, quick: bool) -> LlamaConfig:
 
 
 async def _run(folder: Path, settings: Settings) -> dict[str, Result]:
-    from services.policy.vllm.engine import VllmEngine
-
     torch.set_num_threads(1)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     nn.Module.eval(model)
     model.generation_config.eos_token_id = None
-    empty = loading.causal_lm_without_weights(str(folder))
-    empty.generation_config.eos_token_id = empty.config.eos_token_id = None
-    tokenizer = loading.load_tokenizer(str(folder))
-    tokenizer.eos_token = None
-    policy = {
-        "engine": "vllm",
-        "path": str(folder),
-        "serve_initial": True,
-        "max_slots": ANSWERS,
-        "vllm": {"kv_cache_memory_bytes": 1 << 30, "enforce_eager": True},
-    }
-    size = loading.vocabulary_size(empty)
-    engine = await asyncio.to_thread(
-        VllmEngine,
-        empty,
-        tokenizer,
-        ModelInfo(str(folder), "", size, POSITIONS, "float32"),
-        config=RunConfig(policy=policy),
-        limits=EngineLimits(max_slots=ANSWERS),
-        policy_metrics=metrics.PolicyMetrics(CollectorRegistry()),
-    )
-
-    async def vllm() -> None:
-        requests = (
-            GenerationRequest("", prompt, SamplingParams(max_new_tokens=TOKENS, seed=number))
-            for number, prompt in enumerate(generation.prompts(ANSWERS))
-        )
-        await asyncio.gather(*(engine.generate(each, deadline=None) for each in requests))
-
+    options = {"kv_cache_memory_bytes": 1 << 30, "enforce_eager": True}
+    engine = await asyncio.to_thread(_vllm_engine, folder, dtype="float32", slots=ANSWERS, options=options)
     lengths = [TOKENS] * ANSWERS
     variants: dict[str, Callable[[], Awaitable[None]]] = {
-        "vllm": vllm,
+        "vllm": lambda: _generate(engine, ANSWERS, TOKENS),
         "ours": lambda: asyncio.to_thread(generation.ours, model, lengths, ANSWERS),
         "generate": lambda: asyncio.to_thread(generation.generate, model, lengths, ANSWERS),
     }
@@ -114,6 +90,58 @@ async def _run(folder: Path, settings: Settings) -> dict[str, Result]:
     finally:
         await asyncio.to_thread(engine.close)
     return _results(spent)
+
+
+def vllm_rate(folder: Path, *, dtype: DType, answers: int, tokens: int) -> float:
+    """Return the tokens per second of vLLM with its own defaults, for a model in a folder; needs vLLM."""
+
+    async def rate() -> float:
+        engine = await asyncio.to_thread(
+            _vllm_engine, folder, dtype=dtype, slots=answers, options={"gpu_memory_utilization": 0.5}
+        )
+        try:
+            await _generate(engine, answers, tokens)
+            start = time.perf_counter()
+            await _generate(engine, answers, tokens)
+            return answers * tokens / (time.perf_counter() - start)
+        finally:
+            await asyncio.to_thread(engine.close)
+
+    return asyncio.run(rate())
+
+
+def _vllm_engine(folder: Path, *, dtype: DType, slots: int, options: Mapping[str, object]) -> VllmEngine:
+    """Start vLLM with a model that never generates EOS."""
+    from services.policy.vllm.engine import VllmEngine
+
+    empty = loading.causal_lm_without_weights(str(folder))
+    empty.generation_config.eos_token_id = empty.config.eos_token_id = None
+    tokenizer = loading.load_tokenizer(str(folder))
+    tokenizer.eos_token = None
+    policy = {
+        "engine": "vllm",
+        "path": str(folder),
+        "dtype": dtype,
+        "serve_initial": True,
+        "max_slots": slots,
+        "vllm": dict(options),
+    }
+    return VllmEngine(
+        empty,
+        tokenizer,
+        ModelInfo(str(folder), "", loading.vocabulary_size(empty), POSITIONS, dtype),
+        config=RunConfig(policy=policy),
+        limits=EngineLimits(max_slots=slots),
+        policy_metrics=metrics.PolicyMetrics(CollectorRegistry()),
+    )
+
+
+async def _generate(engine: VllmEngine, answers: int, tokens: int) -> None:
+    requests = (
+        GenerationRequest("", prompt, SamplingParams(max_new_tokens=tokens, seed=number))
+        for number, prompt in enumerate(generation.prompts(answers))
+    )
+    await asyncio.gather(*(engine.generate(each, deadline=None) for each in requests))
 
 
 async def _in_turns(variants: dict[str, Callable[[], Awaitable[None]]], *, rounds: int) -> dict[str, Spent]:

@@ -20,6 +20,7 @@ from benchmarks.result import Result, Settings, interleaved, rates
 from fairlead.types import SamplingParams, WeightVersion
 from services.policy.decoder import Decoder
 from services.policy.pending_request import PendingRequest
+from services.policy.running_batch import RunningBatch
 from services.policy.sample_state import SampleState
 from services.policy.sampler import stream_key
 from services.policy.scheduler import Scheduler
@@ -76,7 +77,7 @@ def ours(model: PreTrainedModel, lengths: list[int], slots: int) -> None:
     decode(Decoder(model, slots=slots), samples, VERSION)
 
 
-def decode(decoder: Decoder, samples: Sequence[SampleState], version: WeightVersion) -> None:
+def decode(decoder: RunningBatch, samples: Sequence[SampleState], version: WeightVersion) -> None:
     """Generate every sample completely, as the engine's thread does, without requests and swaps."""
     scheduler = Scheduler(slots=decoder.slots, max_queue_tokens=10**9)
     for sample in samples:

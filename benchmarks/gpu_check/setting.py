@@ -76,6 +76,11 @@ class Setting:
         return "bfloat16" if self.device.type == "cuda" else "float32"
 
     @property
+    def torch_dtype(self) -> torch.dtype:
+        """The same as a type of torch."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Names of the models to measure."""
         return ("tiny",) if self.tiny else ("135M", "1B")

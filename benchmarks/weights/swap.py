@@ -13,8 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoTokenizer, LlamaConfig
 
 from benchmarks import tiny_models
@@ -38,12 +40,16 @@ def run(settings: Settings) -> dict[str, Result]:
     if settings.quick:
         shape = tiny_models.config(width=64, layers=2, vocabulary=96, positions=POSITIONS)
     with tempfile.TemporaryDirectory() as name:
-        return asyncio.run(_run(Path(name), shape, settings))
+        return asyncio.run(measure(Path(name), shape, settings))
 
 
-async def _run(root: Path, shape: LlamaConfig, settings: Settings) -> dict[str, Result]:
+async def measure(
+    root: Path, shape: LlamaConfig, settings: Settings, *, dtype: torch.dtype = torch.float32
+) -> dict[str, Result]:
+    """Measure the pause of each swap for a model of some shape; files are written in `root`."""
     tiny_models.save(root / "model", shape, reward=False)
     model = tiny_models.causal_lm(shape, settings.device)
+    nn.Module.to(model, dtype)
     registry = CollectorRegistry()
     engine = TransformersEngine(
         model,

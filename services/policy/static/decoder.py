@@ -76,11 +76,14 @@ class StaticDecoder:
         """Prefill the prompts of new samples; their first tokens come with the next step.
 
         Raises:
-            ValueError: if there are more samples than free slots.
+            ValueError: if there are more samples than free slots, or one may get longer than the longest.
         """
         if len(self.running) + len(samples) > self.slots:
             raise ValueError(f"{len(samples)} samples for {self.slots - len(self.running)} slots")
-        self._reserve(max((sample.num_tokens for sample in samples), default=0))
+        num_tokens = max((sample.num_tokens for sample in samples), default=0)
+        if num_tokens > self._longest:
+            raise ValueError(f"a sample of up to {num_tokens} tokens; at most {self._longest} are allowed")
+        self._reserve(num_tokens)
         for group in prefill_groups(samples):
             self._prefill(group, version)
         return ()

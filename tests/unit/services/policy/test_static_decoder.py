@@ -153,6 +153,8 @@ def test_longest_sequence_fills_the_cache() -> None:
         )
         for length, limit in ((30, 7), (1, 36), (36, 1), (8, 3))
     ]
+    with pytest.raises(ValueError, match="a sample of up to 37 tokens; at most 36 are allowed"):
+        StaticDecoder(LLAMA, slots=3, longest=longest - 1).add(samples[:1], V1)
     found = run(StaticDecoder(LLAMA, slots=3, longest=longest), samples)
     assert [len(sample.token_ids) for sample in found] == [7, 36, 1, 3]
     assert worst_difference(LLAMA, found) < 1e-5
