@@ -11,6 +11,7 @@ from fairlead.config.serving import BatchingSection, ReferenceSection, RewardSec
 from fairlead.types import TokenPair
 from services.reference.model import Lookup
 from services.reference.scorer import ReferenceScorer
+from services.reward.compute import varlen
 from services.reward.scorer import RewardScorer
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
@@ -37,15 +38,25 @@ def assert_close(found, expected, tolerance):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("batch_tokens", [64, 8_192])
-def test_rewards_match_the_cpu(tmp_path, pairs, dtype, batch_tokens):
+@pytest.mark.parametrize("attention", ["varlen", "segments", "padded"])
+def test_rewards_match_the_cpu(tmp_path, pairs, dtype, batch_tokens, attention):
     folder = str(tiny_reward_model(tmp_path))
     cpu = RewardScorer(folder, RewardSection(device="cpu"))
     expected = cpu.score(cpu.encode(pairs))
     batching = BatchingSection(max_batch_tokens=batch_tokens)
-    gpu = RewardScorer(folder, RewardSection(device="cuda", dtype=dtype, batching=batching))
+    gpu = RewardScorer(
+        folder, RewardSection(device="cuda", dtype=dtype, batching=batching, attention=attention)
+    )
     # Twice: the second time every prompt is in the prefix cache.
     for _ in range(2):
         assert_close(gpu.score(gpu.encode(pairs)), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("dtype", "kernel"), [("float32", varlen.padded), ("bfloat16", varlen.flash)])
+def test_attention_without_padding_is_the_default(tmp_path, dtype, kernel):
+    scorer = RewardScorer(str(tiny_reward_model(tmp_path)), RewardSection(device="cuda", dtype=dtype))
+    assert isinstance(scorer._forward, varlen.VarlenForward)
+    assert scorer._forward._kernel is kernel
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -18,6 +18,9 @@ from services.policy.static.decoder import StaticDecoder
 
 logger = logging.getLogger(__name__)
 
+_CHECKED_TOKENS = 64
+"""Tokens of a sequence of the check beyond those that attention reaches."""
+
 
 def choose(model: PreTrainedModel, section: PolicySection, *, slots: int, longest: int) -> RunningBatch:
     """Return the running batch that a section asks for; with `auto`, the static one on a GPU if it is right.
@@ -37,8 +40,10 @@ def choose(model: PreTrainedModel, section: PolicySection, *, slots: int, longes
     if asked == "never" or (asked == "auto" and model.device.type != "cuda"):
         return Decoder(model, slots=slots)
     name = type(model).__name__
+    # The sequences of the check may be longer than those that are served.
+    checked = longest + _CHECKED_TOKENS
     reason = obstacle(
-        model, lambda count: StaticDecoder(model, slots=count, longest=longest), longest=longest
+        model, lambda count: StaticDecoder(model, slots=count, longest=checked), longest=longest
     )
     if not reason:
         return StaticDecoder(model, slots=slots, longest=longest)
