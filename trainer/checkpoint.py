@@ -8,11 +8,12 @@ in the same parent folder (trainer/lineage.py). Does not know what the tensors a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,48 @@ class Checkpoint:
     """Tensors by the name of their file, then by their own name."""
     state: Mapping[str, object]
     """Everything else, as JSON values."""
+
+
+class PendingCheckpoint:
+    """A checkpoint that is being written; it does not exist before `commit`."""
+
+    def __init__(
+        self,
+        version: WeightVersion,
+        folder: Path,
+        state: str,
+        writing: slices.Writing,
+        opened: contextlib.ExitStack,
+    ) -> None:
+        """`opened` is the context of the folder, and `state` is JSON."""
+        self.version = version
+        self._folder = folder
+        self._state = state
+        self._writing = writing
+        self._opened = opened
+
+    def commit(self) -> None:
+        """Wait until all ranks have written their files, and rename the folder.
+
+        Raises:
+            Fenced: if a newer incarnation was claimed.
+            OSError: if the disk is full.
+        """
+        with self._opened:
+            _seal(self._folder, _with_schema(self._writing.finish()), self._state)
+
+
+def _with_schema(written: Mapping[str, Any]) -> Mapping[str, object]:
+    """Return the manifest of slices with the oldest schema that has them."""
+    return {"schema": 3 if slices.has_columns(written) else 2, **written}
+
+
+def _seal(folder: Path, manifest: Mapping[str, object], state: str) -> None:
+    """Write the state, and the manifest with its digest, beside the files of tensors."""
+    (folder / _STATE).write_text(state + "\n", encoding="utf-8")
+    sealed: dict[str, Any] = dict(manifest)
+    sealed["files"] = {**sealed["files"], _STATE: sha256(folder / _STATE)}
+    durable.write_json(folder / _MANIFEST, sealed, durable=False)
 
 
 class CheckpointStore:
@@ -103,24 +146,49 @@ class CheckpointStore:
         def divided(folder: Path) -> Mapping[str, object]:
             announce(folder)
             assert group is not None
-            written = slices.write(folder, tensors, group)
-            return {"schema": 3 if slices.has_columns(written) else 2, **written}
+            return _with_schema(slices.write(folder, tensors, group))
 
-        self._commit(version, whole if group is None or group.size == 1 else divided, state)
+        write = whole if group is None or group.size == 1 else divided
+        with self._new_folder(version) as folder:
+            _seal(folder, write(folder), durable.dumps(state, indent=1))
 
-    def _commit(
+    def begin(
         self,
         version: WeightVersion,
-        write: Callable[[Path], Mapping[str, object]],
+        *,
+        tensors: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, object],
-    ) -> None:
-        """Write tensors by `write`, which returns the manifest without the state's digest, then the rest."""
+        group: Group,
+        announce: Callable[[Path], None],
+    ) -> PendingCheckpoint:
+        """Copy what a checkpoint holds, and write the copy while the tensors change; on rank 0 of several.
+
+        Args:
+            version: the checkpoint.
+            tensors: this rank's part, by the name of their file, then by their own name.
+            state: everything else, as JSON values.
+            group: the ranks.
+            announce: makes the other ranks begin a `slices.Writing` into the folder.
+
+        Raises:
+            Fenced: if a newer incarnation was claimed.
+        """
+        opened = contextlib.ExitStack()
+        with opened:
+            folder = opened.enter_context(self._new_folder(version))
+            announce(folder)
+            writing = slices.Writing(folder, tensors, group)
+            return PendingCheckpoint(
+                version, folder, durable.dumps(state, indent=1), writing, opened.pop_all()
+            )
+
+    @contextlib.contextmanager
+    def _new_folder(self, version: WeightVersion) -> Iterator[Path]:
+        """Yield a folder that becomes the checkpoint; check the fence at the beginning and at the end."""
         self._check_fence(version.incarnation)
         with durable.new_folder(self.root / str(version)) as folder:
-            manifest: dict[str, Any] = dict(write(folder))
-            durable.write_json(folder / _STATE, state, durable=False)
-            manifest["files"] = {**manifest["files"], _STATE: sha256(folder / _STATE)}
-            durable.write_json(folder / _MANIFEST, manifest, durable=False)
+            yield folder
+            self._check_fence(version.incarnation)
         self._damaged.discard(version)
 
     def load_newest(self, lineage: Sequence[Ancestor]) -> Checkpoint | None:

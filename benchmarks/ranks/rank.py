@@ -73,6 +73,7 @@ class _Writing:
         self._optimizer.zero_grad(set_to_none=True)
         self._weights = FilesystemWeightStore(folder / "weights")
         self._checkpoints = CheckpointStore(folder / "checkpoints")
+        self._finish: Callable[[], object] | None = None
 
     def measure(self, *, rounds: int) -> dict[str, dict[str, float]]:
         """Return seconds, CPU seconds, bytes and peak memory of each variant, which take turns."""
@@ -81,6 +82,7 @@ class _Writing:
             "version_full": self._version_by_rank_0,
             "checkpoint_shares": self._checkpoint_in_shares,
             "checkpoint_full": self._checkpoint_by_rank_0,
+            "checkpoint_begun": self._begin_checkpoint,
         }
         found: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
         number = 0
@@ -101,6 +103,9 @@ class _Writing:
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
         own = json.dumps([seconds, cpu, _peak() - before]).encode()
         all_ranks = [json.loads(one) for one in self._group.all_gather(own)]
+        if self._finish is not None:
+            self._finish()
+            self._finish = None
         folder = self._checkpoints.root / "1-1"
         if write.__name__.startswith("_version"):
             folder = self._weights.root / str(WeightVersion(1, number))
@@ -155,6 +160,21 @@ class _Writing:
             )
         else:
             slices.write(Path(self._group.broadcast(b"").decode()), self._state(), self._group)
+
+    def _begin_checkpoint(self, number: int) -> None:
+        """Copy, and let a thread write, which is not measured: training continues meanwhile."""
+
+        def announce(folder: Path) -> None:
+            self._group.broadcast(str(folder).encode())
+
+        if self._group.is_first:
+            version = WeightVersion(1, 1)
+            self._finish = self._checkpoints.begin(
+                version, tensors=self._state(), state={}, group=self._group, announce=announce
+            ).commit
+        else:
+            folder = Path(self._group.broadcast(b"").decode())
+            self._finish = slices.Writing(folder, self._state(), self._group).finish
 
     def _checkpoint_by_rank_0(self, number: int) -> None:
         state = {name: _gathered(group, self._group) for name, group in self._state().items()}

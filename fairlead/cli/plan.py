@@ -34,7 +34,7 @@ _GIB = 1 << 30
 # Columns are left out from the last to the first if the terminal is too narrow.
 _COLUMNS = (
     *("total", "weights", "activations", "optimizer", "gradients", "gathered", "cache", "incoming"),
-    *("loading", "runtime"),
+    *("copied", "loading", "runtime"),
 )
 
 

@@ -496,3 +496,7 @@ class CheckpointSection(Section):
     they are deleted when the stage has finished."""
     keep: int = Field(default=2, ge=1, le=1_000)
     """Number of newest valid checkpoints to keep."""
+    asynchronous: bool = False
+    """PPO with several ranks: copy what a checkpoint holds to the memory of the host, and write it while the
+    next update is collected and computed. The checkpoint is committed before the outcomes of that update are
+    settled. Each rank needs host memory for its part of the checkpoint once more."""

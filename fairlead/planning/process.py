@@ -59,6 +59,8 @@ class ProcessMemory:
     """Maximum size of the keys and values of running sequences."""
     incoming: int = 0
     """New weights that exist together with the old ones during a swap."""
+    copied: int = 0
+    """Copy, in main memory, of what a checkpoint holds while it is written (`checkpoint.asynchronous`)."""
     loading: int = 0
     """Whole models in main memory, which each of several ranks loads before it keeps its part of them."""
     runtime: int = 0
@@ -77,7 +79,7 @@ class ProcessMemory:
 
     @property
     def model_bytes(self) -> int:
-        """Everything except `loading` and `runtime`, of one process."""
+        """Everything except `copied`, `loading` and `runtime`, of one process."""
         trained = self.weights + self.gradients + self.optimizer + self.gathered
         return trained + self.activations + self.cache + self.incoming
 
@@ -102,7 +104,7 @@ class ProcessMemory:
             # Weights for a GPU pass through main memory when they are loaded, saved and published; vLLM reads
             # them from the page cache.
             here = self._offloaded or (0 if self.takes_share else self.weights * self.gpus)
-        return self.replicas * (self.runtime + max(here, self.loading))
+        return self.replicas * (self.runtime + max(here + self.copied, self.loading))
 
     @property
     def pod_bytes(self) -> int:
@@ -180,6 +182,13 @@ class MemoryPlanner:
         return [process for process in found if process.replicas]
 
     def _trainer(self) -> ProcessMemory:
+        found = self._actor_and_critic()
+        if self._ranks == 1 or not self._config.checkpoint.asynchronous:
+            return found
+        # The trained weights, which are as large as their gradients, and the moments of Adam.
+        return dataclasses.replace(found, copied=found.gradients + found.optimizer)
+
+    def _actor_and_critic(self) -> ProcessMemory:
         section = self._config.ppo
         size = self._sizes["policy"]
         longest = min(self._lengths.sequence, size.max_positions)

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _LONGEST_INTERVAL_SECONDS = 1.0
 _BEATS_PER_LIMIT = 5
 """Beats that have to be missed until a rank is lost."""
+_REPORT_SECONDS = 30.0
+"""A wait in a collective that takes this long is reported, and again after the same time."""
 _SUSPENDED_SECONDS = 2.0
 """A check that is this late means that this process was suspended, which says nothing about the others."""
 RESTARTED = "restarted"
@@ -99,6 +101,8 @@ class Watch:
         self._beats = [Beat()] * size
         self._arrived = [now] * size
         self._moved = [now] * size
+        # When each rank entered the collective that it is in, or left its last one.
+        self._crossed = [now] * size
 
     def see(self, rank: int, beat: Beat, *, now: float) -> Loss | None:
         """Record a beat; return the loss that the beat itself reports."""
@@ -107,6 +111,8 @@ class Watch:
             self._arrived[rank] = now
         if (beat.order, beat.steps, beat.busy) != (last.order, last.steps, last.busy):
             self._moved[rank] = now
+        if beat.in_collective != last.in_collective:
+            self._crossed[rank] = now
         self._beats[rank] = beat
         if beat.reason:
             return Loss(f"{self._name(rank)} ended: {beat.reason}", beat.code)
@@ -135,6 +141,29 @@ class Watch:
             f"(ranks.stall_seconds = {self._stall_seconds:g}) because of {' and '.join(hanging)}"
         )
 
+    def wait(self, rank: int, *, seconds: float, now: float) -> str:
+        """Return for which ranks one waits in a collective, and what they do; empty if it does not wait long.
+
+        A wait for an order in progress ends with `stall_seconds`; others, such as for models that are loaded,
+        have no limit.
+        """
+        own = self._beats[rank]
+        if not own.in_collective or now - self._crossed[rank] < seconds:
+            return ""
+        still = [
+            other
+            for other, beat in enumerate(self._beats)
+            if other != rank and not beat.done and now - self._crossed[other] >= seconds
+        ]
+        outside = [other for other in still if not self._beats[other].in_collective]
+        if not outside and len(still) < len(self._beats) - 1:
+            return ""
+        names = [f"{self._name(other)}, at: {self._place(other)}" for other in outside or still]
+        return (
+            f"{self._name(rank)} has waited {now - self._crossed[rank]:.0f} s, at: {self._place(rank)}, "
+            f"for {' and '.join(names)}"
+        )
+
     def _hanging(self, running: Sequence[int]) -> list[int]:
         """Return the ranks for which the others wait, as far as their beats show it."""
         newest = max(self._beats[rank].order for rank in running)
@@ -160,6 +189,7 @@ class Watch:
         """Allow for a time in which this process itself was suspended."""
         self._arrived = [arrived + seconds for arrived in self._arrived]
         self._moved = [moved + seconds for moved in self._moved]
+        self._crossed = [crossed + seconds for crossed in self._crossed]
 
     def _place(self, rank: int) -> str:
         beat = self._beats[rank]
@@ -322,7 +352,7 @@ class Heartbeat:
             self._wake.wait(self.interval_seconds)
 
     def _checks(self) -> None:
-        checked = time.monotonic()
+        checked = reported = time.monotonic()
         while not self._stopped.wait(self.interval_seconds / 2):
             now = time.monotonic()
             late = now - checked - self.interval_seconds / 2
@@ -341,9 +371,13 @@ class Heartbeat:
                 return
             with self._lock:
                 loss = self._watch.check(now)
+                wait = self._watch.wait(self._rank, seconds=_REPORT_SECONDS, now=now)
             if loss is not None:
                 self._lose(loss)
                 return
+            if wait and now - reported >= _REPORT_SECONDS:
+                reported = now
+                logger.warning("%s", wait)
 
     def _lose(self, loss: Loss) -> None:
         if not self._stopped.is_set():

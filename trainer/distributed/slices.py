@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ Groups = Mapping[str, Mapping[str, Tensor]]
 """Tensors by the name of their group, such as `policy_optimizer`, then by their own name."""
 
 SUFFIX = ".safetensors"
+_POLL_SECONDS = 0.2
 
 
 def write(folder: Path, tensors: Groups, group: Group) -> dict[str, object]:
@@ -41,58 +43,123 @@ def write(folder: Path, tensors: Groups, group: Group) -> dict[str, object]:
 
     Tensors that are not divided are written by rank 0. Every file is synced when this returns on rank 0.
     """
-    slices: dict[str, Tensor] = {}
-    places: dict[str, dict[str, object]] = {}
-    for name, tensor in _joined(tensors):
-        if is_divided(tensor) and not is_copy(tensor, group.rank):
-            block = block_of(tensor, group.rank)
-            slices[name] = local(tensor).contiguous()
-            columns = {"columns": block.columns} if block.columns is not None else {}
-            places[name] = {"rows": block.rows, **columns}
-        elif not is_divided(tensor) and group.rank == 0:
-            slices[name] = tensor
-            places[name] = {"rows": None}
-    file = f"rank-{group.rank:05d}{SUFFIX}"
-    digest = hashlib.sha256()
-    target = TensorFile(
-        folder / file, {name: Shape.of(tensor) for name, tensor in slices.items()}, digest=digest
-    )
-    try:
-        for name, tensor in slices.items():
-            group.progress(f"writing {name} to {file}")
-            target.add(name, tensor)
-        target.close()
-    finally:
-        target.abandon()
-    sync(folder / file)
-    own = {"file": file, "sha256": digest.hexdigest(), "places": places}
-    written = group.gather(json.dumps(own).encode())
-    return _listing([json.loads(one) for one in written], tensors) if group.rank == 0 else {}
+    own = _OwnSlices(tensors, group)
+    return own.listed(own.write(folder, group.progress))
+
+
+class Writing:
+    """Slices of this rank that a thread writes while the tensors change. All ranks begin and finish it."""
+
+    def __init__(self, folder: Path, tensors: Groups, group: Group) -> None:
+        """Copy the slices to the memory of the host, and begin to write the copy into a folder."""
+        self._group = group
+        group.progress("copying tensors")
+        self._own = _OwnSlices(tensors, group)
+        self._own.copy()
+        self._doing = ""
+        self._written: dict[str, object] = {}
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._write, args=(folder,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> dict[str, object]:
+        """Wait until every rank has written and synced its file; return what `write` returns.
+
+        Raises:
+            OSError: if this rank cannot write.
+        """
+        reported = ""
+        while self._thread.is_alive():
+            self._thread.join(_POLL_SECONDS)
+            if self._doing != reported:
+                reported = self._doing
+                self._group.progress(reported)
+        if self._error is not None:
+            raise self._error
+        return self._own.listed(self._written)
+
+    def _write(self, folder: Path) -> None:
+        try:
+            self._written = self._own.write(folder, self._report)
+        except Exception as error:  # noqa: BLE001  # raised by `finish`
+            self._error = error
+
+    def _report(self, doing: str) -> None:
+        self._doing = doing
+
+
+class _OwnSlices:
+    """What one rank writes into a checkpoint."""
+
+    def __init__(self, tensors: Groups, group: Group) -> None:
+        self._group = group
+        self._groups = list(tensors)
+        self._shapes: dict[str, list[int]] = {}
+        self._slices: dict[str, Tensor] = {}
+        self._places: dict[str, dict[str, object]] = {}
+        for name, tensor in _joined(tensors):
+            self._shapes[name] = list(tensor.shape)
+            if is_divided(tensor) and not is_copy(tensor, group.rank):
+                block = block_of(tensor, group.rank)
+                self._slices[name] = local(tensor).contiguous()
+                columns = {"columns": block.columns} if block.columns is not None else {}
+                self._places[name] = {"rows": block.rows, **columns}
+            elif not is_divided(tensor) and group.rank == 0:
+                self._slices[name] = tensor
+                self._places[name] = {"rows": None}
+
+    def copy(self) -> None:
+        """Replace the tensors by copies in the memory of the host, pinned for those on a GPU."""
+        for name, tensor in self._slices.items():
+            copied = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._slices[name] = copied.copy_(tensor.detach(), non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def write(self, folder: Path, report: Callable[[str], None]) -> dict[str, object]:
+        """Write and sync the file of this rank; return its entry for `listed`."""
+        file = f"rank-{self._group.rank:05d}{SUFFIX}"
+        digest = hashlib.sha256()
+        target = TensorFile(
+            folder / file, {name: Shape.of(tensor) for name, tensor in self._slices.items()}, digest=digest
+        )
+        try:
+            for name, tensor in self._slices.items():
+                report(f"writing {name} to {file}")
+                target.add(name, tensor)
+            target.close()
+        finally:
+            target.abandon()
+        sync(folder / file)
+        return {"file": file, "sha256": digest.hexdigest(), "places": self._places}
+
+    def listed(self, own: Mapping[str, object]) -> dict[str, object]:
+        """Return, on rank 0, the entries of the manifest for the files of all ranks."""
+        written = [json.loads(one) for one in self._group.gather(json.dumps(own).encode())]
+        if not self._group.is_first:
+            return {}
+        entries = {
+            name: {
+                "shape": shape,
+                "slices": [
+                    {"file": one["file"], **one["places"][name]}
+                    for one in sorted(written, key=lambda one: _order(one["places"].get(name, {})))
+                    if name in one["places"]
+                ],
+            }
+            for name, shape in self._shapes.items()
+        }
+        return {
+            "files": {one["file"]: one["sha256"] for one in written},
+            "groups": self._groups,
+            "tensors": entries,
+        }
 
 
 def _joined(tensors: Groups) -> Iterator[tuple[str, Tensor]]:
     for group, named in tensors.items():
         for name, tensor in named.items():
             yield f"{group}/{name}", tensor
-
-
-def _listing(written: list[dict[str, Any]], tensors: Groups) -> dict[str, object]:
-    entries = {
-        name: {
-            "shape": list(tensor.shape),
-            "slices": [
-                {"file": one["file"], **one["places"][name]}
-                for one in sorted(written, key=lambda one: _order(one["places"].get(name, {})))
-                if name in one["places"]
-            ],
-        }
-        for name, tensor in _joined(tensors)
-    }
-    return {
-        "files": {one["file"]: one["sha256"] for one in written},
-        "groups": list(tensors),
-        "tensors": entries,
-    }
 
 
 def _order(place: Mapping[str, Any]) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from fairlead.config import RunConfig
 from fairlead.nn.loading import set_threads
 from fairlead.transports.weights.base import Probe, Shard
 from fairlead.types import WeightVersion
-from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.checkpoint import Checkpoint, CheckpointStore, PendingCheckpoint
 from trainer.distributed import slices
 from trainer.distributed.group import Group
 from trainer.ppo import learner, publish
@@ -30,7 +30,8 @@ from trainer.ppo.probe import probe
 from trainer.sequences import TokenSequence
 
 _LOADING = "loads its models"
-"""Has no limit: how long it takes depends on where the models are."""
+_READING = "reads a checkpoint"
+"""Both have no limit: how long they take depends on where the files are."""
 
 
 class Leader:
@@ -44,6 +45,8 @@ class Leader:
         self.group.send("start")
         self.group.idle(_LOADING)
         self.learner = learner.load(config, tokenizer, group=group)
+        self.pending: PendingCheckpoint | None = None
+        """The checkpoint that is being written."""
 
     def check_weights(self) -> None:
         """Check the weights before they are published for the first time; see `ActorCritic.check_weights`."""
@@ -76,6 +79,36 @@ class Leader:
         )
         self.group.idle()
 
+    def begin_save(
+        self, checkpoints: CheckpointStore, version: WeightVersion, state: Mapping[str, object]
+    ) -> None:
+        """Copy what a checkpoint holds, and let threads of all ranks write it; `commit` makes it valid.
+
+        Raises:
+            Fenced: if a newer incarnation was claimed.
+        """
+        self.pending = checkpoints.begin(
+            version,
+            tensors=self.learner.models.state(),
+            state=state,
+            group=self.group,
+            announce=lambda folder: self.group.send("copy", _folder(folder)),
+        )
+        self.group.idle()
+
+    def commit(self) -> None:
+        """Wait for the checkpoint that `begin_save` has begun, and commit it.
+
+        Raises:
+            Fenced: if a newer incarnation was claimed.
+            OSError: if a disk is full.
+        """
+        assert self.pending is not None
+        self.group.send("commit")
+        self.pending.commit()
+        self.pending = None
+        self.group.idle()
+
     def write_shards(self, folder: Path) -> list[Shard]:
         """Write the policy's weights; see `publish.write_shards`."""
         self.group.send("publish", _folder(folder))
@@ -103,9 +136,11 @@ class Leader:
         """
         if checkpoint is None:
             self.group.send("reset")
+            self.group.idle(_LOADING)
             self.learner = learner.load(self._config, self._tokenizer, group=self.group)
         else:
             self.group.send("load", json.dumps({"version": str(checkpoint.version)}).encode())
+            self.group.idle(_READING)
             _load(self.learner, checkpoint)
         self.group.idle()
 
@@ -127,12 +162,19 @@ def follow(config: RunConfig, group: Group) -> None:
     group.next_order()
     group.idle(_LOADING)
     ours = learner.load(config, tokenizer, group=group)
+    writing: slices.Writing | None = None
     while True:
         order, payload = group.next_order()
         if order == "stop":
             return
         if order == "reset":
+            group.idle(_LOADING)
             ours = learner.load(config, tokenizer, group=group)
+        elif order == "copy":
+            writing = slices.Writing(_path(payload), ours.models.state(), group)
+        elif order == "commit" and writing is not None:
+            writing.finish()
+            writing = None
         else:
             _carry_out(config, ours, order, payload, group)
 
@@ -148,15 +190,15 @@ def _carry_out(config: RunConfig, ours: Learner, order: str, payload: bytes, gro
     if order == "probe":
         probe(ours.models, published_as=config.weights.dtype)
         return
-    content = json.loads(payload)
     if order == "save":
-        slices.write(Path(content["folder"]), ours.models.state(), group)
+        slices.write(_path(payload), ours.models.state(), group)
     elif order == "publish":
-        _write_shards(config, ours, Path(content["folder"]))
+        _write_shards(config, ours, _path(payload))
     elif order == "load":
+        group.idle(_READING)
         store = CheckpointStore(config.folder.checkpoints)
         # Rank 0 has verified every file; this rank verifies those that it reads.
-        _load(ours, store.load(WeightVersion.parse(content["version"]), verify=False))
+        _load(ours, store.load(WeightVersion.parse(json.loads(payload)["version"]), verify=False))
     else:
         raise ValueError(f"rank {group.rank} got the order {order!r}, which it does not know")
 
@@ -172,6 +214,10 @@ def _write_shards(config: RunConfig, ours: Learner, folder: Path) -> list[Shard]
 
 def _folder(folder: Path) -> bytes:
     return json.dumps({"folder": str(folder.absolute())}).encode()
+
+
+def _path(payload: bytes) -> Path:
+    return Path(json.loads(payload)["folder"])
 
 
 _TENSORS = ("behaviour_N", "reference_N", "scores_B", "cut_off_B", "stale_B", "lengths_B", "mask_BT")

@@ -160,6 +160,7 @@ class PpoTrainer:
                     self._one_update(collector, records.journal, tracker)
                     if on_update is not None:
                         on_update(self._progress.update)
+                self._commit(collector, tracker)
                 if self._monitor.stopped_by is not None:
                     self._roll_back(self._monitor.stopped_by.update, tracker)
                 return self._finish(tracker)
@@ -245,6 +246,7 @@ class PpoTrainer:
         tracker.phase("wait")
         entries = collector.wait(size=self._config.ppo.batch_size)
         figures = self._learn(entries, tracker)
+        self._commit(collector, tracker)
         figures |= update_metrics.staleness(entries, update=update, metrics=self._metrics)
         # The journal first, the queue last: an entry is deleted only when its outcome is on disk.
         journal.append(entries, update=update)
@@ -318,13 +320,29 @@ class PpoTrainer:
             "config_hash": config_hash("ppo", self._config),
             "guard": self._monitor.state(),
         }
+        if self._config.checkpoint.asynchronous and self._leader.group.size > 1:
+            self._leader.begin_save(self._checkpoints, self._version, state)
+            return
         self._leader.save(self._checkpoints, self._version, state)
+        self._checkpointed(collector)
+
+    def _commit(self, collector: Collector, tracker: Tracker) -> None:
+        """Commit the checkpoint that is being written, if there is one, before anything more is settled."""
+        if self._leader.pending is not None:
+            tracker.phase("checkpoint")
+            self._leader.commit()
+            self._checkpointed(collector)
+
+    def _checkpointed(self, collector: Collector) -> None:
+        """Delete what the checkpoint of this update replaces: older ones, and outcomes in the queue."""
         # The guard judges the newest checkpoint by its own answers, one update later: the one before is
         # kept in case it fails.
         keep = max(self._config.checkpoint.keep, 2 if self._config.guard.action == "stop" else 1)
-        self._checkpoints.prune(keep=keep, lineage=lineage, protected=self._evaluation.kept())
-        self._checkpoint_update = update
-        collector.checkpointed(update)
+        self._checkpoints.prune(
+            keep=keep, lineage=self._incarnation.lineage, protected=self._evaluation.kept()
+        )
+        self._checkpoint_update = self._progress.update
+        collector.checkpointed(self._progress.update)
 
     def _record(self, figures: dict[str, float], collector: Collector, tracker: Tracker) -> None:
         update = self._progress.update

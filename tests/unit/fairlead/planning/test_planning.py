@@ -362,6 +362,12 @@ def test_ranks_divide_what_is_trained_and_gather_what_they_compute_with(
         assert rank.activations == single.activations
         # Every rank loads whole models.
         assert (rank.loading, rank.on("cpu")) == (single.weights, 4 * (rank.runtime + single.weights))
+    # What a checkpoint holds is copied into main memory if it is written while the next update is computed.
+    settings["checkpoint"] = {"asynchronous": True}  # type: ignore[dict-item]
+    assert process(planned_on(per_node=1), "ppo", "trainer").copied == 0
+    copying = process(planned_on(per_node=4), "ppo", "trainer")
+    assert copying.copied == rank.gradients + rank.optimizer
+    assert copying.on("cpu") - rank.on("cpu") == 4 * copying.copied
     # Everything is on the first GPU, or every rank on its own with the services in turn.
     ppo = one.stage("ppo")
     assert ppo.on_gpus(1) == [ppo.on("cuda")]

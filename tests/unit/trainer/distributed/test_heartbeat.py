@@ -93,3 +93,24 @@ def test_an_error_of_a_rank_is_passed_on_with_its_exit_code():
     loss = watch().see(2, Beat("node", number=1, code=5, reason="StoppedByGuard: KL 9 is above 8"), now=1.0)
     assert loss is not None
     assert (loss.code, loss.message) == (5, "rank 2 of 3 on node ended: StoppedByGuard: KL 9 is above 8")
+
+
+def test_a_long_wait_in_a_collective_is_reported_with_the_ranks_that_are_outside():
+    view = watch()
+    waits = Beat("a", doing="loads its models", line="c10d.py:1 in gather", in_collective=True)
+    reads = Beat("b", doing="loads its models", line="loading.py:7 in read")
+    for number in range(40):
+        moves = replace(waits, in_collective=number % 2 == 0)
+        beats = {0: waits, 1: reads, 2: moves}
+        seen({rank: replace(beat, number=number) for rank, beat in beats.items()}, now=number, by=view)
+        assert view.wait(1, seconds=30, now=number) == view.wait(2, seconds=30, now=number) == ""
+        assert bool(view.wait(0, seconds=30, now=number)) == (number >= 30)
+    assert view.wait(0, seconds=30, now=39) == (
+        "rank 0 of 3 on a has waited 39 s, at: loads its models (c10d.py:1 in gather), for rank 1 of 3 on b, "
+        "at: loads its models (loading.py:7 in read)"
+    )
+    # All of them wait, each in another collective.
+    seen({rank: replace(waits, number=99) for rank in (1, 2)}, now=100, by=view)
+    assert view.wait(0, seconds=30, now=129) == ""
+    assert "for rank 1 of 3 on a" in view.wait(0, seconds=30, now=131)
+    assert " and rank 2 of 3 on a" in view.wait(0, seconds=30, now=131)
