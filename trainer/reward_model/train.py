@@ -97,11 +97,10 @@ def train(
         _check_weights(members, group)
         training.save()  # what follows takes a while on long data, and starts from here if it is interrupted
         tracker.phase("evaluate")
-        centred = finish.centre(config, members, tokenizer, limit, tracker.doing)
+        doing = partial(_doing, tracker, group)
+        centred = finish.centre(config, members, tokenizer, limit, doing)
         _check_weights(members, group)
-        figures, temperature = finish.measure(
-            config, members, known.rankings, heldout.rankings, tracker.doing
-        )
+        figures, temperature = finish.measure(config, members, known.rankings, heldout.rankings, doing)
         tracker.phase("publish")
         tracker.doing("writing the model")
         whole = _whole(config, path, members, group)
@@ -337,8 +336,15 @@ def _epochs(
 
 
 def _doing(tracker: Tracker, group: Group, what: str, done: int, total: int) -> None:
-    """Report what is done; several ranks, which all do it, also agree whether to stop."""
+    """Report what is done; several ranks, which all do it, also agree whether to stop.
+
+    Without a total nothing is reported before it is done, so it is no order with a limit of progress.
+    """
     agree_to_stop(group)
+    if total:
+        group.progress(what)
+    else:
+        group.idle(what)
     tracker.doing(what, done, total)
 
 
