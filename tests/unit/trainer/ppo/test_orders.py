@@ -12,8 +12,10 @@ from tests.ranks import Ranks
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 WORLD = "tests.unit.trainer.ppo.orders_world"
-SETTINGS = {"lost_seconds": 60.0, "stall_seconds": 60.0}
+SETTINGS = {"lost_seconds": 300.0, "stall_seconds": 300.0}
 """Limits that a busy machine does not exceed by itself."""
+SECONDS = 500.0
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def file(tmp_path: Path) -> str:
 
 
 def test_all_ranks_return_to_the_initial_models_and_to_a_checkpoint(file: str):
-    (first, _) = Ranks(2, f"{WORLD}:reset", file, settings=SETTINGS).results()
+    (first, _) = Ranks(2, f"{WORLD}:reset", file, settings=SETTINGS).results(seconds=SECONDS)
     assert isinstance(first, list)
     initial, learnt, reset, again, later, loaded, figures, figures_again = first
     assert initial != learnt != later
@@ -57,7 +59,7 @@ def test_all_ranks_return_to_the_initial_models_and_to_a_checkpoint(file: str):
     ],
 )
 def test_a_fault_of_one_rank_in_an_order_ends_all_with_its_reason_and_code(file: str, order: str, rank: int):
-    found = Ranks(2, f"{WORLD}:fail", file, order, rank, settings=SETTINGS).wait()
+    found = Ranks(2, f"{WORLD}:fail", file, order, rank, settings=SETTINGS).wait(seconds=SECONDS)
     own_code, _, own = found[rank]
     code, _, errors = found[1 - rank]
     expected = 1 if order == "load" else 2
