@@ -1,7 +1,8 @@
 """The running batch with tensors of fixed shape; implements `RunningBatch`.
 
-A step never waits for the device; a prefill may. A step is started before the tokens of the one before are read, so that the device always has work. A sample
-that ends by a stop token therefore takes part in one step more, whose token is dropped.
+A step never waits for the device; a prefill may. A step is started before the tokens of the one before are
+read, so that the device always has work. A sample that ends by a stop token therefore takes part in one step
+more, whose token is dropped.
 
 Shapes: S slots, R rows of a step, N new samples, U distinct prompts, P tokens of the longest prompt,
 V vocabulary.
