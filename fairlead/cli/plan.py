@@ -23,7 +23,7 @@ _PLAN = with_examples(
     "Reads the configuration, the config.json of its models and the headers of their files. Loads no weights "
     "and does not need torch. Weights, gradients and optimizer states are exact, the rest is an estimate. If "
     "PPO does not fit on the GPUs, it also shows settings with which it does: ranks, recomputed blocks, "
-    "smaller micro-batches, adapters.",
+    "smaller batches, adapters, models divided among GPUs, weights in main memory.",
     "fairlead plan run.toml",
     "fairlead plan run.toml --set ppo.lora.rank=16 --set ppo.gradient_checkpointing=true",
     "fairlead plan run.toml --gpu-gib 80 --memory-gib 256 --json",
@@ -98,8 +98,12 @@ def _proposal_as_json(proposal: Proposal | None) -> dict[str, object]:
 
 def _proposal_line(proposal: Proposal) -> str:
     if proposal.obstacle:
-        return f"PPO does not fit, even with adapters and the smallest batches: {proposal.obstacle}"
-    flags = " ".join(f"--set {key}={json.dumps(value)}" for key, value in proposal.settings.items())
+        tried = "adapters, models divided among GPUs, and the smallest batches"
+        return f"PPO does not fit, even with {tried}: {proposal.obstacle}"
+    flags = " ".join(
+        f"--set {key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in proposal.settings.items()
+    )
     return f"PPO fits with {flags or 'these settings'}"
 
 

@@ -175,6 +175,7 @@ def plan_run(
     machine: Machine | None = None,
     prompt_tokens: int | None = None,
     read_data: bool = True,
+    sizes: Mapping[str, ModelSize] | None = None,
 ) -> RunPlan:
     """Return the memory and disk space that a run needs.
 
@@ -184,6 +185,7 @@ def plan_run(
         machine: the machine to plan for; None is this one.
         prompt_tokens: tokens of the longest prompt; None estimates it from the prompts in the run's data.
         read_data: whether to read that data; without it a default length is assumed.
+        sizes: what `model_sizes` returned for the same models; None reads them.
 
     Raises:
         ModelLoadError: if the size of a model cannot be determined.
@@ -191,7 +193,7 @@ def plan_run(
     """
     machine = machine or this_machine()
     notes: list[str] = []
-    sizes = _sizes(config, notes)
+    sizes = sizes or model_sizes(config, notes)
     lengths = Lengths(
         prompt=min(
             prompt_tokens or (prompt_tokens_of(config, notes) if read_data else _UNKNOWN_PROMPT_TOKENS),
@@ -232,7 +234,12 @@ def _gpus_note(stage: StagePlan, nodes: int) -> str:
     return f"GPUs in all: {sum(numbers.values())} ({parts})"
 
 
-def _sizes(config: RunConfig, notes: list[str]) -> dict[str, ModelSize]:
+def model_sizes(config: RunConfig, notes: list[str]) -> dict[str, ModelSize]:
+    """Return the sizes of the models of a run, by their part in it; an assumption is added to `notes`.
+
+    Raises:
+        ModelLoadError: if the size of a model cannot be determined.
+    """
     base = model_size(config.model.path) if config.model.path else scratch_size(config.model.scratch)
     sft = model_size(str(config.folder.sft_model)) if config.folder.sft_model.is_dir() else base
     policy = model_size(config.policy.path) if config.policy.path else sft
@@ -278,7 +285,7 @@ def prompt_tokens_of(config: RunConfig, notes: list[str]) -> int:
     return tokens
 
 
-def _disk(config: RunConfig, sizes: dict[str, ModelSize]) -> DiskPlan:
+def _disk(config: RunConfig, sizes: Mapping[str, ModelSize]) -> DiskPlan:
     """Checkpoints contain weights and Adam's moments of what is trained, versions the policy's weights;
     float32 or in `weights.dtype`.
     """
