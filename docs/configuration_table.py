@@ -30,9 +30,9 @@ COMMON = {
     "heldout_prompts fresh_rankings sentences bad_lines prompt_words heldout_fraction",
     "sft": "device dtype threads max_micro_batch_tokens gradient_checkpointing epochs batch_size batching "
     "learning_rate learning_rate_schedule weight_decay max_sequence_tokens",
-    "sft.lora": "rank alpha",
-    "reward_model": "device dtype threads max_micro_batch_tokens path ensemble_size epochs batch_size "
-    "learning_rate learning_rate_schedule weight_decay max_sequence_tokens",
+    "sft.lora": "rank alpha merge",
+    "reward_model": "device dtype threads max_micro_batch_tokens gradient_checkpointing path ensemble_size "
+    "epochs batch_size learning_rate learning_rate_schedule weight_decay max_sequence_tokens",
     "reward_model.lora": "rank alpha",
     "ppo": "device dtype threads max_micro_batch_tokens gradient_checkpointing updates batch_size "
     "mini_batch_size epochs max_staleness estimator learning_rate critic_learning_rate "
@@ -41,19 +41,20 @@ COMMON = {
     "ppo.lora": "rank alpha",
     "guard": "action length_ratio_stop_above",
     "sampling": "temperature max_new_tokens stop_strings",
-    "evaluation": "every_updates num_prompts",
-    "policy": "path replicas addresses device dtype threads max_sequence_tokens max_slots serve_initial",
+    "evaluation": "every_updates max_seconds num_prompts",
+    "policy": "path replicas addresses device dtype threads max_sequence_tokens max_slots serve_initial "
+    "engine vllm",
     "reward": "path replicas addresses device dtype threads max_sequence_tokens watch allow_reload engine "
-    "chat_template aliases",
+    "tensor_parallel chat_template aliases",
     "reward.batching": "max_batch_tokens",
-    "reference": "path replicas addresses device dtype threads max_sequence_tokens",
+    "reference": "path replicas addresses device dtype threads max_sequence_tokens tensor_parallel",
     "reference.batching": "max_batch_tokens",
     "rollout_worker": "replicas max_in_flight",
     "gateway": "replicas addresses tls chat_log",
     "queue": "redis_url redis_password",
-    "weights": "transport",
+    "weights": "transport dtype",
     "checkpoint": "every_updates keep",
-    "ranks": "per_node nodes",
+    "ranks": "per_node nodes join_seconds stall_seconds",
     "observe": "log_level log_style access_log metrics_host metrics_port tensorboard rollout_samples",
     "keys": "file redis_url",
     "tls": "certificate key ca mutual",

@@ -44,7 +44,7 @@ def adapter_parameters(size: ModelSize, lora: LoraSection) -> int:
 
 
 def activation_bytes(
-    size: ModelSize, section: TrainingSection, *, tokens: int, longest: int, device: str
+    size: ModelSize, section: TrainingSection, *, tokens: int, longest: int, device: str, tensor: int = 1
 ) -> int:
     """Return the memory that a forward pass keeps for its backward pass, with the working memory of the
     backward pass.
@@ -55,11 +55,12 @@ def activation_bytes(
         tokens: tokens of the largest micro-batch, padding included.
         longest: tokens of its longest row.
         device: `cpu` or `cuda`.
+        tensor: ranks among which the layers are divided.
     """
     share = _AUTOCAST_SHARE if section.dtype == "bfloat16" else 1.0
-    block = int(tokens * _block_floats(size, longest) * 4 * share)
+    block = int(tokens * _block_floats(size, longest, tensor) * 4 * share)
     around = 4 * tokens * size.hidden * 4
-    logits = logits_bytes(size, tokens, device)
+    logits = logits_bytes(size, tokens, device) // tensor
     if section.gradient_checkpointing:
         # Logits are freed before the last block is recomputed.
         return size.layers * tokens * size.hidden * 4 + around + max(block, logits)
@@ -83,7 +84,7 @@ def cache_bytes(size: ModelSize, dtype: DType, *, slots: int, longest: int) -> i
     return slots * 2 * (longest + 1) * size.layers * 2 * size.key_value_width * DTYPE_BYTES[dtype]
 
 
-def gathered_bytes(size: ModelSize, dtype: DType, *, is_trained: bool) -> int:
+def gathered_bytes(size: ModelSize, dtype: DType, *, is_trained: bool, tensor: int = 1) -> int:
     """Return the memory of what one of several ranks gathers from the others to compute.
 
     That is everything outside of the blocks until the backward pass has ended, and two blocks, as the next is
@@ -93,12 +94,13 @@ def gathered_bytes(size: ModelSize, dtype: DType, *, is_trained: bool) -> int:
         size: the model.
         dtype: data type in which it computes.
         is_trained: whether the gathered weights have gradients; frozen ones under an adapter have none.
+        tensor: ranks among which the layers are divided; each gathers only its part of them.
     """
     blocks = sum(rows * columns for rows, columns in size.matrices)
     block = blocks // max(1, size.layers)
     around = size.parameters - blocks
     gradients = around + block if is_trained else 0
-    return (around + 2 * block + gradients) * DTYPE_BYTES[dtype]
+    return (around + 2 * block + gradients) * DTYPE_BYTES[dtype] // tensor
 
 
 def autocast_bytes(size: ModelSize, section: TrainingSection) -> int:
@@ -106,5 +108,7 @@ def autocast_bytes(size: ModelSize, section: TrainingSection) -> int:
     return size.body * 2 if section.dtype == "bfloat16" else 0
 
 
-def _block_floats(size: ModelSize, longest: int) -> int:
-    return 12 * size.hidden + 4 * size.intermediate + longest
+def _block_floats(size: ModelSize, longest: int, tensor: int = 1) -> int:
+    # Queries, keys, values, both rotated, and what attention returns are divided; the residual stream is not.
+    divided = 6 * size.hidden + 4 * size.intermediate
+    return -(-divided // tensor) + 6 * size.hidden + longest

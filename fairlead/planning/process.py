@@ -372,12 +372,15 @@ class MemoryPlanner:
             trained = parameters * 4
         trained += head_bytes(size) if head else 0
         device = self._device(section)
-        activations = formulas.activation_bytes(size, section, tokens=tokens, longest=longest, device=device)
+        tensor = self._config.ranks.tensor_parallel if self._ranks > 1 else 1
+        activations = formulas.activation_bytes(
+            size, section, tokens=tokens, longest=longest, device=device, tensor=tensor
+        )
         if device == "cpu":
             activations = int(activations * _TRAINING_HEAP_SHARE)
         gathered = 0
         if self._ranks > 1:
-            gathered = formulas.gathered_bytes(size, section.dtype, is_trained=not adapter)
+            gathered = formulas.gathered_bytes(size, section.dtype, is_trained=not adapter, tensor=tensor)
         elif not adapter:
             activations += formulas.autocast_bytes(size, section)
         return ProcessMemory(
@@ -392,8 +395,16 @@ class MemoryPlanner:
             activations=activations,
             loading=weights + trained if self._ranks > 1 else 0,
             runtime=RUNTIME_BYTES["torch"],
+            problem=self._undivided(size, tensor),
             is_offloaded=section.offload and self._ranks > 1 and device == "cuda",
         )
+
+    def _undivided(self, size: ModelSize, tensor: int) -> str:
+        """Return why the ranks cannot divide the layers of a model; empty if they can."""
+        what = f"ranks.tensor_parallel = {tensor} does not divide the"
+        if self._ranks % tensor:
+            return f"{what} {self._ranks} ranks"
+        return f"{what} {size.heads} attention heads" if size.heads % tensor else ""
 
     @property
     def _ranks(self) -> int:
