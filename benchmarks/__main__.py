@@ -46,6 +46,7 @@ LONG = {
     "endurance": "benchmarks.endurance",
     "replica_death": "benchmarks.replica_death",
     "scoring_memory": "benchmarks.scoring_memory",
+    "vocabulary_memory": "benchmarks.vocabulary_memory",
 }
 """Complete runs, which take minutes."""
 ALL = SHORT | TUNING | LONG

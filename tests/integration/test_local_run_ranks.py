@@ -37,11 +37,14 @@ def figures(folder: RunFolder) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("setting", ["ppo.loss=ppo", "ppo.lora.rank=2", "ppo.estimator=reinforce++"])
-def test_two_ranks_have_the_figures_of_one(tmp_path: Path, setting: str):
+@pytest.mark.parametrize(
+    ("setting", "tensor_parallel"),
+    [("ppo.loss=ppo", 1), ("ppo.lora.rank=2", 1), ("ppo.estimator=reinforce++", 2)],
+)
+def test_two_ranks_have_the_figures_of_one(tmp_path: Path, setting: str, tensor_parallel: int):
     common = (setting, "ppo.learning_rate=0.001")
     one = run(tmp_path / "one", *common)
-    two = run(tmp_path / "two", *common, "ranks.per_node=2")
+    two = run(tmp_path / "two", *common, "ranks.per_node=2", f"ranks.tensor_parallel={tensor_parallel}")
     assert (two.checkpoints / f"1-{UPDATES}" / "rank-00001.safetensors").exists()
     ours, theirs = figures(two), figures(one)
     assert len(ours) == len(theirs) == UPDATES
