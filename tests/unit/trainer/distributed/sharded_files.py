@@ -310,6 +310,7 @@ def files_of_divided_layers(group: Group, folder: str) -> dict[str, object]:
             "versions": versions(group, Path(folder), LLAMA_LORA),
         },
         "held": held(group, Path(folder), cases),
+        "stages": stages(group, Path(folder)),
     }
 
 

@@ -50,8 +50,10 @@ def test_figures_of_the_ranks_of_a_share_count_once():
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_that_divide_layers_write_and_read_the_files_of_one(models, size, tmp_path):
-    """Checkpoints of slices of rows and columns, and versions; 4 ranks divide by FSDP, too."""
-    for name in ("tiny-tied", "llama", "gpt2"):
+    """Checkpoints of slices of rows and columns, versions, and models of SFT and reward-model training; 4 ranks
+    divide by FSDP, too.
+    """
+    for name in ("tiny", "tiny-tied", "llama"):
         (tmp_path / name).symlink_to(models / name)
     found = divided(size, "files_of_divided_layers", str(tmp_path))
     for rank in found:
@@ -66,6 +68,10 @@ def test_ranks_that_divide_layers_write_and_read_the_files_of_one(models, size, 
         assert one["written"] == one["read"]
         assert one["by_one"] <= 1e-6
         assert one["of_one"] <= 1e-6
+    for one in found[0]["stages"]:
+        ours, theirs = one["train_loss"]
+        assert ours == pytest.approx(theirs, rel=1e-4)
+        assert one["weights"] < 1e-3
     for one in versions:
         assert one["files"] == [f"model-{rank + 1:05d}-00001.safetensors" for rank in range(size)]
 
