@@ -50,8 +50,8 @@ def test_figures_of_the_ranks_of_a_share_count_once():
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_that_divide_layers_write_and_read_the_files_of_one(models, size, tmp_path):
-    """Checkpoints of slices of rows and columns, versions, and models of SFT and reward-model training; 4 ranks
-    divide by FSDP, too.
+    """Checkpoints of slices of rows and columns, versions, and models of SFT and reward-model training; four
+    ranks divide by FSDP, too.
     """
     for name in ("tiny", "tiny-tied", "llama"):
         (tmp_path / name).symlink_to(models / name)
