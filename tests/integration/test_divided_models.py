@@ -20,6 +20,7 @@ from fairlead.rpc.retry import RetryPolicy
 from services.reference.model import Lookup
 from services.reference.scorer import ReferenceScorer
 from services.reward.scorer import RewardScorer
+from tests.integration.ppo_run import check, left_over, make, started
 from tests.service_process import Process, Starter
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 from tests.waiting import until
@@ -134,3 +135,24 @@ async def test_service_ends_with_a_message_when_a_rank_is_killed(models, starter
         "rank 1 of 2 of the reference model has ended: killed by SIGKILL", process.log.read_text()
     )
     assert ended(both)
+
+
+@pytest.mark.slow
+def test_run_continues_after_ranks_of_both_services_were_killed(tmp_path: Path):
+    file = make(tmp_path, updates=6)
+    flags = [f"{name}.tensor_parallel=2" for name in ("reward", "reference")]
+    with started(file, *(part for flag in flags for part in ("--set", flag))) as run:
+        for name, after in (("reward-0", 1), ("reference-0", 2)):
+            run.until(lambda: run.step() >= after, seconds=_START_SECONDS)  # noqa: B023
+            service = run.pids()[name]
+            psutil.Process(service).children()[1].send_signal(signal.SIGKILL)
+            run.until(lambda: run.pids().get(name, service) != service)  # noqa: B023
+            done = run.step()
+            run.until(lambda: run.step() > done, seconds=_START_SECONDS)  # noqa: B023
+        code, output = run.finish(seconds=_START_SECONDS)
+        assert code == 0, output + run.log_tails()
+        for name in ("reward", "reference"):
+            message = f"rank . of 2 of the {name} model has ended: killed by SIGKILL"
+            assert re.search(message, run.folder.log(f"{name}-0").read_text())
+        check(run.folder)
+        assert left_over(run.folder) == []
