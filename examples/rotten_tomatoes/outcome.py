@@ -59,7 +59,10 @@ def measure(config: RunConfig) -> dict[str, Any]:
     )
     critic = judge.train(parts.judge)
     before, after = asyncio.run(_answers(config, [str(prompt) for prompt in load_prompts(config).heldout]))
-    figures = summary(_judged(critic, before), _judged(critic, after), seed=config.seed)
+    # Byte-pair tokens contain the spaces between words; a tokenizer of words has none.
+    words = not config.model.path and config.model.scratch.tokenizer == "words"
+    gap = " " if words else ""
+    figures = summary(_judged(critic, before, gap), _judged(critic, after, gap), seed=config.seed)
     record = run_record.read(config.folder)
     return {
         **figures,
@@ -165,11 +168,11 @@ async def _answers(
     return await of(config.folder.sft_model), await of(config.folder.policy_model)
 
 
-def _judged(critic: judge.Judge, groups: Sequence[Sequence[GeneratedAnswer]]) -> list[Judged]:
+def _judged(critic: judge.Judge, groups: Sequence[Sequence[GeneratedAnswer]], gap: str) -> list[Judged]:
     found = []
     for group in groups:
         prompt = group[0].prompt
-        texts = tuple(" ".join(f"{prompt} {answer.text}".split()) for answer in group)
+        texts = tuple(" ".join(f"{prompt}{gap}{answer.text}".split()) for answer in group)
         probabilities = tuple(critic.probabilities(texts))
         found.append(Judged(prompt, texts, probabilities, tuple(answer.ended for answer in group)))
     return found

