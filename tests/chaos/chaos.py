@@ -32,8 +32,8 @@ _SETTINGS = {
     "rollout_worker.replicas": 2,
     "gateway.replicas": 1,
     "local.max_restarts": 1000,
-    "local.hung_seconds": 15.0,
-    "ranks.lost_seconds": 15.0,
+    "local.hung_seconds": 15.0 * limit_factor(),
+    "ranks.lost_seconds": 15.0 * limit_factor(),
 }
 
 
