@@ -73,18 +73,26 @@ def split(sizes: Mapping[str, int], *, limit_bytes: int) -> list[list[str]]:
 class TensorFile:
     """A safetensors file that is being written; its tensors come in the order of the header."""
 
-    def __init__(self, path: Path, shapes: Mapping[str, Shape], *, digest: Digest | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shapes: Mapping[str, Shape],
+        *,
+        digest: Digest | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Create the file and write its header.
 
         Args:
             path: replaced if it exists.
             shapes: every tensor that will be written.
             digest: gets all bytes as they are written.
+            metadata: written into the header.
         """
         self._left = dict(shapes)
         self._digest = digest
         self._file = path.open("wb")
-        self._write(_header(shapes))
+        self._write(_header(shapes, metadata))
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Write the next tensor.
@@ -119,8 +127,8 @@ class TensorFile:
             self._digest.update(data)
 
 
-def _header(shapes: Mapping[str, Shape]) -> bytes:
-    entries = {}
+def _header(shapes: Mapping[str, Shape], metadata: Mapping[str, str] | None) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for name, shape in shapes.items():
         end = start + shape.nbytes

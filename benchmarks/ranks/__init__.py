@@ -1,9 +1,10 @@
-"""Measure how ranks publish a version and write a checkpoint, against a full gather on one rank.
+"""Measure how ranks load a model, publish a version, write a checkpoint, and write the folder of a stage.
 
 A model of the size of SmolLM2-135M with AdamW, on the CPU with 2 and 4 ranks over gloo. A full gather
-collects every tensor on every rank, and rank 0 writes. Seconds are from the start to the last sync; memory is
-the peak of a rank above what it holds, the largest of all ranks. An asynchronous checkpoint blocks the
-trainer only for a copy; that is compared with writing it.
+collects every tensor on every rank, and rank 0 writes. Loading is compared with whole models on every rank,
+the folder with a whole model on rank 0. Seconds are from the start to the last sync; memory is the peak of a
+rank above what it holds before, the largest of all ranks. An asynchronous checkpoint blocks the trainer only
+for a copy; that is compared with writing it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fairlead.local.addresses import Ports
 
 _FULL = "full gather, rank 0 writes"
 _SYNCHRONOUS = "written before the next update"
+_WHOLE = "whole models"
 
 
 def run(settings: Settings) -> dict[str, Result]:
@@ -28,7 +30,15 @@ def run(settings: Settings) -> dict[str, Result]:
     results: dict[str, Result] = {}
     for size in (2,) if settings.quick else (2, 4):
         with tempfile.TemporaryDirectory() as folder:
-            found = _measured(size, Path(folder), settings)
+            found = _measured("rank", size, Path(folder), settings)
+            loaded = _measured("loading", size, Path(folder), settings)
+        for what in ("load", "folder"):
+            ours, whole = loaded[f"{what}_rows"], loaded[f"{what}_whole"]
+            name = f"{what}_of_{size}_ranks"
+            results[f"{name}_seconds"] = Result(ours["seconds"], "s", whole["seconds"], _WHOLE)
+            results[f"{name}_memory"] = Result(
+                ours["memory"] / 2**20, "MiB", whole["memory"] / 2**20, _WHOLE, at_most=1.0
+            )
         for what in ("version", "checkpoint"):
             ours, full = found[f"{what}_shares"], found[f"{what}_full"]
             name = f"{what}_of_{size}_ranks"
@@ -44,10 +54,16 @@ def run(settings: Settings) -> dict[str, Result]:
     return results
 
 
-def _measured(size: int, folder: Path, settings: Settings) -> dict[str, dict[str, float]]:
+def _measured(program: str, size: int, folder: Path, settings: Settings) -> dict[str, dict[str, float]]:
     """Start the ranks; return what rank 0 prints."""
     port = Ports().free("ranks")
-    command = [sys.executable, "-m", "benchmarks.ranks.rank", str(folder), "quick" if settings.quick else ""]
+    command = [
+        sys.executable,
+        "-m",
+        f"benchmarks.ranks.{program}",
+        str(folder),
+        "quick" if settings.quick else "",
+    ]
     processes = []
     for rank in range(size):
         place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}

@@ -41,7 +41,7 @@ def main() -> None:
         print(json.dumps(found))
 
 
-def _model(*, quick: bool) -> PreTrainedModel:
+def new_model(*, quick: bool) -> PreTrainedModel:
     """Return a model of the shape of SmolLM2-135M, or a tiny one."""
     width, inner, layers, vocabulary = (72, 96, 2, 512) if quick else (576, 1536, 30, 49_152)
     config = LlamaConfig(
@@ -63,7 +63,7 @@ class _Writing:
 
     def __init__(self, group: Group, folder: Path, *, quick: bool) -> None:
         self._group = group
-        self._model = _model(quick=quick)
+        self._model = new_model(quick=quick)
         root = sharding.Root(self._model)
         sharding.shard(root, torch.device("cpu"), compute=torch.float32, group=group)
         self._optimizer = optim.adamw(optim.learning(self._model), learning_rate=1e-6, weight_decay=0.0)
@@ -97,11 +97,11 @@ class _Writing:
 
     def _one(self, write: Write, number: int) -> dict[str, float]:
         self._group.barrier()
-        before = _reset_peak()
+        before = reset_peak()
         start, cpu_start = time.perf_counter(), time.process_time()
         write(number)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
-        own = json.dumps([seconds, cpu, _peak() - before]).encode()
+        own = json.dumps([seconds, cpu, peak_bytes() - before]).encode()
         all_ranks = [json.loads(one) for one in self._group.all_gather(own)]
         if self._finish is not None:
             self._finish()
@@ -192,14 +192,15 @@ def _gathered(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
     return found
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Forget the peak memory of this process; return what it uses now, in bytes."""
     allocator.give_back()
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
-def _peak() -> int:
+def peak_bytes() -> int:
+    """Return the peak memory of this process."""
     return _status("VmHWM")
 
 

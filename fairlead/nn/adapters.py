@@ -230,8 +230,22 @@ def save(
     if merge or not is_adapted(model):
         (merged(model) if is_adapted(model) else model).save_pretrained(folder)
         return
+    save_tensors(model, folder, tensors(model), head=head)
+
+
+def save_tensors(
+    model: PreTrainedModel, folder: Path, found: Mapping[str, Tensor], *, head: Mapping[str, Tensor] | None
+) -> None:
+    """Write an adapter as peft does.
+
+    Args:
+        model: with adapters; its configuration is written.
+        folder: created if it does not exist.
+        found: whole tensors by their names in peft's files.
+        head: see `save`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: parameter.detach().cpu().contiguous() for name, parameter in tensors(model).items()}
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
     settings = config(model)
     if head:
         kept |= {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in head.items()}
@@ -255,6 +269,38 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
         if name.removesuffix(".base_layer") not in layers or not name.endswith(".base_layer"):
             found.set_submodule(name, module.get_base_layer())
     return _plain(found)
+
+
+def merged_layer(layer: nn.Module, whole: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of one of peft's layers with other weights, to which its adapters are added.
+
+    Args:
+        layer: its weights are neither read nor changed.
+        whole: a tensor in place of each of its parameters; may be changed.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = _with_parameters(layer, whole, "")
+    for module in found.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+    return found
+
+
+def _with_parameters(module: nn.Module, whole: Mapping[str, Tensor], prefix: str) -> nn.Module:
+    found = copy.copy(module)
+    # The copy shares these with the original.
+    found.__dict__["_parameters"] = {
+        name: one if one is None else nn.Parameter(whole[prefix + name], requires_grad=False)
+        for name, one in module._parameters.items()
+    }
+    found.__dict__["_modules"] = {
+        name: one if one is None else _with_parameters(one, whole, f"{prefix}{name}.")
+        for name, one in module._modules.items()
+    }
+    if "merged_adapters" in module.__dict__:
+        found.__dict__["merged_adapters"] = []
+    return found
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:

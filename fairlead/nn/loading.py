@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -33,8 +32,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fairlead.config.base import ComputeSection, Device
-from fairlead.errors import ModelLoadError, pickle_refused
+from fairlead.errors import ModelLoadError
 from fairlead.nn import adapters
+from fairlead.nn.checks import check_finite, check_index, check_unread, refuse_pickle
 from fairlead.nn.failures import load_failure
 from fairlead.nn.gguf import gguf_file
 from fairlead.nn.tensor_parallel import whole
@@ -58,9 +58,6 @@ _LOAD_ERRORS = (
     IndexError,  # of damaged GGUF files, as the next
     struct.error,
 )
-
-_NUMBER = re.compile(r"\.\d+\.")
-"""The number of a layer or expert in the name of a weight."""
 
 AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 """The class that a model is loaded as."""
@@ -247,16 +244,28 @@ def load_config(path: str) -> PreTrainedConfig:
 
 
 def causal_lm_without_weights(path: str) -> PreTrainedModel:
-    """Return a language model on torch's meta device: its modules, configuration and shapes, but no values.
+    """Return a language model without values; see `without_weights`."""
+    return without_weights(AutoModelForCausalLM, path)
+
+
+def without_weights(auto: AutoClass, path: str, **settings: object) -> PreTrainedModel:
+    """Return a model on torch's meta device: its modules, configuration and shapes, but no values.
+
+    Args:
+        auto: the class that it would be loaded as.
+        path: folder or hub id.
+        settings: changes to its configuration.
 
     Raises:
         ModelLoadError: if its configuration cannot be read.
     """
     config = load_config(path)
+    for name, value in settings.items():
+        setattr(config, name, value)
     try:
         with torch.device("meta"):
-            auto: Any = AutoModelForCausalLM
-            model = auto.from_config(config, trust_remote_code=False)
+            maker: Any = auto
+            model = maker.from_config(config, trust_remote_code=False)
         with suppress(OSError):  # a model may have none
             model.generation_config = GenerationConfig.from_pretrained(path)
     except _LOAD_ERRORS as error:
@@ -326,18 +335,20 @@ def load_pretrained(
 
     Raises:
         ModelLoadError: if it is missing, truncated, weights are missing from the checkpoint, or it has more
-            layers than its configuration says.
+            layers than its configuration says, an index names a file outside of its folder, or a weight is
+            not finite.
     """
     load_config(path)
     base = adapters.base_of(path)
     if base is not None:
         # In float32: bfloat16 would lose small adapters.
-        _refuse_pickle(path, "adapter_model*.bin", unless="adapter_model*.safetensors*")
+        refuse_pickle(path, "adapter_model*.bin", unless="adapter_model*.safetensors*")
         exact = section.model_copy(update={"dtype": "float32"})
         model = load_pretrained(auto, base, exact, allowed_missing=allowed_missing, **settings)
         model = adapters.load_merged(model, path)
         return _cast(model, torch_dtype(section))
-    _refuse_pickle(path, "pytorch_model*.bin", "*.pth", "*.pt", unless="model*.safetensors*")
+    refuse_pickle(path, "pytorch_model*.bin", "*.pth", "*.pt", unless="model*.safetensors*")
+    check_index(path)
     loader: Any = auto
     try:
         with _quiet_transformers():
@@ -355,30 +366,9 @@ def load_pretrained(
     if missing:
         raise ModelLoadError(f"{path!r} lacks the weights {', '.join(missing[:5])}")
     assert isinstance(model, PreTrainedModel)
-    _check_unread(path, model, report["unexpected_keys"])
+    check_unread(path, model, report["unexpected_keys"])
+    check_finite(path, model)
     return _unquantized(model) if gguf_file(path) is not None else model
-
-
-def _check_unread(path: str, model: PreTrainedModel, unread: Collection[str]) -> None:
-    """Warn of weights of a checkpoint that the model does not read, other than a head for another task.
-
-    Raises:
-        ModelLoadError: if they are of further layers or experts: the model would be another one.
-    """
-    others = sorted(name for name in unread if name.partition(".")[0] not in (*adapters.HEADS, "lm_head"))
-    prefix = f"{model.base_model_prefix}."
-    read = {_NUMBER.sub(".N.", name.removeprefix(prefix)) for name in model.state_dict()}
-    more = [name for name in others if _NUMBER.sub(".N.", name.removeprefix(prefix)) in read]
-    if more:
-        raise ModelLoadError(
-            f"{path!r} has weights of more layers or experts than its config.json says, such as {more[0]}: "
-            "give the config.json that belongs to the weights"
-        )
-    if others:
-        logger.warning(
-            "%d weights of %r are not read, because %s has none of their names: %s",
-            *(len(others), path, type(model).__name__, ", ".join(others[:5])),
-        )
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -435,25 +425,6 @@ def _quiet_transformers() -> Iterator[None]:
         settings.set_verbosity(verbosity)
         if bars:
             settings.enable_progress_bar()
-
-
-_STATE_OF_TRAINING = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
-"""Beginnings of the names of files that other trainers write next to weights."""
-
-
-def _refuse_pickle(path: str, *patterns: str, unless: str) -> None:
-    """Reject a folder that has weights in files that match the patterns, and none that match `unless`.
-
-    Raises:
-        ModelLoadError: if so; names the file and how to convert it.
-    """
-    folder = Path(path).expanduser()
-    if not folder.is_dir() or any(folder.glob(unless)):
-        return
-    for pattern in patterns:
-        for file in sorted(folder.glob(pattern)):
-            if not file.name.startswith(_STATE_OF_TRAINING):
-                raise pickle_refused(path, file.name)
 
 
 def _check_path(path: str) -> None:

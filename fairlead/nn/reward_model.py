@@ -127,16 +127,29 @@ class RewardModel:
         AutoModelForSequenceClassification can load it too; without `merge`, a model with adapters is written
         as peft writes an adapter with a head, next to the configuration.
         """
+        head = self.fill_head(self.head.weight.detach(), self.head.bias.detach())
+        adapters.save(self.model, folder, merge=merge, head=head)
+        self.save_settings(folder, tokenizer, merge=merge)
+
+    def fill_head(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        """Put a head into the model, and its bias into the configuration; return its weight by its name.
+
+        Args:
+            weight: [1, H].
+            bias: [1].
+        """
         layer = _score_layer(self.model)
         assert layer is not None, "only models with our head are trained and saved"
-        bias = self.head.bias.detach()
         with torch.no_grad():
-            layer.weight.copy_(self.head.weight.to(layer.weight.dtype))
+            layer.weight.copy_(weight.to(layer.weight.dtype))
             if layer.bias is not None:
                 bias = bias - layer.bias.float()
         setattr(self.model.config, REWARD_BIAS, bias.item())
         name = next(name for name in adapters.HEADS if getattr(self.model, name, None) is layer)
-        adapters.save(self.model, folder, merge=merge, head={f"{name}.weight": self.head.weight})
+        return {f"{name}.weight": weight}
+
+    def save_settings(self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, merge: bool) -> None:
+        """Write what belongs into the folder beside the weights."""
         if adapters.is_adapted(self.model) and not merge:
             self.model.config.architectures = [type(self.model).__name__]
             self.model.config.save_pretrained(folder)
@@ -161,18 +174,64 @@ def load_reward_model(
     """
     model = _load(path, section, load or load_pretrained, fresh_head=fresh_head)
     nn.Module.eval(model)
-    body = model.base_model
-    assert isinstance(body, PreTrainedModel)
     layer = _score_layer(model)
-    if layer is None or not _reads_last_token(model, body, layer):
+    if layer is None or not _reads_last_token(model):
         if fresh_head or not _ignores_padding(model):
-            raise ModelLoadError(
-                f"{type(model).__name__} of {path!r} computes its score neither from the last token's hidden "
-                "state nor as an encoder without segments does: use a sequence-classification model made "
-                "from a causal language model"
-            )
+            raise _reads_otherwise(path, model)
         head = ScalarHead(1, std=0.0)
-        return RewardModel(body, head.to(ready(model, section).device), model, is_encoder=True)
+        head = head.to(ready(model, section).device)
+        return RewardModel(_body(model), head, model, is_encoder=True)
+    found = _with_head(model, layer, fresh_head=fresh_head)
+    found.head.to(ready(model, section).device)
+    return found
+
+
+def load_divided_reward_model(
+    path: str, section: ComputeSection, load: Loader, *, fresh_head: bool = False
+) -> RewardModel:
+    """Load a model as `load_reward_model` does, of which this process may hold only some rows.
+
+    It cannot compute yet: `check_reads_last_token` follows when it can. Encoders are not trained.
+
+    Args:
+        path: folder or hub id.
+        section: dtype.
+        load: reads the weights.
+        fresh_head: see `load_reward_model`.
+
+    Raises:
+        ModelLoadError: if it cannot be loaded, or has no head.
+    """
+    model = _load(path, section, load, fresh_head=fresh_head)
+    nn.Module.eval(model)
+    layer = _score_layer(model)
+    if layer is None:
+        raise _reads_otherwise(path, model)
+    return _with_head(model, layer, fresh_head=fresh_head)
+
+
+def check_reads_last_token(path: str, model: PreTrainedModel) -> None:
+    """Check that the score of a model is its head's output at the last token.
+
+    Raises:
+        ModelLoadError: if it is not.
+    """
+    layer = _score_layer(model)
+    assert layer is not None
+    nn.Module.to(layer, model.device)
+    if not _reads_last_token(model):
+        raise _reads_otherwise(path, model)
+
+
+def _reads_otherwise(path: str, model: PreTrainedModel) -> ModelLoadError:
+    return ModelLoadError(
+        f"{type(model).__name__} of {path!r} computes its score neither from the last token's hidden "
+        "state nor as an encoder without segments does: use a sequence-classification model made "
+        "from a causal language model"
+    )
+
+
+def _with_head(model: PreTrainedModel, layer: nn.Linear, *, fresh_head: bool) -> RewardModel:
     head = ScalarHead(layer.weight.shape[1])
     if not fresh_head:
         with torch.no_grad():
@@ -180,7 +239,13 @@ def load_reward_model(
             head.bias.fill_(float(getattr(model.config, REWARD_BIAS, 0.0)))
             if layer.bias is not None:
                 head.bias.add_(layer.bias)
-    return RewardModel(body, head.to(ready(model, section).device), model)
+    return RewardModel(_body(model), head, model)
+
+
+def _body(model: PreTrainedModel) -> PreTrainedModel:
+    body = model.base_model
+    assert isinstance(body, PreTrainedModel)
+    return body
 
 
 def _load(path: str, section: ComputeSection, load: Loader, *, fresh_head: bool) -> PreTrainedModel:
@@ -252,13 +317,15 @@ def check_kind(path: str, config: PreTrainedConfig) -> None:
         raise ModelLoadError(f"{path!r} has {config.num_labels} labels; a reward model has 1")
 
 
-@torch.inference_mode()
-def _reads_last_token(model: PreTrainedModel, body: PreTrainedModel, layer: nn.Linear) -> bool:
+@torch.no_grad()  # weights that are gathered in inference mode could not be trained
+def _reads_last_token(model: PreTrainedModel) -> bool:
     """Compare our reading with the model's own forward pass, without our bias."""
+    layer = _score_layer(model)
+    assert layer is not None
     pad = model.config.pad_token_id
     tokens_BT = torch.tensor([[token for token in range(8) if token != pad]], device=model.device)
     theirs = float(model(input_ids=tokens_BT).logits[0, 0])
-    hidden_H = body(input_ids=tokens_BT)[0][0, -1]
+    hidden_H = _body(model)(input_ids=tokens_BT)[0][0, -1]
     if hidden_H.shape[-1] != layer.weight.shape[1]:
         return False
     # Damaged weights give NaN on both sides; the first score reports that.

@@ -173,7 +173,7 @@ def check(folder: RunFolder) -> None:
     # A trainer that is killed between a checkpoint and the line of its update resumes after it.
     resumed = {one.resumed_from for one in read_claims(folder.checkpoints, []).lineage}
     assert steps == [step for step in range(1, updates + 1) if step in steps or step not in resumed]
-    assert len(list(folder.policy_model.glob("*model.safetensors"))) == 1  # a full model or an adapter
+    assert any(folder.policy_model.glob("*model*.safetensors"))  # a full model or an adapter
     assert read_pids(folder.processes) == {}
     assert left_over(folder) == []
     with valkey.running(folder.redis) as server, redis.Redis.from_url(server.url) as client:

@@ -102,6 +102,12 @@ def _assembled_at(tensor: Tensor, owner: int, group: Group, *, dtype: torch.dtyp
     return whole
 
 
+def everywhere(tensor: Tensor, group: Group) -> Tensor:
+    """Return a whole tensor on every rank."""
+    found = [whole_at(tensor, rank, group) for rank in range(group.size)]
+    return next(one for one in found if one is not None)
+
+
 def whole_on_cpu(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
     """Return whole tensors in the memory of rank 0; on the other ranks nothing."""
     found = {}

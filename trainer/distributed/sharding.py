@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -21,13 +23,14 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fairlead.config.training import TrainingSection
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import torch_dtype
 from trainer.distributed import tensor_parallel
+from trainer.distributed.blocks import block_of
 from trainer.distributed.group import Group
 
 SHARES, TENSOR_PARALLEL = "shares", "tp"
@@ -68,6 +71,16 @@ class Root(nn.Module):
         """Return `function(model, ...)`, a tensor or a tuple of tensors."""
         return function(self.model, *args, **kwargs)  # type: ignore[arg-type]
 
+    def check(self, function: Callable[[_Model], None]) -> None:
+        """Call `function(model)` without gradients; every rank calls this.
+
+        After a forward pass FSDP keeps the weights outside of blocks gathered for a backward pass.
+        """
+        with torch.no_grad():
+            self(function)
+        if isinstance(self, FSDPModule):
+            self.reshard()
+
 
 def shard(
     root: nn.Module,
@@ -84,7 +97,8 @@ def shard(
     their sum over ranks keep the type of the weights; blocks compute in `compute`, heads in float32.
 
     Args:
-        root: what is called to compute; its weights are equal on all ranks, on the CPU or on `device`.
+        root: what is called to compute. Its weights are equal on all ranks, on the CPU or on `device`, or
+            divided already (`trainer/distributed/loading.py`), which leaves this rank's rows as they are.
         device: the device of this rank.
         compute: float32 or bfloat16.
         group: the ranks; nothing is changed for one.
@@ -93,6 +107,7 @@ def shard(
     """
     if group.size == 1:
         return
+    places = _without_rows(root)
     where = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
     mesh = _mesh(device.type, group.num_shares, group.tensor_parallel)
     if group.tensor_parallel > 1:
@@ -106,6 +121,77 @@ def shard(
         _shard(head, mesh, MixedPrecisionPolicy(), where)
     for module in (*blocks, root):
         _shard(module, mesh, policy if lower else MixedPrecisionPolicy(), where)
+    _fill(places, torch.device("cpu") if offload else device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A parameter of a module, and the rows of this rank that belong there."""
+
+    module: nn.Module
+    name: str
+    rows: DTensor
+
+
+def _without_rows(root: nn.Module) -> list[_Place]:
+    """Replace divided parameters by ones without values, as FSDP expects them; return their rows."""
+    replaced: dict[int, nn.Parameter] = {}
+    places = []
+    for module in root.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if isinstance(parameter.data, DTensor):
+                places.append(_Place(module, name, parameter.data))
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                replaced.setdefault(id(parameter), nn.Parameter(empty, requires_grad=parameter.requires_grad))
+                setattr(module, name, replaced[id(parameter)])
+    return places
+
+
+def _fill(places: list[_Place], device: torch.device) -> None:
+    """Give FSDP's parameters their rows; it looks for replaced parameters before the first forward pass.
+
+    Rows are removed from the list as they are used, so that only a tensor of them exists twice.
+    """
+    filled: dict[int, nn.Parameter] = {}
+    places.reverse()
+    while places:
+        place = places.pop()
+        target = getattr(place.module, place.name)
+        if id(target) not in filled:
+            part = _part(place.rows, target, device)
+            filled[id(target)] = nn.Parameter(part, requires_grad=target.requires_grad)
+        setattr(place.module, place.name, filled[id(target)])
+
+
+def _part(rows: DTensor, target: DTensor, device: torch.device) -> DTensor:
+    """Return rows of a tensor in the way that FSDP's `target` is divided; they are on the CPU."""
+    own = rows.to_local()
+    if target.device_mesh.ndim > 1:  # tensor parallelism: other parts than rows
+        own = block_of(target, dist.get_rank()).of(rows.full_tensor())
+    # A view would keep all that it is a part of, such as a whole file.
+    is_view = own.untyped_storage().nbytes() > own.nbytes
+    own = own.to(device, copy=is_view).contiguous()
+    return DTensor.from_local(
+        own,
+        target.device_mesh,
+        target.placements,
+        run_check=False,
+        shape=target.shape,
+        stride=target.stride(),
+    )
+
+
+def divided(rows: Tensor, whole: Tensor, mesh: DeviceMesh) -> DTensor:
+    """Return a tensor of which this rank holds some rows.
+
+    Args:
+        rows: those of this rank; see `rows_of`.
+        whole: has the shape of the whole tensor; may be on the meta device.
+        mesh: all ranks.
+    """
+    return DTensor.from_local(
+        rows, mesh, (Shard(0),), run_check=False, shape=whole.shape, stride=whole.stride()
+    )
 
 
 @functools.cache

@@ -27,19 +27,27 @@ from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn import adapters
 from fairlead.nn.heads import ScalarHead
 from fairlead.nn.loading import (
+    Loader,
     check_vocabulary,
     load_causal_lm,
+    load_pretrained,
     load_tokenizer,
     tokenizer_fingerprint,
     torch_device,
     torch_dtype,
 )
-from fairlead.nn.reward_model import load_reward_model
+from fairlead.nn.reward_model import (
+    RewardModel,
+    check_reads_last_token,
+    load_divided_reward_model,
+    load_reward_model,
+)
 from fairlead.nn.unembedding import check_unembedding, output_layer
 from fairlead.transports.weights.base import Adapter
 from trainer import finite, memory, optim, seeds
 from trainer.distributed import sharding
 from trainer.distributed.group import Group
+from trainer.distributed.loading import loader
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.sequences import (
     PaddedSequences,
@@ -61,6 +69,11 @@ class Critic(nn.Module):
         """Return the values [N] at the positions that predict the response tokens, in float32."""
         values_N: Tensor = self.head(predictor_hidden(self.body, batch))
         return values_N
+
+
+def _call(critic: Critic, batch: PaddedSequences) -> Tensor:
+    found: Tensor = critic(batch)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +118,9 @@ class ActorCritic:
         self.device = policy.device if self.group.size == 1 else torch_device(section.device)
         """The device that all models compute on."""
         self._policy_root = sharding.Root(policy)
+        self._critic_root = None if critic is None else sharding.Root(critic)
         with sharding.sharing(policy, critic):
-            for root in (self._policy_root, critic):
+            for root in (self._policy_root, self._critic_root):
                 if root is not None:
                     sharding.shard(
                         root, self.device, compute=compute, group=self.group, offload=section.offload
@@ -149,10 +163,25 @@ class ActorCritic:
 
     def values(self, batch: PaddedSequences) -> Tensor:
         """Return the values [N] of the critic, which there must be."""
-        assert self.critic is not None
+        assert self._critic_root is not None
         with autocast(self.device, self.dtype):
-            values_N: Tensor = self.critic(batch)
+            values_N: Tensor = self._critic_root(_call, batch)
         return values_N
+
+    def check_architecture(self, reward: RewardModel | None, critic_path: str) -> None:
+        """Check what `load` checks of whole models, with those that the ranks hold together.
+
+        Args:
+            reward: the reward model that the critic starts from, if there is one.
+            critic_path: its path, for messages.
+
+        Raises:
+            ModelLoadError: if an architecture cannot be trained.
+        """
+        self._policy_root.check(check_unembedding)
+        if reward is not None and self._critic_root is not None:
+            with autocast(self.device, torch_dtype(self._section)):
+                self._critic_root.check(lambda _: check_reads_last_token(critic_path, reward.model))
 
     def set_learning_rates(self, update: int) -> float:
         """Apply the learning-rate schedule of an update; return the policy's rate."""
@@ -264,14 +293,21 @@ def load(
             different tokenizers: the critic reads the policy's token ids.
         ConfigError: if `[ppo.lora]` names layers that the model does not have.
     """
-    # Whole models need not fit on the GPU of one of several ranks.
-    exact = _exact(section, on_cpu=group is not None and group.size > 1)
-    policy = load_causal_lm(path, exact)
+    group = group or Group.single()
+    is_single = group.size == 1
+    # Several ranks hold rows in the memory of the host until they are divided.
+    exact = _exact(section, on_cpu=not is_single)
+    reader = loader(group)
+    policy = load_causal_lm(path, exact, load=reader)
     check_vocabulary(path, policy, load_tokenizer(path))
-    check_unembedding(policy)
-    critic = None
+    if is_single:
+        check_unembedding(policy)
+    critic, reward = None, None
     if section.has_critic:
-        critic = _critic_from(critic_path, path, exact) if critic_path else _fresh_critic(policy, exact)
+        if critic_path:
+            _check_tokenizers(critic_path, path)
+            reward = _initial_reward_model(critic_path, exact, reader)
+        critic = _fresh_critic(policy, exact) if reward is None else Critic(reward.body, reward.head)
     bodies = [policy] if critic is None else [policy, critic.body]
     adapter = None
     if section.lora.rank:
@@ -281,21 +317,10 @@ def load(
     if section.gradient_checkpointing:
         for model in bodies:
             memory.recompute_blocks(model, field="ppo")
-    return ActorCritic(policy, critic, section, adapter=adapter, group=group)
-
-
-def initial_policy(config: RunConfig) -> PreTrainedModel:
-    """Return the policy that a run starts from, whole and on the CPU, with its adapters.
-
-    Raises:
-        ModelLoadError: if it cannot be loaded.
-    """
-    section = config.ppo
-    path = initial_path(config)
-    policy = load_causal_lm(path, _exact(section, on_cpu=True))
-    if section.lora.rank:
-        _adapt(policy, section, path, seed=config.seed, number=0)
-    return policy
+    models = ActorCritic(policy, critic, section, adapter=adapter, group=group)
+    if not is_single:
+        models.check_architecture(reward, critic_path or "")
+    return models
 
 
 def initial_path(config: RunConfig) -> str:
@@ -317,14 +342,18 @@ def _adapt(model: PreTrainedModel, section: PpoSection, path: str, *, seed: int,
 
 def _fresh_critic(policy: PreTrainedModel, section: PpoSection) -> Critic:
     frozen = section.lora.rank > 0
-    shared = {id(parameter): parameter for parameter in nn.Module.parameters(policy)} if frozen else {}
-    body = copy.deepcopy(policy.base_model, dict(shared))
+    # Rows of divided weights cannot be copied by `deepcopy`.
+    own = {
+        id(one): one if frozen else nn.Parameter(one.detach().clone(), requires_grad=one.requires_grad)
+        for one in nn.Module.parameters(policy.base_model)
+    }
+    body = copy.deepcopy(policy.base_model, dict(own))
     assert isinstance(body, PreTrainedModel)
     width = next(iter(output_layer(policy).parameters())).shape[1]
     return Critic(body, ScalarHead(width, std=0.0).to(policy.device))
 
 
-def _critic_from(critic_path: str, path: str, section: PpoSection) -> Critic:
+def _check_tokenizers(critic_path: str, path: str) -> None:
     ours, theirs = (tokenizer_fingerprint(load_tokenizer(one)) for one in (path, critic_path))
     if ours != theirs:
         raise ModelLoadError(
@@ -332,8 +361,12 @@ def _critic_from(critic_path: str, path: str, section: PpoSection) -> Critic:
             f"{theirs[:12]} and the policy {path!r} has {ours[:12]}: the critic reads the policy's ids. "
             "Use critic_init = 'policy', or a reward model trained from this policy"
         )
-    reward = load_reward_model(critic_path, section)
-    return Critic(reward.body, reward.head)
+
+
+def _initial_reward_model(path: str, section: PpoSection, load: Loader) -> RewardModel:
+    if load is not load_pretrained:
+        return load_divided_reward_model(path, section, load)
+    return load_reward_model(path, section)
 
 
 def with_tensors(policy: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreTrainedModel:

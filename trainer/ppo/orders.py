@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig
 from fairlead.nn.loading import set_threads
@@ -24,6 +24,7 @@ from trainer.checkpoint import Checkpoint, CheckpointStore, PendingCheckpoint
 from trainer.distributed import slices
 from trainer.distributed.group import Group
 from trainer.ppo import learner, publish
+from trainer.ppo.actor_critic import with_tensors
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.learner import Learner
 from trainer.ppo.probe import probe
@@ -144,6 +145,25 @@ class Leader:
             _load(self.learner, checkpoint)
         self.group.idle()
 
+    def save_model(self, path: Path, checkpoint: Checkpoint | None = None) -> None:
+        """Write the policy as a model folder.
+
+        Args:
+            path: the folder.
+            checkpoint: write its policy; None: the present one. Several ranks then continue from it.
+
+        Raises:
+            CorruptCheckpoint: if it does not fit the models.
+        """
+        policy = self.learner.models.policy
+        if checkpoint is not None and self.group.size > 1:
+            self.load(checkpoint)
+        elif checkpoint is not None:
+            policy = with_tensors(policy, checkpoint.tensors["policy"])
+        self.group.send("export")
+        _save_model(self._config, path, policy, self._tokenizer, self.group)
+        self.group.idle()
+
     def stop(self) -> None:
         """End the other ranks."""
         self.group.send("stop")
@@ -167,7 +187,9 @@ def follow(config: RunConfig, group: Group) -> None:
         order, payload = group.next_order()
         if order == "stop":
             return
-        if order == "reset":
+        if order == "export":
+            _save_model(config, Path(), ours.models.policy, tokenizer, group)
+        elif order == "reset":
             group.idle(_LOADING)
             ours = learner.load(config, tokenizer, group=group)
         elif order == "copy":
@@ -210,6 +232,16 @@ def _load(ours: Learner, checkpoint: Checkpoint) -> None:
 
 def _write_shards(config: RunConfig, ours: Learner, folder: Path) -> list[Shard]:
     return publish.write_shards(ours.models, folder, dtype=getattr(torch, config.weights.dtype))
+
+
+def _save_model(
+    config: RunConfig,
+    path: Path,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    group: Group,
+) -> None:
+    publish.save_model(path, policy, tokenizer, merge=config.ppo.lora.merge, group=group)
 
 
 def _folder(folder: Path) -> bytes:

@@ -21,11 +21,11 @@ from fairlead.nn import adapters
 from fairlead.transports.weights.base import Adapter, Ancestor, Probe, Shard
 from fairlead.transports.weights.filesystem import FilesystemWeightStore
 from fairlead.types import WeightVersion
-from trainer import durable
-from trainer.checkpoint import CheckpointStore
-from trainer.distributed import whole_files
+from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.distributed import model_folder, whole_files
+from trainer.distributed.group import Group
 from trainer.model_state import unique_tensors
-from trainer.ppo.actor_critic import ActorCritic, with_tensors
+from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.evaluate import BestUpdate
 from trainer.tensor_file import split
 
@@ -100,14 +100,24 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     *,
     merge: bool = False,
+    group: Group | None = None,
 ) -> None:
     """Write model and tokenizer as `save_pretrained` does; the folder appears complete or not at all.
 
     For a policy with adapters only the adapters are written; with `merge` the whole model.
+
+    Args:
+        path: the folder.
+        policy: divided among the ranks.
+        tokenizer: its tokenizer.
+        merge: add the adapters to the weights.
+        group: the ranks, all of which call this; only the path of the first one counts.
     """
-    with durable.new_folder(path) as folder:
-        adapters.save(policy, folder, merge=merge)
-        tokenizer.save_pretrained(folder)
+    group = group or Group.single()
+    with model_folder.new_folder(path, group) as folder:
+        model_folder.write(folder, policy, group, merge=merge)
+        if group.is_first:
+            tokenizer.save_pretrained(folder)
 
 
 def save_best(
@@ -115,8 +125,7 @@ def save_best(
     best: BestUpdate | None,
     checkpoints: CheckpointStore,
     *,
-    like: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    write: Callable[[Path, Checkpoint], None],
 ) -> dict[str, object]:
     """Write `policy_best/` from the checkpoint that evaluated best, at the end of a run.
 
@@ -124,8 +133,7 @@ def save_best(
         config: the run.
         best: the update with the best evaluation; None: nothing is written.
         checkpoints: where its tensors are.
-        like: a policy of the same shape.
-        tokenizer: saved next to the weights.
+        write: writes the policy of a checkpoint to a folder.
 
     Returns:
         `best_update`, `best_eval_reward` and `best_eval_objective` for the result; empty if nothing was
@@ -136,11 +144,11 @@ def save_best(
     if best is None:
         return {}
     try:
-        tensors = checkpoints.load(best.version).tensors["policy"]
+        checkpoint = checkpoints.load(best.version)
     except CorruptCheckpoint as error:
         logger.error("%s is not written: its checkpoint cannot be read: %s", path, error)
         return {}
-    save_model(path, with_tensors(like, tensors), tokenizer, merge=config.ppo.lora.merge)
+    write(path, checkpoint)
     return {
         "best_update": best.version.update,
         "best_eval_reward": best.reward,

@@ -12,11 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from transformers import PreTrainedModel
-
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
-from fairlead.errors import CorruptCheckpoint, NothingToTrain, StoppedByGuard
+from fairlead.errors import NothingToTrain, StoppedByGuard
 from fairlead.metrics import TrainerMetrics
 from fairlead.nn.loading import max_sequence_tokens, set_threads
 from fairlead.transports.rollouts.base import OutcomeEntry, TrainerQueue
@@ -25,8 +23,7 @@ from fairlead.types import DeadLetter, WeightVersion
 from trainer import durable
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.distributed.group import Group
-from trainer.model_state import load_tensors
-from trainer.ppo import actor_critic, batch, learner, publish, result, update_metrics
+from trainer.ppo import batch, learner, publish, result, update_metrics
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.collect import Collector
 from trainer.ppo.dispatch import PromptOrder
@@ -360,32 +357,11 @@ class PpoTrainer:
             figures.get("kl", float("nan")),
         )
 
-    def _whole_policy(self) -> PreTrainedModel:
-        """Return the trained policy; with several ranks, a copy in the memory of this process."""
-        if self._leader.group.size == 1:
-            return self.models.policy
-        policy = actor_critic.initial_policy(self._config)
-        checkpoint = self._checkpoints.load_newest(self._incarnation.lineage)
-        if (checkpoint.version.update if checkpoint else 0) != self._progress.update:
-            raise CorruptCheckpoint(
-                f"the checkpoint of update {self._progress.update} cannot be read, from which the trained "
-                "policy is written; run the same command again to continue from an earlier one"
-            )
-        if checkpoint is not None:
-            load_tensors(policy, checkpoint.tensors["policy"], "policy")
-        return policy
-
     def _finish(self, tracker: Tracker) -> dict[str, object]:
         """Write the trained policy and the result, unless a newer trainer will do it."""
         self.models.check_ended()
         self._incarnation.confirm()
-        policy = self._whole_policy()
-        publish.save_model(
-            self._config.folder.policy_model,
-            policy,
-            self._tokenizer,
-            merge=self._config.ppo.lora.merge,
-        )
+        self._leader.save_model(self._config.folder.policy_model)
         final = result.summarise(
             self._config,
             progress=self._progress,
@@ -396,8 +372,7 @@ class PpoTrainer:
             self._config,
             self._evaluation.best,
             self._checkpoints,
-            like=policy,
-            tokenizer=self._tokenizer,
+            write=self._leader.save_model,
         )
         final |= self._monitor.result(updates=self._progress.update)
         durable.write_json(self._config.folder.result("ppo"), final)

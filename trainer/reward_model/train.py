@@ -30,11 +30,12 @@ from fairlead.nn.loading import (
     max_sequence_tokens,
     set_threads,
 )
-from fairlead.nn.reward_model import RewardModel, load_reward_model
+from fairlead.nn.reward_model import RewardModel, load_divided_reward_model, load_reward_model
 from trainer import durable, finite, memory, optim, seeds
-from trainer.distributed import sharding
-from trainer.distributed.collectives import summed, whole_on_cpu
+from trainer.distributed import model_folder, sharding
+from trainer.distributed.collectives import summed
 from trainer.distributed.group import Group
+from trainer.distributed.loading import loader
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
 from trainer.results import config_hash
 from trainer.reward_model import data, finish, loss
@@ -90,7 +91,7 @@ def train(
         ),
         group=group,
     )
-    training = _Training(config, members, checkpoints, group)
+    training = _Training(config, members, checkpoints, group, path=path)
     members = training.members
     with _tracker(config, training, num_rankings=len(known.rankings), metrics=metrics) as tracker:
         train_loss = _epochs(config, training, known.rankings, heldout.rankings, tracker)
@@ -103,10 +104,9 @@ def train(
         figures, temperature = finish.measure(config, members, known.rankings, heldout.rankings, doing)
         tracker.phase("publish")
         tracker.doing("writing the model")
-        whole = _whole(config, path, members, group)
-        if whole:
-            with durable.new_folder(config.folder.reward_model) as folder:
-                finish.save(config, folder, whole, tokenizer, temperature)
+        with model_folder.new_folder(config.folder.reward_model, group) as folder:
+            finish.save(config, folder, members, tokenizer, temperature)
+        group.idle("has written the model")
         result: finish.Result = {
             **figures,
             **centred,
@@ -162,13 +162,17 @@ def _encoded(
 def _fresh(config: RunConfig, path: str, member: int, group: Group) -> RewardModel:
     section = config.reward_model
     if group.size > 1:
-        section = section.model_copy(update={"device": "cpu"})  # a whole model need not fit on a GPU
+        # Rows are in the memory of the host until the model is divided.
+        section = section.model_copy(update={"device": "cpu"})
     # Trained weights are float32, and the body computes in `dtype`; a frozen base may be kept in it.
     exact = section if section.lora.rank else section.model_copy(update={"dtype": "float32"})
     numbered = [member] if member else []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(config.seed, "reward_head", *numbered))
-        reward = load_reward_model(path, exact, fresh_head=True)
+        if group.size > 1:
+            reward = load_divided_reward_model(path, exact, loader(group), fresh_head=True)
+        else:
+            reward = load_reward_model(path, exact, fresh_head=True)
     if section.lora.rank:
         seed = seeds.derive(config.seed, "reward_lora", *numbered)
         adapters.add(reward.model, section.lora, base=path, field="reward_model.lora", seed=seed)
@@ -181,14 +185,20 @@ class _Training:
     """The members of an ensemble, trained one after the other, and how far that has come."""
 
     def __init__(
-        self, config: RunConfig, members: Sequence[RewardModel], checkpoints: StageCheckpoints, group: Group
+        self,
+        config: RunConfig,
+        members: Sequence[RewardModel],
+        checkpoints: StageCheckpoints,
+        group: Group,
+        *,
+        path: str,
     ) -> None:
         """Divide the members among the ranks, and continue from the newest checkpoint, if there is one."""
         self._config = config
         self.group = group
         self.dtype = sharding.autocast_dtype(config.reward_model, group)
         """Type that autocast computes in."""
-        self.members = tuple(divide(model, config.reward_model, group) for model in members)
+        self.members = tuple(divide(model, config.reward_model, group, path=path) for model in members)
         self._checkpoints = checkpoints
         self.finite_steps = finite.FiniteSteps("reward_model", rate="reward_model.learning_rate")
         self.position = Position()
@@ -252,22 +262,6 @@ class _Training:
 
 def _mean(losses: Sequence[float]) -> float:
     return sum(losses) / len(losses)
-
-
-def _whole(
-    config: RunConfig, path: str, members: Sequence[RewardModel], group: Group
-) -> tuple[RewardModel, ...]:
-    """Return the trained members; with several ranks, copies in the memory of the first one, else none."""
-    if group.size == 1:
-        return tuple(members)
-    gathered = [whole_on_cpu(trained_tensors(body_and_head(model)), group) for model in members]
-    group.idle("the first rank writes the model")
-    if not group.is_first:
-        return ()
-    found = tuple(_fresh(config, path, number, group) for number in range(len(members)))
-    for model, tensors in zip(found, gathered, strict=True):
-        load_tensors(body_and_head(model), tensors, "reward model")
-    return found
 
 
 def _check_weights(members: Sequence[RewardModel], group: Group) -> None:

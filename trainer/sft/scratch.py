@@ -62,8 +62,12 @@ def make_tokenizer(texts: Iterable[str], scratch: ScratchModel) -> PreTrainedTok
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, scratch: ScratchModel, *, seed: int) -> LlamaForCausalLM:
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, scratch: ScratchModel, *, seed: int | None
+) -> LlamaForCausalLM:
     """Return a Llama of the given sizes with tied embeddings, in float32; weights depend only on the seed.
+
+    Without a seed it has no values: its tensors are on the meta device.
 
     Raises:
         ConfigError: if the heads do not divide the hidden size.
@@ -88,6 +92,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast, scratch: ScratchModel, *, see
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    if seed is None:
+        with torch.device("meta"):
+            return LlamaForCausalLM(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)

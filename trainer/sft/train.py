@@ -5,6 +5,7 @@ Reads demonstrations, writes a model folder. Knows nothing about services or the
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -36,8 +37,8 @@ from fairlead.nn.loading import (
 from fairlead.nn.unembedding import check_unembedding
 from trainer import demonstrations as encoding
 from trainer import durable, finite, memory, optim, seeds
-from trainer.distributed import sharding
-from trainer.distributed.collectives import summed, whole_on_cpu
+from trainer.distributed import loading, model_folder, sharding
+from trainer.distributed.collectives import summed
 from trainer.distributed.group import Group
 from trainer.distributed.sharding import Root
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
@@ -80,16 +81,19 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None, *, group: Gr
     group = group or Group.single()
     set_threads(section)
     demonstrations = load_demonstrations(config)
-    model, tokenizer = base_model(config, demonstrations, on_cpu=group.size > 1)
-    check_unembedding(model)
+    model, tokenizer = base_model(config, demonstrations, group)
+    if group.size == 1:
+        check_unembedding(model)
     _prepare(config, model)
     limit = max_sequence_tokens(model, section.max_sequence_tokens)
     known, heldout = _encoded(demonstrations, tokenizer, max_tokens=limit)
     sequences = known.sequences
-    if section.batching == "packing":
+    if section.batching == "packing" and group.size == 1:
         packing.check(model, longest=limit)
     checkpoints = StageCheckpoints("sft", config, sequences=(one.token_ids for one in sequences), group=group)
     training = _Training(config, model, checkpoints, group)
+    if group.size > 1:
+        training.check(longest=limit)
     with _tracker(config, training, num_sequences=len(sequences), metrics=metrics) as tracker:
         train_loss, heldout_losses = _epochs(config, training, sequences, heldout, tracker)
         finite.check_weights(
@@ -97,11 +101,11 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None, *, group: Gr
         )
         tracker.phase("publish")
         tracker.doing("writing the model")
-        whole = _whole(config, training, demonstrations)
-        if whole is not None:
-            with durable.new_folder(config.folder.sft_model) as folder:
-                adapters.save(whole, folder, merge=section.lora.merge)
+        with model_folder.new_folder(config.folder.sft_model, group) as folder:
+            model_folder.write(folder, model, group, merge=section.lora.merge)
+            if group.is_first:
                 tokenizer.save_pretrained(folder)
+        group.idle("has written the model")
         result: Result = {
             "train_loss": train_loss,
             "heldout_loss": heldout_losses.pop("all"),
@@ -145,16 +149,19 @@ def _encoded(
 
 
 def base_model(
-    config: RunConfig, demonstrations: Split[Example], *, on_cpu: bool = False
+    config: RunConfig, demonstrations: Split[Example], group: Group
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return model and tokenizer of `[model] path`, or new ones; trained weights are float32."""
-    section = config.sft.model_copy(update={"device": "cpu"}) if on_cpu else config.sft
+    """Return model and tokenizer of `[model] path`, or new ones; trained weights are float32.
+
+    Several ranks hold their rows in the memory of the host until the model is divided.
+    """
+    section = config.sft.model_copy(update={"device": "cpu"}) if group.size > 1 else config.sft
     if not section.lora.rank:
         section = section.model_copy(update={"dtype": "float32"})
     elif not config.model.path:
         raise ConfigError("sft.lora.rank", got=section.lora.rank, allowed="0, or a [model] path to adapt")
     if config.model.path:
-        model = load_causal_lm(config.model.path, section)
+        model = load_causal_lm(config.model.path, section, load=loading.loader(group))
         tokenizer = load_tokenizer(config.model.path)
         apply_settings(tokenizer, config)
         check_vocabulary(config.model.path, model, tokenizer)
@@ -162,7 +169,11 @@ def base_model(
     tokenizer = scratch.make_tokenizer(_texts(demonstrations), config.model.scratch)
     apply_settings(tokenizer, config)
     seed = seeds.derive(config.seed, "scratch")
-    model = scratch.make_model(tokenizer, config.model.scratch, seed=seed)
+    make = functools.partial(scratch.make_model, tokenizer, config.model.scratch)
+    if group.size > 1:
+        # Any rank draws the same weights, but only one needs memory for all of them.
+        return loading.sent(lambda: make(seed=seed if group.is_first else None), group), tokenizer
+    model = make(seed=seed)
     nn.Module.to(model, torch_device(section.device))
     nn.Module.eval(model)
     return model, tokenizer
@@ -176,22 +187,6 @@ def _prepare(config: RunConfig, model: PreTrainedModel) -> None:
         adapters.add(model, section.lora, base=config.model.path, field="sft.lora", seed=seed)
     if section.gradient_checkpointing:
         memory.recompute_blocks(model, field="sft")
-
-
-def _whole(config: RunConfig, training: _Training, demonstrations: Split[Example]) -> PreTrainedModel | None:
-    """Return the trained model; with several ranks, a copy in the memory of the first one, else None."""
-    group = training.root.group
-    if group.size == 1:
-        return training.model
-    tensors = whole_on_cpu(trained_tensors(training.model), group)
-    group.idle("the first rank writes the model")
-    if not group.is_first:
-        return None
-    found, _ = base_model(config, demonstrations, on_cpu=True)
-    if config.sft.lora.rank:
-        adapters.add(found, config.sft.lora, base=config.model.path, field="sft.lora", seed=0)
-    load_tensors(found, tensors, "model")
-    return found
 
 
 def _texts(demonstrations: Split[Example]) -> Iterable[str]:
@@ -232,6 +227,19 @@ class _Training:
             self.position = Position.from_state(checkpoint.state)
             load_tensors(model, checkpoint.tensors["model"], "model")
             load_optimizer(model, self.optimizer, checkpoint.tensors["optimizer"])
+
+    def check(self, *, longest: int) -> None:
+        """Check what `train` checks of a whole model, with the one that the ranks hold together.
+
+        Args:
+            longest: tokens of the longest sequence.
+
+        Raises:
+            ModelLoadError, ConfigError: if the architecture cannot be trained as configured.
+        """
+        self.root.check(check_unembedding)
+        if self.config.sft.batching == "packing":
+            self.root.check(functools.partial(packing.check, longest=longest))
 
     def save(self) -> None:
         """Write a checkpoint."""

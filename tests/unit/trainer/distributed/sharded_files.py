@@ -222,17 +222,17 @@ def held(group: Group, folder: Path, cases: tuple[Case, ...] = (TIED, LORA)) -> 
 def stages(group: Group, folder: Path) -> list[dict[str, object]]:
     """SFT and reward-model training by these ranks and by one, each with a checkpoint on the way."""
     found = []
-    for train, make, file in (
-        (sft.train, sft_config, "sft/model.safetensors"),
-        (reward_model.train, reward_model_config, "reward_model/model.safetensors"),
+    for train, make, name in (
+        (sft.train, sft_config, "sft"),
+        (reward_model.train, reward_model_config, "reward_model"),
     ):
         ours = train(make(folder, "ranks"), group=group)
         if not group.is_first:
             continue
         theirs = train(make(folder, "one"))
-        paths = [folder / name / "runs" / "run" / file for name in ("ranks", "one")]
+        paths = [folder / who / "runs" / "run" / name for who in ("ranks", "one")]
         first, second = (
-            torch.cat([one.flatten() for _, one in sorted(load_file(path).items())]) for path in paths
+            torch.cat([one.flatten() for _, one in sorted(tensors_in(path).items())]) for path in paths
         )
         found.append(
             {
@@ -243,6 +243,11 @@ def stages(group: Group, folder: Path) -> list[dict[str, object]]:
             }
         )
     return found
+
+
+def tensors_in(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a model's folder, which may have several files."""
+    return {name: one for file in folder.glob("*.safetensors") for name, one in load_file(file).items()}
 
 
 def sft_config(folder: Path, name: str, *, epochs: int = 1):
@@ -273,7 +278,7 @@ def interrupted(group: Group, folder: str) -> dict[str, object]:
     sft.train(undisturbed, group=group)
     if not group.is_first:
         return {"code": code}
-    first, second = (load_file(one.folder.sft_model / "model.safetensors") for one in (config, undisturbed))
+    first, second = (tensors_in(one.folder.sft_model) for one in (config, undisturbed))
     same = all(torch.equal(first[name], value) for name, value in second.items())
     return {"code": code, "written": written, "same": same}
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from fairlead.errors import ConfigError
 from fairlead.nn import adapters
-from fairlead.nn.loading import load_causal_lm, load_tokenizer
+from fairlead.nn.loading import load_causal_lm
 from fairlead.types import WeightVersion
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 from tests.unit.trainer.ppo.ppo_batches import SECTION, rollouts
@@ -155,9 +155,7 @@ def test_trained_and_best_policy_can_be_saved_merged(tmp_path, model_path):
     config, checkpoints = run.config, CheckpointStore(run.config.folder.checkpoints)
     best_one = BestUpdate(WeightVersion(1, 2), 0.5, 0.5)
     policy = trainer.models.policy
-    assert publish.save_best(
-        config, best_one, checkpoints, like=policy, tokenizer=load_tokenizer(str(model_path))
-    )
+    assert publish.save_best(config, best_one, checkpoints, write=trainer._leader.save_model)
     tokens = torch.tensor([[1, 5, 6, 7]])
     with torch.no_grad():
         expected = policy(tokens).logits
