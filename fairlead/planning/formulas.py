@@ -25,6 +25,8 @@ _CHUNK_COPIES = 3
 _AUTOCAST_SHARE = 0.6
 """Activations under bfloat16, as a fraction of those in float32: the inputs of matrix products are halved,
 norms and rotations are not."""
+_WHOLE_TENSORS = 3
+"""One that is written, one that waits, and one that is gathered (trainer/distributed/whole_files.py)."""
 
 
 def in_words(size: float) -> str:
@@ -82,6 +84,14 @@ def cache_bytes(size: ModelSize, dtype: DType, *, slots: int, longest: int) -> i
     twice the length that is needed.
     """
     return slots * 2 * (longest + 1) * size.layers * 2 * size.key_value_width * DTYPE_BYTES[dtype]
+
+
+def whole_tensors_bytes(size: ModelSize) -> int:
+    """Return the memory of the whole tensors, in float32, that one of several ranks holds while it writes
+    those it owns: it gathers the next ones while one is written.
+    """
+    largest = max([size.vocabulary * size.hidden, *(rows * columns for rows, columns in size.matrices)])
+    return _WHOLE_TENSORS * largest * 4
 
 
 def gathered_bytes(size: ModelSize, dtype: DType, *, is_trained: bool, tensor: int = 1) -> int:

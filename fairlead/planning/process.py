@@ -62,7 +62,7 @@ class ProcessMemory:
     copied: int = 0
     """Copy, in main memory, of what a checkpoint holds while it is written (`checkpoint.asynchronous`)."""
     loading: int = 0
-    """Whole models in main memory, which each of several ranks loads before it keeps its part of them."""
+    """Main memory of one of several ranks while it loads and writes its part of the models."""
     runtime: int = 0
     """Python and libraries, in main memory."""
     is_offloaded: bool = False
@@ -203,14 +203,15 @@ class MemoryPlanner:
         # The frozen body exists once: the adapters of policy and critic share it.
         shared = section.lora.rank > 0 and section.critic_init == "policy"
         base = start.body * formulas.DTYPE_BYTES[section.dtype] if shared else 0
+        weights = actor.weights + critic.weights - base // self._ranks
         return dataclasses.replace(
             actor,
-            weights=actor.weights + critic.weights - base // self._ranks,
+            weights=weights,
             gradients=actor.gradients + critic.gradients,
             optimizer=actor.optimizer + critic.optimizer,
             # Policy and critic run one after the other: the first activations are freed before the second.
             gathered=max(actor.gathered, critic.gathered),
-            loading=max(0, actor.loading + critic.loading - base),
+            loading=weights + formulas.whole_tensors_bytes(start) if self._ranks > 1 else 0,
             activations=max(actor.activations, critic.activations),
         )
 
@@ -383,17 +384,18 @@ class MemoryPlanner:
             gathered = formulas.gathered_bytes(size, section.dtype, is_trained=not adapter, tensor=tensor)
         elif not adapter:
             activations += formulas.autocast_bytes(size, section)
+        share = -(-(weights + trained) // self._ranks)
         return ProcessMemory(
             name=name,
             replicas=self._config.ranks.per_node,
             device=device,
             model=size.name,
-            weights=-(-(weights + trained) // self._ranks),
+            weights=share,
             gradients=-(-trained // self._ranks),
             optimizer=-(-2 * trained // self._ranks),
             gathered=gathered,
             activations=activations,
-            loading=weights + trained if self._ranks > 1 else 0,
+            loading=share + formulas.whole_tensors_bytes(size) if self._ranks > 1 else 0,
             runtime=RUNTIME_BYTES["torch"],
             problem=self._undivided(size, tensor),
             is_offloaded=section.offload and self._ranks > 1 and device == "cuda",

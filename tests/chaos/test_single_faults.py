@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fairlead.config import RunConfig
 from fairlead.config.saving import save
@@ -144,11 +144,14 @@ def test_prompt_that_kills_scorer_is_dead_lettered_and_no_other(tmp_path: Path, 
 
 def test_reward_nan_dead_letters_tasks_and_never_reaches_weights(tmp_path: Path):
     config = configured(tmp_path, updates=5)
-    path = tmp_path / "reward" / "model.safetensors"
-    tensors = load_file(path)
-    tensors["model.embed_tokens.weight"][20:24] = float("nan")
-    save_file(tensors, path, metadata={"format": "pt"})
-    supervised(config)
+
+    def damaged(spec: ProcessSpec) -> ProcessSpec:
+        command = tuple(
+            part.replace("services.reward", "tests.chaos.damaged_reward") for part in spec.command
+        )
+        return replace(spec, command=command)
+
+    supervised(config, change=damaged)
     letters = dead(config)
     assert 0 < len(letters) < config.ppo.updates * config.ppo.batch_size
     assert {letter["reason"] for letter in letters} == {"service_error"}

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from fairlead.errors import ConfigError
 from fairlead.nn import trial
-from fairlead.nn.logprobs import hidden_logprobs_and_entropies, token_logprobs
+from fairlead.nn.logprobs import hidden_logprobs_and_entropies
 from fairlead.nn.trial import Comparison, Probe
 from fairlead.nn.unembedding import output_layer
 from trainer.distributed import vocabulary
@@ -115,4 +115,8 @@ def _comparisons(model: PreTrainedModel, probe: Probe) -> Iterator[Comparison]:
 
 def _own_logprobs(model: PreTrainedModel, prompt: tuple[int, ...], response: tuple[int, ...]) -> Tensor:
     logits_TV = trial.own(model, (*prompt, *response), count=len(response) + 1)[:-1]
-    return token_logprobs(logits_TV, torch.tensor(response, device=logits_TV.device), temperature=1.0)
+    # With tensor parallelism each rank has logits of a part of the vocabulary.
+    logprobs_T, _ = vocabulary.of_logits(output_layer(model))(
+        logits_TV, torch.tensor(response, device=logits_TV.device), 1.0
+    )
+    return logprobs_T

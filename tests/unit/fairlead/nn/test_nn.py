@@ -192,6 +192,36 @@ def test_weights_that_the_model_does_not_read_are_refused_or_reported(tmp_path: 
     assert len(caplog.messages) == 1
 
 
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path):
+    folder = tiny_reward_model(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    for number, (name, value) in enumerate((("model.norm.weight", torch.inf), ("score.weight", torch.nan))):
+        damaged = weights | {name: torch.full_like(weights[name], value)}
+        save_file(damaged, folder / "model.safetensors", {"format": "pt"})
+        section = CPU.model_copy(update={"dtype": ("float32", "bfloat16")[number]})
+        with pytest.raises(ModelLoadError, match=f"NaN or infinite, such as in {name}"):
+            load_reward_model(str(folder), section)
+
+
+def test_index_that_names_files_elsewhere_is_refused(tmp_path: Path):
+    folder = tmp_path / "model"
+    loading.load_causal_lm(str(tiny_causal_lm(tmp_path / "one")), CPU).save_pretrained(
+        folder, max_shard_size="40KB"
+    )
+    loading.load_causal_lm(str(folder), CPU)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    first = next(iter(content["weight_map"]))
+    for name in ("../one/model.safetensors", str(tmp_path / "one" / "model.safetensors"), "..", "a/b"):
+        index.write_text(json.dumps(content | {"weight_map": content["weight_map"] | {first: name}}))
+        with pytest.raises(ModelLoadError, match=f"index.json names '{name}'"):
+            loading.load_causal_lm(str(folder), CPU)
+    for text in ("[]", "{}", '{"weight_map": 1}', "{"):
+        index.write_text(text)
+        with pytest.raises(ModelLoadError, match="not a valid index"):
+            loading.load_causal_lm(str(folder), CPU)
+
+
 def test_impossible_configurations_and_paths_are_refused_by_name(tmp_path: Path):
     folder = tiny_causal_lm(tmp_path)
     found = json.loads((folder / "config.json").read_text())

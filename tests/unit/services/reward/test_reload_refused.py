@@ -57,7 +57,7 @@ async def test_invalid_replacement_is_refused_and_served_model_is_kept(models, b
         for path, reason in (
             (tmp_path / "none", "none"),
             (language_model, "lacks the weights score.weight"),
-            (broken, "cannot score"),
+            (broken, "has weights that are NaN or infinite, such as in score.weight"),
             ("", "got 'nothing'"),
         ):
             with pytest.raises(InvalidInput, match="path: got") as error:

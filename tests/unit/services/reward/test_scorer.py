@@ -7,7 +7,6 @@ import random
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -18,6 +17,8 @@ from transformers import (
 
 from fairlead.config.serving import BatchingSection, RewardSection
 from fairlead.errors import ConfigError, InternalError, InvalidInput, ModelLoadError
+from fairlead.nn import ensemble
+from fairlead.nn.reward_model import RewardModel, load_reward_model
 from fairlead.types import Message, TextPair, TokenPair, WholeText
 from services.reward.scorer import RewardScorer
 from tests import architectures
@@ -327,12 +328,16 @@ def test_missing_folder_is_named():
         RewardScorer("./nowhere", SECTION)
 
 
-def test_nan_score_fails_only_its_own_sequence(tmp_path):
-    weights = tiny_reward_model(tmp_path) / "model.safetensors"
-    tensors = load_file(weights)
-    tensors["model.embed_tokens.weight"][50] = float("nan")
-    save_file(tensors, weights, metadata={"format": "pt"})
-    scorer = RewardScorer(str(tmp_path), SECTION)
+def test_nan_score_fails_only_its_own_sequence(tmp_path, monkeypatch):
+    """Files with NaN are refused, so the weights are damaged after they were loaded."""
+
+    def damaged(*args: object, **kwargs: object) -> RewardModel:
+        found = load_reward_model(*args, **kwargs)  # type: ignore[arg-type]
+        found.body.get_input_embeddings().weight.data[50] = float("nan")
+        return found
+
+    monkeypatch.setattr(ensemble, "load_reward_model", damaged)
+    scorer = RewardScorer(str(tiny_reward_model(tmp_path)), SECTION)
     bad, good = scorer.score([(5, 50), (5, 6)])
     assert isinstance(bad, InternalError)
     assert "nan" in str(bad)
