@@ -91,7 +91,7 @@ def whole_tensors_bytes(size: ModelSize) -> int:
     those it owns: it gathers the next ones while one is written.
     """
     largest = max([size.vocabulary * size.hidden, *(rows * columns for rows, columns in size.matrices)])
-    return _WHOLE_TENSORS * largest * 4
+    return min(_WHOLE_TENSORS * largest, size.parameters) * 4
 
 
 def gathered_bytes(size: ModelSize, dtype: DType, *, is_trained: bool, tensor: int = 1) -> int:

@@ -104,7 +104,7 @@ class ProcessMemory:
             # Weights for a GPU pass through main memory when they are loaded, saved and published; vLLM reads
             # them from the page cache.
             here = self._offloaded or (0 if self.takes_share else self.weights * self.gpus)
-        return self.replicas * (self.runtime + max(here + self.copied, self.loading))
+        return self.replicas * (self.runtime + max(here, self.loading) + self.copied)
 
     @property
     def pod_bytes(self) -> int:

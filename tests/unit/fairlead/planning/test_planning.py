@@ -361,7 +361,7 @@ def test_ranks_divide_what_is_trained_and_gather_what_they_compute_with(
         assert rank.gathered > 0
         assert rank.activations == single.activations
         # A rank holds its share, and a few whole tensors while it writes.
-        assert rank.weights < rank.loading < single.weights
+        assert rank.weights < rank.loading <= rank.weights + single.weights
         assert rank.on("cpu") == 4 * (rank.runtime + rank.loading)
     # What a checkpoint holds is copied into main memory if it is written while the next update is computed.
     settings["checkpoint"] = {"asynchronous": True}  # type: ignore[dict-item]
