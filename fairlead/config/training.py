@@ -391,6 +391,8 @@ class GuardSection(Section):
 
     The default stop limits were crossed by runs that went wrong and by no healthy run. Entropy and variety
     halve in healthy runs too, so they only warn. A limit that is not set is not checked.
+
+    With `ppo.max_staleness` above 0, "the first update" is the mean of the first max_staleness + 1 updates.
     """
 
     action: Literal["off", "warn", "stop"] = "warn"

@@ -1,6 +1,6 @@
 """Check every update for signs of reward hacking: which signal crossed which of its limits.
 
-The rollouts of an update are compared with those of the first one; this baseline is part of the checkpoint.
+The rollouts of an update are compared with those of the first ones; this baseline is part of the checkpoint.
 The guard only decides that a run should stop; the trainer ends it.
 """
 
@@ -58,19 +58,25 @@ class Guard:
         self,
         section: GuardSection,
         *,
+        baseline_updates: int = 1,
         quantiles: tuple[float, float] | None = None,
         metrics: TrainerMetrics | None = None,
     ) -> None:
         """
         Args:
             section: the limits and what happens at them.
+            baseline_updates: number of first updates that later ones are compared with. The batches that an
+                asynchronous run starts with must all be in it, because the first of them holds the answers
+                that ended first, which are short.
             quantiles: of the reward model's scores in its training; None: `scores_outside` is not measured.
             metrics: exports the level of every signal.
         """
         self._section = section
+        self._baseline_updates = baseline_updates
         self._quantiles = quantiles
         self._metrics = metrics
         self._first: dict[str, float] | None = None
+        self._first_updates = 0
         self._levels: dict[str, str] = {}
         self._alerts: list[Alert] = []
         self._stop: Alert | None = None
@@ -105,9 +111,12 @@ class Guard:
             Values by `guard_<signal>`.
         """
         now = signals.measure(batch, figures, quantiles=self._quantiles)
-        if self._first is None:
-            self._first = {name: value for name, value in now.items() if math.isfinite(value)}
-        found = signals.values(now, self._first)
+        if self._first_updates < self._baseline_updates:
+            finite = {name: value for name, value in now.items() if math.isfinite(value)}
+            self._first = signals.mean(self._first, finite) if self._first else finite
+            self._first_updates += 1
+        complete = self._first_updates >= self._baseline_updates
+        found = signals.values(now, (self._first or {}) if complete else {})
         if overconfidence is not None:
             found[signals.OVERCONFIDENCE] = overconfidence
         if self._section.action != "off":
@@ -119,6 +128,7 @@ class Guard:
         """Return the state for the checkpoint."""
         return {
             "first": self._first,
+            "first_updates": self._first_updates,
             "levels": self._levels,
             "alerts": [asdict(alert) for alert in self._alerts],
         }
@@ -135,6 +145,9 @@ class Guard:
             state: Any = value
             first = state["first"]
             self._first = None if first is None else {str(k): float(v) for k, v in first.items()}
+            # Older checkpoints hold a complete baseline and do not say of how many updates.
+            complete = 0 if first is None else self._baseline_updates
+            self._first_updates = int(state.get("first_updates", complete))
             self._levels = {str(signal): str(level) for signal, level in state["levels"].items()}
             # In JSON a number that is not finite is null.
             self._alerts = [

@@ -31,7 +31,10 @@ class Monitor:
         self._samples_per_update = config.observe.rollout_samples
         self._tokenizer = tokenizer
         self._guard = Guard(
-            config.guard, quantiles=read_quantiles(config.folder.result("reward_model")), metrics=metrics
+            config.guard,
+            baseline_updates=config.ppo.max_staleness + 1,
+            quantiles=read_quantiles(config.folder.result("reward_model")),
+            metrics=metrics,
         )
         self._labels: FreshLabels | None = None
         if config.data.fresh_rankings:

@@ -1,4 +1,4 @@
-"""Signals of reward hacking in the rollouts of one update, measured and compared with the first update.
+"""Signals of reward hacking in the rollouts of one update, measured and compared with a baseline.
 
 Pure functions of a rollout batch; `guard` compares the values with their limits.
 
@@ -66,6 +66,18 @@ def measure(
     return found
 
 
+def mean(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean of two results of `measure`, weighted by their episodes.
+
+    A figure that only one of them has is taken from it.
+    """
+    episodes = first["episodes"] + second["episodes"]
+    found = {**first, **second}
+    for name in first.keys() & second.keys():
+        found[name] = (first[name] * first["episodes"] + second[name] * second["episodes"]) / episodes
+    return found | {"episodes": episodes}
+
+
 def values(now: Mapping[str, float], first: Mapping[str, float]) -> dict[str, float]:
     """Return the signals; a signal without a baseline (a rate that began at 0) is left out.
 
@@ -73,14 +85,15 @@ def values(now: Mapping[str, float], first: Mapping[str, float]) -> dict[str, fl
 
     Args:
         now: the result of `measure` for this update.
-        first: the result of `measure` for the first update of the run.
+        first: the baseline, the result of `measure` for the first updates of the run; empty for none.
     """
     found = {
         name: now[name]
         for name in ("kl", "kl_k3", "score_length", "scores_outside", "mismatch")
         if name in now
     }
-    found["repetition"] = now["repeated"] - 3 * first["repeated"]
+    if "repeated" in first:
+        found["repetition"] = now["repeated"] - 3 * first["repeated"]
     for signal, figure in (
         ("length_ratio", "response_length"),
         ("entropy_ratio", "entropy"),

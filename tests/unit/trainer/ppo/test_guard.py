@@ -140,6 +140,27 @@ def test_signal_that_is_not_finite_stops_the_run(number: float, update: int):
     assert now.get("guard_entropy_ratio") == (0.5 if update == 2 else None)
 
 
+def test_baseline_of_an_asynchronous_run_is_the_mean_of_its_first_batches():
+    short, long = (
+        batch([(5, 6), (7, 8)], [1.0, 0.0]),
+        batch([(5, 6), (7, 8), (5, 7), (7, 6)], [1.0, 0.0, 0.0, 0.5]),
+    )
+    guard = Guard(GuardSection(), baseline_updates=2)
+    first = guard.judge(short, figures(response_length=10.0, entropy=2.0), update=1)
+    assert "guard_length_ratio" not in first
+    assert "guard_repetition" not in first
+    assert "guard_kl" in first
+    restored = Guard(GuardSection(), baseline_updates=2)
+    restored.load_state(json.loads(durable.dumps(guard.state())))
+    for one in (guard, restored):
+        # 2 answers of 10 tokens and 4 of 16: 14 on average.
+        found = one.judge(long, figures(response_length=16.0, entropy=math.inf), update=2)
+        assert found["guard_length_ratio"] == pytest.approx(16 / 14)
+        found = one.judge(short, figures(response_length=7.0, entropy=1.0), update=3)
+        assert found["guard_length_ratio"] == 0.5
+        assert found["guard_entropy_ratio"] == 0.5
+
+
 def test_low_eos_rate_falls_only_beyond_chance():
     first = FIRST | {"eos_rate": 0.6}
     chance = 3 * math.sqrt(0.6 * 0.4 * 2 / 256)
