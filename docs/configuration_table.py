@@ -47,7 +47,7 @@ COMMON = {
     "reward": "path replicas addresses device dtype threads max_sequence_tokens watch allow_reload engine "
     "tensor_parallel chat_template aliases",
     "reward.batching": "max_batch_tokens",
-    "reference": "path replicas addresses device dtype threads max_sequence_tokens tensor_parallel",
+    "reference": "path replicas addresses device dtype threads max_sequence_tokens engine tensor_parallel",
     "reference.batching": "max_batch_tokens",
     "rollout_worker": "replicas max_in_flight",
     "gateway": "replicas addresses tls chat_log",

@@ -108,9 +108,18 @@ def gathered_bytes(size: ModelSize, dtype: DType, *, is_trained: bool, tensor: i
     """
     blocks = sum(rows * columns for rows, columns in size.matrices)
     block = blocks // max(1, size.layers)
-    around = size.parameters - blocks
-    gradients = around + block if is_trained else 0
-    return (around + 2 * block + gradients) * DTYPE_BYTES[dtype] // tensor
+    gradients = size.parameters - blocks + block if is_trained else 0
+    return around_bytes(size, dtype, tensor=tensor) + (2 * block + gradients) * DTYPE_BYTES[dtype] // tensor
+
+
+def around_bytes(size: ModelSize, dtype: DType, *, tensor: int = 1) -> int:
+    """Return the memory of the gathered weights outside of the blocks. A rank holds them from a forward pass
+    to the end of the next backward pass of the same model.
+
+    The arguments are those of `gathered_bytes`.
+    """
+    blocks = sum(rows * columns for rows, columns in size.matrices)
+    return (size.parameters - blocks) * DTYPE_BYTES[dtype] // tensor
 
 
 def autocast_bytes(size: ModelSize, section: TrainingSection) -> int:

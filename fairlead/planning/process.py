@@ -210,10 +210,18 @@ class MemoryPlanner:
             gradients=actor.gradients + critic.gradients,
             optimizer=actor.optimizer + critic.optimizer,
             # Policy and critic run one after the other: the first activations are freed before the second.
-            gathered=max(actor.gathered, critic.gathered),
+            # But after the passes without gradients of an update, both hold what is outside of their blocks.
+            gathered=max(actor.gathered + self._around(_without_unembedding(start)), critic.gathered),
             loading=weights + formulas.whole_tensors_bytes(start) if self._ranks > 1 else 0,
             activations=max(actor.activations, critic.activations),
         )
+
+    def _around(self, size: ModelSize) -> int:
+        """Return the gathered weights outside of the blocks of a model of several ranks."""
+        if self._ranks == 1:
+            return 0
+        dtype, tensor = self._config.ppo.dtype, self._config.ranks.tensor_parallel
+        return formulas.around_bytes(size, dtype, tensor=tensor)
 
     def _policy(self) -> ProcessMemory:
         section = self._config.policy
@@ -381,7 +389,8 @@ class MemoryPlanner:
             activations = int(activations * _TRAINING_HEAP_SHARE)
         gathered = 0
         if self._ranks > 1:
-            gathered = formulas.gathered_bytes(size, section.dtype, is_trained=not adapter, tensor=tensor)
+            whole = _without_unembedding(size) if head else size
+            gathered = formulas.gathered_bytes(whole, section.dtype, is_trained=not adapter, tensor=tensor)
         elif not adapter:
             activations += formulas.autocast_bytes(size, section)
         share = -(-(weights + trained) // self._ranks)
@@ -425,6 +434,11 @@ def _largest_batch(section: TrainingSection, sequences: int, longest: int) -> in
     fewer, or one sequence that exceeds the limit.
     """
     return max(min(section.max_micro_batch_tokens, sequences * longest), longest)
+
+
+def _without_unembedding(size: ModelSize) -> ModelSize:
+    """Return the size of the body of a model, as a critic or reward model has it."""
+    return dataclasses.replace(size, parameters=size.body, unembedding=0)
 
 
 def head_bytes(size: ModelSize) -> int:

@@ -185,7 +185,9 @@ class _Search:
     def _fits_alone(self, name: str, settings: Settings) -> bool:
         """Return whether one service fits on GPUs of its own; vLLM also with half of its slots in use."""
         planner = self._planner(settings)
-        process = next(one for one in planner.ppo() if one.name == name)
+        process = next((one for one in planner.ppo() if one.name == name), None)
+        if process is None:  # on another machine, or the trainer takes its place
+            return True
         if process.problem or _with_spare(process) > self._machine.gpu_bytes:
             return False
         engine = planner.vllm().get(name)

@@ -72,11 +72,15 @@ def test_llama70b_fits_on_four_nodes_of_eight_gpus(tmp_path: Path):
     plan = planned("llama70b.toml", LLAMA_70B, tmp_path, gpus=8, gpu_gib=79)
     assert [warning for warning in plan.warnings() if "disk space" not in warning] == []
     assert obstacle(plan) == ""
-    assert plan.notes[-1] == "GPUs in all: 29 (trainer 16, policy 8, reward 1, reference 4)"
+    assert plan.notes[-1] == "GPUs in all: 25 (trainer 16, policy 8, reward 1)"
 
 
 def test_llama70b_does_not_fit_on_fewer_gpus(tmp_path: Path):
-    fewer = {"reference.tensor_parallel": 1, "policy.vllm.tensor_parallel_size": 1}
+    fewer = {
+        "reference.engine": "local",
+        "reference.dtype": "bfloat16",
+        "policy.vllm.tensor_parallel_size": 1,
+    }
     plan = planned("llama70b.toml", LLAMA_70B, tmp_path, gpus=4, gpu_gib=79, settings=fewer)
     policy, gpus, ranks, _ = plan.warnings("ppo")
     assert policy.startswith(
