@@ -19,6 +19,7 @@ MODEL_SERVICES = {"policy": 5001, "reward": 5002, "reference": 5003}
 VARIANTS = {
     "kind": ("kind", ()),
     "gpu": ("gpu", ()),
+    "large": ("large", ()),
     "kind, keda": ("kind", ("keda",)),
     "kind, monitoring": ("kind", ("monitoring",)),
     "kind, gpu": ("kind", ("gpu",)),

@@ -48,7 +48,7 @@ _PARTS = {
 STAGES = (*_PARTS, "ppo")
 """What to bring up: only the volume and a pod to copy files, a stage of the trainer, or the whole run."""
 
-_IMAGES = ("fairlead-light", "fairlead-model")
+_IMAGES = ("fairlead-light", "fairlead-model", "fairlead-vllm")
 _RENDER_SECONDS = 60.0
 
 

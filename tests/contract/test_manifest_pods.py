@@ -180,7 +180,7 @@ def test_queue_keeps_its_data(objects):
     assert (repository, int(tag.partition(".")[0]) >= 8) == ("docker.io/valkey/valkey", True)
 
 
-@pytest.mark.parametrize("variant", ["gpu", "kind, gpu", "everything"])
+@pytest.mark.parametrize("variant", ["gpu", "large", "kind, gpu", "everything"])
 def test_gpu_component_requests_gpus(variant):
     objects = rendered(variant)
     for name, template in templates(objects).items():
@@ -248,7 +248,7 @@ def test_policies_without_a_shared_volume_fetch_and_relay(tmp_path, monkeypatch)
 
 
 def test_images_match_the_dockerfiles_and_run_unprivileged():
-    objects = rendered("kind")
+    objects = rendered("large")
     folder = checkout().parent / "docker"
     images = {name: container(template)["image"] for name, template in templates(objects).items()}
     used = {re.fullmatch(r"registry.test/team/fairlead-(\w+):[\w.]+", one) for one in images.values()}
@@ -278,6 +278,25 @@ def test_run_whose_trainer_computes_reference_logprobs_has_no_reference_service(
     names = {one["metadata"]["name"] for one in render(load(overrides=overrides), target)}
     assert "reward" in names
     assert not any("reference" in name for name in names)
+
+
+def test_pods_of_a_large_model_have_the_gpus_of_its_file():
+    config = load(checkout().parent / "configs" / "llama70b.toml")
+    target = Target(overlay="large", namespace="fairlead", registry="registry.test/team")
+    objects = render(config, target)
+    pods = templates(objects)
+    limits = {name: container(pods[name])["resources"]["limits"] for name in ("trainer", "policy", "reward")}
+    assert {name: limit["nvidia.com/gpu"] for name, limit in limits.items()} == {
+        "trainer": "8",
+        "policy": "4",
+        "reward": "1",
+    }
+    assert of_kind(objects, "Job")["trainer"]["spec"]["completions"] == 2
+    assert container(pods["policy"])["image"].startswith("registry.test/team/fairlead-vllm:")
+    (shared,) = [one for one in pods["policy"]["spec"]["volumes"] if one["name"] == "shm"]
+    assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
+    # /dev/shm counts towards the memory of its pod.
+    assert limits["policy"]["memory"] == "64Gi"
 
 
 @pytest.mark.parametrize("variant", ["gpu, ranks", "gpu, ranks, jobset"])

@@ -140,7 +140,7 @@ def test_every_overlay_and_component_is_among_the_variants():
     } | {"gpu"}
 
 
-@pytest.mark.parametrize("folder", ["base", "overlays/kind", "overlays/gpu"])
+@pytest.mark.parametrize("folder", ["base", "overlays/kind", "overlays/gpu", "overlays/large"])
 def test_folder_renders_on_its_own(folder):
     assert {"policy", "trainer", "redis"} <= set(templates(kustomize(checkout() / folder)))
 

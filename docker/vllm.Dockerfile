@@ -1,0 +1,25 @@
+# The image of services whose engine is vLLM, on vLLM's own image with its versions of torch and transformers.
+#   docker build -f docker/vllm.Dockerfile -t fairlead-vllm .
+# It has not been built by the tests of this repository, which have no GPU; docs/vllm.md says which versions of vLLM
+# are supported.
+ARG BASE=docker.io/vllm/vllm-openai:v0.32.0
+
+FROM ${BASE}
+ARG PIP_INDEX_URL
+USER root
+# tini is process 1: it forwards signals and reaps orphaned processes.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/* /var/log/*
+WORKDIR /src
+COPY . .
+# Versions that are installed stay: vLLM was built for them.
+RUN python3 -m pip freeze --exclude-editable | grep -v ' @ ' >/tmp/installed.txt \
+    && python3 -m pip install --no-cache-dir --disable-pip-version-check --constraint /tmp/installed.txt '.[torch]' \
+    && ln -sf "$(command -v python3)" /usr/local/bin/python \
+    && rm -rf /src /tmp/installed.txt
+ENV HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+WORKDIR /tmp
+ENTRYPOINT ["/usr/bin/tini", "--"]
+CMD ["fairlead", "--help"]
