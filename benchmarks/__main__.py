@@ -36,6 +36,7 @@ LONG = {
     "engines": "benchmarks.engines",
     "weights": "benchmarks.weights",
     "ranks": "benchmarks.ranks",
+    "rank_memory": "benchmarks.rank_memory",
     "overload": "benchmarks.overload",
     "stages": "benchmarks.stages",
     "services": "benchmarks.services",

@@ -31,6 +31,11 @@ _TRAINING_HEAP_SHARE = 1.6
 heap of the C library. tests/integration/test_smollm2.py compares plan and peak."""
 
 
+_GLOO_COPIES = 2
+"""Further copies of gathered weights on a CPU: the buffer in which FSDP receives them, and that of gloo.
+benchmarks/rank_memory compares plan and peak."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessMemory:
     """The peak memory of one process, in bytes."""
@@ -391,6 +396,7 @@ class MemoryPlanner:
         if self._ranks > 1:
             whole = _without_unembedding(size) if head else size
             gathered = formulas.gathered_bytes(whole, section.dtype, is_trained=not adapter, tensor=tensor)
+            gathered *= 1 + _GLOO_COPIES if device == "cpu" else 1
         elif not adapter:
             activations += formulas.autocast_bytes(size, section)
         share = -(-(weights + trained) // self._ranks)

@@ -156,7 +156,7 @@ class _Search:
         for name in _SCORERS:
             found |= self._division(name, f"{name}.tensor_parallel", found, layout)
         is_vllm = self._config.policy.engine == "vllm" or layout.uses_vllm
-        if is_vllm or not self._fits_alone("policy", found):
+        if is_vllm or not self._has_space("policy", found):
             found["policy.engine"] = "vllm"
             found |= self._division("policy", "policy.vllm.tensor_parallel_size", found, layout)
             if layout.is_shared:
@@ -179,10 +179,10 @@ class _Search:
         given = _value(self._config, key) or 1
         assert isinstance(given, int)
         numbers = [number for number in numbers if number >= given] or [given]
-        fitting = (number for number in numbers if self._fits_alone(name, {**settings, key: number}))
+        fitting = (number for number in numbers if self._has_space(name, {**settings, key: number}))
         return {key: next(fitting, numbers[-1])}
 
-    def _fits_alone(self, name: str, settings: Settings) -> bool:
+    def _has_space(self, name: str, settings: Settings) -> bool:
         """Return whether one service fits on GPUs of its own; vLLM also with half of its slots in use."""
         planner = self._planner(settings)
         process = next((one for one in planner.ppo() if one.name == name), None)
@@ -223,12 +223,12 @@ class _Search:
         if self._nodes > 1:
             most = max(1, (self._nodes * gpus - sum(pods)) // self._nodes)
             fitting = (
-                number for number in range(most, 0, -1) if self._have_space([*pods, *[number] * self._nodes])
+                number for number in range(most, 0, -1) if self._pods_fit([*pods, *[number] * self._nodes])
             )
             return [next(fitting, most)]
         return [*range(max(1, gpus - sum(pods)), gpus + 1)]
 
-    def _have_space(self, pods: Sequence[int]) -> bool:
+    def _pods_fit(self, pods: Sequence[int]) -> bool:
         """Return whether pods with these numbers of GPUs fit on the nodes, the largest first."""
         free = [self._machine.num_gpus] * self._nodes
         for pod in sorted(pods, reverse=True):
