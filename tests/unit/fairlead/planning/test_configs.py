@@ -72,6 +72,10 @@ def test_llama70b_fits_on_four_nodes_of_eight_gpus(tmp_path: Path):
     plan = planned("llama70b.toml", LLAMA_70B, tmp_path, gpus=8, gpu_gib=79)
     assert [warning for warning in plan.warnings() if "disk space" not in warning] == []
     assert obstacle(plan) == ""
+    limits_gib = {"trainer": 512, "sft": 512, "reward-model": 512}
+    for process in (process for stage in plan.stages for process in stage.processes):
+        # The memory of pods in k8s/overlays/large.
+        assert process.pod_bytes < limits_gib.get(process.name, 64) << 30, process.name
     assert plan.notes[-1] == "GPUs in all: 25 (trainer 16, policy 8, reward 1)"
 
 
