@@ -24,8 +24,8 @@ SECTIONS: Mapping[str, int] = {
     "environment": 60,
     "parity": 75,
     "generation": 150,
-    "swap": 60,
-    "training": 150,
+    "swap": 90,
+    "training": 180,
     "scoring": 60,
     "idle": 240,
 }

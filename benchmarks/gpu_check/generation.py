@@ -18,6 +18,7 @@ from services.policy.running_batch import RunningBatch
 from services.policy.sample_state import SampleState
 from services.policy.sampler import stream_key
 from services.policy.static.decoder import StaticDecoder
+from services.policy.static.graphs import Record
 
 VERSION = WeightVersion(0, 0)
 
@@ -44,9 +45,12 @@ def batches(model: PreTrainedModel, *, longest: int) -> Iterator[tuple[str, Buil
     def refuse(_: Callable[[], None]) -> Callable[[], None]:
         raise RuntimeError("this run measures steps without them")
 
+    def never() -> Record:
+        return refuse
+
     if model.device.type == "cuda":
         yield "CUDA graphs", lambda slots: StaticDecoder(model, slots=slots, longest=longest)
-    yield "static cache", lambda slots: StaticDecoder(model, slots=slots, longest=longest, record=refuse)
+    yield "static cache", lambda slots: StaticDecoder(model, slots=slots, longest=longest, recorder=never)
     yield "growing cache", lambda slots: Decoder(model, slots=slots)
 
 

@@ -97,7 +97,10 @@ def _ppo(setting: Setting, name: str) -> Iterator[Figure]:
     assert rollouts is not None
     number = iter(range(1_000))
     # Proximal log-probs and old values forward, then both models forward and backward.
-    flops = 2 * _Flops(models.policy, sequences).passes(forward=2, backward=1)
+    flops = sum(
+        _Flops(models.policy, sequences, has_logits=has_logits).passes(forward=2, backward=1)
+        for has_logits in (True, False)
+    )
     yield from _rates(
         setting, f"PPO {name}", lambda: learner.learn(rollouts, update=next(number)), flops, sequences
     )
@@ -128,7 +131,9 @@ def _rates(
 class _Flops:
     """Arithmetic that some sequences need, recomputation and padding not counted."""
 
-    def __init__(self, model: PreTrainedModel, sequences: list[TokenSequence]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, sequences: list[TokenSequence], *, has_logits: bool = True
+    ) -> None:
         shape = model.config
         assert isinstance(shape, LlamaConfig)
         width, layers, heads = shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads
@@ -138,9 +143,10 @@ class _Flops:
         block = 2 * width * width + 2 * width * keys + 3 * width * shape.intermediate_size
         tokens = sum(len(sequence.token_ids) for sequence in sequences)
         answers = sum(sequence.response_length for sequence in sequences)
+        logits = width * shape.vocab_size * answers if has_logits else 0
         # Causal: a token attends to half of its sequence on average, in two products.
         attention = sum(len(sequence.token_ids) ** 2 / 2 for sequence in sequences) * 2 * width * layers
-        self._forward = 2 * (block * layers * tokens + attention + width * shape.vocab_size * answers)
+        self._forward = 2 * (block * layers * tokens + attention + logits)
 
     def passes(self, *, forward: int, backward: int) -> float:
         """Return the operations of some passes; a backward pass needs twice those of a forward pass."""

@@ -11,7 +11,7 @@ V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,19 +48,24 @@ class StaticDecoder:
     keeps_addresses = True
 
     def __init__(
-        self, model: PreTrainedModel, *, slots: int, longest: int, record: Record | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int,
+        longest: int,
+        recorder: Callable[[], Record] | None = None,
     ) -> None:
         """
         Args:
             model: the model, whose weights keep their addresses.
             slots: limit on running samples.
             longest: tokens of the longest sequence.
-            record: records steps; None: as CUDA graphs on a GPU, not at all on a CPU.
+            recorder: returns what records steps; None: as CUDA graphs on a GPU, not at all on a CPU.
         """
         self._model = model
         self._device = model.device
         self._longest = longest
-        self._record = record or (CudaRecorder() if self._device.type == "cuda" else None)
+        self._recorder = recorder or (CudaRecorder if self._device.type == "cuda" else None)
         self._vocabulary_size = vocabulary_size(model)
         keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if keeps else {}
@@ -123,7 +128,7 @@ class StaticDecoder:
         with torch.inference_mode():
             self._rows = Rows.empty(self.slots, self._device, vocabulary_size=self._vocabulary_size)
             self._numbers_S = torch.arange(self.slots, device=self._device)
-        self._graphs = Graphs(self._compute, self._record)
+        self._graphs = Graphs(self._compute, self._recorder)
 
     def zero_nonfinite(self) -> None:
         """Zero NaN and infinity left in the cache by weights that produced non-finite values."""
@@ -206,6 +211,8 @@ class StaticDecoder:
         """Let the cache have a column for each token of a sample."""
         columns = min(self._longest, max(_FIRST_COLUMNS, 1 << (num_tokens - 1).bit_length()))
         if columns > self._cache.columns:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize()  # a step with the old addresses may be running
             self._cache.grow(columns)
             self._graphs.clear()
 

@@ -35,14 +35,15 @@ class StepShape:
 class Graphs:
     """Runs steps, replayed where that is possible."""
 
-    def __init__(self, step: Callable[[StepShape], None], record: Record | None) -> None:
+    def __init__(self, step: Callable[[StepShape], None], recorder: Callable[[], Record] | None) -> None:
         """
         Args:
             step: runs a step; reads and writes only memory that keeps its address.
-            record: records a step; None to run every step as usual.
+            recorder: returns what records steps; None to run every step as usual.
         """
         self._step = step
-        self._record = record
+        self._recorder = recorder
+        self._record = recorder() if recorder else None
         self._seen: set[StepShape] = set()
         self._replays: dict[StepShape, Callable[[], None]] = {}
 
@@ -52,19 +53,23 @@ class Graphs:
             try:
                 self._replays[shape] = self._record(partial(self._step, shape))
             except RuntimeError as error:
-                self._record = None
+                self._record = self._recorder = None
                 logger.warning("decoding steps are not recorded as CUDA graphs: %s", error)
         self._seen.add(shape)
         self._replays.get(shape, partial(self._step, shape))()
 
     def clear(self) -> None:
-        """Forget all graphs, because memory that they use gets another address."""
+        """Forget all graphs, because memory that they use gets another address; none may be running."""
         self._replays.clear()
         self._seen.clear()
+        self._record = self._recorder() if self._recorder else None
 
 
 class CudaRecorder:
-    """Implements `Record` with CUDA graphs, which share the memory of their intermediate values."""
+    """Implements `Record` with CUDA graphs, which share the memory of their intermediate values.
+
+    When all its graphs are gone, that memory is too, and another recorder is needed.
+    """
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()

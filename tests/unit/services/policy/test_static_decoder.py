@@ -12,14 +12,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
+from fairlead.config.serving import PolicySection
+from fairlead.errors import ConfigError
 from fairlead.types import SamplingParams, VersionSpan
 from services.policy.decoder import Decoder
 from services.policy.replacement import Replacement
 from services.policy.running_batch import RunningBatch
 from services.policy.sample_state import SampleState
 from services.policy.sampler import device_uniforms, stream_key, uniforms
+from services.policy.static.choice import choose
 from services.policy.static.decoder import StaticDecoder
-from services.policy.static.graphs import Graphs, StepShape
+from services.policy.static.graphs import Graphs, Record, StepShape
 from tests.replay import record
 from tests.unit.services.policy.test_decoder import (
     LLAMA,
@@ -77,7 +80,7 @@ def test_tokens_and_logprobs_are_those_of_the_other_decoder(name: str) -> None:
         return found
 
     expected = run(Decoder(model, slots=7), samples())
-    found = run(StaticDecoder(model, slots=7, longest=512, record=record), samples())
+    found = run(StaticDecoder(model, slots=7, longest=512, recorder=lambda: record), samples())
     assert [sample.token_ids for sample in found] == [sample.token_ids for sample in expected]
     assert [sample.finish_reason for sample in found] == [sample.finish_reason for sample in expected]
     for one, other in zip(found, expected, strict=True):
@@ -92,14 +95,18 @@ def test_step_is_run_then_recorded_then_replayed() -> None:
         events.append("record")
         return lambda: events.append("replay")
 
-    graphs = Graphs(lambda shape: events.append(f"run {shape.rows}"), recorded)
+    def recorder() -> Record:
+        events.append("recorder")
+        return recorded
+
+    graphs = Graphs(lambda shape: events.append(f"run {shape.rows}"), recorder)
     for shape in (one, one, other, one, other):
         graphs.run(shape)
-    assert events == ["run 4", "record", "replay", "run 8", "replay", "record", "replay"]
-    graphs.clear()
+    assert events == ["recorder", "run 4", "record", "replay", "run 8", "replay", "record", "replay"]
     events.clear()
+    graphs.clear()
     graphs.run(one)
-    assert events == ["run 4"]
+    assert events == ["recorder", "run 4"]
 
 
 def test_step_that_cannot_be_recorded_runs_as_usual_and_is_logged_once(caplog) -> None:
@@ -112,10 +119,20 @@ def test_step_that_cannot_be_recorded_runs_as_usual_and_is_logged_once(caplog) -
 
     torch.manual_seed(0)
     model = Waiting(LLAMA.config).eval()
-    samples = run(StaticDecoder(model, slots=3, longest=512, record=record), make_samples(9, seed=2))
+    samples = run(
+        StaticDecoder(model, slots=3, longest=512, recorder=lambda: record), make_samples(9, seed=2)
+    )
     assert worst_difference(model, samples) < 1e-5
     (line,) = [each.getMessage() for each in caplog.records if each.name == "services.policy.static.graphs"]
     assert line.startswith("decoding steps are not recorded as CUDA graphs: ")
+
+
+def test_architecture_that_a_step_cannot_compute_has_the_growing_cache() -> None:
+    model = make_model("gemma2-mixed")
+    assert isinstance(choose(model, PolicySection(), slots=2, longest=512), Decoder)
+    with pytest.raises(ConfigError, match=r"policy.static_cache: got 'always for Gemma2.*softcap"):
+        choose(model, PolicySection(static_cache="always"), slots=2, longest=512)
+    assert isinstance(choose(LLAMA, PolicySection(static_cache="always"), slots=2, longest=9), StaticDecoder)
 
 
 def test_samples_that_are_removed_early_do_not_disturb_the_others() -> None:
@@ -173,7 +190,7 @@ def test_swap_in_place_keeps_addresses_and_has_exact_spans(tmp_path) -> None:
     plain = [SampleState(each.prompt, each.sampling, each.key, frozenset(), limit=9) for each in samples]
     decoder: RunningBatch
     for decoder, model_, group in (
-        (StaticDecoder(model, slots=2, longest=64, record=record), model, samples),
+        (StaticDecoder(model, slots=2, longest=64, recorder=lambda: record), model, samples),
         (Decoder(other := copy.deepcopy(old), slots=2), other, plain),
     ):
         decoder.add(group, V1)
