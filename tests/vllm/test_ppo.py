@@ -53,8 +53,9 @@ def test_processes_are_killed_and_nothing_is_lost(tmp_path: Path, max_staleness:
         _, alive = psutil.wait_procs(workers, timeout=60)
         assert alive == []  # vLLM's processes end with the service
         if ranks > 1:
-            run.until(lambda: run.step() >= 5, seconds=900)
-            ranks_of(run.pids().get("trainer"))[1].kill()
+            found = lambda: ranks_of(run.pids().get("trainer"))  # noqa: E731
+            run.until(lambda: run.step() >= 5 and 1 in found(), seconds=900)
+            found()[1].kill()
         code, output = run.finish(seconds=1500)
         assert code == 0, output + run.log_tails()
         check(run.folder)
