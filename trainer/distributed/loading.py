@@ -99,12 +99,14 @@ def _dividing(mesh: DeviceMesh) -> Iterator[None]:
     of its own, so its function that reads the weights is wrapped.
     """
     module: Any = modeling_utils
-    original = module.convert_and_load_state_dict_in_model
+    original = getattr(module, "convert_and_load_state_dict_in_model", None)
+    if original is None or not hasattr(core_model_loading, "DtensorShardOperation"):
+        raise _Undividable("this version of transformers reads no rows of weights")
 
     def read(*args: object, **kwargs: object) -> object:
         model = kwargs.get("model", args[0] if args else None)
-        if not isinstance(model, PreTrainedModel) or not hasattr(core_model_loading, "DtensorShardOperation"):
-            raise _Undividable("this version of transformers reads no rows of weights")
+        if not isinstance(model, PreTrainedModel):
+            raise _Undividable("this version of transformers reads weights in another way")
         _divide(model, mesh)
         found = original(*args, **kwargs)
         _check_read(model, found[0])

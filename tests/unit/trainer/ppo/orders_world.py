@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from fairlead.config import load
+from fairlead.config.base import ComputeSection
 from fairlead.errors import NotFinite
+from fairlead.nn.loading import load_causal_lm
 from fairlead.types import WeightVersion
 from tests.unit.trainer.ppo.ppo_batches import rollouts
 from trainer.checkpoint import CheckpointStore
@@ -22,7 +27,8 @@ VERSION = WeightVersion(1, 1)
 
 
 def reset(group: Group, file: str) -> list[object]:
-    """Learn, begin to save, return to the initial models, learn twice, commit, and return to the checkpoint.
+    """Learn, begin to save, return to the initial models, learn twice, commit, and return to the checkpoint;
+    write the last policy and that of the checkpoint.
 
     Returns:
         On rank 0 the digests of its part after each of them, and the figures of the first two updates.
@@ -46,10 +52,21 @@ def reset(group: Group, file: str) -> list[object]:
     leader.commit()
     assert store.versions() == [VERSION]
     assert json.loads((store.root / str(VERSION) / "manifest.json").read_text())["schema"] == 2
-    leader.load(store.load(VERSION))
+    leader.save_model(config.folder.policy_model)
+    checkpoint = store.load(VERSION)
+    leader.save_model(config.folder.best_policy_model, checkpoint)
     found += [_digest(leader), *figures[:2]]
     leader.stop()
+    best = checkpoint.tensors["policy"]
+    assert _is_written(best, config.folder.best_policy_model)
+    assert not _is_written(best, config.folder.policy_model)
     return found
+
+
+def _is_written(tensors: Mapping[str, Tensor], folder: Path) -> bool:
+    """Whether a model folder has these tensors."""
+    policy = load_causal_lm(str(folder), ComputeSection(device="cpu")).state_dict()
+    return all(torch.equal(tensors[name], policy[name]) for name in tensors)
 
 
 def fail(group: Group, file: str, order: str, rank: int) -> None:
