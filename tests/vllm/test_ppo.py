@@ -15,7 +15,7 @@ from tests.integration.ppo_run import check, left_over, started
 from tests.integration.rank_faults import ranks_of
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7_200), pytest.mark.filterwarnings("ignore")]
 
 UPDATES = 8
 SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
@@ -35,6 +35,8 @@ def make(folder: Path, **settings: object) -> Path:
             "policy.engine": "vllm",
             "queue.lease_seconds": 5.0,
             "local.backoff_seconds": 0.2,
+            # vLLM starts within half a minute, but on a busy machine it has taken more than ten.
+            "local.ready_seconds": 1_800.0,
             **settings,
         },
     )
@@ -43,10 +45,10 @@ def make(folder: Path, **settings: object) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("max_staleness", "ranks"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize(("max_staleness", "ranks"), [(0, 2), (1, 1)])
 def test_processes_are_killed_and_nothing_is_lost(tmp_path: Path, max_staleness: int, ranks: int):
     with started(make(tmp_path, **{"ppo.max_staleness": max_staleness, "ranks.per_node": ranks})) as run:
-        run.until(lambda: run.step() >= 3, seconds=900)
+        run.until(lambda: run.step() >= 3, seconds=2_000)
         (policy,) = [pid for name, pid in run.pids().items() if name.startswith("policy")]
         workers = psutil.Process(policy).children(recursive=True)
         os.kill(policy, signal.SIGKILL)
@@ -54,9 +56,9 @@ def test_processes_are_killed_and_nothing_is_lost(tmp_path: Path, max_staleness:
         assert alive == []  # vLLM's processes end with the service
         if ranks > 1:
             found = lambda: ranks_of(run.pids().get("trainer"))  # noqa: E731
-            run.until(lambda: run.step() >= 5 and 1 in found(), seconds=900)
+            run.until(lambda: run.step() >= 5 and 1 in found(), seconds=2_000)
             found()[1].kill()
-        code, output = run.finish(seconds=1500)
+        code, output = run.finish(seconds=2_000)
         assert code == 0, output + run.log_tails()
         check(run.folder)
         assert left_over(run.folder) == []
