@@ -9,6 +9,7 @@ from pathlib import Path
 from fairlead.config import load
 from fairlead.planning.machine import Machine
 from fairlead.planning.plan import RunPlan, plan_run
+from fairlead.planning.process import RUNTIME_BYTES
 from fairlead.planning.proposal import obstacle
 from tests import model_shapes
 
@@ -92,3 +93,17 @@ def test_llama70b_does_not_fit_on_fewer_gpus(tmp_path: Path):
     )
     assert gpus.startswith("ppo needs about 136 GiB of memory of one GPU (reference ")
     assert ranks == "ppo has 8 ranks on each machine (ranks.per_node), but a machine has 4"
+
+
+def test_settings_that_place_a_model_are_counted(tmp_path: Path):
+    settings = {"local.gpus": {"reference-0": "6"}, "ppo.offload": True, "ranks.tensor_parallel": 5}
+    plan = planned("llama8b.toml", LLAMA_8B, tmp_path, gpus=8, gpu_gib=79, settings=settings)
+    ppo = plan.stage("ppo")
+    using = [list(names) for names in plan.loads(ppo)]
+    assert using == [["trainer"]] * 5 + [["policy-0"], ["reward-0", "reference-0"], []]
+    trainer = ppo.processes[0]
+    assert trainer.problem == "ranks.tensor_parallel = 5 does not divide the 32 attention heads"
+    # Weights, gradients and Adam's state are in main memory instead of on the GPU.
+    state = trainer.weights + trainer.gradients + trainer.optimizer
+    assert trainer.gpu_bytes == trainer.model_bytes - state + RUNTIME_BYTES["cuda"]
+    assert trainer.on("cpu") == 5 * (trainer.runtime + max(state, trainer.loading))
