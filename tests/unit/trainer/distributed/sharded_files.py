@@ -39,7 +39,7 @@ from trainer.distributed import slices
 from trainer.distributed.group import Group
 from trainer.distributed.sharding import local
 from trainer.model_state import trained_tensors
-from trainer.ppo import publish, step
+from trainer.ppo import actor_critic, publish, step
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.reward_model import train as reward_model
 from trainer.sequences import pad
@@ -302,6 +302,7 @@ def trained_and_refused(group: Group, folder: str, numbers: list[int]) -> dict[s
         "training": compare(group, folder, numbers),
         "norms": [one_norm(group, Path(folder)), whole_norm],
         "refused": refused(group, Path(folder)),
+        "loaded": loaded(group, Path(folder)),
         "logits": widest_logits(group, Path(folder)),
     }
 
@@ -317,6 +318,17 @@ def files_of_divided_layers(group: Group, folder: str) -> dict[str, object]:
         "held": held(group, Path(folder), cases),
         "stages": stages(group, Path(folder)),
     }
+
+
+def loaded(group: Group, folder: Path) -> bool:
+    """Whether ranks that read only their own rows hold the parts of the whole model, and compute as it."""
+    path = str(folder / "tiny-tied")
+    ours, one = (actor_critic.load(path, section_of(TIED), seed=3, group=each) for each in (group, WHOLE))
+    same = torch.equal(whole(weights(ours), group), whole(weights(one), WHOLE)) or not group.is_first
+    batch = pad(rollouts_of(TIED).sequences, torch.device("cpu"))
+    with torch.no_grad():
+        logprobs = [models.logprobs(batch, temperature=0.8)[0] for models in (ours, one)]
+    return same and torch.allclose(*logprobs, atol=1e-5)
 
 
 def widest_logits(group: Group, folder: Path) -> int:

@@ -37,6 +37,7 @@ def test_two_ranks_that_divide_layers_train_as_one_and_others_are_refused_by_nam
     for one in found:
         assert "GPT2LMHeadModel does not exist" in one["refused"]
         assert one["refused"].startswith("ranks.tensor_parallel")
+        assert one["loaded"]
         assert one["logits"] == 30  # of a vocabulary of 60
 
 
