@@ -137,7 +137,7 @@ def _merged(prefix: str, layer: nn.Module) -> Unit:
     final = {name: f"{prefix}.{name.replace('base_layer.', '')}" for name in named if "lora_" not in name}
 
     def convert(whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = dict(nn.Module.named_parameters(adapters.merged_layer(layer, whole)))
+        found = dict(nn.Module.named_parameters(_with_adapters_added(layer, whole)))
         return {final[name]: found[name].detach() for name in final}
 
     return Unit(
@@ -146,6 +146,38 @@ def _merged(prefix: str, layer: nn.Module) -> Unit:
         convert,
         torch.float32,
     )
+
+
+def _with_adapters_added(layer: nn.Module, whole: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of one of peft's layers with other weights, to which its adapters are added.
+
+    Args:
+        layer: its weights are neither read nor changed.
+        whole: a tensor in place of each of its parameters; may be changed.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = _with_parameters(layer, whole, "")
+    for module in found.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+    return found
+
+
+def _with_parameters(module: nn.Module, whole: Mapping[str, Tensor], prefix: str) -> nn.Module:
+    found = copy.copy(module)
+    # The copy shares these with the original.
+    found.__dict__["_parameters"] = {
+        name: one if one is None else nn.Parameter(whole[prefix + name], requires_grad=False)
+        for name, one in module._parameters.items()
+    }
+    found.__dict__["_modules"] = {
+        name: one if one is None else _with_parameters(one, whole, f"{prefix}{name}.")
+        for name, one in module._modules.items()
+    }
+    if "merged_adapters" in module.__dict__:
+        found.__dict__["merged_adapters"] = []
+    return found
 
 
 def _original(model: PreTrainedModel, unit: Unit) -> Unit:
