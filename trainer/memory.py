@@ -1,4 +1,4 @@
-"""Gradient checkpointing, and the error raised when training does not fit into memory."""
+"""Memory of training: gradient checkpointing, backward passes, and the error where it does not suffice."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fairlead.config.training import TrainingSection
 from fairlead.errors import ConfigError, OutOfMemory
+from fairlead.nn import allocator
 
 _MESSAGES = ("out of memory", "not enough memory", "can't allocate memory")
 """Parts of torch's messages about a lack of memory, on GPUs and CPUs."""
@@ -35,6 +37,13 @@ def recompute_blocks(model: PreTrainedModel, *, field: str) -> None:
         )
     for block in blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def backward(loss: Tensor) -> None:
+    """Add the gradients of a loss; on a CPU, return the gaps of the heap, which would add up."""
+    loss.backward()  # type: ignore[no-untyped-call]
+    if loss.device.type == "cpu":
+        allocator.give_back()
 
 
 @contextmanager

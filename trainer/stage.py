@@ -25,6 +25,7 @@ from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import FairleadError, exit_code
 from fairlead.metrics import ProcessMetrics, TrainerMetrics
 from fairlead.metrics import page as metrics_page
+from fairlead.nn import allocator
 from trainer import durable, memory, results
 from trainer.distributed.group import Group, join
 from trainer.distributed.place import Place, place
@@ -60,6 +61,7 @@ def run(
         The exit code.
     """
     options = _flags(stage).parse_args(argv)
+    allocator.bound_kernels()
     try:
         # Warnings about the configuration come before it says how to log.
         log.setup()

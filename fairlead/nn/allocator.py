@@ -1,4 +1,6 @@
-"""Settings of the C library's memory allocator for processes that compute on a CPU. No effect without glibc.
+"""Bounds on the memory that libraries keep in processes that compute on a CPU: the C library and oneDNN.
+
+The settings of the C library have no effect without glibc.
 
 A forward pass allocates and frees hundreds of tensors of several megabytes. By default glibc returns each one
 to the system and gets it back page by page, which took a quarter of the scoring time (benchmarks/scoring.py).
@@ -10,12 +12,15 @@ import ctypes
 import functools
 import logging
 import mmap
+import os
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 _LARGE = 1 << 30
+_KERNELS = 64
+"""Kernels that oneDNN keeps: those of about five batches of different shape."""
 
 
 def keep_freed_memory() -> None:
@@ -30,6 +35,15 @@ def keep_freed_memory() -> None:
     wanted = {_ARENA_MAX: 1, _MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: _LARGE, _TOP_PAD: 64 << 20}
     if not all(library.mallopt(which, value) for which, value in wanted.items()):
         logger.info("the C library rejected some of the allocator settings")
+
+
+def bound_kernels() -> None:
+    """Limit the kernels that oneDNN keeps, unless its environment variable is set.
+
+    It compiles some for every shape of a bfloat16 product. By default it keeps 1,024 of them with their working
+    memory: more than 1 GiB after batches of a hundred shapes. Call this before the first product.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS))
 
 
 def give_back() -> None:

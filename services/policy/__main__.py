@@ -15,6 +15,7 @@ from grpc import aio
 
 from fairlead import metrics
 from fairlead.config import RunConfig
+from fairlead.nn import allocator
 from fairlead.rpc.credentials import Credentials
 from fairlead.transports.weights.base import Adapter, WeightSource
 from fairlead.transports.weights.cache import WeightCache
@@ -197,4 +198,5 @@ async def _until_stopped(server: ModelServer, engine: Engine, watcher: WeightWat
 
 
 if __name__ == "__main__":
+    allocator.bound_kernels()
     sys.exit(process.main("policy", run))

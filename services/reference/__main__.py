@@ -69,4 +69,5 @@ async def run(config: RunConfig) -> None:
 
 if __name__ == "__main__":
     allocator.keep_freed_memory()
+    allocator.bound_kernels()
     sys.exit(process.main("reference", run))

@@ -113,4 +113,5 @@ async def _serve_triton(config: RunConfig, server: ModelServer) -> None:
 
 if __name__ == "__main__":
     allocator.keep_freed_memory()
+    allocator.bound_kernels()
     sys.exit(process.main("reward", run))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fairlead.config.training import PpoSection
-from fairlead.nn import allocator
+from trainer import memory
 from trainer.demonstrations import DemonstrationStream
 from trainer.distributed import collectives
 from trainer.distributed import micro_batches as divided
@@ -274,13 +274,6 @@ def optimise(
     )
 
 
-def _backward(loss: Tensor) -> None:
-    """Add the gradients of a loss; on a CPU, return the gaps of the heap, which would add up."""
-    loss.backward()  # type: ignore[no-untyped-call]
-    if loss.device.type == "cpu":
-        allocator.give_back()
-
-
 def accumulate_gradients(
     models: ActorCritic,
     prepared: PreparedBatch,
@@ -310,11 +303,11 @@ def accumulate_gradients(
             LossTokens(logprobs_N, old_N, prepared.advantages_N[where], padded.rows_N), section
         )
         policy_loss_N = prepared.behaviour_weights_N[where] * losses.loss_N
-        _backward(policy_loss_N.sum() / total_tokens)
+        memory.backward(policy_loss_N.sum() / total_tokens)
         sums["policy_loss"] += float(policy_loss_N.detach().sum())
         if prepared.values is not None:
             value_loss_N = _value_loss(models, prepared.values, padded, where)
-            _backward(value_loss_N.sum() / total_tokens)
+            memory.backward(value_loss_N.sum() / total_tokens)
             sums["value_loss"] += float(value_loss_N.detach().sum())
         with torch.no_grad():
             sums["clip_fraction"] += float(losses.is_clipped_N.sum())
@@ -352,7 +345,7 @@ def accumulate_ptx_gradients(
     ):
         logprobs_N, _ = models.logprobs(padded, temperature=1.0)
         part = -logprobs_N.sum() / total_tokens
-        (section.ptx_coefficient * part).backward()  # type: ignore[no-untyped-call]
+        memory.backward(section.ptx_coefficient * part)
         total_loss += float(part.detach())
     return collectives.summed({"loss": total_loss}, models.group)["loss"]
 

@@ -368,7 +368,7 @@ def _epoch(
                     dtype=training.dtype,
                     group=training.group,
                 ):
-                    part.backward()  # type: ignore[no-untyped-call]
+                    memory.backward(part)
                     step_loss += float(part.detach())
             step_loss = summed({"loss": step_loss}, training.group)["loss"]
             norm = optim.clipped_step(

@@ -361,7 +361,7 @@ def _step(training: _Training, batch: list[TokenSequence], *, total: int) -> dic
             row_tokens=row_tokens,
             dtype=training.dtype,
         ):
-            part.backward()  # type: ignore[no-untyped-call]
+            memory.backward(part)
             step_loss += float(part.detach())
     step_loss = summed({"loss": step_loss}, group)["loss"]
     norm = optim.clipped_step(
