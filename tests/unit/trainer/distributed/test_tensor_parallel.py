@@ -86,10 +86,11 @@ def test_every_architecture_with_a_plan_trains_divided_as_on_one_rank(models, si
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # starts nine processes
 def test_checkpoint_of_divided_layers_is_read_by_ranks_that_divide_them_otherwise(models, tmp_path):
     for name in ("tiny-tied", "llama"):
         (tmp_path / name).symlink_to(models / name)
     divided(2, "write_divided", str(tmp_path))
-    three = Ranks(3, f"{TARGET}:resume_divided", str(tmp_path)).results(seconds=250)
+    three = Ranks(3, f"{TARGET}:resume_divided", str(tmp_path)).results(seconds=500)
     four = divided(4, "resume_divided", str(tmp_path))
     assert max(*three[0], *four[0]) <= 1e-6
