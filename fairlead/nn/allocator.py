@@ -40,8 +40,8 @@ def keep_freed_memory() -> None:
 def bound_kernels() -> None:
     """Limit the kernels that oneDNN keeps, unless its environment variable is set.
 
-    It compiles some for every shape of a bfloat16 product. By default it keeps 1,024 of them with their working
-    memory: more than 1 GiB after batches of a hundred shapes. Call this before the first product.
+    It compiles some for every shape of a bfloat16 product. By default it keeps 1,024 of them with their
+    working memory: more than 1 GiB after batches of a hundred shapes. Call this before the first product.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS))
 
