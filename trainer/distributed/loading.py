@@ -196,6 +196,8 @@ def sent(load: Callable[[], PreTrainedModel], group: Group) -> PreTrainedModel:
             value = nn.Parameter(value, requires_grad=one["requires_grad"])
         for module, name in (places.pop(name) for name in one["names"]):
             setattr(module, name, value)
+    # What follows, such as reading the data, has no limit of progress.
+    group.idle("has loaded a model")
     # transformers would write the names of the files again, which only the first rank knows.
     model.__dict__["_weight_conversions"] = []
     if places:
