@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -62,6 +62,17 @@ class Root(nn.Module):
         self.group = group or Group.single()
         self.device = device or next(nn.Module.parameters(model)).device
 
+    def __call__(self, *args: object, **kwargs: object) -> Any:  # noqa: ANN401 - as that of a module
+        """Call `forward`; without gradients, divide all weights again.
+
+        FSDP keeps the weights outside of blocks gathered for a backward pass. Without one they would stay
+        whole and in the data type of the pass, also in a checkpoint.
+        """
+        found = super().__call__(*args, **kwargs)
+        if not torch.is_grad_enabled() and isinstance(self, FSDPModule):
+            self.reshard()
+        return found
+
     def forward(
         self,
         function: Callable[Concatenate[_Model, _Given], _Result],
@@ -72,14 +83,9 @@ class Root(nn.Module):
         return function(self.model, *args, **kwargs)  # type: ignore[arg-type]
 
     def check(self, function: Callable[[_Model], None]) -> None:
-        """Call `function(model)` without gradients; every rank calls this.
-
-        After a forward pass FSDP keeps the weights outside of blocks gathered for a backward pass.
-        """
+        """Call `function(model)` without gradients; every rank calls this."""
         with torch.no_grad():
             self(function)
-        if isinstance(self, FSDPModule):
-            self.reshard()
 
 
 def shard(

@@ -71,6 +71,9 @@ def write(group: Group, folder: Path, case: Case) -> str:
     """Train an update, write a checkpoint, and train another one; the weights then are kept in a file."""
     models = models_of(case, folder, group)
     update(models, case, 0)
+    step.prepare(
+        models, rollouts_of(case), section_of(case), temperature=0.8
+    )  # passes without a backward pass
     store = CheckpointStore(folder_of(case, folder))
     if group.size == 1:
         store.save(VERSION, tensors=models.state(), state={"update": 1})
