@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fairlead.errors import FairleadError, NotFinite, NothingToTrain, exit_code
+from fairlead.errors import FairleadError, ModelLoadError, NotFinite, NothingToTrain, exit_code
 from fairlead.nn.loading import load_causal_lm
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.test_train import Run, configured
@@ -135,6 +135,6 @@ def test_initial_model_that_is_not_finite_is_not_published(tmp_path, model_path)
     shutil.copytree(model_path, tmp_path / "broken")
     model.save_pretrained(tmp_path / "broken")
     with Run(configured(tmp_path, tmp_path / "broken"), model_path) as run:
-        with pytest.raises(NotFinite, match="the policy has weights that are not finite .* another model"):
+        with pytest.raises(ModelLoadError, match="NaN or infinite, such as in model.embed_tokens.weight"):
             run.trainer().run()
         assert run.world.store.latest() is None

@@ -148,10 +148,10 @@ def test_missing_or_broken_kubeconfig_and_unknown_context(cluster, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--overlay", "none"], "overlay: got 'none', allowed: one of gpu, kind, or a folder"),
+        (["--overlay", "none"], "overlay: got 'none', allowed: one of gpu, kind, large, or a folder"),
         (
             ["--overlay", "kind", "--component", "none"],
-            "allowed: one of gpu, keda, keys, monitoring, network-policies, tls, weights-over-grpc",
+            "allowed: one of gpu, jobset, keda, keys, monitoring, network-policies, tls, weights-over-grpc",
         ),
         (["--overlay", "gpu"], "allowed: an image with a registry: --registry"),
         (["--overlay", "kind", "--stage", "dpo"], "allowed: one of files, sft, reward-model, ppo"),
