@@ -216,6 +216,7 @@ def actor_critics(group: Group, folder: Path, numbers: list[int]) -> list[dict[s
                 "differences": [
                     name
                     for model in ("policy", "critic")
+                    if getattr(ours, model) is not None  # some estimators need no critic
                     for name in differences(getattr(ours, model), getattr(theirs, model))
                 ],
                 "adapter": ours.adapter == theirs.adapter,
