@@ -77,6 +77,7 @@ def test_figures_outlive_an_incomplete_line(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_every_section_measures_on_a_cpu(tmp_path: Path):
     code, found = check(tmp_path, "--seconds", "1500", "--scale-limits", "20")
     log = (tmp_path / "sections.log").read_text()
