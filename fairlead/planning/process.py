@@ -342,13 +342,12 @@ class MemoryPlanner:
         gpus = engine_gpus(section)
         if gpus <= 1:
             return dataclasses.replace(process, replicas=process.replicas * gpus)
-        heads = next((each for each in (size.heads, size.key_value_heads) if each % gpus), 0)
-        problem = f"{name}.tensor_parallel = {gpus} does not divide {heads} heads of the model"
+        heads = _undivided_heads(size, gpus)
         return dataclasses.replace(
             process,
             gpus=gpus,
             runtime=process.runtime + gpus * RUNTIME_BYTES["torch"],
-            problem=problem if heads else "",
+            problem=f"{name}.tensor_parallel = {gpus} does not divide the {heads}" if heads else "",
         )
 
     def _service(self, name: str, section: ModelServiceSection, size: ModelSize) -> ProcessMemory:
@@ -421,7 +420,8 @@ class MemoryPlanner:
         what = f"ranks.tensor_parallel = {tensor} does not divide the"
         if self._ranks % tensor:
             return f"{what} {self._ranks} ranks"
-        return f"{what} {size.heads} attention heads" if size.heads % tensor else ""
+        heads = _undivided_heads(size, tensor)
+        return f"{what} {heads}" if heads else ""
 
     @property
     def _ranks(self) -> int:
@@ -440,6 +440,12 @@ def _largest_batch(section: TrainingSection, sequences: int, longest: int) -> in
     fewer, or one sequence that exceeds the limit.
     """
     return max(min(section.max_micro_batch_tokens, sequences * longest), longest)
+
+
+def _undivided_heads(size: ModelSize, parts: int) -> str:
+    """Return which heads of a model cannot be divided among that many ranks; empty if all can be."""
+    named = {"attention heads": size.heads, "key-value heads": size.key_value_heads}
+    return next((f"{number} {name}" for name, number in named.items() if number % parts), "")
 
 
 def _without_unembedding(size: ModelSize) -> ModelSize:

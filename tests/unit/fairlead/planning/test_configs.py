@@ -107,3 +107,10 @@ def test_settings_that_place_a_model_are_counted(tmp_path: Path):
     state = trainer.weights + trainer.gradients + trainer.optimizer
     assert trainer.gpu_bytes == trainer.model_bytes - state + RUNTIME_BYTES["cuda"]
     assert trainer.on("cpu") == 5 * (trainer.runtime + max(state, trainer.loading))
+
+
+def test_trainer_that_cannot_divide_key_value_heads_is_named(tmp_path: Path):
+    settings = {"ranks.per_node": 16, "ranks.tensor_parallel": 16}
+    plan = planned("llama8b.toml", LLAMA_8B, tmp_path, gpus=19, gpu_gib=79, settings=settings)
+    trainer = plan.stage("ppo").processes[0]
+    assert trainer.problem == "ranks.tensor_parallel = 16 does not divide the 8 key-value heads"
