@@ -53,7 +53,8 @@ def ppo_plan(
         force: repeat a finished run from its start.
 
     Raises:
-        ConfigError: if the run needs several machines, or more GPUs than there are.
+        ConfigError: if the run needs several machines, or more GPUs than there are, or if its ranks cannot
+            divide layers as configured.
     """
     replicas = [
         (name, f"{name}-{index}")
@@ -85,7 +86,7 @@ def stage_plan(config: RunConfig, stage: str, *, config_file: Path, force: bool 
     """Return the only process of a stage without services, `sft` or `reward_model`, as a list.
 
     Raises:
-        ConfigError: if the run needs several machines.
+        ConfigError: if the run needs several machines, or its ranks cannot divide layers as configured.
     """
     return [
         ProcessSpec(
@@ -245,8 +246,12 @@ def _trainer(config: RunConfig, stage: str, file: Path, *, force: bool) -> tuple
     """Return the command of a stage: its module, or the launcher of its ranks."""
     if config.ranks.nodes > 1:
         raise ConfigError("ranks.nodes", got=config.ranks.nodes, allowed="1 for a run on one machine")
+    ranks = config.ranks
+    if ranks.per_node % ranks.tensor_parallel:
+        allowed = f"a number that divides ranks.per_node, {ranks.per_node}"
+        raise ConfigError("ranks.tensor_parallel", got=ranks.tensor_parallel, allowed=allowed)
     module = f"trainer.{stage}"
-    if config.ranks.per_node == 1:
+    if ranks.per_node == 1:
         return _module(module, file, force=force)
     program, option, _, *rest = _module(module, file, force=force)
     return (program, option, "trainer.distributed.launch", module, *rest)

@@ -136,7 +136,7 @@ class RunPlan:
         pods = [process.pod_bytes for process in stage.processes]
         needed = stage.on("cpu") if self.nodes == 1 else max(pods)
         if needed > self.machine.host_bytes:
-            largest = max(stage.processes, key=lambda process: process.on("cpu") // process.replicas)
+            largest = max(stage.processes, key=lambda process: process.pod_bytes)
             found.append(
                 f"{stage.stage} needs about {in_words(needed)} of main memory, most of it "
                 f"{largest.name} ({in_words(largest.on('cpu'))}), but only "
@@ -209,7 +209,7 @@ def plan_run(
     )
     if "policy" in (engines := planner.vllm()):
         notes.append(_cache_note(config, engines["policy"], lengths))
-    if config.ranks.nodes > 1:
+    if config.ranks.nodes > 1 and any(process.device == "cuda" for process in stages[-1].processes):
         notes.append(_gpus_note(stages[-1], config.ranks.nodes))
     return RunPlan(stages, _disk(config, sizes), machine, tuple(notes), config.ranks.nodes)
 

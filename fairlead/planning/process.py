@@ -411,15 +411,16 @@ class MemoryPlanner:
             activations=activations,
             loading=share + formulas.whole_tensors_bytes(size) if self._ranks > 1 else 0,
             runtime=RUNTIME_BYTES["torch"],
-            problem=self._undivided(size, tensor),
+            problem=self._undivided(size),
             is_offloaded=section.offload and self._ranks > 1 and device == "cuda",
         )
 
-    def _undivided(self, size: ModelSize, tensor: int) -> str:
+    def _undivided(self, size: ModelSize) -> str:
         """Return why the ranks cannot divide the layers of a model; empty if they can."""
+        tensor = self._config.ranks.tensor_parallel
         what = f"ranks.tensor_parallel = {tensor} does not divide the"
         if self._ranks % tensor:
-            return f"{what} {self._ranks} ranks"
+            return f"{what} number of ranks, {self._ranks}"
         heads = _undivided_heads(size, tensor)
         return f"{what} {heads}" if heads else ""
 

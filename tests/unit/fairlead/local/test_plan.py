@@ -291,6 +291,16 @@ def test_every_rank_has_a_gpu_and_the_services_share_the_others():
         gpus_of(local__gpus={"policy-1": "0"})
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_ranks_that_layers_cannot_be_divided_among_are_refused_before_the_start(ranks: int):
+    config = load(overrides={"ranks.per_node": ranks, "ranks.tensor_parallel": 2})
+    message = rf"ranks.tensor_parallel: got 2, allowed: .* divides ranks.per_node, {ranks}"
+    with pytest.raises(ConfigError, match=message):
+        ppo_plan(config, allocate(config), config_file=FILE, queue=VALKEY)
+    with pytest.raises(ConfigError, match=message):
+        stage_plan(config, "sft", config_file=FILE)
+
+
 def test_no_reference_service_if_the_trainer_computes_its_logprobs():
     config = load(overrides={"reference.engine": "trainer", "ppo.lora.rank": 8})
     specs = ppo_plan(config, allocate(config), config_file=FILE, queue=VALKEY, gpus=("0", "1"))

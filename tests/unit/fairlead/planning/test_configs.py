@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from fairlead.config import load
 from fairlead.planning.machine import Machine
 from fairlead.planning.plan import RunPlan, plan_run
@@ -93,6 +95,14 @@ def test_llama70b_does_not_fit_on_fewer_gpus(tmp_path: Path):
     )
     assert gpus.startswith("ppo needs about 136 GiB of memory of one GPU (reference ")
     assert ranks == "ppo has 8 ranks on each machine (ranks.per_node), but a machine has 4"
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_ranks_that_layers_cannot_be_divided_among_are_named(tmp_path: Path, ranks: int):
+    settings = {"ranks.per_node": ranks, "ranks.tensor_parallel": 2}
+    plan = planned("llama8b.toml", LLAMA_8B, tmp_path, gpus=8, gpu_gib=79, settings=settings)
+    problem = f"trainer: ranks.tensor_parallel = 2 does not divide the number of ranks, {ranks}"
+    assert problem in plan.warnings("ppo")
 
 
 def test_settings_that_place_a_model_are_counted(tmp_path: Path):
