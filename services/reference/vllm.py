@@ -60,7 +60,11 @@ class VllmModel:
             service="reference",
         )
         if temperature != 1:
-            self._engine.call_workers("divide_logits", temperature)
+            try:
+                self._engine.call_workers("divide_logits", temperature)
+            except BaseException:
+                self._engine.close()
+                raise
 
     @property
     def failure(self) -> Future[None]:

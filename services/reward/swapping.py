@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 
 from fairlead import metrics
 from fairlead.config.serving import RewardSection
-from fairlead.errors import InvalidInput, NotFound, NotOffered, Unavailable
+from fairlead.errors import InvalidInput, ModelLoadError, NotFound, NotOffered, RankLost, Unavailable
 from fairlead.types import RewardInfo, ScoreItem, Scores, ServedReward
 from services.reward.loaded import Load, LoadedModel
 from services.reward.scoring import ScoreCall
@@ -228,6 +228,10 @@ class SwappingScoring:
             except Stopped:
                 self.still_loading = True
                 raise Unavailable("the service is stopping") from None
+            except RankLost as error:
+                # For example, a GPU has no memory for its part of a second model next to the served one.
+                self._reward_metrics.load_failures.inc()
+                raise ModelLoadError(f"{path!r} cannot be loaded: {error}") from error
             except BaseException:
                 self._reward_metrics.load_failures.inc()
                 raise

@@ -96,12 +96,14 @@ class HeldVersion:
         Raises:
             CorruptWeights: if a file cannot be opened, or an adapter has several files.
         """
+        files = sorted(folder.glob("*.safetensors"))
+        if adapter is not None and len(files) != 1:
+            raise CorruptWeights(f"{folder} holds an adapter in {len(files)} files; vLLM reads one")
         self.path = Path(tempfile.mkdtemp(prefix="fairlead-weights-"))
         self._descriptors: list[int] = []
-        files = sorted(folder.glob("*.safetensors"))
         try:
             if adapter is not None:
-                self._write_adapter(adapter, folder, files)
+                self._write_adapter(adapter)
             for file in files:
                 self._link(file, adapters.WEIGHTS_FILE if adapter else file.name)
         except OSError as error:
@@ -120,8 +122,6 @@ class HeldVersion:
         self._descriptors.append(descriptor)
         (self.path / name).symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
 
-    def _write_adapter(self, adapter: Adapter, folder: Path, files: list[Path]) -> None:
-        if len(files) != 1:
-            raise CorruptWeights(f"{folder} holds an adapter in {len(files)} files; vLLM reads one")
+    def _write_adapter(self, adapter: Adapter) -> None:
         settings = json.dumps(dict(adapter.config))
         (self.path / adapters.CONFIG_FILE).write_text(settings, encoding="utf-8")
