@@ -8,7 +8,6 @@ Shapes: B running samples, P tokens of the longest prompt, U distinct prompts, V
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 
 from fairlead.nn.loading import vocabulary_size
 from fairlead.types import WeightVersion
+from services.policy.last_logits import LastLogits
 from services.policy.sample_state import SampleState
 from services.policy.sampler import SamplingPlan, draw, uniforms
 from services.policy.slot_cache import SlotCache
@@ -46,15 +46,12 @@ class Decoder:
     keeps_addresses = False
 
     def __init__(self, model: PreTrainedModel, *, slots: int) -> None:
-        self._model = model
         self._device = model.device
         self._cache = SlotCache(slots)
         self._batch: _Batch | None = None
         self._columns = torch.arange(0, device=self._device)
         self._vocabulary_size = vocabulary_size(model)
-        # Most models can skip the logits of all positions but the last.
-        keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if keeps else {}
+        self._last_logits = LastLogits(model)
         self.slots = slots
         self.running: list[SampleState] = []
         """Running samples in the order of their rows."""
@@ -89,10 +86,11 @@ class Decoder:
         head, left = self._cache.head, batch.left
         padded = any(sample.start != left for sample in self.running)
         self._cache.open_step(rows=len(self.running), left=left)
-        logits_BV = self._forward(
+        logits_BV = self._last_logits(
+            self._cache,
             batch.tokens_B.unsqueeze(1),
-            (self._columns_to(head + 1)[left:] >= batch.starts_B1).long() if padded else None,
-            head - batch.starts_B1,
+            mask_BL=(self._columns_to(head + 1)[left:] >= batch.starts_B1).long() if padded else None,
+            positions_BT=head - batch.starts_B1,
         )
         batch.positions_B += np.uint64(1)
         batch.tokens_B = self._draw(
@@ -144,8 +142,11 @@ class Decoder:
             device=self._device,
         )
         positions_UP = self._columns_to(longest) - torch.tensor(padding, device=self._device).unsqueeze(1)
-        logits_UV = self._forward(
-            tokens_UP, (positions_UP >= 0).long() if any(padding) else None, positions_UP.clamp(min=0)
+        logits_UV = self._last_logits(
+            self._cache,
+            tokens_UP,
+            mask_BL=(positions_UP >= 0).long() if any(padding) else None,
+            positions_BT=positions_UP.clamp(min=0),
         )
         self._spread_rows(first, group, [row_of[sample.prompt] for sample in group])
         for sample in group:
@@ -161,18 +162,6 @@ class Decoder:
         for index in reversed(range(len(group))):
             if prompt_rows[index] != index:
                 self._cache.copy_rows([first + prompt_rows[index]], [first + index], left=left)
-
-    def _forward(self, tokens_BT: Tensor, mask_BL: Tensor | None, positions_BT: Tensor) -> Tensor:
-        outputs = self._model(
-            input_ids=tokens_BT,
-            attention_mask=mask_BL,
-            position_ids=positions_BT,
-            past_key_values=self._cache,
-            use_cache=True,
-            **self._last_only,
-        )
-        logits_BV: Tensor = outputs.logits[:, -1]
-        return logits_BV
 
     def _draw(
         self,

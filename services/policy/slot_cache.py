@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+
+from services.policy.block_layer import BlockLayer
 
 _FIRST_COLUMNS = 64
 
@@ -35,31 +36,12 @@ class Window:
     """First column written."""
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class SlotLayer(BlockLayer):  # type: ignore[no-untyped-call]
     """The block of one layer: keys and values [S, H, C, D]."""
 
-    is_sliding = False
-
     def __init__(self, cache: SlotCache) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(cache)
         self._cache = cache
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate the block with zeros, because masked columns are still multiplied by 0."""
-
-        def block(states: Tensor) -> Tensor:
-            _, heads, _, size = states.shape
-            return states.new_zeros(self._cache.slots, heads, self._cache.columns, size)
-
-        self.keys, self.values = block(key_states), block(value_states)
-        self.is_initialized = True
-
-    @property
-    def blocks(self) -> tuple[Tensor, Tensor]:
-        """The keys and the values of the layer."""
-        assert self.keys is not None
-        assert self.values is not None
-        return self.keys, self.values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
@@ -73,18 +55,6 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         keys[:, :, window.write : end] = key_states
         values[:, :, window.write : end] = value_states
         return keys[:, :, window.left : end], values[:, :, window.left : end]
-
-    def get_seq_length(self) -> int:
-        """Return the number of columns before those written."""
-        return self._cache.window.write - self._cache.window.left
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the number of columns attended to and their offset."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        """Return -1 for no limit, because the block grows."""
-        return -1
 
 
 class SlotCache(Cache):

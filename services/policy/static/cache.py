@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+
+from services.policy.block_layer import BlockLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +45,12 @@ class StepPlace:
     """Columns attended to, before a mask hides those after the position."""
 
 
-class StaticLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class StaticLayer(BlockLayer):  # type: ignore[no-untyped-call]
     """The block of one layer: keys and values [S, H, C, D]."""
 
-    is_sliding = False
-
     def __init__(self, cache: StaticCache) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(cache)
         self._cache = cache
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate the block with zeros, because masked columns are still multiplied by 0."""
-
-        def block(states: Tensor) -> Tensor:
-            _, heads, _, size = states.shape
-            return states.new_zeros(self._cache.slots, heads, self._cache.columns, size)
-
-        self.keys, self.values = block(key_states), block(value_states)
-        self.is_initialized = True
-
-    @property
-    def blocks(self) -> tuple[Tensor, Tensor]:
-        """The keys and the values of the layer."""
-        assert self.keys is not None
-        assert self.values is not None
-        return self.keys, self.values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
@@ -97,18 +79,6 @@ class StaticLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             larger[:, :, :old] = block
             grown.append(larger)
         self.keys, self.values = grown
-
-    def get_seq_length(self) -> int:
-        """Return the number of columns before those written."""
-        return self._cache.get_seq_length()
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the number of columns attended to and their offset."""
-        return self._cache.get_seq_length() + query_length, 0
-
-    def get_max_length(self) -> int:
-        """Return -1 for no limit: the decoder grows the block before a pass."""
-        return -1
 
 
 class StaticCache(Cache):

@@ -10,7 +10,6 @@ V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 from fairlead.nn.loading import vocabulary_size
 from fairlead.types import WeightVersion
 from services.policy.decoder import prefill_groups
+from services.policy.last_logits import LastLogits
 from services.policy.sample_state import SampleState
 from services.policy.static import attention
 from services.policy.static.cache import PrefillPlace, StaticCache, StepPlace, left_padding_removed
@@ -62,13 +62,12 @@ class StaticDecoder:
             longest: tokens of the longest sequence.
             recorder: returns what records steps; None: as CUDA graphs on a GPU, not at all on a CPU.
         """
-        self._model = model
+        self._config = model.config
         self._device = model.device
         self._longest = longest
         self._recorder = recorder or (CudaRecorder if self._device.type == "cuda" else None)
         self._vocabulary_size = vocabulary_size(model)
-        keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if keeps else {}
+        self._last_logits = LastLogits(model)
         self._started: list[_Started] = []
         self.slots = slots
         self.running: list[SampleState] = []
@@ -153,8 +152,11 @@ class StaticDecoder:
         self._cache.place = PrefillPlace(self._numbers_S[rows], prompts_N, columns_UP if padded else None)
         starts_U1 = self._on_device(torch.tensor([[longest - length] for length in lengths]))
         positions_UP = torch.arange(longest, device=self._device) - starts_U1
-        logits_UV = self._forward(
-            tokens_UP, positions_UP.clamp(min=0), mask_UP=(positions_UP >= 0).long() if padded else None
+        logits_UV = self._last_logits(
+            self._cache,
+            tokens_UP,
+            mask_BL=(positions_UP >= 0).long() if padded else None,
+            positions_BT=positions_UP.clamp(min=0),
         )
         self._rows.draw(logits_UV[prompts_N], rows, is_cut=cuts(group), last_position=self._last_position)
         self.running.extend(group)
@@ -179,21 +181,11 @@ class StaticDecoder:
         positions_R = self._rows.positions_S[rows].clone()
         place = StepPlace(self._numbers_S[rows], positions_R, shape.columns)
         self._cache.place = place
-        with attention.over(place, self._model.config):
-            logits_RV = self._forward(self._rows.tokens_S[rows, None], positions_R[:, None], mask_UP=None)
+        with attention.over(place, self._config):
+            logits_RV = self._last_logits(
+                self._cache, self._rows.tokens_S[rows, None], mask_BL=None, positions_BT=positions_R[:, None]
+            )
         self._rows.draw(logits_RV, rows, is_cut=shape.is_cut, last_position=self._last_position)
-
-    def _forward(self, tokens_BT: Tensor, positions_BT: Tensor, *, mask_UP: Tensor | None) -> Tensor:
-        outputs = self._model(
-            input_ids=tokens_BT,
-            attention_mask=mask_UP,
-            position_ids=positions_BT,
-            past_key_values=self._cache,
-            use_cache=True,
-            **self._last_only,
-        )
-        logits_BV: Tensor = outputs.logits[:, -1]
-        return logits_BV
 
     def _read(self, samples: Sequence[SampleState], rows: slice, version: WeightVersion) -> None:
         """Start to copy the newest tokens of some rows to main memory."""
