@@ -8,9 +8,6 @@ a rank.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +16,10 @@ from typing import Any
 from transformers import LlamaConfig
 
 from benchmarks import tiny_models
+from benchmarks.rank_processes import result_of_first
 from benchmarks.result import Result, Settings
 from fairlead.config import RunConfig
 from fairlead.config.saving import as_toml
-from fairlead.errors import FairleadError
-from fairlead.local.addresses import Ports
 from fairlead.planning.plan import plan_run
 
 RANKS = 2
@@ -121,22 +117,5 @@ def _planned(config: RunConfig, stage: str) -> int:
 def _measured(config: RunConfig, stage: str, file: Path) -> list[int]:
     """Run the ranks of a stage; return the highest resident memory of each, in bytes."""
     file.write_text(as_toml(config))
-    port = Ports().free("ranks")
-    processes = []
-    for rank in range(RANKS):
-        place = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": rank, "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in place.items()}
-        environment["MASTER_ADDR"] = "127.0.0.1"
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.rank_memory.rank", stage, str(file)],
-                env=environment,
-                text=True,
-                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            )
-        )
-    output, _ = processes[0].communicate()
-    if any(process.wait() for process in processes):
-        raise FairleadError("a rank of the benchmark ended with an error")
-    found: list[int] = json.loads(output.splitlines()[-1])
+    found: list[int] = result_of_first("benchmarks.rank_memory.rank", stage, str(file), size=RANKS)
     return found

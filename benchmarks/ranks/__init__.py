@@ -9,16 +9,11 @@ for a copy; that is compared with writing it.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.rank_processes import result_of_first
 from benchmarks.result import Result, Settings
-from fairlead.errors import FairleadError
-from fairlead.local.addresses import Ports
 
 _FULL = "full gather, rank 0 writes"
 _SYNCHRONOUS = "written before the next update"
@@ -56,29 +51,7 @@ def run(settings: Settings) -> dict[str, Result]:
 
 def _measured(program: str, size: int, folder: Path, settings: Settings) -> dict[str, dict[str, float]]:
     """Start the ranks; return what rank 0 prints."""
-    port = Ports().free("ranks")
-    command = [
-        sys.executable,
-        "-m",
-        f"benchmarks.ranks.{program}",
-        str(folder),
-        "quick" if settings.quick else "",
-    ]
-    processes = []
-    for rank in range(size):
-        place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in place.items()}
-        environment["MASTER_ADDR"] = "127.0.0.1"
-        processes.append(
-            subprocess.Popen(
-                command,
-                env=environment,
-                text=True,
-                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-            )
-        )
-    output, _ = processes[0].communicate()
-    if any(process.wait() for process in processes):
-        raise FairleadError("a rank of the benchmark ended with an error")
-    found: dict[str, dict[str, float]] = json.loads(output.splitlines()[-1])
+    found: dict[str, dict[str, float]] = result_of_first(
+        f"benchmarks.ranks.{program}", str(folder), "quick" if settings.quick else "", size=size
+    )
     return found
