@@ -17,12 +17,11 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
+from fairlead.nn import own_attention
 from services.policy.static.cache import StepPlace
 
 NAME = "fairlead_static"
 """Name under which the attention is registered with transformers."""
-_UNKNOWN = ("softcap", "s_aux", "position_bias", "sinks", "indexer")
-"""Arguments of attention variants that are not supported."""
 
 
 class Masks:
@@ -62,13 +61,12 @@ _CURRENT = _Current()
 @contextmanager
 def over(place: StepPlace, config: PreTrainedConfig) -> Iterator[None]:
     """Let a model use this attention within the block."""
-    before, config._attn_implementation = config._attn_implementation, NAME
     _CURRENT.masks = Masks(place)
     try:
-        yield
+        with own_attention.used(NAME, config):
+            yield
     finally:
         _CURRENT.masks = None
-        config._attn_implementation = before
 
 
 def _attention(
@@ -101,9 +99,7 @@ def _attention(
     masks = _CURRENT.masks
     if masks is None or query.shape[2] != 1:
         raise NotImplementedError("attention of a step outside of one")
-    odd = [name for name in _UNKNOWN if others.get(name) is not None]
-    if odd:
-        raise NotImplementedError(f"attention with {', '.join(odd)}")
+    own_attention.refuse_variants(others)
     rows, heads, _, size = query.shape
     groups = key.shape[1]
     # The heads that share keys are like several tokens of one head, so that keys need not be repeated.

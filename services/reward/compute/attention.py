@@ -16,12 +16,11 @@ from typing import Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from fairlead.nn import own_attention
 from fairlead.nn.reward_model import RewardModel
 
 NAME = "fairlead_unpadded"
 """Name under which the attention is registered with transformers."""
-_UNKNOWN = ("softcap", "s_aux", "position_bias", "sinks", "indexer")
-"""Arguments of attention variants that are not supported."""
 
 
 class Work(Protocol):
@@ -60,14 +59,12 @@ _CURRENT = _Current()
 @contextmanager
 def computing(work: Work, model: RewardModel) -> Iterator[None]:
     """Let a model use this attention within the block."""
-    config = model.body.config
-    before, config._attn_implementation = config._attn_implementation, NAME
     _CURRENT.work = work
     try:
-        yield
+        with own_attention.used(NAME, model.body.config):
+            yield
     finally:
         _CURRENT.work = None
-        config._attn_implementation = before
 
 
 def _attention(
@@ -87,9 +84,7 @@ def _attention(
         raise NotImplementedError("attention without padding outside of a batch")
     if sliding_window is not None and sliding_window < work.longest:
         raise NotImplementedError(f"a sliding window of {sliding_window} tokens")
-    odd = [name for name in _UNKNOWN if others.get(name) is not None]
-    if odd:
-        raise NotImplementedError(f"attention with {', '.join(odd)}")
+    own_attention.refuse_variants(others)
     layer = module.layer_idx
     assert isinstance(layer, int)
     return work.attend(layer, query, key, value, scaling), None
