@@ -55,6 +55,7 @@ def _rollouts(config: RunConfig) -> RolloutBatch:
     return RolloutBatch(
         task_ids=tuple(range(count)),
         sequences=tuple(sequences),
+        groups_B=torch.arange(count),
         behaviour_N=logprobs_N,
         reference_N=logprobs_N.clone(),
         scores_B=torch.randn(count, generator=draws),

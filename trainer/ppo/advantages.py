@@ -27,6 +27,10 @@ class RewardedTokens:
     """Reward of every response token: −β·KL, plus the shaped score on the last one; 0 where masked."""
     mask_BT: Tensor
     """True at response tokens, which come first in each row."""
+    scores_B: Tensor
+    """Shaped score of each answer, without the KL penalty."""
+    groups_B: Tensor
+    """The group of each answer, ascending from 0."""
     values_BT: Tensor | None = None
     """Value of the critic at the position that predicts each token; None without a critic."""
 

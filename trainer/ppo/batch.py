@@ -26,6 +26,8 @@ class RolloutBatch:
     """Task of each rollout, in ascending order."""
     sequences: tuple[TokenSequence, ...]
     """Prompt and response of each rollout."""
+    groups_B: Tensor
+    """The group of each rollout, ascending from 0: rollouts that answer the same task are in one group."""
     behaviour_N: Tensor
     """log π_behaviour of each response token, as recorded when it was sampled."""
     reference_N: Tensor
@@ -103,6 +105,7 @@ def from_outcomes(
             )
             for outcome, rollout in found
         ),
+        groups_B=torch.arange(len(found), device=device),
         behaviour_N=torch.tensor(behaviour, dtype=torch.float32, device=device),
         reference_N=torch.tensor(reference, dtype=torch.float32, device=device),
         scores_B=torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float32, device=device),

@@ -252,7 +252,16 @@ def _path(payload: bytes) -> Path:
     return Path(json.loads(payload)["folder"])
 
 
-_TENSORS = ("behaviour_N", "reference_N", "scores_B", "cut_off_B", "stale_B", "lengths_B", "mask_BT")
+_TENSORS = (
+    "groups_B",
+    "behaviour_N",
+    "reference_N",
+    "scores_B",
+    "cut_off_B",
+    "stale_B",
+    "lengths_B",
+    "mask_BT",
+)
 
 
 def encode(rollouts: RolloutBatch, *, update: int) -> bytes:

@@ -106,9 +106,10 @@ def prepare(
     proximal_N = _proximal(models, batch, section, temperature=temperature)
     old_values_N = _old_values(models, batch, section)
     penalty_N = objective.penalty_kl(proximal_N, batch.reference_N, estimator=section.kl_estimator)
+    scores_B = objective.shaped_scores(batch.scores_B, batch.cut_off_B, section, scale or ScoreScale())
     rewards_BT = objective.penalised_rewards(
         batch.rectangle(penalty_N),
-        objective.shaped_scores(batch.scores_B, batch.cut_off_B, section, scale or ScoreScale()),
+        scores_B,
         batch.lengths_B,
         coefficient=section.kl_coefficient if kl_coefficient is None else kl_coefficient,
     )
@@ -116,7 +117,8 @@ def prepare(
     if section.whiten_rewards:
         learned_BT = batch.rectangle(objective.whiten(rewards_BT[batch.mask_BT], shift_mean=False))
     values_BT = None if old_values_N is None else batch.rectangle(old_values_N)
-    estimate = ESTIMATORS[section.estimator](RewardedTokens(learned_BT, batch.mask_BT, values_BT), section)
+    rewarded = RewardedTokens(learned_BT, batch.mask_BT, scores_B, batch.groups_B, values_BT)
+    estimate = ESTIMATORS[section.estimator](rewarded, section)
     values = None
     if old_values_N is not None and estimate.returns_N is not None:
         width = section.value_clip_range * float(estimate.returns_N.std(unbiased=False))

@@ -44,7 +44,8 @@ def test_reinforce_plus_plus_is_the_whitened_sum_of_the_rewards_to_come(gamma):
     mask_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     section = PpoSection(estimator="reinforce++", gae_gamma=gamma)
     found = ESTIMATORS["reinforce++"](
-        RewardedTokens(torch.tensor(rewards, dtype=torch.float64), mask_BT), section
+        RewardedTokens(torch.tensor(rewards, dtype=torch.float64), mask_BT, torch.zeros(4), torch.arange(4)),
+        section,
     )
     expected = []
     for row, length in enumerate(lengths):
@@ -100,7 +101,10 @@ def test_gae_with_a_critic_of_zeros_and_lambda_one_has_the_same_advantages():
     mask_BT = torch.arange(6) < torch.tensor([6, 2, 4])[:, None]
     with_critic, without = (
         ESTIMATORS[name](
-            RewardedTokens(rewards_BT, mask_BT, torch.zeros_like(rewards_BT)), PpoSection(gae_lambda=1.0)
+            RewardedTokens(
+                rewards_BT, mask_BT, torch.zeros(3), torch.arange(3), torch.zeros_like(rewards_BT)
+            ),
+            PpoSection(gae_lambda=1.0),
         )
         for name in ("gae", "reinforce++")
     )

@@ -31,6 +31,7 @@ def batch(responses: list[tuple[int, ...]], scores: list[float], cut_off: list[b
     return RolloutBatch(
         task_ids=tuple(range(len(responses))),
         sequences=tuple(TokenSequence((*PROMPT, *response), len(PROMPT)) for response in responses),
+        groups_B=torch.arange(len(responses)),
         behaviour_N=torch.zeros(count),
         reference_N=torch.zeros(count),
         scores_B=torch.tensor(scores),
