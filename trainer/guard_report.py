@@ -5,7 +5,7 @@ Reads the record of a run; does not know how a signal is measured.
 
 from __future__ import annotations
 
-from fairlead.config.training import GuardSection
+from fairlead.config.guard import GuardSection
 from trainer.page import PageSection, Table
 from trainer.run_record import RunRecord
 

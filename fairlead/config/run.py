@@ -27,6 +27,7 @@ from pydantic_settings import (
 from fairlead.config import determinism, retired
 from fairlead.config.base import ServerSection, TlsSection
 from fairlead.config.folder import RunFolder
+from fairlead.config.guard import GuardSection
 from fairlead.config.infrastructure import (
     KeysSection,
     LocalSection,
@@ -46,7 +47,6 @@ from fairlead.config.training import (
     CheckpointSection,
     DataSection,
     EvaluationSection,
-    GuardSection,
     ModelSection,
     PpoSection,
     RewardModelSection,

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.config.training import GuardSection
+from fairlead.config.guard import GuardSection
 from fairlead.errors import CorruptCheckpoint
 from fairlead.metrics import TrainerMetrics
 from trainer.ppo import signals

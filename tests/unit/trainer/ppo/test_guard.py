@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from scipy.stats import spearmanr
 
 from fairlead.config import load
-from fairlead.config.training import GuardSection
+from fairlead.config.guard import GuardSection
 from fairlead.errors import CorruptCheckpoint
 from fairlead.metrics import TrainerMetrics
 from trainer import durable
