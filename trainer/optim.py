@@ -12,7 +12,8 @@ from torch.optim import AdamW
 from fairlead.config.training import LearningRateSchedule, PpoSection, RewardModelSection, SftSection
 
 ADAM_EPSILON = 1e-5
-"""For PPO (The N Implementation Details of RLHF with PPO); 1e-8 takes huge steps at tiny gradients."""
+"""In every stage, as in OpenAI's code (The N Implementation Details of RLHF with PPO); 1e-8 takes huge steps
+at tiny gradients."""
 
 
 def learning_rate_factor(step: int, *, total: int, warmup: int, schedule: LearningRateSchedule) -> float:
@@ -38,9 +39,12 @@ def set_scheduled_rate(
     set_learning_rate(optimizer, section.learning_rate * factor)
 
 
-def ppo_learning_rate_factor(update: int, section: PpoSection) -> float:
-    """Return the learning-rate factor of an update, from 0."""
-    total, warmup = section.num_schedule_updates, section.warmup_updates
+def ppo_learning_rate_factor(update: int, section: PpoSection, *, first: int = 0) -> float:
+    """Return the learning-rate factor of an update, from 0, of a model that is trained from `first` on."""
+    if update < first:
+        return 0.0
+    update -= first
+    total, warmup = section.num_schedule_updates - first, section.warmup_updates
     if section.learning_rate_schedule == "linear" and not warmup:
         # Rounds otherwise than `learning_rate_factor`, and runs must stay equal bit for bit.
         return max(0.0, 1 - update / total)
@@ -52,9 +56,7 @@ def learning(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in nn.Module.parameters(model) if parameter.requires_grad]
 
 
-def adamw(
-    parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float, epsilon: float = 1e-8
-) -> AdamW:
+def adamw(parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float) -> AdamW:
     """Return AdamW without weight decay for vectors (norms and biases)."""
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
@@ -65,7 +67,9 @@ def adamw(
         {"params": vectors, "weight_decay": 0.0},
     ]
     # Fused: one kernel for all tensors; with small models a loop over them takes a tenth of the step.
-    return AdamW([group for group in groups if group["params"]], lr=learning_rate, eps=epsilon, fused=True)
+    return AdamW(
+        [group for group in groups if group["params"]], lr=learning_rate, eps=ADAM_EPSILON, fused=True
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

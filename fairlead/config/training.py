@@ -295,10 +295,14 @@ class PpoSection(TrainingSection):
     """Updates during which the learning rates rise linearly."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Maximum norm of the gradient; larger gradients are clipped."""
-    critic_init: Literal["policy", "reward_model"] = "policy"
-    """Initial weights of the critic: `policy` takes the body of the policy and a head of zeros;
-    `reward_model` takes body and head of the reward model at `reward.path` (InstructGPT), whose tokenizer
-    must be that of the policy."""
+    critic_init: Literal["auto", "policy", "reward_model"] = "auto"
+    """Initial weights of the critic: `reward_model` takes body and head of the reward model at `reward.path`
+    (InstructGPT), whose tokenizer must be that of the policy; `policy` takes the body of the policy and a
+    head of zeros. `auto` is `reward_model` if that has the tokenizer, the architecture and the size of the
+    policy and `lora.rank` is 0, else `policy`; the log says which."""
+    critic_warmup_updates: int = Field(default=0, ge=0, le=10_000_000)
+    """Updates at the start that train only the critic, while the policy stays as it is. The schedule of the
+    policy's learning rate begins after them. They count as `updates`."""
     kl_coefficient: float = Field(default=0.05, ge=0)
     """Coefficient β of the penalty −β·(log π − log π_ref) for each token; the initial value if it is
     adaptive."""
@@ -372,6 +376,22 @@ class PpoSection(TrainingSection):
         if self.warmup_updates >= self.num_schedule_updates:
             raise ValueError(
                 f"warmup_updates {self.warmup_updates} leaves nothing of {self.num_schedule_updates} updates"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_critic_warmup(self) -> Self:
+        if not self.critic_warmup_updates:
+            return self
+        if not self.has_critic:
+            raise ValueError(
+                f"critic_warmup_updates {self.critic_warmup_updates} trains a critic, which estimator "
+                f"{self.estimator!r} does not have"
+            )
+        if self.critic_warmup_updates + self.warmup_updates >= self.updates:
+            raise ValueError(
+                f"critic_warmup_updates {self.critic_warmup_updates} and warmup_updates "
+                f"{self.warmup_updates} leave nothing of {self.updates} updates for the policy"
             )
         return self
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.config.training import ScratchModel
+from fairlead.config.training import PpoSection, ScratchModel
 from fairlead.errors import ModelLoadError, install_command, pickle_refused
 from fairlead.nn.gguf import gguf_file
 from fairlead.planning.gguf_size import read_gguf
@@ -66,6 +66,22 @@ class ModelSize:
     def body(self) -> int:
         """Parameters without those of an untied output layer."""
         return self.parameters - self.unembedding
+
+
+def critic_size(section: PpoSection, sizes: Mapping[str, ModelSize]) -> ModelSize:
+    """Return the size of the model that PPO's critic starts from.
+
+    With `critic_init = "auto"`, models of the same sizes count as those of one tokenizer and architecture.
+
+    Args:
+        section: the recipe.
+        sizes: of `policy` and `reward`.
+    """
+    policy, reward = sizes["policy"], sizes["reward"]
+    ours, theirs = ((size.vocabulary, size.hidden, size.layers) for size in (policy, reward))
+    if section.critic_init == "auto":
+        return reward if ours == theirs and not section.lora.rank else policy
+    return reward if section.critic_init == "reward_model" else policy
 
 
 def scratch_size(scratch: ScratchModel) -> ModelSize:

@@ -13,7 +13,7 @@ from fairlead.errors import ConfigError, DataError, ModelLoadError
 from fairlead.planning.formulas import DTYPE_BYTES, adapter_parameters, in_words
 from fairlead.planning.gpus import TRAINER, assign
 from fairlead.planning.machine import Machine, free_disk_bytes, this_machine
-from fairlead.planning.model_size import ModelSize, model_size, scratch_size
+from fairlead.planning.model_size import ModelSize, critic_size, model_size, scratch_size
 from fairlead.planning.process import Lengths, MemoryPlanner, ProcessMemory, head_bytes
 from fairlead.planning.vllm_memory import VllmMemory
 
@@ -291,7 +291,7 @@ def _disk(config: RunConfig, sizes: Mapping[str, ModelSize]) -> DiskPlan:
     """
     policy = sizes["policy"]
     lora = config.ppo.lora
-    critic = sizes["reward"] if config.ppo.critic_init == "reward_model" else policy
+    critic = critic_size(config.ppo, sizes)
     if lora.rank:
         trained, of_critic = adapter_parameters(policy, lora), adapter_parameters(critic, lora)
         published = adapter_parameters(policy, lora)

@@ -13,7 +13,7 @@ from fairlead.config.training import LoraSection, TrainingSection
 from fairlead.planning import formulas, vllm_memory
 from fairlead.planning.gpus import engine_gpus
 from fairlead.planning.machine import Machine
-from fairlead.planning.model_size import ModelSize
+from fairlead.planning.model_size import ModelSize, critic_size
 from fairlead.planning.vllm_memory import VllmMemory, VllmModel
 
 RUNTIME_BYTES = {"light": 64 << 20, "torch": 420 << 20, "cuda": 500 << 20}
@@ -201,12 +201,12 @@ class MemoryPlanner:
         actor = self._trained("trainer", size, section, tokens=tokens, longest=longest, lora=section.lora)
         if not section.has_critic:
             return actor
-        start = self._sizes["reward"] if section.critic_init == "reward_model" else size
+        start = critic_size(section, self._sizes)
         critic = self._trained(
             "critic", start, section, tokens=tokens, longest=longest, lora=section.lora, head=True
         )
         # The frozen body exists once: the adapters of policy and critic share it.
-        shared = section.lora.rank > 0 and section.critic_init == "policy"
+        shared = section.lora.rank > 0 and section.critic_init != "reward_model"
         base = start.body * formulas.DTYPE_BYTES[section.dtype] if shared else 0
         weights = actor.weights + critic.weights - base // self._ranks
         return dataclasses.replace(

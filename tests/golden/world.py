@@ -38,6 +38,7 @@ def configured(runs: Path, model: Path, url: str) -> RunConfig:
             "ppo.mini_batch_size": BATCH,
             "ppo.max_staleness": 1,
             "ppo.device": "cpu",
+            "ppo.critic_init": "policy",
             "sampling.max_new_tokens": 4,
             "checkpoint.every_updates": 2,
             "queue.redis_url": url,

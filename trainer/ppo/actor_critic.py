@@ -185,25 +185,28 @@ class ActorCritic:
 
     def set_learning_rates(self, update: int) -> float:
         """Apply the learning-rate schedule of an update; return the policy's rate."""
-        factor = optim.ppo_learning_rate_factor(update, self._section)
         for one in self._trained:
+            first = self._section.critic_warmup_updates if one.name == "policy" else 0
+            factor = optim.ppo_learning_rate_factor(update, self._section, first=first)
             optim.set_learning_rate(one.optimizer, one.learning_rate * factor)
-        return self._section.learning_rate * factor
+        return float(self._trained[0].optimizer.param_groups[0]["lr"])
 
-    def step(self, losses: Mapping[str, float], *, where: str) -> dict[str, float]:
-        """Step every optimizer; return the gradient norms before clipping and the number of skipped steps.
+    def step(self, losses: Mapping[str, float], *, where: str, with_policy: bool = True) -> dict[str, float]:
+        """Step the optimizers; return the gradient norms before clipping and the number of skipped steps.
 
         A model whose loss or gradient is not finite stays unchanged.
 
         Args:
             losses: figures of the step; read are `policy_loss`, `ptx_loss`, and `value_loss` with a critic.
             where: the step, for messages.
+            with_policy: False while only the critic is trained.
 
         Raises:
             NotFinite: if too many steps in a row were skipped.
         """
         loss_of = {"policy": losses["policy_loss"], "critic": losses.get("value_loss", 0.0)}
         ptx_loss = losses.get("ptx_loss", 0.0)
+        stepped = [one for one in self._trained if with_policy or one.name != "policy"]
         norms = {
             one.name: optim.clipped_step(
                 one.optimizer,
@@ -211,10 +214,10 @@ class ActorCritic:
                 max_norm=self._section.max_gradient_norm,
                 loss=loss_of[one.name] + (ptx_loss if one.name == "policy" else 0.0),
             )
-            for one in self._trained
+            for one in stepped
         }
         # The critic first: the policy learns from its values.
-        names = [one.name for one in reversed(self._trained)]
+        names = [one.name for one in reversed(stepped)]
         numbers = {
             **{f"the loss of the {name}": loss_of[name] for name in names},
             "the loss on demonstrations": ptx_loss,
@@ -307,6 +310,11 @@ def load(
         if critic_path:
             _check_tokenizers(critic_path, path)
             reward = _initial_reward_model(critic_path, exact, reader)
+            if reward.is_encoder:
+                raise ModelLoadError(
+                    f"ppo.critic_init = 'reward_model', but the reward model {critic_path!r} is an encoder, "
+                    "which reads no value before the end of an answer. Use critic_init = 'policy'"
+                )
         critic = _fresh_critic(policy, exact) if reward is None else Critic(reward.body, reward.head)
     bodies = [policy] if critic is None else [policy, critic.body]
     adapter = None
@@ -382,10 +390,5 @@ def with_tensors(policy: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreT
 
 
 def _trained(name: str, model: nn.Module, learning_rate: float, rate_key: str) -> _Trained:
-    adam = optim.adamw(
-        optim.learning(model),
-        learning_rate=learning_rate,
-        weight_decay=0.0,
-        epsilon=optim.ADAM_EPSILON,
-    )
+    adam = optim.adamw(optim.learning(model), learning_rate=learning_rate, weight_decay=0.0)
     return _Trained(name, model, adam, learning_rate, rate_key)

@@ -22,7 +22,7 @@ from fairlead.nn import adapters
 from fairlead.nn.loading import load_tokenizer, max_sequence_tokens
 from trainer.demonstrations import DemonstrationStream, encode
 from trainer.distributed.group import Group
-from trainer.ppo import actor_critic, objective, step
+from trainer.ppo import actor_critic, critic_start, objective, step
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.score_scale import ScoreScale
@@ -54,11 +54,13 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, group: Group 
         ConfigError, DataError: for invalid demonstrations.
     """
     section = config.ppo.model_copy(update={"proximal_logprobs": _proximal_logprobs(config)})
-    reward_model = config.reward.path or str(config.folder.reward_model)
+    start = critic_start.choose(config)
+    if group is None or group.is_first:
+        critic_start.log(config, start)
     models = actor_critic.load(
         actor_critic.initial_path(config),
         section,
-        critic_path=reward_model if section.critic_init == "reward_model" else None,
+        critic_path=start.reward_model,
         seed=config.seed,
         group=group,
     )
@@ -171,7 +173,8 @@ class Learner:
             demonstrations=self._stream,
         )
         self.models.check_weights()
-        if section.kl_control == "adaptive" and math.isfinite(figures["kl"]):
+        is_moving = update >= section.critic_warmup_updates
+        if section.kl_control == "adaptive" and is_moving and math.isfinite(figures["kl"]):
             self.kl_coefficient = objective.adapted_coefficient(
                 self.kl_coefficient,
                 divergence=figures["kl"],

@@ -251,6 +251,7 @@ def optimise(
         NotFinite: if too many steps in a row were skipped.
     """
     learning_rate = models.set_learning_rates(update)
+    with_policy = update >= section.critic_warmup_updates
     sums: defaultdict[str, float] = defaultdict(float)
     first: dict[str, float] = {}
     count = len(prepared.batch.sequences)
@@ -258,12 +259,14 @@ def optimise(
         order = permutation(count, seed, "mini_batches", update, epoch)
         for start in range(0, count, section.mini_batch_size):
             members = order[start : start + section.mini_batch_size]
-            figures = accumulate_gradients(models, prepared, members, section, temperature=temperature)
-            if demonstrations is not None:
+            figures = accumulate_gradients(
+                models, prepared, members, section, temperature=temperature, with_policy=with_policy
+            )
+            if demonstrations is not None and with_policy:
                 drawn = demonstrations.take(section.ptx_batch_size)
                 figures["ptx_loss"] = accumulate_ptx_gradients(models, drawn, section)
             first = first or figures
-            figures |= models.step(figures, where=f"update {update + 1}")
+            figures |= models.step(figures, where=f"update {update + 1}", with_policy=with_policy)
             figures["steps"] = 1.0
             for name, value in figures.items():
                 sums[name] += value
@@ -283,10 +286,12 @@ def accumulate_gradients(
     section: PpoSection,
     *,
     temperature: float,
+    with_policy: bool = True,
 ) -> dict[str, float]:
     """Add the gradients of one mini-batch, micro-batch by micro-batch; return its figures per token.
 
-    Each rank takes its share of the rollouts; the figures are those of all ranks.
+    Each rank takes its share of the rollouts; the figures are those of all ranks. Without `with_policy` only
+    the critic gets a gradient.
 
     The mismatch is measured on tokens that were sampled by these weights according to their version; it is
     left out if there are none.
@@ -300,12 +305,14 @@ def accumulate_gradients(
         batch, members, max_tokens=section.max_micro_batch_tokens, group=models.group
     ):
         old_N = prepared.old_logprobs_N[where]
-        logprobs_N, entropies_N = models.logprobs(padded, temperature=temperature)
+        with torch.set_grad_enabled(with_policy):
+            logprobs_N, entropies_N = models.logprobs(padded, temperature=temperature)
         losses = LOSSES[section.loss](
             LossTokens(logprobs_N, old_N, prepared.advantages_N[where], padded.rows_N), section
         )
         policy_loss_N = prepared.behaviour_weights_N[where] * losses.loss_N
-        memory.backward(policy_loss_N.sum() / total_tokens)
+        if with_policy:
+            memory.backward(policy_loss_N.sum() / total_tokens)
         sums["policy_loss"] += float(policy_loss_N.detach().sum())
         if prepared.values is not None:
             value_loss_N = _value_loss(models, prepared.values, padded, where)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 
 import pytest
 import torch
 
 from fairlead.config import load
 from fairlead.config.base import ComputeSection
+from fairlead.config.training import PpoSection
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts, rollouts
-from trainer.ppo import actor_critic, learner, objective, step
+from trainer.ppo import actor_critic, critic_start, learner, objective, step
 from trainer.ppo.learner import Learner
 from trainer.sequences import TokenSequence, pad
 
@@ -244,6 +247,83 @@ def test_critic_with_another_tokenizer_is_rejected(tmp_path):
         actor_critic.load(policy, SECTION, critic_path=other)
     with pytest.raises(ModelLoadError, match="reward head"):
         actor_critic.load(policy, SECTION, critic_path=policy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "starts_from", "reason"),
+    [
+        ({}, "reward", ""),
+        ({"ppo.critic_init": "policy"}, None, ""),
+        ({"ppo.estimator": "reinforce++"}, None, ""),
+        ({"reward.path": "nothing/here"}, None, "cannot be read"),
+        ({"reward.path": ""}, None, "there is no reward model"),
+        ({"reward.path": "other"}, None, "another tokenizer"),
+        ({"reward.path": "gpt2"}, None, "is a gpt2 model of"),
+        ({"ppo.lora.rank": 2}, None, "shares the frozen weights"),
+        ({"ppo.lora.rank": 2, "ppo.critic_init": "reward_model"}, "reward", ""),
+        ({"reward.path": "ensemble"}, "ensemble/member-0", ""),
+    ],
+    ids=str,
+)
+def test_critic_starts_from_the_reward_model_where_it_can(
+    tmp_path, monkeypatch, changes, starts_from, reason
+):
+    monkeypatch.chdir(tmp_path)
+    policy = str(tiny_causal_lm(tmp_path / "policy"))
+    tiny_reward_model(tmp_path / "reward", seed=4)
+    if changes.get("reward.path") == "other":
+        tiny_tokenizer(pad_is_eos=True).save_pretrained(tiny_reward_model(tmp_path / "other"))
+    if changes.get("reward.path") == "gpt2":
+        config = json.loads((tmp_path / "reward" / "config.json").read_text())
+        shutil.copytree(tmp_path / "reward", tmp_path / "gpt2")
+        (tmp_path / "gpt2" / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    if changes.get("reward.path") == "ensemble":
+        tiny_reward_model(tmp_path / "ensemble" / "member-0")
+        (tmp_path / "ensemble" / "ensemble.json").write_text('{"members": ["member-0"]}')
+    config = load(overrides={"policy.path": policy, "reward.path": "reward"} | changes)
+    found = critic_start.choose(config)
+    assert found.reward_model == starts_from
+    assert reason in found.reason
+    assert bool(reason) == bool(found.reason)
+
+
+def test_policy_stays_while_the_critic_warms_up(models):
+    section = with_changes(
+        critic_warmup_updates=2, kl_control="adaptive", kl_target=0.5, kl_horizon=40.0, warmup_updates=1
+    )
+    fresh = actor_critic.ActorCritic(copy.deepcopy(models.policy), copy.deepcopy(models.critic), section)
+    learner = Learner(fresh, section, temperature=0.7, seed=0)
+    before = copy.deepcopy(fresh.policy.state_dict())
+    rates = []
+    for update in range(4):
+        critic = fresh.critic.head.weight.detach().clone()
+        figures = learner.learn(rollouts(), update=update)
+        rates.append((figures["lr"], fresh.optimizers["critic"].param_groups[0]["lr"]))
+        same = all(torch.equal(value, before[name]) for name, value in fresh.policy.state_dict().items())
+        is_warm = update >= 2
+        assert same is not is_warm
+        assert (learner.kl_coefficient != 0.1) is is_warm
+        assert ("policy_gradient_norm" in figures) is is_warm
+        assert not torch.equal(fresh.critic.head.weight, critic)
+        assert figures["entropy"] > 0
+        assert not fresh.optimizers["policy"].state or is_warm
+    # The policy's schedule of 8 updates, its own warm-up included, begins after those of the critic.
+    assert rates == [
+        (pytest.approx(1e-3 * policy), pytest.approx(1e-3 * critic))
+        for policy, critic in ((0, 1 / 2), (0, 1), (1 / 2, 8 / 9), (1, 7 / 9))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"critic_warmup_updates": 2, "estimator": "reinforce++"}, "does not have"),
+        ({"critic_warmup_updates": 60, "warmup_updates": 40}, "leave nothing of 100 updates"),
+    ],
+)
+def test_critic_warmup_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PpoSection(**settings)
 
 
 def test_adaptive_control_uses_the_divergence_per_answer(models):
