@@ -22,6 +22,7 @@ from fairlead.local.addresses import LOOPBACK, Ports, join_address
 from fairlead.local.plan import base_environment
 from fairlead.local.probes import GrpcHealth
 from fairlead.local.process import ChildProcess, ProcessSpec, describe_exit
+from fairlead.local.standby import Standby
 from fairlead.types import FinishReason, SamplingParams
 
 _PROBE_SECONDS = 0.1
@@ -42,12 +43,15 @@ class GeneratedAnswer:
 
 
 @asynccontextmanager
-async def serving(config: RunConfig, models: Mapping[str, Path]) -> AsyncIterator[dict[str, str]]:
+async def serving(
+    config: RunConfig, models: Mapping[str, Path], *, standby: Standby | None = None
+) -> AsyncIterator[dict[str, str]]:
     """Run services on models, and stop them at the end of the block.
 
     Args:
         config: the run; its folder receives the logs.
         models: the model folder of each service, `policy` or `reward`.
+        standby: processes that may run the services.
 
     Yields:
         The address of each service.
@@ -57,7 +61,7 @@ async def serving(config: RunConfig, models: Mapping[str, Path]) -> AsyncIterato
     """
     ports = Ports()
     addresses = {name: join_address(LOOPBACK, ports.free(name)) for name in models}
-    processes = [_process(config, name, path, addresses[name]) for name, path in models.items()]
+    processes = [_process(config, name, path, addresses[name], standby) for name, path in models.items()]
     try:
         for process in processes:
             await process.start()
@@ -98,7 +102,12 @@ async def score(address: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
     return [value for part in found for value in part.scores]
 
 
-def _process(config: RunConfig, name: str, path: Path, address: str) -> ChildProcess:
+def prepare(config: RunConfig, count: int, standby: Standby) -> None:
+    """Start processes on standby for `count` services of `serving`."""
+    standby.prepare(count, base_environment(config))
+
+
+def _process(config: RunConfig, name: str, path: Path, address: str, standby: Standby | None) -> ChildProcess:
     section = getattr(config, name)
     settings = {"path": str(path.absolute()), "bind": address, "addresses": (address,), "replicas": 1}
     if name == "policy":
@@ -117,8 +126,14 @@ def _process(config: RunConfig, name: str, path: Path, address: str) -> ChildPro
         name=f"{name}-asked",
         command=(sys.executable, "-m", f"services.{name}", "--config", str(file.absolute())),
         probe=GrpcHealth(address),
+        loads_models=True,
     )
-    return ChildProcess(spec, log=config.folder.log(spec.name), environment=base_environment(config))
+    return ChildProcess(
+        spec,
+        log=config.folder.log(spec.name),
+        environment=base_environment(config),
+        standby=standby,
+    )
 
 
 async def _ready(process: ChildProcess, seconds: float) -> None:

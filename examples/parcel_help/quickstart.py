@@ -10,10 +10,12 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from examples import serving
 from examples.parcel_help import break_it, corpus, report, rounds
 from examples.parcel_help.files import Files, write_rows
 from examples.parcel_help.fresh_labels import labelling
@@ -21,7 +23,8 @@ from examples.parcel_help.stages import Stages
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import ConfigError, FairleadError, ProcessFailed
-from fairlead.local.run import run_stage
+from fairlead.local import run as local_run
+from fairlead.local.standby import Standby
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart.toml"
 NUM_DEMONSTRATIONS = 6_400
@@ -37,6 +40,46 @@ class StageStopped(FairleadError):
         super().__init__(message)
 
 
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """Runs stages of the package, and starts processes on standby for the next one.
+
+    Fine-tuning and reward models train with one thread, so a core is free for the imports of what follows.
+    PPO leaves none.
+    """
+
+    console: Console
+    standby: Standby
+
+    def sft(self, config: RunConfig) -> None:
+        """Fine-tune; answers are generated next."""
+        serving.prepare(config, 1, self.standby)
+        self._stage(config, "sft")
+
+    def sample(self, config: RunConfig, files: Files, *, tasks: int) -> None:
+        """Generate answers; a reward model is trained next."""
+        local_run.prepare(rounds.round_config(config, 0), "reward_model", self.standby)
+        rounds.sample(config, files, tasks=tasks, standby=self.standby)
+
+    def reward_model(self, config: RunConfig) -> None:
+        """Train the reward model; PPO follows."""
+        local_run.prepare(config, "ppo", self.standby)
+        self._stage(config, "reward_model")
+
+    def ppo(self, config: RunConfig) -> None:
+        """Run PPO while simulated labelers label its answers."""
+        rankings = Path(config.data.fresh_rankings)
+        with labelling(config.folder.rollout_samples, rankings, seed=config.seed):
+            self._stage(config, "ppo")
+
+    def _stage(self, config: RunConfig, stage: str) -> None:
+        outcome = local_run.run_stage(config, stage, console=self.console, standby=self.standby)
+        if outcome.code >= 128:
+            raise StageStopped(outcome.message, outcome.code)
+        if outcome.code:
+            raise ProcessFailed(outcome.message)
+
+
 def run_quickstart(config: RunConfig, *, fresh: bool, console: Console, num_rounds: int = NUM_ROUNDS) -> None:
     """Run every stage that has not finished yet. More rounds than before continue an earlier quickstart.
 
@@ -48,16 +91,18 @@ def run_quickstart(config: RunConfig, *, fresh: bool, console: Console, num_roun
     files = Files(folder.root / "data")
     config = _with_data(config, demonstrations=files.demonstrations, prompts=files.prompts)
     stages.run("corpus", "writing demonstrations and prompts", lambda: _write_corpus(config, files))
-    stages.run("sft", "fine-tuning on the demonstrations", lambda: _run_stage(config, "sft", console))
-    stages.run(
-        "sample",
-        f"generating answers, {rounds.NUM_TASKS} tasks × {rounds.NUM_ANSWERS} answers",
-        lambda: rounds.sample(config, files, tasks=rounds.NUM_TASKS),
-    )
-    for number in range(num_rounds):
-        last = number + 1 == num_rounds
-        _run_round(rounds.round_config(config, number), files, number, stages, console)
-        _evaluate_round(rounds.round_config(config, number), files, number, stages, last=last)
+    with Standby() as standby:
+        runner = _Runner(console, standby)
+        stages.run("sft", "fine-tuning on the demonstrations", lambda: runner.sft(config))
+        stages.run(
+            "sample",
+            f"generating answers, {rounds.NUM_TASKS} tasks × {rounds.NUM_ANSWERS} answers",
+            lambda: runner.sample(config, files, tasks=rounds.NUM_TASKS),
+        )
+        for number in range(num_rounds):
+            last = number + 1 == num_rounds
+            _run_round(rounds.round_config(config, number), files, number, stages, runner)
+            _evaluate_round(rounds.round_config(config, number), files, number, stages, last=last)
     stages.run(
         "report" if num_rounds == 1 else f"report-{num_rounds}",
         "writing the report",
@@ -79,20 +124,26 @@ def run_break_it(config: RunConfig, *, fresh: bool, console: Console) -> None:
     config = _with_data(config, demonstrations=files.demonstrations, prompts=files.prompts)
     config = rounds.round_config(config, 0)
     tasks, ppo = break_it.NUM_TASKS, config.ppo
-    for name, title, body in (
-        ("corpus", "writing demonstrations and prompts", lambda: _write_corpus(config, files)),
-        ("sft", "fine-tuning on the demonstrations", lambda: _run_stage(config, "sft", console)),
-        ("sample", f"generating answers, {tasks} tasks", lambda: rounds.sample(config, files, tasks=tasks)),
-        ("rank", "labelers rank the policy's answers", lambda: rounds.rank(config, files, 0)),
-        ("reward_model", "training the reward model", lambda: _run_stage(config, "reward_model", console)),
-        ("ppo", f"PPO, {ppo.updates} updates without a KL penalty", lambda: _ppo(config, console)),
-        ("report", "writing the report", lambda: break_it.write(config)),
-    ):
-        stages.run(name, title, body)
+    with Standby() as standby:
+        runner = _Runner(console, standby)
+        for name, title, body in (
+            ("corpus", "writing demonstrations and prompts", lambda: _write_corpus(config, files)),
+            ("sft", "fine-tuning on the demonstrations", lambda: runner.sft(config)),
+            (
+                "sample",
+                f"generating answers, {tasks} tasks",
+                lambda: runner.sample(config, files, tasks=tasks),
+            ),
+            ("rank", "labelers rank the policy's answers", lambda: rounds.rank(config, files, 0)),
+            ("reward_model", "training the reward model", lambda: runner.reward_model(config)),
+            ("ppo", f"PPO, {ppo.updates} updates without a KL penalty", lambda: runner.ppo(config)),
+            ("report", "writing the report", lambda: break_it.write(config)),
+        ):
+            stages.run(name, title, body)
     print(f"\n{break_it.summary(config)}\n\n{folder.root / 'break_it.html'}")
 
 
-def _run_round(config: RunConfig, files: Files, number: int, stages: Stages, console: Console) -> None:
+def _run_round(config: RunConfig, files: Files, number: int, stages: Stages, runner: _Runner) -> None:
     """Run one round: rank the policy's answers, train the reward model on them, and run PPO."""
     suffix = f"-{number}" if number else ""
     stages.run(
@@ -103,12 +154,12 @@ def _run_round(config: RunConfig, files: Files, number: int, stages: Stages, con
     stages.run(
         f"reward_model{suffix}",
         f"training the reward model on {'all rankings so far' if number else 'the rankings'}",
-        lambda: _run_stage(config, "reward_model", console),
+        lambda: runner.reward_model(config),
     )
     stages.run(
         f"ppo{suffix}",
         f"PPO, {config.ppo.updates} updates × {config.ppo.batch_size} answers, through Redis and gRPC",
-        lambda: _ppo(config, console),
+        lambda: runner.ppo(config),
     )
 
 
@@ -120,21 +171,6 @@ def _evaluate_round(config: RunConfig, files: Files, number: int, stages: Stages
         "evaluating the tuned policy",
         lambda: rounds.evaluate(config, files, number, next_tasks=0 if last else rounds.NUM_TASKS),
     )
-
-
-def _ppo(config: RunConfig, console: Console) -> None:
-    """Run PPO while simulated labelers label its answers."""
-    rankings = Path(config.data.fresh_rankings)
-    with labelling(config.folder.rollout_samples, rankings, seed=config.seed):
-        _run_stage(config, "ppo", console)
-
-
-def _run_stage(config: RunConfig, stage: str, console: Console) -> None:
-    outcome = run_stage(config, stage, console=console)
-    if outcome.code >= 128:
-        raise StageStopped(outcome.message, outcome.code)
-    if outcome.code:
-        raise ProcessFailed(outcome.message)
 
 
 def _write_corpus(config: RunConfig, files: Files) -> None:

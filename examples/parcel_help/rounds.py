@@ -18,6 +18,7 @@ from examples.parcel_help.files import Files, read_answers, write_answers, write
 from examples.serving import GeneratedAnswer, ask, score, serving
 from fairlead.config import RunConfig
 from fairlead.data.records import is_heldout
+from fairlead.local.standby import Standby
 from fairlead.types import SamplingParams
 
 NUM_TASKS = 800
@@ -53,11 +54,11 @@ def round_config(config: RunConfig, number: int) -> RunConfig:
     )
 
 
-def sample(config: RunConfig, files: Files, *, tasks: int) -> None:
+def sample(config: RunConfig, files: Files, *, tasks: int, standby: Standby | None = None) -> None:
     """Let the SFT policy answer the tasks of the first round, and the prompts of the evaluation."""
 
     async def work() -> None:
-        async with serving(config, {"policy": config.folder.sft_model}) as addresses:
+        async with serving(config, {"policy": config.folder.sft_model}, standby=standby) as addresses:
             await _answer_tasks(config, files, addresses["policy"], number=0, count=tasks)
             write_answers(files.answers_sft, await _evaluation_answers(config, addresses["policy"], 0))
 

@@ -94,6 +94,7 @@ def stage_plan(config: RunConfig, stage: str, *, config_file: Path, force: bool 
             command=_trainer(config, stage, config_file, force=force),
             is_main=True,
             restarts=False,
+            loads_models=config.ranks.per_node == 1,
         )
     ]
 
@@ -153,6 +154,7 @@ class _Processes:
             metrics=self._metrics(f"{name}-{index}"),
             ready_after=("trainer",) if waits_for_weights else (),
             drain_rank=_SERVICE_RANK,
+            loads_models=True,
         )
 
     def weights(self, index: int, bind: str) -> ProcessSpec:
@@ -206,6 +208,7 @@ class _Processes:
             drain_rank=_CLIENT_RANK,
             is_main=True,
             committed=CommittedUpdates(self.config.folder.checkpoints),
+            loads_models=self.config.ranks.per_node == 1,
         )
 
     def _environment(self, process: str) -> dict[str, str]:

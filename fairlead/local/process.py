@@ -19,9 +19,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fairlead.local import launch
 from fairlead.local.probes import Probe
+
+if TYPE_CHECKING:
+    from fairlead.local.standby import Standby, StandbyChild
 
 _LAST_BYTES = 16_384
 
@@ -63,12 +67,28 @@ class ProcessSpec:
     """Whether it is restarted when it dies."""
     committed: Callable[[], int] | None = None
     """Returns how far its work has come on disk; None if that is not known."""
+    loads_models: bool = False
+    """Whether it imports the model libraries, so that a process on standby starts it sooner."""
 
 
 class ChildProcess:
     """A process of the run: its current child, and the history of its starts and failures."""
 
-    def __init__(self, spec: ProcessSpec, *, log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        spec: ProcessSpec,
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        standby: Standby | None = None,
+    ) -> None:
+        """
+        Args:
+            spec: what to run.
+            log: file to which its output is appended.
+            environment: its variables, without those of `spec`.
+            standby: processes that may run it if it `loads_models`.
+        """
         self.spec = spec
         self.log = log
         self.state = State.WAITING
@@ -87,7 +107,8 @@ class ChildProcess:
         self.started_at = 0.0
         """Monotonic time of the last start."""
         self._environment = {**environment, **spec.environment}
-        self._child: asyncio.subprocess.Process | None = None
+        self._standby = standby if spec.loads_models else None
+        self._child: asyncio.subprocess.Process | StandbyChild | None = None
         self._log_start = 0
 
     @property
@@ -119,6 +140,10 @@ class ChildProcess:
             output.write(_header(self.spec, self.starts).encode())
             output.flush()
             self._log_start = output.seek(0, os.SEEK_END)
+            if self._standby is not None:
+                self._child = self._standby.take(self.spec.command, self._environment, log=self.log)
+                if self._child is not None:
+                    return
             self._child = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", launch.__file__, str(os.getpid())),
                 *self.spec.command,

@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
@@ -21,7 +21,8 @@ from fairlead.local.addresses import allocate
 from fairlead.local.plan import QUEUE_RANK, base_environment, ppo_plan, stage_plan
 from fairlead.local.process import ProcessSpec
 from fairlead.local.restart_policy import EXIT_GUARDED, RunOutcome
-from fairlead.local.run_files import RunLock
+from fairlead.local.run_files import MARK, RunLock
+from fairlead.local.standby import Standby
 from fairlead.local.supervisor import Supervisor
 from fairlead.local.view import View, leave_closed_terminal
 from fairlead.planning.machine import visible_gpus
@@ -30,7 +31,14 @@ from fairlead.transports.rollouts.run_claim import check_name
 logger = logging.getLogger(__name__)
 
 
-def run_stage(config: RunConfig, stage: str, *, console: Console, force: bool = False) -> RunOutcome:
+def run_stage(
+    config: RunConfig,
+    stage: str,
+    *,
+    console: Console,
+    force: bool = False,
+    standby: Standby | None = None,
+) -> RunOutcome:
     """Run a stage to its end on this machine and return how it ended.
 
     Args:
@@ -38,6 +46,7 @@ def run_stage(config: RunConfig, stage: str, *, console: Console, force: bool = 
         stage: `sft`, `reward_model` or `ppo`.
         console: where the live view is shown; if it is no terminal, progress is logged as lines.
         force: repeat a finished stage.
+        standby: processes that may run what loads models; see `prepare`.
 
     Returns:
         The outcome; its code is 130 or 143 if a signal stopped the run, 5 if a guard did.
@@ -64,7 +73,26 @@ def run_stage(config: RunConfig, stage: str, *, console: Console, force: bool = 
         # The progress of an earlier stage must not be shown as the progress of this one.
         folder.progress.unlink(missing_ok=True)
         specs, environment = processes(config, stage, force=force)
-        return asyncio.run(_supervise(config, stage, specs, environment=environment, console=console))
+        supervisor = Supervisor(
+            specs,
+            local=config.local,
+            folder=folder,
+            environment=environment,
+            stage=stage,
+            finished=lambda: is_finished(config, stage),
+            standby=standby,
+        )
+        return asyncio.run(_supervise(config, stage, supervisor, console=console))
+
+
+def prepare(config: RunConfig, stage: str, standby: Standby) -> None:
+    """Start the processes on standby that a stage can use; call it while an earlier stage runs."""
+    count = int(config.ranks.per_node == 1)
+    if stage == "ppo":
+        # vLLM and Triton import their own libraries; with the engine `trainer` there is no service.
+        services = (config.policy, config.reward, config.reference)
+        count += sum(section.replicas for section in services if section.engine in ("local", "transformers"))
+    standby.prepare(count, {**base_environment(config), MARK: str(config.folder.root.absolute())})
 
 
 def _finished(stage: str, changed: Sequence[str]) -> RunOutcome:
@@ -121,22 +149,9 @@ def processes(
 
 
 async def _supervise(
-    config: RunConfig,
-    stage: str,
-    specs: Sequence[ProcessSpec],
-    *,
-    environment: Mapping[str, str],
-    console: Console,
+    config: RunConfig, stage: str, supervisor: Supervisor, *, console: Console
 ) -> RunOutcome:
     folder = config.folder
-    supervisor = Supervisor(
-        specs,
-        local=config.local,
-        folder=folder,
-        environment=environment,
-        stage=stage,
-        finished=lambda: is_finished(config, stage),
-    )
     loop = asyncio.get_running_loop()
     for number in _stop_signals():
         loop.add_signal_handler(number, _on_signal, supervisor, number)
@@ -145,7 +160,7 @@ async def _supervise(
     showing = asyncio.create_task(view.show(console))
     # Lets the live view start, so that log lines from here on are printed above it.
     await asyncio.sleep(0)
-    logger.info("%s: starting %s", title, ", ".join(spec.name for spec in specs))
+    logger.info("%s: starting %s", title, ", ".join(process.name for process in supervisor.processes))
     try:
         outcome = await supervisor.run()
     finally:

@@ -16,6 +16,7 @@ from fairlead.local.probes import Probe
 from fairlead.local.process import ChildProcess, ProcessSpec, State, describe_exit
 from fairlead.local.restart_policy import RunOutcome, after_exit, last_line_note
 from fairlead.local.run_files import MARK, end_stale, write_pids, write_record
+from fairlead.local.standby import Standby
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Supervisor:
         environment: Mapping[str, str],
         stage: str = "",
         finished: Callable[[], bool] = lambda: True,
+        standby: Standby | None = None,
     ) -> None:
         """Prepare the processes; nothing starts yet.
 
@@ -47,6 +49,7 @@ class Supervisor:
             stage: name of the stage, for `supervisor.json`.
             finished: whether the run's work is done; called when the main process has exited with 0, which
                 also happens when someone else sent it SIGTERM: then it is restarted.
+            standby: processes that may run those that load models.
         """
         self._local = local
         self._folder = folder
@@ -55,7 +58,10 @@ class Supervisor:
         self._started = time.time()
         self._mark = str(folder.root.absolute())
         marked = {**environment, MARK: self._mark}
-        self.processes = [ChildProcess(spec, log=folder.log(spec.name), environment=marked) for spec in specs]
+        self.processes = [
+            ChildProcess(spec, log=folder.log(spec.name), environment=marked, standby=standby)
+            for spec in specs
+        ]
         self._by_name = {process.name: process for process in self.processes}
         self._outcome: RunOutcome | None = None
         self._ending = asyncio.Event()

@@ -28,8 +28,16 @@ def child(name: str, program: str, *arguments: object, **fields: object) -> Proc
 
 def supervisor(folder: RunFolder, *specs: ProcessSpec, **settings: object) -> Supervisor:
     finished = settings.pop("finished", lambda: True)
+    standby, environment = settings.pop("standby", None), settings.pop("environment", dict(os.environ))
     local = LocalSection(**({"backoff_seconds": 0.05, "drain_seconds": 5.0} | settings))  # type: ignore[arg-type]
-    return Supervisor(specs, local=local, folder=folder, environment=dict(os.environ), finished=finished)  # type: ignore[arg-type]
+    return Supervisor(
+        specs,
+        local=local,
+        folder=folder,
+        environment=environment,  # type: ignore[arg-type]
+        finished=finished,  # type: ignore[arg-type]
+        standby=standby,  # type: ignore[arg-type]
+    )
 
 
 def process(of: Supervisor, name: str) -> ChildProcess:
