@@ -31,8 +31,8 @@ class DividedSection(ModelServiceSection):
 
     tensor_parallel: int = Field(default=1, ge=1, le=64)
     """GPUs among which each replica divides its model, by the tensor-parallel plan that transformers has for
-    it, with a process for each; on a CPU, the number of these processes. It must divide the numbers of
-    attention heads and of key-value heads."""
+    it, with a process for each; on a CPU, the number of these processes, which share `threads`. It must
+    divide the numbers of attention heads and of key-value heads."""
 
 
 def _all_different(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -40,18 +40,21 @@ def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, *, temperature: float) -
     Returns:
         float32, shape [...].
     """
-    logprobs_NV = _scaled(logits_NV, temperature).log_softmax(-1)
+    logprobs_NV = scaled(logits_NV, temperature).log_softmax(-1)
     return logprobs_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)
 
 
 def entropy(logits_NV: Tensor, *, temperature: float) -> Tensor:
     """Return the entropy in nats of softmax(logits ÷ temperature), float32, shape [...]."""
-    logprobs_NV = _scaled(logits_NV, temperature).log_softmax(-1)
+    logprobs_NV = scaled(logits_NV, temperature).log_softmax(-1)
     return -(logprobs_NV.exp() * logprobs_NV).sum(-1)
 
 
-def _scaled(logits_NV: Tensor, temperature: float) -> Tensor:
-    """Divide logits by the temperature. At 1 nothing is copied: that pass would cost a tenth of the total."""
+def scaled(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Divide logits by the temperature, in float32; 0 counts as 1.
+
+    At 1 nothing is copied: that pass would cost a tenth of the total.
+    """
     logits_NV = at_least_float32(logits_NV)
     return logits_NV if temperature in (0.0, 1.0) else logits_NV / temperature
 

@@ -82,8 +82,7 @@ class RewardModel:
     @property
     def temperature(self) -> float:
         """Divisor that calibrates scores; 0 if it was not fitted."""
-        found = getattr(self.model.config, REWARD_TEMPERATURE, None)
-        return float(found) if isinstance(found, int | float) and 0 < found < float("inf") else 0.0
+        return saved_temperature(self.model.config)
 
     def scores(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Return the scalar of each right-padded row, read at its last real token or as the encoder reads it.
@@ -287,6 +286,12 @@ def _apply_own_settings(model: PreTrainedModel, path: str) -> None:
             delattr(model.config, key)
         if key in found:
             setattr(model.config, key, found[key])
+
+
+def saved_temperature(config: PreTrainedConfig) -> float:
+    """Return the divisor that calibrates the scores of a model; 0 if it was not fitted."""
+    found = getattr(config, REWARD_TEMPERATURE, None)
+    return float(found) if isinstance(found, int | float) and 0 < found < float("inf") else 0.0
 
 
 def check_kind(path: str, config: PreTrainedConfig) -> None:

@@ -8,7 +8,6 @@ run, and how the processes are started, is not known here. The trainer divides i
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -94,10 +93,3 @@ def whole(tensor: Tensor) -> Tensor:
     found = full()
     assert isinstance(found, Tensor)
     return found
-
-
-def leave() -> None:
-    """Leave the process group, if there is one."""
-    with suppress(RuntimeError):
-        if dist.is_initialized():
-            dist.destroy_process_group()

@@ -26,7 +26,7 @@ from fairlead.config.serving import RewardSection
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn import loading
 from fairlead.nn.ensemble import member_paths
-from fairlead.nn.reward_model import REWARD_ANSWER_END, REWARD_BIAS, REWARD_TEMPERATURE, check_kind
+from fairlead.nn.reward_model import REWARD_ANSWER_END, REWARD_BIAS, check_kind, saved_temperature
 from services.batching.packing import Packing, SharedPacking
 from services.reward.compute.model import ModelFacts
 from services.vllm.arguments import engine_args
@@ -47,7 +47,8 @@ class VllmModel:
             tokenizer: the tokenizer of the model.
 
         Raises:
-            ModelLoadError: if it is no reward model, or reads its score in a way that vLLM does not.
+            ModelLoadError: if it is no reward model, reads its score in a way that vLLM does not, or has
+                fewer rows in its embedding than the tokenizer has ids.
             ConfigError: vLLM is missing, or does not take the model or an option.
             EngineFailed: vLLM does not start.
         """
@@ -60,13 +61,15 @@ class VllmModel:
         config = loading.load_config(path)
         check_kind(path, config)
         _check_architecture(path, config)
+        empty = loading.without_weights(AutoModelForSequenceClassification, path)
+        loading.check_vocabulary(path, empty, tokenizer)
         longest = loading.max_sequence_tokens(config, section.max_sequence_tokens)
         self._bias = float(getattr(config, REWARD_BIAS, 0.0))
         self.facts = ModelFacts(
             vocabulary_size=config.get_text_config().vocab_size,
             max_sequence_tokens=longest,
             version=_version(path, section, self._bias),
-            temperature=float(getattr(config, REWARD_TEMPERATURE, 0.0)),
+            temperature=saved_temperature(config),
             is_ours=hasattr(config, REWARD_BIAS),
             is_encoder=False,
             answer_end=getattr(config, REWARD_ANSWER_END, None),

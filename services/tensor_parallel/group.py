@@ -92,27 +92,27 @@ class RankGroup:
         Raises:
             ConfigError: if there are fewer GPUs than ranks.
             ModelLoadError: if the model cannot be loaded or divided.
-            RankLost: if a rank ends or fails for another reason.
+            RankLost: if a rank cannot be started, ends or fails for another reason.
         """
         self.failure: Future[None] = Future()
         """Fails with RankLost if a rank is lost. The group cannot be used then."""
         self._name = name
+        self._size = section.tensor_parallel
         self._stall_seconds = section.timeout_seconds
         self._turn = threading.Lock()
         self._changed = threading.Condition()
         self._lost: Exception | None = None
         self._closing = False
         self._batch = _Batch()
+        self._ranks: list[_Rank] = []
+        self._stopped = threading.Event()
         gpus = self._gpus(section)
         self._folder = Path(tempfile.mkdtemp(prefix="fairlead-ranks-"))
-        self._ranks = self._start(module, path, section, gpus)
-        self._stopped = threading.Event()
-        for rank in self._ranks:
-            threading.Thread(
-                target=self._follow, args=(rank,), name=f"rank-{rank.number}", daemon=True
-            ).start()
-        threading.Thread(target=self._watch, name="ranks", daemon=True).start()
         try:
+            for number in range(self._size):
+                self._start(module, path, section, gpus, number)
+            logger.info("%s: starting %d ranks for %r", name, self._size, path)
+            threading.Thread(target=self._watch, name="ranks", daemon=True).start()
             self.facts = self._loaded()
         except BaseException:
             self.close()
@@ -141,57 +141,59 @@ class RankGroup:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        # Closing the pipe of a suspended rank waits for the batch that is being written to it.
+        last_resort = threading.Timer(_END_SECONDS, self._kill)
+        last_resort.start()
         for rank in self._ranks:
             with suppress(OSError):
                 assert rank.process.stdin is not None
                 rank.process.stdin.close()
-        deadline = time.monotonic() + _END_SECONDS
         for rank in self._ranks:
-            try:
-                rank.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                rank.process.kill()
-                rank.process.wait()
+            rank.process.wait()
+        last_resort.cancel()
         self._stopped.set()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _gpus(self, section: DividedSection) -> tuple[str, ...]:
         """Return the GPUs of the ranks; none if they compute on the CPU."""
-        size = section.tensor_parallel
         gpus = visible_gpus() if section.device != "cpu" else ()
-        if gpus and len(gpus) < size:
+        if gpus and len(gpus) < self._size:
             raise ConfigError(
                 f"{self._name}.tensor_parallel",
-                got=f"{size}, with {len(gpus)} GPUs (CUDA_VISIBLE_DEVICES={','.join(gpus)})",
+                got=f"{self._size}, with {len(gpus)} GPUs (CUDA_VISIBLE_DEVICES={','.join(gpus)})",
                 allowed=f"at most one rank for each GPU, or {self._name}.device = 'cpu'",
             )
         return gpus
 
-    def _start(self, module: str, path: str, section: DividedSection, gpus: Sequence[str]) -> list[_Rank]:
-        size = section.tensor_parallel
+    def _start(
+        self, module: str, path: str, section: DividedSection, gpus: Sequence[str], number: int
+    ) -> None:
+        """Start one rank, and the thread that follows it."""
         style, level = log.current()
-        ranks = []
-        for number in range(size):
+        try:
             process = subprocess.Popen(
                 [sys.executable, "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=_environment(section, gpus, number),
             )
-            ranks.append(_Rank(number, process, time.monotonic()))
-            start = {
-                "rank": number,
-                "size": size,
-                "meeting_point": str(self._folder / "meet"),
-                "path": path,
-                "section": section.model_dump(mode="json"),
-                "log": {"style": style, "level": level if number == 0 else "WARNING"},
-            }
-            with suppress(OSError):  # it has ended: its reader thread reports that
-                assert process.stdin is not None
-                frames.write(process.stdin, start)
-        logger.info("%s: starting %d ranks for %r", self._name, size, path)
-        return ranks
+        except OSError as error:
+            raise RankLost(f"{self._named(number)} cannot be started: {error}") from error
+        rank = _Rank(number, process, time.monotonic())
+        self._ranks.append(rank)
+        threading.Thread(target=self._follow, args=(rank,), name=f"rank-{number}", daemon=True).start()
+        settings = section.model_copy(update={"threads": _share(section.threads, self._size)})
+        start = {
+            "rank": number,
+            "size": self._size,
+            "meeting_point": str(self._folder / "meet"),
+            "path": path,
+            "section": settings.model_dump(mode="json"),
+            "log": {"style": style, "level": level if number == 0 else "WARNING"},
+        }
+        with suppress(OSError):  # it has ended: its reader thread reports that
+            assert process.stdin is not None
+            frames.write(process.stdin, start)
 
     def _loaded(self) -> dict[str, Any]:
         """Wait until every rank is loaded; return what they reported."""
@@ -238,12 +240,12 @@ class RankGroup:
             if failed and len(finished) == len(self._ranks):
                 if len(failed) == len(finished):
                     raise InternalError(f"the batch failed on every rank: {failed[0].error}")
-                self._lose(f"{self._named(failed[0])} failed: {failed[0].error}")
+                self._lose(f"{self._named(failed[0].number)} failed: {failed[0].error}")
                 continue
             if failed:
                 failed_at = failed_at or time.monotonic()
                 if time.monotonic() - failed_at > _OTHERS_SECONDS:
-                    self._lose(f"{self._named(failed[0])} failed: {failed[0].error}")
+                    self._lose(f"{self._named(failed[0].number)} failed: {failed[0].error}")
                     continue
             self._changed.wait(0.5 if failed else None)
 
@@ -257,7 +259,7 @@ class RankGroup:
                     self._changed.notify_all()
         code = rank.process.wait()
         with self._changed:
-            self._lose(f"{self._named(rank)} has ended: {describe_exit(code)}")
+            self._lose(f"{self._named(rank.number)} has ended: {describe_exit(code)}")
 
     def _see(self, rank: _Rank, header: Mapping[str, Any], arrays: bytes) -> None:
         rank.seen = time.monotonic()
@@ -268,10 +270,8 @@ class RankGroup:
             rank.finished, rank.error, rank.arrays = header["finished"], header["error"], arrays
         if "failed" in header:
             message = header["failed"]
-            is_mistake = header["code"] == exit_code(ModelLoadError())
-            self._lose(
-                f"{self._named(rank)} failed: {message}", ModelLoadError(message) if is_mistake else None
-            )
+            mistake = ModelLoadError(message) if header["code"] == exit_code(ModelLoadError()) else None
+            self._lose(f"{self._named(rank.number)} failed: {message}", mistake)
 
     def _watch(self) -> None:
         """Look for ranks that are suspended or hang, until the group is closed."""
@@ -292,13 +292,12 @@ class RankGroup:
             # While it loads, importing a large library may keep its threads from running.
             silent = now - rank.seen
             if rank.facts is not None and silent > LOST_SECONDS:
-                self._lose(
-                    f"{self._named(rank)} has sent no heartbeat for {silent:.0f} s; it was at: {rank.line}"
-                )
+                name = self._named(rank.number)
+                self._lose(f"{name} has sent no heartbeat for {silent:.0f} s; it was at: {rank.line}")
         batch = self._batch
         running = [rank for rank in self._ranks if rank.finished < batch.number]
         if running and now - batch.started > self._stall_seconds:
-            places = " and ".join(f"{self._named(rank)}, at: {rank.line}" for rank in running)
+            places = " and ".join(f"{self._named(rank.number)}, at: {rank.line}" for rank in running)
             self._lose(
                 f"a batch has not ended for {now - batch.started:.0f} s ({self._name}.timeout_seconds = "
                 f"{self._stall_seconds:g}) because of {places}"
@@ -310,14 +309,17 @@ class RankGroup:
             return
         self._lost = error or RankLost(reason)
         logger.log(logging.ERROR if error is None else logging.DEBUG, "%s: %s", self._name, reason)
-        for rank in self._ranks:
-            rank.process.kill()
+        self._kill()
         with suppress(InvalidStateError):
             self.failure.set_exception(self._lost)
         self._changed.notify_all()
 
-    def _named(self, rank: _Rank) -> str:
-        return f"rank {rank.number} of {len(self._ranks)} of the {self._name} model"
+    def _kill(self) -> None:
+        for rank in self._ranks:
+            rank.process.kill()
+
+    def _named(self, number: int) -> str:
+        return f"rank {number} of {self._size} of the {self._name} model"
 
 
 def _environment(section: DividedSection, gpus: Sequence[str], number: int) -> dict[str, str]:
@@ -335,5 +337,10 @@ def _environment(section: DividedSection, gpus: Sequence[str], number: int) -> d
         own["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():
-        own["OMP_NUM_THREADS"] = str(max(1, int(threads) // section.tensor_parallel))
+        own["OMP_NUM_THREADS"] = str(_share(int(threads), section.tensor_parallel))
     return {**os.environ, **own}
+
+
+def _share(threads: int, ranks: int) -> int:
+    """Return the threads of one rank: at least one, or 0 if the number is not set."""
+    return max(1, threads // ranks) if threads else 0

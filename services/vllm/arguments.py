@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from fairlead.config.serving import VLLM_OPTIONS_OF_SCORERS, ReferenceSection, RewardSection
 from services.vllm import install
-from services.vllm.names import WORKER
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
+
+WORKER = "services.vllm.worker.ServiceWorker"
+"""The class that vLLM adds to its workers."""
 
 
 def engine_args(

@@ -9,7 +9,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -30,6 +30,8 @@ Request = Callable[[AsyncLLM, _Item, str], AsyncGenerator[_Result, None]]
 _ENDED = "vLLM's engine has ended unexpectedly; the log names the reason"
 _IDLE_SECONDS = 1.0
 """Time between two checks whether vLLM's processes are alive."""
+_END_SECONDS = 5.0
+"""Time that cancelled requests have to end."""
 
 
 class EngineThread:
@@ -48,7 +50,10 @@ class EngineThread:
         """
         self.failure: Future[None] = Future()
         """Fails with EngineFailed if vLLM's processes end."""
+        self._service = service
         self._closing = False
+        self._changing = threading.Lock()
+        self._calls: set[Future[Any]] = set()
         try:
             settings = arguments.create_engine_config()
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -78,7 +83,7 @@ class EngineThread:
 
         Raises:
             ReplicaLost: if vLLM ends meanwhile.
-            Unavailable: if it has ended before.
+            Unavailable: if it has ended before, or is closed before or meanwhile.
         """
         if self.failure.done():
             raise Unavailable(_ENDED)
@@ -89,14 +94,33 @@ class EngineThread:
         self._wait(self._llm.collective_rpc(method, args=arguments))
 
     def close(self) -> None:
-        """End vLLM. A batch in progress fails."""
-        self._closing = True
+        """End vLLM. A batch in progress fails with Unavailable."""
+        with self._changing:
+            if self._closing:
+                return
+            self._closing = True
+            calls = list(self._calls)
         self._watching.cancel()
+        for call in calls:
+            call.cancel()
         shut_down(self._llm)
         self._end_loop()
 
     def _wait(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        stopping = f"the {self._service} service is stopping"
+        with self._changing:
+            if self._closing:
+                work.close()
+                raise Unavailable(stopping)
+            call = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._calls.add(call)
+        try:
+            return call.result()
+        except CancelledError:
+            raise Unavailable(stopping) from None
+        finally:
+            with self._changing:
+                self._calls.discard(call)
 
     async def _run(self, request: Request[_Item, _Result], items: Sequence[_Item]) -> list[_Result]:
         outputs = (self._last(request(self._llm, item, uuid.uuid4().hex)) for item in items)
@@ -131,6 +155,16 @@ class EngineThread:
                 self.failure.set_exception(EngineFailed(_ENDED))
 
     def _end_loop(self) -> None:
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _cancel_others() -> None:
+    """Cancel all other tasks of the running loop, and wait until they have ended, at most `_END_SECONDS`."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=_END_SECONDS)

@@ -9,13 +9,12 @@ import difflib
 import os
 from collections.abc import Collection, Mapping
 from importlib import metadata
-from pathlib import Path
 
 from fairlead.config.serving import VLLM_OPTIONS_NOT_SUPPORTED
 from fairlead.errors import ConfigError
 from fairlead.nn import adapters
 from fairlead.nn.gguf import gguf_file
-from services.vllm.names import SERVICE_VARIABLE
+from services.vllm import service_process
 
 SUPPORTED = ((0, 32), (0, 33))
 """First supported version of vLLM, and the first that is too new: the calls used here are not stable."""
@@ -72,7 +71,7 @@ def set_environment(*, threads: int) -> None:
         os.environ.setdefault(name, value)
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ[SERVICE_VARIABLE] = process_identity(os.getpid())
+    os.environ[service_process.VARIABLE] = service_process.identity(os.getpid())
 
 
 def check_options(
@@ -114,12 +113,6 @@ def check_source(path: str, *, service: str) -> None:
         got=f"{path}, {kind}",
         allowed=f"a whole model in safetensors files, because {service}.engine is 'vllm'",
     )
-
-
-def process_identity(pid: int) -> str:
-    """Return `<pid>:<start time>` of a running process; a pid may be used again."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return f"{pid}:{fields[19]}"
 
 
 def in_one_line(error: Exception) -> str:

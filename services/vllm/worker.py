@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.vllm.names import SERVICE_VARIABLE
+from services.vllm import service_process
 
 if TYPE_CHECKING:
 
@@ -42,20 +41,14 @@ def _end_with_the_service() -> None:
 
     Only a process that ends normally stops its workers; after SIGKILL they would keep their memory.
     """
-    identity = os.environ.get(SERVICE_VARIABLE, "")
-    pid, _, started = identity.partition(":")
+    service = os.environ.get(service_process.VARIABLE, "")
 
     def watch() -> None:
-        while True:
-            try:
-                fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            except OSError:
-                os._exit(0)
-            if fields[19] != started or fields[0] == "Z":
-                os._exit(0)
+        while service_process.is_running(service):
             time.sleep(_CHECK_SECONDS)
+        os._exit(0)
 
-    if pid:
+    if service:
         threading.Thread(target=watch, name="service", daemon=True).start()
 
 

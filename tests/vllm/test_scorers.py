@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -101,6 +103,15 @@ def test_log_probs_equal_those_of_our_own_engine(tmp_path: Path, temperature: fl
         assert largest <= TOLERANCE
         with pytest.raises(InvalidInput, match=f"temperature: got 1.3, allowed: {temperature:g}"):
             scorer.check(pairs(), 1.3)
+        with ThreadPoolExecutor(1) as pool:
+            batch = pool.submit(scorer.logprobs, scorer.check(pairs(1_000), temperature))
+            while not batch.running():
+                time.sleep(0.01)
+            scorer.close()
+            with pytest.raises(Unavailable, match="the reference service is stopping"):
+                batch.result(timeout=60)
+        with pytest.raises(Unavailable, match="the reference service is stopping"):
+            scorer.logprobs(lookups)
     finally:
         scorer.close()
 

@@ -70,12 +70,12 @@ def write(
         if group.is_first:
             adapters.save_tensors(model, folder, kept, head=head)
         return
-    paths = whole_files.write_units(
-        folder, list(_units(model)), group, limit_bytes=_FILE_BYTES, metadata=_METADATA
-    )
+    units = list(_units(model))
+    paths = whole_files.write_units(folder, units, group, limit_bytes=_FILE_BYTES, metadata=_METADATA)
     written = group.gather(json.dumps([path.name for path in paths]).encode())
     if group.is_first:
-        _name_files(folder, [name for part in written for name in json.loads(part)])
+        names = [name for part in written for name in json.loads(part)]
+        _name_files(folder, names, nbytes=sum(unit.nbytes for unit in units))
         _write_settings(folder, model)
 
 
@@ -90,19 +90,17 @@ def _write_settings(folder: Path, model: PreTrainedModel) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def _name_files(folder: Path, names: list[str]) -> None:
-    """Give the files the names of transformers, and write the index of several."""
+def _name_files(folder: Path, names: list[str], *, nbytes: int) -> None:
+    """Give the files the names of transformers, and write the index of several; `nbytes` of all tensors."""
     weight_map: dict[str, str] = {}
-    size_bytes = 0
     for number, name in enumerate(names, start=1):
         new = f"model-{number:05d}-of-{len(names):05d}.safetensors" if len(names) > 1 else "model.safetensors"
         (folder / name).rename(folder / new)
         with safe_open(folder / new, framework="pt") as opened:
             tensors = opened.keys()
-        size_bytes += (folder / new).stat().st_size
         weight_map |= dict.fromkeys(tensors, new)
     if len(names) > 1:
-        index = {"metadata": {"total_size": size_bytes}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": nbytes}, "weight_map": weight_map}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

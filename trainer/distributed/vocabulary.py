@@ -17,7 +17,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
-from fairlead.nn.logprobs import OfLogits, at_least_float32, logprobs_and_entropies
+from fairlead.nn.logprobs import OfLogits, logprobs_and_entropies, scaled
 from trainer.distributed.blocks import rows_of
 
 
@@ -34,9 +34,10 @@ def of_logits(unembedding: nn.Module) -> OfLogits:
 def _divided(
     logits_Nv: Tensor, tokens_N: Tensor, temperature: float, *, first: int, ranks: ProcessGroup
 ) -> tuple[Tensor, Tensor]:
-    logits_Nv = at_least_float32(logits_Nv)
-    if temperature not in (0.0, 1.0):
-        logits_Nv = logits_Nv / temperature
+    logits_Nv = scaled(logits_Nv, temperature)
+    if not logits_Nv.shape[-1]:
+        # A small vocabulary leaves no token for the last ranks: one of probability 0, which has a maximum.
+        logits_Nv = nn.functional.pad(logits_Nv, (0, 1), value=torch.finfo(logits_Nv.dtype).min / 2)
     found: tuple[Tensor, Tensor] = _Logprobs.apply(  # type: ignore[no-untyped-call]
         logits_Nv, tokens_N - first, ranks
     )

@@ -1,7 +1,7 @@
 """What runs in vLLM's workers of the policy service: loading a version completely.
 
 vLLM imports this module in its worker processes by name and adds `WeightLoader` to its worker class. Imports
-nothing of this project, so that a worker starts as fast as without it.
+little of this project, so that a worker starts as fast as without it.
 """
 
 from __future__ import annotations

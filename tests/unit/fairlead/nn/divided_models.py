@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from fairlead.config.serving import ReferenceSection, RewardSection
 from fairlead.errors import FairleadError
@@ -62,7 +63,7 @@ def main(rank: int, folder: Path) -> None:
             found = {"error": str(error)}
         if rank == 0:
             path.with_suffix(".json").write_text(json.dumps(found))
-    tensor_parallel.leave()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -17,8 +21,10 @@ from fairlead.nn import adapters
 from fairlead.nn.loading import causal_lm_without_weights, load_causal_lm
 from fairlead.transports.weights.base import Adapter
 from services.policy.vllm.version_files import ExpectedTensors, HeldVersion, check_names
-from services.vllm.install import check_options, process_identity, require_vllm
+from services.vllm import service_process
+from services.vllm.install import check_options, require_vllm
 from tests.tiny import tiny_causal_lm
+from tests.waiting import until
 from trainer.model_state import unique_tensors
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -78,9 +84,30 @@ def test_vllm_is_refused_in_a_deterministic_run():
         config.load(overrides={"deterministic": "true", "policy.engine": "vllm"})
 
 
-def test_process_identity_is_stable():
-    assert process_identity(1) == process_identity(1)
-    assert process_identity(1).startswith("1:")
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+async def test_process_of_a_service_runs_until_its_end(child: subprocess.Popen[bytes]):
+    service = service_process.identity(child.pid)
+    assert service.startswith(f"{child.pid}:")
+    assert service_process.is_running(service)
+    assert not service_process.is_running(f"{child.pid}:1"), "another process with the same pid"
+    child.kill()
+    await until(lambda: not service_process.is_running(service))  # not reaped yet
+    child.wait()
+    assert not service_process.is_running(service)
+
+
+def test_worker_of_vllm_ends_with_its_service(child: subprocess.Popen[bytes]):
+    environment = os.environ | {service_process.VARIABLE: service_process.identity(child.pid)}
+    program = "import services.vllm.worker, time; time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program], env=environment) as worker:
+        child.kill()
+        assert worker.wait(timeout=60) == 0
 
 
 def test_model_without_weights_has_the_shapes_of_the_model(folder: Path, loaded: PreTrainedModel):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import math
 import shutil
 
@@ -17,11 +19,14 @@ from fairlead.errors import (
     ModelLoadError,
     NotFound,
     PermissionDenied,
+    RankLost,
     Unauthenticated,
 )
 from fairlead.rpc.retry import RetryPolicy
 from fairlead.types import TokenPair
 from services.reward.loaded import LoadedModel
+from services.reward.scorer import RewardScorer
+from services.reward.swapping import SwappingScoring
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.services.reward.reward_world import reward_service
 from tests.unit.services.runtime.keys_world import Keys
@@ -79,6 +84,30 @@ async def test_invalid_replacement_is_refused_and_served_model_is_kept(models, b
         assert await admin.abandon() == before
         assert world.registry.get_sample_value("fairlead_reward_load_failures_total") == 3
         assert world.registry.get_sample_value("fairlead_reward_swaps_total") == 0
+
+
+async def test_replacement_whose_rank_is_lost_is_refused_and_served_model_is_kept(models):
+    """A rank of the replacement ends, for example because its GPU has no memory for a second model."""
+    registry = CollectorRegistry()
+    section = RewardSection(path=str(models[0]), device="cpu")
+    starts = itertools.count()
+    async with await SwappingScoring.open(
+        section.path,
+        section,
+        batcher_metrics=metrics.BatcherMetrics(registry),
+        reward_metrics=metrics.RewardMetrics(registry),
+        load=lambda work: asyncio.to_thread(work) if next(starts) == 0 else rank_lost(),
+    ) as scoring:
+        before = scoring.info
+        with pytest.raises(ModelLoadError, match="cannot be loaded: rank 1 of 2 has ended"):
+            await scoring.load(str(models[1]))
+        assert scoring.info == before
+        assert not scoring.failure.done()
+        assert registry.get_sample_value("fairlead_reward_load_failures_total") == 1
+
+
+async def rank_lost() -> RewardScorer:
+    raise RankLost("rank 1 of 2 has ended")
 
 
 @pytest.mark.parametrize("allow", ["auto", "never"])

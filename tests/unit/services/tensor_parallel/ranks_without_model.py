@@ -24,7 +24,7 @@ class Sums:
     def __init__(self, start: Start) -> None:
         self._fault, _, rank = start.path.partition(":")
         self._is_faulty = rank in ("", str(start.rank))
-        self.facts: Mapping[str, object] = {"size": start.size}
+        self.facts: Mapping[str, object] = {"size": start.size, "threads": start.section["threads"]}
         if not self._is_faulty:
             return
         if self._fault == "refused":

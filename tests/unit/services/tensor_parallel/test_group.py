@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import signal
+import sys
+import tempfile
+import termios
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -59,8 +65,8 @@ def children() -> list[psutil.Process]:
 
 
 def test_batches_of_any_size_from_many_threads(open_groups):
-    ranks = opened(open_groups, "none")
-    assert ranks.facts == {"size": 2}
+    ranks = opened(open_groups, "none", threads=7)
+    assert ranks.facts == {"size": 2, "threads": 3}
     assert len(children()) == 2
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda value: total(ranks, value, 1), range(50))) == list(range(1, 51))
@@ -117,6 +123,45 @@ def test_suspended_rank_is_lost_also_without_a_batch(open_groups, monkeypatch: p
     with pytest.raises(RankLost, match="rank 1 of 2 of the reference model has sent no heartbeat for \\d+ s"):
         ranks.failure.result(timeout=60)
     assert wait_for_end()
+
+
+def test_close_ends_a_suspended_rank_to_which_a_batch_is_being_written(
+    open_groups, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(group, "_END_SECONDS", 0.5)
+    ranks = opened(open_groups, "none")
+    rank = children()[1]
+    rank.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        batch = pool.submit(total, ranks, *range(200_000))  # more than fits into a pipe
+        while not has_unread(rank):
+            time.sleep(0.01)
+        ranks.close()
+        with pytest.raises(Unavailable, match="the reference service is stopping"):
+            batch.result()
+    assert not children()
+
+
+def has_unread(process: psutil.Process) -> bool:
+    """Return whether a pipe of a process holds more than a heartbeat."""
+    unread = array.array("i", [0])
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        if descriptor.readlink().name.startswith("pipe:"):
+            with descriptor.open("rb") as pipe:
+                fcntl.ioctl(pipe, termios.FIONREAD, unread)
+            if unread[0] > 4_096:
+                return True
+    return False
+
+
+def test_ranks_that_cannot_be_started_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(
+        RankLost, match="rank 0 of 2 of the reference model cannot be started: .*No such file"
+    ):
+        opened([], "none")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

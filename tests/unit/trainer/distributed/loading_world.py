@@ -17,6 +17,7 @@ from fairlead.config.base import ComputeSection
 from fairlead.config.training import LoraSection
 from fairlead.errors import ModelLoadError
 from fairlead.nn import adapters
+from fairlead.nn.checks import INDEX_FILE
 from fairlead.nn.loading import load_causal_lm
 from tests.tiny import tiny_reward_model
 from tests.unit.fairlead.nn.test_gguf import write_gguf
@@ -273,6 +274,12 @@ def compared(ours: Path, theirs: Path) -> dict[str, object]:
     ]
     texts = sorted(path.name for path in theirs.glob("*.json") if "index" not in path.name)
     differences += [name for name in texts if (ours / name).read_text() != (theirs / name).read_text()]
+    index = ours / INDEX_FILE
+    if index.is_file():
+        nbytes = sum(tensor.nbytes for tensor in first.values())
+        content = json.loads(index.read_text())
+        differences += [] if content["metadata"]["total_size"] == nbytes else [index.name]
+        differences += sorted(content["weight_map"].keys() ^ first.keys())
     load_causal_lm(str(ours), CPU)
     return {
         "differences": differences,

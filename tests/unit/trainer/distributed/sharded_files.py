@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from fairlead.errors import ConfigError, NotFinite
 from fairlead.local.run_files import read_progress
@@ -38,6 +39,7 @@ from trainer.checkpoint import CheckpointStore
 from trainer.distributed import slices
 from trainer.distributed.group import Group
 from trainer.distributed.sharding import local
+from trainer.distributed.vocabulary import of_logits
 from trainer.model_state import trained_tensors
 from trainer.ppo import actor_critic, publish, step
 from trainer.ppo.actor_critic import ActorCritic
@@ -307,7 +309,20 @@ def trained_and_refused(group: Group, folder: str, numbers: list[int]) -> dict[s
         "refused": refused(group, Path(folder)),
         "loaded": loaded(group, Path(folder)),
         "logits": widest_logits(group, Path(folder)),
+        "one_token": logprobs_of_one_token(group),
     }
+
+
+def logprobs_of_one_token(group: Group) -> tuple[float, float]:
+    """Log p and its gradient over a vocabulary of one token, which leaves none to the second rank."""
+    mesh = init_device_mesh("cpu", (group.size,))
+    head = nn.Linear(2, 1, bias=False)
+    head.weight = nn.Parameter(distribute_tensor(torch.ones(1, 2), mesh, [Shard(0)]))
+    logits_NV = (torch.ones(3, 2) @ head.weight.to_local().T).detach().requires_grad_()
+    logprobs_N, _ = of_logits(head)(logits_NV, torch.zeros(3, dtype=torch.long), 0.7)
+    logprobs_N.sum().backward()
+    assert logits_NV.grad is not None
+    return float(logprobs_N.abs().sum()), float(logits_NV.grad.abs().sum())
 
 
 def files_of_divided_layers(group: Group, folder: str) -> dict[str, object]:

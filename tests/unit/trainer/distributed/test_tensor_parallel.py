@@ -39,6 +39,7 @@ def test_two_ranks_that_divide_layers_train_as_one_and_others_are_refused_by_nam
         assert one["refused"].startswith("ranks.tensor_parallel")
         assert one["loaded"]
         assert one["logits"] == 30  # of a vocabulary of 60
+        assert one["one_token"] == [0, 0]
 
 
 def test_figures_of_the_ranks_of_a_share_count_once():
