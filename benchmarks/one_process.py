@@ -62,7 +62,7 @@ class Loop:
         ]
         scores, logprobs = self._scores(pairs), self._reference_logprobs(pairs)
         outcomes = [
-            Outcome(task, Rollout(completion, score, "", reference), "loop", 1, 0)
+            Outcome(task, (Rollout(completion, score, "", reference),), "loop", 1, 0)
             for task, completion, score, reference in zip(tasks, completions, scores, logprobs, strict=True)
         ]
         rollouts = batch.from_outcomes(outcomes, self._learner.models.device)

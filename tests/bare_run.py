@@ -35,6 +35,7 @@ from fairlead.types import (
     PromptTask,
     Rollout,
     SamplingParams,
+    TaskResult,
     VersionSpan,
     WeightVersion,
 )
@@ -248,9 +249,9 @@ class Workers:
                 self.kept += 1
                 await asyncio.sleep(0.02)
 
-    def _answer(self, task: PromptTask) -> Rollout | DeadLetter:
+    def _answer(self, task: PromptTask) -> TaskResult:
         if task.task_id in self._dead:
             return DeadLetter("prompt_too_long", "…")
         spans = (VersionSpan(task.min_version, 0, 2),)
         completion = Completion((5, 6), (-0.5, -0.25), FinishReason.STOP, spans, text="x y")
-        return Rollout(completion, 0.5, "r", (-0.75, -1.0))
+        return (Rollout(completion, 0.5, "r", (-0.75, -1.0)),) * task.num_samples

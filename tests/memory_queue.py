@@ -30,7 +30,7 @@ from fairlead.transports.rollouts.base import (
 from fairlead.transports.rollouts.redis_connection import RETURNED
 from fairlead.transports.rollouts.redis_trainer import decode_outcome_entry, entries_before_corrupt
 from fairlead.transports.rollouts.redis_worker import Delivery
-from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout
+from fairlead.types import DeadLetter, Outcome, PromptTask, TaskResult
 
 _POLL_SECONDS = 0.005
 
@@ -196,7 +196,7 @@ class MemoryWorkerQueue:
                     lease.since = self._broker.clock()
         return frozenset(lost)
 
-    async def finish(self, claim: Claim, result: Rollout | DeadLetter) -> bool:
+    async def finish(self, claim: Claim, result: TaskResult) -> bool:
         """See `WorkerQueue.finish`."""
         outcome = Outcome(claim.task, result, self._consumer, claim.deliveries, claim.failures)
         return self._broker.finish(claim, outcome)

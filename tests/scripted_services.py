@@ -83,6 +83,8 @@ class Script:
     )
     requests: list[policy_service_pb2.GenerateRequest] = field(default_factory=list)
     exclusive: dict[str, list[bool]] = field(default_factory=lambda: {"reward": [], "reference": []})
+    sizes: dict[str, list[int]] = field(default_factory=lambda: {"reward": [], "reference": []})
+    """Number of sequences of each call."""
     address: str = ""
 
     def info(self, service: str) -> tokens_pb2.ModelInfo:
@@ -95,8 +97,8 @@ class Policy(policy_service_pb2_grpc.PolicyServiceServicer):
 
     async def Generate(self, request, context):
         self.script.requests.append(request)
-        found = await self.script.generate(request, context)
-        return policy_service_pb2.GenerateResponse(completions=[found])
+        found = [await self.script.generate(request, context) for _ in range(request.num_samples)]
+        return policy_service_pb2.GenerateResponse(completions=found)
 
     async def GetPolicyInfo(self, request, context):
         version = tokens_pb2.WeightVersion(incarnation=1, update=0)
@@ -111,6 +113,7 @@ class Reward(reward_service_pb2_grpc.RewardServiceServicer):
 
     async def Score(self, request, context):
         self.script.exclusive["reward"].append(request.alone)
+        self.script.sizes["reward"].append(len(request.items))
         scores = [await self.script.score(item, context) for item in request.items]
         return reward_service_pb2.ScoreResponse(
             scores=scores, model_version="judge-1", num_tokens=[1] * len(scores)
@@ -128,6 +131,7 @@ class Reference(reference_service_pb2_grpc.ReferenceServiceServicer):
 
     async def LogProbs(self, request, context):
         self.script.exclusive["reference"].append(request.alone)
+        self.script.sizes["reference"].append(len(request.sequences))
         found = [
             await self.script.logprobs(sequence, request.temperature, context)
             for sequence in request.sequences

@@ -198,7 +198,9 @@ def _outcomes(sequences: list[TokenSequence], vocabulary: int) -> list[Outcome]:
             answer, uniform, FinishReason.LENGTH, (VersionSpan(_VERSION, 0, len(answer)),)
         )
         rollout = Rollout(completion, draw.gauss(0, 1), "", uniform)
-        found.append(Outcome(PromptTask(number, prompt, "", SamplingParams(), _VERSION), rollout, "", 1, 0))
+        found.append(
+            Outcome(PromptTask(number, prompt, "", SamplingParams(), _VERSION), (rollout,), "", 1, 0)
+        )
     return found
 
 

@@ -27,12 +27,12 @@ class WaitingAnswers:
         self._ids = tuple(range(tokens))
         self._logprobs = tuple(-float(number % 7) / 8 for number in range(tokens))
 
-    async def answer(self, task: PromptTask, exclusive: bool = False) -> Rollout:
-        """Return the same rollout for every task, made by the requested weights."""
+    async def answer(self, task: PromptTask, exclusive: bool = False) -> tuple[Rollout, ...]:
+        """Return the same rollouts for every task, made by the requested weights."""
         await asyncio.sleep(self._seconds)
         span = VersionSpan(task.min_version, 0, len(self._ids))
         completion = Completion(self._ids, self._logprobs, FinishReason.STOP, (span,))
-        return Rollout(completion, 0.5, "waits", self._logprobs)
+        return (Rollout(completion, 0.5, "waits", self._logprobs),) * task.num_samples
 
 
 async def work(settings: RunConfig, answers: WaitingAnswers) -> None:

@@ -77,7 +77,9 @@ class History:
         for event in self.snapshot.events:
             if event.event == "begun" and event.settings:
                 found[event.incarnation] = TrainingSettings(
-                    int(event.settings["batch_size"]), int(event.settings["max_staleness"])
+                    int(event.settings["batch_size"]),
+                    int(event.settings["max_staleness"]),
+                    int(event.settings.get("num_samples", 1)),
                 )
         return found
 

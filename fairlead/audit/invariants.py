@@ -160,14 +160,17 @@ def batches_match(history: History) -> Iterator[Finding]:
         if known is None or (update == newest and update >= history.snapshot.newest.update):
             continue
         got = {line.task for line in lines}
-        expected = set() if start is None else set(range(start, start + known.batch_size))
+        expected = set() if start is None else set(range(start, start + known.tasks_per_update))
         if expected and got != expected:
             words = f"update {update} used tasks {_some(got - expected)} instead of {_some(expected - got)}"
             yield Finding("wrong_batch", words, tuple(sorted(got ^ expected)))
-        elif len(lines) != known.batch_size:
-            words = f"update {update} used {len(lines)} outcomes, but a batch has {known.batch_size}"
+        elif len(lines) != known.tasks_per_update:
+            words = f"update {update} used {len(lines)} outcomes, but a batch has {known.tasks_per_update}"
             yield Finding("wrong_batch", words, _tasks(lines))
-        start = None if start is None else start + known.batch_size
+        if torn := [line for line in lines if line.event == "trained" and line.samples != known.num_samples]:
+            words = f"update {update} used {torn[0].samples} answers of task {torn[0].task}, but a task has "
+            yield Finding("wrong_batch", words + str(known.num_samples), _tasks(torn))
+        start = None if start is None else start + known.tasks_per_update
     if missing := set(range(history.snapshot.newest.update)) - history.by_update.keys():
         yield Finding("wrong_batch", f"updates {_some(missing)} have no outcome in the journal")
 

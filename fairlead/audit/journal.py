@@ -63,6 +63,8 @@ class OutcomeLine:
     """Unix time of the line."""
     versions: tuple[WeightVersion, ...]
     """Weights that generated its tokens; empty for a dead letter."""
+    samples: int
+    """Number of its answers; 0 for a dead letter."""
     reason: str
     """Reason of a dead letter; else empty."""
 
@@ -96,7 +98,7 @@ class EventLine:
     entries: tuple[str, ...] = ()
     """Event `deleted`: entries of the rollouts stream."""
     settings: Mapping[str, int] | None = None
-    """Event `begun`: batch_size, max_staleness and updates of this incarnation."""
+    """Event `begun`: batch_size, num_samples, max_staleness and updates of this incarnation."""
 
 
 def read_outcomes(path: Path, damage: list[Damage]) -> list[OutcomeLine]:
@@ -155,6 +157,7 @@ def _outcome(number: int, content: Mapping[str, Any], versions: dict[str, Weight
         failures=int(content["failures"]),
         time=float(content["time"]),
         versions=tuple(versions[name] for name in names),
+        samples=int(content.get("samples", 1)) if names else 0,
         reason=intern(str(content.get("reason", ""))),
     )
 

@@ -30,9 +30,16 @@ class TrainingSettings:
     """The settings of an incarnation that the audit checks."""
 
     batch_size: int
-    """Outcomes per update."""
+    """Answers per update."""
     max_staleness: int
     """Updates by which the weights that generated a token may be older than those that train on it."""
+    num_samples: int = 1
+    """Answers per task."""
+
+    @property
+    def tasks_per_update(self) -> int:
+        """Outcomes per update."""
+        return self.batch_size // self.num_samples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,11 @@ def audit(
     report, history = examine(
         folder,
         weights=settings.weights_path if settings and settings.weights.path else None,
-        settings=TrainingSettings(settings.ppo.batch_size, settings.ppo.max_staleness) if settings else None,
+        settings=TrainingSettings(
+            settings.ppo.batch_size, settings.ppo.max_staleness, settings.ppo.num_samples
+        )
+        if settings
+        else None,
         read_queue=_queue_reader(folder, settings, redis_url),
         tensors=not skip_tensors,
     )

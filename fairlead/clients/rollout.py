@@ -1,4 +1,4 @@
-"""One rollout: generate a completion, then score it and look up its reference log-probs at the same time.
+"""The rollouts of a prompt: generate completions, then score them and look up their reference log-probs.
 
 Used by the rollout worker and by the trainer's evaluation, which pass calls that retry, measure or coalesce
 as needed. It knows nothing about the queue, tasks or retries.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -101,60 +101,65 @@ class ScoreInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredCompletion:
+class ScoredCompletions:
     """The results of the three services for one prompt."""
 
-    completion: Completion
+    completions: tuple[Completion, ...]
     """From the policy."""
     scores: Scores
-    """From the reward model: one score."""
-    reference_logprobs: tuple[float, ...] | None
-    """log π_ref of each completion token; None if they were not requested."""
+    """From the reward model: a score for each completion."""
+    reference_logprobs: tuple[tuple[float, ...], ...] | None
+    """log π_ref of each token of each completion; None if they were not requested."""
     generate_seconds: float
-    """Time for the completion."""
+    """Time for the completions."""
     score_seconds: float
-    """Time for the score and the log-probs, which run at the same time."""
+    """Time for the scores and the log-probs, which run at the same time."""
 
 
 async def generate_and_score(
     prompt: RolloutPrompt,
     *,
-    generate: Callable[[], Awaitable[Completion]],
-    score: Callable[[ScoreInputs], Awaitable[Scores]],
-    reference: Callable[[ScoreInputs], Awaitable[tuple[float, ...]]] | None,
+    generate: Callable[[], Awaitable[Sequence[Completion]]],
+    score: Callable[[Sequence[ScoreInputs]], Awaitable[Scores]],
+    reference: Callable[[Sequence[ScoreInputs]], Awaitable[Sequence[tuple[float, ...]]]] | None,
     scored_as_text: bool,
-) -> ScoredCompletion:
-    """Generate a completion, then score it and look up its reference log-probs at the same time.
+) -> ScoredCompletions:
+    """Generate completions, then score them and look up their reference log-probs at the same time.
 
     Args:
         prompt: what `generate` completes.
-        generate: returns one completion.
-        score: returns the reward model's score.
-        reference: returns log π_ref of each completion token; None to leave it out.
+        generate: returns the completions.
+        score: returns the reward model's score of each.
+        reference: returns log π_ref of each token of each completion; None to leave it out.
         scored_as_text: whether the reward model gets texts instead of token ids.
 
     Raises:
         Exception: the first error of a call; the call running at the same time is then cancelled.
     """
     began = time.monotonic()
-    completion = await generate()
+    completions = tuple(await generate())
     generated = time.monotonic()
-    tokens = TokenPair(prompt.token_ids, completion.token_ids)
-    text = TextPair(prompt.text, completion.text, prompt.messages)
-    # Every answer is scored at its end, also one that was cut off or that a stop string ended.
-    ended = TokenPair(prompt.token_ids, completion.token_ids, append_end=True)
-    inputs = ScoreInputs(text if scored_as_text else ended, tokens)
+    inputs = [_score_inputs(prompt, completion, as_text=scored_as_text) for completion in completions]
     if reference is None:
         scores, logprobs = await score(inputs), None
     else:
-        scores, logprobs = await run_both(score(inputs), reference(inputs))
-    return ScoredCompletion(
-        completion=completion,
+        scores, found = await run_both(score(inputs), reference(inputs))
+        logprobs = tuple(found)
+    return ScoredCompletions(
+        completions=completions,
         scores=scores,
         reference_logprobs=logprobs,
         generate_seconds=generated - began,
         score_seconds=time.monotonic() - generated,
     )
+
+
+def _score_inputs(prompt: RolloutPrompt, completion: Completion, *, as_text: bool) -> ScoreInputs:
+    tokens = TokenPair(prompt.token_ids, completion.token_ids)
+    if as_text:
+        return ScoreInputs(TextPair(prompt.text, completion.text, prompt.messages), tokens)
+    # Every answer is scored at its end, also one that was cut off or that a stop string ended.
+    return ScoreInputs(TokenPair(prompt.token_ids, completion.token_ids, append_end=True), tokens)
 
 
 async def run_both(first: Awaitable[_T], second: Awaitable[_U]) -> tuple[_T, _U]:

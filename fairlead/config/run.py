@@ -178,6 +178,27 @@ class RunConfig(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_num_samples(self) -> Self:
+        """Check that the services take the answers of a prompt in one request."""
+        limits: dict[str, tuple[int, str]] = {
+            "policy.max_samples": (self.policy.max_samples, "the completions of a request"),
+            "reward.batching.max_items": (self.reward.batching.max_items, "the items of a request"),
+            "reference.batching.max_items": (self.reference.batching.max_items, "the items of a request"),
+        }
+        if not self.deterministic:  # which decodes one answer at a time
+            limits["policy.max_slots"] = (self.policy.max_slots, "the answers that are decoded at a time")
+        wanted = self.ppo.num_samples
+        for key, (limit, what) in limits.items():
+            if wanted > limit and wanted > 1:
+                raise ConfigError(
+                    "ppo.num_samples",
+                    got=wanted,
+                    allowed=f"at most {limit}, because {key} = {limit} limits {what}; lower ppo.num_samples "
+                    f"or raise {key}",
+                )
+        return self
+
     @property
     def folder(self) -> RunFolder:
         """The folder of the run."""

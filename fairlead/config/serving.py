@@ -271,7 +271,8 @@ class RolloutWorkerSection(Section):
     replicas: int = Field(default=1, ge=0, le=1_024)
     """Processes that a run on one machine starts."""
     max_in_flight: int = Field(default=64, ge=1, le=4_096)
-    """Maximum number of tasks that one worker works on at the same time."""
+    """Maximum number of answers that one worker works on at the same time; a task counts as
+    `ppo.num_samples` of them, and one task is always allowed."""
     drain_seconds: float = Field(default=20.0, ge=0, le=3_600)
     """Time that tasks in progress have to finish after SIGTERM; other workers claim the rest."""
     hedge_factor: float = Field(default=4.0, ge=0, le=1_000)

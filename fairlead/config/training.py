@@ -263,7 +263,11 @@ class PpoSection(TrainingSection):
     """Number of updates of the whole run, including those before a restart. An update trains on one batch of
     rollouts."""
     batch_size: int = Field(default=256, ge=1)
-    """Rollouts per update."""
+    """Rollouts per update: its prompts times `num_samples`, so a multiple of `num_samples`."""
+    num_samples: int = Field(default=1, ge=1, le=4_096)
+    """Answers per prompt, which form a group. The policy service reads the prompt of a group once, and the
+    reward service scores the group in one call. A group is trained on in one update, or is a dead letter if
+    one of its answers fails."""
     mini_batch_size: int = Field(default=64, ge=1)
     """Rollouts per optimizer step; must divide `batch_size`."""
     epochs: int = Field(default=1, ge=1, le=100)
@@ -362,6 +366,11 @@ class PpoSection(TrainingSection):
         return self.estimator in WITH_CRITIC
 
     @property
+    def tasks_per_update(self) -> int:
+        """Number of prompts of an update."""
+        return self.batch_size // self.num_samples
+
+    @property
     def num_schedule_updates(self) -> int:
         """Number of updates that the learning-rate schedule counts to."""
         return self.schedule_updates or self.updates
@@ -396,7 +405,15 @@ class PpoSection(TrainingSection):
         return self
 
     @model_validator(mode="after")
-    def _check_mini_batches(self) -> Self:
+    def _check_batch(self) -> Self:
+        if self.batch_size % self.num_samples:
+            below = self.batch_size - self.batch_size % self.num_samples
+            allowed = [size for size in (below, below + self.num_samples) if size]
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of num_samples {self.num_samples}: it "
+                f"counts answers, and every prompt has {self.num_samples}; set it to "
+                f"{' or '.join(map(str, allowed))}"
+            )
         if self.batch_size % self.mini_batch_size:
             raise ValueError(
                 f"mini_batch_size {self.mini_batch_size} does not divide batch_size {self.batch_size}"

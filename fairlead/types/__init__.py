@@ -17,7 +17,7 @@ from fairlead.types.generation import (
     SamplingParams,
 )
 from fairlead.types.infos import ModelInfo, PolicyInfo, ReferenceInfo, RewardInfo, ServedReward
-from fairlead.types.rollouts import DeadLetter, Outcome, PromptTask, Rollout
+from fairlead.types.rollouts import DeadLetter, Outcome, PromptTask, Rollout, TaskResult
 from fairlead.types.scoring import Priority, ScoreItem, Scores, TextPair, TokenPair, WholeText
 from fairlead.types.weights import VersionSpan, WeightVersion
 
@@ -41,6 +41,7 @@ __all__ = [
     "ScoreItem",
     "Scores",
     "ServedReward",
+    "TaskResult",
     "TextPair",
     "TokenPair",
     "VersionSpan",

@@ -10,7 +10,7 @@ from fairlead.types.weights import WeightVersion
 
 @dataclass(frozen=True, slots=True)
 class PromptTask:
-    """One prompt to be completed and scored."""
+    """One prompt to be completed, once or several times, and scored."""
 
     task_id: int
     """Position in the run's order of prompts, from 0; identifies the task for the whole run."""
@@ -24,6 +24,8 @@ class PromptTask:
     """Oldest weights allowed."""
     messages: tuple[Message, ...] = ()
     """The messages, if the prompt is a conversation; `prompt_text` is then only for display."""
+    num_samples: int = 1
+    """Number of completions, which form a group; each has a random stream of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +58,33 @@ class DeadLetter:
     """Description of the cause."""
 
 
+TaskResult = tuple[Rollout, ...] | DeadLetter
+"""What a task ends with: as many rollouts as it has samples, in their order, or one dead letter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The result of a task and its history in the queue."""
 
     task: PromptTask
     """The task as it was sent."""
-    result: Rollout | DeadLetter
-    """The rollout, or the reason why there is none."""
+    result: TaskResult
+    """A rollout for each sample of the task, or the reason why there is none."""
     worker: str
     """Consumer (worker) that finished it."""
     deliveries: int
     """Number of deliveries to workers, the last included."""
     failures: int
     """Number of failures reported by workers before."""
+
+    @property
+    def rollouts(self) -> tuple[Rollout, ...]:
+        """The rollouts; none for a dead task."""
+        return () if isinstance(self.result, DeadLetter) else self.result
+
+    @property
+    def versions(self) -> frozenset[WeightVersion]:
+        """The weights of every token of every rollout."""
+        return frozenset(
+            span.version for rollout in self.rollouts for span in rollout.completion.version_spans
+        )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fairlead.v1 import tokens_pb2 as fairlead_dot_v1_dot_tokens__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x61irlead/v1/rollout.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\"\xfe\x01\n\nPromptTask\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x0f\n\x07task_id\x18\x02 \x01(\x03\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x05\x12\x13\n\x0bprompt_text\x18\x04 \x01(\t\x12-\n\x08sampling\x18\x05 \x01(\x0b\x32\x1b.fairlead.v1.SamplingParams\x12/\n\x0bmin_version\x18\x06 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12&\n\x08messages\x18\x07 \x03(\x0b\x32\x14.fairlead.v1.Message\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x07\",\n\nDeadLetter\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xc2\x01\n\x07Rollout\x12+\n\ncompletion\x18\x01 \x01(\x0b\x32\x17.fairlead.v1.Completion\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x16\n\x0ereward_version\x18\x03 \x01(\t\x12\x1a\n\x12reference_logprobs\x18\x04 \x03(\x02\x12\x16\n\x0escored_as_text\x18\x05 \x01(\x08\x12\x18\n\x10generate_seconds\x18\x06 \x01(\x01\x12\x15\n\rscore_seconds\x18\x07 \x01(\x01\"\xf3\x01\n\x07Outcome\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12%\n\x04task\x18\x02 \x01(\x0b\x32\x17.fairlead.v1.PromptTask\x12\'\n\x07rollout\x18\x03 \x01(\x0b\x32\x14.fairlead.v1.RolloutH\x00\x12.\n\x0b\x64\x65\x61\x64_letter\x18\x04 \x01(\x0b\x32\x17.fairlead.v1.DeadLetterH\x00\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x12\n\ndeliveries\x18\x06 \x01(\x05\x12\x10\n\x08\x66\x61ilures\x18\x07 \x01(\x05\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x07\x42\x08\n\x06resultb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x61irlead/v1/rollout.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\"\x93\x02\n\nPromptTask\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x0f\n\x07task_id\x18\x02 \x01(\x03\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\x05\x12\x13\n\x0bprompt_text\x18\x04 \x01(\t\x12-\n\x08sampling\x18\x05 \x01(\x0b\x32\x1b.fairlead.v1.SamplingParams\x12/\n\x0bmin_version\x18\x06 \x01(\x0b\x32\x1a.fairlead.v1.WeightVersion\x12&\n\x08messages\x18\x07 \x03(\x0b\x32\x14.fairlead.v1.Message\x12\x13\n\x0bnum_samples\x18\x08 \x01(\x05\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x07\",\n\nDeadLetter\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xc2\x01\n\x07Rollout\x12+\n\ncompletion\x18\x01 \x01(\x0b\x32\x17.fairlead.v1.Completion\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x16\n\x0ereward_version\x18\x03 \x01(\t\x12\x1a\n\x12reference_logprobs\x18\x04 \x03(\x02\x12\x16\n\x0escored_as_text\x18\x05 \x01(\x08\x12\x18\n\x10generate_seconds\x18\x06 \x01(\x01\x12\x15\n\rscore_seconds\x18\x07 \x01(\x01\"6\n\x0cRolloutGroup\x12&\n\x08rollouts\x18\x01 \x03(\x0b\x32\x14.fairlead.v1.Rollout\"\x9f\x02\n\x07Outcome\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12%\n\x04task\x18\x02 \x01(\x0b\x32\x17.fairlead.v1.PromptTask\x12\'\n\x07rollout\x18\x03 \x01(\x0b\x32\x14.fairlead.v1.RolloutH\x00\x12.\n\x0b\x64\x65\x61\x64_letter\x18\x04 \x01(\x0b\x32\x17.fairlead.v1.DeadLetterH\x00\x12*\n\x05group\x18\x08 \x01(\x0b\x32\x19.fairlead.v1.RolloutGroupH\x00\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\x12\n\ndeliveries\x18\x06 \x01(\x05\x12\x10\n\x08\x66\x61ilures\x18\x07 \x01(\x05\x12\x10\n\x08\x63hecksum\x18\x0f \x01(\x07\x42\x08\n\x06resultb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,11 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fairlead.v1.rollout_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROMPTTASK']._serialized_start=69
-  _globals['_PROMPTTASK']._serialized_end=323
-  _globals['_DEADLETTER']._serialized_start=325
-  _globals['_DEADLETTER']._serialized_end=369
-  _globals['_ROLLOUT']._serialized_start=372
-  _globals['_ROLLOUT']._serialized_end=566
-  _globals['_OUTCOME']._serialized_start=569
-  _globals['_OUTCOME']._serialized_end=812
+  _globals['_PROMPTTASK']._serialized_end=344
+  _globals['_DEADLETTER']._serialized_start=346
+  _globals['_DEADLETTER']._serialized_end=390
+  _globals['_ROLLOUT']._serialized_start=393
+  _globals['_ROLLOUT']._serialized_end=587
+  _globals['_ROLLOUTGROUP']._serialized_start=589
+  _globals['_ROLLOUTGROUP']._serialized_end=643
+  _globals['_OUTCOME']._serialized_start=646
+  _globals['_OUTCOME']._serialized_end=933
 # @@protoc_insertion_point(module_scope)

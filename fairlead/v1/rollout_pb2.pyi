@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PromptTask(_message.Message):
-    """One prompt to be completed and scored."""
+    """One prompt to be completed, once or several times, and scored."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -32,13 +32,18 @@ class PromptTask(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     MIN_VERSION_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
+    NUM_SAMPLES_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
-    """Version of this schema; readers refuse a newer one and name it."""
+    """Version of this schema; readers refuse a newer one and name it. 1 for a task of one sample, which older
+    readers know, else 2.
+    """
     task_id: _builtins.int
     """Position in the run's order of prompts; identifies the task for the whole run."""
     prompt_text: _builtins.str
     """The prompt as text."""
+    num_samples: _builtins.int
+    """Number of completions, which form a group; absent for one."""
     checksum: _builtins.int
     """CRC-32 of all bytes after it. Written first in a payload of the queue, so that a truncated payload has it
     too; absent inside an outcome, and in payloads of versions of fairlead without checksums.
@@ -69,11 +74,12 @@ class PromptTask(_message.Message):
         sampling: _tokens_pb2.SamplingParams | None = ...,
         min_version: _tokens_pb2.WeightVersion | None = ...,
         messages: _abc.Iterable[_tokens_pb2.Message] | None = ...,
+        num_samples: _builtins.int = ...,
         checksum: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["min_version", b"min_version", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "messages", b"messages", "min_version", b"min_version", "prompt_text", b"prompt_text", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "schema_version", b"schema_version", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "messages", b"messages", "min_version", b"min_version", "num_samples", b"num_samples", "prompt_text", b"prompt_text", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "schema_version", b"schema_version", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -156,6 +162,30 @@ class Rollout(_message.Message):
 Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
 
 @_typing.final
+class RolloutGroup(_message.Message):
+    """The rollouts of a task with several samples."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
+        """One for each sample of the task, in their order."""
+
+    def __init__(
+        self,
+        *,
+        rollouts: _abc.Iterable[Global___Rollout] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollouts", b"rollouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutGroup: _TypeAlias = RolloutGroup  # noqa: Y015
+
+@_typing.final
 class Outcome(_message.Message):
     """The result of a task."""
 
@@ -165,12 +195,13 @@ class Outcome(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     ROLLOUT_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     DELIVERIES_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
-    """Version of this schema; readers refuse a newer one and name it."""
+    """Version of this schema; readers refuse a newer one and name it. 2 if the task has several samples, else 1."""
     worker: _builtins.str
     """Name of the consumer that finished it."""
     deliveries: _builtins.int
@@ -185,11 +216,15 @@ class Outcome(_message.Message):
 
     @_builtins.property
     def rollout(self) -> Global___Rollout:
-        """The rollout."""
+        """The rollout of a task with one sample."""
 
     @_builtins.property
     def dead_letter(self) -> Global___DeadLetter:
         """The reason."""
+
+    @_builtins.property
+    def group(self) -> Global___RolloutGroup:
+        """The rollouts of a task with several samples."""
 
     def __init__(
         self,
@@ -198,16 +233,17 @@ class Outcome(_message.Message):
         task: Global___PromptTask | None = ...,
         rollout: Global___Rollout | None = ...,
         dead_letter: Global___DeadLetter | None = ...,
+        group: Global___RolloutGroup | None = ...,
         worker: _builtins.str = ...,
         deliveries: _builtins.int = ...,
         failures: _builtins.int = ...,
         checksum: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "result", b"result", "rollout", b"rollout", "task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dead_letter", b"dead_letter", "group", b"group", "result", b"result", "rollout", b"rollout", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "dead_letter", b"dead_letter", "deliveries", b"deliveries", "failures", b"failures", "result", b"result", "rollout", b"rollout", "schema_version", b"schema_version", "task", b"task", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "dead_letter", b"dead_letter", "deliveries", b"deliveries", "failures", b"failures", "group", b"group", "result", b"result", "rollout", b"rollout", "schema_version", b"schema_version", "task", b"task", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["rollout", "dead_letter"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["rollout", "dead_letter", "group"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

@@ -62,11 +62,12 @@ async def run(config: RunConfig) -> None:
             queue=queue,
             answer=services.answer,
             section=config.rollout_worker,
+            num_samples=config.ppo.num_samples,
             lease_seconds=config.queue.lease_seconds,
             metrics=worker_metrics,
         )
         workers.append(worker)
-        logger.info("ready: up to %d tasks at the same time", config.rollout_worker.max_in_flight)
+        logger.info("ready: up to %d tasks at the same time", worker.max_tasks)
         await worker.run(stop)
 
 

@@ -1,4 +1,4 @@
-"""Check the results of the services for one task and build the rollout that the trainer gets.
+"""Check the results of the services for one task and build the rollouts that the trainer gets.
 
 Sits between the answers of the services and the queue. Pure functions; knows neither gRPC nor Redis.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fairlead.clients.rollout import ScoredCompletion
+from fairlead.clients.rollout import ScoredCompletions
 from fairlead.errors import StaleWeights
 from fairlead.types import Completion, ModelInfo, PromptTask, Rollout
 
@@ -58,13 +58,23 @@ def check_task(task: PromptTask, policy: ModelInfo, *, scored_as_text: bool) -> 
         )
 
 
-def check_completion(task: PromptTask, completion: Completion) -> None:
-    """Check that a completion is complete: ids, finite log-probs, and new enough weights for every token.
+def check_completions(task: PromptTask, completions: Sequence[Completion]) -> None:
+    """Check that each completion is complete: ids, finite log-probs, and new enough weights for every token.
 
     Raises:
         UnusableResult: if something is missing or not finite.
-        StaleWeights: if its weights are older than the task allows.
+        StaleWeights: if some weights are older than the task allows.
     """
+    if len(completions) != task.num_samples:
+        raise UnusableResult(
+            "completion_malformed",
+            f"the policy returned {len(completions)} completions; the task has {task.num_samples} samples",
+        )
+    for completion in completions:
+        _check_completion(task, completion)
+
+
+def _check_completion(task: PromptTask, completion: Completion) -> None:
     count = len(completion.token_ids)
     if count == 0 or completion.finish_reason is None:
         ended = completion.finish_reason.value if completion.finish_reason else "none"
@@ -93,38 +103,58 @@ def check_completion(task: PromptTask, completion: Completion) -> None:
         )
 
 
-def assemble(found: ScoredCompletion, *, scored_as_text: bool) -> Rollout:
-    """Return the rollout of one completion, its score and its reference log-probs, if those were requested.
+def assemble(found: ScoredCompletions, *, scored_as_text: bool) -> tuple[Rollout, ...]:
+    """Return a rollout for each completion, its score and its reference log-probs, if those were requested.
 
     Raises:
         UnusableResult: if a number is missing or not finite.
     """
-    completion = found.completion
+    completions = found.completions
     scores = found.scores.scores
     reference = found.reference_logprobs
-    if len(scores) != 1:
+    if len(scores) != len(completions):
         raise UnusableResult(
-            "answer_malformed", f"the reward service returned {len(scores)} scores for one completion"
+            "answer_malformed",
+            f"the reward service returned {len(scores)} scores for {len(completions)} completions",
         )
-    [score] = scores
+    if reference is not None and len(reference) != len(completions):
+        raise UnusableResult(
+            "answer_malformed",
+            f"the reference service returned {len(reference)} sequences for {len(completions)} completions",
+        )
+    rollouts = []
+    for index, completion in enumerate(completions):
+        logprobs = () if reference is None else reference[index]
+        if reference is not None:
+            _check_reference(completion, logprobs)
+        rollouts.append(
+            Rollout(
+                completion=completion,
+                score=_checked_score(scores[index]),
+                reward_version=found.scores.model_version,
+                reference_logprobs=logprobs,
+                scored_as_text=scored_as_text,
+                generate_seconds=found.generate_seconds,
+                score_seconds=found.score_seconds,
+            )
+        )
+    return tuple(rollouts)
+
+
+def _checked_score(score: float) -> float:
     if not math.isfinite(score):
         raise UnusableResult("reward_not_finite", f"the reward model returned score {score}")
-    if reference is not None and len(reference) != len(completion.token_ids):
+    return score
+
+
+def _check_reference(completion: Completion, logprobs: Sequence[float]) -> None:
+    if len(logprobs) != len(completion.token_ids):
         raise UnusableResult(
             "answer_malformed",
             f"the completion has {len(completion.token_ids)} tokens, but the reference service returned "
-            f"{len(reference)} log-probs",
+            f"{len(logprobs)} log-probs",
         )
-    _check_finite("reference_not_finite", "reference", reference or ())
-    return Rollout(
-        completion=completion,
-        score=score,
-        reward_version=found.scores.model_version,
-        reference_logprobs=reference or (),
-        scored_as_text=scored_as_text,
-        generate_seconds=found.generate_seconds,
-        score_seconds=found.score_seconds,
-    )
+    _check_finite("reference_not_finite", "reference", logprobs)
 
 
 def _check_finite(reason: str, service: str, logprobs: Sequence[float]) -> None:

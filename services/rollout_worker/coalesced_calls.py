@@ -1,8 +1,9 @@
 """Coalesce the calls of several tasks into one RPC, and isolate items that kill a replica.
 
-Sits between `ModelServices` and a client. It does not know what an item is, only how many tokens it has. When
-a replica dies during a call, the items are sent again in an exclusive call; if a replica dies again, each
-item is sent in an exclusive call, so that the item at fault is found and the others get their results.
+Sits between `ModelServices` and a client. An item is what one task sends: it is never divided, and only its
+numbers of sequences and tokens are known here. When a replica dies during a call, the items are sent again in
+an exclusive call; if a replica dies again, each item is sent in an exclusive call, so that the item at fault
+is found and the others get their results.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MAX_CALLS = 2
 """Calls in progress before items wait to be coalesced: one is computed while the next is in transit."""
 LONGEST_WAIT_SECONDS = 0.01
 """Items wait at most this long, however many calls are in progress: slow services get parallel calls."""
-MAX_ITEMS = 64
+MAX_SEQUENCES = 64
 MAX_TOKENS = 65_536
 
 _SPREAD_SECONDS = 0.5
@@ -63,6 +64,7 @@ class _Waiting(Generic[_Item, _Result]):
     """An item that has not been sent yet."""
 
     item: _Item
+    num_sequences: int
     num_tokens: int
     result: asyncio.Future[_Result]
 
@@ -77,7 +79,9 @@ class CoalescedCalls(Generic[_Item, _Result]):
         self._in_progress: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
 
-    async def call(self, item: _Item, *, num_tokens: int, exclusive: bool = False) -> _Result:
+    async def call(
+        self, item: _Item, *, num_tokens: int, num_sequences: int = 1, exclusive: bool = False
+    ) -> _Result:
         """Return the result of one item, sent together with other items unless `exclusive`.
 
         Raises:
@@ -89,7 +93,7 @@ class CoalescedCalls(Generic[_Item, _Result]):
             [result] = await self._exclusive([item])
             return result
         loop = asyncio.get_running_loop()
-        waiting = _Waiting[_Item, _Result](item, num_tokens, loop.create_future())
+        waiting = _Waiting[_Item, _Result](item, num_sequences, num_tokens, loop.create_future())
         self._waiting.append(waiting)
         if len(self._in_progress) < MAX_CALLS:
             self._start()
@@ -157,14 +161,17 @@ class CoalescedCalls(Generic[_Item, _Result]):
 
     def _take(self) -> list[_Waiting[_Item, _Result]]:
         batch: list[_Waiting[_Item, _Result]] = []
-        tokens = 0
-        while self._waiting and len(batch) < MAX_ITEMS:
-            if batch and tokens + self._waiting[0].num_tokens > MAX_TOKENS:
+        sequences = tokens = 0
+        while self._waiting:
+            first = self._waiting[0]
+            too_many = sequences + first.num_sequences > MAX_SEQUENCES
+            if batch and (too_many or tokens + first.num_tokens > MAX_TOKENS):
                 break
-            waiting = self._waiting.popleft()
-            if not waiting.result.done():  # else its caller was cancelled
-                batch.append(waiting)
-                tokens += waiting.num_tokens
+            self._waiting.popleft()
+            if not first.result.done():  # else its caller was cancelled
+                batch.append(first)
+                sequences += first.num_sequences
+                tokens += first.num_tokens
         return batch
 
 

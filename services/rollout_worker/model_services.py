@@ -7,17 +7,17 @@ raised it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TypeVar
 
 from fairlead import watchdog
 from fairlead.backoff import Backoff, retry
 from fairlead.clients import AsyncReferenceClient
 from fairlead.clients.rollout import RolloutClients, RolloutPrompt, ScoreInputs, generate_and_score
-from fairlead.errors import ConfigError, InvalidInput, ReplicaLost
+from fairlead.errors import ConfigError, CorruptData, InvalidInput, ReplicaLost
 from fairlead.log import LogSummary
 from fairlead.metrics import WorkerMetrics
 from fairlead.types import (
@@ -34,13 +34,18 @@ from services.rollout_worker.assemble import (
     InvalidTask,
     UnusableResult,
     assemble,
-    check_completion,
+    check_completions,
     check_task,
 )
 from services.rollout_worker.coalesced_calls import CoalescedCalls, until_available
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+_Items = tuple[ScoreItem, ...]
+_Pairs = tuple[TokenPair, ...]
+_Logprobs = tuple[tuple[float, ...], ...]
+"""What the services read and return for the answers of one task."""
 
 _RETRY = Backoff(first_seconds=0.2, longest_seconds=0.2, jitter=0.0)
 _INFO_SECONDS = 5.0
@@ -114,7 +119,7 @@ class ModelServices:
         self._scores = CoalescedCalls(self._score)
         self._exclusive_turn = asyncio.Lock()
         self._deaths = LogSummary(logger, level=logging.WARNING)
-        self._logprobs: dict[float, CoalescedCalls[TokenPair, tuple[float, ...]]] = {}
+        self._logprobs: dict[float, CoalescedCalls[_Pairs, _Logprobs]] = {}
 
     @classmethod
     async def connect(
@@ -148,8 +153,11 @@ class ModelServices:
             worker_metrics=worker_metrics,
         )
 
-    async def answer(self, task: PromptTask, exclusive: bool = False) -> Rollout:
-        """Generate a completion, then score it and look up its reference log-probs at the same time.
+    async def answer(self, task: PromptTask, exclusive: bool = False) -> tuple[Rollout, ...]:
+        """Generate the completions of a task, then score them and look up their reference log-probs.
+
+        The completions of a task travel together, so that a service reads their prompt once; the task fails
+        if one of them does.
 
         Args:
             task: the prompt.
@@ -163,21 +171,30 @@ class ModelServices:
         """
         check_task(task, self._policy, scored_as_text=self._scored_as_text)
 
-        async def generate() -> Completion:
-            completion = await self._generate(task, exclusive=exclusive)
-            check_completion(task, completion)
-            return completion
+        async def generate() -> Sequence[Completion]:
+            completions = await self._generate(task, exclusive=exclusive)
+            check_completions(task, completions)
+            return completions
 
-        async def score(inputs: ScoreInputs) -> Scores:
-            call = self._scores.call(inputs.item, num_tokens=inputs.num_tokens, exclusive=exclusive)
+        async def score(inputs: Sequence[ScoreInputs]) -> Scores:
+            call = self._scores.call(
+                tuple(each.item for each in inputs),
+                num_sequences=len(inputs),
+                num_tokens=sum(each.num_tokens for each in inputs),
+                exclusive=exclusive,
+            )
             return await _replica_killed("reward", self._measured("score", "reward", call, task=task.task_id))
 
         client = self._clients.reference
 
-        async def reference(inputs: ScoreInputs) -> tuple[float, ...]:
+        async def reference(inputs: Sequence[ScoreInputs]) -> _Logprobs:
             assert client is not None
-            logprobs = self._logprobs_at(client, task.sampling.temperature)
-            call = logprobs.call(inputs.tokens, num_tokens=inputs.num_tokens, exclusive=exclusive)
+            call = self._logprobs_at(client, task.sampling.temperature).call(
+                tuple(each.tokens for each in inputs),
+                num_sequences=len(inputs),
+                num_tokens=sum(each.num_tokens for each in inputs),
+                exclusive=exclusive,
+            )
             return await _replica_killed(
                 "reference", self._measured("reference", "reference", call, task=task.task_id)
             )
@@ -191,8 +208,8 @@ class ModelServices:
         )
         return assemble(found, scored_as_text=self._scored_as_text)
 
-    async def _generate(self, task: PromptTask, *, exclusive: bool) -> Completion:
-        """Return a completion; if a replica dies during the call, repeat it.
+    async def _generate(self, task: PromptTask, *, exclusive: bool) -> Sequence[Completion]:
+        """Return the completions of a task; if a replica dies during the call, repeat it.
 
         Most replicas die of something else than a request, so all calls that were in progress are repeated
         together at first; those during which a second replica dies are repeated as exclusive calls, one
@@ -202,18 +219,17 @@ class ModelServices:
             UnusableResult: if a replica died during an exclusive call.
         """
 
-        async def generate(*, exclusive: bool) -> Completion:
+        async def generate(*, exclusive: bool) -> Sequence[Completion]:
             call = self._clients.policy.generate(
                 task.prompt_token_ids,
                 task.sampling,
-                num_samples=1,
+                num_samples=task.num_samples,
                 min_version=task.min_version,
                 request_id=f"{self._run}-{task.task_id}",
                 exclusive=exclusive,
                 fatal_to_replica=True,
             )
-            [completion] = await self._measured("generate", "policy", call, task=task.task_id)
-            return completion
+            return await self._measured("generate", "policy", call, task=task.task_id)
 
         if not exclusive:
             try:
@@ -229,22 +245,30 @@ class ModelServices:
         async with self._exclusive_turn:
             return await _replica_killed("policy", until_available(lambda: generate(exclusive=True)))
 
-    async def _score(self, items: Sequence[ScoreItem], *, exclusive: bool) -> list[Scores]:
-        found = await self._clients.reward.score(items, exclusive=exclusive, fatal_to_replica=True)
-        tokens = found.num_tokens or (0,) * len(found.scores)
+    async def _score(self, items: Sequence[_Items], *, exclusive: bool) -> list[Scores]:
+        flat = [item for task in items for item in task]
+        found = await self._clients.reward.score(flat, exclusive=exclusive, fatal_to_replica=True)
+        scores = _split(found.scores, items)
+        tokens = _split(found.num_tokens or (0,) * len(found.scores), items)
         return [
-            replace(found, scores=(score,), num_tokens=(count,))
-            for score, count in zip(found.scores, tokens, strict=True)
+            replace(found, scores=tuple(scores_of_task), num_tokens=tuple(counts))
+            for scores_of_task, counts in zip(scores, tokens, strict=True)
         ]
 
     def _logprobs_at(
         self, client: AsyncReferenceClient, temperature: float
-    ) -> CoalescedCalls[TokenPair, tuple[float, ...]]:
+    ) -> CoalescedCalls[_Pairs, _Logprobs]:
         """Return the calls of one temperature, which share RPCs; most runs have a single temperature."""
-        if temperature not in self._logprobs:
-            self._logprobs[temperature] = CoalescedCalls(
-                partial(client.logprobs, temperature=temperature, fatal_to_replica=True)
+
+        async def call(items: Sequence[_Pairs], *, exclusive: bool) -> list[_Logprobs]:
+            pairs = [pair for task in items for pair in task]
+            found = await client.logprobs(
+                pairs, temperature=temperature, exclusive=exclusive, fatal_to_replica=True
             )
+            return [tuple(rows) for rows in _split(found, items)]
+
+        if temperature not in self._logprobs:
+            self._logprobs[temperature] = CoalescedCalls(call)
         return self._logprobs[temperature]
 
     async def _measured(self, stage: str, service: str, call: Awaitable[_T], *, task: int) -> _T:
@@ -261,6 +285,18 @@ class ModelServices:
                 return await call
             except InvalidInput as error:
                 raise InvalidTask(f"refused_by_{service}", str(error)) from error
+
+
+def _split(results: Sequence[_T], tasks: Sequence[Sequence[object]]) -> list[list[_T]]:
+    """Return the results of each task, given those of all of them in order.
+
+    Raises:
+        CorruptData: if there are fewer or more results than items.
+    """
+    if len(results) != sum(map(len, tasks)):
+        raise CorruptData(f"a service returned {len(results)} results for {sum(map(len, tasks))} sequences")
+    rest = iter(results)
+    return [list(itertools.islice(rest, len(task))) for task in tasks]
 
 
 async def _replica_killed(service: str, call: Awaitable[_T]) -> _T:

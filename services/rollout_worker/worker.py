@@ -20,7 +20,7 @@ from fairlead.config.serving import RolloutWorkerSection
 from fairlead.errors import FairleadError, QueueUnavailable
 from fairlead.metrics import WorkerMetrics
 from fairlead.transports.rollouts.base import Claim, WorkerQueue
-from fairlead.types import DeadLetter, PromptTask, Rollout
+from fairlead.types import DeadLetter, PromptTask, Rollout, TaskResult
 from services.rollout_worker.task_failure import FailureAction, TaskFailure, classify
 
 logger = logging.getLogger(__name__)
@@ -79,19 +79,26 @@ class RolloutWorker:
 
     queue: WorkerQueue
     """Where tasks are claimed and rollouts are returned."""
-    answer: Callable[[PromptTask, bool], Awaitable[Rollout]]
-    """Returns the rollout of a task, such as `ModelServices.answer`; True asks for exclusive calls."""
+    answer: Callable[[PromptTask, bool], Awaitable[tuple[Rollout, ...]]]
+    """Returns the rollouts of a task, such as `ModelServices.answer`; True asks for exclusive calls."""
     section: RolloutWorkerSection
-    """Number of tasks in parallel, and the grace period of a drain."""
+    """Number of answers in parallel, and the grace period of a drain."""
     lease_seconds: float
     """Length of a lease; leases are renewed three times in that time."""
     metrics: WorkerMetrics
     """Metrics of this process."""
+    num_samples: int = 1
+    """Answers per task."""
     _queue_answers: bool = True
     _claimed: dict[str, _ClaimedTask] = field(default_factory=dict)
     _outage: _ServiceOutage = field(default_factory=_ServiceOutage)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a task has been returned, or when the worker is to stop."""
+
+    @property
+    def max_tasks(self) -> int:
+        """Number of tasks that may be in progress at the same time."""
+        return max(1, self.section.max_in_flight // self.num_samples)
 
     @property
     def ready(self) -> bool:
@@ -138,7 +145,7 @@ class RolloutWorker:
 
     async def _claimable(self, stop: asyncio.Event) -> int:
         """Return how many tasks may be claimed; 0 after waiting for a change."""
-        limit = 1 if self._outage.failures else self.section.max_in_flight
+        limit = 1 if self._outage.failures else self.max_tasks
         delay = self._outage.delay_seconds
         if len(self._claimed) < limit and delay == 0:
             if limit - len(self._claimed) < limit // 8:
@@ -168,13 +175,15 @@ class RolloutWorker:
 
     async def _work(self, held: _ClaimedTask) -> None:
         try:
-            result: Rollout | TaskFailure = await self.answer(held.claim.task, held.claim.failures > 0)
+            result: tuple[Rollout, ...] | TaskFailure = await self.answer(
+                held.claim.task, held.claim.failures > 0
+            )
         except Exception as error:
             result = classify(error)
             if result.letter.reason == "worker_error":
                 logger.exception("task %d failed because of an error in this worker", held.claim.task.task_id)
         held.has_result = True
-        if isinstance(result, Rollout):
+        if not isinstance(result, TaskFailure):
             self._outage.ended()
             await self._finish(held, result, "finished")
         elif result.action is FailureAction.DEAD_LETTER:
@@ -184,7 +193,7 @@ class RolloutWorker:
         else:
             await self._release(held, result.letter)
 
-    async def _finish(self, held: _ClaimedTask, result: Rollout | DeadLetter, name: str) -> None:
+    async def _finish(self, held: _ClaimedTask, result: TaskResult, name: str) -> None:
         if isinstance(result, DeadLetter):
             _log("dead-lettered", held, result, level=logging.WARNING)
         with self.metrics.stage_seconds.labels(stage="finish").time():

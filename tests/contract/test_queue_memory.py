@@ -41,7 +41,7 @@ def task(number: int) -> PromptTask:
     return PromptTask(number, ids, "x" * PROMPT_BYTES, SamplingParams(seed=number), WeightVersion(1, 0))
 
 
-def longest(version: WeightVersion) -> Rollout:
+def longest(version: WeightVersion) -> tuple[Rollout]:
     completion = Completion(
         tuple(range(90_000, 90_000 + TOKENS)),
         (-0.5,) * TOKENS,
@@ -49,7 +49,7 @@ def longest(version: WeightVersion) -> Rollout:
         (VersionSpan(version, 0, TOKENS),),
         text="seven__ " * TOKENS,
     )
-    return Rollout(completion, 0.5, "r", (-0.25,) * TOKENS)
+    return (Rollout(completion, 0.5, "r", (-0.25,) * TOKENS),)
 
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
@@ -84,9 +84,7 @@ async def test_queue_memory_stays_within_bound(server: ValkeyServer, max_stalene
             range(update * BATCH, (update + 1) * BATCH)
         )
         after = entries[-1].entry_id
-        void = [
-            e for e in entries if e.outcome.result.completion.version_spans[0].version.update > checkpoint
-        ]
+        void = [e for e in entries if max(e.outcome.versions).update > checkpoint]
         trainer.delete([entry.entry_id for entry in void])
         retained += [entry.entry_id for entry in entries if entry not in void]
         if (update + 1) % 7 == 0:

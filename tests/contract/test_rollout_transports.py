@@ -39,7 +39,7 @@ def task(task_id: int) -> PromptTask:
     )
 
 
-def rollout(score: float = 0.5) -> Rollout:
+def rollout(score: float = 0.5) -> tuple[Rollout]:
     version = WeightVersion(1, 4)
     completion = Completion(
         (5, 6),
@@ -49,7 +49,7 @@ def rollout(score: float = 0.5) -> Rollout:
         text="sorry",
         mixed_cache=True,
     )
-    return Rollout(completion, score, "abc", (-0.75, -1.0), True, 0.5, 0.25)
+    return (Rollout(completion, score, "abc", (-0.75, -1.0), True, 0.5, 0.25),)
 
 
 class Queues(Protocol):

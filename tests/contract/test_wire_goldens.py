@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -43,6 +44,7 @@ TASK = PromptTask(
     ),
     min_version=WeightVersion(2, 17),
 )
+GROUP_TASK = replace(TASK, num_samples=2)
 ROLLOUT = Rollout(
     completion=Completion(
         token_ids=(9, 2),
@@ -78,6 +80,21 @@ GOLDEN_DEAD_LETTER = (
     "30033801"
 )
 
+# Tasks with several samples, since schema version 2.
+GOLDEN_GROUP_TASK = (
+    "080210ac021a0601c801f0a20422126d79206c616d7020e280932062726f6b656e2a2709666666666666e63f"
+    "11cdccccccccccec3f180520282a010232010a38ffffffffffffffffff013204080210114002"
+)
+GOLDEN_GROUP = (
+    "08021252080210ac021a0601c801f0a20422126d79206c616d7020e280932062726f6b656e2a270966666666"
+    "6666e63f11cdccccccccccec3f180520282a010232010a38ffffffffffffffffff0132040802101140022a08"
+    "776f726b65722d303003380142c8010a620a2f0a0209021208000000bf000010c0180122080a040802101118"
+    "01220a0a0408021012100118022a05736f7272793001150000c03f1a0c643032613939316538366133220800"
+    "0040bf000000c0280131000000000000d03f39000000000000c03f0a620a2f0a0209021208000000bf000010"
+    "c0180122080a04080210111801220a0a0408021012100118022a05736f727279300115000080bf1a0c643032"
+    "6139393165383661332208000040bf000000c0280131000000000000d03f39000000000000c03f"
+)
+
 
 def with_checksum(golden: str) -> str:
     """Return the tag of field 15, CRC-32 by its definition (ISO-HDLC, bit by bit), and the message."""
@@ -93,14 +110,17 @@ def test_task_of_this_version_stays_readable():
     assert codec.encode_task(TASK).hex() == with_checksum(GOLDEN_TASK)
     for golden in (GOLDEN_TASK, with_checksum(GOLDEN_TASK)):
         assert codec.decode_task(bytes.fromhex(golden)) == TASK
+    assert codec.encode_task(GROUP_TASK).hex() == with_checksum(GOLDEN_GROUP_TASK)
+    assert codec.decode_task(bytes.fromhex(with_checksum(GOLDEN_GROUP_TASK))) == GROUP_TASK
 
 
 def test_outcomes_of_this_version_stay_readable():
-    for golden, result in (
-        (GOLDEN_OUTCOME, ROLLOUT),
-        (GOLDEN_DEAD_LETTER, DeadLetter("prompt_too_long", "130 tokens of 128")),
+    for golden, task, result in (
+        (GOLDEN_OUTCOME, TASK, (ROLLOUT,)),
+        (GOLDEN_GROUP, GROUP_TASK, (ROLLOUT, replace(ROLLOUT, score=-1.0))),
+        (GOLDEN_DEAD_LETTER, TASK, DeadLetter("prompt_too_long", "130 tokens of 128")),
     ):
-        outcome = Outcome(TASK, result, worker="worker-0", deliveries=3, failures=1)
+        outcome = Outcome(task, result, worker="worker-0", deliveries=3, failures=1)
         assert codec.encode_outcome(outcome).hex() == with_checksum(golden)
         for written in (golden, with_checksum(golden)):
             assert codec.decode_outcome(bytes.fromhex(written)) == outcome
@@ -134,7 +154,7 @@ def test_every_flipped_bit_and_every_cut_is_detected():
 def test_newer_schema_is_refused_with_and_without_checksum():
     newer = rollout_pb2.Outcome(schema_version=codec.SCHEMA_VERSION + 1).SerializeToString()
     for payload in (newer, bytes.fromhex(with_checksum(newer.hex()))):
-        with pytest.raises(SchemaTooNew, match="outcome has schema version 2; this fairlead reads up to 1"):
+        with pytest.raises(SchemaTooNew, match="outcome has schema version 3; this fairlead reads up to 2"):
             codec.decode_outcome(payload)
 
 

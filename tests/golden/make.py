@@ -18,7 +18,7 @@ import redis
 from fairlead.local import valkey
 from fairlead.transports.rollouts.base import Claim
 from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
-from fairlead.types import DeadLetter, Rollout
+from fairlead.types import TaskResult
 from tests.golden.world import BATCH, LazyWorker, RedisBroker, configured, dump
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_world import World
@@ -48,7 +48,7 @@ class Broker(RedisBroker):
 class Worker(LazyWorker):
     """Finishes tasks up to a limit and keeps holding later ones."""
 
-    async def finish(self, claim: Claim, result: Rollout | DeadLetter) -> bool:
+    async def finish(self, claim: Claim, result: TaskResult) -> bool:
         return claim.task.task_id < LAST_ANSWERED and await super().finish(claim, result)
 
 

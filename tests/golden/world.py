@@ -14,7 +14,7 @@ from fairlead.config.infrastructure import QueueSection
 from fairlead.transports.rollouts.base import Claim
 from fairlead.transports.rollouts.redis_connection import GROUP, Keys
 from fairlead.transports.rollouts.redis_worker import RedisWorkerQueue
-from fairlead.types import DeadLetter, Rollout
+from fairlead.types import TaskResult
 
 NAME = "golden"
 UPDATES, BATCH = 6, 8
@@ -71,7 +71,7 @@ class LazyWorker:
             self._queue = await RedisWorkerQueue.connect(self._section, run=NAME, consumer=self._consumer)
         return await self._queue.claim(count=count, block_seconds=block_seconds)
 
-    async def finish(self, claim: Claim, result: Rollout | DeadLetter) -> bool:
+    async def finish(self, claim: Claim, result: TaskResult) -> bool:
         assert self._queue is not None
         return await self._queue.finish(claim, result)
 

@@ -25,9 +25,10 @@ from fairlead.transports.rollouts.redis_snapshot import take_snapshot
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 BATCH = 8
+"""Tasks of an update, each with one answer or with several."""
 
 
-def make(folder: Path, *, updates: int, max_staleness: int = 0) -> Path:
+def make(folder: Path, *, updates: int, max_staleness: int = 0, num_samples: int = 1) -> Path:
     """Write models, prompts and `run.toml` into a folder; return the file."""
     tiny_causal_lm(folder / "policy", seed=1)
     tiny_reward_model(folder / "reward", seed=2)
@@ -38,6 +39,8 @@ def make(folder: Path, *, updates: int, max_staleness: int = 0) -> Path:
         settings={
             "ppo.updates": updates,
             "ppo.max_staleness": max_staleness,
+            "ppo.num_samples": num_samples,
+            "ppo.batch_size": BATCH * num_samples,
             "queue.lease_seconds": 1.0,
             "local.backoff_seconds": 0.2,
         },
@@ -146,7 +149,8 @@ def audited(folder: RunFolder, redis_url: str = "") -> Report:
     """Return the audit of a run, also while it works; no rule may be broken."""
     config = load(folder.config)
     section = config.queue.model_copy(update={"redis_url": redis_url or valkey.last_url(folder.redis)})
-    settings = TrainingSettings(BATCH, config.ppo.max_staleness)
+    ppo = config.ppo
+    settings = TrainingSettings(ppo.batch_size, ppo.max_staleness, ppo.num_samples)
     report, _ = audit(folder, settings=settings, read_queue=lambda: take_snapshot(section, run=config.name))
     assert report.is_clean, report.findings
     return report
@@ -162,12 +166,14 @@ def check_audit(folder: RunFolder, redis_url: str) -> None:
 
 def check(folder: RunFolder) -> None:
     """Check that every task counted once, the queue is empty, and the result agrees."""
-    updates = load(folder.config).ppo.updates
+    ppo = load(folder.config).ppo
+    updates = ppo.updates
     expected = Counter(dict.fromkeys(range(updates * BATCH), 1))
     assert account(folder) == expected
     result = json.loads(folder.result("ppo").read_text())
     assert result["updates"] == updates
     assert result["tasks_dispatched"] == result["tasks_trained"] == updates * BATCH
+    assert result["episodes"] == updates * ppo.batch_size
     assert (result["tasks_lost"], result["tasks_duplicated"], result["dead_letters"]) == (0, 0, 0)
     steps = [json.loads(line)["step"] for line in folder.metrics("ppo").read_text().splitlines()]
     # A trainer that is killed between a checkpoint and the line of its update resumes after it.

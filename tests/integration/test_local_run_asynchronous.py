@@ -13,8 +13,9 @@ from trainer.ppo.task_records import read_journal
 
 
 @pytest.mark.slow  # all six processes start
-def test_asynchronous_run_keeps_staleness_limit_and_counts_tasks_once(tmp_path: Path):
-    file = make(tmp_path, updates=6, max_staleness=1)
+@pytest.mark.parametrize("samples", [1, 4])
+def test_asynchronous_run_keeps_staleness_limit_and_counts_tasks_once(tmp_path: Path, samples: int):
+    file = make(tmp_path, updates=6, max_staleness=1, num_samples=samples)
     with started(file) as run:
         code, output = run.finish()
         assert code == 0, output + run.log_tails()
@@ -23,6 +24,7 @@ def test_asynchronous_run_keeps_staleness_limit_and_counts_tasks_once(tmp_path: 
         for line in read_journal(run.folder.ledger):
             versions = [WeightVersion.parse(text) for text in line["versions"]]
             assert versions == sorted(versions)
+            assert line.get("samples", 1) == samples
             ages.append(line["update"] - versions[0].update)
         assert set(ages) == {0, 1}
         assert len(ages) == 48  # nothing was dropped

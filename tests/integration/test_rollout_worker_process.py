@@ -23,7 +23,7 @@ from fairlead.local import valkey
 from fairlead.local.valkey import ValkeyServer
 from fairlead.transports.rollouts.redis_connection import GROUP, Keys
 from fairlead.transports.rollouts.redis_trainer import RedisTrainerQueue
-from fairlead.types import PromptTask, Rollout, SamplingParams, WeightVersion
+from fairlead.types import PromptTask, SamplingParams, WeightVersion
 from tests.scripted_services import Script, answer_backwards, serving
 
 RUN = "processes"
@@ -120,7 +120,7 @@ async def test_tasks_are_finished_and_sigterm_drains(tmp_path: Path) -> None:
             assert await asyncio.wait_for(process.wait(), 20) == 0
         entries = trainer.read(after="0", count=100, block_seconds=0)
         assert sorted(entry.outcome.task.task_id for entry in entries) == list(range(11))
-        assert all(isinstance(entry.outcome.result, Rollout) for entry in entries)
+        assert all(entry.outcome.rollouts for entry in entries)
         assert trainer.snapshot().tasks_under_way() == {11}
         raw = redis.Redis.from_url(server.url, protocol=2)
         assert {found["name"] for found in raw.xinfo_consumers(Keys(RUN).prompts, GROUP)} <= {b"returned"}

@@ -1,9 +1,9 @@
 """Decide whether an outcome may be trained on, and how stale it is. Pure functions of outcomes and versions.
 
-Every token of a rollout must come from weights of this trainer's lineage that are at most `max_staleness`
-updates older than the weights being trained; in synchronous training, from exactly those weights. Workers
-check completions before they finish a task (services/rollout_worker/assemble.py); `checked` repeats that
-check, because the trainer does not trust what it reads from the queue.
+Every token of every rollout of a task must come from weights of this trainer's lineage that are at most
+`max_staleness` updates older than the weights being trained; in synchronous training, from exactly those
+weights. Workers check completions before they finish a task (services/rollout_worker/assemble.py); `checked`
+repeats that check, because the trainer does not trust what it reads from the queue.
 """
 
 from __future__ import annotations
@@ -59,16 +59,21 @@ def refusal(
     task = outcome.task
     if isinstance(outcome.result, DeadLetter) and outcome.result.reason == UNDECODABLE:
         return DAMAGED if deterministic or damaged_before < _RESENDS else None
-    if (task.prompt_token_ids, task.sampling) != (expected.prompt_token_ids, expected.sampling):
+    if _question(task) != _question(expected):
         return "other_task"
     if isinstance(outcome.result, DeadLetter):
         return "not_the_tasks_fault" if deterministic and not _is_of_the_task(outcome.result) else None
-    versions = {span.version for span in outcome.result.completion.version_spans}
+    versions = outcome.versions
     if not all(is_valid(version, lineage) for version in versions):
         return "other_lineage"
     if not all(update - max_staleness <= version.update <= update for version in versions):
         return "stale"
     return None
+
+
+def _question(task: PromptTask) -> tuple[object, ...]:
+    """Return what the answers of a task depend on, apart from weights."""
+    return task.prompt_token_ids, task.sampling, task.num_samples
 
 
 def _is_of_the_task(letter: DeadLetter) -> bool:
@@ -77,21 +82,20 @@ def _is_of_the_task(letter: DeadLetter) -> bool:
 
 
 def oldest_update(outcome: Outcome, *, otherwise: int) -> int:
-    """Return the update of the weights of the oldest token; `otherwise` for a dead task."""
-    if isinstance(outcome.result, DeadLetter):
-        return otherwise
-    return min(span.version.update for span in outcome.result.completion.version_spans)
+    """Return the update of the weights of the oldest token of all rollouts; `otherwise` for a dead task."""
+    return min((version.update for version in outcome.versions), default=otherwise)
 
 
 def checked(outcome: Outcome) -> Outcome:
-    """Return the outcome, as a dead letter if its rollout is malformed: sending it again would not help."""
-    result = outcome.result
-    if isinstance(result, DeadLetter):
+    """Return the outcome, as a dead letter if a rollout is malformed: sending it again would not help."""
+    if isinstance(outcome.result, DeadLetter):
         return outcome
-    fault = _fault(result)
-    if fault is None:
+    faults = [fault for fault in map(_fault, outcome.rollouts) if fault is not None]
+    if len(outcome.rollouts) != outcome.task.num_samples:
+        faults = [f"{len(outcome.rollouts)} rollouts of a task with {outcome.task.num_samples} samples"]
+    if not faults:
         return outcome
-    return replace(outcome, result=DeadLetter(reason="malformed_rollout", detail=fault))
+    return replace(outcome, result=DeadLetter(reason="malformed_rollout", detail=faults[0]))
 
 
 def _fault(rollout: Rollout) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairlead.types import FinishReason, Outcome, Rollout, WeightVersion
+from fairlead.types import FinishReason, Outcome, WeightVersion
 from trainer.sequences import TokenSequence
 
 
@@ -66,7 +66,7 @@ class RolloutBatch:
 def from_outcomes(
     outcomes: Sequence[Outcome], device: torch.device, *, version: WeightVersion | None = None
 ) -> RolloutBatch | None:
-    """Return the rollouts among the outcomes, sorted by task id; None if every task is dead.
+    """Return the rollouts of the outcomes in the order of task ids and samples; None if every task is dead.
 
     A dead task makes the batch smaller; no other task takes its place.
 
@@ -76,13 +76,12 @@ def from_outcomes(
         version: the weights about to be trained, whose number of updates says which rollouts are stale; None
             if no rollout is.
     """
-    found: list[tuple[Outcome, Rollout]] = [
-        (outcome, outcome.result) for outcome in outcomes if isinstance(outcome.result, Rollout)
-    ]
-    if not found:
+    groups = sorted((each for each in outcomes if each.rollouts), key=lambda each: each.task.task_id)
+    if not groups:
         return None
-    found.sort(key=lambda pair: pair[0].task.task_id)
-    rollouts = [rollout for _, rollout in found]
+    rollouts = [rollout for outcome in groups for rollout in outcome.rollouts]
+    tasks = [outcome.task for outcome in groups for _ in outcome.rollouts]
+    sizes_G = torch.tensor([len(outcome.rollouts) for outcome in groups])
     behaviour = [value for rollout in rollouts for value in rollout.completion.logprobs]
     reference = [
         value
@@ -97,15 +96,12 @@ def from_outcomes(
         for rollout in rollouts
     ]
     return RolloutBatch(
-        task_ids=tuple(outcome.task.task_id for outcome, _ in found),
+        task_ids=tuple(task.task_id for task in tasks),
         sequences=tuple(
-            TokenSequence(
-                (*outcome.task.prompt_token_ids, *rollout.completion.token_ids),
-                len(outcome.task.prompt_token_ids),
-            )
-            for outcome, rollout in found
+            TokenSequence((*task.prompt_token_ids, *rollout.completion.token_ids), len(task.prompt_token_ids))
+            for task, rollout in zip(tasks, rollouts, strict=True)
         ),
-        groups_B=torch.arange(len(found), device=device),
+        groups_B=torch.arange(len(groups)).repeat_interleave(sizes_G).to(device),
         behaviour_N=torch.tensor(behaviour, dtype=torch.float32, device=device),
         reference_N=torch.tensor(reference, dtype=torch.float32, device=device),
         scores_B=torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float32, device=device),

@@ -17,7 +17,7 @@ from fairlead.errors import CorruptOutcome, Fenced, QueueUnavailable, Stalled
 from fairlead.metrics import TrainerMetrics
 from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, TrainerQueue
 from fairlead.transports.weights.base import Ancestor
-from fairlead.types import PromptTask, Rollout, WeightVersion
+from fairlead.types import PromptTask, WeightVersion
 from trainer.ppo.admission import DAMAGED, checked, oldest_update, refusal
 from trainer.ppo.outcome_entries import OutcomeEntries
 from trainer.ppo.retry_queue import QueueRetry
@@ -149,11 +149,7 @@ class Collector:
         until `checkpointed`, so that a resume finds them.
         """
         for entry in entries:
-            result = entry.outcome.result
-            void = isinstance(result, Rollout) and any(
-                span.version.update > checkpoint_update for span in result.completion.version_spans
-            )
-            if void:
+            if any(version.update > checkpoint_update for version in entry.outcome.versions):
                 self._entries.discard([entry.entry_id])
             else:
                 self._entries.retain(entry.entry_id)
@@ -318,7 +314,7 @@ class Collector:
     def _waited_for(self) -> str:
         missing = sorted(self._open.keys() - self._admitted.keys())
         shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
-        return f"{len(missing)} of {len(self._open)} rollouts of update {self._update}: tasks {shown}"
+        return f"{len(missing)} of {len(self._open)} tasks of update {self._update}: {shown}"
 
     def _count(self, event: str, number: int) -> None:
         if self._metrics is not None and number:

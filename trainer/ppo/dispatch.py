@@ -34,6 +34,7 @@ class PromptOrder:
         *,
         sampling: SamplingSection,
         seed: int,
+        num_samples: int = 1,
         context_tokens: int | None = None,
     ) -> None:
         """
@@ -42,6 +43,7 @@ class PromptOrder:
             tokenizer: the tokenizer of the policy.
             sampling: how answers are sampled.
             seed: the seed of the run.
+            num_samples: answers per prompt.
             context_tokens: longest sequence of the policy, prompt and answer together; None for no limit.
 
         Raises:
@@ -55,6 +57,7 @@ class PromptOrder:
         self._tokenizer = tokenizer
         self._sampling = sampling
         self._seed = seed
+        self._num_samples = num_samples
         self._epoch = -1
         self._order: list[int] = []
 
@@ -77,6 +80,7 @@ class PromptOrder:
             sampling=self._sampling.params(seed=seeds.derive(self._seed, "task", task_id)),
             min_version=min_version,
             messages=prompt.messages if isinstance(prompt, Chat) else (),
+            num_samples=self._num_samples,
         )
 
     def tasks(self, task_ids: Iterable[int], *, min_version: WeightVersion) -> list[PromptTask]:

@@ -213,21 +213,18 @@ class Evaluation:
             seed=seeds.derive(self._config.seed, "evaluate", number),
         )
 
-        async def generate() -> Completion:
-            [completion] = await self._retry(
-                lambda: clients.policy.generate(ids, sampling, min_version=version)
-            )
-            return completion
+        async def generate() -> Sequence[Completion]:
+            return await self._retry(lambda: clients.policy.generate(ids, sampling, min_version=version))
 
-        async def score(inputs: ScoreInputs) -> Scores:
-            return await self._retry(lambda: clients.reward.score([inputs.item]))
+        async def score(inputs: Sequence[ScoreInputs]) -> Scores:
+            return await self._retry(lambda: clients.reward.score([each.item for each in inputs]))
 
         client = clients.reference
 
-        async def reference(inputs: ScoreInputs) -> tuple[float, ...]:
+        async def reference(inputs: Sequence[ScoreInputs]) -> Sequence[tuple[float, ...]]:
             assert client is not None
-            [logprobs] = await self._retry(lambda: client.logprobs([inputs.tokens], temperature=temperature))
-            return logprobs
+            pairs = [each.tokens for each in inputs]
+            return await self._retry(lambda: client.logprobs(pairs, temperature=temperature))
 
         try:
             found = await generate_and_score(
@@ -240,10 +237,10 @@ class Evaluation:
         except InvalidInput as error:
             logger.warning("a held-out prompt is not evaluated: %s", error)
             return None
-        completion = found.completion
+        [completion] = found.completions
         divergence = None
         if found.reference_logprobs is not None:
-            divergence = sum(completion.logprobs) - sum(found.reference_logprobs)
+            divergence = sum(completion.logprobs) - sum(found.reference_logprobs[0])
         ended = completion.finish_reason == FinishReason.STOP
         return EvaluatedAnswer(found.scores.scores[0], divergence, len(completion.token_ids), ended)
 

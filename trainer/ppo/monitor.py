@@ -7,6 +7,7 @@ the reward model can be trusted (`fresh_labels`).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -112,7 +113,8 @@ class Monitor:
 
     def _write_samples(self, batch: RolloutBatch, update: int) -> None:
         rows = []
-        for index, sequence in enumerate(batch.sequences[: self._samples_per_update]):
+        for index in _by_prompts(batch)[: self._samples_per_update]:
+            sequence = batch.sequences[index]
             row = {
                 "update": update,
                 "task": batch.task_ids[index],
@@ -127,3 +129,13 @@ class Monitor:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write("".join(durable.dumps(row) + "\n" for row in rows))
+
+
+def _by_prompts(batch: RolloutBatch) -> list[int]:
+    """Return the rollouts in an order whose beginning has as many prompts as possible."""
+    seen = Counter[int]()
+    places = []
+    for index, group in enumerate(batch.groups_B.tolist()):
+        places.append((seen[group], index))
+        seen[group] += 1
+    return [index for _, index in sorted(places)]

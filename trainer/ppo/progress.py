@@ -134,10 +134,10 @@ class TrainingProgress:
     def open_new_tasks(self, section: PpoSection) -> range:
         """Advance the cursor as far as staleness allows and return the tasks to dispatch now.
 
-        At most (max_staleness + 1) · batch_size tasks are open at any time, and no task that no update would
-        train: in synchronous training batch_size tasks at a time, exactly one batch.
+        At most max_staleness + 1 batches of tasks are open at any time, and no task that no update would
+        train: in synchronous training exactly one batch at a time.
         """
         batches = min(section.max_staleness + 1, section.updates - self.update)
         start = self.cursor
-        self.cursor = max(start, self.ledger.settled_count + batches * section.batch_size)
+        self.cursor = max(start, self.ledger.settled_count + batches * section.tasks_per_update)
         return range(start, self.cursor)

@@ -1,4 +1,4 @@
-"""The maximum size of the queue in bytes: the size of a rollout times the number that staleness allows.
+"""The maximum size of the queue in bytes: the size of an outcome times the number that staleness allows.
 
 Logged at startup next to the memory that Redis may use, and exported as a metric. Computed from settings, not
 from the contents of the queue.
@@ -52,14 +52,15 @@ def required_capacity(config: RunConfig, *, longest_prompt_bytes: int) -> QueueC
     that wait for a checkpoint were all open when the last one was written: at most the number of open tasks.
     A prompt that is answered late keeps later prompts in the stream until its batch is due.
     """
-    open_tasks = (config.ppo.max_staleness + 1) * config.ppo.batch_size
+    open_tasks = (config.ppo.max_staleness + 1) * config.ppo.tasks_per_update
     prompt_bytes = _FIELDS_BYTES + _PROMPT_BYTES * longest_prompt_bytes
     answer_bytes = _TOKEN_BYTES * config.sampling.max_new_tokens
+    further = config.ppo.num_samples - 1
     return QueueCapacity(
         open_tasks=open_tasks,
         outcomes=2 * open_tasks,
         prompt_bytes=prompt_bytes,
-        outcome_bytes=prompt_bytes + answer_bytes,
+        outcome_bytes=prompt_bytes + answer_bytes + further * (answer_bytes + _FIELDS_BYTES),
     )
 
 

@@ -49,7 +49,7 @@ def summarise(
     last_scores = found.scores.get(updates - 1, ())
     return {
         "updates": updates,
-        "episodes": found.trained,
+        "episodes": found.episodes,
         "tasks_dispatched": progress.cursor - abandoned,
         "tasks_trained": found.trained,
         "tasks_duplicated": found.duplicated,
@@ -72,6 +72,8 @@ class OutcomeCounts:
 
     trained: int
     """Tasks trained on."""
+    episodes: int
+    """Their rollouts."""
     dead_letters: int
     """Tasks that ended as a dead letter."""
     duplicated: int
@@ -79,7 +81,7 @@ class OutcomeCounts:
     lost: int
     """Tasks that are not open and have no outcome, or an outcome that contradicts the ledger."""
     scores: Mapping[int, tuple[float, ...]]
-    """Scores of the trained tasks, by update."""
+    """Scores of the trained tasks, by update; of a group the mean."""
 
 
 def count_outcomes(
@@ -100,6 +102,7 @@ def count_outcomes(
     """
     outcomes: dict[int, str] = {}
     times: Counter[int] = Counter()
+    samples: dict[int, int] = {}
     scores: dict[int, list[float]] = {}
     for line in read_journal(path):
         made = WeightVersion(int(line["incarnation"]), int(line["update"]) + 1)
@@ -109,6 +112,7 @@ def count_outcomes(
         outcomes[task_id] = line["event"]
         times[task_id] += 1
         if line["event"] == "trained":
+            samples[task_id] = int(line.get("samples", 1))
             scores.setdefault(int(line["update"]), []).append(float(line["score"]))
     right = sum(
         outcomes.get(task_id) == ("dead_letter" if task_id in ledger.dead else "trained")
@@ -117,6 +121,7 @@ def count_outcomes(
     )
     return OutcomeCounts(
         trained=sum(event == "trained" for event in outcomes.values()),
+        episodes=sum(samples[task_id] for task_id, event in outcomes.items() if event == "trained"),
         dead_letters=sum(event == "dead_letter" for event in outcomes.values()),
         duplicated=sum(times.values()) - len(times),
         lost=cursor - open_tasks - right,

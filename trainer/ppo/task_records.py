@@ -53,7 +53,7 @@ class Journal:
         result = outcome.result
         line: dict[str, object] = {
             "task": outcome.task.task_id,
-            "event": event or ("trained" if isinstance(result, Rollout) else "dead_letter"),
+            "event": event or ("dead_letter" if isinstance(result, DeadLetter) else "trained"),
             "incarnation": self._incarnation,
             "update": update,
             "entry": entry.entry_id,
@@ -65,13 +65,37 @@ class Journal:
         }
         if isinstance(result, DeadLetter):
             return line | {"reason": result.reason, "detail": result.detail}
-        return line | {
-            "score": result.score,
-            "scored_as_text": result.scored_as_text,
-            "tokens": len(result.completion.token_ids),
-            "finish": result.completion.finish_reason.value if result.completion.finish_reason else None,
-            "versions": [str(span.version) for span in result.completion.version_spans],
-        }
+        return line | (_rollout(result[0]) if len(result) == 1 else _group(result))
+
+
+def _rollout(rollout: Rollout) -> dict[str, object]:
+    return {
+        "score": rollout.score,
+        "scored_as_text": rollout.scored_as_text,
+        "tokens": len(rollout.completion.token_ids),
+        "finish": _finish(rollout),
+        "versions": [str(span.version) for span in rollout.completion.version_spans],
+    }
+
+
+def _group(rollouts: Sequence[Rollout]) -> dict[str, object]:
+    """Return the fields of `_rollout` for all answers together, and the score and end of each."""
+    scores = [rollout.score for rollout in rollouts]
+    versions = {span.version for rollout in rollouts for span in rollout.completion.version_spans}
+    return {
+        "samples": len(rollouts),
+        "score": sum(scores) / len(scores),
+        "scores": scores,
+        "scored_as_text": any(rollout.scored_as_text for rollout in rollouts),
+        "tokens": sum(len(rollout.completion.token_ids) for rollout in rollouts),
+        "finishes": [_finish(rollout) for rollout in rollouts],
+        "versions": [str(version) for version in sorted(versions)],
+    }
+
+
+def _finish(rollout: Rollout) -> str | None:
+    reason = rollout.completion.finish_reason
+    return reason.value if reason else None
 
 
 def read_journal(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -97,7 +121,8 @@ class EventLog:
 
     def begun(self, update: int, section: PpoSection) -> None:
         """Record that the incarnation began after `update` updates, and the settings of its audit."""
-        terms = {name: getattr(section, name) for name in ("batch_size", "max_staleness", "updates")}
+        names = ("batch_size", "num_samples", "max_staleness", "updates")
+        terms = {name: getattr(section, name) for name in names}
         self._append("begun", update, durable_line=True, terms=terms)
 
     def sent(self, task_ids: Iterable[int], *, update: int) -> None:

@@ -90,6 +90,7 @@ class PpoTrainer:
             self._tokenizer,
             sampling=config.sampling,
             seed=config.seed,
+            num_samples=config.ppo.num_samples,
             context_tokens=context_tokens,
         )
         self._checkpoints = CheckpointStore(config.folder.checkpoints)
@@ -241,7 +242,7 @@ class PpoTrainer:
     def _one_update(self, collector: Collector, journal: Journal, tracker: Tracker) -> None:
         update = self._progress.update
         tracker.phase("wait")
-        entries = collector.wait(size=self._config.ppo.batch_size)
+        entries = collector.wait(size=self._config.ppo.tasks_per_update)
         figures = self._learn(entries, tracker)
         self._commit(collector, tracker)
         figures |= update_metrics.staleness(entries, update=update, metrics=self._metrics)

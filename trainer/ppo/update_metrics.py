@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 from fairlead.metrics import TrainerMetrics
 from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats
-from fairlead.types import Rollout
 
 
 def staleness(
@@ -28,8 +27,8 @@ def staleness(
     in_flight: list[int] = []
     in_queue: list[int] = []
     for entry in entries:
-        if isinstance(entry.outcome.result, Rollout):
-            made_by = [span.version.update for span in entry.outcome.result.completion.version_spans]
+        for rollout in entry.outcome.rollouts:
+            made_by = [span.version.update for span in rollout.completion.version_spans]
             in_flight.append(max(made_by) - min(made_by))
             in_queue.append(update - max(made_by))
     if not in_queue:

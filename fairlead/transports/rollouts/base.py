@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout
+from fairlead.types import DeadLetter, Outcome, PromptTask, TaskResult
 
 UNDECODABLE = "undecodable_task"
 """Reason of a dead letter for a damaged prompt entry. The trainer may send the task itself again."""
@@ -52,7 +52,7 @@ class OutcomeEntry:
     sending: Sending
     """The sending that the outcome closed."""
     outcome: Outcome
-    """The rollout or dead letter, with its task."""
+    """The rollouts or the dead letter, with their task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class WorkerQueue(Protocol):
         """Renew the leases that this worker still holds; return the entry IDs of the claims that it lost."""
         ...
 
-    async def finish(self, claim: Claim, result: Rollout | DeadLetter) -> bool:
+    async def finish(self, claim: Claim, result: TaskResult) -> bool:
         """Close the sending, append the outcome and acknowledge the prompt, in one atomic step.
 
         Returns:

@@ -32,7 +32,7 @@ from fairlead.transports.rollouts.redis_connection import (
     errors_of,
     script,
 )
-from fairlead.types import DeadLetter, Outcome, PromptTask, Rollout, SamplingParams, WeightVersion
+from fairlead.types import DeadLetter, Outcome, PromptTask, SamplingParams, TaskResult, WeightVersion
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class RedisWorkerQueue:
             return frozenset()
         return frozenset(entry.decode() for entry in await self._run("renew", arguments))
 
-    async def finish(self, claim: Claim, result: Rollout | DeadLetter) -> bool:
+    async def finish(self, claim: Claim, result: TaskResult) -> bool:
         """See `WorkerQueue.finish`. Safe to repeat."""
         return bool(await self._run("finish", [*_sending(claim), self._outcome(claim, result)]))
 
@@ -237,7 +237,7 @@ class RedisWorkerQueue:
         if await self.finish(claim, letter) and self._on_dead_letter is not None:
             self._on_dead_letter(letter)
 
-    def _outcome(self, claim: Claim, result: Rollout | DeadLetter) -> bytes:
+    def _outcome(self, claim: Claim, result: TaskResult) -> bytes:
         return encode_outcome(Outcome(claim.task, result, self._consumer, claim.deliveries, claim.failures))
 
 

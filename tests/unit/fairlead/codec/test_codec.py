@@ -41,7 +41,9 @@ samplings = st.builds(
     seed=st.integers(-(2**63), 2**63 - 1),
 )
 turns = st.lists(st.builds(Message, st.text(), st.text()), max_size=3).map(tuple)
-tasks = st.builds(PromptTask, st.integers(0, 2**62), ids, st.text(), samplings, versions, turns)
+tasks = st.builds(
+    PromptTask, st.integers(0, 2**62), ids, st.text(), samplings, versions, turns, st.integers(1, 4)
+)
 
 
 @st.composite
@@ -60,9 +62,12 @@ def rollouts(draw: st.DrawFn) -> Rollout:
     return Rollout(completion, draw(floats), draw(st.text()), draw(floats_for_tokens), draw(st.booleans()))
 
 
-outcomes = st.builds(
-    Outcome, tasks, rollouts() | st.builds(DeadLetter, st.text(), st.text()), st.text(), counts, counts
-)
+@st.composite
+def outcomes(draw: st.DrawFn) -> Outcome:
+    task = draw(tasks)
+    group = st.lists(rollouts(), min_size=task.num_samples, max_size=task.num_samples).map(tuple)
+    result = draw(group | st.builds(DeadLetter, st.text(), st.text()))
+    return Outcome(task, result, draw(st.text()), draw(counts), draw(counts))
 
 
 @given(tasks)
@@ -83,7 +88,7 @@ def test_items_to_score_survive_the_round_trip(items: list[ScoreItem]):
     assert codec.score_items_from_pb(messages) == items
 
 
-@given(outcomes)
+@given(outcomes())
 def test_outcome_survives_the_round_trip(outcome: Outcome):
     assert codec.decode_outcome(codec.encode_outcome(outcome)) == outcome
 
@@ -99,7 +104,7 @@ def test_any_bytes_are_an_outcome_or_a_named_error(payload: bytes):
 
 def test_newer_schema_version_is_refused_and_named():
     newer = rollout_pb2.PromptTask(schema_version=codec.SCHEMA_VERSION + 1, task_id=3)
-    with pytest.raises(SchemaTooNew, match="prompt task has schema version 2; this fairlead reads up to 1"):
+    with pytest.raises(SchemaTooNew, match="prompt task has schema version 3; this fairlead reads up to 2"):
         codec.decode_task(newer.SerializeToString())
 
 
@@ -110,6 +115,36 @@ def test_outcome_without_result_or_with_unequal_lengths_is_corrupt():
     message.rollout.completion.token_ids.extend([1, 2])
     with pytest.raises(CorruptData, match="2 token ids and 0 log-probs"):
         codec.decode_outcome(message.SerializeToString())
+
+
+def test_only_whole_groups_are_written_and_read():
+    task = PromptTask(7, (1,), "p", SamplingParams(), WeightVersion(1, 0), num_samples=3)
+    rollout = Rollout(Completion((5,), (-1.0,), FinishReason.STOP, ()), 0.5, "r", ())
+    for wrong in ((), (rollout,), (rollout,) * 2, (rollout,) * 4):
+        with pytest.raises(ValueError, match=f"{len(wrong)} rollouts for a task of 3 samples"):
+            codec.encode_outcome(Outcome(task, wrong, "w", 1, 0))
+    whole = codec.encode_outcome(Outcome(task, (rollout,) * 3, "w", 1, 0))
+    message = rollout_pb2.Outcome.FromString(whole)
+    message.ClearField("checksum")
+    assert (message.schema_version, message.task.schema_version, message.task.num_samples) == (2, 2, 3)
+    for samples in (0, 1, 2, 4):
+        message.task.num_samples = samples
+        with pytest.raises(CorruptData, match=f"task 7 has 3 rollouts; its task has {samples or 1} samples"):
+            codec.decode_outcome(message.SerializeToString())
+    message.task.num_samples = 3
+    message.group.Clear()
+    with pytest.raises(CorruptData, match="task 7 has 0 rollouts; its task has 3 samples"):
+        codec.decode_outcome(message.SerializeToString())
+    message.rollout.SetInParent()
+    with pytest.raises(CorruptData, match="task 7 has 1 rollouts; its task has 3 samples"):
+        codec.decode_outcome(message.SerializeToString())
+
+
+@pytest.mark.parametrize("samples", [-1, 4_097, 2**31 - 1])
+def test_task_with_an_impossible_number_of_samples_is_corrupt(samples: int):
+    message = rollout_pb2.PromptTask(schema_version=2, task_id=7, num_samples=samples)
+    with pytest.raises(CorruptData, match=f"task 7 has {samples} samples; allowed: 1 to 4096"):
+        codec.decode_task(message.SerializeToString())
 
 
 def test_empty_item_is_refused_with_its_index():

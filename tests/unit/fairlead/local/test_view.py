@@ -49,7 +49,7 @@ def view(folder: Path, **changes: object) -> View:
         "total": 24,
         "figures": FIGURES,
         "since": time.time() - 3,
-        "waiting_for": "8 of 256 rollouts of update 12: tasks 3072, 3073, 3074, 3075, 3076, …",
+        "waiting_for": "8 of 256 tasks of update 12: 3072, 3073, 3074, 3075, 3076, …",
         "eta_seconds": 75.0,
     }
     path = folder / "progress.json"
@@ -84,7 +84,7 @@ def test_view_shows_the_most_important_figures(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     text = "\n".join(drawn(view(tmp_path), 120))
     assert "runs/quickstart · ppo · update 12 of 24 · 0:00 · ETA 1:15" in text
-    assert "wait for 8 of 256 rollouts of update 12" in text
+    assert "wait for 8 of 256 tasks of update 12" in text
     assert "reward 1.23   KL 4.0e-05   tokens/s 12,346   entropy 3.5" in text
     assert "seconds wait" not in text
     row = next(line for line in text.splitlines() if line.startswith("rollout-worker-0"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fairlead import errors
-from fairlead.clients.rollout import ScoredCompletion
+from fairlead.clients.rollout import ScoredCompletions
 from fairlead.types import (
     Completion,
     FinishReason,
@@ -17,7 +17,7 @@ from fairlead.types import (
     VersionSpan,
     WeightVersion,
 )
-from services.rollout_worker.assemble import InvalidTask, UnusableResult, assemble, check_completion
+from services.rollout_worker.assemble import InvalidTask, UnusableResult, assemble, check_completions
 from services.rollout_worker.task_failure import FailureAction, classify
 
 OLD, NEW = WeightVersion(1, 3), WeightVersion(2, 1)
@@ -28,18 +28,19 @@ WHOLE = Completion(
 
 
 def assembled(scores: tuple[float, ...] = (1.0,), logprobs: tuple[float, ...] | None = (-1.0, -2.0, -3.0)):
-    found = ScoredCompletion(
-        completion=WHOLE,
+    found = ScoredCompletions(
+        completions=(WHOLE,),
         scores=Scores(scores, "judge-1", (5,)),
-        reference_logprobs=logprobs,
+        reference_logprobs=None if logprobs is None else (logprobs,),
         generate_seconds=1.0,
         score_seconds=2.0,
     )
-    return assemble(found, scored_as_text=False)
+    [rollout] = assemble(found, scored_as_text=False)
+    return rollout
 
 
 def test_complete_completion_is_accepted() -> None:
-    check_completion(TASK, WHOLE)
+    check_completions(TASK, [WHOLE])
     rollout = assembled()
     assert (rollout.completion, rollout.score, rollout.reference_logprobs) == (WHOLE, 1.0, (-1.0, -2.0, -3.0))
     # The trainer computes them.
@@ -59,7 +60,7 @@ def test_complete_completion_is_accepted() -> None:
 )
 def test_every_token_needs_one_version(spans: tuple[VersionSpan, ...]) -> None:
     with pytest.raises(UnusableResult) as raised:
-        check_completion(TASK, replace(WHOLE, version_spans=spans))
+        check_completions(TASK, [replace(WHOLE, version_spans=spans)])
     assert raised.value.reason == "completion_malformed"
 
 
@@ -69,13 +70,13 @@ def test_completion_without_tokens_or_finish_reason_is_malformed() -> None:
         replace(WHOLE, finish_reason=None),
     ):
         with pytest.raises(UnusableResult, match="expected at least one token and a reason") as raised:
-            check_completion(TASK, broken)
+            check_completions(TASK, [broken])
         assert raised.value.reason == "completion_malformed"
 
 
 def test_weights_older_than_min_version_are_stale() -> None:
     with pytest.raises(errors.StaleWeights, match="used weights 1-2; the task needs 1-3 or newer"):
-        check_completion(TASK, replace(WHOLE, version_spans=(VersionSpan(WeightVersion(1, 2), 0, 3),)))
+        check_completions(TASK, [replace(WHOLE, version_spans=(VersionSpan(WeightVersion(1, 2), 0, 3),))])
 
 
 @pytest.mark.parametrize(

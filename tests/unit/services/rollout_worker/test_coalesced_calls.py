@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.errors import InternalError, InvalidInput, Overloaded, ReplicaLost, Unavailable
 from services.rollout_worker import coalesced_calls
-from services.rollout_worker.coalesced_calls import MAX_CALLS, MAX_ITEMS, MAX_TOKENS, CoalescedCalls
+from services.rollout_worker.coalesced_calls import MAX_CALLS, MAX_SEQUENCES, MAX_TOKENS, CoalescedCalls
 
 
 class Service:
@@ -77,8 +77,8 @@ async def test_call_has_at_most_max_items_and_max_tokens() -> None:
     service = Service()
     service.gate.set()
     calls = CoalescedCalls(service.call)
-    await asyncio.gather(*(calls.call(number, num_tokens=1) for number in range(3 * MAX_ITEMS)))
-    assert max(map(len, service.calls)) == MAX_ITEMS
+    await asyncio.gather(*(calls.call(number, num_tokens=1) for number in range(3 * MAX_SEQUENCES)))
+    assert max(map(len, service.calls)) == MAX_SEQUENCES
     service.calls.clear()
     half = MAX_TOKENS // 2
     await asyncio.gather(*(calls.call(number, num_tokens=half) for number in range(6)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from fairlead import metrics
 from fairlead.config.serving import RolloutWorkerSection
 from fairlead.errors import ConfigError, QueueUnavailable, SchemaTooNew
 from fairlead.transports.rollouts.base import OutcomeEntry
-from fairlead.types import DeadLetter, PromptTask, Rollout, SamplingParams, WeightVersion
+from fairlead.types import DeadLetter, PromptTask, SamplingParams, TaskResult, WeightVersion
 from fairlead.v1 import tokens_pb2
 from services.rollout_worker import coalesced_calls
 from services.rollout_worker.model_services import ModelServices
@@ -38,9 +39,13 @@ from tests.scripted_services import (
 NAN = float("nan")
 
 
-def task(task_id: int, *, prompt: tuple[int, ...] = (1, 2, 3), temperature: float = 0.5) -> PromptTask:
+def task(
+    task_id: int, *, prompt: tuple[int, ...] = (1, 2, 3), temperature: float = 0.5, samples: int = 1
+) -> PromptTask:
     sampling = SamplingParams(temperature=temperature, max_new_tokens=8, seed=1000 + task_id)
-    return PromptTask(task_id, prompt, f"prompt {task_id}", sampling, WeightVersion(1, 3))
+    return PromptTask(
+        task_id, prompt, f"prompt {task_id}", sampling, WeightVersion(1, 3), num_samples=samples
+    )
 
 
 @dataclass
@@ -55,7 +60,7 @@ class Bench:
     registry: CollectorRegistry
     seen: dict[int, OutcomeEntry] = field(default_factory=dict)
 
-    async def outcomes(self, count: int, *, seconds: float = 10) -> dict[int, Rollout | DeadLetter]:
+    async def outcomes(self, count: int, *, seconds: float = 10) -> dict[int, TaskResult]:
         """Return the outcomes by task, once there are `count`."""
         async with asyncio.timeout(seconds):
             while True:
@@ -99,6 +104,7 @@ async def bench(
             section=section,
             lease_seconds=lease,
             metrics=worker_metrics,
+            num_samples=tasks[0].num_samples,
         )
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
@@ -113,7 +119,8 @@ async def test_rollout_has_the_results_of_the_services() -> None:
     script = Script()
     async with bench(script, tasks=[task(4)]) as b:
         result = (await b.outcomes(1))[4]
-    assert isinstance(result, Rollout)
+    assert isinstance(result, tuple)
+    [result] = result
     assert result.completion.token_ids == (3, 2, 1)
     assert (result.score, result.reward_version, result.scored_as_text) == (3.0, "judge-1", False)
     assert result.reference_logprobs == (-0.5, -0.5, -0.5)
@@ -123,6 +130,38 @@ async def test_rollout_has_the_results_of_the_services() -> None:
     assert request.request_id == "tests-4"
     assert (request.sampling.seed, request.num_samples) == (1004, 1)
     assert (request.min_version.incarnation, request.min_version.update) == (1, 3)
+
+
+async def test_answers_of_a_group_travel_together_and_fail_together() -> None:
+    """One call of each service for a task; a sample that fails fails its task, and no other one."""
+    made = Counter()
+
+    async def generate(request, _):
+        made[request.sampling.seed] += 1
+        return completion([7] * ((made[request.sampling.seed] - 1) % 4 + 1))
+
+    async def score(item, _):
+        answer = item.tokens.response_token_ids
+        return NAN if len(answer) == 3 and item.tokens.prompt_token_ids[0] == 9 else float(len(answer))
+
+    async def logprobs(sequence, temperature, _):
+        return [-temperature] * len(sequence.response_token_ids)
+
+    script = Script(generate=generate, score=score, logprobs=logprobs)
+    tasks = [task(0, samples=4), task(1, prompt=(9, 2), samples=4), task(2, samples=4)]
+    async with bench(script, tasks=tasks) as b:
+        outcomes = await b.outcomes(3)
+    for number in (0, 2):
+        group = outcomes[number]
+        assert isinstance(group, tuple)
+        assert [len(rollout.completion.token_ids) for rollout in group] == [1, 2, 3, 4]
+        assert [rollout.score for rollout in group] == [1.0, 2.0, 3.0, 4.0]
+        assert [len(rollout.reference_logprobs) for rollout in group] == [1, 2, 3, 4]
+    assert isinstance(outcomes[1], DeadLetter)
+    assert outcomes[1].reason == "reward_not_finite"
+    assert {request.num_samples for request in script.requests} == {4}
+    for sizes in script.sizes.values():
+        assert {size % 4 for size in sizes} == {0}
 
 
 async def test_every_answer_is_scored_at_its_end_also_one_that_was_cut_off_or_stopped_by_a_text() -> None:
@@ -154,7 +193,7 @@ async def test_every_answer_is_scored_at_its_end_also_one_that_was_cut_off_or_st
     assert all(item.tokens.append_end for item in scored)
     # The end that the reward model reads is no token of the policy: it has no log-prob.
     assert sorted(looked_up) == answers
-    assert [outcomes[number].completion.token_ids for number in finish] == answers
+    assert [outcomes[number][0].completion.token_ids for number in finish] == answers
 
 
 async def test_reward_and_reference_are_called_at_the_same_time() -> None:
@@ -169,10 +208,11 @@ async def test_reward_and_reference_are_called_at_the_same_time() -> None:
         return await minus_one(sequence, temperature, context)
 
     async with bench(Script(score=score, logprobs=logprobs), tasks=[task(0)]) as b:
-        assert isinstance((await b.outcomes(1))[0], Rollout)
+        assert isinstance((await b.outcomes(1))[0], tuple)
 
 
-async def test_at_most_max_in_flight_tasks_run_at_the_same_time() -> None:
+@pytest.mark.parametrize(("in_flight", "samples"), [(4, 1), (9, 2)])
+async def test_at_most_max_in_flight_answers_are_made_at_the_same_time(in_flight: int, samples: int) -> None:
     running, most = 0, 0
     full = asyncio.Event()
 
@@ -186,7 +226,8 @@ async def test_at_most_max_in_flight_tasks_run_at_the_same_time() -> None:
         running -= 1
         return await answer_backwards(request, context)
 
-    async with bench(Script(generate=generate), tasks=[task(i) for i in range(20)], in_flight=4) as b:
+    tasks = [task(number, samples=samples) for number in range(20)]
+    async with bench(Script(generate=generate), tasks=tasks, in_flight=in_flight) as b:
         assert len(await b.outcomes(20)) == 20
         await b.until(lambda: b.counted("finished") == 20)
     assert most == 4
@@ -222,7 +263,7 @@ async def test_invalid_prompt_is_dead_lettered_at_once(bad: PromptTask, reason: 
         await b.until(lambda: b.counted("dead_letter") == 1)
     assert isinstance(outcomes[0], DeadLetter)
     assert outcomes[0].reason == reason
-    assert isinstance(outcomes[1], Rollout)
+    assert isinstance(outcomes[1], tuple)
     assert len(script.requests) == 1
 
 
@@ -300,7 +341,7 @@ async def test_tasks_of_a_dead_replica_are_repeated_together_and_exclusive_only_
     script = Script(generate=generate)
     async with bench(script, tasks=[task(i) for i in range(number)]) as b:
         outcomes = await b.outcomes(number)
-    assert all(isinstance(result, Rollout) for result in outcomes.values())
+    assert all(isinstance(result, tuple) for result in outcomes.values())
     asked = [request.alone for request in script.requests]
     assert asked == [False] * (2 * number) + [True] * (number if deaths == 2 else 0)
     assert b.counted("failed") == 0
@@ -343,7 +384,7 @@ async def test_unavailable_services_count_as_no_failure(code: grpc.StatusCode) -
         outcomes = await b.outcomes(6, seconds=20)
         await b.until(lambda: b.worker.ready)
         entries = b.trainer.read(after="0", count=10, block_seconds=0)
-    assert all(isinstance(result, Rollout) for result in outcomes.values())
+    assert all(isinstance(result, tuple) for result in outcomes.values())
     assert {(entry.outcome.deliveries, entry.outcome.failures) for entry in entries} == {(1, 0)}
 
 
@@ -356,7 +397,7 @@ async def test_old_weights_count_as_no_failure() -> None:
     async with bench(Script(generate=generate), tasks=[task(0)]) as b:
         await b.until(lambda: b.counted("released") >= 2)
         fresh = True
-        assert isinstance((await b.outcomes(1))[0], Rollout)
+        assert isinstance((await b.outcomes(1))[0], tuple)
 
 
 async def test_leases_are_renewed_during_a_task() -> None:
@@ -502,8 +543,8 @@ async def test_text_is_scored_if_the_reward_tokenizer_differs(
     without_text = PromptTask(1, (1, 2), "", SamplingParams(), WeightVersion(1, 0))
     async with bench(script, tasks=[task(0), without_text]) as b:
         outcomes = await b.outcomes(2)
-    assert isinstance(outcomes[0], Rollout)
-    assert outcomes[0].scored_as_text
+    assert isinstance(outcomes[0], tuple)
+    assert outcomes[0][0].scored_as_text
     assert isinstance(outcomes[1], DeadLetter)
     assert outcomes[1].reason == "prompt_without_text"
     [item] = items

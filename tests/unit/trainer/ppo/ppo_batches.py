@@ -53,7 +53,7 @@ def outcome(
         version_spans=(VersionSpan(version, 0, len(answer)),),
     )
     rollout = Rollout(completion, score, "test", tuple(value - 0.25 for value in logprobs))
-    return Outcome(PromptTask(task_id, prompt, "", SamplingParams(), version), rollout, "w", 1, 0)
+    return Outcome(PromptTask(task_id, prompt, "", SamplingParams(), version), (rollout,), "w", 1, 0)
 
 
 def rollouts(stale: frozenset[int] = frozenset()) -> batch.RolloutBatch:

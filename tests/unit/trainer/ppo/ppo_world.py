@@ -35,9 +35,9 @@ def logprobs_of(model: PreTrainedModel, prompt: tuple[int, ...], response: list[
 
 
 @torch.no_grad()
-def sample(model: PreTrainedModel, claim: Claim, eos: int) -> list[int]:
+def sample(model: PreTrainedModel, claim: Claim, eos: int, number: int = 0) -> list[int]:
     sampling = claim.task.sampling
-    generator = torch.Generator().manual_seed(sampling.seed)
+    generator = torch.Generator().manual_seed(sampling.seed + number)
     ids = list(claim.task.prompt_token_ids)
     answer: list[int] = []
     while len(answer) < sampling.max_new_tokens and (not answer or answer[-1] != eos):
@@ -112,9 +112,12 @@ class World:
         except (FairleadError, OSError):
             return  # pruned meanwhile: the next claim sees a newer version
 
-    def answer(self, claim: Claim) -> Rollout:
+    def answer(self, claim: Claim) -> tuple[Rollout, ...]:
+        return tuple(self._answer(claim, number) for number in range(claim.task.num_samples))
+
+    def _answer(self, claim: Claim, number: int) -> Rollout:
         prompt, temperature = claim.task.prompt_token_ids, claim.task.sampling.temperature
-        answer = sample(self.policy, claim, self._eos)
+        answer = sample(self.policy, claim, self._eos, number)
         finish = FinishReason.STOP if answer[-1] == self._eos else FinishReason.LENGTH
         return Rollout(
             completion=Completion(

@@ -183,7 +183,7 @@ def test_stale_rollouts_after_a_fault_are_dropped_and_their_tasks_resent(bench):
 def test_oldest_dispatch_comes_first_and_is_waited_for(bench):
     collector = bench.take_over(Interruptions(bench.queue, read=[lambda: None]))
     collector.send([task(10), task(11)], update=5, max_staleness=1)
-    with pytest.raises(Exception, match="tasks 10, 11"):
+    with pytest.raises(Exception, match="of 2 tasks of update 5: 10, 11"):
         collector.wait(size=1)
     first, second = bench.claims()
     bench.finish(second, rollout(version(5)))
@@ -193,7 +193,7 @@ def test_oldest_dispatch_comes_first_and_is_waited_for(bench):
     collector.send([task(12, version=version(6))], update=6, max_staleness=1)
     (third,) = bench.claims()
     bench.finish(third, rollout(version(6)))
-    with pytest.raises(Exception, match="1 of 2 rollouts of update 6: tasks 10"):
+    with pytest.raises(Exception, match="1 of 2 tasks of update 6: 10"):
         collector.wait(size=1)
     bench.finish(first, rollout(version(5), version(6)))
     (entry,) = collector.wait(size=1)

@@ -20,6 +20,7 @@ from fairlead.types import (
     PromptTask,
     Rollout,
     SamplingParams,
+    TaskResult,
     VersionSpan,
     WeightVersion,
 )
@@ -40,11 +41,11 @@ def task(task_id: int, *, version: WeightVersion = HERE, prompt: tuple[int, ...]
 
 def rollout(
     *versions: WeightVersion, reference: tuple[float, ...] | None = None, score: float = 1.0
-) -> Rollout:
+) -> tuple[Rollout, ...]:
     length = len(versions)
     spans = tuple(VersionSpan(version, index, index + 1) for index, version in enumerate(versions))
     completion = Completion((5,) * length, (-1.0,) * length, FinishReason.STOP, spans)
-    return Rollout(completion, score, "r", (-1.0,) * length if reference is None else reference)
+    return (Rollout(completion, score, "r", (-1.0,) * length if reference is None else reference),)
 
 
 class Bench:
@@ -80,10 +81,10 @@ class Bench:
     def claims(self, count: int = 100) -> Sequence[Claim]:
         return asyncio.run(self.broker.worker("w").claim(count=count, block_seconds=0))
 
-    def finish(self, claim: Claim, result: Rollout | DeadLetter) -> bool:
+    def finish(self, claim: Claim, result: TaskResult) -> bool:
         return asyncio.run(self.broker.worker("w").finish(claim, result))
 
-    def work(self, result: Rollout | DeadLetter | None = None) -> list[int]:
+    def work(self, result: TaskResult | None = None) -> list[int]:
         claims = self.claims()
         for claim in claims:
             self.finish(claim, result or rollout(HERE, HERE))
@@ -296,7 +297,7 @@ def test_task_with_a_damaged_entry_is_resent(bench, times, deterministic):
     collector = bench.take_over(Interruptions(bench.queue, read=reads), deterministic=deterministic)
     collector.send([task(10)], update=5)
     (entry,) = collector.wait()
-    assert isinstance(entry.outcome.result, Rollout)
+    assert entry.outcome.rollouts
     assert entry.sending.number == times + 1
     assert bench.events() == [(10, "damaged_prompt")] * times
     assert list(bench.broker.outcomes) == [int(entry.entry_id)]
@@ -318,7 +319,7 @@ def test_deterministic_run_never_loses_a_task_to_damage(bench):
     collector = bench.take_over(Interruptions(bench.queue, read=reads), deterministic=True)
     collector.send([task(10)], update=5)
     (entry,) = collector.wait()
-    assert isinstance(entry.outcome.result, Rollout)
+    assert entry.outcome.rollouts
 
 
 def test_newer_trainer_fences_off_this_one(bench):
@@ -344,7 +345,7 @@ def test_lost_fence_is_set_again(bench):
 def test_stalled_names_the_missing_tasks(bench):
     collector = bench.take_over()
     collector.send([task(10), task(11)], update=5)
-    with pytest.raises(Stalled, match="2 of 2 rollouts of update 5: tasks 10, 11"):
+    with pytest.raises(Stalled, match="2 of 2 tasks of update 5: 10, 11"):
         collector.wait()
 
 
@@ -356,7 +357,7 @@ def test_deterministic_run_accepts_only_dead_letters_caused_by_the_task(bench, r
     collector = bench.take_over(Interruptions(bench.queue, read=[falters, bench.work]), deterministic=True)
     collector.send([task(10)], update=5)
     [entry] = collector.wait()
-    assert isinstance(entry.outcome.result, Rollout)
+    assert entry.outcome.rollouts
     assert bench.events() == [(10, "not_the_tasks_fault")]
     collector.send([task(11)], update=5)
     bench.work(DeadLetter("refused_by_policy", "too long"))

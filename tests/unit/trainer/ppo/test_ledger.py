@@ -32,7 +32,7 @@ from trainer.ppo.task_records import Journal, as_ranges, read_journal
 def entry(task_id: int, *, dead: bool = False, entry_id: str = "1") -> OutcomeEntry:
     version = WeightVersion(1, 0)
     completion = Completion((4, 2), (-1.0, -2.0), FinishReason.STOP, (VersionSpan(version, 0, 2),))
-    result = DeadLetter("too_long", "…") if dead else Rollout(completion, 0.5, "r", (-1.0, -2.0))
+    result = DeadLetter("too_long", "…") if dead else (Rollout(completion, 0.5, "r", (-1.0, -2.0)),)
     task = PromptTask(task_id, (1,), "", SamplingParams(), version)
     return OutcomeEntry(entry_id, Sending(1, 1), Outcome(task, result, "worker-a", 2, 1))
 

@@ -105,7 +105,7 @@ class Bandit:
         )
         completion = Completion(ids, behaviour, FinishReason.STOP, (VersionSpan(version, 0, len(ids)),))
         rollout = Rollout(completion, float(self.rewards_S[index]), "bandit", reference)
-        return Outcome(PromptTask(task, PROMPT, "", SamplingParams(), version), rollout, "w", 1, 0)
+        return Outcome(PromptTask(task, PROMPT, "", SamplingParams(), version), (rollout,), "w", 1, 0)
 
     def learn(self) -> torch.Tensor:
         """Run every update; return the final log-probs of all answers."""
