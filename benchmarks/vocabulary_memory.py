@@ -75,7 +75,7 @@ def main() -> None:
         allocator.give_back()
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
         before = _status("VmRSS")
-        logprobs_N, _ = root(response_logprobs, batch, temperature=1.0)
+        logprobs_N = root(response_logprobs, batch, temperature=1.0)
         logprobs_N.sum().backward()
         needed = _status("VmHWM") - before
         group.barrier()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fairlead.nn.logprobs import hidden_logprobs_and_entropies
+from fairlead.nn.logprobs import hidden_logprobs, hidden_logprobs_and_entropies
 from fairlead.nn.unembedding import output_layer
 from trainer.distributed import vocabulary
 
@@ -98,8 +98,22 @@ def predictor_hidden(body: PreTrainedModel, batch: PaddedSequences) -> Tensor:
 
 def response_logprobs(
     model: PreTrainedModel, batch: PaddedSequences, *, temperature: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return log-probs [N] of the response tokens under a causal LM, in float32."""
+    unembedding = output_layer(model)
+    if vocabulary.is_divided(unembedding):
+        return response_logprobs_and_entropies(model, batch, temperature=temperature, dtype=dtype)[0]
+    body = model.base_model
+    assert isinstance(body, PreTrainedModel)
+    with autocast(batch.tokens_BT.device, dtype):
+        hidden_NH = predictor_hidden(body, batch)
+        return hidden_logprobs(hidden_NH, unembedding, batch.targets_N, temperature=temperature)
+
+
+def response_logprobs_and_entropies(
+    model: PreTrainedModel, batch: PaddedSequences, *, temperature: float, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Return log-probs [N] and entropies [N] of the response tokens under a causal LM, in float32."""
+    """Return the result of `response_logprobs`, and the entropies [N] of the same distributions."""
     body = model.base_model
     unembedding = output_layer(model)
     assert isinstance(body, PreTrainedModel)

@@ -42,7 +42,7 @@ def _differences(setting: Setting, name: str) -> Iterator[Figure]:
 
 def _logprobs(model: PreTrainedModel, batch: PaddedSequences, *, dtype: torch.dtype) -> Tensor:
     with torch.no_grad():
-        return response_logprobs(model, batch, temperature=1.0, dtype=dtype)[0]
+        return response_logprobs(model, batch, temperature=1.0, dtype=dtype)
 
 
 def _difference(

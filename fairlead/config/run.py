@@ -179,6 +179,17 @@ class RunConfig(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_overlong_buffer(self) -> Self:
+        buffer, limit = self.ppo.overlong_buffer_tokens, self.sampling.max_new_tokens
+        if self.ppo.overlong_penalty and buffer > limit:
+            raise ConfigError(
+                "ppo.overlong_buffer_tokens",
+                got=buffer,
+                allowed=f"at most sampling.max_new_tokens, which is {limit}",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_num_samples(self) -> Self:
         """Check that the services take the answers of a prompt in one request."""
         limits: dict[str, tuple[int, str]] = {

@@ -254,6 +254,8 @@ class SamplingSection(Section):
 
 WITH_CRITIC = frozenset({"gae"})
 """Values of `ppo.estimator` that need a critic."""
+OF_GROUPS = frozenset({"group", "rloo", "reinforce++_baseline"})
+"""Values of `ppo.estimator` that compare the answers to one prompt."""
 
 
 class PpoSection(TrainingSection):
@@ -277,14 +279,25 @@ class PpoSection(TrainingSection):
     """Maximum number of updates between the weights that produced a rollout and the weights that train on it.
     0 is synchronous PPO. Above 0, max_staleness + 1 batches are in progress, and the trainer trains while
     rollouts are generated."""
-    estimator: Literal["gae", "reinforce++"] = "gae"
+    estimator: Literal["gae", "group", "rloo", "reinforce++", "reinforce++_baseline"] = "gae"
     """Estimator of advantages: `gae` with a critic; `reinforce++` without one, by the rewards from each token
-    on, whitened over the batch. Without a critic the trainer needs about half the memory; keys of the critic,
-    `gae_lambda` and `value_clip_range` then have no effect."""
-    loss: Literal["ppo", "cispo"] = "ppo"
-    """Loss of the policy: `ppo` clips the probability ratio, and a clipped token has no gradient; `cispo`
-    multiplies log π of every token by the clipped ratio, without a gradient through it (MiniMax-M1).
-    `dual_clip` applies to `ppo` only."""
+    on, whitened over the batch. Three compare the answers to one prompt and need `num_samples` of at least 2:
+    `group` subtracts the mean of the group (GRPO), `rloo` the mean of the other answers, and
+    `reinforce++_baseline` whitens the result of `group` over the batch. Without a critic the trainer needs
+    about half the memory."""
+    group_scale: Literal["none", "group", "batch"] = "none"
+    """What `group` divides by: `none` nothing (Dr. GRPO), `group` the standard deviation of the group (GRPO),
+    which gives prompts on which answers hardly differ as much weight as others, `batch` that of the batch."""
+    loss: Literal["ppo", "gspo", "cispo"] = "ppo"
+    """Loss of the policy: `ppo` clips the probability ratio of each token, and a clipped token has no
+    gradient; `gspo` clips that of a whole answer, the geometric mean over its tokens (usual clip ranges are
+    0.0003 and 0.0004); `cispo` multiplies log π of every token by the clipped ratio, without a gradient
+    through it (MiniMax-M1). `dual_clip` applies to `ppo` only."""
+    loss_aggregation: Literal["auto", "tokens", "sequences", "constant"] = "auto"
+    """Divisor of the loss of an optimizer step: `tokens` is its number of tokens (DAPO), so longer answers
+    weigh more; `sequences` is the mean over answers of their mean over tokens (GRPO, GSPO); `constant` is its
+    number of answers times `sampling.max_new_tokens` (Dr. GRPO), so a token weighs the same in every step.
+    `auto` is `sequences` with `gspo`, else `tokens`."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of Adam for the policy."""
     critic_learning_rate: float = Field(default=9e-6, gt=0)
@@ -310,9 +323,12 @@ class PpoSection(TrainingSection):
     kl_coefficient: float = Field(default=0.05, ge=0)
     """Coefficient β of the penalty −β·(log π − log π_ref) for each token; the initial value if it is
     adaptive."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the KL penalty is: in the `reward` of each token, so that advantages include it, or in the
+    `loss`, where each token is charged only for its own divergence (GRPO)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of the KL divergence in the penalty; `k1` is unbiased. `k2` and `k3` of a token count at most
-    10 nats."""
+    """Estimator of the KL divergence in the reward; `k1` is unbiased. `k2` and `k3` of a token count at most
+    10 nats. In the loss it is `k3` times the probability ratio, whose gradient is unbiased."""
     kl_control: Literal["fixed", "adaptive"] = "fixed"
     """`fixed` keeps `kl_coefficient`; `adaptive` adjusts it so that the divergence per answer approaches
     `kl_target` (Ziegler et al. 2019)."""
@@ -329,9 +345,15 @@ class PpoSection(TrainingSection):
     dual_clip: float | None = Field(default=None, gt=1)
     """Bound of the loss of a token with a negative advantage, as a multiple of the advantage (Ye et al. 2020,
     usually 3). Unset: no bound."""
+    behaviour_weight: Literal["truncate", "mask", "mask_sequences"] = "truncate"
+    """What happens to the importance weight π_prox/π_behav of a token, in rollouts whose π_prox is computed:
+    `truncate` limits it to `max_behaviour_weight`; `mask` drops tokens whose weight is outside
+    `min_behaviour_weight` and `max_behaviour_weight` (IcePop, which uses 0.5 and 5); `mask_sequences` drops
+    answers whose geometric mean is, and truncates the weights of others."""
     max_behaviour_weight: float = Field(default=2.0, ge=1)
-    """Maximum of the importance weight π_prox/π_behav of a token; applies to rollouts whose π_prox is
-    computed."""
+    """Maximum of the importance weight, see `behaviour_weight`."""
+    min_behaviour_weight: float = Field(default=0.5, ge=0, le=1)
+    """Minimum of the importance weight with `mask` and `mask_sequences`."""
     proximal_logprobs: Literal["auto", "stale", "all"] = "auto"
     """Rollouts whose log π_prox the trainer computes before the first step, instead of taking the recorded
     log-probs: those of older weights (`stale`), or `all`, which costs a forward pass. `auto` is `stale` if
@@ -346,6 +368,14 @@ class PpoSection(TrainingSection):
     """λ of generalised advantage estimation."""
     missing_eos_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the score of an answer that was cut off at `max_new_tokens`."""
+    mask_cut_off: bool = False
+    """Leave answers that were cut off at `max_new_tokens` out of the loss (DAPO's overlong filtering). They
+    still count in the mean of their group."""
+    overlong_penalty: float = Field(default=0.0, ge=0)
+    """Largest length penalty: subtracted from the score of an answer of `max_new_tokens`, and in proportion
+    from that of an answer in the last `overlong_buffer_tokens` before (DAPO's soft punishment, with 1)."""
+    overlong_buffer_tokens: int = Field(default=16, ge=1)
+    """Number of tokens before `max_new_tokens` over which `overlong_penalty` rises from 0."""
     normalise_scores: bool = False
     """Replace a score by its distance from the mean of all previous scores, in their standard deviations."""
     score_clip: float = Field(default=10.0, gt=0)
@@ -369,6 +399,13 @@ class PpoSection(TrainingSection):
     def tasks_per_update(self) -> int:
         """Number of prompts of an update."""
         return self.batch_size // self.num_samples
+
+    @property
+    def aggregation(self) -> str:
+        """`loss_aggregation` with `auto` resolved."""
+        if self.loss_aggregation != "auto":
+            return self.loss_aggregation
+        return "sequences" if self.loss == "gspo" else "tokens"
 
     @property
     def num_schedule_updates(self) -> int:
@@ -417,6 +454,20 @@ class PpoSection(TrainingSection):
         if self.batch_size % self.mini_batch_size:
             raise ValueError(
                 f"mini_batch_size {self.mini_batch_size} does not divide batch_size {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_estimator(self) -> Self:
+        if self.estimator in OF_GROUPS and self.num_samples < 2:
+            raise ValueError(
+                f"estimator {self.estimator!r} compares the answers to one prompt, but num_samples is "
+                f"{self.num_samples}; set it to 2 or more, usually 4 to 16, or use 'gae' or 'reinforce++'"
+            )
+        if self.whiten_rewards and self.estimator in OF_GROUPS:
+            raise ValueError(
+                f"whiten_rewards scales the rewards of tokens, but estimator {self.estimator!r} compares "
+                "whole answers; use group_scale with estimator = 'group', or whiten_rewards = false"
             )
         return self
 

@@ -63,7 +63,7 @@ def by_trainer(path: Path, pairs: Sequence[TokenPair], temperature: float, dtype
         torch.device("cpu"),
     )
     with torch.inference_mode():
-        found, _ = response_logprobs(model, batch, temperature=temperature, dtype=getattr(torch, dtype))
+        found = response_logprobs(model, batch, temperature=temperature, dtype=getattr(torch, dtype))
     return [list(part) for part in _split(found.tolist(), [len(p.response_token_ids) for p in pairs])]
 
 

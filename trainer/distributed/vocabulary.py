@@ -21,6 +21,11 @@ from fairlead.nn.logprobs import OfLogits, logprobs_and_entropies, scaled
 from trainer.distributed.blocks import rows_of
 
 
+def is_divided(unembedding: nn.Module) -> bool:
+    """Return whether an output layer computes only this rank's part of the logits."""
+    return isinstance(next(nn.Module.parameters(unembedding)), DTensor)
+
+
 def of_logits(unembedding: nn.Module) -> OfLogits:
     """Return what computes log-probs and entropies from the output of an output layer, whole or divided."""
     weight = next(nn.Module.parameters(unembedding))

@@ -54,6 +54,7 @@ from trainer.sequences import (
     autocast,
     predictor_hidden,
     response_logprobs,
+    response_logprobs_and_entropies,
 )
 
 
@@ -139,10 +140,15 @@ class ActorCritic:
         """The optimizer of each model, by `policy` and `critic`."""
         return {one.name: one.optimizer for one in self._trained}
 
-    def logprobs(self, batch: PaddedSequences, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Return log-probs [N] and entropies [N] of the response tokens under the policy."""
+    def logprobs(self, batch: PaddedSequences, *, temperature: float) -> Tensor:
+        """Return log-probs [N] of the response tokens under the policy."""
+        found: Tensor = self._policy_root(response_logprobs, batch, temperature=temperature, dtype=self.dtype)
+        return found
+
+    def logprobs_and_entropies(self, batch: PaddedSequences, *, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return the result of `logprobs`, and the entropies [N] of the same distributions."""
         found: tuple[Tensor, Tensor] = self._policy_root(
-            response_logprobs, batch, temperature=temperature, dtype=self.dtype
+            response_logprobs_and_entropies, batch, temperature=temperature, dtype=self.dtype
         )
         return found
 
@@ -159,7 +165,7 @@ class ActorCritic:
                 allowed="the same setting for workers and trainer",
             )
         with adapters.disabled(self.policy):
-            return self.logprobs(batch, temperature=temperature)[0]
+            return self.logprobs(batch, temperature=temperature)
 
     def values(self, batch: PaddedSequences) -> Tensor:
         """Return the values [N] of the critic, which there must be."""

@@ -18,6 +18,9 @@ from torch import Tensor
 from fairlead.config.training import PpoSection
 from trainer.ppo import objective
 
+GROUP_EPSILON = 1e-6
+"""Added to a standard deviation of rewards before dividing by it, as in verl."""
+
 
 @dataclass(frozen=True, slots=True)
 class RewardedTokens:
@@ -61,6 +64,86 @@ def by_gae(tokens: RewardedTokens, section: PpoSection) -> Estimate:
     return Estimate(objective.whiten(advantages_BT[tokens.mask_BT]), returns_BT[tokens.mask_BT])
 
 
+def by_group(tokens: RewardedTokens, section: PpoSection) -> Estimate:
+    """Estimate by the reward of the whole answer less the mean of its group, at every token (GRPO, Shao et
+    al. 2024, without its division unless `group_scale` says so: Dr. GRPO, Liu et al. 2025).
+    """
+    outcomes = Outcomes.of(tokens)
+    centred_B = outcomes.centred_B
+    if section.group_scale == "group":
+        centred_B = centred_B / (outcomes.deviations_B + GROUP_EPSILON)
+    elif section.group_scale == "batch" and len(centred_B) > 1:
+        centred_B = centred_B / (outcomes.rewards_B.std() + GROUP_EPSILON)
+    return Estimate(_per_token(centred_B, tokens.mask_BT))
+
+
+def by_leave_one_out(tokens: RewardedTokens, section: PpoSection) -> Estimate:
+    """Estimate by the reward of the whole answer less the mean of the others of its group, at every token
+    (RLOO, Ahmadian et al. 2024): n/(n − 1) times what is left of the mean of the group.
+    """
+    outcomes = Outcomes.of(tokens)
+    sizes_B = outcomes.sizes_B
+    return Estimate(_per_token(outcomes.centred_B * sizes_B / (sizes_B - 1).clamp(min=1), tokens.mask_BT))
+
+
+def by_reinforce_plus_plus_baseline(tokens: RewardedTokens, section: PpoSection) -> Estimate:
+    """Estimate by the reward of the whole answer less the mean of its group, at every token, whitened over
+    the tokens of the batch (REINFORCE++-baseline, Hu et al. 2025).
+    """
+    return Estimate(objective.whiten(_per_token(Outcomes.of(tokens).centred_B, tokens.mask_BT)))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """The rewards of whole answers in their groups. An answer without others has no baseline and no signal:
+    what is left of its mean, and the deviation, are 0.
+    """
+
+    rewards_B: Tensor
+    """Sum of the rewards of each answer: its shaped score, less β·KL if that is in the reward."""
+    sizes_B: Tensor
+    """Number of answers in the group of each answer."""
+    centred_B: Tensor
+    """Reward less the mean of the group."""
+    deviations_B: Tensor
+    """Standard deviation of the rewards of the group, the unbiased estimate."""
+
+    @classmethod
+    def of(cls, tokens: RewardedTokens) -> Outcomes:
+        """Return the outcomes of a batch."""
+        rewards_B = (tokens.rewards_BT * tokens.mask_BT).sum(1)
+        groups_B = tokens.groups_B
+        sizes_G = torch.bincount(groups_B).to(rewards_B.dtype)
+        centred_B = rewards_B - _sums(rewards_B, groups_B, sizes_G)[groups_B] / sizes_G[groups_B]
+        # One answer less itself may not be exactly 0.
+        centred_B = torch.where(sizes_G[groups_B] > 1, centred_B, 0.0)
+        variances_G = _sums(centred_B.square(), groups_B, sizes_G) / (sizes_G - 1).clamp(min=1)
+        return cls(rewards_B, sizes_G[groups_B], centred_B, variances_G.sqrt()[groups_B])
+
+
+def group_figures(scores_B: Tensor, groups_B: Tensor) -> dict[str, float]:
+    """Return the mean of the standard deviation of scores in a group, and the share of groups of equal ones,
+    from which no estimator of groups learns.
+    """
+    groups = Outcomes.of(
+        RewardedTokens(scores_B[:, None], torch.ones_like(scores_B)[:, None], scores_B, groups_B)
+    )
+    return {
+        "group_score_std": float(groups.deviations_B.mean()),
+        "groups_without_signal": float((groups.deviations_B < GROUP_EPSILON).float().mean()),
+    }
+
+
+def _sums(values_B: Tensor, groups_B: Tensor, sizes_G: Tensor) -> Tensor:
+    """Return the sum of the values of each group [G]."""
+    return torch.zeros_like(sizes_G).index_add_(0, groups_B, values_B)
+
+
+def _per_token(values_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return the value of its answer at every response token [N]."""
+    return values_B.repeat_interleave(mask_BT.sum(1))
+
+
 def by_reinforce_plus_plus(tokens: RewardedTokens, section: PpoSection) -> Estimate:
     """Estimate by the discounted sum of the rewards from each token on, whitened over the tokens of the batch
     (REINFORCE++, Hu et al. 2025).
@@ -80,4 +163,10 @@ def returns_to_go(rewards_BT: Tensor, mask_BT: Tensor, *, gamma: float) -> Tenso
     return returns_BT * mask_BT
 
 
-ESTIMATORS: Mapping[str, Estimator] = {"gae": by_gae, "reinforce++": by_reinforce_plus_plus}
+ESTIMATORS: Mapping[str, Estimator] = {
+    "gae": by_gae,
+    "group": by_group,
+    "rloo": by_leave_one_out,
+    "reinforce++": by_reinforce_plus_plus,
+    "reinforce++_baseline": by_reinforce_plus_plus_baseline,
+}

@@ -7,13 +7,14 @@ versions.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from transformers import PreTrainedTokenizerBase
 
-from fairlead.config import RunConfig
+from fairlead.config import RunConfig, ignored
 from fairlead.config.training import PpoSection
 from fairlead.data.records import load_demonstrations
 from fairlead.data.template import apply_settings
@@ -27,6 +28,8 @@ from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.score_scale import ScoreScale
 from trainer.sequences import TokenSequence
+
+logger = logging.getLogger(__name__)
 
 
 def initial_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
@@ -57,6 +60,8 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, group: Group 
     start = critic_start.choose(config)
     if group is None or group.is_first:
         critic_start.log(config, start)
+        for message in ignored.messages(section):
+            logger.warning("%s", message)
     models = actor_critic.load(
         actor_critic.initial_path(config),
         section,
@@ -76,6 +81,7 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, group: Group 
         temperature=config.sampling.temperature,
         seed=config.seed,
         demonstrations=sequences,
+        max_new_tokens=config.sampling.max_new_tokens,
     )
 
 
@@ -103,6 +109,7 @@ class Learner:
         temperature: float,
         seed: int,
         demonstrations: Sequence[TokenSequence] = (),
+        max_new_tokens: int | None = None,
     ) -> None:
         """
         Args:
@@ -111,6 +118,7 @@ class Learner:
             temperature: sampling temperature of the rollouts.
             seed: the seed of the run.
             demonstrations: for PPO-ptx; used only with `ptx_coefficient`.
+            max_new_tokens: limit of the length of an answer; None: the longest of each batch.
 
         Raises:
             ConfigError: if `ptx_coefficient` is set and there are no demonstrations.
@@ -119,6 +127,7 @@ class Learner:
         self._section = section
         self._temperature = temperature
         self._seed = seed
+        self._max_new_tokens = max_new_tokens
         self.kl_coefficient = section.kl_coefficient
         """β of the next update."""
         self.scale = ScoreScale()
@@ -160,6 +169,7 @@ class Learner:
             kl_coefficient=self.kl_coefficient,
             temperature=self._temperature,
             scale=self.scale,
+            max_new_tokens=self._max_new_tokens,
         )
         figures["kl_coefficient"] = self.kl_coefficient
         on_phase("train")

@@ -26,6 +26,8 @@ MAX_LOG_RATIO = 20.0
 MAX_TOKEN_KL = 10.0
 """Most nats that `k2` or `k3` of one token counts in the reward: both grow without bound where the reference
 finds a token improbable, and one token would decide an update. verl limits k3 to the same."""
+MAX_KL_RATIO = 10.0
+"""Largest probability ratio by which `kl_loss` weights a token; OpenRLHF limits it to the same."""
 SCALE_EPSILON = 1e-8
 """Added to the standard deviation of the scores before dividing by it."""
 MAX_CONTROL_ERROR = 0.2
@@ -44,6 +46,20 @@ def shaped_scores(scores_B: Tensor, cut_off_B: Tensor, section: PpoSection, scal
     if section.normalise_scores:
         scores_B = (scores_B - scale.mean) / (scale.deviation + SCALE_EPSILON)
     return scores_B.clamp(-section.score_clip, section.score_clip) - section.missing_eos_penalty * cut_off_B
+
+
+def overlong_penalties(lengths_B: Tensor, section: PpoSection, *, max_new_tokens: int) -> Tensor:
+    """Return what the length of each answer costs [B]: 0 up to a buffer of tokens before the limit, then
+    rising in proportion to `overlong_penalty` at the limit (Yu et al. 2025, DAPO, equation 13).
+
+    Args:
+        lengths_B: response tokens of each rollout.
+        section: the largest penalty and the size of the buffer.
+        max_new_tokens: the limit.
+    """
+    buffer = section.overlong_buffer_tokens
+    beyond_B = (lengths_B - (max_new_tokens - buffer)).clamp(0, buffer)
+    return section.overlong_penalty * beyond_B / buffer
 
 
 def k1(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
@@ -78,6 +94,23 @@ def penalty_kl(logprobs_N: Tensor, reference_N: Tensor, *, estimator: str) -> Te
     """
     kl_N = KL_ESTIMATORS[estimator](logprobs_N, reference_N)
     return kl_N if estimator == "k1" else kl_N.clamp(max=MAX_TOKEN_KL)
+
+
+def kl_loss(logprobs_N: Tensor, old_logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
+    """Return the divergence of each token from the reference as a loss: r·k3, whose gradient is r·k1·∇log π.
+
+    With r = π/π_old the gradient is unbiased for the divergence at the sampled contexts, unlike that of k3
+    itself. It is computed as the gradient of r·k2 with r constant, which is the same and cannot overflow.
+
+    Args:
+        logprobs_N: log π, with gradient.
+        old_logprobs_N: log π_old of the policy that sampled the tokens.
+        reference_N: log π_ref.
+    """
+    ratios_N = ratios(logprobs_N.detach(), old_logprobs_N).clamp(max=MAX_KL_RATIO)
+    value_N = k3(logprobs_N.detach(), reference_N)
+    surrogate_N = k2(logprobs_N, reference_N)
+    return ratios_N * (value_N + surrogate_N - surrogate_N.detach())
 
 
 def penalised_rewards(kl_BT: Tensor, scores_B: Tensor, lengths_B: Tensor, *, coefficient: float) -> Tensor:
@@ -138,6 +171,33 @@ def ratios(logprobs_N: Tensor, old_logprobs_N: Tensor) -> Tensor:
     return (logprobs_N - old_logprobs_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
+def answer_means(values_N: Tensor, rows_N: Tensor) -> Tensor:
+    """Return at each token the mean of the values of its answer [N].
+
+    Args:
+        values_N: a value of each token.
+        rows_N: the answer of each token, from 0.
+    """
+    counts_R = torch.bincount(rows_N)
+    sums_R = values_N.new_zeros(len(counts_R)).index_add_(0, rows_N, values_N)
+    return (sums_R / counts_R.clamp(min=1))[rows_N]
+
+
+def answer_ratios(logprobs_N: Tensor, old_logprobs_N: Tensor, rows_N: Tensor) -> Tensor:
+    """Return at each token the ratio of its answer, exp(mean of log π/π_old over its tokens).
+
+    Its gradient at a token is the ratio times ∇log π of that token, so that advantages may differ within an
+    answer (Zheng et al. 2025, GSPO-token, equation 14).
+
+    Args:
+        logprobs_N: log π, with gradient.
+        old_logprobs_N: log π_old.
+        rows_N: the answer of each token, from 0.
+    """
+    means_N = answer_means(logprobs_N.detach() - old_logprobs_N, rows_N)
+    return ratios(logprobs_N, logprobs_N.detach()) * ratios(means_N, torch.zeros_like(means_N))
+
+
 def behaviour_weights(proximal_N: Tensor, behaviour_N: Tensor, *, limit: float) -> Tensor:
     """Return min(π_prox/π_behav, limit) of each token: the weight of a token sampled by older weights.
 
@@ -145,6 +205,31 @@ def behaviour_weights(proximal_N: Tensor, behaviour_N: Tensor, *, limit: float) 
     AReaL, Fu et al. 2025). It is exactly 1 where both log-probs are equal.
     """
     return ratios(proximal_N.detach(), behaviour_N).clamp(max=limit)
+
+
+def masked_weights(proximal_N: Tensor, behaviour_N: Tensor, *, low: float, high: float) -> Tensor:
+    """Return π_prox/π_behav of each token, and 0 where it is outside [low, high] (IcePop, Ling team 2025)."""
+    weights_N = ratios(proximal_N.detach(), behaviour_N)
+    return torch.where((weights_N >= low) & (weights_N <= high), weights_N, 0.0)
+
+
+def sequence_masked_weights(
+    proximal_N: Tensor, behaviour_N: Tensor, rows_N: Tensor, *, low: float, high: float
+) -> Tensor:
+    """Return min(π_prox/π_behav, high) of each token, and 0 in answers whose geometric mean is outside
+    [low, high].
+
+    Args:
+        proximal_N: log π_prox.
+        behaviour_N: log π_behav.
+        rows_N: the answer of each token, from 0.
+        low: smallest geometric mean that counts.
+        high: largest geometric mean that counts, and the limit of the weight of a token.
+    """
+    means_N = answer_means(proximal_N.detach() - behaviour_N, rows_N)
+    geometric_N = ratios(means_N, torch.zeros_like(means_N))
+    weights_N = behaviour_weights(proximal_N, behaviour_N, limit=high)
+    return torch.where((geometric_N >= low) & (geometric_N <= high), weights_N, 0.0)
 
 
 def policy_loss(

@@ -34,6 +34,6 @@ def probe(models: ActorCritic, *, published_as: DType) -> Probe:
     drawn = random.Random(0)
     token_ids = tuple(drawn.randrange(size) for _ in range(length))
     sequence = TokenSequence(token_ids, prompt_length=1)
-    logprobs_N, _ = models.logprobs(pad([sequence], models.device), temperature=1.0)
+    logprobs_N = models.logprobs(pad([sequence], models.device), temperature=1.0)
     is_exact = models.dtype == torch.float32 and (models.adapter is not None or published_as == "float32")
     return Probe(token_ids, tuple(logprobs_N.tolist()), "float32" if is_exact else "bfloat16")

@@ -1,8 +1,8 @@
 """One update of PPO: prepare a rollout batch once, then optimise over it in mini-batches.
 
-The formulas are in `objective`. Knows neither queue nor versions. The loss of an optimizer step is the mean
-over all its response tokens, so the gradient depends neither on how it is split into micro-batches nor on
-the number of ranks.
+The formulas are in `objective`. Knows neither queue nor versions. The loss is divided by a number of the
+whole optimizer step, so the gradient depends neither on how the step is split into micro-batches nor on the
+number of ranks.
 
 Shapes: B rollouts, T response positions, N response tokens.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fairlead.config.training import PpoSection
+from fairlead.config.training import OF_GROUPS, PpoSection
 from trainer import memory
 from trainer.demonstrations import DemonstrationStream
 from trainer.distributed import collectives
@@ -24,15 +24,16 @@ from trainer.distributed import micro_batches as divided
 from trainer.distributed.group import Group
 from trainer.ppo import objective
 from trainer.ppo.actor_critic import ActorCritic
-from trainer.ppo.advantages import ESTIMATORS, RewardedTokens
+from trainer.ppo.advantages import ESTIMATORS, RewardedTokens, group_figures
 from trainer.ppo.batch import RolloutBatch
-from trainer.ppo.losses import LOSSES, LossTokens
+from trainer.ppo.losses import LOSSES, Aggregation, LossTokens
 from trainer.ppo.score_scale import ScoreScale
 from trainer.seeds import permutation
 from trainer.sequences import PaddedSequences, TokenSequence
 
 _OF_EVERY_STEP = (
     "policy_loss",
+    "kl_loss",
     "value_loss",
     "ptx_loss",
     "clip_fraction",
@@ -52,11 +53,17 @@ class PreparedBatch:
     old_logprobs_N: Tensor
     """log π_prox; where it is not computed, the recorded behaviour log-probs."""
     behaviour_weights_N: Tensor
-    """Truncated π_prox/π_behaviour; exactly 1 where π_prox is not computed."""
+    """π_prox/π_behaviour, truncated or masked; exactly 1 where π_prox is not computed."""
     advantages_N: Tensor
     """By the section's estimator."""
     values: ValueTargets | None
     """What the critic learns; None without a critic."""
+    learned: tuple[int, ...]
+    """The rollouts that are in the loss."""
+    kl_coefficient: float
+    """β of the KL loss; 0 if the penalty is in the reward."""
+    max_new_tokens: int
+    """Limit of the length of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,7 @@ def prepare(
     kl_coefficient: float | None = None,
     temperature: float = 1.0,
     scale: ScoreScale | None = None,
+    max_new_tokens: int | None = None,
 ) -> tuple[PreparedBatch, dict[str, float]]:
     """Compute proximal log-probs, old values, rewards, advantages, returns, and the figures of the rollouts.
 
@@ -101,38 +109,63 @@ def prepare(
         kl_coefficient: β of this update; None: the section's.
         temperature: sampling temperature of the rollouts.
         scale: mean and deviation of the scores, including this batch; only with `normalise_scores`.
+        max_new_tokens: limit of the length of an answer; None: the longest of the batch.
     """
+    beta = section.kl_coefficient if kl_coefficient is None else kl_coefficient
+    limit = batch.mask_BT.shape[1] if max_new_tokens is None else max_new_tokens
     batch = _with_reference(models, batch, section, temperature=temperature)
     proximal_N = _proximal(models, batch, section, temperature=temperature)
     old_values_N = _old_values(models, batch, section)
-    penalty_N = objective.penalty_kl(proximal_N, batch.reference_N, estimator=section.kl_estimator)
     scores_B = objective.shaped_scores(batch.scores_B, batch.cut_off_B, section, scale or ScoreScale())
-    rewards_BT = objective.penalised_rewards(
-        batch.rectangle(penalty_N),
-        scores_B,
-        batch.lengths_B,
-        coefficient=section.kl_coefficient if kl_coefficient is None else kl_coefficient,
-    )
-    learned_BT = rewards_BT
-    if section.whiten_rewards:
-        learned_BT = batch.rectangle(objective.whiten(rewards_BT[batch.mask_BT], shift_mean=False))
+    if section.overlong_penalty:
+        scores_B = scores_B - objective.overlong_penalties(batch.lengths_B, section, max_new_tokens=limit)
+    penalised_BT, rewards_BT = _rewards(batch, proximal_N, scores_B, section, beta=beta)
     values_BT = None if old_values_N is None else batch.rectangle(old_values_N)
-    rewarded = RewardedTokens(learned_BT, batch.mask_BT, scores_B, batch.groups_B, values_BT)
+    rewarded = RewardedTokens(rewards_BT, batch.mask_BT, scores_B, batch.groups_B, values_BT)
     estimate = ESTIMATORS[section.estimator](rewarded, section)
     values = None
     if old_values_N is not None and estimate.returns_N is not None:
         width = section.value_clip_range * float(estimate.returns_N.std(unbiased=False))
         values = ValueTargets(old_values_N, estimate.returns_N, width)
+    is_learned_B = ~batch.cut_off_B if section.mask_cut_off else torch.ones_like(batch.cut_off_B)
     prepared = PreparedBatch(
         batch=batch,
         old_logprobs_N=proximal_N,
-        behaviour_weights_N=objective.behaviour_weights(
-            proximal_N, batch.behaviour_N, limit=section.max_behaviour_weight
-        ),
+        behaviour_weights_N=_behaviour_weights(batch, proximal_N, section),
         advantages_N=estimate.advantages_N,
         values=values,
+        learned=tuple(is_learned_B.nonzero().flatten().tolist()),
+        kl_coefficient=beta if section.kl_in == "loss" else 0.0,
+        max_new_tokens=limit,
     )
-    return prepared, _figures(prepared, rewards_BT, section)
+    return prepared, _figures(prepared, scores_B, penalised_BT, section)
+
+
+def _rewards(
+    batch: RolloutBatch, proximal_N: Tensor, scores_B: Tensor, section: PpoSection, *, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Return the rewards [B, T] with the KL penalty, for the figures, and those that advantages are of."""
+    penalty_N = objective.penalty_kl(proximal_N, batch.reference_N, estimator=section.kl_estimator)
+    penalty_BT = batch.rectangle(penalty_N)
+    penalised_BT = objective.penalised_rewards(penalty_BT, scores_B, batch.lengths_B, coefficient=beta)
+    rewards_BT = penalised_BT
+    if section.kl_in == "loss":
+        nothing_BT = torch.zeros_like(penalty_BT)
+        rewards_BT = objective.penalised_rewards(nothing_BT, scores_B, batch.lengths_B, coefficient=0.0)
+    if section.whiten_rewards:
+        rewards_BT = batch.rectangle(objective.whiten(rewards_BT[batch.mask_BT], shift_mean=False))
+    return penalised_BT, rewards_BT
+
+
+def _behaviour_weights(batch: RolloutBatch, proximal_N: Tensor, section: PpoSection) -> Tensor:
+    """Return π_prox/π_behav of each token [N] as `behaviour_weight` of the section limits it."""
+    low, high = section.min_behaviour_weight, section.max_behaviour_weight
+    if section.behaviour_weight == "mask":
+        return objective.masked_weights(proximal_N, batch.behaviour_N, low=low, high=high)
+    if section.behaviour_weight == "mask_sequences":
+        rows_N = batch.per_token(torch.arange(len(batch.sequences), device=batch.lengths_B.device))
+        return objective.sequence_masked_weights(proximal_N, batch.behaviour_N, rows_N, low=low, high=high)
+    return objective.behaviour_weights(proximal_N, batch.behaviour_N, limit=high)
 
 
 def _with_reference(
@@ -170,7 +203,7 @@ def _proximal(models: ActorCritic, batch: RolloutBatch, section: PpoSection, *, 
         models,
         batch,
         computed,
-        lambda padded: models.logprobs(padded, temperature=temperature)[0],
+        lambda padded: models.logprobs(padded, temperature=temperature),
         max_tokens=section.max_micro_batch_tokens,
     )
     return torch.where(batch.per_token(is_computed), computed_N, batch.behaviour_N)
@@ -200,7 +233,9 @@ def _for_each(
     return collectives.combined(found_N, models.group)
 
 
-def _figures(prepared: PreparedBatch, rewards_BT: Tensor, section: PpoSection) -> dict[str, float]:
+def _figures(
+    prepared: PreparedBatch, scores_B: Tensor, rewards_BT: Tensor, section: PpoSection
+) -> dict[str, float]:
     """Return the figures of the rollouts; divergences are sums over an answer, by each estimator."""
     batch = prepared.batch
     count = len(batch.sequences)
@@ -220,14 +255,21 @@ def _figures(prepared: PreparedBatch, rewards_BT: Tensor, section: PpoSection) -
         "eos_rate": float((~batch.cut_off_B).float().mean()),
         "tokens": float(len(batch.behaviour_N)),
     }
+    if section.estimator in OF_GROUPS:
+        figures |= group_figures(scores_B, batch.groups_B)
+    if section.mask_cut_off:
+        figures["masked_rollouts"] = 1 - len(prepared.learned) / count
     if batch.stale_B.any():
         figures["stale_rollouts"] = float(batch.stale_B.sum()) / count
     is_corrected = batch.stale_B | (section.proximal_logprobs == "all")
     if is_corrected.any():
         weights_N = prepared.behaviour_weights_N[batch.per_token(is_corrected)]
+        is_cut_N = weights_N == 0
+        if section.behaviour_weight == "truncate":
+            is_cut_N = weights_N >= section.max_behaviour_weight
         figures |= {
             "behaviour_weight": float(weights_N.mean()),
-            "behaviour_weight_cut": float((weights_N >= section.max_behaviour_weight).float().mean()),
+            "behaviour_weight_cut": float(is_cut_N.float().mean()),
         }
     return figures
 
@@ -244,8 +286,9 @@ def optimise(
 ) -> dict[str, float]:
     """Train for some epochs over the batch, each in a new permutation, with one step per mini-batch.
 
-    Returns the figures: losses, clip fraction, entropy, gradient norms and the number of skipped steps; and,
-    over the first mini-batch before the first step, the mean ratio and |log π_trainer − log π_behaviour|.
+    Returns the figures: losses, clip fraction, gradient norms and the number of skipped steps; and, over the
+    first mini-batch before the first step, entropy, the mean ratio and |log π_trainer − log π_behaviour|. If
+    every answer is masked, there is no step and there are no such figures.
 
     Raises:
         NotFinite: if too many steps in a row were skipped.
@@ -254,13 +297,21 @@ def optimise(
     with_policy = update >= section.critic_warmup_updates
     sums: defaultdict[str, float] = defaultdict(float)
     first: dict[str, float] = {}
-    count = len(prepared.batch.sequences)
+    count = len(prepared.learned)
+    if not count:
+        return {"skipped_steps": 0.0, "lr": learning_rate}
     for epoch in range(section.epochs):
         order = permutation(count, seed, "mini_batches", update, epoch)
         for start in range(0, count, section.mini_batch_size):
-            members = order[start : start + section.mini_batch_size]
+            members = [prepared.learned[index] for index in order[start : start + section.mini_batch_size]]
             figures = accumulate_gradients(
-                models, prepared, members, section, temperature=temperature, with_policy=with_policy
+                models,
+                prepared,
+                members,
+                section,
+                temperature=temperature,
+                with_policy=with_policy,
+                entropies=not first,
             )
             if demonstrations is not None and with_policy:
                 drawn = demonstrations.take(section.ptx_batch_size)
@@ -287,17 +338,22 @@ def accumulate_gradients(
     *,
     temperature: float,
     with_policy: bool = True,
+    entropies: bool = True,
 ) -> dict[str, float]:
-    """Add the gradients of one mini-batch, micro-batch by micro-batch; return its figures per token.
+    """Add the gradients of one mini-batch, micro-batch by micro-batch; return its figures.
 
-    Each rank takes its share of the rollouts; the figures are those of all ranks. Without `with_policy` only
-    the critic gets a gradient.
+    Each rank takes its share of the rollouts; the figures are those of all ranks. The losses of the policy
+    are aggregated as the section says, other figures are means over tokens. Without `with_policy` only the
+    critic gets a gradient.
 
     The mismatch is measured on tokens that were sampled by these weights according to their version; it is
-    left out if there are none.
+    left out if there are none. The entropy, which costs a pass over the logits, is left out without
+    `entropies`.
     """
     batch = prepared.batch
-    total_tokens = sum(batch.sequences[index].response_length for index in members)
+    lengths = [batch.sequences[index].response_length for index in members]
+    total_tokens = sum(lengths)
+    aggregation = Aggregation.of(section.aggregation, lengths, max_new_tokens=prepared.max_new_tokens)
     sums: defaultdict[str, float] = defaultdict(float)
     mismatches: list[Tensor] = []
     stale_N = batch.per_token(batch.stale_B)
@@ -306,29 +362,68 @@ def accumulate_gradients(
     ):
         old_N = prepared.old_logprobs_N[where]
         with torch.set_grad_enabled(with_policy):
-            logprobs_N, entropies_N = models.logprobs(padded, temperature=temperature)
+            logprobs_N, more = _logprobs(models, padded, temperature=temperature, entropies=entropies)
         losses = LOSSES[section.loss](
             LossTokens(logprobs_N, old_N, prepared.advantages_N[where], padded.rows_N), section
         )
-        policy_loss_N = prepared.behaviour_weights_N[where] * losses.loss_N
+        loss, parts = _policy_loss(prepared, where, logprobs_N, losses.loss_N, aggregation)
         if with_policy:
-            memory.backward(policy_loss_N.sum() / total_tokens)
-        sums["policy_loss"] += float(policy_loss_N.detach().sum())
+            memory.backward(loss / aggregation.divisor)
+        for name, value in (more | parts).items():
+            sums[name] += value
         if prepared.values is not None:
             value_loss_N = _value_loss(models, prepared.values, padded, where)
             memory.backward(value_loss_N.sum() / total_tokens)
             sums["value_loss"] += float(value_loss_N.detach().sum())
         with torch.no_grad():
             sums["clip_fraction"] += float(losses.is_clipped_N.sum())
-            sums["entropy"] += float(entropies_N.sum())
             sums["ratio"] += float(losses.ratios_N.sum())
             sums["policy_kl"] += float(objective.k3(old_N, logprobs_N).sum())
             mismatches.append((logprobs_N - batch.behaviour_N[where]).abs()[~stale_N[where]])
-    figures = {name: value / total_tokens for name, value in collectives.summed(sums, models.group).items()}
+    figures = {
+        name: value / (aggregation.divisor if name in ("policy_loss", "kl_loss") else total_tokens)
+        for name, value in collectives.summed(sums, models.group).items()
+    }
     mismatch_N = collectives.concatenated(torch.cat(mismatches), models.group)
     if len(mismatch_N):
         figures |= {"mismatch_mean": float(mismatch_N.mean()), "mismatch_max": float(mismatch_N.max())}
     return figures
+
+
+def _logprobs(
+    models: ActorCritic, padded: PaddedSequences, *, temperature: float, entropies: bool
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the log-probs of a micro-batch, and the sum of the entropies if it is wanted."""
+    if not entropies:
+        return models.logprobs(padded, temperature=temperature), {}
+    logprobs_N, entropies_N = models.logprobs_and_entropies(padded, temperature=temperature)
+    return logprobs_N, {"entropy": float(entropies_N.sum())}
+
+
+def _policy_loss(
+    prepared: PreparedBatch, where: Tensor, logprobs_N: Tensor, loss_N: Tensor, aggregation: Aggregation
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss of a micro-batch before the division, with the KL loss if there is one, and both parts
+    for the figures.
+
+    Args:
+        prepared: the batch of the update.
+        where: the tokens of the micro-batch in it.
+        logprobs_N: log π_θ of these tokens, with gradient.
+        loss_N: their loss by the section's loss.
+        aggregation: that of the optimizer step.
+    """
+    batch = prepared.batch
+    lengths_N = batch.per_token(batch.lengths_B)[where]
+    weights_N = prepared.behaviour_weights_N[where]
+    total = aggregation.total(weights_N * loss_N, lengths_N)
+    parts = {"policy_loss": float(total.detach())}
+    if prepared.kl_coefficient:
+        kl_N = objective.kl_loss(logprobs_N, prepared.old_logprobs_N[where], batch.reference_N[where])
+        kl = aggregation.total(weights_N * kl_N, lengths_N)
+        parts["kl_loss"] = float(kl.detach())
+        total = total + prepared.kl_coefficient * kl
+    return total, parts
 
 
 def _value_loss(models: ActorCritic, values: ValueTargets, padded: PaddedSequences, where: Tensor) -> Tensor:
@@ -352,7 +447,7 @@ def accumulate_ptx_gradients(
     for _, padded in divided.padded(
         demonstrations, models.device, max_tokens=section.max_micro_batch_tokens, group=models.group
     ):
-        logprobs_N, _ = models.logprobs(padded, temperature=1.0)
+        logprobs_N = models.logprobs(padded, temperature=1.0)
         part = -logprobs_N.sum() / total_tokens
         memory.backward(section.ptx_coefficient * part)
         total_loss += float(part.detach())

@@ -39,7 +39,7 @@ def micro_batch_losses(
             yield -root(packing.row_logprobs, packed, dtype=dtype).sum() / total_tokens
         return
     for _, batch in micro_batches.padded(sequences, root.device, max_tokens=max_tokens, group=root.group):
-        logprobs_N, _ = root(response_logprobs, batch, temperature=1.0, dtype=dtype)
+        logprobs_N = root(response_logprobs, batch, temperature=1.0, dtype=dtype)
         yield -logprobs_N.sum() / total_tokens
 
 

@@ -14,7 +14,13 @@ from fairlead.errors import ModelLoadError
 from fairlead.nn.loading import load_causal_lm
 from fairlead.nn.unembedding import check_unembedding
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm
-from trainer.sequences import TokenSequence, pack, pad, response_logprobs
+from trainer.sequences import (
+    TokenSequence,
+    pack,
+    pad,
+    response_logprobs,
+    response_logprobs_and_entropies,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def naive_logprobs(model, sequence: TokenSequence, temperature: float) -> list[f
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_padded_logprobs_agree_with_float64(model, temperature):
     sequences = some_sequences()
-    logprobs, entropies = response_logprobs(
+    logprobs, entropies = response_logprobs_and_entropies(
         model, pad(sequences, torch.device("cpu")), temperature=temperature
     )
     expected = [value for sequence in sequences for value in naive_logprobs(model, sequence, temperature)]
@@ -60,7 +66,7 @@ def test_padded_logprobs_agree_with_float64(model, temperature):
 def test_left_padding_with_position_ids_gives_the_same(model):
     """The trainer computes what a policy engine records that pads its prompts on the left."""
     sequences = some_sequences()
-    ours, _ = response_logprobs(model, pad(sequences, torch.device("cpu")), temperature=1.0)
+    ours = response_logprobs(model, pad(sequences, torch.device("cpu")), temperature=1.0)
     width = max(len(sequence.token_ids) for sequence in sequences)
     found = []
     for sequence in sequences:
@@ -85,8 +91,8 @@ def test_end_token_counts_even_if_it_is_the_padding_token(tmp_path):
     shared.load_state_dict(plain.state_dict())
     batch = pad(some_sequences(), torch.device("cpu"))
     assert torch.equal(
-        response_logprobs(plain, batch, temperature=1.0)[0],
-        response_logprobs(shared, batch, temperature=1.0)[0],
+        response_logprobs(plain, batch, temperature=1.0),
+        response_logprobs(shared, batch, temperature=1.0),
     )
     assert (batch.targets_N == 2).sum() == 9
 
@@ -95,8 +101,8 @@ def test_dropout_is_off(tmp_path):
     path = tiny_causal_lm(tmp_path, attention_dropout=0.5)
     model = load_causal_lm(str(path), ComputeSection(device="cpu"))
     batch = pad(some_sequences(), torch.device("cpu"))
-    first, _ = response_logprobs(model, batch, temperature=1.0)
-    assert torch.equal(first, response_logprobs(model, batch, temperature=1.0)[0])
+    first = response_logprobs(model, batch, temperature=1.0)
+    assert torch.equal(first, response_logprobs(model, batch, temperature=1.0))
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 120))

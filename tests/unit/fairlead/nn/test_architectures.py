@@ -110,7 +110,7 @@ def by_trainer(path: Path, pairs: list[TokenPair], temperature: float) -> list[f
     ]
     model = load_causal_lm(str(path), CPU)
     with torch.inference_mode():
-        padded = response_logprobs(model, pad(sequences, model.device), temperature=temperature)[0]
+        padded = response_logprobs(model, pad(sequences, model.device), temperature=temperature)
         if temperature == 1:
             packed = packing.row_logprobs(model, [sequences[:3], sequences[3:]])
             torch.testing.assert_close(packed, padded, rtol=0, atol=TOLERANCE)

@@ -85,7 +85,7 @@ def published(store: FilesystemWeightStore, policy, update: int, adapter: Adapte
 def trainer_logprobs(model, prompt, answer, dtype: torch.dtype) -> torch.Tensor:
     sequence = TokenSequence((*prompt, *answer.token_ids), len(prompt))
     with torch.no_grad():
-        return response_logprobs(model, pad([sequence], model.device), temperature=1.0, dtype=dtype)[0]
+        return response_logprobs(model, pad([sequence], model.device), temperature=1.0, dtype=dtype)
 
 
 # The error of bfloat16 itself is measured in tests/integration/test_parity.py.

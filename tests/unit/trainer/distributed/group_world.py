@@ -74,7 +74,7 @@ def held(group: Group, path: str, lora_rank: int) -> dict[str, int]:
     section = PpoSection(device="cpu", lora=LoraSection(rank=lora_rank))
     models = actor_critic.load(path, section, group=group)
     batch = pad([TokenSequence((5, 6, 7, 8, 9), 2)], models.device)
-    (models.logprobs(batch, temperature=1.0)[0].sum() + models.values(batch).sum()).backward()
+    (models.logprobs(batch, temperature=1.0).sum() + models.values(batch).sum()).backward()
     parameters = [
         parameter for model in (models.policy, models.critic) for parameter in nn.Module.parameters(model)
     ]

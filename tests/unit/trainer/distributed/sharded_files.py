@@ -345,7 +345,7 @@ def loaded(group: Group, folder: Path) -> bool:
     same = torch.equal(whole(weights(ours), group), whole(weights(one), WHOLE)) or not group.is_first
     batch = pad(rollouts_of(TIED).sequences, torch.device("cpu"))
     with torch.no_grad():
-        logprobs = [models.logprobs(batch, temperature=0.8)[0] for models in (ours, one)]
+        logprobs = [models.logprobs(batch, temperature=0.8) for models in (ours, one)]
     return same and torch.allclose(*logprobs, atol=1e-5)
 
 

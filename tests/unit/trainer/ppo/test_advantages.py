@@ -9,12 +9,13 @@ import typing
 import pytest
 import torch
 
-from fairlead.config.training import WITH_CRITIC, PpoSection
+from fairlead.config import ignored
+from fairlead.config.training import OF_GROUPS, WITH_CRITIC, PpoSection
 from fairlead.errors import ConfigError
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_batches import SECTION, rollouts
 from trainer.ppo import actor_critic, objective, step
-from trainer.ppo.advantages import ESTIMATORS, RewardedTokens
+from trainer.ppo.advantages import ESTIMATORS, RewardedTokens, group_figures
 from trainer.ppo.losses import LOSSES
 
 WITHOUT_CRITIC = SECTION.model_copy(update={"estimator": "reinforce++"})
@@ -53,6 +54,85 @@ def test_reinforce_plus_plus_is_the_whitened_sum_of_the_rewards_to_come(gamma):
             expected.append(sum(gamma ** (k - t) * rewards[row][k] for k in range(t, length)))
     assert found.advantages_N.tolist() == pytest.approx(whitened(expected), abs=1e-12)
     assert found.returns_N is None
+
+
+GROUPS = [0, 0, 0, 1, 2, 2, 2, 2, 3, 3]
+"""One group has a single answer; the rewards of the last group are equal."""
+
+
+def grouped(draw: random.Random) -> RewardedTokens:
+    lengths = [draw.randrange(1, 6) for _ in GROUPS]
+    lengths[8:] = [2, 2]
+    rewards = [[draw.gauss(0, 1) for _ in range(max(lengths))] for _ in lengths]
+    rewards[9][:2] = rewards[8][:2]
+    mask_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    scores_B = torch.zeros(len(GROUPS), dtype=torch.float64)
+    return RewardedTokens(torch.tensor(rewards, dtype=torch.float64), mask_BT, scores_B, torch.tensor(GROUPS))
+
+
+def naive(tokens: RewardedTokens, estimator: str, scale: str) -> list[float]:
+    """The advantage of every token, group by group."""
+    lengths = tokens.mask_BT.sum(1).tolist()
+    rewards = [sum(row[:n]) for row, n in zip(tokens.rewards_BT.tolist(), lengths, strict=True)]
+    found = []
+    for index, group in enumerate(GROUPS):
+        others = [rewards[i] for i, other in enumerate(GROUPS) if other == group and i != index]
+        together = [*others, rewards[index]]
+        if not others:
+            advantage = 0.0
+        elif estimator == "rloo":
+            advantage = rewards[index] - statistics.mean(others)
+        else:
+            advantage = rewards[index] - statistics.mean(together)
+            if scale != "none":
+                advantage /= statistics.stdev(rewards if scale == "batch" else together) + 1e-6
+        found += [advantage] * lengths[index]
+    return whitened(found) if estimator == "reinforce++_baseline" else found
+
+
+@pytest.mark.parametrize(
+    ("estimator", "scale"),
+    [
+        ("group", "none"),
+        ("group", "group"),
+        ("group", "batch"),
+        ("rloo", "none"),
+        ("reinforce++_baseline", "none"),
+    ],
+)
+def test_estimators_of_groups_compare_the_rewards_of_whole_answers(estimator, scale):
+    tokens = grouped(random.Random(5))
+    section = PpoSection(estimator=estimator, group_scale=scale, num_samples=2)
+    found = ESTIMATORS[estimator](tokens, section)
+    assert found.advantages_N.tolist() == pytest.approx(naive(tokens, estimator, scale), abs=1e-12)
+    assert found.returns_N is None
+
+
+def test_groups_of_one_answer_or_of_equal_answers_give_no_signal_and_no_nan():
+    rewards_BT, mask_BT = torch.full((2, 1), 3.7), torch.ones(2, 1, dtype=torch.bool)
+    for groups_B in (torch.tensor([0, 1]), torch.tensor([0, 0])):
+        tokens = RewardedTokens(rewards_BT, mask_BT, rewards_BT[:, 0], groups_B)
+        for estimator in OF_GROUPS:
+            for scale in ("none", "group", "batch"):
+                section = PpoSection(estimator=estimator, group_scale=scale, num_samples=2)
+                assert ESTIMATORS[estimator](tokens, section).advantages_N.tolist() == [0.0, 0.0]
+    figures = group_figures(torch.tensor([1.0, 3.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1]))
+    assert figures == {"group_score_std": pytest.approx(2**0.5 / 2), "groups_without_signal": 0.5}
+
+
+def test_settings_without_effect_are_named_with_what_decides():
+    assert ignored.messages(PpoSection()) == ()
+    groups = {"estimator": "rloo", "num_samples": 2}
+    given = PpoSection(**groups, gae_lambda=0.5, gae_gamma=0.9, kl_in="loss", kl_estimator="k2")
+    assert ignored.messages(given) == (
+        "ppo.gae_lambda has no effect with ppo.estimator = 'rloo'",
+        "ppo.gae_gamma has no effect with ppo.estimator = 'rloo'",
+        "ppo.kl_estimator has no effect with ppo.kl_in = 'loss'",
+    )
+    with pytest.raises(ValueError, match="whiten_rewards scales the rewards of tokens"):
+        PpoSection(**groups, whiten_rewards=True)
+    with pytest.raises(ValueError, match="'rloo' compares the answers to one prompt, but num_samples is 1"):
+        PpoSection(estimator="rloo")
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def test_all_proximal_logprobs_are_the_trainers_with_truncated_weights(models):
     batch = prepared.batch
     members = [0, 1, 2, 3]
     for padded, where in step.micro_batches(batch, members, max_tokens=7):
-        computed_N, _ = found.logprobs(padded, temperature=0.7)
+        computed_N = found.logprobs(padded, temperature=0.7)
         assert torch.allclose(prepared.old_logprobs_N[where], computed_N, atol=1e-6)
     expected_N = (prepared.old_logprobs_N - batch.behaviour_N).exp().clamp(max=1.2)
     assert torch.allclose(prepared.behaviour_weights_N, expected_N)
@@ -112,7 +112,7 @@ def test_gradient_at_zero_staleness_equals_plain_ppo_bit_for_bit(models):
     ours = torch.cat([p.grad.flatten() for p in found.policy.parameters()])
     found.policy.zero_grad()
     for padded, where in step.micro_batches(batch, members, max_tokens=SECTION.max_micro_batch_tokens):
-        logprobs_N, _ = found.logprobs(padded, temperature=0.7)
+        logprobs_N = found.logprobs(padded, temperature=0.7)
         ratio_N = (logprobs_N - batch.behaviour_N[where]).exp()
         advantages_N = prepared.advantages_N[where]
         plain_N = -torch.minimum(ratio_N * advantages_N, ratio_N.clamp(0.8, 1.2) * advantages_N)
@@ -127,7 +127,7 @@ def test_stale_rollouts_get_proximal_logprobs(models):
     assert found.stale_B.tolist() == [True, False, True, False]
     prepared, figures = step.prepare(models, found, SECTION, temperature=0.7)
     with torch.no_grad():
-        own_N, _ = models.logprobs(pad(found.sequences, torch.device("cpu")), temperature=0.7)
+        own_N = models.logprobs(pad(found.sequences, torch.device("cpu")), temperature=0.7)
     stale_N = found.per_token(found.stale_B)
     assert stale_N.tolist() == [True] * 5 + [False] + [True] * 3 + [False] * 2
     assert torch.allclose(prepared.old_logprobs_N[stale_N], own_N[stale_N], atol=1e-6)
@@ -214,7 +214,7 @@ def test_ptx_keeps_the_policy_near_its_demonstrations(models):
         assert ("ptx_loss" in figures) is bool(gamma)
         assert learner.state()["ptx_cursor"] == (12 if gamma else 0)
         with torch.no_grad():
-            nll[gamma] = -float(fresh.logprobs(pad(DEMONSTRATIONS, fresh.device), temperature=1.0)[0].mean())
+            nll[gamma] = -float(fresh.logprobs(pad(DEMONSTRATIONS, fresh.device), temperature=1.0).mean())
     assert nll[5.0] < nll[0.0] - 0.05
 
 

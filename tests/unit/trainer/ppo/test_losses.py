@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fairlead.config.training import PpoSection
-from trainer.ppo.losses import LOSSES, LossTokens
+from trainer.ppo import objective
+from trainer.ppo.losses import LOSSES, Aggregation, LossTokens
 
 OLD = [-1.0, -2.0, -0.5, -3.0, -1.0, -1.0]
 CHANGES = [0.0, 0.5, -0.6, 0.1, -0.1, 2.0]
@@ -55,3 +57,76 @@ def test_ppo_clips_the_ratio_in_the_direction_of_the_advantage():
     assert found.loss_N.tolist() == pytest.approx(losses, abs=1e-12)
     assert found.is_clipped_N.tolist() == clipped
     assert gradient_of(given, found.loss_N) == pytest.approx(gradients, abs=1e-12)
+
+
+ROWS = [0, 0, 0, 1, 1, 1]
+
+
+def test_gspo_clips_the_geometric_mean_of_an_answer_and_its_gradient_is_that_of_the_paper():
+    """Equation 5 of the paper, with one advantage for each answer, and its gradient by autograd."""
+    given = tokens()
+    advantages = [1.0, 1.0, 1.0, -2.0, -2.0, -2.0]
+    given = replace(given, advantages_N=torch.tensor(advantages, dtype=torch.float64))
+    for low, high in ((0.2, 0.2), (0.01, 0.02)):
+        found = LOSSES["gspo"](given, PpoSection(clip_range=low, clip_range_high=high))
+        formula_N = given.logprobs_N.detach().clone().requires_grad_()
+        losses = []
+        for answer, advantage in ((slice(0, 3), 1.0), (slice(3, 6), -2.0)):
+            ratio = (formula_N[answer] - given.old_logprobs_N[answer]).mean().exp()
+            losses.append(-torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage))
+        torch.stack(losses).sum().backward()
+        answers = found.loss_N.reshape(2, 3)
+        assert answers.mean(1).tolist() == pytest.approx([one.item() for one in losses], abs=1e-12)
+        given.logprobs_N.grad = None
+        answers.mean(1).sum().backward()
+        assert given.logprobs_N.grad.tolist() == pytest.approx(formula_N.grad.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("tokens", 21 / 6), ("sequences", (1.5 + 4.5) / 2), ("constant", 21 / 20)]
+)
+def test_aggregation_divides_by_numbers_of_the_whole_step(name, expected):
+    """Losses 1 2 | 3 4 5 6 of two answers, as one micro-batch and as two; at most 10 tokens."""
+    loss_N, lengths_N = torch.tensor([1.0, 2, 3, 4, 5, 6]), torch.tensor([2, 2, 4, 4, 4, 4])
+    aggregation = Aggregation.of(name, [2, 4], max_new_tokens=10)
+    whole = aggregation.total(loss_N, lengths_N) / aggregation.divisor
+    split = sum(aggregation.total(loss_N[part], lengths_N[part]) for part in (slice(0, 2), slice(2, 6)))
+    assert float(whole) == pytest.approx(expected)
+    assert float(split / aggregation.divisor) == pytest.approx(expected)
+
+
+def test_gradient_of_the_kl_loss_is_unbiased_for_the_divergence():
+    """Over all outcomes of one token: E_old[loss] = KL(π ‖ π_ref), and so are the gradients."""
+    draw = torch.Generator().manual_seed(2)
+    logits, old, reference = torch.randn(3, 7, generator=draw, dtype=torch.float64).log_softmax(-1)
+    exact, sampled = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    logprobs = exact.log_softmax(-1)
+    divergence = (logprobs.exp() * (logprobs - reference)).sum()
+    divergence.backward()
+    expected = (old.exp() * objective.kl_loss(sampled.log_softmax(-1), old, reference)).sum()
+    expected.backward()
+    assert expected.item() == pytest.approx(divergence.item(), abs=1e-12)
+    assert sampled.grad.tolist() == pytest.approx(exact.grad.tolist(), abs=1e-12)
+    far = torch.tensor([-700.0, -0.0]).requires_grad_()
+    objective.kl_loss(far, torch.tensor([0.0, -700.0]), torch.tensor([0.0, -700.0])).sum().backward()
+    assert far.grad.isfinite().all()
+
+
+def test_weights_of_the_behaviour_policy_are_masked_by_token_or_by_the_geometric_mean_of_an_answer():
+    behaviour_N = torch.zeros(6, dtype=torch.float64)
+    ratios = [0.4, 1.0, 6.0, 0.4, 0.4, 0.5]
+    proximal_N = torch.tensor([math.log(ratio) for ratio in ratios], dtype=torch.float64)
+    masked_N = objective.masked_weights(proximal_N, behaviour_N, low=0.5 - 1e-9, high=5.0)
+    assert masked_N.tolist() == pytest.approx([0.0, 1.0, 0.0, 0.0, 0.0, 0.5])
+    # Geometric means 1.34 and 0.43: the first answer counts, its weights up to the limit.
+    by_answer_N = objective.sequence_masked_weights(
+        proximal_N, behaviour_N, torch.tensor(ROWS), low=0.5, high=5.0
+    )
+    assert by_answer_N.tolist() == pytest.approx([0.4, 1.0, 5.0, 0.0, 0.0, 0.0])
+
+
+def test_overlong_penalty_rises_over_the_buffer():
+    """20 tokens at most, a buffer of 4: free up to 16, all of the penalty at 20."""
+    section = PpoSection(overlong_penalty=2.0, overlong_buffer_tokens=4)
+    found = objective.overlong_penalties(torch.tensor([1, 16, 17, 18, 20]), section, max_new_tokens=20)
+    assert found.tolist() == [0.0, 0.0, 0.5, 1.0, 2.0]

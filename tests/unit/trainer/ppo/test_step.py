@@ -11,7 +11,7 @@ import torch
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts, rollouts
 from trainer.model_state import unique_tensors
-from trainer.ppo import actor_critic, batch, step
+from trainer.ppo import actor_critic, batch, objective, step
 from trainer.sequences import pad
 
 
@@ -56,14 +56,22 @@ def test_prepared_figures_match_values_computed_by_hand(models):
     assert prepared.values.clip_width == pytest.approx(width)
 
 
-@pytest.mark.parametrize("budget", [1, 7, 12])
-def test_gradient_does_not_depend_on_micro_batches(models, budget):
+@pytest.mark.parametrize(
+    ("budget", "changes"),
+    [
+        (1, {}),
+        (7, {"loss_aggregation": "constant", "kl_in": "loss"}),
+        (12, {"loss": "gspo", "kl_in": "loss", "proximal_logprobs": "all"}),
+    ],
+)
+def test_gradient_does_not_depend_on_micro_batches(models, budget, changes):
     found = double(models)
-    prepared, _ = step.prepare(found, exact_rollouts(), SECTION)
+    recipe = SECTION.model_copy(update=changes)
+    prepared, _ = step.prepare(found, exact_rollouts(), recipe)
     members = [3, 1, 0, 2]
 
     def gradients(max_tokens: int) -> torch.Tensor:
-        section = SECTION.model_copy(update={"max_micro_batch_tokens": max_tokens})
+        section = recipe.model_copy(update={"max_micro_batch_tokens": max_tokens})
         for module in (found.policy, found.critic):
             module.zero_grad()
         step.accumulate_gradients(found, prepared, members, section, temperature=0.7)
@@ -94,7 +102,7 @@ def test_half_batches_are_weighted_by_their_tokens(models):
 def test_own_logprobs_give_ratio_one_and_no_mismatch(models):
     found = rollouts()
     with torch.no_grad():
-        own, _ = models.logprobs(pad(found.sequences, torch.device("cpu")), temperature=0.7)
+        own = models.logprobs(pad(found.sequences, torch.device("cpu")), temperature=0.7)
     own_batch = replace(found, behaviour_N=own)
     fresh = actor_critic.ActorCritic(copy.deepcopy(models.policy), copy.deepcopy(models.critic), SECTION)
     prepared, _ = step.prepare(fresh, own_batch, SECTION)
@@ -113,12 +121,12 @@ def test_step_raises_good_tokens_and_lowers_bad_ones(models):
     found = rollouts()
     padded = pad(found.sequences, torch.device("cpu"))
     with torch.no_grad():
-        before, _ = fresh.logprobs(padded, temperature=1.0)
+        before = fresh.logprobs(padded, temperature=1.0)
     own_batch = replace(found, behaviour_N=before)
     prepared, _ = step.prepare(fresh, own_batch, SECTION)
     step.optimise(fresh, prepared, SECTION, temperature=1.0, seed=0, update=0)
     with torch.no_grad():
-        after, _ = fresh.logprobs(padded, temperature=1.0)
+        after = fresh.logprobs(padded, temperature=1.0)
         values = fresh.values(padded)
     assert float(((after - before) * prepared.advantages_N).sum()) > 0
     assert float((values - prepared.values.returns_N).square().mean()) < float(
@@ -133,3 +141,55 @@ def test_tied_tensors_are_stored_once(tmp_path):
     assert "lm_head.weight" not in names
     state = tied.state()
     tied.load_state(state)
+
+
+def test_masked_answers_have_no_gradient_and_an_update_of_nothing_else_does_nothing(models):
+    """Tasks 5 and 9 were cut off: the update is that of the other two, and of none if all were."""
+    found, section = exact_rollouts(), SECTION.model_copy(update={"mask_cut_off": True})
+
+    def updated(rollouts, recipe) -> tuple[torch.Tensor, dict[str, float]]:
+        fresh = double(models)
+        prepared, figures = step.prepare(fresh, rollouts, recipe)
+        figures |= step.optimise(fresh, prepared, recipe, temperature=1.0, seed=0, update=0)
+        return torch.cat([p.detach().flatten() for p in fresh.policy.parameters()]), figures
+
+    start = torch.cat([p.detach().flatten().double() for p in models.policy.parameters()])
+    masked, figures = updated(found, section)
+    assert figures["masked_rollouts"] == 0.5
+    fresh = double(models)
+    prepared, _ = step.prepare(fresh, found, SECTION)
+    two = replace(prepared, learned=(1, 2))
+    step.optimise(fresh, two, SECTION, temperature=1.0, seed=0, update=0)
+    assert torch.equal(masked, torch.cat([p.detach().flatten() for p in fresh.policy.parameters()]))
+    assert not torch.equal(masked, start)
+    nothing, figures = updated(replace(found, cut_off_B=torch.ones(4, dtype=torch.bool)), section)
+    assert torch.equal(nothing, start)
+    assert "policy_loss" not in figures
+    assert figures["masked_rollouts"] == 1.0
+
+
+def test_kl_is_charged_in_the_loss_with_the_coefficient_of_the_update(models):
+    """Advantages without KL; the gradient is that of the policy loss plus β times that of the KL loss."""
+    found = double(models)
+    section = SECTION.model_copy(update={"kl_in": "loss", "loss_aggregation": "tokens"})
+    in_reward, _ = step.prepare(found, exact_rollouts(), SECTION, kl_coefficient=0.0)
+    in_loss, figures = step.prepare(found, exact_rollouts(), section, kl_coefficient=0.7)
+    assert in_loss.kl_coefficient == 0.7
+    assert torch.equal(in_loss.advantages_N, in_reward.advantages_N)
+    assert figures["reward_with_kl"] == pytest.approx(-0.5 / 4 - 0.7 * 11 * 0.25 / 4, abs=1e-5)
+
+    def gradient(prepared: step.PreparedBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        found.policy.zero_grad()
+        figures = step.accumulate_gradients(found, prepared, range(4), section, temperature=1.0)
+        return torch.cat([p.grad.flatten() for p in found.policy.parameters()]), figures
+
+    whole, figures = gradient(in_loss)
+    without, _ = gradient(in_reward)
+    given = in_loss.batch
+    found.policy.zero_grad()
+    logprobs_N = found.logprobs(pad(given.sequences, torch.device("cpu")), temperature=1.0)
+    loss = objective.kl_loss(logprobs_N, in_loss.old_logprobs_N, given.reference_N).mean()
+    loss.backward()
+    kl_only = torch.cat([p.grad.flatten() for p in found.policy.parameters()])
+    assert figures["kl_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert (whole - without - 0.7 * kl_only).abs().max() < 1e-6 * whole.abs().max()
