@@ -41,8 +41,9 @@ vllm-env:
 SEEDS ?= 3
 FAULTS ?= 40
 RANKS ?= 1
+SAMPLES ?= 1
 chaos: setup
-	$(BIN)/python -m tests.chaos --seeds $(SEEDS) --faults $(FAULTS) --ranks $(RANKS)
+	$(BIN)/python -m tests.chaos --seeds $(SEEDS) --faults $(FAULTS) --ranks $(RANKS) --samples $(SAMPLES)
 
 # Two minutes each on an idle machine; the limits are for busy ones.
 chaos-short: setup

@@ -18,9 +18,10 @@ import tests.conftest  # noqa: F401 - few threads, no hub, a clean environment
 from tests.chaos import chaos
 from tests.chaos.faults import Fault, schedule
 from tests.chaos.findings import Findings, summary
+from tests.integration.ppo_run import BATCH
 
 
-def _run(folder: Path, *, seed: int, faults: int, ranks: int) -> Findings:
+def _run(folder: Path, *, seed: int, faults: int, ranks: int, samples: int) -> Findings:
     def plan(processes: Sequence[str], links: Sequence[str]) -> list[Fault]:
         return schedule(seed, count=faults, processes=processes, links=links)
 
@@ -32,7 +33,11 @@ def _run(folder: Path, *, seed: int, faults: int, ranks: int) -> Findings:
         updates=30 + 6 * faults,
         max_staleness=2 * (seed % 2),
         weights=("filesystem", "grpc", "direct")[seed % 3],
-        ranks=ranks,
+        further={
+            "ranks.per_node": ranks,
+            "ppo.num_samples": samples,
+            "ppo.batch_size": BATCH * samples,
+        },
     )
 
 
@@ -43,6 +48,7 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=40, help="faults of each run")
     parser.add_argument("--ranks", type=int, default=1, help="ranks of the trainer; each is a target, too")
+    parser.add_argument("--samples", type=int, default=1, help="answers per prompt, as ppo.num_samples")
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -53,7 +59,10 @@ def main() -> int:
         folder.mkdir(parents=True)
         logging.info("seed %d in %s", seed, folder)
         try:
-            runs.append(_run(folder, seed=seed, faults=options.faults, ranks=options.ranks))
+            found_in_run = _run(
+                folder, seed=seed, faults=options.faults, ranks=options.ranks, samples=options.samples
+            )
+            runs.append(found_in_run)
         except chaos.Stuck as error:
             runs.append(Findings(seed, options.faults, problems=[str(error)]))
         found = summary(runs)

@@ -53,7 +53,7 @@ def run(
     updates: int,
     max_staleness: int,
     weights: str,
-    ranks: int = 1,
+    further: Mapping[str, object] | None = None,
 ) -> Findings:
     """Start a run, inject the planned faults, wait for the end of the run and check it.
 
@@ -65,13 +65,14 @@ def run(
         max_staleness: of the training.
         weights: how policies get weights: `filesystem`, `grpc`, or `direct`: over direct connections, which
             bypass the proxies.
-        ranks: of the trainer; of several, each is a target of faults besides their launcher, `trainer`.
+        further: other settings by dotted key. Of several ranks of the trainer, each is a target of faults
+            besides their launcher, `trainer`.
     """
     transport = "filesystem" if weights == "filesystem" else "grpc"
     settings = _SETTINGS | {
         "weights.transport": transport,
         "weights.direct": weights == "direct",
-        "ranks.per_node": ranks,
+        **(further or {}),
     }
     config = configured(folder, updates=updates, max_staleness=max_staleness, **settings)
     scores = oracle(folder / "reward")

@@ -53,7 +53,7 @@ def check_run(
     """Check a run that has ended, by `fairlead audit` and by an independent count."""
     folder = config.folder
     allowed = config.ppo.max_staleness
-    found = Findings(seed, len(injected), tasks=config.ppo.updates * config.ppo.batch_size)
+    found = Findings(seed, len(injected), tasks=config.ppo.updates * config.ppo.tasks_per_update)
     lines = _trained(folder)
     found.recovery_seconds = _recoveries(injected, lines, caller)
     if caller is not None:

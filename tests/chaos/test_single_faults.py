@@ -153,7 +153,7 @@ def test_reward_nan_dead_letters_tasks_and_never_reaches_weights(tmp_path: Path)
 
     supervised(config, change=damaged)
     letters = dead(config)
-    assert 0 < len(letters) < config.ppo.updates * config.ppo.batch_size
+    assert 0 < len(letters) < config.ppo.updates * config.ppo.tasks_per_update
     assert {letter["reason"] for letter in letters} == {"service_error"}
     assert all("returned nan" in str(letter["detail"]) for letter in letters)
     found = check_run(config, seed=0)

@@ -36,7 +36,15 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
         "lora.rank",
     ),
     "ppo": (
-        *("updates", "batch_size", "mini_batch_size", "epochs", "learning_rate", "critic_learning_rate"),
+        *(
+            "updates",
+            "batch_size",
+            "num_samples",
+            "mini_batch_size",
+            "epochs",
+            "learning_rate",
+            "critic_learning_rate",
+        ),
         *("learning_rate_schedule", "warmup_updates"),
         *("kl_coefficient", "kl_control", "clip_range", "gae_lambda", "missing_eos_penalty", "max_staleness"),
         *("estimator", "loss", "critic_init", "ptx_coefficient", "dtype", "lora.rank", "lora.alpha"),
