@@ -53,13 +53,19 @@ BATCH = 8
 class BareRun:
     """The folder of one run, in which trainers are started one after another or two at once."""
 
-    def __init__(self, root: Path, url: str, *, updates: int = 12, max_staleness: int = 0) -> None:
+    def __init__(
+        self, root: Path, url: str, *, updates: int = 12, max_staleness: int = 0, num_samples: int = 1
+    ) -> None:
         self.folder = RunFolder(root)
         self.section = QueueSection(
             redis_url=url, lease_seconds=0.5, stall_seconds=0.3, give_up_seconds=30, max_deliveries=1000
         )
         self.ppo = PpoSection(
-            updates=updates, batch_size=BATCH, mini_batch_size=BATCH, max_staleness=max_staleness
+            updates=updates,
+            batch_size=BATCH * num_samples,
+            num_samples=num_samples,
+            mini_batch_size=BATCH,
+            max_staleness=max_staleness,
         )
         self.every = 3
         self.keep = 2
@@ -169,7 +175,14 @@ class _BareTrainer:
     def send(self, task_ids: range | list[int]) -> None:
         version = self.incarnation.version(self.progress.update)
         tasks = [
-            PromptTask(task_id, (1, task_id + 2), f"p{task_id}", SamplingParams(seed=task_id), version)
+            PromptTask(
+                task_id,
+                (1, task_id + 2),
+                f"p{task_id}",
+                SamplingParams(seed=task_id),
+                version,
+                num_samples=self.run.ppo.num_samples,
+            )
             for task_id in task_ids
         ]
         staleness = self.run.ppo.max_staleness

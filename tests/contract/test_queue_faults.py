@@ -72,9 +72,11 @@ def at(update: int, fault: Callable[[], None]) -> Callable[[int], None]:
     return lambda done: fault() if done == update else None
 
 
-@pytest.mark.parametrize("max_staleness", [0, 2])
-def test_redis_restart_with_append_only_file(tmp_path: Path, server: Server, max_staleness: int) -> None:
-    run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=max_staleness)
+@pytest.mark.parametrize(("max_staleness", "samples"), [(0, 1), (2, 4)])
+def test_redis_restart_with_append_only_file(
+    tmp_path: Path, server: Server, max_staleness: int, samples: int
+) -> None:
+    run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=max_staleness, num_samples=samples)
 
     def inject() -> None:
         server.kill()
@@ -221,7 +223,7 @@ def test_newest_checkpoint_damaged_after_its_outcomes_were_deleted(
 
 
 def test_repeated_loss_of_everything(tmp_path: Path, server: Server) -> None:
-    run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=2)
+    run = BareRun(tmp_path / "run", server.prepared.url, max_staleness=2, num_samples=3)
     client = server.client()
     with Workers(run):
         counts = run.train(lambda done: client.flushall() if done % 3 == 1 else None)

@@ -36,9 +36,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
         yield started
 
 
-def task(number: int) -> PromptTask:
+def task(number: int, *, samples: int = 1) -> PromptTask:
     ids = tuple(range(60_000, 60_000 + PROMPT_BYTES))
-    return PromptTask(number, ids, "x" * PROMPT_BYTES, SamplingParams(seed=number), WeightVersion(1, 0))
+    return PromptTask(
+        number, ids, "x" * PROMPT_BYTES, SamplingParams(seed=number), WeightVersion(1, 0), num_samples=samples
+    )
 
 
 def longest(version: WeightVersion) -> tuple[Rollout]:
@@ -52,12 +54,15 @@ def longest(version: WeightVersion) -> tuple[Rollout]:
     return (Rollout(completion, 0.5, "r", (-0.25,) * TOKENS),)
 
 
-@pytest.mark.parametrize("max_staleness", [0, 2])
-async def test_queue_memory_stays_within_bound(server: ValkeyServer, max_staleness: int) -> None:
+@pytest.mark.parametrize(("max_staleness", "samples"), [(0, 1), (2, 4)])
+async def test_queue_memory_stays_within_bound(
+    server: ValkeyServer, max_staleness: int, samples: int
+) -> None:
     """Delete as a trainer does: what a resume could not use at once, the rest at the next checkpoint."""
     config = load(
         overrides={
-            "ppo.batch_size": BATCH,
+            "ppo.batch_size": BATCH * samples,
+            "ppo.num_samples": samples,
             "ppo.mini_batch_size": BATCH,
             "ppo.max_staleness": max_staleness,
             "sampling.max_new_tokens": TOKENS,
@@ -73,10 +78,11 @@ async def test_queue_memory_stays_within_bound(server: ValkeyServer, max_stalene
     used, outcomes, after, retained = [], [], "0", []
     sent = checkpoint = 0
     for update in range(60):
-        trainer.dispatch([task(number) for number in range(sent, (update + max_staleness + 1) * BATCH)])
+        until = (update + max_staleness + 1) * BATCH
+        trainer.dispatch([task(number, samples=samples) for number in range(sent, until)])
         sent = (update + max_staleness + 1) * BATCH
         for claim in await worker.claim(count=sent, block_seconds=0):
-            await worker.finish(claim, longest(WeightVersion(1, update)))
+            await worker.finish(claim, longest(WeightVersion(1, update)) * samples)
         used.append(sum(raw.memory_usage(key, samples=0) or 0 for key in Keys(run).all()))
         outcomes.append(raw.xlen(Keys(run).rollouts))
         entries = trainer.read(after=after, count=BATCH, block_seconds=0)

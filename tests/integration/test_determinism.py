@@ -49,11 +49,12 @@ def finished(
     folder: Path,
     *arguments: str,
     updates: int,
+    samples: int = 1,
     during: Callable[[Started], None] = lambda run: None,
 ) -> dict[str, str]:
     """Run to the end with a fault; return the digests."""
     folder.mkdir()
-    with started(make(folder, updates=updates), *SETTINGS, *arguments) as run:
+    with started(make(folder, updates=updates, num_samples=samples), *SETTINGS, *arguments) as run:
         during(run)
         code, output = run.finish(seconds=1_500)
         assert code == 0, output + run.log_tails()
@@ -128,11 +129,11 @@ def kill_trainer(run: Started) -> None:
     os.kill(run.pids()["trainer"], signal.SIGKILL)
 
 
-def test_four_workers_and_killed_trainer_give_same_bits(tmp_path: Path):
-    undisturbed = finished(tmp_path / "peace", updates=6)
-    disturbed = finished(
-        tmp_path / "disturbed", "--set", "rollout_worker.replicas=4", updates=6, during=kill_trainer
-    )
+@pytest.mark.parametrize("samples", [1, 4])
+def test_four_workers_and_killed_trainer_give_same_bits(tmp_path: Path, samples: int):
+    workers = ("--set", "rollout_worker.replicas=4")
+    undisturbed = finished(tmp_path / "peace", updates=6, samples=samples)
+    disturbed = finished(tmp_path / "disturbed", *workers, updates=6, samples=samples, during=kill_trainer)
     assert len(undisturbed) == 5
     assert disturbed == undisturbed
 

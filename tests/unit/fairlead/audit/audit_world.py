@@ -26,6 +26,7 @@ class MadeRun:
     max_staleness: int = 0
     dead: frozenset[int] = frozenset()
     batch: int = BATCH
+    samples: int = 1
     settled: dict[int, int] = field(default_factory=lambda: {0: 0})
     """Number of settled tasks after each update."""
     lineage: list[list[int]] = field(default_factory=list)
@@ -41,6 +42,8 @@ class MadeRun:
         """Train from one update to another, with complete checkpoints."""
         self.claim(number, resumed_from)
         terms = {"batch_size": self.batch, "max_staleness": self.max_staleness, "updates": 100}
+        if self.samples > 1:  # versions without groups do not record it
+            terms |= {"batch_size": self.batch * self.samples, "num_samples": self.samples}
         self.event("begun", number, resumed_from, terms=terms)
         kept, waiting = resumed_from, []
         for update in range(resumed_from, until):
@@ -83,6 +86,7 @@ class MadeRun:
             line |= {"reason": "prompt_too_long", "detail": "…"}
         else:
             line |= {"score": 0.5, "tokens": 3, "versions": [f"{number}-{update}"]}
+            line |= {"samples": self.samples} if self.samples > 1 else {}
         self.lines.append(line | other)
 
     def event(self, event: str, number: int, update: int, **other: object) -> None:

@@ -106,6 +106,17 @@ def test_run_without_events_is_checked_against_its_configuration(tmp_path: Path)
     assert {finding.kind for finding in report.findings} == {"wrong_batch"}
 
 
+def test_groups_are_counted_as_tasks_and_must_be_whole(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path, samples=4, dead=frozenset({2}))
+    made.incarnation(1, resumed_from=0, until=4)
+    made.end(4, tasks_trained=15, dead_letters=1)
+    report, _ = audit(made.write())
+    assert report.findings == ()
+    assert (report.tasks, report.trained, report.dead) == (16, 15, 1)
+    made.line_of(5)["samples"] = 3
+    assert kinds(made) == {"wrong_batch": (5,)}
+
+
 def test_torn_line_is_named_and_its_task_lost(tmp_path: Path) -> None:
     made = sound(tmp_path)
     folder = made.write()

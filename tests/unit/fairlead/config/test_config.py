@@ -84,6 +84,39 @@ def test_mini_batch_size_must_divide_and_truncated_sampling_needs_consent():
     assert load(overrides={"sampling.top_p": 0.9, "sampling.allow_truncated_distribution": True})
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"ppo.batch_size": 10, "ppo.mini_batch_size": 10},
+            r"batch_size 10 is not a multiple of num_samples 4: .* set it to 8 or 12",
+        ),
+        (
+            {"ppo.batch_size": 3, "ppo.mini_batch_size": 3},
+            r"batch_size 3 is not a multiple of num_samples 4: .* set it to 4$",
+        ),
+        (
+            {"policy.max_samples": 3},
+            r"ppo.num_samples: got 4, allowed: at most 3, because policy.max_samples",
+        ),
+        (
+            {"policy.max_slots": 2},
+            r"ppo.num_samples: got 4, allowed: at most 2, because policy.max_slots = 2",
+        ),
+        ({"reward.batching.max_items": 3}, "at most 3, because reward.batching.max_items = 3"),
+        ({"reference.batching.max_items": 3}, "at most 3, because reference.batching.max_items = 3"),
+        ({"ppo.num_samples": 0}, "ppo.num_samples: got 0"),
+    ],
+)
+def test_groups_must_fit_the_batch_and_the_services(changes: dict[str, object], message: str):
+    fitting: dict[str, object] = {"ppo.batch_size": 8, "ppo.mini_batch_size": 4, "ppo.num_samples": 4}
+    assert load(overrides=fitting).ppo.tasks_per_update == 2
+    # A deterministic run decodes one answer at a time.
+    assert load(overrides=fitting | {"deterministic": True}).policy.max_slots == 1
+    with pytest.raises(ConfigError, match=message):
+        load(overrides=fitting | changes)
+
+
 def test_password_is_never_shown():
     config = load(overrides={"queue.redis_password": "hunter2-secret"})
     assert "hunter2" not in repr(config) + str(config) + config.model_dump_json()

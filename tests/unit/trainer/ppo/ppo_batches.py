@@ -56,6 +56,12 @@ def outcome(
     return Outcome(PromptTask(task_id, prompt, "", SamplingParams(), version), (rollout,), "w", 1, 0)
 
 
+def group(*outcomes: Outcome) -> Outcome:
+    """One task with the answers of several outcomes."""
+    task = replace(outcomes[0].task, num_samples=len(outcomes))
+    return replace(outcomes[0], task=task, result=sum((each.rollouts for each in outcomes), ()))
+
+
 def rollouts(stale: frozenset[int] = frozenset()) -> batch.RolloutBatch:
     """The tasks in `stale` were answered by weights one update older than those about to be trained."""
     dead = Outcome(

@@ -63,9 +63,10 @@ def ages(path) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("staleness", [1, 2, 4])
-def test_trained_rollouts_are_within_max_staleness(staleness, tmp_path, model_path):
-    config = configured(tmp_path, model_path, **{"ppo.max_staleness": staleness, "ppo.updates": 6})
+@pytest.mark.parametrize(("staleness", "samples"), [(1, 1), (2, 3), (4, 1)])
+def test_trained_rollouts_are_within_max_staleness(staleness, samples, tmp_path, model_path):
+    groups = {"ppo.num_samples": samples, "ppo.batch_size": 8 * samples}
+    config = configured(tmp_path, model_path, **{"ppo.max_staleness": staleness, "ppo.updates": 6}, **groups)
     registry = CollectorRegistry()
     most_open = 0
     with UnevenRun(config, model_path) as run:
@@ -78,6 +79,7 @@ def test_trained_rollouts_are_within_max_staleness(staleness, tmp_path, model_pa
         result = run.trainer(TrainerMetrics(registry)).run(on_update=count_open)
         sendings = dict(run.broker.numbers)
     assert (result["tasks_dispatched"], result["tasks_trained"]) == (48, 48)
+    assert result["episodes"] == 48 * samples
     assert (result["tasks_lost"], result["tasks_duplicated"], result["dead_letters"]) == (0, 0, 0)
     # Without a fault nothing is dropped and nothing is sent twice.
     assert {line["event"] for line in read_journal(config.folder.ledger)} == {"trained"}
@@ -95,12 +97,13 @@ def test_trained_rollouts_are_within_max_staleness(staleness, tmp_path, model_pa
         )
         assert 0 <= line["idle_fraction"] < 1
     total = registry.get_sample_value("fairlead_trainer_staleness_updates_sum", {"part": "in_queue"})
-    assert total == pytest.approx(sum(line["staleness_in_queue"] * 8 for line in lines))
+    assert total == pytest.approx(sum(line["staleness_in_queue"] * 8 * samples for line in lines))
 
 
 @pytest.mark.parametrize(("update", "wiped"), [(1, False), (3, True)])
 def test_resume_loses_and_duplicates_no_task(update, wiped, tmp_path, model_path):
-    config = configured(tmp_path, model_path, **{"ppo.max_staleness": 2, "ppo.updates": 5})
+    groups = {"ppo.num_samples": 2, "ppo.batch_size": 16} if wiped else {}
+    config = configured(tmp_path, model_path, **{"ppo.max_staleness": 2, "ppo.updates": 5}, **groups)
     with UnevenRun(config, model_path) as run:
         run.killed_after(update)
         if wiped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -35,8 +36,11 @@ LINEAGE = (Ancestor(1, 0), Ancestor(3, 5))
 HERE = WeightVersion(3, 5)
 
 
-def task(task_id: int, *, version: WeightVersion = HERE, prompt: tuple[int, ...] = (1, 4)) -> PromptTask:
-    return PromptTask(task_id, prompt, "w0", SamplingParams(seed=task_id, max_new_tokens=4), version)
+def task(
+    task_id: int, *, version: WeightVersion = HERE, prompt: tuple[int, ...] = (1, 4), samples: int = 1
+) -> PromptTask:
+    sampling = SamplingParams(seed=task_id, max_new_tokens=4)
+    return PromptTask(task_id, prompt, "w0", sampling, version, num_samples=samples)
 
 
 def rollout(
@@ -196,6 +200,52 @@ def test_malformed_rollout_becomes_a_dead_letter(bench, bad):
     collector.send([task(10)], update=5)
     (entry,) = collector.wait()
     assert entry.outcome.result.reason == "malformed_rollout"
+
+
+@pytest.mark.parametrize(
+    ("group", "detail"),
+    [
+        (rollout(HERE) + rollout(HERE), "2 rollouts of a task with 3 samples"),
+        (rollout(HERE) * 2 + rollout(HERE, score=float("inf")), "the score is inf"),
+    ],
+)
+def test_group_with_a_missing_or_malformed_rollout_becomes_a_dead_letter(group, detail):
+    found = checked(Outcome(task(10, samples=3), group, "w", 1, 0)).result
+    assert (found.reason, found.detail) == ("malformed_rollout", detail)
+
+
+def test_oldest_token_of_a_group_decides_whether_it_is_stale_or_void(bench):
+    """A group with one token of another lineage, or too old, is sent again; one with a newer one is void."""
+    sent = task(10, version=WeightVersion(1, 5), samples=2)
+    fresh = rollout(HERE) * 2
+    mixed = rollout(HERE) + rollout(HERE, WeightVersion(1, 6))
+    bench.older.dispatch([sent])
+    bench.work(mixed)
+    answers = [lambda: bench.work(rollout(HERE) + rollout(WeightVersion(3, 4))), lambda: bench.work(fresh)]
+    collector = bench.take_over(Interruptions(bench.queue, read=[lambda: None, *answers]))
+    collector.send([task(10, samples=2)], update=5)
+    (entry,) = collector.wait()
+    assert entry.outcome.result == fresh
+    assert bench.events() == [(10, "other_lineage"), (10, "stale")]
+    collector.settled([entry], checkpoint_update=5)
+    assert len(bench.broker.outcomes) == 1  # a resume from update 5 could train on it
+    newer = replace(
+        entry, outcome=replace(entry.outcome, result=rollout(HERE) + rollout(WeightVersion(3, 6)))
+    )
+    collector.settled([newer], checkpoint_update=5)
+    assert not bench.broker.outcomes
+
+
+def test_answers_for_another_number_of_samples_are_refused(bench):
+    """The configuration was changed between two starts, while a task was under way."""
+    bench.older.dispatch([task(10, version=WeightVersion(1, 5), samples=3)])
+    bench.work(rollout(HERE) * 3)
+    answer = Interruptions(bench.queue, read=[lambda: None, lambda: bench.work(rollout(HERE) * 2)])
+    collector = bench.take_over(answer)
+    collector.send([task(10, samples=2)], update=5)
+    (entry,) = collector.wait()
+    assert entry.outcome.task.num_samples == 2
+    assert bench.events() == [(10, "other_task")]
 
 
 def test_rollout_with_unequal_lengths_becomes_a_dead_letter():

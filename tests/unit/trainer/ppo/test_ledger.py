@@ -29,11 +29,15 @@ from trainer.ppo.result import count_outcomes
 from trainer.ppo.task_records import Journal, as_ranges, read_journal
 
 
-def entry(task_id: int, *, dead: bool = False, entry_id: str = "1") -> OutcomeEntry:
+def entry(task_id: int, *, dead: bool = False, entry_id: str = "1", samples: int = 1) -> OutcomeEntry:
     version = WeightVersion(1, 0)
     completion = Completion((4, 2), (-1.0, -2.0), FinishReason.STOP, (VersionSpan(version, 0, 2),))
-    result = DeadLetter("too_long", "…") if dead else (Rollout(completion, 0.5, "r", (-1.0, -2.0)),)
-    task = PromptTask(task_id, (1,), "", SamplingParams(), version)
+    result = (
+        DeadLetter("too_long", "…")
+        if dead
+        else tuple(Rollout(completion, 0.5 + number, "r", (-1.0, -2.0)) for number in range(samples))
+    )
+    task = PromptTask(task_id, (1,), "", SamplingParams(), version, num_samples=samples)
     return OutcomeEntry(entry_id, Sending(1, 1), Outcome(task, result, "worker-a", 2, 1))
 
 
@@ -77,6 +81,18 @@ def test_journal_records_outcomes_and_survives_a_cut_line(tmp_path):
     assert (lines[0]["worker"], lines[0]["deliveries"], lines[0]["failures"]) == ("worker-a", 2, 1)
     assert lines[0]["versions"] == ["1-0"]
     assert lines[1]["reason"] == "too_long"
+
+
+def test_journal_has_one_line_for_a_group(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    journal_of(path, [(1, 0, [entry(0, samples=4), entry(1, dead=True, samples=4), entry(2, samples=4)])])
+    first, dead, _ = read_journal(path)
+    assert (first["samples"], first["score"], first["scores"]) == (4, 2.0, [0.5, 1.5, 2.5, 3.5])
+    assert (first["tokens"], first["finishes"], first["versions"]) == (8, ["stop"] * 4, ["1-0"])
+    assert "samples" not in dead
+    found = count_outcomes(path, ledger=settled(1, below=3), cursor=3, lineage=(Ancestor(1, 0),))
+    assert (found.trained, found.episodes, found.dead_letters, found.lost) == (2, 8, 1, 0)
+    assert found.scores == {0: (2.0, 2.0)}
 
 
 def settled(*dead: int, below: int) -> Ledger:

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fairlead.types import DeadLetter, WeightVersion
 from tests.tiny import tiny_causal_lm
-from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts, rollouts
+from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts, group, outcome, rollouts
 from trainer.model_state import unique_tensors
-from trainer.ppo import actor_critic, batch, objective, step
+from trainer.ppo import actor_critic, batch, objective, orders, step
 from trainer.sequences import pad
 
 
@@ -32,6 +33,23 @@ def test_batch_is_in_task_order_without_dead_tasks():
     assert rectangle[1].tolist() == [5.0, 0, 0, 0, 0]
     assert torch.equal(rectangle[found.mask_BT], flat)
     assert batch.from_outcomes([], torch.device("cpu")) is None
+
+
+def test_batch_of_groups_keeps_the_answers_of_a_task_together():
+    pair = group(outcome(9, (1, 4), (5, 2), 1.0, 4), outcome(9, (1, 4), (6, 7, 2), 2.0, 3))
+    dead = replace(pair, task=replace(pair.task, task_id=7), result=DeadLetter("x", ""))
+    triple = group(*(outcome(3, (1, 8, 8), (answer,), float(answer), 4) for answer in (10, 11, 12)))
+    found = batch.from_outcomes([pair, dead, triple], torch.device("cpu"), version=WeightVersion(2, 4))
+    assert found is not None
+    assert found.task_ids == (3, 3, 3, 9, 9)
+    assert found.groups_B.tolist() == [0, 0, 0, 1, 1]
+    assert found.groups_B.dtype == torch.int64
+    assert found.scores_B.tolist() == [10.0, 11.0, 12.0, 1.0, 2.0]
+    assert found.stale_B.tolist() == [False, False, False, False, True]
+    assert [sequence.prompt_length for sequence in found.sequences] == [3, 3, 3, 2, 2]
+    assert found.sequences[4].token_ids == (1, 4, 6, 7, 2)
+    sent, update = orders.decode(orders.encode(found, update=4), torch.device("cpu"))
+    assert (sent.task_ids, sent.groups_B.tolist(), update) == (found.task_ids, [0, 0, 0, 1, 1], 4)
 
 
 def test_prepared_figures_match_values_computed_by_hand(models):
