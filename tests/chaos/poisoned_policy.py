@@ -18,10 +18,12 @@ POISON = 59
 
 
 def _fatal(add):  # type: ignore[no-untyped-def]
-    def add_or_die(decoder: Decoder, samples: Sequence[SampleState], version: WeightVersion) -> None:
+    def add_or_die(
+        decoder: Decoder, samples: Sequence[SampleState], version: WeightVersion
+    ) -> Sequence[SampleState]:
         if any(POISON in sample.prompt for sample in samples):
             os.kill(os.getpid(), signal.SIGKILL)
-        add(decoder, samples, version)
+        return add(decoder, samples, version)  # type: ignore[no-any-return]
 
     return add_or_die
 
