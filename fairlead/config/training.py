@@ -366,8 +366,10 @@ class PpoSection(TrainingSection):
     """Discount factor γ."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """λ of generalised advantage estimation."""
-    missing_eos_penalty: float = Field(default=0.0, ge=0)
-    """Subtracted from the score of an answer that was cut off at `max_new_tokens`."""
+    missing_eos_penalty: float | None = Field(default=None, ge=0)
+    """Subtracted from the score of an answer that was cut off at `max_new_tokens`. Unset: the standard
+    deviation of the scores, so that a missing end does not pay: the one that reward-model training saved with
+    the model, else that of the first batch, kept in the checkpoint. Set it to 0 if answers need no end."""
     mask_cut_off: bool = False
     """Leave answers that were cut off at `max_new_tokens` out of the loss (DAPO's overlong filtering). They
     still count in the mean of their group."""

@@ -44,6 +44,10 @@ REWARD_ANSWER_END = "fairlead_answer_end"
 """Key in config.json of the token ids that end an answer: {"conversation": [ids], "text": [ids]}. Models that
 were trained before it existed, and those of the hub, lack it."""
 
+REWARD_DEVIATION = "fairlead_score_deviation"
+"""Key in config.json of the standard deviation of the scores of the answers that the model was trained on; of
+an ensemble, that of the combined scores. Absent from models of the hub."""
+
 _TOLERANCE = 1e-2
 """Separates two ways of reading a score: bfloat16 moves a score by less, another way by far more."""
 
@@ -119,6 +123,10 @@ class RewardModel:
     def set_answer_end(self, answer_end: Mapping[str, list[int]]) -> None:
         """Set the ids that end an answer, which are saved with the weights."""
         setattr(self.model.config, REWARD_ANSWER_END, dict(answer_end))
+
+    def set_deviation(self, deviation: float) -> None:
+        """Set the standard deviation of scores that is saved with the weights."""
+        setattr(self.model.config, REWARD_DEVIATION, deviation)
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, merge: bool = True) -> None:
         """Write a folder that this module can load.
@@ -281,7 +289,7 @@ def _apply_own_settings(model: PreTrainedModel, path: str) -> None:
         found = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     except (OSError, ValueError) as error:
         raise load_failure(f"the configuration of {path!r}", path, error) from error
-    for key in (REWARD_BIAS, REWARD_TEMPERATURE, REWARD_ANSWER_END):
+    for key in (REWARD_BIAS, REWARD_TEMPERATURE, REWARD_ANSWER_END, REWARD_DEVIATION):
         if hasattr(model.config, key):
             delattr(model.config, key)
         if key in found:

@@ -39,6 +39,7 @@ def configured(runs: Path, model: Path, url: str) -> RunConfig:
             "ppo.max_staleness": 1,
             "ppo.device": "cpu",
             "ppo.critic_init": "policy",
+            "ppo.missing_eos_penalty": 0.0,
             "sampling.max_new_tokens": 4,
             "checkpoint.every_updates": 2,
             "queue.redis_url": url,

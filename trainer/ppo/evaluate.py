@@ -111,7 +111,12 @@ class Evaluation:
         return bool(every) and (update % every == 0 or update == self._config.ppo.updates)
 
     def after(
-        self, version: WeightVersion, *, on_phase: Callable[[str], None], score_unit: float = 1.0
+        self,
+        version: WeightVersion,
+        *,
+        on_phase: Callable[[str], None],
+        score_unit: float = 1.0,
+        missing_eos_penalty: float | None = None,
     ) -> dict[str, float]:
         """Evaluate the weights just published if they are due, and remember them if they are the best.
 
@@ -120,6 +125,7 @@ class Evaluation:
             on_phase: called with the phase of the trainer.
             score_unit: the score that counts as 1 in PPO's reward: the deviation of the scores if they are
                 normalised.
+            missing_eos_penalty: PPO's penalty of a missing end; None: the section's.
 
         Returns:
             The figures; empty if no evaluation is due, or if it was not done within `max_seconds`.
@@ -134,7 +140,10 @@ class Evaluation:
             reason = str(error) or f"not done within {self._section.max_seconds:.0f} s: {self._waits_for}"
             logger.warning("update %d is not evaluated: %s", version.update, reason)
             return {}
-        figures["eval_objective"] = objective(figures, self._config.ppo, score_unit=score_unit)
+        section = self._config.ppo
+        if missing_eos_penalty is not None:
+            section = section.model_copy(update={"missing_eos_penalty": missing_eos_penalty})
+        figures["eval_objective"] = objective(figures, section, score_unit=score_unit)
         if self.best is None or figures["eval_objective"] > self.best.objective:
             self.best = BestUpdate(version, figures["eval_reward"], figures["eval_objective"])
         return figures
@@ -284,7 +293,7 @@ def objective(figures: Mapping[str, float], section: PpoSection, *, score_unit: 
     Greedy answers have no KL.
     """
     penalty = section.kl_coefficient * figures.get("eval_kl", 0.0)
-    penalty += section.missing_eos_penalty * (1.0 - figures["eval_eos_rate"])
+    penalty += (section.missing_eos_penalty or 0.0) * (1.0 - figures["eval_eos_rate"])
     return figures["eval_reward"] - penalty * score_unit
 
 

@@ -23,7 +23,7 @@ from fairlead.nn import adapters
 from fairlead.nn.loading import load_tokenizer, max_sequence_tokens
 from trainer.demonstrations import DemonstrationStream, encode
 from trainer.distributed.group import Group
-from trainer.ppo import actor_critic, critic_start, objective, step
+from trainer.ppo import actor_critic, critic_start, missing_eos, objective, step
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.score_scale import ScoreScale
@@ -82,6 +82,7 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, group: Group 
         seed=config.seed,
         demonstrations=sequences,
         max_new_tokens=config.sampling.max_new_tokens,
+        score_deviation=missing_eos.of_reward_model(config),
     )
 
 
@@ -110,6 +111,7 @@ class Learner:
         seed: int,
         demonstrations: Sequence[TokenSequence] = (),
         max_new_tokens: int | None = None,
+        score_deviation: float | None = None,
     ) -> None:
         """
         Args:
@@ -119,6 +121,8 @@ class Learner:
             seed: the seed of the run.
             demonstrations: for PPO-ptx; used only with `ptx_coefficient`.
             max_new_tokens: limit of the length of an answer; None: the longest of each batch.
+            score_deviation: standard deviation of the reward model's scores, if it is known; the penalty of a
+                missing end, unless the section sets it.
 
         Raises:
             ConfigError: if `ptx_coefficient` is set and there are no demonstrations.
@@ -132,6 +136,10 @@ class Learner:
         """β of the next update."""
         self.scale = ScoreScale()
         """Mean and deviation of all scores so far; stays empty without `normalise_scores`."""
+        self.missing_eos_penalty = missing_eos.of_settings(section)
+        """Penalty of a missing end; None until the first batch determines it."""
+        if self.missing_eos_penalty is None and score_deviation is not None:
+            self._set_missing_eos_penalty(score_deviation, "that the reward model was trained with")
         if section.ptx_coefficient and not demonstrations:
             raise ConfigError(
                 "ppo.ptx_coefficient",
@@ -162,10 +170,12 @@ class Learner:
         on_phase("prepare")
         if section.normalise_scores:
             self.scale = self.scale.updated(rollouts.scores_B.tolist())
+        if self.missing_eos_penalty is None:
+            self._set_missing_eos_penalty(missing_eos.of_scores(rollouts.scores_B), "of the first batch")
         prepared, figures = step.prepare(
             self.models,
             rollouts,
-            section,
+            section.model_copy(update={"missing_eos_penalty": self.missing_eos_penalty}),
             kl_coefficient=self.kl_coefficient,
             temperature=self._temperature,
             scale=self.scale,
@@ -194,9 +204,17 @@ class Learner:
             )
         return figures
 
+    def _set_missing_eos_penalty(self, deviation: float | None, whose: str) -> None:
+        self.missing_eos_penalty = deviation
+        if deviation is not None and self.models.group.is_first:
+            logger.info(
+                "missing_eos_penalty is %.3g, the standard deviation of the scores %s", deviation, whose
+            )
+
     def state(self) -> dict[str, object]:
         """Return the state that a resumed run needs in addition to the tensors."""
         return {
+            "missing_eos_penalty": self.missing_eos_penalty,
             "kl_coefficient": self.kl_coefficient,
             "score_scale": self.scale.to_json(),
             "ptx_cursor": self._stream.cursor if self._stream else 0,
@@ -204,7 +222,7 @@ class Learner:
         }
 
     def load_state(self, state: Mapping[str, object]) -> None:
-        """Restore what `state` returned. A fixed β comes from the configuration, not from the checkpoint.
+        """Restore what `state` returned. A fixed β and a fixed penalty come from the configuration.
 
         Raises:
             CorruptCheckpoint: if a value is missing or invalid.
@@ -215,6 +233,9 @@ class Learner:
             if self._section.kl_control == "adaptive":
                 self.kl_coefficient = float(str(state["kl_coefficient"]))
             self.scale = ScoreScale.from_json(state["score_scale"])
+            penalty = state.get("missing_eos_penalty")
+            if penalty is not None and missing_eos.of_settings(self._section) is None:
+                self.missing_eos_penalty = float(str(penalty))
             if self._stream is not None:
                 self._stream.cursor = int(str(state["ptx_cursor"]))
         except (KeyError, ValueError) as error:

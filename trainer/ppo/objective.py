@@ -40,12 +40,13 @@ def shaped_scores(scores_B: Tensor, cut_off_B: Tensor, section: PpoSection, scal
     Args:
         scores_B: scores of the reward model.
         cut_off_B: True where the answer reached the length limit without an EOS.
-        section: whether to normalise, where to clip, and the penalty for a missing EOS.
+        section: whether to normalise, where to clip, and the penalty for a missing EOS; unset means 0.
         scale: mean and deviation of all scores so far; read only with `normalise_scores`.
     """
     if section.normalise_scores:
         scores_B = (scores_B - scale.mean) / (scale.deviation + SCALE_EPSILON)
-    return scores_B.clamp(-section.score_clip, section.score_clip) - section.missing_eos_penalty * cut_off_B
+    penalty = section.missing_eos_penalty or 0.0
+    return scores_B.clamp(-section.score_clip, section.score_clip) - penalty * cut_off_B
 
 
 def overlong_penalties(lengths_B: Tensor, section: PpoSection, *, max_new_tokens: int) -> Tensor:

@@ -258,7 +258,10 @@ class PpoTrainer:
         self._send(collector)
         collector.settled(entries, checkpoint_update=self._checkpoint_update)
         figures |= self._evaluation.after(
-            self._version, on_phase=tracker.phase, score_unit=self._learner.score_unit
+            self._version,
+            on_phase=tracker.phase,
+            score_unit=self._learner.score_unit,
+            missing_eos_penalty=self._learner.missing_eos_penalty,
         )
         self._maybe_checkpoint(collector, tracker)
         self._record(figures, collector, tracker)

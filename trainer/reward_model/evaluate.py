@@ -78,24 +78,27 @@ def evaluate(
 
 
 @torch.no_grad()
-def score_quantiles(
+def score_spread(
     model: Model,
     rankings: Sequence[data.EncodedRanking],
     *,
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
     doing: Doing = _silent,
-) -> list[float]:
-    """Return the 0.5% and 99.5% quantiles of the scores of responses, which PPO's guard uses as a range."""
+) -> tuple[list[float], float]:
+    """Return the 0.5% and 99.5% quantiles of the scores of responses, which PPO's guard uses as a range, and
+    their standard deviation, by which PPO punishes a missing end.
+    """
     drawn = rankings[:MAX_RANKINGS]
     groups = data.pack(drawn, max_tokens=max_tokens)
-    scores = [
+    parts = [
         scores_K
         for members in _reported(groups, "scoring rankings", len(drawn), doing=doing)
         for scores_K in loss.forward(model, members, dtype=dtype)
     ]
-    shares = torch.tensor([0.005, 0.995])
-    return [float(value) for value in torch.quantile(torch.cat(scores).float().cpu(), shares)]
+    scores_N = torch.cat(parts).float().cpu()
+    quantiles = torch.quantile(scores_N, torch.tensor([0.005, 0.995])).tolist()
+    return quantiles, float(scores_N.double().std(unbiased=False))
 
 
 def summary(margins: Sequence[float], losses: Sequence[float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from trainer.reward_model.evaluate import (
     intervals,
     margins_by_prompt,
     mean_score,
-    score_quantiles,
+    score_spread,
     shift,
     summary,
 )
@@ -96,12 +96,15 @@ def measure(
     heldout: Sequence[data.EncodedRanking],
     doing: Doing,
 ) -> tuple[Result, float | None]:
-    """Return the figures of the served model on held-out prompts, and its calibration temperature."""
+    """Return the figures of the served model on held-out prompts, and its calibration temperature.
+
+    The deviation of its scores is set in every member.
+    """
     budget = config.reward_model.max_micro_batch_tokens
     dtype = torch_dtype(config.reward_model)
     served = _served(config, members)
     margins, losses = margins_by_prompt(served, heldout, max_tokens=budget, dtype=dtype, doing=doing)
-    quantiles = score_quantiles(served, rankings, max_tokens=budget, dtype=dtype, doing=doing)
+    quantiles, deviation = score_spread(served, rankings, max_tokens=budget, dtype=dtype, doing=doing)
     doing("fitting the calibration and the baselines", 0, 0)
     flat = [margin for group in margins.values() for margin in group]
     temperature = calibration.fit_temperature(flat)
@@ -111,8 +114,11 @@ def measure(
         "ece_calibrated": calibration.calibrated_error(margins),
         **intervals(margins, seed=config.seed),
         "score_quantiles": quantiles,
+        "score_deviation": deviation,
         "baselines": baseline_accuracies(rankings, heldout),
     }
+    for model in members:
+        model.set_deviation(deviation)
     if len(members) > 1:
         found["member_accuracies"] = [
             evaluate(member, heldout, max_tokens=budget, dtype=dtype, doing=doing)["accuracy"]

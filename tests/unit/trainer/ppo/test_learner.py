@@ -16,7 +16,7 @@ from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts, rollouts
-from trainer.ppo import actor_critic, critic_start, learner, objective, step
+from trainer.ppo import actor_critic, critic_start, learner, missing_eos, objective, step
 from trainer.ppo.learner import Learner
 from trainer.sequences import TokenSequence, pad
 
@@ -324,6 +324,39 @@ def test_policy_stays_while_the_critic_warms_up(models):
 def test_critic_warmup_that_cannot_be_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PpoSection(**settings)
+
+
+def test_missing_end_costs_a_deviation_of_the_scores_unless_it_is_set(models, tmp_path):
+    # The scores are 9, -1, 1 and 0.5, and the tasks with 9 and 0.5 were cut off.
+    deviation = float(torch.tensor([9.0, -1.0, 1.0, 0.5]).std(unbiased=False))
+    cases = [
+        ({}, None, deviation),
+        ({}, 1.5, 1.5),
+        ({"missing_eos_penalty": 0.25}, 1.5, 0.25),
+        ({"normalise_scores": True}, 1.5, 1.0),
+    ]
+    for changes, recorded, penalty in cases:
+        section = with_changes(**{"missing_eos_penalty": None, "score_clip": 100.0, **changes})
+        fresh = actor_critic.ActorCritic(copy.deepcopy(models.policy), copy.deepcopy(models.critic), section)
+        given = {"temperature": 0.7, "seed": 0, "score_deviation": recorded}
+        learner = Learner(fresh, section, **given)
+        figures = learner.learn(rollouts(), update=0)
+        assert learner.missing_eos_penalty == pytest.approx(penalty)
+        if not section.normalise_scores:
+            expected = figures["reward"] - penalty / 2 - 0.1 * figures["kl"]
+            assert figures["reward_with_kl"] == pytest.approx(expected, abs=1e-5)
+        resumed = Learner(fresh, section, **given | {"score_deviation": 7.0})
+        resumed.load_state(json.loads(json.dumps(learner.state())))
+        assert resumed.missing_eos_penalty == learner.missing_eos_penalty
+
+
+def test_deviation_is_read_beside_the_reward_model(tmp_path):
+    model = load_reward_model(str(tiny_reward_model(tmp_path / "made")), ComputeSection(device="cpu"))
+    model.set_deviation(1.25)
+    model.save(tmp_path / "saved", tiny_tokenizer())
+    for path, found in (("saved", 1.25), ("made", None), ("nowhere", None)):
+        config = load(overrides={"reward.path": str(tmp_path / path)})
+        assert missing_eos.of_reward_model(config) == found
 
 
 def test_adaptive_control_uses_the_divergence_per_answer(models):

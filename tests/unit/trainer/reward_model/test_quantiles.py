@@ -13,7 +13,7 @@ from fairlead.data.records import Preference
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_reward_model, tiny_tokenizer
 from trainer.reward_model import data
-from trainer.reward_model.evaluate import score_quantiles
+from trainer.reward_model.evaluate import score_spread
 
 
 @torch.no_grad()
@@ -31,5 +31,7 @@ def test_quantiles_are_those_of_the_scores_of_all_training_responses(tmp_path):
         for sequence in ranking.sequences
     ]
     expected = list(np.quantile(scores, [0.005, 0.995]))
-    assert score_quantiles(model, rankings, max_tokens=40) == pytest.approx(expected, abs=1e-4)
+    quantiles, deviation = score_spread(model, rankings, max_tokens=40)
+    assert quantiles == pytest.approx(expected, abs=1e-4)
+    assert deviation == pytest.approx(np.std(scores), rel=1e-4)
     assert min(scores) < expected[0] < expected[1] < max(scores)

@@ -21,7 +21,7 @@ from fairlead.nn.loading import weights_digest
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from trainer.reward_model import baselines, calibration, data, loss
-from trainer.reward_model.evaluate import evaluate, mean_score, score_quantiles
+from trainer.reward_model.evaluate import evaluate, mean_score, score_spread
 from trainer.reward_model.train import train
 
 CPU = ComputeSection(device="cpu")
@@ -214,12 +214,12 @@ def test_measurements_report_how_much_is_done(model):
 
     quiet = [
         evaluate(model, rankings, max_tokens=30),
-        score_quantiles(model, rankings, max_tokens=30),
+        score_spread(model, rankings, max_tokens=30),
         mean_score(model, sequences, max_tokens=10),
     ]
     assert quiet == [
         evaluate(model, rankings, max_tokens=30, doing=doing),
-        score_quantiles(model, rankings, max_tokens=30, doing=doing),
+        score_spread(model, rankings, max_tokens=30, doing=doing),
         mean_score(model, sequences, max_tokens=10, doing=doing),
     ]
     by_activity = {what: [done for one, done, _ in found if one == what] for what, _, _ in found}
