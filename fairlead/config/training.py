@@ -207,6 +207,13 @@ class RewardModelSection(TrainingSection):
     """Decoupled weight decay of AdamW."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Maximum norm of the gradient; larger gradients are clipped."""
+    margin: float = Field(default=0.0, ge=0)
+    """Coefficient of the margin that the loss subtracts from the difference of two scores (Llama 2): by how
+    much one answer is better, which is the difference of the `score`s of a ranking, or the `margin` of a
+    pair. Pairs without it have the margin 0. Held-out figures are computed without it."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Assumed probability that a label is wrong: the loss is −(1 − ε)·log σ(d) − ε·log σ(−d). Held-out
+    figures are computed without it."""
     max_sequence_tokens: int = Field(default=512, ge=2)
     """Maximum length of prompt and response, in tokens. A longer prompt loses its beginning, the same for all
     its responses; pairs of a response that leaves no space for the prompt are left out."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from fairlead.data.chat import NOT_READ, Chat, Prompt, messages_at, prompt_at, question, turns_of
@@ -32,6 +33,8 @@ class ComparedPair:
     """Line number, from 1."""
     keys: tuple[str, str]
     """Keys of winner and loser in the line."""
+    margin: float = 0.0
+    """By how much the winner is better, in the labeler's own unit; 0 if the record does not say."""
 
     def place(self, *keys: str) -> str:
         """Return file, line and keys as messages name them; empty if the record is of no line."""
@@ -48,6 +51,8 @@ class Preference:
     """The preferred answer. May be empty: a policy may say nothing, and that may be better."""
     rejected: str
     """The other answer; differs from the preferred one."""
+    margin: float = 0.0
+    """By how much the preferred answer is better; 0 if the line has no number under `margin`."""
     file: str = field(default="", compare=False)
     """Source file; empty if the pair is derived from other data."""
     line: int = field(default=0, compare=False)
@@ -56,7 +61,8 @@ class Preference:
     @property
     def compared(self) -> tuple[ComparedPair, ...]:
         """The pair."""
-        return (ComparedPair(self.chosen, self.rejected, self.file, self.line, ("chosen", "rejected")),)
+        keys = ("chosen", "rejected")
+        return (ComparedPair(self.chosen, self.rejected, self.file, self.line, keys, self.margin),)
 
     @property
     def split_key(self) -> str:
@@ -78,6 +84,8 @@ class RankedResponses:
     """Worth of each text; higher is better. A rank r is a worth of −r."""
     tie_margin: float = 0.0
     """Worths closer than this are ties. Equal worths and equal texts always are."""
+    has_scores: bool = False
+    """Whether worths are scores, whose differences say by how much an answer is better."""
     file: str = field(default="", compare=False)
     """Source file."""
     line: int = field(default=0, compare=False)
@@ -87,8 +95,11 @@ class RankedResponses:
     def compared(self) -> tuple[ComparedPair, ...]:
         """All pairs that are not ties."""
         keys = [f"responses[{index}].text" for index in range(len(self.texts))]
+        margins = [[one - other if self.has_scores else 0.0 for other in self.worths] for one in self.worths]
         return tuple(
-            ComparedPair(self.texts[i], self.texts[j], self.file, self.line, (keys[i], keys[j]))
+            ComparedPair(
+                self.texts[i], self.texts[j], self.file, self.line, (keys[i], keys[j]), margins[i][j]
+            )
             for i, j in self.pairs
         )
 
@@ -148,6 +159,7 @@ def comparisons(line: Line, *, tie_margin: float) -> Comparisons:
         texts=tuple(response.text("text") for response in responses),
         worths=tuple(-value if key == "rank" else value for value in values),
         tie_margin=tie_margin if key == "score" else 0.0,
+        has_scores=key == "score",
         file=line.file,
         line=line.number,
     )
@@ -166,7 +178,10 @@ def _preference(line: Line) -> Preference:
             found = Preference(prompt=chosen[:end], chosen=chosen[end:], rejected=rejected[end:])
     if found.chosen == found.rejected:
         raise line.error(got=ALIKE, allowed="two different answers")
-    return replace(found, file=line.file, line=line.number)
+    margin = line.values.get("margin")
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        margin = 0.0
+    return replace(found, margin=float(margin), file=line.file, line=line.number)
 
 
 def _shared(chosen: str, rejected: str) -> int:

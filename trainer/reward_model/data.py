@@ -28,6 +28,8 @@ class EncodedRanking:
     """Prompt and response ids with EOS, of each of the K different responses."""
     pairs: tuple[tuple[int, int], ...]
     """(winner, loser), as indices of `sequences`; never empty."""
+    margins: tuple[float, ...] = ()
+    """By how much each winner is better according to the data, in the order of `pairs`; empty: unknown."""
     prompt: str = ""
     """The prompt as text."""
     texts: tuple[str, ...] = ()
@@ -108,6 +110,7 @@ def encode(
             text: EncodedAnswer(len(ids), tuple(ids)) for text, (_, ids) in zip(texts, encoded, strict=True)
         }
         index = {text: position for position, text in enumerate(texts)}
+        margins = {(index[pair.winner], index[pair.loser]): pair.margin for pair in pairs}
         fitted = fit(
             len(prompt_ids),
             list(answers.values()),
@@ -125,6 +128,7 @@ def encode(
                     (*prompt_ids[-fitted.prompt_tokens :], *encoded[number][1]) for number in read
                 ),
                 pairs=tuple((read.index(winner), read.index(loser)) for winner, loser in fitted.pairs),
+                margins=tuple(margins[pair] for pair in fitted.pairs),
                 prompt=str(prompt),
                 texts=tuple(texts[number] for number in read),
             )

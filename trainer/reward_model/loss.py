@@ -6,6 +6,7 @@ Shapes: B sequences, K responses of a prompt, P pairs of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,30 @@ from trainer.distributed import micro_batches
 from trainer.distributed.group import Group
 from trainer.reward_model.data import EncodedRanking, pack
 from trainer.sequences import autocast
+
+
+@dataclass(frozen=True, slots=True)
+class RankingLoss:
+    """The loss of training: of each pair −(1 − ε)·log σ(d) − ε·log σ(−d), d = r_winner − r_loser − m.
+
+    m is by how much the winner is better, times a coefficient (Llama 2, Touvron et al. 2023, equation 2); ε
+    is the probability that a label is wrong (label smoothing, Mitchell 2023).
+    """
+
+    margin: float = 0.0
+    """Coefficient of the margins of the data."""
+    label_smoothing: float = 0.0
+    """ε."""
+
+    def __call__(self, scores_K: Tensor, ranking: EncodedRanking) -> Tensor:
+        """Return the mean over the pairs of one prompt."""
+        if not (self.margin or self.label_smoothing):
+            return ranking_loss(scores_K, ranking.pairs)
+        difference_P = margins(scores_K, ranking.pairs)
+        if self.margin and ranking.margins:
+            difference_P = difference_P - self.margin * difference_P.new_tensor(ranking.margins)
+        kept, wrong = 1 - self.label_smoothing, self.label_smoothing
+        return -(kept * logsigmoid(difference_P) + wrong * logsigmoid(-difference_P)).mean()
 
 
 def ranking_loss(scores_K: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
@@ -66,21 +91,21 @@ def micro_batch_losses(
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
     group: Group | None = None,
+    loss: RankingLoss | None = None,
 ) -> Iterator[Tensor]:
     """Yield the loss of each micro-batch, as its share of the mean over all rankings given.
 
     Each rank takes some of the rankings.
     """
     group = group or Group.single()
+    loss = loss or RankingLoss()
     for members in _share(rankings, group, max_tokens=max_tokens):
         group.progress(f"micro-batch of {len(members)} rankings")
         if not members:  # as many micro-batches as other ranks; no gradient
             yield score(model, [(0,)], dtype=dtype)[:0].sum()
             continue
         scores = forward(model, members, dtype=dtype)
-        losses = [
-            ranking_loss(scores_K, ranking.pairs) for scores_K, ranking in zip(scores, members, strict=True)
-        ]
+        losses = [loss(scores_K, ranking) for scores_K, ranking in zip(scores, members, strict=True)]
         yield torch.stack(losses).sum() / len(rankings)
 
 

@@ -147,6 +147,12 @@ def _encoded(
         )
     if not known.rankings:
         raise ConfigError("data.preferences", got="no comparisons", allowed="at least one to train on")
+    if config.reward_model.margin and not any(any(ranking.margins) for ranking in known.rankings):
+        raise ConfigError(
+            "reward_model.margin",
+            got=f"{config.reward_model.margin:g}, but no comparison says by how much an answer is better",
+            allowed="0, or comparisons with `score`, or pairs with a number under `margin`",
+        )
     if left_out_for:
         logger.warning("%s", left_out_for)
     if known.truncated:
@@ -367,6 +373,7 @@ def _epoch(
                     max_tokens=section.max_micro_batch_tokens,
                     dtype=training.dtype,
                     group=training.group,
+                    loss=loss.RankingLoss(section.margin, section.label_smoothing),
                 ):
                     memory.backward(part)
                     step_loss += float(part.detach())

@@ -99,3 +99,10 @@ def test_stage_refuses_data_of_which_most_cannot_be_learnt(tmp_path, caplog, lon
     assert (result["too_long"], result["alike"]) == (25, 0)
     assert result["comparisons"] + result["heldout_comparisons"] == 25
     assert message in caplog.text
+
+
+def test_margin_that_no_comparison_has_is_refused(tmp_path):
+    config = reward_model_run(tmp_path, epochs=1, margin=0.5)
+    tiny_causal_lm(config.folder.sft_model)
+    with pytest.raises(ConfigError, match=r"^reward_model\.margin: got '0\.5, but no comparison says"):
+        train(config)

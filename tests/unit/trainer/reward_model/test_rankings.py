@@ -13,8 +13,9 @@ import torch
 from fairlead.config import load
 from fairlead.config.base import ComputeSection
 from fairlead.config.serving import RewardSection
-from fairlead.data.comparisons import Preference, RankedResponses
+from fairlead.data.comparisons import Preference, RankedResponses, comparisons
 from fairlead.data.encoding import encode_prompt, encode_response
+from fairlead.data.lines import Line
 from fairlead.data.records import is_heldout
 from fairlead.nn.ensemble import load_ensemble
 from fairlead.nn.loading import weights_digest
@@ -74,6 +75,33 @@ def test_loss_matches_a_naive_double_loop(model, max_tokens):
     encoded = data.encode(RECORDS, tiny_tokenizer(), max_tokens=100)
     parts = loss.micro_batch_losses(model, encoded.rankings, max_tokens=max_tokens)
     assert sum(float(part.detach()) for part in parts) == pytest.approx(naive_loss(model), abs=1e-12)
+
+
+@pytest.mark.parametrize(("coefficient", "smoothing"), [(0.5, 0.0), (0.0, 0.1), (2.0, 0.3)])
+def test_margin_and_label_smoothing_match_the_formulas(model, coefficient, smoothing):
+    """TRL's RewardTrainer: −log σ(r_chosen − r_rejected − margin); smoothing as in conservative DPO."""
+    line = {"prompt": "w7", "chosen": "w20", "rejected": "w21 w22", "margin": 1.5}
+    scored = [{"text": "w3", "score": 0.9}, {"text": "w4 w5", "score": 0.2}, {"text": "w6", "score": -1}]
+    ranked = [{"text": "w3", "rank": 1}, {"text": "w4", "rank": 2}]
+    lines = [line, {"prompt": "w1", "responses": scored}, {"prompt": "w2", "responses": ranked}]
+    records = [comparisons(Line("f", 1, one), tie_margin=0.0) for one in lines]
+    encoded = data.encode(records, tiny_tokenizer(), max_tokens=100)
+    assert [ranking.margins for ranking in encoded.rankings] == [
+        (1.5,),
+        (pytest.approx(0.7), pytest.approx(1.9), pytest.approx(1.2)),
+        (0.0,),
+    ]
+    expected = 0.0
+    for record, ranking in zip(records, encoded.rankings, strict=True):
+        terms = []
+        for pair, margin in zip(record.compared, ranking.margins, strict=True):
+            winner, loser = (single(model, record.prompt, text) for text in (pair.winner, pair.loser))
+            right = 1 / (1 + math.exp(-(winner - loser - coefficient * margin)))
+            terms.append(-(1 - smoothing) * math.log(right) - smoothing * math.log(1 - right))
+        expected += sum(terms) / len(terms) / 3
+    found = loss.RankingLoss(coefficient, smoothing)
+    parts = loss.micro_batch_losses(model, encoded.rankings, max_tokens=1, loss=found)
+    assert sum(float(part.detach()) for part in parts) == pytest.approx(expected, abs=1e-12)
 
 
 def test_ties_are_counted_and_each_response_is_read_once(model):
