@@ -46,7 +46,9 @@ class CheckpointState:
     above: frozenset[int]
     """Settled tasks above the watermark."""
     dead: Mapping[int, str]
-    """Dead-lettered tasks and their reasons; the other settled tasks were trained on."""
+    """Dead-lettered tasks and their reasons."""
+    no_signal: frozenset[int] = frozenset()
+    """Tasks whose answers had no signal; the other settled tasks were trained on."""
     lineage: tuple[Ancestor, ...] = ()
     """The incarnations that led to it, as recorded in the checkpoint."""
 
@@ -57,12 +59,18 @@ class CheckpointState:
 
     @property
     def settled_count(self) -> int:
-        """Number of tasks that were trained on or dead-lettered."""
+        """Number of tasks that were trained on, dead-lettered, or had no signal."""
         return self.watermark + len(self.above)
 
     def is_settled(self, task: int) -> bool:
-        """Return whether a task was trained on or dead-lettered."""
+        """Return whether a task was trained on, dead-lettered, or had no signal."""
         return task < self.watermark or task in self.above
+
+    def event(self, task: int) -> str:
+        """Return the event in the journal by which a settled task was settled."""
+        if task in self.dead:
+            return "dead_letter"
+        return "no_signal" if task in self.no_signal else "trained"
 
     def settled(self) -> set[int]:
         """Return every settled task."""
@@ -145,6 +153,7 @@ def _read_checkpoint(folder: Path, version: WeightVersion, *, tensors: bool) -> 
         watermark=int(ledger["watermark"]),
         above=frozenset(map(int, ledger["above"])),
         dead={int(task): str(reason) for task, reason in ledger["dead"].items()},
+        no_signal=frozenset(map(int, ledger.get("no_signal", ()))),
         lineage=tuple(Ancestor(int(one), int(from_)) for one, from_ in state.get("lineage", ())),
     )
 

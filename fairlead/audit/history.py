@@ -80,6 +80,7 @@ class History:
                     int(event.settings["batch_size"]),
                     int(event.settings["max_staleness"]),
                     int(event.settings.get("num_samples", 1)),
+                    int(event.settings.get("extra_tasks", 0)),
                 )
         return found
 
@@ -102,7 +103,13 @@ class History:
 
     @cached_property
     def cursor(self) -> int:
-        """All known sent tasks have IDs below it."""
+        """All known sent tasks have IDs below it.
+
+        Of a run that has ended, only those in its last checkpoint: with dynamic sampling, an incarnation that
+        was killed may have sent tasks that its successor did not need.
+        """
+        if self.ended and not self.given_up:
+            return max([self.snapshot.newest.cursor, *(task + 1 for task in self.counted)])
         sent = (last + 1 for event in self._sendings() for _, last in event.tasks)
         return max([self.snapshot.newest.cursor, *sent, *(task + 1 for task in self.counted)])
 
@@ -151,7 +158,7 @@ class History:
         if not line.settles:
             return f"discarded as {line.event} at {where}"
         void = "" if self.is_valid(line.produced) else "; void: this lineage was abandoned"
-        return f"{'trained' if line.event == 'trained' else f'dead ({line.reason})'} in {where}{void}"
+        return f"{_settled_as(line.event, line.reason)} in {where}{void}"
 
     def _saved(self, line: OutcomeLine) -> list[TaskEvent]:
         """Return the first checkpoint of the line's incarnation that contains its outcome."""
@@ -196,12 +203,16 @@ class History:
                 yield f"now: outcome {outcome.entry} is in the queue"
         newest = self.snapshot.newest
         if newest.is_settled(task):
-            state = f"dead ({newest.dead[task]})" if task in newest.dead else "trained"
+            state = _settled_as(newest.event(task), newest.dead.get(task, ""))
             yield f"now: {state} in checkpoint {newest.version}"
         elif task in self.counted:
             yield "now: counted, waiting for a checkpoint"
         else:
             yield "now: open" if task < self.cursor else "now: not sent yet"
+
+
+def _settled_as(event: str, reason: str) -> str:
+    return {"dead_letter": f"dead ({reason})", "no_signal": "without signal"}.get(event, event)
 
 
 def _finisher(line: OutcomeLine) -> str:

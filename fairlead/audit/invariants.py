@@ -6,12 +6,13 @@ counted twice, or that a rule that prevents this was broken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fairlead.audit.checkpoints import CheckpointState
 from fairlead.audit.history import History
 from fairlead.audit.journal import OutcomeLine
+from fairlead.audit.snapshot import TrainingSettings
 from fairlead.transports.weights.base import is_valid
 
 _SHOWN = 4
@@ -74,7 +75,7 @@ def _ledger_matches(history: History, state: CheckpointState, reported: set[int]
     other = {
         task: f"{events[task]} in the journal, {_decision(state, task)} {at}"
         for task in settled & events.keys()
-        if (events[task] == "dead_letter") != (task in state.dead)
+        if events[task] != state.event(task)
     }
     beyond = {task for task in settled if task >= state.cursor}
     return [
@@ -113,7 +114,8 @@ def all_tasks_settled(history: History) -> Iterator[Finding]:
         )
     trained = sum(line.event == "trained" for lines in history.counted.values() for line in lines)
     dead = sum(line.event == "dead_letter" for lines in history.counted.values() for line in lines)
-    for name, number in (("tasks_trained", trained), ("dead_letters", dead)):
+    without = sum(line.event == "no_signal" for lines in history.counted.values() for line in lines)
+    for name, number in (("tasks_trained", trained), ("dead_letters", dead), ("tasks_no_signal", without)):
         if name in result and result[name] != number:
             yield Finding(
                 "result_differs", f"{name} is {result[name]} in result_ppo.json, but {number} in the journal"
@@ -143,8 +145,9 @@ def staleness_within_limit(history: History) -> Iterator[Finding]:
 def batches_match(history: History) -> Iterator[Finding]:
     """I5: an update uses one whole batch, by one incarnation; a synchronous one exactly the next tasks.
 
-    The batch size and the staleness are those of the incarnation that did the update: a resume may change
-    them.
+    With dynamic sampling it uses, beside the batch, at most `extra_tasks` outcomes without signal; the last
+    task of a synchronous update has a signal, because otherwise the update would have ended before it. The
+    settings are those of the incarnation that did the update: a resume may change them.
     """
     newest = max(history.by_update, default=-1)
     start: int | None = 0  # first task of the update; None once that is not known
@@ -159,20 +162,36 @@ def batches_match(history: History) -> Iterator[Finding]:
         # The last update may be in progress: its lines are written one after the other.
         if known is None or (update == newest and update >= history.snapshot.newest.update):
             continue
-        got = {line.task for line in lines}
-        expected = set() if start is None else set(range(start, start + known.tasks_per_update))
-        if expected and got != expected:
-            words = f"update {update} used tasks {_some(got - expected)} instead of {_some(expected - got)}"
-            yield Finding("wrong_batch", words, tuple(sorted(got ^ expected)))
-        elif len(lines) != known.tasks_per_update:
-            words = f"update {update} used {len(lines)} outcomes, but a batch has {known.tasks_per_update}"
-            yield Finding("wrong_batch", words, _tasks(lines))
-        if torn := [line for line in lines if line.event == "trained" and line.samples != known.num_samples]:
-            words = f"update {update} used {torn[0].samples} answers of task {torn[0].task}, but a task has "
-            yield Finding("wrong_batch", words + str(known.num_samples), _tasks(torn))
-        start = None if start is None else start + known.tasks_per_update
+        used = known.tasks_per_update + sum(line.event == "no_signal" for line in lines)
+        expected = set() if start is None else set(range(start, start + used))
+        yield from _batch_matches(update, lines, known, expected)
+        start = None if start is None else start + used
     if missing := set(range(history.snapshot.newest.update)) - history.by_update.keys():
         yield Finding("wrong_batch", f"updates {_some(missing)} have no outcome in the journal")
+
+
+def _batch_matches(
+    update: int, lines: Sequence[OutcomeLine], known: TrainingSettings, expected: set[int]
+) -> Iterator[Finding]:
+    """Check one update against the tasks that it should have used, if those are known."""
+    got = {line.task for line in lines}
+    without = [line for line in lines if line.event == "no_signal"]
+    batch = len(lines) - len(without)
+    if expected and got != expected:
+        words = f"update {update} used tasks {_some(got - expected)} instead of {_some(expected - got)}"
+        yield Finding("wrong_batch", words, tuple(sorted(got ^ expected)))
+    elif batch != known.tasks_per_update:
+        words = f"update {update} used {batch} outcomes, but a batch has {known.tasks_per_update}"
+        yield Finding("wrong_batch", words, _tasks(lines))
+    elif expected and without and max(_tasks(without)) == max(expected):
+        words = f"update {update} used task {max(expected)}, which has no signal, after a whole batch"
+        yield Finding("wrong_batch", words, (max(expected),))
+    if len(without) > known.extra_tasks:
+        words = f"update {update} used {len(without)} outcomes without signal, allowed: {known.extra_tasks}"
+        yield Finding("wrong_batch", words, _tasks(without))
+    if torn := [line for line in lines if line.samples not in (0, known.num_samples)]:
+        words = f"update {update} used {torn[0].samples} answers of task {torn[0].task}, but a task has "
+        yield Finding("wrong_batch", words + str(known.num_samples), _tasks(torn))
 
 
 def lineage_matches(history: History) -> Iterator[Finding]:
@@ -279,7 +298,7 @@ def _places(lines: Iterable[OutcomeLine]) -> str:
 
 
 def _decision(state: CheckpointState, task: int) -> str:
-    return "dead" if task in state.dead else "trained"
+    return {"dead_letter": "dead"}.get(event := state.event(task), event)
 
 
 def _tasks(lines: Iterable[OutcomeLine]) -> tuple[int, ...]:

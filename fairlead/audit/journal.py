@@ -16,7 +16,7 @@ from typing import Any
 from fairlead.errors import InvalidInput
 from fairlead.types import WeightVersion
 
-COUNTING = ("trained", "dead_letter")
+COUNTING = ("trained", "dead_letter", "no_signal")
 """Events that settle the task of an outcome; every other event discards the outcome."""
 
 
@@ -44,7 +44,7 @@ class OutcomeLine:
     task: int
     """The task."""
     event: str
-    """`trained`, `dead_letter`, or why the outcome was discarded."""
+    """`trained`, `dead_letter`, `no_signal`, or why the outcome was discarded."""
     incarnation: int
     """The trainer that wrote it."""
     update: int
@@ -98,7 +98,8 @@ class EventLine:
     entries: tuple[str, ...] = ()
     """Event `deleted`: entries of the rollouts stream."""
     settings: Mapping[str, int] | None = None
-    """Event `begun`: batch_size, num_samples, max_staleness and updates of this incarnation."""
+    """Event `begun`: batch_size, num_samples, max_staleness, updates, and with dynamic
+    sampling extra_tasks, of this incarnation."""
 
 
 def read_outcomes(path: Path, damage: list[Damage]) -> list[OutcomeLine]:

@@ -57,8 +57,10 @@ class Report:
     """Tasks that were trained on."""
     dead: int
     """Tasks that were dead-lettered."""
+    no_signal: int
+    """Tasks whose answers had no signal, so that further tasks took their place."""
     open: int
-    """Tasks that are neither yet."""
+    """Tasks that are none of these yet."""
     given_up: bool
     """Whether a guard ended the run, so that the open tasks stay open."""
     resent: int
@@ -128,15 +130,16 @@ def summarise(folder: RunFolder, history: History, findings: list[Finding]) -> R
     counted = [line for lines in history.counted.values() for line in lines]
     newest = history.snapshot.newest
     first = {task: lines[0].event for task, lines in history.counted.items()}
-    trained = sum(event == "trained" for event in first.values())
+    events = Counter(first.values())
     return Report(
         run=str(folder.root),
         ended=history.ended,
         updates=newest.update,
         checkpoint=str(newest.version or ""),
         tasks=history.cursor,
-        trained=trained,
-        dead=len(first) - trained,
+        trained=events["trained"],
+        dead=events["dead_letter"],
+        no_signal=events["no_signal"],
         open=history.cursor - len(first),
         given_up=history.given_up,
         resent=history.resent,

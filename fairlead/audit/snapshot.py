@@ -35,6 +35,8 @@ class TrainingSettings:
     """Updates by which the weights that generated a token may be older than those that train on it."""
     num_samples: int = 1
     """Answers per task."""
+    extra_tasks: int = 0
+    """Most outcomes without signal per update, which are not part of its batch."""
 
     @property
     def tasks_per_update(self) -> int:

@@ -68,7 +68,10 @@ def audit(
         folder,
         weights=settings.weights_path if settings and settings.weights.path else None,
         settings=TrainingSettings(
-            settings.ppo.batch_size, settings.ppo.max_staleness, settings.ppo.num_samples
+            settings.ppo.batch_size,
+            settings.ppo.max_staleness,
+            settings.ppo.num_samples,
+            settings.ppo.extra_tasks,
         )
         if settings
         else None,
@@ -104,7 +107,7 @@ def show(console: Console, report: Report) -> None:
         style = "red" if finding.is_error else "yellow"
         console.print(Text.assemble((finding.kind.replace("_", " "), style), f": {finding.words}"))
     if report.is_clean:
-        counts = f"{report.trained} trained and {report.dead} dead, each once"
+        counts = f"{report.trained} trained and {report.dead} dead{_without_signal(report)}, each once"
         console.print(Text(f"clean: {counts}; none lost, none duplicated", "green"))
     else:
         named = [
@@ -120,7 +123,8 @@ def _figures(report: Report) -> list[tuple[str, str]]:
     figures = [
         (
             "tasks sent",
-            f"{report.tasks}: {report.trained} trained, {report.dead} dead, {report.open} {unfinished}",
+            f"{report.tasks}: {report.trained} trained, {report.dead} dead{_without_signal(report)}, "
+            f"{report.open} {unfinished}",
         ),
         ("sent again", str(report.resent)),
         ("deliveries", f"{report.deliveries} of counted tasks"),
@@ -134,6 +138,10 @@ def _figures(report: Report) -> list[tuple[str, str]]:
         return [*figures, ("queue", f"not checked: {report.queue_error}")]
     held = f"{queue['waiting']} waiting, {queue['in_flight']} in flight, {queue['outcomes']} outcomes"
     return [*figures, ("queue", f"{held} ({queue['outcome_bytes']:,} bytes)")]
+
+
+def _without_signal(report: Report) -> str:
+    return f", {report.no_signal} without signal" if report.no_signal else ""
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -277,6 +277,13 @@ class PpoSection(TrainingSection):
     """Answers per prompt, which form a group. The policy service reads the prompt of a group once, and the
     reward service scores the group in one call. A group is trained on in one update, or is a dead letter if
     one of its answers fails."""
+    dynamic_sampling: bool = False
+    """With an estimator that compares the answers to one prompt: leave out groups whose answers all have the
+    same reward, KL aside, and answer a further prompt in place of each (DAPO). It pays where rewards are
+    often equal, as with answers that are right or wrong."""
+    max_extra_batches: int = Field(default=3, ge=1, le=100)
+    """With `dynamic_sampling`: most further prompts of an update, in batches. Once they are used up, groups
+    without signal stay in the batch, where they change nothing but the KL penalty."""
     mini_batch_size: int = Field(default=64, ge=1)
     """Rollouts per optimizer step; must divide `batch_size`."""
     epochs: int = Field(default=1, ge=1, le=100)
@@ -417,6 +424,11 @@ class PpoSection(TrainingSection):
         return "sequences" if self.loss == "gspo" else "tokens"
 
     @property
+    def extra_tasks(self) -> int:
+        """Largest number of tasks of an update beyond `tasks_per_update`."""
+        return self.max_extra_batches * self.tasks_per_update if self.dynamic_sampling else 0
+
+    @property
     def num_schedule_updates(self) -> int:
         """Number of updates that the learning-rate schedule counts to."""
         return self.schedule_updates or self.updates
@@ -472,6 +484,12 @@ class PpoSection(TrainingSection):
             raise ValueError(
                 f"estimator {self.estimator!r} compares the answers to one prompt, but num_samples is "
                 f"{self.num_samples}; set it to 2 or more, usually 4 to 16, or use 'gae' or 'reinforce++'"
+            )
+        if self.dynamic_sampling and self.estimator not in OF_GROUPS:
+            raise ValueError(
+                f"dynamic_sampling leaves out groups of equal rewards, but estimator {self.estimator!r} does "
+                f"not compare the answers to one prompt; use one of {', '.join(sorted(OF_GROUPS))}, or "
+                "dynamic_sampling = false"
             )
         if self.whiten_rewards and self.estimator in OF_GROUPS:
             raise ValueError(

@@ -45,7 +45,7 @@ class TrainerMetrics:
         )
         self.tasks = Counter(
             "fairlead_trainer_tasks_total",
-            "Tasks by event: dispatched, trained, dead_letter, stale, repeated, resent.",
+            "Tasks by event: dispatched, trained, dead_letter, no_signal, stale, repeated, resent.",
             ["event"],
             registry=registry,
         )

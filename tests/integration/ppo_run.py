@@ -150,7 +150,7 @@ def audited(folder: RunFolder, redis_url: str = "") -> Report:
     config = load(folder.config)
     section = config.queue.model_copy(update={"redis_url": redis_url or valkey.last_url(folder.redis)})
     ppo = config.ppo
-    settings = TrainingSettings(ppo.batch_size, ppo.max_staleness, ppo.num_samples)
+    settings = TrainingSettings(ppo.batch_size, ppo.max_staleness, ppo.num_samples, ppo.extra_tasks)
     report, _ = audit(folder, settings=settings, read_queue=lambda: take_snapshot(section, run=config.name))
     assert report.is_clean, report.findings
     return report

@@ -19,6 +19,7 @@ from fairlead.transports.rollouts.base import OutcomeEntry, QueueStats, TrainerQ
 from fairlead.transports.weights.base import Ancestor
 from fairlead.types import PromptTask, WeightVersion
 from trainer.ppo.admission import DAMAGED, checked, oldest_update, refusal
+from trainer.ppo.dynamic_sampling import DynamicSampling
 from trainer.ppo.outcome_entries import OutcomeEntries
 from trainer.ppo.retry_queue import QueueRetry
 from trainer.ppo.selection import next_batch
@@ -72,6 +73,10 @@ class Collector:
         # Open task → the oldest weights, in updates, that may have answered it: bounds the time it has.
         self._answered_by: dict[int, int] = {}
         self._admitted: dict[int, OutcomeEntry] = {}
+        # Admitted task → whether it has a signal; with dynamic sampling.
+        self._signals: dict[int, bool] = {}
+        self.set_aside: list[OutcomeEntry] = []
+        """Groups without signal that belong to the update of the batch that `wait` has returned."""
         self._damaged = Counter[int]()
         self._entries = OutcomeEntries(queue, records.events)
         # Reconcile before anything is sent: an earlier trainer or a lost connection may have left something.
@@ -100,11 +105,12 @@ class Collector:
                 self._must_reconcile = True
         self._drop_stale()
 
-    def wait(self, *, size: int | None = None) -> list[OutcomeEntry]:
+    def wait(self, *, size: int | None = None, dynamic: DynamicSampling | None = None) -> list[OutcomeEntry]:
         """Return the outcomes of the next batch, in the order of task ids; their tasks are no longer open.
 
         Args:
             size: tasks of the batch; None: all open tasks.
+            dynamic: puts groups without signal into `set_aside`, with a further task for each.
 
         Raises:
             Stalled: if nothing arrived for `give_up_seconds`; names the tasks waited for.
@@ -114,7 +120,7 @@ class Collector:
         reconciled = last_arrival
         if self._admitted:
             self._drain()
-        while (batch := self._next_batch(size)) is None:
+        while (batch := self._next_batch(size, dynamic)) is None:
             if self._must_reconcile:
                 begun = time.monotonic()
                 self._retry.call(self._reconcile)
@@ -136,11 +142,8 @@ class Collector:
             if now - max(last_arrival, reconciled) > self._section.stall_seconds:
                 logger.warning("no rollout arrived for %.0f s: reconciling the queue", idle_seconds)
                 self._must_reconcile = True
-        for task_id in batch:
-            del self._open[task_id]
-            del self._answered_by[task_id]
-            del self._damaged[task_id]
-        return [self._admitted.pop(task_id) for task_id in batch]
+        self.set_aside = self._close([] if dynamic is None else self._aside(dynamic))
+        return self._close(batch)
 
     def settled(self, entries: Iterable[OutcomeEntry], *, checkpoint_update: int) -> None:
         """Delete the entries that no resume can use; call it when ledger and journal hold the outcomes.
@@ -169,13 +172,34 @@ class Collector:
             self._must_reconcile = True
             return None
 
-    def _next_batch(self, size: int | None) -> list[int] | None:
+    def _close(self, task_ids: Sequence[int]) -> list[OutcomeEntry]:
+        """Remove tasks from the open ones; return their outcomes."""
+        for task_id in task_ids:
+            del self._open[task_id]
+            del self._answered_by[task_id]
+            del self._damaged[task_id]
+            self._signals.pop(task_id, None)
+        return [self._admitted.pop(task_id) for task_id in task_ids]
+
+    def _aside(self, dynamic: DynamicSampling) -> list[int]:
+        """Return the admitted tasks without signal that this update sets aside."""
+        for task_id in self._admitted.keys() - self._signals.keys():
+            self._signals[task_id] = dynamic.has_signal(self._admitted[task_id].outcome)
+        return dynamic.aside(task_id for task_id, has_signal in self._signals.items() if not has_signal)
+
+    def _next_batch(self, size: int | None, dynamic: DynamicSampling | None) -> list[int] | None:
+        aside: set[int] = set()
+        if dynamic is not None:
+            aside = set(self._aside(dynamic))
+            dynamic.open_tasks(len(aside))
         deadlines = {
-            task_id: answered_by + self._max_staleness for task_id, answered_by in self._answered_by.items()
+            task_id: answered_by + self._max_staleness
+            for task_id, answered_by in self._answered_by.items()
+            if task_id not in aside
         }
         return next_batch(
             deadlines,
-            self._admitted.keys(),
+            self._admitted.keys() - aside,
             update=self._update,
             size=len(deadlines) if size is None else size,
         )
@@ -194,6 +218,8 @@ class Collector:
         oldest = self._update - self._max_staleness
         stale = [task_id for task_id in self._admitted if self._answered_by[task_id] < oldest]
         if stale:
+            for task_id in stale:
+                self._signals.pop(task_id, None)
             self._discard([self._admitted.pop(task_id) for task_id in stale], "stale")
             self._answered_by |= dict.fromkeys(stale, self._update)
 

@@ -26,19 +26,21 @@ class Ledger:
     above: set[int] = field(default_factory=set)
     """Settled tasks above the watermark."""
     dead: dict[int, str] = field(default_factory=dict)
-    """Dead tasks and their reasons; every other settled task was trained on."""
+    """Dead tasks and their reasons."""
+    no_signal: set[int] = field(default_factory=set)
+    """Tasks from whose answers nothing could be learnt; every other settled task was trained on."""
 
     @property
     def settled_count(self) -> int:
-        """Number of tasks that were trained on or are dead."""
+        """Number of tasks that were trained on, are dead, or had no signal."""
         return self.watermark + len(self.above)
 
     def is_settled(self, task_id: int) -> bool:
-        """Return whether the task was trained on or is dead."""
+        """Return whether the task was trained on, is dead, or had no signal."""
         return task_id < self.watermark or task_id in self.above
 
-    def settle(self, task_id: int, *, dead_reason: str | None = None) -> None:
-        """Record that a task was trained on, or that it is dead.
+    def settle(self, task_id: int, *, dead_reason: str | None = None, no_signal: bool = False) -> None:
+        """Record that a task was trained on, that it is dead, or that its answers had no signal.
 
         Raises:
             ValueError: if the task is already settled: it would count twice.
@@ -47,6 +49,8 @@ class Ledger:
             raise ValueError(f"task {task_id} is already settled")
         if dead_reason is not None:
             self.dead[task_id] = dead_reason
+        if no_signal:
+            self.no_signal.add(task_id)
         self.above.add(task_id)
         while self.watermark in self.above:
             self.above.discard(self.watermark)
@@ -55,7 +59,8 @@ class Ledger:
     def to_json(self) -> dict[str, object]:
         """Return the JSON form for the checkpoint."""
         dead = {str(task_id): reason for task_id, reason in sorted(self.dead.items())}
-        return {"watermark": self.watermark, "above": sorted(self.above), "dead": dead}
+        found: dict[str, object] = {"watermark": self.watermark, "above": sorted(self.above), "dead": dead}
+        return found | ({"no_signal": sorted(self.no_signal)} if self.no_signal else {})
 
     @classmethod
     def from_json(cls, value: object) -> Ledger:
@@ -70,6 +75,7 @@ class Ledger:
                 watermark=int(content["watermark"]),
                 above={int(task_id) for task_id in content["above"]},
                 dead={int(task_id): str(reason) for task_id, reason in content["dead"].items()},
+                no_signal={int(task_id) for task_id in content.get("no_signal", ())},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptCheckpoint(f"the checkpoint has an invalid ledger: {error!r}") from error
@@ -131,13 +137,18 @@ class TrainingProgress:
             if not self.ledger.is_settled(task_id)
         ]
 
-    def open_new_tasks(self, section: PpoSection) -> range:
+    def open_new_tasks(self, section: PpoSection, *, without_signal: int = 0) -> range:
         """Advance the cursor as far as staleness allows and return the tasks to dispatch now.
 
         At most max_staleness + 1 batches of tasks are open at any time, and no task that no update would
         train: in synchronous training exactly one batch at a time.
+
+        Args:
+            section: batch size, staleness, number of updates.
+            without_signal: open tasks that take no place in a batch, because their answers have no signal.
         """
         batches = min(section.max_staleness + 1, section.updates - self.update)
         start = self.cursor
-        self.cursor = max(start, self.ledger.settled_count + batches * section.tasks_per_update)
+        wanted = batches * section.tasks_per_update + without_signal
+        self.cursor = max(start, self.ledger.settled_count + wanted)
         return range(start, self.cursor)

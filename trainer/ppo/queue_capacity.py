@@ -52,7 +52,7 @@ def required_capacity(config: RunConfig, *, longest_prompt_bytes: int) -> QueueC
     that wait for a checkpoint were all open when the last one was written: at most the number of open tasks.
     A prompt that is answered late keeps later prompts in the stream until its batch is due.
     """
-    open_tasks = (config.ppo.max_staleness + 1) * config.ppo.tasks_per_update
+    open_tasks = (config.ppo.max_staleness + 1) * config.ppo.tasks_per_update + config.ppo.extra_tasks
     prompt_bytes = _FIELDS_BYTES + _PROMPT_BYTES * longest_prompt_bytes
     answer_bytes = _TOKEN_BYTES * config.sampling.max_new_tokens
     further = config.ppo.num_samples - 1

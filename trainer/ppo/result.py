@@ -13,9 +13,13 @@ from typing import Any
 from fairlead.config import RunConfig
 from fairlead.transports.weights.base import Ancestor, is_valid
 from fairlead.types import WeightVersion
+from trainer.ppo.dynamic_sampling import EVENT
 from trainer.ppo.progress import Ledger, TrainingProgress
 from trainer.ppo.task_records import read_journal
 from trainer.results import config_hash
+
+_SETTLING = ("trained", "dead_letter", EVENT)
+"""Events of the journal that settle a task."""
 
 
 def summarise(
@@ -55,6 +59,7 @@ def summarise(
         "tasks_duplicated": found.duplicated,
         "tasks_lost": found.lost,
         "dead_letters": found.dead_letters,
+        **({"tasks_no_signal": found.no_signal} if config.ppo.dynamic_sampling else {}),
         "proxy_first": _mean(first_scores),
         "proxy_last": _mean(last_scores),
         "kl": curves[-1].get("kl") if curves else None,
@@ -76,6 +81,8 @@ class OutcomeCounts:
     """Their rollouts."""
     dead_letters: int
     """Tasks that ended as a dead letter."""
+    no_signal: int
+    """Tasks from whose answers nothing could be learnt."""
     duplicated: int
     """Outcomes that counted although their task had already counted."""
     lost: int
@@ -106,7 +113,7 @@ def count_outcomes(
     scores: dict[int, list[float]] = {}
     for line in read_journal(path):
         made = WeightVersion(int(line["incarnation"]), int(line["update"]) + 1)
-        if line["event"] not in ("trained", "dead_letter") or not is_valid(made, lineage):
+        if line["event"] not in _SETTLING or not is_valid(made, lineage):
             continue
         task_id = int(line["task"])
         outcomes[task_id] = line["event"]
@@ -115,18 +122,25 @@ def count_outcomes(
             samples[task_id] = int(line.get("samples", 1))
             scores.setdefault(int(line["update"]), []).append(float(line["score"]))
     right = sum(
-        outcomes.get(task_id) == ("dead_letter" if task_id in ledger.dead else "trained")
-        and ledger.is_settled(task_id)
+        outcomes.get(task_id) == _event(ledger, task_id) and ledger.is_settled(task_id)
         for task_id in range(cursor)
     )
     return OutcomeCounts(
         trained=sum(event == "trained" for event in outcomes.values()),
         episodes=sum(samples[task_id] for task_id, event in outcomes.items() if event == "trained"),
         dead_letters=sum(event == "dead_letter" for event in outcomes.values()),
+        no_signal=sum(event == EVENT for event in outcomes.values()),
         duplicated=sum(times.values()) - len(times),
         lost=cursor - open_tasks - right,
         scores={update: tuple(values) for update, values in scores.items()},
     )
+
+
+def _event(ledger: Ledger, task_id: int) -> str:
+    """Return the event in the journal that agrees with the ledger."""
+    if task_id in ledger.dead:
+        return "dead_letter"
+    return EVENT if task_id in ledger.no_signal else "trained"
 
 
 def _largest(values: Sequence[float | None]) -> float | None:

@@ -35,7 +35,8 @@ class Journal:
 
         Args:
             entries: outcomes as read from the queue.
-            event: why the entries are discarded; None if they count, as `trained` or `dead_letter`.
+            event: why the entries are discarded, or `no_signal`; None if they count as `trained` or
+                `dead_letter`.
             update: updates done before these outcomes counted.
         """
         lines = [self._line(entry, event, update) for entry in entries]
@@ -123,6 +124,8 @@ class EventLog:
         """Record that the incarnation began after `update` updates, and the settings of its audit."""
         names = ("batch_size", "num_samples", "max_staleness", "updates")
         terms = {name: getattr(section, name) for name in names}
+        if section.dynamic_sampling:
+            terms["extra_tasks"] = section.extra_tasks
         self._append("begun", update, durable_line=True, terms=terms)
 
     def sent(self, task_ids: Iterable[int], *, update: int) -> None:

@@ -1,8 +1,9 @@
 """The life of a trainer: claim an incarnation, resume, and run updates until the last one.
 
-With `max_staleness = 0` batch u is exactly the next B tasks, answered entirely by the weights of update u;
-otherwise `selection` decides which tasks an update trains. The checkpoint holds everything that decides what
-was trained; the queue holds only work in progress.
+With `max_staleness = 0` batch u is exactly the next B tasks, answered entirely by the weights of update u, or
+with `dynamic_sampling` the next tasks of which B have a signal; otherwise `selection` decides which tasks an
+update trains. The checkpoint holds everything that decides what was trained; the queue holds only work in
+progress.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from trainer.ppo import batch, learner, publish, result, update_metrics
 from trainer.ppo.actor_critic import ActorCritic
 from trainer.ppo.collect import Collector
 from trainer.ppo.dispatch import PromptOrder
+from trainer.ppo.dynamic_sampling import EVENT, DynamicSampling, SignalCheck
 from trainer.ppo.evaluate import Evaluation
 from trainer.ppo.incarnation import Incarnation
 from trainer.ppo.learner import Learner
@@ -227,10 +229,10 @@ class PpoTrainer:
         if self._metrics is not None:
             self._metrics.update.set(self._progress.update)
 
-    def _send(self, collector: Collector) -> None:
+    def _send(self, collector: Collector, *, without_signal: int = 0) -> None:
         """Open as many tasks as staleness allows; the first time also those that the checkpoint left open."""
         section = self._config.ppo
-        new = self._progress.open_new_tasks(section)
+        new = self._progress.open_new_tasks(section, without_signal=without_signal)
         task_ids = new if self._sent_open_tasks else self._progress.open_tasks()
         self._sent_open_tasks = True
         collector.send(
@@ -242,13 +244,18 @@ class PpoTrainer:
     def _one_update(self, collector: Collector, journal: Journal, tracker: Tracker) -> None:
         update = self._progress.update
         tracker.phase("wait")
-        entries = collector.wait(size=self._config.ppo.tasks_per_update)
+        entries = collector.wait(
+            size=self._config.ppo.tasks_per_update, dynamic=self._dynamic_sampling(collector)
+        )
+        aside = collector.set_aside
         figures = self._learn(entries, tracker)
         self._commit(collector, tracker)
         figures |= update_metrics.staleness(entries, update=update, metrics=self._metrics)
         # The journal first, the queue last: an entry is deleted only when its outcome is on disk.
         journal.append(entries, update=update)
+        journal.append(aside, event=EVENT, update=update)
         self._settle(entries)
+        figures |= self._settle_without_signal(aside)
         self._progress.update += 1
         if self._monitor.stopped_by is not None:
             self._record(figures, collector, tracker)
@@ -256,7 +263,7 @@ class PpoTrainer:
         self._publish(tracker)
         # Workers continue to generate while this batch is written down.
         self._send(collector)
-        collector.settled(entries, checkpoint_update=self._checkpoint_update)
+        collector.settled([*entries, *aside], checkpoint_update=self._checkpoint_update)
         figures |= self._evaluation.after(
             self._version,
             on_phase=tracker.phase,
@@ -305,6 +312,39 @@ class PpoTrainer:
             if self._metrics is not None:
                 event = "trained" if dead_reason is None else "dead_letter"
                 self._metrics.tasks.labels(event=event).inc()
+
+    def _dynamic_sampling(self, collector: Collector) -> DynamicSampling | None:
+        """Return how this update treats groups without signal; None without `ppo.dynamic_sampling`."""
+        section = self._config.ppo
+        if not section.dynamic_sampling:
+            return None
+        opened = 0
+
+        def open_tasks(number: int) -> None:
+            nonlocal opened
+            if number > opened:
+                self._send(collector, without_signal=number)
+                opened = number
+
+        check = SignalCheck(section, max_new_tokens=self._config.sampling.max_new_tokens)
+        return DynamicSampling(section.extra_tasks, check, open_tasks)
+
+    def _settle_without_signal(self, entries: Sequence[OutcomeEntry]) -> dict[str, float]:
+        """Settle what dynamic sampling set aside; return its figure."""
+        section = self._config.ppo
+        if not section.dynamic_sampling:
+            return {}
+        for entry in entries:
+            self._progress.ledger.settle(entry.outcome.task.task_id, no_signal=True)
+            if self._metrics is not None:
+                self._metrics.tasks.labels(event=EVENT).inc()
+        if len(entries) == section.extra_tasks:
+            logger.warning(
+                "update %d: %d groups had no signal, as many as ppo.max_extra_batches = %d replaces; any "
+                "further ones stayed in the batch",
+                *(self._progress.update + 1, len(entries), section.max_extra_batches),
+            )
+        return {EVENT: float(len(entries))}
 
     def _maybe_checkpoint(self, collector: Collector, tracker: Tracker) -> None:
         update = self._progress.update

@@ -117,6 +117,46 @@ def test_groups_are_counted_as_tasks_and_must_be_whole(tmp_path: Path) -> None:
     assert kinds(made) == {"wrong_batch": (5,)}
 
 
+def with_dynamic_sampling(root: Path, first: str, second: str, *, extra: int = 4) -> MadeRun:
+    """Two synchronous updates; each task is t (trained) or n (no signal)."""
+    made = MadeRun(root, samples=2)
+    made.claim(1, 0)
+    terms = {
+        "batch_size": 2 * BATCH,
+        "num_samples": 2,
+        "max_staleness": 0,
+        "updates": 2,
+        "extra_tasks": extra,
+    }
+    made.event("begun", 1, 0, terms=terms)
+    made.event("sent", 1, 0, tasks=[[0, len(first + second) + 3]])  # more than the last update needed
+    kinds_of_tasks = {"t": "trained", "n": "no_signal"}
+    for task, kind in enumerate(first + second):
+        made.outcome(task, 1, int(task >= len(first)), event=kinds_of_tasks[kind])
+    made.settled[2] = len(first + second)
+    without = [task for task, kind in enumerate(first + second) if kind == "n"]
+    made.checkpoint(1, 2, no_signal=without)
+    made.event("checkpoint", 1, 2)
+    made.end(2, tasks_trained=2 * BATCH, tasks_no_signal=len(without))
+    return made
+
+
+def test_update_with_dynamic_sampling_uses_the_next_tasks_of_which_a_batch_has_a_signal(
+    tmp_path: Path,
+) -> None:
+    made = with_dynamic_sampling(tmp_path / "sound", "tnttnt", "nnttnntt")
+    report, history = audit(made.write())
+    assert report.findings == ()
+    assert (report.tasks, report.trained, report.no_signal, report.open) == (14, 8, 6, 0)
+    assert "without signal" in history.of_task(1)[-1].text
+    late = with_dynamic_sampling(tmp_path / "late", "tttt", "ttttn")
+    assert kinds(late) == {"wrong_batch": (8,)}
+    many = with_dynamic_sampling(tmp_path / "many", "tttt", "nnttnntt", extra=3)
+    assert kinds(many) == {"wrong_batch": (4, 5, 8, 9)}
+    made.line_of(1)["event"] = "trained"
+    assert "ledger_differs" in kinds(made)
+
+
 def test_torn_line_is_named_and_its_task_lost(tmp_path: Path) -> None:
     made = sound(tmp_path)
     folder = made.write()

@@ -41,15 +41,23 @@ def entry(task_id: int, *, dead: bool = False, entry_id: str = "1", samples: int
     return OutcomeEntry(entry_id, Sending(1, 1), Outcome(task, result, "worker-a", 2, 1))
 
 
-@given(st.permutations(range(12)), st.sets(st.integers(0, 11)), st.integers(0, 12))
-def test_ledger_matches_a_plain_set(order, dead, count):
-    ledger, settled = Ledger(), set()
+@given(
+    st.permutations(range(12)),
+    st.sets(st.integers(0, 11)),
+    st.sets(st.integers(0, 11)),
+    st.integers(0, 12),
+)
+def test_ledger_matches_a_plain_set(order, dead, no_signal, count):
+    ledger, settled, no_signal = Ledger(), set(), no_signal - dead
     for task_id in order[:count]:
-        ledger.settle(task_id, dead_reason="r" if task_id in dead else None)
+        reason = "r" if task_id in dead else None
+        ledger.settle(task_id, dead_reason=reason, no_signal=task_id in no_signal)
         settled.add(task_id)
         ledger = Ledger.from_json(json.loads(json.dumps(ledger.to_json())))
         assert {task for task in range(15) if ledger.is_settled(task)} == settled
         assert ledger.dead.keys() == settled & dead
+        assert ledger.no_signal == settled & no_signal
+        assert ("no_signal" in ledger.to_json()) == bool(settled & no_signal)  # as older versions wrote it
         assert ledger.watermark == next(n for n in range(15) if n not in settled)
     for task_id in settled:
         with pytest.raises(ValueError, match="already settled"):
