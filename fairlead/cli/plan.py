@@ -71,12 +71,15 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Print the plan; the exit code is 0 whether the run fits or not."""
+    from fairlead.config import ignored
     from fairlead.planning import proposal as proposals
     from fairlead.planning.plan import plan_run
 
     settings = load_config(run, config, overrides)
     machine = _machine(memory_gib, gpu_gib, gpus)
     found = plan_run(settings, machine=machine, prompt_tokens=prompt_tokens)
+    without_effect = (*ignored.of_ppo(settings.ppo), *ignored.of_processes(settings))
+    found = dataclasses.replace(found, notes=(*found.notes, *without_effect))
     proposal = None
     if machine.has_gpu and proposals.obstacle(found):
         proposal = proposals.propose(

@@ -115,11 +115,14 @@ def _run(stage: str, settings: RunConfig, *, force: bool) -> None:
     from rich.console import Console
 
     from fairlead import log
+    from fairlead.config import ignored
     from fairlead.local.run import run_stage
 
     style = settings.observe.log_style
     log.setup(style="human" if style == "auto" else style, level=settings.observe.log_level)
     need("train")
+    for message in ignored.of_processes(settings):
+        logging.getLogger(__name__).warning("%s", message)
     _warn_about_memory(stage, settings)
     outcome = run_stage(settings, stage, console=Console(stderr=True), force=force)
     if outcome.code in _STOPPED_BY_SIGNAL:

@@ -34,6 +34,7 @@ _REQUIRED: Mapping[str, object] = {
     "ppo.max_staleness": 0,
     "policy.engine": "transformers",
     "reference.engine": "local",
+    "reward.engine": "local",
     "reward.tensor_parallel": 1,
     "reference.tensor_parallel": 1,
 } | {key: value for key, value in DEFAULTS.items() if not key.endswith(".threads")}
@@ -41,6 +42,7 @@ _WHY = {
     "ppo.max_staleness": "the rollouts of an update must not depend on the speed of workers",
     "policy.engine": "the numbers of vLLM depend on what else is decoded",
     "reference.engine": "the numbers of vLLM depend on what else is computed",
+    "reward.engine": "the scores of other engines depend on what else is computed",
     "reward.tensor_parallel": "a score must not depend on the number of processes",
     "reference.tensor_parallel": "a log-prob must not depend on the number of processes",
     "policy.max_slots": "a completion must not depend on what else is decoded",

@@ -210,6 +210,16 @@ class RunConfig(BaseSettings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_reward(self) -> Self:
+        section = self.reward
+        if section.watch and section.engine in ("triton", "vllm"):
+            raise ConfigError("reward.watch", got=True, allowed=_not_with(section.engine, "false"))
+        if section.tensor_parallel > 1 and section.engine == "triton":
+            allowed = _not_with("triton", "1")
+            raise ConfigError("reward.tensor_parallel", got=section.tensor_parallel, allowed=allowed)
+        return self
+
     @property
     def folder(self) -> RunFolder:
         """The folder of the run."""
@@ -238,6 +248,10 @@ class RunConfig(BaseSettings):
     def data_path(self, path: str) -> Path:
         """Resolve a path of `[data]` against the folder of the run's file."""
         return (self.base / path).resolve()
+
+
+def _not_with(engine: str, value: str) -> str:
+    return f"{value}, because reward.engine is {engine!r}"
 
 
 def load(path: Path | None = None, *, overrides: Mapping[str, object] | None = None) -> RunConfig:

@@ -17,7 +17,7 @@ from rich.console import Console
 from fairlead import inputs, log
 from fairlead.config import RunConfig
 from fairlead.config.saving import save
-from fairlead.local.addresses import allocate
+from fairlead.local.addresses import MODEL_SERVICES, allocate
 from fairlead.local.plan import QUEUE_RANK, base_environment, ppo_plan, stage_plan
 from fairlead.local.process import ProcessSpec
 from fairlead.local.restart_policy import EXIT_GUARDED, RunOutcome
@@ -26,6 +26,7 @@ from fairlead.local.standby import Standby
 from fairlead.local.supervisor import Supervisor
 from fairlead.local.view import View, leave_closed_terminal
 from fairlead.planning.machine import visible_gpus
+from fairlead.planning.refusals import check_stage
 from fairlead.transports.rollouts.run_claim import check_name
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ def run_stage(
         The outcome; its code is 130 or 143 if a signal stopped the run, 5 if a guard did.
 
     Raises:
-        ConfigError: if a port is taken, the addresses do not fit the number of replicas, or another active
-            run on the same Redis has this name.
+        ConfigError: if a port is taken, the addresses do not fit the number of replicas, another active run
+            on the same Redis has this name, or a process would refuse a setting.
         ProcessFailed: if another supervisor is working on the run.
     """
     folder = config.folder
@@ -73,6 +74,7 @@ def run_stage(
         # The progress of an earlier stage must not be shown as the progress of this one.
         folder.progress.unlink(missing_ok=True)
         specs, environment = processes(config, stage, force=force)
+        check_stage(config, stage, services=_services(specs))
         supervisor = Supervisor(
             specs,
             local=config.local,
@@ -93,6 +95,11 @@ def prepare(config: RunConfig, stage: str, standby: Standby) -> None:
         services = (config.policy, config.reward, config.reference)
         count += sum(section.replicas for section in services if section.engine in ("local", "transformers"))
     standby.prepare(count, {**base_environment(config), MARK: str(config.folder.root.absolute())})
+
+
+def _services(specs: Sequence[ProcessSpec]) -> frozenset[str]:
+    """Return the model services among the processes of a stage."""
+    return frozenset(MODEL_SERVICES) & {spec.name.rpartition("-")[0] for spec in specs}
 
 
 def _finished(stage: str, changed: Sequence[str]) -> RunOutcome:

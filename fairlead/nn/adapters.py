@@ -303,6 +303,17 @@ def base_of(path: str) -> str | None:
     return base
 
 
+def kind_of_part(path: str) -> str:
+    """Return `a GGUF file` or `an adapter` if a path names one; empty for a whole model in safetensors files.
+
+    Raises:
+        ModelLoadError: as in `base_of` and `gguf_file`.
+    """
+    if gguf_file(path) is not None:
+        return "a GGUF file"
+    return "an adapter" if base_of(path) is not None else ""
+
+
 def replaced(path: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the weights that an adapter replaces as a whole, by their names in the model.
 

@@ -22,7 +22,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn import adapters
-from fairlead.nn.gguf import gguf_file
+from fairlead.nn.attention_heads import check_heads
 
 _FOREVER = timedelta(days=365)
 """Time limit of collectives: the process that started the ranks ends them if one of them hangs."""
@@ -57,9 +57,7 @@ def division(path: str, config: PreTrainedConfig, size: int, *, field: str) -> D
         ConfigError: if the model cannot be divided among that many ranks.
         ModelLoadError: if it cannot be divided at all.
     """
-    kind = "a GGUF file" if gguf_file(path) is not None else ""
-    kind = "an adapter" if adapters.base_of(path) is not None else kind
-    if kind:
+    if kind := adapters.kind_of_part(path):
         raise ModelLoadError(
             f"{path!r} is {kind}, which cannot be divided among GPUs: set {field} = 1, or give a whole model "
             "in safetensors files"
@@ -69,20 +67,15 @@ def division(path: str, config: PreTrainedConfig, size: int, *, field: str) -> D
         raise ModelLoadError(
             f"transformers has no tensor-parallel plan for {text.model_type!r} of {path!r}: set {field} = 1"
         )
-    _check_heads(text, size, field)
+    heads = (getattr(text, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    attention, key_value = (number if isinstance(number, int) else None for number in heads)
+    check_heads(size, attention=attention, key_value=key_value, model=repr(path), field=field)
     if "tp_size" not in {each.name for each in fields(DistributedConfig)}:
         version = transformers.__version__
         raise ConfigError(
             field, got=f"{size}, with transformers {version}", allowed="1, or transformers >= 5.20"
         )
     return DistributedConfig(tp_size=size, tp_plan="auto")
-
-
-def _check_heads(config: PreTrainedConfig, size: int, field: str) -> None:
-    for name in ("num_attention_heads", "num_key_value_heads"):
-        heads = getattr(config, name, None)
-        if isinstance(heads, int) and heads % size:
-            raise ConfigError(field, got=size, allowed=f"a divisor of the model's {name}, {heads}")
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class RunPlan:
     machine: Machine
     """The machine that the plan is for."""
     notes: tuple[str, ...]
-    """The assumptions of the plan."""
+    """The assumptions of the plan, and settings without effect."""
     nodes: int = 1
     """Machines or pods of the trainer; with several, every process has GPUs of its own."""
 
@@ -240,12 +240,12 @@ def model_sizes(config: RunConfig, notes: list[str]) -> dict[str, ModelSize]:
     Raises:
         ModelLoadError: if the size of a model cannot be determined.
     """
-    base = model_size(config.model.path) if config.model.path else scratch_size(config.model.scratch)
+    base = _named_size("model.path", config.model.path) or scratch_size(config.model.scratch)
     sft = model_size(str(config.folder.sft_model)) if config.folder.sft_model.is_dir() else base
-    policy = model_size(config.policy.path) if config.policy.path else sft
-    reward_base = model_size(config.reward_model.path) if config.reward_model.path else sft
-    reward = model_size(config.reward.path) if config.reward.path else _trained_reward(config) or reward_base
-    reference = model_size(config.reference.path) if config.reference.path else sft
+    policy = _named_size("policy.path", config.policy.path) or sft
+    reward_base = _named_size("reward_model.path", config.reward_model.path) or sft
+    reward = _named_size("reward.path", config.reward.path) or _trained_reward(config) or reward_base
+    reference = _named_size("reference.path", config.reference.path) or sft
     sizes = {
         "base": base,
         "policy": policy,
@@ -256,6 +256,14 @@ def model_sizes(config: RunConfig, notes: list[str]) -> dict[str, ModelSize]:
     if any(size is base and not config.model.path for size in sizes.values()):
         notes.append("a model from scratch is counted with the largest vocabulary that it may have")
     return sizes
+
+
+def _named_size(key: str, path: str) -> ModelSize | None:
+    """Return the size of the model that a key names; None if it names none. Errors say which key it is."""
+    try:
+        return model_size(path) if path else None
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{key}: {error}") from error
 
 
 def _trained_reward(config: RunConfig) -> ModelSize | None:

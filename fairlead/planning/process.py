@@ -10,6 +10,7 @@ from fairlead.config import RunConfig
 from fairlead.config.base import ComputeSection
 from fairlead.config.serving import DividedSection, ModelServiceSection
 from fairlead.config.training import LoraSection, TrainingSection
+from fairlead.nn.attention_heads import undivided_heads
 from fairlead.planning import formulas, vllm_memory
 from fairlead.planning.gpus import engine_gpus
 from fairlead.planning.machine import Machine
@@ -342,7 +343,7 @@ class MemoryPlanner:
         gpus = engine_gpus(section)
         if gpus <= 1:
             return dataclasses.replace(process, replicas=process.replicas * gpus)
-        heads = _undivided_heads(size, gpus)
+        heads = undivided_heads(gpus, attention=size.heads, key_value=size.key_value_heads)
         return dataclasses.replace(
             process,
             gpus=gpus,
@@ -421,7 +422,7 @@ class MemoryPlanner:
         what = f"ranks.tensor_parallel = {tensor} does not divide the"
         if self._ranks % tensor:
             return f"{what} number of ranks, {self._ranks}"
-        heads = _undivided_heads(size, tensor)
+        heads = undivided_heads(tensor, attention=size.heads, key_value=size.key_value_heads)
         return f"{what} {heads}" if heads else ""
 
     @property
@@ -441,12 +442,6 @@ def _largest_batch(section: TrainingSection, sequences: int, longest: int) -> in
     fewer, or one sequence that exceeds the limit.
     """
     return max(min(section.max_micro_batch_tokens, sequences * longest), longest)
-
-
-def _undivided_heads(size: ModelSize, parts: int) -> str:
-    """Return which heads of a model cannot be divided among that many ranks; empty if all can be."""
-    named = {"attention heads": size.heads, "key-value heads": size.key_value_heads}
-    return next((f"{number} {name}" for name, number in named.items() if number % parts), "")
 
 
 def _without_unembedding(size: ModelSize) -> ModelSize:

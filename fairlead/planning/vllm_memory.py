@@ -14,6 +14,7 @@ from fairlead.config.base import DType
 from fairlead.config.serving import PolicySection, ReferenceSection, RewardSection
 from fairlead.config.training import LoraSection
 from fairlead.errors import ConfigError
+from fairlead.nn.attention_heads import undivided_heads
 from fairlead.planning import formulas
 from fairlead.planning.formulas import in_words
 from fairlead.planning.model_size import ModelSize
@@ -98,8 +99,8 @@ class VllmMemory:
     def problem(self) -> str:
         """Why vLLM would not start, and what to change; empty if it would."""
         model = self.model
-        if model.size.heads % model.tensor:
-            heads = f"{model.size.heads} attention heads"
+        heads = undivided_heads(model.tensor, attention=model.size.heads, key_value=None)
+        if heads:
             return f"{model.tensor_field} = {model.tensor} does not divide the {heads}"
         if self.cache <= 0:
             return (

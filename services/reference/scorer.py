@@ -12,11 +12,11 @@ from typing import Protocol
 
 from fairlead.config.serving import ReferenceSection
 from fairlead.errors import InternalError, InvalidInput
+from fairlead.planning.installed_vllm import require_vllm
 from fairlead.types import ModelInfo, ReferenceInfo, TokenPair
 from services.reference.model import LocalModel, Lookup
 from services.reference.ranks import RankedModel
 from services.runtime import limits
-from services.vllm.install import require_vllm
 
 
 class ReferenceModel(Protocol):

@@ -58,8 +58,6 @@ async def _start(config: RunConfig, server: ModelServer, scoring: Scoring) -> No
 async def _models(config: RunConfig, server: ModelServer) -> AsyncIterator[SwappingScoring]:
     """Yield the scoring, with the watcher for newer models if it is configured."""
     section = config.reward
-    if section.engine == "vllm" and section.watch:
-        raise ConfigError("reward.watch", got=True, allowed="false, because reward.engine is 'vllm'")
     if config.deterministic:
         await server.load(_require_determinism)
     folder = section.path or str(config.folder.reward_model)
@@ -95,13 +93,6 @@ async def _serve_triton(config: RunConfig, server: ModelServer) -> None:
     if find_spec("tritonclient") is None:
         allowed = f"local, or with tritonclient: {install_command('triton')}"
         raise ConfigError("reward.engine", got="triton", allowed=allowed)
-    for is_set, reason in (
-        (config.deterministic, "the run is deterministic"),
-        (section.watch, "reward.watch is set"),
-        (section.tensor_parallel > 1, "reward.tensor_parallel is above 1"),
-    ):
-        if is_set:
-            raise ConfigError("reward.engine", got="triton", allowed=f"local, because {reason}")
     from services.reward.triton import scoring as triton
 
     path = section.path or str(config.folder.reward_model)

@@ -17,12 +17,12 @@ from fairlead.config.serving import RewardSection
 from fairlead.errors import InternalError
 from fairlead.nn import loading
 from fairlead.nn.ensemble import member_paths
+from fairlead.planning.installed_vllm import require_vllm
 from fairlead.types import ModelInfo, RewardInfo, ScoreItem
 from services.batching.packing import Packing
 from services.reward.compute.model import LocalModel, ModelFacts
 from services.reward.item_reader import ItemReader, ReadingStyle
 from services.reward.ranks import RankedModel
-from services.vllm.install import require_vllm
 
 
 class ScoringModel(Protocol):

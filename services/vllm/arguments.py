@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from fairlead.config.serving import VLLM_OPTIONS_OF_SCORERS, ReferenceSection, RewardSection
+from fairlead.planning.installed_vllm import require_vllm
 from services.vllm import install
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def engine_args(
         ConfigError: if vLLM is missing, the model is of a kind that it does not load here, or it does not
             have an option of the section.
     """
-    install.require_vllm(f"{service}.engine", instead="local")
+    require_vllm(f"{service}.engine", instead="local")
     install.check_source(path, service=service)
     install.set_environment(threads=section.threads)
     from vllm.engine.arg_utils import AsyncEngineArgs

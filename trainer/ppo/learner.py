@@ -60,7 +60,7 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, group: Group 
     start = critic_start.choose(config)
     if group is None or group.is_first:
         critic_start.log(config, start)
-        for message in ignored.messages(section):
+        for message in ignored.of_ppo(section):
             logger.warning("%s", message)
     models = actor_critic.load(
         actor_critic.initial_path(config),

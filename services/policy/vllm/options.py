@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fairlead.config import RunConfig
 from fairlead.config.serving import VLLM_OPTIONS_SET_BY_FAIRLEAD
 from fairlead.errors import ConfigError
+from fairlead.planning.installed_vllm import require_vllm
 from services.vllm import install
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def engine_args(config: RunConfig, path: str, *, max_sequence_tokens: int) -> As
         ConfigError: if vLLM is missing, the model is of a kind that it does not load here, or it does not
             have an option of `[policy.vllm]`.
     """
-    install.require_vllm("policy.engine", instead="transformers")
+    require_vllm("policy.engine", instead="transformers")
     install.check_source(path, service="policy")
     install.set_environment(threads=config.policy.threads)
     from vllm.engine.arg_utils import AsyncEngineArgs

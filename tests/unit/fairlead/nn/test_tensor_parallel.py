@@ -54,7 +54,7 @@ OTHERS: dict[str, PreTrainedConfig] = {
 }
 REFUSED = {
     "gpt2": "transformers has no tensor-parallel plan for 'gpt2'",
-    "three_heads": "got 2, allowed: a divisor of the model's num_attention_heads, 3",
+    "three_heads": "got 2, allowed: a number that divides the 3 attention heads of",
 }
 TOLERANCE = 1e-4
 

@@ -19,10 +19,11 @@ from fairlead.config.base import ComputeSection
 from fairlead.errors import ConfigError, CorruptWeights
 from fairlead.nn import adapters
 from fairlead.nn.loading import causal_lm_without_weights, load_causal_lm
+from fairlead.planning.installed_vllm import require_vllm
 from fairlead.transports.weights.base import Adapter
 from services.policy.vllm.version_files import ExpectedTensors, HeldVersion, check_names
 from services.vllm import service_process
-from services.vllm.install import check_options, require_vllm
+from services.vllm.install import check_options
 from tests.tiny import tiny_causal_lm
 from tests.waiting import until
 from trainer.model_state import unique_tensors

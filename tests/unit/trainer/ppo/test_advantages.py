@@ -121,10 +121,10 @@ def test_groups_of_one_answer_or_of_equal_answers_give_no_signal_and_no_nan():
 
 
 def test_settings_without_effect_are_named_with_what_decides():
-    assert ignored.messages(PpoSection()) == ()
+    assert ignored.of_ppo(PpoSection()) == ()
     groups = {"estimator": "rloo", "num_samples": 2}
     given = PpoSection(**groups, gae_lambda=0.5, gae_gamma=0.9, kl_in="loss", kl_estimator="k2")
-    assert ignored.messages(given) == (
+    assert ignored.of_ppo(given) == (
         "ppo.gae_lambda has no effect with ppo.estimator = 'rloo'",
         "ppo.gae_gamma has no effect with ppo.estimator = 'rloo'",
         "ppo.kl_estimator has no effect with ppo.kl_in = 'loss'",

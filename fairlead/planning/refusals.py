@@ -1,0 +1,54 @@
+"""What a process of a stage would refuse a minute after its start, refused before: models that cannot be
+divided as configured, and engines that are not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from fairlead.config import RunConfig
+from fairlead.errors import FairleadError
+from fairlead.nn.attention_heads import check_heads
+from fairlead.planning.installed_vllm import require_vllm
+from fairlead.planning.model_size import ModelSize
+from fairlead.planning.plan import model_sizes
+from fairlead.planning.vllm_memory import parallel_sizes
+
+_OWN_ENGINES = {"policy": "transformers", "reward": "local", "reference": "local"}
+
+
+def check_stage(config: RunConfig, stage: str, *, services: Collection[str]) -> None:
+    """Check the settings of a stage on this machine.
+
+    Args:
+        config: the run.
+        stage: `sft`, `reward_model` or `ppo`.
+        services: the model services that this machine starts for it.
+
+    Raises:
+        ConfigError: for the first setting that a process would refuse.
+    """
+    for name in services:
+        if getattr(config, name).engine == "vllm":
+            require_vllm(f"{name}.engine", instead=_OWN_ENGINES[name])
+    try:
+        sizes = model_sizes(config, [])
+    except FairleadError:
+        return  # the process that loads the model reports the error
+    for field, parts, size, by_vllm in _divisions(config, stage, services, sizes):
+        # vLLM repeats key-value heads that it cannot divide.
+        key_value = None if by_vllm else size.key_value_heads
+        check_heads(parts, attention=size.heads, key_value=key_value, model=size.name, field=field)
+
+
+def _divisions(
+    config: RunConfig, stage: str, services: Collection[str], sizes: Mapping[str, ModelSize]
+) -> Iterator[tuple[str, int, ModelSize, bool]]:
+    """Yield the setting of each division, the number of parts, the model, and whether vLLM divides it."""
+    trained = {"sft": "base", "reward_model": "reward_base", "ppo": "policy"}[stage]
+    yield "ranks.tensor_parallel", config.ranks.tensor_parallel, sizes[trained], False
+    if "policy" in services and config.policy.engine == "vllm":
+        yield "policy.vllm.tensor_parallel_size", parallel_sizes(config.policy)[0], sizes["policy"], True
+    for name, section in (("reward", config.reward), ("reference", config.reference)):
+        if name in services:
+            yield f"{name}.tensor_parallel", section.tensor_parallel, sizes[name], section.engine == "vllm"

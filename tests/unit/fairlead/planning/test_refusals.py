@@ -1,0 +1,76 @@
+"""Settings that a process would refuse are refused before the start, by the same names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fairlead import config
+from fairlead.config import ignored
+from fairlead.errors import ConfigError, ModelLoadError
+from fairlead.planning.plan import plan_run
+from fairlead.planning.refusals import check_stage
+
+SERVICES = ("policy", "reward", "reference")
+
+
+def loaded(tmp_path: Path, **settings: object) -> config.RunConfig:
+    keys = {name.replace("__", "."): value for name, value in settings.items()}
+    return config.load(overrides={"runs": str(tmp_path), **keys})
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "message"),
+    [
+        ("ppo", {"reward__tensor_parallel": 3}, "^reward.tensor_parallel: got 3, .* the 4 attention heads"),
+        ("ppo", {"reference__tensor_parallel": 8}, "^reference.tensor_parallel: got 8"),
+        ("sft", {"ranks__tensor_parallel": 3, "ranks__per_node": 3}, "^ranks.tensor_parallel: got 3"),
+        ("ppo", {"policy__engine": "vllm"}, "^policy.engine: got 'vllm, which is not installed"),
+        ("ppo", {"reward__engine": "vllm"}, "^reward.engine: .* allowed: local, or an environment with vLLM"),
+    ],
+)
+def test_setting_that_a_process_would_refuse(tmp_path: Path, stage: str, settings: dict, message: str):
+    check_stage(loaded(tmp_path), stage, services=SERVICES)
+    with pytest.raises(ConfigError, match=message):
+        check_stage(loaded(tmp_path, **settings), stage, services=SERVICES)
+    if stage == "ppo":  # the services run elsewhere
+        check_stage(loaded(tmp_path, **settings), stage, services=())
+
+
+@pytest.mark.parametrize("key", ["model.path", "policy.path", "reward_model.path", "reward.path"])
+def test_plan_names_the_key_of_a_missing_model(tmp_path: Path, key: str):
+    with pytest.raises(ModelLoadError, match=rf"^{key}: no model folder '{tmp_path}/none'"):
+        plan_run(config.load(overrides={"runs": str(tmp_path), key: str(tmp_path / "none")}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reward__tensor_parallel": 2}, "reward.tensor_parallel: got 2, allowed: 1, because reward.engine"),
+        (
+            {"reward__watch": True},
+            "reward.watch: got True, allowed: false, because reward.engine",
+        ),
+        ({"deterministic": True}, "reward.engine: got 'triton', allowed: 'local' with deterministic = true"),
+    ],
+)
+def test_settings_that_triton_cannot_have(tmp_path: Path, settings: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        loaded(tmp_path, reward__engine="triton", **settings)
+
+
+def test_settings_of_other_engines_and_of_several_ranks_are_named(tmp_path: Path):
+    assert ignored.of_processes(loaded(tmp_path)) == ()
+    given = loaded(
+        tmp_path, reward__vllm={"enforce_eager": True}, reward__triton__model="x", reward__engine="vllm",
+        policy__vllm={"seed_": 1}, reward__attention="padded", checkpoint__asynchronous=True,
+        weights__direct=False,
+    )  # fmt: skip
+    assert ignored.of_processes(given) == (
+        "policy.vllm has no effect with policy.engine = 'transformers'",
+        "reward.triton has no effect with reward.engine = 'vllm'",
+        "reward.attention has no effect with reward.engine = 'vllm'",
+        "weights.direct has no effect with weights.transport = 'filesystem'",
+        "checkpoint.asynchronous has no effect with ranks.per_node = 1",
+    )
