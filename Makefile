@@ -48,7 +48,7 @@ chaos: setup
 # Two minutes each on an idle machine; the limits are for busy ones.
 chaos-short: setup
 	timeout 480 $(BIN)/python -m tests.chaos --seeds 1 --first-seed 520 --faults 9 --out runs/chaos-short
-	$(BIN)/python -m pytest tests/integration/test_determinism.py -m slow -k four_workers --timeout 480
+	$(BIN)/python -m pytest "tests/integration/test_determinism.py::test_four_workers_and_killed_trainer_give_same_bits[1]" -m slow --timeout 480
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -35,8 +35,8 @@ COMMON = {
     "epochs batch_size learning_rate learning_rate_schedule weight_decay max_sequence_tokens",
     "reward_model.lora": "rank alpha merge",
     "ppo": "device dtype threads max_micro_batch_tokens gradient_checkpointing updates batch_size "
-    "num_samples mini_batch_size epochs max_staleness estimator learning_rate critic_learning_rate "
-    "learning_rate_schedule schedule_updates warmup_updates critic_init kl_coefficient "
+    "num_samples dynamic_sampling mini_batch_size epochs max_staleness estimator learning_rate "
+    "critic_learning_rate learning_rate_schedule schedule_updates warmup_updates critic_init kl_coefficient "
     "kl_control kl_target missing_eos_penalty normalise_scores score_clip",
     "ppo.lora": "rank alpha",
     "guard": "action length_ratio_stop_above",

@@ -138,7 +138,7 @@ def account(folder: RunFolder) -> Counter[int]:
                 for incarnation, resumed in resumed_updates.items()
                 if incarnation > line["incarnation"]
             )
-            if line["event"] in ("trained", "dead_letter") and all(
+            if line["event"] in ("trained", "dead_letter", "no_signal") and all(
                 line["update"] < resumed for resumed in later
             ):
                 times[line["task"]] += 1
@@ -160,7 +160,7 @@ def check_audit(folder: RunFolder, redis_url: str) -> None:
     """Check that the audit of a complete run has no findings and agrees with `account`."""
     config, report = load(folder.config), audited(folder, redis_url)
     assert (report.ended, report.open, report.queue_error) == (True, 0, "")
-    assert report.trained + report.dead == report.tasks == len(account(folder))
+    assert report.trained + report.dead + report.no_signal == report.tasks == len(account(folder))
     assert report.max_staleness_seen <= config.ppo.max_staleness
 
 
@@ -168,11 +168,13 @@ def check(folder: RunFolder) -> None:
     """Check that every task counted once, the queue is empty, and the result agrees."""
     ppo = load(folder.config).ppo
     updates = ppo.updates
-    expected = Counter(dict.fromkeys(range(updates * BATCH), 1))
-    assert account(folder) == expected
     result = json.loads(folder.result("ppo").read_text())
+    without_signal = result.get("tasks_no_signal", 0)
+    assert bool(without_signal) == ppo.dynamic_sampling
+    expected = Counter(dict.fromkeys(range(updates * BATCH + without_signal), 1))
+    assert account(folder) == expected
     assert result["updates"] == updates
-    assert result["tasks_dispatched"] == result["tasks_trained"] == updates * BATCH
+    assert result["tasks_dispatched"] - without_signal == result["tasks_trained"] == updates * BATCH
     assert result["episodes"] == updates * ppo.batch_size
     assert (result["tasks_lost"], result["tasks_duplicated"], result["dead_letters"]) == (0, 0, 0)
     steps = [json.loads(line)["step"] for line in folder.metrics("ppo").read_text().splitlines()]

@@ -40,12 +40,12 @@ class DynamicSampling:
 
 
 class SignalCheck:
-    """Tells groups with different rewards from groups of equal ones."""
+    """Whether the rewards of a group differ."""
 
     def __init__(self, section: PpoSection, *, max_new_tokens: int) -> None:
         """
         Args:
-            section: how scores become rewards.
+            section: how scores become rewards; with `missing_eos_penalty` unset, its value is not known yet.
             max_new_tokens: limit of the length of an answer.
         """
         # What normalises scores is known only in the update, and changes no two equal scores.
@@ -63,6 +63,8 @@ class SignalCheck:
         scores_B = torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float64)
         ends = [rollout.completion.finish_reason for rollout in rollouts]
         cut_off_B = torch.tensor([end == FinishReason.LENGTH for end in ends])
+        if self._section.missing_eos_penalty is None and len(set(cut_off_B.tolist())) > 1:
+            return True
         rewards_B = objective.shaped_scores(scores_B, cut_off_B, self._section, ScoreScale())
         if self._section.overlong_penalty:
             lengths_B = torch.tensor([len(rollout.completion.token_ids) for rollout in rollouts])

@@ -326,7 +326,11 @@ class PpoTrainer:
                 self._send(collector, without_signal=number)
                 opened = number
 
-        check = SignalCheck(section, max_new_tokens=self._config.sampling.max_new_tokens)
+        penalty = self._learner.missing_eos_penalty
+        check = SignalCheck(
+            section.model_copy(update={"missing_eos_penalty": penalty}),
+            max_new_tokens=self._config.sampling.max_new_tokens,
+        )
         return DynamicSampling(section.extra_tasks, check, open_tasks)
 
     def _settle_without_signal(self, entries: Sequence[OutcomeEntry]) -> dict[str, float]:

@@ -32,7 +32,9 @@ from trainer.ppo.task_records import read_journal
 from trainer.ppo.train import PpoTrainer
 
 LIMIT = 8
-SECTION = PpoSection(batch_size=8, mini_batch_size=8, num_samples=2, estimator="rloo", score_clip=5.0)
+SECTION = PpoSection(
+    batch_size=8, mini_batch_size=8, num_samples=2, estimator="rloo", score_clip=5.0, missing_eos_penalty=0.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,8 @@ def outcome(*answers: tuple[float, int]) -> Outcome:
         (((1.0, 3), (1.0, LIMIT)), {}, False),
         (((1.0, 3), (1.0, LIMIT)), {"missing_eos_penalty": 0.5}, True),
         (((1.0, LIMIT), (1.0, LIMIT)), {"missing_eos_penalty": 0.5}, False),
+        (((1.0, 3), (1.0, LIMIT)), {"missing_eos_penalty": None}, True),
+        (((1.0, LIMIT), (1.0, LIMIT)), {"missing_eos_penalty": None}, False),
         (((1.0, 3), (1.0, 7)), {"overlong_penalty": 1.0, "overlong_buffer_tokens": 4}, True),
         (((1.0, 3), (1.0, 4)), {"overlong_penalty": 1.0, "overlong_buffer_tokens": 4}, False),
     ],
