@@ -16,12 +16,13 @@ from pathlib import Path
 from rich.console import Console
 
 from examples import serving
-from examples.parcel_help import break_it, corpus, report, rounds
+from examples.parcel_help import break_it, corpus, methods, report, rounds
 from examples.parcel_help.files import Files, write_rows
 from examples.parcel_help.fresh_labels import labelling
 from examples.parcel_help.stages import Stages
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
+from fairlead.config.training import PpoSection
 from fairlead.errors import ConfigError, FairleadError, ProcessFailed
 from fairlead.local import run as local_run
 from fairlead.local.standby import Standby
@@ -136,7 +137,11 @@ def run_break_it(config: RunConfig, *, fresh: bool, console: Console) -> None:
             ),
             ("rank", "labelers rank the policy's answers", lambda: rounds.rank(config, files, 0)),
             ("reward_model", "training the reward model", lambda: runner.reward_model(config)),
-            ("ppo", f"PPO, {ppo.updates} updates without a KL penalty", lambda: runner.ppo(config)),
+            (
+                "ppo",
+                f"{_method(ppo)}, {ppo.updates} updates without a KL penalty",
+                lambda: runner.ppo(config),
+            ),
             ("report", "writing the report", lambda: break_it.write(config)),
         ):
             stages.run(name, title, body)
@@ -158,7 +163,7 @@ def _run_round(config: RunConfig, files: Files, number: int, stages: Stages, run
     )
     stages.run(
         f"ppo{suffix}",
-        f"PPO, {config.ppo.updates} updates × {config.ppo.batch_size} answers, through Redis and gRPC",
+        f"{_method(config.ppo)}, {config.ppo.updates} updates × {config.ppo.batch_size} answers, by gRPC",
         lambda: runner.ppo(config),
     )
 
@@ -171,6 +176,11 @@ def _evaluate_round(config: RunConfig, files: Files, number: int, stages: Stages
         "evaluating the tuned policy",
         lambda: rounds.evaluate(config, files, number, next_tasks=0 if last else rounds.NUM_TASKS),
     )
+
+
+def _method(section: PpoSection) -> str:
+    """Return what the learning stage is called."""
+    return "PPO" if section.has_critic else f"learning with {section.estimator}"
 
 
 def _write_corpus(config: RunConfig, files: Files) -> None:
@@ -199,13 +209,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE")
     parser.add_argument("--fresh", action="store_true", help="start over instead of continuing")
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS, help="number of rounds")
+    parser.add_argument(
+        "--method", choices=list(methods.METHODS), default=methods.DEFAULT, help="how to learn"
+    )
     parser.add_argument("--break-it", action="store_true", help="run the variant that games its reward")
     options = parser.parse_args(argv)
     try:
         flags = parse_overrides(options.set)
         if options.seed is not None:
             flags["seed"] = options.seed
-        config = load(options.config, overrides=flags)
+        config = methods.configured(load(options.config, overrides=flags), options.method)
         log.setup(style="human", level="WARNING" if sys.stderr.isatty() else config.observe.log_level)
         if options.rounds < 1:
             raise ConfigError("--rounds", got=options.rounds, allowed="1 or more")

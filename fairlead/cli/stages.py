@@ -29,6 +29,7 @@ _QUICKSTART = with_examples(
     "fairlead quickstart",
     "fairlead quickstart --seed 3 --fresh",
     "fairlead quickstart --rounds 2",
+    "fairlead quickstart --method rloo",
     "fairlead quickstart --break-it",
 )
 _SFT = with_examples(
@@ -65,6 +66,14 @@ def quickstart(
         int | None,
         typer.Option(help="Number of rounds; from the second on, the reward model is trained again."),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How the policy learns: ppo, rloo, grpo, dr-grpo, gspo, cispo, reinforce++ or "
+            "reinforce++-baseline.",
+        ),
+    ] = None,
     break_it: Annotated[
         bool,
         typer.Option("--break-it", help="Hack the reward instead: a poor reward model and no KL penalty."),
@@ -81,6 +90,8 @@ def quickstart(
     command = [sys.executable, "-m", _QUICKSTART_MODULE, *(["--fresh"] if fresh else [])]
     if break_it:
         command.append("--break-it")
+    if method is not None:
+        command += ["--method", method]
     if rounds is not None:
         command += ["--rounds", str(rounds)]
     if seed is not None:

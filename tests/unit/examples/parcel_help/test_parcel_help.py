@@ -11,8 +11,10 @@ from statistics import fmean
 import pytest
 
 from examples.bootstrap import bootstrap_interval
-from examples.parcel_help import corpus, gold, labelers, measures
+from examples.parcel_help import corpus, gold, labelers, measures, methods
 from examples.parcel_help.measures import Comparison
+from examples.parcel_help.quickstart import CONFIG
+from fairlead.config import load
 
 LAMP = "my lamp was charged twice ."
 GOOD = "hello . we are sorry about your lamp . we will refund one charge . have a good day ."
@@ -209,3 +211,13 @@ def test_bag_of_words_is_the_logistic_regression_of_count_differences() -> None:
     expected = oracle.decision_function([counts(c) for c in heldout])
     assert margins == pytest.approx(list(expected), abs=1e-3)
     assert measures.accuracy(margins) > 0.65
+
+
+def test_every_method_is_a_valid_configuration_in_a_folder_of_its_own() -> None:
+    config = load(CONFIG)
+    found = {name: methods.configured(config, name) for name in methods.METHODS}
+    assert len({made.folder.root for made in found.values()}) == len(found)
+    assert [name for name, made in found.items() if made.ppo.has_critic] == ["ppo"]
+    for made in found.values():
+        kept = made.ppo.model_dump(include={"updates", "batch_size", "learning_rate", "missing_eos_penalty"})
+        assert kept == config.ppo.model_dump(include=kept.keys())
