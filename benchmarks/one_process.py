@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -47,23 +48,28 @@ class Loop:
         self._stop_ids = eos_token_ids(policy, tokenizer) | policy_stop_ids(tokenizer)
         self._decoder = Decoder(policy, slots=config.policy.max_slots)
         self._prompts = PromptOrder(
-            load_prompts(config).train, tokenizer, sampling=config.sampling, seed=config.seed
+            load_prompts(config).train,
+            tokenizer,
+            sampling=config.sampling,
+            seed=config.seed,
+            num_samples=config.ppo.num_samples,
         )
         set_threads(config.ppo)
 
     def update(self, number: int) -> dict[str, float]:
         """Generate a batch, score it, look up the reference and learn; return the metrics of the update."""
-        size, version = self._config.ppo.batch_size, WeightVersion(1, number)
+        size, version = self._config.ppo.tasks_per_update, WeightVersion(1, number)
         tasks = self._prompts.tasks(range(number * size, (number + 1) * size), min_version=version)
         completions = self._generate(tasks, version)
+        of_task = [task for task in tasks for _ in range(task.num_samples)]
         pairs = [
             TokenPair(task.prompt_token_ids, completion.token_ids)
-            for task, completion in zip(tasks, completions, strict=True)
+            for task, completion in zip(of_task, completions, strict=True)
         ]
-        scores, logprobs = self._scores(pairs), self._reference_logprobs(pairs)
+        found = zip(completions, self._scores(pairs), self._reference_logprobs(pairs), strict=True)
+        answers = (Rollout(completion, score, "", reference) for completion, score, reference in found)
         outcomes = [
-            Outcome(task, (Rollout(completion, score, "", reference),), "loop", 1, 0)
-            for task, completion, score, reference in zip(tasks, completions, scores, logprobs, strict=True)
+            Outcome(task, tuple(itertools.islice(answers, task.num_samples)), "loop", 1, 0) for task in tasks
         ]
         rollouts = batch.from_outcomes(outcomes, self._learner.models.device)
         assert rollouts is not None
@@ -74,11 +80,12 @@ class Loop:
             SampleState(
                 prompt=task.prompt_token_ids,
                 sampling=task.sampling,
-                key=stream_key(task.sampling.seed, 0),
+                key=stream_key(task.sampling.seed, number),
                 stop_ids=self._stop_ids,
                 limit=task.sampling.max_new_tokens,
             )
             for task in tasks
+            for number in range(task.num_samples)
         ]
         decode(self._decoder, samples, version)
         return [sample.completion() for sample in samples]

@@ -196,6 +196,7 @@ def _queue(queue: Mapping[str, int]) -> PageSection:
     meanings = {
         "tasks_dispatched": "prompt tasks sent to the workers",
         "tasks_trained": "trained on exactly once",
+        "tasks_no_signal": "left out: all answers had the same reward",
         "tasks_duplicated": "trained on more than once",
         "tasks_lost": "neither trained on nor ended as a dead letter",
         "dead_letters": "dead letters: failed for good, with a reason",

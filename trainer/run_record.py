@@ -19,6 +19,8 @@ Row = Mapping[str, Any]
 
 QUEUE_FIGURES = ("tasks_dispatched", "tasks_trained", "tasks_duplicated", "tasks_lost", "dead_letters")
 """Keys of the balance of the queue in `result_ppo.json`."""
+_ALL_QUEUE_FIGURES = (*QUEUE_FIGURES, "tasks_no_signal")
+"""Those, and the one of runs with dynamic sampling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class RunRecord:
     @property
     def queue(self) -> dict[str, int]:
         """The balance of the queue; empty before PPO has ended."""
-        return {name: int(self.ppo[name]) for name in QUEUE_FIGURES if name in self.ppo}
+        return {name: int(self.ppo[name]) for name in _ALL_QUEUE_FIGURES if name in self.ppo}
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         """Return the updates that have a metric, and its values there."""
@@ -103,7 +105,9 @@ def joined(records: Sequence[RunRecord]) -> RunRecord:
         samples += [{**row, "update": row["update"] + before} for row in record.rollout_samples]
         updates += [{**row, "update": row["update"] + before} for row in record.updates]
     queues = [record.queue for record in records]
-    queue = {name: sum(one.get(name, 0) for one in queues) for name in QUEUE_FIGURES if name in queues[-1]}
+    queue = {
+        name: sum(one.get(name, 0) for one in queues) for name in _ALL_QUEUE_FIGURES if name in queues[-1]
+    }
     return replace(
         records[-1],
         name=records[0].name,

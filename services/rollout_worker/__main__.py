@@ -47,7 +47,12 @@ async def run(config: RunConfig) -> None:
         connecting = asyncio.create_task(
             run_both(
                 _queue(config, worker_metrics, stack),
-                ModelServices.connect(clients, run=config.name, worker_metrics=worker_metrics),
+                ModelServices.connect(
+                    clients,
+                    run=config.name,
+                    worker_metrics=worker_metrics,
+                    num_samples=config.ppo.num_samples,
+                ),
             )
         )
         stopped = asyncio.create_task(stop.wait())

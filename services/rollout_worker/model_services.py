@@ -123,12 +123,19 @@ class ModelServices:
 
     @classmethod
     async def connect(
-        cls, clients: RolloutClients, *, run: str, worker_metrics: WorkerMetrics
+        cls, clients: RolloutClients, *, run: str, worker_metrics: WorkerMetrics, num_samples: int = 1
     ) -> ModelServices:
-        """Wait until all services answer, and check their tokenizers.
+        """Wait until all services answer, and check their tokenizers and limits.
+
+        Args:
+            clients: of the services.
+            run: name of the run, for the ids of requests.
+            worker_metrics: of this process.
+            num_samples: answers per task, `ppo.num_samples`.
 
         Raises:
-            ConfigError: if policy and reference have different tokenizers; names both.
+            ConfigError: if policy and reference have different tokenizers; names both. If the policy service
+                does not generate that many answers in one request.
         """
         policy, reward, reference = await asyncio.gather(
             wait_for(
@@ -143,6 +150,13 @@ class ModelServices:
             ),
             _reference_info(clients.reference),
         )
+        if num_samples > policy.max_samples:
+            raise ConfigError(
+                "ppo.num_samples",
+                got=num_samples,
+                allowed=f"at most {policy.max_samples}, the limit of the policy service that answers at "
+                "policy.addresses; raise policy.max_samples there",
+            )
         return cls(
             clients,
             run=run,

@@ -88,7 +88,7 @@ class OutcomeCounts:
     lost: int
     """Tasks that are not open and have no outcome, or an outcome that contradicts the ledger."""
     scores: Mapping[int, tuple[float, ...]]
-    """Scores of the trained tasks, by update; of a group the mean."""
+    """Scores of the answered tasks, those without signal included, by update; of a group the mean."""
 
 
 def count_outcomes(
@@ -118,7 +118,7 @@ def count_outcomes(
         task_id = int(line["task"])
         outcomes[task_id] = line["event"]
         times[task_id] += 1
-        if line["event"] == "trained":
+        if line["event"] != "dead_letter":
             samples[task_id] = int(line.get("samples", 1))
             scores.setdefault(int(line["update"]), []).append(float(line["score"]))
     right = sum(

@@ -255,7 +255,9 @@ class PpoTrainer:
         journal.append(entries, update=update)
         journal.append(aside, event=EVENT, update=update)
         self._settle(entries)
-        figures |= self._settle_without_signal(aside)
+        if self._config.ppo.dynamic_sampling:
+            self._settle_without_signal(aside)
+            figures |= update_metrics.sampling(entries, aside)
         self._progress.update += 1
         if self._monitor.stopped_by is not None:
             self._record(figures, collector, tracker)
@@ -333,11 +335,9 @@ class PpoTrainer:
         )
         return DynamicSampling(section.extra_tasks, check, open_tasks)
 
-    def _settle_without_signal(self, entries: Sequence[OutcomeEntry]) -> dict[str, float]:
-        """Settle what dynamic sampling set aside; return its figure."""
+    def _settle_without_signal(self, entries: Sequence[OutcomeEntry]) -> None:
+        """Settle what dynamic sampling set aside."""
         section = self._config.ppo
-        if not section.dynamic_sampling:
-            return {}
         for entry in entries:
             self._progress.ledger.settle(entry.outcome.task.task_id, no_signal=True)
             if self._metrics is not None:
@@ -348,7 +348,6 @@ class PpoTrainer:
                 "further ones stayed in the batch",
                 *(self._progress.update + 1, len(entries), section.max_extra_batches),
             )
-        return {EVENT: float(len(entries))}
 
     def _maybe_checkpoint(self, collector: Collector, tracker: Tracker) -> None:
         update = self._progress.update

@@ -46,6 +46,20 @@ def staleness(
     }
 
 
+def sampling(entries: Sequence[OutcomeEntry], aside: Sequence[OutcomeEntry]) -> dict[str, float]:
+    """Return how many groups dynamic sampling set aside, and the mean score of all answers of the update.
+
+    `reward` is that of the batch, which is biased: without groups that are all right or all wrong.
+
+    Args:
+        entries: outcomes of the batch.
+        aside: groups without signal.
+    """
+    scores = [rollout.score for entry in (*entries, *aside) for rollout in entry.outcome.rollouts]
+    mean = {"reward_sampled": sum(scores) / len(scores)} if scores else {}
+    return {"no_signal": float(len(aside))} | mean
+
+
 def times(seconds_per_phase: Mapping[str, float], *, tokens: float) -> dict[str, float]:
     """Return the seconds of an update by phase and in total, its share of waiting, and tokens per second."""
     seconds = sum(seconds_per_phase.values())

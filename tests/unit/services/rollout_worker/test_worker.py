@@ -565,6 +565,18 @@ async def test_policy_and_reference_with_different_tokenizers_are_refused() -> N
     assert "tokenizer oneoneoneone of the policy models/policy" in message
 
 
+async def test_policy_service_with_a_lower_limit_of_samples_is_refused() -> None:
+    script = Script()  # its policy generates up to 4
+    worker_metrics = metrics.WorkerMetrics(CollectorRegistry())
+    async with serving(script), clients_of(script.address) as clients:
+        for samples in (1, 4):
+            await ModelServices.connect(
+                clients, run="tests", worker_metrics=worker_metrics, num_samples=samples
+            )
+        with pytest.raises(ConfigError, match=r"^ppo.num_samples: got 5, allowed: at most 4, the limit of"):
+            await ModelServices.connect(clients, run="tests", worker_metrics=worker_metrics, num_samples=5)
+
+
 async def test_waiting_for_services_is_logged_with_their_names(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     script = Script()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
@@ -197,6 +198,12 @@ def test_killed_synchronous_run_tops_up_with_the_same_tasks(tmp_path, model_path
         0,
     )
     assert registry.get_sample_value("fairlead_trainer_tasks_total", {"event": "no_signal"}) == without
+    lines = [json.loads(line) for line in whole.folder.metrics("ppo").read_text().splitlines()]
+    assert sum(line["no_signal"] for line in lines) == without
+    # What the batches leave out decides the mean of all answers: half of them or all are odd.
+    answers = [line for line in read_journal(whole.folder.ledger) if line["update"] == 0]
+    scores = [score for line in answers for score in line["scores"]]
+    assert lines[0]["reward_sampled"] == pytest.approx(sum(scores) / len(scores))
     tasks = trained(whole)
     assert [number for update in sorted(tasks) for number in sorted(tasks[update])] == list(
         range(24 + without)
