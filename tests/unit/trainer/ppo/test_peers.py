@@ -1,0 +1,557 @@
+"""Advantages, losses and weights against the functions of verl, OpenRLHF and TRL themselves.
+
+One slow test; it prints a table of the largest differences (`pytest -m slow -s`). Where a peer deviates on
+purpose, its result is converted, and the comparison says how.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fairlead.config.training import PpoSection
+from tests.unit.trainer.ppo import peer_sources
+from trainer.ppo import objective
+from trainer.ppo.advantages import ESTIMATORS, RewardedTokens
+from trainer.ppo.losses import LOSSES, Aggregation, LossTokens
+
+SEEDS = 8
+GROUP, LONGEST = 4, 8
+KINDS = ("ragged", "one token", "zeros", "equal", "large")
+BETA = 0.3
+EXACT = 1e-12
+
+
+@dataclass(frozen=True)
+class Case:
+    """Answers in groups of 4, with rewards and the log-probs of every policy, in float64; 0 after the end."""
+
+    mask_BT: Tensor
+    rewards_BT: Tensor
+    scores_B: Tensor
+    values_BT: Tensor
+    logprobs_BT: Tensor
+    old_BT: Tensor
+    reference_BT: Tensor
+    behaviour_BT: Tensor
+    advantages_B: Tensor
+
+    @property
+    def lengths_B(self) -> Tensor:
+        return self.mask_BT.sum(1)
+
+    @property
+    def groups_B(self) -> Tensor:
+        return torch.arange(len(self.mask_BT)) // GROUP
+
+    @property
+    def rows_N(self) -> Tensor:
+        return torch.arange(len(self.mask_BT)).repeat_interleave(self.lengths_B)
+
+    @property
+    def advantages_BT(self) -> Tensor:
+        return self.advantages_B[:, None] * self.mask_BT
+
+    def flat(self, values_BT: Tensor) -> Tensor:
+        return values_BT[self.mask_BT]
+
+
+def cases() -> list[tuple[str, Case]]:
+    return [(f"{kind} {seed}", case(kind, seed)) for kind in KINDS for seed in range(SEEDS)]
+
+
+def case(kind: str, seed: int) -> Case:
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+    count = 3 * GROUP
+    lengths_B = torch.randint(1, LONGEST + 1, (count,), generator=draw)
+    lengths_B = torch.ones_like(lengths_B) if kind == "one token" else lengths_B
+    mask_BT = torch.arange(LONGEST) < lengths_B[:, None]
+    size = {"zeros": 0.0, "large": 1e3}.get(kind, 1.0)
+    scores_B = torch.full((count,), 1.3, dtype=torch.float64) if kind == "equal" else size * normal(count)
+    rewards_BT = size * 0.1 * normal(count, LONGEST) * mask_BT
+    if kind == "equal":
+        rewards_BT = torch.zeros_like(rewards_BT)
+    rewards_BT[torch.arange(count), lengths_B - 1] += scores_B
+    old_BT = -normal(count, LONGEST).abs() * mask_BT
+    near = [(old_BT + width * normal(count, LONGEST)) * mask_BT for width in (0.3, 0.5, 0.7)]
+    return Case(
+        mask_BT,
+        rewards_BT,
+        scores_B,
+        size * normal(count, LONGEST) * mask_BT,
+        *near[:1],
+        old_BT,
+        *near[1:],
+        size * normal(count),
+    )
+
+
+@dataclass
+class Table:
+    """The largest difference of each comparison."""
+
+    rows: dict[tuple[str, str], tuple[float, str, float]]
+
+    def compare(
+        self, what: str, peer: str, ours: Tensor, theirs: Tensor, where: str, limit: float = EXACT
+    ) -> None:
+        """Note the difference, relative where the numbers are above 1."""
+        assert ours.shape == theirs.shape, (what, peer, ours.shape, theirs.shape)
+        apart = float(((ours - theirs).abs() / theirs.abs().clamp(min=1)).max().detach())
+        known = self.rows.get((what, peer), (-1.0, "", limit))
+        if not apart <= known[0]:
+            self.rows[what, peer] = (apart, where, limit)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{what:<52} | {peer:<44} | {apart:8.1e} | {where}"
+            for (what, peer), (apart, where, _) in self.rows.items()
+        ]
+        return "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_formulas_equal_those_of_verl_openrlhf_and_trl(tmp_path, capsys):
+    folder = peer_sources.download(tmp_path)
+    if isinstance(folder, str):
+        pytest.skip(folder)
+    peers = SimpleNamespace(
+        verl=peer_sources.verl(folder), openrlhf=peer_sources.openrlhf(folder), trl=peer_sources.trl(folder)
+    )
+    table = Table({})
+    for where, given in cases():
+        for compare in (
+            advantages_of_verl,
+            advantages_of_openrlhf,
+            advantages_of_trl,
+            losses_of_verl,
+            losses_of_openrlhf,
+            losses_of_trl,
+            kl_and_weights,
+            lengths,
+        ):
+            compare(peers, given, table, where)
+    with capsys.disabled():
+        print(f"\n{table}")  # noqa: T201
+    wrong = {key: row for key, row in table.rows.items() if not row[0] <= row[2]}
+    assert not wrong
+
+
+def estimated(given: Case, name: str, scale: str = "none", **changes) -> Tensor:
+    section = PpoSection(estimator=name, group_scale=scale, num_samples=GROUP, **changes)
+    values_BT = given.values_BT if section.has_critic else None
+    tokens = RewardedTokens(given.rewards_BT, given.mask_BT, given.scores_B, given.groups_B, values_BT)
+    return ESTIMATORS[name](tokens, section).advantages_N
+
+
+def unbiased(given: Case, whitened_N: Tensor) -> Tensor:
+    """As if whitened by the unbiased estimate of the variance."""
+    count = len(whitened_N)
+    return whitened_N * math.sqrt((count - 1) / count)
+
+
+def advantages_of_verl(peers: SimpleNamespace, given: Case, table: Table, where: str) -> None:
+    verl, index = peers.verl, given.groups_B.numpy()
+    mask_BT = given.mask_BT.double()
+    rewards = {"token_level_rewards": given.rewards_BT, "response_mask": mask_BT}
+    for gamma, lam in ((1.0, 0.95), (0.9, 0.5)):
+        theirs, returns = verl.compute_gae_advantage_return(
+            **rewards, values=given.values_BT, gamma=gamma, lam=lam
+        )
+        section = PpoSection(gae_gamma=gamma, gae_lambda=lam)
+        ours = ESTIMATORS["gae"](
+            RewardedTokens(given.rewards_BT, given.mask_BT, given.scores_B, given.groups_B, given.values_BT),
+            section,
+        )
+        assert ours.returns_N is not None
+        table.compare("gae, returns", "verl gae", ours.returns_N, given.flat(returns), where)
+        whitened_N = unbiased(given, ours.advantages_N)
+        table.compare("gae x sqrt((n-1)/n)", "verl gae", whitened_N, given.flat(theirs), where, 1e-6)
+    for scale, normed in (("none", False), ("group", True)):
+        theirs, _ = verl.compute_grpo_outcome_advantage(
+            given.rewards_BT.clone(), mask_BT, index, norm_adv_by_std_in_grpo=normed
+        )
+        ours_N = estimated(given, "group", scale)
+        table.compare(f"group, scale {scale}", "verl grpo", ours_N, given.flat(theirs), where, 1e-9)
+    theirs, _ = verl.compute_rloo_outcome_advantage(given.rewards_BT.clone(), mask_BT, index)
+    table.compare("rloo", "verl rloo", estimated(given, "rloo"), given.flat(theirs), where)
+    theirs, _ = verl.compute_rloo_vectorized_outcome_advantage(given.rewards_BT.clone(), mask_BT, index)
+    table.compare("rloo", "verl rloo_vectorized", estimated(given, "rloo"), given.flat(theirs), where)
+    theirs, _ = verl.compute_reinforce_plus_plus_outcome_advantage(
+        **rewards, config=SimpleNamespace(gamma=0.9)
+    )
+    ours_N = unbiased(given, estimated(given, "reinforce++", gae_gamma=0.9))
+    table.compare("reinforce++ x sqrt((n-1)/n)", "verl reinforce++", ours_N, given.flat(theirs), where, 1e-6)
+    theirs, _ = verl.compute_reinforce_plus_plus_baseline_outcome_advantage(
+        given.rewards_BT.clone(), mask_BT, index
+    )
+    ours_N = unbiased(given, estimated(given, "reinforce++_baseline"))
+    name = "reinforce++_baseline x sqrt((n-1)/n)"
+    table.compare(name, "verl reinforce++-baseline", ours_N, given.flat(theirs), where, 1e-6)
+
+
+def advantages_of_openrlhf(peers: SimpleNamespace, given: Case, table: Table, where: str) -> None:
+    """Without KL: OpenRLHF adds it to the tokens after the baseline, others to the reward of the answer."""
+    given = replace(given, rewards_BT=torch.zeros_like(given.rewards_BT))
+    given.rewards_BT[torch.arange(len(given.scores_B)), given.lengths_B - 1] = given.scores_B
+    for theirs, ours, scale, limit in (
+        ("rloo", "rloo", "none", EXACT),
+        ("dr_grpo", "group", "none", EXACT),
+        ("group_norm", "group", "group", 1e-4),  # another epsilon beside the deviation
+        ("reinforce_baseline", "reinforce++_baseline", "none", 1e-6),
+        ("reinforce", "reinforce++", "none", 1e-2),  # in float32, over a deviation of 0 in the case "equal"
+    ):
+        flat = SimpleNamespace(
+            index=list(range(len(given.scores_B))),
+            rewards=given.scores_B.clone(),
+            kl=torch.zeros_like(given.rewards_BT),
+            action_mask=given.mask_BT,
+            values=None,
+            info={},
+        )
+        advantage = SimpleNamespace(estimator=theirs, gamma=1.0, lambd=1.0, no_std_norm=False)
+        maker = SimpleNamespace(
+            strategy=SimpleNamespace(
+                args=SimpleNamespace(
+                    rollout=SimpleNamespace(n_samples_per_prompt=GROUP),
+                    algo=SimpleNamespace(advantage=advantage),
+                    reward=SimpleNamespace(clip_range=None),
+                )
+            ),
+            kl_ctl=SimpleNamespace(value=0.0),
+            advantage_estimator=theirs,
+            get_cumulative_returns=lambda *given_: peers.openrlhf.get_cumulative_returns(None, *given_),
+        )
+        peers.openrlhf.compute_advantages_and_returns(maker, [flat])
+        theirs_N = given.flat(flat.advantages.double())
+        what = f"{ours}, scale {scale}" if ours == "group" else ours
+        table.compare(what, f"OpenRLHF {theirs}", estimated(given, ours, scale), theirs_N, where, limit)
+
+
+def advantages_of_trl(peers: SimpleNamespace, given: Case, table: Table, where: str) -> None:
+    """TRL's epsilon of 1e-4 is replaced by ours in its text; it corrects the variance in float32."""
+    outcome_B = given.rewards_BT.sum(1)
+    for scale in ("none", "group", "batch"):
+        space = {
+            "torch": torch,
+            "nanstd": peers.trl.nanstd,
+            "rewards": outcome_B,
+            "num_generations": GROUP,
+            "self": SimpleNamespace(scale_rewards=scale),
+        }
+        exec(peers.trl.of_groups.replace("1e-4", "1e-6"), space)
+        theirs_N = given.flat(space["advantages"][:, None] * given.mask_BT)
+        ours_N = estimated(given, "group", scale)
+        table.compare(f"group, scale {scale}", f"TRL grpo {scale}", ours_N, theirs_N, where, 1e-7)
+    space = {
+        "torch": torch,
+        "nanstd": peers.trl.nanstd,
+        "gather": lambda value: value,
+        "rewards": given.scores_B,
+        "num_generations": GROUP,
+        "old_per_token_logps": given.old_BT,
+        "ref_per_token_logps": given.reference_BT,
+        "completion_mask": given.mask_BT.double(),
+        "self": SimpleNamespace(beta=BETA, reward_clip_range=None),
+    }
+    exec(peers.trl.leave_one_out, space)
+    penalty_BT = objective.k1(given.old_BT, given.reference_BT)
+    rewards_BT = objective.penalised_rewards(penalty_BT, given.scores_B, given.lengths_B, coefficient=BETA)
+    ours_N = estimated(replace(given, rewards_BT=rewards_BT), "rloo")
+    theirs_N = given.flat(space["advantages"][:, None] * given.mask_BT)
+    table.compare("score - beta*k1, rloo", "TRL rloo, KL in the reward", ours_N, theirs_N, where)
+
+
+Differentiated = Callable[[Tensor], Tensor]
+
+
+def compare_loss(
+    table: Table,
+    what: str,
+    peer: str,
+    given: Case,
+    ours: Differentiated,
+    theirs: Differentiated,
+    where: str,
+    limit: float = EXACT,
+) -> None:
+    """Compare a loss, and its gradient by log π, of two functions of log π [B, T]."""
+    found = []
+    for loss in (ours, theirs):
+        logprobs_BT = given.logprobs_BT.clone().requires_grad_()
+        value = loss(logprobs_BT)
+        value.backward()
+        assert logprobs_BT.grad is not None
+        found.append((value.detach()[None], given.flat(logprobs_BT.grad)))
+    table.compare(what, peer, found[0][0], found[1][0], where, limit)
+    table.compare(f"d {what}", peer, found[0][1], found[1][1], where, limit)
+
+
+def own_loss(
+    given: Case, section: PpoSection, weights_N: Tensor | float = 1.0, kl: float = 0.0, parts: int = 3
+) -> Differentiated:
+    """The loss of an optimizer step as `trainer.ppo.step` builds it, from several micro-batches."""
+
+    def loss(logprobs_BT: Tensor) -> Tensor:
+        lengths = given.lengths_B.tolist()
+        aggregation = Aggregation.of(section.aggregation, lengths, max_new_tokens=LONGEST)
+        lengths_N = given.lengths_B.repeat_interleave(given.lengths_B)
+        total = torch.zeros((), dtype=torch.float64)
+        for members in torch.arange(len(lengths)).chunk(parts):
+            where_N = (given.rows_N[:, None] == members).any(1)
+            logprobs_N, old_N, advantages_N, reference_N = (
+                given.flat(one)[where_N]
+                for one in (logprobs_BT, given.old_BT, given.advantages_BT, given.reference_BT)
+            )
+            rows_N = given.rows_N[where_N] - members[0]
+            loss_N = LOSSES[section.loss](LossTokens(logprobs_N, old_N, advantages_N, rows_N), section).loss_N
+            if isinstance(weights_N, Tensor):
+                loss_N = loss_N * weights_N[where_N]
+            if kl:
+                loss_N = loss_N + kl * objective.kl_loss(logprobs_N, old_N, reference_N)
+            total = total + aggregation.total(loss_N, lengths_N[where_N]) / aggregation.divisor
+        return total
+
+    return loss
+
+
+MODES = {"tokens": "token-mean", "sequences": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
+
+
+def losses_of_verl(peers: SimpleNamespace, given: Case, table: Table, where: str) -> None:
+    verl, mask_BT = peers.verl, given.mask_BT.double()
+    for name, theirs, clips in (
+        ("ppo", verl.compute_policy_loss_vanilla, {"dual_clip": 3.0, "clip_range": 0.2}),
+        (
+            "ppo",
+            verl.compute_policy_loss_vanilla,
+            {"dual_clip": 1.5, "clip_range": 0.1, "clip_range_high": 0.3},
+        ),
+        ("gspo", verl.compute_policy_loss_gspo, {"clip_range": 0.01, "clip_range_high": 0.02}),
+        ("cispo", verl.compute_policy_loss_cispo, {"clip_range": 0.2, "clip_range_high": 0.4}),
+    ):
+        high = clips.get("clip_range_high", clips["clip_range"])
+        config = verl.Config(
+            clip_ratio=clips["clip_range"],
+            clip_ratio_low=clips["clip_range"],
+            clip_ratio_high=high,
+            clip_ratio_c=clips.get("dual_clip", 3.0),
+            global_batch_info={},
+        )
+        for aggregation, mode in MODES.items():
+            section = PpoSection(loss=name, loss_aggregation=aggregation, **clips)
+            compare_loss(
+                table,
+                f"{name}, {aggregation}",
+                f"verl {name}, {mode}",
+                given,
+                own_loss(given, section),
+                lambda logprobs_BT, mode=mode, theirs=theirs, config=config: theirs(
+                    given.old_BT, logprobs_BT, given.advantages_BT, mask_BT, mode, config
+                )[0],
+                where,
+                1e-7,  # an epsilon beside the number of tokens
+            )
+    width = 0.3
+    theirs, _ = verl.compute_value_loss(
+        given.values_BT, given.rewards_BT, given.advantages_BT, mask_BT, width
+    )
+    ours = objective.value_loss(
+        *(given.flat(one) for one in (given.values_BT, given.advantages_BT, given.rewards_BT)),
+        clip_width=width,
+    ).mean()
+    table.compare("value loss", "verl", ours[None], theirs[None], where, 1e-7)
+
+
+def losses_of_openrlhf(peers: SimpleNamespace, given: Case, table: Table, where: str) -> None:
+    for name, clips, by_token in (
+        ("ppo", {"clip_range": 0.2}, True),
+        ("ppo", {"clip_range": 0.2, "clip_range_high": 0.28, "dual_clip": 3.0}, False),
+        ("gspo", {"clip_range": 0.01, "clip_range_high": 0.02}, False),
+    ):
+        theirs = peers.openrlhf.PolicyLoss(
+            clips["clip_range"],
+            clips.get("clip_range_high", clips["clip_range"]),
+            clips.get("dual_clip"),
+            token_level_loss=by_token,
+            policy_loss_type=name,
+        )
+        aggregation = "tokens" if by_token else "sequences"
+        compare_loss(
+            table,
+            f"{name}, {aggregation}",
+            f"OpenRLHF PolicyLoss {name}, {aggregation}",
+            given,
+            own_loss(given, PpoSection(loss=name, loss_aggregation=aggregation, **clips)),
+            lambda logprobs_BT, theirs=theirs: theirs(
+                logprobs_BT, given.old_BT, given.advantages_BT, given.mask_BT.double()
+            )[0],
+            where,
+            1e-7,
+        )
+    theirs = peers.openrlhf.ValueLoss(0.3)(
+        given.values_BT, given.advantages_BT, given.rewards_BT, given.mask_BT.double()
+    )
+    ours = objective.value_loss(
+        *(given.flat(one) for one in (given.values_BT, given.advantages_BT, given.rewards_BT)), clip_width=0.3
+    ).mean()
+    table.compare("value loss", "OpenRLHF ValueLoss", ours[None], theirs[None], where)
+
+
+def losses_of_trl(peers: SimpleNamespace, given: Case, table: Table, where: str) -> None:
+    """Without and with the KL loss; CISPO of TRL has no lower clip, and its upper one counts from 0."""
+    for theirs, level, aggregation, loss, beta in (
+        ("dapo", "token", "tokens", "ppo", 0.0),
+        ("dapo", "token", "tokens", "ppo", BETA),
+        ("grpo", "token", "sequences", "ppo", BETA),
+        ("dr_grpo", "token", "constant", "ppo", BETA),
+        ("grpo", "sequence", "sequences", "gspo", 0.0),
+        ("cispo", "token", "tokens", "cispo", 0.0),
+    ):
+        low, high = (1 - 1e-9, 0.4) if loss == "cispo" else (0.2, 0.28)
+        section = PpoSection(loss=loss, loss_aggregation=aggregation, clip_range=low, clip_range_high=high)
+
+        def of_trl(
+            logprobs_BT: Tensor,
+            theirs: str = theirs,
+            level: str = level,
+            beta: float = beta,
+            low: float = low,
+            high: float = high,
+        ) -> Tensor:
+            trainer = SimpleNamespace(
+                _get_per_token_logps_and_entropies=lambda *_, **__: (
+                    logprobs_BT,
+                    torch.zeros_like(logprobs_BT),
+                    None,
+                ),
+                _metrics={"train": defaultdict(list)},
+                _entropy_bonus_enabled=False,
+                accelerator=SimpleNamespace(
+                    num_processes=1, gather=lambda value: value, reduce=lambda value, reduction: value
+                ),
+                args=SimpleNamespace(use_bias_correction_kl=True, delta=None, steps_per_generation=1),
+                aux_loss_enabled=False,
+                beta=beta,
+                current_gradient_accumulation_steps=1,
+                epsilon_high=1 + high if theirs == "cispo" else high,
+                epsilon_low=low,
+                importance_sampling_level=level,
+                loss_type=theirs,
+                max_completion_length=LONGEST,
+                model=SimpleNamespace(training=True),
+                off_policy_mask_threshold=None,
+                top_entropy_quantile=1.0,
+                use_vllm=False,
+            )
+            mask_BT = given.mask_BT.long()
+            inputs = {
+                "prompt_ids": mask_BT[:, :1],
+                "prompt_mask": mask_BT[:, :1],
+                "completion_ids": mask_BT,
+                "completion_mask": mask_BT,
+                "advantages": given.advantages_B,
+                "old_per_token_logps": given.old_BT,
+                "ref_per_token_logps": given.reference_BT,
+                "num_items_in_batch": mask_BT.sum(),
+            }
+            found: Tensor = peers.trl._compute_loss(trainer, None, inputs)
+            return found
+
+        name = f"{loss}, {aggregation}" + (" + beta*KL" if beta else "")
+        compare_loss(
+            table,
+            name,
+            f"TRL {theirs}, {level}" + (", beta" if beta else ""),
+            given,
+            own_loss(given, section, kl=beta),
+            of_trl,
+            where,
+        )
+
+
+def kl_and_weights(peers: SimpleNamespace, given: Case, table: Table, where: str) -> None:
+    old_N, reference_N, behaviour_N = (
+        given.flat(one) for one in (given.old_BT, given.reference_BT, given.behaviour_BT)
+    )
+    for name in ("k1", "k2", "k3"):
+        ours_N = objective.penalty_kl(old_N, reference_N, estimator=name)
+        theirs_N = peers.verl.kl_penalty(old_N, reference_N, name)
+        table.compare(f"KL in the reward, {name}", "verl kl_penalty", ours_N, theirs_N, where)
+
+    def ours(logprobs_BT: Tensor) -> Tensor:
+        return objective.kl_loss(given.flat(logprobs_BT), old_N, reference_N).sum()
+
+    def of_openrlhf(logprobs_BT: Tensor) -> Tensor:
+        # Its value has no importance weight, its gradient has one; compared is the gradient.
+        flat_N = given.flat(logprobs_BT)
+        kl_N = peers.openrlhf.compute_approx_kl(flat_N, reference_N, old_N, "k3", unbiased_gradient=True)
+        constant = ours(logprobs_BT.detach()) - kl_N.double().sum().detach()
+        return kl_N.double().sum() + constant
+
+    compare_loss(table, "KL loss", "OpenRLHF k3, unbiased, float32", given, ours, of_openrlhf, where, 1e-5)
+
+    def on_policy(logprobs_BT: Tensor) -> Tensor:
+        flat_N = given.flat(logprobs_BT)
+        return objective.kl_loss(flat_N, flat_N.detach(), reference_N).sum()
+
+    def of_verl(logprobs_BT: Tensor) -> Tensor:
+        found: Tensor = peers.verl.kl_penalty(given.flat(logprobs_BT), reference_N, "k3+").sum()
+        return found
+
+    compare_loss(table, "KL loss at the first step", "verl k3+", given, on_policy, of_verl, where)
+    log_ratio_BT, mask_BT = given.old_BT - given.behaviour_BT, given.mask_BT.double()
+    truncated_N = objective.behaviour_weights(old_N, behaviour_N, limit=2.0)
+    masked_N = objective.masked_weights(old_N, behaviour_N, low=0.5, high=5.0)
+    for ours_N, threshold in ((truncated_N, 2.0), (masked_N, "0.5_5.0")):
+        theirs, _ = peers.verl.compute_rollout_correction_weights(log_ratio_BT, mask_BT, "token", threshold)
+        table.compare(
+            f"behaviour weights, {threshold}", "verl token weights", ours_N, given.flat(theirs), where
+        )
+    # verl bounds the reciprocal of the ratio.
+    kept, _ = peers.verl.compute_rollout_rejection_mask(log_ratio_BT, mask_BT, "seq_mean_k1", "0.769_1.429")
+    theirs, _ = peers.verl.compute_rollout_correction_weights(log_ratio_BT, mask_BT, "token", 1 / 0.769)
+    ours_N = objective.sequence_masked_weights(
+        old_N, behaviour_N, given.rows_N, low=1 / 1.429, high=1 / 0.769
+    )
+    name = "behaviour weights, masked answers"
+    table.compare(name, "verl seq_mean_k1 x token weights", ours_N, given.flat(theirs * kept), where)
+    low, high = 0.5, 20.0  # so high that no token is truncated, which OpenRLHF does not do
+    for level, weights_N in (
+        ("token", objective.masked_weights(old_N, behaviour_N, low=low, high=high)),
+        ("seq", objective.sequence_masked_weights(old_N, behaviour_N, given.rows_N, low=low, high=high)),
+    ):
+        theirs = peers.openrlhf.PolicyLoss(is_correction_level=level, is_correction_threshold=(low, high))
+        compare_loss(
+            table,
+            f"ppo with masked weights, {level}",
+            f"OpenRLHF is_correction {level} mask",
+            given,
+            own_loss(given, PpoSection(clip_range=0.2), weights_N=weights_N),
+            lambda logprobs_BT, theirs=theirs: theirs(
+                logprobs_BT, given.old_BT, given.advantages_BT, mask_BT, given.behaviour_BT
+            )[0],
+            where,
+            1e-7,
+        )
+
+
+def lengths(peers: SimpleNamespace, given: Case, table: Table, where: str) -> None:
+    experience = SimpleNamespace(response_length=given.lengths_B, rewards=given.scores_B.clone())
+    peers.openrlhf.apply_overlong_penalty([experience], LONGEST, 3.0, 1.7)
+    section = PpoSection(overlong_penalty=1.7, overlong_buffer_tokens=3)
+    penalties_B = objective.overlong_penalties(given.lengths_B, section, max_new_tokens=LONGEST)
+    table.compare(
+        "overlong penalty", "OpenRLHF (DAPO)", given.scores_B - penalties_B, experience.rewards, where, 1e-6
+    )
