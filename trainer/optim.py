@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from fairlead.config.preference import PreferenceSection
 from fairlead.config.training import LearningRateSchedule, PpoSection, RewardModelSection, SftSection
 
 ADAM_EPSILON = 1e-5
@@ -27,9 +28,12 @@ def learning_rate_factor(step: int, *, total: int, warmup: int, schedule: Learni
 
 
 def set_scheduled_rate(
-    optimizer: torch.optim.Optimizer, section: SftSection | RewardModelSection, step: int, total: int
+    optimizer: torch.optim.Optimizer,
+    section: SftSection | RewardModelSection | PreferenceSection,
+    step: int,
+    total: int,
 ) -> None:
-    """Set the learning rate of a step of SFT or reward-model training, of `total` steps."""
+    """Set the learning rate of a step of a stage that reads files, of `total` steps."""
     factor = learning_rate_factor(
         step,
         total=total,

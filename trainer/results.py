@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 STAGE_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "sft": ("model", "data", "sft"),
     "reward_model": ("data", "reward_model"),
+    "preference": ("data", "preference"),
     "ppo": ("data", "ppo", "sampling"),
 }
 """Sections of the configuration that determine the result of a stage."""
@@ -31,7 +32,7 @@ def exit_code_if_done(stage: str, config: RunConfig, differences: Sequence[str] 
     """Return the exit code of a stage that is already done, and log it; None if there is work left.
 
     Args:
-        stage: `sft`, `reward_model` or `ppo`.
+        stage: `sft`, `reward_model`, `preference` or `ppo`.
         config: the run.
         differences: what the result was made from that has changed since.
     """

@@ -6,6 +6,7 @@ A draw never depends on how often something was retried or sent, so a resumed ru
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,3 +23,9 @@ def permutation(length: int, run_seed: int, purpose: str, *numbers: int) -> list
     generator = torch.Generator().manual_seed(derive(run_seed, purpose, *numbers))
     order: Tensor = torch.randperm(length, generator=generator)
     return [int(index) for index in order]
+
+
+def batches(order: Sequence[int], *, size: int) -> Iterator[list[int]]:
+    """Yield the indices of each optimizer step of an epoch, in the order given."""
+    for start in range(0, len(order), size):
+        yield list(order[start : start + size])

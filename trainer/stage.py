@@ -51,7 +51,7 @@ def run(
     disk. The code is not 0, which a Kubernetes Job would take for the success of the run.
 
     Args:
-        stage: `sft`, `reward_model` or `ppo`; names the result file.
+        stage: `sft`, `reward_model`, `preference` or `ppo`; names the result file.
         body: the stage.
         argv: flags, without the name of the program.
         forget: deletes what a finished stage would continue from; called before `--force` runs it again.

@@ -1,4 +1,4 @@
-"""Checkpoints of SFT and reward-model training: an interrupted stage continues from them bit for bit.
+"""Checkpoints of the stages that read files: an interrupted stage continues from them bit for bit.
 
 Written every `checkpoint.every_steps` steps and when a signal stops the stage; deleted when it has finished.
 Knows neither models nor losses: the stage passes tensors and its position.
@@ -53,7 +53,7 @@ class StageCheckpoints:
     ) -> None:
         """
         Args:
-            stage: `sft` or `reward_model`.
+            stage: `sft`, `reward_model` or `preference`.
             config: the run.
             sequences: token ids of everything that the stage learns from, in its order.
             group: the ranks that train together, all of which make the same calls; None: only this process.

@@ -22,8 +22,8 @@ from examples.serving import GeneratedAnswer
 from fairlead.config import RunConfig
 from fairlead.data.records import is_heldout
 from trainer import run_record
+from trainer.calibration import BINS, expected_calibration_error, wilson_interval
 from trainer.charts import Bin
-from trainer.reward_model.calibration import BINS, expected_calibration_error, wilson_interval
 from trainer.run_record import QUEUE_FIGURES, RunRecord
 
 Scores = Mapping[tuple[str, str], float]

@@ -44,6 +44,7 @@ class DataKind(StrEnum):
 
     DEMONSTRATIONS = "demonstrations"
     PREFERENCES = "preferences"
+    THUMBS = "thumbs"
     PROMPTS = "prompts"
     SENTENCES = "sentences"
 
@@ -130,6 +131,7 @@ def _rulers(config: RunConfig, tokenizer: str) -> tuple[dict[str, Ruler], dict[s
     readers = {
         "demonstrations": (config.model.path or trained, config.sft.max_sequence_tokens),
         "preferences": (config.reward_model.path or trained, config.reward_model.max_sequence_tokens),
+        "thumbs": (config.preference.path or trained, config.preference.max_sequence_tokens),
         "prompts": (config.policy.path or trained, config.policy.max_sequence_tokens),
         "sentences": (config.model.path or trained, config.sft.max_sequence_tokens),
     }

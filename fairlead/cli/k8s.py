@@ -52,7 +52,9 @@ Registry = Annotated[
     str, typer.Option("--registry", help="Registry and path of the images, without their names.")
 ]
 Tag = Annotated[str | None, typer.Option("--tag", help="Tag of the images; by default this version.")]
-Stage = Annotated[str, typer.Option("--stage", help="What to run: files, sft, reward-model or ppo.")]
+Stage = Annotated[
+    str, typer.Option("--stage", help="What to run: files, sft, reward-model, preference or ppo.")
+]
 
 _POLL_SECONDS = 1.0
 

@@ -31,7 +31,7 @@ _EPILOG = """\b
 Start here:     fairlead quickstart
 Your own data:  fairlead sft run.toml
                 fairlead reward-model run.toml
-                fairlead ppo run.toml
+                fairlead ppo run.toml     (or: fairlead dpo run.toml)
 
 Exit codes: 0 done, 1 failed, 2 invalid flags, configuration, model or data, 3 a newer trainer took over,
 4 waited too long, 5 stopped by a guard, 128 + n stopped by signal n.
@@ -39,7 +39,7 @@ Exit codes: 0 done, 1 failed, 2 invalid flags, configuration, model or data, 3 a
 
 
 _ORDER = (
-    *("quickstart", "sft", "reward-model", "ppo", "serve", "reload", "score", "generate"),
+    *("quickstart", "sft", "reward-model", "dpo", "ppo", "serve", "reload", "score", "generate"),
     *("data", "export", "export-triton", "report", "status", "audit", "plan", "keys", "k8s"),
 )
 

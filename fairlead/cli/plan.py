@@ -27,6 +27,7 @@ _PLAN = with_examples(
     "fairlead plan run.toml",
     "fairlead plan run.toml --set ppo.lora.rank=16 --set ppo.gradient_checkpointing=true",
     "fairlead plan run.toml --gpu-gib 80 --memory-gib 256 --json",
+    "fairlead plan run.toml --stage preference",
     "fairlead plan run.toml --gpus 8 --gpu-gib 80 --set ranks.nodes=2",
 )
 
@@ -43,7 +44,7 @@ def register(app: typer.Typer) -> None:
     app.command("plan", help=_PLAN)(plan)
 
 
-def plan(
+def plan(  # noqa: PLR0913, PLR0917 - a flag each
     run: ConfigFile = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
@@ -65,6 +66,10 @@ def plan(
         float | None,
         typer.Option("--gpu-gib", min=0, help="GPU memory of the machine to plan for; 0 for no GPU."),
     ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option("--stage", help="Only this stage: sft, reward-model, preference or ppo."),
+    ] = None,
     gpus: Annotated[
         int | None, typer.Option("--gpus", min=1, help="Number of GPUs of the machine to plan for.")
     ] = None,
@@ -77,11 +82,11 @@ def plan(
 
     settings = load_config(run, config, overrides)
     machine = _machine(memory_gib, gpu_gib, gpus)
-    found = plan_run(settings, machine=machine, prompt_tokens=prompt_tokens)
+    found = plan_run(settings, machine=machine, prompt_tokens=prompt_tokens, stage=stage)
     without_effect = (*ignored.of_ppo(settings.ppo), *ignored.of_processes(settings))
     found = dataclasses.replace(found, notes=(*found.notes, *without_effect))
     proposal = None
-    if machine.has_gpu and proposals.obstacle(found):
+    if stage in (None, "ppo") and machine.has_gpu and proposals.obstacle(found):
         proposal = proposals.propose(
             settings, machine=machine, nodes=settings.ranks.nodes, prompt_tokens=prompt_tokens
         )
@@ -166,7 +171,9 @@ def _show(found: RunPlan, folder: str) -> None:
     for warning in found.warnings():
         console.print(f"warning: {warning}", style="yellow", markup=False)
     if not found.warnings():
-        console.print("The run fits.", style="green")
+        console.print(
+            f"{found.stages[0].stage if len(found.stages) == 1 else 'The run'} fits.", style="green"
+        )
 
 
 def _sums(found: RunPlan, stage: StagePlan) -> str:

@@ -1,4 +1,4 @@
-"""The verbs that train on this machine: `quickstart`, `sft`, `reward-model` and `ppo`."""
+"""The verbs that train on this machine: `quickstart`, `sft`, `reward-model`, `dpo` and `ppo`."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ _REWARD_MODEL = with_examples(
     "Train the reward model on comparisons, starting from the fine-tuned model.",
     "fairlead reward-model run.toml --set reward_model.epochs=2",
 )
+_DPO = with_examples(
+    "Align the policy on comparisons, without a reward model and without sampling: DPO and its relatives "
+    "(IPO, SimPO, KTO …), as preference.loss says, starting from the fine-tuned model.\n\n"
+    "The policy is written to the folder preference/ of the run.",
+    "fairlead dpo run.toml",
+    "fairlead dpo run.toml --set preference.beta=0.05 --set preference.sft_coefficient=1",
+    "fairlead dpo run.toml --set preference.loss=kto --set data.thumbs=thumbs.jsonl",
+)
 _PPO = with_examples(
     "Align the policy by PPO: start the queue, the services, the rollout workers and the trainer, and "
     "restart those that die.\n\n"
@@ -56,6 +64,7 @@ def register(app: typer.Typer) -> None:
     app.command("quickstart", help=_QUICKSTART)(quickstart)
     app.command("sft", help=_SFT)(sft)
     app.command("reward-model", help=_REWARD_MODEL)(reward_model)
+    app.command("dpo", help=_DPO)(dpo)
     app.command("ppo", help=_PPO)(ppo)
 
 
@@ -115,6 +124,13 @@ def reward_model(
     _run("reward_model", load_config(run, config, overrides), force=force)
 
 
+def dpo(
+    run: ConfigFile = None, config: ConfigOption = None, overrides: Overrides = None, force: Force = False
+) -> None:
+    """Run the preference stage."""
+    _run("preference", load_config(run, config, overrides), force=force)
+
+
 def ppo(
     run: ConfigFile = None, config: ConfigOption = None, overrides: Overrides = None, force: Force = False
 ) -> None:
@@ -150,7 +166,7 @@ def _warn_about_memory(stage: str, settings: RunConfig) -> None:
     from fairlead.planning.plan import plan_run
 
     try:
-        warnings = plan_run(settings, read_data=False).warnings(stage.replace("_", "-"))
+        warnings = plan_run(settings, read_data=False, stage=stage.replace("_", "-")).warnings()
     except FairleadError:
         return  # the process that loads the model reports the error
     if warnings:

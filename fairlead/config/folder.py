@@ -56,6 +56,16 @@ class RunFolder:
         return self.root / "reward_model"
 
     @property
+    def preference_model(self) -> Path:
+        """The policy that the preference stage trained, in the format of `save_pretrained`."""
+        return self.root / "preference"
+
+    @property
+    def reference_logprobs(self) -> Path:
+        """Log-probs of the preference stage's reference, in files named by what they are of."""
+        return self.root / "preference_reference"
+
+    @property
     def weights(self) -> Path:
         """The weight store."""
         return self.root / "weights"
@@ -121,7 +131,9 @@ class RunFolder:
         return self.root / "report.json"
 
     def metrics(self, stage: str) -> Path:
-        """Return the metrics file of a stage (`sft`, `reward_model`, `ppo`), one JSON object per line."""
+        """Return the metrics file of a stage (`sft`, `reward_model`, `preference`, `ppo`), one JSON object
+        per line.
+        """
         return self.root / f"metrics_{stage}.jsonl"
 
     @property
@@ -139,7 +151,7 @@ class RunFolder:
         return self.root / f"inputs_{stage}.json"
 
     def stage_checkpoints(self, stage: str) -> Path:
-        """Return the folder of the checkpoints of `sft` or `reward_model`."""
+        """Return the folder of the checkpoints of `sft`, `reward_model` or `preference`."""
         return self.root / f"checkpoints_{stage}"
 
     def result(self, stage: str) -> Path:

@@ -36,6 +36,7 @@ from fairlead.config.infrastructure import (
     RanksSection,
     WeightsSection,
 )
+from fairlead.config.preference import PreferenceSection
 from fairlead.config.serving import (
     GatewaySection,
     PolicySection,
@@ -94,6 +95,8 @@ class RunConfig(BaseSettings):
     """Supervised fine-tuning."""
     reward_model: RewardModelSection = RewardModelSection()
     """Training of the reward model."""
+    preference: PreferenceSection = PreferenceSection()
+    """Training on comparisons without a reward model."""
     ppo: PpoSection = PpoSection()
     """Reinforcement learning."""
     guard: GuardSection = GuardSection()
@@ -219,6 +222,16 @@ class RunConfig(BaseSettings):
             allowed = _not_with("triton", "1")
             raise ConfigError("reward.tensor_parallel", got=section.tensor_parallel, allowed=allowed)
         return self
+
+    @property
+    def has_preference_stage(self) -> bool:
+        """Whether the run has settings of the preference stage, which is optional."""
+        return self.preference != PreferenceSection()
+
+    @property
+    def reads_thumbs(self) -> bool:
+        """Whether the preference stage learns from `data.thumbs` instead of rankings."""
+        return self.preference.loss == "kto" and bool(self.data.thumbs or self.data.heldout_thumbs)
 
     @property
     def folder(self) -> RunFolder:

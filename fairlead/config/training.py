@@ -41,8 +41,8 @@ class ModelSection(Section):
     """Local folder, GGUF file or Hugging Face id of a causal language model. Empty: a model from scratch."""
     chat_template: str = ""
     """File with a chat template in Jinja, relative to the folder of the run's file, for the models that a run
-    starts from: `model.path`, `reward_model.path` and `policy.path`. Trained models are saved with it. Empty:
-    the template of the model's tokenizer."""
+    starts from: `model.path`, `reward_model.path`, `preference.path` and `policy.path`. Trained models are
+    saved with it. Empty: the template of the model's tokenizer."""
     template_arguments: dict[str, TemplateArgument] = Field(default={})
     """Values of variables of that chat template, such as `{ enable_thinking = false }`. They become a part of
     the template, so that every stage, service and exported model renders the same."""
@@ -78,12 +78,17 @@ class DataSection(Section):
     """Demonstrations that are only evaluated on. All `demonstrations` are then trained on, and
     `heldout_fraction` does not apply to them."""
     preferences: str | tuple[str, ...] = ""
-    """For the reward model: one source or several. A line is `{"prompt", "responses": [{"text", "rank"}]}`
-    (rank 1 is best, equal ranks are ties), the same with `score` (higher is better), or `{"prompt", "chosen",
-    "rejected"}`; texts may also be messages. Without `prompt`, the common beginning of `chosen` and
-    `rejected` is the prompt."""
+    """For the reward model and the preference stage: one source or several. A line is `{"prompt",
+    "responses": [{"text", "rank"}]}` (rank 1 is best, equal ranks are ties), the same with `score` (higher is
+    better), or `{"prompt", "chosen", "rejected"}`; texts may also be messages. Without `prompt`, the common
+    beginning of `chosen` and `rejected` is the prompt."""
     heldout_preferences: str | tuple[str, ...] = ""
     """Comparisons that are only evaluated on, in place of a fraction of `preferences`."""
+    thumbs: str | tuple[str, ...] = ""
+    """For the preference stage with `loss = "kto"`: one source or several, with `{"prompt", "completion",
+    "label"}` per line; `label` is true for a good answer and false for a bad one."""
+    heldout_thumbs: str | tuple[str, ...] = ""
+    """Answers with a thumb that are only evaluated on, in place of a fraction of `thumbs`."""
     tie_margin: float = Field(default=0.0, ge=0)
     """Responses whose scores differ by less than this are ties. Does not apply to ranks."""
     prompts: str | tuple[str, ...] = ""
@@ -522,7 +527,7 @@ class CheckpointSection(Section):
     every_updates: int = Field(default=5, ge=1)
     """PPO: updates between checkpoints. The last update always writes one."""
     every_steps: int = Field(default=500, ge=1)
-    """SFT and reward-model training: optimizer steps between checkpoints. SIGTERM and Ctrl-C write one too;
+    """Stages without rollouts: optimizer steps between checkpoints. SIGTERM and Ctrl-C write one too;
     they are deleted when the stage has finished."""
     keep: int = Field(default=2, ge=1, le=1_000)
     """Number of newest valid checkpoints to keep."""

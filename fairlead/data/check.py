@@ -23,6 +23,7 @@ from fairlead.data.kinds import KINDS, Found, parser
 from fairlead.data.lengths import Lengths, Record, Ruler, compared_texts, measure
 from fairlead.data.lines import Line
 from fairlead.data.records import heldout_key, heldout_names, is_heldout, near
+from fairlead.data.thumbs import Thumb
 from fairlead.errors import DataError, InvalidInput
 
 _MAX_KEYS = 200
@@ -239,6 +240,8 @@ class _KindCheck:
             report.empty_answers += sum(not text.strip() for text in record.texts)
         elif isinstance(record, Preference):
             report.empty_answers += sum(not text.strip() for text in (record.chosen, record.rejected))
+        elif isinstance(record, Thumb):
+            report.empty_answers += not record.answer.strip()
         elif isinstance(record, Demonstration):
             # Only sentences can have an empty completion: a demonstration without one is an invalid line.
             report.too_short += not record.completion
@@ -270,8 +273,8 @@ class _KindCheck:
         prompts = np.array(self._prompt_lengths)
         answers = np.array(self._answer_lengths)
         added = self._config.sampling.max_new_tokens if self._kind == "prompts" else answers
-        # Plain text has no prompt and is split into rows.
-        dropped = prompts >= limit
+        # Plain text has no prompt and is split into rows. An answer with a thumb is never cut, its prompt is.
+        dropped = (answers if self._kind == "thumbs" else prompts) >= limit
         self.report.dropped = int(dropped.sum())
         self.report.truncated = int((~dropped & (prompts > 0) & (prompts + added > limit)).sum())
 

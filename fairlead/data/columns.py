@@ -68,8 +68,14 @@ def _read(kind: str, line: Line) -> tuple[str, ...]:
         turns = line.values.get("chosen")
         whole = isinstance(turns, list) and turns[:1] and turns[0].get("role") != "assistant"
         return ("chosen", "rejected") if whole else ("prompt", "chosen", "rejected")
+    if kind == "thumbs":
+        return (*_read_demonstration(line), "label")
     if kind == "prompts":
         return ("prompt",) if line.has("prompt") else ("messages",)
+    return _read_demonstration(line)
+
+
+def _read_demonstration(line: Line) -> tuple[str, ...]:
     if line.has("messages"):
         return ("messages",)
     return ("text",) if line.has("text") and not line.has("completion") else ("prompt", "completion")

@@ -1,6 +1,6 @@
 """Comparisons for the reward model: ranked responses to a prompt, or pairs; one JSON object per line.
 
-`records` reads the files; `trainer.reward_model.data` turns them into batch elements.
+`records` reads the files; `trainer.rankings` turns them into batch elements.
 """
 
 from __future__ import annotations

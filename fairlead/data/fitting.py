@@ -1,4 +1,4 @@
-"""Which pairs of answers a reward model can learn within its limit of tokens.
+"""Which pairs of answers a model can learn within its limit of tokens.
 
 All answers to one prompt are read after the same part of it: the prompt loses as many tokens on its left as
 the longest answer needs. An answer is never cut; the pairs of one that leaves no space for the prompt are
@@ -137,13 +137,13 @@ class LeftOutPairs:
             [*self.alike_at, *other.alike_at][:_NUM_PLACES],
         )
 
-    def sentences(self, max_tokens: int) -> Iterator[str]:
-        """Yield a sentence for each reason with its count, its first places and what to do."""
+    def sentences(self, max_tokens: int, *, stage: str = "reward_model") -> Iterator[str]:
+        """Yield a sentence for each reason with its count, its first places and what to do in a stage."""
         if self.too_long:
             yield (
                 f"{self.too_long:,} of {self.pairs:,} pairs are left out: an answer leaves no space for its "
                 f"prompt within {max_tokens:,} tokens{_first(self.too_long_at, self.too_long)}; raise "
-                "reward_model.max_sequence_tokens if the model reads more, or shorten the answers"
+                f"{stage}.max_sequence_tokens if the model reads more, or shorten the answers"
             )
         if self.alike:
             yield (

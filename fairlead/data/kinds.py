@@ -19,9 +19,10 @@ from fairlead.data.foreign import native, translated
 from fairlead.data.lengths import Record
 from fairlead.data.lines import Line
 from fairlead.data.sentences import labelled
+from fairlead.data.thumbs import thumb
 from fairlead.errors import DataError
 
-KINDS = ("demonstrations", "preferences", "prompts", "sentences")
+KINDS = ("demonstrations", "preferences", "thumbs", "prompts", "sentences")
 """Kinds of sources in `[data]`."""
 _PEEK_LINES = 100
 
@@ -55,6 +56,11 @@ def parser(config: RunConfig, kind: str) -> Callable[[Line], Found]:
         form = "messages" if isinstance(record, Chat) else "prompt"
         return Found(record, question(record), form + _origin(line))
 
+    def thumb_line(line: Line) -> Found:
+        record = thumb(line)
+        form = "messages" if isinstance(record.prompt, Chat) else "completion"
+        return Found(record, record.split_key, f"{form}, label {str(record.good).lower()}" + _origin(line))
+
     def sentence(line: Line) -> Found:
         text, label = labelled(line)
         words = text.split()
@@ -65,6 +71,7 @@ def parser(config: RunConfig, kind: str) -> Callable[[Line], Found]:
     parsers = {
         "demonstrations": demonstration,
         "preferences": comparison,
+        "thumbs": thumb_line,
         "prompts": prompt_line,
         "sentences": sentence,
     }
@@ -102,6 +109,8 @@ def _origin(line: Line) -> str:
 def _kind(line: Line) -> str | None:
     if line.has("responses") or line.has("chosen") or line.has("rejected"):
         return "preferences"
+    if line.has("label") and (line.has("completion") or line.has("messages")):
+        return "thumbs"
     if line.has("completion"):
         return "demonstrations"
     if line.has("messages"):

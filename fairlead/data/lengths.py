@@ -14,11 +14,12 @@ from fairlead.data.comparisons import Preference, RankedResponses
 from fairlead.data.control import control_tokens
 from fairlead.data.demonstrations import Conversation, Demonstration, PlainText
 from fairlead.data.encoding import encode_answer, encode_prompt, encode_response
+from fairlead.data.thumbs import Thumb
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Record = Demonstration | Conversation | PlainText | Preference | RankedResponses | Prompt
+Record = Demonstration | Conversation | PlainText | Preference | RankedResponses | Thumb | Prompt
 """A record of any source."""
 
 
@@ -127,6 +128,8 @@ def measure(record: Record, ruler: Ruler) -> Iterator[Lengths]:
     elif isinstance(record, Preference | RankedResponses):
         for text in compared_texts(record):
             yield ruler.answer(record.prompt, text)
+    elif isinstance(record, Thumb):
+        yield ruler.answer(record.prompt, record.answer)
     else:
         yield Lengths(ruler.prompt(record), 0)
 

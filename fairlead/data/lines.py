@@ -102,6 +102,17 @@ class Line:
             raise self.error(got=f"`{name}` = {value!r}", allowed=f"`{name}` = 0 or 1")
         return int(value)
 
+    def boolean(self, key: str) -> bool:
+        """Return the boolean under a key; 0 and 1 are read as such too.
+
+        Raises:
+            DataError: if it is absent or another value.
+        """
+        value, name = self._value(key), self.inside + key
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise self.error(got=f"`{name}` = {value!r}", allowed=f"`{name}` = true or false")
+        return bool(value)
+
     def refuse(self, keys: Iterable[str]) -> None:
         """Refuse the keys, whose values would be left unread, unless they have none.
 

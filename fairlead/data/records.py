@@ -1,4 +1,5 @@
-"""Load the demonstrations, preferences and prompts of a run, split into training and held-out records.
+"""Load the demonstrations, preferences, thumbs and prompts of a run, split into training and held-out
+records.
 
 The entry point of the stages. Held-out records come from a source of their own, or a hash of the run's seed
 and the prompt decides, so it is the same in every file, for plain text and for a first user message. Does not
@@ -20,6 +21,7 @@ from fairlead.data.chat import Prompt, prompt, question
 from fairlead.data.comparisons import Comparisons, Preference, comparisons
 from fairlead.data.demonstrations import Demonstration, Example, example
 from fairlead.data.lines import Line
+from fairlead.data.thumbs import Thumb, thumb
 from fairlead.errors import ConfigError
 
 __all__ = [
@@ -30,13 +32,14 @@ __all__ = [
     "load_demonstrations",
     "load_preferences",
     "load_prompts",
+    "load_thumbs",
 ]
 
 logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record")
 
-HELDOUT_KINDS = ("demonstrations", "preferences", "prompts")
+HELDOUT_KINDS = ("demonstrations", "preferences", "thumbs", "prompts")
 """Kinds of data whose held-out records may have sources of their own."""
 
 
@@ -93,6 +96,19 @@ def load_preferences(config: RunConfig) -> Split[Comparisons]:
         return _split(config, "preferences", known, parse, lambda record: record.split_key)
     train, heldout = _sides(config, "preferences", pool, lambda sentence: sentence.prompt)
     return Split(train=_pairs(config, train), heldout=_pairs(config, heldout, train=False))
+
+
+def load_thumbs(config: RunConfig) -> Split[Thumb]:
+    """Load `data.thumbs`, answers that are good or bad.
+
+    Raises:
+        ConfigError: if no file is named, it cannot be opened, or every prompt is held out.
+        DataError: for an invalid line.
+    """
+    if not config.data.thumbs:
+        raise ConfigError("data.thumbs", got="no file", allowed="a file of JSON lines in this key")
+    found = sources.read(config, "thumbs", thumb)
+    return _split(config, "thumbs", found, thumb, lambda record: record.split_key)
 
 
 def load_prompts(config: RunConfig) -> Split[Prompt]:

@@ -30,14 +30,15 @@ _SCORING = ("engine", "append_eos", "chat_template", "ensemble", "ensemble_std_w
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "sft": ("demonstrations",),
     "reward_model": ("preferences", "demonstrations"),
+    "preference": ("preferences",),
     "ppo": ("prompts",),
 }
 _LIVE = "fresh_rankings"
 """Data that labelers append to during a run."""
-_SOURCES = ("demonstrations", "preferences", "prompts", "sentences", _LIVE)
+_SOURCES = ("demonstrations", "preferences", "thumbs", "prompts", "sentences", _LIVE)
 """Words in the names of the keys of `[data]` that name sources; the other keys are settings."""
-_ONE_STAGE = {"tie_margin": "reward_model"}
-"""Settings of `[data]` that only one stage reads."""
+_READ_BY = {"tie_margin": ("reward_model", "preference")}
+"""Settings of `[data]` that only some stages read."""
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Files that are read instead of the tokenizer in a GGUF file, if the first is in its folder."""
 _SHOWN_CHARACTERS = 80
@@ -99,7 +100,7 @@ def collect(stage: str, config: RunConfig) -> StageInputs:
     """Return the present inputs of a stage. What cannot be read has no digest; the stage itself reports it.
 
     Args:
-        stage: `sft`, `reward_model` or `ppo`.
+        stage: `sft`, `reward_model`, `preference` or `ppo`.
         config: the run.
     """
     digests = Digests(config.folder.digests)
@@ -179,7 +180,7 @@ def _settings(stage: str, config: RunConfig) -> Iterator[tuple[str, object]]:
     yield "seed", config.seed
     data = config.data.model_dump(mode="json")
     kept = [name for name in data if not any(word in name for word in _SOURCES)]
-    yield from _flat("data", {name: data[name] for name in kept if _ONE_STAGE.get(name, stage) == stage})
+    yield from _flat("data", {name: data[name] for name in kept if stage in _READ_BY.get(name, (stage,))})
     left_out = {*_SPEED, "path", *(("updates", "schedule_updates") if stage == "ppo" else ())}
     yield from _flat(stage, getattr(config, stage).model_dump(mode="json", exclude=left_out))
     if stage == "sft":
@@ -198,7 +199,11 @@ def _settings(stage: str, config: RunConfig) -> Iterator[tuple[str, object]]:
 
 def _renders(stage: str, config: RunConfig) -> bool:
     """Return whether the stage starts from a model that gets the chat template of `[model]`."""
-    start = {"reward_model": config.reward_model.path, "ppo": config.policy.path}
+    start = {
+        "reward_model": config.reward_model.path,
+        "preference": config.preference.path,
+        "ppo": config.policy.path,
+    }
     return stage == "sft" or bool(start[stage])
 
 
@@ -212,6 +217,8 @@ def _flat(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, obje
 
 def _data(stage: str, config: RunConfig, digests: Digests) -> Iterator[tuple[str, tuple[Source, ...]]]:
     kinds = list(_KINDS[stage])
+    if stage == "preference":
+        kinds = ["thumbs" if config.reads_thumbs else "preferences"]
     if stage == "ppo" and config.ppo.ptx_coefficient:
         kinds.append("demonstrations")
     fields = [name for name in DataSection.model_fields if any(kind in name for kind in kinds)]
@@ -231,8 +238,8 @@ def _models(stage: str, config: RunConfig, digests: Digests) -> Iterator[tuple[s
     named: dict[str, str] = {}
     if stage == "sft":
         named = {"model.path": config.model.path}
-    elif stage == "reward_model":
-        named = {"reward_model.path": config.reward_model.path or sft}
+    elif stage in ("reward_model", "preference"):
+        named = {f"{stage}.path": getattr(config, stage).path or sft}
     else:
         named = {"policy.path": config.policy.path or sft, "reference.path": config.reference.path or sft}
         # A watched folder changes by intention; Triton's models are not here.

@@ -44,6 +44,7 @@ _PARTS = {
     "files": ("shared", "files"),
     "sft": ("shared", "files", "trainer"),
     "reward-model": ("shared", "files", "trainer"),
+    "preference": ("shared", "files", "trainer"),
 }
 STAGES = (*_PARTS, "ppo")
 """What to bring up: only the volume and a pod to copy files, a stage of the trainer, or the whole run."""

@@ -21,7 +21,7 @@ from fairlead.local.probes import ALIVE_PATH, READY_PATH, GrpcHealth, HttpHealth
 from fairlead.local.process import ProcessSpec
 from fairlead.planning.gpus import visible_devices
 
-STAGE_PROCESSES = {"sft": "sft", "reward_model": "reward-model"}
+STAGE_PROCESSES = {"sft": "sft", "reward_model": "reward-model", "preference": "preference"}
 """Name of the only process of a stage without services, by stage."""
 
 QUEUE_RANK = 2
@@ -83,7 +83,7 @@ def ppo_plan(
 
 
 def stage_plan(config: RunConfig, stage: str, *, config_file: Path, force: bool = False) -> list[ProcessSpec]:
-    """Return the only process of a stage without services, `sft` or `reward_model`, as a list.
+    """Return the only process of a stage without services, as a list.
 
     Raises:
         ConfigError: if the run needs several machines, or its ranks cannot divide layers as configured.

@@ -1,6 +1,6 @@
 """Runs a stage on this machine from its configuration to its end: lock, plan, processes, view.
 
-`fairlead sft`, `reward-model` and `ppo` call it. It starts processes and never imports their code.
+`fairlead sft`, `reward-model`, `dpo` and `ppo` call it. It starts processes and never imports their code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run_stage(
 
     Args:
         config: the configuration of the run.
-        stage: `sft`, `reward_model` or `ppo`.
+        stage: `sft`, `reward_model`, `preference` or `ppo`.
         console: where the live view is shown; if it is no terminal, progress is logged as lines.
         force: repeat a finished stage.
         standby: processes that may run what loads models; see `prepare`.

@@ -163,7 +163,7 @@ class SupervisorRecord:
     """
 
     stage: str
-    """sft, reward_model or ppo."""
+    """sft, reward_model, preference or ppo."""
     alive: bool
     """Whether the supervisor that wrote the file is still alive."""
     started: float
@@ -246,7 +246,7 @@ class StageProgress:
     """The content of `progress.json`: what a stage is doing."""
 
     stage: str
-    """sft, reward_model, ppo or evaluation."""
+    """sft, reward_model, preference, ppo or evaluation."""
     phase: str
     """One of `fairlead.metrics.PHASES`."""
     step: int

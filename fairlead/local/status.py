@@ -25,7 +25,7 @@ from fairlead.local.run_files import (
     read_record,
 )
 
-STAGES = ("sft", "reward_model", "ppo")
+STAGES = ("sft", "reward_model", "preference", "ppo")
 """The stages in the order in which a run executes them."""
 
 _REQUEST_SECONDS = 2.0

@@ -21,6 +21,8 @@ _BYTES_PER_TOKEN = 3
 """Bytes of UTF-8 per token, to estimate the length of prompts without a tokenizer; real tokenizers have 3.5
 to 5."""
 _UNKNOWN_PROMPT_TOKENS = 256
+STAGES = ("sft", "reward-model", "preference", "ppo")
+"""The stages that can be planned, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class StagePlan:
     """One stage: the processes that run at the same time."""
 
     stage: str
-    """`sft`, `reward-model` or `ppo`."""
+    """`sft`, `reward-model`, `preference` or `ppo`."""
     processes: tuple[ProcessMemory, ...]
     """Each kind of process once."""
     pinned: Mapping[str, str] = field(default_factory=dict)
@@ -80,7 +82,8 @@ class DiskPlan:
     weight_store: int
     """Weight versions that are kept, and the one that is being written."""
     models: int
-    """Fine-tuned model, reward model, policy and best policy."""
+    """Fine-tuned model, reward model, policy and best policy, and the policy of the preference stage if the
+    run has one."""
     free: int
     """Free space at the run's folder."""
 
@@ -176,6 +179,7 @@ def plan_run(
     prompt_tokens: int | None = None,
     read_data: bool = True,
     sizes: Mapping[str, ModelSize] | None = None,
+    stage: str | None = None,
 ) -> RunPlan:
     """Return the memory and disk space that a run needs.
 
@@ -186,11 +190,15 @@ def plan_run(
         prompt_tokens: tokens of the longest prompt; None estimates it from the prompts in the run's data.
         read_data: whether to read that data; without it a default length is assumed.
         sizes: what `model_sizes` returned for the same models; None reads them.
+        stage: the only stage to plan; None for SFT, reward model and PPO, and the preference stage if the run
+            has settings of it.
 
     Raises:
         ModelLoadError: if the size of a model cannot be determined.
-        ConfigError: if an option of vLLM that decides its memory is not a number.
+        ConfigError: if an option of vLLM that decides its memory is not a number, or there is no such stage.
     """
+    if stage not in (None, *STAGES):
+        raise ConfigError("stage", got=stage, allowed=f"one of {', '.join(STAGES)}")
     machine = machine or this_machine()
     notes: list[str] = []
     sizes = sizes or model_sizes(config, notes)
@@ -202,16 +210,21 @@ def plan_run(
         answer=config.sampling.max_new_tokens,
     )
     planner = MemoryPlanner(config, sizes, lengths, machine)
-    stages = (
+    stages = [
         StagePlan("sft", tuple(planner.sft())),
         StagePlan("reward-model", tuple(planner.reward_model())),
+        StagePlan("preference", tuple(planner.preference())),
         StagePlan("ppo", tuple(planner.ppo()), config.local.gpus),
-    )
+    ]
+    left_out = set() if config.has_preference_stage else {"preference"}
+    stages = [one for one in stages if (one.stage == stage if stage else one.stage not in left_out)]
+    if stage not in (None, "ppo"):
+        return RunPlan(tuple(stages), _disk(config, sizes), machine, tuple(notes), config.ranks.nodes)
     if "policy" in (engines := planner.vllm()):
         notes.append(_cache_note(config, engines["policy"], lengths))
     if config.ranks.nodes > 1 and any(process.device == "cuda" for process in stages[-1].processes):
         notes.append(_gpus_note(stages[-1], config.ranks.nodes))
-    return RunPlan(stages, _disk(config, sizes), machine, tuple(notes), config.ranks.nodes)
+    return RunPlan(tuple(stages), _disk(config, sizes), machine, tuple(notes), config.ranks.nodes)
 
 
 def _cache_note(config: RunConfig, found: VllmMemory, lengths: Lengths) -> str:
@@ -250,6 +263,7 @@ def model_sizes(config: RunConfig, notes: list[str]) -> dict[str, ModelSize]:
         "base": base,
         "policy": policy,
         "reward_base": reward_base,
+        "preference": model_size(config.preference.path) if config.preference.path else sft,
         "reward": reward,
         "reference": reference,
     }
@@ -312,11 +326,14 @@ def _disk(config: RunConfig, sizes: Mapping[str, ModelSize]) -> DiskPlan:
     bytes_each = 4 if lora.rank else DTYPE_BYTES[config.weights.dtype]
     versions = max(config.weights.keep, config.ppo.max_staleness + 1) + 1
     start = sizes["reward_base"]
-    saved = (
+    saved: tuple[int, ...] = (
         _adapter(sizes["base"], config.sft.lora) or sizes["base"].parameters,
         (_adapter(start, config.reward_model.lora) or start.body) * config.reward_model.ensemble_size,
         (_adapter(policy, lora) or policy.parameters) * (2 if config.evaluation.every_updates else 1),
     )
+    if config.has_preference_stage:
+        tuned = sizes["preference"]
+        saved = (*saved, _adapter(tuned, config.preference.lora) or tuned.parameters)
     return DiskPlan(
         checkpoints=kept * 3 * trained_bytes,
         weight_store=versions * published * bytes_each,

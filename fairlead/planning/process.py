@@ -146,8 +146,8 @@ class MemoryPlanner:
         """
         Args:
             config: the run.
-            sizes: sizes of the models `base`, `policy`, `reward`, `reference`, and `reward_base`, from which
-                reward-model training starts.
+            sizes: sizes of the models `base`, `policy`, `reward`, `reference`, and of those from which
+                reward-model training and the preference stage start, `reward_base` and `preference`.
             lengths: lengths of PPO's sequences.
             machine: the machine that they run on.
         """
@@ -177,6 +177,16 @@ class MemoryPlanner:
             "reward-model", size, section, tokens=tokens, longest=longest, lora=section.lora, head=True
         )
         return [dataclasses.replace(process, weights=process.weights * section.ensemble_size)]
+
+    def preference(self) -> list[ProcessMemory]:
+        """Return the process of the preference stage. The reference is no second model: its log-probs are
+        computed before training, with the initial weights.
+        """
+        section = self._config.preference
+        size = self._sizes["preference"]
+        longest = min(section.max_sequence_tokens, size.max_positions)
+        tokens = _largest_batch(section, section.batch_size * (4 if section.is_paired else 1), longest)
+        return [self._trained("preference", size, section, tokens=tokens, longest=longest, lora=section.lora)]
 
     def ppo(self) -> list[ProcessMemory]:
         """Return the processes of PPO: trainer, model services and rollout workers."""

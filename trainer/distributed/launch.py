@@ -34,7 +34,12 @@ from trainer.distributed.place import LISTENER, Node, node
 
 logger = logging.getLogger(__name__)
 
-STAGES = {"trainer.sft": "sft", "trainer.reward_model": "reward_model", "trainer.ppo": "ppo"}
+STAGES = {
+    "trainer.sft": "sft",
+    "trainer.reward_model": "reward_model",
+    "trainer.preference": "preference",
+    "trainer.ppo": "ppo",
+}
 """Modules that can be started, and the section of the configuration of each."""
 
 _REASON_SECONDS = 2.0

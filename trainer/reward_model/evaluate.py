@@ -17,9 +17,11 @@ from fairlead.data.demonstrations import Example, PlainText
 from fairlead.data.records import Split, load_demonstrations
 from fairlead.nn.ensemble import RewardEnsemble
 from fairlead.nn.reward_model import RewardModel
+from trainer import calibration, seeds
 from trainer import demonstrations as encoding
-from trainer import seeds
-from trainer.reward_model import baselines, calibration, data, loss
+from trainer.rankings import EncodedRanking
+from trainer.rankings import pack as pack_rankings
+from trainer.reward_model import baselines, loss
 from trainer.sequences import pack
 from trainer.tracking import Doing
 
@@ -47,7 +49,7 @@ def _reported(groups: Iterable[list[_T]], what: str, total: int, *, doing: Doing
 @torch.no_grad()
 def margins_by_prompt(
     model: Model,
-    rankings: Sequence[data.EncodedRanking],
+    rankings: Sequence[EncodedRanking],
     *,
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
@@ -57,7 +59,7 @@ def margins_by_prompt(
     margins: dict[str, list[float]] = {}
     losses: list[float] = []
     what = ("comparing held-out responses", len(rankings))
-    for members in _reported(data.pack(rankings, max_tokens=max_tokens), *what, doing=doing):
+    for members in _reported(pack_rankings(rankings, max_tokens=max_tokens), *what, doing=doing):
         for scores_K, ranking in zip(loss.forward(model, members, dtype=dtype), members, strict=True):
             margins.setdefault(ranking.prompt, []).extend(loss.margins(scores_K, ranking.pairs).tolist())
             losses.append(float(loss.ranking_loss(scores_K, ranking.pairs)))
@@ -66,7 +68,7 @@ def margins_by_prompt(
 
 def evaluate(
     model: Model,
-    rankings: Sequence[data.EncodedRanking],
+    rankings: Sequence[EncodedRanking],
     *,
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
@@ -80,7 +82,7 @@ def evaluate(
 @torch.no_grad()
 def score_spread(
     model: Model,
-    rankings: Sequence[data.EncodedRanking],
+    rankings: Sequence[EncodedRanking],
     *,
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
@@ -90,7 +92,7 @@ def score_spread(
     their standard deviation, by which PPO punishes a missing end.
     """
     drawn = rankings[:MAX_RANKINGS]
-    groups = data.pack(drawn, max_tokens=max_tokens)
+    groups = pack_rankings(drawn, max_tokens=max_tokens)
     parts = [
         scores_K
         for members in _reported(groups, "scoring rankings", len(drawn), doing=doing)
@@ -121,7 +123,7 @@ def intervals(margins: Mapping[str, Sequence[float]], *, seed: int) -> dict[str,
 
 
 def baseline_accuracies(
-    train: Sequence[data.EncodedRanking], heldout: Sequence[data.EncodedRanking]
+    train: Sequence[EncodedRanking], heldout: Sequence[EncodedRanking]
 ) -> dict[str, dict[str, float]]:
     """Return the accuracy of the baselines on the held-out pairs; NaN without pairs."""
     known, asked = ([pair for ranking in side for pair in ranking.text_pairs] for side in (train, heldout))

@@ -17,7 +17,8 @@ from fairlead.data.control import trained_end
 from fairlead.nn.ensemble import EnsembleTemperature, RewardEnsemble, write_members
 from fairlead.nn.loading import torch_dtype
 from fairlead.nn.reward_model import RewardModel
-from trainer.reward_model import calibration, data
+from trainer import calibration
+from trainer.rankings import EncodedRanking
 from trainer.reward_model.evaluate import (
     baseline_accuracies,
     demonstration_sequences,
@@ -92,8 +93,8 @@ def save(
 def measure(
     config: RunConfig,
     members: Sequence[RewardModel],
-    rankings: Sequence[data.EncodedRanking],
-    heldout: Sequence[data.EncodedRanking],
+    rankings: Sequence[EncodedRanking],
+    heldout: Sequence[EncodedRanking],
     doing: Doing,
 ) -> tuple[Result, float | None]:
     """Return the figures of the served model on held-out prompts, and its calibration temperature.
@@ -127,21 +128,3 @@ def measure(
     if temperature is None:
         logger.warning("no calibration temperature: %d held-out pairs do not determine one", len(flat))
     return found, temperature
-
-
-def counts(known: data.EncodedComparisons, heldout: data.EncodedComparisons) -> dict[str, float]:
-    """Return how many comparisons, prompts and responses were read, and how many pairs were left out."""
-    both = (*known.rankings, *heldout.rankings)
-    return {
-        "comparisons": sum(len(ranking.pairs) for ranking in known.rankings),
-        "rankings": len(known.rankings),
-        "heldout_comparisons": sum(len(ranking.pairs) for ranking in heldout.rankings),
-        "heldout_prompts": len({ranking.prompt for ranking in heldout.rankings}),
-        "prompts": len({ranking.prompt for ranking in both}),
-        "responses": sum(len(ranking.sequences) for ranking in both),
-        "ties": known.ties + heldout.ties,
-        "skipped": known.skipped + heldout.skipped,
-        "truncated": known.truncated,
-        "too_long": known.left_out.too_long + heldout.left_out.too_long,
-        "alike": known.left_out.alike + heldout.left_out.alike,
-    }

@@ -14,9 +14,8 @@ from torch.nn.functional import logsigmoid
 
 from fairlead.nn.ensemble import RewardEnsemble
 from fairlead.nn.reward_model import RewardModel
-from trainer.distributed import micro_batches
 from trainer.distributed.group import Group
-from trainer.reward_model.data import EncodedRanking, pack
+from trainer.rankings import EncodedRanking, share
 from trainer.sequences import autocast
 
 
@@ -99,7 +98,7 @@ def micro_batch_losses(
     """
     group = group or Group.single()
     loss = loss or RankingLoss()
-    for members in _share(rankings, group, max_tokens=max_tokens):
+    for members in share(rankings, group, max_tokens=max_tokens):
         group.progress(f"micro-batch of {len(members)} rankings")
         if not members:  # as many micro-batches as other ranks; no gradient
             yield score(model, [(0,)], dtype=dtype)[:0].sum()
@@ -107,17 +106,3 @@ def micro_batch_losses(
         scores = forward(model, members, dtype=dtype)
         losses = [loss(scores_K, ranking) for scores_K, ranking in zip(scores, members, strict=True)]
         yield torch.stack(losses).sum() / len(rankings)
-
-
-def _share(
-    rankings: Sequence[EncodedRanking], group: Group, *, max_tokens: int
-) -> list[list[EncodedRanking]]:
-    """Return the micro-batches of this rank, balanced by tokens."""
-    if group.num_shares == 1:
-        return list(pack(rankings, max_tokens=max_tokens))
-    sizes = [len(ranking.sequences) * ranking.longest for ranking in rankings]
-    parts = [
-        list(pack([rankings[index] for index in own], max_tokens=max_tokens))
-        for own in micro_batches.deal(sizes, ranks=group.num_shares)
-    ]
-    return micro_batches.filled(parts)[group.share]

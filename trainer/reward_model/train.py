@@ -15,11 +15,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig
-from fairlead.data.comparisons import Comparisons
-from fairlead.data.records import Split, load_preferences
+from fairlead.data.records import load_preferences
 from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError
 from fairlead.metrics import TrainerMetrics
@@ -37,8 +35,9 @@ from trainer.distributed.collectives import summed
 from trainer.distributed.group import Group
 from trainer.distributed.loading import loader
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
+from trainer.rankings import EncodedRanking, counts, encoded
 from trainer.results import config_hash
-from trainer.reward_model import data, finish, loss
+from trainer.reward_model import finish, loss
 from trainer.reward_model.divided import body_and_head, divide
 from trainer.reward_model.evaluate import evaluate
 from trainer.stage_checkpoint import (
@@ -82,7 +81,8 @@ def train(
     members = tuple(_fresh(config, path, number, group) for number in range(section.ensemble_size))
     check_vocabulary(path, members[0].model, tokenizer)
     limit = max_sequence_tokens(members[0].model, section.max_sequence_tokens)
-    known, heldout = _encoded(config, preferences, tokenizer, max_tokens=limit)
+    known, heldout = encoded(config, preferences, tokenizer, stage="reward_model", max_tokens=limit)
+    _check_margins(config, known.rankings)
     checkpoints = StageCheckpoints(
         "reward_model",
         config,
@@ -110,7 +110,7 @@ def train(
         result: finish.Result = {
             **figures,
             **centred,
-            **finish.counts(known, heldout),
+            **counts(known, heldout),
             "train_loss": train_loss,
             "seconds": time.monotonic() - begun,
             "epochs": section.epochs,
@@ -127,42 +127,13 @@ def train(
     return result
 
 
-def _encoded(
-    config: RunConfig,
-    preferences: Split[Comparisons],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_tokens: int,
-) -> tuple[data.EncodedComparisons, data.EncodedComparisons]:
-    """Return the training and the held-out comparisons, and log what is cut and left out."""
-    known = data.encode(preferences.train, tokenizer, max_tokens=max_tokens)
-    heldout = data.encode(preferences.heldout, tokenizer, max_tokens=max_tokens)
-    left_out = known.left_out.plus(heldout.left_out)
-    left_out_for = "; ".join(left_out.sentences(max_tokens))
-    if left_out.is_most:
-        raise ConfigError(
-            "data.preferences" if config.data.preferences else "data.sentences",
-            got=f"{left_out.too_long + left_out.alike} of {left_out.pairs} pairs that cannot be learnt",
-            allowed=f"at most half of them: {left_out_for}",
-        )
-    if not known.rankings:
-        raise ConfigError("data.preferences", got="no comparisons", allowed="at least one to train on")
-    if config.reward_model.margin and not any(any(ranking.margins) for ranking in known.rankings):
+def _check_margins(config: RunConfig, rankings: Sequence[EncodedRanking]) -> None:
+    if config.reward_model.margin and not any(any(ranking.margins) for ranking in rankings):
         raise ConfigError(
             "reward_model.margin",
             got=f"{config.reward_model.margin:g}, but no comparison says by how much an answer is better",
             allowed="0, or comparisons with `score`, or pairs with a number under `margin`",
         )
-    if left_out_for:
-        logger.warning("%s", left_out_for)
-    if known.truncated:
-        logger.warning(
-            "%d responses are longer than %d tokens with their prompts, which were cut on the left",
-            *(known.truncated, max_tokens),
-        )
-    if known.skipped:
-        logger.warning("%d rankings were left out: all their responses are tied", known.skipped)
-    return known, heldout
 
 
 def _fresh(config: RunConfig, path: str, member: int, group: Group) -> RewardModel:
@@ -300,8 +271,8 @@ def _tracker(
 def _epochs(
     config: RunConfig,
     training: _Training,
-    rankings: Sequence[data.EncodedRanking],
-    heldout: Sequence[data.EncodedRanking],
+    rankings: Sequence[EncodedRanking],
+    heldout: Sequence[EncodedRanking],
     tracker: Tracker,
 ) -> float:
     """Train every member, from the newest checkpoint on; return the mean loss of their last epochs."""
@@ -349,7 +320,7 @@ def _doing(tracker: Tracker, group: Group, what: str, done: int, total: int) -> 
 
 
 def _epoch(
-    config: RunConfig, training: _Training, rankings: Sequence[data.EncodedRanking]
+    config: RunConfig, training: _Training, rankings: Sequence[EncodedRanking]
 ) -> Iterator[dict[str, float]]:
     """Train the rest of the current epoch; yield the figures of each step and advance the position."""
     section = config.reward_model
@@ -358,10 +329,11 @@ def _epoch(
     optimizer = training.optimizer
     parameters = model.parameters()
     per_epoch = math.ceil(len(rankings) / section.batch_size)
-    order = data.batches(
-        len(rankings), size=section.batch_size, seed=config.seed, epoch=position.epoch, member=position.member
-    )
-    for indices in itertools.islice(order, len(position.losses), None):
+    numbered = [position.epoch, *([position.member] if position.member else [])]
+    order = seeds.permutation(len(rankings), config.seed, "reward_model", *numbered)
+    for indices in itertools.islice(
+        seeds.batches(order, size=section.batch_size), len(position.losses), None
+    ):
         with uninterrupted(training.group):
             step = position.epoch * per_epoch + len(position.losses)
             optim.set_scheduled_rate(optimizer, section, step, section.epochs * per_epoch)

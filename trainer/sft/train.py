@@ -8,10 +8,8 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -32,28 +30,20 @@ from fairlead.nn.loading import (
     max_sequence_tokens,
     set_threads,
     torch_device,
-    torch_dtype,
 )
 from fairlead.nn.unembedding import check_unembedding
 from trainer import demonstrations as encoding
 from trainer import durable, finite, memory, optim, seeds
-from trainer.distributed import loading, model_folder, sharding
-from trainer.distributed.collectives import summed
+from trainer.distributed import loading, model_folder
 from trainer.distributed.group import Group
 from trainer.distributed.sharding import Root
-from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
+from trainer.model_state import trained_tensors
+from trainer.model_training import ModelTraining, Parts
 from trainer.results import config_hash
 from trainer.sequences import TokenSequence
 from trainer.sft import loss, packing, scratch
-from trainer.stage_checkpoint import (
-    Position,
-    StageCheckpoints,
-    agree_to_stop,
-    may_save,
-    stops_agreed,
-    uninterrupted,
-)
-from trainer.tracking import SilentTracker, Tracker
+from trainer.stage_checkpoint import StageCheckpoints, agree_to_stop
+from trainer.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +81,12 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None, *, group: Gr
     if section.batching == "packing" and group.size == 1:
         packing.check(model, longest=limit)
     checkpoints = StageCheckpoints("sft", config, sequences=(one.token_ids for one in sequences), group=group)
-    training = _Training(config, model, checkpoints, group)
+    training = ModelTraining("sft", config, model, checkpoints, group)
+    training.restore()
     if group.size > 1:
-        training.check(longest=limit)
-    with _tracker(config, training, num_sequences=len(sequences), metrics=metrics) as tracker:
-        train_loss, heldout_losses = _epochs(config, training, sequences, heldout, tracker)
+        _check(training, longest=limit)
+    with training.tracker(len(sequences), metrics) as tracker:
+        train_loss, heldout_losses = _train(training, sequences, heldout, tracker)
         finite.check_weights(
             trained_tensors(model), what="sft: the model", rate="sft.learning_rate", group=group
         )
@@ -200,175 +191,58 @@ def _texts(demonstrations: Split[Example]) -> Iterable[str]:
             yield record.text
 
 
-class _Training:
-    """Model, optimizer and position of the stage, from the newest checkpoint on."""
+def _check(training: ModelTraining, *, longest: int) -> None:
+    """Check what `train` checks of a whole model, with the one that the ranks hold together.
 
-    def __init__(
-        self, config: RunConfig, model: PreTrainedModel, checkpoints: StageCheckpoints, group: Group
-    ) -> None:
-        """Divide the model among the ranks, and continue from the newest checkpoint, if there is one."""
-        section = config.sft
-        self.config = config
-        self.model = model
-        device = torch_device(section.device) if group.size > 1 else model.device
-        self.root = Root(model, group, device=device)
-        self.dtype = sharding.autocast_dtype(section, group)
-        """Type that autocast computes in."""
-        compute = torch_dtype(section)
-        sharding.shard(self.root, device, compute=compute, group=group, offload=section.offload)
-        # Evaluation mode throughout: only the dropout of adapters is on while learning.
-        self.optimizer = optim.adamw(
-            optim.learning(model), learning_rate=section.learning_rate, weight_decay=section.weight_decay
-        )
-        self.position = Position()
-        self._checkpoints = checkpoints
-        self._finite_steps = finite.FiniteSteps("sft", rate="sft.learning_rate")
-        if (checkpoint := checkpoints.load()) is not None:
-            self.position = Position.from_state(checkpoint.state)
-            load_tensors(model, checkpoint.tensors["model"], "model")
-            load_optimizer(model, self.optimizer, checkpoint.tensors["optimizer"])
+    Args:
+        training: the model.
+        longest: tokens of the longest sequence.
 
-    def check(self, *, longest: int) -> None:
-        """Check what `train` checks of a whole model, with the one that the ranks hold together.
-
-        Args:
-            longest: tokens of the longest sequence.
-
-        Raises:
-            ModelLoadError, ConfigError: if the architecture cannot be trained as configured.
-        """
-        self.root.check(check_unembedding)
-        if self.config.sft.batching == "packing":
-            self.root.check(functools.partial(packing.check, longest=longest))
-
-    def save(self) -> None:
-        """Write a checkpoint."""
-        tensors = {
-            "model": trained_tensors(self.model),
-            "optimizer": optimizer_tensors(self.model, self.optimizer),
-        }
-        self._checkpoints.save(self.position, tensors)
-
-    def num_steps(self, num_sequences: int) -> int:
-        """Return the number of optimizer steps of the whole stage."""
-        section = self.config.sft
-        return section.epochs * math.ceil(num_sequences / section.batch_size)
-
-    def epoch(self, sequences: Sequence[TokenSequence]) -> Iterator[dict[str, float]]:
-        """Train the rest of the current epoch; yield the figures of each step and advance the position."""
-        position = self.position
-        section = self.config.sft
-        total = self.num_steps(len(sequences))
-        order = batches(len(sequences), size=section.batch_size, seed=self.config.seed, epoch=position.epoch)
-        for indices in itertools.islice(order, len(position.losses), None):
-            with uninterrupted(self.root.group):
-                batch = [sequences[index] for index in indices]
-                figures = _step(self, batch, total=total)
-                numbers = {"the loss": figures["loss"], "the gradient": figures["gradient_norm"]}
-                self._finite_steps.check(numbers, where=f"step {position.step + 1}")
-                position.step += 1
-                position.losses.append(figures["loss"])
-                # Within the block: the figures of a step are recorded before a signal takes effect.
-                yield {**figures, "epoch": position.epoch + 1}
-            if self._checkpoints.is_due(position.step):
-                self.save()
-
-    def mean_loss(self) -> float:
-        """Return the mean loss of the steps of the current epoch."""
-        mean = sum(self.position.losses) / len(self.position.losses)
-        finite.check_mean("sft", "loss", mean)
-        return mean
-
-    def advance(self) -> bool:
-        """Begin the next epoch; False if this was the last."""
-        if self.position.epoch + 1 == self.config.sft.epochs:
-            return False
-        with uninterrupted(self.root.group):
-            self.position.epoch += 1
-            self.position.losses = []
-        return True
+    Raises:
+        ModelLoadError, ConfigError: if the architecture cannot be trained as configured.
+    """
+    training.root.check(check_unembedding)
+    if training.config.sft.batching == "packing":
+        training.root.check(functools.partial(packing.check, longest=longest))
 
 
-def _tracker(
-    config: RunConfig, training: _Training, *, num_sequences: int, metrics: TrainerMetrics | None
-) -> Tracker:
-    if not training.root.group.is_first:
-        return SilentTracker(first_step=training.position.step)
-    return Tracker(
-        "sft",
-        config.folder,
-        total=training.num_steps(num_sequences),
-        first_step=training.position.step,
-        tensorboard=config.observe.tensorboard,
-        metrics=metrics,
-    )
-
-
-def _epochs(
-    config: RunConfig,
-    training: _Training,
+def _train(
+    training: ModelTraining,
     sequences: list[TokenSequence],
     heldout: dict[str, list[TokenSequence]],
     tracker: Tracker,
 ) -> tuple[float, dict[str, float]]:
     """Train from the newest checkpoint to the last epoch; return its mean loss and the held-out losses."""
-    section = config.sft
-    group = training.root.group
-    try:
-        with stops_agreed(group):
-            while True:
-                tracker.phase("train")
-                for figures in training.epoch(sequences):
-                    tracker.record(training.position.step, figures)
-                tracker.phase("evaluate")
-                losses = heldout_losses(
-                    training.root,
-                    heldout,
-                    max_tokens=section.max_micro_batch_tokens,
-                    dtype=training.dtype,
-                    on_micro_batch=partial(agree_to_stop, group),
-                )
-                if any(heldout.values()):
-                    figures = {"heldout_loss": losses["all"], "epoch": training.position.epoch + 1}
-                    tracker.record(training.position.step, figures)
-                    finite.check_mean("sft", "held-out loss", losses["all"])
-                train_loss = training.mean_loss()
-                if not training.advance():
-                    break
-    except SystemExit as stop:
-        if may_save(stop, group):
-            training.save()
-        raise
-    return train_loss, losses
-
-
-def _step(training: _Training, batch: list[TokenSequence], *, total: int) -> dict[str, float]:
-    """Train one optimizer step, of `total`; return its loss and gradient norm."""
     section = training.config.sft
-    model, step, group = training.model, training.position.step, training.root.group
-    optim.set_scheduled_rate(training.optimizer, section, step, total)
-    row_tokens = (
-        max_sequence_tokens(model, section.max_sequence_tokens) if section.batching == "packing" else 0
-    )
-    step_loss = 0.0
-    numbered = [group.share] if group.share else []
-    drops = adapters.dropout(model, seed=seeds.derive(training.config.seed, "dropout", step, *numbered))
-    with drops if section.lora.dropout else nullcontext():
+    longest = max_sequence_tokens(training.model, section.max_sequence_tokens)
+    losses: dict[str, float] = {}
+
+    def parts(indices: list[int]) -> Parts:
         for part in loss.micro_batch_losses(
             training.root,
-            batch,
+            [sequences[index] for index in indices],
             max_tokens=section.max_micro_batch_tokens,
-            row_tokens=row_tokens,
+            row_tokens=longest if section.batching == "packing" else 0,
             dtype=training.dtype,
         ):
-            memory.backward(part)
-            step_loss += float(part.detach())
-    step_loss = summed({"loss": step_loss}, group)["loss"]
-    norm = optim.clipped_step(
-        training.optimizer, optim.learning(model), max_norm=section.max_gradient_norm, loss=step_loss
-    )
-    group.idle("has finished a step")
-    return {"loss": step_loss, "gradient_norm": norm}
+            yield part, {}
+
+    def evaluate() -> None:
+        losses.update(
+            heldout_losses(
+                training.root,
+                heldout,
+                max_tokens=section.max_micro_batch_tokens,
+                dtype=training.dtype,
+                on_micro_batch=partial(agree_to_stop, training.root.group),
+            )
+        )
+        if any(heldout.values()):
+            figures = {"heldout_loss": losses["all"], "epoch": training.position.epoch + 1}
+            tracker.record(training.position.step, figures)
+            finite.check_mean("sft", "held-out loss", losses["all"])
+
+    return training.epochs(len(sequences), parts, evaluate, tracker), losses
 
 
 def heldout_losses(
@@ -397,10 +271,3 @@ def by_format(examples: Sequence[Example]) -> dict[str, list[Example]]:
     for example in examples:
         found.setdefault(FORMATS[type(example)], []).append(example)
     return found
-
-
-def batches(count: int, *, size: int, seed: int, epoch: int) -> Iterator[list[int]]:
-    """Yield the indices of each optimizer step of an epoch, in one permutation per epoch."""
-    order = seeds.permutation(count, seed, "sft", epoch)
-    for start in range(0, count, size):
-        yield order[start : start + size]

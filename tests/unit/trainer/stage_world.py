@@ -37,6 +37,28 @@ def reward_model_run(folder: Path, *, comparisons: int, **changes: object) -> Ru
     return _run(folder, data, "reward_model", settings)
 
 
+def preference_run(folder: Path, *, comparisons: int = 60, **changes: object) -> RunConfig:
+    """Return a configuration of the preference stage for the same comparisons, and for rankings with ties."""
+    rankings = [
+        {
+            "prompt": f"w{n % 30} w{n % 4}",
+            "responses": [
+                {"text": f"w{40 + n % 7} w50", "rank": 1},
+                {"text": f"w{40 + n % 5} w51", "rank": 2},
+                {"text": f"w{41 + n % 5} w51 w2", "rank": 2},
+            ],
+        }
+        for n in range(comparisons // 3)
+    ]
+    config = reward_model_run(folder, comparisons=comparisons)
+    with (folder / "p.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in rankings)
+    settings = {"learning_rate": 1e-2, "epochs": 2, "batch_size": 8, "device": "cpu", **changes}
+    data = {"data.preferences": "p.jsonl", "data.heldout_fraction": 0.3}
+    assert config.data.preferences
+    return _run(folder, data, "preference", settings)
+
+
 def _run(folder: Path, data: Mapping[str, object], section: str, settings: Mapping[str, object]) -> RunConfig:
     places = {"runs": str(folder / "runs"), "base": str(folder)}
     return load(

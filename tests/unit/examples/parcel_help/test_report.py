@@ -19,7 +19,7 @@ from fairlead.config import RunConfig, load
 from fairlead.data.comparisons import RankedResponses
 from fairlead.data.records import is_heldout, load_preferences
 from fairlead.errors import ConfigError
-from trainer.reward_model.calibration import expected_calibration_error
+from trainer.calibration import expected_calibration_error
 
 ROUND = ("rank", "reward_model", "ppo")
 STAGES = dict.fromkeys(

@@ -20,9 +20,9 @@ from fairlead.data.scorable import scorable
 from fairlead.errors import DataError, InvalidInput
 from fairlead.types import Message, WeightVersion
 from tests.tiny import tiny_tokenizer
+from trainer import rankings as reward_data
 from trainer.ppo.dispatch import PromptOrder
 from trainer.ppo.evaluate import Evaluation
-from trainer.reward_model import data as reward_data
 
 # Writes BOS itself, like the templates of Llama, and a token after every end.
 TEMPLATE = (

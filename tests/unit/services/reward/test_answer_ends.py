@@ -33,8 +33,8 @@ from tests import triton_backend
 from tests.gateway_world import gateway, reward_server
 from tests.template_families import FAMILIES, causal_lm, reward_model, tokenizer_of
 from trainer import demonstrations
+from trainer import rankings as data
 from trainer.export import code
-from trainer.reward_model import data
 
 ASKED = (Message("user", "where is my parcel ?"),)
 TURN = [{"role": "user", "content": ASKED[0].content}]

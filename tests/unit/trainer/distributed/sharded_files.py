@@ -33,7 +33,7 @@ from tests.unit.trainer.distributed.sharded_cases import (
     weights,
     whole,
 )
-from tests.unit.trainer.stage_world import reward_model_run, sft_run
+from tests.unit.trainer.stage_world import preference_run, reward_model_run, sft_run
 from tests.waiting import until
 from trainer.checkpoint import CheckpointStore
 from trainer.distributed import slices
@@ -43,6 +43,7 @@ from trainer.distributed.vocabulary import of_logits
 from trainer.model_state import trained_tensors
 from trainer.ppo import actor_critic, publish, step
 from trainer.ppo.actor_critic import ActorCritic
+from trainer.preference import train as preference
 from trainer.reward_model import train as reward_model
 from trainer.sequences import pad
 from trainer.sft import train as sft
@@ -230,12 +231,15 @@ def stages(group: Group, folder: Path) -> list[dict[str, object]]:
     for train, make, name in (
         (sft.train, sft_config, "sft"),
         (reward_model.train, reward_model_config, "reward_model"),
+        (preference.train, preference_config, "preference"),
+        (preference.train, kto_config, "preference"),
     ):
-        ours = train(make(folder, "ranks"), group=group)
+        configs = [make(folder, who) for who in ("ranks", "one")]
+        ours = train(configs[0], group=group)
         if not group.is_first:
             continue
-        theirs = train(make(folder, "one"))
-        paths = [folder / who / "runs" / "run" / name for who in ("ranks", "one")]
+        theirs = train(configs[1])
+        paths = [config.folder.root / name for config in configs]
         first, second = (
             torch.cat([one.flatten() for _, one in sorted(tensors_in(path).items())]) for path in paths
         )
@@ -263,6 +267,15 @@ def sft_config(folder: Path, name: str, *, epochs: int = 1):
 def reward_model_config(folder: Path, name: str):
     path = str(folder / "tiny")
     return reward_model_run(folder / name, comparisons=30, path=path, epochs=1, max_micro_batch_tokens=40)
+
+
+def preference_config(folder: Path, name: str, **changes: object):
+    settings = {"epochs": 1, "max_micro_batch_tokens": 40, "path": str(folder / "tiny"), **changes}
+    return preference_run(folder / f"{name}-{changes.get('loss', 'dpo')}", comparisons=30, **settings)
+
+
+def kto_config(folder: Path, name: str):
+    return preference_config(folder, name, loss="kto")
 
 
 def interrupted(group: Group, folder: str) -> dict[str, object]:

@@ -59,15 +59,16 @@ def test_version_of_two_ranks_has_the_tensors_of_a_full_gather(two):
         assert one["tensors"] > 7
 
 
-def test_sft_and_reward_model_of_two_ranks_equal_those_of_one(two):
-    sft, reward_model = two[0]["stages"]
-    for one in (sft, reward_model):
+def test_stages_of_two_ranks_equal_those_of_one(two):
+    _, reward_model, dpo, kto = two[0]["stages"]
+    for one in two[0]["stages"]:
         assert one["same_keys"]
         ours, theirs = one["train_loss"]
         assert ours == pytest.approx(theirs, rel=1e-4)
         assert one["weights"] < 1e-3
-    ours, theirs = reward_model["accuracy"]
-    assert ours == pytest.approx(theirs, abs=0.05)
+    for one in (reward_model, dpo, kto):
+        ours, theirs = one["accuracy"]
+        assert ours == pytest.approx(theirs, abs=0.05)
 
 
 def test_rank_holds_half_of_everything_and_a_frozen_base_once(two):

@@ -11,7 +11,7 @@ from fairlead.data.comparisons import Preference, RankedResponses
 from fairlead.errors import ConfigError
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
 from tests.unit.trainer.stage_world import reward_model_run
-from trainer.reward_model import data
+from trainer import rankings as data
 from trainer.reward_model.train import train
 
 A, B, C, LONG = "w4", "w5 w6", "w7", "w8 w9 w8"

@@ -12,7 +12,7 @@ from fairlead.config.base import ComputeSection
 from fairlead.data.records import Preference
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_reward_model, tiny_tokenizer
-from trainer.reward_model import data
+from trainer import rankings as data
 from trainer.reward_model.evaluate import score_spread
 
 

@@ -21,7 +21,9 @@ from fairlead.nn.ensemble import load_ensemble
 from fairlead.nn.loading import weights_digest
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
-from trainer.reward_model import baselines, calibration, data, loss
+from trainer import calibration
+from trainer import rankings as data
+from trainer.reward_model import baselines, loss
 from trainer.reward_model.evaluate import evaluate, mean_score, score_spread
 from trainer.reward_model.train import train
 

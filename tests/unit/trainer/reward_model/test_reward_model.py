@@ -14,7 +14,9 @@ from fairlead.data.records import Preference
 from fairlead.nn.reward_model import load_reward_model
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.trainer.stage_world import reward_model_run
-from trainer.reward_model import calibration, data, loss
+from trainer import calibration
+from trainer import rankings as data
+from trainer.reward_model import loss
 from trainer.reward_model.evaluate import evaluate
 from trainer.reward_model.train import train
 

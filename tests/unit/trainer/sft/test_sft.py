@@ -18,9 +18,10 @@ from tests.tiny import tiny_causal_lm, tiny_tokenizer
 from tests.unit.trainer.stage_world import sft_run
 from trainer.demonstrations import encode, encode_whole
 from trainer.distributed.sharding import Root
+from trainer.seeds import batches, permutation
 from trainer.sequences import TokenSequence
 from trainer.sft import loss, scratch
-from trainer.sft.train import batches, train
+from trainer.sft.train import train
 
 SEQUENCES = [
     TokenSequence((1, 5, 6, 7, 2), 2),
@@ -96,10 +97,10 @@ def test_sequences_end_with_eos_and_long_ones_are_cut_and_counted(caplog):
 
 
 def test_every_demonstration_is_used_once_per_epoch():
-    steps = list(batches(10, size=4, seed=0, epoch=0))
+    steps = list(batches(permutation(10, 0, "sft", 0), size=4))
     assert [len(step) for step in steps] == [4, 4, 2]
     assert sorted(index for step in steps for index in step) == list(range(10))
-    assert steps != list(batches(10, size=4, seed=0, epoch=1))
+    assert steps != list(batches(permutation(10, 0, "sft", 1), size=4))
 
 
 @pytest.mark.parametrize("kind", ["words", "bpe"])

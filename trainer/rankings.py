@@ -1,5 +1,7 @@
 """Comparisons as token sequences: every response once, and the pairs among them.
 
+The reward model and the preference stage learn them.
+
 A ranking is one element of a batch. So are consecutive pairs that share the prompt and a response, which is
 how a ranking looks when it is written as pairs. Rankings of one prompt by several people stay separate:
 nobody compared the responses in one with those in another.
@@ -9,15 +11,23 @@ Shapes: K responses of a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from fairlead.config import RunConfig
 from fairlead.data.comparisons import Comparisons, Preference, RankedResponses
 from fairlead.data.encoding import encode_answer
 from fairlead.data.fitting import EncodedAnswer, LeftOutPairs, fit
-from trainer.seeds import permutation
+from fairlead.data.records import Split
+from fairlead.errors import ConfigError
+from trainer.distributed import micro_batches
+from trainer.distributed.group import Group
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,8 @@ class EncodedRanking:
     """(winner, loser), as indices of `sequences`; never empty."""
     margins: tuple[float, ...] = ()
     """By how much each winner is better according to the data, in the order of `pairs`; empty: unknown."""
+    prompt_length: int = 1
+    """How many ids of each sequence are the prompt's; the same ids in all of them."""
     prompt: str = ""
     """The prompt as text."""
     texts: tuple[str, ...] = ()
@@ -129,6 +141,7 @@ def encode(
                 ),
                 pairs=tuple((read.index(winner), read.index(loser)) for winner, loser in fitted.pairs),
                 margins=tuple(margins[pair] for pair in fitted.pairs),
+                prompt_length=fitted.prompt_tokens,
                 prompt=str(prompt),
                 texts=tuple(texts[number] for number in read),
             )
@@ -138,16 +151,83 @@ def encode(
     )
 
 
-def batches(count: int, *, size: int, seed: int, epoch: int, member: int = 0) -> Iterator[list[int]]:
-    """Yield the indices of each optimizer step, in one permutation per epoch and ensemble member."""
-    order = permutation(count, seed, "reward_model", epoch, *([member] if member else []))
-    for start in range(0, count, size):
-        yield order[start : start + size]
+def encoded(
+    config: RunConfig,
+    preferences: Split[Comparisons],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    stage: str,
+    max_tokens: int,
+) -> tuple[EncodedComparisons, EncodedComparisons]:
+    """Return the training and the held-out comparisons of a stage, and log what is cut and left out.
+
+    Raises:
+        ConfigError: if there are no comparisons, or most of them cannot be learnt within the limit of tokens.
+        DataError: see `encode`.
+    """
+    known = encode(preferences.train, tokenizer, max_tokens=max_tokens)
+    heldout = encode(preferences.heldout, tokenizer, max_tokens=max_tokens)
+    left_out = known.left_out.plus(heldout.left_out)
+    left_out_for = "; ".join(left_out.sentences(max_tokens, stage=stage))
+    key = "data.preferences" if config.data.preferences else "data.sentences"
+    if left_out.is_most:
+        raise ConfigError(
+            key,
+            got=f"{left_out.too_long + left_out.alike} of {left_out.pairs} pairs that cannot be learnt",
+            allowed=f"at most half of them: {left_out_for}",
+        )
+    if not known.rankings:
+        raise ConfigError(key, got="no comparisons", allowed="at least one to train on")
+    if left_out_for:
+        logger.warning("%s", left_out_for)
+    if known.truncated:
+        logger.warning(
+            "%d responses are longer than %d tokens with their prompts, which were cut on the left",
+            *(known.truncated, max_tokens),
+        )
+    if known.skipped:
+        logger.warning("%d rankings were left out: all their responses are tied", known.skipped)
+    return known, heldout
 
 
-def pack(rankings: Sequence[EncodedRanking], *, max_tokens: int) -> Iterator[list[EncodedRanking]]:
+def counts(known: EncodedComparisons, heldout: EncodedComparisons) -> dict[str, float]:
+    """Return how many comparisons, prompts and responses were read, and how many pairs were left out."""
+    both = (*known.rankings, *heldout.rankings)
+    return {
+        "comparisons": sum(len(ranking.pairs) for ranking in known.rankings),
+        "rankings": len(known.rankings),
+        "heldout_comparisons": sum(len(ranking.pairs) for ranking in heldout.rankings),
+        "heldout_prompts": len({ranking.prompt for ranking in heldout.rankings}),
+        "prompts": len({ranking.prompt for ranking in both}),
+        "responses": sum(len(ranking.sequences) for ranking in both),
+        "ties": known.ties + heldout.ties,
+        "skipped": known.skipped + heldout.skipped,
+        "truncated": known.truncated,
+        "too_long": known.left_out.too_long + heldout.left_out.too_long,
+        "alike": known.left_out.alike + heldout.left_out.alike,
+    }
+
+
+class Element(Protocol):
+    """Sequences that are never divided among micro-batches."""
+
+    @property
+    def sequences(self) -> Sized:
+        """The sequences."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest one."""
+        ...
+
+
+_Element = TypeVar("_Element", bound=Element)
+
+
+def pack(rankings: Sequence[_Element], *, max_tokens: int) -> Iterator[list[_Element]]:
     """Yield micro-batches of at most `max_tokens` padded tokens; a ranking is never split."""
-    members: list[EncodedRanking] = []
+    members: list[_Element] = []
     rows = 0
     for ranking in sorted(rankings, key=lambda ranking: -ranking.longest):
         if members and (rows + len(ranking.sequences)) * members[0].longest > max_tokens:
@@ -158,3 +238,17 @@ def pack(rankings: Sequence[EncodedRanking], *, max_tokens: int) -> Iterator[lis
         rows += len(ranking.sequences)
     if members:
         yield members
+
+
+def share(rankings: Sequence[_Element], group: Group, *, max_tokens: int) -> list[list[_Element]]:
+    """Return the micro-batches of this rank, balanced by tokens; as many for every rank, so some are
+    empty.
+    """
+    if group.num_shares == 1:
+        return list(pack(rankings, max_tokens=max_tokens))
+    sizes = [len(ranking.sequences) * ranking.longest for ranking in rankings]
+    parts = [
+        list(pack([rankings[index] for index in own], max_tokens=max_tokens))
+        for own in micro_batches.deal(sizes, ranks=group.num_shares)
+    ]
+    return micro_batches.filled(parts)[group.share]

@@ -1,0 +1,1 @@
+"""Training of a policy on comparisons or thumbs, without a reward model."""
