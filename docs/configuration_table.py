@@ -26,7 +26,7 @@ COMMON = {
     "": "name runs seed deterministic",
     "model": "path chat_template template_arguments",
     "model.scratch": "hidden_size num_layers num_heads max_position_embeddings tokenizer vocabulary_size",
-    "data": "demonstrations heldout_demonstrations preferences heldout_preferences tie_margin prompts "
+    "data": "demonstrations heldout_demonstrations preferences heldout_preferences thumbs tie_margin prompts "
     "heldout_prompts fresh_rankings sentences bad_lines prompt_words heldout_fraction",
     "sft": "device dtype threads max_micro_batch_tokens gradient_checkpointing epochs batch_size batching "
     "learning_rate learning_rate_schedule weight_decay max_sequence_tokens",
@@ -34,6 +34,9 @@ COMMON = {
     "reward_model": "device dtype threads max_micro_batch_tokens gradient_checkpointing path ensemble_size "
     "epochs batch_size learning_rate learning_rate_schedule weight_decay max_sequence_tokens",
     "reward_model.lora": "rank alpha merge",
+    "preference": "device dtype threads max_micro_batch_tokens gradient_checkpointing path loss rankings "
+    "beta sft_coefficient epochs batch_size learning_rate learning_rate_schedule max_sequence_tokens",
+    "preference.lora": "rank alpha merge",
     "ppo": "device dtype threads max_micro_batch_tokens gradient_checkpointing updates batch_size "
     "num_samples dynamic_sampling mini_batch_size epochs max_staleness estimator learning_rate "
     "critic_learning_rate learning_rate_schedule schedule_updates warmup_updates critic_init kl_coefficient "

@@ -15,8 +15,9 @@ from fairlead.data.chat import Chat
 from fairlead.data.comparisons import Preference, RankedResponses
 from fairlead.data.demonstrations import Conversation, Demonstration, PlainText
 from fairlead.data.kinds import KINDS, detect
-from fairlead.data.records import load_demonstrations, load_preferences, load_prompts
+from fairlead.data.records import load_demonstrations, load_preferences, load_prompts, load_thumbs
 from fairlead.data.sentences import load_parts
+from fairlead.data.thumbs import Thumb
 from fairlead.types import Message
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -40,9 +41,14 @@ EXPECTED = {
         Preference(RAIN, "Not here.", "Maybe."),
         Preference("\n\nHuman: Is it raining?\n\nAssistant:", " Not here.", " Maybe."),
         RankedResponses(LAMP, ("i am sorry .", "no .", "why ?"), (-1.0, -2.0, -2.0)),
-        RankedResponses(RAIN, ("Not here.", "Maybe."), (0.9, 0.2)),
+        RankedResponses(RAIN, ("Not here.", "Maybe."), (0.9, 0.2), has_scores=True),
         Preference(RAIN, "Not here.", "Maybe."),
         Preference(RAIN, "Not here.", "Maybe."),
+    ],
+    "thumbs": [
+        Thumb(LAMP, "i am sorry . a new one is on its way .", good=True),
+        Thumb(LAMP, "no .", good=False),
+        Thumb(RAIN, "Not here.", good=True),
     ],
     "prompts": [LAMP, Chat((Message("system", "Be brief."), *RAIN.messages)), RAIN],
 }
@@ -67,6 +73,7 @@ def test_example_lines_are_read_as_documented(tmp_path, kind):
     loaders = {
         "demonstrations": load_demonstrations,
         "preferences": load_preferences,
+        "thumbs": load_thumbs,
         "prompts": load_prompts,
     }
     split = loaders[kind](config(tmp_path, **{kind: "all"}))

@@ -172,7 +172,7 @@ class Policy:
         """Return the log-prob of each answer of a batch; without answers, of the token that fills it up,
         which is empty but has a gradient.
         """
-        logprobs_N, _ = self.root(response_logprobs, batch, temperature=1.0, dtype=self.dtype)
+        logprobs_N: Tensor = self.root(response_logprobs, batch, temperature=1.0, dtype=self.dtype)
         if not lengths:
             empty: Tensor = logprobs_N
             return empty

@@ -31,7 +31,7 @@ from trainer.tracking import Doing
 logger = logging.getLogger(__name__)
 
 SEQUENCES_PER_FILE = 1_024
-"""An interruption loses the log-probs of at most so many answers."""
+"""An interruption loses the log-probs of at most this number of answers."""
 _FORMAT = "1"
 _NAME = "logprobs"
 
