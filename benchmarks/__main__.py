@@ -30,7 +30,11 @@ SHORT = {
     "reference": "benchmarks.reference",
 }
 """Module of each benchmark; its function `run(settings)` returns results by name."""
-TUNING = {"logprobs": "benchmarks.logprobs", "batching": "benchmarks.batching"}
+TUNING = {
+    "logprobs": "benchmarks.logprobs",
+    "micro_batches": "benchmarks.micro_batches",
+    "batching": "benchmarks.batching",
+}
 """They decide constants of the code and are repeated only when that code changes."""
 LONG = {
     "engines": "benchmarks.engines",

@@ -1,6 +1,8 @@
 """Compare log-probs of a long sequence in chunks of rows with a bare pass through the unembedding.
 
-Chunks bound the memory; this measures their cost and the best size.
+Chunks bound the memory; this measures their cost and the best size. Also the trainer's output layer at the
+vocabulary of a pretrained model: forward and backward pass, against logits that are kept whole, and against
+chunks of 2^20 logits that are computed twice.
 """
 
 from __future__ import annotations
@@ -8,11 +10,15 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.result import Result, Settings, interleaved
-from fairlead.nn.logprobs import hidden_logprobs
+from fairlead.nn.logprobs import hidden_logprobs, hidden_logprobs_and_entropies, logprobs_and_entropies
+from trainer import memory
 
 ROWS, WIDTH, VOCABULARY = 4_096, 256, 4_096
+TRAINED_ROWS, TRAINED_WIDTH, LARGE_VOCABULARY = 512, 576, 49_152
+"""Response tokens of a micro-batch, and the sizes of SmolLM2-135M."""
 
 
 def run(settings: Settings) -> dict[str, Result]:
@@ -38,7 +44,7 @@ def run(settings: Settings) -> dict[str, Result]:
         {"bare": bare, **{str(rows): partial(chunked, rows) for rows in sizes}},
         rounds=settings.rounds(7),
     )
-    return {
+    found = {
         f"logprobs_chunk_{rows}": Result(
             row_count / spent[str(rows)].seconds,
             "rows/s",
@@ -46,6 +52,50 @@ def run(settings: Settings) -> dict[str, Result]:
             "unembedding only",
         )
         for rows in sizes
+    }
+    for is_trained in (False, True):
+        found |= _trained(settings, is_trained=is_trained)
+    return found
+
+
+def _trained(settings: Settings, *, is_trained: bool) -> dict[str, Result]:
+    """Measure CPU seconds of log-probs, entropies and their gradient, the output layer frozen or trained."""
+    count, vocabulary = (16, 1_024) if settings.quick else (TRAINED_ROWS, LARGE_VOCABULARY)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(TRAINED_WIDTH, vocabulary, bias=False, device=settings.device)
+    layer.requires_grad_(is_trained)
+    hidden = torch.randn(count, TRAINED_WIDTH, device=settings.device, requires_grad=True)
+    tokens = torch.randint(0, vocabulary, (count,), device=settings.device)
+
+    def ours() -> None:
+        found, _ = hidden_logprobs_and_entropies(hidden, layer, tokens, temperature=1.0)
+        memory.backward(found.sum())
+
+    def whole() -> None:
+        found, _ = logprobs_and_entropies(layer(hidden), tokens, 1.0)
+        memory.backward(found.sum())
+
+    def twice() -> None:
+        rows = max(1, (1 << 20) // vocabulary)
+        parts = [
+            checkpoint(
+                lambda h, t: logprobs_and_entropies(layer(h), t, 1.0),
+                hidden[start : start + rows],
+                tokens[start : start + rows],
+                use_reentrant=False,
+            )[0]
+            for start in range(0, count, rows)
+        ]
+        memory.backward(torch.cat(parts).sum())
+
+    spent = interleaved({"ours": ours, "whole": whole, "twice": twice}, rounds=settings.rounds(3))
+    name = "head_trained" if is_trained else "head_frozen"
+    baselines = {"whole": "logits kept whole", "twice": "chunks of 2^20 logits, computed twice"}
+    return {
+        f"{name}_against_{other}": Result(
+            count / spent["ours"].cpu_seconds, "tokens/CPU-s", count / spent[other].cpu_seconds, what
+        )
+        for other, what in baselines.items()
     }
 
 

@@ -69,20 +69,53 @@ def pad(sequences: Sequence[TokenSequence], device: torch.device) -> PaddedSeque
     return PaddedSequences(*(part.to(device) for part in parts))
 
 
-def pack(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
+OVERHEAD_TOKENS = {"cpu": 256, "cuda": 4_096}
+"""What a micro-batch costs beyond its tokens, in tokens: calls on a CPU, launches of kernels on a GPU.
+benchmarks/micro_batches.py compares the split that follows with one that fills the budget."""
+_MAX_LENGTHS = 64
+"""Different lengths that `pack` weighs against each other; with more, neighbours count as one."""
+
+
+def overhead_tokens(device: torch.device) -> int:
+    """Return what a micro-batch costs on a device beyond its tokens, in tokens."""
+    return OVERHEAD_TOKENS.get(device.type, OVERHEAD_TOKENS["cuda"])
+
+
+def pack(lengths: Sequence[int], *, max_tokens: int, overhead: int = 0) -> Iterator[list[int]]:
     """Yield micro-batches of indices with at most `max_tokens` padded tokens, similar lengths together.
 
-    A sequence longer than the budget is a micro-batch of its own. The result depends only on the lengths.
+    Among the splits of the sequences in the order of their lengths, the cheapest is chosen: its padded tokens
+    and `overhead` tokens for each micro-batch. A sequence longer than the budget is a micro-batch of its own.
+    The result depends only on the lengths and on these two numbers.
     """
-    group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        # Longest first: the first sequence of a group is its width.
-        if group and (len(group) + 1) * lengths[group[0]] > max_tokens:
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    for start, end in _ranges([lengths[index] for index in order], max_tokens, overhead):
+        rows = max(1, max_tokens // lengths[order[start]])
+        yield from (order[first : min(first + rows, end)] for first in range(start, end, rows))
+
+
+def _ranges(lengths: Sequence[int], max_tokens: int, overhead: int) -> list[tuple[int, int]]:
+    """Return the ranges of descending lengths within which micro-batches are as wide as the first one."""
+    cuts = [place for place in range(1, len(lengths)) if lengths[place] != lengths[place - 1]]
+    cuts = cuts[:: -(-len(cuts) // _MAX_LENGTHS) or 1]
+    places = [0, *cuts, len(lengths)] if lengths else [0]
+    # Cost of everything from a place on, and where its first range ends.
+    cheapest = {len(lengths): (0, len(lengths))}
+    for start in reversed(places[:-1]):
+        width = lengths[start]
+        rows = max(1, max_tokens // width)
+        cheapest[start] = min(
+            (width * (end - start) + overhead * -(-(end - start) // rows) + cheapest[end][0], end)
+            for end in places
+            if end > start
+        )
+    found = []
+    start = 0
+    while start < len(lengths):
+        end = cheapest[start][1]
+        found.append((start, end))
+        start = end
+    return found
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

@@ -70,7 +70,10 @@ def export(
         Path, typer.Argument(metavar="DIR", help="The new folder; it appears only when it is complete.")
     ],
     which: Annotated[
-        str, typer.Option(help="Weights of the policy: last, best, sft (before PPO), or a version like 1-20.")
+        str,
+        typer.Option(
+            help="Weights of the policy: last, best, ema, sft (before PPO), or a version like 1-20."
+        ),
     ] = "last",
     only: Annotated[ExportedModel | None, typer.Option(help="Export only one of the two models.")] = None,
     dtype: Annotated[

@@ -86,6 +86,11 @@ class RunFolder:
         return self.root / "policy"
 
     @property
+    def average_policy_model(self) -> Path:
+        """The average of the policy's weights; written when PPO ends, with `ppo.ema_decay`."""
+        return self.root / "policy_ema"
+
+    @property
     def best_policy_model(self) -> Path:
         """The policy that scored best on held-out prompts; written when PPO ends, if it was evaluated."""
         return self.root / "policy_best"

@@ -331,6 +331,9 @@ class PpoSection(TrainingSection):
     """Updates during which the learning rates rise linearly."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Maximum norm of the gradient; larger gradients are clipped."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the policy's weights over optimizer steps, saved as
+    `policy_ema/` at the end; 0 keeps none. InstructGPT: 0.992. Rollouts come from the policy itself."""
     critic_init: Literal["auto", "policy", "reward_model"] = "auto"
     """Initial weights of the critic: `reward_model` takes body and head of the reward model at `reward.path`
     (InstructGPT), whose tokenizer must be that of the policy; `policy` takes the body of the policy and a
@@ -384,7 +387,9 @@ class PpoSection(TrainingSection):
     gae_gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount factor γ."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """λ of generalised advantage estimation."""
+    """λ of generalised advantage estimation. Until the critic has learnt, a token sees the score that comes n
+    tokens later with the weight λⁿ: 5% of it after 60 tokens at 0.95. Use 1 for answers of more than about
+    100 tokens."""
     missing_eos_penalty: float | None = Field(default=None, ge=0)
     """Subtracted from the score of an answer that was cut off at `max_new_tokens`. Unset: the standard
     deviation of the scores, so that a missing end does not pay: the one that reward-model training saved with

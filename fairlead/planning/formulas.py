@@ -15,8 +15,12 @@ from fairlead.planning.model_size import ModelSize
 
 DTYPE_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2}
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Maximum number of logits that exist at a time, by device; a copy of the constant in
-fairlead/nn/logprobs.py, which this package must not import."""
+"""Logits that are computed at a time, by device; a copy of the constant in fairlead/nn/logprobs.py, which
+this package must not import, as the next two are."""
+CHUNK_ROWS = 128
+"""Rows of logits that are computed at a time at least."""
+KEPT_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
+"""Logits of a trained output layer that are kept for the backward pass."""
 PREFILL_TOKENS = 8_192
 """Prompt tokens of one forward pass; a copy of the constant in services/policy/decoder.py."""
 
@@ -75,8 +79,11 @@ def forward_bytes(size: ModelSize, dtype: DType, *, tokens: int, longest: int) -
 
 
 def logits_bytes(size: ModelSize, tokens: int, device: str) -> int:
-    """Return the memory of the chunk of logits from which log-probs are computed."""
-    return min(CHUNK_LOGITS[device], tokens * size.vocabulary) * 4 * _CHUNK_COPIES
+    """Return the memory of the logits from which log-probs are computed: all up to a limit, else a chunk."""
+    logits = tokens * size.vocabulary
+    if logits > KEPT_LOGITS[device]:
+        logits = min(logits, max(CHUNK_LOGITS[device], CHUNK_ROWS * size.vocabulary))
+    return logits * 4 * _CHUNK_COPIES
 
 
 def cache_bytes(size: ModelSize, dtype: DType, *, slots: int, longest: int) -> int:

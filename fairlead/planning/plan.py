@@ -321,6 +321,7 @@ def _disk(config: RunConfig, sizes: Mapping[str, ModelSize]) -> DiskPlan:
         trained, of_critic = policy.parameters, critic.body
         published = policy.parameters
     trained_bytes = trained * 4 + (of_critic * 4 + head_bytes(critic) if config.ppo.has_critic else 0)
+    averaged = trained * 4 if config.ppo.ema_decay else 0
     kept = config.checkpoint.keep + 1 + (1 if config.evaluation.every_updates else 0)
     # Adapters are always float32.
     bytes_each = 4 if lora.rank else DTYPE_BYTES[config.weights.dtype]
@@ -329,13 +330,14 @@ def _disk(config: RunConfig, sizes: Mapping[str, ModelSize]) -> DiskPlan:
     saved: tuple[int, ...] = (
         _adapter(sizes["base"], config.sft.lora) or sizes["base"].parameters,
         (_adapter(start, config.reward_model.lora) or start.body) * config.reward_model.ensemble_size,
-        (_adapter(policy, lora) or policy.parameters) * (2 if config.evaluation.every_updates else 1),
+        (_adapter(policy, lora) or policy.parameters)
+        * (1 + bool(config.evaluation.every_updates) + bool(config.ppo.ema_decay)),
     )
     if config.has_preference_stage:
         tuned = sizes["preference"]
         saved = (*saved, _adapter(tuned, config.preference.lora) or tuned.parameters)
     return DiskPlan(
-        checkpoints=kept * 3 * trained_bytes,
+        checkpoints=kept * (3 * trained_bytes + averaged),
         weight_store=versions * published * bytes_each,
         models=4 * sum(saved),
         free=free_disk_bytes(config.folder.root),

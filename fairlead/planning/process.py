@@ -199,6 +199,10 @@ class MemoryPlanner:
 
     def _trainer(self) -> ProcessMemory:
         found = self._actor_and_critic()
+        section, size = self._config.ppo, self._sizes["policy"]
+        if section.ema_decay:
+            averaged = formulas.adapter_parameters(size, section.lora) or size.parameters
+            found = dataclasses.replace(found, weights=found.weights + averaged * 4 // self._ranks)
         if self._ranks == 1 or not self._config.checkpoint.asynchronous:
             return found
         # The trained weights, which are as large as their gradients, and the moments of Adam.

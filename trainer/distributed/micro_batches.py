@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from trainer.distributed.group import Group
-from trainer.sequences import PaddedSequences, TokenSequence, pack, pad
+from trainer.sequences import PaddedSequences, TokenSequence, overhead_tokens, pack, pad
 
 _Item = TypeVar("_Item")
 
@@ -20,7 +20,7 @@ NOTHING = TokenSequence((0,), 1)
 """Fills a micro-batch without sequences: no response token, so it changes no gradient."""
 
 
-def plan(lengths: Sequence[int], *, max_tokens: int, ranks: int) -> list[list[list[int]]]:
+def plan(lengths: Sequence[int], *, max_tokens: int, ranks: int, overhead: int = 0) -> list[list[list[int]]]:
     """Divide sequences into the micro-batches of every rank, as many for each.
 
     The longest sequence left goes to the rank with the fewest tokens, and each rank packs its own. A rank
@@ -31,12 +31,16 @@ def plan(lengths: Sequence[int], *, max_tokens: int, ranks: int) -> list[list[li
         lengths: tokens of each sequence.
         max_tokens: padded tokens of a micro-batch.
         ranks: how many there are.
+        overhead: what a micro-batch costs beyond its tokens, in tokens.
 
     Returns:
         For each rank its micro-batches, as indices of sequences.
     """
     found = [
-        [[own[index] for index in group] for group in pack([lengths[i] for i in own], max_tokens=max_tokens)]
+        [
+            [own[index] for index in group]
+            for group in pack([lengths[i] for i in own], max_tokens=max_tokens, overhead=overhead)
+        ]
         for own in deal(lengths, ranks=ranks)
     ]
     return filled(found)
@@ -59,11 +63,13 @@ def filled(parts: list[list[list[_Item]]]) -> list[list[list[_Item]]]:
     return [[*own, *([] for _ in range(most - len(own)))] for own in parts]
 
 
-def share(lengths: Sequence[int], *, max_tokens: int, group: Group) -> list[list[int]]:
-    """Return the micro-batches of this rank by `plan`."""
+def share(lengths: Sequence[int], device: torch.device, *, max_tokens: int, group: Group) -> list[list[int]]:
+    """Return the micro-batches of this rank by `plan`, for models that compute on `device`."""
+    overhead = overhead_tokens(device)
     if group.num_shares == 1:
-        return list(pack(lengths, max_tokens=max_tokens))
-    return plan(lengths, max_tokens=max_tokens, ranks=group.num_shares)[group.share]
+        return list(pack(lengths, max_tokens=max_tokens, overhead=overhead))
+    found = plan(lengths, max_tokens=max_tokens, ranks=group.num_shares, overhead=overhead)
+    return found[group.share]
 
 
 def padded(
@@ -79,7 +85,7 @@ def padded(
     """
     group = group or Group.single()
     lengths = [len(sequence.token_ids) for sequence in sequences]
-    parts = share(lengths, max_tokens=max_tokens, group=group)
+    parts = share(lengths, device, max_tokens=max_tokens, group=group)
     for number, part in enumerate(parts, start=1):
         group.progress(f"micro-batch {number} of {len(parts)}")
         yield part, pad([sequences[index] for index in part] or [NOTHING], device)

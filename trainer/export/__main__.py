@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="the folder of the run")
     parser.add_argument("target", type=Path, help="the new folder")
-    parser.add_argument("--which", default="last", help="last, best, sft or a version such as 1-20")
+    parser.add_argument("--which", default="last", help="last, best, ema, sft or a version such as 1-20")
     parser.add_argument("--only", choices=PARTS, default=None, help="export only this part")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--adapter", action="store_true", help="for a run with [ppo.lora]: only the adapter")

@@ -41,14 +41,19 @@ class ExportedPolicy:
     tokenizer: PreTrainedTokenizerBase
     """Its tokenizer."""
     which: str
-    """The requested weights: `last`, `best`, `sft` or a version."""
+    """The requested weights: `last`, `best`, `ema`, `sft` or a version."""
     version: WeightVersion | None
     """Version of the weights; None before PPO, and if the run no longer records it."""
 
     @property
     def described(self) -> str:
         """Description of the weights for people."""
-        names = {"last": "the last weights", "best": "the best weights", "sft": "the weights before PPO"}
+        names = {
+            "last": "the last weights",
+            "best": "the best weights",
+            "ema": "the average of the weights",
+            "sft": "the weights before PPO",
+        }
         name = names.get(self.which, "the requested weights")
         return f"{name}, version {self.version}" if self.version else name
 
@@ -59,7 +64,7 @@ def read(config: RunConfig, folder: RunFolder, which: str, *, adapter: bool = Fa
     Args:
         config: the configuration of the run.
         folder: the present folder of the run.
-        which: `last`, `best`, `sft`, or a version such as `1-20`.
+        which: `last`, `best`, `ema`, `sft`, or a version such as `1-20`.
         adapter: keep the adapter of a run with `[ppo.lora]` separate instead of merging it into its base.
 
     Raises:
@@ -100,6 +105,12 @@ def _find(config: RunConfig, folder: RunFolder, which: str) -> ExportedPolicy:
         return _from_folder(
             config, folder, folder.best_policy_model, which, _version(folder, result.get("best_update"))
         )
+    if which == "ema":
+        if not result or not folder.average_policy_model.is_dir():
+            allowed = f"{_known(folder)}; `ema` exists once PPO has ended with ppo.ema_decay"
+            raise ConfigError("which", got=which, allowed=allowed)
+        version = _version(folder, result.get("updates"))
+        return _from_folder(config, folder, folder.average_policy_model, which, version)
     if which == "last":
         return _last(config, folder, result)
     try:
@@ -217,7 +228,11 @@ def _known(folder: RunFolder, config: RunConfig | None = None) -> str:
     """List the weights that the run has."""
     names = [
         name
-        for name, path in (("best", folder.best_policy_model), ("sft", folder.sft_model))
+        for name, path in (
+            ("best", folder.best_policy_model),
+            ("ema", folder.average_policy_model),
+            ("sft", folder.sft_model),
+        )
         if path.is_dir()
     ]
     versions = set(CheckpointStore(folder.checkpoints).versions())

@@ -49,6 +49,7 @@ from trainer.distributed import sharding
 from trainer.distributed.group import Group
 from trainer.distributed.loading import loader
 from trainer.model_state import load_optimizer, load_tensors, optimizer_tensors, trained_tensors
+from trainer.ppo.average import WeightAverage
 from trainer.sequences import (
     PaddedSequences,
     autocast,
@@ -56,6 +57,9 @@ from trainer.sequences import (
     response_logprobs,
     response_logprobs_and_entropies,
 )
+
+_AVERAGE = "policy_ema"
+"""Name of the averaged weights in a checkpoint."""
 
 
 class Critic(nn.Module):
@@ -132,6 +136,8 @@ class ActorCritic:
         if critic is not None:
             rate = section.critic_learning_rate
             self._trained.append(_trained("critic", critic, rate, "ppo.critic_learning_rate"))
+        self.average = WeightAverage(policy, decay=section.ema_decay) if section.ema_decay else None
+        """The average of the policy's weights; None without `ema_decay`."""
         rates = " and ".join(one.rate_key for one in self._trained)
         self._finite_steps = finite.FiniteSteps("ppo", rate=rates)
 
@@ -222,6 +228,8 @@ class ActorCritic:
             )
             for one in stepped
         }
+        if self.average is not None and with_policy:
+            self.average.update()
         # The critic first: the policy learns from its values.
         names = [one.name for one in reversed(stepped)]
         numbers = {
@@ -255,8 +263,10 @@ class ActorCritic:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return every tensor that a resumed run needs, by file name."""
-        return {one.name: trained_tensors(one.model) for one in self._trained} | {
-            f"{one.name}_optimizer": optimizer_tensors(one.model, one.optimizer) for one in self._trained
+        return {
+            **{one.name: trained_tensors(one.model) for one in self._trained},
+            **{f"{one.name}_optimizer": optimizer_tensors(one.model, one.optimizer) for one in self._trained},
+            **({} if self.average is None else {_AVERAGE: self.average.tensors}),
         }
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -278,6 +288,9 @@ class ActorCritic:
             load_tensors(one.model, state[one.name], one.name)
         for one in self._trained:
             load_optimizer(one.model, one.optimizer, state[f"{one.name}_optimizer"])
+        if self.average is not None:
+            # A run that begins to average later begins with the weights that it has.
+            self.average.load(state.get(_AVERAGE))
 
 
 def load(

@@ -7,6 +7,7 @@ follow. Every rank carries out an order with the same calls, because each of the
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -164,6 +165,15 @@ class Leader:
         _save_model(self._config, path, policy, self._tokenizer, self.group)
         self.group.idle()
 
+    def save_average(self, path: Path) -> None:
+        """Write the average of the policy's weights as a model folder, or remove it without `ema_decay`."""
+        if self.learner.models.average is None:
+            shutil.rmtree(path, ignore_errors=True)  # of an earlier run, before --force
+            return
+        self.group.send("export_average")
+        _save_average(self._config, path, self.learner, self._tokenizer, self.group)
+        self.group.idle()
+
     def stop(self) -> None:
         """End the other ranks."""
         self.group.send("stop")
@@ -189,6 +199,8 @@ def follow(config: RunConfig, group: Group) -> None:
             return
         if order == "export":
             _save_model(config, Path(), ours.models.policy, tokenizer, group)
+        elif order == "export_average":
+            _save_average(config, Path(), ours, tokenizer, group)
         elif order == "reset":
             group.idle(_LOADING)
             ours = learner.load(config, tokenizer, group=group)
@@ -242,6 +254,14 @@ def _save_model(
     group: Group,
 ) -> None:
     publish.save_model(path, policy, tokenizer, merge=config.ppo.lora.merge, group=group)
+
+
+def _save_average(
+    config: RunConfig, path: Path, ours: Learner, tokenizer: PreTrainedTokenizerBase, group: Group
+) -> None:
+    assert ours.models.average is not None
+    with ours.models.average.in_place():
+        _save_model(config, path, ours.models.policy, tokenizer, group)
 
 
 def _folder(folder: Path) -> bytes:

@@ -409,6 +409,7 @@ class PpoTrainer:
         self.models.check_ended()
         self._incarnation.confirm()
         self._leader.save_model(self._config.folder.policy_model)
+        self._leader.save_average(self._config.folder.average_policy_model)
         final = result.summarise(
             self._config,
             progress=self._progress,

@@ -19,10 +19,16 @@ from fairlead.nn.ensemble import RewardEnsemble
 from fairlead.nn.reward_model import RewardModel
 from trainer import calibration, seeds
 from trainer import demonstrations as encoding
+<<<<<<< HEAD
 from trainer.rankings import EncodedRanking
 from trainer.rankings import pack as pack_rankings
 from trainer.reward_model import baselines, loss
 from trainer.sequences import pack
+=======
+from trainer import seeds
+from trainer.reward_model import baselines, calibration, data, loss
+from trainer.sequences import overhead_tokens, pack
+>>>>>>> 64770b80 (Compute less in the trainer, and keep an average of the policy)
 from trainer.tracking import Doing
 
 _T = TypeVar("_T")
@@ -164,7 +170,8 @@ def mean_score(
 ) -> float:
     """Return the mean score of the sequences; NaN without sequences."""
     total = 0.0
-    groups = pack([len(sequence) for sequence in sequences], max_tokens=max_tokens)
+    lengths = [len(sequence) for sequence in sequences]
+    groups = pack(lengths, max_tokens=max_tokens, overhead=overhead_tokens(model.device))
     for group in _reported(groups, "scoring demonstrations", len(sequences), doing=doing):
         total += float(loss.score(model, [sequences[index] for index in group], dtype=dtype).double().sum())
     return total / len(sequences) if sequences else float("nan")

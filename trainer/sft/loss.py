@@ -33,7 +33,7 @@ def micro_batch_losses(
     if row_tokens:
         rows = packing.rows(sequences, width=row_tokens)
         lengths = [packing.row_length(row) for row in rows]
-        for part in micro_batches.share(lengths, max_tokens=max_tokens, group=root.group):
+        for part in micro_batches.share(lengths, root.device, max_tokens=max_tokens, group=root.group):
             root.group.progress("packed micro-batch")
             packed = [rows[index] for index in part] or [[micro_batches.NOTHING]]
             yield -root(packing.row_logprobs, packed, dtype=dtype).sum() / total_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -105,9 +106,33 @@ def test_dropout_is_off(tmp_path):
     assert torch.equal(first, response_logprobs(model, batch, temperature=1.0))
 
 
-@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 120))
-def test_pack_keeps_every_sequence_and_the_budget(lengths, budget):
-    groups = list(pack(lengths, max_tokens=budget))
+@given(st.lists(st.integers(1, 40), max_size=9), st.integers(1, 120), st.integers(0, 50))
+def test_pack_is_the_cheapest_split_of_the_sorted_lengths(lengths, budget, overhead):
+    """Against every split of the sorted lengths between different ones, each part filled up to the budget."""
+    descending = sorted(lengths, reverse=True)
+
+    def cost(parts) -> int:
+        pieces = [
+            part[first : first + rows]
+            for part in parts
+            for rows in [max(1, budget // part[0])]
+            for first in range(0, len(part), rows)
+        ]
+        return sum(part[0] * len(part) for part in parts) + overhead * len(pieces)
+
+    places = [place for place in range(1, len(lengths)) if descending[place] != descending[place - 1]]
+    splits = []
+    for chosen in itertools.product([False, True], repeat=len(places)):
+        cuts = [0, *(place for place, cut in zip(places, chosen, strict=True) if cut), len(lengths)]
+        splits.append([descending[a:b] for a, b in itertools.pairwise(cuts) if a < b])
+    groups = [[lengths[i] for i in group] for group in pack(lengths, max_tokens=budget, overhead=overhead)]
+    found = sum(len(group) * max(group) for group in groups) + overhead * len(groups)
+    assert found <= min(map(cost, splits))
+
+
+@given(st.lists(st.integers(1, 400), max_size=200), st.integers(1, 120), st.integers(0, 500))
+def test_pack_keeps_every_sequence_and_the_budget(lengths, budget, overhead):
+    groups = list(pack(lengths, max_tokens=budget, overhead=overhead))
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
         padded = len(group) * max(lengths[index] for index in group)

@@ -58,24 +58,45 @@ def test_entropy_of_uniform_and_certain_distributions():
     )
 
 
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("chunk_rows", [1, 3, 7, 100])
-def test_chunks_change_neither_logprobs_nor_gradients(chunk_rows: int):
+def test_chunks_change_neither_logprobs_nor_gradients(chunk_rows: int, bias: bool, trained: bool):
     torch.manual_seed(1)
-    unembedding = torch.nn.Linear(6, 13, bias=False).double()
+    unembedding = torch.nn.Linear(6, 13, bias=bias).double().requires_grad_(trained)
     hidden = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     tokens = torch.randint(0, 13, (7,))
+    inputs = [hidden, *(unembedding.parameters() if trained else ())]
+    loss_weights = torch.randn(7, dtype=torch.float64)
     whole = token_logprobs(unembedding(hidden), tokens, temperature=0.7)
-    expected = torch.autograd.grad(whole.sum(), [hidden, unembedding.weight])
+    expected = torch.autograd.grad((loss_weights * whole).sum(), inputs)
     chunked, entropies = hidden_logprobs_and_entropies(
         hidden, unembedding, tokens, temperature=0.7, chunk_rows=chunk_rows
     )
-    got = torch.autograd.grad(chunked.sum(), [hidden, unembedding.weight])
-    torch.testing.assert_close(chunked, whole)
-    chunked = hidden_logprobs(hidden, unembedding, tokens, temperature=0.7, chunk_rows=chunk_rows)
-    torch.testing.assert_close(chunked, whole)
     torch.testing.assert_close(entropies, entropy(unembedding(hidden), temperature=0.7))
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    plain = hidden_logprobs(hidden, unembedding, tokens, temperature=0.7, chunk_rows=chunk_rows)
+    for found in (chunked, plain):
+        torch.testing.assert_close(found, whole)
+        got = torch.autograd.grad((loss_weights * found).sum(), inputs)
+        for one, other in zip(got, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_gradient_of_chunks_under_autocast_is_that_of_all_logits(trained: bool):
+    torch.manual_seed(1)
+    unembedding = torch.nn.Linear(16, 33, bias=False).requires_grad_(trained)
+    hidden = torch.randn(9, 16, requires_grad=True)
+    tokens = torch.randint(0, 33, (9,))
+    inputs = [hidden, *(unembedding.parameters() if trained else ())]
+    gradients = []
+    for rows in (100, 4):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = hidden_logprobs(hidden, unembedding, tokens, temperature=0.7, chunk_rows=rows)
+        gradients.append(torch.autograd.grad(found.sum(), inputs))
+    for one, other in zip(*gradients, strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.03, atol=0.03)
 
 
 def test_no_rows_give_no_logprobs():

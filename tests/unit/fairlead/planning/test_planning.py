@@ -126,7 +126,8 @@ def test_trainer_holds_the_planned_weights_gradients_and_moments(
     models: dict[str, str], tmp_path: Path, critic_init: str, rank: int
 ):
     critic = {"estimator": "reinforce++"} if critic_init == "none" else {"critic_init": critic_init}
-    section = PpoSection(device="cpu", lora=LoraSection(rank=rank), **critic)  # type: ignore[arg-type]
+    decay = 0.9 if critic_init == "policy" else 0.0
+    section = PpoSection(device="cpu", lora=LoraSection(rank=rank), ema_decay=decay, **critic)  # type: ignore[arg-type]
     plan = planned(models, tmp_path, ppo=section)
     trainer = process(plan, "ppo", "trainer")
     critic_path = models["reward"] if critic_init == "reward_model" else None
@@ -137,7 +138,8 @@ def test_trainer_holds_the_planned_weights_gradients_and_moments(
     if loaded.critic is not None:
         loaded.values(batch).sum().backward()
         parameters += loaded.critic.parameters()
-    assert trainer.weights == nbytes(parameters)
+    averaged = [] if loaded.average is None else [*loaded.average.tensors.values()]
+    assert trainer.weights == nbytes(parameters) + nbytes(averaged)
     learning = [parameter for parameter in parameters if parameter.grad is not None]
     assert trainer.gradients == nbytes(
         [parameter.grad for parameter in learning if parameter.grad is not None]
@@ -292,6 +294,8 @@ def test_adapter_parameters_match_peft(checkpoint: Path):
 
 def test_copied_constants_match_their_sources():
     assert formulas.CHUNK_LOGITS == logprobs.CHUNK_LOGITS
+    assert formulas.CHUNK_ROWS == logprobs.CHUNK_ROWS
+    assert formulas.KEPT_LOGITS == logprobs.KEPT_LOGITS
     assert formulas.PREFILL_TOKENS == decoder._PREFILL_TOKENS
 
 

@@ -55,8 +55,10 @@ def reset(group: Group, file: str) -> list[object]:
     leader.save_model(config.folder.policy_model)
     checkpoint = store.load(VERSION)
     leader.save_model(config.folder.best_policy_model, checkpoint)
+    leader.save_average(config.folder.average_policy_model)
     found += [_digest(leader), *figures[:2]]
     leader.stop()
+    assert _is_written(checkpoint.tensors["policy_ema"], config.folder.average_policy_model)
     best = checkpoint.tensors["policy"]
     assert _is_written(best, config.folder.best_policy_model)
     assert not _is_written(best, config.folder.policy_model)

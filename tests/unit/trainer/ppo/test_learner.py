@@ -326,6 +326,33 @@ def test_critic_warmup_that_cannot_be_is_refused(settings, message):
         PpoSection(**settings)
 
 
+def test_average_follows_the_weights_of_every_step(models):
+    section = with_changes(ema_decay=0.75, mini_batch_size=2)
+    fresh = actor_critic.ActorCritic(copy.deepcopy(models.policy), copy.deepcopy(models.critic), section)
+    expected = {name: value.clone() for name, value in fresh.policy.named_parameters()}
+    step_of = fresh.step
+
+    def noted(*arguments, **named):
+        figures = step_of(*arguments, **named)
+        for name, value in fresh.policy.named_parameters():
+            expected[name] = 0.75 * expected[name] + 0.25 * value.detach()
+        return figures
+
+    fresh.step = noted
+    learner = Learner(fresh, section, temperature=0.7, seed=0)
+    learner.learn(rollouts(), update=0)
+    for name, value in expected.items():
+        assert torch.allclose(fresh.average.tensors[name], value, atol=1e-7)
+    trained = copy.deepcopy(fresh.policy.state_dict())
+    with fresh.average.in_place():
+        for name, value in fresh.policy.named_parameters():
+            assert torch.allclose(value, expected[name], atol=1e-7)
+    assert all(torch.equal(value, trained[name]) for name, value in fresh.policy.state_dict().items())
+    # A run that begins to average later begins with the weights that it has.
+    fresh.load_state({name: value for name, value in fresh.state().items() if name != "policy_ema"})
+    assert all(torch.equal(value, trained[name]) for name, value in fresh.average.tensors.items())
+
+
 def test_missing_end_costs_a_deviation_of_the_scores_unless_it_is_set(models, tmp_path):
     # The scores are 9, -1, 1 and 0.5, and the tasks with 9 and 0.5 were cut off.
     deviation = float(torch.tensor([9.0, -1.0, 1.0, 0.5]).std(unbiased=False))

@@ -128,7 +128,9 @@ def test_run_publishes_checkpoints_and_saves_adapters(undisturbed, model_path):
     assert all(".lora_" in name for name in names)
     kept = load_file(config.folder.checkpoints / "1-6" / "policy.safetensors")
     left = load_file(config.folder.policy_model / adapters.WEIGHTS_FILE)
-    assert set(kept) == set(left) == names
+    averaged = load_file(config.folder.average_policy_model / adapters.WEIGHTS_FILE)
+    assert set(kept) == set(left) == set(averaged) == names
+    assert not any(torch.equal(averaged[name], left[name]) for name in left)
     assert all(torch.equal(kept[name], left[name]) for name in kept)
     assert not (config.folder.policy_model / "model.safetensors").exists()
     assert adapters.base_of(str(config.folder.policy_model)) == str(model_path)

@@ -30,6 +30,7 @@ def file(tmp_path: Path) -> str:
         "ppo.batch_size": 4,
         "ppo.mini_batch_size": 4,
         "ppo.learning_rate": 1e-3,
+        "ppo.ema_decay": 0.5,
     }
     config = load(overrides=settings)
     save(config, tmp_path / "run.toml")

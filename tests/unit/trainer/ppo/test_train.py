@@ -8,6 +8,7 @@ from contextlib import suppress
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
+from safetensors.torch import load_file
 
 from fairlead.audit import audit
 from fairlead.config import RunConfig, load
@@ -29,6 +30,7 @@ SMALL = {
     "ppo.learning_rate": 3e-3,
     "ppo.critic_learning_rate": 3e-3,
     "ppo.kl_coefficient": 0.02,
+    "ppo.ema_decay": 0.5,
     "ppo.device": "cpu",
     "sampling.max_new_tokens": 4,
     "checkpoint.every_updates": 2,
@@ -145,6 +147,9 @@ def test_run_writes_all_its_files(undisturbed):
     progress = json.loads(config.folder.progress.read_text())
     assert (progress["phase"], progress["step"], progress["total"]) == ("done", 6, 6)
     load_causal_lm(str(config.folder.policy_model), config.ppo)
+    averaged = load_causal_lm(str(config.folder.average_policy_model), config.ppo).state_dict()
+    kept = load_file(config.folder.checkpoints / "1-6" / "policy_ema.safetensors")
+    assert all(torch.equal(averaged[name], value) for name, value in kept.items())
     assert not list(config.folder.root.rglob("*.pt"))
 
 
