@@ -19,16 +19,10 @@ from fairlead.nn.ensemble import RewardEnsemble
 from fairlead.nn.reward_model import RewardModel
 from trainer import calibration, seeds
 from trainer import demonstrations as encoding
-<<<<<<< HEAD
 from trainer.rankings import EncodedRanking
 from trainer.rankings import pack as pack_rankings
 from trainer.reward_model import baselines, loss
-from trainer.sequences import pack
-=======
-from trainer import seeds
-from trainer.reward_model import baselines, calibration, data, loss
 from trainer.sequences import overhead_tokens, pack
->>>>>>> 64770b80 (Compute less in the trainer, and keep an average of the policy)
 from trainer.tracking import Doing
 
 _T = TypeVar("_T")
