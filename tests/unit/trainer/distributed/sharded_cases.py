@@ -55,6 +55,15 @@ CASES = (
     Case("tiny", tied=True, critic_free=True),
 )
 
+WITHOUT_CRITIC = {
+    "estimator": "rloo",
+    "num_samples": 3,
+    "loss": "gspo",
+    "kl_in": "loss",
+    "behaviour_weight": "mask_sequences",
+}
+"""What combines the tokens of an answer, and the answers of a step."""
+
 FAST = (3, 6, 8, 10)
 """Numbers of the cases that `make test` tries."""
 
@@ -75,8 +84,7 @@ def section_of(case: Case):
             "gradient_checkpointing": case.recompute,
             "offload": case.recompute,  # changes no number
             "lora": LoraSection(rank=2, alpha=8) if case.lora else LoraSection(),
-            "estimator": "reinforce++" if case.critic_free else "gae",
-            "loss": "cispo" if case.critic_free else "ppo",
+            **(WITHOUT_CRITIC if case.critic_free else {}),
         }
     )
 
@@ -96,7 +104,9 @@ def trained(models: ActorCritic) -> list[nn.Module]:
 
 
 def rollouts_of(case: Case) -> batch.RolloutBatch:
-    """Rollouts of very different lengths, two of them stale; with adapters, half without log π_ref."""
+    """Rollouts of very different lengths, two of them stale; with adapters, half without log π_ref; without a
+    critic, in groups.
+    """
     draw = random.Random(5)
     outcomes = []
     for task in range(ROLLOUTS):
@@ -106,6 +116,8 @@ def rollouts_of(case: Case) -> batch.RolloutBatch:
     found = batch.from_outcomes(outcomes, torch.device("cpu"), version=outcomes[0].task.min_version)
     assert found is not None
     found = replace(found, stale_B=torch.tensor([task in (2, 7) for task in range(ROLLOUTS)]))
+    if case.critic_free:
+        found = replace(found, groups_B=torch.arange(ROLLOUTS) // WITHOUT_CRITIC["num_samples"])
     if case.lora:
         missing_N = found.per_token(torch.arange(ROLLOUTS) % 2 == 0)
         found = replace(found, reference_N=found.reference_N.masked_fill(missing_N, torch.nan))
