@@ -47,6 +47,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
         ),
         *("learning_rate_schedule", "warmup_updates"),
         *("kl_coefficient", "kl_control", "clip_range", "gae_lambda", "missing_eos_penalty", "max_staleness"),
+        *("group_scale", "loss_aggregation", "kl_in"),
         *("estimator", "loss", "critic_init", "ptx_coefficient", "dtype", "lora.rank", "lora.alpha"),
     ),
     "sampling": ("temperature", "top_p", "top_k", "max_new_tokens"),

@@ -192,6 +192,11 @@ class Learner:
             update=update,
             demonstrations=self._stream,
         )
+        if not prepared.learned and self.models.group.is_first:
+            logger.warning(
+                "update %d has no step: every answer was cut off, and ppo.mask_cut_off leaves those out",
+                update + 1,
+            )
         self.models.check_weights()
         is_moving = update >= section.critic_warmup_updates
         if section.kl_control == "adaptive" and is_moving and math.isfinite(figures["kl"]):

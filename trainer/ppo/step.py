@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fairlead.config.training import OF_GROUPS, PpoSection
+from fairlead.config.training import PpoSection
 from trainer import memory
 from trainer.demonstrations import DemonstrationStream
 from trainer.distributed import collectives
@@ -24,9 +24,11 @@ from trainer.distributed import micro_batches as divided
 from trainer.distributed.group import Group
 from trainer.ppo import objective
 from trainer.ppo.actor_critic import ActorCritic
-from trainer.ppo.advantages import ESTIMATORS, RewardedTokens, group_figures
+from trainer.ppo.advantages import ESTIMATORS, RewardedTokens
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.losses import LOSSES, Aggregation, LossTokens
+from trainer.ppo.prepared import PreparedBatch, ValueTargets
+from trainer.ppo.prepared import figures as rollout_figures
 from trainer.ppo.score_scale import ScoreScale
 from trainer.seeds import permutation
 from trainer.sequences import PaddedSequences, TokenSequence
@@ -42,40 +44,6 @@ _OF_EVERY_STEP = (
     "critic_gradient_norm",
 )
 _OF_THE_FIRST_STEP = ("entropy", "mismatch_mean", "mismatch_max")
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedBatch:
-    """A rollout batch with everything that stays fixed during its optimizer steps."""
-
-    batch: RolloutBatch
-    """The rollouts."""
-    old_logprobs_N: Tensor
-    """log π_prox; where it is not computed, the recorded behaviour log-probs."""
-    behaviour_weights_N: Tensor
-    """π_prox/π_behaviour, truncated or masked; exactly 1 where π_prox is not computed."""
-    advantages_N: Tensor
-    """By the section's estimator."""
-    values: ValueTargets | None
-    """What the critic learns; None without a critic."""
-    learned: tuple[int, ...]
-    """The rollouts that are in the loss."""
-    kl_coefficient: float
-    """β of the KL loss; 0 if the penalty is in the reward."""
-    max_new_tokens: int
-    """Limit of the length of an answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class ValueTargets:
-    """What the critic learns from a batch."""
-
-    old_values_N: Tensor
-    """Its values before the first step."""
-    returns_N: Tensor
-    """Unwhitened advantages + old values."""
-    clip_width: float
-    """Largest change of a value before the clip, in the unit of the returns."""
 
 
 def micro_batches(
@@ -138,7 +106,7 @@ def prepare(
         kl_coefficient=beta if section.kl_in == "loss" else 0.0,
         max_new_tokens=limit,
     )
-    return prepared, _figures(prepared, scores_B, penalised_BT, section)
+    return prepared, rollout_figures(prepared, scores_B, penalised_BT, section)
 
 
 def _rewards(
@@ -231,47 +199,6 @@ def _for_each(
     for padded, where in micro_batches(batch, members, max_tokens=max_tokens, group=models.group):
         found_N[where] = compute(padded)
     return collectives.combined(found_N, models.group)
-
-
-def _figures(
-    prepared: PreparedBatch, scores_B: Tensor, rewards_BT: Tensor, section: PpoSection
-) -> dict[str, float]:
-    """Return the figures of the rollouts; divergences are sums over an answer, by each estimator."""
-    batch = prepared.batch
-    count = len(batch.sequences)
-    divergences = {
-        name: float(estimate(prepared.old_logprobs_N, batch.reference_N).sum()) / count
-        for name, estimate in objective.KL_ESTIMATORS.items()
-    }
-    figures = {
-        "reward": float(batch.scores_B.mean()),
-        "reward_std": float(batch.scores_B.std(unbiased=False)),
-        "reward_with_kl": float(rewards_BT.sum(1).mean()),
-        "kl": divergences["k1"],
-        "kl_k2": divergences["k2"],
-        "kl_k3": divergences["k3"],
-        **({"explained_variance": _explained_variance(prepared.values)} if prepared.values else {}),
-        "response_length": float(batch.lengths_B.float().mean()),
-        "eos_rate": float((~batch.cut_off_B).float().mean()),
-        "tokens": float(len(batch.behaviour_N)),
-    }
-    if section.estimator in OF_GROUPS:
-        figures |= group_figures(scores_B, batch.groups_B)
-    if section.mask_cut_off:
-        figures["masked_rollouts"] = 1 - len(prepared.learned) / count
-    if batch.stale_B.any():
-        figures["stale_rollouts"] = float(batch.stale_B.sum()) / count
-    is_corrected = batch.stale_B | (section.proximal_logprobs == "all")
-    if is_corrected.any():
-        weights_N = prepared.behaviour_weights_N[batch.per_token(is_corrected)]
-        is_cut_N = weights_N == 0
-        if section.behaviour_weight == "truncate":
-            is_cut_N = weights_N >= section.max_behaviour_weight
-        figures |= {
-            "behaviour_weight": float(weights_N.mean()),
-            "behaviour_weight_cut": float(is_cut_N.float().mean()),
-        }
-    return figures
 
 
 def optimise(
@@ -452,9 +379,3 @@ def accumulate_ptx_gradients(
         memory.backward(section.ptx_coefficient * part)
         total_loss += float(part.detach())
     return collectives.summed({"loss": total_loss}, models.group)["loss"]
-
-
-def _explained_variance(values: ValueTargets) -> float:
-    variance = values.returns_N.var(unbiased=False)
-    unexplained = (values.returns_N - values.old_values_N).var(unbiased=False)
-    return float(1 - unexplained / variance) if variance > 0 else float("nan")

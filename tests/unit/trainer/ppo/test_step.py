@@ -13,6 +13,7 @@ from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_batches import SECTION, double, exact_rollouts, group, outcome, rollouts
 from trainer.model_state import unique_tensors
 from trainer.ppo import actor_critic, batch, objective, orders, step
+from trainer.ppo.prepared import PreparedBatch
 from trainer.sequences import pad
 
 
@@ -196,7 +197,7 @@ def test_kl_is_charged_in_the_loss_with_the_coefficient_of_the_update(models):
     assert torch.equal(in_loss.advantages_N, in_reward.advantages_N)
     assert figures["reward_with_kl"] == pytest.approx(-0.5 / 4 - 0.7 * 11 * 0.25 / 4, abs=1e-5)
 
-    def gradient(prepared: step.PreparedBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    def gradient(prepared: PreparedBatch) -> tuple[torch.Tensor, dict[str, float]]:
         found.policy.zero_grad()
         figures = step.accumulate_gradients(found, prepared, range(4), section, temperature=1.0)
         return torch.cat([p.grad.flatten() for p in found.policy.parameters()]), figures
