@@ -1,6 +1,6 @@
 """Measure ratios between things that run side by side: `python -m benchmarks [NAME ...]`.
 
-Without names the short benchmarks run. `services` takes some minutes, `trl` longer, and both need a
+Without names the short benchmarks run. `services` takes some minutes, `trl` most of an hour, and both need a
 quickstart, which is run first if there is none. The JSON file has value, unit, baseline and ratio of each
 result.
 """
@@ -47,6 +47,7 @@ LONG = {
     "triton": "benchmarks.triton_baselines",
     "determinism": "benchmarks.determinism",
     "trl": "benchmarks.against_trl",
+    "trl_smollm2": "benchmarks.against_trl.smollm2",
     "scale": "benchmarks.scale",
     "endurance": "benchmarks.endurance",
     "replica_death": "benchmarks.replica_death",
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("no GPU here: nothing to measure")
         return 0
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    settings = Settings(torch_device("cuda" if options.gpu else "cpu"), options.quick, options.run)
+    device = torch_device("cuda" if options.gpu else "cpu")
+    settings = Settings(device, options.quick, options.run, options.minutes)
     results: dict[str, Result] = {}
     code = 0
     for name in options.names or SHORT:
@@ -96,8 +98,11 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpu", action="store_true", help="on the GPU; says so and ends where there is none")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, which measure nothing")
     parser.add_argument("--run", type=Path, default=QUICKSTART, help="folder of a finished quickstart")
+    parser.add_argument("--minutes", type=float, help="time limit of trl and trl_smollm2")
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"instead of {OUT}/NAMES.json")
     options = parser.parse_args(argv)
+    if options.minutes is not None and not options.minutes > 0:
+        parser.error(f"--minutes {options.minutes:g}: give more than 0")
     for name in options.names:
         if name not in ALL:
             parser.error(f"no benchmark {name!r}; there are {', '.join(ALL)}")

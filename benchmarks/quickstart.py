@@ -4,8 +4,12 @@ models.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import math
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +28,7 @@ from fairlead.types import SamplingParams
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.toml"
 _POLL_SECONDS = 0.05
+_DRAIN_SECONDS = 15.0
 
 
 def ensure(source: Path) -> Path:
@@ -145,16 +150,21 @@ class Measured:
     """KL of the last batch to the reference, in nats per answer."""
 
 
-def ppo(overrides: Mapping[str, str]) -> Measured:
+def ppo(overrides: Mapping[str, str], *, deadline: float = math.inf) -> Measured:
     """Run `fairlead ppo` with all its services and measure it.
 
+    Args:
+        overrides: of configs/quickstart.toml.
+        deadline: see `watched`.
+
     Raises:
+        OutOfTime: if it has not ended at the deadline.
         ProcessFailed: if it fails.
     """
     flags = itertools.chain.from_iterable(("--set", f"{key}={value}") for key, value in overrides.items())
     command = [sys.executable, "-m", "fairlead.cli", "ppo", str(CONFIG), *flags]
     begun = time.time()
-    usage, said, code = watched(command)
+    usage, said, code = watched(command, deadline=deadline)
     if code:
         raise ProcessFailed(f"fairlead ppo ended with exit code {code}: {said[-2000:]}")
     rows = config(overrides).folder.metrics("ppo").read_text().splitlines()
@@ -184,20 +194,58 @@ def measured(lines: Iterable[str], usage: Usage, *, begun: float) -> Measured:
     )
 
 
-def watched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[Usage, str, int]:
-    """Run a command; return its CPU time, its output (both streams) and its exit code."""
+class OutOfTime(Exception):
+    """A command was still running at its deadline, and was killed."""
+
+
+def watched(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, *, deadline: float = math.inf
+) -> tuple[Usage, str, int]:
+    """Run a command in a process group of its own; return its CPU time, its output and its exit code.
+
+    Args:
+        command: program and arguments.
+        environment: its variables; None for those of this process.
+        deadline: Unix time at which the whole group is killed.
+
+    Returns:
+        The output has both streams.
+
+    Raises:
+        OutOfTime: if it is still running at the deadline.
+    """
     usage = Usage()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
     root = psutil.Process(process.pid)
-    while True:
-        try:
-            said, _ = process.communicate(timeout=_POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            usage.look(root)
-        else:
-            return usage, said, process.returncode
+    try:
+        while True:
+            try:
+                said, _ = process.communicate(timeout=_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                usage.look(root)
+            else:
+                return usage, said, process.returncode
+            if time.time() > deadline:
+                raise OutOfTime(f"{_name(root)} was still running when its time was up")
+    finally:
+        if process.returncode is None:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process and its group: a supervisor stops its services, which have groups of their own."""
+    for number, seconds in ((signal.SIGTERM, _DRAIN_SECONDS), (signal.SIGKILL, None)):
+        os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=seconds)
+            return
 
 
 def _name(process: psutil.Process) -> str:

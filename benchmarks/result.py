@@ -26,6 +26,8 @@ class Settings:
     """Use tiny sizes, once each: shows that a benchmark works; its values are meaningless."""
     source: Path = QUICKSTART
     """Folder of a finished quickstart, for benchmarks that need one."""
+    minutes: float | None = None
+    """Time limit of benchmarks that have one; None for their own."""
 
     def rounds(self, wanted: int) -> int:
         """Turns of each variant."""

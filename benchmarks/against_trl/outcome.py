@@ -1,0 +1,132 @@
+"""What a run of one side with one seed gave, how it is kept, and what follows from several of them.
+
+Everything here is numbers and files; nothing runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A policy during a run, evaluated on held-out prompts."""
+
+    episodes: int
+    """Answers that it was trained on."""
+    gold: float
+    """Mean gold reward."""
+    kl: float
+    """KL to the policy that the run started from, nats per answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished run."""
+
+    cpu_seconds: float
+    """CPU time per episode of all processes, without start-up."""
+    seconds: float
+    """Wall-clock time per episode, without start-up."""
+    whole_cpu_seconds: float
+    """CPU time of the whole run, start-up included."""
+    last_score: float
+    """Mean score of the last batch."""
+    points: tuple[Point, ...] = ()
+    """The policy at the start, then along the way, then at the end."""
+
+    def __str__(self) -> str:
+        cost = f"{1000 * self.cpu_seconds:.2f} CPU-ms per episode, {self.whole_cpu_seconds:.1f} CPU-s in all"
+        return f"{cost}, gold {self.end.gold:.2f} at KL {self.end.kl:.2f}" if self.points else cost
+
+    @property
+    def end(self) -> Point:
+        """The policy at the end."""
+        return self.points[-1]
+
+
+def key(settings: Mapping[str, object]) -> str:
+    """Return a short digest of settings that JSON can hold; the order of their names does not matter."""
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Store:
+    """Finished runs as files, so that an interrupted benchmark continues with what is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: where the files are; made if it does not exist.
+        """
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str, digest: str) -> Outcome | None:
+        """Return the run of a name with exactly these settings; None if it has not finished."""
+        file = self._file(name, digest)
+        if not file.exists():
+            return None
+        found = json.loads(file.read_text())
+        return Outcome(**{**found, "points": tuple(Point(**point) for point in found["points"])})
+
+    def put(self, name: str, digest: str, outcome: Outcome) -> None:
+        """Keep a run."""
+        file = self._file(name, digest)
+        unfinished = file.with_suffix(".part")
+        unfinished.write_text(json.dumps(dataclasses.asdict(outcome), indent=2) + "\n")
+        unfinished.rename(file)
+
+    def _file(self, name: str, digest: str) -> Path:
+        return self._folder / f"{name}-{digest}.json"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half the width of its 95% interval over seeds (Student's t); NaN of one value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def episodes_to(points: Sequence[Point], gold: float) -> float:
+    """Return the episodes at which the curve first reaches a gold reward, interpolated; ∞ if it does not."""
+    before: Point | None = None
+    for point in points:
+        if point.gold >= gold:
+            if before is None:
+                return float(point.episodes)
+            share = (gold - before.gold) / (point.gold - before.gold)
+            return before.episodes + share * (point.episodes - before.episodes)
+        before = point
+    return math.inf
+
+
+def mean_curve(outcomes: Sequence[Outcome]) -> list[Point]:
+    """Return the mean over seeds at each number of episodes; of the KL, the square of the mean root.
+
+    The picture has √KL on its axis, so that is what is averaged.
+    """
+    found = []
+    for points in zip(*(outcome.points for outcome in outcomes), strict=True):
+        root = statistics.fmean(math.sqrt(max(0.0, point.kl)) for point in points)
+        gold = statistics.fmean(point.gold for point in points)
+        found.append(Point(points[0].episodes, gold, root * root))
+    return found
+
+
+def evaluated(updates: int, *, points: int) -> list[int]:
+    """Return the updates after which a policy is evaluated: evenly spread, the last included."""
+    return sorted({math.ceil(updates * number / points) for number in range(1, points + 1)})
