@@ -9,10 +9,11 @@ that were held out from all training, in the same way for both, at points along 
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import quickstart
@@ -47,7 +48,13 @@ def run(settings: Settings) -> dict[str, Result]:
         task = task_of(source, folder, extra=extra, samples=2 if settings.quick else SAMPLES)
         out = folder if settings.quick else FOLDER
         runs = list(ordered(task, settings.rounds(SEEDS)))
-        finished = measure_all(task, runs, Store(out / "runs"), deadline=deadline)
+        evaluation = functools.cache(lambda: _evaluation(task))
+        finished = measure_all(
+            runs,
+            Store(out / "runs"),
+            lambda run: run.measure(evaluation(), deadline=deadline),
+            deadline=deadline,
+        )
         found = report.Comparison.of(METHODS, finished)
         if not found:
             raise ProcessFailed("no method has a run of both sides; see above")
@@ -69,15 +76,22 @@ def ordered(task: Task, seeds: int) -> Iterator[Run]:
                 yield Run(task, method, side, seed)
 
 
-def measure_all(task: Task, runs: list[Run], store: Store, *, deadline: float) -> dict[Run, Outcome]:
+def measure_all(
+    runs: Sequence[Run], store: Store, measure: Callable[[Run], Outcome], *, deadline: float
+) -> dict[Run, Outcome]:
     """Return the runs that have finished, now or before; print the others and why.
 
     A side of a method that fails is not tried again with other seeds.
+
+    Args:
+        runs: what to measure.
+        store: runs that have finished before, and from now on.
+        measure: runs one; raises OutOfTime if it did not end.
+        deadline: Unix time after which none is started.
     """
     finished: dict[Run, Outcome] = {}
     missing: dict[Run, str] = {}
     failed: set[tuple[str, str]] = set()
-    evaluation: Evaluation | None = None
     for run in runs:
         digest = run.key()
         known = store.get(run.name, digest)
@@ -89,10 +103,8 @@ def measure_all(task: Task, runs: list[Run], store: Store, *, deadline: float) -
         elif time.time() > deadline:
             missing[run] = "no time left"
         else:
-            if evaluation is None:
-                evaluation = _evaluation(task)
             try:
-                finished[run] = run.measure(evaluation, deadline=deadline)
+                finished[run] = measure(run)
                 store.put(run.name, digest, finished[run])
                 print(f"{run}: {finished[run]}", file=sys.stderr, flush=True)
             except OutOfTime:
@@ -107,9 +119,7 @@ def measure_all(task: Task, runs: list[Run], store: Store, *, deadline: float) -
     return finished
 
 
-def _evaluation(task: Task) -> Evaluation | None:
+def _evaluation(task: Task) -> Evaluation:
     """Return what evaluates the policies of all runs, which have the same start and the same sampling."""
-    if not task.samples:
-        return None
     config = quickstart.config(task.overrides(METHODS[0], 0, Path("runs")))
     return Evaluation(config, task.heldout, samples=task.samples)

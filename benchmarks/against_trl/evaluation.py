@@ -102,5 +102,5 @@ class Evaluation:
         total = 0.0
         for group in pack([len(one.token_ids) for one in sequences], max_tokens=_TOKENS):
             batch = pad([sequences[index] for index in group], torch.device("cpu"))
-            total += float(response_logprobs(self._start, batch, temperature=1.0)[0].double().sum())
+            total += float(response_logprobs(self._start, batch, temperature=1.0).double().sum())
         return total

@@ -64,7 +64,9 @@ def run(settings: Settings) -> dict[str, Result]:
         task = Task(models / "sft", models / "reward_model", prompts, (), extra, samples=0)
         methods = [method for method in METHODS if method.name in COMPARED]
         runs = [Run(task, method, side, 0) for method in methods for side in SIDES]
-        finished = measure_all(task, runs, Store(out / "runs"), deadline=deadline)
+        finished = measure_all(
+            runs, Store(out / "runs"), lambda run: run.measure(None, deadline=deadline), deadline=deadline
+        )
     found = report.Comparison.of(methods, finished)
     if not found:
         raise ProcessFailed("no method has a run of both sides; see above")

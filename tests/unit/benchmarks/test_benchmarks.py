@@ -13,7 +13,6 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import (
-    against_trl,
     lengths,
     one_process,
     quickstart,
@@ -28,20 +27,6 @@ from benchmarks.serving import workload
 from examples.parcel_help.stages import Stages
 from fairlead.config.saving import save
 from fairlead.errors import ConfigError
-from tests.tiny import tiny_causal_lm, tiny_reward_model
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """Return a folder like that of a quickstart, with models of random weights."""
-    folder = tmp_path / "made"
-    tiny_causal_lm(folder / "sft", seed=1)
-    tiny_reward_model(folder / "reward_model", seed=2)
-    (folder / "data").mkdir()
-    prompts = [{"prompt": f"w{n} w{n * 7 % 56}"} for n in range(20)]
-    (folder / "data" / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts))
-    save(quickstart.config({"seed": "3"}), folder / "config.toml")
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -138,19 +123,6 @@ def test_ppo_in_one_process_generates_with_the_weights_it_trains(
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-4)
     assert all(abs(row["kl"]) > 1e-4 for row in rows[1:])
     assert sorted(row["cpu_seconds"] for row in rows) == [row["cpu_seconds"] for row in rows]
-
-
-def test_trl_job_has_our_tasks_and_settings(source: Path, tmp_path: Path):
-    extra = {"ppo.updates": 3, "ppo.batch_size": 8, "ppo.mini_batch_size": 4, "ppo.learning_rate": 2e-4}
-    config = quickstart.config(quickstart.settings(source, tmp_path, "run", extra))
-    job = against_trl.job(config, tmp_path)
-    assert len(job["prompts"]) == job["ppo"]["total_episodes"] == 24
-    assert job["ppo"]["per_device_train_batch_size"] == 8
-    assert job["ppo"]["num_mini_batches"] == 2
-    assert job["policy_learning_rate"] == 2e-4
-    assert job["ppo"]["missing_eos_penalty"] == config.ppo.missing_eos_penalty == 2.0
-    assert job["reward_bias"] == 0.25
-    json.dumps(job)
 
 
 def test_cpu_time_is_counted_by_process_and_interval():
