@@ -11,17 +11,17 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tests.conftest  # noqa: F401 - few threads, no hub, a clean environment
 from tests.chaos import chaos
 from tests.chaos.faults import Fault, schedule
 from tests.chaos.findings import Findings, summary
-from tests.integration.ppo_run import BATCH
+from tests.integration.ppo_run import BATCH, DYNAMIC_SAMPLING
 
 
-def _run(folder: Path, *, seed: int, faults: int, ranks: int, samples: int) -> Findings:
+def _run(folder: Path, *, seed: int, faults: int, further: Mapping[str, object]) -> Findings:
     def plan(processes: Sequence[str], links: Sequence[str]) -> list[Fault]:
         return schedule(seed, count=faults, processes=processes, links=links)
 
@@ -33,11 +33,7 @@ def _run(folder: Path, *, seed: int, faults: int, ranks: int, samples: int) -> F
         updates=30 + 6 * faults,
         max_staleness=2 * (seed % 2),
         weights=("filesystem", "grpc", "direct")[seed % 3],
-        further={
-            "ranks.per_node": ranks,
-            "ppo.num_samples": samples,
-            "ppo.batch_size": BATCH * samples,
-        },
+        further=further,
     )
 
 
@@ -49,9 +45,18 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=40, help="faults of each run")
     parser.add_argument("--ranks", type=int, default=1, help="ranks of the trainer; each is a target, too")
     parser.add_argument("--samples", type=int, default=1, help="answers per prompt, as ppo.num_samples")
+    parser.add_argument(
+        "--dynamic-sampling", action="store_true", help="top up for groups without signal; needs --samples"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    further = {
+        "ranks.per_node": options.ranks,
+        "ppo.num_samples": options.samples,
+        "ppo.batch_size": BATCH * options.samples,
+        **(DYNAMIC_SAMPLING if options.dynamic_sampling else {}),
+    }
     runs: list[Findings] = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         folder = (options.out / f"seed-{seed}").absolute()
@@ -59,10 +64,7 @@ def main() -> int:
         folder.mkdir(parents=True)
         logging.info("seed %d in %s", seed, folder)
         try:
-            found_in_run = _run(
-                folder, seed=seed, faults=options.faults, ranks=options.ranks, samples=options.samples
-            )
-            runs.append(found_in_run)
+            runs.append(_run(folder, seed=seed, faults=options.faults, further=further))
         except chaos.Stuck as error:
             runs.append(Findings(seed, options.faults, problems=[str(error)]))
         found = summary(runs)

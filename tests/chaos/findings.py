@@ -28,7 +28,7 @@ class Findings:
     faults: int
     """Number of injected faults."""
     tasks: int = 0
-    """Number of tasks that the run had to train on."""
+    """Number of tasks that the run had to settle."""
     lost: int = 0
     """Tasks that never counted."""
     duplicated: int = 0
@@ -53,7 +53,9 @@ def check_run(
     """Check a run that has ended, by `fairlead audit` and by an independent count."""
     folder = config.folder
     allowed = config.ppo.max_staleness
-    found = Findings(seed, len(injected), tasks=config.ppo.updates * config.ppo.tasks_per_update)
+    without_signal = json.loads(folder.result("ppo").read_text()).get("tasks_no_signal", 0)
+    tasks = config.ppo.updates * config.ppo.tasks_per_update + without_signal
+    found = Findings(seed, len(injected), tasks=tasks)
     lines = _trained(folder)
     found.recovery_seconds = _recoveries(injected, lines, caller)
     if caller is not None:
@@ -71,7 +73,12 @@ def check_run(
     found.dead = report["dead"]
     found.max_staleness_seen = report["max_staleness_seen"]
     times = account(folder)
-    if times != dict.fromkeys(range(found.tasks), 1) or report["trained"] + found.dead != found.tasks:
+    settled = report["trained"] + found.dead + report["no_signal"]
+    if (
+        times != dict.fromkeys(range(found.tasks), 1)
+        or settled != found.tasks
+        or (config.ppo.dynamic_sampling and not without_signal)
+    ):
         found.problems.append(
             f"{len(times)} of {found.tasks} tasks counted, {sum(times.values())} times in total"
         )

@@ -8,7 +8,7 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -26,6 +26,15 @@ from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 BATCH = 8
 """Tasks of an update, each with one answer or with several."""
+
+
+DYNAMIC_SAMPLING: Mapping[str, object] = {
+    "ppo.estimator": "rloo",
+    "ppo.dynamic_sampling": True,
+    "ppo.score_clip": 0.01,
+    "ppo.missing_eos_penalty": 0.0,
+}
+"""Most scores are beyond this clip, so every third group of four answers has equal rewards."""
 
 
 def make(folder: Path, *, updates: int, max_staleness: int = 0, num_samples: int = 1) -> Path:

@@ -17,7 +17,7 @@ import pytest
 
 from fairlead.config import RunFolder
 from fairlead.local.run_files import read_progress
-from tests.integration.ppo_run import Started, check, make, started
+from tests.integration.ppo_run import DYNAMIC_SAMPLING, Started, check, make, started
 from tests.integration.rank_faults import ranks_of
 
 # Every run starts six processes or more, each with seconds of torch.
@@ -129,11 +129,8 @@ def kill_trainer(run: Started) -> None:
     os.kill(run.pids()["trainer"], signal.SIGKILL)
 
 
-# Most scores are beyond this clip, so every third group has equal rewards.
 DYNAMIC = tuple(
-    part
-    for setting in ("estimator=rloo", "dynamic_sampling=true", "score_clip=0.01", "missing_eos_penalty=0")
-    for part in ("--set", f"ppo.{setting}")
+    part for key, value in DYNAMIC_SAMPLING.items() for part in ("--set", f"{key}={str(value).lower()}")
 )
 
 
