@@ -34,6 +34,7 @@ TUNING = {
     "logprobs": "benchmarks.logprobs",
     "micro_batches": "benchmarks.micro_batches",
     "batching": "benchmarks.batching",
+    "shared_prompts": "benchmarks.shared_prompts",
 }
 """They decide constants of the code and are repeated only when that code changes."""
 LONG = {

@@ -23,6 +23,7 @@ from fairlead.nn.linear import ROWS, pack_linears
 from fairlead.nn.logprobs import hidden_logprobs
 from fairlead.nn.unembedding import check_unembedding, output_layer
 from fairlead.types import ModelInfo, TokenPair
+from services.reference.shared_prompts import SharedPrompts
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class LocalModel:
             dtype=section.dtype,
         )
         """Description of the model."""
+        self._shared = self._sharing(section)
         self.failure: Future[None] | None = None
         """Never: this process cannot lose its model."""
         self.temperature: float | None = None
@@ -107,19 +109,50 @@ class LocalModel:
         order = sorted(range(len(lookups)), key=lambda row: lookups[row].temperature)
         ordered = [lookups[row] for row in order]
         found: list[tuple[float, ...]] = [()] * len(lookups)
-        hidden_BTH = self._hidden(ordered)
+        hidden = self._hidden(ordered)
         start = 0
         for temperature, group in itertools.groupby(ordered, key=lambda lookup: lookup.temperature):
             size = len(list(group))
             rows = range(start, start + size)
             for row, logprobs in zip(
-                rows, self._rows_logprobs(hidden_BTH, ordered, rows, temperature), strict=True
+                rows, self._rows_logprobs(hidden, ordered, rows, temperature), strict=True
             ):
                 found[order[row]] = logprobs
             start += size
         return found
 
-    def _hidden(self, lookups: Sequence[Lookup]) -> torch.Tensor:
+    def _sharing(self, section: ReferenceSection) -> SharedPrompts | None:
+        """Return what computes shared prompts once; None if this model does not.
+
+        On a GPU the cache would take memory that nobody has planned for, and a batch of a single sequence
+        shares nothing.
+        """
+        if (
+            self._device.type != "cpu"
+            or section.tensor_parallel > 1
+            or section.batching.max_batch_tokens == 1
+        ):
+            return None
+        shared = SharedPrompts(self._body, longest=self.info.max_sequence_tokens, multiple=self._multiple)
+        if not shared.obstacle:
+            return shared
+        logger.info(
+            "%r reads the prompt of each response by itself (%s)", self.info.model_id, shared.obstacle
+        )
+        return None
+
+    def _hidden(self, lookups: Sequence[Lookup]) -> Sequence[torch.Tensor]:
+        """Return for each lookup the hidden states [response tokens, H] before the tokens of its response."""
+        pairs = [lookup.pair for lookup in lookups]
+        if self._shared is not None and self._shared.is_worthwhile(pairs):
+            return self._shared.hidden(pairs)
+        hidden_BTH = self._padded(lookups)
+        return [
+            hidden_TH[len(lookup.pair.prompt_token_ids) - 1 : lookup.num_tokens - 1]
+            for hidden_TH, lookup in zip(hidden_BTH, lookups, strict=True)
+        ]
+
+    def _padded(self, lookups: Sequence[Lookup]) -> torch.Tensor:
         lengths_B = torch.tensor([lookup.num_tokens for lookup in lookups])
         longest = int(lengths_B.max())
         if len(lookups) > 1:  # a single sequence needs no padding
@@ -135,17 +168,11 @@ class LocalModel:
         return hidden_BTH
 
     def _rows_logprobs(
-        self, hidden_BTH: torch.Tensor, lookups: Sequence[Lookup], rows: range, temperature: float
+        self, hidden: Sequence[torch.Tensor], lookups: Sequence[Lookup], rows: range, temperature: float
     ) -> list[tuple[float, ...]]:
         """Return the log-probs of rows that share a temperature."""
         pairs = [lookups[row].pair for row in rows]
-        hidden_NH = torch.cat(
-            [
-                # The hidden state at the position before a token predicts it.
-                hidden_BTH[row, len(pair.prompt_token_ids) - 1 : lookups[row].num_tokens - 1]
-                for row, pair in zip(rows, pairs, strict=True)
-            ]
-        )
+        hidden_NH = torch.cat([hidden[row] for row in rows])
         ids = itertools.chain.from_iterable(pair.response_token_ids for pair in pairs)
         tokens_N = torch.tensor(list(ids), device=self._device)
         logprobs_N = hidden_logprobs(hidden_NH, self._unembedding, tokens_N, temperature=temperature)

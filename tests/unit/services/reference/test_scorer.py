@@ -12,6 +12,7 @@ from fairlead.config.serving import BatchingSection, ReferenceSection
 from fairlead.errors import InvalidInput, ModelLoadError
 from fairlead.nn import logprobs
 from fairlead.types import TokenPair
+from services.reference import shared_prompts
 from services.reference.model import Lookup
 from services.reference.scorer import ReferenceScorer
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
@@ -44,6 +45,10 @@ def lookups():
 
 @pytest.fixture(scope="module")
 def oracle(folder, lookups):
+    return float64(folder, lookups)
+
+
+def float64(folder, lookups):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     found = []
     for lookup in lookups:
@@ -72,6 +77,42 @@ def test_log_probs_match_float64_in_any_batch_and_at_mixed_temperatures(scorer, 
         batch, order = order[:size], order[size:]
         found.update(zip(batch, scorer.logprobs([lookups[index] for index in batch]), strict=True))
     assert_same([found[index] for index in range(len(lookups))], oracle)
+
+
+def test_groups_share_their_prompts_and_match_float64(scorer, folder):
+    """Several answers to each of some prompts, of one token up to the longest, in one batch."""
+    draw = random.Random(7)
+
+    def ids(count):
+        return tuple(draw.randrange(60) for _ in range(count))
+
+    pairs = []
+    for size, longest in ((3, 10), (40, 20), (90, 38), (1, 60)):
+        prompt = ids(size)
+        pairs += [TokenPair(prompt, ids(length)) for length in (longest, 1, draw.randint(2, longest), 3)]
+    draw.shuffle(pairs)
+    computed = []
+    body = scorer.model._body
+    hook = body.register_forward_pre_hook(
+        lambda module, arguments, options: computed.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        found = scorer.logprobs([Lookup(pair, 0.7) for pair in pairs])
+    finally:
+        hook.remove()
+    assert_same(found, float64(folder, [Lookup(pair, 0.7) for pair in pairs]))
+    assert len(computed) == 2
+    assert sum(computed) < len(pairs) * max(len(p.prompt_token_ids + p.response_token_ids) for p in pairs)
+
+
+@pytest.mark.parametrize(
+    ("size", "answer", "count", "shares"), [(50, 10, 4, True), (4, 60, 4, False), (50, 10, 1, False)]
+)
+def test_prompts_are_shared_where_that_saves_enough(scorer, monkeypatch, size, answer, count, shares):
+    pairs = [TokenPair((1,) * size, (2,) * answer)] * count
+    assert scorer.model._shared.is_worthwhile(pairs) is shares
+    monkeypatch.setattr(shared_prompts, "CACHE_BYTES", 1 << 10)
+    assert not scorer.model._shared.is_worthwhile(pairs)
 
 
 def test_only_response_positions_are_unembedded_in_chunks(scorer, lookups, oracle, monkeypatch):
