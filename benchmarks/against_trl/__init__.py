@@ -3,7 +3,7 @@
 Both sides use the same SFT policy, reward model, prompts, number of episodes and, where they exist, settings
 (tables in docs/benchmarks.md). TRL runs in environments of its own, one for each release, which the first
 call creates. Every finished run of a side with a seed is a file in benchmarks/out/trl, so the same command
-continues an interrupted benchmark; other settings are measured anew. Gold and KL are measured on prompts
+continues an interrupted benchmark; other settings are measured again. Gold and KL are measured on prompts
 that were held out from all training, in the same way for both, at points along the runs.
 """
 
@@ -42,7 +42,7 @@ def run(settings: Settings) -> dict[str, Result]:
     deadline = time.time() + 60 * (settings.minutes or MINUTES)
     extra: dict[str, object] = {}
     if settings.quick:
-        extra = {"ppo.updates": 2, "ppo.batch_size": 8, "ppo.mini_batch_size": 8}
+        extra = {"ppo.updates": 3, "ppo.batch_size": 16, "ppo.mini_batch_size": 8}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         task = task_of(source, folder, extra=extra, samples=2 if settings.quick else SAMPLES)

@@ -28,6 +28,9 @@ def draw(found: Sequence[Comparison], out: Path) -> None:
             above, below = rows[0][column], rows[1][column]
             _curves(above, one, lambda point: math.sqrt(max(0.0, point.kl)))
             _curves(below, one, lambda point: float(point.episodes))
+            for axes in (above, below):
+                # Neighbouring panels must not touch.
+                axes.locator_params(axis="x", nbins=4)
             above.set_title(f"{one.method.title}: ours and TRL {one.method.release}")
             above.set_xlabel("√KL to SFT, √nats per answer")
             below.set_xlabel("episodes")

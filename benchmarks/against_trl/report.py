@@ -93,7 +93,7 @@ def table(found: Sequence[Comparison]) -> str:
     for one in found:
         for side in SIDES:
             cost = one.median(side, lambda it: it.cpu_seconds)
-            ratio = cost / one.median(TRL, lambda it: it.cpu_seconds)
+            ratio = Result(cost, "", one.median(TRL, lambda it: it.cpu_seconds), "").ratio
             whole = one.median(side, lambda it: it.whole_cpu_seconds)
             outcomes = one.sides[side]
             ends = ["", "", ""]

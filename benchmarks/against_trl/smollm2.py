@@ -43,6 +43,8 @@ _QUICK: dict[str, object] = {
 _ADAPTERS: dict[str, object] = {
     "ppo.lora.rank": 16,
     "ppo.learning_rate": 1e-4,
+    "policy.max_sequence_tokens": 128,
+    "reward.max_sequence_tokens": 128,
     # As TRL does with adapters: the model without them is the reference.
     "reference.engine": "trainer",
 }
