@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-NUM_SAMPLES = 4
-"""Answers per prompt of the methods without a critic."""
+from examples.parcel_help import methods as quickstart_methods
+
 PPO_RELEASE = "1.12.0"
 """The last one with PPO."""
 GROUPS_RELEASE = "1.16.0"
@@ -28,23 +28,14 @@ class Method:
     """Overrides of configs/quickstart.toml."""
 
 
-_GROUPS = {"ppo.num_samples": NUM_SAMPLES}
+def _settings(method: str, **more: object) -> dict[str, object]:
+    """Return the settings of the quickstart's method of a name, and more, as overrides."""
+    return {f"ppo.{key}": value for key, value in (quickstart_methods.METHODS[method] | more).items()}
+
 
 METHODS = (
-    Method("ppo", "PPO", PPO_RELEASE, 0.7, {"ppo.estimator": "gae", "ppo.critic_init": "reward_model"}),
-    Method("rloo", "RLOO", GROUPS_RELEASE, 0.5, {**_GROUPS, "ppo.estimator": "rloo"}),
-    Method(
-        "grpo",
-        "GRPO",
-        GROUPS_RELEASE,
-        0.5,
-        {
-            **_GROUPS,
-            "ppo.estimator": "group",
-            "ppo.group_scale": "none",
-            "ppo.loss_aggregation": "constant",
-            "ppo.kl_in": "loss",
-        },
-    ),
+    Method("ppo", "PPO", PPO_RELEASE, 0.7, _settings("ppo", critic_init="reward_model")),
+    Method("rloo", "RLOO", GROUPS_RELEASE, 0.5, _settings("rloo")),
+    # TRL's has the KL in the loss.
+    Method("grpo", "Dr. GRPO", GROUPS_RELEASE, 0.5, _settings("dr-grpo", kl_in="loss")),
 )
-"""GRPO is Dr. GRPO: no division by a standard deviation, a constant divisor of the loss, and the KL in it."""
