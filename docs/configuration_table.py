@@ -48,7 +48,7 @@ COMMON = {
     "policy": "path replicas addresses device dtype threads max_sequence_tokens max_slots serve_initial "
     "engine vllm",
     "reward": "path replicas addresses device dtype threads max_sequence_tokens watch allow_reload engine "
-    "tensor_parallel chat_template aliases",
+    "function tensor_parallel chat_template aliases",
     "reward.batching": "max_batch_tokens",
     "reference": "path replicas addresses device dtype threads max_sequence_tokens engine tensor_parallel",
     "reference.batching": "max_batch_tokens",

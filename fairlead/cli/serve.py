@@ -18,6 +18,7 @@ from fairlead.cli.output import (
     need,
     with_examples,
 )
+from fairlead.errors import ConfigError
 
 
 class Service(StrEnum):
@@ -34,6 +35,7 @@ class Service(StrEnum):
 _SERVE = with_examples(
     "Run one service in the foreground; SIGTERM or Ctrl-C drains it.",
     "fairlead serve reward run.toml --set 'reward.addresses=[\"0.0.0.0:5002\"]'",
+    "fairlead serve reward --function rewards.py:score",
     "fairlead serve policy run.toml --set policy.serve_initial=true",
     "fairlead serve rollout-worker run.toml",
     "fairlead serve gateway run.toml --set 'reward.addresses=[\"localhost:5002\"]'",
@@ -50,14 +52,28 @@ def serve(
     run: ConfigFile = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
+    function: Annotated[
+        str | None,
+        typer.Option(
+            "--function",
+            metavar="FILE.PY:NAME",
+            help="With `reward`: serve a Python function as the reward; also `module:name`.",
+        ),
+    ] = None,
 ) -> None:
     """Run the service in place of this process, so that it receives signals and sets the exit code."""
+    if function is not None:
+        if service is not Service.REWARD:
+            raise ConfigError("--function", got=function, allowed="only with `fairlead serve reward`")
+        overrides = [*(overrides or []), "reward.engine=function", f"reward.function={function}"]
     # Report mistakes here, before the slow imports of a service.
-    load_config(run, config, overrides)
+    settings = load_config(run, config, overrides)
     file = config_file(run, config)
     if service is Service.GATEWAY:
         need("gateway")
-    elif service not in (Service.ROLLOUT_WORKER, Service.WEIGHTS):
+    elif service not in (Service.ROLLOUT_WORKER, Service.WEIGHTS) and not (
+        service is Service.REWARD and settings.reward.engine == "function"
+    ):
         need("torch")
     command = [sys.executable, "-m", f"services.{service.value.replace('-', '_')}"]
     if file is not None:

@@ -34,7 +34,6 @@ _REQUIRED: Mapping[str, object] = {
     "ppo.max_staleness": 0,
     "policy.engine": "transformers",
     "reference.engine": "local",
-    "reward.engine": "local",
     "reward.tensor_parallel": 1,
     "reference.tensor_parallel": 1,
 } | {key: value for key, value in DEFAULTS.items() if not key.endswith(".threads")}
@@ -42,7 +41,6 @@ _WHY = {
     "ppo.max_staleness": "the rollouts of an update must not depend on the speed of workers",
     "policy.engine": "the numbers of vLLM depend on what else is decoded",
     "reference.engine": "the numbers of vLLM depend on what else is computed",
-    "reward.engine": "the scores of other engines depend on what else is computed",
     "reward.tensor_parallel": "a score must not depend on the number of processes",
     "reference.tensor_parallel": "a log-prob must not depend on the number of processes",
     "policy.max_slots": "a completion must not depend on what else is decoded",
@@ -77,6 +75,11 @@ def check(config: object) -> None:
         if got != wanted:
             why = _WHY.get(key, "it is tested on CPUs only")
             raise ConfigError(key, got=got, allowed=f"{wanted!r} with deterministic = true: {why}")
+    if (engine := _setting(config, "reward.engine")) not in ("local", "function"):
+        why = "the scores of other engines depend on what else is computed"
+        raise ConfigError(
+            "reward.engine", got=engine, allowed=f"'local' or 'function' with deterministic = true: {why}"
+        )
     for section in _COMPUTING:
         if not _setting(config, f"{section}.threads"):
             raise ConfigError(

@@ -33,6 +33,7 @@ _OF_PROCESSES: tuple[tuple[str, tuple[object, ...], tuple[str, ...]], ...] = (
             *("reward.compile", "reward.ensemble", "reward.ensemble_std_weight"),
         ),
     ),
+    ("reward.engine", ("function",), ("reward.function_timeout_seconds",)),
     ("reward.watch", (True,), ("reward.watch_seconds",)),
     ("reference.engine", ("vllm",), ("reference.vllm",)),
     ("reference.engine", ("local",), ("reference.pack_weights",)),

@@ -216,11 +216,15 @@ class RunConfig(BaseSettings):
     @model_validator(mode="after")
     def _check_reward(self) -> Self:
         section = self.reward
-        if section.watch and section.engine in ("triton", "vllm"):
-            raise ConfigError("reward.watch", got=True, allowed=_not_with(section.engine, "false"))
-        if section.tensor_parallel > 1 and section.engine == "triton":
-            allowed = _not_with("triton", "1")
-            raise ConfigError("reward.tensor_parallel", got=section.tensor_parallel, allowed=allowed)
+        if (section.engine == "function") != bool(section.function):
+            allowed = "module:name or file.py:name together with reward.engine = 'function'"
+            raise ConfigError("reward.function", got=section.function or "no function", allowed=allowed)
+        because = f"because reward.engine is {section.engine!r}"
+        if section.watch and section.engine != "local":
+            raise ConfigError("reward.watch", got=True, allowed=f"false, {because}")
+        if section.tensor_parallel > 1 and section.engine in ("triton", "function"):
+            parts = section.tensor_parallel
+            raise ConfigError("reward.tensor_parallel", got=parts, allowed=f"1, {because}")
         return self
 
     @property
@@ -261,10 +265,6 @@ class RunConfig(BaseSettings):
     def data_path(self, path: str) -> Path:
         """Resolve a path of `[data]` against the folder of the run's file."""
         return (self.base / path).resolve()
-
-
-def _not_with(engine: str, value: str) -> str:
-    return f"{value}, because reward.engine is {engine!r}"
 
 
 def load(path: Path | None = None, *, overrides: Mapping[str, object] | None = None) -> RunConfig:

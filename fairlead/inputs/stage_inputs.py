@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _SPEED = ("device", "threads", "max_micro_batch_tokens", "gradient_checkpointing")
 """Keys of a training section that change speed and memory only."""
 _SERVING = ("dtype", "max_sequence_tokens")
-_SCORING = ("engine", "append_eos", "chat_template", "ensemble", "ensemble_std_weight", *_SERVING)
+_SCORING = ("engine", "function", "append_eos", "chat_template", "ensemble", "ensemble_std_weight", *_SERVING)
 """Keys of the model services that change what PPO trains on, as far as the version has them."""
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "sft": ("demonstrations",),
@@ -245,6 +245,9 @@ def _models(stage: str, config: RunConfig, digests: Digests) -> Iterator[tuple[s
         # A watched folder changes by intention; Triton's models are not here.
         if config.reward.engine == "local" and not config.reward.watch:
             named["reward.path"] = config.reward.path or str(config.folder.reward_model)
+        code = config.reward.function.rpartition(":")[0]
+        if code.endswith(".py"):
+            named["reward.function"] = str(config.data_path(code))
     for key, path in named.items():
         if path:
             yield key, tuple(_model(path, digests))

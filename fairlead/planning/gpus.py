@@ -20,12 +20,14 @@ TRAINER = "trainer"
 
 def engine_gpus(section: ModelServiceSection) -> int:
     """Return the number of GPUs among which a replica of a model service divides its model; 0 if the trainer
-    takes its place.
+    or a function takes its place.
 
     Raises:
         ConfigError: if vLLM's options do not say so in numbers.
     """
     if isinstance(section, ReferenceSection) and section.engine == "trainer":
+        return 0
+    if isinstance(section, RewardSection) and section.engine == "function":
         return 0
     if isinstance(section, RewardSection | ReferenceSection):
         pipeline = section.vllm.get("pipeline_parallel_size", 1) if section.engine == "vllm" else 1
@@ -83,9 +85,9 @@ def visible_devices(
                 allowed=f"at most the number of GPUs, {len(gpus)}, or ppo.device = 'cpu'",
             )
         services = {
-            name: engine_gpus(getattr(config, section))
+            name: number
             for section, name in replicas
-            if getattr(config, section).device != "cpu"
+            if getattr(config, section).device != "cpu" and (number := engine_gpus(getattr(config, section)))
         }
         placed = assign(gpus, ranks=ranks, services=services)
     return {name: ",".join(found) for name, found in placed.items()} | dict(config.local.gpus)

@@ -306,6 +306,10 @@ class MemoryPlanner:
         size = self._sizes["reward"]
         if section.engine == "vllm":
             return self._of_vllm("reward", section, size)
+        if section.engine == "function":
+            process = self._service("reward", section, size)
+            runtime = 2 * RUNTIME_BYTES["light"]  # the service and the process of the function
+            return dataclasses.replace(process, device="cpu", model=section.function, runtime=runtime)
         members = self._config.reward_model.ensemble_size if not section.path else 1
         longest = min(self._lengths.sequence, section.max_sequence_tokens or size.max_positions)
         tokens = max(section.batching.max_batch_tokens, longest)

@@ -1,4 +1,4 @@
-"""Wires the reward service: configuration → models (here or in a Triton server) → servicers → server."""
+"""Wires the reward service: configuration → models, a function or a Triton server → servicers → server."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ async def _start(config: RunConfig, server: ModelServer, scoring: Scoring) -> No
 async def _models(config: RunConfig, server: ModelServer) -> AsyncIterator[SwappingScoring]:
     """Yield the scoring, with the watcher for newer models if it is configured."""
     section = config.reward
-    if config.deterministic:
+    if config.deterministic and section.engine == "local":
         await server.load(_require_determinism)
-    folder = section.path or str(config.folder.reward_model)
+    folder = _function(config) or section.path or str(config.folder.reward_model)
     scoring = await SwappingScoring.open(
         first(folder) if section.watch else folder,
         section,
@@ -79,6 +79,14 @@ async def _models(config: RunConfig, server: ModelServer) -> AsyncIterator[Swapp
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+
+
+def _function(config: RunConfig) -> str:
+    """Return the reward function, its file as an absolute path; empty if the reward is a model."""
+    if config.reward.engine != "function":
+        return ""
+    place, _, name = config.reward.function.rpartition(":")
+    return f"{config.data_path(place) if place.endswith('.py') else place}:{name}"
 
 
 def _require_determinism() -> None:

@@ -167,7 +167,10 @@ class ItemReader:
         return EncodedItem(found[:start], found[start:])
 
     def _read_pair(self, index: int, pair: TextPair) -> tuple[int, ...]:
-        self._check_pair(index, pair)
+        check_pair(index, pair, max_bytes=self._section.max_text_bytes)
+        if not self._section.append_eos and not self._wraps and not pair.messages:
+            # An empty response is scored at its EOS; without EOS there is no token to score.
+            limits.check_not_empty(_RESPONSE, pair.response, index=index)
         turns = pair.messages
         if self._wraps and not turns:
             turns = (Message("user", pair.prompt),)
@@ -204,18 +207,18 @@ class ItemReader:
             raise InvalidInput(_WHOLE, index=index, got="a text without tokens", allowed="at least one token")
         return ids
 
-    def _check_pair(self, index: int, pair: TextPair) -> None:
-        maximum = self._section.max_text_bytes
-        limits.check_text(_PROMPT, pair.prompt, max_bytes=maximum, index=index)
-        limits.check_text(_RESPONSE, pair.response, max_bytes=maximum, index=index)
-        limits.check_text(
-            _MESSAGES, "".join(m.content for m in pair.messages), max_bytes=maximum, index=index
-        )
-        for message in pair.messages:
-            if message.role not in ROLES:
-                raise InvalidInput(
-                    _MESSAGES, index=index, got=f"role {message.role!r}", allowed=f"one of {', '.join(ROLES)}"
-                )
-        if not self._section.append_eos and not self._wraps and not pair.messages:
-            # An empty response is scored at its EOS; without EOS there is no token to score.
-            limits.check_not_empty(_RESPONSE, pair.response, index=index)
+
+def check_pair(index: int, pair: TextPair, *, max_bytes: int) -> None:
+    """Check the sizes of the texts of a pair, and the roles of its messages.
+
+    Raises:
+        InvalidInput: names the field of the item at this index.
+    """
+    limits.check_text(_PROMPT, pair.prompt, max_bytes=max_bytes, index=index)
+    limits.check_text(_RESPONSE, pair.response, max_bytes=max_bytes, index=index)
+    limits.check_text(_MESSAGES, "".join(m.content for m in pair.messages), max_bytes=max_bytes, index=index)
+    for message in pair.messages:
+        if message.role not in ROLES:
+            raise InvalidInput(
+                _MESSAGES, index=index, got=f"role {message.role!r}", allowed=f"one of {', '.join(ROLES)}"
+            )

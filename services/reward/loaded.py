@@ -9,43 +9,82 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from fairlead import metrics
 from fairlead.backoff import Backoff, retry
 from fairlead.config.serving import RewardSection
 from fairlead.errors import InternalError, InvalidInput, ModelLoadError, Overloaded
 from fairlead.nn import allocator
-from fairlead.types import RewardInfo, ScoreItem, Scores, TextPair, TokenPair
+from fairlead.types import RewardInfo, ScoreItem, Scores, TokenPair
 from services.batching.batch_queue import BatchResult
 from services.batching.batcher import MicroBatcher
+from services.batching.packing import Packing
 from services.reward.scoring import ScoreCall
 from services.runtime.access.control import caller
 
-if TYPE_CHECKING:
-    from services.reward.scorer import RewardScorer
-
 logger = logging.getLogger(__name__)
 
-Load = Callable[[Callable[[], "RewardScorer"]], Awaitable["RewardScorer"]]
+
+class ItemScorer(Protocol):
+    """Scores items: a reward model, or a function."""
+
+    @property
+    def info(self) -> RewardInfo:
+        """The model as callers see it."""
+        ...
+
+    @property
+    def failure(self) -> Future[None] | None:
+        """Fails with the error after which the service must end; None if there is no such error."""
+        ...
+
+    @property
+    def probes(self) -> Sequence[ScoreItem]:
+        """Items of which one is scored before the model is served."""
+        ...
+
+    @property
+    def packing(self) -> Packing[Any]:
+        """How to choose batches that are cheap to compute."""
+        ...
+
+    def encode(self, items: Sequence[ScoreItem]) -> Sequence[Any]:
+        """Return what `prepare` takes for each item; its length is the number of tokens.
+
+        Raises:
+            InvalidInput: for the first item that cannot be scored.
+        """
+        ...
+
+    def prepare(self, encoded: Sequence[Any]) -> Callable[[], Sequence[float | Exception]]:
+        """Build a batch; return a function that computes the score of each item, or its error."""
+        ...
+
+    def score(self, encoded: Sequence[Any]) -> Sequence[float | Exception]:
+        """Prepare and compute a batch."""
+        ...
+
+    def close(self) -> None:
+        """Free what outlives the scorer."""
+        ...
+
+
+Load = Callable[[Callable[[], ItemScorer]], Awaitable[ItemScorer]]
 """Runs blocking work in a thread."""
 
 _BACKOFF = Backoff(first_seconds=0.1, longest_seconds=1.0)
 """Pauses of a stream's request while the queue is full, if the error has no retry delay."""
 _is_frozen = False
 
-_PROBES: tuple[ScoreItem, ...] = (TokenPair((), (1, 2)), TextPair("Hello", "world"))
-"""Scored before a model is served: ids that every vocabulary has; text for encoders, which take no ids."""
-
 
 class LoadedModel:
     """One model, its batcher, and the number of requests in flight."""
 
-    def __init__(
-        self, path: str, scorer: RewardScorer, batcher: MicroBatcher[tuple[int, ...], float]
-    ) -> None:
+    def __init__(self, path: str, scorer: ItemScorer, batcher: MicroBatcher[Any, float]) -> None:
         self.path = path
         self._scorer = scorer
         self._batcher = batcher
@@ -80,7 +119,7 @@ class LoadedModel:
         except (RuntimeError, MemoryError) as error:
             # For example, the device has no memory for a second model next to the served one.
             raise ModelLoadError(f"{path!r} cannot be loaded: {error}") from error
-        batcher = MicroBatcher(
+        batcher = MicroBatcher[Any, float](
             scorer.score,
             section.batching,
             batcher_metrics=batcher_metrics,
@@ -105,7 +144,7 @@ class LoadedModel:
     @property
     def failure(self) -> Future[None] | None:
         """Fails with the error after which the service must end; None if there is no such error."""
-        return self._scorer.model.failure
+        return self._scorer.failure
 
     async def run(self, items: Sequence[ScoreItem], call: ScoreCall) -> Scores:
         """Encode, admit and compute the items of one request; raises as `Scoring.score`.
@@ -160,7 +199,7 @@ class LoadedModel:
         )
 
     async def _probe(self) -> None:
-        for item in _PROBES:
+        for item in self._scorer.probes:
             try:
                 await self.run([item], ScoreCall(deadline=None))
             except InvalidInput:
@@ -170,7 +209,11 @@ class LoadedModel:
             return
 
 
-def _scorer(path: str, section: RewardSection, reward_metrics: metrics.RewardMetrics | None) -> RewardScorer:
+def _scorer(path: str, section: RewardSection, reward_metrics: metrics.RewardMetrics | None) -> ItemScorer:
+    if section.engine == "function":
+        from services.reward.function.scorer import FunctionScorer
+
+        return FunctionScorer(path, section)
     # Importing torch takes seconds; until then the process already answers probes and signals.
     from services.reward.scorer import RewardScorer
 
@@ -184,6 +227,8 @@ def _scorer(path: str, section: RewardSection, reward_metrics: metrics.RewardMet
 
 
 def _free() -> None:
+    if "torch" not in sys.modules:
+        return
     import torch
 
     # Modules of transformers hold reference cycles.

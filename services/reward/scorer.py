@@ -18,7 +18,7 @@ from fairlead.errors import InternalError
 from fairlead.nn import loading
 from fairlead.nn.ensemble import member_paths
 from fairlead.planning.installed_vllm import require_vllm
-from fairlead.types import ModelInfo, RewardInfo, ScoreItem
+from fairlead.types import ModelInfo, RewardInfo, ScoreItem, TextPair, TokenPair
 from services.batching.packing import Packing
 from services.reward.compute.model import LocalModel, ModelFacts
 from services.reward.item_reader import ItemReader, ReadingStyle
@@ -54,6 +54,9 @@ class ScoringModel(Protocol):
 
 class RewardScorer:
     """One reward model, or an ensemble that is served as one model."""
+
+    probes: tuple[ScoreItem, ...] = (TokenPair((), (1, 2)), TextPair("Hello", "world"))
+    """Ids that every vocabulary has; text for encoders, which take no ids."""
 
     def __init__(
         self, path: str, section: RewardSection, *, reward_metrics: metrics.RewardMetrics | None = None
@@ -101,6 +104,11 @@ class RewardScorer:
             calibration_temperature=section.calibration_temperature or facts.temperature,
         )
         """The model as callers see it."""
+
+    @property
+    def failure(self) -> Future[None] | None:
+        """Fails with the error after which nothing can be computed; None if that is not possible."""
+        return self.model.failure
 
     @property
     def packing(self) -> Packing[tuple[int, ...]]:

@@ -81,6 +81,8 @@ def check_tokenizers(policy: ModelInfo, reward: ModelInfo, reference: ModelInfo 
         )
     if policy.tokenizer_fingerprint == reward.tokenizer_fingerprint:
         return False
+    if not reward.tokenizer_fingerprint:
+        return True  # a function, or a server with a tokenizer of its own
     logger.warning(
         "the tokenizer of the reward model %s differs from that of the policy %s: completions are scored as "
         "text",

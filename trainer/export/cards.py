@@ -99,6 +99,8 @@ def _notes(config: RunConfig, found: ExportedRewardModel) -> list[str]:
 
 def _judge(config: RunConfig) -> str:
     path = config.reward.path
+    if config.reward.engine == "function":
+        return f"the function `{config.reward.function}`"
     if not path:
         return "the reward model of the run"
     return f"the reward model `{Path(path).name if Path(path).is_dir() else path}`"

@@ -34,7 +34,9 @@ class Monitor:
         self._guard = Guard(
             config.guard,
             baseline_updates=config.ppo.max_staleness + 1,
-            quantiles=read_quantiles(config.folder.result("reward_model")),
+            quantiles=None
+            if config.reward.engine == "function"
+            else read_quantiles(config.folder.result("reward_model")),
             metrics=metrics,
         )
         self._labels: FreshLabels | None = None
