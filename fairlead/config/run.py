@@ -24,7 +24,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from fairlead.config import determinism, retired
+from fairlead.config import determinism, groups, retired
 from fairlead.config.base import ServerSection, TlsSection
 from fairlead.config.folder import RunFolder
 from fairlead.config.guard import GuardSection
@@ -194,23 +194,7 @@ class RunConfig(BaseSettings):
 
     @model_validator(mode="after")
     def _check_num_samples(self) -> Self:
-        """Check that the services take the answers of a prompt in one request."""
-        limits: dict[str, tuple[int, str]] = {
-            "policy.max_samples": (self.policy.max_samples, "the completions of a request"),
-            "reward.batching.max_items": (self.reward.batching.max_items, "the items of a request"),
-            "reference.batching.max_items": (self.reference.batching.max_items, "the items of a request"),
-        }
-        if not self.deterministic:  # which decodes one answer at a time
-            limits["policy.max_slots"] = (self.policy.max_slots, "the answers that are decoded at a time")
-        wanted = self.ppo.num_samples
-        for key, (limit, what) in limits.items():
-            if wanted > limit and wanted > 1:
-                raise ConfigError(
-                    "ppo.num_samples",
-                    got=wanted,
-                    allowed=f"at most {limit}, because {key} = {limit} limits {what}; lower ppo.num_samples "
-                    f"or raise {key}",
-                )
+        groups.check(self)
         return self
 
     @model_validator(mode="after")

@@ -105,6 +105,10 @@ def test_mini_batch_size_must_divide_and_truncated_sampling_needs_consent():
         ),
         ({"reward.batching.max_items": 3}, "at most 3, because reward.batching.max_items = 3"),
         ({"reference.batching.max_items": 3}, "at most 3, because reference.batching.max_items = 3"),
+        (
+            {"reward.batching.max_queue_tokens": 200},
+            "at most 3, because reward.batching.max_queue_tokens = 200 limits the tokens of a request",
+        ),
         ({"ppo.num_samples": 0}, "ppo.num_samples: got 0"),
     ],
 )
