@@ -110,6 +110,11 @@ def learning(
         if x:
             picture = charts.lines({title: (x, y)}, x_label="update", y_min=y_min, marks=marks)
             pictures.append(Picture(title=title, source=picture, caption=caption))
+    for name in record.curve_names("term_"):
+        x, y = record.curve(name)
+        title = f"Term {name.removeprefix('term_')}"
+        picture = charts.lines({title: (x, y)}, x_label="update", marks=marks)
+        pictures.append(Picture(title=title, source=picture, caption="Mean score of a term of the reward."))
     if not pictures:
         return []
     text = (

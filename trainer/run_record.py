@@ -58,6 +58,10 @@ class RunRecord:
         ]
         return [x for x, _ in found], [y for _, y in found]
 
+    def curve_names(self, prefix: str) -> list[str]:
+        """Return the metrics of updates that begin with a prefix, in the order in which they first appear."""
+        return list(dict.fromkeys(name for row in self.updates for name in row if name.startswith(prefix)))
+
     @property
     def spans(self) -> list[tuple[str, float, float]]:
         """Phases of PPO as (phase, start, end), in seconds since its first start."""

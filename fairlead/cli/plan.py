@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from fairlead.planning.machine import Machine
     from fairlead.planning.plan import RunPlan, StagePlan
-    from fairlead.planning.process import ProcessMemory
+    from fairlead.planning.process_memory import ProcessMemory
     from fairlead.planning.proposal import Proposal
 
 _PLAN = with_examples(

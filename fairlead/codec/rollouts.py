@@ -116,6 +116,7 @@ def _rollout_to_pb(rollout: Rollout) -> rollout_pb2.Rollout:
         scored_as_text=rollout.scored_as_text,
         generate_seconds=rollout.generate_seconds,
         score_seconds=rollout.score_seconds,
+        terms=[rollout_pb2.TermScore(name=name, score=score) for name, score in rollout.terms],
     )
 
 
@@ -174,6 +175,7 @@ def _rollout_from_pb(message: rollout_pb2.Rollout) -> Rollout:
         scored_as_text=message.scored_as_text,
         generate_seconds=message.generate_seconds,
         score_seconds=message.score_seconds,
+        terms=tuple((term.name, term.score) for term in message.terms),
     )
 
 

@@ -94,6 +94,9 @@ def scores_to_pb(scores: Scores) -> reward_service_pb2.ScoreResponse:
         queue_seconds=scores.queue_seconds,
         compute_seconds=scores.compute_seconds,
         calibration_temperature=scores.calibration_temperature,
+        terms=[
+            reward_service_pb2.TermScores(name=name, scores=values) for name, values in scores.terms.items()
+        ],
     )
 
 
@@ -106,6 +109,7 @@ def scores_from_pb(message: reward_service_pb2.ScoreResponse) -> Scores:
         queue_seconds=message.queue_seconds,
         compute_seconds=message.compute_seconds,
         calibration_temperature=message.calibration_temperature,
+        terms={term.name: tuple(term.scores) for term in message.terms},
     )
 
 

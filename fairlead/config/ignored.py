@@ -27,13 +27,13 @@ _OF_PROCESSES: tuple[tuple[str, tuple[object, ...], tuple[str, ...]], ...] = (
     ("reward.engine", ("triton",), ("reward.triton",)),
     (
         "reward.engine",
-        ("local",),
+        ("local", "combined"),
         (
             *("reward.attention", "reward.share_prompts", "reward.prefix_cache_bytes", "reward.pack_weights"),
             *("reward.compile", "reward.ensemble", "reward.ensemble_std_weight"),
         ),
     ),
-    ("reward.engine", ("function",), ("reward.function_timeout_seconds",)),
+    ("reward.engine", ("function", "combined"), ("reward.function_timeout_seconds",)),
     ("reward.watch", (True,), ("reward.watch_seconds",)),
     ("reference.engine", ("vllm",), ("reference.vllm",)),
     ("reference.engine", ("local",), ("reference.pack_weights",)),

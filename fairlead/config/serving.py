@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from fairlead.config.base import ComputeSection, Section, ServiceSection, TlsSection
+from fairlead.config.rewards import FUNCTION_PATTERN, CombinedSection
 
 
 class ModelServiceSection(ServiceSection, ComputeSection):
@@ -207,17 +208,19 @@ class RewardSection(DividedSection):
     """Further names of the model in requests, beside `reward`, its id and `model_name`, for clients with a
     name of their own, such as the path of the model on their machine. Set it for the gateway and the service
     alike."""
-    engine: Literal["local", "triton", "vllm", "function"] = "local"
+    engine: Literal["local", "triton", "vllm", "function", "combined"] = "local"
     """What computes the scores: `local`, transformers in processes of the service; `triton`, a Triton server;
-    `vllm`, which must be installed and serves the model by itself, see [docs/vllm.md](vllm.md); or
-    `function`, a Python function of yours, see [docs/rewards.md](rewards.md)."""
-    function: str = Field(default="", pattern=r"^(|[^:\s]+:[A-Za-z_][A-Za-z0-9_.]*)$")
+    `vllm`, which must be installed and serves the model by itself, see [docs/vllm.md](vllm.md); `function`, a
+    Python function of yours, or `combined`, several terms, see [docs/rewards.md](rewards.md)."""
+    function: str = Field(default="", pattern=FUNCTION_PATTERN)
     """With `engine = "function"`: the function as `file.py:name`, relative to the folder of the run's file,
     or `module:name`. It is called with a list of prompts and a list of responses, and returns a number for
     each; it may be async."""
     function_timeout_seconds: float = Field(default=30.0, gt=0, le=86_400)
     """Time limit of one call of the function. A call that takes longer is ended, and repeated for each
     response by itself."""
+    combined: CombinedSection = CombinedSection()
+    """The terms of a combined reward."""
     vllm: Annotated[dict[str, object], AfterValidator(_without(VLLM_OPTIONS_OF_SCORERS))] = {}  # noqa: RUF012
     """Options of vLLM, with `engine = "vllm"`, by the names of its `AsyncEngineArgs`. Those that other
     settings decide are refused."""
@@ -254,6 +257,11 @@ class RewardSection(DividedSection):
     """How the scores of the members of an ensemble are combined. Has no effect for a single model."""
     ensemble_std_weight: float = Field(default=1.0, ge=0)
     """λ of `mean_minus_std`: mean − λ · standard deviation over the members."""
+
+    @property
+    def is_model(self) -> bool:
+        """Whether the reward is one model."""
+        return self.engine not in ("function", "combined")
 
 
 class ReferenceSection(DividedSection):

@@ -25,7 +25,16 @@ logger = logging.getLogger(__name__)
 _SPEED = ("device", "threads", "max_micro_batch_tokens", "gradient_checkpointing")
 """Keys of a training section that change speed and memory only."""
 _SERVING = ("dtype", "max_sequence_tokens")
-_SCORING = ("engine", "function", "append_eos", "chat_template", "ensemble", "ensemble_std_weight", *_SERVING)
+_SCORING = (
+    "engine",
+    "function",
+    "combined",
+    "append_eos",
+    "chat_template",
+    "ensemble",
+    "ensemble_std_weight",
+    *_SERVING,
+)
 """Keys of the model services that change what PPO trains on, as far as the version has them."""
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "sft": ("demonstrations",),

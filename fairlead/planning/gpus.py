@@ -20,14 +20,14 @@ TRAINER = "trainer"
 
 def engine_gpus(section: ModelServiceSection) -> int:
     """Return the number of GPUs among which a replica of a model service divides its model; 0 if the trainer
-    or a function takes its place.
+    or no single model is its reward.
 
     Raises:
         ConfigError: if vLLM's options do not say so in numbers.
     """
     if isinstance(section, ReferenceSection) and section.engine == "trainer":
         return 0
-    if isinstance(section, RewardSection) and section.engine == "function":
+    if isinstance(section, RewardSection) and not section.is_model:
         return 0
     if isinstance(section, RewardSection | ReferenceSection):
         pipeline = section.vllm.get("pipeline_parallel_size", 1) if section.engine == "vllm" else 1

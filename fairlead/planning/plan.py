@@ -14,7 +14,8 @@ from fairlead.planning.formulas import DTYPE_BYTES, adapter_parameters, in_words
 from fairlead.planning.gpus import TRAINER, assign
 from fairlead.planning.machine import Machine, free_disk_bytes, this_machine
 from fairlead.planning.model_size import ModelSize, critic_size, model_size, scratch_size
-from fairlead.planning.process import Lengths, MemoryPlanner, ProcessMemory, head_bytes
+from fairlead.planning.process import MemoryPlanner, head_bytes
+from fairlead.planning.process_memory import Lengths, ProcessMemory
 from fairlead.planning.vllm_memory import VllmMemory
 
 _BYTES_PER_TOKEN = 3

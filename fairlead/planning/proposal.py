@@ -19,7 +19,8 @@ from fairlead.planning.formulas import in_words
 from fairlead.planning.gpus import engine_gpus
 from fairlead.planning.machine import Machine
 from fairlead.planning.plan import RunPlan, model_sizes, plan_run, prompt_tokens_of
-from fairlead.planning.process import Lengths, MemoryPlanner, ProcessMemory
+from fairlead.planning.process import MemoryPlanner
+from fairlead.planning.process_memory import Lengths, ProcessMemory
 
 ADAPTER_RANK = 16
 """Rank of the adapters that are proposed if training all weights does not fit."""

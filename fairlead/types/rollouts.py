@@ -46,6 +46,8 @@ class Rollout:
     """Time for the completion."""
     score_seconds: float = 0.0
     """Time for the score and the reference log-probs, which run at the same time."""
+    terms: tuple[tuple[str, float], ...] = ()
+    """Of a combined reward: the name and the score of each term."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fairlead.types.generation import Message
 
@@ -70,3 +71,5 @@ class Scores:
     calibration_temperature: float = 0.0
     """Scores divided by it are calibrated: σ(difference) is the probability that a labeler prefers one
     response of a prompt to another (temperature scaling, Guo et al. 2017). 0 if it was not measured."""
+    terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of a combined reward: the scores of each term, by its name."""

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from fairlead.v1 import tokens_pb2 as fairlead_dot_v1_dot_tokens__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fairlead/v1/reward_service.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\"T\n\x08TextPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08response\x18\x02 \x01(\t\x12&\n\x08messages\x18\x03 \x03(\x0b\x32\x14.fairlead.v1.Message\"U\n\tTokenPair\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\x05\x12\x1a\n\x12response_token_ids\x18\x02 \x03(\x05\x12\x12\n\nappend_end\x18\x03 \x01(\x08\"}\n\tScoreItem\x12%\n\x04text\x18\x01 \x01(\x0b\x32\x15.fairlead.v1.TextPairH\x00\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x16.fairlead.v1.TokenPairH\x00\x12\x14\n\nwhole_text\x18\x03 \x01(\tH\x00\x42\t\n\x07\x63ontent\"\x9d\x01\n\x0cScoreRequest\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.fairlead.v1.ScoreItem\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12,\n\x08priority\x18\x03 \x01(\x0e\x32\x1a.fairlead.v1.ScorePriority\x12\r\n\x05\x61lone\x18\x04 \x01(\x08\x12\x15\n\rmodel_version\x18\x05 \x01(\t\"\x9b\x01\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x03(\x05\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x05 \x01(\x01\x12\x1f\n\x17\x63\x61libration_temperature\x18\x06 \x01(\x01\"R\n\x12ScoreStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.fairlead.v1.ScoreRequest\"N\n\x10ScoreStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x03 \x01(\x01\"\x92\x01\n\x13ScoreStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12.\n\x08response\x18\x02 \x01(\x0b\x32\x1a.fairlead.v1.ScoreResponseH\x00\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1d.fairlead.v1.ScoreStreamErrorH\x00\x42\t\n\x07outcome\"\x16\n\x14GetRewardInfoRequest\"\x80\x02\n\x15GetRewardInfoResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.fairlead.v1.ModelInfo\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x1f\n\x17\x63\x61libration_temperature\x18\x03 \x01(\x01\x12\x1c\n\x14\x63\x61nary_model_version\x18\x04 \x01(\t\x12\x14\n\x0c\x63\x61nary_share\x18\x05 \x01(\x01\x12,\n\x0c\x63\x61nary_model\x18\x06 \x01(\x0b\x32\x16.fairlead.v1.ModelInfo\x12&\n\x1e\x63\x61nary_calibration_temperature\x18\x07 \x01(\x01*c\n\rScorePriority\x12\x1e\n\x1aSCORE_PRIORITY_UNSPECIFIED\x10\x00\x12\x19\n\x15SCORE_PRIORITY_ONLINE\x10\x01\x12\x17\n\x13SCORE_PRIORITY_BULK\x10\x02\x32\xfd\x01\n\rRewardService\x12>\n\x05Score\x12\x19.fairlead.v1.ScoreRequest\x1a\x1a.fairlead.v1.ScoreResponse\x12T\n\x0bScoreStream\x12\x1f.fairlead.v1.ScoreStreamRequest\x1a .fairlead.v1.ScoreStreamResponse(\x01\x30\x01\x12V\n\rGetRewardInfo\x12!.fairlead.v1.GetRewardInfoRequest\x1a\".fairlead.v1.GetRewardInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fairlead/v1/reward_service.proto\x12\x0b\x66\x61irlead.v1\x1a\x18\x66\x61irlead/v1/tokens.proto\"T\n\x08TextPair\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08response\x18\x02 \x01(\t\x12&\n\x08messages\x18\x03 \x03(\x0b\x32\x14.fairlead.v1.Message\"U\n\tTokenPair\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\x05\x12\x1a\n\x12response_token_ids\x18\x02 \x03(\x05\x12\x12\n\nappend_end\x18\x03 \x01(\x08\"}\n\tScoreItem\x12%\n\x04text\x18\x01 \x01(\x0b\x32\x15.fairlead.v1.TextPairH\x00\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x16.fairlead.v1.TokenPairH\x00\x12\x14\n\nwhole_text\x18\x03 \x01(\tH\x00\x42\t\n\x07\x63ontent\"\x9d\x01\n\x0cScoreRequest\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.fairlead.v1.ScoreItem\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12,\n\x08priority\x18\x03 \x01(\x0e\x32\x1a.fairlead.v1.ScorePriority\x12\r\n\x05\x61lone\x18\x04 \x01(\x08\x12\x15\n\rmodel_version\x18\x05 \x01(\t\"\xc3\x01\n\rScoreResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x12\n\nnum_tokens\x18\x03 \x03(\x05\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x05 \x01(\x01\x12\x1f\n\x17\x63\x61libration_temperature\x18\x06 \x01(\x01\x12&\n\x05terms\x18\x07 \x03(\x0b\x32\x17.fairlead.v1.TermScores\"*\n\nTermScores\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06scores\x18\x02 \x03(\x02\"R\n\x12ScoreStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.fairlead.v1.ScoreRequest\"N\n\x10ScoreStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x03 \x01(\x01\"\x92\x01\n\x13ScoreStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12.\n\x08response\x18\x02 \x01(\x0b\x32\x1a.fairlead.v1.ScoreResponseH\x00\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1d.fairlead.v1.ScoreStreamErrorH\x00\x42\t\n\x07outcome\"\x16\n\x14GetRewardInfoRequest\"\x80\x02\n\x15GetRewardInfoResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.fairlead.v1.ModelInfo\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x1f\n\x17\x63\x61libration_temperature\x18\x03 \x01(\x01\x12\x1c\n\x14\x63\x61nary_model_version\x18\x04 \x01(\t\x12\x14\n\x0c\x63\x61nary_share\x18\x05 \x01(\x01\x12,\n\x0c\x63\x61nary_model\x18\x06 \x01(\x0b\x32\x16.fairlead.v1.ModelInfo\x12&\n\x1e\x63\x61nary_calibration_temperature\x18\x07 \x01(\x01*c\n\rScorePriority\x12\x1e\n\x1aSCORE_PRIORITY_UNSPECIFIED\x10\x00\x12\x19\n\x15SCORE_PRIORITY_ONLINE\x10\x01\x12\x17\n\x13SCORE_PRIORITY_BULK\x10\x02\x32\xfd\x01\n\rRewardService\x12>\n\x05Score\x12\x19.fairlead.v1.ScoreRequest\x1a\x1a.fairlead.v1.ScoreResponse\x12T\n\x0bScoreStream\x12\x1f.fairlead.v1.ScoreStreamRequest\x1a .fairlead.v1.ScoreStreamResponse(\x01\x30\x01\x12V\n\rGetRewardInfo\x12!.fairlead.v1.GetRewardInfoRequest\x1a\".fairlead.v1.GetRewardInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fairlead.v1.reward_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCOREPRIORITY']._serialized_start=1289
-  _globals['_SCOREPRIORITY']._serialized_end=1388
+  _globals['_SCOREPRIORITY']._serialized_start=1373
+  _globals['_SCOREPRIORITY']._serialized_end=1472
   _globals['_TEXTPAIR']._serialized_start=75
   _globals['_TEXTPAIR']._serialized_end=159
   _globals['_TOKENPAIR']._serialized_start=161
@@ -43,17 +43,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREREQUEST']._serialized_start=376
   _globals['_SCOREREQUEST']._serialized_end=533
   _globals['_SCORERESPONSE']._serialized_start=536
-  _globals['_SCORERESPONSE']._serialized_end=691
-  _globals['_SCORESTREAMREQUEST']._serialized_start=693
-  _globals['_SCORESTREAMREQUEST']._serialized_end=775
-  _globals['_SCORESTREAMERROR']._serialized_start=777
-  _globals['_SCORESTREAMERROR']._serialized_end=855
-  _globals['_SCORESTREAMRESPONSE']._serialized_start=858
-  _globals['_SCORESTREAMRESPONSE']._serialized_end=1004
-  _globals['_GETREWARDINFOREQUEST']._serialized_start=1006
-  _globals['_GETREWARDINFOREQUEST']._serialized_end=1028
-  _globals['_GETREWARDINFORESPONSE']._serialized_start=1031
-  _globals['_GETREWARDINFORESPONSE']._serialized_end=1287
-  _globals['_REWARDSERVICE']._serialized_start=1391
-  _globals['_REWARDSERVICE']._serialized_end=1644
+  _globals['_SCORERESPONSE']._serialized_end=731
+  _globals['_TERMSCORES']._serialized_start=733
+  _globals['_TERMSCORES']._serialized_end=775
+  _globals['_SCORESTREAMREQUEST']._serialized_start=777
+  _globals['_SCORESTREAMREQUEST']._serialized_end=859
+  _globals['_SCORESTREAMERROR']._serialized_start=861
+  _globals['_SCORESTREAMERROR']._serialized_end=939
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=942
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=1088
+  _globals['_GETREWARDINFOREQUEST']._serialized_start=1090
+  _globals['_GETREWARDINFOREQUEST']._serialized_end=1112
+  _globals['_GETREWARDINFORESPONSE']._serialized_start=1115
+  _globals['_GETREWARDINFORESPONSE']._serialized_end=1371
+  _globals['_REWARDSERVICE']._serialized_start=1475
+  _globals['_REWARDSERVICE']._serialized_end=1728
 # @@protoc_insertion_point(module_scope)

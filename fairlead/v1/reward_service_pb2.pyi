@@ -206,6 +206,7 @@ class ScoreResponse(_message.Message):
     QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
     COMPUTE_SECONDS_FIELD_NUMBER: _builtins.int
     CALIBRATION_TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Version of the model."""
     queue_seconds: _builtins.float
@@ -224,6 +225,10 @@ class ScoreResponse(_message.Message):
     def num_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Number of tokens of each item."""
 
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___TermScores]:
+        """The terms of a combined reward; none for other rewards."""
+
     def __init__(
         self,
         *,
@@ -233,14 +238,43 @@ class ScoreResponse(_message.Message):
         queue_seconds: _builtins.float = ...,
         compute_seconds: _builtins.float = ...,
         calibration_temperature: _builtins.float = ...,
+        terms: _abc.Iterable[Global___TermScores] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_temperature", b"calibration_temperature", "compute_seconds", b"compute_seconds", "model_version", b"model_version", "num_tokens", b"num_tokens", "queue_seconds", b"queue_seconds", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_temperature", b"calibration_temperature", "compute_seconds", b"compute_seconds", "model_version", b"model_version", "num_tokens", b"num_tokens", "queue_seconds", b"queue_seconds", "scores", b"scores", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
+class TermScores(_message.Message):
+    """The scores of one term of a combined reward."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the term."""
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One for each item, in order."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        scores: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TermScores: _TypeAlias = TermScores  # noqa: Y015
 
 @_typing.final
 class ScoreStreamRequest(_message.Message):

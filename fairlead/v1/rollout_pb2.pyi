@@ -124,6 +124,7 @@ class Rollout(_message.Message):
     SCORED_AS_TEXT_FIELD_NUMBER: _builtins.int
     GENERATE_SECONDS_FIELD_NUMBER: _builtins.int
     SCORE_SECONDS_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """The reward model's score."""
     reward_version: _builtins.str
@@ -142,6 +143,10 @@ class Rollout(_message.Message):
     def reference_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Log-probability of each completion token under the reference, at the sampling temperature."""
 
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___TermScore]:
+        """The terms of a combined reward; none for other rewards."""
+
     def __init__(
         self,
         *,
@@ -152,14 +157,41 @@ class Rollout(_message.Message):
         scored_as_text: _builtins.bool = ...,
         generate_seconds: _builtins.float = ...,
         score_seconds: _builtins.float = ...,
+        terms: _abc.Iterable[Global___TermScore] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "generate_seconds", b"generate_seconds", "reference_logprobs", b"reference_logprobs", "reward_version", b"reward_version", "score", b"score", "score_seconds", b"score_seconds", "scored_as_text", b"scored_as_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "generate_seconds", b"generate_seconds", "reference_logprobs", b"reference_logprobs", "reward_version", b"reward_version", "score", b"score", "score_seconds", b"score_seconds", "scored_as_text", b"scored_as_text", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
+
+@_typing.final
+class TermScore(_message.Message):
+    """The score of one term of a combined reward."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the term."""
+    score: _builtins.float
+    """The score."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TermScore: _TypeAlias = TermScore  # noqa: Y015
 
 @_typing.final
 class RolloutGroup(_message.Message):

@@ -6,13 +6,16 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from fairlead import metrics
+from fairlead.clients.client import options_of
 from fairlead.config import RunConfig
 from fairlead.errors import ConfigError, install_command
 from fairlead.nn import allocator
+from services.reward.combined import CombinedScoring
 from services.reward.dialects import Dialects
 from services.reward.model_watcher import ModelWatcher, first
 from services.reward.scoring import Scoring
@@ -34,6 +37,12 @@ async def run(config: RunConfig) -> None:
     ) as server:
         if config.reward.engine == "triton":
             await _serve_triton(config, server)
+            return
+        if config.reward.engine == "combined":
+            async with _combined(config, server) as combined:
+                await _start(config, server, combined)
+                server.set_ready(True)
+                await server.run_until_stopped(combined.failure)
             return
         async with _models(config, server) as scoring:
             await _start(config, server, scoring)
@@ -60,7 +69,8 @@ async def _models(config: RunConfig, server: ModelServer) -> AsyncIterator[Swapp
     section = config.reward
     if config.deterministic and section.engine == "local":
         await server.load(_require_determinism)
-    folder = _function(config) or section.path or str(config.folder.reward_model)
+    function = _with_file(config, section.function)
+    folder = function or section.path or str(config.folder.reward_model)
     scoring = await SwappingScoring.open(
         first(folder) if section.watch else folder,
         section,
@@ -81,12 +91,22 @@ async def _models(config: RunConfig, server: ModelServer) -> AsyncIterator[Swapp
             await asyncio.gather(watching, return_exceptions=True)
 
 
-def _function(config: RunConfig) -> str:
-    """Return the reward function, its file as an absolute path; empty if the reward is a model."""
-    if config.reward.engine != "function":
-        return ""
-    place, _, name = config.reward.function.rpartition(":")
-    return f"{config.data_path(place) if place.endswith('.py') else place}:{name}"
+def _combined(config: RunConfig, server: ModelServer) -> CombinedScoring:
+    section = config.reward
+    return CombinedScoring(
+        section,
+        batcher_metrics=metrics.BatcherMetrics(),
+        reward_metrics=metrics.RewardMetrics(),
+        load=server.load,
+        options=options_of(config, timeout_seconds=section.timeout_seconds),
+        resolve=partial(_with_file, config),
+    )
+
+
+def _with_file(config: RunConfig, function: str) -> str:
+    """Return a function with the path of its file made absolute; empty if there is none."""
+    place, _, name = function.rpartition(":")
+    return f"{config.data_path(place)}:{name}" if place.endswith(".py") else function
 
 
 def _require_determinism() -> None:

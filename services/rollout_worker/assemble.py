@@ -117,6 +117,13 @@ def assemble(found: ScoredCompletions, *, scored_as_text: bool) -> tuple[Rollout
             "answer_malformed",
             f"the reward service returned {len(scores)} scores for {len(completions)} completions",
         )
+    for name, values in found.scores.terms.items():
+        if len(values) != len(completions):
+            raise UnusableResult(
+                "answer_malformed",
+                f"the reward service returned {len(values)} scores of the term {name[:40]} for "
+                f"{len(completions)} completions",
+            )
     if reference is not None and len(reference) != len(completions):
         raise UnusableResult(
             "answer_malformed",
@@ -136,6 +143,9 @@ def assemble(found: ScoredCompletions, *, scored_as_text: bool) -> tuple[Rollout
                 scored_as_text=scored_as_text,
                 generate_seconds=found.generate_seconds,
                 score_seconds=found.score_seconds,
+                terms=tuple(
+                    (name, _checked_score(values[index])) for name, values in found.scores.terms.items()
+                ),
             )
         )
     return tuple(rollouts)

@@ -266,9 +266,15 @@ class ModelServices:
         found = await self._clients.reward.score(flat, exclusive=exclusive, fatal_to_replica=True)
         scores = _split(found.scores, items)
         tokens = _split(found.num_tokens or (0,) * len(found.scores), items)
+        terms = {name: _split(values, items) for name, values in found.terms.items()}
         return [
-            replace(found, scores=tuple(scores_of_task), num_tokens=tuple(counts))
-            for scores_of_task, counts in zip(scores, tokens, strict=True)
+            replace(
+                found,
+                scores=tuple(scores[index]),
+                num_tokens=tuple(tokens[index]),
+                terms={name: tuple(parts[index]) for name, parts in terms.items()},
+            )
+            for index in range(len(items))
         ]
 
     def _logprobs_at(

@@ -122,6 +122,10 @@ def test_outcomes_of_this_version_stay_readable():
     ):
         outcome = Outcome(task, result, worker="worker-0", deliveries=3, failures=1)
         assert codec.encode_outcome(outcome).hex() == with_checksum(golden)
+        if not isinstance(result, DeadLetter):
+            termed = replace(result[0], terms=(("good", 0.5), ("cost", -2.0)))
+            outcome_of_terms = replace(outcome, result=(termed, *result[1:]))
+            assert codec.decode_outcome(codec.encode_outcome(outcome_of_terms)) == outcome_of_terms
         for written in (golden, with_checksum(golden)):
             assert codec.decode_outcome(bytes.fromhex(written)) == outcome
 

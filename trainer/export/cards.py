@@ -101,6 +101,8 @@ def _judge(config: RunConfig) -> str:
     path = config.reward.path
     if config.reward.engine == "function":
         return f"the function `{config.reward.function}`"
+    if config.reward.engine == "combined":
+        return f"a combination of {', '.join(config.reward.combined.terms)}"
     if not path:
         return "the reward model of the run"
     return f"the reward model `{Path(path).name if Path(path).is_dir() else path}`"

@@ -8,13 +8,13 @@ Shapes: B rollouts, T response positions, N response tokens of all rollouts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fairlead.types import FinishReason, Outcome, WeightVersion
+from fairlead.types import FinishReason, Outcome, Rollout, WeightVersion
 from trainer.sequences import TokenSequence
 
 
@@ -42,6 +42,8 @@ class RolloutBatch:
     """Response tokens of each rollout."""
     mask_BT: Tensor
     """True at response tokens of the rectangle; indexing with it restores the flat order."""
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of a combined reward: the scores [B] of each term that all rollouts have, by its name."""
 
     def token_indices(self, members: Sequence[int]) -> Tensor:
         """Return the positions of these rollouts' tokens in the flat tensors, in the order of `members`."""
@@ -109,4 +111,11 @@ def from_outcomes(
         stale_B=torch.tensor(stale, dtype=torch.bool, device=device),
         lengths_B=lengths_B,
         mask_BT=torch.arange(int(lengths_B.max()), device=device) < lengths_B[:, None],
+        terms=_terms(rollouts, device),
     )
+
+
+def _terms(rollouts: Sequence[Rollout], device: torch.device) -> dict[str, Tensor]:
+    rows = [dict(rollout.terms) for rollout in rollouts]
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    return {name: torch.tensor([row[name] for row in rows], device=device) for name in names}

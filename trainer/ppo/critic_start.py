@@ -44,7 +44,7 @@ def choose(config: RunConfig) -> CriticStart:
         return CriticStart(member_paths(path)[0])
     if section.lora.rank:
         return CriticStart(None, "with [ppo.lora] it shares the frozen weights of the policy")
-    if config.reward.engine == "function" or not (config.reward.path or Path(path).is_dir()):
+    if not config.reward.is_model or not (config.reward.path or Path(path).is_dir()):
         return CriticStart(None, f"there is no reward model at {path}")
     try:
         found = member_paths(path)[0]

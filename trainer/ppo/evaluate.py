@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -62,6 +62,8 @@ class EvaluatedAnswer:
     """Length in tokens."""
     ended: bool
     """False if it reached the length limit."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Of a combined reward: the score of each term."""
 
 
 class Evaluation:
@@ -251,7 +253,8 @@ class Evaluation:
         if found.reference_logprobs is not None:
             divergence = sum(completion.logprobs) - sum(found.reference_logprobs[0])
         ended = completion.finish_reason == FinishReason.STOP
-        return EvaluatedAnswer(found.scores.scores[0], divergence, len(completion.token_ids), ended)
+        terms = {name: values[0] for name, values in found.scores.terms.items()}
+        return EvaluatedAnswer(found.scores.scores[0], divergence, len(completion.token_ids), ended, terms)
 
     async def _retry(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Return the call's result, retried after transient errors until the evaluation's time is up."""
@@ -280,6 +283,10 @@ def figures(answers: list[EvaluatedAnswer]) -> dict[str, float]:
         "eval_reward": _mean([answer.score for answer in answers]),
         "eval_length": _mean([float(answer.length) for answer in answers]),
         "eval_eos_rate": _mean([float(answer.ended) for answer in answers]),
+    }
+    found |= {
+        f"eval_term_{name}": _mean([answer.terms[name] for answer in answers if name in answer.terms])
+        for name in answers[0].terms
     }
     divergences = [answer.divergence for answer in answers if answer.divergence is not None]
     return found | ({"eval_kl": _mean(divergences)} if divergences else {})

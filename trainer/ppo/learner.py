@@ -1,8 +1,8 @@
 """Trains the policy, and the critic if there is one, on rollout batches, and keeps the state between them.
 
-Called by the trainer; calls the pure functions of an update in `step`. Holds β, the scale of scores and the
-position in the demonstrations of PPO-ptx, all part of the checkpoint. Knows nothing about the queue or
-versions.
+Called by the trainer; calls the pure functions of an update in `step`. Holds β, the λ of a constraint, the
+scale of scores and the position in the demonstrations of PPO-ptx, all part of the checkpoint. Knows nothing
+about the queue or versions.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig, ignored
+from fairlead.config.rewards import CombinedSection
 from fairlead.config.training import PpoSection
 from fairlead.data.records import load_demonstrations
 from fairlead.data.template import apply_settings
@@ -83,6 +84,7 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, group: Group 
         demonstrations=sequences,
         max_new_tokens=config.sampling.max_new_tokens,
         score_deviation=missing_eos.of_reward_model(config),
+        combined=config.reward.combined,
     )
 
 
@@ -112,6 +114,7 @@ class Learner:
         demonstrations: Sequence[TokenSequence] = (),
         max_new_tokens: int | None = None,
         score_deviation: float | None = None,
+        combined: CombinedSection | None = None,
     ) -> None:
         """
         Args:
@@ -123,6 +126,7 @@ class Learner:
             max_new_tokens: limit of the length of an answer; None: the longest of each batch.
             score_deviation: standard deviation of the reward model's scores, if it is known; the penalty of a
                 missing end, unless the section sets it.
+            combined: the rule of a combined reward.
 
         Raises:
             ConfigError: if `ptx_coefficient` is set and there are no demonstrations.
@@ -134,6 +138,9 @@ class Learner:
         self._max_new_tokens = max_new_tokens
         self.kl_coefficient = section.kl_coefficient
         """β of the next update."""
+        self._combined = combined or CombinedSection()
+        self.multiplier = self._combined.multiplier
+        """λ of a constrained reward, for the next update."""
         self.scale = ScoreScale()
         """Mean and deviation of all scores so far; stays empty without `normalise_scores`."""
         self.missing_eos_penalty = missing_eos.of_settings(section)
@@ -168,6 +175,7 @@ class Learner:
         """
         section = self._section
         on_phase("prepare")
+        rollouts = self._combine(rollouts)
         if section.normalise_scores:
             self.scale = self.scale.updated(rollouts.scores_B.tolist())
         if self.missing_eos_penalty is None:
@@ -182,6 +190,7 @@ class Learner:
             max_new_tokens=self._max_new_tokens,
         )
         figures["kl_coefficient"] = self.kl_coefficient
+        figures |= self._term_figures(rollouts)
         on_phase("train")
         figures |= step.optimise(
             self.models,
@@ -209,6 +218,27 @@ class Learner:
             )
         return figures
 
+    def _combine(self, rollouts: RolloutBatch) -> RolloutBatch:
+        """Return rollouts with scores by the present λ, if it is adapted; services know only the first."""
+        combined = self._combined
+        if not combined.is_adaptive or not combined.terms.keys() <= rollouts.terms.keys():
+            return rollouts
+        rows = zip(*(rollouts.terms[name].tolist() for name in combined.terms), strict=True)
+        scores = [
+            combined.score(dict(zip(combined.terms, row, strict=True)), multiplier=self.multiplier)
+            for row in rows
+        ]
+        return replace(rollouts, scores_B=rollouts.scores_B.new_tensor(scores))
+
+    def _term_figures(self, rollouts: RolloutBatch) -> dict[str, float]:
+        """Return the mean of each term, and λ if it is adapted, which becomes that of the next update."""
+        figures = {f"term_{name}": float(scores_B.mean()) for name, scores_B in rollouts.terms.items()}
+        constrained = f"term_{self._combined.constrained}"
+        if self._combined.is_adaptive and constrained in figures:
+            figures["reward_multiplier"] = self.multiplier
+            self.multiplier = self._combined.adapted(self.multiplier, mean=figures[constrained])
+        return figures
+
     def _set_missing_eos_penalty(self, deviation: float | None, whose: str) -> None:
         self.missing_eos_penalty = deviation
         if deviation is not None and self.models.group.is_first:
@@ -221,6 +251,7 @@ class Learner:
         return {
             "missing_eos_penalty": self.missing_eos_penalty,
             "kl_coefficient": self.kl_coefficient,
+            "reward_multiplier": self.multiplier,
             "score_scale": self.scale.to_json(),
             "ptx_cursor": self._stream.cursor if self._stream else 0,
             "adapter": asdict(self.models.adapter) if self.models.adapter else None,
@@ -237,6 +268,8 @@ class Learner:
         try:
             if self._section.kl_control == "adaptive":
                 self.kl_coefficient = float(str(state["kl_coefficient"]))
+            if self._combined.is_adaptive:
+                self.multiplier = float(str(state.get("reward_multiplier", self.multiplier)))
             self.scale = ScoreScale.from_json(state["score_scale"])
             penalty = state.get("missing_eos_penalty")
             if penalty is not None and missing_eos.of_settings(self._section) is None:

@@ -36,9 +36,10 @@ def of_settings(section: PpoSection) -> float | None:
 def of_reward_model(config: RunConfig) -> float | None:
     """Return the deviation of scores that training recorded beside the run's reward model.
 
-    None for a function, a model of the hub, one that others trained, and one that is not on this machine.
+    None for functions and combined rewards, and for a model of the hub, one that others trained, or one that
+    is not on this machine.
     """
-    if config.reward.engine == "function":
+    if not config.reward.is_model:
         return None
     path = config.reward.path or str(config.folder.reward_model)
     try:

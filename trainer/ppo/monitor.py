@@ -34,9 +34,9 @@ class Monitor:
         self._guard = Guard(
             config.guard,
             baseline_updates=config.ppo.max_staleness + 1,
-            quantiles=None
-            if config.reward.engine == "function"
-            else read_quantiles(config.folder.result("reward_model")),
+            quantiles=read_quantiles(config.folder.result("reward_model"))
+            if config.reward.is_model
+            else None,
             metrics=metrics,
         )
         self._labels: FreshLabels | None = None
@@ -125,6 +125,8 @@ class Monitor:
                 "ended": not bool(batch.cut_off_B[index]),
                 "score": float(batch.scores_B[index]),
             }
+            if batch.terms:
+                row["terms"] = {name: float(scores_B[index]) for name, scores_B in batch.terms.items()}
             rows.append(row)
         self._remember(rows)
         if rows:

@@ -282,6 +282,8 @@ _TENSORS = (
     "lengths_B",
     "mask_BT",
 )
+_TERM = "term."
+"""Prefix of the scores of a term."""
 
 
 def encode(rollouts: RolloutBatch, *, update: int) -> bytes:
@@ -295,6 +297,7 @@ def encode(rollouts: RolloutBatch, *, update: int) -> bytes:
         "prompt_lengths": torch.tensor([sequence.prompt_length for sequence in sequences]),
     }
     tensors |= {name: getattr(rollouts, name).cpu().contiguous() for name in _TENSORS}
+    tensors |= {f"{_TERM}{name}": scores_B.cpu() for name, scores_B in rollouts.terms.items()}
     found: bytes = to_bytes(tensors)
     return found
 
@@ -311,5 +314,10 @@ def decode(payload: bytes, device: torch.device) -> tuple[RolloutBatch, int]:
         task_ids=tuple(tensors["task_ids"].tolist()),
         sequences=sequences,
         **{name: tensors[name].to(device) for name in _TENSORS},
+        terms={
+            name.removeprefix(_TERM): scores_B.to(device)
+            for name, scores_B in tensors.items()
+            if name.startswith(_TERM)
+        },
     )
     return rollouts, int(tensors["update"])

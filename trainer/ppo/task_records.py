@@ -70,7 +70,8 @@ class Journal:
 
 
 def _rollout(rollout: Rollout) -> dict[str, object]:
-    return {
+    terms = {"terms": dict(rollout.terms)} if rollout.terms else {}
+    return terms | {
         "score": rollout.score,
         "scored_as_text": rollout.scored_as_text,
         "tokens": len(rollout.completion.token_ids),
@@ -83,7 +84,8 @@ def _group(rollouts: Sequence[Rollout]) -> dict[str, object]:
     """Return the fields of `_rollout` for all answers together, and the score and end of each."""
     scores = [rollout.score for rollout in rollouts]
     versions = {span.version for rollout in rollouts for span in rollout.completion.version_spans}
-    return {
+    terms = {"terms": [dict(rollout.terms) for rollout in rollouts]} if rollouts[0].terms else {}
+    return terms | {
         "samples": len(rollouts),
         "score": sum(scores) / len(scores),
         "scores": scores,

@@ -11,7 +11,7 @@ import pytest
 from fairlead.config import load
 from fairlead.planning.machine import Machine
 from fairlead.planning.plan import RunPlan, plan_run
-from fairlead.planning.process import RUNTIME_BYTES
+from fairlead.planning.process_memory import RUNTIME_BYTES
 from fairlead.planning.proposal import obstacle
 from tests import model_shapes
 

@@ -29,7 +29,7 @@ from fairlead.planning.formulas import in_words
 from fairlead.planning.machine import Machine
 from fairlead.planning.model_size import model_size, scratch_size
 from fairlead.planning.plan import RunPlan, plan_run
-from fairlead.planning.process import RUNTIME_BYTES, ProcessMemory
+from fairlead.planning.process_memory import RUNTIME_BYTES, ProcessMemory
 from fairlead.types import SamplingParams, WeightVersion
 from services.policy import decoder
 from services.policy.sample_state import SampleState

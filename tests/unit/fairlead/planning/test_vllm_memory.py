@@ -11,7 +11,7 @@ from fairlead.errors import ConfigError
 from fairlead.planning import vllm_memory
 from fairlead.planning.machine import Machine
 from fairlead.planning.plan import RunPlan, plan_run
-from fairlead.planning.process import RUNTIME_BYTES, ProcessMemory
+from fairlead.planning.process_memory import RUNTIME_BYTES, ProcessMemory
 from services.policy.vllm import options as engine_options
 from tests import model_shapes
 

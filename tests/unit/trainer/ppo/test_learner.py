@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -11,6 +12,7 @@ import torch
 
 from fairlead.config import load
 from fairlead.config.base import ComputeSection
+from fairlead.config.rewards import CombinedSection, RewardTerm
 from fairlead.config.training import PpoSection
 from fairlead.errors import ConfigError, ModelLoadError
 from fairlead.nn.reward_model import load_reward_model
@@ -397,3 +399,28 @@ def test_adaptive_control_uses_the_divergence_per_answer(models):
     again = learner.learn(rollouts(), update=1)
     assert again["kl_coefficient"] == learner.kl_coefficient / (1 + 0.2 * 4 / 40)
     assert again["reward_with_kl"] < figures["reward_with_kl"]
+
+
+def test_multiplier_of_a_constraint_follows_the_cost_and_is_in_the_checkpoint(models):
+    """Scores are combined again with the present λ, not with that of the service."""
+    combined = CombinedSection(
+        terms={"good": RewardTerm(path="a"), "cost": RewardTerm(path="b")},
+        rule="constraint", constrained="cost", limit=0.5, multiplier=2.0, multiplier_step=0.4,
+    )  # fmt: skip
+    found = rollouts()
+    count = len(found.sequences)
+    terms = {"good": torch.arange(count) / count, "cost": torch.arange(count) % 2 + 0.5}
+    given = dataclasses.replace(found, terms=terms, scores_B=torch.full((count,), 99.0))
+    fresh = actor_critic.ActorCritic(copy.deepcopy(models.policy), copy.deepcopy(models.critic), SECTION)
+    ours = Learner(fresh, SECTION, temperature=0.7, seed=0, combined=combined)
+    mean = float(terms["cost"].mean())
+    figures = ours.learn(given, update=0)
+    assert figures["reward"] == pytest.approx(float((terms["good"] - 2.0 * (terms["cost"] - 0.5)).mean()))
+    assert (figures["reward_multiplier"], figures["term_cost"]) == (2.0, pytest.approx(mean))
+    assert ours.multiplier == pytest.approx(2.0 + 0.4 * (mean - 0.5))
+    resumed = Learner(fresh, SECTION, temperature=0.7, seed=0, combined=combined)
+    resumed.load_state(ours.state())
+    assert resumed.multiplier == ours.multiplier
+    fixed = combined.model_copy(update={"multiplier_step": 0.0})
+    ours = Learner(fresh, SECTION, temperature=0.7, seed=0, combined=fixed)
+    assert ours.learn(given, update=1)["reward"] == 99.0

@@ -49,8 +49,10 @@ def test_batch_of_groups_keeps_the_answers_of_a_task_together():
     assert found.stale_B.tolist() == [False, False, False, False, True]
     assert [sequence.prompt_length for sequence in found.sequences] == [3, 3, 3, 2, 2]
     assert found.sequences[4].token_ids == (1, 4, 6, 7, 2)
+    found = replace(found, terms={"good": torch.arange(5.0)})
     sent, update = orders.decode(orders.encode(found, update=4), torch.device("cpu"))
     assert (sent.task_ids, sent.groups_B.tolist(), update) == (found.task_ids, [0, 0, 0, 1, 1], 4)
+    assert {name: scores_B.tolist() for name, scores_B in sent.terms.items()} == {"good": [0, 1, 2, 3, 4]}
 
 
 def test_prepared_figures_match_values_computed_by_hand(models):
