@@ -113,10 +113,16 @@ class Bandit:
         completion = Completion(ids, behaviour, FinishReason.STOP, (VersionSpan(version, 0, len(ids)),))
         return Rollout(completion, float(self.rewards_S[index]), "bandit", reference)
 
-    def learn(self) -> torch.Tensor:
-        """Run every update; return the final log-probs of all answers."""
+    def learn(self, *, first_beta: float | None = None) -> torch.Tensor:
+        """Run every update; return the final log-probs of all answers.
+
+        With `first_beta`, β falls from it to the section's over 70% of the updates.
+        """
         learner = Learner(self.models, self.section, temperature=1.0, seed=0)
         for update in range(self.section.updates):
+            if first_beta is not None:
+                done = min(1.0, update / (0.7 * self.section.updates))
+                learner.kl_coefficient = first_beta * (self.section.kl_coefficient / first_beta) ** done
             figures = learner.learn(self.rollouts(), update=update)
             assert figures["mismatch_max"] < 1e-4
         return self.answers().logprobs_S
@@ -209,11 +215,27 @@ def test_variants_of_group_reach_95_percent_of_the_optimum(tmp_path, beta, chang
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 def test_ppo_reaches_95_percent_of_the_optimum_with_longer_answers(tmp_path, beta, seed):
-    """400 answers with independent rewards; with β = 0.2 PPO settles 17% below the optimum."""
+    """400 answers with independent rewards; the next test is about β = 0.2."""
     changes = {"updates": 200, "batch_size": 256, "learning_rate": 5e-3, "critic_learning_rate": 5e-3}
     section = recipe(beta, **changes)
     bandit = Bandit(tmp_path, size=LARGER, section=section, seed=seed)
     assert shortfall(bandit, bandit.learn(), beta)[0] < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "limit"), [(0, 0.05), (1, 0.08), (2, 0.05)])
+@pytest.mark.parametrize("changes", [{}, {"estimator": "rloo", "num_samples": 8}], ids=["gae", "rloo"])
+def test_beta_that_falls_to_a_small_one_finds_answers_that_are_rare_before(tmp_path, changes, seed, limit):
+    """With β = 0.2 from the start, learning settles 16% below the optimum: a few answers are nearly all of
+    it, and those with common beginnings that are bad on average become too rare to be sampled. Gradient
+    ascent on J itself settles 6 to 10% below for the same reason. While β falls from 2, the optimum moves
+    only a little in each update. With seed 1 a first token that begins 0.4 of the optimum's answers is lost
+    nevertheless.
+    """
+    settings = {"updates": 200, "batch_size": 256, "mini_batch_size": 256}
+    rates = {"learning_rate": 5e-3, "critic_learning_rate": 5e-3}
+    bandit = Bandit(tmp_path, size=LARGER, section=recipe(0.2, **settings, **rates, **changes), seed=seed)
+    assert shortfall(bandit, bandit.learn(first_beta=2.0), 0.2)[0] < limit
 
 
 def test_ppo_with_a_large_beta_stays_at_the_reference(tmp_path):
