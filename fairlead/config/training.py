@@ -515,7 +515,13 @@ class EvaluationSection(Section):
     every_updates: int = Field(default=0, ge=0)
     """Updates between evaluations during PPO. The last update is always evaluated, and the checkpoint with
     the highest mean score − β·KL − `missing_eos_penalty`·(share of answers without EOS) is saved as
-    `policy_best/`. 0 disables evaluation."""
+    `policy_best/`, unless fresh labels then contradict the reward model (`guard.overconfidence_stop_above`).
+    0 disables evaluation."""
+    reward_model: str = ""
+    """Folder or Hugging Face id of a second reward model, whose scores choose `policy_best/` instead of those
+    that PPO maximises: trained on other rankings, or at least from another seed. The trainer loads it, on the
+    device of `[ppo]`. Its scores must be in the same unit, as those of two models trained on comparisons are
+    (log-odds)."""
     max_seconds: float = Field(default=120.0, gt=0, le=86_400)
     """Maximum duration of an evaluation during PPO. A longer one is abandoned, and training continues."""
     num_prompts: int = Field(default=256, ge=1)

@@ -268,6 +268,8 @@ def model_sizes(config: RunConfig, notes: list[str]) -> dict[str, ModelSize]:
         "reward": reward,
         "reference": reference,
     }
+    if config.evaluation.every_updates and config.evaluation.reward_model:
+        sizes["heldout_reward"] = model_size(config.evaluation.reward_model)
     if any(size is base and not config.model.path for size in sizes.values()):
         notes.append("a model from scratch is counted with the largest vocabulary that it may have")
     return sizes

@@ -98,6 +98,9 @@ class MemoryPlanner:
         if section.ema_decay:
             averaged = formulas.adapter_parameters(size, section.lora) or size.parameters
             found = dataclasses.replace(found, weights=found.weights + averaged * 4 // self._ranks)
+        if "heldout_reward" in self._sizes:
+            judge = self._sizes["heldout_reward"]
+            found = dataclasses.replace(found, weights=found.weights + judge.body * 4 + head_bytes(judge))
         if self._ranks == 1 or not self._config.checkpoint.asynchronous:
             return found
         # The trained weights, which are as large as their gradients, and the moments of Adam.

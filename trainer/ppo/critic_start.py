@@ -42,15 +42,8 @@ def choose(config: RunConfig) -> CriticStart:
         return CriticStart(None)
     if section.critic_init == "reward_model":
         return CriticStart(member_paths(path)[0])
-    if section.lora.rank:
-        return CriticStart(None, "with [ppo.lora] it shares the frozen weights of the policy")
-    if not config.reward.is_model or not (config.reward.path or Path(path).is_dir()):
-        return CriticStart(None, f"there is no reward model at {path}")
-    try:
-        found = member_paths(path)[0]
-        return CriticStart(None, why) if (why := _unfit(found, config)) else CriticStart(found)
-    except ModelLoadError as error:
-        return CriticStart(None, f"the reward model cannot be read here: {error}")
+    reason = _obstacle(path, config)
+    return CriticStart(None, reason) if reason else CriticStart(member_paths(path)[0])
 
 
 def log(config: RunConfig, start: CriticStart) -> None:
@@ -61,6 +54,20 @@ def log(config: RunConfig, start: CriticStart) -> None:
         logger.info("the critic starts from the policy, with a head of zeros: %s", start.reason)
     elif config.ppo.has_critic:
         logger.info("the critic starts from the policy, with a head of zeros")
+
+
+def _obstacle(path: str, config: RunConfig) -> str:
+    """Return why a critic does not start from the reward model at a path by default; empty if it does."""
+    if not config.reward.is_model:
+        return f"with reward.engine = {config.reward.engine!r} the reward is not one model"
+    if config.ppo.lora.rank:
+        return "with [ppo.lora] it shares the frozen weights of the policy"
+    if not config.reward.path and not Path(path).is_dir():
+        return f"there is no reward model at {path}"
+    try:
+        return _unfit(member_paths(path)[0], config)
+    except ModelLoadError as error:
+        return f"the reward model cannot be read here: {error}"
 
 
 def _unfit(path: str, config: RunConfig) -> str:

@@ -31,6 +31,7 @@ from fairlead.errors import (
 from fairlead.types import Completion, FinishReason, SamplingParams, Scores, WeightVersion
 from trainer import seeds
 from trainer.ppo.dispatch import prompts_that_fit
+from trainer.ppo.heldout_reward import HeldoutReward
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class BestUpdate:
     """Mean score of its answers."""
     objective: float
     """What PPO maximises, on those answers: see `objective`."""
+    heldout_reward: float | None = None
+    """Mean score of a second reward model; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,10 @@ class EvaluatedAnswer:
     """False if it reached the length limit."""
     terms: Mapping[str, float] = field(default_factory=dict)
     """Of a combined reward: the score of each term."""
+    prompt: Prompt = ""
+    """What it answers."""
+    text: str = ""
+    """The answer."""
 
 
 class Evaluation:
@@ -81,6 +88,7 @@ class Evaluation:
 
         Raises:
             ConfigError: if evaluations are configured and no prompt is held out, or all are too long.
+            ModelLoadError: if the second reward model cannot be loaded.
             DataError: for invalid prompts, and those that the chat template refuses.
         """
         self._config = config
@@ -101,6 +109,9 @@ class Evaluation:
             self._prompts = prompts_that_fit(
                 self._prompts, tokenizer, context_tokens=context_tokens, key=f"{key}, held out"
             )
+        self._heldout_reward: HeldoutReward | None = None
+        if self._prompts and self._section.reward_model:
+            self._heldout_reward = HeldoutReward(config)
         self.best: BestUpdate | None = None
         """The best update so far; None before the first evaluation."""
         self._waits_for = "waiting for an answer"
@@ -119,6 +130,7 @@ class Evaluation:
         on_phase: Callable[[str], None],
         score_unit: float = 1.0,
         missing_eos_penalty: float | None = None,
+        is_contradicted: bool = False,
     ) -> dict[str, float]:
         """Evaluate the weights just published if they are due, and remember them if they are the best.
 
@@ -128,6 +140,7 @@ class Evaluation:
             score_unit: the score that counts as 1 in PPO's reward: the deviation of the scores if they are
                 normalised.
             missing_eos_penalty: PPO's penalty of a missing end; None: the section's.
+            is_contradicted: whether fresh labels contradict the reward model, so that no update is the best.
 
         Returns:
             The figures; empty if no evaluation is due, or if it was not done within `max_seconds`.
@@ -137,7 +150,11 @@ class Evaluation:
         on_phase("evaluate")
         try:
             self._runner = self._runner or asyncio.Runner()
-            figures = self._runner.run(self._measure(version))
+            answers = self._runner.run(self._measure(version))
+            found = figures(answers)
+            if self._heldout_reward is not None:
+                scores = self._heldout_reward.scores([(answer.prompt, answer.text) for answer in answers])
+                found["eval_heldout_reward"] = _finite_mean(scores)
         except (FairleadError, TimeoutError) as error:
             reason = str(error) or f"not done within {self._section.max_seconds:.0f} s: {self._waits_for}"
             logger.warning("update %d is not evaluated: %s", version.update, reason)
@@ -145,10 +162,17 @@ class Evaluation:
         section = self._config.ppo
         if missing_eos_penalty is not None:
             section = section.model_copy(update={"missing_eos_penalty": missing_eos_penalty})
-        figures["eval_objective"] = objective(figures, section, score_unit=score_unit)
-        if self.best is None or figures["eval_objective"] > self.best.objective:
-            self.best = BestUpdate(version, figures["eval_reward"], figures["eval_objective"])
-        return figures
+        found["eval_objective"] = objective(found, section, score_unit=score_unit)
+        if is_contradicted:
+            logger.warning(
+                "update %d does not become policy_best: fresh labels contradict the reward model",
+                version.update,
+            )
+        elif self.best is None or found["eval_objective"] > self.best.objective:
+            self.best = BestUpdate(
+                version, found["eval_reward"], found["eval_objective"], found.get("eval_heldout_reward")
+            )
+        return found
 
     def close(self) -> None:
         """Close the event loop; another evaluation would open a new one."""
@@ -169,8 +193,9 @@ class Evaluation:
         best = self.best
         if best is None:
             return {"best": None}
-        numbers = {"reward": best.reward, "objective": best.objective}
-        return {"best": {"version": str(best.version), **numbers}}
+        numbers = {"reward": best.reward, "objective": best.objective, "heldout_reward": best.heldout_reward}
+        judge = self._section.reward_model
+        return {"best": {"version": str(best.version), "reward_model": judge, **numbers}}
 
     def load_state(self, state: Mapping[str, object]) -> None:
         """Restore what `state` returned.
@@ -185,11 +210,16 @@ class Evaluation:
                 float(content["reward"]),
                 # Checkpoints of 0.1.0 compare rewards.
                 float(content.get("objective", content["reward"])),
+                None if (heldout := content.get("heldout_reward")) is None else float(heldout),
             )
+            judge = content.get("reward_model", "") if content else self._section.reward_model
         except (KeyError, TypeError, ValueError, InvalidInput) as error:
             raise CorruptCheckpoint(f"the checkpoint has an invalid best evaluation: {error!r}") from error
+        if judge != self._section.reward_model:
+            logger.warning("another evaluation.reward_model than before: the best update so far is forgotten")
+            self.best = None
 
-    async def _measure(self, version: WeightVersion) -> dict[str, float]:
+    async def _measure(self, version: WeightVersion) -> list[EvaluatedAnswer]:
         async with asyncio.timeout(self._section.max_seconds), RolloutClients.of(self._config) as clients:
             policy, reward = await asyncio.gather(
                 self._retry(clients.policy.info), self._retry(clients.reward.info)
@@ -202,7 +232,7 @@ class Evaluation:
                     return await self._answer(clients, number, version, scored_as_text=as_text)
 
             found = await asyncio.gather(*(one(number) for number in range(self._count)))
-        return figures([answer for answer in found if answer is not None])
+        return [answer for answer in found if answer is not None]
 
     @property
     def _count(self) -> int:
@@ -254,7 +284,10 @@ class Evaluation:
             divergence = sum(completion.logprobs) - sum(found.reference_logprobs[0])
         ended = completion.finish_reason == FinishReason.STOP
         terms = {name: values[0] for name, values in found.scores.terms.items()}
-        return EvaluatedAnswer(found.scores.scores[0], divergence, len(completion.token_ids), ended, terms)
+        length = len(completion.token_ids)
+        return EvaluatedAnswer(
+            found.scores.scores[0], divergence, length, ended, terms, prompt, completion.text
+        )
 
     async def _retry(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Return the call's result, retried after transient errors until the evaluation's time is up."""
@@ -296,12 +329,19 @@ def objective(figures: Mapping[str, float], section: PpoSection, *, score_unit: 
     """Return what PPO maximises: mean score − β·KL − penalty·(share of answers without EOS).
 
     The score by itself would prefer the update that has moved furthest from the reference, where the reward
-    model is least reliable. β is `kl_coefficient`, so that updates are comparable if control is adaptive.
-    Greedy answers have no KL.
+    model is least reliable. The score of a second reward model, which PPO does not maximise, takes its place.
+    β is `kl_coefficient`, so that updates are comparable if control is adaptive. Greedy answers have no KL.
     """
     penalty = section.kl_coefficient * figures.get("eval_kl", 0.0)
     penalty += (section.missing_eos_penalty or 0.0) * (1.0 - figures["eval_eos_rate"])
-    return figures["eval_reward"] - penalty * score_unit
+    return figures.get("eval_heldout_reward", figures["eval_reward"]) - penalty * score_unit
+
+
+def _finite_mean(scores: list[float]) -> float:
+    bad = next((score for score in scores if not math.isfinite(score)), None)
+    if bad is not None:
+        raise FairleadError(f"the second reward model returned the score {bad}")
+    return _mean(scores)
 
 
 def _mean(values: list[float]) -> float:

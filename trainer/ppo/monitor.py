@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from fairlead.config import RunConfig
 from fairlead.metrics import TrainerMetrics
 from trainer import durable
+from trainer.ppo import signals
 from trainer.ppo.batch import RolloutBatch
 from trainer.ppo.fresh_labels import FreshLabels
 from trainer.ppo.guard import Alert, Guard, read_quantiles
@@ -31,6 +32,7 @@ class Monitor:
         self._path = config.folder.rollout_samples
         self._samples_per_update = config.observe.rollout_samples
         self._tokenizer = tokenizer
+        self._limits = config.guard
         self._guard = Guard(
             config.guard,
             baseline_updates=config.ppo.max_staleness + 1,
@@ -63,6 +65,12 @@ class Monitor:
         self._write_samples(batch, update)
         overconfidence = self._labels.overconfidence() if self._labels is not None else None
         return self._guard.judge(batch, figures, update=update, overconfidence=overconfidence)
+
+    def is_contradicted(self, figures: Mapping[str, float]) -> bool:
+        """Return whether fresh labels contradict the reward model, by the figures that `observe` returned."""
+        limit = self._limits.overconfidence_stop_above
+        found = figures.get(f"guard_{signals.OVERCONFIDENCE}")
+        return limit is not None and found is not None and found > limit
 
     def result(self, *, updates: int) -> dict[str, object]:
         """Return the part of the result about the guard: `guards`, and after a stop `stopped_by_guard`.

@@ -136,8 +136,8 @@ def save_best(
         write: writes the policy of a checkpoint to a folder.
 
     Returns:
-        `best_update`, `best_eval_reward` and `best_eval_objective` for the result; empty if nothing was
-        written.
+        `best_update`, `best_eval_reward`, `best_eval_objective`, and with a second reward model
+        `best_eval_heldout_reward` for the result; empty if nothing was written.
     """
     path = config.folder.best_policy_model
     shutil.rmtree(path, ignore_errors=True)  # of an earlier run, before --force
@@ -153,6 +153,7 @@ def save_best(
         "best_update": best.version.update,
         "best_eval_reward": best.reward,
         "best_eval_objective": best.objective,
+        **({} if best.heldout_reward is None else {"best_eval_heldout_reward": best.heldout_reward}),
     }
 
 

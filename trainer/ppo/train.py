@@ -271,6 +271,7 @@ class PpoTrainer:
             on_phase=tracker.phase,
             score_unit=self._learner.score_unit,
             missing_eos_penalty=self._learner.missing_eos_penalty,
+            is_contradicted=self._monitor.is_contradicted(figures),
         )
         self._maybe_checkpoint(collector, tracker)
         self._record(figures, collector, tracker)

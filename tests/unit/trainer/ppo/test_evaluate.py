@@ -13,12 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from fairlead.config import RunConfig
+from fairlead.config.base import ComputeSection
 from fairlead.config.training import PpoSection
+from fairlead.data.encoding import encode_answer
 from fairlead.data.records import load_prompts
 from fairlead.errors import ConfigError, CorruptCheckpoint
+from fairlead.nn.reward_model import load_reward_model
 from fairlead.types import WeightVersion
 from tests.scripted_services import Script, completion, serving
-from tests.tiny import tiny_causal_lm, tiny_tokenizer
+from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.trainer.ppo.test_train import Run, configured
 from trainer import seeds
 from trainer.ppo.evaluate import BestUpdate, Evaluation, objective
@@ -192,6 +195,52 @@ def test_evaluation_remembers_the_update_with_the_highest_objective(tmp_path, mo
     assert [figures["eval_reward"] for figures in found] == [3.0, 4.0]
     assert [figures["eval_objective"] for figures in found] == [3.0 - 0.5 * 12, 4.0 - 0.5 * 16]
     assert evaluation.best == BestUpdate(versions[0], 3.0, -3.0)
+
+
+def test_second_reward_model_chooses_the_best_update(tmp_path, model_path):
+    """The proxy rewards length; the second model scores the texts, and chooses another update."""
+    judge = str(tiny_reward_model(tmp_path / "judge", seed=3))
+    tokenizer, model = tiny_tokenizer(), load_reward_model(judge, ComputeSection(device="cpu"))
+
+    def judged(config: RunConfig, length: int) -> float:
+        heldout = load_prompts(config).heldout
+        scores = []
+        for number in range(4):
+            prompt, answer = encode_answer(
+                tokenizer, heldout[number % len(heldout)], " ".join(["5"] * length)
+            )
+            with torch.no_grad():
+                found = model.scores(torch.tensor([[*prompt, *answer]]), torch.tensor([len(prompt + answer)]))
+            scores.append(float(found))
+        return sum(scores) / len(scores)
+
+    script, lengths = Script(), {1: 3, 2: 1, 3: 6, 4: 9}
+    script.generate = lambda request, _: answer_of_length(lengths[request.min_version.update])
+    with services(script):
+        changes = {"evaluation.reward_model": judge, "ppo.kl_coefficient": 0.0}
+        config = evaluated(tmp_path, model_path, script.address, **changes)
+        evaluation = Evaluation(config, tokenizer)
+        versions = {update: WeightVersion(1, update) for update in lengths}
+        found = {
+            update: evaluation.after(version, on_phase=lambda name: None, is_contradicted=update == 4)
+            for update, version in versions.items()
+        }
+        evaluation.close()
+    expected = {update: judged(config, length) for update, length in lengths.items()}
+    for update, figures in found.items():
+        assert figures["eval_heldout_reward"] == pytest.approx(expected[update], abs=1e-5)
+        assert figures["eval_objective"] == figures["eval_heldout_reward"]
+        assert figures["eval_reward"] == lengths[update]
+    best = max((1, 2, 3), key=lambda update: expected[update])
+    assert evaluation.best.version == versions[best]
+    assert evaluation.best.heldout_reward == found[best]["eval_heldout_reward"]
+
+    resumed = Evaluation(config, tokenizer)
+    resumed.load_state(json.loads(json.dumps(evaluation.state())))
+    assert resumed.best == evaluation.best
+    without = Evaluation(evaluated(tmp_path, model_path, script.address), tokenizer)
+    without.load_state(evaluation.state())
+    assert without.best is None
 
 
 @pytest.mark.parametrize("killed_at", [None, 3])

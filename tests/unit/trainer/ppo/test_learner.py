@@ -262,6 +262,7 @@ def test_critic_with_another_tokenizer_is_rejected(tmp_path):
         ({"reward.path": "other"}, None, "another tokenizer"),
         ({"reward.path": "gpt2"}, None, "is a gpt2 model of"),
         ({"ppo.lora.rank": 2}, None, "shares the frozen weights"),
+        ({"reward.engine": "function", "reward.function": "judge.py:score"}, None, "is not one model"),
         ({"ppo.lora.rank": 2, "ppo.critic_init": "reward_model"}, "reward", ""),
         ({"reward.path": "ensemble"}, "ensemble/member-0", ""),
     ],
