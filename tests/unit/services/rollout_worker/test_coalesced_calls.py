@@ -73,7 +73,7 @@ async def test_slow_service_gets_parallel_calls() -> None:
     assert await asyncio.gather(*pending) == [n * n for n in range(MAX_CALLS + 3)]
 
 
-async def test_call_has_at_most_max_items_and_max_tokens() -> None:
+async def test_call_has_at_most_max_sequences_and_max_tokens() -> None:
     service = Service()
     service.gate.set()
     calls = CoalescedCalls(service.call)
@@ -84,6 +84,13 @@ async def test_call_has_at_most_max_items_and_max_tokens() -> None:
     await asyncio.gather(*(calls.call(number, num_tokens=half) for number in range(6)))
     assert {len(call) for call in service.calls} == {2}
     assert sorted(number for call in service.calls for number in call) == list(range(6))
+    # A group is never divided: two of three eighths fit, one that is larger than a call travels by itself.
+    for sequences, together in ((MAX_SEQUENCES * 3 // 8, {2}), (MAX_SEQUENCES + 1, {1})):
+        service.calls.clear()
+        await asyncio.gather(
+            *(calls.call(number, num_tokens=1, num_sequences=sequences) for number in range(6))
+        )
+        assert {len(call) for call in service.calls} == together
 
 
 @pytest.mark.parametrize("error", [InvalidInput("items", got=3, allowed="4"), InternalError("nan")])
