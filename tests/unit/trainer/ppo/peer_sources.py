@@ -31,6 +31,9 @@ def download(folder: Path) -> Path | str:
     """Unpack the wheels into a folder and return it; if the package index cannot be used, return why."""
     wheels = [f"{name}=={version}" for name, version in VERSIONS.items()]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
+    # The only wheel of OpenRLHF is for this platform; its files are Python nevertheless.
+    command += ["--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=none"]
+    command += ["--platform=manylinux1_x86_64", "--platform=any"]
     try:
         subprocess.run(
             [*command, "--quiet", "--retries=1", f"--dest={folder}", *wheels],
@@ -89,12 +92,18 @@ def excerpt(path: Path, first: str, last: str) -> str:
     return textwrap.dedent("\n".join(lines[start:end]))
 
 
+class Config(SimpleNamespace):
+    """In place of verl's `ActorConfig`."""
+
+    def get(self, key: str, default: object) -> object:
+        return getattr(self, key, default)
+
+
 def verl(folder: Path) -> SimpleNamespace:
     """Return verl's advantages, losses, and importance weights."""
     utils, ppo = folder / "verl/utils", folder / "verl/trainer/ppo"
     masked = {"masked_sum", "masked_mean", "masked_var", "masked_whiten", "clip_by_value"}
     functional = compiled(utils / "torch_functional.py", masked, {})
-    config = type("Config", (SimpleNamespace,), {"get": getattr})
     groups = compiled(
         utils / "groupwise.py",
         {"as_torch_index", "group_mean_std", "_resolve_device", "_to_1d_numpy_object_array"},
@@ -113,7 +122,7 @@ def verl(folder: Path) -> SimpleNamespace:
         },
         {
             "verl_F": functional,
-            "ActorConfig": config,
+            "ActorConfig": Config,
             "AlgoConfig": type("AlgoConfig", (), {}),
             "as_torch_index": groups.as_torch_index,
             "group_mean_std": groups.group_mean_std,
@@ -132,7 +141,7 @@ def verl(folder: Path) -> SimpleNamespace:
             "compute_rs_metrics": lambda **_: {},
         },
     )
-    return SimpleNamespace(**vars(algorithms), **vars(correction), Config=config)
+    return SimpleNamespace(**vars(algorithms), **vars(correction), Config=Config)
 
 
 def openrlhf(folder: Path) -> SimpleNamespace:

@@ -113,15 +113,15 @@ class Bandit:
         completion = Completion(ids, behaviour, FinishReason.STOP, (VersionSpan(version, 0, len(ids)),))
         return Rollout(completion, float(self.rewards_S[index]), "bandit", reference)
 
-    def learn(self, *, first_beta: float | None = None) -> torch.Tensor:
+    def learn(self, *, first_beta: float | None = None, falls_for: float = 1.0) -> torch.Tensor:
         """Run every update; return the final log-probs of all answers.
 
-        With `first_beta`, β falls from it to the section's over 70% of the updates.
+        With `first_beta`, β falls from it to the section's over a share of the updates.
         """
         learner = Learner(self.models, self.section, temperature=1.0, seed=0)
         for update in range(self.section.updates):
             if first_beta is not None:
-                done = min(1.0, update / (0.7 * self.section.updates))
+                done = min(1.0, update / (falls_for * self.section.updates))
                 learner.kl_coefficient = first_beta * (self.section.kl_coefficient / first_beta) ** done
             figures = learner.learn(self.rollouts(), update=update)
             assert figures["mismatch_max"] < 1e-4
@@ -223,19 +223,22 @@ def test_ppo_reaches_95_percent_of_the_optimum_with_longer_answers(tmp_path, bet
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "limit"), [(0, 0.05), (1, 0.08), (2, 0.05)])
-@pytest.mark.parametrize("changes", [{}, {"estimator": "rloo", "num_samples": 8}], ids=["gae", "rloo"])
-def test_beta_that_falls_to_a_small_one_finds_answers_that_are_rare_before(tmp_path, changes, seed, limit):
+@pytest.mark.parametrize(
+    ("estimator", "seed"), [("gae", 0), ("gae", 2), ("rloo", 0), ("rloo", 1), ("rloo", 2)]
+)
+def test_beta_that_falls_to_a_small_one_finds_answers_that_are_rare_before(tmp_path, estimator, seed):
     """With β = 0.2 from the start, learning settles 16% below the optimum: a few answers are nearly all of
     it, and those with common beginnings that are bad on average become too rare to be sampled. Gradient
     ascent on J itself settles 6 to 10% below for the same reason. While β falls from 2, the optimum moves
     only a little in each update. With seed 1 a first token that begins 0.4 of the optimum's answers is lost
-    nevertheless.
+    nevertheless if an update has only 256 answers, and learning settles 6% below.
     """
-    settings = {"updates": 200, "batch_size": 256, "mini_batch_size": 256}
+    groups = {"estimator": "rloo", "num_samples": 8} if estimator == "rloo" else {}
+    size, falls_for = (1024, 0.9) if estimator == "rloo" else (256, 0.7)
     rates = {"learning_rate": 5e-3, "critic_learning_rate": 5e-3}
-    bandit = Bandit(tmp_path, size=LARGER, section=recipe(0.2, **settings, **rates, **changes), seed=seed)
-    assert shortfall(bandit, bandit.learn(first_beta=2.0), 0.2)[0] < limit
+    section = recipe(0.2, updates=200, batch_size=size, mini_batch_size=size, **rates, **groups)
+    bandit = Bandit(tmp_path, size=LARGER, section=section, seed=seed)
+    assert shortfall(bandit, bandit.learn(first_beta=2.0, falls_for=falls_for), 0.2)[0] < 0.05
 
 
 def test_ppo_with_a_large_beta_stays_at_the_reference(tmp_path):

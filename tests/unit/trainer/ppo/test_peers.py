@@ -361,7 +361,7 @@ def losses_of_verl(peers: SimpleNamespace, given: Case, table: Table, where: str
                     given.old_BT, logprobs_BT, given.advantages_BT, mask_BT, mode, config
                 )[0],
                 where,
-                1e-7,  # an epsilon beside the number of tokens
+                1e-6,  # an epsilon of 1e-8 beside the number of tokens, and sums that cancel
             )
     width = 0.3
     theirs, _ = verl.compute_value_loss(
@@ -398,7 +398,7 @@ def losses_of_openrlhf(peers: SimpleNamespace, given: Case, table: Table, where:
                 logprobs_BT, given.old_BT, given.advantages_BT, given.mask_BT.double()
             )[0],
             where,
-            1e-7,
+            1e-6,
         )
     theirs = peers.openrlhf.ValueLoss(0.3)(
         given.values_BT, given.advantages_BT, given.rewards_BT, given.mask_BT.double()
