@@ -34,6 +34,7 @@ from fairlead.errors import (
     exit_code,
 )
 from fairlead.local.process import describe_exit
+from fairlead.local.ranks import SUSPENDED_SECONDS, rank_environment, share_of_threads
 from fairlead.planning.machine import visible_gpus
 from services.tensor_parallel import frames
 
@@ -42,8 +43,6 @@ logger = logging.getLogger(__name__)
 LOST_SECONDS = 30.0
 """A rank that has sent nothing for this time is lost; it sends a beat every second."""
 _CHECK_SECONDS = 1.0
-_SUSPENDED_SECONDS = 2.0
-"""A check that is this late means that this process was suspended, which says nothing about the ranks."""
 _OTHERS_SECONDS = 5.0
 """Time in which all ranks have to report an error that one of them reports: then the group can continue."""
 _END_SECONDS = 5.0
@@ -182,7 +181,7 @@ class RankGroup:
         rank = _Rank(number, process, time.monotonic())
         self._ranks.append(rank)
         threading.Thread(target=self._follow, args=(rank,), name=f"rank-{number}", daemon=True).start()
-        settings = section.model_copy(update={"threads": _share(section.threads, self._size)})
+        settings = section.model_copy(update={"threads": share_of_threads(section.threads, ranks=self._size)})
         start = {
             "rank": number,
             "size": self._size,
@@ -281,7 +280,7 @@ class RankGroup:
             late = now - checked - _CHECK_SECONDS
             checked = now
             with self._changed:
-                if late > _SUSPENDED_SECONDS:
+                if late > SUSPENDED_SECONDS:
                     self._batch.started += late
                     for rank in self._ranks:
                         rank.seen += late
@@ -324,23 +323,9 @@ class RankGroup:
 
 def _environment(section: DividedSection, gpus: Sequence[str], number: int) -> dict[str, str]:
     """Return the environment of a rank: a GPU of its own, or its share of the threads."""
-    own = {
-        # Chooses among the GPUs that a rank sees: only its own, or all of them if they are not known here.
-        "LOCAL_RANK": "0" if gpus else str(number),
-        # The end of a rank is reported here, in one line.
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-    }
+    # Chooses among the GPUs that a rank sees: only its own, or all of them if they are not known here.
+    own = {"LOCAL_RANK": "0" if gpus else str(number)}
     if gpus or section.device == "cpu":
         own["CUDA_VISIBLE_DEVICES"] = gpus[number] if gpus else "-1"
-    if sys.platform == "linux":
-        # Collectives have no access control, so they must not be reachable from other machines.
-        own["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal():
-        own["OMP_NUM_THREADS"] = str(_share(int(threads), section.tensor_parallel))
-    return {**os.environ, **own}
-
-
-def _share(threads: int, ranks: int) -> int:
-    """Return the threads of one rank: at least one, or 0 if the number is not set."""
-    return max(1, threads // ranks) if threads else 0
+    shared = rank_environment(os.environ, ranks=section.tensor_parallel, is_one_machine=True)
+    return {**os.environ, **shared, **own}

@@ -22,6 +22,7 @@ from torch._C._distributed_c10d import Store
 
 from fairlead.config.infrastructure import RanksSection
 from fairlead.errors import RankLost, exit_code
+from fairlead.local.ranks import SUSPENDED_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,6 @@ _BEATS_PER_LIMIT = 5
 """Beats that have to be missed until a rank is lost."""
 _REPORT_SECONDS = 30.0
 """A wait in a collective that takes this long is reported, and again after the same time."""
-_SUSPENDED_SECONDS = 2.0
-"""A check that is this late means that this process was suspended, which says nothing about the others."""
 RESTARTED = "restarted"
 """Key of the store for the number of a rank whose process was started again while the others still ran."""
 _COLLECTIVES = ("distributed_c10d.py", "_fsdp_collectives.py", "_fsdp_param_group.py")
@@ -357,7 +356,7 @@ class Heartbeat:
             now = time.monotonic()
             late = now - checked - self.interval_seconds / 2
             checked = now
-            if late > _SUSPENDED_SECONDS:
+            if late > SUSPENDED_SECONDS:
                 self._answered += late
                 with self._lock:
                     self._watch.suspended(late)

@@ -29,6 +29,7 @@ from fairlead.errors import EXIT_CODE, ConfigError, FairleadError, exit_code
 from fairlead.local import launch as parent_bound
 from fairlead.local.addresses import LOOPBACK
 from fairlead.local.process import describe_exit
+from fairlead.local.ranks import rank_environment
 from fairlead.planning.machine import visible_gpus
 from trainer.distributed.place import LISTENER, Node, node
 
@@ -221,7 +222,7 @@ def environments(
             got=f"{place.per_node}, with {len(gpus)} GPUs (CUDA_VISIBLE_DEVICES={','.join(gpus)})",
             allowed=f"at most one rank for each GPU, or {stage}.device = 'cpu'",
         )
-    threads = base.get("OMP_NUM_THREADS", "")
+    shared = rank_environment(base, ranks=place.per_node, is_one_machine=place.nodes == 1)
     found = {}
     for local_rank in range(place.per_node):
         rank = place.index * place.per_node + local_rank
@@ -231,19 +232,12 @@ def environments(
             "LOCAL_RANK": str(local_rank),
             "MASTER_ADDR": host,
             "MASTER_PORT": str(port),
-            # The end of a peer is reported by the heartbeat, in one line.
-            "TORCH_CPP_LOG_LEVEL": base.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         }
         if listener is not None and rank == 0:
             own[LISTENER] = str(listener.fileno())
-        if place.nodes == 1 and sys.platform == "linux":
-            # Collectives have no access control, so they must not be reachable from other machines.
-            own["GLOO_SOCKET_IFNAME"] = base.get("GLOO_SOCKET_IFNAME", "lo")
         if gpus:
             own["CUDA_VISIBLE_DEVICES"] = gpus[local_rank]
-        if threads.isdecimal():
-            own["OMP_NUM_THREADS"] = str(max(1, int(threads) // place.per_node))
-        found[rank] = {**base, **own}
+        found[rank] = {**base, **shared, **own}
     return found
 
 
