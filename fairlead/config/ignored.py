@@ -84,24 +84,21 @@ def _of(section: str, *keys: str) -> tuple[str, ...]:
 
 
 def _of_ppo(section: PpoSection) -> Iterator[_Pair]:
-    if not section.has_critic:
-        yield "estimator", _OF_THE_CRITIC
-    if section.estimator in OF_GROUPS:
-        yield "estimator", ("gae_gamma",)
-    if section.estimator != "group":
-        yield "estimator", ("group_scale",)
-    if section.loss == "cispo":
-        yield "loss", ("dual_clip",)
-    if section.kl_in == "loss":
-        yield "kl_in", ("kl_estimator",)
-    if section.kl_control == "fixed":
-        yield "kl_control", ("kl_target", "kl_horizon")
-    if section.behaviour_weight == "truncate":
-        yield "behaviour_weight", ("min_behaviour_weight",)
-    if not section.overlong_penalty:
-        yield "overlong_penalty", ("overlong_buffer_tokens",)
-    if not section.ptx_coefficient:
-        yield "ptx_coefficient", ("ptx_batch_size",)
+    rows: tuple[tuple[object, str, tuple[str, ...]], ...] = (
+        (section.has_critic, "estimator", _OF_THE_CRITIC),
+        (section.estimator not in OF_GROUPS, "estimator", ("gae_gamma",)),
+        (section.estimator == "group", "estimator", ("group_scale",)),
+        (section.dynamic_sampling, "dynamic_sampling", ("max_extra_batches",)),
+        (section.loss != "cispo", "loss", ("dual_clip",)),
+        (section.kl_in != "loss", "kl_in", ("kl_estimator",)),
+        (section.kl_control != "fixed", "kl_control", ("kl_target", "kl_horizon")),
+        (section.behaviour_weight != "truncate", "behaviour_weight", ("min_behaviour_weight",)),
+        (section.overlong_penalty, "overlong_penalty", ("overlong_buffer_tokens",)),
+        (section.ptx_coefficient, "ptx_coefficient", ("ptx_batch_size",)),
+    )
+    for has_effect, because, keys in rows:
+        if not has_effect:
+            yield because, keys
 
 
 def _of_processes(config: RunConfig) -> Iterator[_Pair]:

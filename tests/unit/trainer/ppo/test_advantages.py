@@ -123,14 +123,18 @@ def test_groups_of_one_answer_or_of_equal_answers_give_no_signal_and_no_nan():
 def test_settings_without_effect_are_named_with_what_decides():
     assert ignored.of_ppo(PpoSection()) == ()
     groups = {"estimator": "rloo", "num_samples": 2}
-    given = PpoSection(**groups, gae_lambda=0.5, gae_gamma=0.9, kl_in="loss", kl_estimator="k2")
+    changed = {"gae_lambda": 0.5, "gae_gamma": 0.9, "kl_estimator": "k2", "max_extra_batches": 5}
+    given = PpoSection(**groups, **changed, kl_in="loss")
     assert ignored.of_ppo(given) == (
         "ppo.gae_lambda has no effect with ppo.estimator = 'rloo'",
         "ppo.gae_gamma has no effect with ppo.estimator = 'rloo'",
+        "ppo.max_extra_batches has no effect with ppo.dynamic_sampling = False",
         "ppo.kl_estimator has no effect with ppo.kl_in = 'loss'",
     )
     with pytest.raises(ValueError, match="whiten_rewards scales the rewards of tokens"):
         PpoSection(**groups, whiten_rewards=True)
+    with pytest.raises(ValueError, match="estimator 'gae' does not compare the answers to one prompt; use"):
+        PpoSection(num_samples=2, dynamic_sampling=True)
     with pytest.raises(ValueError, match="'rloo' compares the answers to one prompt, but num_samples is 1"):
         PpoSection(estimator="rloo")
 
