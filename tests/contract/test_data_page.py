@@ -42,6 +42,7 @@ EXPECTED = {
         Preference("\n\nHuman: Is it raining?\n\nAssistant:", " Not here.", " Maybe."),
         RankedResponses(LAMP, ("i am sorry .", "no .", "why ?"), (-1.0, -2.0, -2.0)),
         RankedResponses(RAIN, ("Not here.", "Maybe."), (0.9, 0.2), has_scores=True),
+        Preference(LAMP, "i am sorry .", "no .", margin=2.0),
         Preference(RAIN, "Not here.", "Maybe."),
         Preference(RAIN, "Not here.", "Maybe."),
     ],
