@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 
 from fairlead import FairleadError, PolicyClient, RewardClient, SamplingParams
+from fairlead.clients.best_of_n import divergence, expected_best
 
 SAMPLES = 16
 
@@ -44,23 +44,6 @@ def candidates(
     scores = reward.score([(prompt, text) for text in texts]).scores
     found = [Candidate(text, score) for text, score in zip(texts, scores, strict=True)]
     return sorted(found, key=lambda candidate: -candidate.score)
-
-
-def expected_best(scores: Sequence[float], n: int) -> float:
-    """Return the mean of the best of n scores, over all ways to draw n of them without replacement.
-
-    The k-th smallest of N is the best of a draw in C(k−1, n−1) of the C(N, n) ways. This is unbiased and less
-    noisy than the best of the first n.
-    """
-    ways = math.comb(len(scores), n)
-    return sum(math.comb(k, n - 1) / ways * score for k, score in enumerate(sorted(scores)))
-
-
-def divergence(n: int) -> float:
-    """Return an upper bound of the KL of best-of-n to the policy, in nats per answer: log n − (n−1)/n
-    (Stiennon et al. 2020).
-    """
-    return math.log(n) - (n - 1) / n
 
 
 def growth(groups: Sequence[Sequence[float]]) -> list[tuple[int, float]]:

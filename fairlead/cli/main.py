@@ -13,6 +13,8 @@ from typer.core import TyperGroup
 from fairlead import __version__
 from fairlead.cli import (
     audit,
+    best_of_n,
+    compare,
     data,
     export,
     generate,
@@ -39,7 +41,19 @@ Exit codes: 0 done, 1 failed, 2 invalid flags, configuration, model or data, 3 a
 
 
 _ORDER = (
-    *("quickstart", "sft", "reward-model", "dpo", "ppo", "serve", "reload", "score", "generate"),
+    *(
+        "quickstart",
+        "sft",
+        "reward-model",
+        "dpo",
+        "ppo",
+        "serve",
+        "reload",
+        "score",
+        "generate",
+        "best-of-n",
+        "compare",
+    ),
     *("data", "export", "export-triton", "report", "status", "audit", "plan", "keys", "k8s"),
 )
 
@@ -102,6 +116,8 @@ serve.register(app)
 reload.register(app)
 score.register(app)
 generate.register(app)
+best_of_n.register(app)
+compare.register(app)
 data.register(app)
 export.register(app)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager, nullcontext
+from contextlib import aclosing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +17,6 @@ from fairlead.cli.output import (
     TimeoutSeconds,
     connection,
     fail,
-    need,
     say,
     with_examples,
 )
@@ -45,9 +41,6 @@ _SCORE = with_examples(
     "fairlead score replies.txt --text --prompt hello --address localhost:5002",
     "fairlead generate --file p.jsonl --address a:5001 --n 4 | fairlead score --address a:5002",
 )
-
-_POLL_SECONDS = 0.2
-_STOP_SECONDS = 30.0
 
 
 def register(app: typer.Typer) -> None:
@@ -90,6 +83,7 @@ def score(  # noqa: PLR0913, PLR0917 - a flag each
     timeout_seconds: TimeoutSeconds = 300.0,
 ) -> None:
     """Read the lines, score them and write the results."""
+    from fairlead.cli.named_models import model_service
     from fairlead.cli.scoring import ScoringOptions
 
     _check_flags(file, text=text, prompt=prompt, response=response, out=out, restart=restart)
@@ -98,7 +92,9 @@ def score(  # noqa: PLR0913, PLR0917 - a flag each
     source = _Source(file, text=text, prompt=prompt, response=response)
     # Before anything is started or scored: an error in the last line would otherwise appear after hours.
     total = source.check(skip_bad=skip_bad)
-    service = nullcontext("") if model is None else reward_service(model, ready_seconds=timeout_seconds)
+    service = (
+        nullcontext("") if model is None else model_service("reward", model, ready_seconds=timeout_seconds)
+    )
     with service as started:
         addresses = address or [started]
         options = ScoringOptions(
@@ -210,60 +206,3 @@ async def _score_all(
                     async for batch in found:
                         partial.write(batch)
                         advance(len(batch))
-
-
-@contextmanager
-def reward_service(model: str, *, ready_seconds: float) -> Iterator[str]:
-    """Run a reward service with a model for the duration of the block; yield its address once it answers.
-
-    Args:
-        model: folder or hub id.
-        ready_seconds: how long loading may take.
-
-    Raises:
-        ModelLoadError: if the service ended; it has written the reason to standard error.
-        DeadlineExceeded: if loading took too long.
-    """
-    from fairlead.errors import DeadlineExceeded, ModelLoadError
-    from fairlead.local.addresses import LOOPBACK, Ports
-
-    need("torch")
-    address = f"{LOOPBACK}:{Ports().free('reward')}"
-    settings = {
-        "reward.path": model,
-        "reward.bind": address,
-        "observe.metrics_port": "-1",
-        "observe.log_level": "WARNING",
-    }
-    flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
-    # In a new session, so that Ctrl-C reaches only this command, which then ends the service.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "services.reward", *flags], stdin=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        deadline = time.monotonic() + ready_seconds
-        while not _accepts_connections(address):
-            if process.poll() is not None:
-                raise ModelLoadError(
-                    f"the reward service for {model!r} ended with exit code {process.returncode}"
-                )
-            if time.monotonic() > deadline:
-                raise DeadlineExceeded(f"the model {model!r} was not loaded within {ready_seconds:g} s")
-            time.sleep(_POLL_SECONDS)
-        yield address
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _accepts_connections(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=1):
-            return True
-    except OSError:
-        return False
