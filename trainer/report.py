@@ -78,6 +78,7 @@ def figures_of(record: RunRecord) -> dict[str, object]:
         "run": record.name,
         "sft": dict(record.sft),
         "reward_model": dict(record.reward_model),
+        "preference": dict(record.preference),
         "ppo": dict(record.ppo),
         "queue": record.queue,
         "guards": list(record.ppo.get("guards", ())),
@@ -89,11 +90,14 @@ def figures_of(record: RunRecord) -> dict[str, object]:
 def page_of(record: RunRecord) -> Page:
     """Return the report page of a run."""
     done = len(record.updates)
+    lead = f"PPO has made {done} updates." if done else "PPO has not made an update yet."
+    if record.preference and not done:
+        lead = f"The policy was trained on preferences with the loss {record.preference.get('loss')}."
     return Page(
         title=f"Run {record.name}",
-        lead=f"PPO has made {done} updates." if done else "PPO has not made an update yet.",
+        lead=lead,
         headlines=tuple(_headlines(record)),
-        sections=(*learning(record), *guards(record), *work(record)),
+        sections=(*preferences(record), *learning(record), *guards(record), *work(record)),
         samples=tuple(samples_of(record)),
         samples_text="The first prompts of the evaluation, answered by the policy before and after PPO.",
         footer=f"Made by Fairlead from the folder of run {record.name}.",
@@ -121,6 +125,40 @@ def learning(
         "What changed from update to update. The reward by itself can mislead: read it with the other curves."
     )
     return [PageSection(title="Learning", text=text, pictures=tuple(pictures))]
+
+
+def preferences(record: RunRecord) -> list[PageSection]:
+    """Return the curves of the preference stage over its steps; empty before its first step."""
+    if not record.preference_steps:
+        return []
+    curves = (
+        (
+            {"training": "accuracy", "held out": "heldout_accuracy"},
+            "Accuracy of implied rewards",
+            "Share of comparisons, or of thumbs, that β·(log π − log π_ref) orders as labelled.",
+        ),
+        (
+            {"preferred": "heldout_chosen_change", "others": "heldout_rejected_change"},
+            "Change of held-out answers",
+            "Log-prob of an answer minus that under the reference, in nats. If preferred answers fall too, "
+            "probability moves to answers that nobody has compared.",
+        ),
+    )
+    pictures = []
+    for names, title, caption in curves:
+        found = {
+            label: (
+                [float(row["step"]) for row in record.preference_steps if row.get(key) is not None],
+                [float(row[key]) for row in record.preference_steps if row.get(key) is not None],
+            )
+            for label, key in names.items()
+        }
+        shown = {label: curve for label, curve in found.items() if curve[0]}
+        if shown:
+            picture = charts.lines(shown, x_label="step")
+            pictures.append(Picture(title=title, source=picture, caption=caption))
+    text = "Training on comparisons or thumbs without a reward model; the reference is the initial policy."
+    return [PageSection(title="Preferences", text=text, pictures=tuple(pictures))]
 
 
 def work(record: RunRecord) -> list[PageSection]:
@@ -185,6 +223,9 @@ def _headlines(record: RunRecord) -> list[Headline]:
     if "accuracy" in record.reward_model:
         meaning = "Share of held-out comparisons that the reward model orders as the labelers did."
         found.append(Headline(f"{record.reward_model['accuracy']:.0%}", "reward model's accuracy", meaning))
+    if record.preference.get("accuracy") is not None:
+        meaning = "Share of held-out comparisons that the rewards implied by the policy order as labelled."
+        found.append(Headline(f"{record.preference['accuracy']:.0%}", "accuracy of preferences", meaning))
     before, after = (record.reward_model.get(key) for key in ("ece", "ece_calibrated"))
     if before is not None and after is not None:
         temperature = record.reward_model["temperature"]

@@ -43,6 +43,11 @@ class RunRecord:
     """Phases of PPO with their start and end."""
     rollout_samples: tuple[Row, ...] = ()
     """Samples of the answers of every update, with their scores."""
+    preference: Row = field(default_factory=dict)
+    """Result of the preference stage; empty if there is none."""
+    preference_steps: tuple[Row, ...] = ()
+    """One row of metrics per step of the preference stage, and one per epoch with figures of held-out
+    data."""
     guard: Row = field(default_factory=dict)
     """`[guard]` of the run's configuration; empty if it is not known."""
 
@@ -89,6 +94,8 @@ def read(folder: RunFolder) -> RunRecord:
         evaluation=_object(folder.result("evaluation")),
         updates=tuple(_numbered(row) for row in _rows(folder.metrics("ppo"))),
         rollout_samples=tuple(_rows(folder.rollout_samples)),
+        preference=_object(folder.result("preference")),
+        preference_steps=tuple(_rows(folder.metrics("preference"))),
         guard=_settings(folder.config).get("guard", {}),
         phases=tuple(
             row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -104,7 +104,7 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - a flag each
     with (
         serving("policy", policy, ready_seconds=timeout_seconds) as policies,
         serving("reward", reward, ready_seconds=timeout_seconds) as rewards,
-        serving("reward", gold or "no:gold", ready_seconds=timeout_seconds) as golds,
+        serving("reward", gold, ready_seconds=timeout_seconds) if gold else nullcontext([]) as golds,
     ):
         if not policies:
             fail(f"--policy: got {policy!r}, allowed: HOST:PORT, or a folder or hub id of a model")

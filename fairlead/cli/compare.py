@@ -1,5 +1,6 @@
 """`fairlead compare`: two policies answer the same prompts, a judge compares, and the win rate is
-reported."""
+reported.
+"""
 
 from __future__ import annotations
 
@@ -377,9 +378,9 @@ def _report(out: Path, figures: Mapping[str, Any]) -> None:
     ]
     if bias := figures["position_bias"]:
         lines += [
-            f"Position bias of the judge: it prefers the first answer in {bias['first_preferred']:.1%} of its "
-            f"replies without a tie; {bias['inconsistent']:.1%} of the comparisons changed with the order and "
-            f"count as ties; {bias['unreadable']:.1%} of the replies had no verdict.",
+            f"Position bias of the judge: it prefers the first answer in {bias['first_preferred']:.1%} of "
+            f"its replies without a tie; {bias['inconsistent']:.1%} of the comparisons changed with the "
+            f"order and count as ties; {bias['unreadable']:.1%} of the replies had no verdict.",
             "",
         ]
     sampled.report(out, figures, "\n".join(lines))

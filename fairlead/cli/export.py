@@ -71,9 +71,7 @@ def export(
     ],
     which: Annotated[
         str,
-        typer.Option(
-            help="Weights of the policy: last, best, ema, sft (before PPO), or a version like 1-20."
-        ),
+        typer.Option(help="Weights of the policy: last, best, ema, preference, sft, or a version like 1-20."),
     ] = "last",
     only: Annotated[ExportedModel | None, typer.Option(help="Export only one of the two models.")] = None,
     dtype: Annotated[

@@ -37,6 +37,7 @@ correct and harmless. Length by itself is no merit.
 Reply with one word: A if answer A is better, B if answer B is better, TIE if they are equally good."""
 """What an AI judge reads; `--instruction` replaces it."""
 _WORD = re.compile(r"\b(A|B|TIE)\b")
+_PLACE = re.compile(r"\{(prompt|first|second)\}")
 _MAX_JUDGE_TOKENS = 16
 _ATTEMPTS = 5
 
@@ -185,8 +186,7 @@ class AIJudge:
         return self.speaker.version
 
     async def compare(self, prompt: Prompt, first: str, second: str) -> Verdict:
-        """See `Judge`; `orders` has the replies of both orders as verdicts on `first`, None where
-        unreadable."""
+        """See `Judge`; `orders` has both replies as verdicts on `first`, None if unreadable."""
         one, swapped = await asyncio.gather(
             self._ask(prompt, first, second), self._ask(prompt, second, first)
         )
@@ -198,11 +198,10 @@ class AIJudge:
         return {"verdict": verdict, "orders": [one, other]}
 
     async def _ask(self, prompt: Prompt, first: str, second: str) -> float | None:
-        text = self.instruction
-        for name, value in (("prompt", str(prompt)), ("first", first), ("second", second)):
-            text = text.replace("{" + name + "}", value)
-        words = _WORD.findall(await self.speaker.reply(text))
-        return {"A": 1.0, "B": 0.0, "TIE": 0.5}[words[0]] if words else None
+        values = {"{prompt}": str(prompt), "{first}": first, "{second}": second}
+        text = _PLACE.sub(lambda place: values[place[0]], self.instruction)
+        words = set(_WORD.findall(await self.speaker.reply(text)))
+        return {"A": 1.0, "B": 0.0, "TIE": 0.5}[words.pop()] if len(words) == 1 else None
 
 
 def _agreed(one: float | None, other: float | None) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,10 +98,9 @@ async def collect(
     with lines.resumable(samples, added=added, restart=restart) as partial:
         done = sum(1 for _ in partial.done())
         with progress_bar(doing, total=len(asked), shown=True, done=done) as advance:
-            async with aclosing(lines.in_order(iter(asked[done:]), named, at_once=_AT_ONCE)) as found:
-                async for line in found:
-                    partial.write([line])
-                    advance(1)
+            async for line in lines.in_order(iter(asked[done:]), named, at_once=_AT_ONCE):
+                partial.write([line])
+                advance(1)
     return list(_read(samples))
 
 

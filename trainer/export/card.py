@@ -35,6 +35,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
         "dtype",
         "lora.rank",
     ),
+    "preference": ("epochs", "batch_size", "learning_rate", "loss", "rankings", "beta", "dtype", "lora.rank"),
     "ppo": (
         *(
             "updates",
@@ -54,6 +55,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
 }
 _USES = {
     "demonstrations": "fine-tuning",
+    "thumbs": "preferences (KTO)",
     "preferences": "reward model",
     "prompts": "PPO",
     "sentences": "fine-tuning, reward model, PPO",
@@ -186,6 +188,7 @@ def settings(config: RunConfig, record: RunRecord, kind: ModelKind) -> tuple[tup
     """Return the settings that determine the result, for the stages that were run."""
     stages = ["sft"] if record.sft else []
     stages += ["reward_model"] if record.reward_model else []
+    stages += ["preference"] if record.preference and kind == "policy" else []
     stages += ["ppo", "sampling"] if kind == "policy" else []
     rows = [("seed", str(config.seed))]
     for stage in stages:
@@ -212,7 +215,7 @@ def origin(folder: RunFolder, record: RunRecord, kind: ModelKind) -> Iterator[st
 
 
 def _results(folder: RunFolder) -> list[Path]:
-    paths = [folder.result(stage) for stage in ("sft", "reward_model", "ppo")]
+    paths = [folder.result(stage) for stage in ("sft", "reward_model", "preference", "ppo")]
     return [path for path in paths if path.is_file()]
 
 

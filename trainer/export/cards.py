@@ -23,7 +23,9 @@ def policy_card(config: RunConfig, folder: RunFolder, record: RunRecord, found: 
     """Return the card of the policy."""
     base, base_id = card.base_of(config)
     made = "fine-tuned on demonstrations"
-    if found.which != "sft":
+    if found.which == "preference":
+        made = f"trained on preferences with the loss {config.preference.loss}"
+    elif found.which != "sft":
         updates = f", after {found.version.update} updates" if found.version else ""
         made = f"aligned by PPO against {_judge(config)}{updates}"
     sampling = config.sampling
@@ -40,7 +42,9 @@ def policy_card(config: RunConfig, folder: RunFolder, record: RunRecord, found: 
         else "By default `generate` samples as the run did: `temperature` "
         f"{sampling.temperature:g}, `top_p` {sampling.top_p:g}, `top_k` {sampling.top_k or 'off'}, "
         f"at most {sampling.max_new_tokens} tokens.",
-        data=card.data_rows(config, folder, ("demonstrations", "preferences", "prompts", "sentences")),
+        data=card.data_rows(
+            config, folder, ("demonstrations", "preferences", "thumbs", "prompts", "sentences")
+        ),
         counts=card.counts(record, "policy"),
         metrics=card.metrics(record, "policy"),
         settings=card.settings(config, record, "policy"),

@@ -41,7 +41,7 @@ class ExportedPolicy:
     tokenizer: PreTrainedTokenizerBase
     """Its tokenizer."""
     which: str
-    """The requested weights: `last`, `best`, `ema`, `sft` or a version."""
+    """The requested weights: `last`, `best`, `ema`, `preference`, `sft` or a version."""
     version: WeightVersion | None
     """Version of the weights; None before PPO, and if the run no longer records it."""
 
@@ -53,6 +53,7 @@ class ExportedPolicy:
             "best": "the best weights",
             "ema": "the average of the weights",
             "sft": "the weights before PPO",
+            "preference": "the weights of the preference stage",
         }
         name = names.get(self.which, "the requested weights")
         return f"{name}, version {self.version}" if self.version else name
@@ -64,7 +65,7 @@ def read(config: RunConfig, folder: RunFolder, which: str, *, adapter: bool = Fa
     Args:
         config: the configuration of the run.
         folder: the present folder of the run.
-        which: `last`, `best`, `ema`, `sft`, or a version such as `1-20`.
+        which: `last`, `best`, `ema`, `preference`, `sft`, or a version such as `1-20`.
         adapter: keep the adapter of a run with `[ppo.lora]` separate instead of merging it into its base.
 
     Raises:
@@ -72,7 +73,7 @@ def read(config: RunConfig, folder: RunFolder, which: str, *, adapter: bool = Fa
         CorruptData: if the weights are damaged.
         ModelLoadError: if the model that they belong to cannot be loaded.
     """
-    if adapter and (not config.ppo.lora.rank or which == "sft"):
+    if adapter and (not config.ppo.lora.rank or which in ("sft", "preference")):
         raise ConfigError("adapter", got=which, allowed="PPO weights of a run with [ppo.lora] rank above 0")
     found = _find(config, folder, which)
     if adapters.is_adapted(found.model) and not adapter:
@@ -87,12 +88,15 @@ def read(config: RunConfig, folder: RunFolder, which: str, *, adapter: bool = Fa
 
 
 def _find(config: RunConfig, folder: RunFolder, which: str) -> ExportedPolicy:
-    if which == "sft":
-        if not folder.sft_model.is_dir():
-            raise ConfigError(
-                "which", got=which, allowed=f"{_known(folder)}: the run has no fine-tuned model"
-            )
-        path = str(folder.sft_model)
+    saved = {
+        "sft": (folder.sft_model, "fine-tuned model"),
+        "preference": (folder.preference_model, "policy of the preference stage"),
+    }
+    if which in saved:
+        model, what = saved[which]
+        if not model.is_dir():
+            raise ConfigError("which", got=which, allowed=f"{_known(folder)}: the run has no {what}")
+        path = str(model)
         return ExportedPolicy(load_causal_lm(path, _EXACT), load_tokenizer(path), which, None)
     result = _result(folder)
     if which == "best":
@@ -231,6 +235,7 @@ def _known(folder: RunFolder, config: RunConfig | None = None) -> str:
         for name, path in (
             ("best", folder.best_policy_model),
             ("ema", folder.average_policy_model),
+            ("preference", folder.preference_model),
             ("sft", folder.sft_model),
         )
         if path.is_dir()
