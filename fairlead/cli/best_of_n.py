@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -101,14 +101,15 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - a flag each
         seed=seed,
     )
     named = _Models(policy, reward, gold)
-    with (
-        serving("policy", policy, ready_seconds=timeout_seconds) as policies,
-        serving("reward", reward, ready_seconds=timeout_seconds) as rewards,
-        serving("reward", gold, ready_seconds=timeout_seconds) if gold else nullcontext([]) as golds,
-    ):
-        if not policies:
-            fail(f"--policy: got {policy!r}, allowed: HOST:PORT, or a folder or hub id of a model")
-        try:
+    try:
+        with ExitStack() as stack:
+            policies = stack.enter_context(serving("policy", policy, ready_seconds=timeout_seconds))
+            rewards = stack.enter_context(serving("reward", reward, ready_seconds=timeout_seconds))
+            if not policies:
+                fail(f"--policy: got {policy!r}, allowed: HOST:PORT, or a folder or hub id of a model")
+            golds: list[str] = []
+            if gold:
+                golds = stack.enter_context(serving("reward", gold, ready_seconds=timeout_seconds))
             found, versions = asyncio.run(
                 _sample(
                     asked,
@@ -121,9 +122,9 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - a flag each
                     timeout_seconds=timeout_seconds,
                 )
             )
-        except KeyboardInterrupt:
-            say(f"interrupted; the same command continues and writes {out}", err=True)
-            raise
+    except KeyboardInterrupt:
+        say(f"interrupted; the same command continues and writes {out}", err=True)
+        raise
     kept, left_out = _write_demonstrations(out, found, keep=keep, min_score=min_score)
     figures = {
         **versions,

@@ -135,7 +135,12 @@ async def read_aside(items: Iterator[_Item], *, ahead: int) -> AsyncIterator[_It
     read: asyncio.Queue[tuple[_Item] | Exception | None] = asyncio.Queue(ahead)
 
     def put(what: tuple[_Item] | Exception | None) -> None:
-        asyncio.run_coroutine_threadsafe(read.put(what), loop).result()
+        putting = read.put(what)
+        try:
+            asyncio.run_coroutine_threadsafe(putting, loop).result()
+        except RuntimeError:  # the loop is closed
+            putting.close()
+            raise
 
     def pump() -> None:
         # The event loop may have been closed, and then nothing waits for the items.

@@ -81,7 +81,9 @@ async def collect(
     """
     from fairlead.clients.bulk import progress_bar
 
-    digest = hashlib.sha256(json.dumps([one.line.values for one in asked], default=str).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([one.line.values for one in asked], default=str).encode()).hexdigest()[
+        :12
+    ]
     _claim(out, {**settings, "prompts": digest}, restart=restart)
     samples = out / SAMPLES
     if samples.exists() and not restart:
@@ -143,7 +145,7 @@ def _claim(out: Path, settings: Mapping[str, object], *, restart: bool) -> None:
         ]
         raise ConfigError(
             "--out",
-            got=f"{out}, which has samples of other settings ({'; '.join(changed)})",
+            got=f"samples of other settings ({'; '.join(changed)}) in {out}",
             allowed="another folder, or --restart to sample again",
         )
     if before is None and (out / SAMPLES).exists():
