@@ -27,7 +27,7 @@ CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
 CHUNK_ROWS = 128
 """Rows of a chunk at least: with fewer, the product with the unembedding of a large vocabulary is slower
 (benchmarks/logprobs.py)."""
-KEPT_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
+KEPT_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits that are kept for the backward pass of a trained unembedding instead of being recomputed."""
 
 

@@ -19,13 +19,13 @@ CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
 this package must not import, as the next two are."""
 CHUNK_ROWS = 128
 """Rows of logits that are computed at a time at least."""
-KEPT_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
+KEPT_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits of a trained output layer that are kept for the backward pass."""
 PREFILL_TOKENS = 8_192
 """Prompt tokens of one forward pass; a copy of the constant in services/policy/decoder.py."""
 
-_CHUNK_COPIES = 3
-"""Copies of a chunk in float32: logits, log-softmax and gradient."""
+_CHUNK_COPIES = 4
+"""Copies of a chunk in float32: logits, log-softmax, probabilities, and their product or the gradient."""
 _AUTOCAST_SHARE = 0.6
 """Activations under bfloat16, as a fraction of those in float32: the inputs of matrix products are halved,
 norms and rotations are not."""
@@ -79,10 +79,10 @@ def forward_bytes(size: ModelSize, dtype: DType, *, tokens: int, longest: int) -
 
 
 def logits_bytes(size: ModelSize, tokens: int, device: str) -> int:
-    """Return the memory of the logits from which log-probs are computed: all up to a limit, else a chunk."""
+    """Return the memory of the logits from which log-probs are computed: all up to a limit, or a chunk."""
     logits = tokens * size.vocabulary
     if logits > KEPT_LOGITS[device]:
-        logits = min(logits, max(CHUNK_LOGITS[device], CHUNK_ROWS * size.vocabulary))
+        logits = min(logits, max(KEPT_LOGITS[device], CHUNK_ROWS * size.vocabulary))
     return logits * 4 * _CHUNK_COPIES
 
 

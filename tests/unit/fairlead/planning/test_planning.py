@@ -19,7 +19,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from fairlead.config import RunConfig
 from fairlead.config.base import ComputeSection
 from fairlead.config.serving import RewardSection
-from fairlead.config.training import LoraSection, PpoSection, RewardModelSection, ScratchModel
+from fairlead.config.training import (
+    EvaluationSection,
+    LoraSection,
+    PpoSection,
+    RewardModelSection,
+    ScratchModel,
+)
 from fairlead.errors import ModelLoadError
 from fairlead.nn import adapters, logprobs
 from fairlead.nn.loading import load_causal_lm
@@ -96,6 +102,14 @@ def test_reward_model_training_holds_the_planned_weights_and_gradients(
         adapters.add(loaded.model, section.lora, base=models["policy"], field="reward_model.lora", seed=0)
     assert training.weights == 2 * nbytes([*loaded.body.parameters(), *loaded.head.parameters()])
     assert training.gradients == nbytes(loaded.parameters()) == training.optimizer / 2
+
+
+def test_second_reward_model_is_counted(models: dict[str, str], tmp_path: Path):
+    heldout = EvaluationSection(every_updates=1, reward_model=models["reward"])
+    with_it = process(planned(models, tmp_path, evaluation=heldout), "ppo", "trainer")
+    without = process(planned(models, tmp_path), "ppo", "trainer")
+    loaded = load_reward_model(models["reward"], CPU)
+    assert with_it.weights - without.weights == nbytes(loaded.parameters())
 
 
 @pytest.fixture
