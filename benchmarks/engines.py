@@ -55,17 +55,22 @@ def run(settings: Settings) -> dict[str, Result]:
         return asyncio.run(_run(folder, settings))
 
 
+_QUICK: Mapping[str, int] = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
 def _shape(*, quick: bool) -> LlamaConfig:
     """Return the shape of SmolLM2-135M; with `quick`, a small one."""
-    return LlamaConfig(
-        vocab_size=512 if quick else 49_152,
-        hidden_size=128 if quick else 576,
-        intermediate_size=256 if quick else 1_536,
-        num_hidden_layers=2 if quick else 30,
-        num_attention_heads=2 if quick else 9,
-        num_key_value_heads=1 if quick else 3,
+    return tiny_models.smollm2(
+        quick=False,
+        **(_QUICK if quick else {}),
         max_position_embeddings=POSITIONS,
-        tie_word_embeddings=True,
         pad_token_id=tiny_models.PAD,
         bos_token_id=tiny_models.BOS,
         eos_token_id=tiny_models.EOS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,28 @@ from transformers import (
 )
 
 PAD, BOS, EOS = 0, 1, 2
+
+SMOLLM2: Mapping[str, int] = {
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 1_536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
+"""The sizes of SmolLM2-135M, whose output layer is tied."""
+_QUICK: Mapping[str, int] = {
+    "vocab_size": 512,
+    "hidden_size": 72,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+}
+
+
+def smollm2(*, quick: bool, **settings: object) -> LlamaConfig:
+    """Return the shape of SmolLM2-135M, changed by settings; with `quick`, a small one with as many heads."""
+    sizes = {**SMOLLM2, **_QUICK} if quick else SMOLLM2
+    return LlamaConfig(**{**sizes, **settings, "tie_word_embeddings": True})  # type: ignore[arg-type]
 
 
 def config(*, width: int, layers: int, vocabulary: int, positions: int) -> LlamaConfig:

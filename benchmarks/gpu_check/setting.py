@@ -22,12 +22,7 @@ PEAK_TFLOPS: Mapping[str, float] = {"H100": 989, "H200": 989, "A100": 312, "B200
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     # SmolLM2-135M and Llama 3.2 1B.
     "135M": {
-        "vocab_size": 49_152,
-        "hidden_size": 576,
-        "intermediate_size": 1_536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
+        **tiny_models.SMOLLM2,
         "max_position_embeddings": 8_192,
         "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
     },

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaConfig
-
 from benchmarks import tiny_models
 from benchmarks.rank_processes import result_of_first
 from benchmarks.result import Result, Settings
@@ -53,20 +51,13 @@ def run(settings: Settings) -> dict[str, Result]:
 
 def _write_inputs(folder: Path, *, quick: bool) -> None:
     """Write the model and the data."""
-    width, inner, layers, vocabulary = (72, 96, 2, 512) if quick else (576, 1536, 30, 49_152)
-    shape = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
+    shape = tiny_models.smollm2(
+        quick=quick,
         max_position_embeddings=2 * TOKENS,
         pad_token_id=tiny_models.PAD,
         bos_token_id=tiny_models.BOS,
         eos_token_id=tiny_models.EOS,
-        num_labels=1,  # type: ignore[call-arg]  # of the base class
+        num_labels=1,
     )
     tiny_models.save(folder / "model", shape, reward=False)
     words = [" ".join(f"w{5 + (start + index) % 400}" for index in range(TOKENS - 2)) for start in range(8)]

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
+from benchmarks import tiny_models
 from fairlead.config.infrastructure import RanksSection
 from fairlead.nn import allocator
 from fairlead.transports.weights.base import Ancestor, Shard
@@ -43,16 +44,7 @@ def main() -> None:
 
 def new_model(*, quick: bool) -> PreTrainedModel:
     """Return a model of the shape of SmolLM2-135M, or a tiny one."""
-    width, inner, layers, vocabulary = (72, 96, 2, 512) if quick else (576, 1536, 30, 49_152)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
+    config = tiny_models.smollm2(quick=quick)
     torch.manual_seed(0)
     model: PreTrainedModel = LlamaForCausalLM(config)
     return model

@@ -254,9 +254,14 @@ def _models(stage: str, config: RunConfig, digests: Digests) -> Iterator[tuple[s
         # A watched folder changes by intention; Triton's models are not here.
         if config.reward.engine == "local" and not config.reward.watch:
             named["reward.path"] = config.reward.path or str(config.folder.reward_model)
-        code = config.reward.function.rpartition(":")[0]
-        if code.endswith(".py"):
-            named["reward.function"] = str(config.data_path(code))
+        functions = {"reward": config.reward.function}
+        for name, term in config.reward.combined.terms.items():
+            functions[f"reward.combined.terms.{name}"] = term.function
+            named[f"reward.combined.terms.{name}.path"] = term.path
+        for key, function in functions.items():
+            code = function.rpartition(":")[0]
+            if code.endswith(".py"):
+                named[f"{key}.function"] = str(config.data_path(code))
     for key, path in named.items():
         if path:
             yield key, tuple(_model(path, digests))

@@ -251,10 +251,10 @@ class Learner:
         return {
             "missing_eos_penalty": self.missing_eos_penalty,
             "kl_coefficient": self.kl_coefficient,
-            "reward_multiplier": self.multiplier,
             "score_scale": self.scale.to_json(),
             "ptx_cursor": self._stream.cursor if self._stream else 0,
             "adapter": asdict(self.models.adapter) if self.models.adapter else None,
+            **({"reward_multiplier": self.multiplier} if self._combined.is_adaptive else {}),
         }
 
     def load_state(self, state: Mapping[str, object]) -> None:
