@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from fairlead.config import determinism, groups, retired
 from fairlead.config.base import ServerSection, TlsSection
+from fairlead.config.data import DataSection, ModelSection
 from fairlead.config.folder import RunFolder
 from fairlead.config.guard import GuardSection
 from fairlead.config.infrastructure import (
@@ -46,9 +47,7 @@ from fairlead.config.serving import (
 )
 from fairlead.config.training import (
     CheckpointSection,
-    DataSection,
     EvaluationSection,
-    ModelSection,
     PpoSection,
     RewardModelSection,
     SamplingSection,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fairlead.config import RunConfig
-from fairlead.config.training import TemplateArgument
+from fairlead.config.data import TemplateArgument
 from fairlead.data.chat import Chat
 from fairlead.errors import ConfigError, DataError, InvalidInput
 from fairlead.types import Message

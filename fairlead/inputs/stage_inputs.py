@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fairlead.config import RunConfig
+from fairlead.config.data import DataSection
 from fairlead.config.saving import replace_text
-from fairlead.config.training import DataSection
 from fairlead.data import sources
 from fairlead.inputs.digests import Content, Digests
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.config.training import PpoSection, ScratchModel
+from fairlead.config.data import ScratchModel
+from fairlead.config.training import PpoSection
 from fairlead.errors import ModelLoadError, install_command, pickle_refused
 from fairlead.nn.gguf import gguf_file
 from fairlead.planning.gguf_size import read_gguf

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.config import RunConfig, load
-from fairlead.config.training import DataSection
+from fairlead.config.data import DataSection
 from fairlead.data import hub
 from fairlead.data.chat import Chat
 from fairlead.data.comparisons import Preference, RankedResponses

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fairlead.config.base import ComputeSection
-from fairlead.config.training import ScratchModel
+from fairlead.config.data import ScratchModel
 from fairlead.data.encoding import encode_prompt, encode_response
 from fairlead.data.records import Demonstration
 from fairlead.errors import ConfigError
