@@ -25,7 +25,7 @@ SHAPES = {"short": (12, 18, 4), "even": (40, 18, 4), "long": (300, 50, 8)}
 
 
 def run(settings: Settings) -> dict[str, Result]:
-    """Measure sequences per second of both, whatever the threshold is."""
+    """Measure sequences per second of both, below the threshold and above it."""
     shape = tiny_models.config(
         width=64 if settings.quick else 192,
         layers=1 if settings.quick else 4,
