@@ -306,12 +306,20 @@ class Heartbeat:
             thread.join(timeout=self.interval_seconds)
 
     def silent(self) -> list[str]:
-        """Wait for a few beats after a collective failed; return the ranks from which none arrived."""
+        """Wait for a few beats after a collective failed; return the ranks from which none arrived.
+
+        The last beat of a rank that has died may be read up to an interval after the failure.
+        """
         self._failing = True
-        seconds = 2.5 * self.interval_seconds
-        time.sleep(seconds)
-        with self._lock:
-            return self._watch.silent(seconds, now=time.monotonic())
+        found: list[str] = []
+
+        def is_found() -> bool:
+            with self._lock:
+                found[:] = self._watch.silent(2.5 * self.interval_seconds, now=time.monotonic())
+            return bool(found)
+
+        self._wait(is_found, 4 * self.interval_seconds)
+        return found
 
     def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
         self._wake.set()

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fairlead.config import RunConfig, load
+from fairlead.config.saving import replace_text
 
 
 def write_demonstrations(folder: Path) -> None:
     """Write 120 demonstrations that a model from scratch memorises."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [{"prompt": f"say w{n % 9}", "completion": f"here is w{n % 9} ."} for n in range(120)]
-    (folder / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # Every rank of a test writes the same file, while another may already read it.
+    replace_text(folder / "d.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def sft_run(folder: Path, **changes: object) -> RunConfig:
@@ -31,7 +33,7 @@ def reward_model_run(folder: Path, *, comparisons: int, **changes: object) -> Ru
         for n in range(comparisons)
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    replace_text(folder / "p.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     settings = {"learning_rate": 3e-3, "epochs": 2, "device": "cpu", **changes}
     data = {"data.preferences": "p.jsonl", "data.heldout_fraction": 0.3}
     return _run(folder, data, "reward_model", settings)
