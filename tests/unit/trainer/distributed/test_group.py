@@ -70,7 +70,7 @@ def started(target: str, *arguments: object, settings: dict[str, float] = SETTIN
     ],
 )
 def test_a_killed_or_suspended_rank_ends_the_others(target: str, rank: int, number: signal.Signals):
-    # Nothing but its heartbeat tells of a rank that is suspended, or for which no other rank waits.
+    # Nothing but its heartbeat reports a rank that is suspended, or for which no other rank waits.
     by_beats = number == signal.SIGSTOP or (target, rank) == ("wait", 1)
     limits = SETTINGS | ({"lost_seconds": SHORT_SECONDS} if by_beats else {})
     ranks = started(target, *(["none", 0] if target == "work" else []), settings=limits)
