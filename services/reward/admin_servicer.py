@@ -42,7 +42,9 @@ class RewardAdminServicer(pb_grpc.RewardAdminServiceServicer):
     @property
     def _scoring(self) -> SwappingScoring:
         if not isinstance(self._given_scoring, SwappingScoring):
-            raise NotOffered("the model runs on another server: replace it there")
+            raise NotOffered(
+                "only a model of this service can be replaced, not one of another server or of several terms"
+            )
         if not self._allowed:
             raise PermissionDenied(
                 "this service does not let callers replace models: "

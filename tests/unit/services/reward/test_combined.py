@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from fairlead.config.serving import RewardSection
 from fairlead.errors import ConfigError, InternalError, InvalidInput
 from fairlead.types import TextPair, TokenPair
 from services.reward.combined import CombinedScoring
+from services.reward.scorer import RewardScorer
 from services.reward.scoring import ScoreCall
 from services.reward.shapes import shape_score
+from tests.tiny import tiny_reward_model
 from tests.unit.services.reward.reward_world import reward_service
 
 SOURCE = """
@@ -73,6 +76,17 @@ async def test_terms_of_functions_shapes_and_another_service_are_scored_and_kept
         other = terms | {"brief": {"shape": "length", "max_words": 2}}
         async with combined(other) as scoring:
             assert scoring.info.model_version != found.model_version
+
+
+async def test_model_is_a_term_with_the_scores_that_it_has_by_itself(tmp_path: Path):
+    path = str(tiny_reward_model(tmp_path))
+    own = await asyncio.to_thread(RewardScorer, path, RewardSection(device="cpu"))
+    items = [TextPair("w5 w6", "w7"), TextPair("w5", "w8 w9")]
+    expected = own.score(own.encode(items))
+    async with combined({"model": {"path": path, "weight": -1.0}, "brief": {"shape": "length"}}) as scoring:
+        found = await scoring.score(items, CALL)
+    assert found.terms["model"] == pytest.approx(expected)
+    assert found.scores == pytest.approx([-score for score in expected])
 
 
 async def test_a_term_that_fails_fails_the_request(source: Path):
