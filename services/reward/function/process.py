@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -93,6 +94,8 @@ class FunctionProcess:
                 stdout=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
+                # Without the passwords and API keys of the run.
+                env={name: value for name, value in os.environ.items() if not name.startswith("FAIRLEAD_")},
             )
         except OSError as error:
             raise ModelLoadError(f"reward.function {self._named} cannot be started: {error}") from error
