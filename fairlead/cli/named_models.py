@@ -1,13 +1,14 @@
 """Models as the verbs name them: a running service, a folder or hub id to start a service for, or a function.
 
 `serving` gives the addresses of a policy or reward model; `Policy` and `Scorer` use them. A function scores
-with the user's own Python: `module:function`.
+with the user's own Python: `module:function` or `file.py:function`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import importlib.util
 import math
 import re
 import socket
@@ -18,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fairlead.cli.output import connection, need
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from fairlead.types import Completion, SamplingParams
 
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+):\d+")
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_FUNCTION = re.compile(r"([A-Za-z_][\w.]*|\S+\.py):[A-Za-z_]\w*")
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 30.0
 
@@ -44,7 +46,7 @@ def addresses_of(named: str) -> list[str]:
 
 
 def is_function(named: str) -> bool:
-    """Return whether the text has the form `module:function`."""
+    """Return whether the text has the form `module:function` or `file.py:function`."""
     return bool(_FUNCTION.fullmatch(named)) and not addresses_of(named)
 
 
@@ -256,7 +258,7 @@ async def scorer_of(
 
 
 def load_function(named: str, *, field: str) -> Function:
-    """Return the function `module:function`, of an installed module or one in the working directory.
+    """Return the function of an installed module, one in the working directory, or a file.
 
     Raises:
         ConfigError: if the module cannot be imported or has no such function.
@@ -268,14 +270,24 @@ def load_function(named: str, *, field: str) -> Function:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        allowed = "module:function of an installed module or a file in the working directory"
+        loaded = _load_file(module) if module.endswith(".py") else importlib.import_module(module)
+        function = getattr(loaded, name)
+    except (ImportError, AttributeError, SyntaxError, OSError) as error:
+        allowed = "module:function of a module that can be imported, or file.py:function"
         raise ConfigError(field, got=f"{named} ({error})", allowed=allowed) from error
     if not callable(function):
         raise ConfigError(field, got=f"{named}, of type {type(function).__name__}", allowed="a function")
     found: Function = function
     return found
+
+
+def _load_file(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _accepts_connections(address: str) -> bool:

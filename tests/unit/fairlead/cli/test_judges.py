@@ -69,7 +69,7 @@ def test_ai_judge_reads_both_orders_and_its_position_bias_becomes_ties():
     assert verdicts(lambda first, second: "A or B", pairs[:1])[0]["orders"] == [None, None]
 
 
-def test_reward_judge_and_functions():
+def test_reward_judge_and_functions(tmp_path: Path):
     judge = RewardJudge(FunctionScorer(lambda prompt, answer: len(answer), "m:f"), tie_margin=2.0)
     compared = [asyncio.run(judge.compare("p", *pair)) for pair in (("aaaa", "a"), ("a", "aa"), ("", "aaa"))]
     assert [one["verdict"] for one in compared] == [1.0, 0.5, 0.0]
@@ -80,12 +80,15 @@ def test_reward_judge_and_functions():
         with pytest.raises(FairleadError, match=message):
             asyncio.run(FunctionScorer(function, "m:f").scores("p", ["a"]))
     assert load_function("math:hypot", field="--reward")
-    for named in ("no_such_module:f", "math:no_such", "math:pi"):
+    (tmp_path / "own.py").write_text("def gold(prompt, answer):\n    return 7\n")
+    assert load_function(f"{tmp_path}/own.py:gold", field="--reward")("p", "a") == 7
+    for named in ("no_such.py:f", "no_such_module:f", "math:no_such", "math:pi"):
         with pytest.raises(ConfigError, match="--reward"):
             load_function(named, field="--reward")
     assert addresses_of("a:5001, [::1]:5002") == ["a:5001", "[::1]:5002"]
     assert addresses_of("runs/x/sft") == addresses_of("judge:gold") == []
     assert is_function("judge.rules:gold")
+    assert is_function("rules/own.py:gold")
     assert not is_function("localhost:5001")
 
 
