@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig
@@ -26,6 +27,7 @@ from fairlead.data.records import Split
 from fairlead.errors import ConfigError
 from trainer.distributed import micro_batches
 from trainer.distributed.group import Group
+from trainer.sequences import length_ranges, overhead_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -225,30 +227,42 @@ class Element(Protocol):
 _Element = TypeVar("_Element", bound=Element)
 
 
-def pack(rankings: Sequence[_Element], *, max_tokens: int) -> Iterator[list[_Element]]:
-    """Yield micro-batches of at most `max_tokens` padded tokens; a ranking is never split."""
+def pack(rankings: Sequence[_Element], *, max_tokens: int, overhead: int = 0) -> Iterator[list[_Element]]:
+    """Yield micro-batches of at most `max_tokens` padded tokens; a ranking is never split.
+
+    Rankings are divided by length where that is cheaper, as in `trainer.sequences.pack`; `overhead` is what a
+    micro-batch costs beyond its tokens, in tokens.
+    """
+    order = sorted(rankings, key=lambda ranking: -ranking.longest)
+    widths = [ranking.longest for ranking in order for _ in range(len(ranking.sequences))]
+    ends = {end for _, end in length_ranges(widths, max_tokens, overhead)}
     members: list[_Element] = []
-    rows = 0
-    for ranking in sorted(rankings, key=lambda ranking: -ranking.longest):
-        if members and (rows + len(ranking.sequences)) * members[0].longest > max_tokens:
+    rows = done = 0
+    for ranking in order:
+        count = len(ranking.sequences)
+        if members and (done in ends or (rows + count) * members[0].longest > max_tokens):
             yield members
             members = []
             rows = 0
         members.append(ranking)
-        rows += len(ranking.sequences)
+        rows += count
+        done += count
     if members:
         yield members
 
 
-def share(rankings: Sequence[_Element], group: Group, *, max_tokens: int) -> list[list[_Element]]:
+def share(
+    rankings: Sequence[_Element], device: torch.device, *, max_tokens: int, group: Group
+) -> list[list[_Element]]:
     """Return the micro-batches of this rank, balanced by tokens; as many for every rank, so some are
     empty.
     """
+    overhead = overhead_tokens(device)
     if group.num_shares == 1:
-        return list(pack(rankings, max_tokens=max_tokens))
+        return list(pack(rankings, max_tokens=max_tokens, overhead=overhead))
     sizes = [len(ranking.sequences) * ranking.longest for ranking in rankings]
     parts = [
-        list(pack([rankings[index] for index in own], max_tokens=max_tokens))
+        list(pack([rankings[index] for index in own], max_tokens=max_tokens, overhead=overhead))
         for own in micro_batches.deal(sizes, ranks=group.num_shares)
     ]
     return micro_batches.filled(parts)[group.share]

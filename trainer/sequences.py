@@ -89,12 +89,12 @@ def pack(lengths: Sequence[int], *, max_tokens: int, overhead: int = 0) -> Itera
     The result depends only on the lengths and on these two numbers.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for start, end in _ranges([lengths[index] for index in order], max_tokens, overhead):
+    for start, end in length_ranges([lengths[index] for index in order], max_tokens, overhead):
         rows = max(1, max_tokens // lengths[order[start]])
         yield from (order[first : min(first + rows, end)] for first in range(start, end, rows))
 
 
-def _ranges(lengths: Sequence[int], max_tokens: int, overhead: int) -> list[tuple[int, int]]:
+def length_ranges(lengths: Sequence[int], max_tokens: int, overhead: int) -> list[tuple[int, int]]:
     """Return the ranges of descending lengths within which micro-batches are as wide as the first one."""
     cuts = [place for place in range(1, len(lengths)) if lengths[place] != lengths[place - 1]]
     cuts = cuts[:: -(-len(cuts) // _MAX_LENGTHS) or 1]

@@ -94,7 +94,7 @@ class Policy:
     def _of_rankings(self, members: Sequence[Compared]) -> Parts:
         device, group = self.root.device, self.root.group
         num_pairs = sum(len(one.example.pairs) for one in members)
-        for part in share(members, group, max_tokens=self.section.max_micro_batch_tokens):
+        for part in share(members, device, max_tokens=self.section.max_micro_batch_tokens, group=group):
             group.progress(f"micro-batch of {len(part)} rankings")
             sequences = [sequence for one in part for sequence in one.sequences]
             # An empty one fills up the micro-batches of a rank; it changes no gradient.

@@ -59,7 +59,8 @@ def margins_by_prompt(
     margins: dict[str, list[float]] = {}
     losses: list[float] = []
     what = ("comparing held-out responses", len(rankings))
-    for members in _reported(pack_rankings(rankings, max_tokens=max_tokens), *what, doing=doing):
+    groups = pack_rankings(rankings, max_tokens=max_tokens, overhead=overhead_tokens(model.device))
+    for members in _reported(groups, *what, doing=doing):
         for scores_K, ranking in zip(loss.forward(model, members, dtype=dtype), members, strict=True):
             margins.setdefault(ranking.prompt, []).extend(loss.margins(scores_K, ranking.pairs).tolist())
             losses.append(float(loss.ranking_loss(scores_K, ranking.pairs)))
@@ -92,7 +93,7 @@ def score_spread(
     their standard deviation, by which PPO punishes a missing end.
     """
     drawn = rankings[:MAX_RANKINGS]
-    groups = pack_rankings(drawn, max_tokens=max_tokens)
+    groups = pack_rankings(drawn, max_tokens=max_tokens, overhead=overhead_tokens(model.device))
     parts = [
         scores_K
         for members in _reported(groups, "scoring rankings", len(drawn), doing=doing)

@@ -98,7 +98,7 @@ def micro_batch_losses(
     """
     group = group or Group.single()
     loss = loss or RankingLoss()
-    for members in share(rankings, group, max_tokens=max_tokens):
+    for members in share(rankings, model.device, max_tokens=max_tokens, group=group):
         group.progress(f"micro-batch of {len(members)} rankings")
         if not members:  # as many micro-batches as other ranks; no gradient
             yield score(model, [(0,)], dtype=dtype)[:0].sum()

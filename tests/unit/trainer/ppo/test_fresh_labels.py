@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from fairlead.config import load
+from tests.tiny import tiny_tokenizer
 from trainer.ppo.fresh_labels import FreshLabels
+from trainer.ppo.monitor import Monitor
 
 FORESEEN = pytest.approx(1 / (1 + math.exp(-1)) - 1)
 """Of one pair, scored 1 apart, that people order alike."""
@@ -117,3 +120,10 @@ def test_file_replaced_by_a_shorter_one_is_read_from_its_start(path: Path) -> No
     path.write_text("")
     append(path, ranking("a", "b"))
     assert found.overconfidence() == FORESEEN
+
+
+def test_labels_contradict_the_reward_model_above_the_limit_of_the_guard(tmp_path: Path) -> None:
+    monitor = Monitor(load(overrides={"runs": str(tmp_path)}), tiny_tokenizer())
+    found = [monitor.is_contradicted({"guard_overconfidence": value}) for value in (0.1, 0.15, 0.16)]
+    assert found == [False, False, True]
+    assert not monitor.is_contradicted({})

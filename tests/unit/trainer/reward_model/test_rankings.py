@@ -106,6 +106,19 @@ def test_margin_and_label_smoothing_match_the_formulas(model, coefficient, smoot
     assert sum(float(part.detach()) for part in parts) == pytest.approx(expected, abs=1e-12)
 
 
+def test_rankings_are_packed_by_length_where_that_is_cheaper():
+    sizes = ((40, 2), (9, 4), (38, 3), (10, 2))
+    made = [data.EncodedRanking(((1,) * length,) * rows, ((0, 1),)) for length, rows in sizes]
+
+    def shapes(**budget) -> list[list[int]]:
+        return [[one.longest for one in group] for group in data.pack(made, **budget)]
+
+    assert shapes(max_tokens=10_000, overhead=10_000) == [[40, 38, 10, 9]]
+    assert shapes(max_tokens=10_000, overhead=20) == [[40, 38], [10, 9]]
+    assert shapes(max_tokens=10_000, overhead=1) == [[40], [38], [10], [9]]
+    assert shapes(max_tokens=199, overhead=20) == [[40], [38], [10, 9]]
+
+
 def test_ties_are_counted_and_each_response_is_read_once(model):
     encoded = data.encode(RECORDS, tiny_tokenizer(), max_tokens=100)
     assert [len(ranking.sequences) for ranking in encoded.rankings] == [4, 2, 3, 2]
