@@ -19,8 +19,7 @@ from fairlead.nn.ensemble import RewardEnsemble, member_paths
 from fairlead.nn.loading import load_tokenizer, max_sequence_tokens
 from fairlead.nn.reward_model import load_reward_model
 from fairlead.types import Message
-from trainer.reward_model import loss
-from trainer.sequences import overhead_tokens, pack
+from trainer.sequences import TokenSequence, overhead_tokens, pack, pad
 
 
 class HeldoutReward:
@@ -50,19 +49,20 @@ class HeldoutReward:
     @torch.inference_mode()
     def scores(self, answers: Sequence[tuple[Prompt, str]]) -> list[float]:
         """Return the score of each answer, read to its end; too long a prompt loses its beginning."""
-        sequences = [self._ids(prompt, text) for prompt, text in answers]
+        sequences = [TokenSequence(self._ids(prompt, text), 1) for prompt, text in answers]
         found = [0.0] * len(sequences)
-        lengths = [len(sequence) for sequence in sequences]
-        overhead = overhead_tokens(self._model.device)
-        for group in pack(lengths, max_tokens=self._max_tokens, overhead=overhead):
-            scores = loss.score(self._model, [sequences[index] for index in group]).tolist()
-            for index, score in zip(group, scores, strict=True):
+        lengths = [len(sequence.token_ids) for sequence in sequences]
+        device = self._model.device
+        for group in pack(lengths, max_tokens=self._max_tokens, overhead=overhead_tokens(device)):
+            padded = pad([sequences[index] for index in group], device)
+            scores_B = self._model.scores(padded.tokens_BT, padded.mask_BT.sum(1))
+            for index, score in zip(group, scores_B.tolist(), strict=True):
                 found[index] = score
         return found
 
-    def _ids(self, prompt: Prompt, text: str) -> list[int]:
+    def _ids(self, prompt: Prompt, text: str) -> tuple[int, ...]:
         asked = prompt
         if self._as_chat and not isinstance(prompt, Chat):
             asked = Chat((Message("user", prompt),))
         before, answer = encode_answer(self._tokenizer, asked, text)
-        return [*before, *answer][-self._limit :]
+        return (*before, *answer)[-self._limit :]
