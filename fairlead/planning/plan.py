@@ -264,7 +264,7 @@ def model_sizes(config: RunConfig, notes: list[str]) -> dict[str, ModelSize]:
         "base": base,
         "policy": policy,
         "reward_base": reward_base,
-        "preference": model_size(config.preference.path) if config.preference.path else sft,
+        "preference": _named_size("preference.path", config.preference.path) or sft,
         "reward": reward,
         "reference": reference,
     }

@@ -15,6 +15,8 @@ from fairlead.planning.plan import model_sizes
 from fairlead.planning.vllm_memory import parallel_sizes
 
 _OWN_ENGINES = {"policy": "transformers", "reward": "local", "reference": "local"}
+_TRAINED = {"sft": "base", "reward_model": "reward_base", "preference": "preference", "ppo": "policy"}
+"""The model that each stage trains, as `model_sizes` names it."""
 
 
 def check_stage(config: RunConfig, stage: str, *, services: Collection[str]) -> None:
@@ -22,7 +24,7 @@ def check_stage(config: RunConfig, stage: str, *, services: Collection[str]) -> 
 
     Args:
         config: the run.
-        stage: `sft`, `reward_model` or `ppo`.
+        stage: `sft`, `reward_model`, `preference` or `ppo`.
         services: the model services that this machine starts for it.
 
     Raises:
@@ -45,8 +47,7 @@ def _divisions(
     config: RunConfig, stage: str, services: Collection[str], sizes: Mapping[str, ModelSize]
 ) -> Iterator[tuple[str, int, ModelSize, bool]]:
     """Yield the setting of each division, the number of parts, the model, and whether vLLM divides it."""
-    trained = {"sft": "base", "reward_model": "reward_base", "ppo": "policy"}[stage]
-    yield "ranks.tensor_parallel", config.ranks.tensor_parallel, sizes[trained], False
+    yield "ranks.tensor_parallel", config.ranks.tensor_parallel, sizes[_TRAINED[stage]], False
     if "policy" in services and config.policy.engine == "vllm":
         yield "policy.vllm.tensor_parallel_size", parallel_sizes(config.policy)[0], sizes["policy"], True
     for name, section in (("reward", config.reward), ("reference", config.reference)):

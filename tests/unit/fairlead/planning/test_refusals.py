@@ -26,6 +26,12 @@ def loaded(tmp_path: Path, **settings: object) -> config.RunConfig:
         ("ppo", {"reward__tensor_parallel": 3}, "^reward.tensor_parallel: got 3, .* the 4 attention heads"),
         ("ppo", {"reference__tensor_parallel": 8}, "^reference.tensor_parallel: got 8"),
         ("sft", {"ranks__tensor_parallel": 3, "ranks__per_node": 3}, "^ranks.tensor_parallel: got 3"),
+        ("preference", {"ranks__tensor_parallel": 3, "ranks__per_node": 3}, "^ranks.tensor_parallel: got 3"),
+        (
+            "reward_model",
+            {"ranks__tensor_parallel": 8, "ranks__per_node": 8},
+            "^ranks.tensor_parallel: got 8",
+        ),
         ("ppo", {"policy__engine": "vllm"}, "^policy.engine: got 'vllm, which is not installed"),
         ("ppo", {"reward__engine": "vllm"}, "^reward.engine: .* allowed: local, or an environment with vLLM"),
     ],
