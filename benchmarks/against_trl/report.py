@@ -13,8 +13,7 @@ from benchmarks.against_trl.sides import OURS, SIDES, TRL, Run
 from benchmarks.result import Result
 
 GOLD = 0.9
-"""Gold reward whose episodes are reported: most of the way from the SFT policy, 0.15, to the ends, about 1.2,
-where no side has begun to exploit the reward model."""
+"""Gold reward whose episodes are reported: most of the way from the SFT policy, 0.1, to the ends, 1.2."""
 
 _Figure = Callable[[Outcome], float]
 _COSTS: tuple[tuple[str, str, _Figure, bool], ...] = (
