@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from fairlead.backoff import Backoff, retry
 from fairlead.clients.rollout import RolloutClients, RolloutPrompt, ScoreInputs, generate_and_score
 from fairlead.config import RunConfig
+from fairlead.config.rewards import CombinedSection
 from fairlead.config.training import PpoSection
 from fairlead.data.chat import Chat, Prompt
 from fairlead.data.encoding import check_prompts, encode_prompt
@@ -163,11 +164,9 @@ class Evaluation:
         if missing_eos_penalty is not None:
             section = section.model_copy(update={"missing_eos_penalty": missing_eos_penalty})
         found["eval_objective"] = objective(found, section, score_unit=score_unit)
-        if is_contradicted:
-            logger.warning(
-                "update %d does not become policy_best: fresh labels contradict the reward model",
-                version.update,
-            )
+        reason = "fresh labels contradict the reward model" if is_contradicted else ""
+        if reason := reason or excess(found, self._config.reward.combined):
+            logger.warning("update %d does not become policy_best: %s", version.update, reason)
         elif self.best is None or found["eval_objective"] > self.best.objective:
             self.best = BestUpdate(
                 version, found["eval_reward"], found["eval_objective"], found.get("eval_heldout_reward")
@@ -323,6 +322,17 @@ def figures(answers: list[EvaluatedAnswer]) -> dict[str, float]:
     }
     divergences = [answer.divergence for answer in answers if answer.divergence is not None]
     return found | ({"eval_kl": _mean(divergences)} if divergences else {})
+
+
+def excess(figures: Mapping[str, float], combined: CombinedSection) -> str:
+    """Return how answers break an adapted constraint; empty if they keep it or there is none.
+
+    Their reward does not say so: it has the λ of the configuration, so that updates are comparable.
+    """
+    found = figures.get(f"eval_term_{combined.constrained}")
+    if not combined.is_adaptive or found is None or found <= combined.limit:
+        return ""
+    return f"its mean of the term {combined.constrained}, {found:.3g}, is above the limit {combined.limit:g}"
 
 
 def objective(figures: Mapping[str, float], section: PpoSection, *, score_unit: float = 1.0) -> float:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from fairlead.config import RunConfig
 from fairlead.config.base import ComputeSection
+from fairlead.config.rewards import CombinedSection, RewardTerm
 from fairlead.config.training import PpoSection
 from fairlead.data.encoding import encode_answer
 from fairlead.data.records import load_prompts
@@ -24,7 +25,7 @@ from tests.scripted_services import Script, completion, serving
 from tests.tiny import tiny_causal_lm, tiny_reward_model, tiny_tokenizer
 from tests.unit.trainer.ppo.test_train import Run, configured
 from trainer import seeds
-from trainer.ppo.evaluate import BestUpdate, Evaluation, objective
+from trainer.ppo.evaluate import BestUpdate, Evaluation, excess, objective
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +242,17 @@ def test_second_reward_model_chooses_the_best_update(tmp_path, model_path):
     without = Evaluation(evaluated(tmp_path, model_path, script.address), tokenizer)
     without.load_state(evaluation.state())
     assert without.best is None
+
+
+def test_answers_above_the_limit_of_an_adapted_constraint_are_not_the_best():
+    terms = {"good": RewardTerm(path="a"), "cost": RewardTerm(path="b")}
+    combined = CombinedSection(
+        terms=terms, rule="constraint", constrained="cost", limit=0.5, multiplier_step=0.1
+    )
+    message = "its mean of the term cost, 0.75, is above the limit 0.5"
+    assert excess({"eval_term_cost": 0.75}, combined) == message
+    assert excess({"eval_term_cost": 0.5}, combined) == ""
+    assert excess({"eval_term_cost": 0.75}, CombinedSection(terms=terms)) == ""
 
 
 @pytest.mark.parametrize("killed_at", [None, 3])
