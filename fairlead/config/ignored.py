@@ -34,6 +34,7 @@ _OF_PROCESSES: tuple[tuple[str, tuple[object, ...], tuple[str, ...]], ...] = (
         ),
     ),
     ("reward.engine", ("function", "combined"), ("reward.function_timeout_seconds",)),
+    ("reward.engine", ("local", "vllm", "function", "combined"), ("reward.watch",)),
     ("reward.watch", (True,), ("reward.watch_seconds",)),
     ("reference.engine", ("vllm",), ("reference.vllm",)),
     ("reference.engine", ("local",), ("reference.pack_weights",)),
