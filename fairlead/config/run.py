@@ -205,12 +205,6 @@ class RunConfig(BaseSettings):
         if (section.engine == "combined") != bool(section.combined.terms):
             allowed = "tables [reward.combined.terms.NAME] together with reward.engine = 'combined'"
             raise ConfigError("reward.combined.terms", got=list(section.combined.terms), allowed=allowed)
-        because = f"because reward.engine is {section.engine!r}"
-        if section.watch and section.engine not in ("local", "triton"):  # a Triton watches its own models
-            raise ConfigError("reward.watch", got=True, allowed=f"false, {because}")
-        if section.tensor_parallel > 1 and section.engine not in ("local", "vllm"):
-            parts = section.tensor_parallel
-            raise ConfigError("reward.tensor_parallel", got=parts, allowed=f"1, {because}")
         return self
 
     @property

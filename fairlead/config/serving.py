@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 
 from fairlead.config.base import ComputeSection, Section, ServiceSection, TlsSection
 from fairlead.config.rewards import FUNCTION_PATTERN, CombinedSection
+from fairlead.errors import ConfigError
 
 
 class ModelServiceSection(ServiceSection, ComputeSection):
@@ -262,6 +263,19 @@ class RewardSection(DividedSection):
     def is_model(self) -> bool:
         """Whether the reward is one model."""
         return self.engine not in ("function", "combined")
+
+    def check_engine(self) -> None:
+        """Check the settings that an engine cannot have. A file for several engines may have them, so the
+        service and the start of a run check it, not the file's reader.
+
+        Raises:
+            ConfigError: for the first such setting.
+        """
+        because = f"because reward.engine is {self.engine!r}"
+        if self.watch and self.engine not in ("local", "triton"):  # a Triton watches its own models
+            raise ConfigError("reward.watch", got=True, allowed=f"false, {because}")
+        if self.tensor_parallel > 1 and self.engine not in ("local", "vllm"):
+            raise ConfigError("reward.tensor_parallel", got=self.tensor_parallel, allowed=f"1, {because}")
 
 
 class ReferenceSection(DividedSection):

@@ -33,6 +33,8 @@ def check_stage(config: RunConfig, stage: str, *, services: Collection[str]) -> 
     for name in services:
         if getattr(config, name).engine == "vllm":
             require_vllm(f"{name}.engine", instead=_OWN_ENGINES[name])
+    if "reward" in services:
+        config.reward.check_engine()
     try:
         sizes = model_sizes(config, [])
     except FairleadError:

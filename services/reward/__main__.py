@@ -27,6 +27,7 @@ from services.runtime.server import ModelServer
 
 async def run(config: RunConfig) -> None:
     """Serve until a signal, then drain."""
+    config.reward.check_engine()
     async with ModelServer(
         "reward",
         config.reward,

@@ -53,24 +53,31 @@ def test_plan_names_the_key_of_a_missing_model(tmp_path: Path, key: str):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"reward__tensor_parallel": 2}, "reward.tensor_parallel: got 2, allowed: 1, because reward.engine"),
         (
-            {"deterministic": True},
-            "reward.engine: got 'triton', allowed: .*with determin",
+            {"reward__engine": "triton", "reward__tensor_parallel": 2},
+            "reward.tensor_parallel: got 2, allowed: 1, because reward.engine is 'triton'",
+        ),
+        (
+            {"reward__engine": "function", "reward__function": "a:b", "reward__watch": True},
+            "reward.watch: got True, allowed: false, because reward.engine is 'function'",
         ),
     ],
 )
-def test_settings_that_triton_cannot_have(tmp_path: Path, settings: dict, message: str):
+def test_settings_that_an_engine_cannot_have(tmp_path: Path, settings: dict, message: str):
+    given = loaded(tmp_path, **settings)
     with pytest.raises(ConfigError, match=message):
-        loaded(tmp_path, reward__engine="triton", **settings)
+        check_stage(given, "ppo", services=SERVICES)
+
+
+def test_settings_that_a_deterministic_run_cannot_have(tmp_path: Path):
+    with pytest.raises(ConfigError, match="reward.engine: got 'triton', allowed: .*with deterministic"):
+        loaded(tmp_path, reward__engine="triton", deterministic=True)
 
 
 def test_settings_of_other_engines_and_of_several_ranks_are_named(tmp_path: Path):
     assert ignored.of_processes(loaded(tmp_path)) == ()
     watched = loaded(tmp_path, reward__engine="triton", reward__watch=True)
     assert "reward.watch has no effect with reward.engine = 'triton'" in ignored.of_processes(watched)
-    with pytest.raises(ConfigError, match="reward.watch: got True, allowed: false, because reward.engine"):
-        loaded(tmp_path, reward__engine="vllm", reward__watch=True)
     given = loaded(
         tmp_path, reward__vllm={"enforce_eager": True}, reward__triton__model="x", reward__engine="vllm",
         policy__vllm={"seed_": 1}, reward__attention="padded", checkpoint__asynchronous=True,
