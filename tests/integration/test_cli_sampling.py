@@ -126,7 +126,8 @@ def test_models_are_served_for_a_comparison_and_verdicts_come_back(folder: Path)
     assert found.returncode == 0, found.stderr
     report = json.loads((folder / "people" / "report.json").read_text())
     assert report["win_rate"] > 0.9
-    # A judge is spoken to, which needs a chat template.
+    # This model writes words without meaning: none of its replies is a verdict, and every pair a tie.
     ai = fairlead(*command[:-4], "--ai", models[0], "--out", "ai", "--timeout-seconds", 600, cwd=folder)
-    assert ai.returncode == 2
-    assert "chat template" in ai.stderr
+    assert ai.returncode == 0, ai.stderr
+    report = json.loads((folder / "ai" / "report.json").read_text())
+    assert (report["ties"], report["position_bias"]["unreadable"]) == (10, 1.0)
