@@ -323,7 +323,7 @@ def _judged_by_people(found: Sequence[dict[str, Any]], file: Path) -> list[dict[
         if pairs:
             judged.append({**line, "compared": pairs})
     if not judged:
-        got = f"{file}, in which no pair is of this comparison"
+        got = f"no pair of this comparison in {file}"
         raise ConfigError("--verdicts", got=got, allowed="pairs.jsonl of this folder with `better`")
     if missing:
         say(f"{missing} pairs have no verdict and are left out", err=True)

@@ -71,7 +71,7 @@ def test_key_depends_on_settings_and_not_on_places(task: sides.Task, source: Pat
     assert keys(sides.task_of(moved, tmp_path / "again", extra=SIZES, samples=2)) == first
     for changed in (
         dataclasses.replace(task, policy=moved / "sft", reward_model=moved / "reward_model", samples=3),
-        sides.task_of(moved, tmp_path, extra={**SIZES, "ppo.kl_coefficient": 0.1}, samples=2),
+        sides.task_of(moved, tmp_path, extra={**SIZES, "ppo.kl_coefficient": 0.3}, samples=2),
     ):
         assert not set(keys(changed)) & set(first)
 

@@ -109,4 +109,4 @@ def test_ppo_learns_with_a_mismatch_from_rounding(tmp_path, model_path, rank):
         result = run.trainer().run()
     assert result["proxy_first"] < 0.35
     assert result["proxy_last"] > 0.6
-    assert 1e-5 < result["mismatch_max"] < 0.3
+    assert 1e-5 < result["mismatch_max"] < 0.5

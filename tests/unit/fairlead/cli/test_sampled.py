@@ -114,5 +114,5 @@ def test_verdicts_of_people_return_to_the_policies(tmp_path: Path):
     figures = compare._figures(lines, group="", seed=0)
     assert (figures["wins"], figures["ties"], figures["losses"]) == (20, 1, 0)
     assert (figures["tokens_a"], figures["tokens_b"]) == pytest.approx((41 / 21, 81 / 21))
-    with pytest.raises(ConfigError, match="no pair is of this comparison"):
+    with pytest.raises(ConfigError, match="no pair of this comparison in"):
         compare._judged_by_people([{"prompt": "other", "compared": found[0]["compared"]}], file)

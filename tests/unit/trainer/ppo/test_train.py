@@ -190,6 +190,7 @@ def test_run_without_a_critic_keeps_only_the_policy_and_resumes_bit_for_bit(tmp_
         assert sorted(path.name for path in (config.folder.checkpoints / str(newest)).iterdir()) == [
             "manifest.json",
             "policy.safetensors",
+            "policy_ema.safetensors",
             "policy_optimizer.safetensors",
             "state.json",
         ]

@@ -102,7 +102,7 @@ def test_stage_refuses_data_of_which_most_cannot_be_learnt(tmp_path, caplog, lon
 
 
 def test_margin_that_no_comparison_has_is_refused(tmp_path):
-    config = reward_model_run(tmp_path, epochs=1, margin=0.5)
+    config = reward_model_run(tmp_path, comparisons=20, epochs=1, margin=0.5)
     tiny_causal_lm(config.folder.sft_model)
     with pytest.raises(ConfigError, match=r"^reward_model\.margin: got '0\.5, but no comparison says"):
         train(config)
