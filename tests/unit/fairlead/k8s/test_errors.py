@@ -154,7 +154,10 @@ def test_missing_or_broken_kubeconfig_and_unknown_context(cluster, tmp_path):
             "allowed: one of gpu, jobset, keda, keys, monitoring, network-policies, tls, weights-over-grpc",
         ),
         (["--overlay", "gpu"], "allowed: an image with a registry: --registry"),
-        (["--overlay", "kind", "--stage", "dpo"], "allowed: one of files, sft, reward-model, preference, ppo"),
+        (
+            ["--overlay", "kind", "--stage", "dpo"],
+            "allowed: one of files, sft, reward-model, preference, ppo",
+        ),
         (["--overlay", "kind", "--set", "ppo.update=1"], "did you mean `ppo.updates`?"),
     ],
 )
