@@ -8,11 +8,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.local.addresses import LOOPBACK, Ports
+from tests.tiny import tiny_causal_lm, tiny_reward_model
 
 
 @dataclass
@@ -78,3 +80,18 @@ class Starter:
         for process in self.started:
             process.popen.kill()
             process.popen.wait()
+
+
+@contextmanager
+def reward_and_policy(folder: Path, *, ready_seconds: float) -> Iterator[dict[str, str]]:
+    """Yield the addresses of a reward and a policy service with tiny models."""
+    start = Starter(folder)
+    try:
+        reward = start("reward", tiny_reward_model(folder / "reward"))
+        settings = {"policy.serve_initial": "true"}
+        policy = start("policy", tiny_causal_lm(folder / "policy", seed=1), **settings)
+        for process in (reward, policy):
+            process.until(lambda ready=process: ready.get("/readyz")[0] == 200, seconds=ready_seconds)
+        yield {"reward": reward.address, "policy": policy.address}
+    finally:
+        start.stop()

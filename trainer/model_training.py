@@ -10,9 +10,11 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig
 from fairlead.config.preference import PreferenceSection
@@ -21,7 +23,7 @@ from fairlead.metrics import TrainerMetrics
 from fairlead.nn import adapters
 from fairlead.nn.loading import torch_device, torch_dtype
 from trainer import finite, memory, optim, seeds
-from trainer.distributed import sharding
+from trainer.distributed import model_folder, sharding
 from trainer.distributed.collectives import summed
 from trainer.distributed.group import Group
 from trainer.distributed.sharding import Root
@@ -37,6 +39,19 @@ from trainer.tracking import SilentTracker, Tracker
 
 Parts = Iterator[tuple[Tensor, Mapping[str, float]]]
 """The loss of each micro-batch of a step, and its figures; both are shares of the step's."""
+
+
+_Section = TypeVar("_Section", SftSection, PreferenceSection)
+
+
+def loaded_section(section: _Section, group: Group) -> _Section:
+    """Return the settings that the initial model is loaded with: trained weights are float32, and several
+    ranks hold their rows in the memory of the host until the model is divided.
+    """
+    changes = {"device": "cpu"} if group.size > 1 else {}
+    if not section.lora.rank:
+        changes["dtype"] = "float32"
+    return section.model_copy(update=changes)
 
 
 class ModelTraining:
@@ -96,6 +111,31 @@ class ModelTraining:
             "optimizer": optimizer_tensors(self.model, self.optimizer),
         }
         self._checkpoints.save(self.position, tensors)
+
+    def publish(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, tracker: Tracker, *, what: str
+    ) -> None:
+        """Write the trained model as a folder that appears when it is complete.
+
+        Args:
+            folder: where.
+            tokenizer: written with the model.
+            tracker: gets the phase.
+            what: what is trained, for the error.
+
+        Raises:
+            NotFinite: if a weight is not finite.
+        """
+        group, rate = self.root.group, f"{self.stage}.learning_rate"
+        tensors = trained_tensors(self.model)
+        finite.check_weights(tensors, what=f"{self.stage}: {what}", rate=rate, group=group)
+        tracker.phase("publish")
+        tracker.doing("writing the model")
+        with model_folder.new_folder(folder, group) as made:
+            model_folder.write(made, self.model, group, merge=self.section.lora.merge)
+            if group.is_first:
+                tokenizer.save_pretrained(made)
+        group.idle("has written the model")
 
     def num_steps(self, count: int) -> int:
         """Return the number of optimizer steps of the whole stage with `count` examples."""

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fairlead.cli.output import TimeoutSeconds, fail, say, with_examples
+from fairlead.cli.output import (
+    MaxNewTokens,
+    Restart,
+    Seed,
+    Stop,
+    TimeoutSeconds,
+    TopP,
+    fail,
+    say,
+    with_examples,
+)
 
 if TYPE_CHECKING:
     from fairlead.types import SamplingParams
@@ -72,17 +82,11 @@ def best_of_n(  # noqa: PLR0913, PLR0917 - a flag each
     temperature: Annotated[
         float, typer.Option("--temperature", min=0.001, help="Sampling temperature.")
     ] = 1.0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Nucleus mass to keep, in (0, 1].")] = 1.0,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens in an answer.")
-    ] = 256,
-    stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="A text that ends an answer; repeatable.")
-    ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Seed of the first prompt; each further prompt adds 1.")
-    ] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Discard earlier samples.")] = False,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 256,
+    stop: Stop = None,
+    seed: Seed = 0,
+    restart: Restart = False,
     timeout_seconds: TimeoutSeconds = 300.0,
 ) -> None:
     """Sample, score, keep the best and report."""
@@ -251,10 +255,9 @@ def _best(
 
 def _prompt(line: Mapping[str, Any]) -> object:
     """Return the prompt of a line as SFT reads it: text, or messages before an answer."""
-    from fairlead.data.chat import prompt
-    from fairlead.data.lines import Line
+    from fairlead.cli.sampled import prompt_of
 
-    found = prompt(Line("samples", 0, {key: value for key, value in line.items() if key != "responses"}))
+    found = prompt_of(line, added="responses")
     if isinstance(found, str):
         return found
     return [{"role": message.role, "content": message.content} for message in found.messages]

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fairlead.cli.output import TimeoutSeconds, fail, say, with_examples
+from fairlead.cli.output import (
+    MaxNewTokens,
+    Restart,
+    Seed,
+    Stop,
+    Temperature,
+    TimeoutSeconds,
+    fail,
+    say,
+    with_examples,
+)
 
 if TYPE_CHECKING:
     from fairlead.cli.judges import Judge
@@ -89,19 +99,11 @@ def compare(  # noqa: PLR0913, PLR0917 - a flag each
     tie_margin: Annotated[
         float, typer.Option("--tie-margin", min=0, help="Scores that differ by less are ties.")
     ] = 0.0,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.")
-    ] = 1.0,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens in an answer.")
-    ] = 256,
-    stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="A text that ends an answer; repeatable.")
-    ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Seed of the first prompt; each further prompt adds 1.")
-    ] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Discard earlier samples.")] = False,
+    temperature: Temperature = 1.0,
+    max_new_tokens: MaxNewTokens = 256,
+    stop: Stop = None,
+    seed: Seed = 0,
+    restart: Restart = False,
     timeout_seconds: TimeoutSeconds = 300.0,
 ) -> None:
     """Sample, judge and report."""
@@ -279,10 +281,9 @@ def _blind(line: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str, str], bool
 
     The order is drawn by a hash of the texts, so that it is the same when verdicts come back.
     """
-    from fairlead.data.chat import prompt
-    from fairlead.data.lines import Line
+    from fairlead.cli.sampled import prompt_of
 
-    asked = str(prompt(Line("samples", 0, {key: value for key, value in line.items() if key != "compared"})))
+    asked = str(prompt_of(line, added="compared"))
     for pair in line["compared"]:
         digest = hashlib.sha256("\0".join((asked, *sorted((pair["a"], pair["b"])))).encode()).digest()
         in_order = bool(digest[0] & 1) == (pair["a"] <= pair["b"])

@@ -13,7 +13,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairlead.cli.output import Addresses, Json, Out, TimeoutSeconds, connection, fail, say, with_examples
+from fairlead.cli.output import (
+    Addresses,
+    Json,
+    MaxNewTokens,
+    Out,
+    Seed,
+    Stop,
+    Temperature,
+    TimeoutSeconds,
+    TopP,
+    connection,
+    fail,
+    say,
+    with_examples,
+)
 
 if TYPE_CHECKING:
     from fairlead.clients import AsyncPolicyClient
@@ -59,22 +73,14 @@ def generate(  # noqa: PLR0913, PLR0917 - a flag each
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Read every line as a plain-text prompt.")] = False,
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt.")] = 1,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.")
-    ] = 1.0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Nucleus mass to keep, in (0, 1].")] = 1.0,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
     top_k: Annotated[
         int, typer.Option("--top-k", min=0, help="Number of most likely tokens to keep; 0 keeps all.")
     ] = 0,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens in an answer.")
-    ] = 256,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Seed of the first prompt; each further prompt adds 1.")
-    ] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="A text that ends an answer; repeatable.")
-    ] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    seed: Seed = 0,
+    stop: Stop = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show each answer while it is generated.")] = False,
     json_lines: Json = False,
     out: Out = None,

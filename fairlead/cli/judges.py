@@ -6,6 +6,8 @@ A verdict is 1 if the first answer is better, 0 if the second is, 0.5 for a tie.
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import json
 import os
 import re
@@ -16,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fairlead.errors import ConfigError, FairleadError
+from fairlead.backoff import Backoff, retry
+from fairlead.errors import ConfigError, FairleadError, Unavailable
 
 if TYPE_CHECKING:
     from fairlead.cli.named_models import Policy, Scorer
@@ -40,6 +43,8 @@ _WORD = re.compile(r"\b(A|B|TIE)\b")
 _PLACE = re.compile(r"\{(prompt|first|second)\}")
 _MAX_JUDGE_TOKENS = 16
 _ATTEMPTS = 5
+_PAUSES = Backoff(first_seconds=1.0, longest_seconds=8.0, jitter=0.0)
+_BUSY = (408, 429, 500, 502, 503, 504)
 
 Verdict = dict[str, object]
 """`verdict`, and what it was made of."""
@@ -137,20 +142,22 @@ class OpenAISpeaker:
 
     async def reply(self, message: str) -> str:
         """See `Speaker`; the key is read from OPENAI_API_KEY. Busy endpoints are asked again."""
-        for attempt in range(_ATTEMPTS):
-            try:
-                return await asyncio.to_thread(self._ask, message)
-            except urllib.error.HTTPError as error:
-                if error.code not in (408, 429, 500, 502, 503, 504) or attempt + 1 == _ATTEMPTS:
-                    said = error.read(500).decode("utf-8", "replace")
-                    raise FairleadError(f"{self.version} answered {error.code}: {said}") from error
-            except (OSError, TimeoutError) as error:
-                if attempt + 1 == _ATTEMPTS:
-                    raise FairleadError(f"{self.version} cannot be reached: {error}") from error
-            await asyncio.sleep(2.0**attempt)
-        raise AssertionError
+        attempts = itertools.count(1)
+
+        def give_up(error: FairleadError) -> None:
+            if next(attempts) == _ATTEMPTS:
+                raise error
+
+        ask = functools.partial(asyncio.to_thread, self._ask, message)
+        return await retry(ask, what="", backoff=_PAUSES, on=Unavailable, on_wait=give_up)
 
     def _ask(self, message: str) -> str:
+        """Ask once.
+
+        Raises:
+            Unavailable: if the endpoint is busy or cannot be reached.
+            FairleadError: if it refuses, or answers something else.
+        """
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": message}],
@@ -163,8 +170,15 @@ class OpenAISpeaker:
         request = urllib.request.Request(
             f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
         )
-        with urllib.request.urlopen(request, timeout=self.timeout_seconds) as response:
-            found = json.load(response)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout_seconds) as response:
+                found = json.load(response)
+        except urllib.error.HTTPError as error:
+            said = error.read(500).decode("utf-8", "replace")
+            kind = Unavailable if error.code in _BUSY else FairleadError
+            raise kind(f"{self.version} answered {error.code}: {said}") from error
+        except OSError as error:
+            raise Unavailable(f"{self.version} cannot be reached: {error}") from error
         try:
             return str(found["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError) as error:

@@ -44,6 +44,16 @@ TimeoutSeconds = Annotated[
     float,
     typer.Option("--timeout-seconds", min=0.001, help="Deadline of one request, including its retries."),
 ]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens in an answer.")
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Discard earlier samples.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the first prompt; each further prompt adds 1.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="A text that ends an answer; repeatable.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.")
+]
+TopP = Annotated[float, typer.Option("--top-p", help="Nucleus mass to keep, in (0, 1].")]
 _address_option = typer.Option(
     "--address", metavar="HOST:PORT", help="Address of the service; repeat it for each replica."
 )

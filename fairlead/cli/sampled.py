@@ -106,6 +106,16 @@ async def collect(
     return list(_read(samples))
 
 
+def prompt_of(line: Mapping[str, Any], *, added: str) -> Prompt:
+    """Return the prompt of a line of samples.
+
+    Args:
+        line: the line.
+        added: the key that was added to the line of the file of prompts.
+    """
+    return prompt(Line("samples", 0, {key: value for key, value in line.items() if key != added}))
+
+
 def report(out: Path, figures: Mapping[str, object], markdown: str) -> None:
     """Write report.json, report.md and, where matplotlib is installed, report.html with a picture."""
     import subprocess

@@ -15,8 +15,8 @@ import pytest
 from fairlead.config import load
 from fairlead.data.records import load_demonstrations
 from tests.integration.test_cli_serving import fairlead, jsonl, lines
-from tests.service_process import Starter
-from tests.tiny import tiny_causal_lm, tiny_reward_model
+from tests.service_process import reward_and_policy
+from tests.tiny import tiny_causal_lm
 
 # A busy machine may take minutes to start processes that import torch.
 pytestmark = pytest.mark.timeout(900)
@@ -28,16 +28,8 @@ SHORT = ("--max-new-tokens", 24)
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Yield the addresses of a reward service and of a policy service."""
     folder = tmp_path_factory.mktemp("services")
-    start = Starter(folder)
-    try:
-        reward = start("reward", tiny_reward_model(folder / "reward"))
-        settings = {"policy.serve_initial": "true"}
-        policy = start("policy", tiny_causal_lm(folder / "policy", seed=1), **settings)
-        for process in (reward, policy):
-            process.until(lambda ready=process: ready.get("/readyz")[0] == 200, seconds=600)
-        yield {"reward": reward.address, "policy": policy.address}
-    finally:
-        start.stop()
+    with reward_and_policy(folder, ready_seconds=600) as found:
+        yield found
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ import pytest
 from fairlead import RewardClient
 from fairlead.local import status
 from fairlead.local.run_files import ProcessRecord
-from tests.service_process import Starter, free_address
-from tests.tiny import tiny_causal_lm, tiny_reward_model
+from tests.service_process import free_address, reward_and_policy
 
 # A busy machine may take a minute to start a process that imports torch.
 pytestmark = pytest.mark.timeout(300)
@@ -27,16 +26,8 @@ pytestmark = pytest.mark.timeout(300)
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Yield the addresses of a reward and a policy service."""
     folder = tmp_path_factory.mktemp("services")
-    start = Starter(folder)
-    try:
-        reward = start("reward", tiny_reward_model(folder / "reward"))
-        settings = {"policy.serve_initial": "true"}
-        policy = start("policy", tiny_causal_lm(folder / "policy", seed=1), **settings)
-        for process in (reward, policy):
-            process.until(lambda ready=process: ready.get("/readyz")[0] == 200, seconds=240)
-        yield {"reward": reward.address, "policy": policy.address}
-    finally:
-        start.stop()
+    with reward_and_policy(folder, ready_seconds=240) as found:
+        yield found
 
 
 def fairlead(*arguments: object, cwd: Path, given: str = "") -> subprocess.CompletedProcess[str]:

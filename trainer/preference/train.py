@@ -29,10 +29,9 @@ from fairlead.nn.loading import (
 from fairlead.nn.unembedding import check_unembedding
 from trainer import durable, finite, memory, optim, seeds
 from trainer.calibration import interval_by_prompt, wilson_interval
-from trainer.distributed import loading, model_folder
+from trainer.distributed import loading
 from trainer.distributed.group import Group
-from trainer.model_state import trained_tensors
-from trainer.model_training import ModelTraining, Parts
+from trainer.model_training import ModelTraining, Parts, loaded_section
 from trainer.preference import data
 from trainer.preference.objective import Compared, Heldout, Policy, compared, evaluate
 from trainer.preference.reference import ReferenceCache, model_digest
@@ -87,19 +86,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None, *, group: Gr
         known, heldout = _with_reference(config, policy, examples, tracker)
         training.restore()
         train_loss, found = _train(training, policy, known, heldout, tracker)
-        finite.check_weights(
-            trained_tensors(model),
-            what="preference: the policy",
-            rate="preference.learning_rate",
-            group=group,
-        )
-        tracker.phase("publish")
-        tracker.doing("writing the model")
-        with model_folder.new_folder(config.folder.preference_model, group) as folder:
-            model_folder.write(folder, model, group, merge=section.lora.merge)
-            if group.is_first:
-                tokenizer.save_pretrained(folder)
-        group.idle("has written the model")
+        training.publish(config.folder.preference_model, tokenizer, tracker, what="the policy")
         result: Result = {
             **_figures(found, seed=config.seed),
             **examples.counts,
@@ -120,19 +107,13 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None, *, group: Gr
 
 
 def _initial_model(config: RunConfig, group: Group) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return model and tokenizer to start from; trained weights are float32.
-
-    Several ranks hold their rows in the memory of the host until the model is divided.
-    """
+    """Return model and tokenizer to start from."""
     section = config.preference
     path = section.path or str(config.folder.sft_model)
-    loaded = section.model_copy(update={"device": "cpu"}) if group.size > 1 else section
-    if not section.lora.rank:
-        loaded = loaded.model_copy(update={"dtype": "float32"})
     tokenizer = load_tokenizer(path)
     if section.path:
         apply_settings(tokenizer, config)
-    model = load_causal_lm(path, loaded, load=loading.loader(group))
+    model = load_causal_lm(path, loaded_section(section, group), load=loading.loader(group))
     check_vocabulary(path, model, tokenizer)
     if group.size == 1:
         check_unembedding(model)

@@ -34,11 +34,10 @@ from fairlead.nn.loading import (
 from fairlead.nn.unembedding import check_unembedding
 from trainer import demonstrations as encoding
 from trainer import durable, finite, memory, optim, seeds
-from trainer.distributed import loading, model_folder
+from trainer.distributed import loading
 from trainer.distributed.group import Group
 from trainer.distributed.sharding import Root
-from trainer.model_state import trained_tensors
-from trainer.model_training import ModelTraining, Parts
+from trainer.model_training import ModelTraining, Parts, loaded_section
 from trainer.results import config_hash
 from trainer.sequences import TokenSequence
 from trainer.sft import loss, packing, scratch
@@ -87,16 +86,7 @@ def train(config: RunConfig, metrics: TrainerMetrics | None = None, *, group: Gr
         _check(training, longest=limit)
     with training.tracker(len(sequences), metrics) as tracker:
         train_loss, heldout_losses = _train(training, sequences, heldout, tracker)
-        finite.check_weights(
-            trained_tensors(model), what="sft: the model", rate="sft.learning_rate", group=group
-        )
-        tracker.phase("publish")
-        tracker.doing("writing the model")
-        with model_folder.new_folder(config.folder.sft_model, group) as folder:
-            model_folder.write(folder, model, group, merge=section.lora.merge)
-            if group.is_first:
-                tokenizer.save_pretrained(folder)
-        group.idle("has written the model")
+        training.publish(config.folder.sft_model, tokenizer, tracker, what="the model")
         result: Result = {
             "train_loss": train_loss,
             "heldout_loss": heldout_losses.pop("all"),
@@ -142,14 +132,9 @@ def _encoded(
 def base_model(
     config: RunConfig, demonstrations: Split[Example], group: Group
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return model and tokenizer of `[model] path`, or new ones; trained weights are float32.
-
-    Several ranks hold their rows in the memory of the host until the model is divided.
-    """
-    section = config.sft.model_copy(update={"device": "cpu"}) if group.size > 1 else config.sft
-    if not section.lora.rank:
-        section = section.model_copy(update={"dtype": "float32"})
-    elif not config.model.path:
+    """Return model and tokenizer of `[model] path`, or new ones."""
+    section = loaded_section(config.sft, group)
+    if section.lora.rank and not config.model.path:
         raise ConfigError("sft.lora.rank", got=section.lora.rank, allowed="0, or a [model] path to adapt")
     if config.model.path:
         model = load_causal_lm(config.model.path, section, load=loading.loader(group))
