@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,14 +161,28 @@ def ppo(overrides: Mapping[str, str], *, deadline: float = math.inf) -> Measured
         OutOfTime: if it has not ended at the deadline.
         ProcessFailed: if it fails.
     """
-    flags = itertools.chain.from_iterable(("--set", f"{key}={value}") for key, value in overrides.items())
-    command = [sys.executable, "-m", "fairlead.cli", "ppo", str(CONFIG), *flags]
     begun = time.time()
-    usage, said, code = watched(command, deadline=deadline)
-    if code:
-        raise ProcessFailed(f"fairlead ppo ended with exit code {code}: {said[-2000:]}")
+    usage = verb(["ppo", str(CONFIG), *flags(overrides)], deadline=deadline)
     rows = config(overrides).folder.metrics("ppo").read_text().splitlines()
     return measured(rows, usage, begun=begun)
+
+
+def verb(arguments: Sequence[str], *, deadline: float = math.inf) -> Usage:
+    """Run `fairlead` with these arguments and return the CPU time of all its processes.
+
+    Raises:
+        OutOfTime: if it has not ended at the deadline.
+        ProcessFailed: if it fails.
+    """
+    usage, said, code = watched([sys.executable, "-m", "fairlead.cli", *arguments], deadline=deadline)
+    if code:
+        raise ProcessFailed(f"fairlead {arguments[0]} ended with exit code {code}: {said[-2000:]}")
+    return usage
+
+
+def flags(overrides: Mapping[str, str]) -> Iterator[str]:
+    """Yield the flags of a verb for overrides."""
+    return itertools.chain.from_iterable(("--set", f"{key}={value}") for key, value in overrides.items())
 
 
 def measured(lines: Iterable[str], usage: Usage, *, begun: float) -> Measured:

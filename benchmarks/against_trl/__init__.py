@@ -13,18 +13,19 @@ import functools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import quickstart
 from benchmarks.against_trl import picture, report
-from benchmarks.against_trl.evaluation import Evaluation
 from benchmarks.against_trl.methods import METHODS
-from benchmarks.against_trl.outcome import Outcome, Store
-from benchmarks.against_trl.sides import SIDES, Run, Task, task_of
-from benchmarks.quickstart import OutOfTime
+from benchmarks.against_trl.outcome import Outcome
+from benchmarks.against_trl.sides import SIDES, Run
+from benchmarks.parcel_task.evaluation import Evaluation
+from benchmarks.parcel_task.store import Store, measure_all
+from benchmarks.parcel_task.task import Task, task_of
 from benchmarks.result import OUT, Result, Settings
-from fairlead.errors import FairleadError, ProcessFailed
+from fairlead.errors import ProcessFailed
 
 SEEDS = 5
 SAMPLES = 64
@@ -51,7 +52,7 @@ def run(settings: Settings) -> dict[str, Result]:
         evaluation = functools.cache(lambda: _evaluation(task))
         finished = measure_all(
             runs,
-            Store(out / "runs"),
+            Store(out / "runs", Outcome.of),
             lambda run: run.measure(evaluation(), deadline=deadline),
             deadline=deadline,
         )
@@ -76,50 +77,7 @@ def ordered(task: Task, seeds: int) -> Iterator[Run]:
                 yield Run(task, method, side, seed)
 
 
-def measure_all(
-    runs: Sequence[Run], store: Store, measure: Callable[[Run], Outcome], *, deadline: float
-) -> dict[Run, Outcome]:
-    """Return the runs that have finished, now or before; print the others and why.
-
-    A side of a method that fails is not tried again with other seeds.
-
-    Args:
-        runs: what to measure.
-        store: runs that have finished before, and from now on.
-        measure: runs one; raises OutOfTime if it did not end.
-        deadline: Unix time after which none is started.
-    """
-    finished: dict[Run, Outcome] = {}
-    missing: dict[Run, str] = {}
-    failed: set[tuple[str, str]] = set()
-    for run in runs:
-        digest = run.key()
-        known = store.get(run.name, digest)
-        what = (run.method.name, run.side)
-        if known is not None:
-            finished[run] = known
-        elif what in failed:
-            missing[run] = "not tried, because an earlier seed failed"
-        elif time.time() > deadline:
-            missing[run] = "no time left"
-        else:
-            try:
-                finished[run] = measure(run)
-                store.put(run.name, digest, finished[run])
-                print(f"{run}: {finished[run]}", file=sys.stderr, flush=True)
-            except OutOfTime:
-                missing[run] = "killed when the time was up"
-            except FairleadError as error:
-                failed.add(what)
-                missing[run] = str(error)
-    for run, why in missing.items():
-        print(f"missing: {run}: {why}", file=sys.stderr)
-    if missing:
-        print("the same command continues with what is missing", file=sys.stderr)
-    return finished
-
-
 def _evaluation(task: Task) -> Evaluation:
     """Return what evaluates the policies of all runs, which have the same start and the same sampling."""
-    config = quickstart.config(task.overrides(METHODS[0], 0, Path("runs")))
+    config = quickstart.config(task.overrides(METHODS[0].settings, 0, Path("runs")))
     return Evaluation(config, task.heldout, samples=task.samples)

@@ -1,18 +1,15 @@
-"""What a run of one side with one seed gave, how it is kept, and what follows from several of them.
+"""What a run of one side with one seed gave, and what follows from several of them.
 
 Everything here is numbers and files; nothing runs.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
@@ -46,6 +43,11 @@ class Outcome:
     points: tuple[Point, ...] = ()
     """The policy at the start, then along the way, then at the end."""
 
+    @staticmethod
+    def of(kept: dict[str, Any]) -> Outcome:
+        """Return the outcome of a file."""
+        return Outcome(**{**kept, "points": tuple(Point(**point) for point in kept["points"])})
+
     def __str__(self) -> str:
         cost = f"{1000 * self.cpu_seconds:.2f} CPU-ms per episode, {self.whole_cpu_seconds:.1f} CPU-s in all"
         return f"{cost}, gold {self.end.gold:.2f} at KL {self.end.kl:.2f}" if self.points else cost
@@ -54,42 +56,6 @@ class Outcome:
     def end(self) -> Point:
         """The policy at the end."""
         return self.points[-1]
-
-
-def key(settings: Mapping[str, object]) -> str:
-    """Return a short digest of settings that JSON can hold; the order of their names does not matter."""
-    text = json.dumps(settings, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-class Store:
-    """Finished runs as files, so that an interrupted benchmark continues with what is missing."""
-
-    def __init__(self, folder: Path) -> None:
-        """
-        Args:
-            folder: where the files are; made if it does not exist.
-        """
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def get(self, name: str, digest: str) -> Outcome | None:
-        """Return the run of a name with exactly these settings; None if it has not finished."""
-        file = self._file(name, digest)
-        if not file.exists():
-            return None
-        found = json.loads(file.read_text())
-        return Outcome(**{**found, "points": tuple(Point(**point) for point in found["points"])})
-
-    def put(self, name: str, digest: str, outcome: Outcome) -> None:
-        """Keep a run."""
-        file = self._file(name, digest)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps(dataclasses.asdict(outcome), indent=2) + "\n")
-        unfinished.rename(file)
-
-    def _file(self, name: str, digest: str) -> Path:
-        return self._folder / f"{name}-{digest}.json"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

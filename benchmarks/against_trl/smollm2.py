@@ -14,10 +14,12 @@ import zipfile
 from pathlib import Path
 
 from benchmarks import quickstart
-from benchmarks.against_trl import measure_all, report
+from benchmarks.against_trl import report
 from benchmarks.against_trl.methods import METHODS
-from benchmarks.against_trl.outcome import Store
-from benchmarks.against_trl.sides import SIDES, Run, Task
+from benchmarks.against_trl.outcome import Outcome
+from benchmarks.against_trl.sides import SIDES, Run
+from benchmarks.parcel_task.store import Store, measure_all
+from benchmarks.parcel_task.task import Task
 from benchmarks.result import OUT, Result, Settings
 from fairlead.config.base import ComputeSection
 from fairlead.errors import ProcessFailed
@@ -67,7 +69,10 @@ def run(settings: Settings) -> dict[str, Result]:
         methods = [method for method in METHODS if method.name in COMPARED]
         runs = [Run(task, method, side, 0) for method in methods for side in SIDES]
         finished = measure_all(
-            runs, Store(out / "runs"), lambda run: run.measure(None, deadline=deadline), deadline=deadline
+            runs,
+            Store(out / "runs", Outcome.of),
+            lambda run: run.measure(None, deadline=deadline),
+            deadline=deadline,
         )
     found = report.Comparison.of(methods, finished)
     if not found:

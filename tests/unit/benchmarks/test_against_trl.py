@@ -15,11 +15,13 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import against_trl, quickstart
-from benchmarks.against_trl import environments, jobs, outcome, picture, report, sides
-from benchmarks.against_trl.evaluation import Evaluation
+from benchmarks.against_trl import environments, jobs, outcome, picture, report
 from benchmarks.against_trl.methods import METHODS
-from benchmarks.against_trl.outcome import Outcome, Point, Store
+from benchmarks.against_trl.outcome import Outcome, Point
 from benchmarks.against_trl.sides import OURS, TRL, Run
+from benchmarks.parcel_task.evaluation import Evaluation
+from benchmarks.parcel_task.store import Store, measure_all
+from benchmarks.parcel_task.task import Task, task_of
 from examples.parcel_help.corpus import questions
 from fairlead.errors import ProcessFailed
 from tests.tiny import tiny_causal_lm
@@ -34,12 +36,12 @@ def outcome_of(*golds: float, cpu: float = 1.0, batch: int = 8) -> Outcome:
 
 
 @pytest.fixture
-def task(source: Path, tmp_path: Path) -> sides.Task:
-    return sides.task_of(source, tmp_path, extra=SIZES, samples=2)
+def task(source: Path, tmp_path: Path) -> Task:
+    return task_of(source, tmp_path, extra=SIZES, samples=2)
 
 
-def test_trl_jobs_have_our_tasks_and_settings(task: sides.Task, tmp_path: Path):
-    configs = {m.name: quickstart.config(task.overrides(m, 5, tmp_path)) for m in METHODS}
+def test_trl_jobs_have_our_tasks_and_settings(task: Task, tmp_path: Path):
+    configs = {m.name: quickstart.config(task.overrides(m.settings, 5, tmp_path)) for m in METHODS}
     found = {m.name: jobs.job(m, configs[m.name], tmp_path, save_after=[1, 3]) for m in METHODS}
     for name, job in found.items():
         ppo, trainer = configs[name].ppo, job["trainer"]
@@ -60,24 +62,24 @@ def test_trl_jobs_have_our_tasks_and_settings(task: sides.Task, tmp_path: Path):
     assert configs["ppo"].ppo.critic_init == "reward_model"
 
 
-def test_key_depends_on_settings_and_not_on_places(task: sides.Task, source: Path, tmp_path: Path):
-    def keys(of: sides.Task) -> list[str]:
+def test_key_depends_on_settings_and_not_on_places(task: Task, source: Path, tmp_path: Path):
+    def keys(of: Task) -> list[str]:
         return [Run(of, method, side, 0).key() for method in METHODS for side in (OURS, TRL)]
 
     first = keys(task)
     assert len(set(first)) == 6
     moved = source.rename(tmp_path / "moved")
     (tmp_path / "again").mkdir()
-    assert keys(sides.task_of(moved, tmp_path / "again", extra=SIZES, samples=2)) == first
+    assert keys(task_of(moved, tmp_path / "again", extra=SIZES, samples=2)) == first
     for changed in (
         dataclasses.replace(task, policy=moved / "sft", reward_model=moved / "reward_model", samples=3),
-        sides.task_of(moved, tmp_path, extra={**SIZES, "ppo.kl_coefficient": 0.3}, samples=2),
+        task_of(moved, tmp_path, extra={**SIZES, "ppo.kl_coefficient": 0.3}, samples=2),
     ):
         assert not set(keys(changed)) & set(first)
 
 
 def test_finished_runs_are_kept_and_failed_ones_tried_once(
-    task: sides.Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     measured: list[Run] = []
 
@@ -87,17 +89,17 @@ def test_finished_runs_are_kept_and_failed_ones_tried_once(
             raise ProcessFailed("it broke")
         return outcome_of(0.1, 0.5 + run.seed)
 
-    store, later = Store(tmp_path / "runs"), time.time() + 1_000
+    store, later = Store(tmp_path / "runs", Outcome.of), time.time() + 1_000
     runs = list(against_trl.ordered(task, 2))
     assert [(run.seed, run.side) for run in runs[::6]] == [(0, OURS), (1, TRL)]
-    found = against_trl.measure_all(runs[:4], store, measure, deadline=later)
+    found = measure_all(runs[:4], store, measure, deadline=later)
     assert len(found) == 3
     assert "missing: RLOO, TRL, seed 0: it broke" in capsys.readouterr().err
-    found = against_trl.measure_all(runs, store, measure, deadline=later)
+    found = measure_all(runs, store, measure, deadline=later)
     assert len(measured) == 4 + 9 - 1
     assert len(found) == 10
     assert found[runs[0]] == outcome_of(0.1, 0.5)
-    assert not against_trl.measure_all(runs, Store(tmp_path / "new"), measure, deadline=0.0)
+    assert not measure_all(runs, Store(tmp_path / "new", Outcome.of), measure, deadline=0.0)
     assert "seed 1: no time left" in capsys.readouterr().err
 
 
@@ -131,7 +133,7 @@ def test_interval_and_mean_curve_over_seeds():
     assert outcome.mean_curve(curves) == [Point(8, 1.5, 9.0)]
 
 
-def test_results_compare_the_seeds_that_both_sides_have(task: sides.Task, tmp_path: Path):
+def test_results_compare_the_seeds_that_both_sides_have(task: Task, tmp_path: Path):
     method = METHODS[1]
     ours = {seed: outcome_of(0.1, 1.0 + seed, cpu=1.0 + seed) for seed in (0, 1, 2)}
     theirs = {seed: outcome_of(0.1, 0.5, cpu=4.0) for seed in (1, 2, 3)}
@@ -150,15 +152,14 @@ def test_results_compare_the_seeds_that_both_sides_have(task: sides.Task, tmp_pa
     assert (tmp_path / "gold.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_policies_are_evaluated_against_the_one_that_they_started_from(task: sides.Task, tmp_path: Path):
-    config = quickstart.config(task.overrides(METHODS[0], 0, tmp_path))
+def test_policies_are_evaluated_against_the_one_that_they_started_from(task: Task, tmp_path: Path):
+    config = quickstart.config(task.overrides(METHODS[0].settings, 0, tmp_path))
     asked = [question.text for question in questions()[:3]]
     evaluation = Evaluation(config, asked, samples=2)
-    start = evaluation.point(None, 0)
+    start = evaluation.evaluated(None)
     assert start.kl == pytest.approx(0.0, abs=1e-4)
-    assert evaluation.point(task.policy, 0) == start
-    other = evaluation.point(tiny_causal_lm(tmp_path / "other", seed=9), 8)
-    assert other.episodes == 8
+    assert evaluation.evaluated(task.policy) == start
+    other = evaluation.evaluated(tiny_causal_lm(tmp_path / "other", seed=9))
     assert abs(other.kl) > 0.01
 
 

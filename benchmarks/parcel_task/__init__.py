@@ -1,0 +1,1 @@
+"""What benchmarks of learning share: the task of a quickstart, evaluation, finished runs as files."""
