@@ -32,7 +32,7 @@ _BEST_OF_N = with_examples(
     "Sample n answers to each prompt, score them, and keep the best: demonstrations for `fairlead sft` "
     "(rejection sampling).\n\n"
     "POLICY is an address of a policy service, or a folder or hub id to start one for. REWARD and --gold are "
-    "addresses, models, or functions module:function of prompt and answer.\n\n"
+    "addresses, models, or functions module:function of prompts and answers.\n\n"
     "The folder gets samples.jsonl (all answers with their scores), demonstrations.jsonl, and a report: for "
     "every n up to --n the expected score of the best answer, its gold score, and the bound of its distance "
     "from the policy, log n − (n−1)/n. Repeating the command continues an interrupted run.",

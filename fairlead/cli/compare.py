@@ -36,7 +36,7 @@ _COMPARE = with_examples(
     "Let two policies answer the same prompts and report how often A's answer is better, with ties counted "
     "half and a 95% interval by resampling prompts.\n\n"
     "A and B are addresses of policy services, or folders or hub ids of models of any size and tokenizer. "
-    "The judge is one of: --reward (addresses, a model, or module:function of prompt and answer, such as a "
+    "The judge is one of: --reward (addresses, a model, or module:function of prompts and answers, such as a "
     "known gold score); --ai (a policy service, a model, or the URL of an endpoint with OpenAI's chat "
     "completions), which reads both answers in both orders; or --verdicts, a file that people fill in. "
     "Without a judge the answers are sampled and pairs.jsonl is written for people.\n\n"

@@ -1,25 +1,22 @@
 """Models as the verbs name them: a running service, a folder or hub id to start a service for, or a function.
 
-`serving` gives the addresses of a policy or reward model; `Policy` and `Scorer` use them. A function scores
-with the user's own Python: `module:function` or `file.py:function`.
+`serving` gives the addresses of a policy or reward model; `Policy` and `Scorer` use them. A function is the
+user's own Python: `module:function` or `file.py:function`, as in `reward.function`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
-import math
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fairlead.cli.output import connection, need
@@ -35,8 +32,6 @@ _POLL_SECONDS = 0.2
 _STOP_SECONDS = 30.0
 
 Kind = Literal["policy", "reward"]
-Function = Callable[[object, str], float]
-"""Returns the score of an answer to a prompt: text, or the messages of a conversation as dicts."""
 
 
 def addresses_of(named: str) -> list[str]:
@@ -197,20 +192,37 @@ class RewardScorer:
         return list((await self.client.score(items, priority=Priority.BULK)).scores)
 
 
-@dataclass(frozen=True, slots=True)
 class FunctionScorer:
-    """A function of the user."""
+    """A function of the user, in a thread of its own."""
 
-    function: Function
-    """Called with a prompt and an answer."""
-    version: str
-    """`module:function`."""
+    def __init__(self, named: str, *, field: str) -> None:
+        """Import the function.
+
+        Args:
+            named: as on the command line.
+            field: the flag, for errors.
+
+        Raises:
+            ConfigError: if it cannot be imported or called.
+        """
+        from fairlead.errors import ConfigError, ModelLoadError
+        from fairlead.reward_function import RewardFunction
+
+        try:
+            self._function = RewardFunction(named)
+        except ModelLoadError as error:
+            allowed = f"module:function or file.py:function of prompts and responses; {error}"
+            raise ConfigError(field, got=named, allowed=allowed) from error
+        self._named = named
+        self._thread = ThreadPoolExecutor(1, "reward-function")
+
+    @property
+    def version(self) -> str:
+        """See `Scorer`."""
+        return self._named
 
     async def scores(self, prompt: Prompt, answers: Sequence[str]) -> list[float]:
-        """See `Scorer`; the function runs in a thread, one answer after the other."""
-        return await asyncio.to_thread(lambda: [self._score(prompt, answer) for answer in answers])
-
-    def _score(self, prompt: Prompt, answer: str) -> float:
+        """See `Scorer`; one call for all answers."""
         from fairlead.errors import FairleadError
 
         given = (
@@ -218,17 +230,17 @@ class FunctionScorer:
             if isinstance(prompt, str)
             else [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
         )
-        try:
-            value = self.function(given, answer)
-        except Exception as error:
-            raise FairleadError(
-                f"{self.version} raised {type(error).__name__}: {error} for the answer {answer[:80]!r}"
-            ) from error
-        if isinstance(value, int | float) and math.isfinite(value):
-            return float(value)
-        raise FairleadError(
-            f"{self.version} returned {value!r} for the answer {answer[:80]!r}, allowed: a finite number"
-        )
+        work = partial(self._function.scores, [given] * len(answers), answers)
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        for each, answer in zip(found, answers, strict=True):
+            if isinstance(each, str):
+                raise FairleadError(f"{self._named} {each}, for the answer {answer[:80]!r}")
+        return [float(each) for each in found]
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
+        self._function.close()
 
 
 @asynccontextmanager
@@ -248,46 +260,14 @@ async def scorer_of(
         FairleadError: if the service does not answer.
     """
     if not addresses:
-        yield FunctionScorer(load_function(named, field=field), named)
+        with closing(FunctionScorer(named, field=field)) as scorer:
+            yield scorer
         return
     from fairlead.clients import AsyncRewardClient
 
     async with AsyncRewardClient(list(addresses), **connection(timeout_seconds)) as client:
         info = await client.info()
         yield RewardScorer(client, f"{info.model.model_id} {info.model_version}")
-
-
-def load_function(named: str, *, field: str) -> Function:
-    """Return the function of an installed module, one in the working directory, or a file.
-
-    Raises:
-        ConfigError: if the module cannot be imported or has no such function.
-    """
-    from fairlead.errors import ConfigError
-
-    module, _, name = named.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        loaded = _load_file(module) if module.endswith(".py") else importlib.import_module(module)
-        function = getattr(loaded, name)
-    except (ImportError, AttributeError, SyntaxError, OSError) as error:
-        allowed = "module:function of a module that can be imported, or file.py:function"
-        raise ConfigError(field, got=f"{named} ({error})", allowed=allowed) from error
-    if not callable(function):
-        raise ConfigError(field, got=f"{named}, of type {type(function).__name__}", allowed="a function")
-    found: Function = function
-    return found
-
-
-def _load_file(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _accepts_connections(address: str) -> bool:

@@ -36,7 +36,9 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
 def folder(tmp_path: Path) -> Path:
     """Return a folder with prompts and a gold function."""
     (tmp_path / "p.jsonl").write_text(jsonl(*PROMPTS))
-    (tmp_path / "judge.py").write_text("def gold(prompt, answer):\n    return len(set(answer.split()))\n")
+    (tmp_path / "judge.py").write_text(
+        "def gold(prompts, answers):\n    return [len(set(answer.split())) for answer in answers]\n"
+    )
     return tmp_path
 
 

@@ -66,8 +66,8 @@ class FunctionProcess:
                 return [InternalError(f"reward.function {self._named}: {ended}")]
             return [result for item in items for result in self.run([item])]
         return [
-            score if score is not None else InternalError(f"reward.function {self._named} {error}")
-            for score, error in message["results"]
+            InternalError(f"reward.function {self._named} {each}") if isinstance(each, str) else float(each)
+            for each in message["results"]
         ]
 
     def close(self) -> None:

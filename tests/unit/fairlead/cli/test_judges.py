@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from fairlead.cli.judges import (
     position_bias,
     read_verdicts,
 )
-from fairlead.cli.named_models import FunctionScorer, addresses_of, is_function, load_function
+from fairlead.cli.named_models import FunctionScorer, addresses_of, is_function
 from fairlead.errors import ConfigError, DataError, FairleadError
 
 
@@ -69,22 +70,48 @@ def test_ai_judge_reads_both_orders_and_its_position_bias_becomes_ties():
     assert verdicts(lambda first, second: "A or B", pairs[:1])[0]["orders"] == [None, None]
 
 
+OWN = """
+    async def length(prompts, answers):
+        return [len(answer) for answer in answers]
+
+    def nan(prompts, answers):
+        return [float("nan")] * len(answers)
+
+    def fails(prompts, answers):
+        return [answer[9] for answer in answers]
+
+    def single(prompt, answer):
+        return 7
+
+    def one(prompts):
+        return []
+"""
+
+
 def test_reward_judge_and_functions(tmp_path: Path):
-    judge = RewardJudge(FunctionScorer(lambda prompt, answer: len(answer), "m:f"), tie_margin=2.0)
-    compared = [asyncio.run(judge.compare("p", *pair)) for pair in (("aaaa", "a"), ("a", "aa"), ("", "aaa"))]
+    (tmp_path / "own.py").write_text(textwrap.dedent(OWN))
+    with closing(FunctionScorer(f"{tmp_path}/own.py:length", field="--reward")) as scorer:
+        judge = RewardJudge(scorer, tie_margin=2.0)
+        pairs = (("aaaa", "a"), ("a", "aa"), ("", "aaa"))
+        compared = [asyncio.run(judge.compare("p", *pair)) for pair in pairs]
     assert [one["verdict"] for one in compared] == [1.0, 0.5, 0.0]
-    for function, message in (
-        (lambda prompt, answer: float("nan"), "m:f returned nan"),
-        (lambda prompt, answer: answer[9], "m:f raised IndexError"),
+    for name, message in (
+        ("nan", "own.py:nan returned nan, which is not finite, for the answer 'a'"),
+        ("fails", r"own.py:fails raised IndexError: .* \(own.py:\d+\), for the answer 'a'"),
+        ("single", r"own.py:single returned '7' in place of a list: it gets a list of prompts"),
     ):
-        with pytest.raises(FairleadError, match=message):
-            asyncio.run(FunctionScorer(function, "m:f").scores("p", ["a"]))
-    assert load_function("math:hypot", field="--reward")
-    (tmp_path / "own.py").write_text("def gold(prompt, answer):\n    return 7\n")
-    assert load_function(f"{tmp_path}/own.py:gold", field="--reward")("p", "a") == 7
-    for named in ("no_such.py:f", "no_such_module:f", "math:no_such", "math:pi"):
-        with pytest.raises(ConfigError, match="--reward"):
-            load_function(named, field="--reward")
+        with closing(FunctionScorer(f"{tmp_path}/own.py:{name}", field="--reward")) as scorer:
+            with pytest.raises(FairleadError, match=message):
+                asyncio.run(scorer.scores("p", ["a"]))
+    for named, message in (
+        ("no_such.py:f", "there is no file"),
+        ("no_such_module:f", "No module named"),
+        ("math:no_such", "no attribute 'no_such'"),
+        ("math:pi", "pi is not a function but float"),
+        (f"{tmp_path}/own.py:one", r"one\(prompts\) cannot be called with prompts and responses"),
+    ):
+        with pytest.raises(ConfigError, match=f"--reward.*{message}"):
+            FunctionScorer(named, field="--reward")
     assert addresses_of("a:5001, [::1]:5002") == ["a:5001", "[::1]:5002"]
     assert addresses_of("runs/x/sft") == addresses_of("judge:gold") == []
     assert is_function("judge.rules:gold")
