@@ -26,10 +26,10 @@ from fairlead.nn.loading import load_tokenizer
 from services.gateway.app import make_app
 from services.gateway.backend import Backend
 from services.gateway.exchange_log import ExchangeLog
-from services.gateway.server import HttpServer
 from services.policy.requests import encode
 from services.policy.servicer import SERVICE_NAME, PolicyServicer, wire_limits
 from services.runtime.access.control import AccessControl
+from services.runtime.http.server import HttpServer
 from services.runtime.server import ModelServer
 from tests.unit.services.policy.policy_world import model_without_end, running
 from tests.unit.services.reward.reward_world import reward_service
@@ -189,7 +189,7 @@ async def gateway(
     async with AsyncExitStack() as stack:
         limits = config.server_limits("gateway")
         server = await stack.enter_async_context(
-            HttpServer(config.gateway, drain_seconds=limits.drain_seconds, tls=config.tls)
+            HttpServer(config.gateway, name="gateway", drain_seconds=limits.drain_seconds, tls=config.tls)
         )
         backend = await stack.enter_async_context(Backend(config, poll_seconds=0.05))
         access = AccessControl(config.keys, access_metrics=metrics.AccessMetrics(registry))

@@ -29,6 +29,7 @@ from fairlead.config.base import ServerSection, TlsSection
 from fairlead.config.data import DataSection, ModelSection
 from fairlead.config.folder import RunFolder
 from fairlead.config.guard import GuardSection
+from fairlead.config.http import GatewaySection
 from fairlead.config.infrastructure import (
     KeysSection,
     LocalSection,
@@ -39,7 +40,6 @@ from fairlead.config.infrastructure import (
 )
 from fairlead.config.preference import PreferenceSection
 from fairlead.config.serving import (
-    GatewaySection,
     PolicySection,
     ReferenceSection,
     RewardSection,

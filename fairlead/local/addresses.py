@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from fairlead.config import RunConfig
 from fairlead.config.base import ServiceSection
-from fairlead.config.serving import GatewaySection
+from fairlead.config.http import GatewaySection
 from fairlead.errors import ConfigError
 
 # Below the kernel's range for outgoing connections (32768 and up on Linux), so that none of these can take

@@ -14,9 +14,9 @@ from fairlead.metrics import page as metrics_page
 from services.gateway.app import make_app
 from services.gateway.backend import Backend
 from services.gateway.exchange_log import ExchangeLog
-from services.gateway.server import HttpServer
 from services.runtime import process
 from services.runtime.access.control import AccessControl
+from services.runtime.http.server import HttpServer
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ async def run(config: RunConfig) -> None:
         server = await stack.enter_async_context(
             HttpServer(
                 config.gateway,
+                name="gateway",
                 drain_seconds=config.server_limits("gateway").drain_seconds,
                 tls=config.tls,
             )

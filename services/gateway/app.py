@@ -15,21 +15,25 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Scope
 
 from fairlead import __version__, metrics
+from fairlead.config.http import GatewaySection
 from fairlead.config.infrastructure import AccessLog
-from fairlead.config.serving import GatewaySection
 from fairlead.errors import ConfigError
 from fairlead.rpc.status import REQUEST_ID
-from services.gateway import dialects, failures, health, limit_headers
-from services.gateway.api_page import describe_headers
+from services.gateway import dialects, error_formats
 from services.gateway.backend import Backend
 from services.gateway.dialects.inference_requests import HEADER_LENGTH
 from services.gateway.exchange_log import ExchangeLog
-from services.gateway.http.edge import HttpEdge
-from services.gateway.scopes import DOCS_FILES
-from services.runtime.access.control import AccessControl
+from services.gateway.scopes import DOCS_FILES, need_of
+from services.runtime.access.control import AccessControl, Caller, Need
+from services.runtime.http import failures, health, limit_headers
+from services.runtime.http.api_page import describe_headers
+from services.runtime.http.call import HttpCall
+from services.runtime.http.edge import HttpEdge, HttpService
+from services.runtime.http.paths import path_of
 
 _EXPOSED = (REQUEST_ID, "retry-after", "retry-after-ms", HEADER_LENGTH, *limit_headers.NAMES)
 """Headers of responses that a web page may read."""
+_READINESS = "the reward service, or the policy if no reward service is configured, is available"
 _DESCRIPTION = """Scores from the reward model and completions from the policy, over HTTP.
 
 The gateway accepts the request formats of several clients. The reward service computes the scores and batches
@@ -71,23 +75,33 @@ def make_app(
         static_url=DOCS_FILES,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    failures.install(app)
+    failures.install(app, error_formats.response_to)
     for router in dialects.routers(
         backend, exchange_log=exchange_log, chat_max_tokens=section.chat_max_tokens
     ):
         app.include_router(router)
-    app.include_router(health.router(ready=ready, registry=registry))
+    app.include_router(health.router(ready=ready, registry=registry, readiness=_READINESS))
 
-    describe_headers(app, requires_keys=access.requires_keys)
+    closed = (lambda path: need_of(path) is not None) if access.requires_keys else None
+    describe_headers(app, requires_key=closed)
 
-    def exists(scope: Scope) -> bool:
-        return any(route.matches(scope)[0] is not Match.NONE for route in app.router.routes)
+    async def authorize(caller: Caller, call: HttpCall, scope: Scope) -> None:
+        need: Need = need_of(path_of(scope))
+        # Any valid key may learn that a path does not exist.
+        if need == "admin" and not any(r.matches(scope)[0] is not Match.NONE for r in app.router.routes):
+            need = "any"
+        access.authorize(caller, bearer=call.authorization, scope=need)
 
     if section.root_path:
         _check_root(section.root_path, app)
-    edge = HttpEdge(
-        app, section, metrics.GatewayMetrics(registry), access, exists=exists, access_log=access_log
+    service = HttpService(
+        name="gateway",
+        authorize=authorize,
+        respond=error_formats.response_to,
+        route_of=error_formats.dialect_of,
+        metrics=metrics.GatewayMetrics(registry),
     )
+    edge = HttpEdge(app, section, service, access, access_log=access_log)
     if not section.cors_origins:
         return edge
     # Any header, as clients add their own; cookies are not read, so pages cannot use those of a person.

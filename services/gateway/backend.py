@@ -31,9 +31,9 @@ from fairlead.types import (
     ScoreItem,
     Scores,
 )
-from services.gateway.call import HttpCall
-from services.gateway.http.request_size import check_request_size
+from services.gateway.request_size import check_request_size
 from services.runtime.access.control import Caller, caller
+from services.runtime.http.call import HttpCall
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairlead.config.serving import GatewaySection
+from fairlead.config.http import GatewaySection
 from fairlead.errors import ConfigError
 from fairlead.types import Completion, Message, SamplingParams
 

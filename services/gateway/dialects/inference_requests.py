@@ -15,12 +15,12 @@ from fastapi.responses import JSONResponse
 
 from fairlead.errors import InvalidInput
 from fairlead.types import Scores
-from services.gateway.http.body import read_json
-from services.gateway.http.json_limits import BodyLimits
 from services.open_inference import messages, tensors
 from services.open_inference.model import InferenceRequest
 from services.open_inference.tensors import InputTensor
 from services.open_inference.versions import number_of
+from services.runtime.http.body import read_json
+from services.runtime.http.json_limits import BodyLimits
 
 HEADER_LENGTH = "inference-header-content-length"
 """Header with the number of bytes of a body that are JSON; binary tensors follow."""

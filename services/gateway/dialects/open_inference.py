@@ -17,7 +17,6 @@ from pydantic import BaseModel
 from fairlead.errors import NotOffered
 from fairlead.types import Priority, RewardInfo, ScoreItem, Scores
 from services.gateway.backend import Backend
-from services.gateway.call import CurrentCall
 from services.gateway.dialects.inference_requests import (
     HEADER_LENGTH,
     body_limits,
@@ -26,12 +25,13 @@ from services.gateway.dialects.inference_requests import (
     split,
     wants_binary,
 )
-from services.gateway.failures import error_responses
-from services.gateway.http.body import body_of, read_json
-from services.gateway.http.json_limits import BodyLimits
-from services.gateway.paths import path_of
 from services.open_inference import messages
 from services.open_inference.model import NOT_OFFERED, InferenceModel
+from services.runtime.http.body import body_of, read_json
+from services.runtime.http.call import CurrentCall
+from services.runtime.http.failures import error_responses
+from services.runtime.http.json_limits import BodyLimits
+from services.runtime.http.paths import path_of
 
 _NOT_OFFERED = {
     "repository/models": "repository",

@@ -20,16 +20,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fairlead.errors import CorruptData, InvalidInput
 from fairlead.types import Completion, GeneratedPiece, Message, SamplingParams
-from services.gateway import failures
+from services.gateway import error_formats
 from services.gateway.backend import Backend
-from services.gateway.call import CurrentCall, HttpCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
 from services.gateway.dialects.unread import check_messages, check_request, check_stream_options
 from services.gateway.exchange_log import ExchangeLog
-from services.gateway.failures import error_responses
-from services.gateway.http.body import json_route
-from services.gateway.http.json_limits import BodyLimits
 from services.runtime.caller_fields import Places, caller_fields
+from services.runtime.http.body import json_route
+from services.runtime.http.call import CurrentCall, HttpCall
+from services.runtime.http.failures import error_responses, failure_of
+from services.runtime.http.json_limits import BodyLimits
 
 _ROLES = {"developer": "system"}
 """Newer names of roles, and those that chat templates know."""
@@ -324,9 +324,9 @@ class _ChatExchange:
                         yield _event({**head, "choices": [_chunk(piece.index, reason)], **tail})
                     piece = await anext(pieces, None)
             except Exception as error:  # noqa: BLE001 - the edge of a stream that has started
-                failure = failures.failure_of(error)
+                failure = failure_of(error, log_name=error_formats.LOG_NAME)
                 self.call.stream_status = failure.status
-                yield _event(failures.content("openai", failure, self.call.request_id))
+                yield _event(error_formats.content("openai", failure, self.call.request_id))
                 return
         self._log([(answer.text, answer.completion) for answer in answers])
         if include_usage:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from fairlead.errors import NotFound
 from fairlead.types import PolicyInfo, RewardInfo
 from services.gateway.backend import Backend, PolledService
-from services.gateway.failures import error_responses
+from services.runtime.http.failures import error_responses
 
 
 class OpenAiErrorDetail(BaseModel):

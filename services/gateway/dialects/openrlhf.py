@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fairlead.types import WholeText
 from services.gateway.backend import Backend
-from services.gateway.call import CurrentCall
 from services.gateway.dialects.unread import check_request
-from services.gateway.failures import error_responses
-from services.gateway.http.body import json_route
-from services.gateway.http.json_limits import BodyLimits
 from services.runtime.caller_fields import caller_fields
+from services.runtime.http.body import json_route
+from services.runtime.http.call import CurrentCall
+from services.runtime.http.failures import error_responses
+from services.runtime.http.json_limits import BodyLimits
 
 
 class GetRewardRequest(BaseModel):

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Response
 from fairlead.clients import ranking
 from fairlead.types import Priority, ScoreItem, Scores
 from services.gateway.backend import Backend
-from services.gateway.call import CurrentCall, HttpCall
 from services.gateway.dialects.openai_chat import cut_at_stop
 from services.gateway.dialects.rewards_bodies import (
     MAX_TURNS,
@@ -27,10 +26,11 @@ from services.gateway.dialects.rewards_bodies import (
     RewardsResponse,
     Timing,
 )
-from services.gateway.failures import ERROR_RESPONSES
-from services.gateway.http.body import json_route
-from services.gateway.http.json_limits import BodyLimits
 from services.runtime.caller_fields import caller_fields
+from services.runtime.http.body import json_route
+from services.runtime.http.call import CurrentCall, HttpCall
+from services.runtime.http.failures import ERROR_RESPONSES
+from services.runtime.http.json_limits import BodyLimits
 
 
 def router(backend: Backend) -> APIRouter:

@@ -10,12 +10,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from services.gateway.backend import Backend
-from services.gateway.call import CurrentCall
 from services.gateway.dialects.openai_models import OpenAiError, check_model
 from services.gateway.dialects.unread import check_request
 from services.gateway.dialects.whole_inputs import WholeInput, body_limits, score_inputs
-from services.gateway.failures import error_responses
-from services.gateway.http.body import json_route
+from services.runtime.http.body import json_route
+from services.runtime.http.call import CurrentCall
+from services.runtime.http.failures import error_responses
 
 
 class ClassifyRequest(BaseModel):

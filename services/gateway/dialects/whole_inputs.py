@@ -9,9 +9,9 @@ from pydantic import Field
 from fairlead.errors import InvalidInput
 from fairlead.types import ScoreItem, Scores, TokenPair, WholeText
 from services.gateway.backend import Backend
-from services.gateway.call import HttpCall
-from services.gateway.http.json_limits import BodyLimits
 from services.runtime.caller_fields import caller_fields
+from services.runtime.http.call import HttpCall
+from services.runtime.http.json_limits import BodyLimits
 
 _Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 _Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]

@@ -8,7 +8,7 @@ import pytest
 
 from fairlead.config import load
 from fairlead.errors import ConfigError
-from services.gateway.http.proxies import ProxyChain
+from services.runtime.http.proxies import ProxyChain
 from tests.gateway_world import gateway
 from tests.unit.services.gateway.test_gateway_edge import BODY, ScriptedReward, world
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fairlead.rpc.api_keys import draw
-from services.gateway.limit_headers import NAMES
 from services.gateway.scopes import need_of
+from services.runtime.http.limit_headers import NAMES
 from tests.gateway_world import Gateway, gateway, policy_server, reward_server
 from tests.unit.fairlead.rpc.tls_world import Authority
 from tests.unit.services.reward.reward_world import reward_service

@@ -14,14 +14,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fairlead import metrics
+from fairlead.config.http import GatewaySection
 from fairlead.config.infrastructure import KeysSection
-from fairlead.config.serving import GatewaySection
 from fairlead.errors import Overloaded, Unavailable
 from fairlead.v1 import reward_service_pb2 as pb
-from services.gateway.http import connections
-from services.gateway.http.edge import HttpEdge
-from services.gateway.server import HttpServer
+from services.gateway import error_formats
 from services.runtime.access.control import AccessControl
+from services.runtime.http import connections
+from services.runtime.http.edge import HttpEdge, HttpService
+from services.runtime.http.server import HttpServer
 from tests.gateway_world import Gateway, gateway
 from tests.unit.fairlead.rpc.rpc_world import Replica, dead_address, serving
 from tests.waiting import until
@@ -370,10 +371,19 @@ async def test_stream_that_the_drain_cuts_off_is_one_warning(caplog):
 
     registry = CollectorRegistry()
     access = AccessControl(KeysSection(), access_metrics=metrics.AccessMetrics(registry))
-    edge = HttpEdge(
-        endless, GatewaySection(), metrics.GatewayMetrics(registry), access, exists=lambda _: True
+
+    async def everyone(*_: object) -> None:
+        return None
+
+    service = HttpService(
+        name="gateway",
+        authorize=everyone,
+        respond=error_formats.response_to,
+        route_of=error_formats.dialect_of,
+        metrics=metrics.GatewayMetrics(registry),
     )
-    async with HttpServer(GatewaySection(), drain_seconds=1) as server:
+    edge = HttpEdge(endless, GatewaySection(), service, access)
+    async with HttpServer(GatewaySection(), name="gateway", drain_seconds=1) as server:
         serving = asyncio.create_task(server.serve(edge))
         host, port = server.address.split(":")
         reader, writer = await asyncio.open_connection(host, int(port))

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fairlead.clients import AsyncPolicyClient
-from fairlead.config.serving import GatewaySection
+from fairlead.config.http import GatewaySection
 from fairlead.data.chat import Chat, prompt
 from fairlead.data.encoding import encode_prompt
 from fairlead.data.lines import Line

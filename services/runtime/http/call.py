@@ -1,4 +1,4 @@
-"""One HTTP request as the dialects see it: its id, deadline and credentials."""
+"""One HTTP request as the routes see it: its id, deadline and credentials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fairlead.rpc.status import REQUEST_ID
 from services.runtime.access.control import request_id_or_new
 
 TIMEOUT_HEADER = "x-request-timeout"
-"""Seconds until the caller stops waiting. The gateway's own timeout applies if it is shorter."""
+"""Seconds until the caller stops waiting. The service's own timeout applies if it is shorter."""
 
 _KEY = "fairlead.call"
 
@@ -43,7 +43,7 @@ class HttpCall:
 
         Args:
             headers: with names in lower case.
-            timeout_seconds: the gateway's own timeout.
+            timeout_seconds: the service's own timeout.
         """
         found = {name: value for name, value in headers if name in _READ}
         name = found.get(REQUEST_ID.encode(), b"").decode("latin-1")

@@ -1,4 +1,4 @@
-"""The path prefix under which a proxy publishes the gateway, and the path of a request without it.
+"""The path prefix under which a proxy publishes the service, and the path of a request without it.
 
 As ASGI defines it, `scope["path"]` begins with `scope["root_path"]`, whether the proxy removes the prefix
 from requests or not. Rules for paths, such as the scope that each requires, are for paths without it.

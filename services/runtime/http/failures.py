@@ -1,7 +1,7 @@
-"""Turn an error into the HTTP response that the dialect of its path defines, and describe it for OpenAPI.
+"""An error as HTTP reports it: status, headers, the place of a mistake in the body, and Fairlead's JSON.
 
-`services/runtime/error_reply.py` reads the error: status, message without internals, retry delay. This module
-adds what only HTTP has: the place of a mistake in the body, headers, and the JSON of each dialect.
+`services/runtime/error_reply.py` reads the error: status, message without internals, retry delay. A service
+that has other formats of errors makes them from `Failure`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
 from fairlead.errors import FairleadError, InvalidInput, Unavailable
-from services.gateway.call import call_of
-from services.gateway.paths import path_of
 from services.runtime.error_reply import error_reply
+from services.runtime.http.call import call_of
+from services.runtime.http.paths import path_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,6 @@ _FIELD_CHARACTERS = 80
 _SHOWN_KEYS = 16
 _REPORTED = "fairlead.error_reported"
 _UNAVAILABLE_RETRY_SECONDS = 1.0
-_TOO_LONG = "context_length_exceeded"
 _HTTP_KINDS = {404: "not_found", 405: "method_not_allowed", 413: "invalid_argument", 415: "invalid_argument"}
 
 
@@ -41,7 +40,7 @@ class TooLarge(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request failed, independent of the dialect."""
+    """Why a request failed, independent of the format of the response."""
 
     status: int
     """HTTP status."""
@@ -77,11 +76,12 @@ class Failure:
         }
 
 
-def failure_of(error: Exception, *, path: str = "") -> Failure:
+def failure_of(error: Exception, *, log_name: str, path: str = "") -> Failure:
     """Read an error. An internal one is logged under an id, which is part of the message.
 
     Args:
         error: from the app, from FastAPI or from the edge.
+        log_name: the service whose log has the details of an internal error, such as `gateway`.
         path: of the request, for the log.
     """
     if isinstance(error, RequestValidationError):
@@ -93,7 +93,7 @@ def failure_of(error: Exception, *, path: str = "") -> Failure:
             kind = _HTTP_KINDS.get(error.status_code, "invalid_argument")
             allow = (error.headers or {}).get("Allow")
             return Failure(error.status_code, kind, str(error.detail), allow=allow)
-    reply = error_reply(error, log_name="gateway", where=path)
+    reply = error_reply(error, log_name=log_name, where=path)
     kind = reply.code.name.lower()
     message = _without_addresses(reply.message)
     if isinstance(error, InvalidInput):
@@ -114,43 +114,16 @@ def _without_addresses(message: str) -> str:
     return re.sub(r"^(reward|policy) at \S+: ", r"the \1 service: ", message)
 
 
-def response_to(error: Exception, *, path: str, request_id: str) -> JSONResponse:
-    """Return the response to a request that failed, in the dialect of its path."""
-    failure = failure_of(error, path=path)
-    return JSONResponse(content(dialect_of(path), failure, request_id), failure.status, failure.headers)
+Respond = Callable[[Exception, str, str], Response]
+"""Returns the response to an error, from the error, the path without its prefix, and the request id."""
 
 
-def content(dialect: str, failure: Failure, request_id: str) -> dict[str, Any]:
-    """Return the JSON body that a dialect has for a failure."""
-    return _CONTENT.get(dialect, _fairlead)(failure, request_id)
+def install(app: FastAPI, respond: Respond) -> None:
+    """Make an app answer every error with `respond`."""
 
-
-def dialect_of(path: str) -> str:
-    """Return the name of the dialect that a path belongs to, for errors and metrics."""
-    if path == "/v2" or path.startswith("/v2/"):
-        return "open_inference"
-    if path.startswith("/v1/rewards"):
-        return "fairlead"
-    if path.startswith("/v1/models/"):
-        return "openai"
-    return _DIALECTS.get(path, "other")
-
-
-_DIALECTS = {
-    "/get_reward": "openrlhf",
-    "/classify": "vllm",
-    "/v1/embeddings": "sglang",
-    "/v1/chat/completions": "openai",
-    "/v1/models": "openai",
-}
-
-
-def install(app: FastAPI) -> None:
-    """Make an app answer every error with `response_to`."""
-
-    async def handle(request: Request, error: Exception) -> JSONResponse:
+    async def handle(request: Request, error: Exception) -> Response:
         request.scope[_REPORTED] = True
-        return response_to(error, path=path_of(request.scope), request_id=call_of(request.scope).request_id)
+        return respond(error, path_of(request.scope), call_of(request.scope).request_id)
 
     for kind in (FairleadError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)
@@ -161,7 +134,8 @@ def is_reported(scope: MutableMapping[str, Any]) -> bool:
     return _REPORTED in scope
 
 
-def _fairlead(failure: Failure, request_id: str) -> dict[str, Any]:
+def error_content(failure: Failure, request_id: str) -> dict[str, Any]:
+    """Return the JSON body of a failure in Fairlead's own format, that of `Error`."""
     found: dict[str, Any] = {
         "status": failure.status,
         "type": failure.kind,
@@ -172,41 +146,6 @@ def _fairlead(failure: Failure, request_id: str) -> dict[str, Any]:
         "request_id": request_id,
     }
     return {"error": {key: value for key, value in found.items() if value is not None}}
-
-
-def _openai(failure: Failure, request_id: str) -> dict[str, Any]:
-    """As OpenAI's clients read it: https://platform.openai.com/docs/guides/error-codes."""
-    kinds = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error"}
-    kind = kinds.get(failure.status, "rate_limit_error" if failure.status == 429 else failure.kind)
-    message, code = failure.message, failure.kind
-    if failure.is_too_long:
-        # Some clients look for the code, others for OpenAI's sentence, to choose a model for longer texts.
-        message, code = f"{message}. This model's maximum context length is exceeded.", _TOO_LONG
-    return {
-        "error": {
-            "message": message,
-            "type": "invalid_request_error" if failure.status in (404, 405, 413) else kind,
-            "param": failure.field,
-            "code": code,
-        }
-    }
-
-
-def _openrlhf(failure: Failure, request_id: str) -> dict[str, Any]:
-    return {"detail": failure.message}
-
-
-def _open_inference(failure: Failure, request_id: str) -> dict[str, Any]:
-    return {"error": failure.message}
-
-
-_CONTENT = {
-    "open_inference": _open_inference,
-    "openrlhf": _openrlhf,
-    "vllm": _openai,
-    "sglang": _openai,
-    "openai": _openai,
-}
 
 
 def invalid_input(errors: Sequence[Any], body: object = None) -> InvalidInput:
@@ -283,7 +222,7 @@ _MEANINGS = {
     401: "No API key was sent, or it is not valid.",
     403: "The API key does not allow this request.",
     404: "There is no model with this name or version.",
-    413: "The body is larger than `gateway.max_body_bytes`.",
+    413: "The body is larger than `max_body_bytes` of the service's section.",
     429: "The service is overloaded, or the API key's limit is reached. Retry-After says when to try again.",
     501: "The service that this request needs is not configured.",
     503: "The service that this request needs is unreachable, loading or draining.",

@@ -1,7 +1,7 @@
 """The outermost layer of every HTTP request: authentication, limits, deadline, cancellation, metrics, log.
 
 An ASGI app between uvicorn and the FastAPI app. It reads the whole body, within the limits, before the app
-starts. It knows nothing about dialects; `failures.py` knows how each dialect reports an error.
+starts. What differs between services is in `HttpService`: who may do what, and the format of errors.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
+from prometheus_client import Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fairlead import metrics
+from fairlead.config.http import HttpSection
 from fairlead.config.infrastructure import AccessLog
-from fairlead.config.serving import GatewaySection
 from fairlead.errors import DeadlineExceeded, Overloaded, PermissionDenied, Unauthenticated, Unavailable
 from fairlead.rpc.status import REQUEST_ID
-from services.gateway import failures
-from services.gateway.call import HttpCall
-from services.gateway.failures import TooLarge
-from services.gateway.http.body import BodyBuffer, store_body, too_large
-from services.gateway.http.proxies import ProxyChain
-from services.gateway.limit_headers import limit_headers
-from services.gateway.paths import path_of, set_root
-from services.gateway.scopes import need_of
-from services.runtime.access.control import AccessControl, Caller, Need
+from services.runtime.access.control import AccessControl, Caller
+from services.runtime.http.body import BodyBuffer, store_body, too_large
+from services.runtime.http.browsers import BrowserGuard
+from services.runtime.http.call import HttpCall
+from services.runtime.http.failures import Respond, TooLarge, is_reported
+from services.runtime.http.limit_headers import limit_headers
+from services.runtime.http.paths import path_of, set_root
+from services.runtime.http.proxies import ProxyChain
 
 logger = logging.getLogger(__name__)
-access_logger = logging.getLogger("services.gateway.access")
 
 _UNLOGGED = ("/healthz", "/readyz", "/metrics")
 """Requested all the time by machines: counted, but not logged and not limited."""
@@ -45,34 +45,67 @@ _CLIENT_CLOSED = 499
 """Status in the log if the caller closed the connection; nginx uses the same number. It is never sent."""
 
 
+class HttpMetrics(Protocol):
+    """The metrics of the requests of a service."""
+
+    @property
+    def requests(self) -> Counter:
+        """By route and HTTP status; 499: the caller disconnected."""
+
+    @property
+    def seconds(self) -> Histogram:
+        """By route: time from the headers of a request to the end of its response."""
+
+    @property
+    def in_flight(self) -> Gauge:
+        """Requests being answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpService:
+    """What the edge needs to know of its service."""
+
+    name: str
+    """In messages and in the name of the access log, such as `gateway`."""
+    authorize: Callable[[Caller, HttpCall, Scope], Awaitable[None]]
+    """Raises an error if the caller may not send the request; completes the caller otherwise."""
+    respond: Respond
+    """Makes the responses of requests that fail."""
+    route_of: Callable[[str], str]
+    """Returns the label of a path in the metrics."""
+    metrics: HttpMetrics
+    """Counts requests."""
+    browsers: BrowserGuard | None = None
+    """Refuses requests of foreign pages; None for a service that reads no cookies and has no pages."""
+
+
 class HttpEdge:
     """An ASGI app that wraps another one."""
 
     def __init__(
         self,
         app: ASGIApp,
-        section: GatewaySection,
-        gateway_metrics: metrics.GatewayMetrics,
+        section: HttpSection,
+        service: HttpService,
         access: AccessControl,
         *,
-        exists: Callable[[Scope], bool],
         access_log: AccessLog = "auto",
     ) -> None:
         """
         Args:
             app: handles the request.
-            exists: whether the app has a route for the path of a request.
             section: the limits.
-            gateway_metrics: counts requests.
-            access: authenticates callers and enforces the limits of their keys.
+            service: the service that the edge protects.
+            access: enforces the limits of API keys.
             access_log: whether to log each request, and whether with its body; `auto` means `plain`.
         """
         self._app = app
-        self._exists = exists
+        self._service = service
         self._access = access
         self._access_log = access_log
+        self._logger = logging.getLogger(f"services.{service.name}.access")
         self._section = section
-        self._metrics = gateway_metrics
+        self._metrics = service.metrics
         self._proxies = ProxyChain(section.trusted_proxies)
         self._in_flight = 0
 
@@ -82,7 +115,7 @@ class HttpEdge:
             await self._app(scope, receive, send)
             return
         set_root(scope, self._section.root_path)
-        exchange = _HttpExchange(scope, receive, send)
+        exchange = _HttpExchange(scope, receive, send, self._service)
         try:
             await self._serve(exchange, scope)
         except asyncio.CancelledError:
@@ -101,7 +134,9 @@ class HttpEdge:
         call.store_in(scope)
         call.apply_timeout()
         exchange.caller = Caller(call.request_id)
-        self._access.authorize(exchange.caller, bearer=call.authorization, scope=self._need(scope))
+        if self._service.browsers is not None and path_of(scope) not in _UNLOGGED:
+            self._service.browsers.check(scope["method"], scope["headers"])
+        await self._service.authorize(exchange.caller, call, scope)
         with self._slot(limited=path_of(scope) not in _UNLOGGED):
             async with self._access.request(exchange.caller):
                 try:
@@ -110,11 +145,6 @@ class HttpEdge:
                 except TimeoutError:
                     raise DeadlineExceeded("the deadline passed before the whole body was received") from None
                 await exchange.run(self._app)
-
-    def _need(self, scope: Scope) -> Need:
-        """Return what the path of a request requires; any valid key may learn that a path does not exist."""
-        need = need_of(path_of(scope))
-        return "any" if need == "admin" and not self._exists(scope) else need
 
     @contextlib.contextmanager
     def _slot(self, *, limited: bool) -> Iterator[None]:
@@ -125,7 +155,8 @@ class HttpEdge:
         """
         if limited and self._in_flight >= self._section.max_in_flight:
             raise Overloaded(
-                f"{self._section.max_in_flight} requests are in flight, the limit of this gateway",
+                f"{self._section.max_in_flight} requests are in flight, "
+                f"the limit of this {self._service.name}",
                 retry_after_seconds=1.0,
             )
         self._in_flight += 1
@@ -141,11 +172,11 @@ class HttpEdge:
         seconds = time.monotonic() - exchange.started
         status = exchange.final_status
         path = path_of(scope)
-        dialect = failures.dialect_of(path)
-        self._metrics.requests.labels(dialect=dialect, status=str(status)).inc()
-        self._metrics.seconds.labels(dialect=dialect).observe(seconds)
+        route = self._service.route_of(path)
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
         unlogged = self._access_log == "off" or path in _UNLOGGED
-        if unlogged or not access_logger.isEnabledFor(logging.INFO):
+        if unlogged or not self._logger.isEnabledFor(logging.INFO):
             return
         fields: dict[str, object] = {
             "method": scope["method"],
@@ -161,14 +192,15 @@ class HttpEdge:
         }
         if self._access_log == "texts":
             fields["body"] = exchange.body[:_LOGGED_BYTES].decode(errors="replace")
-        access_logger.info("%s %s %d", fields["method"], fields["path"], status, extra=fields)
+        self._logger.info("%s %s %d", fields["method"], fields["path"], status, extra=fields)
 
 
 class _HttpExchange:
     """One request, and what has been sent of its response."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, service: HttpService) -> None:
         self._scope = scope
+        self._service = service
         self._receive = receive
         self._send = send
         self._disconnected = asyncio.Event()
@@ -264,7 +296,7 @@ class _HttpExchange:
         work.result()
 
     def _replay(self) -> Receive:
-        """Return a `receive` that gives the app an empty body: the dialects find it in the scope."""
+        """Return a `receive` that gives the app an empty body: the routes find it in the scope."""
         given = False
 
         async def receive() -> Message:
@@ -300,10 +332,10 @@ class _HttpExchange:
     async def fail(self, error: Exception) -> None:
         """Answer with an error. If the response has started, the connection closes before its end."""
         if self.response_started:
-            if not failures.is_reported(self._scope):
+            if not is_reported(self._scope):
                 logger.error("the response to request %s broke off", self.request_id, exc_info=error)
             return
-        response = failures.response_to(error, path=path_of(self._scope), request_id=self.request_id)
+        response = self._service.respond(error, path_of(self._scope), self.request_id)
         await response(self._scope, self._receive, self.send)
 
     async def cut_off(self) -> None:
@@ -313,4 +345,4 @@ class _HttpExchange:
             if self.call is not None:
                 self.call.stream_status = self.call.stream_status or 503
             return
-        await self.fail(Unavailable("the gateway is draining, and the request took too long"))
+        await self.fail(Unavailable(f"the {self._service.name} is draining, and the request took too long"))

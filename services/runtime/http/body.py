@@ -17,8 +17,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from fairlead.errors import InvalidInput
-from services.gateway.failures import TooLarge, invalid_input
-from services.gateway.http.json_limits import BodyLimits, check_json
+from services.runtime.http.failures import TooLarge, invalid_input
+from services.runtime.http.json_limits import BodyLimits, check_json
 from services.runtime.large import in_thread_if_large
 
 _STEP_BYTES = 1 << 20
@@ -52,7 +52,7 @@ def _checked(data: bytes | bytearray, limits: BodyLimits) -> Any:  # noqa: ANN40
 
 
 def store_body(scope: MutableMapping[str, Any], body: bytearray) -> None:
-    """Store the body of a request in its ASGI scope, where the dialects find it."""
+    """Store the body of a request in its ASGI scope, where the routes find it."""
     scope[_KEY] = body
 
 

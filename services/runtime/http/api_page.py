@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-
-from services.gateway.scopes import need_of
 
 _SCHEMES = {
     "bearer": {
@@ -37,12 +36,13 @@ _HEADERS = {
 }
 
 
-def describe_headers(app: FastAPI, *, requires_keys: bool) -> None:
+def describe_headers(app: FastAPI, *, requires_key: Callable[[str], bool] | None) -> None:
     """Add API keys, if they are required, and the headers of all requests to the description of an app.
 
     Args:
         app: with all its routes.
-        requires_keys: whether callers need an API key; the page /docs then has the button *Authorize*.
+        requires_key: returns whether a path needs an API key; the page /docs then has the button *Authorize*.
+            None: callers need no keys.
     """
     generate = app.openapi
 
@@ -51,10 +51,10 @@ def describe_headers(app: FastAPI, *, requires_keys: bool) -> None:
             schema = generate()
             components = schema.setdefault("components", {})
             components["parameters"] = _HEADERS
-            if requires_keys:
+            if requires_key is not None:
                 components["securitySchemes"] = _SCHEMES
             for path, methods in schema["paths"].items():
-                closed = requires_keys and need_of(path) is not None
+                closed = requires_key is not None and requires_key(path)
                 for operation in methods.values():
                     _describe(operation, closed=closed)
         assert app.openapi_schema is not None

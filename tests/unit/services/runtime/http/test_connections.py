@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.gateway.http import edge
-from services.gateway.http.connections import Connection
+from services.runtime.http import edge
+from services.runtime.http.connections import Connection
 from tests.gateway_world import Gateway, gateway, reward_server
 from tests.unit.fairlead.rpc.rpc_world import Replica, serving
 from tests.unit.services.runtime.keys_world import Keys

@@ -14,11 +14,11 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fairlead.config.base import TlsSection
-from fairlead.config.serving import GatewaySection
+from fairlead.config.http import HttpSection
 from fairlead.errors import ConfigError
 from fairlead.rpc.credentials import is_loopback
 from fairlead.rpc.tls import Certificates
-from services.gateway.http.connections import Connection
+from services.runtime.http.connections import Connection
 from services.runtime.process import on_stop
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _SAID_BY_THE_EDGE = ("Cancel %s running task(s)", "ASGI callable returned withou
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Return whether the gateway itself does not log what uvicorn logs: responses that were cut off."""
+    """Return whether the edge does not log what uvicorn logs: responses that were cut off."""
     return not str(record.msg).startswith(_SAID_BY_THE_EDGE)
 
 
@@ -48,8 +48,9 @@ class HttpServer:
 
     def __init__(
         self,
-        section: GatewaySection,
+        section: HttpSection,
         *,
+        name: str,
         drain_seconds: float = 30.0,
         tls: TlsSection | None = None,
         protocol: type[Connection] = Connection,
@@ -57,6 +58,7 @@ class HttpServer:
         """
         Args:
             section: the address and the limits.
+            name: the section's name in the configuration, such as `gateway`; for messages.
             drain_seconds: time that requests in progress have after a signal.
             tls: the certificate; None serves plain text.
             protocol: handles a connection.
@@ -65,6 +67,7 @@ class HttpServer:
             ConfigError: the certificate cannot be used.
         """
         self._section = section
+        self._name = name
         self._drain_seconds = drain_seconds
         self._protocol = protocol
         self._certificates = _certificates(section, tls)
@@ -81,7 +84,7 @@ class HttpServer:
         Raises:
             ConfigError: the port is in use, or the address cannot be bound.
         """
-        self._socket = _listen(self._section.bind or self._section.addresses[0])
+        self._socket = _listen(self._section.bind or self._section.addresses[0], field=f"{self._name}.bind")
         host, port = self._socket.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         on_stop(self.stop)
@@ -98,19 +101,21 @@ class HttpServer:
         self._stop.set()
 
     def warn(self, *, asks_for_keys: bool, logs_texts: bool) -> None:
-        """Warn of settings that may expose the gateway or log texts unintentionally."""
+        """Warn of settings that may expose the service or log texts unintentionally."""
         if logs_texts:
-            logger.warning("the gateway logs the texts of requests (observe.access_log = texts)")
+            logger.warning("the %s logs the texts of requests (observe.access_log = texts)", self._name)
         if is_loopback(self.address):
             return
         if not asks_for_keys:
             logger.warning(
-                "the gateway at %s requires no API keys: see [keys]",
+                "the %s at %s requires no API keys: see [keys]",
+                self._name,
                 self.address,
             )
         if self._certificates is None:
             logger.warning(
-                "the gateway at %s serves unencrypted HTTP: see [tls]",
+                "the %s at %s serves unencrypted HTTP: see [tls]",
+                self._name,
                 self.address,
             )
 
@@ -143,16 +148,15 @@ class HttpServer:
             await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
             if not serving.done():
                 self.draining = True
-                logger.info(
-                    "gateway is draining", extra={"connections": len(server.server_state.connections)}
-                )
+                connections = len(server.server_state.connections)
+                logger.info("%s is draining", self._name, extra={"connections": connections})
                 await asyncio.sleep(_LAME_DUCK_SECONDS)
                 server.should_exit = True
             await serving
         finally:
             stopped.cancel()
             serving.cancel()
-        logger.info("gateway stopped")
+        logger.info("%s stopped", self._name)
 
     def _closing(self, app: ASGIApp) -> ASGIApp:
         """Return an app whose responses close their connections once the drain has begun.
@@ -172,7 +176,7 @@ class HttpServer:
         return closing
 
 
-def _certificates(section: GatewaySection, tls: TlsSection | None) -> Certificates | None:
+def _certificates(section: HttpSection, tls: TlsSection | None) -> Certificates | None:
     if tls is None or not tls.on or section.tls == "off":
         return None
     if section.tls == "server":
@@ -180,11 +184,11 @@ def _certificates(section: GatewaySection, tls: TlsSection | None) -> Certificat
     return Certificates(tls, serves=True)
 
 
-def _listen(address: str) -> socket.socket:
+def _listen(address: str, *, field: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdigit() or "/" in address:
-        raise ConfigError("gateway.bind", got=address, allowed="host:port")
+        raise ConfigError(field, got=address, allowed="host:port")
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -197,7 +201,7 @@ def _listen(address: str) -> socket.socket:
             raise
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            "gateway.bind",
+            field,
             got=f"{address} ({getattr(error, 'strerror', None) or error})",
             allowed="an address of this machine with a free port",
         ) from error

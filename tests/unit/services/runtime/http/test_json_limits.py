@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import InvalidInput
-from services.gateway.http.body import read_json
-from services.gateway.http.json_limits import MAX_KEYS, BodyLimits, check_json
+from services.runtime.http.body import read_json
+from services.runtime.http.json_limits import MAX_KEYS, BodyLimits, check_json
 
 LIMITS = BodyLimits(
     entries={"items": 4, "items[].messages": 2, "input": 4},

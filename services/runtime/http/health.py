@@ -10,8 +10,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0, generate_latest
 
 
-def router(*, ready: Callable[[], bool], registry: CollectorRegistry) -> APIRouter:
-    """Return the routes."""
+def router(*, ready: Callable[[], bool], registry: CollectorRegistry, readiness: str) -> APIRouter:
+    """Return the routes.
+
+    Args:
+        ready: whether /readyz answers with 200.
+        registry: the metrics that /metrics shows.
+        readiness: when the service is ready, for the API page: "the store is open".
+    """
     routes = APIRouter(tags=["health"])
 
     @routes.head("/healthz", include_in_schema=False)
@@ -25,13 +31,10 @@ def router(*, ready: Callable[[], bool], registry: CollectorRegistry) -> APIRout
         "/readyz",
         response_class=PlainTextResponse,
         summary="Readiness",
-        responses={503: {"description": "The reward service is not available, or the gateway is draining."}},
+        description=f"200 while {readiness} and the service is not draining.",
+        responses={503: {"description": "The service is not ready, or it is draining."}},
     )
     async def readyz() -> Response:
-        """200 while the reward service is available and the gateway is not draining.
-
-        Without a reward service in the configuration, the policy counts.
-        """
         return PlainTextResponse("ok\n") if ready() else PlainTextResponse("not ready\n", 503)
 
     @routes.head("/metrics", include_in_schema=False)

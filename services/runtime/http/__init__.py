@@ -1,0 +1,1 @@
+"""HTTP servers of the services: connection, body, errors, and what every request has in common."""
