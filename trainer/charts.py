@@ -83,7 +83,7 @@ def lines(
     if y_min is not None:
         axes.set_ylim(bottom=min(y_min, axes.get_ylim()[0]))
     for mark in marks:
-        _draw_mark(axes, mark)
+        draw_mark(axes, mark)
     axes.set_xlabel(x_label)
     if len(curves) > 1:
         axes.legend(fontsize=9)
@@ -166,13 +166,15 @@ def timeline(spans: Sequence[tuple[str, float, float]], *, rows: Sequence[str]) 
     return _uri(figure)
 
 
-def _draw_mark(axes: Any, mark: Mark) -> None:  # noqa: ANN401 - matplotlib's own type
+def draw_mark(axes: Any, mark: Mark, *, bottom: bool = False) -> None:  # noqa: ANN401 - matplotlib's own type
+    """Draw a vertical line with its text at the top, or at the bottom."""
     color = COLORS[-1] if mark.alarm else MUTED
     axes.axvline(mark.x, color=color, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     if mark.text:
-        style: Any = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 8, "color": color}
+        side, height = ("bottom", 0.02) if bottom else ("top", 0.98)
+        style: Any = {"rotation": 90, "ha": "right", "va": side, "fontsize": 8, "color": color}
         place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-        axes.annotate(mark.text, (mark.x, 0.98), xytext=(-3, 0), **place, **style)
+        axes.annotate(mark.text, (mark.x, height), xytext=(-3, 0), **place, **style)
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Any]:

@@ -1,7 +1,8 @@
 """`fairlead quickstart --break-it`: the quickstart with two deliberate mistakes, to show reward hacking.
 
-The reward model learns from only 100 labelled tasks, and PPO runs 40 updates without a KL penalty: the proxy
-rises, gold falls. Writes break_it.html and break_it.json. The stages are those of the quickstart.
+The reward model learns from only 100 labelled tasks, and PPO, or another method, runs 40 updates without a KL
+penalty: the proxy rises, gold falls. Writes break_it.html and break_it.json. The stages are those of the
+quickstart.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def outcome(record: RunRecord) -> dict[str, Any]:
     """Return what happened, and what a guard with `action = "stop"` would have saved.
 
     `fired` is the first alert of level `stop`. `half_lost` is the first update after the peak at which gold
-    has lost half of its gain, if the gain was larger than noise. Both are None if there is none.
+    has lost half of its gain, if the gain was larger than noise. Both are None if there is none. `signals`
+    has the first alert of every signal and level, with gold and proxy of its update.
     """
     updates, gold_rewards = figures.gold_by_update(record)
     gold_rewards = smooth(gold_rewards)
@@ -73,7 +75,9 @@ def outcome(record: RunRecord) -> dict[str, Any]:
     )
     stops = [alert for alert in record.ppo.get("guards", ()) if alert["level"] == "stop"]
     fired = min(stops, key=lambda alert: float(alert["update"])) if stops else None
-    gold_fired = dict(zip(updates, gold_rewards, strict=True)).get(float(fired["update"])) if fired else None
+    by_update = dict(zip(updates, gold_rewards, strict=True))
+    gold_fired = by_update.get(float(fired["update"])) if fired else None
+    alerts = list(record.ppo.get("guards", ()))
     return {
         "proxy_first": proxies[0],
         "proxy_last": proxies[-1],
@@ -86,7 +90,15 @@ def outcome(record: RunRecord) -> dict[str, Any]:
         "fired": fired,
         "gold_fired": gold_fired,
         "gold_saved": None if gold_fired is None else gold_fired - gold_rewards[-1],
-        "guards": list(record.ppo.get("guards", ())),
+        "guards": alerts,
+        "signals": [
+            {
+                **alert,
+                "gold": by_update.get(float(alert["update"])),
+                "proxy": proxies[int(alert["update"]) - 1],
+            }
+            for alert in firsts(alerts)
+        ],
         "updates": updates,
         "gold": gold_rewards,
         "proxy": proxies,
@@ -107,6 +119,11 @@ def summary(config: RunConfig) -> str:
             f"gold reward            {numbers['gold_first']:+.2f} → {numbers['gold_peak']:+.2f} at update "
             f"{numbers['gold_peak_update']} → {numbers['gold_last']:+.2f}",
             f"guard                  {_verdict(numbers)}",
+            *(
+                f"    update {each['update']:>2}: {each['level']} by {each['signal']}, "
+                f"at gold {each['gold']:+.2f} and score {each['proxy']:+.2f}"
+                for each in numbers["signals"]
+            ),
         )
     )
 
@@ -115,7 +132,7 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
     """Return the whole page."""
     marks = [
         Mark(float(alert["update"]), f"{alert['signal']}: {alert['level']}", alarm=alert["level"] == "stop")
-        for alert in _firsts(numbers["guards"])
+        for alert in firsts(numbers["guards"])
     ]
     picture = Picture(
         title="Proxy and gold",
@@ -138,7 +155,8 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
     return Page(
         title="Break it: reward hacking",
         lead=f"The quickstart with two deliberate mistakes. Labelers ranked the answers to {NUM_TASKS} tasks "
-        f"instead of {rounds.NUM_TASKS}, so the reward model knows little. PPO ran {NUM_UPDATES} updates "
+        f"instead of {rounds.NUM_TASKS}, so the reward model knows little. "
+        f"{'PPO' if config.ppo.has_critic else config.ppo.estimator} ran {NUM_UPDATES} updates "
         "without a penalty for leaving the fine-tuned policy (β = 0). The policy finds answers that the "
         "reward model overrates.",
         headlines=tuple(_headlines(numbers)),
@@ -156,12 +174,12 @@ def _headlines(numbers: Mapping[str, Any]) -> list[Headline]:
         Headline(
             f"{numbers['proxy_first']:+.2f} → {numbers['proxy_last']:+.2f}",
             "reward model's score",
-            "What PPO optimized, at the first update and at the last.",
+            "What training optimized, at the first update and at the last.",
         ),
         Headline(
             f"{numbers['gold_first']:+.2f} → {numbers['gold_last']:+.2f}",
             "gold reward",
-            f"What PPO should have raised. Its maximum was {numbers['gold_peak']:+.2f}, at update "
+            f"What training should have raised. Its maximum was {numbers['gold_peak']:+.2f}, at update "
             f"{numbers['gold_peak_update']}.",
         ),
     ]
@@ -190,7 +208,7 @@ def _verdict(numbers: Mapping[str, Any]) -> str:
     )
 
 
-def _firsts(alerts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def firsts(alerts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the first alert of every signal and level."""
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for alert in alerts:

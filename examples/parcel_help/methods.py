@@ -46,4 +46,6 @@ def configured(config: RunConfig, method: str) -> RunConfig:
     if method == DEFAULT:
         return config
     ppo = PpoSection.model_validate(config.ppo.model_dump(exclude_unset=True) | METHODS[method])
-    return config.model_copy(update={"name": f"{config.name}-{method}", "ppo": ppo})
+    # The name of a run is also that of a folder and of keys, and has no plus.
+    name = f"{config.name}-{method.replace('+', 'p')}"
+    return config.model_copy(update={"name": name, "ppo": ppo})

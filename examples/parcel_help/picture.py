@@ -1,7 +1,8 @@
-"""Draw the README's picture of a finished quickstart: `python -m examples.parcel_help.picture RUN OUT`.
+"""Draw the pictures of docs: `python -m examples.parcel_help.picture RUN OUT`.
 
-Three panels over all rounds: the reward that PPO optimizes and the gold reward, how far the policy moved, and
-how often its answers win. Prints the figures as a caption.
+Of a finished quickstart three panels over all rounds: the reward that PPO optimizes and the gold reward, how
+far the policy moved, and how often its answers win. Of runs of `--break-it` (several, before OUT) a panel
+each: both rewards, and the updates at which guards fired. Prints a caption.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from examples.parcel_help.figures import gold_by_update
 from fairlead.config import RunFolder
 from fairlead.errors import ConfigError, FairleadError
 from trainer import charts, run_record
-from trainer.charts import COLORS, INK, MUTED
+from trainer.charts import COLORS, INK, MUTED, Mark
 from trainer.run_record import RunRecord
 
 _SIZE_INCHES = (10.0, 2.9)
@@ -48,6 +49,49 @@ def draw(run: Path, out: Path) -> str:
         # No date: the same run gives the same picture.
         figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None, dpi=150)
     return caption(rounds)
+
+
+def draw_broken(runs: Sequence[Path], out: Path) -> str:
+    """Draw runs of `--break-it`, a panel each; return a caption.
+
+    Raises:
+        ConfigError: a folder is not that of a finished run of `--break-it`.
+    """
+    found = [_broken(run) for run in runs]
+    with mpl.rc_context({**charts.STYLE, "savefig.facecolor": "white"}):
+        figure = Figure(figsize=(4.6 * len(runs), 3.6), layout="constrained")
+        panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
+        for axes, run, numbers in zip(panels, runs, found, strict=True):
+            updates = range(1, len(numbers["proxy"]) + 1)
+            axes.plot(updates, numbers["proxy"], color=COLORS[1], linewidth=1.6, label="reward model's score")
+            axes.plot(numbers["updates"], numbers["gold"], color=COLORS[0], linewidth=1.6, label="gold")
+            by_update: dict[int, list[Any]] = {}
+            for alert in numbers["signals"]:
+                by_update.setdefault(int(alert["update"]), []).append(alert)
+            for update, alerts in by_update.items():
+                stops = any(alert["level"] == "stop" for alert in alerts)
+                names = ", ".join(alert["signal"] for alert in alerts)
+                charts.draw_mark(axes, Mark(update, names, alarm=stops), bottom=True)
+            axes.set_title(run.name)
+            axes.set_xlabel("update")
+        # Space for the names of the guards.
+        low, high = panels[0].get_ylim()
+        panels[0].set_ylim(low - 0.4 * (high - low), high)
+        panels[0].legend(fontsize=8, loc="upper left")
+        figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None, dpi=150)
+    return "; ".join(
+        f"{run.name}: gold {each['gold_first']:.2f} → {each['gold_last']:.2f}"
+        for run, each in zip(runs, found, strict=True)
+    )
+
+
+def _broken(run: Path) -> dict[str, Any]:
+    try:
+        numbers: dict[str, Any] = json.loads((run / "break_it.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        allowed = "folders of `fairlead quickstart --break-it`, if there are several"
+        raise ConfigError("run", got=f"{run}, without break_it.json", allowed=allowed) from error
+    return numbers
 
 
 def caption(rounds: Sequence[dict[str, Any]]) -> str:
@@ -127,11 +171,13 @@ def _wins(axes: Any, found: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the picture, print the caption and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m examples.parcel_help.picture", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a finished quickstart")
+    parser.add_argument("run", type=Path, nargs="+", help="the folder of a finished quickstart, or several")
     parser.add_argument("out", type=Path, help="file for the picture, .svg or .png")
     options = parser.parse_args(argv)
     try:
-        print(draw(options.run, options.out))
+        runs = options.run
+        broken = len(runs) > 1 or (runs[0] / "break_it.json").exists()
+        print(draw_broken(runs, options.out) if broken else draw(runs[0], options.out))
     except FairleadError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.parcel_help import break_it, figures, gold
-from fairlead.config import load
+from examples.parcel_help import break_it, figures, gold, methods, picture
+from fairlead.config import RunConfig, load
 from trainer import run_record
 
 PROMPT = "my lamp was charged twice ."
@@ -61,6 +61,15 @@ def test_broken_configuration_has_no_kl_penalty_and_its_own_folder() -> None:
     assert config.folder.root != ordinary.folder.root
 
 
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_can_be_broken(method: str) -> None:
+    ordinary = load(None, overrides={"ppo.missing_eos_penalty": 2.0})
+    config = break_it.broken(methods.configured(ordinary, method))
+    # What the trainer will read from the file of the run.
+    assert RunConfig.model_validate(config.model_dump()).ppo == config.ppo
+    assert config.ppo.kl_coefficient == 0
+
+
 def test_outcome_equals_values_computed_by_hand(tmp_path: Path) -> None:
     config = _run(tmp_path)
     record = run_record.read(config.folder)
@@ -104,3 +113,7 @@ def test_page_and_summary_show_the_outcome(tmp_path: Path) -> None:
         break_it.smooth(GOLDS)
     )
     assert "ended at -0.27" in break_it.summary(config)
+    assert "update  4: stop by length_ratio, at gold +0.73 and score +3.00" in break_it.summary(config)
+    caption = picture.draw_broken([config.folder.root] * 2, tmp_path / "broken.svg")
+    assert caption == "; ".join(["q-break-it: gold 0.20 → -0.27"] * 2)
+    assert (tmp_path / "broken.svg").read_text(encoding="utf-8").count("<svg") == 1
