@@ -13,7 +13,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import quickstart
@@ -98,6 +100,18 @@ class Run:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What all runs gave."""
+
+    seeds: Sequence[Seeds]
+    """Methods of which a seed has finished; at least one."""
+    start: Outcome
+    """The policy that all start from."""
+    out: Path
+    """Folder for tables and pictures."""
+
+
 def run(settings: Settings) -> dict[str, Result]:
     """Measure all methods, seed by seed, until the time is up; what has not finished is listed.
 
@@ -105,13 +119,35 @@ def run(settings: Settings) -> dict[str, Result]:
         ProcessFailed: if no method has finished.
     """
     source = quickstart.ensure(settings.source)
-    deadline = time.time() + 60 * (settings.minutes or MINUTES)
+    with measured(recipes(), settings, source, FOLDER) as found:
+        show(f"{report.table(found.seeds, found.start)}\n\n{_reward_model(source)}", found.out / "methods.md")
+        for suffix in ("png", "svg"):
+            report.draw(found.seeds, found.start, found.out / f"methods.{suffix}")
+    return report.results(found.seeds, found.start)
+
+
+@contextmanager
+def measured(
+    known: Sequence[Recipe], settings: Settings, source: Path, folder: Path, *, minutes: float = MINUTES
+) -> Iterator[Found]:
+    """Measure recipes with several seeds, and yield what has finished in time.
+
+    Args:
+        known: what is compared.
+        settings: those of the benchmark.
+        source: folder of a quickstart.
+        folder: finished runs, tables and pictures; with `--quick` a temporary one takes its place.
+        minutes: time limit, unless the settings have one.
+
+    Raises:
+        ProcessFailed: if nothing has finished.
+    """
+    deadline = time.time() + 60 * (settings.minutes or minutes)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        temporary = Path(name)
         extra = _QUICK if settings.quick else {}
-        inputs = inputs_of(source, folder, extra=extra, samples=2 if settings.quick else SAMPLES)
-        out = folder if settings.quick else FOLDER
-        known = recipes()
+        inputs = inputs_of(source, temporary, extra=extra, samples=2 if settings.quick else SAMPLES)
+        out = temporary if settings.quick else folder
         runs = [Run(inputs, recipe, seed) for seed in range(settings.rounds(SEEDS)) for recipe in known]
         evaluation = _evaluation(inputs.task)
         start = evaluation.evaluated(None)
@@ -121,7 +157,17 @@ def run(settings: Settings) -> dict[str, Result]:
             lambda run: run.measure(evaluation, start, deadline=deadline),
             deadline=deadline,
         )
-        return _reported(by_method(known, finished), outcome(start, start, inputs.task), source, out)
+        found = by_method(known, finished)
+        if not found:
+            raise ProcessFailed("nothing has finished; see above")
+        yield Found(found, outcome(start, start, inputs.task), out)
+
+
+def show(text: str, file: Path) -> None:
+    """Print a table and keep it."""
+    print(text)
+    file.write_text(text + "\n")
+    print(f"in {file}, with pictures beside it", file=sys.stderr)
 
 
 def inputs_of(source: Path, folder: Path, *, extra: Mapping[str, object], samples: int) -> Inputs:
@@ -154,23 +200,6 @@ def by_method(known: Sequence[Recipe], finished: Mapping[Run, Outcome]) -> list[
 def _evaluation(task: Task) -> Evaluation:
     config = quickstart.config(task.overrides({}, 0, Path("runs")))
     return Evaluation(config, task.heldout, samples=task.samples, reward_model=task.reward_model)
-
-
-def _reported(found: Sequence[Seeds], start: Outcome, source: Path, out: Path) -> dict[str, Result]:
-    """Print the table and draw the picture.
-
-    Raises:
-        ProcessFailed: if no method has finished.
-    """
-    if not found:
-        raise ProcessFailed("no method has finished; see above")
-    text = f"{report.table(found, start)}\n\n{_reward_model(source)}"
-    print(text)
-    (out / "methods.md").write_text(text + "\n")
-    for suffix in ("png", "svg"):
-        report.draw(found, start, out / f"methods.{suffix}")
-    print(f"drawn in {out / 'methods.png'} and methods.svg", file=sys.stderr)
-    return report.results(found, start)
 
 
 def _reward_model(source: Path) -> str:

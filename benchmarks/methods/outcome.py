@@ -61,3 +61,8 @@ class Seeds:
         """Return the standard deviation of a figure over seeds; None for a single one."""
         values = [getattr(outcome, figure) for outcome in self.outcomes]
         return statistics.stdev(values) if len(values) > 1 else None
+
+    def shown(self, figure: str, digits: int) -> str:
+        """Return mean ± standard deviation of a figure, as text."""
+        mean, deviation = f"{self.mean(figure):.{digits}f}", self.deviation(figure)
+        return mean if deviation is None else f"{mean} ± {deviation:.{digits}f}"

@@ -86,11 +86,10 @@ class Online:
 
     name: str
     """See `Recipe`."""
-
-    @property
-    def title(self) -> str:
-        """See `Recipe`."""
-        return _TITLES.get(self.name, self.name)
+    title: str
+    """See `Recipe`."""
+    changed: Mapping[str, object] = field(hash=False)
+    """Overrides of configs/quickstart.toml."""
 
     def settings(self, inputs: Inputs, seed: int) -> Mapping[str, object]:
         """See `Recipe`."""
@@ -114,8 +113,7 @@ class Online:
         )
 
     def _overrides(self, inputs: Inputs, seed: int, folder: Path) -> dict[str, str]:
-        changed = {f"ppo.{key}": value for key, value in quickstart_methods.METHODS[self.name].items()}
-        return inputs.task.overrides(changed, seed, folder)
+        return inputs.task.overrides(self.changed, seed, folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +213,10 @@ class BestOfN:
 def recipes() -> list[Recipe]:
     """Return all methods: those of the quickstart, those on the rankings, and best of n."""
     return [
-        *map(Online, quickstart_methods.METHODS),
+        *(
+            Online(name, _TITLES.get(name, name), {f"ppo.{key}": value for key, value in changed.items()})
+            for name, changed in quickstart_methods.METHODS.items()
+        ),
         Offline("dpo", "DPO", {"loss": "sigmoid", "beta": 0.1, "learning_rate": 3e-4, "epochs": 2}),
         Offline("kto", "KTO", {"loss": "kto", "beta": 0.1, "learning_rate": 3e-4, "epochs": 2}),
         # As many answers as the methods that sample during training.

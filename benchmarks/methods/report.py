@@ -6,14 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
-from benchmarks.labels import Labelled, label
+from benchmarks import seed_points
 from benchmarks.methods.outcome import Outcome, Seeds
 from benchmarks.result import Result
-from trainer import charts
-from trainer.charts import COLORS, INK, MUTED
+from benchmarks.seed_points import Series
 
 SFT = "SFT"
 _BASELINE = "ppo"
@@ -41,19 +37,10 @@ def table(found: Sequence[Seeds], start: Outcome) -> str:
 
 def _row(one: Seeds) -> str:
     cells = [one.title, str(len(one.outcomes)) if one.title != SFT else ""]
-    cells += [
-        _figure(one, figure, digits)
-        for figure, digits in (("gold", 2), ("win_rate", 2), ("kl", 2), ("score", 2))
-    ]
+    cells += [one.shown(figure, 2) for figure in ("gold", "win_rate", "kl", "score")]
     cells += [f"{one.mean('words'):.1f}", f"{one.mean('episodes'):,.0f}"]
     cells += [f"{one.mean(figure):.0f}" for figure in ("whole_cpu_seconds", "training_cpu_seconds")]
     return f"| {' | '.join(cells)} |"
-
-
-def _figure(one: Seeds, figure: str, digits: int) -> str:
-    deviation = one.deviation(figure)
-    mean = f"{one.mean(figure):.{digits}f}"
-    return mean if deviation is None else f"{mean} ± {deviation:.{digits}f}"
 
 
 def results(found: Sequence[Seeds], start: Outcome) -> dict[str, Result]:
@@ -77,25 +64,15 @@ def results(found: Sequence[Seeds], start: Outcome) -> dict[str, Result]:
 
 
 def draw(found: Sequence[Seeds], start: Outcome, out: Path) -> None:
-    """Draw gold against √KL: a dot for each seed, a ring at the mean of each method."""
-    with mpl.rc_context({**charts.STYLE, "savefig.facecolor": "white"}):
-        figure = Figure(figsize=(8.6, 5.4), layout="constrained")
-        axes = figure.subplots()
-        axes.scatter([_root(start)], [start.gold], color=INK, s=36, marker="s")
-        means = [Labelled(SFT, _root(start), start.gold, INK)]
-        for number, one in enumerate(found):
-            color = COLORS[number % len(COLORS)]
-            roots = [_root(outcome) for outcome in one.outcomes]
-            golds = [outcome.gold for outcome in one.outcomes]
-            axes.scatter(roots, golds, color=color, s=14, alpha=0.7, linewidths=0)
-            x, y = sum(roots) / len(roots), one.mean("gold")
-            axes.scatter([x], [y], s=70, facecolors="white", edgecolors=color, linewidths=1.8, zorder=3)
-            means.append(Labelled(one.title, x, y, color))
-        axes.set_xlabel("√KL to SFT, √nats per answer")
-        axes.set_ylabel("gold, held-out prompts")
-        label(axes, means, line=MUTED)
-        figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None, dpi=150)
+    """Draw gold against √KL."""
+    seed_points.draw(
+        [Series(one.title, [_point(outcome) for outcome in one.outcomes]) for one in found],
+        Series(SFT, [_point(start)]),
+        out,
+        x_label="√KL to SFT, √nats per answer",
+        y_label="gold, held-out prompts",
+    )
 
 
-def _root(outcome: Outcome) -> float:
-    return math.sqrt(max(0.0, outcome.kl))
+def _point(outcome: Outcome) -> tuple[float, float]:
+    return math.sqrt(max(0.0, outcome.kl)), outcome.gold

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import methods, quickstart
-from benchmarks.labels import spread
+from benchmarks import methods, pareto, quickstart, word_count
 from benchmarks.methods import report
-from benchmarks.methods.outcome import Outcome
+from benchmarks.methods.outcome import Outcome, Seeds
 from benchmarks.methods.recipes import recipes
 from benchmarks.parcel_task.evaluation import Evaluated, Evaluation
+from benchmarks.seed_points import spread
 from examples.parcel_help import methods as quickstart_methods
 from examples.parcel_help.corpus import questions
 from tests.tiny import tiny_causal_lm
@@ -107,6 +107,18 @@ def test_labels_keep_their_distance(wanted: list[float], places: list[float]):
     assert spread(wanted, step=0.1) == pytest.approx(places, abs=1e-4)
 
 
+def test_conflicting_rewards_have_a_key_for_each_weight_and_limit(inputs: methods.Inputs, tmp_path: Path):
+    runs = [methods.Run(inputs, recipe, 0) for recipe in pareto.recipes(inputs.task.reward_model)]
+    assert len({run.key() for run in runs}) == len(runs) == len(pareto.WEIGHTS) + len(pareto.WORDS)
+    sections = [
+        quickstart.config(inputs.task.overrides(run.recipe.changed, 0, tmp_path)).reward for run in runs
+    ]
+    assert [section.combined.terms["short"].weight for section in sections[:-2]] == list(pareto.WEIGHTS)
+    score = {"helpful": 0.5, "words": word_count.tens(["p"], ["one two three"])[0]}
+    assert sections[-1].combined.score(score, multiplier=2.0) == 0.5 - 2.0 * (0.3 - 1.2)
+    assert "| SFT |" in pareto.table([Seeds("a", "A", [outcome_of(1.0, 2.0)])], START)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 def test_all_methods_run(inputs: methods.Inputs, source: Path, tmp_path: Path):
@@ -115,3 +127,5 @@ def test_all_methods_run(inputs: methods.Inputs, source: Path, tmp_path: Path):
     assert command.main(["methods", "--quick", "--json", str(file), "--run", str(source)]) == 0
     found = json.loads(file.read_text())
     assert {f"methods_{recipe.name}_gold" for recipe in recipes()} <= found.keys()
+    assert command.main(["pareto", "--quick", "--json", str(file), "--run", str(source)]) == 0
+    assert len(json.loads(file.read_text())) == 2 * len(pareto.WEIGHTS + pareto.WORDS)
