@@ -38,9 +38,9 @@ COMMON = {
     "beta sft_coefficient epochs batch_size learning_rate learning_rate_schedule max_sequence_tokens",
     "preference.lora": "rank alpha merge",
     "ppo": "device dtype threads max_micro_batch_tokens gradient_checkpointing updates batch_size "
-    "num_samples dynamic_sampling mini_batch_size epochs max_staleness estimator learning_rate "
+    "num_samples dynamic_sampling mini_batch_size epochs max_staleness estimator loss learning_rate "
     "critic_learning_rate learning_rate_schedule schedule_updates warmup_updates critic_init kl_coefficient "
-    "kl_control kl_target missing_eos_penalty normalise_scores score_clip",
+    "kl_control kl_coefficient_end kl_target missing_eos_penalty normalise_scores score_clip",
     "ppo.lora": "rank alpha",
     "guard": "action length_ratio_stop_above",
     "sampling": "temperature max_new_tokens stop_strings",

@@ -32,6 +32,8 @@ METHODS: Mapping[str, dict[str, object]] = {
     "cispo": _GROUPS | {"estimator": "rloo", "loss": "cispo"},
     "reinforce++": {"estimator": "reinforce++"},
     "reinforce++-baseline": _GROUPS | {"estimator": "reinforce++_baseline"},
+    "online-dpo": _GROUPS | {"estimator": "pairs", "loss": "online_dpo"},
+    "online-dpo-soft": _GROUPS | {"estimator": "pairs", "loss": "online_dpo_soft"},
 }
 """Settings of `[ppo]` by the name of the method."""
 

@@ -22,7 +22,7 @@ from examples.parcel_help.fresh_labels import labelling
 from examples.parcel_help.stages import Stages
 from fairlead import log
 from fairlead.config import RunConfig, load, parse_overrides
-from fairlead.config.training import PpoSection
+from fairlead.config.training import OF_PAIRS, PpoSection
 from fairlead.errors import ConfigError, FairleadError, ProcessFailed
 from fairlead.local import run as local_run
 from fairlead.local.standby import Standby
@@ -180,6 +180,8 @@ def _evaluate_round(config: RunConfig, files: Files, number: int, stages: Stages
 
 def _method(section: PpoSection) -> str:
     """Return what the learning stage is called."""
+    if section.loss in OF_PAIRS:
+        return "online DPO"
     return "PPO" if section.has_critic else f"learning with {section.estimator}"
 
 

@@ -79,8 +79,8 @@ def quickstart(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How the policy learns: ppo, rloo, grpo, dr-grpo, gspo, cispo, reinforce++ or "
-            "reinforce++-baseline.",
+            help="How the policy learns: ppo, rloo, grpo, dr-grpo, gspo, cispo, reinforce++, "
+            "reinforce++-baseline, online-dpo or online-dpo-soft.",
         ),
     ] = None,
     break_it: Annotated[

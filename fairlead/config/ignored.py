@@ -92,7 +92,7 @@ def _of_ppo(section: PpoSection) -> Iterator[_Pair]:
         (section.dynamic_sampling, "dynamic_sampling", ("max_extra_batches",)),
         (section.loss != "cispo", "loss", ("dual_clip",)),
         (section.kl_in != "loss", "kl_in", ("kl_estimator",)),
-        (section.kl_control != "fixed", "kl_control", ("kl_target", "kl_horizon")),
+        (section.kl_control == "adaptive", "kl_control", ("kl_target", "kl_horizon")),
         (section.behaviour_weight != "truncate", "behaviour_weight", ("min_behaviour_weight",)),
         (section.overlong_penalty, "overlong_penalty", ("overlong_buffer_tokens",)),
         (section.ptx_coefficient, "ptx_coefficient", ("ptx_batch_size",)),

@@ -39,6 +39,7 @@ from fairlead.config.infrastructure import (
     WeightsSection,
 )
 from fairlead.config.preference import PreferenceSection
+from fairlead.config.sampling import EvaluationSection, SamplingSection
 from fairlead.config.serving import (
     PolicySection,
     ReferenceSection,
@@ -47,10 +48,8 @@ from fairlead.config.serving import (
 )
 from fairlead.config.training import (
     CheckpointSection,
-    EvaluationSection,
     PpoSection,
     RewardModelSection,
-    SamplingSection,
     SftSection,
 )
 from fairlead.errors import ConfigError

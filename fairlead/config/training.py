@@ -1,4 +1,4 @@
-"""The sections of the stages: SFT, reward model and PPO, with sampling, evaluation and checkpoints."""
+"""The sections of the stages: SFT, reward model and PPO, and their checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fairlead.config.base import ComputeSection, Section
-from fairlead.types import SamplingParams
 
 LearningRateSchedule = Literal["linear", "cosine", "constant"]
 """How a learning rate changes after its warm-up."""
@@ -123,48 +122,17 @@ class RewardModelSection(TrainingSection):
     """Train an adapter on frozen weights, and the head, instead of all weights."""
 
 
-class SamplingSection(Section):
-    """Sampling of the rollouts that PPO trains on."""
-
-    temperature: float = Field(default=1.0, gt=0, le=100)
-    """Sampling temperature. The logits of the policy, the reference and the trainer are divided by it."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Probability mass that nucleus sampling keeps; 1 keeps all tokens."""
-    top_k: int = Field(default=0, ge=0)
-    """Number of most likely tokens to sample from; 0 means all."""
-    max_new_tokens: int = Field(default=64, ge=1, le=131_072)
-    """Maximum length of an answer, in tokens."""
-    stop_strings: tuple[str, ...] = ()
-    """Strings that end an answer."""
-    allow_truncated_distribution: bool = False
-    """Allow training with `top_p` < 1 or `top_k` > 0. The behaviour log-probs are then those of the
-    renormalised distribution, and the importance ratio is biased."""
-
-    @model_validator(mode="after")
-    def _check_truncation(self) -> Self:
-        if (self.top_p < 1 or self.top_k > 0) and not self.allow_truncated_distribution:
-            raise ValueError(
-                "top_p < 1 or top_k > 0 biases the importance ratio; "
-                "set sampling.allow_truncated_distribution = true to train with it anyway"
-            )
-        return self
-
-    def params(self, *, seed: int) -> SamplingParams:
-        """Return the sampling parameters of one task."""
-        return SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            max_new_tokens=self.max_new_tokens,
-            stop_strings=self.stop_strings,
-            seed=seed,
-        )
-
-
 WITH_CRITIC = frozenset({"gae"})
 """Values of `ppo.estimator` that need a critic."""
-OF_GROUPS = frozenset({"group", "rloo", "reinforce++_baseline"})
+OF_GROUPS = frozenset({"group", "rloo", "reinforce++_baseline", "pairs"})
 """Values of `ppo.estimator` that compare the answers to one prompt."""
+OF_PAIRS = frozenset({"online_dpo", "online_dpo_soft", "online_ipo"})
+"""Values of `ppo.loss` that read the best and the worst answer of a group together."""
+_NOT_OF_PAIRS = (
+    *("clip_range", "clip_range_high", "dual_clip", "loss_aggregation", "kl_in", "kl_estimator"),
+    *("behaviour_weight", "max_behaviour_weight", "min_behaviour_weight", "proximal_logprobs"),
+)
+"""Keys that a loss of pairs does not use."""
 
 
 class PpoSection(TrainingSection):
@@ -195,25 +163,27 @@ class PpoSection(TrainingSection):
     """Maximum number of updates between the weights that produced a rollout and the weights that train on it.
     0 is synchronous PPO. Above 0, max_staleness + 1 batches are in progress, and the trainer trains while
     rollouts are generated."""
-    estimator: Literal["gae", "group", "rloo", "reinforce++", "reinforce++_baseline"] = "gae"
+    estimator: Literal["gae", "group", "rloo", "reinforce++", "reinforce++_baseline", "pairs"] = "gae"
     """Estimator of advantages: `gae` with a critic; `reinforce++` without one, by the rewards from each token
-    on, whitened over the batch. Three compare the answers to one prompt and need `num_samples` of at least 2:
-    `group` subtracts the mean of the group (GRPO), `rloo` the mean of the other answers, and
-    `reinforce++_baseline` whitens the result of `group` over the batch. Without a critic the trainer needs
-    about half the memory."""
+    on, whitened over the batch. Four compare the answers to one prompt and need `num_samples` of at least 2:
+    `group` subtracts the mean of the group (GRPO), `rloo` the mean of the other answers,
+    `reinforce++_baseline` whitens the result of `group` over the batch, and `pairs`, for online DPO, keeps
+    the best and the worst answer. Without a critic the trainer needs about half the memory."""
     group_scale: Literal["none", "group", "batch"] = "none"
     """What `group` divides by: `none` nothing (Dr. GRPO), `group` the standard deviation of the group (GRPO),
     which gives prompts on which answers hardly differ as much weight as others, `batch` that of the batch."""
-    loss: Literal["ppo", "gspo", "cispo"] = "ppo"
+    loss: Literal["ppo", "gspo", "cispo", "online_dpo", "online_dpo_soft", "online_ipo"] = "ppo"
     """Loss of the policy: `ppo` clips the probability ratio of each token, and a clipped token has no
     gradient; `gspo` clips that of a whole answer, the geometric mean over its tokens (usual clip ranges are
     0.0003 and 0.0004); `cispo` multiplies log π of every token by the clipped ratio, without a gradient
-    through it (MiniMax-M1). `dual_clip` applies to `ppo` only."""
+    through it (MiniMax-M1). Three are for `estimator = "pairs"`: `online_dpo` is DPO on the best answer of a
+    group against the worst, `online_dpo_soft` the same with the probability σ(difference of the rewards) as
+    the label, `online_ipo` IPO; their β is `kl_coefficient`."""
     loss_aggregation: Literal["auto", "tokens", "sequences", "constant"] = "auto"
     """Divisor of the loss of an optimizer step: `tokens` is its number of tokens (DAPO), so longer answers
     weigh more; `sequences` is the mean over answers of their mean over tokens (GRPO, GSPO); `constant` is its
     number of answers times `sampling.max_new_tokens` (Dr. GRPO), so a token weighs the same in every step.
-    `auto` is `sequences` with `gspo`, else `tokens`."""
+    `auto` is `sequences` with `gspo`, the mean over pairs with losses of pairs, else `tokens`."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of Adam for the policy."""
     critic_learning_rate: float = Field(default=9e-6, gt=0)
@@ -240,17 +210,23 @@ class PpoSection(TrainingSection):
     """Updates at the start that train only the critic, while the policy stays as it is. The schedule of the
     policy's learning rate begins after them. They count as `updates`."""
     kl_coefficient: float = Field(default=0.05, ge=0)
-    """Coefficient β of the penalty −β·(log π − log π_ref) for each token; the initial value if it is
-    adaptive."""
+    """Coefficient β of the penalty −β·(log π − log π_ref) for each token, and β of the losses of pairs; the
+    initial value if it changes."""
     kl_in: Literal["reward", "loss"] = "reward"
     """Where the KL penalty is: in the `reward` of each token, so that advantages include it, or in the
     `loss`, where each token is charged only for its own divergence (GRPO)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of the KL divergence in the reward; `k1` is unbiased. `k2` and `k3` of a token count at most
     10 nats. In the loss it is `k3` times the probability ratio, whose gradient is unbiased."""
-    kl_control: Literal["fixed", "adaptive"] = "fixed"
-    """`fixed` keeps `kl_coefficient`; `adaptive` adjusts it so that the divergence per answer approaches
-    `kl_target` (Ziegler et al. 2019)."""
+    kl_control: Literal["fixed", "linear", "adaptive"] = "fixed"
+    """`fixed` keeps `kl_coefficient`; `linear` moves it to `kl_coefficient_end`; `adaptive` adjusts it so
+    that the divergence per answer approaches `kl_target` (Ziegler et al. 2019)."""
+    kl_coefficient_end: float | None = Field(default=None, ge=0)
+    """β after the schedule, with `kl_control = "linear"`. A β that falls finds good answers that are rare at
+    first: with a small one from the start they may never be sampled."""
+    kl_schedule_updates: int = Field(default=0, ge=0, le=10_000_000)
+    """Number of updates after which `linear` has reached `kl_coefficient_end`, not counting
+    `critic_warmup_updates`; 0 means all. Set it if you may raise `updates` later."""
     kl_target: float = Field(default=6.0, gt=0)
     """Target divergence from the reference for adaptive control, in nats per answer."""
     kl_horizon: float = Field(default=10_000.0, gt=0)
@@ -319,6 +295,21 @@ class PpoSection(TrainingSection):
         return self.estimator in WITH_CRITIC
 
     @property
+    def answers_per_loss(self) -> int:
+        """Number of answers that the loss reads together; no mini-batch, micro-batch or rank divides them."""
+        return 2 if self.loss in OF_PAIRS else 1
+
+    @property
+    def final_kl_coefficient(self) -> float:
+        """β after the schedule; `kl_coefficient` without one."""
+        return self.kl_coefficient if self.kl_coefficient_end is None else self.kl_coefficient_end
+
+    @property
+    def num_kl_schedule_updates(self) -> int:
+        """Number of updates after which β has reached its final value."""
+        return self.kl_schedule_updates or self.updates - self.critic_warmup_updates
+
+    @property
     def tasks_per_update(self) -> int:
         """Number of prompts of an update."""
         return self.batch_size // self.num_samples
@@ -328,7 +319,7 @@ class PpoSection(TrainingSection):
         """`loss_aggregation` with `auto` resolved."""
         if self.loss_aggregation != "auto":
             return self.loss_aggregation
-        return "sequences" if self.loss == "gspo" else "tokens"
+        return "sequences" if self.loss == "gspo" or self.loss in OF_PAIRS else "tokens"
 
     @property
     def extra_tasks(self) -> int:
@@ -370,6 +361,43 @@ class PpoSection(TrainingSection):
         return self
 
     @model_validator(mode="after")
+    def _check_kl_schedule(self) -> Self:
+        is_scheduled = self.kl_control == "linear"
+        if is_scheduled and self.kl_coefficient_end is None:
+            raise ValueError("kl_control 'linear' needs kl_coefficient_end, the β at its end")
+        for name in ("kl_coefficient_end", "kl_schedule_updates"):
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default and not is_scheduled:
+                raise ValueError(
+                    f"{name} {value} has no effect with kl_control {self.kl_control!r}: remove it, or set "
+                    "kl_control = 'linear'"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if (self.loss in OF_PAIRS) != (self.estimator == "pairs"):
+            losses = " or ".join(repr(loss) for loss in sorted(OF_PAIRS))
+            raise ValueError(
+                f"loss {self.loss!r} does not fit estimator {self.estimator!r}: to compare the best and the "
+                f"worst answer of a group set estimator = 'pairs' and loss = {losses}, otherwise neither"
+            )
+        if self.loss not in OF_PAIRS:
+            return self
+        for name in _NOT_OF_PAIRS:
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise ValueError(f"{name} {value!r} has no effect with loss {self.loss!r}: remove it")
+        if not (self.kl_coefficient and self.final_kl_coefficient):
+            raise ValueError(f"kl_coefficient 0 leaves nothing of loss {self.loss!r}, whose β it is")
+        if self.mini_batch_size % 2:
+            raise ValueError(
+                f"mini_batch_size {self.mini_batch_size} cuts a pair of answers: loss {self.loss!r} needs an "
+                "even number"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_batch(self) -> Self:
         if self.batch_size % self.num_samples:
             below = self.batch_size - self.batch_size % self.num_samples
@@ -404,29 +432,6 @@ class PpoSection(TrainingSection):
                 "whole answers; use group_scale with estimator = 'group', or whiten_rewards = false"
             )
         return self
-
-
-class EvaluationSection(Section):
-    """Evaluation on held-out prompts before, during and after training."""
-
-    every_updates: int = Field(default=0, ge=0)
-    """Updates between evaluations during PPO. The last update is always evaluated, and the checkpoint with
-    the highest mean score − β·KL − `missing_eos_penalty`·(share of answers without EOS) is saved as
-    `policy_best/`, unless fresh labels then contradict the reward model (`guard.overconfidence_stop_above`).
-    0 disables evaluation."""
-    reward_model: str = ""
-    """Folder or Hugging Face id of a second reward model, whose scores choose `policy_best/` instead of those
-    that PPO maximises: trained on other rankings, or at least from another seed. The trainer loads it, on the
-    device of `[ppo]`. Its scores must be in the same unit, as those of two models trained on comparisons are
-    (log-odds)."""
-    max_seconds: float = Field(default=120.0, gt=0, le=86_400)
-    """Maximum duration of an evaluation during PPO. A longer one is abandoned, and training continues."""
-    num_prompts: int = Field(default=256, ge=1)
-    """Number of answers to compare, spread over the held-out prompts."""
-    temperature: float = Field(default=1.0, ge=0, le=100)
-    """Sampling temperature; 0 is greedy."""
-    num_report_samples: int = Field(default=10, ge=0, le=1_000)
-    """Number of answers that the report shows side by side."""
 
 
 class CheckpointSection(Section):

@@ -50,6 +50,8 @@ _READ_BY = {"tie_margin": ("reward_model", "preference")}
 """Settings of `[data]` that only some stages read."""
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Files that are read instead of the tokenizer in a GGUF file, if the first is in its folder."""
+_LENGTHS = ("updates", "schedule_updates", "kl_schedule_updates")
+"""Keys of `[ppo]` of which only the length of each schedule matters to the result."""
 _SHOWN_CHARACTERS = 80
 
 
@@ -190,7 +192,7 @@ def _settings(stage: str, config: RunConfig) -> Iterator[tuple[str, object]]:
     data = config.data.model_dump(mode="json")
     kept = [name for name in data if not any(word in name for word in _SOURCES)]
     yield from _flat("data", {name: data[name] for name in kept if stage in _READ_BY.get(name, (stage,))})
-    left_out = {*_SPEED, "path", *(("updates", "schedule_updates") if stage == "ppo" else ())}
+    left_out = {*_SPEED, "path", *(_LENGTHS if stage == "ppo" else ())}
     yield from _flat(stage, getattr(config, stage).model_dump(mode="json", exclude=left_out))
     if stage == "sft":
         left_out = {"path", "chat_template", "template_arguments"}
@@ -200,6 +202,8 @@ def _settings(stage: str, config: RunConfig) -> Iterator[tuple[str, object]]:
     if stage == "ppo":
         if config.ppo.learning_rate_schedule != "constant":
             yield "ppo.schedule_updates", config.ppo.num_schedule_updates
+        if config.ppo.kl_control == "linear":
+            yield "ppo.kl_schedule_updates", config.ppo.num_kl_schedule_updates
         yield from _flat("sampling", config.sampling.model_dump(mode="json"))
         for service, keys in (("policy", _SERVING), ("reference", _SERVING), ("reward", _SCORING)):
             values = getattr(config, service).model_dump(mode="json")

@@ -110,7 +110,11 @@ class MemoryPlanner:
         section = self._config.ppo
         size = self._sizes["policy"]
         longest = min(self._lengths.sequence, size.max_positions)
-        tokens = _largest_batch(section, section.mini_batch_size, longest)
+        tokens = _largest_batch(
+            section,
+            section.mini_batch_size // section.answers_per_loss,
+            longest * section.answers_per_loss,
+        )
         actor = self._trained("trainer", size, section, tokens=tokens, longest=longest, lora=section.lora)
         if not section.has_critic:
             return actor

@@ -78,14 +78,26 @@ def padded(
     *,
     max_tokens: int,
     group: Group | None = None,
+    together: int = 1,
 ) -> Iterator[tuple[list[int], PaddedSequences]]:
     """Yield the indices and the padded sequences of each micro-batch of this rank.
 
     One that fills up has no indices and no response token.
+
+    Args:
+        sequences: of all ranks.
+        device: where the models compute.
+        max_tokens: padded tokens of a micro-batch.
+        group: the ranks; None: only this process.
+        together: number of consecutive sequences that a micro-batch has all of or none, in this order; it
+            divides the number of sequences.
     """
     group = group or Group.single()
     lengths = [len(sequence.token_ids) for sequence in sequences]
-    parts = share(lengths, device, max_tokens=max_tokens, group=group)
+    units = [range(start, start + together) for start in range(0, len(sequences), together)]
+    longest = [max(lengths[index] for index in unit) for unit in units]
+    shared = share(longest, device, max_tokens=max(1, max_tokens // together), group=group)
+    parts = [[index for number in part for index in units[number]] for part in shared]
     for number, part in enumerate(parts, start=1):
         group.progress(f"micro-batch {number} of {len(parts)}")
         yield part, pad([sequences[index] for index in part] or [NOTHING], device)

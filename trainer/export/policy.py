@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from fairlead.config import RunConfig, RunFolder
 from fairlead.config.base import ComputeSection
-from fairlead.config.training import SamplingSection
+from fairlead.config.sampling import SamplingSection
 from fairlead.data.control import policy_stop_ids
 from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError, InvalidInput

@@ -36,6 +36,8 @@ class RewardedTokens:
     """The group of each answer, ascending from 0."""
     values_BT: Tensor | None = None
     """Value of the critic at the position that predicts each token; None without a critic."""
+    is_learned_B: Tensor | None = None
+    """False at answers that are left out of the loss; None: all are in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,39 @@ def by_reinforce_plus_plus_baseline(tokens: RewardedTokens, section: PpoSection)
     the tokens of the batch (REINFORCE++-baseline, Hu et al. 2025).
     """
     return Estimate(objective.whiten(_per_token(Outcomes.of(tokens).centred_B, tokens.mask_BT)))
+
+
+def by_pairs(tokens: RewardedTokens, section: PpoSection) -> Estimate:
+    """Return at the tokens of the best answer of a group the difference of its score and the worst one's, at
+    those of the worst the negative, elsewhere 0 (OAIF, Guo et al. 2024; best against worst: RSO, Liu et al.
+    2024).
+
+    KL is in the loss of a pair. Answers that are left out of the loss are in no pair, and there is none in a
+    group of equal scores.
+    """
+    scores = tokens.scores_B.tolist()
+    is_learned = [True] * len(scores) if tokens.is_learned_B is None else tokens.is_learned_B.tolist()
+    members: dict[int, list[int]] = {}
+    for index, group in enumerate(tokens.groups_B.tolist()):
+        if is_learned[index]:
+            members.setdefault(group, []).append(index)
+    found = [0.0] * len(scores)
+    for own in members.values():
+        best, worst = max(own, key=scores.__getitem__), min(own, key=scores.__getitem__)
+        gap = scores[best] - scores[worst]
+        if gap > GROUP_EPSILON:
+            found[best], found[worst] = gap, -gap
+    return Estimate(_per_token(tokens.scores_B.new_tensor(found), tokens.mask_BT))
+
+
+def pairs(advantages_B: Tensor) -> tuple[int, ...]:
+    """Return the answers of all pairs: the best and the worst of a group, those of the next group, and so on.
+
+    Args:
+        advantages_B: the advantage of each answer by `by_pairs`, in the order of groups.
+    """
+    best, worst = (found.nonzero().flatten().tolist() for found in (advantages_B > 0, advantages_B < 0))
+    return tuple(index for pair in zip(best, worst, strict=True) for index in pair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,4 +204,5 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "rloo": by_leave_one_out,
     "reinforce++": by_reinforce_plus_plus,
     "reinforce++_baseline": by_reinforce_plus_plus_baseline,
+    "pairs": by_pairs,
 }

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from fairlead.config.training import SamplingSection
+from fairlead.config.sampling import SamplingSection
 from fairlead.data.chat import Chat, Prompt
 from fairlead.data.encoding import check_prompts, encode_prompt
 from fairlead.errors import ConfigError

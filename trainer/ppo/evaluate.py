@@ -340,9 +340,10 @@ def objective(figures: Mapping[str, float], section: PpoSection, *, score_unit: 
 
     The score by itself would prefer the update that has moved furthest from the reference, where the reward
     model is least reliable. The score of a second reward model, which PPO does not maximise, takes its place.
-    β is `kl_coefficient`, so that updates are comparable if control is adaptive. Greedy answers have no KL.
+    β is that of the configuration, with a schedule that of its end, so that updates are comparable if it
+    changes. Greedy answers have no KL.
     """
-    penalty = section.kl_coefficient * figures.get("eval_kl", 0.0)
+    penalty = section.final_kl_coefficient * figures.get("eval_kl", 0.0)
     penalty += (section.missing_eos_penalty or 0.0) * (1.0 - figures["eval_eos_rate"])
     return figures.get("eval_heldout_reward", figures["eval_reward"]) - penalty * score_unit
 

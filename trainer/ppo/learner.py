@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fairlead.config import RunConfig, ignored
 from fairlead.config.rewards import CombinedSection
-from fairlead.config.training import PpoSection
+from fairlead.config.training import OF_PAIRS, PpoSection
 from fairlead.data.records import load_demonstrations
 from fairlead.data.template import apply_settings
 from fairlead.errors import ConfigError, CorruptCheckpoint
@@ -136,8 +136,8 @@ class Learner:
         self._temperature = temperature
         self._seed = seed
         self._max_new_tokens = max_new_tokens
-        self.kl_coefficient = section.kl_coefficient
-        """β of the next update."""
+        self._kl_coefficient = section.kl_coefficient
+        """β of the next update, unless a schedule says it."""
         self._combined = combined or CombinedSection()
         self.multiplier = self._combined.multiplier
         """λ of a constrained reward, for the next update."""
@@ -160,6 +160,12 @@ class Learner:
         """The score that counts as 1 in the reward: the deviation of all scores with `normalise_scores`."""
         return self.scale.deviation if self._section.normalise_scores else 1.0
 
+    def kl_coefficient(self, update: int) -> float:
+        """Return β of the next update, whose number counts from 0."""
+        if self._section.kl_control == "linear":
+            return objective.scheduled_coefficient(update, self._section)
+        return self._kl_coefficient
+
     def learn(
         self, rollouts: RolloutBatch, *, update: int, on_phase: Callable[[str], None] = lambda name: None
     ) -> dict[str, float]:
@@ -173,7 +179,7 @@ class Learner:
         Raises:
             NotFinite: if too many optimizer steps in a row were skipped, or a weight is not finite.
         """
-        section = self._section
+        section, beta = self._section, self.kl_coefficient(update)
         on_phase("prepare")
         rollouts = self._combine(rollouts)
         if section.normalise_scores:
@@ -184,12 +190,12 @@ class Learner:
             self.models,
             rollouts,
             section.model_copy(update={"missing_eos_penalty": self.missing_eos_penalty}),
-            kl_coefficient=self.kl_coefficient,
+            kl_coefficient=beta,
             temperature=self._temperature,
             scale=self.scale,
             max_new_tokens=self._max_new_tokens,
         )
-        figures["kl_coefficient"] = self.kl_coefficient
+        figures["kl_coefficient"] = beta
         figures |= self._term_figures(rollouts)
         on_phase("train")
         figures |= step.optimise(
@@ -202,15 +208,15 @@ class Learner:
             demonstrations=self._stream,
         )
         if not prepared.learned and self.models.group.is_first:
-            logger.warning(
-                "update %d has no step: every answer was cut off, and ppo.mask_cut_off leaves those out",
-                update + 1,
-            )
+            reason = "every answer was cut off, and ppo.mask_cut_off leaves those out"
+            if section.loss in OF_PAIRS:
+                reason = "no group has two answers of different rewards that can be compared"
+            logger.warning("update %d has no step: %s", update + 1, reason)
         self.models.check_weights()
         is_moving = update >= section.critic_warmup_updates
         if section.kl_control == "adaptive" and is_moving and math.isfinite(figures["kl"]):
-            self.kl_coefficient = objective.adapted_coefficient(
-                self.kl_coefficient,
+            self._kl_coefficient = objective.adapted_coefficient(
+                beta,
                 divergence=figures["kl"],
                 target=section.kl_target,
                 horizon=section.kl_horizon,
@@ -250,7 +256,7 @@ class Learner:
         """Return the state that a resumed run needs in addition to the tensors."""
         return {
             "missing_eos_penalty": self.missing_eos_penalty,
-            "kl_coefficient": self.kl_coefficient,
+            "kl_coefficient": self._kl_coefficient,
             "score_scale": self.scale.to_json(),
             "ptx_cursor": self._stream.cursor if self._stream else 0,
             "adapter": asdict(self.models.adapter) if self.models.adapter else None,
@@ -258,7 +264,8 @@ class Learner:
         }
 
     def load_state(self, state: Mapping[str, object]) -> None:
-        """Restore what `state` returned. A fixed β and a fixed penalty come from the configuration.
+        """Restore what `state` returned. A β that does not adapt and a fixed penalty come from the
+        configuration.
 
         Raises:
             CorruptCheckpoint: if a value is missing or invalid.
@@ -267,7 +274,7 @@ class Learner:
         self._check_adapter(state.get("adapter"))
         try:
             if self._section.kl_control == "adaptive":
-                self.kl_coefficient = float(str(state["kl_coefficient"]))
+                self._kl_coefficient = float(str(state["kl_coefficient"]))
             if self._combined.is_adaptive:
                 self.multiplier = float(str(state.get("reward_multiplier", self.multiplier)))
             self.scale = ScoreScale.from_json(state["score_scale"])

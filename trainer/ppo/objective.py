@@ -294,6 +294,15 @@ def value_loss(values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, *, cli
     return torch.maximum((values_N - returns_N).square(), (clipped_N - returns_N).square()) / 2
 
 
+def scheduled_coefficient(update: int, section: PpoSection) -> float:
+    """Return β of an update, from 0, with `kl_control = "linear"`: from `kl_coefficient` in the first update
+    that trains the policy to `kl_coefficient_end` in the last one of the schedule, and that from then on.
+    """
+    done = (update - section.critic_warmup_updates) / max(1, section.num_kl_schedule_updates - 1)
+    done = min(1.0, max(0.0, done))
+    return (1 - done) * section.kl_coefficient + done * section.final_kl_coefficient
+
+
 def adapted_coefficient(
     coefficient: float, *, divergence: float, target: float, horizon: float, episodes: int
 ) -> float:

@@ -30,9 +30,11 @@ class PreparedBatch:
     values: ValueTargets | None
     """What the critic learns; None without a critic."""
     learned: tuple[int, ...]
-    """The rollouts that are in the loss."""
+    """The rollouts that are in the loss; with a loss of pairs best, worst, best, worst, …"""
     kl_coefficient: float
-    """β of the KL loss; 0 if the penalty is in the reward."""
+    """β of the update."""
+    has_kl_loss: bool
+    """Whether the KL penalty is in the loss and not in the reward."""
     max_new_tokens: int
     """Limit of the length of an answer."""
 
@@ -80,12 +82,14 @@ def figures(
     }
     if section.estimator in OF_GROUPS:
         found |= group_figures(scores_B, batch.groups_B)
+    if section.answers_per_loss == 2:
+        found["groups_without_signal"] = 1 - len(prepared.learned) / 2 / (int(batch.groups_B.max()) + 1)
     if section.mask_cut_off:
-        found["masked_rollouts"] = 1 - len(prepared.learned) / count
+        found["masked_rollouts"] = 1 - int((~batch.cut_off_B).sum()) / count
     if batch.stale_B.any():
         found["stale_rollouts"] = float(batch.stale_B.sum()) / count
     is_corrected = batch.stale_B | (section.proximal_logprobs == "all")
-    if is_corrected.any():
+    if section.answers_per_loss == 1 and is_corrected.any():
         weights_N = prepared.behaviour_weights_N[batch.per_token(is_corrected)]
         is_cut_N = weights_N == 0
         if section.behaviour_weight == "truncate":

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fairlead.config.training import PpoSection
+from fairlead.config.training import OF_PAIRS, PpoSection
 from trainer import memory
 from trainer.demonstrations import DemonstrationStream
 from trainer.distributed import collectives
@@ -24,9 +24,9 @@ from trainer.distributed import micro_batches as divided
 from trainer.distributed.group import Group
 from trainer.ppo import objective
 from trainer.ppo.actor_critic import ActorCritic
-from trainer.ppo.advantages import ESTIMATORS, RewardedTokens
+from trainer.ppo.advantages import ESTIMATORS, RewardedTokens, pairs
 from trainer.ppo.batch import RolloutBatch
-from trainer.ppo.losses import LOSSES, Aggregation, LossTokens
+from trainer.ppo.losses import FIGURES_OF_PAIRS, LOSSES, Aggregation, LossTokens, TokenLosses
 from trainer.ppo.prepared import PreparedBatch, ValueTargets
 from trainer.ppo.prepared import figures as rollout_figures
 from trainer.ppo.score_scale import ScoreScale
@@ -40,6 +40,7 @@ _OF_EVERY_STEP = (
     "ptx_loss",
     "clip_fraction",
     "policy_kl",
+    *FIGURES_OF_PAIRS,
     "policy_gradient_norm",
     "critic_gradient_norm",
 )
@@ -47,13 +48,20 @@ _OF_THE_FIRST_STEP = ("entropy", "mismatch_mean", "mismatch_max")
 
 
 def micro_batches(
-    batch: RolloutBatch, members: Sequence[int], *, max_tokens: int, group: Group | None = None
+    batch: RolloutBatch,
+    members: Sequence[int],
+    *,
+    max_tokens: int,
+    group: Group | None = None,
+    together: int = 1,
 ) -> Iterator[tuple[PaddedSequences, Tensor]]:
     """Yield the padded sequences of each micro-batch of this rank, and the positions of its tokens in the
-    flat tensors.
+    flat tensors. `together` consecutive members are never divided.
     """
     sequences = [batch.sequences[index] for index in members]
-    for part, padded in divided.padded(sequences, batch.scores_B.device, max_tokens=max_tokens, group=group):
+    for part, padded in divided.padded(
+        sequences, batch.scores_B.device, max_tokens=max_tokens, group=group, together=together
+    ):
         yield padded, batch.token_indices([members[index] for index in part])
 
 
@@ -89,21 +97,25 @@ def prepare(
         scores_B = scores_B - objective.overlong_penalties(batch.lengths_B, section, max_new_tokens=limit)
     penalised_BT, rewards_BT = _rewards(batch, proximal_N, scores_B, section, beta=beta)
     values_BT = None if old_values_N is None else batch.rectangle(old_values_N)
-    rewarded = RewardedTokens(rewards_BT, batch.mask_BT, scores_B, batch.groups_B, values_BT)
+    is_learned_B = ~batch.cut_off_B if section.mask_cut_off else torch.ones_like(batch.cut_off_B)
+    rewarded = RewardedTokens(rewards_BT, batch.mask_BT, scores_B, batch.groups_B, values_BT, is_learned_B)
     estimate = ESTIMATORS[section.estimator](rewarded, section)
     values = None
     if old_values_N is not None and estimate.returns_N is not None:
         width = section.value_clip_range * float(estimate.returns_N.std(unbiased=False))
         values = ValueTargets(old_values_N, estimate.returns_N, width)
-    is_learned_B = ~batch.cut_off_B if section.mask_cut_off else torch.ones_like(batch.cut_off_B)
+    learned = tuple(is_learned_B.nonzero().flatten().tolist())
+    if section.loss in OF_PAIRS:
+        learned = pairs(batch.rectangle(estimate.advantages_N)[:, 0])
     prepared = PreparedBatch(
         batch=batch,
         old_logprobs_N=proximal_N,
         behaviour_weights_N=_behaviour_weights(batch, proximal_N, section),
         advantages_N=estimate.advantages_N,
         values=values,
-        learned=tuple(is_learned_B.nonzero().flatten().tolist()),
-        kl_coefficient=beta if section.kl_in == "loss" else 0.0,
+        learned=learned,
+        kl_coefficient=beta,
+        has_kl_loss=section.kl_in == "loss",
         max_new_tokens=limit,
     )
     return prepared, rollout_figures(prepared, scores_B, penalised_BT, section)
@@ -161,8 +173,11 @@ def _with_reference(
 def _proximal(models: ActorCritic, batch: RolloutBatch, section: PpoSection, *, temperature: float) -> Tensor:
     """Return log π_prox [N]: computed for stale rollouts, else the recorded log π_behaviour.
 
-    With `proximal_logprobs = "all"`, it is computed for every rollout.
+    With `proximal_logprobs = "all"`, it is computed for every rollout; for losses of pairs, which do not use
+    it, for none.
     """
+    if section.loss in OF_PAIRS:
+        return batch.behaviour_N
     is_computed = batch.stale_B | (section.proximal_logprobs == "all")
     computed = [index for index, wanted in enumerate(is_computed.tolist()) if wanted]
     if not computed:
@@ -213,9 +228,11 @@ def optimise(
 ) -> dict[str, float]:
     """Train for some epochs over the batch, each in a new permutation, with one step per mini-batch.
 
+    With a loss of pairs, pairs are permuted, and a mini-batch has as many answers.
+
     Returns the figures: losses, clip fraction, gradient norms and the number of skipped steps; and, over the
     first mini-batch before the first step, entropy, the mean ratio and |log π_trainer − log π_behaviour|. If
-    every answer is masked, there is no step and there are no such figures.
+    nothing can be learnt, there is no step and there are no such figures.
 
     Raises:
         NotFinite: if too many steps in a row were skipped.
@@ -224,13 +241,16 @@ def optimise(
     with_policy = update >= section.critic_warmup_updates
     sums: defaultdict[str, float] = defaultdict(float)
     first: dict[str, float] = {}
-    count = len(prepared.learned)
+    together = section.answers_per_loss
+    count = len(prepared.learned) // together
     if not count:
         return {"skipped_steps": 0.0, "lr": learning_rate}
     for epoch in range(section.epochs):
         order = permutation(count, seed, "mini_batches", update, epoch)
-        for start in range(0, count, section.mini_batch_size):
-            members = [prepared.learned[index] for index in order[start : start + section.mini_batch_size]]
+        size = section.mini_batch_size // together
+        for start in range(0, count, size):
+            units = [together * index for index in order[start : start + size]]
+            members = [index for unit in units for index in prepared.learned[unit : unit + together]]
             figures = accumulate_gradients(
                 models,
                 prepared,
@@ -285,30 +305,30 @@ def accumulate_gradients(
     mismatches: list[Tensor] = []
     stale_N = batch.per_token(batch.stale_B)
     for padded, where in micro_batches(
-        batch, members, max_tokens=section.max_micro_batch_tokens, group=models.group
+        batch,
+        members,
+        max_tokens=section.max_micro_batch_tokens,
+        group=models.group,
+        together=section.answers_per_loss,
     ):
         old_N = prepared.old_logprobs_N[where]
         with torch.set_grad_enabled(with_policy):
             logprobs_N, more = _logprobs(models, padded, temperature=temperature, entropies=entropies)
-        losses = LOSSES[section.loss](
-            LossTokens(logprobs_N, old_N, prepared.advantages_N[where], padded.rows_N), section
-        )
+        losses = LOSSES[section.loss](_loss_tokens(prepared, where, logprobs_N, padded), section)
         loss, parts = _policy_loss(prepared, where, logprobs_N, losses.loss_N, aggregation)
         if with_policy:
             memory.backward(loss / aggregation.divisor)
-        for name, value in (more | parts).items():
+        for name, value in (more | parts | _sums(losses, old_N, logprobs_N)).items():
             sums[name] += value
         if prepared.values is not None:
             value_loss_N = _value_loss(models, prepared.values, padded, where)
             memory.backward(value_loss_N.sum() / total_tokens)
             sums["value_loss"] += float(value_loss_N.detach().sum())
-        with torch.no_grad():
-            sums["clip_fraction"] += float(losses.is_clipped_N.sum())
-            sums["ratio"] += float(losses.ratios_N.sum())
-            sums["policy_kl"] += float(objective.k3(old_N, logprobs_N).sum())
-            mismatches.append((logprobs_N - batch.behaviour_N[where]).abs()[~stale_N[where]])
+        mismatches.append((logprobs_N.detach() - batch.behaviour_N[where]).abs()[~stale_N[where]])
+    divisors = dict.fromkeys(("policy_loss", "kl_loss"), aggregation.divisor)
+    divisors |= dict.fromkeys(FIGURES_OF_PAIRS, len(members) / 2)
     figures = {
-        name: value / (aggregation.divisor if name in ("policy_loss", "kl_loss") else total_tokens)
+        name: value / divisors.get(name, total_tokens)
         for name, value in collectives.summed(sums, models.group).items()
     }
     mismatch_N = collectives.concatenated(torch.cat(mismatches), models.group)
@@ -325,6 +345,31 @@ def _logprobs(
         return models.logprobs(padded, temperature=temperature), {}
     logprobs_N, entropies_N = models.logprobs_and_entropies(padded, temperature=temperature)
     return logprobs_N, {"entropy": float(entropies_N.sum())}
+
+
+@torch.no_grad()
+def _sums(losses: TokenLosses, old_N: Tensor, logprobs_N: Tensor) -> dict[str, float]:
+    """Return the figures of a micro-batch before the division."""
+    return {
+        "clip_fraction": float(losses.is_clipped_N.sum()),
+        "ratio": float(losses.ratios_N.sum()),
+        "policy_kl": float(objective.k3(old_N, logprobs_N).sum()),
+        **losses.of_pairs,
+    }
+
+
+def _loss_tokens(
+    prepared: PreparedBatch, where: Tensor, logprobs_N: Tensor, padded: PaddedSequences
+) -> LossTokens:
+    """Return what a loss reads of the tokens of a micro-batch."""
+    return LossTokens(
+        logprobs_N,
+        prepared.old_logprobs_N[where],
+        prepared.advantages_N[where],
+        padded.rows_N,
+        prepared.batch.reference_N[where],
+        prepared.kl_coefficient,
+    )
 
 
 def _policy_loss(
@@ -345,7 +390,7 @@ def _policy_loss(
     weights_N = prepared.behaviour_weights_N[where]
     total = aggregation.total(weights_N * loss_N, lengths_N)
     parts = {"policy_loss": float(total.detach())}
-    if prepared.kl_coefficient:
+    if prepared.has_kl_loss and prepared.kl_coefficient:
         kl_N = objective.kl_loss(logprobs_N, prepared.old_logprobs_N[where], batch.reference_N[where])
         kl = aggregation.total(weights_N * kl_N, lengths_N)
         parts["kl_loss"] = float(kl.detach())

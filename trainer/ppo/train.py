@@ -285,7 +285,7 @@ class PpoTrainer:
         )
         if rollouts is None:
             self._note_empty_update(entries)
-            return {"tokens": 0.0, "kl_coefficient": self._learner.kl_coefficient}
+            return {"tokens": 0.0, "kl_coefficient": self._learner.kl_coefficient(update)}
         self._empty_updates = 0
         figures = self._leader.learn(rollouts, update=update, on_phase=tracker.phase)
         return figures | self._monitor.observe(rollouts, figures, update=update + 1)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from fairlead.config.preference import PER_TOKEN, PreferenceSection
+from trainer.pair_losses import sigmoid_losses, squared_losses
 
 Pairs = Sequence[tuple[int, int]]
 """(winner, loser), as indices of answers."""
@@ -42,19 +42,15 @@ def ranking_loss(change_K: Tensor, pairs: Pairs, *, section: PreferenceSection) 
 
 
 def pair_losses(margins_P: Tensor, *, section: PreferenceSection) -> Tensor:
-    """Return the loss of each pair, [P].
-
-    −(1−ε)·log σ(z) − ε·log σ(−z) with z = β·margin − γ: DPO (Rafailov et al. 2023, equation 7), conservative
-    DPO for ε > 0 (Mitchell 2023), SimPO (Meng et al. 2024, equation 6); or (margin − 1/(2β))², IPO (Azar et
-    al. 2023, equation 17; Δ is per token, so that β means the same for answers of any length).
-    """
-    beta = section.beta
+    """Return the loss of each pair, [P], by the section's loss and settings."""
     if section.loss == "ipo":
-        return (margins_P - 1 / (2 * beta)) ** 2
-    inner_P = beta * margins_P - section.target_margin
-    smoothing = section.label_smoothing
-    losses_P = -(1 - smoothing) * logsigmoid(inner_P)
-    return losses_P - smoothing * logsigmoid(-inner_P) if smoothing else losses_P
+        return squared_losses(margins_P, beta=section.beta)
+    return sigmoid_losses(
+        margins_P,
+        beta=section.beta,
+        label_smoothing=section.label_smoothing,
+        target_margin=section.target_margin,
+    )
 
 
 def plackett_luce(rewards_K: Tensor, pairs: Pairs) -> Tensor:

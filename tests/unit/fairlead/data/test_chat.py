@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.config import RunConfig, load
-from fairlead.config.training import SamplingSection
+from fairlead.config.sampling import SamplingSection
 from fairlead.data.chat import Chat, prompt
 from fairlead.data.comparisons import Preference, RankedResponses, comparisons
 from fairlead.data.demonstrations import Conversation, Demonstration, example

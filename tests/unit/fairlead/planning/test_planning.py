@@ -19,9 +19,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from fairlead.config import RunConfig
 from fairlead.config.base import ComputeSection
 from fairlead.config.data import ScratchModel
+from fairlead.config.sampling import EvaluationSection
 from fairlead.config.serving import RewardSection
 from fairlead.config.training import (
-    EvaluationSection,
     LoraSection,
     PpoSection,
     RewardModelSection,

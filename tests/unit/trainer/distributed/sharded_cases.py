@@ -35,6 +35,7 @@ class Case:
     recompute: bool = False
     tied: bool = False
     critic_free: bool = False
+    pairs: bool = False
 
     @property
     def name(self) -> str:
@@ -53,6 +54,7 @@ CASES = (
     Case("llama", lora=True),
     Case("gpt2", double=False, lora=True, recompute=True),
     Case("tiny", tied=True, critic_free=True),
+    Case("tiny", tied=True, critic_free=True, pairs=True),
 )
 
 WITHOUT_CRITIC = {
@@ -64,7 +66,10 @@ WITHOUT_CRITIC = {
 }
 """What combines the tokens of an answer, and the answers of a step."""
 
-FAST = (3, 6, 8, 10)
+PAIRS = {"estimator": "pairs", "num_samples": 3, "loss": "online_dpo_soft"}
+"""Three pairs of the groups; the last mini-batch has one, so that other ranks have nothing to do."""
+
+FAST = (3, 6, 8, 10, 11)
 """Numbers of the cases that `make test` tries."""
 
 
@@ -84,7 +89,7 @@ def section_of(case: Case):
             "gradient_checkpointing": case.recompute,
             "offload": case.recompute,  # changes no number
             "lora": LoraSection(rank=2, alpha=8) if case.lora else LoraSection(),
-            **(WITHOUT_CRITIC if case.critic_free else {}),
+            **((PAIRS if case.pairs else WITHOUT_CRITIC) if case.critic_free else {}),
         }
     )
 
@@ -161,7 +166,7 @@ def train(case: Case, folder: Path, group: Group) -> Trained:
     models, section, rollouts = models_of(case, folder, group), section_of(case), rollouts_of(case)
     start = whole(weights(models), group)
     prepared, figures = step.prepare(models, rollouts, section, temperature=0.8)
-    step.accumulate_gradients(models, prepared, range(ROLLOUTS), section, temperature=0.8)
+    step.accumulate_gradients(models, prepared, prepared.learned, section, temperature=0.8)
     gradient = whole(list(gradients(models)), group)
     for optimizer in models.optimizers.values():
         optimizer.zero_grad(set_to_none=True)

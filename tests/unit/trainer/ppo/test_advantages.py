@@ -15,7 +15,7 @@ from fairlead.errors import ConfigError
 from tests.tiny import tiny_causal_lm
 from tests.unit.trainer.ppo.ppo_batches import SECTION, rollouts
 from trainer.ppo import actor_critic, objective, step
-from trainer.ppo.advantages import ESTIMATORS, RewardedTokens, group_figures
+from trainer.ppo.advantages import ESTIMATORS, RewardedTokens, group_figures, pairs
 from trainer.ppo.losses import LOSSES
 
 WITHOUT_CRITIC = SECTION.model_copy(update={"estimator": "reinforce++"})
@@ -114,13 +114,60 @@ def test_groups_of_one_answer_or_of_equal_answers_give_no_signal_and_no_nan():
         tokens = RewardedTokens(rewards_BT, mask_BT, rewards_BT[:, 0], groups_B)
         for estimator in OF_GROUPS:
             for scale in ("none", "group", "batch"):
-                section = PpoSection(estimator=estimator, group_scale=scale, num_samples=2)
+                changes = {"estimator": estimator, "group_scale": scale, "num_samples": 2}
+                section = PpoSection().model_copy(update=changes)
                 assert ESTIMATORS[estimator](tokens, section).advantages_N.tolist() == [0.0, 0.0]
     figures = group_figures(torch.tensor([1.0, 3.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1]))
     assert figures == {"group_score_std": pytest.approx(2**0.5 / 2), "groups_without_signal": 0.5}
 
 
+def test_pairs_are_the_best_and_the_worst_answer_of_each_group_that_has_them():
+    """Of equal ones the first. Group 1 has one answer, group 3 equal ones, group 4 one that is learnt."""
+    groups = [0, 0, 0, 0, 1, 2, 2, 2, 3, 3, 4, 4, 4]
+    scores = [1.0, 3.0, 3.0, 1.0, 9.0, 2.0, 5.0, -1.0, 4.0, 4.0, 0.0, 1.0, 2.0]
+    is_learned = [True] * 10 + [False, True, False]
+    tokens = RewardedTokens(
+        rewards_BT=torch.zeros(13, 2),
+        mask_BT=torch.tensor([[True, index % 2 == 0] for index in range(13)]),
+        scores_B=torch.tensor(scores),
+        groups_B=torch.tensor(groups),
+        is_learned_B=torch.tensor(is_learned),
+    )
+    found = ESTIMATORS["pairs"](tokens, SECTION)
+    advantages_B = torch.tensor([-2.0, 2.0, 0, 0, 0, 0, 6.0, -6.0, 0, 0, 0, 0, 0])
+    assert torch.equal(found.advantages_N, advantages_B.repeat_interleave(tokens.mask_BT.sum(1)))
+    assert pairs(advantages_B) == (1, 0, 6, 7)
+    assert pairs(torch.zeros(4)) == ()
+
+
+PAIRS = {"estimator": "pairs", "loss": "online_dpo", "num_samples": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"estimator": "rloo"}, "'online_dpo' does not fit estimator 'rloo'.*set estimator = 'pairs'"),
+        ({"loss": "ppo"}, "'ppo' does not fit estimator 'pairs'.*loss = 'online_dpo' or"),
+        ({"num_samples": 1}, "'pairs' compares the answers to one prompt, but num_samples is 1"),
+        ({"clip_range": 0.1}, "clip_range 0.1 has no effect with loss 'online_dpo'"),
+        ({"loss_aggregation": "tokens"}, "loss_aggregation 'tokens' has no effect"),
+        ({"kl_in": "loss"}, "kl_in 'loss' has no effect"),
+        ({"proximal_logprobs": "all"}, "proximal_logprobs 'all' has no effect"),
+        ({"kl_coefficient": 0.0}, "kl_coefficient 0 leaves nothing of loss 'online_dpo'"),
+        ({"kl_control": "linear", "kl_coefficient_end": 0.0}, "kl_coefficient 0 leaves nothing"),
+        ({"mini_batch_size": 1}, "mini_batch_size 1 cuts a pair"),
+        ({"critic_warmup_updates": 2}, "does not have"),
+    ],
+)
+def test_settings_that_do_not_fit_pairs_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PpoSection(**PAIRS | changes)
+
+
 def test_settings_without_effect_are_named_with_what_decides():
+    assert ignored.of_ppo(PpoSection(**PAIRS, critic_learning_rate=0.1)) == (
+        "ppo.critic_learning_rate has no effect with ppo.estimator = 'pairs'",
+    )
     assert ignored.of_ppo(PpoSection()) == ()
     groups = {"estimator": "rloo", "num_samples": 2}
     changed = {"gae_lambda": 0.5, "gae_gamma": 0.9, "kl_estimator": "k2", "max_extra_batches": 5}

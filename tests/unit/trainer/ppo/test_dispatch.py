@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fairlead.config.training import SamplingSection
+from fairlead.config.sampling import SamplingSection
 from fairlead.data.chat import Chat
 from fairlead.data.encoding import encode_prompt
 from fairlead.errors import ConfigError

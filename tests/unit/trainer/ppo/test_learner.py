@@ -305,7 +305,7 @@ def test_policy_stays_while_the_critic_warms_up(models):
         same = all(torch.equal(value, before[name]) for name, value in fresh.policy.state_dict().items())
         is_warm = update >= 2
         assert same is not is_warm
-        assert (learner.kl_coefficient != 0.1) is is_warm
+        assert (learner.kl_coefficient(update + 1) != 0.1) is is_warm
         assert ("policy_gradient_norm" in figures) is is_warm
         assert not torch.equal(fresh.critic.head.weight, critic)
         assert figures["entropy"] > 0
@@ -396,9 +396,9 @@ def test_adaptive_control_uses_the_divergence_per_answer(models):
     figures = learner.learn(rollouts(), update=0)
     # The sum of k1 is 11 · 0.25 over 4 answers = 0.6875, 0.375 above the target: clipped to 0.2.
     assert figures["kl_coefficient"] == 0.1
-    assert learner.kl_coefficient == pytest.approx(0.1 * (1 + 0.2 * 4 / 40))
+    assert learner.kl_coefficient(1) == pytest.approx(0.1 * (1 + 0.2 * 4 / 40))
     again = learner.learn(rollouts(), update=1)
-    assert again["kl_coefficient"] == learner.kl_coefficient / (1 + 0.2 * 4 / 40)
+    assert again["kl_coefficient"] == learner.kl_coefficient(2) / (1 + 0.2 * 4 / 40)
     assert again["reward_with_kl"] < figures["reward_with_kl"]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
+import statistics
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
-from fairlead.config.training import PpoSection
+from fairlead.config.training import OF_PAIRS, PpoSection
 from trainer.ppo import objective
 from trainer.ppo.losses import LOSSES, Aggregation, LossTokens
 
@@ -21,7 +24,7 @@ def tokens() -> LossTokens:
     logprobs = [old + change for old, change in zip(OLD, CHANGES, strict=True)]
     logprobs_N = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
     old_N, advantages_N = (torch.tensor(one, dtype=torch.float64) for one in (OLD, ADVANTAGES))
-    return LossTokens(logprobs_N, old_N, advantages_N, torch.tensor([0, 0, 0, 1, 1, 1]))
+    return LossTokens(logprobs_N, old_N, advantages_N, torch.tensor([0, 0, 0, 1, 1, 1]), old_N - 0.3, 0.5)
 
 
 def gradient_of(given: LossTokens, loss_N: torch.Tensor) -> list[float]:
@@ -80,6 +83,73 @@ def test_gspo_clips_the_geometric_mean_of_an_answer_and_its_gradient_is_that_of_
         given.logprobs_N.grad = None
         answers.mean(1).sum().backward()
         assert given.logprobs_N.grad.tolist() == pytest.approx(formula_N.grad.tolist(), abs=1e-12)
+
+
+def loss_of_a_pair(name: str, best: list[float], worst: list[float], gap: float, beta: float) -> float:
+    """By definition, from log π − log π_ref of the tokens of both answers."""
+
+    def minus_log_sigmoid(value: float) -> float:
+        return math.log1p(math.exp(-value))
+
+    if name == "online_ipo":
+        return (sum(best) / len(best) - sum(worst) / len(worst) - 1 / (2 * beta)) ** 2
+    inner = beta * (sum(best) - sum(worst))
+    right = 1.0 if name == "online_dpo" else 1 / (1 + math.exp(-gap))
+    return right * minus_log_sigmoid(inner) + (1 - right) * minus_log_sigmoid(-inner)
+
+
+@pytest.mark.parametrize("name", sorted(OF_PAIRS))
+def test_losses_of_pairs_and_their_gradients_equal_a_loop(name):
+    """Three pairs of answers of different lengths, as one micro-batch and as two; gradient by differences."""
+    draw = random.Random(7)
+    lengths, gaps, beta = [1, 4, 3, 2, 2, 5], [0.4, 2.0, 0.01], 0.3
+    rows = [row for row, length in enumerate(lengths) for _ in range(length)]
+    policy, old, reference = ([draw.gauss(-2, 1) for _ in rows] for _ in range(3))
+
+    def naive(policy: list[float]) -> list[float]:
+        changes = [
+            [policy[i] - reference[i] for i, row in enumerate(rows) if row == wanted]
+            for wanted in range(len(lengths))
+        ]
+        return [loss_of_a_pair(name, *changes[2 * k : 2 * k + 2], gap, beta) for k, gap in enumerate(gaps)]
+
+    section = PpoSection(estimator="pairs", loss=name, num_samples=2)
+    aggregation = Aggregation.of(section.aggregation, lengths, max_new_tokens=10)
+    policy_N = torch.tensor(policy, dtype=torch.float64, requires_grad=True)
+    given = [policy_N, *(torch.tensor(one, dtype=torch.float64) for one in (old, reference))]
+    advantages_N = torch.tensor([gaps[row // 2] * (-1) ** row for row in rows], dtype=torch.float64)
+    rows_N = torch.tensor(rows)
+    totals, figures = [], Counter()
+    for own_N in (rows_N < 2, rows_N >= 2, rows_N < 0):  # the last one fills up a rank
+        logprobs_N, old_N, reference_N = (one[own_N] for one in given)
+        first = int(rows_N[own_N].min()) if own_N.any() else 0
+        found = LOSSES[name](
+            LossTokens(logprobs_N, old_N, advantages_N[own_N], rows_N[own_N] - first, reference_N, beta),
+            section,
+        )
+        lengths_N = torch.tensor([lengths[row] for row in rows_N[own_N]])
+        totals.append(aggregation.total(found.loss_N, lengths_N) / aggregation.divisor)
+        figures.update(found.of_pairs)
+        assert not found.is_clipped_N.any()
+    loss = torch.stack(totals).sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(statistics.mean(naive(policy)), abs=1e-12)
+    for index in range(len(rows)):
+        near = [[value + step * (i == index) for i, value in enumerate(policy)] for step in (-1e-5, 1e-5)]
+        low, high = (statistics.mean(naive(one)) for one in near)
+        assert policy_N.grad[index].item() == pytest.approx((high - low) / 2e-5, abs=1e-8)
+    change = [ours - theirs for ours, theirs in zip(policy, reference, strict=True)]
+    sums = [sum(change[i] for i, row in enumerate(rows) if row == wanted) for wanted in range(len(lengths))]
+    divided = [
+        one / (length if name == "online_ipo" else 1) for one, length in zip(sums, lengths, strict=True)
+    ]
+    margins = [best - worst for best, worst in zip(divided[::2], divided[1::2], strict=True)]
+    assert figures == {
+        "accuracy": sum(margin > 0 for margin in margins),
+        "margin": pytest.approx(beta * sum(margins)),
+        "chosen_change": pytest.approx(sum(sums[::2])),
+        "rejected_change": pytest.approx(sum(sums[1::2])),
+    }
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,39 @@ def test_schedule_that_learns_nothing_is_rejected(settings, error):
     PpoSection(**settings | {"learning_rate_schedule": "constant", "warmup_updates": 0})
 
 
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"kl_control": "linear"}, "kl_control 'linear' needs kl_coefficient_end"),
+        ({"kl_coefficient_end": 0.1}, "kl_coefficient_end 0.1 has no effect with kl_control 'fixed'"),
+        (
+            {"kl_control": "adaptive", "kl_schedule_updates": 3},
+            "kl_schedule_updates 3 has no effect with kl_control 'adaptive'",
+        ),
+    ],
+)
+def test_kl_schedule_that_has_no_effect_is_refused(settings, error):
+    with pytest.raises(ValueError, match=error):
+        PpoSection(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0.5, 0.4, 0.3, 0.2, 0.1, 0.1]),
+        ({"kl_schedule_updates": 3}, [0.5, 0.3, 0.1, 0.1, 0.1, 0.1]),
+        ({"kl_schedule_updates": 3, "critic_warmup_updates": 2}, [0.5, 0.5, 0.5, 0.3, 0.1, 0.1]),
+        ({"updates": 1}, [0.5, 0.1, 0.1]),
+    ],
+)
+def test_scheduled_beta_moves_linearly_to_its_end(settings, expected):
+    values = {"updates": 5, "kl_control": "linear", "kl_coefficient": 0.5, "kl_coefficient_end": 0.1}
+    section = PpoSection(**values | settings)
+    found = [objective.scheduled_coefficient(update, section) for update in range(len(expected))]
+    assert found == pytest.approx(expected)
+    assert found[-1] == 0.1  # exactly
+
+
 @pytest.mark.parametrize(("gradient", "loss"), [(float("nan"), 1.0), (1.0, float("nan"))])
 def test_step_that_is_not_finite_leaves_the_weights_unchanged(gradient: float, loss: float):
     parameter = torch.nn.Parameter(torch.ones(2, 2))

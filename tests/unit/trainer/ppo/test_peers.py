@@ -315,7 +315,9 @@ def own_loss(
                 for one in (logprobs_BT, given.old_BT, given.advantages_BT, given.reference_BT)
             )
             rows_N = given.rows_N[where_N] - members[0]
-            loss_N = LOSSES[section.loss](LossTokens(logprobs_N, old_N, advantages_N, rows_N), section).loss_N
+            loss_N = LOSSES[section.loss](
+                LossTokens(logprobs_N, old_N, advantages_N, rows_N, old_N, 0.0), section
+            ).loss_N
             if isinstance(weights_N, Tensor):
                 loss_N = loss_N * weights_N[where_N]
             if kl:

@@ -83,13 +83,17 @@ def test_prepared_figures_match_values_computed_by_hand(models):
         (1, {}),
         (7, {"loss_aggregation": "constant", "kl_in": "loss"}),
         (12, {"loss": "gspo", "kl_in": "loss", "proximal_logprobs": "all"}),
+        (1, {"estimator": "pairs", "loss": "online_dpo_soft"}),
     ],
 )
 def test_gradient_does_not_depend_on_micro_batches(models, budget, changes):
     found = double(models)
     recipe = SECTION.model_copy(update=changes)
-    prepared, _ = step.prepare(found, exact_rollouts(), recipe)
-    members = [3, 1, 0, 2]
+    groups_B = torch.arange(4) // recipe.answers_per_loss
+    prepared, _ = step.prepare(found, replace(exact_rollouts(), groups_B=groups_B), recipe)
+    # Pairs are best, worst: scores 1 and -1, then 1 and -1.5.
+    members = [3, 1, 0, 2] if recipe.answers_per_loss == 1 else [2, 3, 0, 1]
+    assert prepared.learned == ((0, 1, 2, 3))
 
     def gradients(max_tokens: int) -> torch.Tensor:
         section = recipe.model_copy(update={"max_micro_batch_tokens": max_tokens})
@@ -97,7 +101,7 @@ def test_gradient_does_not_depend_on_micro_batches(models, budget, changes):
             module.zero_grad()
         step.accumulate_gradients(found, prepared, members, section, temperature=0.7)
         parameters = [*found.policy.parameters(), *found.critic.parameters()]
-        return torch.cat([p.grad.flatten() for p in parameters])
+        return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
     whole, split = gradients(10_000), gradients(budget)
     assert whole.abs().max() > 1e-2
@@ -187,6 +191,37 @@ def test_masked_answers_have_no_gradient_and_an_update_of_nothing_else_does_noth
     assert torch.equal(nothing, start)
     assert "policy_loss" not in figures
     assert figures["masked_rollouts"] == 1.0
+
+
+def test_update_of_pairs_learns_the_best_and_the_worst_answer_in_whole_pairs(models, caplog):
+    """Of the groups (9, -1, 1), cut off at the first, and (0.5): one pair; and none if rewards are equal."""
+    changes = {"estimator": "pairs", "loss": "online_dpo", "mini_batch_size": 2, "mask_cut_off": True}
+    section = SECTION.model_copy(update=changes)
+    found = replace(exact_rollouts(frozenset({6})), groups_B=torch.tensor([0, 0, 0, 1]))
+    for scores, learned in (((9.0, -1.0, 1.0, 0.5), (2, 1)), ((9.0, 1.0, 1.0, 0.5), ())):
+        fresh = double(models)
+        given = replace(found, scores_B=torch.tensor(scores, dtype=torch.float64))
+        prepared, figures = step.prepare(fresh, given, section)
+        assert prepared.learned == learned
+        assert prepared.old_logprobs_N is given.behaviour_N
+        assert figures["groups_without_signal"] == 1 - len(learned) / 4
+        assert (figures["masked_rollouts"], figures["stale_rollouts"]) == (0.5, 0.25)
+        assert "behaviour_weight" not in figures
+        figures = step.optimise(fresh, prepared, section, temperature=1.0, seed=0, update=0)
+        if not learned:
+            assert figures.keys() == {"skipped_steps", "lr"}
+            continue
+        best_N, worst_N = ((given.per_token(torch.arange(4)) == one).double() for one in learned)
+        logprobs_N = models.logprobs(pad(given.sequences, torch.device("cpu")), temperature=1.0).detach()
+        change_N = logprobs_N - given.reference_N
+        sums = [float((change_N * own_N).sum()) for own_N in (best_N, worst_N)]
+        assert figures["margin"] == pytest.approx(0.1 * (sums[0] - sums[1]), rel=1e-5)
+        assert [figures["chosen_change"], figures["rejected_change"]] == pytest.approx(sums, rel=1e-5)
+        assert figures["accuracy"] == float(sums[0] > sums[1])
+        with torch.no_grad():
+            after_N = fresh.logprobs(pad(given.sequences, torch.device("cpu")), temperature=1.0)
+        moved_N = after_N - logprobs_N
+        assert float((moved_N * best_N).sum()) > float((moved_N * worst_N).sum())
 
 
 def test_kl_is_charged_in_the_loss_with_the_coefficient_of_the_update(models):

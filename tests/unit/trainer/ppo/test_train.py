@@ -177,10 +177,20 @@ def test_killed_run_ends_with_the_same_weights_bit_for_bit(update, tmp_path, mod
     assert audited(run.config) == {"trained": 48, "dead": 0, "void": 8 * (update % 2)}
 
 
-def test_run_without_a_critic_keeps_only_the_policy_and_resumes_bit_for_bit(tmp_path, model_path):
+ONLINE_DPO = {
+    "ppo.estimator": "pairs",
+    "ppo.loss": "online_dpo",
+    "ppo.num_samples": 2,
+    "ppo.kl_control": "linear",
+    "ppo.kl_coefficient_end": 0.01,
+}
+
+
+@pytest.mark.parametrize("recipe", [{"ppo.estimator": "reinforce++"}, ONLINE_DPO], ids=["one", "pairs"])
+def test_run_without_a_critic_keeps_only_the_policy_and_resumes_bit_for_bit(tmp_path, model_path, recipe):
     found = []
     for name, update in (("whole", None), ("killed", 3)):
-        config = configured(tmp_path / name, model_path, **{"ppo.estimator": "reinforce++"})
+        config = configured(tmp_path / name, model_path, **recipe)
         with Run(config, model_path) as run:
             if update is not None:
                 run.killed_after(update)
@@ -194,7 +204,16 @@ def test_run_without_a_critic_keeps_only_the_policy_and_resumes_bit_for_bit(tmp_
             "policy_optimizer.safetensors",
             "state.json",
         ]
-        assert audited(config)["trained"] == 48
+        report, _ = audit(config.folder)
+        assert report.is_clean, report.findings
+        assert report.trained == 48 // config.ppo.num_samples
+        lines = curves(config)
+        assert [line["kl_coefficient"] for line in lines] == pytest.approx(
+            [0.02 - 0.01 * update / 5 if recipe is ONLINE_DPO else 0.02 for update in range(6)]
+        )
+        if recipe is ONLINE_DPO:
+            assert all(0.0 <= line["groups_without_signal"] <= 1.0 for line in lines)
+            assert all({"accuracy", "margin"} <= line.keys() for line in lines if "policy_loss" in line)
     assert same(*found)
 
 
