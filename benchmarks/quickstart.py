@@ -21,9 +21,9 @@ from pathlib import Path
 import psutil
 
 from examples.parcel_help import gold
-from examples.serving import ask, serving
 from fairlead.config import RunConfig, load, parse_overrides
 from fairlead.errors import ConfigError, ProcessFailed
+from fairlead.local.serving import ask, serving
 from fairlead.types import SamplingParams
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.toml"
@@ -62,7 +62,7 @@ async def gold_of(config: RunConfig, policy: Path, prompts: Sequence[str], *, sa
     async with serving(config, {"policy": policy}) as addresses:
         found = await ask(addresses["policy"], prompts, samples=samples, sampling=sampling)
     answers = itertools.chain.from_iterable(found)
-    return statistics.fmean(gold.reward(each.prompt, each.text, ended=each.ended) for each in answers)
+    return statistics.fmean(gold.reward(str(each.prompt), each.text, ended=each.ended) for each in answers)
 
 
 def settings(source: Path, folder: Path, name: str, extra: Mapping[str, object]) -> dict[str, str]:

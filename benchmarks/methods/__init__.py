@@ -28,8 +28,8 @@ from benchmarks.parcel_task.store import Store, measure_all
 from benchmarks.parcel_task.task import Task, model_digest, task_of, without_places
 from benchmarks.result import OUT, Result, Settings
 from examples.parcel_help import measures
-from examples.parcel_help.files import read_rows, write_rows
 from fairlead.errors import ProcessFailed
+from fairlead.rounds.files import read_rows, write_rows
 
 SEEDS = 3
 SAMPLES = 64

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from examples.parcel_help import figures, gold, rounds
+from examples.parcel_help import figures, gold, simulated
 from fairlead.config import RunConfig
 from trainer import charts, durable, run_record
 from trainer.charts import Mark
@@ -155,7 +155,7 @@ def page(config: RunConfig, record: RunRecord, numbers: Mapping[str, Any]) -> Pa
     return Page(
         title="Break it: reward hacking",
         lead=f"The quickstart with two deliberate mistakes. Labelers ranked the answers to {NUM_TASKS} tasks "
-        f"instead of {rounds.NUM_TASKS}, so the reward model knows little. "
+        f"instead of {simulated.NUM_TASKS}, so the reward model knows little. "
         f"{'PPO' if config.ppo.has_critic else config.ppo.estimator} ran {NUM_UPDATES} updates "
         "without a penalty for leaving the fine-tuned policy (β = 0). The policy finds answers that the "
         "reward model overrates.",

@@ -15,12 +15,14 @@ from statistics import fmean
 from typing import Any
 
 from examples.parcel_help import gold, labelers, measures
-from examples.parcel_help.files import Files, read_answers, read_rows
+from examples.parcel_help.files import Files
 from examples.parcel_help.measures import Comparison
-from examples.parcel_help.rounds import pairs, round_config
-from examples.serving import GeneratedAnswer
 from fairlead.config import RunConfig
 from fairlead.data.records import is_heldout
+from fairlead.local.serving import GeneratedAnswer
+from fairlead.rounds.configuration import round_config
+from fairlead.rounds.files import read_answers, read_rows
+from fairlead.rounds.labelers import pairs
 from trainer import run_record
 from trainer.calibration import BINS, expected_calibration_error, wilson_interval
 from trainer.charts import Bin
@@ -255,13 +257,13 @@ def _comparison(prompt: str, chosen: str, rejected: str) -> Comparison:
 
 
 def _by_prompt(groups: Iterable[Sequence[GeneratedAnswer]]) -> dict[str, list[GeneratedAnswer]]:
-    return {group[0].prompt: list(group) for group in groups}
+    return {str(group[0].prompt): list(group) for group in groups}
 
 
 def _agreement(tasks: Sequence[Sequence[GeneratedAnswer]], *, seed: int) -> float:
     rng = random.Random(f"{seed} agreement")
     found = []
     for task in tasks:
-        worth = [gold.reward(a.prompt, a.text, ended=a.ended) for a in task]
+        worth = [gold.reward(str(a.prompt), a.text, ended=a.ended) for a in task]
         found.append(labelers.agreement(labelers.rank(worth, rng=rng), labelers.rank(worth, rng=rng)))
     return fmean(found)

@@ -16,10 +16,10 @@ from typing import Any
 
 from examples.bootstrap import bootstrap_interval
 from examples.rotten_tomatoes import judge
-from examples.serving import GeneratedAnswer, ask, serving
 from fairlead.config import RunConfig
 from fairlead.data.records import load_prompts
 from fairlead.data.sentences import load_parts
+from fairlead.local.serving import GeneratedAnswer, ask, serving
 from fairlead.types import SamplingParams
 from trainer import run_record
 
@@ -171,7 +171,7 @@ async def _answers(
 def _judged(critic: judge.Judge, groups: Sequence[Sequence[GeneratedAnswer]], gap: str) -> list[Judged]:
     found = []
     for group in groups:
-        prompt = group[0].prompt
+        prompt = str(group[0].prompt)
         texts = tuple(" ".join(f"{prompt}{gap}{answer.text}".split()) for answer in group)
         probabilities = tuple(critic.probabilities(texts))
         found.append(Judged(prompt, texts, probabilities, tuple(answer.ended for answer in group)))

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples.serving import serving
 from fairlead.clients import AsyncPolicyClient, AsyncReferenceClient
 from fairlead.config import load
 from fairlead.config.base import ComputeSection
+from fairlead.local.serving import serving
 from fairlead.nn.loading import load_causal_lm
 from fairlead.types import Completion, SamplingParams, TokenPair
 from tests.tiny import VOCABULARY_SIZE, tiny_causal_lm

@@ -24,9 +24,9 @@ from benchmarks import (
 from benchmarks.quickstart import Usage
 from benchmarks.result import Result, Settings, interleaved
 from benchmarks.serving import workload
-from examples.parcel_help.stages import Stages
 from fairlead.config.saving import save
 from fairlead.errors import ConfigError
+from fairlead.rounds.steps import Steps
 
 
 @pytest.mark.parametrize(
@@ -154,14 +154,14 @@ def test_stages_are_reported_with_their_cpu_time(source: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="without CPU times of sft"):
         stages.run(settings)
     program = [sys.executable, "-c", "sum(range(10**7))"]
-    timed = Stages(tmp_path / "timed", key="k", fresh=False, total=1)
+    timed = Steps(
+        tmp_path / "timed" / "stages.json", key="k", verb="quickstart", total=1, show=lambda _: None
+    )
     timed.run("sft", "a child works", lambda: subprocess.run(program, check=True))
     (source / "stages.json").write_text((tmp_path / "timed" / "stages.json").read_text())
     found = stages.run(settings)
     assert found.keys() == {"stages_sft", "stages_whole"}
     assert 0.05 < found["stages_sft"].baseline == found["stages_whole"].baseline
-    again = Stages(tmp_path / "timed", key="k", fresh=False, total=1)
-    again.run("sft", "done before", lambda: pytest.fail("done twice"))
     assert stages.run(settings) == found
 
 

@@ -11,14 +11,17 @@ from statistics import fmean
 
 import pytest
 
-from examples.parcel_help import corpus, figures, gold, picture, report, rounds
-from examples.parcel_help.files import Files, read_answers, read_rows, write_answers, write_rows
-from examples.parcel_help.stages import Stages
-from examples.serving import GeneratedAnswer
+from examples.parcel_help import corpus, figures, gold, picture, report
+from examples.parcel_help.files import Files
+from examples.parcel_help.simulated import SimulatedLabelers
 from fairlead.config import RunConfig, load
 from fairlead.data.comparisons import RankedResponses
 from fairlead.data.records import is_heldout, load_preferences
 from fairlead.errors import ConfigError
+from fairlead.local.serving import GeneratedAnswer
+from fairlead.rounds.configuration import round_config
+from fairlead.rounds.files import read_answers, read_rows, write_answers, write_rows
+from fairlead.rounds.labelers import pairs
 from trainer.calibration import expected_calibration_error
 
 ROUND = ("rank", "reward_model", "ppo")
@@ -45,8 +48,14 @@ QUEUE = {
 }
 
 
+def _rank(config: RunConfig, files: Files, number: int) -> None:
+    labelers = SimulatedLabelers(seed=config.seed)
+    labelers.give(number, read_answers(files.of_round(number, "tasks")))
+    write_rows(files.of_round(number, "rankings"), labelers.wait(number))
+
+
 def _worth(answer: GeneratedAnswer) -> float:
-    return gold.reward(answer.prompt, answer.text, ended=answer.ended)
+    return gold.reward(str(answer.prompt), answer.text, ended=answer.ended)
 
 
 def _rounds(tmp_path: Path) -> tuple[RunConfig, Files]:
@@ -74,14 +83,14 @@ def _rounds(tmp_path: Path) -> tuple[RunConfig, Files]:
     rng, known = random.Random(3), {answer.text for group in groups for answer in group[:4]}
     every = sorted({(a.prompt, a.text) for group in groups for a in group})
     for number in (0, 1):
-        rounds.rank(config, files, number)
+        _rank(config, files, number)
         scores = []
         for prompt, text in every:
             blind = number == 0 and text not in known
             worth = 0.0 if blind else _worth(GeneratedAnswer(prompt, text, True))
             scores.append({"prompt": prompt, "text": text, "score": worth + rng.gauss(0, 0.5)})
         write_rows(files.of_round(number, "scores"), scores)
-        folder = rounds.round_config(config, number).folder
+        folder = round_config(config, number).folder
         folder.root.mkdir(exist_ok=True)
         result = {"updates": 1, "episodes": 64, "kl": 1.5 + number, "guards": [], **QUEUE}
         folder.result("ppo").write_text(json.dumps(result))
@@ -171,28 +180,13 @@ def test_stale_reward_model_is_less_accurate_on_the_tuned_policys_answers(
     right = []
     for row in read_rows(files.of_round(1, "rankings")):
         if is_heldout(config, row["prompt"]):
-            for better, worse in rounds.pairs(row):
+            for better, worse in pairs(row):
                 one, other = (GeneratedAnswer(row["prompt"], text, True) for text in (better, worse))
                 if _worth(one) != _worth(other):
                     higher = scores[one.prompt, one.text] > scores[other.prompt, other.text]
                     right.append(higher == (_worth(one) > _worth(other)))
     assert second["stale_accuracy_gold"] == pytest.approx(fmean(right))
     assert second["fresh_comparisons"] >= len(right) > 50
-
-
-def test_later_rounds_start_from_the_previous_policy_in_a_new_folder(tmp_path: Path) -> None:
-    config = load(None, overrides={"runs": str(tmp_path), "name": "q"})
-    first, second, third = (rounds.round_config(config, number) for number in range(3))
-    root = tmp_path / "q"
-    assert [one.folder.root for one in (first, second, third)] == [root, root / "round-1", root / "round-2"]
-    assert first.policy.path == ""
-    assert second.policy.path == str(root / "policy")
-    assert third.policy.path == str(root / "round-1" / "policy")
-    assert {one.reference.path for one in (second, third)} == {str(root / "sft")}
-    assert {one.reward_model.path for one in (second, third)} == {str(root / "sft")}
-    assert third.data.preferences == tuple(
-        str(root / "data" / f"round-{number}" / "rankings.jsonl") for number in range(3)
-    )
 
 
 def test_page_shows_the_figures(written: tuple[RunConfig, Files]) -> None:
@@ -230,29 +224,23 @@ def test_rankings_contain_each_complete_answer_once(tmp_path: Path) -> None:
     identical = [GeneratedAnswer(prompt, "a", True)] * 4
     write_answers(files.of_round(0, "tasks"), [task, [GeneratedAnswer(prompt, "cut", False)] * 4, identical])
     assert read_answers(files.of_round(0, "tasks"))[0] == task
-    rounds.rank(config, files, 0)
+    _rank(config, files, 0)
     (ranking,) = read_rows(files.of_round(0, "rankings"))
     assert ranking["prompt"] == prompt
     ranks = {response["text"]: response["rank"] for response in ranking["responses"]}
     # One answer has one of the ranks 1, 2, 3; the other has the mean of the remaining two.
     assert (ranks["a"], ranks["b"]) in ((1.5, 3), (2, 2), (2.5, 1))
-    assert len(list(rounds.pairs(ranking))) == (ranks["a"] != ranks["b"])
-
-
-def test_pairs_leave_ties_out_and_put_the_better_first() -> None:
-    responses = [{"text": text, "rank": rank} for text, rank in (("x", 2.5), ("y", 1), ("z", 2.5), ("w", 4))]
-    found = set(rounds.pairs({"prompt": "p", "responses": responses}))
-    assert found == {("y", "x"), ("y", "z"), ("y", "w"), ("x", "w"), ("z", "w")}
+    assert len(list(pairs(ranking))) == (ranks["a"] != ranks["b"])
 
 
 def test_reward_model_stage_reads_the_rankings(written: tuple[RunConfig, Files]) -> None:
     config, files = written
-    read = load_preferences(rounds.round_config(config, 1))
+    read = load_preferences(round_config(config, 1))
     expected = [
         (row["prompt"], pair)
         for number in (0, 1)
         for row in read_rows(files.of_round(number, "rankings"))
-        for pair in rounds.pairs(row)
+        for pair in pairs(row)
     ]
     found = []
     for ranking in (*read.train, *read.heldout):
@@ -269,44 +257,6 @@ def test_calibration_bins_sum_to_the_calibration_error() -> None:
     assert sum(one.count for one in bins) == 400
     gap = sum(one.count * abs(one.confidence - one.accuracy) for one in bins) / 400
     assert gap == pytest.approx(expected_calibration_error(margins))
-
-
-def test_finished_stage_is_not_repeated(tmp_path: Path) -> None:
-    done: list[str] = []
-
-    def fail() -> None:
-        raise OSError("disk full")
-
-    stages = Stages(tmp_path / "q", key="k", fresh=False, total=2)
-    stages.run("one", "first", lambda: done.append("one"))
-    with pytest.raises(OSError, match="disk full"):
-        stages.run("two", "second", fail)
-    again = Stages(tmp_path / "q", key="k", fresh=False, total=2)
-    again.run("one", "first", lambda: done.append("one again"))
-    again.run("two", "second", lambda: done.append("two"))
-    assert done == ["one", "two"]
-    assert set(again.seconds) == {"one", "two"}
-
-
-def test_other_settings_are_refused_and_fresh_starts_over(tmp_path: Path) -> None:
-    folder = tmp_path / "q"
-    Stages(folder, key="k", fresh=False, total=1).run("one", "first", (folder / "left").touch)
-    with pytest.raises(ConfigError) as caught:
-        Stages(folder, key="other", fresh=False, total=1)
-    assert str(caught.value) == (
-        f"quickstart: got '{folder}, made with other settings', allowed: the same seed and settings, "
-        "--fresh to start over, or --set name=another"
-    )
-    assert Stages(folder, key="other", fresh=True, total=1).seconds == {}
-    assert not (folder / "left").exists()
-
-
-def test_folder_of_something_else_is_never_removed(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").touch()
-    for fresh in (False, True):
-        with pytest.raises(ConfigError, match="not empty and not of a quickstart"):
-            Stages(tmp_path, key="k", fresh=fresh, total=1)
-    assert (tmp_path / "thesis.tex").exists()
 
 
 def test_picture_shows_every_round_and_its_caption_the_report(

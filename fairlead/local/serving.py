@@ -1,6 +1,7 @@
 """Start policy and reward services on given models, call them, and stop them again.
 
-For evaluation between the stages of a run, while nothing is trained. The services are those of a cluster.
+For sampling and evaluation between the stages of a run, while nothing is trained. The services are those of
+a cluster.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from pathlib import Path
 from fairlead.clients import AsyncPolicyClient, AsyncRewardClient
 from fairlead.config import RunConfig
 from fairlead.config.saving import save
+from fairlead.data.chat import Chat, Prompt
 from fairlead.errors import ProcessFailed
 from fairlead.local.addresses import LOOPBACK, Ports, join_address
 from fairlead.local.plan import base_environment
 from fairlead.local.probes import GrpcHealth
 from fairlead.local.process import ChildProcess, ProcessSpec, describe_exit
 from fairlead.local.standby import Standby
-from fairlead.types import FinishReason, SamplingParams
+from fairlead.types import FinishReason, SamplingParams, TextPair
 
 _PROBE_SECONDS = 0.1
 _IN_FLIGHT = 256
@@ -34,7 +36,7 @@ _SCORE_ITEMS = 256
 class GeneratedAnswer:
     """A policy's answer to a prompt."""
 
-    prompt: str
+    prompt: Prompt
     """The prompt."""
     text: str
     """Text of the answer."""
@@ -72,7 +74,7 @@ async def serving(
 
 
 async def ask(
-    address: str, prompts: Sequence[str], *, samples: int, sampling: SamplingParams
+    address: str, prompts: Sequence[Prompt], *, samples: int, sampling: SamplingParams
 ) -> list[list[GeneratedAnswer]]:
     """Return `samples` answers of the policy service to each prompt; `sampling.seed` seeds all calls."""
     rng = random.Random(sampling.seed)
@@ -81,12 +83,13 @@ async def ask(
 
     async with AsyncPolicyClient(address) as client:
 
-        async def one(prompt: str, seed: int) -> list[GeneratedAnswer]:
+        async def one(prompt: Prompt, seed: int) -> list[GeneratedAnswer]:
             params = SamplingParams(
                 temperature=sampling.temperature, max_new_tokens=sampling.max_new_tokens, seed=seed
             )
             async with in_flight:
-                found = await client.generate(prompt, params, num_samples=samples)
+                asked = prompt.messages if isinstance(prompt, Chat) else prompt
+                found = await client.generate(asked, params, num_samples=samples)
             return [
                 GeneratedAnswer(prompt, one.text, one.finish_reason is FinishReason.STOP) for one in found
             ]
@@ -94,10 +97,14 @@ async def ask(
         return await asyncio.gather(*map(one, prompts, seeds))
 
 
-async def score(address: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
+async def score(address: str, pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
     """Return the reward service's scores of (prompt, answer) pairs."""
+    items = [
+        TextPair("", text, messages=prompt.messages) if isinstance(prompt, Chat) else TextPair(prompt, text)
+        for prompt, text in pairs
+    ]
     async with AsyncRewardClient(address) as client:
-        parts = [pairs[start : start + _SCORE_ITEMS] for start in range(0, len(pairs), _SCORE_ITEMS)]
+        parts = [items[start : start + _SCORE_ITEMS] for start in range(0, len(items), _SCORE_ITEMS)]
         found = [await client.score(part) for part in parts]
     return [value for part in found for value in part.scores]
 

@@ -1,11 +1,13 @@
-"""Run the stages of the quickstart, each once: `stages.json` records finished stages and their time.
+"""Run steps in order, each once: a file in the run's folder records the finished ones and their time.
 
-Knows the folder and the names of the stages, not what they do.
+A step may be interrupted at any point and runs again as a whole, so it must be idempotent. Knows the names of
+the steps, not what they do.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import time
@@ -13,24 +15,38 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fairlead.errors import ConfigError
-from trainer import durable
+from fairlead.transports.weights.disk import sync
 
 
-class Stages:
-    """Runs stages in order and writes `stages.json`."""
+class Steps:
+    """Runs steps in order and remembers those that are done."""
 
-    def __init__(self, folder: Path, *, key: str, fresh: bool, total: int) -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        key: str,
+        verb: str,
+        total: int,
+        show: Callable[[str], None],
+        fresh: bool = False,
+    ) -> None:
         """
         Args:
-            folder: the run's folder.
+            file: remembers the steps; its folder is the run's, and belongs to nothing else.
             key: hash of the settings; a folder with another key is refused.
-            fresh: remove the folder of an earlier quickstart and start over.
-            total: number of stages, for the output.
+            verb: the command that runs the steps, such as `quickstart`, for messages.
+            total: number of steps, for the output.
+            show: shows a line of progress.
+            fresh: remove the folder of an earlier run of the same command and start over.
 
         Raises:
-            ConfigError: the folder belongs to a quickstart with other settings, or to something else.
+            ConfigError: the folder belongs to the same command with other settings, or to something else.
         """
-        self._file = folder / "stages.json"
+        self._file = file
+        self._verb = verb
+        self._show = show
+        folder = file.parent
         self._key = key
         self._total = total
         self._number = 0
@@ -40,7 +56,7 @@ class Stages:
         if occupied and not self._file.is_file():
             raise ConfigError(
                 "name",
-                got=f"{folder}, which is not empty and not of a quickstart",
+                got=f"{folder}, which is not empty and not of {_article(verb)}",
                 allowed="a new or empty folder",
             )
         if fresh and occupied:
@@ -52,30 +68,30 @@ class Stages:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Duration of every finished stage."""
+        """Duration of every finished step."""
         return dict(self._seconds)
 
     def run(self, name: str, title: str, body: Callable[[], None]) -> None:
-        """Run a stage unless it has already finished."""
+        """Run a step unless it has already finished."""
         self._number += 1
         place = f"[{self._number}/{self._total}] {title}"
         if name in self._seconds:
-            print(f"{place}: already done, in {self._seconds[name]:.1f} s", flush=True)
+            self._show(f"{place}: already done, in {self._seconds[name]:.1f} s")
             return
-        print(f"{place} …", flush=True)
+        self._show(f"{place} …")
         started = time.monotonic()
         cpu_started = _cpu_seconds()
         body()
         self._seconds[name] = time.monotonic() - started
         self._cpu_seconds[name] = _cpu_seconds() - cpu_started
         self._save()
-        print(f"    {self._seconds[name]:.1f} s", flush=True)
+        self._show(f"    {self._seconds[name]:.1f} s")
 
     def _resume(self) -> None:
         kept = json.loads(self._file.read_text(encoding="utf-8"))
         if kept["key"] != self._key:
             raise ConfigError(
-                "quickstart",
+                self._verb,
                 got=f"{self._file.parent}, made with other settings",
                 allowed="the same seed and settings, --fresh to start over, or --set name=another",
             )
@@ -84,7 +100,15 @@ class Stages:
 
     def _save(self) -> None:
         kept = {"key": self._key, "seconds": self._seconds, "cpu_seconds": self._cpu_seconds}
-        durable.write_json(self._file, kept)
+        aside = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+        aside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        sync(aside)
+        aside.replace(self._file)
+        sync(self._file.parent)
+
+
+def _article(verb: str) -> str:
+    return f"{'an' if verb[0] in 'aeiou' else 'a'} {verb}"
 
 
 def _cpu_seconds() -> float:

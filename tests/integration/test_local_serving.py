@@ -1,4 +1,4 @@
-"""The examples' calls to real services: answers, scores, and the error if a service cannot start."""
+"""Calls to services that run on given models: answers, scores, and the error if a service cannot start."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from examples.serving import ask, score, serving
 from fairlead.config import load
 from fairlead.errors import ProcessFailed
+from fairlead.local.serving import ask, score, serving
 from fairlead.types import SamplingParams
 from tests.tiny import tiny_causal_lm, tiny_reward_model
 

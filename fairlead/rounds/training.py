@@ -1,0 +1,74 @@
+"""The training stages of a round, as processes; while one runs, processes for the next step start on standby.
+
+Fine-tuning and reward models train with one thread, so a core is free for the imports of what follows. PPO
+leaves none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from fairlead.config import RunConfig
+from fairlead.errors import FairleadError, ProcessFailed
+from fairlead.local import run as local_run
+from fairlead.local import serving
+from fairlead.local.standby import Standby
+from fairlead.rounds.labelers import Labelers
+
+_SIGNALLED = 128
+
+
+class StageStopped(FairleadError):
+    """A signal stopped a stage."""
+
+    def __init__(self, message: str, code: int) -> None:
+        self.code = code
+        """The exit code of a process that the signal ends."""
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Runs the training stages."""
+
+    console: Console
+    """Shows the progress of a stage."""
+    standby: Standby
+    """Processes that may run a stage or a service."""
+
+    def sft(self, config: RunConfig) -> None:
+        """Fine-tune; answers are generated next.
+
+        Raises:
+            StageStopped: by a signal.
+            ProcessFailed: the stage failed.
+        """
+        serving.prepare(config, 1, self.standby)
+        self._stage(config, "sft")
+
+    def reward_model(self, config: RunConfig) -> None:
+        """Train a reward model; PPO follows.
+
+        Raises:
+            StageStopped, ProcessFailed: as `sft`.
+        """
+        local_run.prepare(config, "ppo", self.standby)
+        self._stage(config, "reward_model")
+
+    def ppo(self, config: RunConfig, labelers: Labelers) -> None:
+        """Run PPO while labelers rank its answers, if they do.
+
+        Raises:
+            StageStopped, ProcessFailed: as `sft`.
+        """
+        with labelers.following(config):
+            self._stage(config, "ppo")
+
+    def _stage(self, config: RunConfig, stage: str) -> None:
+        outcome = local_run.run_stage(config, stage, console=self.console, standby=self.standby)
+        if outcome.code >= _SIGNALLED:
+            raise StageStopped(outcome.message, outcome.code)
+        if outcome.code:
+            raise ProcessFailed(outcome.message)
